@@ -38,7 +38,7 @@ pub struct PageRequest {
 }
 
 impl PageRequest {
-    /// The number of entries to return, and the id after which to start.
+    /// Returns the number of entries on the page, and the id after which the page starts.
     ///
     /// # Errors
     /// [`SessionError::InvalidPageToken`].
@@ -74,8 +74,11 @@ pub struct Page<T> {
 ///
 /// # Errors
 /// Operations on a missing or expired session return [`SessionError::NotFound`]. A backend that cannot reach its storage
-/// returns [`SessionError::Backend`]. With remote storage, a write that returns it may have been applied. Repeat such a write
-/// only if it is idempotent, for example because it has an expected version.
+/// returns [`SessionError::Backend`]. With remote storage, a write that returns this error may have been applied. Repeat such
+/// a write only if it is idempotent, for example because it has an expected version.
+///
+/// # Renewal
+/// Every operation on a session renews its TTL, except [`list`](Self::list) and [`set_last_worker`](Self::set_last_worker).
 #[async_trait]
 pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// Returns the session with this id, and creates it if it does not exist. Racing creators get the same session, and exactly
@@ -101,8 +104,7 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// Stores the worker that served the session last. Does not renew the TTL.
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError>;
 
-    /// Stores a program and replaces an existing one with the same name. This and all following operations renew the TTL of the
-    /// session that they use.
+    /// Stores a program. Replaces an existing program with the same name.
     ///
     /// # Errors
     /// [`SessionError::ProgramTooLarge`], or another error of the backend's limits.
@@ -225,8 +227,8 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// Those of [`set_variables`](Self::set_variables) for a single write.
     async fn set_variable(&self, id: &SessionId, update: SetVariable) -> Result<u32, SessionError> {
         let identifier = update.identifier.clone();
-        let written = self.set_variables(id, vec![update], Batch::Each).await?.into_iter().next();
-        written.unwrap_or_else(|| Err(variable_not_found(id, &identifier)))
+        let results = self.set_variables(id, vec![update], Batch::Each).await?;
+        results.into_iter().next().unwrap_or_else(|| Err(variable_not_found(id, &identifier)))
     }
 
     /// Returns the counters of the backend.

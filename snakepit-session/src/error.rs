@@ -47,9 +47,7 @@ pub enum SessionError {
         name: String,
     },
     /// The backend has reached its limit of global programs.
-    #[error(
-        "there are {limit} global programs, the most there may be; delete some or raise the host's `max-programs`"
-    )]
+    #[error("limit of {limit} global programs reached; delete some or raise the host's `max-programs`")]
     TooManyGlobalPrograms {
         /// The maximum number of global programs.
         limit: usize,
@@ -74,9 +72,7 @@ pub enum SessionError {
         limit: usize,
     },
     /// The session has reached its program limit.
-    #[error(
-        "session `{session}` holds {limit} programs, the most it may; delete some or use another session"
-    )]
+    #[error("limit of {limit} programs in session `{session}` reached; delete some or use another session")]
     TooManyPrograms {
         /// The session.
         session: SessionId,
@@ -198,9 +194,7 @@ pub enum SessionError {
         newest: u32,
     },
     /// The session has reached its variable limit.
-    #[error(
-        "session `{session}` holds {limit} variables, the most it may; delete some or use another session"
-    )]
+    #[error("limit of {limit} variables in session `{session}` reached; delete some or use another session")]
     TooManyVariables {
         /// The session.
         session: SessionId,
@@ -208,7 +202,7 @@ pub enum SessionError {
         limit: usize,
     },
     /// One operation names more variables than a session may have.
-    #[error("{given} variables are named, above the limit of {limit}; name fewer at once")]
+    #[error("the operation names {given} variables, above the limit of {limit}; split it")]
     TooManyNames {
         /// The number of names.
         given: usize,
@@ -216,7 +210,7 @@ pub enum SessionError {
         limit: usize,
     },
     /// The session has reached its limit of watches.
-    #[error("{limit} watches run on the session, the most that may; end some")]
+    #[error("limit of {limit} watches on the session reached; end some")]
     TooManyWatches {
         /// The maximum number of watches on a session.
         limit: usize,
@@ -244,7 +238,7 @@ pub enum SessionError {
     },
 }
 
-/// The first few reasons of a rejected batch.
+/// Lists the first few reasons of a rejected batch.
 fn reasons(errors: &BTreeMap<String, SessionError>) -> String {
     const MAX_LISTED: usize = 5;
     let mut reasons: Vec<_> = errors.values().take(MAX_LISTED).map(ToString::to_string).collect();

@@ -57,7 +57,7 @@ impl SessionEvents {
     /// Cancel safe: no event is lost when the future is dropped.
     pub async fn next(&mut self) -> Option<Result<SessionEvent, u64>> {
         match self.receiver.recv().await {
-            Ok(notified) => Some(notified),
+            Ok(event) => Some(event),
             Err(broadcast::error::RecvError::Lagged(lost)) => Some(Err(lost)),
             Err(broadcast::error::RecvError::Closed) => None,
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::SessionError;
 
-/// Identifies a session. Any non-empty text without control characters, at most [`SessionId::MAX_BYTES`] long.
+/// The id of a session. It has 1 to [`SessionId::MAX_BYTES`] bytes, without control characters.
 ///
 /// Use `try_into` or `parse` to convert a string. Deserialization also validates the id, so request types can contain it:
 ///
@@ -50,7 +50,7 @@ impl SessionId {
     }
 }
 
-/// Returns why a text cannot be an id or a name.
+/// Returns the reason why a text is not valid as an id or a name, if there is one.
 pub(crate) fn problem_of(text: &str, max_bytes: usize) -> Option<String> {
     if text.is_empty() {
         Some("it is empty".to_owned())
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_written_as_strings_and_checked_when_read() {
+    fn ids_serialize_as_strings_and_are_validated_on_deserialization() {
         let id: SessionId = "Grüße\\".parse().unwrap();
         let json = serde_json::to_string(&id).unwrap();
         assert_eq!(serde_json::from_str::<SessionId>(&json).unwrap(), id);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_ids_are_rejected_with_the_reason() {
+    fn invalid_ids_are_rejected_with_the_reason() {
         for (id, reason) in [("", "empty"), ("a\nb", "control"), (&"x".repeat(257), "257 bytes")] {
             let error = SessionId::try_new(id).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");

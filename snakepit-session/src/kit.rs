@@ -1,11 +1,11 @@
 //! The record kit: the semantics of sessions, for backends that load and store them.
 //!
-//! A [`SessionBackend`](crate::SessionBackend) decides where sessions live. The rules for types, versions, history, batches, limits and
-//! errors are the same on every backend, and this module implements them. A backend has three tasks:
+//! A [`SessionBackend`](crate::SessionBackend) decides where sessions are stored. The rules for types, versions, history,
+//! batches, limits and errors are the same on every backend, and this module implements them. A backend has three tasks:
 //!
 //! 1. **Exclusive access.** Use a lock, a single writer, or optimistic concurrency with a revision.
 //! 2. **Load and store.** Load a [`SessionRecord`], call the operation, and store the result: the header, and the variables
-//!    and programs that the operation named. Nothing has to be stored after an error.
+//!    and programs that the operation named. If the operation fails, store nothing.
 //! 3. **Time.** Renew the TTL of a session when an operation uses it, and answer
 //!    [`NotFound`](crate::SessionError::NotFound) for an expired one.
 //!
@@ -24,7 +24,7 @@
 //!
 //! An identifier is a name or an id; [`variable_name_in`] returns the name under which to load the variable.
 //! Every operation that can grow a session takes a [`Budget`], through which the backend counts the total size.
-//! [`WritePreparation`] and [`CheckedValue`] move expensive checks out of the lock; a backend without a lock to protect can
+//! [`WritePreparation`] and [`CheckedValue`] move expensive checks out of the lock; backends without a lock can
 //! ignore them.
 //!
 //! # Storage formats
@@ -33,8 +33,8 @@
 //! serde traits with stable field names. New releases may add fields, so choose an encoding with named fields, such as that of
 //! `encode` and `decode` (feature `codec`).
 //! The serialized [`VariableRecord`] does not contain its older versions. Store those separately:
-//! [`older`](VariableRecord::older) lists the ones to keep, [`history`](VariableRecord::history) returns them, and
-//! [`load`](VariableRecord::load) adds a stored one.
+//! [`older`](VariableRecord::older) returns their numbers, [`history`](VariableRecord::history) returns the loaded versions,
+//! and [`load`](VariableRecord::load) adds a stored version to the record.
 //!
 //! # Watches and events
 //!

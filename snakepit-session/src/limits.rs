@@ -1,4 +1,4 @@
-//! The limits of a backend, and how sizes are counted.
+//! The limits of a backend, and the functions that compute sizes.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +12,7 @@ const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// The *size* of a session counts its metadata, its variables with their histories, and its programs, including names and
 /// metadata. It does not count the overhead of the backend.
 ///
-/// Errors name a limit as the daemon's flag and configuration key do: `max-sessions` is `max_sessions`.
+/// Error messages name a limit by its flag and configuration key in the daemon: `max-sessions` for `max_sessions`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionLimits {
     /// The TTL of sessions that are created without one. One hour by default.
@@ -71,9 +71,9 @@ impl Default for SessionLimits {
 }
 
 impl SessionLimits {
-    /// The effective TTL for a requested one.
-    pub fn ttl(&self, asked: Option<Duration>) -> Duration {
-        asked.unwrap_or(self.default_ttl).min(MAX_TTL)
+    /// Returns the requested TTL, or else the default. The maximum is a century.
+    pub fn ttl(&self, requested: Option<Duration>) -> Duration {
+        requested.unwrap_or(self.default_ttl).min(MAX_TTL)
     }
 
     /// Checks whether a session may be created.
@@ -112,12 +112,12 @@ impl SessionLimits {
     /// Checks the number of variables that one operation names.
     ///
     /// # Errors
-    /// [`SessionError::TooManyNames`] above `max_variables`, or above 1000 if that is less: a session may have variables from
-    /// before the limit was lowered.
-    pub fn check_names(&self, given: usize) -> Result<(), SessionError> {
+    /// [`SessionError::TooManyNames`] if the number exceeds both `max_variables` and 1000. A lower `max_variables` does not
+    /// apply, because a session may have variables from before it was lowered.
+    pub fn check_names(&self, count: usize) -> Result<(), SessionError> {
         let limit = self.max_variables.max(1000);
-        if given > limit {
-            return Err(SessionError::TooManyNames { given, limit });
+        if count > limit {
+            return Err(SessionError::TooManyNames { given: count, limit });
         }
         Ok(())
     }
@@ -182,11 +182,12 @@ pub fn size_of_version(value: &Payload, note: &Note) -> usize {
     value.size() + size_of_note(note)
 }
 
-/// The maximum number of bytes that a write adds to a variable. Stored numbers may be longer than they arrived.
+/// The maximum number of bytes that a write adds to a variable.
 #[must_use]
 pub fn max_write_size(value: &Payload, note: &Note) -> usize {
-    const NUMBER: usize = 64;
-    size_of_version(value, note) + note.metadata.size() + NUMBER
+    // A number can grow when it is converted to its stored form: in a float variable, `5` becomes `5.0`.
+    const MAX_NUMBER_GROWTH: usize = 64;
+    size_of_version(value, note) + note.metadata.size() + MAX_NUMBER_GROWTH
 }
 
 fn size_of_note(note: &Note) -> usize {

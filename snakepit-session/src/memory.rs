@@ -1,4 +1,4 @@
-//! The default backend: a concurrent map of sessions in this process, with a queue ordered by expiry time.
+//! The default backend: a concurrent map of sessions in this process, with an index ordered by expiry time.
 
 use std::{
     collections::BTreeSet,
@@ -35,9 +35,10 @@ const SHARDS_PER_CPU: usize = 32;
 #[derive(Debug)]
 pub struct MemoryBackend {
     limits: SessionLimits,
-    /// The creation of the backend. Times are nanoseconds since then, which fit into an atomic for five hundred years.
+    /// The creation time of the backend. Other times are nanoseconds since then, which fit into a `u64` for five hundred years.
     epoch: Instant,
-    /// Uses a fast hasher. It is seeded randomly in each process, and clients that choose ids may run tools anyway.
+    /// The hasher is fast, with a random seed in each process. It does not fully protect against hash flooding. That suffices,
+    /// because a client that can choose ids can also run tools.
     sessions: DashMap<SessionId, Box<SessionSlot>, RandomState>,
     /// The number of sessions. Incremented before a session is created, so that racing creators cannot exceed the limit.
     count: AtomicUsize,
@@ -53,8 +54,8 @@ pub struct MemoryBackend {
 /// The ids of all sessions in two orders.
 #[derive(Debug, Default)]
 struct Index {
-    /// By the last known expiry time. Renewals do not update it; a sweep requeues a session that turns out to live longer.
-    /// So a sweep costs time only for the sessions that are due.
+    /// By the last known expiry time. Renewals do not update it. A sweep examines only the sessions that are due, and moves
+    /// those that were renewed.
     due: BTreeSet<(u64, SessionId)>,
     /// By id, for listings.
     ids: BTreeSet<SessionId>,
@@ -76,10 +77,10 @@ struct Counters {
 #[derive(Debug)]
 struct SessionSlot {
     record: SessionRecord,
-    /// Atomic because readers, which share the lock, renew it too.
-    expires: AtomicU64,
-    /// The session's key in the expiry queue.
-    queued: u64,
+    /// Nanoseconds since the epoch of the backend. Atomic, because readers share the lock and renew the session too.
+    expires_at: AtomicU64,
+    /// The expiry time under which the session is in the index.
+    indexed_expiry: u64,
     /// Boxed, because few sessions are watched.
     watchers: Option<Box<Watchers>>,
 }
@@ -87,29 +88,35 @@ struct SessionSlot {
 impl SessionSlot {
     fn new(new: NewSession, limits: &SessionLimits, now: u64) -> Self {
         let header = SessionHeader::new(new, limits);
-        let queued = later(now, header.ttl);
-        Self { record: SessionRecord::new(header), expires: queued.into(), queued, watchers: None }
+        let expires_at = expiry(now, header.ttl);
+        Self {
+            record: SessionRecord::new(header),
+            expires_at: expires_at.into(),
+            indexed_expiry: expires_at,
+            watchers: None,
+        }
     }
 
-    fn expires(&self) -> u64 {
-        self.expires.load(Relaxed)
+    fn expires_at(&self) -> u64 {
+        self.expires_at.load(Relaxed)
     }
 
     fn is_expired(&self, now: u64) -> bool {
-        self.expires() <= now
+        self.expires_at() <= now
     }
 
-    /// Never moves the expiry time back, because readers may arrive here out of order.
+    /// Extends the lifetime. Never moves the expiry time back, because concurrent readers may call this out of order.
     fn renew(&self, now: u64) {
-        self.expires.fetch_max(later(now, self.record.header.ttl), Relaxed);
+        self.expires_at.fetch_max(expiry(now, self.record.header.ttl), Relaxed);
     }
 
     fn snapshot(&self, id: &SessionId, now: u64) -> Session {
-        self.record.header.snapshot(id, Duration::from_nanos(self.expires().saturating_sub(now)))
+        self.record.header.snapshot(id, Duration::from_nanos(self.expires_at().saturating_sub(now)))
     }
 }
 
-fn later(now: u64, ttl: Duration) -> u64 {
+/// The expiry time of a session that is used now, in nanoseconds since the epoch of the backend.
+fn expiry(now: u64, ttl: Duration) -> u64 {
     now.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX))
 }
 
@@ -164,7 +171,7 @@ impl MemoryBackend {
         }
     }
 
-    /// The same with a write lock.
+    /// Like [`slot`](Self::slot), with a write lock.
     fn slot_mut(
         &self,
         id: &SessionId,
@@ -184,34 +191,34 @@ impl MemoryBackend {
         Ok(slot)
     }
 
-    /// The same with a write lock.
+    /// Like [`touch`](Self::touch), with a write lock.
     fn touch_mut(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Box<SessionSlot>>, SessionError> {
         let (slot, now) = self.slot_mut(id)?;
         slot.renew(now);
         Ok(slot)
     }
 
-    /// Runs an operation that may change the size of a session. `more` is the maximum growth in bytes.
+    /// Runs an operation that may change the size of a session. `max_growth` is in bytes.
     async fn change<T>(
         &self,
         id: &SessionId,
-        more: usize,
-        act: impl FnOnce(&mut SessionSlot, &mut Budget<'_>) -> Result<T, SessionError>,
+        max_growth: usize,
+        operation: impl FnOnce(&mut SessionSlot, &mut Budget<'_>) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
-        self.reclaim_for(more).await;
+        self.reclaim_for(max_growth).await;
         let mut slot = self.touch_mut(id)?;
         let mut resize = |from, to| self.resize(from, to);
-        act(&mut slot, &mut Budget { session: id, limits: &self.limits, resize: &mut resize })
+        operation(&mut slot, &mut Budget { session: id, limits: &self.limits, resize: &mut resize })
     }
 
     /// Reserves one session. Returns false at the limit.
-    fn claim(&self) -> bool {
+    fn reserve_session(&self) -> bool {
         let limit = self.limits.max_sessions;
-        let add = |count| (count < limit).then_some(count + 1);
-        self.count.fetch_update(Relaxed, Relaxed, add).is_ok()
+        let increment = |count| (count < limit).then_some(count + 1);
+        self.count.fetch_update(Relaxed, Relaxed, increment).is_ok()
     }
 
-    /// Reclaims expired sessions if that is necessary to add this number of bytes. So expired sessions never cause a rejection.
+    /// Reclaims expired sessions if that is necessary to add this number of bytes, so that they never cause a rejection.
     /// The caller must not hold the lock of a session.
     async fn reclaim_for(&self, bytes: usize) {
         let is_full = || self.bytes.load(Relaxed).saturating_add(bytes) > self.limits.max_total_bytes;
@@ -233,14 +240,14 @@ impl MemoryBackend {
             return Ok(());
         }
         let limit = self.limits.max_total_bytes;
-        let add = |held: usize| held.checked_add(to - from).filter(|size| *size <= limit);
-        let claimed = self.bytes.fetch_update(Relaxed, Relaxed, add);
-        claimed
+        let add = |total: usize| total.checked_add(to - from).filter(|size| *size <= limit);
+        let added = self.bytes.fetch_update(Relaxed, Relaxed, add);
+        added
             .map(drop)
-            .map_err(|held| SessionError::BackendFull { size: held.saturating_add(to - from), limit })
+            .map_err(|total| SessionError::BackendFull { size: total.saturating_add(to - from), limit })
     }
 
-    /// Ends a locked session that is about to leave the map: updates the counters, ends its watches, and sends the event.
+    /// Ends a locked session before its removal from the map: updates the counters, ends its watches, and sends the event.
     fn retire(&self, id: &SessionId, slot: &SessionSlot, kind: SessionEventKind) {
         let SessionHeader { bytes, programs, variables, .. } = slot.record.header;
         self.count.fetch_sub(1, Relaxed);
@@ -259,67 +266,72 @@ impl MemoryBackend {
         self.events.notify(id, kind);
     }
 
-    /// Returns the session if it is live. Otherwise creates it if the caller has `claimed` its space, and else returns `None`.
-    fn find_or_create(&self, id: &SessionId, new: &NewSession, claimed: bool) -> Option<(Session, Created)> {
+    /// Returns the session if it is live. Otherwise creates it if the caller has reserved its space, and else returns `None`.
+    fn find_or_create(
+        &self,
+        id: &SessionId,
+        new: &NewSession,
+        is_reserved: bool,
+    ) -> Option<(Session, Created)> {
         let entry = self.sessions.entry(id.clone());
         let now = self.now();
         match entry {
             Entry::Occupied(entry) if !entry.get().is_expired(now) => {
-                if claimed {
+                if is_reserved {
                     self.count.fetch_sub(1, Relaxed);
                     self.bytes.fetch_sub(size_of_metadata(&new.metadata), Relaxed);
                 }
                 entry.get().renew(now);
                 Some((entry.get().snapshot(id, now), Created::Existing))
             }
-            Entry::Occupied(_) | Entry::Vacant(_) if !claimed => None,
+            Entry::Occupied(_) | Entry::Vacant(_) if !is_reserved => None,
             entry => {
-                let fresh = Box::new(SessionSlot::new(new.clone(), &self.limits, now));
-                let (queued, session) = (fresh.queued, fresh.snapshot(id, now));
-                // Keep the lock until the index is updated and the event is sent: otherwise a concurrent deletion could miss the
+                let created = Box::new(SessionSlot::new(new.clone(), &self.limits, now));
+                let (indexed_expiry, session) = (created.indexed_expiry, created.snapshot(id, now));
+                // Keep the lock until the index is updated and the event is sent. Otherwise a concurrent deletion could miss the
                 // index entry or send its event first.
-                let held = match entry {
+                let locked = match entry {
                     Entry::Occupied(mut expired) => {
-                        self.index().due.remove(&(expired.get().queued, id.clone()));
+                        self.index().due.remove(&(expired.get().indexed_expiry, id.clone()));
                         self.retire(id, expired.get(), SessionEventKind::Expired);
-                        expired.insert(fresh);
+                        expired.insert(created);
                         expired.into_ref()
                     }
-                    Entry::Vacant(entry) => entry.insert(fresh),
+                    Entry::Vacant(entry) => entry.insert(created),
                 };
                 let mut index = self.index();
-                index.due.insert((queued, id.clone()));
-                // An expired session may have left its entry.
+                index.due.insert((indexed_expiry, id.clone()));
+                // The entry of an expired session may exist already.
                 index.ids.insert(id.clone());
                 drop(index);
                 self.counters.created.fetch_add(1, Relaxed);
                 self.events.notify(id, SessionEventKind::Created);
-                drop(held);
+                drop(locked);
                 Some((session, Created::New))
             }
         }
     }
 
     fn reclaim_globals(&self) {
-        let freed = self.globals().reclaim(Instant::now());
-        self.bytes.fetch_sub(freed, Relaxed);
+        let freed_bytes = self.globals().reclaim(Instant::now());
+        self.bytes.fetch_sub(freed_bytes, Relaxed);
     }
 
-    /// Reclaims a limited number of expired sessions and returns their number, or `None` when none is due.
+    /// Reclaims a limited number of expired sessions and returns their number, or `None` if no session is due.
     fn reclaim_some(&self) -> Option<usize> {
-        const SOME: usize = 1000;
+        const MAX_EXAMINED: usize = 1000;
         let now = self.now();
         let mut expired = 0;
-        for looked in 0..SOME {
+        for examined in 0..MAX_EXAMINED {
             // Release the index before locking the session, because the lock order is the other way round.
             let due = self.index().due.first().filter(|(at, _)| *at <= now).cloned();
-            let Some((queued, id)) = due else { return (looked > 0).then_some(expired) };
+            let Some((indexed_expiry, id)) = due else { return (examined > 0).then_some(expired) };
             let entry = self.sessions.entry(id.clone());
             // This queue entry is obsolete in any case.
             let mut index = self.index();
-            index.due.remove(&(queued, id.clone()));
+            index.due.remove(&(indexed_expiry, id.clone()));
             let Entry::Occupied(mut entry) = entry else { continue };
-            if entry.get().queued != queued {
+            if entry.get().indexed_expiry != indexed_expiry {
                 continue;
             }
             if entry.get().is_expired(now) {
@@ -329,9 +341,9 @@ impl MemoryBackend {
                 entry.remove();
                 expired += 1;
             } else {
-                let expires = entry.get().expires();
-                entry.get_mut().queued = expires;
-                index.due.insert((expires, id));
+                let expires_at = entry.get().expires_at();
+                entry.get_mut().indexed_expiry = expires_at;
+                index.due.insert((expires_at, id));
             }
         }
         Some(expired)

@@ -21,8 +21,8 @@ impl Metadata {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         let entries = self.entries();
-        let found = entries.binary_search_by(|(key, _)| (**key).cmp(name)).ok()?;
-        Some(&entries[found].1)
+        let index = entries.binary_search_by(|(key, _)| (**key).cmp(name)).ok()?;
+        Some(&entries[index].1)
     }
 
     /// Iterates over names and values, ordered by name.
@@ -47,9 +47,9 @@ impl Metadata {
         self.iter().map(|(name, text)| name.len() + text.len()).sum()
     }
 
-    /// Merges both maps. Entries of `over` take precedence.
-    pub(crate) fn merged(&self, over: &Self) -> Self {
-        self.iter().chain(over.iter()).collect::<BTreeMap<_, _>>().into_iter().collect()
+    /// Merges both maps. Entries of `overrides` take precedence.
+    pub(crate) fn merged(&self, overrides: &Self) -> Self {
+        self.iter().chain(overrides.iter()).collect::<BTreeMap<_, _>>().into_iter().collect()
     }
 
     fn entries(&self) -> &[Entry] {
@@ -63,7 +63,7 @@ impl Index<&str> for Metadata {
     /// # Panics
     /// If the name is missing.
     fn index(&self, name: &str) -> &str {
-        self.get(name).expect("no entry of this name")
+        self.get(name).expect("no metadata entry with this name")
     }
 }
 
@@ -108,7 +108,7 @@ impl<'de> Deserialize<'de> for Metadata {
             type Value = Metadata;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("texts by name")
+                f.write_str("a map of strings")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {

@@ -16,7 +16,7 @@ pub use array::Number;
 /// The type of a value. The names are those of the wire protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "the names say it")]
+#[allow(missing_docs, reason = "the variants are the names of the protocol")]
 pub enum ValueType {
     Float,
     Integer,
@@ -114,7 +114,7 @@ pub enum PayloadError {
         problem: String,
     },
     /// The JSON does not match the declared type.
-    #[error("value must be of type {ty}, as it is declared, and it is {found}")]
+    #[error("value is declared as {ty}, but it is {found}")]
     Mismatch {
         /// The declared type.
         ty: ValueType,
@@ -122,7 +122,7 @@ pub enum PayloadError {
         found: &'static str,
     },
     /// The number of items does not match the shape of the array.
-    #[error("a tensor of shape {shape:?} does not have the {items} items that were given")]
+    #[error("a tensor of shape {shape:?} cannot have {items} items")]
     Shape {
         /// The length of each axis.
         shape: Vec<usize>,
@@ -155,7 +155,7 @@ impl Payload {
     /// [`PayloadError::Mismatch`] if the JSON has another type.
     #[inline]
     pub fn declared(ty: ValueType, json: Bytes) -> Result<Self, PayloadError> {
-        if is_of(ty, &json) { Ok(Self::from_json(ty, json)) } else { Err(mismatch(ty, &json)) }
+        if matches_type(ty, &json) { Ok(Self::from_json(ty, json)) } else { Err(mismatch(ty, &json)) }
     }
 
     /// Wraps a raw buffer that a peer declared to have this type.
@@ -177,14 +177,14 @@ impl Payload {
         Self { ty, json: metadata, binary: Some(buffer) }
     }
 
-    /// Raw bytes.
+    /// Creates a value of raw bytes.
     #[must_use]
     pub const fn bytes(buffer: Bytes) -> Self {
         const METADATA: Bytes = Bytes::from_static(br#"{"type":"bytes","binary_format":"raw"}"#);
         Self::from_buffer(ValueType::Bytes, METADATA, buffer)
     }
 
-    /// Null.
+    /// Creates a null.
     #[must_use]
     pub const fn null() -> Self {
         Self::from_json(ValueType::Null, Bytes::from_static(b"null"))
@@ -335,7 +335,7 @@ impl fmt::Debug for Payload {
 
 /// Whether the beginning of the JSON matches this type.
 #[inline]
-fn is_of(ty: ValueType, json: &[u8]) -> bool {
+fn matches_type(ty: ValueType, json: &[u8]) -> bool {
     // Writers of compact JSON leave no white space around it.
     let is_trimmed = |edge: Option<&u8>| edge.is_some_and(|byte| *byte > b' ');
     let text = if is_trimmed(json.first()) && is_trimmed(json.last()) { json } else { json.trim_ascii() };
@@ -390,13 +390,13 @@ mod tests {
     }
 
     #[test]
-    fn a_misfit_names_both_types() {
+    fn a_type_mismatch_names_both_types() {
         let error = Payload::try_from_serde("x").unwrap().to_serde::<u8>().unwrap_err().to_string();
         assert!(error.starts_with("string value does not fit u8"), "{error}");
     }
 
     #[test]
-    fn every_float_comes_back() {
+    fn every_float_round_trips() {
         for number in [0.1, -0.0, 1e300, f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
             let back = Payload::float(number).to_float().unwrap();
             assert_eq!((back.is_nan(), back.to_bits()), (number.is_nan(), number.to_bits()));
@@ -439,7 +439,7 @@ mod tests {
             }
         }
         let error = Payload::declared(T::Integer, Bytes::from(r#""abc""#)).unwrap_err().to_string();
-        assert_eq!(error, "value must be of type integer, as it is declared, and it is a string");
+        assert_eq!(error, "value is declared as integer, but it is a string");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{SessionError, SessionId, id::problem_of};
 
-/// Names a program within its session, or among the global ones. Non-empty, without control characters, at most 256 bytes.
+/// The name of a program within its session, or among the global ones. It has 1 to 256 bytes, without control characters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ProgramName(Arc<str>);
@@ -83,7 +83,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// A program without metadata, as of now.
+    /// Creates a program without metadata. Its time is now.
     #[must_use]
     pub fn new(data: impl Into<Bytes>, content_type: impl Into<String>) -> Self {
         Self {

@@ -23,14 +23,14 @@ impl VariableName {
     /// characters.
     pub fn try_new(name: impl AsRef<str>) -> Result<Self, SessionError> {
         let name = name.as_ref();
-        let own = || {
+        let variable_problem = || {
             if name.contains('*') {
                 Some("it holds `*`, the wildcard of listings".to_owned())
             } else {
                 VariableId::name_in(name).map(|_| "it looks like an id; use the name".to_owned())
             }
         };
-        match problem_of(name, Self::MAX_BYTES).or_else(own) {
+        match problem_of(name, Self::MAX_BYTES).or_else(variable_problem) {
             None => Ok(Self(name.into())),
             Some(problem) => Err(SessionError::InvalidVariableName { problem }),
         }
@@ -71,9 +71,9 @@ pub struct VariableId(Arc<str>);
 
 impl VariableId {
     /// The longest id, in bytes of UTF-8: that of the variable with the longest name.
-    pub const MAX_BYTES: usize = Self::PREFIX.len() + Self::RANDOM + 1 + VariableName::MAX_BYTES;
+    pub const MAX_BYTES: usize = Self::PREFIX.len() + Self::RANDOM_DIGITS + 1 + VariableName::MAX_BYTES;
     const PREFIX: &str = "var_";
-    const RANDOM: usize = 32;
+    const RANDOM_DIGITS: usize = 32;
 
     /// Creates an id for a variable with this name.
     #[must_use]
@@ -94,7 +94,7 @@ impl VariableId {
 
     /// Returns the name in a text that may be an id.
     pub(crate) fn name_in(identifier: &str) -> Option<&str> {
-        let (random, name) = identifier.strip_prefix(Self::PREFIX)?.split_at_checked(Self::RANDOM)?;
+        let (random, name) = identifier.strip_prefix(Self::PREFIX)?.split_at_checked(Self::RANDOM_DIGITS)?;
         random.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| name.strip_prefix('_')).flatten()
     }
 

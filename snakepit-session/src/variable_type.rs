@@ -1,5 +1,5 @@
-//! The type of a variable and its constraints. Constraints are validated at registration. Patterns are compiled then, and again
-//! for a write if they have left the cache.
+//! The type of a variable and its constraints. Constraints are validated and patterns are compiled at registration. A write
+//! compiles a pattern again if the cache has evicted it.
 
 use std::{fmt, sync::Arc};
 
@@ -17,7 +17,7 @@ pub use builder::{InclusiveRange, IntoVariableType, VariableTypeBuilder, variabl
 use pattern::Pattern;
 
 /// The longest constraints accepted, in bytes of JSON.
-const MAX_CONSTRAINTS: usize = 64 * 1024;
+const MAX_CONSTRAINTS_BYTES: usize = 64 * 1024;
 
 /// The type of a variable with its constraints.
 ///
@@ -94,34 +94,37 @@ impl VariableType {
         json: &str,
         pattern_of: impl Fn(&str) -> Result<Pattern, String>,
     ) -> Result<Self, String> {
-        if json.len() > MAX_CONSTRAINTS {
-            return Err(format!("its constraints have {} bytes, the limit is {MAX_CONSTRAINTS}", json.len()));
+        if json.len() > MAX_CONSTRAINTS_BYTES {
+            return Err(format!(
+                "its constraints have {} bytes, the limit is {MAX_CONSTRAINTS_BYTES}",
+                json.len()
+            ));
         }
-        let given = if json.trim().is_empty() {
+        let constraints = if json.trim().is_empty() {
             Map::new()
         } else {
             match serde_json::from_str(json) {
-                Ok(Value::Object(given)) => given,
+                Ok(Value::Object(constraints)) => constraints,
                 Ok(Value::Null) => Map::new(),
-                Ok(_) => return Err("its constraints are no JSON object".to_owned()),
-                Err(error) => return Err(format!("its constraints are no JSON: {error}")),
+                Ok(_) => return Err("its constraints are not a JSON object".to_owned()),
+                Err(error) => return Err(format!("its constraints are not valid JSON: {error}")),
             }
         };
-        let mut keys = Keys { given };
+        let mut keys = Keys { remaining: constraints };
         let rules = match kind {
             ValueType::Float => {
                 let (min, max) = (keys.number("min")?, keys.number("max")?);
-                ordered("min", min, "max", max)?;
+                check_order("min", min, "max", max)?;
                 Rules::Float { min, max }
             }
             ValueType::Integer => {
                 let (min, max) = (keys.integer("min")?, keys.integer("max")?);
-                ordered("min", min, "max", max)?;
+                check_order("min", min, "max", max)?;
                 Rules::Integer { min, max }
             }
             ValueType::String => {
                 let (min, max) = (keys.count("min_length")?, keys.count("max_length")?);
-                ordered("min_length", min, "max_length", max)?;
+                check_order("min_length", min, "max_length", max)?;
                 let pattern = keys.text("pattern")?.map(|pattern| pattern_of(&pattern)).transpose()?;
                 Rules::String { min, max, pattern, one_of: keys.texts("enum")? }
             }
@@ -139,7 +142,7 @@ impl VariableType {
                 );
             }
         };
-        keys.end(rules.keys())?;
+        keys.reject_unknown(rules.keys())?;
         Ok(Self { kind, json: json.into(), rules })
     }
 
@@ -167,20 +170,21 @@ impl VariableType {
         value::check(self.kind, &self.rules, value, steps)
     }
 
-    /// Creates a type that a host has accepted. It compiles the pattern only to check a value.
+    /// Creates a type that a host has accepted before. The pattern is compiled only when the type checks a value.
     ///
     /// # Errors
-    /// As [`VariableType::with_constraints`], except for the pattern.
+    /// Those of [`VariableType::with_constraints`], except for an invalid pattern.
     pub fn known(kind: ValueType, json: &str) -> Result<Arc<Self>, SessionError> {
         let parsed = Self::parse(kind, json, |pattern| Ok(Pattern::known(pattern)));
         parsed.map(Arc::new).map_err(|problem| SessionError::InvalidType { kind: kind.to_string(), problem })
     }
 }
 
-/// The maximum size in bytes of values that are validated under a lock, and the maximum cost, which is about a millisecond.
-const BRIEF: usize = 64 * 1024;
-const BRIEF_STEPS: usize = BRIEF * STEPS_PER_BYTE;
-/// The cost of a byte without a pattern.
+/// The maximum size in bytes of values that are validated under a lock.
+const MAX_CHEAP_BYTES: usize = 64 * 1024;
+/// The maximum cost of checks that run under a lock, in steps of an NFA. They take about a millisecond.
+const MAX_CHEAP_STEPS: usize = MAX_CHEAP_BYTES * STEPS_PER_BYTE;
+/// The cost of checking a byte without a pattern.
 const STEPS_PER_BYTE: usize = 16;
 /// The budget of one check, or of a batch, for the simulation of NFAs: some tenths of a second.
 const MAX_STEPS: usize = 64 * 1024 * 1024;
@@ -194,21 +198,21 @@ pub struct CheckedValue {
 
 impl CheckedValue {
     /// Returns the result if it applies to this type.
-    pub(crate) fn of(self, ty: &Arc<VariableType>) -> Option<Result<Payload, String>> {
+    pub(crate) fn for_type(self, ty: &Arc<VariableType>) -> Option<Result<Payload, String>> {
         (Arc::ptr_eq(&self.ty, ty) || *self.ty == **ty).then_some(self.outcome)
     }
 
     /// Wraps a value that is known to match the type.
-    pub(crate) const fn sound(ty: Arc<VariableType>, value: Payload) -> Self {
+    pub(crate) const fn valid(ty: Arc<VariableType>, value: Payload) -> Self {
         Self { ty, outcome: Ok(value) }
     }
 
-    /// Checks the values of a batch on a thread that may block, if their checks together are expensive. They share a budget.
+    /// Checks the values of a batch on a blocking thread. Returns `None` if the checks together are cheap. They share a budget.
     pub(crate) async fn all_if_expensive(
         values: Vec<Option<(Arc<VariableType>, Payload)>>,
     ) -> Option<Vec<Option<Self>>> {
         let steps = values.iter().flatten().map(|(ty, value)| ty.steps(value));
-        if steps.fold(0, usize::saturating_add) <= BRIEF_STEPS {
+        if steps.fold(0, usize::saturating_add) <= MAX_CHEAP_STEPS {
             return None;
         }
         let check = move || {
@@ -231,18 +235,19 @@ pub(crate) fn may_be_expensive<'a>(values: impl IntoIterator<Item = &'a Payload>
     let mut size = 0_usize;
     values.into_iter().any(|value| {
         size = size.saturating_add(value.size());
-        // A string variable, which may have a pattern, takes all of these.
-        size > BRIEF || matches!(value.ty(), ValueType::String | ValueType::Choice | ValueType::Module)
+        // A string variable accepts values of all these types, and may have a pattern.
+        size > MAX_CHEAP_BYTES
+            || matches!(value.ty(), ValueType::String | ValueType::Choice | ValueType::Module)
     })
 }
 
 impl VariableType {
     #[cfg(test)]
     fn is_expensive(&self, value: &Payload) -> bool {
-        self.steps(value) > BRIEF_STEPS
+        self.steps(value) > MAX_CHEAP_STEPS
     }
 
-    /// The maximum cost of a check. The cost of compiling a pattern is unknown.
+    /// The maximum cost of a check, in steps. It is `usize::MAX` if the pattern is not compiled yet.
     fn steps(&self, value: &Payload) -> usize {
         let states = match &self.rules {
             Rules::String { pattern: Some(pattern), .. } => pattern.states(),
@@ -266,7 +271,8 @@ impl Rules {
     }
 }
 
-fn ordered<T: PartialOrd + fmt::Display>(
+/// Rejects a lower bound above the upper bound.
+fn check_order<T: PartialOrd + fmt::Display>(
     low: &str,
     min: Option<T>,
     high: &str,
@@ -282,7 +288,7 @@ fn ordered<T: PartialOrd + fmt::Display>(
 
 /// The constraints that are not parsed yet.
 struct Keys {
-    given: Map<String, Value>,
+    remaining: Map<String, Value>,
 }
 
 impl Keys {
@@ -292,7 +298,7 @@ impl Keys {
         expected: &str,
         read: impl FnOnce(&Value) -> Option<T>,
     ) -> Result<Option<T>, String> {
-        match self.given.remove(key) {
+        match self.remaining.remove(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
                 read(&value).map(Some).ok_or_else(|| format!("constraint `{key}` must be {expected}"))
@@ -330,12 +336,14 @@ impl Keys {
         self.read(key, "a list of strings that is not empty", read)
     }
 
-    /// Rejects the remaining constraints, which are unknown.
-    fn end(self, known: &[&str]) -> Result<(), String> {
-        match self.given.keys().next() {
+    /// Rejects the constraints that were not read.
+    fn reject_unknown(self, known: &[&str]) -> Result<(), String> {
+        match self.remaining.keys().next() {
             None => Ok(()),
-            Some(key) if known.is_empty() => Err(format!("it takes no constraints, so not `{key}`")),
-            Some(key) => Err(format!("constraint `{key}` is unknown; it takes {}", known.join(", "))),
+            Some(key) if known.is_empty() => {
+                Err(format!("constraint `{key}` is unknown; the type takes no constraints"))
+            }
+            Some(key) => Err(format!("constraint `{key}` is unknown; the type takes {}", known.join(", "))),
         }
     }
 }
@@ -381,9 +389,9 @@ mod tests {
 
     #[test]
     fn bad_constraints_are_rejected_by_name() {
-        for (kind, json, said) in [
+        for (kind, json, expected) in [
             (ValueType::Float, r#"{"min": 1, "max": 0}"#, "`min` 1 is above `max` 0"),
-            (ValueType::Float, r#"{"minimum": 1}"#, "`minimum` is unknown; it takes min, max"),
+            (ValueType::Float, r#"{"minimum": 1}"#, "`minimum` is unknown; the type takes min, max"),
             (ValueType::Float, r#"{"min": "low"}"#, "`min` must be a number"),
             (ValueType::Integer, r#"{"max": 1.5}"#, "`max` must be an integer"),
             (
@@ -400,28 +408,28 @@ mod tests {
             ),
             (ValueType::String, r#"{"enum": []}"#, "`enum` must be a list of strings that is not empty"),
             (ValueType::Choice, r#"{"choices": "a"}"#, "`choices` must be a list"),
-            (ValueType::Boolean, r#"{"min": 1}"#, "it takes no constraints, so not `min`"),
+            (ValueType::Boolean, r#"{"min": 1}"#, "`min` is unknown; the type takes no constraints"),
             (ValueType::Tensor, r#"{"shape": [2, -1]}"#, "`shape` must be a list of integers"),
-            (ValueType::Embedding, "[1]", "no JSON object"),
-            (ValueType::Embedding, "{", "no JSON"),
+            (ValueType::Embedding, "[1]", "not a JSON object"),
+            (ValueType::Embedding, "{", "not valid JSON"),
             (ValueType::Null, "", "variables are float"),
             (ValueType::Bytes, "", "variables are float"),
         ] {
             let problem = problem(kind, json);
-            assert!(problem.contains(said), "{kind} {json}: {problem}");
+            assert!(problem.contains(expected), "{kind} {json}: {problem}");
         }
-        let long = format!(r#"{{"choices": ["{}"]}}"#, "x".repeat(MAX_CONSTRAINTS));
+        let long = format!(r#"{{"choices": ["{}"]}}"#, "x".repeat(MAX_CONSTRAINTS_BYTES));
         assert!(problem(ValueType::Choice, &long).contains("the limit is 65536"));
     }
 
     #[test]
-    fn types_that_are_read_compile_their_pattern_only_for_a_check() {
-        let read = r#"["string", "{\"pattern\": \"^only in this test$\"}"]"#;
-        let ty: VariableType = serde_json::from_str(read).unwrap();
+    fn deserialized_types_compile_their_pattern_only_for_a_check() {
+        let json = r#"["string", "{\"pattern\": \"^only in this test$\"}"]"#;
+        let ty: VariableType = serde_json::from_str(json).unwrap();
         let value = || Payload::try_from_serde(&"only in this test").unwrap();
         assert!(ty.is_expensive(&value()));
         ty.check(value()).unwrap();
-        assert!(!ty.is_expensive(&value()), "it is kept for the next");
+        assert!(!ty.is_expensive(&value()), "the cache contains the pattern");
     }
 
     #[test]
@@ -435,11 +443,11 @@ mod tests {
         assert!(!may_be_expensive(&vec![list(1000); 10]));
         assert!(may_be_expensive(&vec![list(1000); 100]));
         let choice = Payload::from_json(ValueType::Choice, text(10).json().clone());
-        assert!(may_be_expensive([&choice]), "a string variable takes it");
+        assert!(may_be_expensive([&choice]), "a string variable accepts it");
     }
 
     #[test]
-    fn constraints_may_be_absent_in_every_way() {
+    fn absent_constraints_are_accepted_in_every_form() {
         for json in ["", "  ", "{}", "null", r#"{"min": null}"#] {
             VariableType::with_constraints(ValueType::Float, json).unwrap();
         }

@@ -79,8 +79,8 @@ struct Filter {
 
 impl Filter {
     fn is_match(&self, variable: &Variable) -> bool {
-        let named = |identifier: &str| self.identifiers.contains(identifier);
-        self.identifiers.is_empty() || named(variable.name.as_str()) || named(variable.id.as_str())
+        let contains = |identifier: &str| self.identifiers.contains(identifier);
+        self.identifiers.is_empty() || contains(variable.name.as_str()) || contains(variable.id.as_str())
     }
 }
 
@@ -121,12 +121,12 @@ impl Stream for VariableWatch {
             state.bytes -= update.variable.value.size();
             return Poll::Ready(Some(Ok(WatchEvent::Update(update))));
         }
-        match &mut state.end {
-            End::Open => {
+        match &mut state.phase {
+            Phase::Open => {
                 state.waker = Some(cx.waker().clone());
                 Poll::Pending
             }
-            End::Why(error) => {
+            Phase::Ended(error) => {
                 let error = error.take();
                 Poll::Ready(error.map(Err))
             }
@@ -150,16 +150,16 @@ struct State {
     bytes: usize,
     /// The number of dropped updates before the first one in the queue.
     lost: u64,
-    end: End,
+    phase: Phase,
     waker: Option<Waker>,
 }
 
 #[derive(Debug, Default)]
-enum End {
+enum Phase {
     #[default]
     Open,
-    /// `None` after the watch returned it.
-    Why(Option<SessionError>),
+    /// The final error; `None` after the watch returned it.
+    Ended(Option<SessionError>),
 }
 
 impl Queue {
@@ -249,11 +249,11 @@ impl Watcher {
     }
 
     /// Ends the watch with an error, after the queued events.
-    pub fn end(&self, why: SessionError) {
+    pub fn end(&self, error: SessionError) {
         let Some(queue) = self.queue.upgrade() else { return };
         let mut state = queue.state();
-        if matches!(state.end, End::Open) {
-            state.end = End::Why(Some(why));
+        if matches!(state.phase, Phase::Open) {
+            state.phase = Phase::Ended(Some(error));
             wake(state);
         }
     }
@@ -294,9 +294,9 @@ impl Watchers {
         Ok(())
     }
 
-    /// A snapshot of the active watchers, if there are any. Use it to send a change later: watchers that start in between have
-    /// already seen it.
-    pub fn now(&mut self) -> Option<Self> {
+    /// Returns a snapshot of the active watchers, or `None` without any. Use it to send a change later: watchers that start in
+    /// between begin with a state that includes the change.
+    pub fn snapshot(&mut self) -> Option<Self> {
         self.watchers.retain(|watcher| !watcher.is_closed());
         (!self.watchers.is_empty()).then(|| self.clone())
     }
@@ -307,9 +307,9 @@ impl Watchers {
     }
 
     /// Ends all watches with an error.
-    pub fn end(&self, why: &SessionError) {
+    pub fn end(&self, error: &SessionError) {
         for watcher in &self.watchers {
-            watcher.end(why.clone());
+            watcher.end(error.clone());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The suites that every backend passes, on the one in memory.
+//! Runs the test suites of all backends on the memory backend.
 
 use snakepit_session::{MemoryBackend, SessionLimits};
 use snakepit_session_testkit::{

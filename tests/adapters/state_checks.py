@@ -29,7 +29,7 @@ from snakepit_bridge import (
 from state_values import check_large_lists, check_values
 
 
-def check_lives(context: SessionContext) -> None:
+def check_lifecycle(context: SessionContext) -> None:
     """A variable exists from its registration to its deletion."""
     before = datetime.now(timezone.utc) - timedelta(seconds=1)
     identifier = context.register_variable("rate", VariableType.FLOAT, 0.5, {"min": 0, "max": 1}, {"unit": "1/s"})
@@ -121,7 +121,7 @@ def check_errors(context: SessionContext) -> None:
     assert "variable `x` is a `set`" in error_message(TypeError, lambda: context.register_variable("x", None, {1}))
     assert "x" not in context
 
-    nothing = [
+    actions = [
         lambda: context.get_variable("ghost"),
         lambda: context["ghost"],
         lambda: context.variable("ghost"),
@@ -133,7 +133,7 @@ def check_errors(context: SessionContext) -> None:
         lambda: context.get_variables(["rate", "ghost"]),
         lambda: context.watch("ghost"),
     ]
-    for action in nothing:
+    for action in actions:
         message = error_message(VariableNotFoundError, action)
         assert "`ghost` not found" in message, message
         assert not message.startswith(("'", '"')), message
@@ -148,7 +148,7 @@ def check_limits(context: SessionContext) -> None:
     assert "above the limit" in error_message(ValidationError, lambda: context.register_variable("x", None, too_large))
     for number in range(1000):
         context.register_variable(f"n{number}", None, number)
-    assert "the most it may" in error_message(LimitExceededError, lambda: context.register_variable("x", None, 1))
+    assert "limit of" in error_message(LimitExceededError, lambda: context.register_variable("x", None, 1))
     assert len(context.list_variables("n99*")) == 11
     assert context.get_variables(f"n{number}" for number in range(1000))["n999"] == 999
 
@@ -165,13 +165,13 @@ def check_conflicts(context: SessionContext) -> None:
 
     calls = []
 
-    def meddle(value: int) -> int:
+    def conflict(value: int) -> int:
         calls.append(value)
         if len(calls) < 3:
             context["n"] = 10 * len(calls)
         return value + 1
 
-    assert context.update("n", meddle) == 21
+    assert context.update("n", conflict) == 21
     assert (calls, context["n"]) == ([1, 10, 20], 21)
     error_message(VersionConflictError, lambda: context.update("n", lambda _: context.set_variable("n", 0), retries=2))
     assert context.variable("n").version == 7
@@ -283,22 +283,22 @@ def check_watches(context: SessionContext) -> None:
     everything = context.watch()
     context["new"] = 1
     context["m"] = 2
-    seen = [next(everything).variable, next(everything).variable]
-    assert [variable.name for variable in seen if variable] == ["new", "m"]
-    waits = threading.Timer(0.05, everything.close)
-    waits.start()
+    variables = [next(everything).variable, next(everything).variable]
+    assert [variable.name for variable in variables if variable] == ["new", "m"]
+    closing = threading.Timer(0.05, everything.close)
+    closing.start()
     assert list(everything) == [], "closing the watch ends the iteration"
-    waits.join()
+    closing.join()
 
 
-def check_slowness(context: SessionContext) -> None:
-    """A slow reader loses updates, receives their number, and receives the last update."""
+def check_slow_readers(context: SessionContext) -> None:
+    """A slow reader loses updates. It receives the number of lost ones, and the last update."""
     total = 2000
     context["text"] = ""
     watch = context.watch("text")
     for number in range(total):
         context["text"] = f"{number:20000}"
-    seen = lost = 0
+    received = lost = 0
     version = 0
     while version < total:
         update = next(watch)
@@ -308,12 +308,12 @@ def check_slowness(context: SessionContext) -> None:
             assert repr(update) == f'VariableUpdate(kind="lost", lost={update.lost})'
             lost += update.lost
         else:
-            seen += 1
-            # No other update is missing.
-            assert update.variable.version == seen + lost
+            received += 1
+            # The version counts every update, received or lost.
+            assert update.variable.version == received + lost
             version = update.variable.version
     assert lost > 0
-    assert seen + lost == total
+    assert received + lost == total
 
 
 def check_sessions(context: SessionContext) -> None:
@@ -385,9 +385,9 @@ def check_programs(context: SessionContext) -> None:
 
     assert context.programs.get("ghost", 7) == 7
     assert context.programs.pop("ghost", 7) == 7
-    nothing = error_message(ProgramNotFoundError, lambda: context.programs.pop("ghost"))
-    assert "`ghost` not found" in nothing
-    assert not nothing.startswith(("'", '"')), nothing
+    message = error_message(ProgramNotFoundError, lambda: context.programs.pop("ghost"))
+    assert "`ghost` not found" in message
+    assert not message.startswith(("'", '"')), message
     assert issubclass(ProgramNotFoundError, KeyError | NotFoundError)
 
 
@@ -410,7 +410,7 @@ def check_programs_of_an_ended_session(context: SessionContext) -> None:
 CHECKS = {
     check.__name__.removeprefix("check_"): check
     for check in (
-        check_lives,
+        check_lifecycle,
         check_mapping,
         check_values,
         check_large_lists,
@@ -421,7 +421,7 @@ CHECKS = {
         check_conflicts,
         check_batches,
         check_watches,
-        check_slowness,
+        check_slow_readers,
         check_sessions,
         check_coroutines,
         check_programs,

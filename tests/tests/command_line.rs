@@ -138,16 +138,16 @@ async fn a_second_signal_cancels_running_calls() {
 #[tokio::test]
 async fn a_python_without_the_package_is_named_in_the_error() {
     let dir = tempfile::tempdir().unwrap();
-    let made = tokio::process::Command::new(snakepit_tests::python())
+    let created = tokio::process::Command::new(snakepit_tests::python())
         .args(["-m", "venv", "--without-pip"])
         .arg(dir.path())
         .status();
-    assert!(made.await.unwrap().success());
+    assert!(created.await.unwrap().success());
     let bare = dir.path().join("bin/python");
     let failure = Sandbox::adapter(SHOWCASE, 1).python(&bare).try_start().await.unwrap_err();
     assert_eq!(failure.code, Some(5), "{}", failure.stderr);
-    let shown = bare.display();
-    for needle in [&format!("Python `{shown}`, chosen by --python"), &format!("`{shown} -m pip install ")] {
+    let python = bare.display();
+    for needle in [&format!("Python `{python}`, chosen by --python"), &format!("`{python} -m pip install ")] {
         assert!(failure.line().contains(needle), "no {needle:?} in {}", failure.line());
     }
 }
@@ -192,17 +192,17 @@ async fn a_failed_start_reports_its_cause_and_leaves_no_process() {
         ),
     ];
     for (builder, needles) in cases {
-        let shown = format!("{builder:?}");
+        let options = format!("{builder:?}");
         let failure = builder.try_start().await.unwrap_err();
-        assert_eq!(failure.code, Some(5), "{shown}: {}", failure.stderr);
+        assert_eq!(failure.code, Some(5), "{options}: {}", failure.stderr);
         let line = failure.line();
         for needle in needles {
-            assert!(line.contains(needle), "{shown}: no {needle:?} in {line}\n{}", failure.stderr);
+            assert!(line.contains(needle), "{options}: no {needle:?} in {line}\n{}", failure.stderr);
         }
     }
     drop(taken);
-    let left: Vec<_> = ["never_ready.py", "no.such.module"].into_iter().flat_map(processes_with).collect();
-    assert!(left.is_empty(), "left running: {left:?}");
+    let running: Vec<_> = ["never_ready.py", "no.such.module"].into_iter().flat_map(processes_with).collect();
+    assert!(running.is_empty(), "still running: {running:?}");
 }
 
 #[tokio::test]
@@ -276,7 +276,7 @@ async fn the_configuration_file_sets_options_that_flags_and_environment_do_not_s
     let another = pb::RegisterVariableRequest { name: "another".into(), ..note("one too many") };
     let rejected = client.register_variable(another).await.unwrap_err();
     assert!(
-        rejected.message().contains("holds 1 variables"),
+        rejected.message().contains("limit of 1 variables in session"),
         "the environment overrides the file: {rejected}"
     );
     signal(sandbox.pid(), Signal::SIGKILL);

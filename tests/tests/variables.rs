@@ -56,13 +56,13 @@ async fn variables_are_registered_read_written_listed_rolled_back_and_deleted() 
     let mut request = registration("rate", "float", r#"{"min": 0, "max": 10}"#, any("snakepit.float", "1.5"));
     request.metadata =
         [("source".to_owned(), "python".to_owned()), ("unit".to_owned(), "Hz".to_owned())].into();
-    let answer = client.register_variable(request.clone()).await.unwrap().into_inner();
-    assert!(answer.success && answer.variable_id.starts_with("var_"), "{answer:?}");
+    let response = client.register_variable(request.clone()).await.unwrap().into_inner();
+    assert!(response.success && response.variable_id.starts_with("var_"), "{response:?}");
     let taken = client.register_variable(request).await.unwrap_err();
     assert_eq!((taken.code(), taken.message().contains("already exists")), (Code::AlreadyExists, true));
 
     let found = get(&mut client, "rate").await;
-    assert_eq!(found, get(&mut client, &answer.variable_id).await);
+    assert_eq!(found, get(&mut client, &response.variable_id).await);
     assert_eq!((&*found.r#type, found.version, found.source), ("float", 0, 1));
     assert_eq!(found.value, Some(any("snakepit.float", "1.5")));
     assert_eq!((&*found.constraints_json, &*found.metadata["unit"]), (r#"{"min": 0, "max": 10}"#, "Hz"));
@@ -74,11 +74,12 @@ async fn variables_are_registered_read_written_listed_rolled_back_and_deleted() 
     let double = any("google.protobuf.DoubleValue", 2.5_f64.encode_to_vec());
     let bare = any("google.protobuf.StringValue", "3");
     let value = any("google.protobuf.Value", "3.5");
-    for (version, (sent, kept)) in (1..).zip([(int64, "2.0"), (double, "2.5"), (bare, "3.0"), (value, "3.5")])
+    for (version, (sent, stored)) in
+        (1..).zip([(int64, "2.0"), (double, "2.5"), (bare, "3.0"), (value, "3.5")])
     {
-        let answer = client.set_variable(write("rate", sent)).await.unwrap().into_inner();
-        assert_eq!((answer.success, answer.new_version), (true, version));
-        assert_eq!(get(&mut client, "rate").await.value, Some(any("snakepit.float", kept)));
+        let response = client.set_variable(write("rate", sent)).await.unwrap().into_inner();
+        assert_eq!((response.success, response.new_version), (true, version));
+        assert_eq!(get(&mut client, "rate").await.value, Some(any("snakepit.float", stored)));
     }
 
     let listed = |pattern: &str| pb::ListVariablesRequest { session_id: "s".into(), pattern: pattern.into() };
@@ -116,8 +117,10 @@ async fn variables_are_registered_read_written_listed_rolled_back_and_deleted() 
     assert_eq!(unknown.code(), Code::NotFound);
     assert!(unknown.message().contains("versions 0 to 5 are kept"), "{unknown:?}");
 
-    let delete =
-        pb::DeleteVariableRequest { session_id: "s".into(), variable_identifier: answer.variable_id.clone() };
+    let delete = pb::DeleteVariableRequest {
+        session_id: "s".into(),
+        variable_identifier: response.variable_id.clone(),
+    };
     assert!(client.delete_variable(delete.clone()).await.unwrap().into_inner().success);
     for missing in [
         client.delete_variable(delete).await.unwrap_err(),
@@ -159,7 +162,7 @@ async fn invalid_input_is_rejected_with_its_field_and_limit() {
         (registration("m", "null", "", number("1")), "invalid type `null`"),
         (
             registration("m", "integer", r#"{"minimum": 1}"#, number("1")),
-            "`minimum` is unknown; it takes min, max",
+            "`minimum` is unknown; the type takes min, max",
         ),
         (
             registration("m", "string", r#"{"pattern": "("}"#, any("snakepit.string", "\"\"")),
@@ -307,10 +310,10 @@ async fn a_version_conflict_names_both_versions() {
     }
 }
 
-/// Returns the code and reason of each rejected write of a batch. They equal those in the status of a single write.
-fn reasons(answer: &pb::BatchSetVariablesResponse) -> Vec<(&str, Code, &str)> {
-    assert!(answer.reasons.keys().eq(answer.errors.keys()), "{answer:?}");
-    answer.reasons.iter().map(|(name, reason)| (&**name, reason.code.into(), &*reason.reason)).collect()
+/// Returns the code and reason of each rejected write of a batch. The status of a single write has the same ones.
+fn reasons(response: &pb::BatchSetVariablesResponse) -> Vec<(&str, Code, &str)> {
+    assert!(response.reasons.keys().eq(response.errors.keys()), "{response:?}");
+    response.reasons.iter().map(|(name, reason)| (&**name, reason.code.into(), &*reason.reason)).collect()
 }
 
 #[tokio::test]
@@ -327,36 +330,36 @@ async fn batches_read_and_write_atomically_or_individually() {
         atomic,
         ..Default::default()
     };
-    let answer = client.set_variables(batch(&[("a", "1"), ("b", "2")], true)).await.unwrap().into_inner();
-    assert!(answer.success && answer.errors.is_empty());
-    assert_eq!(answer.new_versions, [("a".to_owned(), 1), ("b".to_owned(), 1)].into());
+    let response = client.set_variables(batch(&[("a", "1"), ("b", "2")], true)).await.unwrap().into_inner();
+    assert!(response.success && response.errors.is_empty());
+    assert_eq!(response.new_versions, [("a".to_owned(), 1), ("b".to_owned(), 1)].into());
 
     let bad = [("a", "3"), ("b", "11"), ("c", "1")];
-    let answer = client.set_variables(batch(&bad, true)).await.unwrap().into_inner();
-    assert!(!answer.success && answer.new_versions.is_empty());
-    assert!(answer.errors["b"].contains("above maximum 10") && answer.errors["c"].contains("not found"));
-    assert_eq!(reasons(&answer), [("b", Code::InvalidArgument, "INVALID_VALUE"), MISSING]);
+    let response = client.set_variables(batch(&bad, true)).await.unwrap().into_inner();
+    assert!(!response.success && response.new_versions.is_empty());
+    assert!(response.errors["b"].contains("above maximum 10") && response.errors["c"].contains("not found"));
+    assert_eq!(reasons(&response), [("b", Code::InvalidArgument, "INVALID_VALUE"), MISSING]);
     assert_eq!(get(&mut client, "a").await.version, 1, "no write of the batch was applied");
 
-    let answer = client.set_variables(batch(&bad, false)).await.unwrap().into_inner();
-    assert!(!answer.success);
-    assert_eq!(answer.new_versions, [("a".to_owned(), 2)].into(), "the other writes failed");
-    assert_eq!(reasons(&answer), [("b", Code::InvalidArgument, "INVALID_VALUE"), MISSING]);
+    let response = client.set_variables(batch(&bad, false)).await.unwrap().into_inner();
+    assert!(!response.success);
+    assert_eq!(response.new_versions, [("a".to_owned(), 2)].into(), "the other writes failed");
+    assert_eq!(reasons(&response), [("b", Code::InvalidArgument, "INVALID_VALUE"), MISSING]);
 
     for atomic in [true, false] {
         let mut unreadable = batch(&[("a", "3"), ("c", "1")], atomic);
         unreadable.updates.insert("b".to_owned(), any("snakepit.unheard", "1".to_owned()));
-        let answer = client.set_variables(unreadable).await.unwrap().into_inner();
-        assert!(answer.errors["b"].contains("cannot be read"), "{answer:?}");
-        assert_eq!(reasons(&answer), [("b", Code::InvalidArgument, "INVALID_ARGUMENT"), MISSING]);
+        let response = client.set_variables(unreadable).await.unwrap().into_inner();
+        assert!(response.errors["b"].contains("cannot be read"), "{response:?}");
+        assert_eq!(reasons(&response), [("b", Code::InvalidArgument, "INVALID_ARGUMENT"), MISSING]);
     }
 
     let mut stale = batch(&[("a", "4"), ("b", "4")], true);
     stale.expected_versions = [("a".to_owned(), 3), ("b".to_owned(), 0)].into();
-    let answer = client.set_variables(stale.clone()).await.unwrap().into_inner();
-    assert!(answer.errors["b"].contains("not at the expected version 0"), "{answer:?}");
-    assert_eq!(reasons(&answer), [("b", Code::Aborted, "VERSION_CONFLICT")]);
-    let versions = ["actual", "expected"].map(|key| &*answer.reasons["b"].metadata[key]);
+    let response = client.set_variables(stale.clone()).await.unwrap().into_inner();
+    assert!(response.errors["b"].contains("not at the expected version 0"), "{response:?}");
+    assert_eq!(reasons(&response), [("b", Code::Aborted, "VERSION_CONFLICT")]);
+    let versions = ["actual", "expected"].map(|key| &*response.reasons["b"].metadata[key]);
     assert_eq!(versions, ["1", "0"]);
     stale.expected_versions.insert("b".to_owned(), 1);
     assert!(client.set_variables(stale.clone()).await.unwrap().into_inner().success);
@@ -369,10 +372,10 @@ async fn batches_read_and_write_atomically_or_individually() {
         variable_identifiers: ["a", "missing", "b"].map(str::to_owned).into(),
         ..Default::default()
     };
-    let answer = client.get_variables(request).await.unwrap().into_inner();
-    assert_eq!(answer.missing_variables, ["missing"]);
-    assert_eq!(answer.variables.keys().collect::<Vec<_>>(), ["a", "b"]);
-    assert_eq!(answer.variables["a"].value, Some(number("4")));
+    let response = client.get_variables(request).await.unwrap().into_inner();
+    assert_eq!(response.missing_variables, ["missing"]);
+    assert_eq!(response.variables.keys().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(response.variables["a"].value, Some(number("4")));
 }
 
 #[tokio::test]
@@ -483,14 +486,14 @@ async fn sessions_are_counted_and_their_events_are_streamed() {
     client.cleanup_session(cleanup).await.unwrap();
 
     // The host removes the expired session without a request.
-    let mut seen = Vec::new();
-    while seen.len() < 4 {
+    let mut received = Vec::new();
+    while received.len() < 4 {
         let event = tokio::time::timeout(Duration::from_secs(60), events.message()).await;
         let event = event.expect("an event arrives").unwrap().unwrap();
-        seen.push((event.session_id, event.event));
+        received.push((event.session_id, event.event));
     }
     let expected = [("short", "created"), ("long", "created"), ("long", "deleted"), ("short", "expired")];
-    assert_eq!(seen, expected.map(|(id, event)| (id.to_owned(), event.to_owned())));
+    assert_eq!(received, expected.map(|(id, event)| (id.to_owned(), event.to_owned())));
     let stats = client.get_session_stats(pb::GetSessionStatsRequest {}).await.unwrap().into_inner();
     assert_eq!((stats.live, stats.variables, stats.deleted, stats.expired), (1, 0, 1, 1));
     assert!(stats.sweeps > 0);

@@ -1,7 +1,7 @@
 //! A session backend for a key-value store, written with the record kit.
 //!
-//! The store is a `BTreeMap` of JSON rows behind a mutex, which stands for any storage with transactions. The kit implements the
-//! semantics of every operation; this example only loads and stores rows, and keeps track of time. Run it with
+//! The store is a `BTreeMap` of JSON rows behind a mutex, in place of a storage with transactions. The kit implements the
+//! semantics of every operation. This example only loads and stores rows, and keeps track of time. Run it with
 //! `cargo run -p snakepit-session --example custom_backend`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,7 +57,7 @@ impl KeyValueBackend {
     /// Deletes expired sessions and global programs, so that they do not count against the limits.
     fn reclaim(&self, store: &mut Store) -> Result<usize, SessionError> {
         let now = Instant::now();
-        let is_expired = |expires: &Instant| *expires <= now;
+        let is_expired = |expires_at: &Instant| *expires_at <= now;
         let sessions: Vec<_> =
             store.sessions.iter().filter(|(_, at)| is_expired(at)).map(|(id, _)| id.clone()).collect();
         for id in &sessions {
@@ -91,7 +91,7 @@ impl KeyValueBackend {
         &self,
         id: &SessionId,
         identifiers: &[&str],
-        act: impl FnOnce(
+        operation: impl FnOnce(
             &mut Store,
             &mut SessionRecord,
             &mut Budget<'_>,
@@ -102,23 +102,24 @@ impl KeyValueBackend {
         self.reclaim(store)?;
         let mut record = store.load(id)?;
         store.load_variables(id, &mut record, identifiers)?;
-        let (programs, variables) = (record.header.programs as u64, record.header.variables as u64);
+        let (programs_before, variables_before) =
+            (record.header.programs as u64, record.header.variables as u64);
         let (mut total, mut updates) = (store.stats.bytes, Vec::new());
         let mut resize = |from, to| self.resize(&mut total, from, to);
         let mut budget = Budget { session: id, limits: &self.limits, resize: &mut resize };
-        let done = act(store, &mut record, &mut budget, &mut updates)?;
+        let result = operation(store, &mut record, &mut budget, &mut updates)?;
         store.put(row(Table::Header, id.as_str(), ""), &record.header)?;
         for update in &updates {
             let name = &update.variable.name;
             store.store_variable(id, name, record.variables.get(name).map(|record| &**record))?;
         }
         store.stats.bytes = total;
-        store.stats.programs = store.stats.programs + record.header.programs as u64 - programs;
-        store.stats.variables = store.stats.variables + record.header.variables as u64 - variables;
+        store.stats.programs = store.stats.programs + record.header.programs as u64 - programs_before;
+        store.stats.variables = store.stats.variables + record.header.variables as u64 - variables_before;
         if let Some(watchers) = store.watchers.get_mut(id) {
             updates.iter().for_each(|update| watchers.notify(update));
         }
-        Ok(done)
+        Ok(result)
     }
 }
 
@@ -164,7 +165,7 @@ impl SessionBackend for KeyValueBackend {
         let (size, after) = page.parse()?;
         let store = self.lock();
         let ids = store.sessions.keys().filter(|id| after.as_ref().is_none_or(|after| *id > after));
-        // One more than requested, which shows whether there is another page.
+        // Take one more than requested, which shows whether there is another page.
         let live = ids.filter_map(|id| Some(store.snapshot(id, &store.header(id).ok()?)));
         let mut items: Vec<_> = live.take(size + 1).collect();
         let has_more = items.len() > size;

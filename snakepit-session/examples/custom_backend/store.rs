@@ -1,4 +1,4 @@
-//! The rows of the key-value store, and how records are loaded and stored.
+//! The rows of the key-value store, and the functions that load and store records.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,10 +22,10 @@ pub(crate) enum Table {
     ProgramData,
 }
 
-/// Table, session (empty for global programs), name, version.
+/// The key of a row: table, session (empty for global programs), name, version.
 pub(crate) type Key = (Table, String, String, u32);
 
-/// The store, and the state that dies with the process: expiry times, watchers and counters.
+/// The rows, and the state that is not persistent: expiry times, watchers and counters.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     pub(crate) rows: BTreeMap<Key, Bytes>,
@@ -40,17 +40,17 @@ pub(crate) const GLOBAL: &str = "";
 
 impl Store {
     pub(crate) fn get<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>, SessionError> {
-        let decode = |row: &Bytes| serde_json::from_slice(row).map_err(|error| broken(&error));
+        let decode = |row: &Bytes| serde_json::from_slice(row).map_err(|error| codec_error(&error));
         self.rows.get(key).map(decode).transpose()
     }
 
     pub(crate) fn put(&mut self, key: Key, value: &impl Serialize) -> Result<(), SessionError> {
-        let row = serde_json::to_vec(value).map_err(|error| broken(&error))?;
+        let row = serde_json::to_vec(value).map_err(|error| codec_error(&error))?;
         self.rows.insert(key, row.into());
         Ok(())
     }
 
-    /// The rows of one table that belong to an owner.
+    /// Decodes the rows of one table that belong to an owner.
     pub(crate) fn scan<T: DeserializeOwned>(
         &self,
         table: Table,
@@ -58,7 +58,7 @@ impl Store {
     ) -> Result<Vec<T>, SessionError> {
         let first = (table, owner.to_owned(), String::new(), 0);
         let rows = self.rows.range(first..).take_while(|(key, _)| key.0 == table && key.1 == owner);
-        rows.map(|(_, row)| serde_json::from_slice(row).map_err(|error| broken(&error))).collect()
+        rows.map(|(_, row)| serde_json::from_slice(row).map_err(|error| codec_error(&error))).collect()
     }
 
     /// Loads the header of a live session and renews its TTL.
@@ -69,14 +69,14 @@ impl Store {
     }
 
     pub(crate) fn header(&self, id: &SessionId) -> Result<SessionHeader, SessionError> {
-        let is_live = self.sessions.get(id).is_some_and(|expires| *expires > Instant::now());
+        let is_live = self.sessions.get(id).is_some_and(|expires_at| *expires_at > Instant::now());
         let header = if is_live { self.get(&row(Table::Header, id.as_str(), ""))? } else { None };
         header.ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
     pub(crate) fn snapshot(&self, id: &SessionId, header: &SessionHeader) -> Session {
-        let expires = self.sessions.get(id).copied().unwrap_or_else(Instant::now);
-        header.snapshot(id, expires.saturating_duration_since(Instant::now()))
+        let expires_at = self.sessions.get(id).copied().unwrap_or_else(Instant::now);
+        header.snapshot(id, expires_at.saturating_duration_since(Instant::now()))
     }
 
     pub(crate) fn load_variables(
@@ -108,7 +108,7 @@ impl Store {
         Ok(())
     }
 
-    /// Stores a variable, or deletes it if it has no record any more.
+    /// Stores a variable, or deletes it if `record` is `None`.
     pub(crate) fn store_variable(
         &mut self,
         id: &SessionId,
@@ -120,9 +120,10 @@ impl Store {
             Some(record) => self.put(key, record)?,
             None => drop(self.rows.remove(&key)),
         }
-        let kept = record.map_or(0..0, VariableRecord::older);
-        self.rows.retain(|(table, owner, of, number), _| {
-            (*table, &**owner, &**of) != (Table::Version, id.as_str(), name.as_str()) || kept.contains(number)
+        let older = record.map_or(0..0, VariableRecord::older);
+        self.rows.retain(|(table, owner, row_name, number), _| {
+            (*table, &**owner, &**row_name) != (Table::Version, id.as_str(), name.as_str())
+                || older.contains(number)
         });
         // The newest entry of the history is the variable itself.
         for version in record.into_iter().flat_map(|record| record.history(0).skip(1)) {
@@ -181,7 +182,7 @@ impl Store {
     }
 
     pub(crate) fn global(&mut self, name: &ProgramName) -> Result<ProgramRecord, SessionError> {
-        let is_live = self.globals.get(name).is_some_and(|expires| *expires > Instant::now());
+        let is_live = self.globals.get(name).is_some_and(|expires_at| *expires_at > Instant::now());
         let program = if is_live { self.load_program(GLOBAL, name, true)? } else { None };
         program.ok_or_else(|| program_not_found(None, name))
     }
@@ -191,6 +192,6 @@ pub(crate) fn row(table: Table, owner: &str, name: &str) -> Key {
     (table, owner.to_owned(), name.to_owned(), 0)
 }
 
-fn broken(error: &serde_json::Error) -> SessionError {
+fn codec_error(error: &serde_json::Error) -> SessionError {
     SessionError::Backend { problem: error.to_string() }
 }

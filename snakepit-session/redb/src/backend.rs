@@ -1,4 +1,4 @@
-//! The operations of the trait. Changes go through the writer; reads use a snapshot.
+//! The implementation of `SessionBackend`. Writes go through the writer; reads use a snapshot.
 
 use std::sync::Arc;
 
@@ -138,9 +138,9 @@ impl SessionBackend for RedbBackend {
         let checked = CheckedValue::for_new_variable(&self.shared.limits, &new).await;
         self.write(size_of_version(&new.value, &new.note), move |group| {
             group.change_variables(&id, &[name.to_string()], |record, budget, changes| {
-                let made = record.register(budget, &name, new, checked)?;
-                changes.add(UpdateKind::Registered, made);
-                Ok(made.variable.clone())
+                let registered = record.register(budget, &name, new, checked)?;
+                changes.add(UpdateKind::Registered, registered);
+                Ok(registered.variable.clone())
             })
         })
         .await
@@ -245,11 +245,11 @@ impl SessionBackend for RedbBackend {
     }
 
     async fn sweep(&self) -> Result<usize, SessionError> {
-        let (mut swept, mut begins) = (0, true);
+        let (mut swept, mut is_first) = (0, true);
         loop {
-            let (some, more) = self.write(0, move |group| group.sweep(SWEEP_ROWS, begins)).await?;
-            (swept, begins) = (swept + some, false);
-            if !more {
+            let (reclaimed, has_more) = self.write(0, move |group| group.sweep(SWEEP_ROWS, is_first)).await?;
+            (swept, is_first) = (swept + reclaimed, false);
+            if !has_more {
                 return Ok(swept);
             }
         }
@@ -272,7 +272,7 @@ impl RedbBackend {
             view.load_variables(id, &identifiers, &mut record)?;
             Ok(record)
         });
-        // The writer reports errors. It checks the value of a variable that another write registers meanwhile.
+        // The writer reports errors. It also checks the values of variables that another write registers in the meantime.
         let record = record.await.ok();
         WritePreparation::of(&self.shared.limits, record.as_ref(), updates).prepare().await
     }
@@ -295,30 +295,30 @@ impl RedbBackend {
     }
 }
 
-/// A page of live sessions.
+/// Reads a page of live sessions.
 fn list(
     view: &View,
     shared: &Shared,
     after: Option<&SessionId>,
     size: usize,
 ) -> Result<Page<Session>, SessionError> {
-    let (mut items, mut more, now) = (Vec::new(), false, Instant::now());
+    let (mut items, mut has_more, now) = (Vec::new(), false, Instant::now());
     view.headers(after, |id, row| {
         let Some(lease) = shared.leases.live(&Holder::Session(id.clone()), now) else {
             return Ok(true);
         };
-        more = items.len() == size;
-        if !more {
+        has_more = items.len() == size;
+        if !has_more {
             match decode(row) {
                 Ok(header) => items.push(lease.snapshot(&id, header, now)),
                 // An unreadable session must not hide the others.
                 Err(error) => {
-                    tracing::error!(session = %id, %error, "a session is left out of a listing");
+                    tracing::error!(session = %id, %error, "omitted an unreadable session from a listing");
                 }
             }
         }
-        Ok(!more)
+        Ok(!has_more)
     })?;
-    let next = items.last().filter(|_| more).map(|last: &Session| last.id.to_string());
+    let next = items.last().filter(|_| has_more).map(|last: &Session| last.id.to_string());
     Ok(Page { items, next })
 }

@@ -1,6 +1,6 @@
 //! [`CheckedStorage`]: redb's storage, with a check that no other process overwrote or truncated the file.
 //!
-//! It remembers the length of the file and the header that redb wrote last. Each commit changes the header, so a file with the
+//! It records the length of the file and the header that redb wrote last. Each commit changes the header, so a file with the
 //! same header is in the same state.
 
 use std::{
@@ -14,7 +14,7 @@ use redb::{BackendError, StorageBackend};
 /// The maximum size of redb's header in bytes.
 pub(super) const HEADER_BYTES: usize = 512;
 
-const OVERWRITTEN: &str = "another process overwrote or truncated it while it was in use, and nothing is read or written; \
+const OVERWRITTEN: &str = "another process overwrote or truncated it while it was in use, so the host no longer uses it; \
                            stop the host, restore the file from a copy, and start the host again";
 
 /// An open file. Clones share it.
@@ -24,12 +24,12 @@ pub(super) struct CheckedStorage(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     storage: Box<dyn StorageBackend>,
-    written: Mutex<Written>,
+    expected: Mutex<ExpectedFile>,
 }
 
-/// The file as it was written last.
+/// The expected state of the file: as this process wrote it last.
 #[derive(Debug, Clone)]
-struct Written {
+struct ExpectedFile {
     len: u64,
     header: [u8; HEADER_BYTES],
     state: State,
@@ -37,7 +37,7 @@ struct Written {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The file is as it was last written.
+    /// The file is as this process wrote it last.
     Known,
     /// A write failed, so the content is unknown.
     Unknown,
@@ -48,43 +48,43 @@ enum State {
 impl CheckedStorage {
     pub(super) fn new(storage: impl StorageBackend) -> io::Result<Self> {
         let (len, header) = read(&storage)?;
-        let written = Mutex::new(Written { len, header, state: State::Known });
-        Ok(Self(Arc::new(Inner { storage: Box::new(storage), written })))
+        let expected = Mutex::new(ExpectedFile { len, header, state: State::Known });
+        Ok(Self(Arc::new(Inner { storage: Box::new(storage), expected })))
     }
 
-    fn written(&self) -> MutexGuard<'_, Written> {
-        self.0.written.lock().unwrap_or_else(PoisonError::into_inner)
+    fn expected(&self) -> MutexGuard<'_, ExpectedFile> {
+        self.0.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks that the file is as it was last written. After a mismatch, all writes fail.
+    /// Checks that the file is as this process wrote it last. After a mismatch, all writes fail.
     ///
     /// # Errors
     /// A message for the caller, after a mismatch.
     pub(super) fn check(&self) -> Result<(), String> {
-        let mut written = self.written();
+        let mut expected = self.expected();
         // The commit reports a file that cannot be read.
-        if written.state == State::Known
+        if expected.state == State::Known
             && let Ok((len, header)) = read(&*self.0.storage)
-            && (len, header) != (written.len, written.header)
+            && (len, header) != (expected.len, expected.header)
         {
-            written.state = State::Foreign;
+            expected.state = State::Foreign;
         }
-        if written.state == State::Foreign { Err(OVERWRITTEN.to_owned()) } else { Ok(()) }
+        if expected.state == State::Foreign { Err(OVERWRITTEN.to_owned()) } else { Ok(()) }
     }
 
     pub(super) fn is_foreign(&self) -> bool {
-        self.written().state == State::Foreign
+        self.expected().state == State::Foreign
     }
 
-    /// Checks that a reopened file is as it was last written through `before`.
+    /// Checks that a reopened file is as this process wrote it last through `before`.
     ///
     /// # Errors
     /// A message for the caller, after a mismatch.
-    pub(super) fn check_is(&self, before: &Self) -> Result<(), String> {
-        let (now, before) = (self.written().clone(), before.written().clone());
+    pub(super) fn check_unchanged_since(&self, before: &Self) -> Result<(), String> {
+        let (reopened, before) = (self.expected().clone(), before.expected().clone());
         let is_same = match before.state {
-            State::Unknown => now.len >= HEADER_BYTES as u64,
-            State::Known | State::Foreign => (now.len, now.header) == (before.len, before.header),
+            State::Unknown => reopened.len >= HEADER_BYTES as u64,
+            State::Known | State::Foreign => (reopened.len, reopened.header) == (before.len, before.header),
         };
         if is_same { Ok(()) } else { Err(OVERWRITTEN.to_owned()) }
     }
@@ -93,16 +93,16 @@ impl CheckedStorage {
     fn change(
         &self,
         change: impl FnOnce(&dyn StorageBackend) -> io::Result<()>,
-        note: impl FnOnce(&mut Written),
+        record: impl FnOnce(&mut ExpectedFile),
     ) -> io::Result<()> {
-        let mut written = self.written();
-        if written.state == State::Foreign {
+        let mut expected = self.expected();
+        if expected.state == State::Foreign {
             return Err(io::Error::other(OVERWRITTEN));
         }
         match change(&*self.0.storage) {
-            Ok(()) => note(&mut written),
+            Ok(()) => record(&mut expected),
             Err(error) => {
-                written.state = State::Unknown;
+                expected.state = State::Unknown;
                 return Err(error);
             }
         }
@@ -110,12 +110,12 @@ impl CheckedStorage {
     }
 }
 
-/// The length of a file, and its header, padded with zeros.
+/// Reads the length of a file, and its header, padded with zeros.
 fn read(storage: &(impl StorageBackend + ?Sized)) -> io::Result<(u64, [u8; HEADER_BYTES])> {
     let len = storage.len()?;
     let mut header = [0; HEADER_BYTES];
-    let known = usize::try_from(len).map_or(HEADER_BYTES, |len| len.min(HEADER_BYTES));
-    storage.read(0, &mut header[..known])?;
+    let header_len = usize::try_from(len).map_or(HEADER_BYTES, |len| len.min(HEADER_BYTES));
+    storage.read(0, &mut header[..header_len])?;
     Ok((len, header))
 }
 
@@ -129,12 +129,12 @@ impl StorageBackend for CheckedStorage {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let note = |written: &mut Written| {
-            written.len = len;
-            let known = usize::try_from(len).map_or(HEADER_BYTES, |len| len.min(HEADER_BYTES));
-            written.header[known..].fill(0);
+        let record = |expected: &mut ExpectedFile| {
+            expected.len = len;
+            let header_len = usize::try_from(len).map_or(HEADER_BYTES, |len| len.min(HEADER_BYTES));
+            expected.header[header_len..].fill(0);
         };
-        self.change(|storage| storage.set_len(len), note)
+        self.change(|storage| storage.set_len(len), record)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -142,13 +142,13 @@ impl StorageBackend for CheckedStorage {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let note = |written: &mut Written| {
-            written.len = written.len.max(offset + data.len() as u64);
-            let from = usize::try_from(offset).map_or(HEADER_BYTES, |offset| offset.min(HEADER_BYTES));
-            let some = data.len().min(HEADER_BYTES - from);
-            written.header[from..from + some].copy_from_slice(&data[..some]);
+        let record = |expected: &mut ExpectedFile| {
+            expected.len = expected.len.max(offset + data.len() as u64);
+            let start = usize::try_from(offset).map_or(HEADER_BYTES, |offset| offset.min(HEADER_BYTES));
+            let count = data.len().min(HEADER_BYTES - start);
+            expected.header[start..start + count].copy_from_slice(&data[..count]);
         };
-        self.change(|storage| storage.write(offset, data), note)
+        self.change(|storage| storage.write(offset, data), record)
     }
 
     fn close(&self) -> io::Result<()> {

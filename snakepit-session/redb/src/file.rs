@@ -1,12 +1,12 @@
-//! Checks before a commit: whether the path still leads to the open file, and whether the disk has space.
+//! Checks before a commit that the path still leads to the open file, and that the disk has space.
 
 use std::{fs, io, path::Path};
 
 /// The free disk space that a commit needs in addition to twice its size, in bytes.
 #[cfg(unix)]
-const MIN_FREE: u64 = 1024 * 1024;
+const MIN_FREE_BYTES: u64 = 1024 * 1024;
 
-/// Identifies a file: device and inode.
+/// The identity of a file: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileIdentity {
     #[cfg(unix)]
@@ -43,26 +43,26 @@ impl FileIdentity {
     }
 }
 
-/// Checks whether the disk has space for a commit that adds about `added` bytes to `stored` ones. The commit proceeds if the free
-/// space is unknown. Deletions always proceed, because they need no more space than the file has.
+/// Checks whether the disk has space for a commit that adds about `added_bytes` to a file with `stored_bytes` of data. The commit
+/// proceeds if the free space is unknown. Deletions always proceed, because they need no more space than the file has.
 pub(super) fn check_free_space(
     path: &Path,
     file: &fs::Metadata,
-    stored: usize,
-    added: usize,
+    stored_bytes: usize,
+    added_bytes: usize,
 ) -> Result<(), String> {
     #[cfg(unix)]
-    if added > 0 {
+    if added_bytes > 0 {
         use std::os::unix::fs::MetadataExt;
 
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let Ok(disk) = nix::sys::statvfs::statvfs(directory.unwrap_or(Path::new("."))) else { return Ok(()) };
         #[allow(clippy::useless_conversion, reason = "the types differ between platforms")]
         let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size().into());
-        let needed = MIN_FREE.saturating_add(2 * added as u64);
+        let needed = MIN_FREE_BYTES.saturating_add(2 * added_bytes as u64);
         // A file that contained more data has free space inside.
-        let within = (file.blocks() * 512).saturating_sub(2 * stored as u64);
-        if free < needed && within < 2 * needed {
+        let reusable = (file.blocks() * 512).saturating_sub(2 * stored_bytes as u64);
+        if free < needed && reusable < 2 * needed {
             return Err(format!(
                 "the disk is almost full: {free} bytes are free, and the write needs {needed}; nothing was written; \
                  writes succeed again once enough space is free"
@@ -70,6 +70,6 @@ pub(super) fn check_free_space(
         }
     }
     #[cfg(not(unix))]
-    let _ = (path, file, stored, added);
+    let _ = (path, file, stored_bytes, added_bytes);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! [`Group`]: the operations of one transaction, which run in sequence. Each operation makes all its changes or none. Changes of
-//! state in memory are staged until the commit.
+//! [`Group`]: the operations of one transaction, which run in sequence. Each operation makes all its changes or none. Changes to
+//! the state in memory are staged until the commit.
 
 use std::{
     borrow::Borrow,
@@ -77,16 +77,16 @@ impl<'a> Group<'a> {
     }
 
     /// Counts rows before they are written. If the write fails, their state is unknown.
-    const fn writing(&mut self, rows: usize) {
+    const fn count_writes(&mut self, rows: usize) {
         self.state.staged.writes += rows;
     }
 
     fn put_header(&mut self, id: &SessionId, header: &SessionHeader) -> Result<(), SessionError> {
-        self.writing(1);
+        self.count_writes(1);
         put(&mut self.sessions, header_key(id), &encode(header)?)
     }
 
-    /// A lease, expired or not, including changes of this group.
+    /// Returns a lease, expired or not, including changes of this group.
     fn lease(&self, holder: &Holder) -> Option<Lease> {
         match self.state.staged.leases.get(holder) {
             Some(staged) => staged.clone(),
@@ -94,16 +94,16 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// A lease that has not expired.
-    fn live(&self, holder: &Holder) -> Option<Lease> {
-        self.lease(holder).filter(|lease| !lease.is_over(self.now))
+    /// Returns a lease that has not expired.
+    fn live_lease(&self, holder: &Holder) -> Option<Lease> {
+        self.lease(holder).filter(|lease| !lease.is_expired(self.now))
     }
 
     /// Renews a lease that has not expired, and returns it.
     fn renew(&mut self, holder: &Holder) -> Option<Lease> {
         match self.state.staged.leases.get_mut(holder) {
             Some(staged) => {
-                let lease = staged.as_mut().filter(|lease| !lease.is_over(self.now))?;
+                let lease = staged.as_mut().filter(|lease| !lease.is_expired(self.now))?;
                 lease.renew(self.now);
                 Some(lease.clone())
             }
@@ -157,13 +157,13 @@ impl<'a> Group<'a> {
 
     pub(super) fn delete(&mut self, id: &SessionId) -> Result<Session, SessionError> {
         let holder = Holder::Session(id.clone());
-        let lease = self.live(&holder).ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
+        let lease = self.live_lease(&holder).ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
         let session = lease.snapshot(id, self.record(id)?.header, self.now);
         self.remove(&holder, SessionEventKind::Deleted)?;
         Ok(session)
     }
 
-    /// Runs an operation on a record and stores the header if it changed.
+    /// Runs an operation on a record. Stores the header if the size or a count changed.
     fn edit<T>(
         &mut self,
         id: &SessionId,
@@ -171,17 +171,17 @@ impl<'a> Group<'a> {
         operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         let usage = |header: &SessionHeader| (header.bytes, header.programs, header.variables);
-        let was = usage(&record.header);
+        let before = usage(&record.header);
         let limits = &self.shared.limits;
         let mut resize = |from, to| self.resize(from, to);
-        let done = operation(record, &mut Budget { session: id, limits, resize: &mut resize })?;
-        if usage(&record.header) != was {
+        let result = operation(record, &mut Budget { session: id, limits, resize: &mut resize })?;
+        if usage(&record.header) != before {
             let totals = self.totals();
-            totals.session_programs = totals.session_programs + record.header.programs - was.1;
-            totals.variables = totals.variables + record.header.variables - was.2;
+            totals.session_programs = totals.session_programs + record.header.programs - before.1;
+            totals.variables = totals.variables + record.header.variables - before.2;
             self.put_header(id, &record.header)?;
         }
-        Ok(done)
+        Ok(result)
     }
 
     pub(super) fn put_program(
@@ -222,8 +222,8 @@ impl<'a> Group<'a> {
         let limits = &self.shared.limits;
         let program = ProgramRecord::global(limits, name, program)?;
         let holder = Holder::Global(name.clone());
-        let lives = self.live(&holder).is_some();
-        if !lives {
+        let is_live = self.live_lease(&holder).is_some();
+        if !is_live {
             self.expire(&holder)?;
             let limit = limits.max_programs;
             self.reclaim(|staged| staged.totals.global_programs < limit)?;
@@ -235,7 +235,7 @@ impl<'a> Group<'a> {
         self.write_program(GLOBAL_OWNER, &program)?;
         let lease = Lease::new(limits.ttl(program.info.ttl), self.now);
         self.state.staged.leases.insert(holder, Some(lease));
-        if lives {
+        if is_live {
             return Ok(Created::Existing);
         }
         self.totals().global_programs += 1;
@@ -244,39 +244,39 @@ impl<'a> Group<'a> {
 
     pub(super) fn delete_global(&mut self, name: &ProgramName) -> Result<(), SessionError> {
         let holder = Holder::Global(name.clone());
-        if self.live(&holder).is_none() {
+        if self.live_lease(&holder).is_none() {
             return Err(program_not_found(None, name));
         }
         self.remove(&holder, SessionEventKind::Deleted)
     }
 
-    /// Reclaims expired sessions and programs, up to a number of rows. Returns the number of sessions, and whether more may be
-    /// due.
-    pub(super) fn sweep(&mut self, rows: usize, begins: bool) -> Result<(usize, bool), SessionError> {
-        self.totals().sweeps += u64::from(begins);
-        let (expired, most) = (self.totals().expired, self.writes() + rows);
-        self.reclaim(|staged| staged.writes >= most)?;
+    /// Reclaims expired sessions and programs, up to about `max_rows` rows. Returns the number of sessions, and whether more may
+    /// be due. `is_first` marks the first transaction of a sweep.
+    pub(super) fn sweep(&mut self, max_rows: usize, is_first: bool) -> Result<(usize, bool), SessionError> {
+        self.totals().sweeps += u64::from(is_first);
+        let (expired, max_writes) = (self.totals().expired, self.writes() + max_rows);
+        self.reclaim(|staged| staged.writes >= max_writes)?;
         let swept = usize::try_from(self.totals().expired - expired).unwrap_or(usize::MAX);
-        Ok((swept, self.writes() >= most))
+        Ok((swept, self.writes() >= max_writes))
     }
 
     /// Reclaims expired sessions and programs until `is_enough`.
     fn reclaim(&mut self, is_enough: impl Fn(&Staged) -> bool) -> Result<(), SessionError> {
         let mut last = None;
         while !is_enough(&self.state.staged) {
-            // Leases that ended in this group stay in the queue until the commit, so skip them.
+            // Leases that ended in this group stay in the queue until the commit, so continue after the last entry.
             let after = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
             let next = self.state.queue.range((after, Bound::Unbounded)).next();
-            let Some(due) = next.filter(|(queued, _)| *queued <= self.now).cloned() else { break };
+            let Some(due) = next.filter(|(expiry, _)| *expiry <= self.now).cloned() else { break };
             let holder = &due.1;
             if self.state.staged.leases.contains_key(holder) {
-                // The queue entry belongs to the lease before this group.
-            } else if self.shared.leases.get(holder).is_some_and(|lease| lease.is_over(self.now)) {
+                // This group has replaced or ended the lease; the entry is removed with the commit.
+            } else if self.shared.leases.get(holder).is_some_and(|lease| lease.is_expired(self.now)) {
                 self.remove(holder, SessionEventKind::Expired)?;
             } else {
                 self.state.queue.remove(&due);
-                let later = self.shared.leases.queue(holder);
-                self.state.queue.extend(later.map(|later| (later, holder.clone())));
+                let expiry = self.shared.leases.requeue(holder);
+                self.state.queue.extend(expiry.map(|expiry| (expiry, holder.clone())));
             }
             last = Some(due);
         }
@@ -309,13 +309,13 @@ impl<'a> Group<'a> {
     fn remove_session(&mut self, id: &SessionId, kind: SessionEventKind) -> Result<(), SessionError> {
         let summary: Option<HeaderSummary> = get(&self.sessions, header_key(id))?;
         let Some(HeaderSummary { bytes, programs, variables, .. }) = summary else { return Ok(()) };
-        self.writing(1 + variables + 2 * programs);
+        self.count_writes(1 + variables + 2 * programs);
         erase(&mut self.sessions, header_key(id))?;
         let end = end_of(id.as_str());
         if variables > 0 {
             erase_all(&mut self.variables, rows_of(id.as_str(), &end))?;
             let versions = erase_all(&mut self.versions, (id.as_str(), "", 0)..(&end, "", 0))?;
-            self.writing(versions);
+            self.count_writes(versions);
         }
         if programs > 0 {
             erase_all(&mut self.programs, rows_of(id.as_str(), &end))?;
@@ -362,14 +362,14 @@ impl<'a> Group<'a> {
 
     fn write_program(&mut self, owner: &str, program: &ProgramRecord) -> Result<(), SessionError> {
         let key = (owner, program.info.name.as_str());
-        self.writing(2);
+        self.count_writes(2);
         put(&mut self.programs, key, &encode(&program.info)?)?;
         put(&mut self.data, key, &program.data)
     }
 
     fn erase_program(&mut self, owner: &str, name: &ProgramName) -> Result<(), SessionError> {
         let key = (owner, name.as_str());
-        self.writing(2);
+        self.count_writes(2);
         erase(&mut self.programs, key)?;
         erase(&mut self.data, key)
     }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::rows::{GLOBAL_OWNER, header_key};
 
-/// The holder of a lease.
+/// The holder of a lease: a session or a global program.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Holder {
     Session(SessionId),
@@ -33,10 +33,10 @@ impl Holder {
 #[derive(Debug, Clone)]
 pub(super) struct Lease {
     ttl: Duration,
-    expires: Instant,
-    /// The holder's key in the writer's expiry queue.
-    pub(super) queued: Instant,
-    /// Only a hint, and a crash of the host ends its workers too, so it is not stored on each call.
+    expires_at: Instant,
+    /// The expiry time under which the holder is in the writer's queue.
+    pub(super) queue_key: Instant,
+    /// A hint. It is not stored on each call, because a crash of the host ends its workers too.
     pub(super) last_worker: Option<Arc<str>>,
 }
 
@@ -50,39 +50,39 @@ pub(super) struct LeaseRow {
 impl Lease {
     /// Creates a lease with the full TTL.
     pub(super) fn new(ttl: Duration, now: Instant) -> Self {
-        Self { ttl, expires: now + ttl, queued: now + ttl, last_worker: None }
+        Self { ttl, expires_at: now + ttl, queue_key: now + ttl, last_worker: None }
     }
 
     /// Restores a stored lease.
-    pub(super) fn resumed(ttl: Duration, row: LeaseRow, now: Instant) -> Self {
-        // At most the full TTL, even if the wall clock was set back.
-        let left = row.expires.duration_since(SystemTime::now()).unwrap_or_default().min(ttl);
-        Self { ttl, expires: now + left, queued: now + left, last_worker: row.last_worker }
+    pub(super) fn from_row(ttl: Duration, row: LeaseRow, now: Instant) -> Self {
+        // Limit it to the TTL, because the wall clock may have been set back.
+        let remaining = row.expires.duration_since(SystemTime::now()).unwrap_or_default().min(ttl);
+        Self { ttl, expires_at: now + remaining, queue_key: now + remaining, last_worker: row.last_worker }
     }
 
-    pub(super) fn row(&self, now: Instant) -> LeaseRow {
-        LeaseRow { expires: SystemTime::now() + self.left(now), last_worker: self.last_worker.clone() }
+    pub(super) fn to_row(&self, now: Instant) -> LeaseRow {
+        LeaseRow { expires: SystemTime::now() + self.remaining(now), last_worker: self.last_worker.clone() }
     }
 
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.expires <= now
+    pub(super) fn is_expired(&self, now: Instant) -> bool {
+        self.expires_at <= now
     }
 
-    fn left(&self, now: Instant) -> Duration {
-        self.expires.saturating_duration_since(now)
+    fn remaining(&self, now: Instant) -> Duration {
+        self.expires_at.saturating_duration_since(now)
     }
 
     pub(super) fn renew(&mut self, now: Instant) {
-        self.expires = now + self.ttl;
+        self.expires_at = now + self.ttl;
     }
 
     /// The session as callers see it.
     pub(super) fn snapshot(&self, id: &SessionId, header: SessionHeader, now: Instant) -> Session {
-        SessionHeader { last_worker: self.last_worker.clone(), ..header }.snapshot(id, self.left(now))
+        SessionHeader { last_worker: self.last_worker.clone(), ..header }.snapshot(id, self.remaining(now))
     }
 }
 
-/// The leases of all committed sessions and programs. Every caller renews them; only the writer adds and removes them.
+/// The leases of all committed sessions and global programs. Every caller renews them; only the writer adds and removes them.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     leases: DashMap<Holder, Lease>,
@@ -101,17 +101,17 @@ impl Leases {
         now: Instant,
         change: impl FnOnce(&mut Lease),
     ) -> Option<Lease> {
-        let mut lease = self.leases.get_mut(holder).filter(|lease| !lease.is_over(now))?;
+        let mut lease = self.leases.get_mut(holder).filter(|lease| !lease.is_expired(now))?;
         change(&mut lease);
         Some(lease.clone())
     }
 
-    /// A lease that has not expired.
+    /// Returns a lease that has not expired.
     pub(super) fn live(&self, holder: &Holder, now: Instant) -> Option<Lease> {
-        self.get(holder).filter(|lease| !lease.is_over(now))
+        self.get(holder).filter(|lease| !lease.is_expired(now))
     }
 
-    /// A lease, expired or not.
+    /// Returns a lease, expired or not.
     pub(super) fn get(&self, holder: &Holder) -> Option<Lease> {
         self.leases.get(holder).map(|lease| lease.clone())
     }
@@ -130,15 +130,15 @@ impl Leases {
     }
 
     /// Moves a holder in the queue to the expiry time of its lease, and returns that time.
-    pub(super) fn queue(&self, holder: &Holder) -> Option<Instant> {
+    pub(super) fn requeue(&self, holder: &Holder) -> Option<Instant> {
         let mut lease = self.leases.get_mut(holder)?;
-        lease.queued = lease.expires;
-        Some(lease.queued)
+        lease.queue_key = lease.expires_at;
+        Some(lease.queue_key)
     }
 
-    /// All leases in the order of their keys.
+    /// Returns all leases in the order of their keys.
     pub(super) fn rows(&self, now: Instant) -> Vec<(Holder, LeaseRow)> {
-        let rows = self.leases.iter().map(|lease| (lease.key().clone(), lease.row(now)));
+        let rows = self.leases.iter().map(|lease| (lease.key().clone(), lease.to_row(now)));
         let mut rows: Vec<_> = rows.collect();
         rows.sort_unstable_by(|(one, _), (other, _)| one.key().cmp(&other.key()));
         rows

@@ -37,8 +37,8 @@ use open::in_file;
 use rows::{View, damaged, failed, is_disk_error};
 use writer::Writer;
 
-/// Reads above this size in bytes run on a thread that may block. Smaller reads take microseconds, as would the handover.
-const LARGE: usize = 1024 * 1024;
+/// Reads above this size in bytes run on a blocking thread. Smaller reads take microseconds, about as long as the handover.
+const LARGE_READ_BYTES: usize = 1024 * 1024;
 /// The approximate number of rows that one transaction of a sweep removes, which bounds the delay of concurrent writes.
 const SWEEP_ROWS: usize = 4096;
 
@@ -51,7 +51,7 @@ const SWEEP_ROWS: usize = 4096;
 /// # Time
 /// TTLs use a monotonic clock, and renewals stay in memory. A clean shutdown stores the remaining TTLs, and the next start
 /// continues them by the wall clock. After a crash, every session and global program gets a full TTL. None expires early, and
-/// each lives at most one TTL longer. An expired session may return if no
+/// each may live up to one TTL longer. An expired session may return if no
 /// [sweep](snakepit_session::SessionBackend::sweep) removed it. The last worker of a session is also in memory only. A crash
 /// loses it, together with the worker.
 ///
@@ -116,7 +116,7 @@ impl Shared {
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A snapshot of the last commit.
+    /// Opens a snapshot of the last commit.
     async fn view(&self) -> Result<View, SessionError> {
         let database = Arc::clone(&self.database).read_owned().await;
         let transaction = match &*database {
@@ -156,7 +156,7 @@ impl RedbBackend {
         size: usize,
         read: impl FnOnce() -> Result<T, SessionError> + Send + 'static,
     ) -> Result<T, SessionError> {
-        if size <= LARGE {
+        if size <= LARGE_READ_BYTES {
             return read();
         }
         let read = tokio::task::spawn_blocking(read).await;
@@ -165,8 +165,8 @@ impl RedbBackend {
         })
     }
 
-    /// Returns true if the first attempt of a read failed because of the disk. The writer has reopened the file by then, so the
-    /// caller can retry.
+    /// Returns true if the first attempt of a read failed because of the disk. Waits until the writer has tried to reopen the
+    /// file, so that the caller can retry.
     async fn should_retry<T>(&self, has_retried: &mut bool, read: &Result<T, SessionError>) -> bool {
         match read {
             Err(error) if is_disk_error(error) && !std::mem::replace(has_retried, true) => {
@@ -178,7 +178,7 @@ impl RedbBackend {
         }
     }
 
-    /// The header of a session that has a lease.
+    /// Reads the header of a session that has a lease. Also returns the snapshot.
     async fn header(&self, id: &SessionId) -> Result<(View, SessionRecord), SessionError> {
         let view = self.shared.view().await?;
         match view.record(id) {

@@ -31,20 +31,20 @@ use super::{
 };
 
 /// The schema version of rows and tables. Other versions are rejected.
-const VERSION: u64 = 2;
+const SCHEMA_VERSION: u64 = 2;
 /// The size of redb's cache in bytes.
-const CACHE: usize = 256 * 1024 * 1024;
+const CACHE_BYTES: usize = 256 * 1024 * 1024;
 
-/// Returns whether the progress of a check shows that redb rejected an incomplete commit and uses the previous one. Redb reports
-/// 0.0 at the start of each check, 0.6 and 0.9 after passes over sound data, and 0.3 only when it falls back.
-fn falls_back(progress: f64) -> bool {
+/// Whether the progress of a check shows that redb rejected an incomplete commit and uses the previous one. Redb reports 0.0 at
+/// the start of each check, 0.6 and 0.9 after passes over intact data, and 0.3 only when it uses the previous commit.
+fn is_fallback(progress: f64) -> bool {
     0.0 < progress && progress < 0.5
 }
 
 /// The magic number of a complete redb file.
 const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
 /// The maximum size of an incomplete file in bytes.
-const MAX_UNFINISHED: u64 = 1024 * 1024;
+const MAX_UNFINISHED_BYTES: u64 = 1024 * 1024;
 
 /// An open file, its totals and leases.
 pub(super) struct Opened {
@@ -55,7 +55,7 @@ pub(super) struct Opened {
     pub(super) leases: Vec<(Holder, Lease)>,
 }
 
-/// Opens a file and reads its leases. Creates the file if it is missing. `known` identifies a file that was open before and must
+/// Opens a file and reads its leases. Creates the file if it is missing. `known` identifies a file that was open before. It must
 /// be as it was last written.
 pub(super) fn open<F: StorageBackend>(
     path: &Path,
@@ -65,7 +65,7 @@ pub(super) fn open<F: StorageBackend>(
 ) -> Result<Opened, SessionError> {
     // Redb may panic if another program changed its file.
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let opened = database(path, storage, known);
+        let opened = open_database(path, storage, known);
         let (database, identity, guard) = opened.map_err(|problem| SessionError::Backend { problem })?;
         let (totals, leases) = resume(&database, limits)?;
         Ok(Opened { database, identity, guard, totals, leases })
@@ -87,7 +87,7 @@ pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
     }
 }
 
-fn database<F: StorageBackend>(
+fn open_database<F: StorageBackend>(
     path: &Path,
     storage: impl FnOnce(FileBackend) -> F,
     known: Option<(FileIdentity, &CheckedStorage)>,
@@ -113,14 +113,14 @@ fn database<F: StorageBackend>(
     synced.map_err(|error| format!("cannot sync its directory: {error}"))?;
 
     let mut builder = Builder::new();
-    builder.set_cache_size(CACHE);
+    builder.set_cache_size(CACHE_BYTES);
     builder.set_check_integrity_on_open(true);
     let checked = path.to_owned();
     builder.set_repair_callback(move |repair| {
         let path = checked.display();
         tracing::debug!(%path, progress = repair.progress(), "checking sessions");
-        if falls_back(repair.progress()) {
-            tracing::warn!(%path, "the last write was cut off or is damaged; the sessions are those before it");
+        if is_fallback(repair.progress()) {
+            tracing::warn!(%path, "the last commit is incomplete or damaged; using the previous commit");
         }
     });
     let guard = FileBackend::new(file).and_then(|file| {
@@ -132,7 +132,7 @@ fn database<F: StorageBackend>(
     });
     let guard = guard.map_err(|error| format!("cannot open it: {error}"))?;
     if let Some((_, before)) = known {
-        guard.check_is(before)?;
+        guard.check_unchanged_since(before)?;
     }
     let opened = builder.create_with_backend(guard.clone());
     let opened = opened.map_err(|error| match error {
@@ -140,11 +140,11 @@ fn database<F: StorageBackend>(
             format!("it is damaged; restore it from a copy: {problem}")
         }
         DatabaseError::DatabaseAlreadyOpen => {
-            "it is open already, and only one host at a time may have it; give each host a separate file"
+            "it is already open, and only one host at a time can use it; give each host a separate file"
                 .to_owned()
         }
         DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-            format!("it is not a file of sessions: {error}")
+            format!("it is not a session file: {error}")
         }
         error => format!("cannot open it: {error}"),
     });
@@ -169,12 +169,12 @@ fn empty_unfinished(storage: &impl StorageBackend) -> io::Result<()> {
 /// Whether redb was interrupted while creating the file. It writes the header first and the magic number last.
 fn is_unfinished(storage: &impl StorageBackend) -> io::Result<bool> {
     let len = storage.len()?;
-    if len < HEADER_BYTES as u64 || len > MAX_UNFINISHED {
+    if len < HEADER_BYTES as u64 || len > MAX_UNFINISHED_BYTES {
         return Ok(false);
     }
     let mut magic = [0; MAGIC.len()];
     storage.read(0, &mut magic)?;
-    if magic == MAGIC || magic.iter().zip(MAGIC).any(|(found, byte)| ![0, byte].contains(found)) {
+    if magic == MAGIC || magic.iter().zip(MAGIC).any(|(actual, byte)| ![0, byte].contains(actual)) {
         return Ok(false);
     }
     let mut rest = vec![0; usize::try_from(len).map_or(0, |len| len - HEADER_BYTES)];
@@ -190,7 +190,7 @@ fn resume(
     let transaction = database.begin_write().map_err(failed)?;
     let is_new = check_schema(&transaction)?;
     let was_closed = transaction.list_tables().map_err(failed)?.any(|table| table.name() == LEASES.name());
-    let found = holders(&transaction, limits, was_closed)?;
+    let found = load_leases(&transaction, limits, was_closed)?;
     if was_closed {
         // The stored leases are obsolete from now on.
         transaction.delete_table(LEASES).map_err(failed)?;
@@ -203,12 +203,12 @@ fn resume(
     Ok(found)
 }
 
-/// Creates the tables of a new file. Returns whether the file was new.
+/// Creates the tables of a new file. Returns true for a new file.
 fn check_schema(transaction: &WriteTransaction) -> Result<bool, SessionError> {
     let is_new = transaction.list_tables().map_err(failed)?.next().is_none();
     let mut schema = transaction.open_table(SCHEMA).map_err(failed)?;
     if is_new {
-        schema.insert((), VERSION).map_err(failed)?;
+        schema.insert((), SCHEMA_VERSION).map_err(failed)?;
         for table in [SESSIONS, VARIABLES, PROGRAMS, DATA] {
             transaction.open_table(table).map_err(failed)?;
         }
@@ -216,31 +216,31 @@ fn check_schema(transaction: &WriteTransaction) -> Result<bool, SessionError> {
     }
     let version = schema.get(()).map_err(failed)?.map(|version| version.value());
     let problem = match version {
-        Some(VERSION) => return Ok(is_new),
+        Some(SCHEMA_VERSION) => return Ok(is_new),
         Some(other) => format!(
-            "its schema is version {other}, and this host knows version {VERSION} only; use the version of the host that wrote it"
+            "its schema is version {other}, but this host supports only version {SCHEMA_VERSION}; use the host version that wrote it"
         ),
-        None => "it is a database, but not of sessions".to_owned(),
+        None => "it is a redb database, but not a session file".to_owned(),
     };
     Err(SessionError::Backend { problem })
 }
 
-/// The leases of all sessions and programs in the file. After a clean shutdown, they have the stored remaining time. After a
-/// crash, they have the full TTL, because renewals that were only in memory are lost.
-fn holders(
+/// Counts the rows of the file, and loads the leases of all sessions and global programs. After a clean shutdown, leases have
+/// the stored remaining time. After a crash, they have the full TTL, because renewals that were only in memory are lost.
+fn load_leases(
     transaction: &WriteTransaction,
     limits: &SessionLimits,
     was_closed: bool,
 ) -> Result<(Totals, Vec<(Holder, Lease)>), SessionError> {
     let now = Instant::now();
     let (mut totals, mut leases) = (Totals::default(), Vec::new());
-    let written = was_closed.then(|| transaction.open_table(LEASES)).transpose().map_err(failed)?;
+    let stored = was_closed.then(|| transaction.open_table(LEASES)).transpose().map_err(failed)?;
     let lease = |holder: Holder, ttl| {
-        let row: Option<LeaseRow> = match &written {
-            Some(written) => get(written, holder.key())?,
+        let row: Option<LeaseRow> = match &stored {
+            Some(stored) => get(stored, holder.key())?,
             None => None,
         };
-        let lease = row.map_or_else(|| Lease::new(ttl, now), |row| Lease::resumed(ttl, row, now));
+        let lease = row.map_or_else(|| Lease::new(ttl, now), |row| Lease::from_row(ttl, row, now));
         Ok::<_, SessionError>((holder, lease))
     };
     let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
@@ -263,7 +263,7 @@ fn holders(
 }
 
 /// Stores the leases for the next start.
-pub(super) fn close(database: &Database, leases: &Leases) -> Result<(), SessionError> {
+pub(super) fn store_leases(database: &Database, leases: &Leases) -> Result<(), SessionError> {
     let transaction = database.begin_write().map_err(failed)?;
     let mut table = transaction.open_table(LEASES).map_err(failed)?;
     for (holder, row) in leases.rows(Instant::now()) {

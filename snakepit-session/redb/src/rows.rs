@@ -49,6 +49,7 @@ pub(super) struct HeaderSummary {
 /// The prefix of disk errors.
 const DISK_FAILED: &str = "the disk failed";
 
+/// Converts an error of redb.
 pub(super) fn failed(error: impl Into<redb::Error>) -> SessionError {
     let problem = match error.into() {
         error @ (redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed) => {
@@ -85,6 +86,7 @@ pub(super) fn rows_of<'a>(owner: &'a str, end: &'a str) -> Range<(&'a str, &'a s
     (owner, "")..(end, "")
 }
 
+/// Reads and decodes a row.
 pub(super) fn get<'k, T: DeserializeOwned, K: redb::Key + 'static>(
     table: &impl ReadableTable<K, Row>,
     key: impl Borrow<K::SelfType<'k>>,
@@ -93,7 +95,7 @@ pub(super) fn get<'k, T: DeserializeOwned, K: redb::Key + 'static>(
     row.map(|row| decode(row.value())).transpose()
 }
 
-/// The rows of an owner with accepted names, ordered by name.
+/// Decodes the rows of an owner that `is_wanted` accepts by name, in the order of names.
 pub(super) fn scan<T: DeserializeOwned>(
     table: &impl ReadableTable<Key, Row>,
     owner: &str,
@@ -144,25 +146,25 @@ fn check_missing(
     table: &impl ReadableTable<Key, Row>,
     owner: &str,
     name: &str,
-    counted: usize,
+    expected: usize,
 ) -> Result<(), SessionError> {
     let end = end_of(owner);
     let mut rows = 0;
     for entry in table.range(rows_of(owner, &end)).map_err(failed)? {
         let (key, _) = entry.map_err(failed)?;
         if key.value().1 == name {
-            return Err(damaged(&format!("`{name}` of session `{owner}` is not in its place")));
+            return Err(damaged(&format!("the row of `{name}` in session `{owner}` is out of order")));
         }
         rows += 1;
     }
-    check_count(owner, "rows", rows, counted)
+    check_count(owner, "rows", rows, expected)
 }
 
-fn check_count(owner: &str, what: &str, found: usize, counted: usize) -> Result<(), SessionError> {
-    if found == counted {
+fn check_count(owner: &str, what: &str, found: usize, expected: usize) -> Result<(), SessionError> {
+    if found == expected {
         return Ok(());
     }
-    Err(damaged(&format!("of {counted} {what} of session `{owner}`, {found} are there")))
+    Err(damaged(&format!("session `{owner}` has {found} {what} instead of {expected}")))
 }
 
 /// A consistent snapshot of the file.
@@ -187,7 +189,7 @@ impl View {
         self.transaction.open_table(definition).map_err(failed)
     }
 
-    /// The header of a session.
+    /// Loads the header of a session.
     ///
     /// # Errors
     /// [`SessionError::NotFound`].
@@ -196,17 +198,17 @@ impl View {
         header.map(SessionRecord::new).ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
-    /// Passes encoded headers to `show` in the order of ids, starting after `after`, until it returns false.
+    /// Passes encoded headers to `visit` in the order of ids, starting after `after`, until it returns false.
     pub(super) fn headers(
         &self,
         after: Option<&SessionId>,
-        mut show: impl FnMut(SessionId, &[u8]) -> Result<bool, SessionError>,
+        mut visit: impl FnMut(SessionId, &[u8]) -> Result<bool, SessionError>,
     ) -> Result<(), SessionError> {
         let end = after.map(|id| end_of(id.as_str()));
         let first = (end.as_deref().unwrap_or_default(), "");
         for entry in self.table(SESSIONS)?.range(first..).map_err(failed)? {
             let (key, row) = entry.map_err(failed)?;
-            if !show(SessionId::try_new(key.value().0)?, row.value())? {
+            if !visit(SessionId::try_new(key.value().0)?, row.value())? {
                 break;
             }
         }
@@ -229,7 +231,8 @@ impl View {
         })
     }
 
-    /// The variables with accepted names, in order. Checks that there are as many variables as the header counts.
+    /// Returns the variables that `is_wanted` accepts by name, in the order of names. Checks that the session has as many
+    /// variables as its header counts.
     pub(super) fn list_variables(
         &self,
         id: &SessionId,
@@ -237,16 +240,16 @@ impl View {
         is_wanted: impl Fn(&str) -> bool,
     ) -> Result<Vec<Variable>, SessionError> {
         let mut rows = 0;
-        let counted = |name: &str| {
+        let count_and_filter = |name: &str| {
             rows += 1;
             is_wanted(name)
         };
-        let found: Vec<VariableRecord> = scan(&self.table(VARIABLES)?, id.as_str(), counted)?;
+        let found: Vec<VariableRecord> = scan(&self.table(VARIABLES)?, id.as_str(), count_and_filter)?;
         check_count(id.as_str(), "variables", rows, header.variables)?;
         Ok(found.into_iter().map(|found| found.variable).collect())
     }
 
-    /// The newest versions of a variable, newest first: at most `limit`, or all for 0.
+    /// Returns the newest versions of a variable, newest first: at most `limit`, or all for 0.
     pub(super) fn history(
         &self,
         id: &SessionId,
@@ -254,10 +257,10 @@ impl View {
         limit: usize,
     ) -> Result<Vec<VariableVersion>, SessionError> {
         let mut versions: Vec<_> = variable.history(1).collect();
-        let older = if limit == 0 { usize::MAX } else { limit - 1 };
+        let older_limit = if limit == 0 { usize::MAX } else { limit - 1 };
         let table = self.table(VERSIONS)?;
         let name = variable.variable.name.as_str();
-        for version in variable.older().rev().take(older) {
+        for version in variable.older().rev().take(older_limit) {
             let found = get::<VariableVersion, _>(&table, (id.as_str(), name, version))?;
             let missing = || damaged(&format!("version {version} of variable `{name}` is missing"));
             versions.push(found.ok_or_else(missing)?);
@@ -273,7 +276,7 @@ impl View {
         get(&self.table(PROGRAMS)?, (owner, name.as_str()))
     }
 
-    /// Checks that a missing program was never written, by the number that the header counts.
+    /// Checks that a missing program was never written, by comparing the number of programs with the header.
     pub(super) fn check_missing_program(
         &self,
         id: &SessionId,

@@ -46,8 +46,8 @@ impl Totals {
 #[derive(Debug, Default)]
 pub(super) struct State {
     totals: Totals,
-    /// All lease holders by their last known expiry time. Renewals do not update it; a sweep requeues a holder that turns out to
-    /// live longer.
+    /// All lease holders by their last known expiry time. Renewals do not update the queue; a sweep moves the holders that were
+    /// renewed.
     pub(super) queue: BTreeSet<(Instant, Holder)>,
     pub(super) watchers: HashMap<SessionId, Watchers>,
     pub(super) staged: Staged,
@@ -57,9 +57,9 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Staged {
     pub(super) totals: Totals,
-    /// New leases, and `None` for ended ones.
+    /// New leases by holder, and `None` for ended leases.
     pub(super) leases: HashMap<Holder, Option<Lease>>,
-    /// In the order of the changes.
+    /// The notifications, in the order of the changes.
     pub(super) notifications: Vec<Notification>,
     /// The number of rows written.
     pub(super) writes: usize,
@@ -82,26 +82,26 @@ pub(super) enum Notification {
 }
 
 impl State {
-    /// Starts with the contents of a file.
+    /// Adopts the contents of a file.
     pub(super) fn resume(&mut self, shared: &Shared, totals: Totals, leases: Vec<(Holder, Lease)>) {
         self.totals = totals;
         for (holder, lease) in leases {
-            self.queue.insert((lease.queued, holder.clone()));
+            self.queue.insert((lease.queue_key, holder.clone()));
             shared.leases.insert(holder, lease);
         }
         shared.publish(self.totals.stats());
     }
 
     /// Continues with the contents of a reopened file, which may contain the failed group. Keeps existing leases.
-    pub(super) fn reload(&mut self, shared: &Shared, found: Totals, leases: Vec<(Holder, Lease)>) {
-        let Totals { sessions, variables, session_programs, global_programs, bytes, .. } = found;
+    pub(super) fn reload(&mut self, shared: &Shared, in_file: Totals, leases: Vec<(Holder, Lease)>) {
+        let Totals { sessions, variables, session_programs, global_programs, bytes, .. } = in_file;
         self.totals = Totals { sessions, variables, session_programs, global_programs, bytes, ..self.totals };
         let mut missing: HashSet<_> = shared.leases.holders().collect();
         for (holder, lease) in leases {
             if missing.remove(&holder) {
                 continue;
             }
-            self.queue.insert((lease.queued, holder.clone()));
+            self.queue.insert((lease.queue_key, holder.clone()));
             shared.leases.insert(holder.clone(), lease);
             if let Holder::Session(id) = &holder {
                 self.totals.created += 1;
@@ -110,7 +110,7 @@ impl State {
         }
         for holder in missing {
             if let Some(lease) = shared.leases.remove(&holder) {
-                self.queue.remove(&(lease.queued, holder.clone()));
+                self.queue.remove(&(lease.queue_key, holder.clone()));
             }
             if let Holder::Session(id) = &holder {
                 self.totals.deleted += 1;
@@ -125,7 +125,7 @@ impl State {
         self.totals.bytes
     }
 
-    /// Starts a group, without changes.
+    /// Starts a group without changes.
     pub(super) fn begin_group(&mut self) {
         self.staged = Staged { totals: self.totals, ..Staged::default() };
     }
@@ -134,15 +134,15 @@ impl State {
     pub(super) fn publish(&mut self, shared: &Shared) {
         let Staged { totals, leases, notifications, writes: _ } = std::mem::take(&mut self.staged);
         for (holder, lease) in leases {
-            let queued = lease.as_ref().map(|lease| lease.queued);
+            let queue_key = lease.as_ref().map(|lease| lease.queue_key);
             let previous = match lease {
                 Some(lease) => shared.leases.insert(holder.clone(), lease),
                 None => shared.leases.remove(&holder),
             };
             if let Some(previous) = previous {
-                self.queue.remove(&(previous.queued, holder.clone()));
+                self.queue.remove(&(previous.queue_key, holder.clone()));
             }
-            self.queue.extend(queued.map(|queued| (queued, holder)));
+            self.queue.extend(queue_key.map(|queue_key| (queue_key, holder)));
         }
         self.totals = totals;
         shared.publish(totals.stats());
@@ -171,8 +171,8 @@ impl State {
         }
     }
 
-    /// Ends all watches, because the last commit is unknown.
-    pub(super) fn end_watches(&mut self, why: &SessionError) {
-        self.watchers.drain().for_each(|(_, watchers)| watchers.end(why));
+    /// Ends all watches, because the outcome of the last commit is unknown.
+    pub(super) fn end_watches(&mut self, error: &SessionError) {
+        self.watchers.drain().for_each(|(_, watchers)| watchers.end(error));
     }
 }

@@ -1,4 +1,4 @@
-//! Properties of this backend beyond the contract. `tests/killed` contains the tests that kill a process.
+//! Tests of this backend beyond the contract. `tests/killed` contains the tests that kill a process.
 
 use std::{
     collections::HashSet,
@@ -58,7 +58,7 @@ async fn open_as_after_a_crash(directory: &TempDir) -> RedbBackend {
 }
 
 /// Returns the error of opening a file, which must contain its name.
-async fn rejected(path: &Path) -> String {
+async fn open_error(path: &Path) -> String {
     let error = try_open(path).await.unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
     error
@@ -101,8 +101,8 @@ fn concurrent_operations_are_linearizable() {
     session_backend_linearizes(same::in_memory, 60);
 }
 
-/// The complete state of a backend, without remaining lifetimes.
-async fn all_of(backend: &RedbBackend) -> impl PartialEq + std::fmt::Debug + use<> {
+/// Returns the complete state of a backend, without remaining lifetimes.
+async fn complete_state(backend: &RedbBackend) -> impl PartialEq + std::fmt::Debug + use<> {
     let mut sessions = Vec::new();
     for session in backend.list(PageRequest::default()).await.unwrap().items {
         let owner = ProgramOwner::Session(session.id.clone());
@@ -115,8 +115,8 @@ async fn all_of(backend: &RedbBackend) -> impl PartialEq + std::fmt::Debug + use
         sessions.push((Session { expires_in: Duration::ZERO, ..session }, variables, histories, programs));
     }
     let stats = backend.stats().await.unwrap();
-    let held = (stats.live, stats.variables, stats.programs, stats.bytes);
-    (sessions, programs_of(backend, &ProgramOwner::Global).await, held)
+    let totals = (stats.live, stats.variables, stats.programs, stats.bytes);
+    (sessions, programs_of(backend, &ProgramOwner::Global).await, totals)
 }
 
 async fn programs_of(backend: &RedbBackend, owner: &ProgramOwner) -> Vec<(ProgramName, Program)> {
@@ -140,23 +140,27 @@ async fn a_reopened_file_contains_everything() {
     for value in 1..30 {
         set(&backend, "one", "x", value).await.unwrap();
     }
-    let large = Program::new(vec![7; 3 * LARGE], "application/octet-stream");
+    let large = Program::new(vec![7; 3 * LARGE_READ_BYTES], "application/octet-stream");
     for owner in [ProgramOwner::Global, id("two").into()] {
         backend.put_program(&owner, &program_name("p"), large.clone()).await.unwrap();
         backend.put_program(&owner, &program_name("empty"), Program::new("", "text/plain")).await.unwrap();
     }
     backend.set_last_worker(&id("one"), "w-7".into()).await.unwrap();
-    let before = all_of(&backend).await;
+    let before = complete_state(&backend).await;
     drop(backend);
     let backend = open(&directory).await;
-    assert_eq!(all_of(&backend).await, before);
+    assert_eq!(complete_state(&backend).await, before);
     assert_eq!(backend.get(&id("one")).await.unwrap().last_worker.as_deref(), Some("w-7"));
 
     let crashed = open_as_after_a_crash(&directory).await;
-    assert_eq!(crashed.get(&id("one")).await.unwrap().last_worker, None, "it went down with the host");
+    assert_eq!(
+        crashed.get(&id("one")).await.unwrap().last_worker,
+        None,
+        "the last worker is lost with the host"
+    );
     crashed.set_last_worker(&id("one"), "w-7".into()).await.unwrap();
-    assert_eq!(all_of(&crashed).await, before);
-    assert_eq!(set(&crashed, "one", "x", 30).await.unwrap(), 30, "versions go on");
+    assert_eq!(complete_state(&crashed).await, before);
+    assert_eq!(set(&crashed, "one", "x", 30).await.unwrap(), 30, "versions continue");
     for session in ["one", "two"] {
         crashed.delete(&id(session)).await.unwrap();
     }
@@ -167,7 +171,8 @@ async fn a_reopened_file_contains_everything() {
     assert_eq!((stats.live, stats.variables, stats.programs, stats.bytes), (0, 0, 0, 0));
 }
 
-async fn left(backend: &RedbBackend, session: &str) -> u64 {
+/// Returns the remaining lifetime of a session, rounded to seconds.
+async fn remaining_seconds(backend: &RedbBackend, session: &str) -> u64 {
     let page = backend.list(PageRequest::default()).await.unwrap();
     let session = page.items.into_iter().find(|found| found.id == id(session)).unwrap();
     // Far less than a second of real time passes here.
@@ -190,18 +195,24 @@ async fn ttls_continue_after_a_clean_shutdown_and_restart_after_a_crash() {
     tokio::time::advance(Duration::from_secs(20)).await;
 
     let crashed = open_as_after_a_crash(&directory).await;
-    assert_eq!((left(&crashed, "idle").await, left(&crashed, "used").await), (100, 100));
+    assert_eq!(
+        (remaining_seconds(&crashed, "idle").await, remaining_seconds(&crashed, "used").await),
+        (100, 100)
+    );
     crashed.get(&id("short")).await.unwrap();
     crashed.program(&ProgramOwner::Global, &program_name("p")).await.unwrap();
     drop(crashed);
 
     drop(backend);
     let backend = open(&directory).await;
-    assert_eq!((left(&backend, "idle").await, left(&backend, "used").await), (20, 80));
+    assert_eq!(
+        (remaining_seconds(&backend, "idle").await, remaining_seconds(&backend, "used").await),
+        (20, 80)
+    );
     assert_eq!(
         backend.get(&id("short")).await.unwrap_err(),
         SessionError::NotFound { id: id("short") },
-        "expired is expired"
+        "the session stays expired"
     );
     backend.program(&ProgramOwner::Global, &program_name("p")).await.unwrap_err();
     let mut events = backend.subscribe();
@@ -211,7 +222,7 @@ async fn ttls_continue_after_a_clean_shutdown_and_restart_after_a_crash() {
 
     // Stored leases are valid for one start only.
     let crashed = open_as_after_a_crash(&directory).await;
-    assert_eq!(left(&crashed, "idle").await, 100);
+    assert_eq!(remaining_seconds(&crashed, "idle").await, 100);
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,46 +242,46 @@ async fn sweeps_take_many_transactions_for_many_sessions() {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_opened_are_named_with_the_reason() {
+async fn files_that_cannot_be_opened_are_reported_with_path_and_reason() {
     let directory = directory();
     let path = directory.path().join("missing").join("sessions");
-    assert!(rejected(&path).await.contains("its directory does not exist"));
-    assert!(rejected(directory.path()).await.contains("cannot open it"));
+    assert!(open_error(&path).await.contains("its directory does not exist"));
+    assert!(open_error(directory.path()).await.contains("cannot open it"));
 
     let path = directory.path().join("sessions");
     let backend = open(&directory).await;
-    assert!(rejected(&path).await.contains("it is open already"));
+    assert!(open_error(&path).await.contains("it is already open"));
     drop(backend);
     open(&directory).await;
 
     let path = directory.path().join("text");
     std::fs::write(&path, "something else\n".repeat(1000)).unwrap();
-    assert!(rejected(&path).await.contains("not a file of sessions"));
-    assert!(std::fs::read(&path).unwrap().starts_with(b"something else"), "it is left as it is");
+    assert!(open_error(&path).await.contains("not a session file"));
+    assert!(std::fs::read(&path).unwrap().starts_with(b"something else"), "the file is unchanged");
 }
 
 #[tokio::test]
 async fn only_unfinished_files_are_recreated() {
     let directory = directory();
     let path = directory.path().join("sessions");
-    for (begins, ends, is_unfinished) in
+    for (prefix, suffix, is_recreated) in
         [("", "", true), ("redb", "", true), ("redc", "", false), ("", "end", false)]
     {
         let mut bytes = vec![0; 100_000];
-        bytes[..begins.len()].copy_from_slice(begins.as_bytes());
-        bytes[100_000 - ends.len()..].copy_from_slice(ends.as_bytes());
+        bytes[..prefix.len()].copy_from_slice(prefix.as_bytes());
+        bytes[100_000 - suffix.len()..].copy_from_slice(suffix.as_bytes());
         std::fs::write(&path, &bytes).unwrap();
-        if is_unfinished {
+        if is_recreated {
             open(&directory).await.create(&id("s"), NewSession::default()).await.unwrap();
         } else {
-            assert!(rejected(&path).await.contains("not a file of sessions"));
-            assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
+            assert!(open_error(&path).await.contains("not a session file"));
+            assert_eq!(std::fs::read(&path).unwrap(), bytes, "the file is unchanged");
         }
     }
 }
 
-/// Changes a file with plain redb.
-fn meddle<K: redb::Key + 'static, V: redb::Value + 'static>(
+/// Inserts a row with plain redb.
+fn insert_row<K: redb::Key + 'static, V: redb::Value + 'static>(
     path: &Path,
     table: TableDefinition<'_, K, V>,
     key: K::SelfType<'_>,
@@ -283,22 +294,22 @@ fn meddle<K: redb::Key + 'static, V: redb::Value + 'static>(
 }
 
 #[tokio::test]
-async fn foreign_and_other_schemas_are_rejected() {
+async fn foreign_files_and_other_schema_versions_are_rejected() {
     let directory = directory();
     let path = directory.path().join("sessions");
     drop(open(&directory).await);
     for version in [1, 3] {
-        meddle(&path, rows::SCHEMA, (), version);
-        let error = rejected(&path).await;
+        insert_row(&path, rows::SCHEMA, (), version);
+        let error = open_error(&path).await;
         assert!(
-            error.contains(&format!("is version {version}")) && error.contains("knows version 2"),
+            error.contains(&format!("is version {version}")) && error.contains("supports only version 2"),
             "{error}"
         );
     }
 
     let path = directory.path().join("other");
-    meddle(&path, TableDefinition::<u64, u64>::new("other"), 1, 1);
-    assert!(rejected(&path).await.contains("not of sessions"));
+    insert_row(&path, TableDefinition::<u64, u64>::new("other"), 1, 1);
+    assert!(open_error(&path).await.contains("not a session file"));
 }
 
 #[tokio::test]
@@ -310,7 +321,7 @@ async fn damaged_files_are_rejected_and_damaged_rows_affect_nothing_else() {
     register(&backend, "s", "good").await.unwrap();
     register(&backend, "s", "bad").await.unwrap();
     drop(backend);
-    meddle(&path, rows::VARIABLES, ("s", "bad"), b"\x93garbage".as_slice());
+    insert_row(&path, rows::VARIABLES, ("s", "bad"), b"\x93garbage".as_slice());
     let backend = open(&directory).await;
     let (bad, good) = tokio::join!(set(&backend, "s", "bad", 1), set(&backend, "s", "good", 1));
     let bad = bad.unwrap_err().to_string();
@@ -323,11 +334,11 @@ async fn damaged_files_are_rejected_and_damaged_rows_affect_nothing_else() {
     let (length, from) = (bytes.len(), 4096);
     bytes[from..length].fill(0xA5);
     std::fs::write(&path, bytes).unwrap();
-    rejected(&path).await;
+    open_error(&path).await;
 }
 
 #[tokio::test]
-async fn panics_undo_their_group_and_nothing_else() {
+async fn a_panic_rolls_back_only_its_group() {
     let directory = directory();
     let backend = open(&directory).await;
     backend.create(&id("s"), NewSession::default()).await.unwrap();
@@ -336,37 +347,39 @@ async fn panics_undo_their_group_and_nothing_else() {
     let panics = backend.write(0, |group| {
         group.delete(&id("s"))?;
         group.create(&id("t"), NewSession::default())?;
-        panic!("as this test wants it")
+        panic!("a deliberate panic")
     });
     let error = panics.await.map(|(): ()| ()).unwrap_err();
     assert!(error.to_string().contains("panicked"), "{error}");
     backend.get(&id("t")).await.unwrap_err();
     assert_eq!(set(&backend, "s", "x", 1).await.unwrap(), 1);
-    let WatchEvent::Update(update) = watch.next().await.unwrap().unwrap() else { panic!("nothing is lost") };
-    assert_eq!(update.variable.version, 1, "the watch went on");
+    let WatchEvent::Update(update) = watch.next().await.unwrap().unwrap() else {
+        panic!("an update was lost")
+    };
+    assert_eq!(update.variable.version, 1, "the watch continues");
     let stats = backend.stats().await.unwrap();
     assert_eq!((stats.live, stats.created, stats.deleted, stats.variables), (1, 1, 0, 1));
     assert_eq!(backend.delete(&id("s")).await.unwrap().variable_count, 1);
 }
 
 #[tokio::test]
-async fn a_deleted_or_replaced_file_rejects_writes_until_it_is_back() {
+async fn a_deleted_or_replaced_file_rejects_writes_until_it_is_restored() {
     let directory = directory();
-    let (path, aside) = (directory.path().join("sessions"), directory.path().join("aside"));
+    let (path, moved) = (directory.path().join("sessions"), directory.path().join("moved"));
     let backend = open(&directory).await;
     backend.create(&id("s"), NewSession::default()).await.unwrap();
     register(&backend, "s", "x").await.unwrap();
     let mut watch = backend.watch_variables(&id("s"), &[], false).await.unwrap();
-    std::fs::rename(&path, &aside).unwrap();
-    let rejected = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
-    assert!(rejected.contains("deleted") && rejected.contains(path.to_str().unwrap()), "{rejected}");
-    std::fs::copy(&aside, &path).unwrap();
-    let rejected = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
-    assert!(rejected.contains("replaced"), "{rejected}");
-    assert_eq!(backend.variable(&id("s"), "x").await.unwrap().version, 0, "reads go on");
-    std::fs::rename(&aside, &path).unwrap();
+    std::fs::rename(&path, &moved).unwrap();
+    let open_error = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
+    assert!(open_error.contains("deleted") && open_error.contains(path.to_str().unwrap()), "{open_error}");
+    std::fs::copy(&moved, &path).unwrap();
+    let open_error = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
+    assert!(open_error.contains("replaced"), "{open_error}");
+    assert_eq!(backend.variable(&id("s"), "x").await.unwrap().version, 0, "reads continue");
+    std::fs::rename(&moved, &path).unwrap();
     assert_eq!(set(&backend, "s", "x", 1).await.unwrap(), 1);
-    assert!(watch.next().await.unwrap().is_ok(), "and so do watches");
+    assert!(watch.next().await.unwrap().is_ok(), "watches continue");
 }
 
 #[tokio::test]
@@ -393,7 +406,7 @@ async fn an_overwritten_or_truncated_file_rejects_all_operations() {
         set(&backend, "s", "x", 2).await.unwrap();
         assert!(watch.next().await.unwrap().is_ok());
         damage(&path, &copy);
-        let left = std::fs::read(&path).unwrap();
+        let damaged_bytes = std::fs::read(&path).unwrap();
         for _ in 0..2 {
             let error = set(&backend, "s", "x", 3).await.unwrap_err().to_string();
             assert!(error.contains("overwrote or truncated"), "{damaged}: {error}");
@@ -402,7 +415,10 @@ async fn an_overwritten_or_truncated_file_rejects_all_operations() {
         }
         assert!(watch.next().await.unwrap().is_err(), "{damaged}: the watch ends");
         drop(backend);
-        assert!(std::fs::read(&path).unwrap() == left, "{damaged}: the backend does not write to the file");
+        assert!(
+            std::fs::read(&path).unwrap() == damaged_bytes,
+            "{damaged}: the backend does not write to the file"
+        );
         std::fs::copy(&copy, &path).unwrap();
         let backend = open(&directory).await;
         assert_eq!(backend.variable(&id("s"), "x").await.unwrap().version, 1, "{damaged}");
@@ -438,14 +454,14 @@ async fn flipped_bits_never_lose_data_silently() {
         set(&backend, "s", &format!("x{n}"), n).await.unwrap();
     }
     drop(backend);
-    let sound = std::fs::read(directory.path().join("sessions")).unwrap();
-    let (mut opened, mut rejected) = (0, 0);
+    let intact = std::fs::read(directory.path().join("sessions")).unwrap();
+    let (mut opened, mut open_error) = (0, 0);
     for seed in 0..40 {
         let path = directory.path().join(format!("damaged-{seed}"));
-        std::fs::write(&path, &sound).unwrap();
+        std::fs::write(&path, &intact).unwrap();
         flip_bits(&path, 20, seed);
         let Ok(backend) = try_open(&path).await else {
-            rejected += 1;
+            open_error += 1;
             continue;
         };
         opened += 1;
@@ -457,7 +473,7 @@ async fn flipped_bits_never_lose_data_silently() {
             }
         }
     }
-    assert!(rejected > 0, "of 40 files, {opened} were opened");
+    assert!(open_error > 0, "of 40 files, {opened} were opened");
 }
 
 #[tokio::test]

@@ -21,17 +21,18 @@ use super::{
     checked_storage::CheckedStorage,
     file::{FileIdentity, check_free_space},
     group::Group,
-    open::{Opened, close, in_file, open},
+    open::{Opened, in_file, open, store_leases},
     rows::failed,
     state::State,
 };
 
 /// The capacity of the queue. Above it, callers wait (backpressure).
-const QUEUE: usize = 1024;
-/// The limits of a transaction, in operations and in bytes of new values. They bound its latency. The row with the previous value
-/// of a variable does not count.
-const MAX_OPERATIONS: usize = 1024;
-const MAX_BYTES: usize = 16 * 1024 * 1024;
+const QUEUE_CAPACITY: usize = 1024;
+/// The maximum number of operations in a transaction, which bounds its latency.
+const MAX_GROUP_OPERATIONS: usize = 1024;
+/// The maximum size of the new values in a transaction in bytes, which bounds its latency. The rows of previous versions do not
+/// count.
+const MAX_GROUP_BYTES: usize = 16 * 1024 * 1024;
 
 /// An operation to run within a transaction.
 trait Operation: Send {
@@ -40,14 +41,14 @@ trait Operation: Send {
     /// Runs the operation. Returns an error if the backend failed.
     fn run(&mut self, group: &mut Group<'_>) -> Result<(), SessionError>;
     /// Sends the outcome to the caller after the commit.
-    fn answer(self: Box<Self>, committed: Result<(), SessionError>);
+    fn complete(self: Box<Self>, committed: Result<(), SessionError>);
 }
 
 struct Request<T, F> {
     size: usize,
-    act: Option<F>,
+    run: Option<F>,
     outcome: Option<Result<T, SessionError>>,
-    answer: oneshot::Sender<Result<T, SessionError>>,
+    reply: oneshot::Sender<Result<T, SessionError>>,
 }
 
 impl<T, F> Operation for Request<T, F>
@@ -60,17 +61,17 @@ where
     }
 
     fn run(&mut self, group: &mut Group<'_>) -> Result<(), SessionError> {
-        self.outcome = self.act.take().map(|act| act(group));
+        self.outcome = self.run.take().map(|run| run(group));
         match &self.outcome {
             Some(Err(error @ SessionError::Backend { .. })) => Err(error.clone()),
             _ => Ok(()),
         }
     }
 
-    fn answer(self: Box<Self>, committed: Result<(), SessionError>) {
+    fn complete(self: Box<Self>, committed: Result<(), SessionError>) {
         let outcome = self.outcome.unwrap_or_else(|| Err(problem("the operation did not run")));
         // Fails if the caller was dropped.
-        let _ = self.answer.send(committed.and(outcome));
+        let _ = self.reply.send(committed.and(outcome));
     }
 }
 
@@ -95,24 +96,24 @@ impl Writer {
         limits: SessionLimits,
         storage: impl Fn(FileBackend) -> F + Send + 'static,
     ) -> Result<(Self, Arc<Shared>), SessionError> {
-        let (queue, operations) = mpsc::channel(QUEUE);
-        let (opened, answer) = oneshot::channel();
+        let (queue, operations) = mpsc::channel(QUEUE_CAPACITY);
+        let (opened, shared) = oneshot::channel();
         // The thread uses the runtime's clock, which tests pause.
         let runtime = Handle::try_current().ok();
         let run = move || {
             let _clock = runtime.as_ref().map(Handle::enter);
             match WriterThread::open(path, limits, storage, operations) {
-                Ok(work) => {
+                Ok(writer) => {
                     // Fails if the caller was dropped; then the queue is closed too.
-                    let _ = opened.send(Ok(Arc::clone(&work.shared)));
-                    work.run();
+                    let _ = opened.send(Ok(Arc::clone(&writer.shared)));
+                    writer.run();
                 }
                 Err(error) => drop(opened.send(Err(error))),
             }
         };
         let thread = std::thread::Builder::new().name("snakepit-redb".to_owned()).spawn(run);
         let thread = thread.map_err(|error| problem(&format!("cannot start its thread: {error}")))?;
-        let shared = answer.await.map_err(|_| problem("its thread ended while it opened the file"))??;
+        let shared = shared.await.map_err(|_| problem("its thread ended while it opened the file"))??;
         Ok((Self { queue: Some(queue), thread: Some(thread) }, shared))
     }
 
@@ -120,14 +121,14 @@ impl Writer {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         size: usize,
-        act: impl FnOnce(&mut Group<'_>) -> Result<T, SessionError> + Send + 'static,
+        operation: impl FnOnce(&mut Group<'_>) -> Result<T, SessionError> + Send + 'static,
     ) -> Result<T, SessionError> {
         let ended = || problem("its thread has ended");
-        let (answer, answered) = oneshot::channel();
-        let asked = Box::new(Request { size, act: Some(act), outcome: None, answer });
+        let (reply, outcome) = oneshot::channel();
+        let request = Box::new(Request { size, run: Some(operation), outcome: None, reply });
         let queue = self.queue.as_ref().ok_or_else(ended)?;
-        queue.send(asked).await.map_err(|_| ended())?;
-        answered.await.map_err(|_| ended())?
+        queue.send(request).await.map_err(|_| ended())?;
+        outcome.await.map_err(|_| ended())?
     }
 }
 
@@ -152,13 +153,14 @@ struct WriterThread<S> {
     guard: CheckedStorage,
     /// The database, or `None` if it could not be reopened.
     database: Option<Arc<Database>>,
-    /// The last disk failure, and when to retry.
+    /// The last disk failure, and the time of the next attempt.
     outage: Option<(SessionError, Instant)>,
 }
 
-/// The pause after a disk failure: a multiple of the time that reopening took (it reads the whole file), within bounds.
+/// The bounds of the pause after a disk failure.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// The length of the pause, as a multiple of the time that reopening took. Reopening reads the whole file.
 const PAUSE_FACTOR: u32 = 10;
 
 impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
@@ -190,31 +192,32 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
             let mut group = vec![first];
             let committed = self.commit(&mut group);
             for operation in group {
-                operation.answer(committed.clone());
+                operation.complete(committed.clone());
             }
         }
         let path = &self.shared.path;
         let closed = match &self.database {
             Some(database) => {
-                let is_there = self.identity.check(path).and_then(|_| self.guard.check());
-                is_there
-                    .map_err(|why: String| problem(&why))
-                    .and_then(|()| close(database, &self.shared.leases))
+                let intact = self.identity.check(path).and_then(|_| self.guard.check());
+                intact
+                    .map_err(|reason: String| problem(&reason))
+                    .and_then(|()| store_leases(database, &self.shared.leases))
             }
             None => self.outage.map_or(Ok(()), |(failure, _)| Err(failure)),
         };
         if let Err(error) = closed {
-            tracing::error!(path = %path.display(), %error, "failed to close the sessions in order");
+            tracing::error!(path = %path.display(), %error, "failed to close the session file cleanly");
         }
     }
 
     /// Runs the queued operations, including new arrivals, and commits all of them or none.
     fn commit(&mut self, group: &mut Vec<Box<dyn Operation>>) -> Result<(), SessionError> {
         let database = self.database()?;
-        let ran = catch_unwind(AssertUnwindSafe(|| self.try_commit(&database, group)));
-        let ran =
-            ran.unwrap_or_else(|_| Err(problem("an operation panicked, and those with it were not done")));
-        let Err(error) = ran else {
+        let committed = catch_unwind(AssertUnwindSafe(|| self.try_commit(&database, group)));
+        let committed = committed.unwrap_or_else(|_| {
+            Err(problem("an operation panicked, so the operations of its transaction were rolled back"))
+        });
+        let Err(error) = committed else {
             self.state.publish(&self.shared);
             return Ok(());
         };
@@ -237,7 +240,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         let failure = self.outage.as_ref().map(|(failure, _)| failure.clone());
         let failure = failure.unwrap_or_else(|| problem("it is closed"));
         self.check_outage()?;
-        self.open_again(&failure)?;
+        self.reopen(&failure)?;
         self.database.clone().ok_or(failure)
     }
 
@@ -254,20 +257,20 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
     fn fail(&mut self, error: SessionError) -> SessionError {
         let failure = in_file(&self.shared.path, error);
         self.state.end_watches(&failure);
-        if let Err(error) = self.open_again(&failure) {
+        if let Err(error) = self.reopen(&failure) {
             tracing::error!(%error, "cannot reopen the sessions; retrying");
         }
         failure
     }
 
     /// Reopens the file. Writes then fail during a pause; reads continue if the file could be opened.
-    fn open_again(&mut self, failure: &SessionError) -> Result<(), SessionError> {
+    fn reopen(&mut self, failure: &SessionError) -> Result<(), SessionError> {
         let began = Instant::now();
         let Self { shared, identity, guard, database, .. } = self;
         let mut current = shared.database.blocking_write();
-        // The check disables writes to an overwritten file: redb writes to the file on close, and must not damage foreign data.
+        // The check disables writes to an overwritten file. Redb writes to the file on close, which must not damage foreign data.
         if let Err(problem) = guard.check() {
-            tracing::error!(path = %shared.path.display(), problem, "cannot use the file of sessions any more");
+            tracing::error!(path = %shared.path.display(), problem, "can no longer use the session file");
         }
         // The write lock excludes readers, so this closes the file.
         *current = Err(failure.clone());
@@ -311,8 +314,8 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         // Redb's default durability syncs each commit.
         let transaction = database.begin_write().map_err(failed)?;
         let mut group = Group::begin(shared, state, &transaction)?;
-        let (mut at, mut size, mut first_error) = (0, 0, None);
-        while let Some(operation) = operations.get_mut(at) {
+        let (mut index, mut size, mut first_error) = (0, 0, None);
+        while let Some(operation) = operations.get_mut(index) {
             let writes = group.writes();
             group.begin_operation();
             if let Err(error) = operation.run(&mut group) {
@@ -322,14 +325,14 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
                 }
                 first_error.get_or_insert(error);
             }
-            (at, size) = (at + 1, size + operation.size());
-            if at < MAX_OPERATIONS && size < MAX_BYTES {
+            (index, size) = (index + 1, size + operation.size());
+            if index < MAX_GROUP_OPERATIONS && size < MAX_GROUP_BYTES {
                 operations.extend(queue.try_recv());
             }
         }
-        let wrote = group.writes() > 0;
+        let has_writes = group.writes() > 0;
         drop(group);
-        let ended = if wrote {
+        let ended = if has_writes {
             // Check first, because redb rejects all further operations after a failed commit.
             let stored = state.stored_bytes();
             let is_usable = || {
@@ -337,18 +340,18 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
                 guard.check()?;
                 check_free_space(&shared.path, &file, stored, size)
             };
-            match outage.and_then(|()| is_usable().map_err(|why: String| problem(&why))) {
+            match outage.and_then(|()| is_usable().map_err(|reason: String| problem(&reason))) {
                 Ok(()) => transaction.commit().map_err(failed).inspect(|()| self.outage = None),
-                Err(why) => {
+                Err(error) => {
                     // If the abort fails too, the next transaction cannot begin.
                     let _ = transaction.abort();
-                    Err(why)
+                    Err(error)
                 }
             }
         } else {
             transaction.abort().map_err(failed)
         };
-        // The first error explains more than redb's later rejections.
+        // The first error explains more than the rejections that follow from it.
         ended.map_err(|error| first_error.unwrap_or(error))
     }
 }

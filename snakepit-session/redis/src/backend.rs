@@ -1,4 +1,4 @@
-//! The operations of [`SessionBackend`].
+//! The implementation of [`SessionBackend`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{
     RedisBackend,
     follow::WatchCursor,
     millis,
-    plan::{LoadPlan, Loaded, Meta, Usage, load_history, session},
+    plan::{LoadPlan, LoadedSession, Meta, Usage, decode_session, load_history},
     scripts,
 };
 
@@ -22,31 +22,32 @@ use super::{
 const SESSIONS_PER_SCRIPT: usize = 200;
 
 impl RedisBackend {
-    async fn load(&self, id: &SessionId, plan: &LoadPlan) -> Result<Loaded, SessionError> {
-        Loaded::load(&self.connection, id, plan).await
+    async fn load(&self, id: &SessionId, plan: &LoadPlan) -> Result<LoadedSession, SessionError> {
+        LoadedSession::load(&self.connection, id, plan).await
     }
 
-    /// Reclaims expired sessions and programs. Returns whether any had expired.
+    /// Reclaims expired sessions and programs. Returns whether there were any.
     pub(super) async fn reclaim(&self) -> Result<bool, SessionError> {
         let (sessions, programs) = self.reclaim_all("first").await?;
         Ok(sessions + programs > 0)
     }
 
-    /// Returns the number of expired sessions and global programs. Concurrent hosts reclaim different ones.
-    async fn reclaim_all(&self, why: &'static str) -> Result<(usize, usize), SessionError> {
-        let (mut which, mut expired, mut programs) = (why, 0, 0);
+    /// Reclaims all expired sessions and global programs, and returns their numbers. Concurrent hosts reclaim different ones.
+    /// `mode` is that of the script's first call: `sweep` or `first`.
+    async fn reclaim_all(&self, mode: &'static str) -> Result<(usize, usize), SessionError> {
+        let (mut call_mode, mut expired, mut programs) = (mode, 0, 0);
         loop {
-            let call = self.connection.call(&scripts::RECLAIM).arg(SESSIONS_PER_SCRIPT).arg(which);
-            let (visited, more_expired, more_programs, is_torn): (usize, usize, usize, bool) =
+            let call = self.connection.call(&scripts::RECLAIM).arg(SESSIONS_PER_SCRIPT).arg(call_mode);
+            let (visited, more_expired, more_programs, is_inconsistent): (usize, usize, usize, bool) =
                 call.run().await?;
             (expired, programs) = (expired + more_expired, programs + more_programs);
             if visited < SESSIONS_PER_SCRIPT {
-                if is_torn && why == "sweep" {
+                if is_inconsistent && mode == "sweep" {
                     expired += self.repair_indexes().await?;
                 }
                 return Ok((expired, programs));
             }
-            which = "next";
+            call_mode = "next";
         }
     }
 }
@@ -67,18 +68,18 @@ impl SessionBackend for RedisBackend {
                 .arg(&incarnation)
                 .arg(millis(header.ttl));
             let call = call.arg(&meta).arg(header.bytes).arg(max_sessions).arg(max_bytes);
-            type Answer = (String, usize, Option<Vec<u8>>, Option<String>, Option<String>);
-            let (answer, size, meta, worker, usage): Answer = call.run().await?;
-            let rejection = match &*answer {
-                "made" => return Ok((header.snapshot(id, header.ttl), Created::New)),
+            type Reply = (String, usize, Option<Vec<u8>>, Option<String>, Option<String>);
+            let (reply, size, meta, worker, usage): Reply = call.run().await?;
+            let rejection = match &*reply {
+                "created" => return Ok((header.snapshot(id, header.ttl), Created::New)),
                 "found" => {
                     let (meta, usage) = (meta.unwrap_or_default(), usage.unwrap_or_default());
-                    let mut found = session(id, Duration::ZERO, &meta, worker, &usage)?;
+                    let mut found = decode_session(id, Duration::ZERO, &meta, worker, &usage)?;
                     found.expires_in = found.ttl;
                     return Ok((self.localize_last_worker(found), Created::Existing));
                 }
                 "sessions" => SessionError::TooManySessions { limit: max_sessions },
-                _ => self.full(size),
+                _ => self.backend_full(size),
             };
             // Reclaim expired sessions before rejecting.
             if !self.reclaim().await? {
@@ -93,30 +94,34 @@ impl SessionBackend for RedisBackend {
     }
 
     async fn delete(&self, id: &SessionId) -> Result<Session, SessionError> {
-        let was: Option<(u64, Vec<u8>, Option<String>, String)> =
+        let deleted: Option<(u64, Vec<u8>, Option<String>, String)> =
             self.connection.call(&scripts::DELETE).arg(id.as_str()).run().await?;
-        let (left, meta, worker, usage) = was.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
-        session(id, Duration::from_millis(left), &meta, worker, &usage)
-            .map(|was| self.localize_last_worker(was))
+        let (remaining_ms, meta, worker, usage) =
+            deleted.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
+        decode_session(id, Duration::from_millis(remaining_ms), &meta, worker, &usage)
+            .map(|deleted| self.localize_last_worker(deleted))
     }
 
     async fn list(&self, page: PageRequest) -> Result<Page<Session>, SessionError> {
         let (size, after) = page.parse()?;
         let mut after = after.map(|id| id.to_string()).unwrap_or_default();
         let mut items = Vec::new();
-        // Ask for one more, which shows whether there is another page.
+        // Request one more id, which shows whether there is another page.
         while items.len() <= size {
             let limit = (size + 1 - items.len()).min(SESSIONS_PER_SCRIPT);
             let call = self.connection.call(&scripts::LIST).arg(&after).arg(limit);
             type Listed = (String, u64, Vec<u8>, Option<String>, String);
             let (visited, last, found): (usize, String, Vec<Listed>) = call.run().await?;
-            for (id, left, meta, worker, usage) in found {
-                let listed = SessionId::try_new(&id)
-                    .and_then(|id| session(&id, Duration::from_millis(left), &meta, worker, &usage));
+            for (id, remaining_ms, meta, worker, usage) in found {
+                let listed = SessionId::try_new(&id).and_then(|id| {
+                    decode_session(&id, Duration::from_millis(remaining_ms), &meta, worker, &usage)
+                });
                 match listed {
                     Ok(listed) => items.push(self.localize_last_worker(listed)),
                     // An unreadable session must not hide the others.
-                    Err(error) => tracing::error!(session = id, %error, "a session is left out of a listing"),
+                    Err(error) => {
+                        tracing::error!(session = id, %error, "omitted an unreadable session from a listing");
+                    }
                 }
             }
             if visited < limit {
@@ -124,9 +129,9 @@ impl SessionBackend for RedisBackend {
             }
             after = last;
         }
-        let more = items.len() > size;
+        let has_more = items.len() > size;
         items.truncate(size);
-        let next = items.last().filter(|_| more).map(|last| last.id.to_string());
+        let next = items.last().filter(|_| has_more).map(|last| last.id.to_string());
         Ok(Page { items, next })
     }
 
@@ -153,12 +158,12 @@ impl SessionBackend for RedisBackend {
     async fn program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<Program, SessionError> {
         match owner {
             ProgramOwner::Session(id) => self.load(id, &LoadPlan::data(name)).await?.record.program(id, name),
-            ProgramOwner::Global => self.global(name).await,
+            ProgramOwner::Global => self.global_program(name).await,
         }
     }
 
     async fn programs(&self, owner: &ProgramOwner) -> Result<Vec<ProgramInfo>, SessionError> {
-        let ProgramOwner::Session(id) = owner else { return self.globals().await };
+        let ProgramOwner::Session(id) = owner else { return self.global_programs().await };
         let programs = self.load(id, &LoadPlan::all_programs()).await?.record.programs;
         Ok(programs.into_values().map(|program| program.info).collect())
     }
@@ -263,7 +268,8 @@ impl SessionBackend for RedisBackend {
             [] if initial => LoadPlan::all_variables(),
             identifiers => LoadPlan::variables(identifiers.iter().map(|identifier| &**identifier)),
         };
-        let Loaded { record, usage, seq, mark, .. } = self.load(id, &plan.watched(self.lease)).await?;
+        let LoadedSession { record, usage, seq, mark, .. } =
+            self.load(id, &plan.with_watch_lease(self.lease)).await?;
         let Usage { incarnation, .. } = usage;
         let (watcher, watch) = Watcher::for_record(&self.limits, id, &record, identifiers, initial)?;
         self.follower.add(

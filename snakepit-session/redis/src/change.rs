@@ -15,16 +15,20 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     RedisBackend, back_off,
-    plan::{LoadPlan, Loaded, Usage, encode_variable, older},
+    plan::{LoadPlan, LoadedSession, Usage, encode_variable, older_field},
     scripts,
 };
 
-/// The maximum number of attempts. Each conflict means that another write succeeded, so all writers make progress.
+/// The maximum number of attempts. Each conflict means that another write succeeded, so the writers together make progress.
 const MAX_ATTEMPTS: u32 = 256;
 
-/// The minimum size of the log of a watched session, in changes and in bytes. It buffers the changes of all variables for all hosts,
-/// so it must not be as small as the queue of one watcher.
-const MIN_LOG: (usize, usize) = (1024, 16 << 20);
+/// The minimum capacity of the log of a watched session in changes. The log buffers the changes of all variables for all hosts,
+/// so it must be larger than the queue of one watcher.
+const MIN_LOG_CHANGES: usize = 1024;
+/// The minimum capacity of the log in bytes.
+const MIN_LOG_BYTES: usize = 16 << 20;
+/// The number of locks. More locks mean that fewer sessions share one.
+const STRIPES: usize = 1024;
 
 /// Striped locks that serialize the writers of this host for each session, so that they do not conflict with each other. Several
 /// sessions share a stripe.
@@ -36,7 +40,7 @@ pub(super) struct StripedLocks {
 
 impl StripedLocks {
     pub(super) fn new() -> Self {
-        Self { locks: (0..1024).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+        Self { locks: (0..STRIPES).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
     }
 
     /// Waits for the lock of a session with a timeout. While Redis does not answer, waiting writers therefore time out together
@@ -59,7 +63,7 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    fn new(loaded: &Loaded) -> Self {
+    fn new(loaded: &LoadedSession) -> Self {
         let variables = loaded.record.variables.iter();
         Self {
             arguments: Vec::new(),
@@ -85,30 +89,30 @@ impl Changes {
         self.encoded(encode_variable(self.seq, kind, variable))
     }
 
-    fn forget_versions(&mut self, name: &VariableName, versions: impl Iterator<Item = u32>) {
+    fn delete_versions(&mut self, name: &VariableName, versions: impl Iterator<Item = u32>) {
         for version in versions {
-            self.push([word("forget"), older(name.as_str(), version).into()]);
+            self.push([keyword("forget"), older_field(name.as_str(), version).into()]);
         }
     }
 
     /// Adds a variable that was registered or written.
     pub(super) fn add_variable(&mut self, kind: UpdateKind, variable: &VariableRecord) {
         let name = &variable.variable.name;
-        let kept = variable.older().next_back();
-        let keep = kept.map(|kept| kept.to_string().into()).unwrap_or_default();
+        let previous = variable.older().next_back();
+        let previous = previous.map(|version| version.to_string().into()).unwrap_or_default();
         let encoded = self.encode_variable(kind, variable);
-        self.push([word("set"), name.to_string().into(), keep, encoded]);
+        self.push([keyword("set"), name.to_string().into(), previous, encoded]);
         let oldest = variable.older().start;
         let before = self.oldest.insert(name.clone(), oldest).unwrap_or(oldest);
-        self.forget_versions(name, before..oldest);
+        self.delete_versions(name, before..oldest);
     }
 
     /// Adds a deleted variable.
     pub(super) fn delete_variable(&mut self, variable: &VariableRecord) {
         let name = &variable.variable.name;
         let encoded = self.encode_variable(UpdateKind::Deleted, variable);
-        self.push([word("unset"), name.to_string().into(), encoded]);
-        self.forget_versions(name, variable.older());
+        self.push([keyword("unset"), name.to_string().into(), encoded]);
+        self.delete_versions(name, variable.older());
         self.oldest.remove(name);
     }
 
@@ -116,21 +120,21 @@ impl Changes {
     pub(super) fn add_program(&mut self, program: &ProgramRecord) {
         let info = encode(&program.info).map(Bytes::from);
         let info = self.encoded(info);
-        self.push([word("put"), program.info.name.to_string().into(), info, program.data.clone()]);
+        self.push([keyword("put"), program.info.name.to_string().into(), info, program.data.clone()]);
     }
 
     /// Adds a deleted program.
     pub(super) fn delete_program(&mut self, name: &ProgramName) {
-        self.push([word("remove"), name.to_string().into()]);
+        self.push([keyword("remove"), name.to_string().into()]);
     }
 }
 
-const fn word(word: &'static str) -> Bytes {
+const fn keyword(word: &'static str) -> Bytes {
     Bytes::from_static(word.as_bytes())
 }
 
-/// A random revision for a commit. It is an integer that Lua can represent.
-fn next_rev() -> u64 {
+/// Returns a random revision for a commit, as an integer that Lua can represent exactly.
+fn random_rev() -> u64 {
     (uuid::Uuid::new_v4().as_u64_pair().0 >> 12) | 1
 }
 
@@ -174,39 +178,42 @@ impl RedisBackend {
             self.connection
                 .problem("does not answer earlier writers of the session in time; nothing was written")
         })?;
-        let (mut reclaimed, mut prepared) = (false, None::<Vec<PreparedWrite>>);
+        let (mut has_reclaimed, mut prepared) = (false, None::<Vec<PreparedWrite>>);
         for attempt in 0..MAX_ATTEMPTS {
             back_off(attempt).await;
-            let mut loaded = Loaded::load(&self.connection, id, plan).await?;
+            let mut loaded = LoadedSession::load(&self.connection, id, plan).await?;
             let writes = match &prepared {
                 Some(prepared) => prepared.clone(),
-                // If the type of a variable changes before a retry, its value is checked again.
+                // If the type of a variable changes before a retry, the write checks the value again.
                 None if WritePreparation::is_needed(&updates) => {
-                    let preparing = WritePreparation::of(&self.limits, Some(&loaded.record), updates.clone());
-                    prepared.insert(preparing.prepare().await).clone()
+                    let preparation =
+                        WritePreparation::of(&self.limits, Some(&loaded.record), updates.clone());
+                    prepared.insert(preparation.prepare().await).clone()
                 }
                 None => prepared.insert(updates.iter().cloned().map(PreparedWrite::from).collect()).clone(),
             };
             let operation = |record: &mut SessionRecord, budget: &mut Budget<'_>, changes: &mut Changes| {
                 operation(record, budget, changes, writes)
             };
-            let (done, changes, full) = self.apply(id, &mut loaded, operation);
+            let (result, changes, is_full) = self.apply(id, &mut loaded, operation);
             // Reclaim expired sessions before rejecting.
-            if full && !reclaimed {
-                reclaimed = true;
+            if is_full && !has_reclaimed {
+                has_reclaimed = true;
                 if self.reclaim().await? {
                     continue;
                 }
             }
-            let done = done?;
+            let result = result?;
             if changes.arguments.is_empty() {
-                return Ok(done);
+                return Ok(result);
             }
             match &*self.commit(id, &loaded, changes).await? {
-                "done" => return Ok(done),
+                "done" => return Ok(result),
                 "ended" => return Err(SessionError::NotFound { id: id.clone() }),
                 // Another host changed the session, or used the remaining space.
-                _ => tracing::trace!(session = %id, attempt, "others changed the session meanwhile"),
+                _ => {
+                    tracing::trace!(session = %id, attempt, "conflict with a write of another host; retrying");
+                }
             }
         }
         Err(self.connection.problem("too many hosts change the session concurrently; try again"))
@@ -216,51 +223,51 @@ impl RedisBackend {
     fn apply<T>(
         &self,
         id: &SessionId,
-        loaded: &mut Loaded,
+        loaded: &mut LoadedSession,
         operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> (Result<T, SessionError>, Changes, bool) {
         let mut changes = Changes::new(loaded);
-        let (mut full, limit) = (false, self.limits.max_total_bytes);
+        let (mut is_full, limit) = (false, self.limits.max_total_bytes);
         let total = &mut loaded.total;
         let mut resize = |from: usize, to: usize| {
             let size = (*total + to).saturating_sub(from);
             if to > from && size > limit {
-                full = true;
+                is_full = true;
                 return Err(SessionError::BackendFull { size, limit });
             }
             *total = size;
             Ok(())
         };
         let mut budget = Budget { session: id, limits: &self.limits, resize: &mut resize };
-        let done = operation(&mut loaded.record, &mut budget, &mut changes);
-        (done, changes, full)
+        let result = operation(&mut loaded.record, &mut budget, &mut changes);
+        (result, changes, is_full)
     }
 
     async fn commit(
         &self,
         id: &SessionId,
-        loaded: &Loaded,
+        loaded: &LoadedSession,
         changes: Changes,
     ) -> Result<String, SessionError> {
         if let Some(problem) = changes.problem {
             return Err(problem);
         }
         let (header, usage) = (&loaded.record.header, &loaded.usage);
-        let growth = |now: usize, was: usize| now as i128 - was as i128;
+        let growth = |after: usize, before: usize| after as i128 - before as i128;
         let mut call = self
             .connection
             .call(&scripts::COMMIT)
             .arg(id.as_str())
             .arg(&usage.incarnation)
             .arg(loaded.rev)
-            .arg(next_rev())
+            .arg(random_rev())
             .arg(Usage::of(header, &usage.incarnation))
             .arg(growth(header.bytes, usage.bytes).to_string())
             .arg(growth(header.variables, usage.variables).to_string())
             .arg(growth(header.programs, usage.programs).to_string())
             .arg(self.limits.max_total_bytes)
-            .arg(self.limits.max_watch_backlog.max(MIN_LOG.0))
-            .arg(self.limits.max_watch_backlog_bytes.max(MIN_LOG.1));
+            .arg(self.limits.max_watch_backlog.max(MIN_LOG_CHANGES))
+            .arg(self.limits.max_watch_backlog_bytes.max(MIN_LOG_BYTES));
         for argument in &changes.arguments {
             call = call.arg(&argument[..]);
         }

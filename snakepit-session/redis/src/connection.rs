@@ -37,7 +37,7 @@ impl Connection {
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let db = settings.db();
         let client = Client::open(info.set_redis_settings(settings)).map_err(failed)?;
-        // Fail soon while Redis is unreachable; the next command retries.
+        // Fail soon while Redis is unreachable. The next command reconnects.
         let manager = ConnectionManagerConfig::new()
             .set_response_timeout(Some(config.timeout))
             .set_connection_timeout(Some(config.timeout))
@@ -84,26 +84,26 @@ impl Connection {
         connected.map_err(|error| failed(&self.address, &error))
     }
 
-    /// Converts an answer.
+    /// Converts a reply.
     pub(super) fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, SessionError> {
         redis::from_redis_value(value).map_err(|error| failed(&self.address, &error.into()))
     }
 
-    /// The command that reads fields of a hash of a session. `None` if `fields` is empty.
+    /// Returns the command that reads fields of a hash of a session, or `None` if `fields` is empty.
     pub(super) fn fields(&self, hash: char, id: &SessionId, fields: &[String]) -> Option<Cmd> {
         let mut read = redis::cmd("HMGET");
         read.arg(format!("{}:{hash}:{id}", self.root)).arg(fields);
         (!fields.is_empty()).then_some(read)
     }
 
-    /// The command that reads the main hash of a session.
-    pub(super) fn whole(&self, id: &SessionId) -> Cmd {
+    /// Returns the command that reads the main hash of a session.
+    pub(super) fn all_fields(&self, id: &SessionId) -> Cmd {
         let mut read = redis::cmd("HGETALL");
         read.arg(format!("{}:s:{id}", self.root));
         read
     }
 
-    /// An error with the address of the server.
+    /// Creates an error with the address of the server.
     pub(super) fn problem(&self, problem: &str) -> SessionError {
         SessionError::Backend { problem: format!("redis at {}: {problem}", self.address) }
     }
@@ -136,7 +136,7 @@ impl Call<'_> {
                 script.load_async(&mut manager).await?;
                 command.query_async(&mut manager).await
             }
-            done => done,
+            result => result,
         }
     }
 
@@ -151,20 +151,21 @@ impl Call<'_> {
         let Self { connection, script, command } = self;
         let mut manager = connection.manager.clone();
         let failed = |error: RedisError| failed(&connection.address, &error);
-        let mut all = redis::pipe();
-        all.ignore_errors().add_command(command);
+        let mut pipeline = redis::pipe();
+        pipeline.ignore_errors().add_command(command);
         for read in reads {
-            all.add_command(read);
+            pipeline.add_command(read);
         }
-        let mut done: Vec<RedisResult<Value>> = all.query_async(&mut manager).await.map_err(failed)?;
-        if matches!(done.first(), Some(Err(error)) if is_unknown_script(error)) {
+        let mut replies: Vec<RedisResult<Value>> =
+            pipeline.query_async(&mut manager).await.map_err(failed)?;
+        if matches!(replies.first(), Some(Err(error)) if is_unknown_script(error)) {
             script.load_async(&mut manager).await.map_err(failed)?;
-            done = all.query_async(&mut manager).await.map_err(failed)?;
+            replies = pipeline.query_async(&mut manager).await.map_err(failed)?;
         }
-        let mut done = done.into_iter();
-        let answer = done.next().unwrap_or(Ok(Value::Nil)).map_err(failed)?;
-        let answer = redis::from_redis_value(answer).map_err(|error| failed(error.into()))?;
-        Ok((answer, done.collect::<Result<_, _>>().map_err(failed)?))
+        let mut replies = replies.into_iter();
+        let reply = replies.next().unwrap_or(Ok(Value::Nil)).map_err(failed)?;
+        let reply = redis::from_redis_value(reply).map_err(|error| failed(error.into()))?;
+        Ok((reply, replies.collect::<Result<_, _>>().map_err(failed)?))
     }
 }
 
@@ -173,6 +174,7 @@ fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
+/// Converts an error of the client library.
 fn failed(address: &str, error: &RedisError) -> SessionError {
     SessionError::Backend { problem: format!("redis at {address}: {error}") }
 }

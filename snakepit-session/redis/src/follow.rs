@@ -35,15 +35,16 @@ use redis::{
 use snakepit_session::{SessionError, SessionEventKind, SessionEventSender, SessionId, Watcher};
 use tokio::{sync::Notify, time::Instant};
 
-use super::{connection::Connection, decode_apart, jitter, plan::decode_update, scripts};
+use super::{connection::Connection, decode_sized, jitter, plan::decode_update, scripts};
 
 mod watched;
 
 pub(super) use watched::WatchCursor;
-use watched::{Change, LogRead, Predecessor, Watched};
+use watched::{Change, LogRead, Predecessor, WatchedSessions};
 
-/// The limits of one read, in sessions and, approximately, in bytes.
+/// The maximum number of sessions in one read.
 const SESSIONS_PER_READ: usize = 64;
+/// The approximate maximum size of one read in bytes.
 const BYTES_PER_READ: usize = 1 << 20;
 /// The minimum delay before reconnecting, and before checking again for a session that should have expired.
 const MIN_BACKOFF: Duration = Duration::from_millis(10);
@@ -54,9 +55,9 @@ const REMEMBERED_EVENTS: usize = 2048;
 /// The maximum delay before reconnecting.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-/// The script's answer for a session: remaining lifetime, latest number, its mark, whether more changes follow, and the changes,
-/// each with number, variable, mark of the predecessor, and mark.
-type Answer = (i64, u64, u64, bool, Vec<(u64, Vec<u8>, i64, u64)>);
+/// The reply of the script for a session: remaining lifetime, latest number, its mark, whether more changes follow, and the
+/// changes, each with number, variable, mark of the predecessor, and mark.
+type Reply = (i64, u64, u64, bool, Vec<(u64, Vec<u8>, i64, u64)>);
 /// An entry of the event log.
 type Entry = (String, Vec<String>);
 
@@ -64,7 +65,7 @@ pub(super) struct Follower {
     connection: Connection,
     lease: Duration,
     pub(super) events: SessionEventSender,
-    watched: Mutex<Watched>,
+    watched: Mutex<WatchedSessions>,
     /// Wakes the task from this host.
     wake: Notify,
     reported: Mutex<ReportedEvents>,
@@ -112,7 +113,7 @@ impl Follower {
         }
     }
 
-    fn watched(&self) -> MutexGuard<'_, Watched> {
+    fn watched(&self) -> MutexGuard<'_, WatchedSessions> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -151,7 +152,7 @@ impl Follower {
             match subscribed {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(self.connection.problem(&error.to_string())),
-                Err(_) => return Err(self.connection.problem("does not answer in time")),
+                Err(_) => return Err(self.connection.problem("does not reply in time")),
             }
         }
         Ok(Subscription { sink, stream })
@@ -185,12 +186,12 @@ impl Follower {
                 Some(subscription) => Ok(subscription),
                 None => self.subscribe().await,
             };
-            let ended = match subscribed {
+            let error = match subscribed {
                 Ok(subscription) => {
                     if std::mem::take(&mut is_disconnected) {
                         tracing::info!(
                             redis = self.connection.address(),
-                            "receives changes of sessions again"
+                            "receiving changes of sessions again"
                         );
                     }
                     self.follow(subscription, &mut backoff).await
@@ -199,7 +200,7 @@ impl Follower {
             };
             // Log once per outage.
             if !std::mem::replace(&mut is_disconnected, true) {
-                tracing::warn!(%ended, "cannot receive changes of sessions; retrying");
+                tracing::warn!(%error, "cannot receive changes of sessions; retrying");
             }
             tokio::time::sleep(backoff / 2 + jitter(backoff / 2)).await;
             backoff = MAX_BACKOFF.min(backoff * 2);
@@ -243,7 +244,7 @@ impl Follower {
                 match tokio::time::timeout(self.connection.timeout(), sink.ping::<redis::Value>()).await {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => return self.connection.problem(&error.to_string()),
-                    Err(_) => return self.connection.problem("does not answer in time"),
+                    Err(_) => return self.connection.problem("does not reply in time"),
                 }
             }
         }
@@ -267,7 +268,7 @@ impl Follower {
         self.report(at, number, kind, incarnation, id);
     }
 
-    /// Reports the lifecycle events that were not received as messages.
+    /// Reads the event log, and reports the events that did not arrive as messages.
     async fn read_missed_events(&self) -> Result<(), SessionError> {
         let last = self.reported().last;
         let ((time, n), _) = last;
@@ -281,8 +282,8 @@ impl Follower {
         if !is_new && missed.first().map(position_of) != Some(last) {
             missed = read("-".to_owned()).await?;
             let oldest = missed.first().map(position_of);
-            let is_cut = oldest.is_some_and(|(at, number)| at > last.0 && number > last.1);
-            if !is_cut {
+            let is_trimmed = oldest.is_some_and(|(at, number)| at > last.0 && number > last.1);
+            if !is_trimmed {
                 self.report_lost_events(&mut missed);
             }
         }
@@ -295,8 +296,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Reports lost events if the log does not contain the last reported event, because Redis lost writes. Retains the unreported
-    /// events in `log`.
+    /// Reports lost events. The log does not contain the last reported event, so Redis has lost writes. Retains only the
+    /// unreported events in `log`.
     fn report_lost_events(&self, log: &mut Vec<Entry>) {
         tracing::warn!(redis = self.connection.address(), "redis lost events of sessions");
         self.events.notify_lost(1);
@@ -355,39 +356,38 @@ impl Follower {
                 let after = after.map(|after| after.to_string()).unwrap_or_default();
                 call = call.arg(id.as_str()).arg(&**incarnation).arg(after);
             }
-            let answers: Vec<Answer> = call.run().await?;
+            let replies: Vec<Reply> = call.run().await?;
             let size =
-                answers.iter().flat_map(|(.., entries)| entries).map(|(_, entry, ..)| entry.len()).sum();
+                replies.iter().flat_map(|(.., entries)| entries).map(|(_, entry, ..)| entry.len()).sum();
             let decode = move || {
-                let decoded = due.into_iter().zip(answers);
+                let decoded = due.into_iter().zip(replies);
                 Ok(decoded
-                    .map(|((_, incarnation, after), answer)| Decoded::of(incarnation, after, answer))
+                    .map(|((_, incarnation, after), reply)| Decoded::of(incarnation, after, reply))
                     .collect::<Vec<_>>())
             };
-            for decoded in decode_apart(size, decode).await? {
+            for decoded in decode_sized(size, decode).await? {
                 self.deliver(decoded);
             }
         }
     }
 
     fn deliver(&self, decoded: Decoded) {
-        let Decoded { incarnation, after, left, latest, has_more, last_read, changes } = decoded;
-        let lives = u64::try_from(left).ok();
-        let next_check = lives.map(|left| {
-            let ends = Duration::from_millis(left.saturating_add(1)).max(MIN_BACKOFF);
-            Instant::now() + ends.min(self.check_interval())
+        let Decoded { incarnation, after, remaining_ms, latest, has_more, last_read, changes } = decoded;
+        let next_check = u64::try_from(remaining_ms).ok().map(|remaining_ms| {
+            let after_expiry = Duration::from_millis(remaining_ms.saturating_add(1)).max(MIN_BACKOFF);
+            Instant::now() + after_expiry.min(self.check_interval())
         });
         self.watched()
             .deliver(&incarnation, &LogRead { after, last_read, changes, latest, has_more, next_check });
     }
 }
 
-/// The decoded answer of the script for one watched session.
+/// The decoded reply of the script for one watched session.
 struct Decoded {
     incarnation: Arc<str>,
     after: Option<u64>,
     /// The remaining lifetime in milliseconds; negative if the session has ended.
-    left: i64,
+    remaining_ms: i64,
     latest: WatchCursor,
     has_more: bool,
     last_read: WatchCursor,
@@ -395,7 +395,11 @@ struct Decoded {
 }
 
 impl Decoded {
-    fn of(incarnation: Arc<str>, after: Option<u64>, (left, seq, mark, more, entries): Answer) -> Self {
+    fn of(
+        incarnation: Arc<str>,
+        after: Option<u64>,
+        (remaining_ms, seq, mark, more, entries): Reply,
+    ) -> Self {
         let mut changes: Vec<Change> = Vec::with_capacity(entries.len());
         let mut last_read = WatchCursor { number: after.unwrap_or(0), mark: 0 };
         for (number, entry, before, mark) in entries {
@@ -411,12 +415,12 @@ impl Decoded {
                 Ok(update) => {
                     changes.push(Change { cursor: WatchCursor { number, mark }, predecessor, update });
                 }
-                Err(error) => tracing::error!(%error, "a change of a variable is lost"),
+                Err(error) => tracing::error!(%error, "dropped an unreadable change of a variable"),
             }
         }
         changes.sort_unstable_by_key(|change| change.cursor.number);
         let latest = WatchCursor { number: seq, mark };
-        Self { incarnation, after, left, latest, has_more: more, last_read, changes }
+        Self { incarnation, after, remaining_ms, latest, has_more: more, last_read, changes }
     }
 }
 
@@ -437,7 +441,7 @@ fn position(text: &str) -> LogPosition {
     (time.parse().unwrap_or(0), n.parse().unwrap_or(0))
 }
 
-/// The position of an event in the log, and its number.
+/// Returns the position of an event in the log, and its number.
 fn position_of((at, fields): &Entry) -> (LogPosition, u64) {
     (position(at), fields.get(1).and_then(|number| number.parse().ok()).unwrap_or(0))
 }

@@ -20,25 +20,25 @@ impl RedisBackend {
             let call = self.connection.call(&scripts::GLOBAL_PUT).arg(name.as_str()).arg(&info);
             let call = call.arg(&program.data[..]).arg(millis(self.limits.ttl(program.info.ttl)));
             let call = call.arg(program.size()).arg(limit).arg(self.limits.max_total_bytes);
-            let (answer, size): (String, usize) = call.run().await?;
-            match &*answer {
+            let (reply, size): (String, usize) = call.run().await?;
+            match &*reply {
                 "new" => return Ok(Created::New),
                 "existing" => return Ok(Created::Existing),
                 "programs" => return Err(SessionError::TooManyGlobalPrograms { limit }),
-                _ if !self.reclaim().await? => return Err(self.full(size)),
+                _ if !self.reclaim().await? => return Err(self.backend_full(size)),
                 _ => {}
             }
         }
     }
 
-    pub(super) async fn global(&self, name: &ProgramName) -> Result<Program, SessionError> {
+    pub(super) async fn global_program(&self, name: &ProgramName) -> Result<Program, SessionError> {
         let found: Option<(Vec<u8>, Vec<u8>)> =
             self.connection.call(&scripts::GLOBAL_GET).arg(name.as_str()).run().await?;
         let (info, data) = found.ok_or_else(|| program_not_found(None, name))?;
         ProgramRecord { info: decode(&info)?, data: data.into() }.program()
     }
 
-    pub(super) async fn globals(&self) -> Result<Vec<ProgramInfo>, SessionError> {
+    pub(super) async fn global_programs(&self) -> Result<Vec<ProgramInfo>, SessionError> {
         let found: Vec<Vec<u8>> = self.connection.call(&scripts::GLOBAL_LIST).run().await?;
         let mut programs: Vec<ProgramInfo> =
             found.iter().map(|info| decode(info)).collect::<Result<_, _>>()?;
@@ -47,7 +47,7 @@ impl RedisBackend {
     }
 
     pub(super) async fn delete_global(&self, name: &ProgramName) -> Result<(), SessionError> {
-        let lived: bool = self.connection.call(&scripts::GLOBAL_DELETE).arg(name.as_str()).run().await?;
-        if lived { Ok(()) } else { Err(program_not_found(None, name)) }
+        let existed: bool = self.connection.call(&scripts::GLOBAL_DELETE).arg(name.as_str()).run().await?;
+        if existed { Ok(()) } else { Err(program_not_found(None, name)) }
     }
 }

@@ -43,7 +43,7 @@ use connection::Connection;
 use follow::Follower;
 
 /// The maximum size that is decoded on a runtime thread, in bytes.
-const LARGE: usize = 1024 * 1024;
+const MAX_INLINE_DECODE: usize = 1024 * 1024;
 
 /// The configuration of a [`RedisBackend`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +53,12 @@ pub struct RedisConfig {
     pub prefix: String,
     /// The timeout for connections and answers. 5 seconds by default.
     pub timeout: Duration,
-    /// How long to wait at the start for a server that is starting or loading its data. 10 seconds by default.
+    /// The maximum time to wait at the start for a server that is starting or loading its data. 10 seconds by default.
     pub start_wait: Duration,
     /// The name of this host in the last worker of sessions. Random by default. Set it only if two backends belong to one host.
     pub host: String,
-    /// How long the log of a watched session is kept for a host that does not read it. Watchers of a host that is disconnected for
-    /// longer receive `Lost`. A minute by default.
+    /// The time for which Redis keeps the log of a watched session if no host reads it. Watchers of a host that is disconnected
+    /// for longer may receive `Lost`. A minute by default.
     pub watch_lease: Duration,
 }
 
@@ -106,12 +106,12 @@ pub struct RedisBackend {
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { connection, limits, .. } = self;
-        let mut shown = f.debug_struct("RedisBackend");
-        shown
+        let mut output = f.debug_struct("RedisBackend");
+        output
             .field("address", &connection.address())
             .field("root", &connection.root())
             .field("limits", limits);
-        shown.finish_non_exhaustive()
+        output.finish_non_exhaustive()
     }
 }
 
@@ -154,52 +154,53 @@ impl RedisBackend {
         format!("{worker}@{}", self.host)
     }
 
-    /// Parses a stored worker: its id if it belongs to this host, or else id and host. Earlier versions did not store the host.
-    fn worker(&self, stored_worker: &str) -> Option<Arc<str>> {
+    /// Parses a stored worker. Returns its id if it belongs to this host, or else id and host. Returns `None` for the format of
+    /// earlier versions, which did not contain the host.
+    fn parse_worker(&self, stored_worker: &str) -> Option<Arc<str>> {
         let (worker, host) = stored_worker.rsplit_once('@')?;
         Some(if host == self.host { worker.into() } else { stored_worker.into() })
     }
 
     /// Converts the last worker to this host's view.
     fn localize_last_worker(&self, mut session: Session) -> Session {
-        session.last_worker = session.last_worker.and_then(|worker| self.worker(&worker));
+        session.last_worker = session.last_worker.and_then(|worker| self.parse_worker(&worker));
         session
     }
 
-    const fn full(&self, size: usize) -> SessionError {
+    const fn backend_full(&self, size: usize) -> SessionError {
         SessionError::BackendFull { size, limit: self.limits.max_total_bytes }
     }
 }
 
-/// A TTL in milliseconds, rounded up.
+/// Converts a TTL to milliseconds, rounded up.
 fn millis(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 /// Waits before a retry, with jitter. The first attempt does not wait.
 async fn back_off(attempt: u32) {
-    const LONGEST: Duration = Duration::from_millis(20);
+    const MAX_DELAY: Duration = Duration::from_millis(20);
     if attempt > 0 {
-        tokio::time::sleep(jitter(LONGEST.min(Duration::from_micros(500) * attempt))).await;
+        tokio::time::sleep(jitter(MAX_DELAY.min(Duration::from_micros(500) * attempt))).await;
     }
 }
 
-/// Decodes `size` bytes. Above [`LARGE`], runs on a blocking thread, because decoding large sessions takes milliseconds.
-async fn decode_apart<T: Send + 'static>(
+/// Decodes a session of `size` bytes. Above [`MAX_INLINE_DECODE`], uses a blocking thread, because decoding takes milliseconds.
+async fn decode_sized<T: Send + 'static>(
     size: usize,
     decode: impl FnOnce() -> Result<T, SessionError> + Send + 'static,
 ) -> Result<T, SessionError> {
-    if size <= LARGE {
+    if size <= MAX_INLINE_DECODE {
         return decode();
     }
     let decoded = tokio::task::spawn_blocking(decode).await;
     decoded.unwrap_or_else(|error| Err(SessionError::Backend { problem: format!("reading failed: {error}") }))
 }
 
-/// A random delay up to `longest`, so that conflicting hosts do not retry together.
-fn jitter(longest: Duration) -> Duration {
+/// Returns a random delay up to `max`, so that conflicting hosts do not retry together.
+fn jitter(max: Duration) -> Duration {
     let (_, random) = uuid::Uuid::new_v4().as_u64_pair();
-    longest.mul_f64(f64::from(u32::try_from(random >> 32).unwrap_or(0)) / f64::from(u32::MAX))
+    max.mul_f64(f64::from(u32::try_from(random >> 32).unwrap_or(0)) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

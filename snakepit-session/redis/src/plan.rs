@@ -14,7 +14,7 @@ use snakepit_session::{
     },
 };
 
-use super::{LARGE, back_off, connection::Connection, decode_apart, scripts};
+use super::{MAX_INLINE_DECODE, back_off, connection::Connection, decode_sized, scripts};
 
 /// The maximum number of attempts to read a session without a concurrent change.
 const MAX_ATTEMPTS: u32 = 256;
@@ -64,10 +64,10 @@ impl Usage {
     }
 }
 
-/// Decodes a session. `left` is its remaining lifetime.
-pub(super) fn session(
+/// Decodes a session with this remaining lifetime.
+pub(super) fn decode_session(
     id: &SessionId,
-    left: Duration,
+    expires_in: Duration,
     meta: &[u8],
     worker: Option<String>,
     usage: &str,
@@ -76,7 +76,7 @@ pub(super) fn session(
     let Meta { metadata, created_at, ttl } = decode(meta)?;
     let last_worker = worker.map(Into::into);
     Ok(SessionHeader { metadata, created_at, ttl, last_worker, bytes, programs, variables }
-        .snapshot(id, left))
+        .snapshot(id, expires_in))
 }
 
 /// The stored form of a variable. Its older versions are earlier copies of this form in separate fields.
@@ -87,7 +87,8 @@ struct StoredVariable<R> {
     record: R,
 }
 
-/// Encodes a variable after a header line for the scripts: the number of its last change, its oldest version, its version.
+/// Encodes a variable. A header line for the scripts precedes it, with the number of its last change, its oldest version, and its
+/// version.
 pub(super) fn encode_variable(
     number: u64,
     kind: UpdateKind,
@@ -100,12 +101,12 @@ pub(super) fn encode_variable(
     Ok(text.into())
 }
 
-/// The part after the header line.
+/// Returns the part after the header line.
 fn body(text: &[u8]) -> Result<&[u8], SessionError> {
     let end = text.iter().position(|byte| *byte == b'\n');
-    let broken =
+    let missing_header =
         || SessionError::Backend { problem: "cannot read a variable: its header is missing".to_owned() };
-    Ok(&text[end.ok_or_else(broken)? + 1..])
+    Ok(&text[end.ok_or_else(missing_header)? + 1..])
 }
 
 fn decode_variable(text: &[u8]) -> Result<VariableRecord, SessionError> {
@@ -120,7 +121,7 @@ pub(super) fn decode_update(text: &[u8]) -> Result<VariableUpdate, SessionError>
 fn decode_version(text: &[u8]) -> Result<VariableVersion, SessionError> {
     /// The fields of [`StoredVariable`] that an older version needs.
     #[derive(Deserialize)]
-    struct Was {
+    struct StoredVersion {
         record: SessionRecord,
     }
     #[derive(Deserialize)]
@@ -134,19 +135,19 @@ fn decode_version(text: &[u8]) -> Result<VariableVersion, SessionError> {
         value: Payload,
         updated_at: SystemTime,
     }
-    let Was { record: SessionRecord { variable, note } } = decode(body(text)?)?;
+    let StoredVersion { record: SessionRecord { variable, note } } = decode(body(text)?)?;
     let Variable { version, value, updated_at: at } = variable;
     Ok(VariableVersion { version, value, at, note })
 }
 
-/// The field of an older version.
-pub(super) fn older(name: &str, version: u32) -> String {
+/// Returns the name of the field with an older version.
+pub(super) fn older_field(name: &str, version: u32) -> String {
     format!("h:{version}:{name}")
 }
 
 /// A group of fields to read without their names.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum All {
+enum FieldGroup {
     #[default]
     Nothing,
     Variables,
@@ -161,9 +162,9 @@ pub(super) struct LoadPlan {
     /// Fields of the second hash: `h:` older versions, `d:` data of programs.
     far: Vec<String>,
     /// A group of further fields.
-    all: All,
+    all: FieldGroup,
     /// The lease of a watch that starts now.
-    watched: Option<Duration>,
+    watch_lease: Option<Duration>,
 }
 
 impl LoadPlan {
@@ -177,11 +178,11 @@ impl LoadPlan {
     }
 
     pub(super) fn all_variables() -> Self {
-        Self { all: All::Variables, ..Self::default() }
+        Self { all: FieldGroup::Variables, ..Self::default() }
     }
 
     pub(super) fn version(identifier: &str, version: u32) -> Self {
-        let far = vec![older(variable_name_in(identifier), version)];
+        let far = vec![older_field(variable_name_in(identifier), version)];
         Self { far, ..Self::variables([identifier]) }
     }
 
@@ -194,17 +195,17 @@ impl LoadPlan {
     }
 
     pub(super) fn all_programs() -> Self {
-        Self { all: All::Programs, ..Self::default() }
+        Self { all: FieldGroup::Programs, ..Self::default() }
     }
 
-    pub(super) fn watched(self, lease: Duration) -> Self {
-        Self { watched: Some(lease), ..self }
+    pub(super) fn with_watch_lease(self, lease: Duration) -> Self {
+        Self { watch_lease: Some(lease), ..self }
     }
 }
 
 /// A renewed session and its loaded parts.
 #[derive(Debug)]
-pub(super) struct Loaded {
+pub(super) struct LoadedSession {
     pub(super) record: SessionRecord,
     /// The usage before the operation.
     pub(super) usage: Usage,
@@ -218,10 +219,10 @@ pub(super) struct Loaded {
     pub(super) total: usize,
 }
 
-/// The answer of the script: revision, seq, TTL, usage, total size, programs, mark.
-type Answer = (u64, u64, u64, String, usize, Vec<Vec<u8>>, u64);
+/// The reply of the script: revision, seq, TTL, usage, total size, programs, mark.
+type Reply = (u64, u64, u64, String, usize, Vec<Vec<u8>>, u64);
 
-impl Loaded {
+impl LoadedSession {
     pub(super) async fn load(
         connection: &Connection,
         id: &SessionId,
@@ -242,25 +243,25 @@ impl Loaded {
         id: &SessionId,
         plan: &LoadPlan,
     ) -> Result<Option<Self>, SessionError> {
-        let LoadPlan { near, far, all, watched } = plan;
-        let watched = watched.map(|lease| lease.as_millis().to_string()).unwrap_or_default();
-        let call = connection.call(&scripts::LOAD).arg(id.as_str()).arg(watched);
+        let LoadPlan { near, far, all, watch_lease } = plan;
+        let watch_lease = watch_lease.map(|lease| lease.as_millis().to_string()).unwrap_or_default();
+        let call = connection.call(&scripts::LOAD).arg(id.as_str()).arg(watch_lease);
         // The script lists programs, because reading the whole hash would also transfer the variables.
-        let call = call.arg(if *all == All::Programs { "p:" } else { "" });
-        let whole = (*all == All::Variables).then(|| connection.whole(id));
+        let call = call.arg(if *all == FieldGroup::Programs { "p:" } else { "" });
+        let whole = (*all == FieldGroup::Variables).then(|| connection.all_fields(id));
         let mut reads = [connection.fields('s', id, near), connection.fields('d', id, far), whole];
         let unchanged = ["born".to_owned(), "rev".to_owned()];
         let unchanged =
             reads.iter().any(Option::is_some).then(|| connection.fields('s', id, &unchanged)).flatten();
         let reads = reads.iter_mut().filter_map(Option::take).chain(unchanged);
-        let (answer, mut values): (Option<Answer>, _) = call.run_and_read(reads).await?;
-        let Some((rev, seq, ttl, usage, total, programs, mark)) = answer else {
+        let (reply, mut values): (Option<Reply>, _) = call.run_and_read(reads).await?;
+        let Some((rev, seq, ttl, usage, total, programs, mark)) = reply else {
             return Err(SessionError::NotFound { id: id.clone() });
         };
         let usage = Usage::parse(&usage)?;
         if let Some(unchanged) = values.pop() {
-            let (incarnation, now): (Option<String>, Option<u64>) = connection.read(unchanged)?;
-            if incarnation.as_ref() != Some(&usage.incarnation) || now != Some(rev) {
+            let (incarnation, current_rev): (Option<String>, Option<u64>) = connection.read(unchanged)?;
+            if incarnation.as_ref() != Some(&usage.incarnation) || current_rev != Some(rev) {
                 return Ok(None);
             }
         }
@@ -273,30 +274,30 @@ impl Loaded {
             programs: usage.programs,
             variables: usage.variables,
         });
-        let found = Found { programs, values };
-        let record = if found.size() <= LARGE {
-            found.decode(connection, plan, record)?
+        let fields = EncodedFields { programs, values };
+        let record = if fields.size() <= MAX_INLINE_DECODE {
+            fields.decode(connection, plan, record)?
         } else {
             let (connection, plan) = (connection.clone(), plan.clone());
-            decode_apart(usize::MAX, move || found.decode(&connection, &plan, record)).await?
+            decode_sized(usize::MAX, move || fields.decode(&connection, &plan, record)).await?
         };
         Ok(Some(Self { record, usage, rev, seq, mark, total }))
     }
 }
 
 /// The fields of a session as Redis returned them.
-struct Found {
+struct EncodedFields {
     programs: Vec<Vec<u8>>,
     values: Vec<Value>,
 }
 
-impl Found {
+impl EncodedFields {
     /// The approximate size in bytes.
     fn size(&self) -> usize {
         self.programs.iter().map(Vec::len).sum::<usize>() + self.values.iter().map(size_of).sum::<usize>()
     }
 
-    /// Decodes the fields into a record that has its header.
+    /// Decodes the fields into a record whose header is loaded.
     fn decode(
         self,
         connection: &Connection,
@@ -304,19 +305,19 @@ impl Found {
         mut record: SessionRecord,
     ) -> Result<SessionRecord, SessionError> {
         for program in self.programs {
-            fill(&mut record, "p:", program)?;
+            decode_field(&mut record, "p:", program)?;
         }
         let mut values = self.values.into_iter();
         for fields in [&plan.near, &plan.far].into_iter().filter(|fields| !fields.is_empty()) {
             let found: Vec<Option<Vec<u8>>> = connection.read(values.next().unwrap_or(Value::Nil))?;
             for (field, value) in fields.iter().zip(found) {
-                value.map_or(Ok(()), |value| fill(&mut record, field, value))?;
+                value.map_or(Ok(()), |value| decode_field(&mut record, field, value))?;
             }
         }
         for whole in values {
             let whole: Vec<(String, Vec<u8>)> = connection.read(whole)?;
             for (field, value) in whole.into_iter().filter(|(field, _)| field.starts_with("v:")) {
-                fill(&mut record, &field, value)?;
+                decode_field(&mut record, &field, value)?;
             }
         }
         Ok(record)
@@ -333,7 +334,7 @@ fn size_of(value: &Value) -> usize {
 }
 
 /// Decodes a field into the record.
-fn fill(record: &mut SessionRecord, field: &str, value: Vec<u8>) -> Result<(), SessionError> {
+fn decode_field(record: &mut SessionRecord, field: &str, value: Vec<u8>) -> Result<(), SessionError> {
     match field.split_once(':') {
         Some(("v", _)) => {
             let variable = decode_variable(&value)?;
@@ -371,14 +372,14 @@ pub(super) async fn load_history(
     identifier: &str,
     limit: usize,
 ) -> Result<VariableRecord, SessionError> {
-    type Found = (Option<Vec<u8>>, Vec<Option<Vec<u8>>>);
+    type Reply = (Option<Vec<u8>>, Vec<Option<Vec<u8>>>);
     let call =
         connection.call(&scripts::HISTORY).arg(id.as_str()).arg(limit).arg(variable_name_in(identifier));
-    let found: Option<Found> = call.run().await?;
+    let found: Option<Reply> = call.run().await?;
     let (variable, older) = found.ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
     let size = [&variable].into_iter().chain(&older).flatten().map(Vec::len).sum();
     let (id, identifier) = (id.clone(), identifier.to_owned());
-    decode_apart(size, move || {
+    decode_sized(size, move || {
         let variable = variable.map(|variable| decode_variable(&variable)).transpose()?;
         let found = variable.filter(|found| found.is(&identifier));
         let mut variable = found.ok_or_else(|| variable_not_found(&id, &identifier))?;

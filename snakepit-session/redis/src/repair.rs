@@ -45,7 +45,7 @@ struct Scan {
     command: &'static str,
     key: Option<String>,
     pattern: Option<String>,
-    /// Returns `None` at the end.
+    /// `None` after the last step.
     cursor: Option<u64>,
 }
 

@@ -13,7 +13,7 @@ const OLDEST_VERSION: u32 = 7;
 /// The delay between connection attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// Why a server is unusable.
+/// The reason why a server cannot be used.
 #[derive(Debug)]
 pub(super) enum StartError {
     /// The server is starting or not reachable yet.
@@ -29,14 +29,14 @@ impl StartError {
             || matches!(error.kind(), ErrorKind::Server(BusyLoading | MasterDown | TryAgain));
         let advice = match error.kind() {
             ErrorKind::Server(ServerErrorKind::ReadOnly) => {
-                "; it is a read-only replica, which cannot keep sessions: give the address of its primary"
+                "; it is a read-only replica, which cannot store sessions; use the address of its primary"
             }
             ErrorKind::Server(ServerErrorKind::NoPerm) => {
-                "; sessions need a user who may run scripts (EVALSHA, SCRIPT LOAD), what they use, and SUBSCRIBE"
+                "; sessions need a user with permission for scripts (EVALSHA, SCRIPT LOAD), the commands in them, and SUBSCRIBE"
             }
             ErrorKind::Parse => "; it is not a Redis server; check the port",
             _ if error.to_string().contains("user executing the script") => {
-                "; sessions need a user who may run what their scripts use, on all keys that begin with the prefix"
+                "; sessions need a user with permission for the commands in the scripts, on all keys that begin with the prefix"
             }
             _ => "",
         };
@@ -69,14 +69,14 @@ pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Connectio
 
 async fn try_connect(url: &str, config: &RedisConfig) -> Result<Connection, StartError> {
     let connection = Connection::connect(url, config).await?;
-    let tried: Result<u32, RedisError> = connection.call(&scripts::START).try_run().await;
-    match tried {
+    let result: Result<u32, RedisError> = connection.call(&scripts::START).try_run().await;
+    match result {
         Ok(_) => {}
         Err(error) if error.to_string().contains("OOM") => {
             tracing::warn!(redis = connection.address(), %error, "redis is out of memory: sessions can only be read and deleted");
         }
         Err(_) if is_sentinel(&connection).await => {
-            let problem = "it is a Sentinel, which holds no data: give the address of the primary that it watches, which \
+            let problem = "it is a Sentinel, which stores no data; use the address of the primary that it monitors, which \
                            `SENTINEL get-master-addr-by-name NAME` returns";
             return Err(StartError::Fatal(connection.problem(problem)));
         }
@@ -114,7 +114,7 @@ fn check_info(connection: &Connection, info: &str) -> Result<(), SessionError> {
     Ok(())
 }
 
-/// Parses the URL into an address for the client library and configuration parameters.
+/// Splits the URL into an address for the client library and parameters of the configuration.
 fn parse_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), SessionError> {
     let invalid = |problem: String| SessionError::Backend { problem };
     let mut config = config.clone();
@@ -126,7 +126,7 @@ fn parse_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), S
         ));
     }
     let is_socket = address.starts_with("redis+unix:") || address.starts_with("unix:");
-    let (mut kept, mut names) = (Vec::new(), Vec::new());
+    let (mut client_parameters, mut names) = (Vec::new(), Vec::new());
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         if names.contains(&name) {
@@ -135,8 +135,8 @@ fn parse_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), S
         names.push(name);
         match name {
             "prefix" => value.clone_into(&mut config.prefix),
-            "db" | "user" | "pass" if is_socket => kept.push(parameter),
-            "protocol" => kept.push(parameter),
+            "db" | "user" | "pass" if is_socket => client_parameters.push(parameter),
+            "protocol" => client_parameters.push(parameter),
             _ => {
                 let known = if is_socket { "prefix, db, user, pass" } else { "prefix" };
                 let problem = format!("unknown parameter `{name}` in the URL of Redis; it takes {known}");
@@ -152,7 +152,11 @@ fn parse_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), S
             config.prefix
         )));
     }
-    let url = if kept.is_empty() { address.to_owned() } else { format!("{address}?{}", kept.join("&")) };
+    let url = if client_parameters.is_empty() {
+        address.to_owned()
+    } else {
+        format!("{address}?{}", client_parameters.join("&"))
+    };
     Ok((url, config))
 }
 
@@ -161,14 +165,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_say_the_prefix_and_nothing_unknown() {
-        let read = |url: &str| parse_url(url, &RedisConfig::default());
-        let (url, config) = read("redis://h:1/2?prefix=shop-1").unwrap();
+    fn urls_set_the_prefix_and_unknown_parameters_are_rejected() {
+        let parse = |url: &str| parse_url(url, &RedisConfig::default());
+        let (url, config) = parse("redis://h:1/2?prefix=shop-1").unwrap();
         assert_eq!((&*url, &*config.prefix), ("redis://h:1/2", "shop-1"));
-        let (url, config) = read("redis+unix:///s?db=1&prefix=a&user=u").unwrap();
+        let (url, config) = parse("redis+unix:///s?db=1&prefix=a&user=u").unwrap();
         assert_eq!((&*url, &*config.prefix), ("redis+unix:///s?db=1&user=u", "a"));
-        assert_eq!(read("redis://h").unwrap().1.prefix, "snakepit");
-        for (url, said) in [
+        assert_eq!(parse("redis://h").unwrap().1.prefix, "snakepit");
+        for (url, expected) in [
             ("redis://h?prefx=a", "`prefx`"),
             ("redis://h?db=1", "`db`"),
             ("redis://h?prefix=a&prefix=b", "`prefix` twice"),
@@ -177,8 +181,8 @@ mod tests {
             ("redis://h?prefix={a}", "must be letters"),
             ("rediss://h", "TLS"),
         ] {
-            let problem = read(url).unwrap_err().to_string();
-            assert!(problem.contains(said), "{url}: {problem}");
+            let problem = parse(url).unwrap_err().to_string();
+            assert!(problem.contains(expected), "{url}: {problem}");
         }
     }
 }

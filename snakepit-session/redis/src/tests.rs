@@ -57,7 +57,7 @@ async fn x(host: &RedisBackend, session: &str) -> (u32, u32) {
 
 /// Waits with a timeout.
 async fn soon<T>(event: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), event).await.expect("it happens soon")
+    tokio::time::timeout(Duration::from_secs(30), event).await.expect("the event happens before the timeout")
 }
 
 /// Waits until a session has expired, without reclaiming it.
@@ -66,7 +66,7 @@ async fn wait_for_expiry(server: &Server, session: &str) {
     soon(async { while server.query(&["EXISTS", &key]).await {} }).await;
 }
 
-/// The name and version of the next update.
+/// Returns the kind and version of the next update.
 async fn delivered(watch: &mut VariableWatch) -> (UpdateKind, u32) {
     match soon(watch.next()).await.unwrap().unwrap() {
         WatchEvent::Update(update) => (update.kind, update.variable.version),
@@ -82,9 +82,9 @@ async fn event(events: &mut SessionEvents) -> (String, SessionEventKind) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_keeps_the_contract() {
     let server = Server::start();
-    let makes = AtomicUsize::new(0);
+    let backend_count = AtomicUsize::new(0);
     let make = || async {
-        let prefix = format!("contract-{}", makes.fetch_add(1, Relaxed));
+        let prefix = format!("contract-{}", backend_count.fetch_add(1, Relaxed));
         let config = RedisConfig { prefix, ..RedisConfig::default() };
         RedisBackend::connect(&server.url, config, SessionLimits::default()).await.unwrap()
     };
@@ -108,20 +108,20 @@ async fn a_password_is_used_and_never_printed() {
     let malformed = malformed.await.unwrap_err().to_string();
     assert!(malformed.contains("redis://") && !malformed.contains("w0rd"), "{malformed}");
 
-    // Databases share channels, so their names contain the database.
+    // The databases of a server share channels, so the names of channels contain the database.
     let elsewhere = connect("s3cret-word", 3).await.unwrap();
     let (mut here, mut there) = (host.subscribe(), elsewhere.subscribe());
     elsewhere.create(&id("t"), NewSession::default()).await.unwrap();
     assert_eq!(event(&mut there).await.0, "t");
     host.create(&id("u"), NewSession::default()).await.unwrap();
-    assert_eq!(event(&mut here).await.0, "u", "another database is another backend");
+    assert_eq!(event(&mut here).await.0, "u", "databases have separate events");
     elsewhere.get(&id("s")).await.unwrap_err();
 }
 
 #[tokio::test]
 async fn large_sessions_are_decoded_on_a_blocking_thread() {
-    let on = |size| decode_apart(size, || Ok(std::thread::current().id()));
+    let thread_for = |size| decode_sized(size, || Ok(std::thread::current().id()));
     let runtime = std::thread::current().id();
-    assert_eq!(on(LARGE).await.unwrap(), runtime);
-    assert_ne!(on(LARGE + 1).await.unwrap(), runtime);
+    assert_eq!(thread_for(MAX_INLINE_DECODE).await.unwrap(), runtime);
+    assert_ne!(thread_for(MAX_INLINE_DECODE + 1).await.unwrap(), runtime);
 }

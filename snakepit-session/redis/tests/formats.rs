@@ -52,10 +52,10 @@ async fn keys_of_earlier_versions_in_redis_are_read() {
 fn replay(mut connection: &UnixStream, commands: &[u8]) {
     connection.write_all(commands).unwrap();
     connection.write_all(b"*1\r\n$4\r\nPING\r\n").unwrap();
-    for answer in BufReader::new(connection).lines() {
-        let answer = answer.unwrap();
-        assert!(!answer.starts_with('-'), "{answer}");
-        if answer == "+PONG" {
+    for reply in BufReader::new(connection).lines() {
+        let reply = reply.unwrap();
+        assert!(!reply.starts_with('-'), "{reply}");
+        if reply == "+PONG" {
             return;
         }
     }

@@ -1,4 +1,4 @@
-//! The header of a session, which counts its size, and the limits on it.
+//! The header of a session, which contains its size, and the limits on that size.
 
 use std::{
     sync::Arc,
@@ -42,7 +42,7 @@ pub struct Budget<'a> {
 }
 
 impl SessionHeader {
-    /// The header of a new session, which [`SessionLimits::check_new`] allowed.
+    /// Creates the header of a new session. Call [`SessionLimits::check_new`] first.
     pub fn new(new: NewSession, limits: &SessionLimits) -> Self {
         Self {
             bytes: size_of_metadata(&new.metadata),
@@ -55,13 +55,13 @@ impl SessionHeader {
         }
     }
 
-    /// The session as callers see it, with the remaining lifetime `left`.
-    pub fn snapshot(&self, id: &SessionId, left: Duration) -> Session {
+    /// The session as callers see it, with this remaining lifetime.
+    pub fn snapshot(&self, id: &SessionId, expires_in: Duration) -> Session {
         Session {
             id: id.clone(),
             metadata: self.metadata.clone(),
             created_at: self.created_at,
-            expires_in: left,
+            expires_in,
             ttl: self.ttl,
             program_count: self.programs,
             variable_count: self.variables,

@@ -1,8 +1,8 @@
-//! How operations find variables and programs, and the errors for missing ones.
+//! The lookup of variables and programs, and the errors for missing ones.
 
 use crate::{ProgramName, SessionError, SessionId, VariableId};
 
-/// The name of the variable that an identifier stands for. An id contains the name; no name looks like an id.
+/// Returns the name of the variable with this id or name. An id contains the name, and no name looks like an id.
 #[must_use]
 pub fn variable_name_in(identifier: &str) -> &str {
     VariableId::name_in(identifier).unwrap_or(identifier)

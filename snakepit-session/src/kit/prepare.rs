@@ -6,7 +6,7 @@ use super::{CheckedValue, SessionRecord};
 use crate::{NewVariable, SessionLimits, SetVariable, VariableType, variable_type::may_be_expensive};
 
 impl CheckedValue {
-    /// Checks the value of a new variable on a thread that may block. Returns `None` if the check is cheap or the value exceeds
+    /// Checks the value of a new variable on a blocking thread. Returns `None` if the check is cheap or the value exceeds
     /// the limits; registering the variable then checks the value. The caller must not hold a lock.
     ///
     /// # Cancel safety
@@ -32,9 +32,9 @@ impl From<SetVariable> for PreparedWrite {
 
 /// Writes whose expensive checks are about to run outside the lock.
 ///
-/// Validating a large value or compiling a pattern takes longer than a backend should hold a lock. Note the types of the variables
-/// with [`of`](Self::of) while you hold the lock, release it, and check the values with [`prepare`](Self::prepare).
-/// If the type of a variable changes in between, the write checks the value again.
+/// Validating a large value or compiling a pattern takes longer than a backend should hold a lock. Record the types of the
+/// variables with [`of`](Self::of) while you hold the lock, release it, and check the values with [`prepare`](Self::prepare). If
+/// the type of a variable changes in between, the write checks the value again.
 #[derive(Debug)]
 pub struct WritePreparation(Vec<(SetVariable, Option<Arc<VariableType>>)>);
 
@@ -44,7 +44,7 @@ impl WritePreparation {
         may_be_expensive(updates.into_iter().map(|update| &update.value))
     }
 
-    /// Notes the current types of the variables. `None` stands for a session that does not exist.
+    /// Records the current types of the variables. Pass `None` if the session does not exist.
     pub fn of(limits: &SessionLimits, record: Option<&SessionRecord>, updates: Vec<SetVariable>) -> Self {
         let ty_of = |update: &SetVariable| {
             let found = record?.find(&update.identifier)?;
@@ -58,7 +58,7 @@ impl WritePreparation {
         Self(updates.into_iter().map(with_type).collect())
     }
 
-    /// Runs the checks on a thread that may block, if they are expensive. The checks of one batch share a budget for patterns.
+    /// Runs the checks on a blocking thread if they are expensive. The checks of one batch share a budget for patterns.
     ///
     /// # Cancel safety
     /// Cancel safe: it changes nothing.

@@ -51,7 +51,7 @@ impl ProgramRecord {
     pub fn program(&self) -> Result<Program, SessionError> {
         let ProgramInfo { name, size, content_type, metadata, ttl, updated_at } = &self.info;
         if self.data.len() != *size {
-            let problem = format!("of program `{name}`, {} of {size} bytes are there", self.data.len());
+            let problem = format!("program `{name}` is truncated to {} of {size} bytes", self.data.len());
             return Err(SessionError::Backend { problem });
         }
         Ok(Program {

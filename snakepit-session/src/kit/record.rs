@@ -1,6 +1,6 @@
 //! The record of a session and its operations.
 //!
-//! An operation changes the record completely or not at all. It neither waits nor locks, so the backend must give it exclusive
+//! An operation changes the record completely or not at all. It neither waits nor locks, so the backend must ensure exclusive
 //! access. A backend may load only a part of a record: the header, and the variables and programs that the operation names.
 
 use std::{
@@ -104,7 +104,7 @@ impl SessionRecord {
         self.find(identifier).ok_or_else(|| variable_not_found(id, identifier))
     }
 
-    /// Applies the write that `check` returns for a variable.
+    /// Applies the write that `check` returns for a variable, if the limits allow it.
     fn write(
         &mut self,
         budget: &mut Budget<'_>,
@@ -115,7 +115,7 @@ impl SessionRecord {
         let found = variables.get_mut(variable_name_in(identifier)).filter(|found| found.is(identifier));
         let variable = found.ok_or_else(|| variable_not_found(budget.session, identifier))?;
         let write = check(variable, budget.limits)?;
-        header.resize(budget, header.bytes + write.grows - write.shrinks)?;
+        header.resize(budget, header.bytes + write.added_bytes - write.removed_bytes)?;
         variable.apply(write);
         Ok(variable)
     }
@@ -141,10 +141,10 @@ impl SessionRecord {
         if self.header.variables >= limit {
             return Err(SessionError::TooManyVariables { session: budget.session.clone(), limit });
         }
-        let made = VariableRecord::new(budget.limits, name, new, checked)?;
-        self.header.resize(budget, self.header.bytes + made.size())?;
+        let registered = VariableRecord::new(budget.limits, name, new, checked)?;
+        self.header.resize(budget, self.header.bytes + registered.size())?;
         self.header.variables += 1;
-        Ok(self.variables.entry(name.clone()).or_insert(Box::new(made)))
+        Ok(self.variables.entry(name.clone()).or_insert(Box::new(registered)))
     }
 
     /// Writes one variable.
@@ -163,7 +163,7 @@ impl SessionRecord {
         })
     }
 
-    /// Writes variables, and calls `written` with each one that was written. Returns the new version of each variable, or the
+    /// Writes variables, and calls `on_write` with each written variable. Returns the new version of each variable, or the
     /// error of its write.
     ///
     /// # Errors
@@ -174,14 +174,14 @@ impl SessionRecord {
         budget: &mut Budget<'_>,
         updates: impl IntoIterator<Item: Into<PreparedWrite>>,
         batch: Batch,
-        mut written: impl FnMut(&VariableRecord),
+        mut on_write: impl FnMut(&VariableRecord),
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
         match batch {
             Batch::Atomic => {
                 let names = self.set_all(budget, updates)?;
                 let version = |name: &VariableName| {
                     let changed = self.variable(budget.session, name.as_str())?;
-                    written(changed);
+                    on_write(changed);
                     Ok(Ok(changed.variable.version))
                 };
                 names.iter().map(version).collect()
@@ -189,7 +189,7 @@ impl SessionRecord {
             Batch::Each => {
                 let write = |update| {
                     let changed = self.set(budget, update)?;
-                    written(changed);
+                    on_write(changed);
                     Ok(changed.variable.version)
                 };
                 Ok(updates.into_iter().map(write).collect())
@@ -204,12 +204,12 @@ impl SessionRecord {
         updates: impl IntoIterator<Item: Into<PreparedWrite>>,
     ) -> Result<Vec<VariableName>, SessionError> {
         let (mut names, mut writes, mut errors) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let mut seen = BTreeSet::new();
+        let mut written = BTreeSet::new();
         for PreparedWrite { update, checked } in updates.into_iter().map(Into::into) {
             let SetVariable { identifier, value, note, expected_version } = update;
             let write = self.variable(budget.session, &identifier).and_then(|variable| {
                 let name = &variable.variable.name;
-                if !seen.insert(name.clone()) {
+                if !written.insert(name.clone()) {
                     return Err(SessionError::WrittenTwice { variable: name.to_string() });
                 }
                 names.push(name.clone());
@@ -223,8 +223,9 @@ impl SessionRecord {
         if !errors.is_empty() {
             return Err(SessionError::BatchRejected { errors });
         }
-        let grown = writes.iter().fold(self.header.bytes, |bytes, write| bytes + write.grows);
-        let size = writes.iter().fold(grown, |bytes, write| bytes - write.shrinks);
+        // Add first, so that no intermediate sum is negative.
+        let grown = writes.iter().fold(self.header.bytes, |bytes, write| bytes + write.added_bytes);
+        let size = writes.iter().fold(grown, |bytes, write| bytes - write.removed_bytes);
         self.header.resize(budget, size)?;
         for (name, write) in names.iter().zip(writes) {
             let variable = self.variables.get_mut(name);
@@ -246,7 +247,7 @@ impl SessionRecord {
     ) -> Result<&VariableRecord, SessionError> {
         self.write(budget, identifier, |variable, limits| {
             let value = variable.value_of(version)?;
-            let checked = CheckedValue::sound(Arc::clone(&variable.variable.ty), value.clone());
+            let checked = CheckedValue::valid(Arc::clone(&variable.variable.ty), value.clone());
             variable.check(limits, value, note, None, Some(checked))
         })
     }

@@ -15,8 +15,8 @@ const LAST_VERSION: u32 = i32::MAX as u32;
 
 /// A variable with its history. The names of the serialized fields are stable.
 ///
-/// The serialized form lists the older versions, without their values. A backend stores each of those separately, so that
-/// a write does not cost as much as the whole history.
+/// The serialized form lists the older versions without their values. A backend stores each older version separately, so that
+/// a write does not rewrite the whole history.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VariableRecord {
     /// The variable as callers see it.
@@ -24,28 +24,29 @@ pub struct VariableRecord {
     /// The note of the current version.
     pub note: Note,
     /// Consecutive versions before the current one, oldest first.
-    older: VecDeque<Older>,
+    older: VecDeque<OlderVersion>,
     older_bytes: usize,
 }
 
 /// A version before the current one. Serialized as a tuple, because there are many of them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(from = "(u32, usize)", into = "(u32, usize)")]
-struct Older {
+struct OlderVersion {
     version: u32,
+    /// The size in bytes, as [`SessionLimits`] counts it.
     size: usize,
-    /// `None` if it is not loaded. Writes need only its size.
-    whole: Option<VariableVersion>,
+    /// `None` if the version is not loaded. Writes need only its size.
+    content: Option<VariableVersion>,
 }
 
-impl From<(u32, usize)> for Older {
+impl From<(u32, usize)> for OlderVersion {
     fn from((version, size): (u32, usize)) -> Self {
-        Self { version, size, whole: None }
+        Self { version, size, content: None }
     }
 }
 
-impl From<Older> for (u32, usize) {
-    fn from(Older { version, size, whole: _ }: Older) -> Self {
+impl From<OlderVersion> for (u32, usize) {
+    fn from(OlderVersion { version, size, content: _ }: OlderVersion) -> Self {
         (version, size)
     }
 }
@@ -57,11 +58,12 @@ pub(super) struct Write {
     note: Note,
     /// The variable's new metadata, if it changes.
     metadata: Option<Metadata>,
-    /// How many of the oldest versions to drop. The current version counts as the newest of them.
-    evicts: usize,
-    /// The bytes that the write adds, and the bytes that it removes.
-    pub(super) grows: usize,
-    pub(super) shrinks: usize,
+    /// The number of the oldest versions to evict from the history. The version that the write replaces counts as the newest.
+    evicted_versions: usize,
+    /// The number of bytes that the write adds to the session.
+    pub(super) added_bytes: usize,
+    /// The number of bytes that the write removes from the session.
+    pub(super) removed_bytes: usize,
 }
 
 impl VariableRecord {
@@ -74,7 +76,7 @@ impl VariableRecord {
         let NewVariable { ty, value, note } = new;
         limits.check_value(name.as_str(), &value)?;
         limits.check_note(&note)?;
-        let checked = checked.and_then(|checked| checked.of(&ty)).unwrap_or_else(|| ty.check(value));
+        let checked = checked.and_then(|checked| checked.for_type(&ty)).unwrap_or_else(|| ty.check(value));
         let value = checked.map_err(|problem| invalid(name, problem))?;
         let variable = Variable {
             id: VariableId::random(name),
@@ -106,7 +108,7 @@ impl VariableRecord {
             + self.older_bytes
     }
 
-    /// Checks whether a value can be written.
+    /// Checks a write, and computes its effect on the history and the size.
     pub(super) fn check(
         &self,
         limits: &SessionLimits,
@@ -124,12 +126,13 @@ impl VariableRecord {
             });
         }
         if *version >= LAST_VERSION {
-            let problem = format!("it is at version {version}, the last there is; register it anew");
+            let problem =
+                format!("it is at version {version}, the highest possible; delete and register it again");
             return Err(invalid(name, problem));
         }
         limits.check_value(name.as_str(), &value)?;
         limits.check_note(&note)?;
-        let checked = checked.and_then(|checked| checked.of(ty)).unwrap_or_else(|| ty.check(value));
+        let checked = checked.and_then(|checked| checked.for_type(ty)).unwrap_or_else(|| ty.check(value));
         let value = checked.map_err(|problem| invalid(name, problem))?;
         let merged = if note.metadata.is_empty() {
             None
@@ -140,30 +143,30 @@ impl VariableRecord {
         };
 
         let current = size_of_version(&self.variable.value, &self.note);
-        let (mut kept, mut kept_bytes) = (self.older.len() + 1, self.older_bytes + current);
+        let (mut history_len, mut history_bytes) = (self.older.len() + 1, self.older_bytes + current);
         let mut oldest = self.older.iter().map(|version| version.size);
-        let (mut evicts, mut shrinks) = (0, 0);
-        while kept > limits.max_history || kept_bytes > limits.max_history_bytes {
+        let (mut evicted_versions, mut removed_bytes) = (0, 0);
+        while history_len > limits.max_history || history_bytes > limits.max_history_bytes {
             let size = oldest.next().unwrap_or(current);
-            (kept, evicts) = (kept - 1, evicts + 1);
-            (kept_bytes, shrinks) = (kept_bytes - size, shrinks + size);
-            if kept == 0 {
+            (history_len, evicted_versions) = (history_len - 1, evicted_versions + 1);
+            (history_bytes, removed_bytes) = (history_bytes - size, removed_bytes + size);
+            if history_len == 0 {
                 break;
             }
         }
-        let mut grows = size_of_version(&value, &note);
+        let mut added_bytes = size_of_version(&value, &note);
         if let Some(merged) = &merged {
-            grows += merged.size();
-            shrinks += metadata.size();
+            added_bytes += merged.size();
+            removed_bytes += metadata.size();
         }
-        Ok(Write { value, note, metadata: merged, evicts, grows, shrinks })
+        Ok(Write { value, note, metadata: merged, evicted_versions, added_bytes, removed_bytes })
     }
 
     pub(super) fn apply(&mut self, write: Write) {
-        let Write { value, note, metadata, evicts, .. } = write;
+        let Write { value, note, metadata, evicted_versions, .. } = write;
         let now = SystemTime::now();
         self.variable.source = note.source;
-        let was = VariableVersion {
+        let replaced = VariableVersion {
             version: self.variable.version,
             value: std::mem::replace(&mut self.variable.value, value),
             at: std::mem::replace(&mut self.variable.updated_at, now),
@@ -173,21 +176,21 @@ impl VariableRecord {
         if let Some(metadata) = metadata {
             self.variable.metadata = metadata;
         }
-        let size = size_of_version(&was.value, &was.note);
+        let size = size_of_version(&replaced.value, &replaced.note);
         self.older_bytes += size;
-        // Drop old versions first, so that a full history does not reallocate.
-        let evicts_was = evicts > self.older.len();
-        for dropped in self.older.drain(..evicts.min(self.older.len())) {
-            self.older_bytes -= dropped.size;
+        // Evict old versions first, so that a full history does not reallocate.
+        let evicts_replaced = evicted_versions > self.older.len();
+        for evicted in self.older.drain(..evicted_versions.min(self.older.len())) {
+            self.older_bytes -= evicted.size;
         }
-        if evicts_was {
+        if evicts_replaced {
             self.older_bytes -= size;
         } else {
-            self.older.push_back(Older { version: was.version, size, whole: Some(was) });
+            self.older.push_back(OlderVersion { version: replaced.version, size, content: Some(replaced) });
         }
     }
 
-    /// The newest loaded versions, newest first. Returns at most `limit` versions, or all for 0.
+    /// Returns the loaded versions, newest first: at most `limit`, or all for 0.
     pub fn history(&self, limit: usize) -> impl Iterator<Item = VariableVersion> {
         let limit = if limit == 0 { usize::MAX } else { limit };
         let current = VariableVersion {
@@ -196,7 +199,7 @@ impl VariableRecord {
             at: self.variable.updated_at,
             note: self.note.clone(),
         };
-        let older = self.older.iter().rev().filter_map(|older| older.whole.clone());
+        let older = self.older.iter().rev().filter_map(|older| older.content.clone());
         std::iter::once(current).chain(older).take(limit)
     }
 
@@ -209,7 +212,7 @@ impl VariableRecord {
     /// Adds a stored version to the history. Versions that are not in [`older`](Self::older) are ignored.
     pub fn load(&mut self, version: VariableVersion) {
         if let Some(older) = self.older.iter_mut().find(|older| older.version == version.version) {
-            older.whole = Some(version);
+            older.content = Some(version);
         }
     }
 
@@ -220,8 +223,8 @@ impl VariableRecord {
             return Ok(self.variable.value.clone());
         }
         let found = self.older.iter().find(|older| older.version == version);
-        let whole = found.and_then(|older| older.whole.as_ref());
-        whole.map(|older| older.value.clone()).ok_or_else(|| SessionError::VersionNotKept {
+        let content = found.and_then(|older| older.content.as_ref());
+        content.map(|content| content.value.clone()).ok_or_else(|| SessionError::VersionNotKept {
             variable: self.variable.name.to_string(),
             version,
             oldest: self.older().start,

@@ -1,4 +1,4 @@
-//! Global programs. They are few, so expiry does not need a queue.
+//! Global programs of the memory backend. They are few, so expiry does not need a queue.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -17,7 +17,7 @@ pub(super) struct Globals {
 #[derive(Debug)]
 struct Global {
     program: ProgramRecord,
-    expires: Instant,
+    expires_at: Instant,
 }
 
 impl Globals {
@@ -31,29 +31,29 @@ impl Globals {
         let program = ProgramRecord::global(limits, name, program)?;
         let now = Instant::now();
         let replaced = self.programs.get(name);
-        let lives = replaced.is_some_and(|global| global.expires > now);
-        let live = self.programs.values().filter(|global| global.expires > now).count();
+        let is_live = replaced.is_some_and(|global| global.expires_at > now);
+        let live_count = self.programs.values().filter(|global| global.expires_at > now).count();
         let limit = limits.max_programs;
-        if !lives && live >= limit {
+        if !is_live && live_count >= limit {
             return Err(SessionError::TooManyGlobalPrograms { limit });
         }
         resize(replaced.map_or(0, |global| global.program.size()), program.size())?;
-        let expires = now + limits.ttl(program.info.ttl);
-        self.programs.insert(name.clone(), Global { program, expires });
-        Ok(if lives { Created::Existing } else { Created::New })
+        let expires_at = now + limits.ttl(program.info.ttl);
+        self.programs.insert(name.clone(), Global { program, expires_at });
+        Ok(if is_live { Created::Existing } else { Created::New })
     }
 
     pub(super) fn program(&mut self, name: &ProgramName) -> Result<Program, SessionError> {
         let now = Instant::now();
-        let live = self.programs.get_mut(name).filter(|global| global.expires > now);
+        let live = self.programs.get_mut(name).filter(|global| global.expires_at > now);
         let global = live.ok_or_else(|| program_not_found(None, name))?;
-        global.expires = now + global.program.info.ttl.unwrap_or_default();
+        global.expires_at = now + global.program.info.ttl.unwrap_or_default();
         global.program.program()
     }
 
     pub(super) fn list(&self) -> Vec<ProgramInfo> {
         let now = Instant::now();
-        let live = self.programs.values().filter(|global| global.expires > now);
+        let live = self.programs.values().filter(|global| global.expires_at > now);
         live.map(|global| global.program.info.clone()).collect()
     }
 
@@ -61,20 +61,20 @@ impl Globals {
     pub(super) fn delete(&mut self, name: &ProgramName) -> Result<usize, SessionError> {
         let now = Instant::now();
         match self.programs.entry(name.clone()) {
-            Entry::Occupied(global) if global.get().expires > now => Ok(global.remove().program.size()),
+            Entry::Occupied(global) if global.get().expires_at > now => Ok(global.remove().program.size()),
             _ => Err(program_not_found(None, name)),
         }
     }
 
     /// Removes expired programs and returns their total size.
     pub(super) fn reclaim(&mut self, now: Instant) -> usize {
-        let mut freed = 0;
+        let mut freed_bytes = 0;
         self.programs.retain(|_, global| {
-            let lives = global.expires > now;
-            freed += if lives { 0 } else { global.program.size() };
-            lives
+            let is_live = global.expires_at > now;
+            freed_bytes += if is_live { 0 } else { global.program.size() };
+            is_live
         });
-        freed
+        freed_bytes
     }
 
     pub(super) fn len(&self) -> usize {

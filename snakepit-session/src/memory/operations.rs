@@ -1,4 +1,4 @@
-//! The operations of the trait. Each holds the lock of its session.
+//! The implementation of `SessionBackend`. Each operation locks its session.
 
 use std::{
     ops::Bound,
@@ -24,10 +24,10 @@ use crate::{
 };
 
 impl MemoryBackend {
-    /// The next ids in order. Some of the sessions may have expired.
-    fn ids_after(&self, after: Option<&SessionId>, most: usize) -> Vec<SessionId> {
+    /// Returns the next ids in order. Some of the sessions may have expired.
+    fn ids_after(&self, after: Option<&SessionId>, limit: usize) -> Vec<SessionId> {
         let first = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.index().ids.range::<SessionId, _>((first, Bound::Unbounded)).take(most).cloned().collect()
+        self.index().ids.range::<SessionId, _>((first, Bound::Unbounded)).take(limit).cloned().collect()
     }
 
     /// Runs expensive checks before the session is locked.
@@ -37,9 +37,9 @@ impl MemoryBackend {
         }
         let slot = self.slot(id).ok();
         let record = slot.as_ref().map(|(slot, _)| &slot.record);
-        let preparing = WritePreparation::of(&self.limits, record, updates);
+        let preparation = WritePreparation::of(&self.limits, record, updates);
         drop(slot);
-        preparing.prepare().await
+        preparation.prepare().await
     }
 }
 
@@ -51,7 +51,7 @@ impl SessionBackend for MemoryBackend {
             return Ok(found);
         }
         // Reclaim expired sessions before rejecting.
-        while !self.claim() {
+        while !self.reserve_session() {
             // Yield regularly, because many sessions may expire together.
             if self.reclaim_some().is_none() {
                 return Err(SessionError::TooManySessions { limit: self.limits.max_sessions });
@@ -66,7 +66,9 @@ impl SessionBackend for MemoryBackend {
         }
         match self.find_or_create(id, &new, true) {
             Some(found) => Ok(found),
-            None => Err(SessionError::Backend { problem: "room was claimed but not used".to_owned() }),
+            None => Err(SessionError::Backend {
+                problem: "a session with reserved space was not created".to_owned(),
+            }),
         }
     }
 
@@ -86,7 +88,7 @@ impl SessionBackend for MemoryBackend {
         }
         let session = entry.get().snapshot(id, now);
         let mut index = self.index();
-        index.due.remove(&(entry.get().queued, id.clone()));
+        index.due.remove(&(entry.get().indexed_expiry, id.clone()));
         index.ids.remove(id);
         drop(index);
         self.retire(id, entry.get(), SessionEventKind::Deleted);
@@ -98,7 +100,7 @@ impl SessionBackend for MemoryBackend {
         let (size, after) = page.parse()?;
         let (mut items, mut last): (Vec<Session>, _) = (Vec::new(), after);
         loop {
-            // Ask for one more, which shows whether there is another page.
+            // Request one more id, which shows whether there is another page.
             let wanted = size + 1 - items.len();
             let ids = self.ids_after(last.as_ref(), wanted);
             items.extend(ids.iter().filter_map(|id| {
@@ -108,13 +110,13 @@ impl SessionBackend for MemoryBackend {
             if ids.len() < wanted || items.len() > size {
                 break;
             }
-            // Some sessions had expired.
+            // Some sessions have expired, so the page is not full.
             last = ids.into_iter().next_back();
             tokio::task::yield_now().await;
         }
-        let more = items.len() > size;
+        let has_more = items.len() > size;
         items.truncate(size);
-        let next = items.last().filter(|_| more).map(|last| last.id.to_string());
+        let next = items.last().filter(|_| has_more).map(|last| last.id.to_string());
         Ok(Page { items, next })
     }
 
@@ -129,13 +131,13 @@ impl SessionBackend for MemoryBackend {
         name: &ProgramName,
         program: Program,
     ) -> Result<Created, SessionError> {
-        let more = size_of_program(name, &program);
+        let max_growth = size_of_program(name, &program);
         let ProgramOwner::Session(id) = owner else {
-            self.reclaim_for(more).await;
+            self.reclaim_for(max_growth).await;
             let resize = |from, to| self.resize(from, to);
             return self.globals().put(&self.limits, name, program, resize);
         };
-        self.change(id, more, |slot, budget| {
+        self.change(id, max_growth, |slot, budget| {
             let created = slot.record.put_program(budget, name, program)?;
             self.counters.programs.fetch_add(usize::from(created == Created::New), Relaxed);
             Ok(created)
@@ -161,8 +163,8 @@ impl SessionBackend for MemoryBackend {
 
     async fn delete_program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<(), SessionError> {
         let ProgramOwner::Session(id) = owner else {
-            let freed = self.globals().delete(name)?;
-            self.bytes.fetch_sub(freed, Relaxed);
+            let freed_bytes = self.globals().delete(name)?;
+            self.bytes.fetch_sub(freed_bytes, Relaxed);
             return Ok(());
         };
         self.change(id, 0, |slot, budget| {
@@ -179,15 +181,15 @@ impl SessionBackend for MemoryBackend {
         name: &VariableName,
         new: NewVariable,
     ) -> Result<Variable, SessionError> {
-        // The id contains the name too.
-        let names = 3 * VariableName::MAX_BYTES;
-        let more = max_write_size(&new.value, &new.note) + new.ty.constraints_json().len() + names;
+        // An upper bound for the name and the id, which contains the name.
+        let names_size = 3 * VariableName::MAX_BYTES;
+        let max_growth = max_write_size(&new.value, &new.note) + new.ty.constraints_json().len() + names_size;
         let checked = CheckedValue::for_new_variable(&self.limits, &new).await;
-        self.change(id, more, |SessionSlot { record, watchers, .. }, budget| {
-            let made = record.register(budget, name, new, checked)?;
+        self.change(id, max_growth, |SessionSlot { record, watchers, .. }, budget| {
+            let registered = record.register(budget, name, new, checked)?;
             self.counters.variables.fetch_add(1, Relaxed);
-            notify(watchers, UpdateKind::Registered, made);
-            Ok(made.variable.clone())
+            notify(watchers, UpdateKind::Registered, registered);
+            Ok(registered.variable.clone())
         })
         .await
     }
@@ -210,9 +212,9 @@ impl SessionBackend for MemoryBackend {
         batch: Batch,
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
         self.limits.check_names(updates.len())?;
-        let more = updates.iter().map(|update| max_write_size(&update.value, &update.note)).sum();
+        let max_growth = updates.iter().map(|update| max_write_size(&update.value, &update.note)).sum();
         let updates = self.prepare(id, updates).await;
-        self.change(id, more, |SessionSlot { record, watchers, .. }, budget| {
+        self.change(id, max_growth, |SessionSlot { record, watchers, .. }, budget| {
             record.set_batch(budget, updates, batch, |changed| notify(watchers, UpdateKind::Set, changed))
         })
         .await
@@ -250,9 +252,9 @@ impl SessionBackend for MemoryBackend {
         version: u32,
         note: Note,
     ) -> Result<Variable, SessionError> {
-        // The size of the old value is unknown before the lock, but bounded by the limit.
-        let more = self.limits.max_value_bytes.saturating_add(max_write_size(&Payload::null(), &note));
-        self.change(id, more, |SessionSlot { record, watchers, .. }, budget| {
+        // The size of the earlier value is not known before the session is locked, so use its limit.
+        let max_growth = self.limits.max_value_bytes.saturating_add(max_write_size(&Payload::null(), &note));
+        self.change(id, max_growth, |SessionSlot { record, watchers, .. }, budget| {
             let changed = record.rollback(budget, identifier, version, note)?;
             notify(watchers, UpdateKind::RolledBack, changed);
             Ok(changed.variable.clone())
@@ -281,11 +283,11 @@ impl SessionBackend for MemoryBackend {
     async fn set_variable(&self, id: &SessionId, update: SetVariable) -> Result<u32, SessionError> {
         if WritePreparation::is_needed([&update]) {
             let identifier = update.identifier.clone();
-            let written = self.set_variables(id, vec![update], Batch::Each).await?;
-            return written.into_iter().next().unwrap_or_else(|| Err(variable_not_found(id, &identifier)));
+            let results = self.set_variables(id, vec![update], Batch::Each).await?;
+            return results.into_iter().next().unwrap_or_else(|| Err(variable_not_found(id, &identifier)));
         }
-        let more = max_write_size(&update.value, &update.note);
-        self.change(id, more, |SessionSlot { record, watchers, .. }, budget| {
+        let max_growth = max_write_size(&update.value, &update.note);
+        self.change(id, max_growth, |SessionSlot { record, watchers, .. }, budget| {
             let changed = record.set(budget, update)?;
             notify(watchers, UpdateKind::Set, changed);
             Ok(changed.variable.version)
@@ -316,8 +318,8 @@ impl SessionBackend for MemoryBackend {
         self.counters.sweeps.fetch_add(1, Relaxed);
         self.reclaim_globals();
         let mut expired = 0;
-        while let Some(some) = self.reclaim_some() {
-            expired += some;
+        while let Some(reclaimed) = self.reclaim_some() {
+            expired += reclaimed;
             // Yield regularly, because many sessions may expire together.
             tokio::task::yield_now().await;
         }

@@ -1,4 +1,4 @@
-//! Properties of this backend beyond the contract.
+//! Tests of the memory backend beyond the contract.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -41,7 +41,7 @@ async fn the_session_limit_is_exact_and_expired_sessions_do_not_count() {
 #[tokio::test(start_paused = true)]
 async fn the_bytes_of_all_sessions_are_counted_exactly() {
     let backend = MemoryBackend::new(SessionLimits { max_total_bytes: 100, ..SessionLimits::default() });
-    let held = || backend.bytes.load(Relaxed);
+    let total_bytes = || backend.bytes.load(Relaxed);
     // A program takes one byte for its name and one for its type; this metadata takes ten.
     let program = |bytes: usize| Program::new("x".repeat(bytes), "t");
     let new = |ttl: u64| NewSession {
@@ -51,30 +51,30 @@ async fn the_bytes_of_all_sessions_are_counted_exactly() {
     backend.create(&id("short"), new(10)).await.unwrap();
     backend.create(&id("short"), new(10)).await.unwrap();
     backend.create(&id("long"), new(1000)).await.unwrap();
-    assert_eq!(held(), 20, "a session that lives is not made again");
+    assert_eq!(total_bytes(), 20, "a live session is not created again");
     put(&backend, "short", program(48)).await.unwrap();
     put(&backend, "long", program(28)).await.unwrap();
-    assert_eq!(held(), 100);
+    assert_eq!(total_bytes(), 100);
     let full = SessionError::BackendFull { size: 101, limit: 100 };
     assert_eq!(put(&backend, "long", program(29)).await.unwrap_err(), full);
     let rejected = backend.create(&id("third"), new(10)).await.unwrap_err();
     assert_eq!(rejected, SessionError::BackendFull { size: 110, limit: 100 });
     assert_eq!(backend.count.load(Relaxed), 2, "a rejected session takes no space");
     put(&backend, "long", program(8)).await.unwrap();
-    assert_eq!(held(), 80);
+    assert_eq!(total_bytes(), 80);
     tokio::time::advance(Duration::from_secs(10)).await;
     // The expired session's 60 bytes are free once they are needed.
     put(&backend, "long", program(88)).await.unwrap();
-    assert_eq!(held(), 100);
+    assert_eq!(total_bytes(), 100);
     backend.delete_program(&id("long").into(), &name("p")).await.unwrap();
-    assert_eq!(held(), 10);
+    assert_eq!(total_bytes(), 10);
     backend.create(&id("short"), new(10)).await.unwrap();
     tokio::time::advance(Duration::from_secs(10)).await;
     backend.create(&id("short"), new(10)).await.unwrap();
-    assert_eq!(held(), 20, "the expired session gave its bytes to the one of its name");
+    assert_eq!(total_bytes(), 20, "the new session replaces the expired one with its id");
     backend.delete(&id("long")).await.unwrap();
     backend.delete(&id("short")).await.unwrap();
-    assert_eq!((held(), backend.count.load(Relaxed)), (0, 0));
+    assert_eq!((total_bytes(), backend.count.load(Relaxed)), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,15 +89,19 @@ async fn a_sweep_visits_only_due_sessions() {
     tokio::time::advance(Duration::from_secs(3)).await;
     backend.get(&id("used")).await.unwrap();
     tokio::time::advance(Duration::from_secs(2)).await;
-    assert_eq!(backend.sweep().await.unwrap(), 1, "only the idle one expired");
-    assert_eq!(backend.index().due.first().unwrap().1, id("used"), "the used one is queued anew");
+    assert_eq!(backend.sweep().await.unwrap(), 1, "only the idle session expires");
+    assert_eq!(
+        backend.index().due.first().unwrap().1,
+        id("used"),
+        "the renewed session has moved in the index"
+    );
     assert_eq!(backend.index().due.len(), 101);
     tokio::time::advance(Duration::from_secs(3)).await;
     assert_eq!(backend.sweep().await.unwrap(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ttl_beyond_all_clocks_is_forever() {
+async fn the_longest_ttl_is_a_century() {
     let backend = MemoryBackend::new(SessionLimits::default());
     let forever = NewSession { ttl: Some(Duration::MAX), ..NewSession::default() };
     let (session, _) = backend.create(&id("s"), forever).await.unwrap();
@@ -133,8 +137,8 @@ async fn the_bytes_of_a_session_are_counted_exactly() {
     backend.put_program(&id("s").into(), &name("b"), program(46)).await.unwrap();
     let rejected = backend.put_program(&id("s").into(), &name("a"), program(41)).await.unwrap_err();
     assert_eq!(rejected, SessionError::SessionTooLarge { session: id("s"), size: 101, limit: 100 });
-    let whole = backend.program(&id("s").into(), &name("a")).await.unwrap();
-    assert_eq!(whole.data.len(), 40, "a rejected program replaces nothing");
+    let stored = backend.program(&id("s").into(), &name("a")).await.unwrap();
+    assert_eq!(stored.data.len(), 40, "a rejected program replaces nothing");
     backend.put_program(&id("s").into(), &name("a"), program(10)).await.unwrap();
     backend.delete_program(&id("s").into(), &name("b")).await.unwrap();
     backend.put_program(&id("s").into(), &name("c"), program(76)).await.unwrap();
@@ -169,7 +173,7 @@ async fn expired_sessions_are_reclaimed_for_every_write_of_a_variable() {
     backend.create(&id("short"), new(200, 10)).await.unwrap();
     backend.create(&id("long"), new(10, 1000)).await.unwrap();
     tokio::time::advance(Duration::from_secs(10)).await;
-    // Its value and note would fit beside the expired session, but not with its names.
+    // The value and note would fit beside the expired session, but not together with the names.
     let new = NewVariable {
         ty: VariableType::new(ValueType::String).unwrap(),
         value: Payload::from_json(ValueType::String, format!("\"{}\"", "x".repeat(60)).into()),
@@ -180,7 +184,7 @@ async fn expired_sessions_are_reclaimed_for_every_write_of_a_variable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn short_lived_sessions_leave_no_queue_entries() {
+async fn short_lived_sessions_leave_no_index_entries() {
     let backend = Arc::new(MemoryBackend::new(SessionLimits::default()));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..4 {
@@ -204,7 +208,7 @@ async fn short_lived_sessions_leave_no_queue_entries() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_entry_without_a_session_does_not_stop_a_sweep() {
+async fn an_index_entry_without_a_session_does_not_stop_a_sweep() {
     let backend = MemoryBackend::new(SessionLimits::default());
     let now = backend.now();
     backend.index().due.insert((now, id("orphan")));
@@ -225,9 +229,9 @@ async fn creating_a_session_at_the_limit_reclaims_only_what_is_needed() {
     }
     tokio::time::advance(Duration::from_secs(1)).await;
     backend.create(&id("new"), NewSession::default()).await.unwrap();
-    let left = backend.sessions.len();
-    assert!(left > EXPIRED / 2, "{left} are left");
-    assert_eq!(backend.sweep().await.unwrap(), left - 1);
+    let remaining = backend.sessions.len();
+    assert!(remaining > EXPIRED / 2, "{remaining} sessions remain");
+    assert_eq!(backend.sweep().await.unwrap(), remaining - 1);
     let index = backend.index();
     assert_eq!((index.ids.len(), index.due.len()), (1, 1));
 }
@@ -242,7 +246,8 @@ async fn pages_skip_expired_sessions() {
     }
     tokio::time::advance(Duration::from_secs(1)).await;
     let mut page = backend.list(PageRequest { size: 2, token: None }).await.unwrap();
-    let ids = |page: &Page<Session>| page.items.iter().map(|it| it.id.to_string()).collect::<Vec<_>>();
+    let ids =
+        |page: &Page<Session>| page.items.iter().map(|session| session.id.to_string()).collect::<Vec<_>>();
     assert_eq!(ids(&page), ["0999", "1999"]);
     page = backend.list(PageRequest { size: 2, token: page.next }).await.unwrap();
     assert_eq!((ids(&page), page.next), (vec!["2999".to_owned()], None));
@@ -262,10 +267,10 @@ async fn large_values_are_checked_without_the_lock() {
     let write = backend.set_variable(&session, SetVariable::new("large", list(1 << 20)));
     let mut write = std::pin::pin!(write);
     let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(write.as_mut().poll(cx)));
-    assert!(polled.await.is_pending(), "it is checked on another thread");
+    assert!(polled.await.is_pending(), "the value is checked on another thread");
     assert_eq!(backend.variable(&id("s"), "large").await.unwrap().version, 0);
     assert_eq!(write.await, Ok(1));
-    let odd = Payload::from_json(ValueType::List, format!("[1{}", ",1".repeat(1 << 20)).into());
-    let rejected = backend.set_variable(&id("s"), SetVariable::new("large", odd)).await.unwrap_err();
+    let malformed = Payload::from_json(ValueType::List, format!("[1{}", ",1".repeat(1 << 20)).into());
+    let rejected = backend.set_variable(&id("s"), SetVariable::new("large", malformed)).await.unwrap_err();
     assert!(matches!(rejected, SessionError::InvalidValue { .. }), "{rejected}");
 }

@@ -10,13 +10,14 @@ use serde_json::{Error as Problem, json};
 use super::{Payload, whole::visit_integer};
 use crate::ValueType;
 
-/// The limit of numpy.
+/// The maximum number of axes, as in numpy.
 const MAX_AXES: usize = 64;
 
-/// The maximum number of nested lists for each byte of a buffer, and in addition. Lists of one list, and empty lists, take no
-/// bytes, so their number needs a bound.
+/// The maximum number of nested lists for each byte of a buffer. Empty lists and lists of one list take no bytes, so their
+/// number needs a bound.
 const LISTS_PER_BYTE: usize = 2;
-const MORE_LISTS: usize = 1024;
+/// The number of nested lists that a buffer of any size may have in addition.
+const EXTRA_LISTS: usize = 1024;
 
 /// The parsed metadata of a buffer.
 #[derive(Debug, Deserialize)]
@@ -28,6 +29,8 @@ pub(crate) struct ArrayMetadata {
 }
 
 impl ArrayMetadata {
+    /// Parses the JSON of the metadata.
+    ///
     /// # Errors
     /// The reason, which continues a message after "value's metadata".
     pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
@@ -47,14 +50,14 @@ impl ArrayMetadata {
         let name = self.dtype.as_deref().unwrap_or_default();
         let Some(dtype) = Dtype::parse(name) else {
             return Err(format!(
-                "has dtype `{name}`, which is unknown; it is one like float32, int64 or bool"
+                "has dtype `{name}`, which is unknown; use one such as float32, int64 or bool"
             ));
         };
         let shape = self.shape.as_deref().unwrap_or_default();
         let expected = shape.iter().try_fold(dtype.bytes, |size, n| size.checked_mul(*n));
         if expected != Some(buffer.len()) {
             return Err(format!(
-                "has {} bytes, which is not what its shape {shape:?} of {name} takes",
+                "has {} bytes, which does not match shape {shape:?} of {name}",
                 buffer.len()
             ));
         }
@@ -68,26 +71,30 @@ impl ArrayMetadata {
     pub(super) fn lists<'a>(&'a self, buffer: &'a [u8]) -> Result<Items<'a>, String> {
         if !self.is_raw() {
             let format = self.binary_format.as_deref().unwrap_or_default();
-            return Err(format!("its buffer is in format `{format}`, and only `raw` is read here"));
+            return Err(format!(
+                "its buffer is in format `{format}`, which cannot be read in Rust; send it as `raw`"
+            ));
         }
         let shape = self.shape.as_deref().ok_or("its metadata has no shape")?;
         if shape.len() > MAX_AXES {
             return Err(format!("its shape has {} axes, the limit is {MAX_AXES}", shape.len()));
         }
-        let limit = buffer.len().saturating_mul(LISTS_PER_BYTE).saturating_add(MORE_LISTS);
-        if lists_of(shape) > limit {
-            return Err(format!("its shape {shape:?} is of more than {limit} lists, the most for its bytes"));
+        let limit = buffer.len().saturating_mul(LISTS_PER_BYTE).saturating_add(EXTRA_LISTS);
+        if nested_lists(shape) > limit {
+            return Err(format!(
+                "its shape {shape:?} has more than {limit} nested lists, the limit for its size"
+            ));
         }
         self.items(buffer).map_err(|problem| format!("its buffer {problem}"))
     }
 }
 
 /// The number of nested lists in a shape.
-fn lists_of(shape: &[usize]) -> usize {
-    let (mut lists, mut along) = (0_usize, 1_usize);
+fn nested_lists(shape: &[usize]) -> usize {
+    let (mut lists, mut axis_lists) = (0_usize, 1_usize);
     for length in shape {
-        lists = lists.saturating_add(along);
-        along = along.saturating_mul(*length);
+        lists = lists.saturating_add(axis_lists);
+        axis_lists = axis_lists.saturating_mul(*length);
     }
     lists
 }
@@ -98,7 +105,7 @@ struct Dtype {
     kind: Kind,
     /// The size of one item in bytes.
     bytes: usize,
-    big_endian: bool,
+    is_big_endian: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -134,22 +141,22 @@ impl Dtype {
             }
         };
         // The packing of items below one byte is not specified.
-        let known = matches!(bits, 8 | 16 | 32 | 64 | 80 | 96 | 128 | 256);
-        known.then_some(Self { kind, bytes: bits / 8, big_endian: name.starts_with('>') })
+        let is_supported = matches!(bits, 8 | 16 | 32 | 64 | 80 | 96 | 128 | 256);
+        is_supported.then_some(Self { kind, bytes: bits / 8, is_big_endian: name.starts_with('>') })
     }
 
-    /// The sign-extended item. `None` for an item of more than eight bytes.
+    /// The bits of the item, zero-extended. `None` for an item of more than eight bytes.
     fn bits(self, item: &[u8]) -> Option<u64> {
         let mut wide = [0; 8];
         wide.get_mut(..item.len())?.copy_from_slice(item);
-        if self.big_endian {
+        if self.is_big_endian {
             wide[..item.len()].reverse();
         }
         Some(u64::from_le_bytes(wide))
     }
 
     fn visit<'de, V: Visitor<'de>>(self, item: &[u8], visitor: V) -> Result<V::Value, Problem> {
-        let unread = || {
+        let unsupported = || {
             let name = match self.kind {
                 Kind::Bool => "bool",
                 Kind::Int => "int",
@@ -159,25 +166,27 @@ impl Dtype {
                 Kind::Bfloat => "bfloat",
             };
             let bits = 8 * self.bytes;
-            Problem::custom(format!("items of {name}{bits} are not read here; convert them first"))
+            Problem::custom(format!(
+                "items of {name}{bits} cannot be read in Rust; convert them to another dtype first"
+            ))
         };
-        let bits = self.bits(item).ok_or_else(unread)?;
+        let bits = self.bits(item).ok_or_else(unsupported)?;
         match (self.kind, self.bytes) {
             (Kind::Bool, _) => visitor.visit_bool(bits != 0),
             (Kind::Uint, 1 | 2 | 4 | 8) => visitor.visit_u64(bits),
             (Kind::Int, 1 | 2 | 4 | 8) => {
-                let unused = 64 - 8 * self.bytes;
-                visitor.visit_i64((bits << unused).cast_signed() >> unused)
+                let unused_bits = 64 - 8 * self.bytes;
+                visitor.visit_i64((bits << unused_bits).cast_signed() >> unused_bits)
             }
-            (Kind::Float, _) => visitor.visit_f64(self.float(bits).ok_or_else(unread)?),
-            _ => Err(unread()),
+            (Kind::Float, _) => visitor.visit_f64(self.float(bits).ok_or_else(unsupported)?),
+            _ => Err(unsupported()),
         }
     }
 
-    /// The number of these bits. `None` for other types than floats.
+    /// Converts the bits of an item to a number. Returns `None` for types other than floats.
     fn float(self, bits: u64) -> Option<f64> {
         match (self.kind, self.bytes) {
-            (Kind::Float, 2) => Some(half(bits)),
+            (Kind::Float, 2) => Some(half_to_f64(bits)),
             (Kind::Float, 4) => Some(f32::from_bits((bits & 0xffff_ffff) as u32).into()),
             (Kind::Float, 8) => Some(f64::from_bits(bits)),
             _ => None,
@@ -185,8 +194,8 @@ impl Dtype {
     }
 }
 
-/// IEEE 754 binary16.
-fn half(bits: u64) -> f64 {
+/// Converts the bits of an IEEE 754 binary16 number.
+fn half_to_f64(bits: u64) -> f64 {
     let (negative, exponent, fraction) = (bits & 0x8000 != 0, (bits >> 10) & 0x1f, (bits & 0x3ff) as f64);
     let magnitude = match exponent {
         0 => fraction * 2_f64.powi(-24),
@@ -197,7 +206,7 @@ fn half(bits: u64) -> f64 {
     if negative { -magnitude } else { magnitude }
 }
 
-/// The items of an array: a number if no axis remains, or else a list.
+/// The items of an array, which deserialize as a number if no axis remains, or else as a list.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Items<'a> {
     shape: &'a [usize],
@@ -263,9 +272,9 @@ impl<'de> SeqAccess<'de> for List<'_> {
     type Error = Problem;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Problem> {
-        let Some(left) = self.length.checked_sub(1) else { return Ok(None) };
+        let Some(remaining) = self.length.checked_sub(1) else { return Ok(None) };
         let (item, rest) = self.rest.buffer.split_at(self.rest.buffer.len() / self.length);
-        self.length = left;
+        self.length = remaining;
         self.rest.buffer = rest;
         seed.deserialize(Items { buffer: item, ..self.rest }).map(Some)
     }
@@ -339,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn items_are_read_by_their_type_and_order() {
+    fn items_are_read_by_dtype_and_byte_order() {
         let one = |dtype: &str, item: &[u8]| read(&json!({"shape": [], "dtype": dtype}), item).unwrap();
         assert_eq!(one("bool", &[1]), json!(true));
         assert_eq!(one("int8", &[0xff]), json!(-1));
@@ -374,25 +383,29 @@ mod tests {
     #[test]
     fn unreadable_arrays_are_reported() {
         let many = vec![1; 65];
-        for (metadata, bytes, said) in [
+        for (metadata, bytes, expected) in [
             (
                 json!({"shape": [2], "dtype": "float32"}),
                 7,
-                "7 bytes, which is not what its shape [2] of float32 takes",
+                "7 bytes, which does not match shape [2] of float32",
             ),
-            (json!({"shape": [1], "dtype": "complex64"}), 8, "items of complex64 are not read here"),
-            (json!({"shape": [1], "dtype": "float128"}), 16, "items of float128 are not read here"),
+            (json!({"shape": [1], "dtype": "complex64"}), 8, "items of complex64 cannot be read"),
+            (json!({"shape": [1], "dtype": "float128"}), 16, "items of float128 cannot be read"),
             (json!({"shape": [1], "dtype": "decimal"}), 8, "dtype `decimal`, which is unknown"),
             (json!({"shape": [1], "binary_format": "pickle"}), 8, "its buffer is in format `pickle`"),
             (json!({"dtype": "float32"}), 8, "its metadata has no shape"),
             (json!([]), 8, "its metadata cannot be read"),
             (json!({"shape": many, "dtype": "uint8"}), 1, "its shape has 65 axes, the limit is 64"),
-            (json!({"shape": [1_u64 << 60, 0], "dtype": "uint8"}), 0, "of more than 1024 lists"),
-            (json!({"shape": [1_u64 << 40, 1_u64 << 40, 0], "dtype": "uint8"}), 0, "of more than 1024 lists"),
-            (json!({"shape": [600, 1, 1, 1, 1], "dtype": "uint8"}), 600, "of more than 2224 lists"),
+            (json!({"shape": [1_u64 << 60, 0], "dtype": "uint8"}), 0, "has more than 1024 nested lists"),
+            (
+                json!({"shape": [1_u64 << 40, 1_u64 << 40, 0], "dtype": "uint8"}),
+                0,
+                "has more than 1024 nested lists",
+            ),
+            (json!({"shape": [600, 1, 1, 1, 1], "dtype": "uint8"}), 600, "has more than 2224 nested lists"),
         ] {
             let problem = read(&metadata, &vec![0; bytes]).unwrap_err();
-            assert!(problem.contains(said), "{metadata}: {problem}");
+            assert!(problem.contains(expected), "{metadata}: {problem}");
         }
     }
 }

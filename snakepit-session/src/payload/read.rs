@@ -11,16 +11,18 @@ use super::{Payload, array::ArrayMetadata, specials};
 use crate::ValueType;
 
 impl Payload {
-    /// [`Payload::to_serde`] with a seed, for deserializers that pass values on.
+    /// Deserializes the value like [`Payload::to_serde`], with a seed.
     ///
     /// # Errors
     /// The value is malformed or does not match the seed.
     pub fn read<'de, S: DeserializeSeed<'de>>(&'de self, seed: S) -> Result<S::Value, serde_json::Error> {
         match &self.binary {
             None if self.ty == ValueType::Float && self.json.starts_with(b"\"") => {
-                seed.deserialize(NoNumber(self))
+                seed.deserialize(NonFinite(self))
             }
-            None if matches!(self.ty, ValueType::List | ValueType::Map) && specials::may_hold(&self.json) => {
+            None if matches!(self.ty, ValueType::List | ValueType::Map)
+                && specials::may_contain(&self.json) =>
+            {
                 specials::read(&self.json, seed, false)
             }
             None => {
@@ -51,9 +53,9 @@ impl Payload {
 }
 
 /// NaN or an infinity, which is a string in JSON but reads as a number on request.
-struct NoNumber<'a>(&'a Payload);
+struct NonFinite<'a>(&'a Payload);
 
-impl<'de> Deserializer<'de> for NoNumber<'de> {
+impl<'de> Deserializer<'de> for NonFinite<'de> {
     type Error = Problem;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
@@ -157,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arrays_go_both_ways() {
+    fn arrays_round_trip() {
         let grid = Payload::tensor(&[2, 2], &[1.5_f32, 2.0, -3.0, 4.0]).unwrap();
         assert_eq!(grid.to_serde::<Vec<[f32; 2]>>().unwrap(), [[1.5, 2.0], [-3.0, 4.0]]);
         assert_eq!(grid.to_serde::<Option<Vec<Vec<f64>>>>().unwrap().unwrap()[1][0], -3.0);
@@ -166,7 +168,7 @@ mod tests {
         let vector = Payload::embedding(&[1_u8, 2]);
         assert_eq!((vector.ty(), vector.to_serde::<Vec<u64>>().unwrap()), (ValueType::Embedding, vec![1, 2]));
         let problem = Payload::tensor(&[2, 3], &[0_i64; 5]).unwrap_err().to_string();
-        assert_eq!(problem, "a tensor of shape [2, 3] does not have the 5 items that were given");
+        assert_eq!(problem, "a tensor of shape [2, 3] cannot have 5 items");
         assert!(Payload::tensor::<f32>(&[usize::MAX, 2], &[]).is_err());
     }
 

@@ -12,8 +12,8 @@ use serde_json::{Error, Value};
 
 use super::whole::{Key, visit_integer};
 
-/// Whether the JSON may contain one of the names, with or without an escaped first letter.
-pub(super) fn may_hold(json: &[u8]) -> bool {
+/// Whether the JSON may contain the name of NaN or an infinity, with or without an escaped first letter.
+pub(super) fn may_contain(json: &[u8]) -> bool {
     memchr::memmem::find(json, br#"aN""#).is_some() || memchr::memmem::find(json, br#"nfinity""#).is_some()
 }
 
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_numbers_where_numbers_are_wanted() {
+    fn nan_and_infinities_read_as_numbers_on_request() {
         #[derive(Debug, PartialEq, Deserialize)]
         enum Reading {
             Unknown,

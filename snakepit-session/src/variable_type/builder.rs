@@ -155,7 +155,7 @@ impl<K> VariableTypeBuilder<K> {
         self.constrain(key, Some(strings))
     }
 
-    /// Stores an error, unless there already is one.
+    /// Stores the first error.
     fn with_problem(mut self, problem: String) -> Self {
         self.problem.get_or_insert(problem);
         self

@@ -12,25 +12,26 @@ use regex_automata::{
     nfa::thompson::{self, WhichCaptures},
 };
 
-/// The maximum size of a compiled pattern in bytes, and of its lazy DFA.
-const MAX_COMPILED: usize = 1024 * 1024;
-const MAX_STATES: usize = 256 * 1024;
-/// The same for a lazy DFA without a fallback.
-const MAX_LAZY_STATES: usize = 512 * 1024;
-/// The capacity of the cache of compiled patterns.
-const KEPT: usize = 128;
+/// The maximum size of a compiled pattern in bytes.
+const MAX_COMPILED_BYTES: usize = 1024 * 1024;
+/// The maximum size in bytes of the lazy DFA in `regex`, which has a fallback.
+const MAX_DFA_BYTES: usize = 256 * 1024;
+/// The maximum size in bytes of the lazy DFA without a fallback.
+const MAX_LAZY_DFA_BYTES: usize = 512 * 1024;
+/// The maximum number of compiled patterns in the cache.
+const CACHE_CAPACITY: usize = 128;
 
-static COMPILED: Mutex<Option<Kept>> = Mutex::new(None);
+static CACHE: Mutex<Option<PatternCache>> = Mutex::new(None);
 
 /// A valid pattern. Many sessions register the same variables, so compiled patterns are in a shared LRU cache and not in each
-/// variable. Reading a variable compiles nothing.
+/// variable. Deserializing a variable does not compile its pattern.
 #[derive(Debug)]
 pub(super) struct Pattern(Box<str>);
 
 impl Pattern {
     /// Compiles a pattern.
     pub(super) fn new(pattern: &str) -> Result<Self, String> {
-        compiled(pattern)?;
+        compile_cached(pattern)?;
         Ok(Self(pattern.into()))
     }
 
@@ -39,15 +40,15 @@ impl Pattern {
         Self(pattern.into())
     }
 
-    /// Whether the text matches. `regex` may fall back to simulating the NFA, which takes a step for each byte and NFA state;
-    /// `steps` is the budget for that. Above it, a lazy DFA without a fallback matches in linear time.
+    /// Whether the text matches. `regex` may fall back to simulating the NFA, which takes a step for each byte and NFA state.
+    /// `steps` is the budget for the simulation. Above the budget, a lazy DFA without a fallback matches in linear time.
     ///
     /// # Errors
-    /// The lazy DFA gave up, because the pattern is too complex for the text.
+    /// Fails if the lazy DFA gives up, because the pattern is too complex for the text.
     pub(super) fn is_match(&self, text: &str, steps: &mut usize) -> Result<bool, String> {
-        let compiled = compiled(&self.0)?;
-        if let Some(left) = steps.checked_sub(compiled.states().saturating_mul(text.len())) {
-            *steps = left;
+        let compiled = compile_cached(&self.0)?;
+        if let Some(remaining) = steps.checked_sub(compiled.states().saturating_mul(text.len())) {
+            *steps = remaining;
             return Ok(compiled.regex.is_match(text));
         }
         compiled.is_match_in_linear_time(text).ok_or_else(|| {
@@ -61,7 +62,7 @@ impl Pattern {
 
     /// The number of NFA states, or `None` if the cache does not contain the pattern. Compiling takes milliseconds.
     pub(super) fn states(&self) -> Option<usize> {
-        kept().get_or_insert_default().patterns.get(&self.0).map(|(compiled, _)| compiled.states())
+        cache().get_or_insert_default().patterns.get(&self.0).map(|(compiled, _)| compiled.states())
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -70,24 +71,27 @@ impl Pattern {
 }
 
 #[derive(Debug)]
-struct Compiled {
+struct CompiledPattern {
     regex: Regex,
     dfa: DFA,
 }
 
-impl Compiled {
+impl CompiledPattern {
     fn new(pattern: &str) -> Result<Self, String> {
-        let regex =
-            RegexBuilder::new(pattern).size_limit(MAX_COMPILED).dfa_size_limit(MAX_STATES).build().map_err(
-                |error| format!("constraint `pattern` is not a valid regular expression: {error}"),
-            )?;
-        let nfa =
-            thompson::Config::new().nfa_size_limit(Some(MAX_COMPILED)).which_captures(WhichCaptures::None);
+        let regex = RegexBuilder::new(pattern)
+            .size_limit(MAX_COMPILED_BYTES)
+            .dfa_size_limit(MAX_DFA_BYTES)
+            .build()
+            .map_err(|error| format!("constraint `pattern` is not a valid regular expression: {error}"))?;
+        let nfa = thompson::Config::new()
+            .nfa_size_limit(Some(MAX_COMPILED_BYTES))
+            .which_captures(WhichCaptures::None);
         let nfa = thompson::Compiler::new().configure(nfa).build(pattern);
         let nfa = nfa.map_err(|error| format!("constraint `pattern` cannot be used: {error}"))?;
-        // Each state of the DFA costs up to a step for each state of the NFA. It gives up unless it searches as many bytes.
+        // A new state of the DFA costs up to a step for each state of the NFA. The DFA gives up if it searches fewer bytes per
+        // new state than that, so the cost of the states stays linear in the length of the text.
         let config = DFA::config()
-            .cache_capacity(MAX_LAZY_STATES)
+            .cache_capacity(MAX_LAZY_DFA_BYTES)
             .skip_cache_capacity_check(true)
             .unicode_word_boundary(true)
             .minimum_cache_clear_count(Some(1))
@@ -109,25 +113,26 @@ impl Compiled {
     }
 }
 
-/// The LRU cache.
+/// The LRU cache of compiled patterns.
 #[derive(Debug, Default)]
-struct Kept {
+struct PatternCache {
     /// The compiled patterns, each with the time of its last use.
-    patterns: HashMap<Box<str>, (Arc<Compiled>, u64)>,
+    patterns: HashMap<Box<str>, (Arc<CompiledPattern>, u64)>,
+    /// The number of uses so far, which serves as the clock.
     uses: u64,
 }
 
-impl Kept {
-    fn get(&mut self, pattern: &str) -> Option<Arc<Compiled>> {
+impl PatternCache {
+    fn get(&mut self, pattern: &str) -> Option<Arc<CompiledPattern>> {
         self.uses += 1;
-        let (compiled, used) = self.patterns.get_mut(pattern)?;
-        *used = self.uses;
+        let (compiled, last_use) = self.patterns.get_mut(pattern)?;
+        *last_use = self.uses;
         Some(Arc::clone(compiled))
     }
 
-    fn insert(&mut self, pattern: &str, compiled: Arc<Compiled>) {
-        if self.patterns.len() >= KEPT && !self.patterns.contains_key(pattern) {
-            let oldest = self.patterns.iter().min_by_key(|(_, (_, used))| *used);
+    fn insert(&mut self, pattern: &str, compiled: Arc<CompiledPattern>) {
+        if self.patterns.len() >= CACHE_CAPACITY && !self.patterns.contains_key(pattern) {
+            let oldest = self.patterns.iter().min_by_key(|(_, (_, last_use))| *last_use);
             if let Some(oldest) = oldest.map(|(pattern, _)| pattern.clone()) {
                 self.patterns.remove(&oldest);
             }
@@ -137,16 +142,17 @@ impl Kept {
     }
 }
 
-fn kept() -> MutexGuard<'static, Option<Kept>> {
-    COMPILED.lock().unwrap_or_else(PoisonError::into_inner)
+fn cache() -> MutexGuard<'static, Option<PatternCache>> {
+    CACHE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn compiled(pattern: &str) -> Result<Arc<Compiled>, String> {
-    if let Some(known) = kept().get_or_insert_default().get(pattern) {
-        return Ok(known);
+/// Returns the pattern from the cache, or compiles it.
+fn compile_cached(pattern: &str) -> Result<Arc<CompiledPattern>, String> {
+    if let Some(cached) = cache().get_or_insert_default().get(pattern) {
+        return Ok(cached);
     }
-    let compiled = Arc::new(Compiled::new(pattern)?);
-    kept().get_or_insert_default().insert(pattern, Arc::clone(&compiled));
+    let compiled = Arc::new(CompiledPattern::new(pattern)?);
+    cache().get_or_insert_default().insert(pattern, Arc::clone(&compiled));
     Ok(compiled)
 }
 
@@ -155,17 +161,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_patterns_used_last_are_kept() {
-        let mut kept = Kept::default();
-        let compiled = Arc::new(Compiled::new("x").unwrap());
-        for n in 0..KEPT {
-            kept.insert(&n.to_string(), Arc::clone(&compiled));
+    fn the_cache_evicts_the_least_recently_used_pattern() {
+        let mut cache = PatternCache::default();
+        let compiled = Arc::new(CompiledPattern::new("x").unwrap());
+        for n in 0..CACHE_CAPACITY {
+            cache.insert(&n.to_string(), Arc::clone(&compiled));
         }
-        assert!(kept.get("0").is_some());
-        kept.insert("one more", compiled);
-        assert!(kept.get("0").is_some() && kept.get("one more").is_some());
-        assert!(kept.get("1").is_none(), "it was not used for longest");
-        assert_eq!(kept.patterns.len(), KEPT);
+        assert!(cache.get("0").is_some());
+        cache.insert("one more", compiled);
+        assert!(cache.get("0").is_some() && cache.get("one more").is_some());
+        assert!(cache.get("1").is_none(), "it is the least recently used");
+        assert_eq!(cache.patterns.len(), CACHE_CAPACITY);
     }
 
     #[test]
@@ -205,6 +211,6 @@ mod tests {
         assert!(pattern.is_match("aa", &mut steps).unwrap());
         assert_eq!(steps, states);
         assert!(pattern.is_match("aa", &mut steps).unwrap());
-        assert_eq!(steps, states, "the DFA consumes none");
+        assert_eq!(steps, states, "the lazy DFA does not consume the budget");
     }
 }

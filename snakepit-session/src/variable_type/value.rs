@@ -9,7 +9,7 @@ use crate::{
     payload::{ArrayMetadata, whole},
 };
 
-/// The maximum nesting of lists and maps, which common JSON parsers accept.
+/// The maximum nesting of lists and maps. Common JSON parsers accept it.
 const MAX_DEPTH: usize = 100;
 /// The maximum number of digits of an integer in a list or map, which is Python's default limit.
 const MAX_DIGITS: usize = 4300;
@@ -21,27 +21,27 @@ pub(super) fn check(
     value: Payload,
     steps: &mut usize,
 ) -> Result<Payload, String> {
-    let arrays = matches!(kind, ValueType::Embedding | ValueType::Tensor);
-    if value.binary().is_some() && !arrays {
+    let is_array = matches!(kind, ValueType::Embedding | ValueType::Tensor);
+    if value.binary().is_some() && !is_array {
         return Err(format!("value must be of type {kind}, not a buffer of {}", value.ty()));
     }
     let json = match rules {
         Rules::Float { min, max } => {
-            let number = value.to_float().ok_or_else(|| misfit(kind, &value))?;
-            within(number, *min, *max)?;
+            let number = value.to_float().ok_or_else(|| type_error(kind, &value))?;
+            check_bounds(number, *min, *max)?;
             // Clients may send an integer for a float.
-            let written = Payload::of_json(value.json().clone()).ty();
-            if written == ValueType::Integer {
+            let json_type = Payload::of_json(value.json().clone()).ty();
+            if json_type == ValueType::Integer {
                 Payload::float(number).json().clone()
             } else {
                 value.json().clone()
             }
         }
         Rules::Integer { min, max } => {
-            let parsed: Value = serde_json::from_slice(value.json()).map_err(|_| misfit(kind, &value))?;
-            let number = integer(&parsed).ok_or_else(|| misfit(kind, &value))?;
-            within(number, *min, *max)?;
-            // Rewrite what parses only as a float: `5.0`, and `-0`, which integers cannot express.
+            let parsed: Value = serde_json::from_slice(value.json()).map_err(|_| type_error(kind, &value))?;
+            let number = integer(&parsed).ok_or_else(|| type_error(kind, &value))?;
+            check_bounds(number, *min, *max)?;
+            // Rewrite numbers that parse only as floats: `5.0`, and `-0`, which no integer type can express.
             if parsed.is_f64() { number.to_string().into() } else { value.json().clone() }
         }
         Rules::String { min, max, pattern, one_of } => {
@@ -56,29 +56,33 @@ pub(super) fn check(
             if let Some(pattern) = pattern
                 && !pattern.is_match(&text, steps)?
             {
-                return Err(format!("value {} must match pattern {}", brief(value.json()), pattern.as_str()));
+                return Err(format!(
+                    "value {} must match pattern {}",
+                    excerpt(value.json()),
+                    pattern.as_str()
+                ));
             }
-            listed(&value, &text, one_of.as_deref())?;
+            check_allowed(&value, &text, one_of.as_deref())?;
             value.json().clone()
         }
         Rules::Boolean => match &value.json()[..] {
             b"true" | b"false" => value.json().clone(),
-            _ => return Err(misfit(kind, &value)),
+            _ => return Err(type_error(kind, &value)),
         },
         Rules::OneOf(texts) => {
             let text = text(kind, &value)?;
             if text.is_empty() {
                 return Err(format!("value of type {kind} must not be empty"));
             }
-            listed(&value, &text, texts.as_deref())?;
+            check_allowed(&value, &text, texts.as_deref())?;
             value.json().clone()
         }
         Rules::Map => {
-            json_that_starts(b'{', kind, &value)?;
+            check_json_starts_with(b'{', kind, &value)?;
             value.json().clone()
         }
         Rules::List => {
-            json_that_starts(b'[', kind, &value)?;
+            check_json_starts_with(b'[', kind, &value)?;
             value.json().clone()
         }
         Rules::Embedding { dimensions } => {
@@ -91,7 +95,8 @@ pub(super) fn check(
             if let Some(dimensions) = *dimensions
                 && shape.as_deref() != Some(&[dimensions])
             {
-                let found = shape.map_or_else(|| "none known".to_owned(), |shape| shape[0].to_string());
+                let found =
+                    shape.map_or_else(|| "an unknown number".to_owned(), |shape| shape[0].to_string());
                 return Err(format!("value must have exactly {dimensions} dimensions, it has {found}"));
             }
             value.json().clone()
@@ -113,32 +118,32 @@ pub(super) fn check(
     })
 }
 
-fn misfit(kind: ValueType, value: &Payload) -> String {
-    let is = match value.ty() {
+fn type_error(kind: ValueType, value: &Payload) -> String {
+    let actual = match value.ty() {
         ValueType::Null if kind == ValueType::Float => {
-            r#"null, which is what becomes of NaN and infinities in JSON: they are "NaN" and "Infinity", `Payload::float` in Rust"#
+            r#"null; if it was NaN or an infinity, send "NaN", "Infinity" or "-Infinity", or use `Payload::float` in Rust"#
                 .to_owned()
         }
         ValueType::Null => "null".to_owned(),
         _ if serde_json::from_slice::<IgnoredAny>(value.json()).is_err() => {
-            format!("{}, which is no JSON", brief(value.json()))
+            format!("{}, which is not valid JSON", excerpt(value.json()))
         }
         ValueType::Integer if kind == ValueType::Integer => {
-            format!("{}, which does not fit 64 bits", brief(value.json()))
+            format!("{}, which does not fit 64 bits", excerpt(value.json()))
         }
-        ty => format!("{ty} {}", brief(value.json())),
+        ty => format!("{ty} {}", excerpt(value.json())),
     };
-    format!("value must be of type {kind}, it is {is}")
+    format!("value must be of type {kind}, it is {actual}")
 }
 
 /// The beginning of a value, for error messages.
-fn brief(json: &[u8]) -> String {
+fn excerpt(json: &[u8]) -> String {
     const MAX_EXCERPT_BYTES: usize = 64;
     let text = String::from_utf8_lossy(&json[..json.len().min(MAX_EXCERPT_BYTES)]).into_owned();
     if json.len() > MAX_EXCERPT_BYTES { text + "..." } else { text }
 }
 
-fn within<T: PartialOrd + std::fmt::Display + Copy>(
+fn check_bounds<T: PartialOrd + std::fmt::Display + Copy>(
     number: T,
     min: Option<T>,
     max: Option<T>,
@@ -158,27 +163,27 @@ fn within<T: PartialOrd + std::fmt::Display + Copy>(
     Ok(())
 }
 
-fn listed(value: &Payload, text: &str, allowed: Option<&[String]>) -> Result<(), String> {
+fn check_allowed(value: &Payload, text: &str, allowed: Option<&[String]>) -> Result<(), String> {
     match allowed {
         Some(allowed) if !allowed.iter().any(|allowed| allowed == text) => {
             let mut shown: Vec<_> = allowed.iter().take(20).map(String::as_str).collect();
             if allowed.len() > shown.len() {
                 shown.push("...");
             }
-            Err(format!("value {} must be one of {}", brief(value.json()), shown.join(", ")))
+            Err(format!("value {} must be one of {}", excerpt(value.json()), shown.join(", ")))
         }
         _ => Ok(()),
     }
 }
 
 fn text(kind: ValueType, value: &Payload) -> Result<String, String> {
-    serde_json::from_slice(value.json()).map_err(|_| misfit(kind, value))
+    serde_json::from_slice(value.json()).map_err(|_| type_error(kind, value))
 }
 
-fn json_that_starts(with: u8, kind: ValueType, value: &Payload) -> Result<(), String> {
-    let starts = value.json().iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&with);
-    if !starts || serde_json::from_slice::<IgnoredAny>(value.json()).is_err() {
-        return Err(misfit(kind, value));
+fn check_json_starts_with(first: u8, kind: ValueType, value: &Payload) -> Result<(), String> {
+    let is_expected = value.json().iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&first);
+    if !is_expected || serde_json::from_slice::<IgnoredAny>(value.json()).is_err() {
+        return Err(type_error(kind, value));
     }
     check_readable(value.json())
 }
@@ -188,12 +193,12 @@ fn check_readable(json: &[u8]) -> Result<(), String> {
     let text = std::str::from_utf8(json).map_err(|error| format!("value is not valid UTF-8: {error}"))?;
     let (mut at, mut depth) = (0, 0_usize);
     while let Some(byte) = json.get(at) {
-        let token = match byte {
-            b'"' => string(&json[at..]),
-            b'-' | b'0'..=b'9' => number(&json[at..]),
+        let token_length = match byte {
+            b'"' => string_length(&json[at..]),
+            b'-' | b'0'..=b'9' => number_length(&json[at..]),
             _ => 1,
         };
-        let end = (at + token).min(json.len());
+        let end = (at + token_length).min(json.len());
         match byte {
             b'"' => check_string(&text[at..end])?,
             b'-' | b'0'..=b'9' => check_number(&text[at..end])?,
@@ -212,7 +217,7 @@ fn check_readable(json: &[u8]) -> Result<(), String> {
 }
 
 /// The length of the string that starts here, including its quotes.
-fn string(json: &[u8]) -> usize {
+fn string_length(json: &[u8]) -> usize {
     let mut is_escaped = false;
     let end = json.iter().skip(1).position(|byte| match byte {
         _ if is_escaped => {
@@ -229,7 +234,7 @@ fn string(json: &[u8]) -> usize {
 }
 
 /// The length of the number that starts here.
-fn number(json: &[u8]) -> usize {
+fn number_length(json: &[u8]) -> usize {
     let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
     json.iter().position(|byte| !is_part(byte)).unwrap_or(json.len())
 }
@@ -239,7 +244,7 @@ fn check_string(quoted: &str) -> Result<(), String> {
     if quoted.contains("\\u") && serde_json::from_str::<String>(quoted).is_err() {
         return Err(format!(
             "value holds the string {}, which is invalid Unicode: a surrogate lacks its pair",
-            brief(quoted.as_bytes())
+            excerpt(quoted.as_bytes())
         ));
     }
     Ok(())
@@ -250,7 +255,7 @@ fn check_number(number: &str) -> Result<(), String> {
     if is_float && !number.parse().is_ok_and(f64::is_finite) {
         return Err(format!(
             "value holds the number {}, which does not fit a 64-bit float",
-            brief(number.as_bytes())
+            excerpt(number.as_bytes())
         ));
     }
     let digits = number.trim_start_matches('-').len();
@@ -271,8 +276,8 @@ pub(super) fn integer(value: &Value) -> Option<i64> {
 fn shape(kind: ValueType, value: &Payload) -> Result<Option<Vec<usize>>, String> {
     let Some(buffer) = value.binary() else {
         let shape = json_shape(kind, value.json()).map_err(|problem| match problem {
-            Some(problem) => format!("value {problem}: {}", brief(value.json())),
-            None => misfit(kind, value),
+            Some(problem) => format!("value {problem}: {}", excerpt(value.json())),
+            None => type_error(kind, value),
         })?;
         // A map may have further fields.
         check_readable(value.json())?;
@@ -309,7 +314,7 @@ mod tests {
     #[test]
     fn values_outside_their_type_are_rejected_with_the_bound() {
         use ValueType::*;
-        for (kind, constraints, value, said) in [
+        for (kind, constraints, value, expected) in [
             (Float, r#"{"max": 10}"#, "11", "value 11 is above maximum 10"),
             (Float, r#"{"min": 0}"#, "-0.5", "value -0.5 is below minimum 0"),
             (Float, r#"{"max": 10}"#, r#""NaN""#, "value NaN cannot be compared with the bound 10"),
@@ -350,18 +355,15 @@ mod tests {
             (Tensor, "", r#"{"shape": [2], "data": [1, "x"]}"#, "list of numbers"),
         ] {
             let problem = checked(kind, constraints, payload(value)).unwrap_err();
-            assert!(problem.contains(said), "{kind} {constraints} {value}: {problem}");
+            assert!(problem.contains(expected), "{kind} {constraints} {value}: {problem}");
         }
         let metadata = r#"{"shape": [2, 3], "dtype": "float32"}"#;
         let problem = checked(Tensor, "", buffer(metadata, 23)).unwrap_err();
-        assert!(
-            problem.contains("23 bytes, which is not what its shape [2, 3] of float32 takes"),
-            "{problem}"
-        );
+        assert!(problem.contains("23 bytes, which does not match shape [2, 3] of float32"), "{problem}");
         let problem = checked(Embedding, "", buffer(metadata, 24)).unwrap_err();
         assert!(problem.contains("flat"), "{problem}");
         let problem = checked(Embedding, r#"{"dimensions": 3}"#, buffer("{}", 24)).unwrap_err();
-        assert!(problem.contains("it has none known"), "{problem}");
+        assert!(problem.contains("it has an unknown number"), "{problem}");
         for dtype in ["", "blah", "object", "int4"] {
             let metadata = format!(r#"{{"shape": [3], "dtype": "{dtype}"}}"#);
             let problem = checked(Tensor, "", buffer(&metadata, 12)).unwrap_err();
@@ -384,7 +386,7 @@ mod tests {
     #[test]
     fn json_that_python_cannot_read_is_rejected_at_any_depth() {
         let digits = |count: usize| "9".repeat(count);
-        for (inner, said) in [
+        for (inner, expected) in [
             (r#""\ud800""#.to_owned(), "invalid Unicode"),
             (r#""\udc00\ud800""#.to_owned(), "invalid Unicode"),
             (r#""\ud800x""#.to_owned(), "invalid Unicode"),
@@ -402,22 +404,22 @@ mod tests {
                 (ValueType::Tensor, format!(r#"{{"shape": [1], "data": [1], "more": {inner}}}"#)),
             ] {
                 let problem = checked(kind, "", payload(&json)).unwrap_err();
-                assert!(problem.contains(said), "{kind} {json}: {problem}");
+                assert!(problem.contains(expected), "{kind} {json}: {problem}");
             }
         }
         let json = Payload::from_json(ValueType::List, Bytes::from_static(b"[\"\xff\"]"));
         assert!(checked(ValueType::List, "", json).unwrap_err().contains("not valid UTF-8"));
-        let sound = format!(
+        let readable = format!(
             r#"["\ud83d\ude00", "\\ud800", "ü\"", 1e308, -1.5e-400, -0, {}, {{"\u00e9": []}}]"#,
             digits(4300)
         );
-        checked(ValueType::List, "", payload(&sound)).unwrap();
+        checked(ValueType::List, "", payload(&readable)).unwrap();
     }
 
     #[test]
-    fn values_get_the_form_of_their_type() {
+    fn values_are_stored_in_the_form_of_their_type() {
         use ValueType::*;
-        for (kind, constraints, value, kept) in [
+        for (kind, constraints, value, stored) in [
             (Float, r#"{"min": 1, "max": 1}"#, "1", "1.0"),
             (Float, "", r#""NaN""#, r#""NaN""#),
             (Float, "", "0.1", "0.1"),
@@ -439,18 +441,22 @@ mod tests {
             (List, "", "[1, null]", "[1, null]"),
         ] {
             let value = checked(kind, constraints, payload(value)).unwrap();
-            assert_eq!((value.ty(), &value.json()[..]), (kind, kept.as_bytes()));
+            assert_eq!((value.ty(), &value.json()[..]), (kind, stored.as_bytes()));
         }
-        for (kind, value, kept) in [
+        for (kind, value, stored) in [
             (Integer, "5.0", "5"),
             (Integer, "5e0", "5"),
             (Integer, "-0", "0"),
             (Integer, "5", "5"),
             (Float, "2", "2.0"),
         ] {
-            let said = Payload::from_json(kind, value.to_owned().into());
-            let value = checked(kind, "", said).unwrap();
-            assert_eq!(&value.json()[..], kept.as_bytes(), "numbers are of the kind that their client says");
+            let declared = Payload::from_json(kind, value.to_owned().into());
+            let value = checked(kind, "", declared).unwrap();
+            assert_eq!(
+                &value.json()[..],
+                stored.as_bytes(),
+                "the declared type of a number takes precedence"
+            );
         }
         let value =
             checked(Embedding, r#"{"dimensions": 3}"#, buffer(r#"{"shape": [3], "dtype": "<f4"}"#, 12));
@@ -460,10 +466,10 @@ mod tests {
     }
 
     #[test]
-    fn no_pattern_takes_long() {
-        let evil = VariableType::with_constraints(ValueType::String, r#"{"pattern": "^(a+)+$"}"#).unwrap();
+    fn a_pattern_with_nested_repetition_matches_in_linear_time() {
+        let ty = VariableType::with_constraints(ValueType::String, r#"{"pattern": "^(a+)+$"}"#).unwrap();
         let text = format!(r#""{}!""#, "a".repeat(1_000_000));
         // A backtracking engine would take exponential time here.
-        evil.check(payload(&text)).unwrap_err();
+        ty.check(payload(&text)).unwrap_err();
     }
 }

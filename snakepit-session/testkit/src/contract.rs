@@ -48,7 +48,7 @@ where
     used_sessions_live_and_unused_ones_expire(&make().await, &advance).await;
     every_operation_on_a_missing_session_fails(&make().await, &advance).await;
     pages_list_each_session_once(&make().await).await;
-    programs_are_kept_by_name(&make().await).await;
+    programs_are_stored_by_name(&make().await).await;
     global_programs_outlive_sessions_and_expire(&make().await, &advance).await;
     variables::contract(&make, &advance).await;
     watches::contract(&make, &advance).await;
@@ -57,22 +57,22 @@ where
 }
 
 async fn racing_creators_share_one_session<B: SessionBackend>(backend: Arc<B>) {
-    let mut creators = tokio::task::JoinSet::new();
+    let mut tasks = tokio::task::JoinSet::new();
     for creator in 0..1000 {
         let backend = Arc::clone(&backend);
-        creators.spawn(async move {
+        tasks.spawn(async move {
             let metadata = BTreeMap::from([("creator".to_owned(), creator.to_string())]);
             backend.create(&id("shared"), NewSession { metadata, ttl: None }).await
         });
     }
-    let (mut new, mut seen) = (0, BTreeSet::new());
-    for outcome in creators.join_all().await {
+    let (mut new, mut creators) = (0, BTreeSet::new());
+    for outcome in tasks.join_all().await {
         let (session, created) = outcome.expect("creating succeeds");
         new += usize::from(created == Created::New);
-        seen.insert(session.metadata["creator"].to_owned());
+        creators.insert(session.metadata["creator"].to_owned());
     }
     assert_eq!(new, 1, "exactly one of the racing creators creates the session");
-    assert_eq!(seen.len(), 1, "all of them get the same session");
+    assert_eq!(creators.len(), 1, "all of them get the same session");
 }
 
 async fn existing_sessions_keep_their_state(backend: &impl SessionBackend) {
@@ -90,11 +90,11 @@ async fn existing_sessions_keep_their_state(backend: &impl SessionBackend) {
     assert_eq!(second.last_worker, None);
     backend.set_last_worker(&id("s"), "w-1".into()).await.expect("set");
     backend.set_last_worker(&id("s"), "w-2".into()).await.expect("set");
-    assert_eq!(backend.get(&id("s")).await.expect("lives").last_worker.as_deref(), Some("w-2"));
+    assert_eq!(backend.get(&id("s")).await.expect("the session is live").last_worker.as_deref(), Some("w-2"));
 
-    let odd = id("a b/c:ü\u{1F40D}");
-    backend.create(&odd, NewSession::default()).await.expect("unusual ids are valid");
-    assert_eq!(backend.get(&odd).await.expect("lives").id, odd);
+    let unusual = id("a b/c:ü\u{1F40D}");
+    backend.create(&unusual, NewSession::default()).await.expect("unusual ids are valid");
+    assert_eq!(backend.get(&unusual).await.expect("the session is live").id, unusual);
 }
 
 async fn used_sessions_live_and_unused_ones_expire<P: Future<Output = ()>>(
@@ -110,18 +110,14 @@ async fn used_sessions_live_and_unused_ones_expire<P: Future<Output = ()>>(
     let missing = backend.get(&id("idle")).await.expect_err("an unused session expires");
     assert_eq!(missing, SessionError::NotFound { id: id("idle") });
     // Operations that do not use a session do not renew it.
-    backend.set_last_worker(&id("used"), "w".into()).await.expect("lives");
+    backend.set_last_worker(&id("used"), "w".into()).await.expect("the session is live");
     advance(TTL / 2).await;
-    backend.set_last_worker(&id("used"), "w".into()).await.expect("lives");
+    backend.set_last_worker(&id("used"), "w".into()).await.expect("the session is live");
     backend.list(PageRequest::default()).await.expect("listed");
     advance(TTL / 2).await;
     backend.get(&id("used")).await.expect_err("neither affinity nor a listing renews a session");
     let (session, created) = backend.create(&id("used"), NewSession::default()).await.expect("created again");
-    assert_eq!(
-        (created, session.last_worker),
-        (Created::New, None),
-        "an expired session leaves nothing behind"
-    );
+    assert_eq!((created, session.last_worker), (Created::New, None), "an expired session leaves no state");
 }
 
 async fn every_operation_on_a_missing_session_fails<P: Future<Output = ()>>(
@@ -164,7 +160,7 @@ async fn every_operation_on_a_missing_session_fails<P: Future<Output = ()>>(
                 .expect_err("the session is missing"),
             expected
         );
-        variables::are_missing(backend, &missing).await;
+        variables::check_missing_session(backend, &missing).await;
     }
     assert!(backend.list(PageRequest::default()).await.expect("listed").items.is_empty());
 }
@@ -189,7 +185,7 @@ async fn pages_list_each_session_once(backend: &impl SessionBackend) {
     }
 }
 
-async fn programs_are_kept_by_name(backend: &impl SessionBackend) {
+async fn programs_are_stored_by_name(backend: &impl SessionBackend) {
     let session = id("s");
     let owner = ProgramOwner::Session(session.clone());
     backend.create(&session, NewSession::default()).await.expect("created");
@@ -201,9 +197,9 @@ async fn programs_are_kept_by_name(backend: &impl SessionBackend) {
     program.metadata.insert("kind".into(), "linear".into());
     let put = backend.put_program(&owner, &name("m"), program.clone()).await;
     assert_eq!(put.expect("stored"), Created::New);
-    let got = backend.program(&owner, &name("m")).await.expect("there");
+    let found = backend.program(&owner, &name("m")).await.expect("found");
     assert_eq!(
-        (got.data, &got.metadata, &got.content_type),
+        (found.data, &found.metadata, &found.content_type),
         (program.data, &program.metadata, &program.content_type)
     );
     let put = backend.put_program(&owner, &name("m"), Program::new("{}", "application/json")).await;
@@ -217,9 +213,9 @@ async fn programs_are_kept_by_name(backend: &impl SessionBackend) {
     let listed: Vec<_> =
         listed.iter().map(|info| (info.name.as_str(), info.size, &*info.content_type)).collect();
     assert_eq!(listed, [("a", 0, "text/plain"), ("m", 2, "application/json")]);
-    assert_eq!(backend.get(&session).await.expect("lives").program_count, 2);
+    assert_eq!(backend.get(&session).await.expect("the session is live").program_count, 2);
     backend.delete_program(&owner, &name("m")).await.expect("deleted");
-    assert_eq!(backend.get(&session).await.expect("lives").program_count, 1);
+    assert_eq!(backend.get(&session).await.expect("the session is live").program_count, 1);
 }
 
 async fn sweeps_count_expired_sessions<P: Future<Output = ()>>(
@@ -232,7 +228,7 @@ async fn sweeps_count_expired_sessions<P: Future<Output = ()>>(
     advance(TTL).await;
     assert_eq!(backend.sweep().await.expect("swept"), 1);
     assert_eq!(backend.sweep().await.expect("swept"), 0, "a session expires once");
-    backend.get(&id("long")).await.expect("other sessions stay");
+    backend.get(&id("long")).await.expect("other sessions remain");
 }
 
 async fn global_programs_outlive_sessions_and_expire<P: Future<Output = ()>>(
@@ -244,13 +240,13 @@ async fn global_programs_outlive_sessions_and_expire<P: Future<Output = ()>>(
     assert_eq!(backend.program(&global, &name("m")).await.expect_err("missing"), missing);
     assert_eq!(backend.delete_program(&global, &name("m")).await.expect_err("missing"), missing);
 
-    let lasting = |data: &'static str, ttl| Program { ttl: Some(ttl), ..Program::new(data, "text/plain") };
-    let put = backend.put_program(&global, &name("m"), lasting("1", TTL)).await;
+    let program = |data: &'static str, ttl| Program { ttl: Some(ttl), ..Program::new(data, "text/plain") };
+    let put = backend.put_program(&global, &name("m"), program("1", TTL)).await;
     assert_eq!(put.expect("stored"), Created::New);
-    let put = backend.put_program(&global, &name("m"), lasting("2", TTL)).await;
+    let put = backend.put_program(&global, &name("m"), program("2", TTL)).await;
     assert_eq!(put.expect("stored"), Created::Existing);
-    backend.put_program(&global, &name("idle"), lasting("3", TTL)).await.expect("stored");
-    backend.put_program(&global, &name("a"), lasting("4", TTL * 100)).await.expect("stored");
+    backend.put_program(&global, &name("idle"), program("3", TTL)).await.expect("stored");
+    backend.put_program(&global, &name("a"), program("4", TTL * 100)).await.expect("stored");
 
     // Global programs and the programs of a session are separate.
     backend.create(&id("s"), NewSession::default()).await.expect("created");
@@ -271,8 +267,8 @@ async fn global_programs_outlive_sessions_and_expire<P: Future<Output = ()>>(
     let names: Vec<_> = backend.programs(&global).await.expect("listed");
     let names: Vec<_> = names.iter().map(|info| info.name.as_str()).collect();
     assert_eq!(names, ["a", "m"]);
-    let put = backend.put_program(&global, &name("idle"), lasting("6", TTL)).await;
-    assert_eq!(put.expect("stored"), Created::New, "an expired program leaves nothing behind");
+    let put = backend.put_program(&global, &name("idle"), program("6", TTL)).await;
+    assert_eq!(put.expect("stored"), Created::New, "an expired program leaves no state");
     backend.delete(&id("s")).await.expect("deleted");
     backend.delete_program(&global, &name("a")).await.expect("deleted");
     backend.program(&global, &name("a")).await.expect_err("deleted");
@@ -299,9 +295,11 @@ async fn events_and_statistics_match<P: Future<Output = ()>>(
     let counted = backend.stats().await.expect("counted");
     assert_eq!((counted.live, counted.created - before.created), (3, 3));
     assert_eq!((counted.variables, counted.programs), (1, 2));
-    let held = |session: &'static str| async move { backend.get(&id(session)).await.expect("lives").bytes };
-    assert_eq!(held("long").await, "k".len() + "value".len());
-    let in_sessions = held("short").await + held("long").await + held("deleted").await;
+    let bytes_of = |session: &'static str| async move {
+        backend.get(&id(session)).await.expect("the session is live").bytes
+    };
+    assert_eq!(bytes_of("long").await, "k".len() + "value".len());
+    let in_sessions = bytes_of("short").await + bytes_of("long").await + bytes_of("deleted").await;
     assert_eq!(counted.bytes, (in_sessions + "p".len() + "data".len() + "t".len()) as u64);
 
     backend.delete(&id("deleted")).await.expect("deleted");
@@ -315,7 +313,8 @@ async fn events_and_statistics_match<P: Future<Output = ()>>(
 
     let mut notified = Vec::new();
     while notified.len() < 5 {
-        let event = events.next().await.expect("the backend lives").expect("five events are not too many");
+        let event =
+            events.next().await.expect("the backend is open").expect("five events fit into the queue");
         notified.push((event.id.to_string(), event.kind));
     }
     use SessionEventKind::{Created as SessionCreated, Deleted, Expired};

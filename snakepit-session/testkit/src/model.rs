@@ -19,7 +19,7 @@ mod state;
 mod value;
 mod watching;
 
-/// Runs random operations in sequence, and compares every answer, the final state, and the events of watches with a model.
+/// Runs random operations in sequence, and compares every output, the final state, and the events of watches with a model.
 ///
 /// `make` returns a new, empty backend with these limits. The suite creates a runtime, so call it from a plain `#[test]`. A case
 /// has up to 200 operations. The environment variable `PROPTEST_CASES` overrides the number of cases.
@@ -38,9 +38,10 @@ where
 }
 
 /// Checks linearizability: runs concurrent clients on one session, each on a thread, and searches for an order of their operations
-/// that explains all answers and the events of a watch.
+/// that explains all outputs and the events of a watch.
 ///
-/// `make` and the number of cases are as for [`session_backend_matches_model`]. A case has up to 150 operations.
+/// `make` and the number of cases have the same meaning as for [`session_backend_matches_model`]. A case has up to 150
+/// operations.
 ///
 /// # Panics
 /// If such an order does not exist. The message contains the operations and their times.
@@ -58,9 +59,9 @@ where
 
 fn run<S: Strategy>(strategy: &S, cases: u32, check: impl Fn(&Handle, S::Value) -> Result<(), String>) {
     let runtime = Runtime::new().expect("a runtime starts");
-    let usual = Config::default();
-    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { usual.cases } else { cases };
-    let seed = match usual.rng_seed {
+    let defaults = Config::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { defaults.cases } else { cases };
+    let seed = match defaults.rng_seed {
         RngSeed::Fixed(seed) => seed,
         RngSeed::Random => uuid::Uuid::new_v4().as_u64_pair().0,
     };
@@ -69,14 +70,14 @@ fn run<S: Strategy>(strategy: &S, cases: u32, check: impl Fn(&Handle, S::Value) 
         rng_seed: RngSeed::Fixed(seed),
         failure_persistence: None,
         max_shrink_time: 60_000,
-        ..usual
+        ..defaults
     });
-    let outcome = runner.run(strategy, |case| check(runtime.handle(), case).map_err(TestCaseError::fail));
-    match outcome {
+    let result = runner.run(strategy, |case| check(runtime.handle(), case).map_err(TestCaseError::fail));
+    match result {
         Ok(()) => {}
         Err(TestError::Fail(reason, case)) => {
-            panic!("{reason}\nin the case {case:?}\nwhich comes of PROPTEST_RNG_SEED={seed}")
+            panic!("{reason}\nin the case {case:?}\nSet PROPTEST_RNG_SEED={seed} to reproduce it.")
         }
-        Err(TestError::Abort(reason)) => panic!("no case could be made: {reason}"),
+        Err(TestError::Abort(reason)) => panic!("cannot generate a case: {reason}"),
     }
 }

@@ -58,9 +58,9 @@ pub async fn check(backend: &dyn SessionBackend, last_worker: Option<&str>) {
     // Writes are validated and reach watchers.
     let mut watch = backend.watch_variables(&full, &[], false).await.unwrap();
     let number = |n: u32| Payload::try_from_serde(&n).unwrap();
-    let odd =
+    let rejected =
         backend.set_variable(&full, SetVariable::new("name", Payload::try_from_serde(&"1").unwrap())).await;
-    assert!(odd.unwrap_err().to_string().contains("must match pattern"));
+    assert!(rejected.unwrap_err().to_string().contains("must match pattern"));
     let writes = vec![SetVariable::new("count", number(26)), SetVariable::new("rate", number(1))];
     backend.set_variables(&full, writes, Batch::Atomic).await.unwrap();
     for _ in 0..2 {

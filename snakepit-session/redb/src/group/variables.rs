@@ -76,42 +76,48 @@ impl Group<'_> {
         operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         let variables = record.variables.iter();
-        let before: BTreeMap<_, _> = variables.map(|(name, now)| (name.clone(), now.older())).collect();
-        let watchers = self.state.watchers.get_mut(id).and_then(|watchers| watchers.now());
+        let older_before: BTreeMap<_, _> =
+            variables.map(|(name, variable)| (name.clone(), variable.older())).collect();
+        let watchers = self.state.watchers.get_mut(id).and_then(|watchers| watchers.snapshot());
         let mut changes = Changes { names: BTreeSet::new(), updates: watchers.is_some().then(Vec::new) };
-        let done = self.edit(id, &mut record, |record, budget| operation(record, budget, &mut changes))?;
+        let result = self.edit(id, &mut record, |record, budget| operation(record, budget, &mut changes))?;
         for name in changes.names {
-            let before = before.get(&name).cloned().unwrap_or_default();
-            self.write_variable(id, &name, before, record.variables.get(&name).map(|now| &**now))?;
+            let older_before = older_before.get(&name).cloned().unwrap_or_default();
+            self.write_variable(
+                id,
+                &name,
+                older_before,
+                record.variables.get(&name).map(|variable| &**variable),
+            )?;
         }
         if let (Some(watchers), Some(updates)) = (watchers, changes.updates) {
             self.state.staged.notifications.push(Notification::Changed { watchers, updates });
         }
-        Ok(done)
+        Ok(result)
     }
 
-    /// Stores a variable after an operation. `had` are its older versions before the operation.
+    /// Stores a variable after an operation that may have deleted it. `older_before` has its older versions before the operation.
     fn write_variable(
         &mut self,
         id: &SessionId,
         name: &VariableName,
-        before: Range<u32>,
-        now: Option<&VariableRecord>,
+        older_before: Range<u32>,
+        variable: Option<&VariableRecord>,
     ) -> Result<(), SessionError> {
         let key = (id.as_str(), name.as_str());
-        self.writing(1);
-        match now {
-            Some(now) => put(&mut self.variables, key, &encode(now)?)?,
+        self.count_writes(1);
+        match variable {
+            Some(variable) => put(&mut self.variables, key, &encode(variable)?)?,
             None => erase(&mut self.variables, key)?,
         }
-        let oldest = now.map_or(before.end, |now| now.older().start);
-        for dropped in before.start..before.end.min(oldest) {
-            self.writing(1);
-            erase(&mut self.versions, (key.0, key.1, dropped))?;
+        let oldest = variable.map_or(older_before.end, |variable| variable.older().start);
+        for evicted in older_before.start..older_before.end.min(oldest) {
+            self.count_writes(1);
+            erase(&mut self.versions, (key.0, key.1, evicted))?;
         }
-        let older = now.into_iter().flat_map(|now| now.history(0).skip(1));
-        for new in older.take_while(|older| older.version >= before.end) {
-            self.writing(1);
+        let older = variable.into_iter().flat_map(|variable| variable.history(0).skip(1));
+        for new in older.take_while(|older| older.version >= older_before.end) {
+            self.count_writes(1);
             put(&mut self.versions, (key.0, key.1, new.version), &encode(&new)?)?;
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! A simulated disk in memory. It outlives its database, counts written bytes, and can lose power. After that, synced writes are
-//! present, and any part of the later writes may be.
+//! A simulated disk in memory. It outlives its database, counts written bytes, and can lose power. After a power failure, synced
+//! writes are present, and any part of the later writes may be.
 
 use std::{
     fmt, io,
@@ -21,11 +21,12 @@ pub(super) struct Disk(Arc<Mutex<State>>);
 struct State {
     /// The current contents.
     bytes: Vec<u8>,
-    /// The contents at the last sync, and the writes since then.
+    /// The contents at the last sync.
     synced: Vec<u8>,
+    /// The changes since the last sync.
     unsynced: Vec<Change>,
-    /// The number of changes and syncs until the power fails, if it does.
-    power: Option<usize>,
+    /// The number of changes and syncs until the power fails; `None` if it does not fail.
+    changes_until_failure: Option<usize>,
     /// The total number of written bytes.
     written: usize,
     files: Vec<tempfile::TempPath>,
@@ -58,12 +59,12 @@ impl Change {
 
 impl State {
     fn check(&self) -> io::Result<()> {
-        if self.power == Some(0) { Err(io::Error::other("the power failed")) } else { Ok(()) }
+        if self.changes_until_failure == Some(0) { Err(io::Error::other("the power failed")) } else { Ok(()) }
     }
 
     /// Counts a change or sync, and fails it without power.
     fn use_power(&mut self) -> io::Result<()> {
-        self.power = self.power.map(|left| left.saturating_sub(1));
+        self.changes_until_failure = self.changes_until_failure.map(|remaining| remaining.saturating_sub(1));
         self.check()
     }
 
@@ -82,7 +83,7 @@ impl Disk {
 
     /// Cuts the power at this change or sync from now on.
     pub(super) fn cut_power_at(&self, call: usize) {
-        self.state().power = Some(call);
+        self.state().changes_until_failure = Some(call);
     }
 
     pub(super) fn is_off(&self) -> bool {
@@ -101,8 +102,8 @@ impl Disk {
         let mut bytes = state.synced.clone();
         let resizes = state.unsynced.iter().filter(|change| matches!(change, Change::Resize(_))).count();
         let mut resizes = random.random_range(0..=resizes);
-        // Choose crashes that persist nearly everything or nearly nothing as often as others.
-        let (kept, torn) = (random.random_range(0.0..=1.0), random.random_range(0.0..=1.0));
+        // Random rates make crashes that persist nearly everything or nearly nothing as likely as others.
+        let (persist_rate, tear_rate) = (random.random_range(0.0..=1.0), random.random_range(0.0..=1.0));
         for change in &state.unsynced {
             match change {
                 Change::Resize(_) if resizes > 0 => {
@@ -110,10 +111,10 @@ impl Disk {
                     change.apply(&mut bytes);
                 }
                 Change::Resize(_) => {}
-                Change::Write(_, data) if random.random_bool(kept) => {
+                Change::Write(_, data) if random.random_bool(persist_rate) => {
                     change.apply_part(0..data.len(), &mut bytes);
                 }
-                Change::Write(_, data) if random.random_bool(torn) => {
+                Change::Write(_, data) if random.random_bool(tear_rate) => {
                     let (one, other) =
                         (random.random_range(0..=data.len()), random.random_range(0..=data.len()));
                     change.apply_part(one.min(other)..one.max(other), &mut bytes);
@@ -125,7 +126,7 @@ impl Disk {
         Self(Arc::new(Mutex::new(State { bytes, synced, ..State::default() })))
     }
 
-    /// Opens the sessions on it.
+    /// Opens a backend on the disk.
     pub(super) async fn open(
         &self,
         limits: SessionLimits,

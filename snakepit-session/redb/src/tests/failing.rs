@@ -1,22 +1,23 @@
-//! Disks that fail or are full, and recover.
+//! Tests on disks that fail or are full, and recover.
 
 use super::*;
 
-/// A file on a disk that fails on demand, or is full: then only allocated blocks can be written.
+/// A file on a disk that fails or is full on demand. On a full disk, only allocated blocks can be written.
 #[derive(Debug)]
-struct Failing {
+struct FailingFile {
     file: FileBackend,
-    fails: Arc<AtomicBool>,
+    is_failing: Arc<AtomicBool>,
     is_full: Arc<AtomicBool>,
+    /// The allocated blocks.
     written: Arc<Mutex<HashSet<u64>>>,
 }
 
-impl Failing {
+impl FailingFile {
     fn check(&self) -> io::Result<()> {
-        if self.fails.load(Relaxed) { Err(io::Error::other("the disk failed here")) } else { Ok(()) }
+        if self.is_failing.load(Relaxed) { Err(io::Error::other("the disk failed here")) } else { Ok(()) }
     }
 
-    fn take_room(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         const BLOCK: u64 = 4096;
         let mut written = self.written.lock().unwrap();
         for block in offset / BLOCK..=(offset + len - 1) / BLOCK {
@@ -29,7 +30,7 @@ impl Failing {
     }
 }
 
-impl StorageBackend for Failing {
+impl StorageBackend for FailingFile {
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }
@@ -51,7 +52,7 @@ impl StorageBackend for Failing {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check()?;
-        self.take_room(offset, data.len() as u64)?;
+        self.allocate(offset, data.len() as u64)?;
         self.file.write(offset, data)
     }
 }
@@ -59,14 +60,14 @@ impl StorageBackend for Failing {
 /// Opens a backend with switches for a failed disk and a full disk.
 async fn open_failing(directory: &TempDir) -> (RedbBackend, Arc<AtomicBool>, Arc<AtomicBool>) {
     let (path, limits) = (directory.path().join("sessions"), SessionLimits::default());
-    let (fails, is_full) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (on, full, written) = (Arc::clone(&fails), Arc::clone(&is_full), Arc::default());
+    let (is_failing, is_full) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (failing, full, written) = (Arc::clone(&is_failing), Arc::clone(&is_full), Arc::default());
     let storage = move |file| {
-        let (fails, is_full, written) = (Arc::clone(&on), Arc::clone(&full), Arc::clone(&written));
-        Failing { file, fails, is_full, written }
+        let (is_failing, is_full, written) = (Arc::clone(&failing), Arc::clone(&full), Arc::clone(&written));
+        FailingFile { file, is_failing, is_full, written }
     };
     let (writer, shared) = Writer::spawn(path, limits, storage).await.unwrap();
-    (RedbBackend { writer, shared }, fails, is_full)
+    (RedbBackend { writer, shared }, is_failing, is_full)
 }
 
 /// Retries until the backend has reopened the file.
@@ -80,20 +81,20 @@ async fn set_when_possible(backend: &RedbBackend, value: u32) -> u32 {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), written).await.expect("it goes on")
+    tokio::time::timeout(Duration::from_secs(30), written).await.expect("writes succeed again")
 }
 
 #[tokio::test]
 async fn a_failed_disk_is_reported_to_all_callers_until_it_recovers() {
     let directory = directory();
-    let (backend, fails, _) = open_failing(&directory).await;
+    let (backend, is_failing, _) = open_failing(&directory).await;
     backend.create(&id("s"), NewSession::default()).await.unwrap();
     register(&backend, "s", "x").await.unwrap();
     set(&backend, "s", "x", 1).await.unwrap();
     backend.set_last_worker(&id("s"), "w".into()).await.unwrap();
     let mut watch = backend.watch_variables(&id("s"), &[], false).await.unwrap();
 
-    fails.store(true, Relaxed);
+    is_failing.store(true, Relaxed);
     let (one, other) = tokio::join!(set(&backend, "s", "x", 2), register(&backend, "s", "y"));
     for error in [one.unwrap_err(), other.map(drop).unwrap_err()] {
         assert!(error.to_string().contains("the disk failed here"), "{error}");
@@ -104,18 +105,18 @@ async fn a_failed_disk_is_reported_to_all_callers_until_it_recovers() {
     let unread = backend.get(&id("s")).await.unwrap_err().to_string();
     assert!(unread.contains("the disk failed here"), "{unread}");
 
-    fails.store(false, Relaxed);
+    is_failing.store(false, Relaxed);
     let version = set_when_possible(&backend, 3).await;
-    assert!(version == 2 || version == 3, "what was acknowledged is there: {version}");
+    assert!(version == 2 || version == 3, "acknowledged writes are present: {version}");
     assert_eq!(backend.get(&id("s")).await.unwrap().last_worker.as_deref(), Some("w"));
     let stats = backend.stats().await.unwrap();
     assert_eq!(stats.variables as usize, backend.get(&id("s")).await.unwrap().variable_count);
     let mut watch = backend.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
     set(&backend, "s", "x", 4).await.unwrap();
     assert!(watch.next().await.unwrap().is_ok());
-    let before = all_of(&backend).await;
+    let before = complete_state(&backend).await;
     drop(backend);
-    assert_eq!(all_of(&open(&directory).await).await, before);
+    assert_eq!(complete_state(&open(&directory).await).await, before);
 }
 
 #[tokio::test]
@@ -125,19 +126,25 @@ async fn a_full_disk_accepts_writes_again_when_there_is_space() {
     backend.create(&id("s"), NewSession::default()).await.unwrap();
     register(&backend, "s", "x").await.unwrap();
     let owner = ProgramOwner::Session(id("s"));
-    backend.put_program(&owner, &program_name("kept"), Program::new(vec![1; LARGE], "t")).await.unwrap();
-    let before = all_of(&backend).await;
+    backend
+        .put_program(&owner, &program_name("kept"), Program::new(vec![1; LARGE_READ_BYTES], "t"))
+        .await
+        .unwrap();
+    let before = complete_state(&backend).await;
     is_full.store(true, Relaxed);
     for n in 0..3 {
-        let new = Program::new(vec![2; 4 * LARGE], "t");
+        let new = Program::new(vec![2; 4 * LARGE_READ_BYTES], "t");
         let rejected = backend.put_program(&owner, &program_name(&n.to_string()), new).await.unwrap_err();
         assert!(matches!(rejected, SessionError::Backend { .. }), "{rejected}");
-        assert_eq!(all_of(&backend).await, before, "reads go on, and nothing was done");
+        assert_eq!(complete_state(&backend).await, before, "reads continue, and the write changed nothing");
     }
     is_full.store(false, Relaxed);
     set_when_possible(&backend, 3).await;
-    backend.put_program(&owner, &program_name("new"), Program::new(vec![3; 4 * LARGE], "t")).await.unwrap();
-    let before = all_of(&backend).await;
+    backend
+        .put_program(&owner, &program_name("new"), Program::new(vec![3; 4 * LARGE_READ_BYTES], "t"))
+        .await
+        .unwrap();
+    let before = complete_state(&backend).await;
     drop(backend);
-    assert_eq!(all_of(&open(&directory).await).await, before);
+    assert_eq!(complete_state(&open(&directory).await).await, before);
 }

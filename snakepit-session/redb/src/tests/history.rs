@@ -6,7 +6,7 @@ use snakepit_session::{
     VariableType,
 };
 
-use super::{directory, disk::Disk, id, meddle, open, rows, variable_name};
+use super::{directory, disk::Disk, id, insert_row, open, rows, variable_name};
 use crate::RedbBackend;
 
 const SMALL: usize = 10;
@@ -44,7 +44,7 @@ async fn with_large_history(disk: &Disk) -> RedbBackend {
 }
 
 #[tokio::test]
-async fn a_write_costs_no_more_when_the_history_is_large() {
+async fn a_large_history_does_not_increase_the_cost_of_a_write() {
     let disk = Disk::default();
     let backend = with_large_history(&disk).await;
     register(&backend, "y").await;
@@ -60,7 +60,7 @@ async fn a_write_costs_no_more_when_the_history_is_large() {
     let history = backend.variable_history(&id("s"), "x", 0).await.unwrap();
     assert!(
         history.iter().all(|version| version.value.size() < LARGE),
-        "the large ones were evicted meanwhile"
+        "the history has evicted the large versions"
     );
 }
 
@@ -74,7 +74,7 @@ async fn only_requests_for_older_versions_read_them() {
         set(&backend, "x", size).await;
     }
     drop(backend);
-    meddle(&directory.path().join("sessions"), rows::VERSIONS, ("s", "x", 1), b"\x93garbage".as_slice());
+    insert_row(&directory.path().join("sessions"), rows::VERSIONS, ("s", "x", 1), b"\x93garbage".as_slice());
     let backend = open(&directory).await;
     assert_eq!(backend.variable(&id("s"), "x").await.unwrap().version, 3);
     assert_eq!(backend.list_variables(&id("s"), "").await.unwrap().len(), 1);
@@ -111,14 +111,14 @@ async fn older_versions_are_deleted_with_their_variable() {
     assert_eq!(older_versions(&backend), 6);
     let updates = (0..10).map(|_| SetVariable::new("x", text(SMALL))).collect();
     backend.set_variables(&id("s"), updates, Batch::Each).await.unwrap();
-    assert_eq!(older_versions(&backend), 7, "no more than the limit of each variable");
+    assert_eq!(older_versions(&backend), 7, "the limit applies to each variable");
     backend.delete_variable(&id("s"), "x").await.unwrap();
     assert_eq!(older_versions(&backend), 4);
     register(&backend, "x").await;
     set(&backend, "x", SMALL).await;
     assert_eq!(older_versions(&backend), 5);
     backend.delete(&id("s")).await.unwrap();
-    assert_eq!(older_versions(&backend), 2, "those of the other session");
+    assert_eq!(older_versions(&backend), 2, "only those of the other session remain");
     tokio::time::advance(SessionLimits::default().default_ttl).await;
     assert_eq!(backend.sweep().await.unwrap(), 1);
     assert_eq!(older_versions(&backend), 0);

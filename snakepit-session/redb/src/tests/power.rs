@@ -53,7 +53,7 @@ impl Host {
     }
 }
 
-/// The visible state of the sessions.
+/// Returns the visible state of the sessions.
 async fn visible_state(backend: &dyn SessionBackend) -> String {
     let mut steps = vec![Step::List { size: 3 }];
     for session in 0..3 {
@@ -64,13 +64,13 @@ async fn visible_state(backend: &dyn SessionBackend) -> String {
         steps.push(Step::Programs { owner });
         steps.extend((0..3).map(|name| Step::Program { owner, name }));
     }
-    let mut seen = String::new();
+    let mut outcomes = String::new();
     for step in steps {
-        seen += &run_step(backend, step).await;
-        seen.push('\n');
+        outcomes += &run_step(backend, step).await;
+        outcomes.push('\n');
     }
     let stats = backend.stats().await.unwrap();
-    format!("{seen}{} {} {} {}", stats.live, stats.variables, stats.programs, stats.bytes)
+    format!("{outcomes}{} {} {} {}", stats.live, stats.variables, stats.programs, stats.bytes)
 }
 
 /// Runs steps on a disk with power failures and in memory.
@@ -87,7 +87,7 @@ async fn steps_survive_power_failures(seed: u64, steps: Vec<Step>) {
                 assert_eq!(
                     visible_state(&backend).await,
                     visible_state(&model).await,
-                    "after it was opened again"
+                    "after the file was reopened"
                 );
                 continue;
             }
@@ -110,7 +110,11 @@ async fn steps_survive_power_failures(seed: u64, steps: Vec<Step>) {
         }
     }
     drop(backend);
-    assert_eq!(visible_state(&host.open().await).await, visible_state(&model).await, "after it was closed");
+    assert_eq!(
+        visible_state(&host.open().await).await,
+        visible_state(&model).await,
+        "after the file was closed"
+    );
 }
 
 const CLIENTS: u32 = 8;
@@ -144,8 +148,8 @@ async fn groups_survive_power_failures(seed: u64) {
             let history = backend.variable_history(&id("s"), &format!("x{client}"), 0).await.unwrap();
             let version = history[0].version;
             assert!((acknowledged..=acknowledged + 1).contains(&version), "{acknowledged} {version}");
-            for (kept, written) in history.iter().zip((0..=version).rev()) {
-                assert_eq!((kept.version, kept.value.to_serde::<u32>().unwrap()), (written, written));
+            for (entry, written) in history.iter().zip((0..=version).rev()) {
+                assert_eq!((entry.version, entry.value.to_serde::<u32>().unwrap()), (written, written));
             }
             assert_eq!(history.len(), 21.min(version as usize + 1));
             older += history.len() - 1;

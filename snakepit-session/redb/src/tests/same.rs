@@ -59,10 +59,10 @@ fn limits() -> SessionLimits {
     }
 }
 
-/// Generates steps, with values and data up to about `most` bytes.
-pub(super) fn step(most: usize) -> impl Strategy<Value = Step> {
+/// Generates steps with values and data of up to about `max_bytes`.
+pub(super) fn step(max_bytes: usize) -> impl Strategy<Value = Step> {
     let (session, owner, name) = (0..3_usize, 0..4_usize, 0..3_usize);
-    let write = (name.clone(), 1..most, prop::option::weighted(0.2, 0..4_u32))
+    let write = (name.clone(), 1..max_bytes, prop::option::weighted(0.2, 0..4_u32))
         .prop_map(|(name, size, expected)| Write { name, size, expected });
     let batch = prop_oneof![Just(Batch::Each), Just(Batch::Atomic)];
     prop_oneof![
@@ -72,7 +72,7 @@ pub(super) fn step(most: usize) -> impl Strategy<Value = Step> {
         1 => session.clone().prop_map(|session| Step::Delete { session }),
         1 => (1..3_usize).prop_map(|size| Step::List { size }),
         1 => session.clone().prop_map(|session| Step::LastWorker { session }),
-        4 => (session.clone(), name.clone(), 1..most)
+        4 => (session.clone(), name.clone(), 1..max_bytes)
             .prop_map(|(session, name, size)| Step::Register { session, name, size }),
         6 => (session.clone(), prop::collection::vec(write, 0..4), batch)
             .prop_map(|(session, writes, batch)| Step::Set { session, writes, batch }),
@@ -85,7 +85,7 @@ pub(super) fn step(most: usize) -> impl Strategy<Value = Step> {
         2 => (session.clone(), name.clone(), 0..5_u32)
             .prop_map(|(session, name, version)| Step::Rollback { session, name, version }),
         1 => (session, name.clone()).prop_map(|(session, name)| Step::DeleteVariable { session, name }),
-        4 => (owner.clone(), name.clone(), 0..most + 60)
+        4 => (owner.clone(), name.clone(), 0..max_bytes + 60)
             .prop_map(|(owner, name, size)| Step::PutProgram { owner, name, size }),
         2 => (owner.clone(), name.clone()).prop_map(|(owner, name)| Step::Program { owner, name }),
         1 => owner.clone().prop_map(|owner| Step::Programs { owner }),
@@ -100,8 +100,8 @@ fn value(size: usize) -> Payload {
     Payload::from_json(ValueType::String, format!("\"{}\"", "x".repeat(size)).into())
 }
 
-/// The parts of an outcome that do not depend on the backend.
-fn shown(variable: &Variable) -> String {
+/// Describes the parts of a variable that do not depend on the backend.
+fn describe_variable(variable: &Variable) -> String {
     let Variable { id: _, name, ty, value, version, metadata, source, updated_at: _ } = variable;
     format!("{name} {:?} {value:?} {version} {metadata:?} {source:?}", ty.kind())
 }
@@ -110,8 +110,8 @@ fn outcome_of<T>(outcome: Result<T, SessionError>, show: impl FnOnce(T) -> Strin
     outcome.map_or_else(|error| format!("{error:?}"), show)
 }
 
-fn plain<T: Debug>(outcome: Result<T, SessionError>) -> String {
-    outcome_of(outcome, |done| format!("{done:?}"))
+fn describe<T: Debug>(outcome: Result<T, SessionError>) -> String {
+    outcome_of(outcome, |output| format!("{output:?}"))
 }
 
 /// Runs a step and returns its visible outcome.
@@ -119,7 +119,7 @@ pub(super) async fn run_step(backend: &dyn SessionBackend, step: Step) -> String
     let session = |session: usize| id(&format!("s{session}"));
     let owner = |owner| if owner == 3 { ProgramOwner::Global } else { session(owner).into() };
     let names = |name: usize| format!("n{name}");
-    let seen = |found: snakepit_session::Session| {
+    let describe_session = |found: snakepit_session::Session| {
         format!(
             "{} {:?} {:?} {:?} {} {} {} {:?}",
             found.id,
@@ -137,24 +137,26 @@ pub(super) async fn run_step(backend: &dyn SessionBackend, step: Step) -> String
             let metadata = [("k".to_owned(), "v".repeat(metadata))].into();
             let new = NewSession { metadata, ttl: Some(Duration::from_secs(ttl)) };
             let created = backend.create(&session(at), new).await;
-            outcome_of(created, |(session, created)| format!("{created:?} {}", seen(session)))
+            outcome_of(created, |(session, created)| format!("{created:?} {}", describe_session(session)))
         }
-        Step::Get { session: at } => outcome_of(backend.get(&session(at)).await, seen),
-        Step::Delete { session: at } => outcome_of(backend.delete(&session(at)).await, seen),
+        Step::Get { session: at } => outcome_of(backend.get(&session(at)).await, describe_session),
+        Step::Delete { session: at } => outcome_of(backend.delete(&session(at)).await, describe_session),
         Step::List { size } => {
             let listed = backend.list(PageRequest { size, token: None }).await;
             outcome_of(listed, |page| {
-                let items: Vec<_> = page.items.into_iter().map(seen).collect();
+                let items: Vec<_> = page.items.into_iter().map(describe_session).collect();
                 format!("{items:?} {:?}", page.next)
             })
         }
-        Step::LastWorker { session: at } => plain(backend.set_last_worker(&session(at), "w".into()).await),
+        Step::LastWorker { session: at } => describe(backend.set_last_worker(&session(at), "w".into()).await),
         Step::Register { session: at, name, size } => {
             let ty = VariableType::new(ValueType::String).unwrap();
             let note = Note::from_metadata([("by".to_owned(), "x".repeat(size % 7))].into());
             let new = NewVariable { ty, value: value(size), note };
             let name = variable_name(&names(name));
-            outcome_of(backend.register_variable(&session(at), &name, new).await, |made| shown(&made))
+            outcome_of(backend.register_variable(&session(at), &name, new).await, |registered| {
+                describe_variable(&registered)
+            })
         }
         Step::Set { session: at, writes, batch } => {
             let update = |Write { name, size, expected }| {
@@ -163,19 +165,21 @@ pub(super) async fn run_step(backend: &dyn SessionBackend, step: Step) -> String
                 SetVariable { note, expected_version: expected, ..update }
             };
             let updates = writes.into_iter().map(update).collect();
-            plain(backend.set_variables(&session(at), updates, batch).await)
+            describe(backend.set_variables(&session(at), updates, batch).await)
         }
-        Step::Read { session: at, names: wanted } => {
-            let wanted: Vec<_> = wanted.into_iter().map(names).collect();
-            let wanted: Vec<_> = wanted.iter().map(String::as_str).collect();
-            outcome_of(backend.variables(&session(at), &wanted).await, |found| {
-                let found: Vec<_> = found.iter().map(|found| found.as_ref().map(shown)).collect();
+        Step::Read { session: at, names: identifiers } => {
+            let identifiers: Vec<_> = identifiers.into_iter().map(names).collect();
+            let identifiers: Vec<_> = identifiers.iter().map(String::as_str).collect();
+            outcome_of(backend.variables(&session(at), &identifiers).await, |found| {
+                let found: Vec<_> = found.iter().map(|found| found.as_ref().map(describe_variable)).collect();
                 format!("{found:?}")
             })
         }
         Step::ListVariables { session: at, pattern } => {
             let listed = backend.list_variables(&session(at), pattern).await;
-            outcome_of(listed, |found| format!("{:?}", found.iter().map(shown).collect::<Vec<_>>()))
+            outcome_of(listed, |found| {
+                format!("{:?}", found.iter().map(describe_variable).collect::<Vec<_>>())
+            })
         }
         Step::History { session: at, name, limit } => {
             let history = backend.variable_history(&session(at), &names(name), limit).await;
@@ -186,16 +190,18 @@ pub(super) async fn run_step(backend: &dyn SessionBackend, step: Step) -> String
         }
         Step::Rollback { session: at, name, version } => {
             let back = backend.rollback_variable(&session(at), &names(name), version, Note::default()).await;
-            outcome_of(back, |variable| shown(&variable))
+            outcome_of(back, |variable| describe_variable(&variable))
         }
         Step::DeleteVariable { session: at, name } => {
-            outcome_of(backend.delete_variable(&session(at), &names(name)).await, |deleted| shown(&deleted))
+            outcome_of(backend.delete_variable(&session(at), &names(name)).await, |deleted| {
+                describe_variable(&deleted)
+            })
         }
         Step::PutProgram { owner: at, name, size } => {
-            let program = Program::new("x".repeat(size), "text/plain");
+            let program = Program::new("x".repeat(size), "text/describe");
             let ttl = Some(Duration::from_secs(10));
             let program = Program { ttl, ..program };
-            plain(backend.put_program(&owner(at), &program_name(&names(name)), program).await)
+            describe(backend.put_program(&owner(at), &program_name(&names(name)), program).await)
         }
         Step::Program { owner: at, name } => {
             let found = backend.program(&owner(at), &program_name(&names(name))).await;
@@ -206,7 +212,7 @@ pub(super) async fn run_step(backend: &dyn SessionBackend, step: Step) -> String
             format!("{:?}", found.collect::<Vec<_>>())
         }),
         Step::DeleteProgram { owner: at, name } => {
-            plain(backend.delete_program(&owner(at), &program_name(&names(name))).await)
+            describe(backend.delete_program(&owner(at), &program_name(&names(name))).await)
         }
         Step::Sweep => {
             let swept = backend.sweep().await;
@@ -223,7 +229,7 @@ pub(super) async fn in_memory(limits: SessionLimits) -> RedbBackend {
     Disk::default().open(limits).await.unwrap()
 }
 
-async fn both_agree(steps: Vec<Step>) {
+async fn compare_with_memory(steps: Vec<Step>) {
     let disk = Disk::default();
     let memory = MemoryBackend::new(limits());
     let mut durable = disk.open(limits()).await.unwrap();
@@ -248,7 +254,7 @@ async fn both_agree(steps: Vec<Step>) {
                 durable.variable_history(&session.id, variable.name.as_str(), 0).await.unwrap().len() - 1;
         }
     }
-    assert_eq!(older_versions(&durable), older as u64, "none is left behind");
+    assert_eq!(older_versions(&durable), older as u64, "every older version belongs to a variable");
 }
 
 proptest! {
@@ -257,6 +263,6 @@ proptest! {
     #[test]
     fn the_file_matches_the_memory_backend(steps in prop::collection::vec(step(100), 1..120)) {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_time().start_paused(true).build().unwrap().block_on(both_agree(steps));
+        runtime.enable_time().start_paused(true).build().unwrap().block_on(compare_with_memory(steps));
     }
 }

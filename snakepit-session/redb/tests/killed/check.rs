@@ -7,12 +7,12 @@ use snakepit_session_redb::RedbBackend;
 
 use crate::{Acknowledged, host, id, program_name};
 
-/// Checks that all acknowledged writes are present, and at most the writes that were in progress in addition. Writes that are found
-/// count as acknowledged from now on, because the next host has seen them.
+/// Checks that all acknowledged writes are present. Writes that were in progress may be present too. Every write that is present
+/// counts as acknowledged from now on, because the next host has read it.
 pub(crate) async fn check(backend: &RedbBackend, known: &mut Acknowledged) {
     let acknowledged = known.clone();
-    let count = |what: &str| acknowledged.get(what).copied();
-    for task in 0..host::ALONE {
+    let count = |name: &str| acknowledged.get(name).copied();
+    for task in 0..host::SEPARATE_TASKS {
         let session = format!("alone-{task}");
         if let Some(acknowledged) = count(&session) {
             let version = version_of(backend, &session, "x").await;
@@ -26,11 +26,11 @@ pub(crate) async fn check(backend: &RedbBackend, known: &mut Acknowledged) {
     }
     if let Some(acknowledged) = count("together") {
         let version = version_of(backend, "together", "a").await;
-        let most = acknowledged + host::TOGETHER;
-        assert!((acknowledged..=most).contains(&version), "together {acknowledged} {version}");
+        let max = acknowledged + host::BATCH_TASKS;
+        assert!((acknowledged..=max).contains(&version), "together {acknowledged} {version}");
         known.insert("together".to_owned(), version);
         for name in host::BATCH {
-            assert_eq!(version_of(backend, "together", name).await, version, "batches are whole");
+            assert_eq!(version_of(backend, "together", name).await, version, "batches are atomic");
         }
     }
     for (kind, owner) in [("program", id("programs").into()), ("global", ProgramOwner::Global)] {
@@ -39,15 +39,15 @@ pub(crate) async fn check(backend: &RedbBackend, known: &mut Acknowledged) {
             let found: u32 = program.metadata["count"].parse().unwrap();
             assert!((acknowledged..=acknowledged + 1).contains(&found), "{kind} {acknowledged} {found}");
             known.insert(kind.to_owned(), found);
-            assert_eq!(program.data, host::data(found), "data and what is said of it go together");
+            assert_eq!(program.data, host::data(found), "data and metadata match");
         }
     }
-    for task in 0..host::FLEETING {
-        let session = format!("{}{task}", host::COUNTS_ANEW);
+    for task in 0..host::FLEETING_SESSIONS {
+        let session = format!("{}{task}", host::FLEETING_PREFIX);
         if let Some(acknowledged) = count(&session) {
             match backend.get(&id(&session)).await {
                 Ok(found) if acknowledged % 2 == 1 => {
-                    assert_eq!(found.variable_count, 2, "it came as a whole");
+                    assert_eq!(found.variable_count, 2, "the session is complete");
                     assert_eq!(count_of(&found), acknowledged - 1, "{session}");
                 }
                 Ok(found) => {
@@ -62,7 +62,7 @@ pub(crate) async fn check(backend: &RedbBackend, known: &mut Acknowledged) {
     if count("changing").is_some() {
         backend.get(&id("changing")).await.unwrap();
     }
-    accounts_are_right(backend).await;
+    check_counters(backend).await;
 }
 
 fn count_of(session: &Session) -> u32 {
@@ -73,27 +73,28 @@ fn count_of(session: &Session) -> u32 {
 async fn version_of(backend: &RedbBackend, session: &str, name: &str) -> u32 {
     let variable = backend.variable(&id(session), name).await.unwrap();
     let history = backend.variable_history(&id(session), variable.id.as_str(), 0).await.unwrap();
-    for (kept, version) in history.iter().zip((0..=variable.version).rev()) {
-        assert_eq!((kept.version, kept.value.to_serde::<u32>().unwrap()), (version, version));
+    for (entry, version) in history.iter().zip((0..=variable.version).rev()) {
+        assert_eq!((entry.version, entry.value.to_serde::<u32>().unwrap()), (version, version));
     }
-    assert_eq!(history.len(), 21.min(variable.version as usize + 1), "so many versions are kept");
+    assert_eq!(history.len(), 21.min(variable.version as usize + 1), "the history has the maximum length");
     variable.version
 }
 
 /// Checks that the counters of sessions match their contents.
-async fn accounts_are_right(backend: &RedbBackend) {
+async fn check_counters(backend: &RedbBackend) {
     let (mut bytes, mut variables, mut programs) = (0, 0, 0);
     let sessions = backend.list(PageRequest::default()).await.unwrap().items;
     for session in &sessions {
         let found = backend.list_variables(&session.id, "").await.unwrap();
-        let mut held = size_of(&session.metadata);
+        let mut variable_bytes = size_of(&session.metadata);
         for variable in &found {
-            held += size_of_variable(backend, session, variable).await;
+            variable_bytes += size_of_variable(backend, session, variable).await;
         }
-        let (kept, in_programs) = programs_of(backend, &session.id.clone().into()).await;
-        assert_eq!((session.variable_count, session.program_count), (found.len(), kept));
-        assert_eq!(session.bytes, held + in_programs, "{}", session.id);
-        (bytes, variables, programs) = (bytes + session.bytes, variables + found.len(), programs + kept);
+        let (program_count, in_programs) = programs_of(backend, &session.id.clone().into()).await;
+        assert_eq!((session.variable_count, session.program_count), (found.len(), program_count));
+        assert_eq!(session.bytes, variable_bytes + in_programs, "{}", session.id);
+        (bytes, variables, programs) =
+            (bytes + session.bytes, variables + found.len(), programs + program_count);
     }
     let (globals, in_globals) = programs_of(backend, &ProgramOwner::Global).await;
     let stats = backend.stats().await.unwrap();
@@ -112,13 +113,13 @@ async fn size_of_variable(backend: &RedbBackend, session: &Session, variable: &V
         value.size() + note.changed_by.as_ref().map_or(0, |by| by.len()) + size_of(&note.metadata)
     };
     let history = backend.variable_history(&session.id, variable.name.as_str(), 0).await.unwrap();
-    let versions: usize = history.iter().map(|kept| version(&kept.value, &kept.note)).sum();
+    let versions: usize = history.iter().map(|entry| version(&entry.value, &entry.note)).sum();
     let Variable { id, name, ty, metadata, .. } = variable;
     let names = id.as_str().len() + name.as_str().len();
     names + ty.constraints_json().len() + size_of(metadata) + versions
 }
 
-/// The number of programs and their size.
+/// Returns the number of programs and their total size.
 async fn programs_of(backend: &RedbBackend, owner: &ProgramOwner) -> (usize, usize) {
     let programs = backend.programs(owner).await.unwrap();
     let mut bytes = 0;

@@ -1,4 +1,4 @@
-//! The host that is killed: its tasks write values that show how often they wrote.
+//! The host that is killed. Its tasks write values that contain the number of writes.
 
 use std::{collections::BTreeMap, io::Write, sync::Arc};
 
@@ -11,24 +11,24 @@ use snakepit_session_redb::RedbBackend;
 
 use crate::{id, program_name, variable_name};
 
-/// Precedes an acknowledgement, which is a name and a count at the end of a line.
-pub(crate) const DID: &str = "did ";
+/// The prefix of an acknowledgement, which is a name and a count at the end of a line.
+pub(crate) const ACKNOWLEDGED: &str = "acknowledged ";
 /// The prefix of sessions for which every host counts from 0.
-pub(crate) const COUNTS_ANEW: &str = "fleeting-";
-/// The number of sessions with one task each.
-pub(crate) const ALONE: u32 = 4;
+pub(crate) const FLEETING_PREFIX: &str = "fleeting-";
+/// The number of tasks that write to a separate session.
+pub(crate) const SEPARATE_TASKS: u32 = 4;
 /// The number of tasks that write batches to the same session.
-pub(crate) const TOGETHER: u32 = 3;
+pub(crate) const BATCH_TASKS: u32 = 3;
 /// The variables of a batch.
 pub(crate) const BATCH: [&str; 3] = ["a", "b", "c"];
 /// The number of sessions that are created and deleted repeatedly.
-pub(crate) const FLEETING: u32 = 2;
+pub(crate) const FLEETING_SESSIONS: u32 = 2;
 
-fn did(what: &str, count: u32) {
-    // Write the line at once, so that no partial line is printed.
-    let mut out = std::io::stdout().lock();
-    out.write_all(format!("{DID}{what} {count}\n").as_bytes()).unwrap();
-    out.flush().unwrap();
+fn acknowledge(name: &str, count: u32) {
+    // Write the line in one call, so that no partial line is printed.
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(format!("{ACKNOWLEDGED}{name} {count}\n").as_bytes()).unwrap();
+    stdout.flush().unwrap();
 }
 
 /// A value that contains its version.
@@ -41,11 +41,11 @@ pub(crate) fn data(count: u32) -> Bytes {
     count.to_be_bytes().repeat(1 + count as usize * 37 % 9000).into()
 }
 
-async fn make(backend: &RedbBackend, session: &str, names: &[&str]) {
-    make_at(backend, session, names, 0).await;
+async fn create(backend: &RedbBackend, session: &str, names: &[&str]) {
+    create_with_count(backend, session, names, 0).await;
 }
 
-async fn make_at(backend: &RedbBackend, session: &str, names: &[&str], count: u32) {
+async fn create_with_count(backend: &RedbBackend, session: &str, names: &[&str], count: u32) {
     let metadata = BTreeMap::from([("count".to_owned(), count.to_string())]);
     backend.create(&id(session), NewSession { metadata, ttl: None }).await.unwrap();
     for name in names {
@@ -58,19 +58,19 @@ async fn make_at(backend: &RedbBackend, session: &str, names: &[&str], count: u3
     }
 }
 
-pub(crate) async fn write_for_ever(backend: RedbBackend) {
+pub(crate) async fn write_forever(backend: RedbBackend) {
     let backend = Arc::new(backend);
     let mut tasks = tokio::task::JoinSet::new();
-    make(&backend, "together", &BATCH).await;
-    make(&backend, "programs", &[]).await;
-    for task in 0..ALONE {
+    create(&backend, "together", &BATCH).await;
+    create(&backend, "programs", &[]).await;
+    for task in 0..SEPARATE_TASKS {
         tasks.spawn(set_alone(Arc::clone(&backend), format!("alone-{task}")));
     }
-    for _ in 0..TOGETHER {
+    for _ in 0..BATCH_TASKS {
         tasks.spawn(set_batches(Arc::clone(&backend)));
     }
-    for task in 0..FLEETING {
-        tasks.spawn(come_and_go(Arc::clone(&backend), format!("{COUNTS_ANEW}{task}")));
+    for task in 0..FLEETING_SESSIONS {
+        tasks.spawn(create_and_delete(Arc::clone(&backend), format!("{FLEETING_PREFIX}{task}")));
     }
     tasks.spawn(put_programs(Arc::clone(&backend), id("programs").into(), "program"));
     tasks.spawn(put_programs(Arc::clone(&backend), ProgramOwner::Global, "global"));
@@ -79,12 +79,12 @@ pub(crate) async fn write_for_ever(backend: RedbBackend) {
 }
 
 async fn set_alone(backend: Arc<RedbBackend>, session: String) {
-    make(&backend, &session, &["x"]).await;
+    create(&backend, &session, &["x"]).await;
     let mut version = backend.variable(&id(&session), "x").await.unwrap().version;
     loop {
         let update = SetVariable::new("x", value(version + 1)).if_version(version);
         version = backend.set_variable(&id(&session), update).await.unwrap();
-        did(&session, version);
+        acknowledge(&session, version);
     }
 }
 
@@ -94,7 +94,7 @@ async fn set_batches(backend: Arc<RedbBackend>) {
         let update = |name| SetVariable::new(name, value(version + 1)).if_version(version);
         let updates = BATCH.into_iter().map(update).collect();
         match backend.set_variables(&id("together"), updates, Batch::Atomic).await {
-            Ok(_) => did("together", version + 1),
+            Ok(_) => acknowledge("together", version + 1),
             Err(SessionError::BatchRejected { .. }) => {}
             Err(error) => panic!("{error}"),
         }
@@ -111,29 +111,29 @@ async fn put_programs(backend: Arc<RedbBackend>, owner: ProgramOwner, kind: &'st
         let metadata = BTreeMap::from([("count".to_owned(), count.to_string())]);
         let program = Program { metadata, ..Program::new(data(count), "application/octet-stream") };
         backend.put_program(&owner, &program_name("p"), program).await.unwrap();
-        did(kind, count);
+        acknowledge(kind, count);
     }
 }
 
 /// Counts up: odd while the session exists, and even otherwise. The session contains the previous count.
-async fn come_and_go(backend: Arc<RedbBackend>, session: String) {
+async fn create_and_delete(backend: Arc<RedbBackend>, session: String) {
     match backend.delete(&id(&session)).await {
         Ok(_) | Err(SessionError::NotFound { .. }) => {}
         Err(error) => panic!("{error}"),
     }
     for count in (0..).step_by(2) {
-        make_at(&backend, &session, &["x", "y"], count).await;
-        did(&session, count + 1);
+        create_with_count(&backend, &session, &["x", "y"], count).await;
+        acknowledge(&session, count + 1);
         backend.delete(&id(&session)).await.unwrap();
-        did(&session, count + 2);
+        acknowledge(&session, count + 2);
     }
 }
 
 /// Changes the size of a session continuously; its counters must stay correct.
 async fn register_and_delete(backend: Arc<RedbBackend>) {
     for count in 1.. {
-        make(&backend, "changing", &["x"]).await;
+        create(&backend, "changing", &["x"]).await;
         backend.delete_variable(&id("changing"), "x").await.unwrap();
-        did("changing", count);
+        acknowledge("changing", count);
     }
 }

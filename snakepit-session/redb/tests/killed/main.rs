@@ -1,7 +1,7 @@
 //! Kills hosts during writes. Acknowledged writes must be in the file, partial ones must not, and the next host must continue.
 //!
 //! The host is another process of this program. It prints each acknowledged write to standard output, and is killed after some of
-//! them, always while others are in progress.
+//! them, while others are in progress.
 #![allow(clippy::unwrap_used, reason = "everything here is a test")]
 
 use std::{
@@ -18,12 +18,12 @@ use snakepit_session_redb::RedbBackend;
 mod check;
 mod host;
 
-/// The number of hosts.
+/// The number of hosts to kill.
 const HOSTS: usize = 24;
 /// The maximum number of acknowledgements before the kill.
-const MOST: usize = 400;
-/// The environment variable with the file of the host.
-const FILE: &str = "SNAKEPIT_TEST_SESSIONS";
+const MAX_ACKNOWLEDGEMENTS: usize = 400;
+/// The environment variable that names the file of the host.
+const FILE_VARIABLE: &str = "SNAKEPIT_TEST_SESSIONS";
 
 /// The number of acknowledged writes, by name.
 type Acknowledged = BTreeMap<String, u32>;
@@ -47,8 +47,8 @@ async fn open(path: &Path) -> RedbBackend {
 /// Not a test: the host, if the environment variable names a file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn host_that_is_killed() {
-    if let Some(path) = std::env::var_os(FILE) {
-        host::write_for_ever(open(path.as_ref()).await).await;
+    if let Some(path) = std::env::var_os(FILE_VARIABLE) {
+        host::write_forever(open(path.as_ref()).await).await;
     }
 }
 
@@ -56,32 +56,32 @@ async fn host_that_is_killed() {
 fn start(path: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["host_that_is_killed", "--exact", "--nocapture"])
-        .env(FILE, path)
+        .env(FILE_VARIABLE, path)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap()
 }
 
-/// Runs a host for this number of acknowledgements.
-fn kill_after(path: &Path, most: usize, acknowledged: &mut Acknowledged) {
+/// Runs a host and kills it after this number of acknowledgements.
+fn kill_after(path: &Path, limit: usize, acknowledged: &mut Acknowledged) {
     let mut host = start(path);
-    let mut seen = 0;
-    acknowledged.retain(|what, _| !what.starts_with(host::COUNTS_ANEW));
+    let mut count = 0;
+    acknowledged.retain(|name, _| !name.starts_with(host::FLEETING_PREFIX));
     for line in BufReader::new(host.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
         // The test harness prints too, sometimes on the same line before it.
-        let Some((_, did)) = line.split_once(host::DID) else { continue };
-        let (what, count) = did.rsplit_once(' ').unwrap();
+        let Some((_, acknowledgement)) = line.split_once(host::ACKNOWLEDGED) else { continue };
+        let (name, value) = acknowledgement.rsplit_once(' ').unwrap();
         // Tasks that write to one name may print in another order.
-        let known = acknowledged.entry(what.to_owned()).or_default();
-        *known = count.parse::<u32>().unwrap().max(*known);
-        seen += 1;
-        if seen == most {
+        let known = acknowledged.entry(name.to_owned()).or_default();
+        *known = value.parse::<u32>().unwrap().max(*known);
+        count += 1;
+        if count == limit {
             host.kill().unwrap();
         }
     }
     host.wait().unwrap();
-    assert!(seen >= most, "the host exited after {seen} of {most} writes");
+    assert!(count >= limit, "the host exited after {count} of {limit} writes");
 }
 
 #[tokio::test]
@@ -90,8 +90,8 @@ async fn acknowledged_writes_survive_the_host() {
     let (path, copy) = (directory.path().join("sessions"), directory.path().join("copy"));
     let mut acknowledged = Acknowledged::new();
     for host in 0..HOSTS {
-        let most = 1 + RandomState::new().hash_one(host) as usize % MOST;
-        kill_after(&path, most, &mut acknowledged);
+        let limit = 1 + RandomState::new().hash_one(host) as usize % MAX_ACKNOWLEDGEMENTS;
+        kill_after(&path, limit, &mut acknowledged);
         // Half of the hosts get the file without a check in between.
         let found = if host % 2 == 0 { &path } else { &copy };
         if found == &copy {
@@ -100,7 +100,7 @@ async fn acknowledged_writes_survive_the_host() {
         let backend = open(found).await;
         check::check(&backend, &mut acknowledged).await;
     }
-    for what in ["alone-0", "together", "program", "global", "changing"] {
-        assert!(acknowledged[what] > 0, "all kinds of writes took part");
+    for name in ["alone-0", "together", "program", "global", "changing"] {
+        assert!(acknowledged[name] > 0, "{name} was not written");
     }
 }

@@ -1,5 +1,5 @@
-//! [`Watched`]: the watched sessions of this host, their watchers, and the cursor of each watcher. It selects the sessions to read
-//! next. This module neither waits nor does IO. The glossary is in the parent module.
+//! [`WatchedSessions`]: the watched sessions of this host, their watchers, and the cursor of each watcher. It selects the
+//! sessions to read next. This module neither waits nor does IO. The glossary is in the parent module.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// The watched sessions, by incarnation.
 #[derive(Debug, Default)]
-pub(super) struct Watched {
+pub(super) struct WatchedSessions {
     sessions: HashMap<Arc<str>, FollowedSession>,
     /// Sessions that have changed, or may have changed.
     changed: Vec<Arc<str>>,
@@ -87,7 +87,7 @@ pub(super) struct LogRead {
     pub(super) next_check: Option<Instant>,
 }
 
-impl Watched {
+impl WatchedSessions {
     pub(super) fn add(
         &mut self,
         id: &SessionId,
@@ -112,7 +112,7 @@ impl Watched {
         Ok(())
     }
 
-    /// Notes that a session changed or ended.
+    /// Marks a session that changed or ended, so that it is read.
     pub(super) fn mark_changed(&mut self, incarnation: &str) {
         if let Some((incarnation, _)) = self.sessions.get_key_value(incarnation) {
             let incarnation = Arc::clone(incarnation);
@@ -168,12 +168,12 @@ impl Watched {
     /// Delivers a read to the watchers of a session.
     pub(super) fn deliver(&mut self, incarnation: &Arc<str>, read: &LogRead) {
         let Some(followed) = self.sessions.get_mut(incarnation) else { return };
-        let mut more = read.has_more;
+        let mut needs_read = read.has_more;
         for WatcherState { delivered, in_read, watcher } in &mut followed.watchers {
             // A watcher that was added during the read may be ahead of it, or behind.
-            more |= !*in_read || !read.deliver_to(delivered, watcher);
+            needs_read |= !*in_read || !read.deliver_to(delivered, watcher);
         }
-        if more {
+        if needs_read {
             self.mark_changed(incarnation);
         } else if read.next_check.is_some() {
             self.schedule(incarnation, read.next_check);
@@ -189,8 +189,8 @@ impl Watched {
     /// Sets the time of the next check.
     fn schedule(&mut self, incarnation: &Arc<str>, at: Option<Instant>) {
         let Some(followed) = self.sessions.get_mut(incarnation) else { return };
-        if let Some(was) = std::mem::replace(&mut followed.check, at) {
-            self.checks.remove(&(was, Arc::clone(incarnation)));
+        if let Some(previous) = std::mem::replace(&mut followed.check, at) {
+            self.checks.remove(&(previous, Arc::clone(incarnation)));
         }
         if let Some(at) = at {
             self.checks.insert((at, Arc::clone(incarnation)));
@@ -274,9 +274,9 @@ mod tests {
         kit::{Budget, SessionHeader, SessionRecord},
     };
 
-    /// A watched session with artificial reads.
+    /// A watched session with simulated reads.
     struct Session {
-        watched: Watched,
+        watched: WatchedSessions,
         record: SessionRecord,
         update: VariableUpdate,
     }
@@ -290,7 +290,7 @@ mod tests {
             let mut budget = Budget { session: &id(), limits: &limits, resize: &mut |_, _| Ok(()) };
             let x = record.register(&mut budget, &VariableName::try_new("x").unwrap(), new, None).unwrap();
             let update = x.update(UpdateKind::Set);
-            Self { watched: Watched::default(), record, update }
+            Self { watched: WatchedSessions::default(), record, update }
         }
 
         fn watch(&mut self, seq: u64) -> VariableWatch {
@@ -302,17 +302,17 @@ mod tests {
         }
 
         fn due(&mut self) -> Vec<u64> {
-            self.due_or_now().into_iter().map(|after| after.expect("it is read on")).collect()
+            self.due_or_now().into_iter().map(|after| after.expect("the log is read")).collect()
         }
 
         fn due_or_now(&mut self) -> Vec<Option<u64>> {
-            let due = self.watched.due(10, Instant::now() + LONG);
+            let due = self.watched.due(10, Instant::now() + HOUR);
             due.into_iter().map(|(_, _, after)| after).collect()
         }
 
         fn notify(&mut self, after: u64, numbers: impl IntoIterator<Item = u64>, seq: u64, is_live: bool) {
             let changes = numbers.into_iter().map(|number| (number, 0, Predecessor::Unrecorded));
-            let check = is_live.then(|| Instant::now() + LONG);
+            let check = is_live.then(|| Instant::now() + HOUR);
             self.deliver_marked(Some(after), changes, WatchCursor { number: seq, mark: 0 }, check);
         }
 
@@ -336,13 +336,14 @@ mod tests {
         }
     }
 
-    const LONG: std::time::Duration = std::time::Duration::from_secs(3600);
+    const HOUR: std::time::Duration = std::time::Duration::from_secs(3600);
 
     fn id() -> SessionId {
         SessionId::try_new("s").unwrap()
     }
 
-    /// The events of a watch since the last call: numbers of changes, and negative numbers of lost ones.
+    /// Returns the events of a watch since the last call: the number of each change, the negated count of lost changes, and 0 for
+    /// the end.
     async fn delivered(watch: &mut VariableWatch) -> Vec<i64> {
         let mut delivered = Vec::new();
         while let Ok(event) = tokio::time::timeout(std::time::Duration::from_millis(1), watch.next()).await {
@@ -357,7 +358,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watcher_added_during_a_read_gets_the_next_one() {
+    async fn a_watcher_added_during_a_read_receives_the_next_read() {
         let mut session = Session::new();
         let mut first = session.watch(5);
         assert_eq!(session.due(), [5]);
@@ -372,21 +373,21 @@ mod tests {
         assert_eq!(delivered(&mut second).await, [0; 0]);
         assert_eq!(session.due(), [6]);
         session.notify(6, 7..=11, 11, false);
-        assert_eq!(delivered(&mut second).await, [7, 8, 9, 10, 11, 0], "and then the end");
+        assert_eq!(delivered(&mut second).await, [7, 8, 9, 10, 11, 0], "then the watch ends");
         assert_eq!(delivered(&mut first).await, [11, 0], "nothing is delivered twice");
         assert_eq!(delivered(&mut third).await, [0], "nothing is lost");
         assert!(session.watched.sessions.is_empty() && session.watched.checks.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lost_changes_are_reported_in_their_place() {
+    async fn lost_changes_are_reported_in_order() {
         let mut session = Session::new();
         let mut watch = session.watch(0);
         assert_eq!(session.due(), [0]);
         session.notify(0, [3, 4, 7], 7, true);
-        assert_eq!(delivered(&mut watch).await, [-6, 7], "what waits goes with what is lost");
+        assert_eq!(delivered(&mut watch).await, [-6, 7], "queued changes before lost ones are dropped too");
         session.notify(7, [8], 10, true);
-        assert_eq!(delivered(&mut watch).await, [-3], "the end is missing");
+        assert_eq!(delivered(&mut watch).await, [-3], "the latest changes are missing");
         session.notify(10, [11], 11, true);
         assert_eq!(delivered(&mut watch).await, [11]);
     }
@@ -396,13 +397,13 @@ mod tests {
         let mut session = Session::new();
         let mut watch = session.watch(0);
         assert_eq!(session.due(), [0]);
-        let check = Some(Instant::now() + LONG);
-        let (read, now) = (WatchCursor { number: 16, mark: 0 }, WatchCursor { number: 20, mark: 0 });
+        let check = Some(Instant::now() + HOUR);
+        let (last_read, latest) = (WatchCursor { number: 16, mark: 0 }, WatchCursor { number: 20, mark: 0 });
         let read = LogRead {
             after: Some(0),
-            last_read: read,
+            last_read,
             changes: Vec::new(),
-            latest: now,
+            latest,
             has_more: true,
             next_check: check,
         };
@@ -413,8 +414,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lost_past_is_detected_and_the_current_state_delivered() {
-        let check = Some(Instant::now() + LONG);
+    async fn a_diverged_log_is_detected_and_the_current_state_delivered() {
+        let check = Some(Instant::now() + HOUR);
         let cursor = |number, mark| WatchCursor { number, mark };
         // A read after change 5, which has mark 50: the latest cursor and the changes with their predecessors.
         for (now, changes, is_lost) in [
@@ -446,14 +447,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn sessions_without_watchers_are_forgotten() {
+    async fn sessions_without_watchers_are_removed() {
         let mut session = Session::new();
         let (first, second) = (session.watch(0), session.watch(0));
         assert_eq!(session.due(), [0]);
         drop(first);
         assert!(session.due().is_empty());
-        tokio::time::advance(LONG).await;
-        assert_eq!(session.due(), [0], "it is looked at now and then");
+        tokio::time::advance(HOUR).await;
+        assert_eq!(session.due(), [0], "the session is checked regularly");
         drop(second);
         session.watched.mark_all_changed();
         assert!(session.due().is_empty());

@@ -3,11 +3,11 @@
 -- bytes of the log, changes -> 'done', 'ended', 'changed' (conflict), or 'full'
 --
 -- A rev is random, so that commits after a failover never reuse the rev of a lost commit. Each log entry contains the rev of
--- its commit (m) and that of the previous entry's commit (p), so that a reader detects a lost past.
+-- its commit (m) and that of the previous entry's commit (p), so that a reader detects lost commits.
 --
--- Changes: 'set' name, version under which to keep the previous state or '', variable
+-- Changes: 'set' name, version number of the previous state (to store it as an older version) or '', variable
 --          'unset' name, the last state of the variable
---          'forget' field of the second hash
+--          'forget' field of the second hash, which is deleted
 --          'put' name, program, data
 --          'remove' name
 
@@ -26,8 +26,8 @@ if tonumber(bytes) > 0 and total() + bytes > tonumber(max_bytes) then
 end
 redis.call('HSET', usages, id, usage)
 
--- Hosts read the changes from a log. It exists only while the session is watched, and its length bounds how far a watcher can
--- fall behind.
+-- Hosts read the changes from a log. The log exists only while the session is watched. Its maximum length bounds how far a
+-- watcher can fall behind.
 local seq, entries = tonumber(head[3]), log_key(incarnation)
 local is_watched = head[5] and tonumber(head[5]) > now()
 local length = is_watched and redis.call('XLEN', entries) or 0
@@ -58,9 +58,9 @@ end
 while at <= #ARGV do
   local change = argument()
   if change == 'set' then
-    local name, keep, variable = argument(), argument(), argument()
-    if keep ~= '' then
-      redis.call('HSET', far, 'h:' .. keep .. ':' .. name, redis.call('HGET', key, 'v:' .. name))
+    local name, previous, variable = argument(), argument(), argument()
+    if previous ~= '' then
+      redis.call('HSET', far, 'h:' .. previous .. ':' .. name, redis.call('HGET', key, 'v:' .. name))
     end
     redis.call('HSET', key, 'v:' .. name, variable)
     append(variable)

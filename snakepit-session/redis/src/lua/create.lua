@@ -1,6 +1,6 @@
 -- Finds or creates a session.
 -- id, incarnation, ttl, meta, bytes, max sessions, max total bytes -> {'found', 0, meta, worker, usage}
--- or {'made', 0}, {'sessions', 0} (limit), {'bytes', total} (limit), each with three nils
+-- or {'created', 0}, {'sessions', 0} (limit), {'bytes', total} (limit), each with three nils
 
 local id, incarnation, ttl, meta, bytes, max_sessions, max_bytes = unpack(ARGV)
 local key = session_key(id)
@@ -29,4 +29,4 @@ count('created', 1)
 count('bytes', bytes)
 publish_event('created', id, incarnation)
 expire(key, ttl)
-return { 'made', 0, false, false, false }
+return { 'created', 0, false, false, false }

@@ -7,9 +7,9 @@
 local lease, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = now()
 
-local function follow(id, incarnation, seen)
+local function follow(id, incarnation, after)
   local head = redis.call('HMGET', session_key(id), 'born', 'seq', 'watched', 'mark')
-  local last = tonumber(seen) or -1
+  local last = tonumber(after) or -1
   local left, seq, mark = -1, math.max(last, 0), 0
   if head[1] == incarnation then
     left, seq, mark = redis.call('PTTL', session_key(id)), tonumber(head[2]), tonumber(head[4] or 0)
@@ -19,7 +19,7 @@ local function follow(id, incarnation, seen)
       expire(log_key(incarnation), lease)
     end
   end
-  local found, more = {}, seen ~= ''
+  local found, more = {}, after ~= ''
   while more and budget > 0 do
     local entries = redis.call('XRANGE', log_key(incarnation), '(' .. int(last) .. '-0', '+', 'COUNT', 16)
     for _, entry in ipairs(entries) do
@@ -30,8 +30,8 @@ local function follow(id, incarnation, seen)
     end
     more = #entries == 16
   end
-  -- Reads the current variables, because the reader requested them, or because the lease had expired and the log is
-  -- incomplete. The current state of a variable is its last change.
+  -- Read the current variables if the reader requested them, or if the lease had expired and the log is incomplete. The current
+  -- state of a variable is its last change.
   if not more and left >= 0 and last < seq then
     -- If earlier sessions used up the budget, the next call reads this one, because its variables may be large.
     more = budget <= 0

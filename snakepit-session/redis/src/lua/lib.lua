@@ -92,9 +92,9 @@ local function fetch(key, fields)
   local values = {}
   for first = 1, #fields, 1000 do
     local last = math.min(first + 999, #fields)
-    local some = redis.call('HMGET', key, unpack(fields, first, last))
+    local batch = redis.call('HMGET', key, unpack(fields, first, last))
     for at = 1, last - first + 1 do
-      values[first + at - 1] = some[at]
+      values[first + at - 1] = batch[at]
     end
   end
   return values

@@ -1,5 +1,5 @@
 -- Lists sessions by id, without renewing them. Skips sessions that lost a part to eviction.
--- the id before, number of ids to visit -> {number of ids, the last id, live sessions:
+-- id after which to start or '', number of ids to visit -> {number of ids, the last id, live sessions:
 -- {id, remaining lifetime, meta, worker, usage}...}
 
 local after, limit = unpack(ARGV)

@@ -1,9 +1,9 @@
 -- Reclaims expired sessions and, in the first call, global programs. Renewals do not update the queue. Instead, this script
 -- requeues due sessions that were renewed, so it visits only due sessions.
--- number to visit, 'sweep', 'first' or 'next' -> {visited, expired sessions, expired programs, whether the indexes disagree
--- because of evictions}
+-- maximum number to visit, mode ('sweep', 'first' or 'next') -> {visited, expired sessions, expired programs, whether the indexes
+-- disagree because of evictions}
 
-local limit, which = unpack(ARGV)
+local limit, mode = unpack(ARGV)
 make_room()
 local time = now()
 local visited = redis.call('ZRANGEBYSCORE', due, '-inf', int(time), 'LIMIT', 0, limit)
@@ -17,8 +17,8 @@ for _, id in ipairs(visited) do
     redis.call('ZADD', due, int(time + left + 1), id)
   end
 end
-local programs = which ~= 'next' and reclaim_globals() or 0
-if which == 'sweep' then
+local programs = mode ~= 'next' and reclaim_globals() or 0
+if mode == 'sweep' then
   count('sweeps', 1)
 end
 local sessions = redis.call('ZCARD', ids)

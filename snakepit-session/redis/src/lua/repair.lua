@@ -4,11 +4,11 @@
 make_room()
 local lost = 0
 for _, id in ipairs(ARGV) do
-  local lives = redis.call('EXISTS', session_key(id)) == 1
-  local usage = lives and usage_of(id)
+  local exists = redis.call('EXISTS', session_key(id)) == 1
+  local usage = exists and usage_of(id)
   if usage then
     restore_indexes(id, usage)
-  elseif lives or redis.call('HEXISTS', usages, id) == 1
+  elseif exists or redis.call('HEXISTS', usages, id) == 1
     or redis.call('ZSCORE', ids, id) or redis.call('ZSCORE', due, id) then
     remove_session(id, 'expired')
     lost = lost + 1

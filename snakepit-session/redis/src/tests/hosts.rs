@@ -1,4 +1,4 @@
-//! Several hosts on one server.
+//! Tests with several hosts on one server.
 
 use super::*;
 
@@ -8,11 +8,11 @@ async fn hosts_share_sessions() {
     let (a, b) = (server.host().await, server.host().await);
     let (mut events_a, mut events_b) = (a.subscribe(), b.subscribe());
     let metadata = BTreeMap::from([("user".to_owned(), "ada".to_owned())]);
-    let (made, _) = a.create(&id("s"), NewSession { metadata, ttl: None }).await.unwrap();
+    let (first, _) = a.create(&id("s"), NewSession { metadata, ttl: None }).await.unwrap();
     let (found, created) = b.create(&id("s"), NewSession::default()).await.unwrap();
     assert_eq!(
         (created, &found.metadata, found.created_at),
-        (Created::Existing, &made.metadata, made.created_at)
+        (Created::Existing, &first.metadata, first.created_at)
     );
     for events in [&mut events_a, &mut events_b] {
         assert_eq!(event(events).await, ("s".to_owned(), SessionEventKind::Created));
@@ -24,10 +24,10 @@ async fn hosts_share_sessions() {
     a.set_last_worker(&id("s"), "w".into()).await.unwrap();
     assert_eq!(a.get(&id("s")).await.unwrap().last_worker.as_deref(), Some("w"));
     // Both hosts have a worker with this name.
-    let seen = b.get(&id("s")).await.unwrap().last_worker.unwrap();
-    assert!(seen.starts_with("w@"), "{seen}");
+    let last_worker = b.get(&id("s")).await.unwrap().last_worker.unwrap();
+    assert!(last_worker.starts_with("w@"), "{last_worker}");
     let listed = b.list(PageRequest::default()).await.unwrap().items.remove(0).last_worker.unwrap();
-    assert_eq!(listed, seen);
+    assert_eq!(listed, last_worker);
     for owner in [ProgramOwner::Session(id("s")), ProgramOwner::Global] {
         a.put_program(&owner, &name("p"), Program::new("data", "t")).await.unwrap();
         assert_eq!(b.program(&owner, &name("p")).await.unwrap().data, "data");
@@ -60,9 +60,9 @@ async fn racing_hosts_create_one_session() {
         creators
             .spawn(async move { host.create(&id("s"), NewSession { metadata, ttl: None }).await.unwrap() });
     }
-    let made = creators.join_all().await;
-    assert_eq!(made.iter().filter(|(_, created)| *created == Created::New).count(), 1);
-    assert!(made.iter().all(|(session, _)| session.metadata == made[0].0.metadata));
+    let outcomes = creators.join_all().await;
+    assert_eq!(outcomes.iter().filter(|(_, created)| *created == Created::New).count(), 1);
+    assert!(outcomes.iter().all(|(session, _)| session.metadata == outcomes[0].0.metadata));
     assert_eq!(hosts[0].stats().await.unwrap().created, 1);
 }
 
@@ -77,11 +77,11 @@ async fn no_increment_of_two_hosts_is_lost() {
         for _ in 0..2 {
             let host = Arc::clone(host);
             writers.spawn(async move {
-                let (mut done, mut conflicts) = (0, 0_u32);
-                while done < EACH {
+                let (mut increments, mut conflicts) = (0, 0_u32);
+                while increments < EACH {
                     let (value, version) = x(&host, "s").await;
                     match host.set_variable(&id("s"), set("x", value + 1).if_version(version)).await {
-                        Ok(_) => done += 1,
+                        Ok(_) => increments += 1,
                         Err(SessionError::VersionConflict { .. }) => conflicts += 1,
                         Err(error) => panic!("{error}"),
                     }
@@ -92,11 +92,11 @@ async fn no_increment_of_two_hosts_is_lost() {
     }
     let conflicts: u32 = writers.join_all().await.into_iter().sum();
     assert_eq!(x(&hosts[1], "s").await, (4 * EACH, 4 * EACH), "after {conflicts} conflicts");
-    assert!(conflicts > 0, "they did get into each other's way");
+    assert!(conflicts > 0, "the writers conflict");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watchers_on_every_host_see_the_writes_of_all_once_and_in_order() {
+async fn watchers_on_every_host_receive_all_writes_once_and_in_order() {
     const EACH: u32 = 200;
     let server = Server::start();
     let hosts = [Arc::new(server.host().await), Arc::new(server.host().await)];
@@ -133,7 +133,7 @@ async fn a_long_read_is_a_consistent_snapshot() {
     let server = Server::start();
     let (a, b) = (server.host().await, Arc::new(server.host().await));
     create_with_x(&a, "s", NewSession::default()).await;
-    // Large enough that Redis runs other commands before it has read everything.
+    // The session is so large that Redis runs other commands during the read.
     let mut names = vec!["x".to_owned()];
     for n in 0..300 {
         let name = VariableName::try_new(format!("{n:0256}")).unwrap();
@@ -152,10 +152,10 @@ async fn a_long_read_is_a_consistent_snapshot() {
     for _ in 0..100 {
         let mut watch = a.watch_variables(&id("s"), &names, true).await.unwrap();
         let mut last = None;
-        // The initial values in any order, and two changes.
+        // Expect the initial values in any order, and two changes.
         for n in 0..names.len() + 2 {
             let WatchEvent::Update(update) = soon(watch.next()).await.unwrap().unwrap() else {
-                panic!("something is lost")
+                panic!("an update was lost")
             };
             if update.variable.name.as_str() == "x" {
                 assert_eq!(
@@ -164,7 +164,7 @@ async fn a_long_read_is_a_consistent_snapshot() {
                 );
                 last = Some(update.variable.version);
             } else {
-                assert!(n < names.len(), "only these change");
+                assert!(n < names.len(), "only `x` changes");
             }
         }
     }
@@ -221,19 +221,19 @@ async fn a_recreated_session_is_a_new_one() {
     assert_eq!(delivered(&mut second).await, (UpdateKind::Set, 1));
 }
 
-/// The script by which hosts of format 1 change a session.
+/// The script with which hosts of format 1 change a session.
 const COMMIT_1: &str =
     concat!(include_str!("../../tests/formats/1/lib.lua"), include_str!("../../tests/formats/1/commit.lua"));
 
 /// Deletes the program `p` of session `s`, as a host of format 1 does.
 async fn delete_program_as_format_1(server: &Server) {
     let head: Vec<String> = server.query(&["HMGET", "{snakepit}:s:s", "born", "rev"]).await;
-    let held: String = server.query(&["HGET", "{snakepit}:held", "s"]).await;
-    let [bytes, variables, programs, _] = held.split(' ').collect::<Vec<_>>()[..] else { panic!("{held}") };
+    let usage: String = server.query(&["HGET", "{snakepit}:held", "s"]).await;
+    let [bytes, variables, programs, _] = usage.split(' ').collect::<Vec<_>>()[..] else { panic!("{usage}") };
     let size = "p".len() + "data".len() + "t".len();
     let (bytes, programs) = (bytes.parse::<usize>().unwrap() - size, programs.parse::<usize>().unwrap() - 1);
-    let holds = format!("{bytes} {variables} {programs} {}", head[0]);
-    let less = format!("-{size}");
+    let new_usage = format!("{bytes} {variables} {programs} {}", head[0]);
+    let growth = format!("-{size}");
     let changed: String = server
         .query(&[
             "EVAL",
@@ -243,8 +243,8 @@ async fn delete_program_as_format_1(server: &Server) {
             "s",
             &head[0],
             &head[1],
-            &holds,
-            &less,
+            &new_usage,
+            &growth,
             "0",
             "-1",
             "1000000",
@@ -258,15 +258,15 @@ async fn delete_program_as_format_1(server: &Server) {
 }
 
 #[tokio::test]
-async fn a_session_survives_a_host_of_an_earlier_version_that_takes_its_programs() {
+async fn a_session_survives_when_a_host_of_an_earlier_version_deletes_its_program() {
     let server = Server::start();
     let host = server.host().await;
     create_with_x(&host, "s", NewSession::default()).await;
     let before = host.stats().await.unwrap();
     host.put_program(&id("s").into(), &name("p"), Program::new("data", "t")).await.unwrap();
     delete_program_as_format_1(&server).await;
-    let is_there: bool = server.query(&["EXISTS", "{snakepit}:d:s"]).await;
-    assert!(!is_there, "nothing is left in the hash of what is seldom read");
+    let exists: bool = server.query(&["EXISTS", "{snakepit}:d:s"]).await;
+    assert!(!exists, "the hash of rarely read fields is empty");
 
     assert_eq!(host.list(PageRequest::default()).await.unwrap().items.len(), 1);
     assert_eq!(x(&host, "s").await, (0, 0));
@@ -278,7 +278,7 @@ async fn a_session_survives_a_host_of_an_earlier_version_that_takes_its_programs
     let after = host.stats().await.unwrap();
     assert_eq!((after.bytes, after.programs), (before.bytes, before.programs));
 
-    // The next commit of this version counts again, so an eviction is noticed again.
+    // The next commit of this version writes the counts again, so evictions are detected again.
     host.put_program(&id("s").into(), &name("p"), Program::new("data", "t")).await.unwrap();
     let evicted: u32 = server.query(&["DEL", "{snakepit}:d:s"]).await;
     assert_eq!(evicted, 1);

@@ -78,7 +78,7 @@ async fn older_versions_are_stored_separately_and_deleted_with_their_variable() 
     let server = Server::start();
     let host = server.host_with(SessionLimits { max_history: 3, ..SessionLimits::default() }).await;
     create_with_x(&host, "s", NewSession::default()).await;
-    let older = || async {
+    let older_fields = || async {
         let mut fields: Vec<String> = server.query(&["HKEYS", "{snakepit}:d:s"]).await;
         fields.sort();
         fields
@@ -86,18 +86,18 @@ async fn older_versions_are_stored_separately_and_deleted_with_their_variable() 
     for n in 1..=5 {
         host.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
-    assert_eq!(older().await, ["h:2:x", "h:3:x", "h:4:x"]);
-    // One batch writes many versions of a variable, some of which are dropped in the same commit.
+    assert_eq!(older_fields().await, ["h:2:x", "h:3:x", "h:4:x"]);
+    // One batch writes many versions of a variable, and evicts some of them in the same commit.
     let batch = (6..=20).map(|n| set("x", n)).collect();
     let written = host.set_variables(&id("s"), batch, snakepit_session::Batch::Each).await.unwrap();
     assert_eq!(written.last(), Some(&Ok(20)));
-    assert_eq!(older().await, ["h:17:x", "h:18:x", "h:19:x"]);
+    assert_eq!(older_fields().await, ["h:17:x", "h:18:x", "h:19:x"]);
     let history = host.variable_history(&id("s"), "x", 0).await.unwrap();
     let values: Vec<(u32, u32)> =
         history.iter().map(|version| (version.version, version.value.to_serde().unwrap())).collect();
     assert_eq!(values, [(20, 20), (19, 19), (18, 18), (17, 17)]);
     host.delete_variable(&id("s"), "x").await.unwrap();
-    assert!(older().await.is_empty());
+    assert!(older_fields().await.is_empty());
 
     let without_history =
         server.host_with(SessionLimits { max_history: 0, ..SessionLimits::default() }).await;
@@ -105,7 +105,7 @@ async fn older_versions_are_stored_separately_and_deleted_with_their_variable() 
     for n in 1..=3 {
         without_history.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
-    assert!(older().await.is_empty());
+    assert!(older_fields().await.is_empty());
     assert_eq!(without_history.variable_history(&id("s"), "x", 0).await.unwrap().len(), 1);
 }
 
@@ -127,7 +127,7 @@ async fn ended_sessions_leave_no_keys() {
     wait_for_expiry(&server, "expired").await;
     wait_for_global_expiry(&server, "g").await;
     host.sweep().await.unwrap();
-    let left = soon(async {
+    let remaining = soon(async {
         loop {
             let mut keys: Vec<String> = server.query(&["KEYS", "*"]).await;
             keys.sort();
@@ -137,7 +137,7 @@ async fn ended_sessions_leave_no_keys() {
             }
         }
     });
-    assert_eq!(left.await, ["{snakepit}:log", "{snakepit}:totals"]);
+    assert_eq!(remaining.await, ["{snakepit}:log", "{snakepit}:totals"]);
 }
 
 #[tokio::test]
@@ -166,7 +166,7 @@ async fn the_log_of_a_watched_session_is_bounded() {
     assert_eq!(
         log_lengths,
         [1024, 4, 1, 31],
-        "limits of entries and bytes apply, but the last entry always stays"
+        "the limits of entries and bytes apply, but the last entry always remains"
     );
     drop(watch);
 }

@@ -3,8 +3,8 @@
 use super::*;
 use snakepit_session::SessionEvent;
 
-/// The events of a watch until it sees a value of `x`: versions, or `lost`.
-async fn told_until(watch: &mut VariableWatch, value: u32) -> Vec<String> {
+/// Returns the events of a watch until `x` has a value: the version of each update, or `lost`.
+async fn events_until(watch: &mut VariableWatch, value: u32) -> Vec<String> {
     let mut delivered = Vec::new();
     loop {
         match soon(watch.next()).await.unwrap().unwrap() {
@@ -19,12 +19,12 @@ async fn told_until(watch: &mut VariableWatch, value: u32) -> Vec<String> {
     }
 }
 
-/// A server that keeps only explicitly saved data when it is killed.
-async fn saved(server: &Server) {
+/// Saves the data. A killed server loses all later writes.
+async fn save(server: &Server) {
     let _: String = server.query(&["SAVE"]).await;
 }
 
-/// Writes as soon as the server is available again.
+/// Retries a write until the server is available.
 async fn write(host: &RedisBackend, value: u32) -> u32 {
     soon(async {
         loop {
@@ -40,28 +40,28 @@ async fn write(host: &RedisBackend, value: u32) -> u32 {
 
 #[tokio::test]
 async fn lost_writes_are_detected_after_any_number_of_later_writes() {
-    // As many writes as were lost, fewer, and more.
-    for since in [0, 1, 4, 7] {
+    // Fewer writes than were lost, as many, and more.
+    for later_writes in [0, 1, 4, 7] {
         let mut server = Server::start_with(&["--dbfilename", "dump.rdb"]);
         let (a, b) = (server.host().await, server.host().await);
         create_with_x(&a, "s", NewSession::default()).await;
         let mut watch = a.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
         a.set_variable(&id("s"), set("x", 1)).await.unwrap();
-        saved(&server).await;
+        save(&server).await;
         for n in 2..=5 {
             a.set_variable(&id("s"), set("x", n)).await.unwrap();
         }
-        assert_eq!(told_until(&mut watch, 5).await, ["v1", "v2", "v3", "v4", "v5"]);
+        assert_eq!(events_until(&mut watch, 5).await, ["v1", "v2", "v3", "v4", "v5"]);
         server.stop();
-        server.start_again();
-        for n in 0..since {
+        server.restart();
+        for n in 0..later_writes {
             write(&b, 100 + n).await;
         }
-        let now = if since == 0 { 1 } else { 99 + since };
-        let delivered = told_until(&mut watch, now).await;
-        assert_eq!(delivered[0], "lost", "after {since} writes: {delivered:?}");
+        let value = if later_writes == 0 { 1 } else { 99 + later_writes };
+        let delivered = events_until(&mut watch, value).await;
+        assert_eq!(delivered[0], "lost", "after {later_writes} writes: {delivered:?}");
         let version = write(&b, 1000).await;
-        assert_eq!(told_until(&mut watch, 1000).await.last(), Some(&format!("v{version}")));
+        assert_eq!(events_until(&mut watch, 1000).await.last(), Some(&format!("v{version}")));
     }
 }
 
@@ -71,14 +71,14 @@ async fn no_write_is_based_on_lost_state() {
     let host = server.host().await;
     create_with_x(&host, "s", NewSession::default()).await;
     let rev = || server.query::<u64>(&["HGET", "{snakepit}:s:s", "rev"]);
-    saved(&server).await;
+    save(&server).await;
     host.set_variable(&id("s"), set("x", 1)).await.unwrap();
     let lost = rev().await;
     server.stop();
-    server.start_again();
+    server.restart();
     write(&host, 2).await;
     let rev = server.query::<u64>(&["HGET", "{snakepit}:s:s", "rev"]).await;
-    assert_ne!(rev, lost, "a lost change and a later one are distinguishable");
+    assert_ne!(rev, lost, "a lost change and a later one have different revisions");
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn lost_events_are_detected_even_if_the_clock_of_the_new_server_is_behind(
     let mut events = a.subscribe();
     a.create(&id("kept"), NewSession::default()).await.unwrap();
     assert_eq!(event(&mut events).await.0, "kept");
-    saved(&server).await;
+    save(&server).await;
     for lost in ["one", "other"] {
         a.create(&id(lost), NewSession::default()).await.unwrap();
         assert_eq!(event(&mut events).await.0, lost);
@@ -96,7 +96,7 @@ async fn lost_events_are_detected_even_if_the_clock_of_the_new_server_is_behind(
     // The clock was an hour ahead, so the last reported event is later than all new ones.
     a.follower.pretend_reported_later(Duration::from_secs(3600));
     server.stop();
-    server.start_again();
+    server.restart();
     soon(async { while b.create(&id("new"), NewSession::default()).await.is_err() {} }).await;
     let lost = soon(events.next()).await.unwrap();
     assert!(lost.is_err(), "{lost:?}");
@@ -120,7 +120,7 @@ async fn watches_end_when_everything_is_flushed() {
     let _: String = server.query(&["FLUSHALL"]).await;
     let end = soon(watch.next()).await.unwrap().unwrap_err();
     assert_eq!(end, SessionError::NotFound { id: id("s") });
-    assert!(soon(events.next()).await.unwrap().is_err(), "lost events are reported");
+    assert!(soon(events.next()).await.unwrap().is_err(), "the loss of events is reported");
     let (_, created) = host.create(&id("s"), NewSession::default()).await.unwrap();
     assert_eq!(created, Created::New);
     host.sweep().await.unwrap();
@@ -128,7 +128,7 @@ async fn watches_end_when_everything_is_flushed() {
     assert_eq!((counted.live, counted.variables), (1, 0));
 }
 
-/// Evicts keys of sessions and returns the remaining keys.
+/// Deletes keys, as an eviction does.
 async fn evict(server: &Server, keys: &[&str]) {
     for key in keys {
         let evicted: u32 = server.query(&["DEL", &format!("{{snakepit}}:{key}")]).await;
@@ -203,19 +203,19 @@ async fn evictions_make_no_session_unreadable_forever() {
     }
     let () = server.query(&["CONFIG", "SET", "maxmemory", "0"]).await;
     host.sweep().await.unwrap();
-    let mut lives = 0;
+    let mut live = 0;
     for n in 0..300 {
         match host.variable_history(&id(&n.to_string()), "t", 0).await {
-            Ok(_) => lives += 1,
+            Ok(_) => live += 1,
             Err(SessionError::NotFound { .. }) => {}
             // The key was evicted between the two steps, and neither created it again.
-            Err(SessionError::VariableNotFound { .. }) => lives += 1,
+            Err(SessionError::VariableNotFound { .. }) => live += 1,
             Err(error) => panic!("{n}: {error}"),
         }
     }
-    assert!((1..300).contains(&lives), "some were evicted: {lives}");
+    assert!((1..300).contains(&live), "some sessions were evicted: {live} remain");
     host.sweep().await.unwrap();
     let page = PageRequest { size: 1000, token: None };
-    assert_eq!(host.list(page).await.unwrap().items.len(), lives);
-    assert_eq!(host.stats().await.unwrap().live, lives as u64);
+    assert_eq!(host.list(page).await.unwrap().items.len(), live);
+    assert_eq!(host.stats().await.unwrap().live, live as u64);
 }

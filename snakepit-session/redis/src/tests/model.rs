@@ -22,10 +22,10 @@ impl AlternatingHosts {
 
 /// Delegates operations to the host whose turn it is.
 macro_rules! delegate {
-    ($(fn $operation:ident($($name:ident: $type:ty),*) -> $answer:ty;)*) => {
+    ($(fn $operation:ident($($name:ident: $type:ty),*) -> $output:ty;)*) => {
         #[async_trait]
         impl SessionBackend for AlternatingHosts {
-            $(async fn $operation(&self, $($name: $type),*) -> Result<$answer, SessionError> {
+            $(async fn $operation(&self, $($name: $type),*) -> Result<$output, SessionError> {
                 self.host().$operation($($name),*).await
             })*
 

@@ -33,7 +33,7 @@ async fn a_broken_connection_loses_no_update_and_no_event() {
 }
 
 #[tokio::test]
-async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_change() {
+async fn a_host_that_was_disconnected_for_too_long_receives_lost_and_the_latest_change() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let config = RedisConfig { watch_lease: Duration::from_millis(200), ..RedisConfig::default() };
@@ -44,7 +44,7 @@ async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_chan
     assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 1));
 
     proxy.disconnect();
-    let down = soon(async {
+    let error = soon(async {
         loop {
             match a.get(&id("s")).await {
                 Ok(_) => tokio::task::yield_now().await,
@@ -52,8 +52,8 @@ async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_chan
             }
         }
     });
-    let down = down.await;
-    assert!(down.contains("redis at") && down.contains("proxy"), "{down}");
+    let error = error.await;
+    assert!(error.contains("redis at") && error.contains("proxy"), "{error}");
     for n in 2..=5 {
         b.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
@@ -65,8 +65,8 @@ async fn a_host_that_was_disconnected_for_too_long_gets_lost_and_the_latest_chan
     }
     proxy.reconnect();
     let lost = soon(watch.next()).await.unwrap().unwrap();
-    assert_eq!(lost, WatchEvent::Lost(7), "from 2 to 8");
-    assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 9), "the last one is never lost");
+    assert_eq!(lost, WatchEvent::Lost(7), "versions 2 to 8 are lost");
+    assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 9), "the latest update is never lost");
     b.set_variable(&id("s"), set("x", 10)).await.unwrap();
     assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 10));
 }
@@ -88,7 +88,7 @@ async fn a_server_without_memory_rejects_writes_and_keeps_its_data() {
         let rejected = rejected.unwrap_err().to_string();
         assert!(rejected.contains("maxmemory"), "{rejected}");
     }
-    assert_eq!(x(&host, "s").await, (0, 0), "what is there is there, unchanged");
+    assert_eq!(x(&host, "s").await, (0, 0), "the data is unchanged");
     assert_eq!(host.sweep().await.unwrap(), 1);
     assert_eq!(host.sweep().await.unwrap(), 0);
     host.delete(&id("s")).await.unwrap();
@@ -121,7 +121,7 @@ async fn hosts_reconnect_to_a_restarted_server() {
     let rejected = RedisBackend::connect(&server.url, config, SessionLimits::default());
     assert!(matches!(soon(rejected).await, Err(SessionError::Backend { .. })));
 
-    server.start_again();
+    server.restart();
     // The server saved nothing, so the session does not exist.
     let end = soon(watch.next()).await.unwrap().unwrap_err();
     assert_eq!(end, SessionError::NotFound { id: id("s") });
@@ -136,7 +136,7 @@ async fn hosts_reconnect_to_a_restarted_server() {
     });
     assert_eq!(created.await, Created::New);
     let lost = soon(events.next()).await.unwrap();
-    assert!(lost.is_err(), "events of a past that is lost: {lost:?}");
+    assert!(lost.is_err(), "the loss of events is reported: {lost:?}");
     soon(async { while events.next().await.unwrap().is_err() {} }).await;
     create_with_x(&host, "u", NewSession::default()).await;
     let mut watch = host.watch_variables(&id("u"), &[], false).await.unwrap();

@@ -18,7 +18,7 @@ use tokio::{
 use super::super::{RedisBackend, RedisConfig};
 
 /// The timeout for starting a server.
-const PATIENCE: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server without persistence, which stops when this is dropped.
 pub(super) struct Server {
@@ -38,7 +38,7 @@ impl Server {
     pub(super) fn with_password(password: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for _ in 0..10 {
-            // The port was free a moment ago. If it is taken, the server exits and we try another port.
+            // Another process may take the port before the server does. The server then exits, and we try another port.
             let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let port = free.to_string();
             let arguments = ["--bind", "127.0.0.1", "--port", &port, "--requirepass", password];
@@ -50,7 +50,7 @@ impl Server {
         panic!("no port is free")
     }
 
-    /// The same, with more arguments.
+    /// Like [`start`](Self::start), with more arguments.
     pub(super) fn start_with(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("redis").display().to_string();
@@ -67,7 +67,7 @@ impl Server {
     }
 
     /// Restarts the server with its saved data.
-    pub(super) fn start_again(&mut self) {
+    pub(super) fn restart(&mut self) {
         self.child = launch(&self.dir, &self.arguments).expect("the server starts again");
     }
 
@@ -105,7 +105,9 @@ impl Server {
     }
 
     pub(super) async fn host_with(&self, limits: SessionLimits) -> RedisBackend {
-        RedisBackend::connect(&self.url, RedisConfig::default(), limits).await.expect("the server is there")
+        RedisBackend::connect(&self.url, RedisConfig::default(), limits)
+            .await
+            .expect("the server accepts connections")
     }
 
     /// Runs a command directly.
@@ -146,16 +148,16 @@ fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
             let _ = lines.send(line);
         }
     });
-    let mut said = Vec::new();
+    let mut output_lines = Vec::new();
     loop {
-        match received.recv_timeout(PATIENCE) {
+        match received.recv_timeout(START_TIMEOUT) {
             // Redis prints this for sockets and for ports; the rest of the line varies.
             Ok(line) if line.to_lowercase().contains("ready to accept connections") => return Ok(child),
-            Ok(line) => said.push(line),
+            Ok(line) => output_lines.push(line),
             Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(said.join("\n"));
+                return Err(output_lines.join("\n"));
             }
         }
     }

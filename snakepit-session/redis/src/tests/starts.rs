@@ -13,17 +13,17 @@ async fn a_host_waits_for_a_server_that_starts_later() {
     let socket = server.url.trim_start_matches("redis+unix://").to_owned();
     std::fs::remove_file(&socket).unwrap();
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-    let in_vain = async {
+    let start_after_an_attempt = async {
         drop(listener.accept().await.unwrap());
         drop(listener);
         std::fs::remove_file(&socket).unwrap();
-        server.start_again();
+        server.restart();
         std::future::pending::<()>().await;
     };
     let url = format!("redis+unix://{socket}");
     let host = tokio::select! {
         host = soon(connect(&url)) => host.unwrap(),
-        () = in_vain => unreachable!("it waits"),
+        () = start_after_an_attempt => unreachable!("it never returns"),
     };
     host.create(&id("s"), NewSession::default()).await.unwrap();
 }
@@ -97,12 +97,12 @@ async fn waiting_writers_time_out_together() {
     let took = began.elapsed();
     server.freeze(false);
     assert_eq!(failed, 20);
-    assert!(took < Duration::from_secs(4), "one after the other they would take ten seconds: {took:?}");
+    assert!(took < Duration::from_secs(4), "in sequence, they would take ten seconds: {took:?}");
 }
 
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "not a worker")]
-async fn a_sentinel_and_servers_of_other_protocols_are_named() {
+async fn a_sentinel_and_servers_of_other_protocols_are_rejected_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let (config, socket) = (dir.path().join("sentinel.conf"), dir.path().join("s"));
     std::fs::write(
@@ -131,7 +131,7 @@ async fn a_sentinel_and_servers_of_other_protocols_are_named() {
     };
     let rejected = tokio::select! {
         host = soon(connect(&url)) => host.unwrap_err().to_string(),
-        () = http => unreachable!("it serves"),
+        () = http => unreachable!("the server never stops"),
     };
     assert!(rejected.contains("not a Redis server"), "{rejected}");
 }

@@ -10,7 +10,7 @@ use snakepit_session::{
 use super::{TTL, id, with_ttl};
 
 fn name(text: &str) -> VariableName {
-    VariableName::try_new(text).expect("the contract's names are sound")
+    VariableName::try_new(text).expect("the contract's names are valid")
 }
 
 pub(super) fn value(json: &str) -> Payload {
@@ -40,11 +40,11 @@ pub(super) async fn register(
 }
 
 async fn json_of(backend: &impl SessionBackend, session: &str, identifier: &str) -> (String, u32) {
-    let variable = backend.variable(&id(session), identifier).await.expect("there");
+    let variable = backend.variable(&id(session), identifier).await.expect("found");
     (String::from_utf8_lossy(variable.value.json()).into_owned(), variable.version)
 }
 
-async fn no_operation_names_more_variables_than_a_session_holds(backend: &impl SessionBackend) {
+async fn operations_with_too_many_names_are_rejected(backend: &impl SessionBackend) {
     backend.create(&id("s"), with_ttl(TTL)).await.expect("created");
     let names: Vec<String> = (0..100_000).map(|n| format!("x{n}")).collect();
     let identifiers: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -68,18 +68,18 @@ where
     Advanced: Future<Output = ()>,
 {
     variables_have_ids_names_types_and_versions(&make().await).await;
-    values_outside_their_type_change_nothing(&make().await).await;
+    invalid_values_change_nothing(&make().await).await;
     compare_and_set_has_one_winner(Arc::new(make().await)).await;
-    batches_are_atomic_or_not(&make().await).await;
-    no_operation_names_more_variables_than_a_session_holds(&make().await).await;
-    listings_go_by_name_and_pattern(&make().await).await;
-    history_is_bounded_and_leads_back(&make().await).await;
-    large_values_and_buffers_come_back(&make().await).await;
+    atomic_batches_apply_together_and_others_separately(&make().await).await;
+    operations_with_too_many_names_are_rejected(&make().await).await;
+    listings_are_ordered_by_name_and_filtered_by_pattern(&make().await).await;
+    history_is_bounded_and_allows_rollback(&make().await).await;
+    large_values_and_buffers_round_trip(&make().await).await;
     variables_end_with_their_session(&make().await, advance).await;
 }
 
-/// Checks that every operation on variables of a missing session fails.
-pub(super) async fn are_missing(backend: &impl SessionBackend, missing: &SessionId) {
+/// Checks that every operation on the variables of a missing session fails.
+pub(super) async fn check_missing_session(backend: &impl SessionBackend, missing: &SessionId) {
     let expected = SessionError::NotFound { id: missing.clone() };
     let ty = VariableType::new(ValueType::Integer).expect("a type");
     let new = NewVariable { ty, value: value("1"), note: Note::default() };
@@ -123,18 +123,21 @@ async fn variables_have_ids_names_types_and_versions(backend: &impl SessionBacke
 
     let ty = VariableType::with_constraints(ValueType::Float, r#"{"max": 10}"#).expect("a type");
     let new = NewVariable { ty, value: value("1"), note: note("ada", &[("unit", "m")]) };
-    let made = backend.register_variable(&id("s"), &name("x"), new).await.expect("registered");
-    assert!(made.id.as_str().starts_with("var_"), "{}", made.id);
-    assert_eq!((made.version, &made.value.json()[..], made.source), (0, &b"1.0"[..], Source::Python));
-    assert_eq!((&made.metadata["unit"], made.ty.constraints_json()), ("m", r#"{"max": 10}"#));
+    let registered = backend.register_variable(&id("s"), &name("x"), new).await.expect("registered");
+    assert!(registered.id.as_str().starts_with("var_"), "{}", registered.id);
+    assert_eq!(
+        (registered.version, &registered.value.json()[..], registered.source),
+        (0, &b"1.0"[..], Source::Python)
+    );
+    assert_eq!((&registered.metadata["unit"], registered.ty.constraints_json()), ("m", r#"{"max": 10}"#));
     let taken = register(backend, "s", "x", ValueType::Integer, "", "1").await.expect_err("taken");
     assert_eq!(taken, SessionError::VariableExists { session: id("s"), name: "x".to_owned() });
 
-    // Writes by id and by name create versions, and their metadata is merged into the variable's.
-    let by_id = SetVariable { note: note("eve", &[("seen", "yes")]), ..set(made.id.as_str(), "2.5") };
+    // Writes by id and by name create versions, and their metadata is merged into the metadata of the variable.
+    let by_id = SetVariable { note: note("eve", &[("seen", "yes")]), ..set(registered.id.as_str(), "2.5") };
     assert_eq!(backend.set_variable(&id("s"), by_id).await.expect("set"), 1);
     assert_eq!(backend.set_variable(&id("s"), set("x", "3.5")).await.expect("set"), 2);
-    let found = backend.variable(&id("s"), made.id.as_str()).await.expect("found");
+    let found = backend.variable(&id("s"), registered.id.as_str()).await.expect("found");
     assert_eq!((found.version, &found.value.json()[..], found.source), (2, &b"3.5"[..], Source::Host));
     let metadata = [("seen", "yes"), ("unit", "m")].into_iter().collect();
     assert_eq!(found.metadata, metadata);
@@ -159,23 +162,23 @@ async fn variables_have_ids_names_types_and_versions(backend: &impl SessionBacke
             (kind, kind, json.as_bytes())
         );
     }
-    let odd = "a b/c:ü\u{1F40D}_\"'";
-    register(backend, "s", odd, ValueType::Integer, "", "7").await.expect("odd names are names");
-    assert_eq!(json_of(backend, "s", odd).await.0, "7");
-    let identifiers = [odd, "nothing", made.id.as_str(), "x"];
+    let unusual = "a b/c:ü\u{1F40D}_\"'";
+    register(backend, "s", unusual, ValueType::Integer, "", "7").await.expect("unusual names are valid");
+    assert_eq!(json_of(backend, "s", unusual).await.0, "7");
+    let identifiers = [unusual, "nothing", registered.id.as_str(), "x"];
     let batch = backend.variables(&id("s"), &identifiers).await.expect("read");
     let versions: Vec<_> = batch.iter().map(|found| found.as_ref().map(|found| found.version)).collect();
     assert_eq!(versions, [Some(0), None, Some(2), Some(2)]);
 
-    let missing = backend.delete_variable(&id("s"), made.id.as_str()).await.expect("deleted");
-    assert_eq!(missing.version, 2);
+    let deleted = backend.delete_variable(&id("s"), registered.id.as_str()).await.expect("deleted");
+    assert_eq!(deleted.version, 2);
     backend.variable(&id("s"), "x").await.expect_err("deleted");
-    let anew = register(backend, "s", "x", ValueType::Integer, "", "1").await.expect("registered anew");
-    assert!(anew.id != made.id, "a new variable has a new id");
-    backend.variable(&id("s"), made.id.as_str()).await.expect_err("the old id leads nowhere");
+    let again = register(backend, "s", "x", ValueType::Integer, "", "1").await.expect("registered again");
+    assert!(again.id != registered.id, "a new variable has a new id");
+    backend.variable(&id("s"), registered.id.as_str()).await.expect_err("the old id is not found");
 }
 
-async fn values_outside_their_type_change_nothing(backend: &impl SessionBackend) {
+async fn invalid_values_change_nothing(backend: &impl SessionBackend) {
     backend.create(&id("s"), NewSession::default()).await.expect("created");
     let first = register(backend, "s", "x", ValueType::Integer, r#"{"min": 0}"#, "-1").await;
     assert!(matches!(first, Err(SessionError::InvalidValue { .. })), "{first:?}");
@@ -183,7 +186,7 @@ async fn values_outside_their_type_change_nothing(backend: &impl SessionBackend)
     register(backend, "s", "x", ValueType::Integer, r#"{"min": 0, "max": 10}"#, "5")
         .await
         .expect("registered");
-    let held = backend.get(&id("s")).await.expect("lives").bytes;
+    let bytes = backend.get(&id("s")).await.expect("the session is live").bytes;
     for bad in ["-1", "11", "1.5", r#""5""#, "null", "[]"] {
         let rejected = backend.set_variable(&id("s"), set("x", bad)).await.expect_err("outside the type");
         assert!(
@@ -193,7 +196,7 @@ async fn values_outside_their_type_change_nothing(backend: &impl SessionBackend)
     }
     assert_eq!(json_of(backend, "s", "x").await, ("5".to_owned(), 0));
     assert_eq!(backend.variable_history(&id("s"), "x", 0).await.expect("read").len(), 1);
-    assert_eq!(backend.get(&id("s")).await.expect("lives").bytes, held);
+    assert_eq!(backend.get(&id("s")).await.expect("the session is live").bytes, bytes);
 }
 
 async fn compare_and_set_has_one_winner<B: SessionBackend>(backend: Arc<B>) {
@@ -212,11 +215,11 @@ async fn compare_and_set_has_one_winner<B: SessionBackend>(backend: Arc<B>) {
         writers.spawn(async move {
             for _ in 0..EACH {
                 loop {
-                    let seen = backend.variable(&id("s"), "x").await.expect("there");
-                    let more: u32 = seen.value.to_serde::<u32>().expect("a number") + 1;
-                    let write = set("x", &more.to_string()).if_version(seen.version);
+                    let read = backend.variable(&id("s"), "x").await.expect("found");
+                    let incremented: u32 = read.value.to_serde::<u32>().expect("a number") + 1;
+                    let write = set("x", &incremented.to_string()).if_version(read.version);
                     match backend.set_variable(&id("s"), write).await {
-                        Ok(version) => break assert_eq!(version, seen.version + 1),
+                        Ok(version) => break assert_eq!(version, read.version + 1),
                         Err(SessionError::VersionConflict { .. }) => tokio::task::yield_now().await,
                         Err(error) => panic!("{error}"),
                     }
@@ -229,7 +232,7 @@ async fn compare_and_set_has_one_winner<B: SessionBackend>(backend: Arc<B>) {
     assert_eq!(json_of(&*backend, "s", "x").await, (sum.to_string(), sum), "no increment is lost");
 }
 
-async fn batches_are_atomic_or_not(backend: &impl SessionBackend) {
+async fn atomic_batches_apply_together_and_others_separately(backend: &impl SessionBackend) {
     backend.create(&id("s"), NewSession::default()).await.expect("created");
     for variable in ["a", "b"] {
         register(backend, "s", variable, ValueType::Integer, r#"{"max": 10}"#, "0")
@@ -259,11 +262,11 @@ async fn batches_are_atomic_or_not(backend: &impl SessionBackend) {
     assert_eq!(json_of(backend, "s", "a").await, ("5".to_owned(), 2));
     assert_eq!(json_of(backend, "s", "b").await, ("2".to_owned(), 1));
     let none =
-        backend.set_variables(&id("s"), Vec::new(), Batch::Atomic).await.expect("an empty batch is one");
+        backend.set_variables(&id("s"), Vec::new(), Batch::Atomic).await.expect("an empty batch is valid");
     assert!(none.is_empty());
 }
 
-async fn listings_go_by_name_and_pattern(backend: &impl SessionBackend) {
+async fn listings_are_ordered_by_name_and_filtered_by_pattern(backend: &impl SessionBackend) {
     backend.create(&id("s"), NewSession::default()).await.expect("created");
     for variable in ["model.b", "model.a", "rate", "model"] {
         register(backend, "s", variable, ValueType::Integer, "", "0").await.expect("registered");
@@ -280,20 +283,20 @@ async fn listings_go_by_name_and_pattern(backend: &impl SessionBackend) {
         let names: Vec<_> = listed.iter().map(|variable| variable.name.as_str()).collect();
         assert_eq!(names, expected, "{pattern}");
     }
-    assert_eq!(backend.get(&id("s")).await.expect("lives").variable_count, 4);
+    assert_eq!(backend.get(&id("s")).await.expect("the session is live").variable_count, 4);
 }
 
-async fn history_is_bounded_and_leads_back(backend: &impl SessionBackend) {
+async fn history_is_bounded_and_allows_rollback(backend: &impl SessionBackend) {
     backend.create(&id("s"), NewSession::default()).await.expect("created");
     register(backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
-    let mut held = 0;
+    let mut bytes = 0;
     for n in 1..=30_u32 {
         let write =
             SetVariable { note: note(&format!("w{}", n % 10), &[]), ..set("x", &(n + 100).to_string()) };
         assert_eq!(backend.set_variable(&id("s"), write).await.expect("set"), n);
-        let now = backend.get(&id("s")).await.expect("lives").bytes;
-        assert!(n < 25 || now == held, "a full history grows no more: {held} to {now}");
-        held = now;
+        let new_bytes = backend.get(&id("s")).await.expect("the session is live").bytes;
+        assert!(n < 25 || new_bytes == bytes, "a full history does not grow: {bytes} to {new_bytes}");
+        bytes = new_bytes;
     }
     // The default limits keep twenty versions before the current one.
     let history = backend.variable_history(&id("s"), "x", 0).await.expect("read");
@@ -311,7 +314,7 @@ async fn history_is_bounded_and_leads_back(backend: &impl SessionBackend) {
     assert_eq!((history[0].version, history[0].note.author()), (31, "undo"));
 }
 
-async fn large_values_and_buffers_come_back(backend: &impl SessionBackend) {
+async fn large_values_and_buffers_round_trip(backend: &impl SessionBackend) {
     backend.create(&id("s"), NewSession::default()).await.expect("created");
     let buffer: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
     let metadata = r#"{"shape":[262144],"dtype":"float32","binary_format":"raw","type":"embedding"}"#;
@@ -338,14 +341,14 @@ async fn variables_end_with_their_session<P: Future<Output = ()>>(
     register(backend, "s", "x", ValueType::Integer, "", "0").await.expect("registered");
     // Reads and writes of variables renew the session.
     advance(TTL / 2).await;
-    backend.variable(&id("s"), "x").await.expect("lives");
+    backend.variable(&id("s"), "x").await.expect("the session is live");
     advance(TTL / 2).await;
-    backend.set_variable(&id("s"), set("x", "1")).await.expect("lives");
+    backend.set_variable(&id("s"), set("x", "1")).await.expect("the session is live");
     advance(TTL / 2).await;
-    assert_eq!(backend.list_variables(&id("s"), "").await.expect("lives").len(), 1);
+    assert_eq!(backend.list_variables(&id("s"), "").await.expect("the session is live").len(), 1);
     advance(TTL).await;
     backend.variable(&id("s"), "x").await.expect_err("expired");
-    backend.create(&id("s"), NewSession::default()).await.expect("created anew");
+    backend.create(&id("s"), NewSession::default()).await.expect("created again");
     assert!(backend.list_variables(&id("s"), "").await.expect("listed").is_empty());
-    assert_eq!(backend.get(&id("s")).await.expect("lives").bytes, 0);
+    assert_eq!(backend.get(&id("s")).await.expect("the session is live").bytes, 0);
 }

@@ -21,8 +21,8 @@ where
     Advance: Fn(Duration) -> Advanced,
     Advanced: Future<Output = ()>,
 {
-    watchers_see_every_change_once_and_in_order(&make().await).await;
-    racing_writers_are_seen_in_version_order(Arc::new(make().await)).await;
+    watchers_receive_every_change_once_and_in_order(&make().await).await;
+    concurrent_writes_are_delivered_in_version_order(Arc::new(make().await)).await;
     slow_watchers_do_not_block_writers(&make().await).await;
     watches_end_with_their_session(&make().await, advance).await;
 }
@@ -30,7 +30,7 @@ where
 type Update = (UpdateKind, String, u32, String);
 
 async fn next(watch: &mut VariableWatch) -> Update {
-    match watch.next().await.expect("the watch goes on").expect("the session lives") {
+    match watch.next().await.expect("the watch continues").expect("the session is live") {
         WatchEvent::Update(update) => {
             let json = String::from_utf8_lossy(update.variable.value.json()).into_owned();
             (update.kind, update.variable.name.to_string(), update.variable.version, json)
@@ -47,7 +47,7 @@ fn set(identifier: &str, json: &str) -> SetVariable {
     SetVariable::new(identifier, value(json))
 }
 
-async fn watchers_see_every_change_once_and_in_order(backend: &impl SessionBackend) {
+async fn watchers_receive_every_change_once_and_in_order(backend: &impl SessionBackend) {
     let session = id("s");
     backend.create(&session, NewSession::default()).await.expect("created");
     let missing = backend.watch_variables(&session, &["x".to_owned()], true).await.expect_err("missing");
@@ -63,10 +63,10 @@ async fn watchers_see_every_change_once_and_in_order(backend: &impl SessionBacke
     backend.set_variable(&session, set("y", "1")).await.expect("set");
     let batch = vec![set("y", "2"), SetVariable { note: note("eve", &[("why", "test")]), ..set("x", "2") }];
     backend.set_variables(&session, batch, Batch::Atomic).await.expect("set");
-    backend.set_variables(&session, vec![set("x", "no")], Batch::Each).await.expect("the session lives");
+    backend.set_variables(&session, vec![set("x", "no")], Batch::Each).await.expect("the session is live");
     backend.rollback_variable(&session, "x", 0, Note::default()).await.expect("rolled back");
     backend.delete_variable(&session, "x").await.expect("deleted");
-    register(backend, "s", "x", ValueType::String, "", r#""new""#).await.expect("registered anew");
+    register(backend, "s", "x", ValueType::String, "", r#""new""#).await.expect("registered again");
 
     use UpdateKind::{Deleted, Initial, Registered, RolledBack, Set};
     let changes = [
@@ -85,25 +85,25 @@ async fn watchers_see_every_change_once_and_in_order(backend: &impl SessionBacke
     backend.set_variable(&session, set("x", r#""last""#)).await.expect("set");
     assert_eq!(next(&mut by_name).await, update_of(Set, "x", 1, r#""last""#));
 
-    let mut seen = Vec::new();
-    while seen.last() != Some(&update_of(Set, "x", 1, r#""last""#)) {
-        let update = all.next().await.expect("the watch goes on").expect("the session lives");
+    let mut delivered = Vec::new();
+    while delivered.last() != Some(&update_of(Set, "x", 1, r#""last""#)) {
+        let update = all.next().await.expect("the watch continues").expect("the session is live");
         let WatchEvent::Update(update) = update else { panic!("{update:?}") };
         if update.variable.value.json() == "2" && update.variable.name.as_str() == "x" {
             assert_eq!((update.note.author(), &update.note.metadata["why"]), ("eve", "test"));
         }
         let json = String::from_utf8_lossy(update.variable.value.json()).into_owned();
-        seen.push((update.kind, update.variable.name.to_string(), update.variable.version, json));
+        delivered.push((update.kind, update.variable.name.to_string(), update.variable.version, json));
     }
-    assert_eq!(seen[..2], [update_of(Initial, "x", 0, "0"), update_of(Initial, "y", 0, "0")]);
+    assert_eq!(delivered[..2], [update_of(Initial, "x", 0, "0"), update_of(Initial, "y", 0, "0")]);
     let of =
-        |name: &str| seen[2..].iter().filter(|update_of| update_of.1 == name).cloned().collect::<Vec<_>>();
+        |name: &str| delivered[2..].iter().filter(|update| update.1 == name).cloned().collect::<Vec<_>>();
     assert_eq!(of("y"), [update_of(Set, "y", 1, "1"), update_of(Set, "y", 2, "2")]);
     assert_eq!(of("x")[..4], changes);
-    assert_eq!(seen.len(), 2 + 2 + 6);
+    assert_eq!(delivered.len(), 2 + 2 + 6);
 }
 
-async fn racing_writers_are_seen_in_version_order<B: SessionBackend>(backend: Arc<B>) {
+async fn concurrent_writes_are_delivered_in_version_order<B: SessionBackend>(backend: Arc<B>) {
     const WRITERS: u32 = 4;
     const EACH: u32 = 50;
     let session = id("s");
@@ -127,7 +127,7 @@ async fn racing_writers_are_seen_in_version_order<B: SessionBackend>(backend: Ar
     while version < WRITERS * EACH {
         let (kind, _, after, json) = next(&mut watch).await;
         assert_eq!((kind, after), (UpdateKind::Set, version + 1));
-        assert_eq!(values.insert(json, after), None, "each write is seen once");
+        assert_eq!(values.insert(json, after), None, "each write is delivered once");
         version = after;
     }
     writers.join_all().await;
@@ -146,21 +146,21 @@ async fn slow_watchers_do_not_block_writers(backend: &impl SessionBackend) {
             .await
             .expect("writers do not wait for watchers");
     }
-    let (mut seen, mut lost, mut last) = (0, 0, 0);
+    let (mut delivered, mut lost, mut last) = (0, 0, 0);
     while last < WRITES {
-        match watch.next().await.expect("the watch goes on").expect("the session lives") {
-            WatchEvent::Lost(updates) => lost += u32::try_from(updates).expect("few"),
+        match watch.next().await.expect("the watch continues").expect("the session is live") {
+            WatchEvent::Lost(updates) => lost += u32::try_from(updates).expect("the number is small"),
             WatchEvent::Update(update) => {
                 assert_eq!(
                     update.variable.version,
-                    seen + lost + 1,
-                    "lost updates are reported in their place"
+                    delivered + lost + 1,
+                    "lost updates are reported in order"
                 );
-                (seen, last) = (seen + 1, update.variable.version);
+                (delivered, last) = (delivered + 1, update.variable.version);
             }
         }
     }
-    assert_eq!(seen + lost, WRITES, "every update is seen or known to be lost");
+    assert_eq!(delivered + lost, WRITES, "every update is delivered or reported as lost");
     assert!(lost > 0, "the queue of a slow watcher is bounded");
 }
 
@@ -177,12 +177,12 @@ async fn watches_end_with_their_session<P: Future<Output = ()>>(
     }
     backend.set_variable(&id("deleted"), set("x", "1")).await.expect("set");
     backend.delete(&id("deleted")).await.expect("deleted");
-    assert_eq!(next(&mut watches[0]).await.2, 1, "what happened before the end comes first");
+    assert_eq!(next(&mut watches[0]).await.2, 1, "earlier updates precede the end");
     advance(TTL).await;
     backend.sweep().await.expect("swept");
     for (watch, session) in watches.iter_mut().zip(["deleted", "expired"]) {
         let end = watch.next().await.expect("the watch ends").expect_err("the session has ended");
         assert_eq!(end, SessionError::NotFound { id: id(session) });
-        assert!(watch.next().await.is_none(), "and then there is nothing");
+        assert!(watch.next().await.is_none(), "the stream ends after the error");
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use snakepit_session::{Batch, Note, ProgramName, SessionId, SessionLimits, Source, ValueType};
 
 use super::{
-    operation::{Act, Metadata, Operation, ProgramSeen, Write},
+    operation::{Action, Metadata, Operation, ProgramView, Write},
     value::Value,
 };
 
@@ -49,15 +49,15 @@ fn value() -> impl Strategy<Value = Value> {
     all.extend([json!(null), json!(1.5), json!([[1], [2, 3]]), json!({"shape": [3], "data": [1]})]);
     let number = prop_oneof![0..20_i64, Just(1_000_000_000_000)].prop_map(Json::from);
     let json = prop_oneof![3 => number, 2 => select(all)];
-    prop_oneof![9 => said(json), 1 => buffer()]
+    prop_oneof![9 => declared(json), 1 => buffer()]
 }
 
-/// A value with its type, or with another declared type.
-fn said(json: impl Strategy<Value = Json>) -> impl Strategy<Value = Value> {
+/// Generates values that declare their natural type, or sometimes another one.
+fn declared(json: impl Strategy<Value = Json>) -> impl Strategy<Value = Value> {
     use ValueType::*;
     let kinds = vec![Float, Integer, String, Boolean, Choice, Module, Embedding, Tensor, Map, List, Null];
     (json, prop_oneof![3 => Just(None), 1 => select(kinds).prop_map(Some)]).prop_map(|(json, kind)| {
-        let looks = match &json {
+        let natural_type = match &json {
             Json::Null => Null,
             Json::Bool(_) => Boolean,
             Json::Number(number) if number.is_f64() => Float,
@@ -66,7 +66,7 @@ fn said(json: impl Strategy<Value = Json>) -> impl Strategy<Value = Value> {
             Json::Array(_) => List,
             Json::Object(_) => Map,
         };
-        Value { ty: kind.unwrap_or(looks), json, buffer: None }
+        Value { ty: kind.unwrap_or(natural_type), json, buffer: None }
     })
 }
 
@@ -95,10 +95,10 @@ fn note() -> impl Strategy<Value = Note> {
     })
 }
 
-fn program() -> impl Strategy<Value = ProgramSeen> {
+fn program() -> impl Strategy<Value = ProgramView> {
     let ttl = option::weighted(0.2, Just(Duration::from_secs(1000)));
     (vec(any::<u8>(), 0..40), select(vec!["t", "a/b"]), metadata(), ttl).prop_map(
-        |(data, content_type, metadata, ttl)| ProgramSeen {
+        |(data, content_type, metadata, ttl)| ProgramView {
             data,
             content_type: content_type.to_owned(),
             metadata,
@@ -115,7 +115,7 @@ fn identifier(names: &'static [&'static str]) -> impl Strategy<Value = String> {
     ]
 }
 
-/// Small versions, which often exist.
+/// Generates writes. Expected versions are small, so that they often exist.
 fn write(names: &'static [&'static str]) -> impl Strategy<Value = Write> {
     let expected = option::weighted(0.3, 0_u32..5);
     (identifier(names), value(), note(), expected).prop_map(|(identifier, value, note, expected)| Write {
@@ -129,13 +129,13 @@ fn write(names: &'static [&'static str]) -> impl Strategy<Value = Write> {
 const NAMES: [&str; 6] = ["a", "a", "a", "b", "ab", "x y"];
 
 /// A registration under one of a few names.
-pub(super) fn register() -> impl Strategy<Value = Act> {
+pub(super) fn register() -> impl Strategy<Value = Action> {
     let name = select(&["a", "b", "ab", "x y"][..]).prop_map(str::to_owned);
-    let fitting = select(types()).prop_flat_map(|(ty, constraints, values)| {
-        let value = prop_oneof![8 => said(select(values)), 1 => value()];
+    let typed_value = select(types()).prop_flat_map(|(ty, constraints, values)| {
+        let value = prop_oneof![8 => declared(select(values)), 1 => value()];
         (Just(ty), Just(constraints), value)
     });
-    (name, fitting, note()).prop_map(|(name, (ty, constraints, value), note)| Act::Register {
+    (name, typed_value, note()).prop_map(|(name, (ty, constraints, value), note)| Action::Register {
         name,
         ty,
         constraints: constraints.to_owned(),
@@ -149,39 +149,40 @@ pub(super) fn operation() -> impl Strategy<Value = Operation> {
     let identifier = || identifier(&NAMES);
     let program_name = || select(program_names().to_vec());
     let pattern = select(vec!["", "*", "a*", "*b", "a", "*y", "* *", "a*a", "ab*b"]).prop_map(str::to_owned);
-    let global = || any::<bool>();
-    let set_many = (vec(write(&NAMES), 0..4), any::<bool>())
-        .prop_map(|(writes, atomic)| Act::SetMany(writes, if atomic { Batch::Atomic } else { Batch::Each }));
+    let is_global = || any::<bool>();
+    let set_many = (vec(write(&NAMES), 0..4), any::<bool>()).prop_map(|(writes, atomic)| {
+        Action::SetMany(writes, if atomic { Batch::Atomic } else { Batch::Each })
+    });
     let programs = prop_oneof![
-        3 => (global(), program_name(), program())
-            .prop_map(|(global, name, program)| Act::PutProgram { global, name, program }),
-        1 => (global(), program_name()).prop_map(|(global, name)| Act::Program { global, name }),
-        1 => global().prop_map(|global| Act::Programs { global }),
-        1 => (global(), program_name()).prop_map(|(global, name)| Act::DeleteProgram { global, name }),
+        3 => (is_global(), program_name(), program())
+            .prop_map(|(is_global, name, program)| Action::PutProgram { is_global, name, program }),
+        1 => (is_global(), program_name()).prop_map(|(is_global, name)| Action::Program { is_global, name }),
+        1 => is_global().prop_map(|is_global| Action::Programs { is_global }),
+        1 => (is_global(), program_name()).prop_map(|(is_global, name)| Action::DeleteProgram { is_global, name }),
     ];
-    let act = prop_oneof![
-        6 => metadata().prop_map(Act::Create),
-        2 => Just(Act::Get),
-        1 => Just(Act::Delete),
-        1 => select(vec!["w-1", "w-2"]).prop_map(|worker| Act::SetLastWorker(worker.to_owned())),
-        1 => Just(Act::Sessions),
-        1 => Just(Act::Stats),
+    let action = prop_oneof![
+        6 => metadata().prop_map(Action::Create),
+        2 => Just(Action::Get),
+        1 => Just(Action::Delete),
+        1 => select(vec!["w-1", "w-2"]).prop_map(|worker| Action::SetLastWorker(worker.to_owned())),
+        1 => Just(Action::Sessions),
+        1 => Just(Action::Stats),
         4 => programs,
         10 => register(),
-        2 => identifier().prop_map(Act::Variable),
-        2 => vec(identifier(), 0..4).prop_map(Act::Variables),
-        20 => write(&NAMES).prop_map(Act::Set),
+        2 => identifier().prop_map(Action::Variable),
+        2 => vec(identifier(), 0..4).prop_map(Action::Variables),
+        20 => write(&NAMES).prop_map(Action::Set),
         12 => set_many,
-        2 => pattern.prop_map(Act::List),
-        2 => identifier().prop_map(Act::DeleteVariable),
-        3 => (identifier(), 0_usize..4).prop_map(|(identifier, limit)| Act::History { identifier, limit }),
+        2 => pattern.prop_map(Action::List),
+        2 => identifier().prop_map(Action::DeleteVariable),
+        3 => (identifier(), 0_usize..4).prop_map(|(identifier, limit)| Action::History { identifier, limit }),
         8 => (identifier(), 0_u32..4, note())
-            .prop_map(|(identifier, version, note)| Act::Rollback { identifier, version, note }),
+            .prop_map(|(identifier, version, note)| Action::Rollback { identifier, version, note }),
         4 => (vec(identifier(), 0..3), any::<bool>())
-            .prop_map(|(identifiers, initial)| Act::Watch { identifiers, initial }),
+            .prop_map(|(identifiers, initial)| Action::Watch { identifiers, initial }),
     ];
     let session = prop_oneof![9 => Just(session()), 1 => select(sessions())];
-    (session, act).prop_map(|(session, act)| Operation { session, act })
+    (session, action).prop_map(|(session, action)| Operation { session, action })
 }
 
 /// The ids of the sessions.
@@ -199,11 +200,11 @@ pub(super) fn program_names() -> [ProgramName; 3] {
     ["p", "q", "r"].map(|name| ProgramName::try_new(name).expect("it is a name"))
 }
 
-/// The variables of concurrent clients.
-pub(super) const RACED: [&str; 2] = ["a", "b"];
+/// The names of the variables that concurrent clients share.
+pub(super) const SHARED_NAMES: [&str; 2] = ["a", "b"];
 
-/// Operations for concurrent clients on one session.
-pub(super) fn racing() -> impl Strategy<Value = Act> {
+/// Generates actions for concurrent clients on one session.
+pub(super) fn shared_action() -> impl Strategy<Value = Action> {
     let write = |identifier: BoxedStrategy<String>| {
         (identifier, 0_u32..1000, option::weighted(0.4, 0_u32..4)).prop_map(
             |(identifier, value, expected)| Write {
@@ -214,33 +215,33 @@ pub(super) fn racing() -> impl Strategy<Value = Act> {
             },
         )
     };
-    let any = || identifier(&RACED).boxed();
-    let this = |name: &str| Just(name.to_owned()).boxed();
+    let any = || identifier(&SHARED_NAMES).boxed();
+    let exactly = |name: &str| Just(name.to_owned()).boxed();
     prop_oneof![
-        4 => (select(&RACED[..]), 0_u32..1000).prop_map(|(name, value)| raced(name, value)),
-        16 => write(any()).prop_map(Act::Set),
-        8 => any().prop_map(Act::Variable),
-        2 => any().prop_map(Act::DeleteVariable),
-        6 => [write(this("a")), write(this("b"))].prop_map(|both| Act::SetMany(both.into(), Batch::Atomic)),
-        6 => [write(this("b")), write(this("a"))].prop_map(|both| Act::SetMany(both.into(), Batch::Atomic)),
-        2 => [write(any()), write(any())].prop_map(|both| Act::SetMany(both.into(), Batch::Atomic)),
-        4 => [write(any()), write(any())].prop_map(|both| Act::SetMany(both.into(), Batch::Each)),
-        8 => Just(Act::Variables(RACED.map(str::to_owned).into())),
-        6 => (any(), 0_u32..3).prop_map(|(identifier, version)| Act::Rollback {
+        4 => (select(&SHARED_NAMES[..]), 0_u32..1000).prop_map(|(name, value)| register_shared(name, value)),
+        16 => write(any()).prop_map(Action::Set),
+        8 => any().prop_map(Action::Variable),
+        2 => any().prop_map(Action::DeleteVariable),
+        6 => [write(exactly("a")), write(exactly("b"))].prop_map(|both| Action::SetMany(both.into(), Batch::Atomic)),
+        6 => [write(exactly("b")), write(exactly("a"))].prop_map(|both| Action::SetMany(both.into(), Batch::Atomic)),
+        2 => [write(any()), write(any())].prop_map(|both| Action::SetMany(both.into(), Batch::Atomic)),
+        4 => [write(any()), write(any())].prop_map(|both| Action::SetMany(both.into(), Batch::Each)),
+        8 => Just(Action::Variables(SHARED_NAMES.map(str::to_owned).into())),
+        6 => (any(), 0_u32..3).prop_map(|(identifier, version)| Action::Rollback {
             identifier,
             version,
             note: Note::default(),
         }),
-        2 => Just(Act::List("*".to_owned())),
-        2 => any().prop_map(|identifier| Act::History { identifier, limit: 0 }),
-        1 => Just(Act::Delete),
-        1 => Just(Act::Create(Metadata::new())),
+        2 => Just(Action::List("*".to_owned())),
+        2 => any().prop_map(|identifier| Action::History { identifier, limit: 0 }),
+        1 => Just(Action::Delete),
+        1 => Just(Action::Create(Metadata::new())),
     ]
 }
 
-/// A registration of a variable of concurrent clients.
-pub(super) fn raced(name: &str, value: u32) -> Act {
-    Act::Register {
+/// Creates the registration of a variable that concurrent clients share.
+pub(super) fn register_shared(name: &str, value: u32) -> Action {
+    Action::Register {
         name: name.to_owned(),
         ty: ValueType::Integer,
         constraints: String::new(),
@@ -253,26 +254,26 @@ fn integer(value: u32) -> Value {
     Value { ty: ValueType::Integer, json: value.into(), buffer: None }
 }
 
-/// Limits, some of them low enough to matter.
+/// Generates limits, some of them low enough to cause rejections.
 pub(super) fn limits() -> impl Strategy<Value = SessionLimits> {
-    let low = |usual: usize, low: &'static [usize]| prop_oneof![7 => Just(usual), 1 => select(low)];
-    let usual = SessionLimits::default();
+    let low = |default: usize, low: &'static [usize]| prop_oneof![7 => Just(default), 1 => select(low)];
+    let defaults = SessionLimits::default();
     let of_sessions = (
-        low(usual.max_sessions, &[1, 2]),
-        prop_oneof![Just(usual.max_session_bytes), 40..240_usize],
-        low(usual.max_metadata_entries, &[0, 1, 2]),
-        low(usual.max_metadata_bytes, &[3, 16]),
-        low(usual.max_program_bytes, &[0, 20]),
-        low(usual.max_programs, &[1, 2]),
+        low(defaults.max_sessions, &[1, 2]),
+        prop_oneof![Just(defaults.max_session_bytes), 40..240_usize],
+        low(defaults.max_metadata_entries, &[0, 1, 2]),
+        low(defaults.max_metadata_bytes, &[3, 16]),
+        low(defaults.max_program_bytes, &[0, 20]),
+        low(defaults.max_programs, &[1, 2]),
     );
     let of_variables = (
-        low(usual.max_variables, &[0, 1, 2]),
-        low(usual.max_value_bytes, &[1, 4, 20]),
-        low(usual.max_history, &[0, 1, 2]),
-        low(usual.max_history_bytes, &[0, 2, 30]),
-        low(usual.max_watches, &[0, 1, 1, 2]),
-        low(usual.max_watch_backlog, &[0, 1, 3]),
-        low(usual.max_watch_backlog_bytes, &[0, 5, 20]),
+        low(defaults.max_variables, &[0, 1, 2]),
+        low(defaults.max_value_bytes, &[1, 4, 20]),
+        low(defaults.max_history, &[0, 1, 2]),
+        low(defaults.max_history_bytes, &[0, 2, 30]),
+        low(defaults.max_watches, &[0, 1, 1, 2]),
+        low(defaults.max_watch_backlog, &[0, 1, 3]),
+        low(defaults.max_watch_backlog_bytes, &[0, 5, 20]),
     );
     (of_sessions, of_variables).prop_map(|(sessions, variables)| {
         let (max_sessions, max_session_bytes, max_metadata_entries, max_metadata_bytes, ..) = sessions;

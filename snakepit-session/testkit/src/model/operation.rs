@@ -1,4 +1,4 @@
-//! Operations and their answers, in a form that backends and the model share.
+//! Operations and their outputs, in a form that backends and the model share.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -13,25 +13,25 @@ use super::value::Value;
 /// [`Metadata`](snakepit_session::Metadata) as a plain map.
 pub(super) type Metadata = BTreeMap<String, String>;
 
-/// One operation. Those on global programs and on all sessions ignore the session.
+/// An operation. Operations on global programs and on all sessions ignore the session.
 #[derive(Debug, Clone)]
 pub(super) struct Operation {
     pub(super) session: SessionId,
-    pub(super) act: Act,
+    pub(super) action: Action,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Act {
+pub(super) enum Action {
     Create(Metadata),
     Get,
     Delete,
     SetLastWorker(String),
     Sessions,
     Stats,
-    PutProgram { global: bool, name: ProgramName, program: ProgramSeen },
-    Program { global: bool, name: ProgramName },
-    Programs { global: bool },
-    DeleteProgram { global: bool, name: ProgramName },
+    PutProgram { is_global: bool, name: ProgramName, program: ProgramView },
+    Program { is_global: bool, name: ProgramName },
+    Programs { is_global: bool },
+    DeleteProgram { is_global: bool, name: ProgramName },
     Register { name: String, ty: ValueType, constraints: String, value: Value, note: Note },
     Variable(String),
     Variables(Vec<String>),
@@ -52,26 +52,26 @@ pub(super) struct Write {
     pub(super) expected: Option<u32>,
 }
 
-/// The answer of a successful operation.
+/// The output of a successful operation.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Answer {
+pub(super) enum Output {
     Done,
-    Session(SessionSeen),
-    Created(SessionSeen, Created),
-    Sessions(Vec<SessionSeen>),
-    Stats(StatsSeen),
+    Session(SessionView),
+    Created(SessionView, Created),
+    Sessions(Vec<SessionView>),
+    Stats(StatsView),
     Stored(Created),
-    Program(ProgramSeen),
-    Programs(Vec<(String, usize, ProgramSeen)>),
-    Variable(VariableSeen),
-    Variables(Vec<Option<VariableSeen>>),
+    Program(ProgramView),
+    Programs(Vec<(String, usize, ProgramView)>),
+    Variable(VariableView),
+    Variables(Vec<Option<VariableView>>),
     Version(u32),
     Versions(Vec<Result<u32, SessionError>>),
-    History(Vec<VersionSeen>),
+    History(Vec<VersionView>),
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct SessionSeen {
+pub(super) struct SessionView {
     pub(super) id: String,
     pub(super) metadata: Metadata,
     pub(super) last_worker: Option<String>,
@@ -81,7 +81,7 @@ pub(super) struct SessionSeen {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct StatsSeen {
+pub(super) struct StatsView {
     pub(super) created: u64,
     pub(super) deleted: u64,
     pub(super) live: u64,
@@ -92,7 +92,7 @@ pub(super) struct StatsSeen {
 
 /// A program; in listings without its data.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct ProgramSeen {
+pub(super) struct ProgramView {
     pub(super) data: Vec<u8>,
     pub(super) content_type: String,
     pub(super) metadata: Metadata,
@@ -100,7 +100,7 @@ pub(super) struct ProgramSeen {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct VariableSeen {
+pub(super) struct VariableView {
     pub(super) id: String,
     pub(super) name: String,
     pub(super) ty: ValueType,
@@ -112,20 +112,20 @@ pub(super) struct VariableSeen {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct VersionSeen {
+pub(super) struct VersionView {
     pub(super) number: u32,
     pub(super) value: Value,
     pub(super) note: Note,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct UpdateSeen {
+pub(super) struct UpdateView {
     pub(super) kind: UpdateKind,
-    pub(super) variable: VariableSeen,
+    pub(super) variable: VariableView,
     pub(super) note: Note,
 }
 
-impl From<Session> for SessionSeen {
+impl From<Session> for SessionView {
     fn from(session: Session) -> Self {
         Self {
             id: session.id.to_string(),
@@ -138,19 +138,19 @@ impl From<Session> for SessionSeen {
     }
 }
 
-impl From<Program> for ProgramSeen {
+impl From<Program> for ProgramView {
     fn from(program: Program) -> Self {
         let Program { data, content_type, metadata, ttl, updated_at: _ } = program;
         Self { data: data.to_vec(), content_type, metadata, ttl }
     }
 }
 
-fn listed(info: ProgramInfo) -> (String, usize, ProgramSeen) {
+fn list_entry(info: ProgramInfo) -> (String, usize, ProgramView) {
     let ProgramInfo { name, size, content_type, metadata, ttl, updated_at: _ } = info;
-    (name.to_string(), size, ProgramSeen { data: Vec::new(), content_type, metadata, ttl })
+    (name.to_string(), size, ProgramView { data: Vec::new(), content_type, metadata, ttl })
 }
 
-impl From<Variable> for VariableSeen {
+impl From<Variable> for VariableView {
     fn from(variable: Variable) -> Self {
         Self {
             id: variable.id.to_string(),
@@ -165,13 +165,13 @@ impl From<Variable> for VariableSeen {
     }
 }
 
-impl From<VariableVersion> for VersionSeen {
+impl From<VariableVersion> for VersionView {
     fn from(version: VariableVersion) -> Self {
         Self { number: version.version, value: Value::of(&version.value), note: version.note }
     }
 }
 
-impl From<VariableUpdate> for UpdateSeen {
+impl From<VariableUpdate> for UpdateView {
     fn from(update: VariableUpdate) -> Self {
         Self { kind: update.kind, variable: update.variable.into(), note: update.note }
     }
@@ -188,9 +188,9 @@ impl Write {
     }
 }
 
-impl Act {
+impl Action {
     /// Replaces `#n` in a generated operation by the n-th id that the backend has issued.
-    pub(super) fn name_ids(&mut self, ids: &[String]) {
+    pub(super) fn resolve_ids(&mut self, ids: &[String]) {
         let id = |text: &mut String| {
             let Some(n) = text.strip_prefix('#').and_then(|n| n.parse::<usize>().ok()) else { return };
             *text = if ids.is_empty() { "var_none".to_owned() } else { ids[n % ids.len()].clone() };
@@ -221,31 +221,31 @@ impl Act {
     }
 }
 
-/// Removes the reasons from errors about values, because the model does not have the same words.
-pub(super) fn without_texts(answer: Result<Answer, SessionError>) -> Result<Answer, SessionError> {
-    match answer {
-        Ok(Answer::Versions(versions)) => {
-            Ok(Answer::Versions(versions.into_iter().map(|version| version.map_err(without_text)).collect()))
-        }
-        answer => answer.map_err(without_text),
+/// Removes the reasons from errors about values, because the model does not produce the same texts.
+pub(super) fn without_problems(output: Result<Output, SessionError>) -> Result<Output, SessionError> {
+    match output {
+        Ok(Output::Versions(versions)) => Ok(Output::Versions(
+            versions.into_iter().map(|version| version.map_err(without_problem)).collect(),
+        )),
+        output => output.map_err(without_problem),
     }
 }
 
-fn without_text(error: SessionError) -> SessionError {
+fn without_problem(error: SessionError) -> SessionError {
     match error {
         SessionError::InvalidValue { variable, problem: _ } => {
             SessionError::InvalidValue { variable, problem: String::new() }
         }
         SessionError::BatchRejected { errors } => SessionError::BatchRejected {
-            errors: errors.into_iter().map(|(name, error)| (name, without_text(error))).collect(),
+            errors: errors.into_iter().map(|(name, error)| (name, without_problem(error))).collect(),
         },
         error => error,
     }
 }
 
 impl Operation {
-    fn owner(&self, global: bool) -> ProgramOwner {
-        if global { ProgramOwner::Global } else { self.session.clone().into() }
+    fn owner(&self, is_global: bool) -> ProgramOwner {
+        if is_global { ProgramOwner::Global } else { self.session.clone().into() }
     }
 
     /// Runs the operation on a backend. Adds a new watch to `watches`.
@@ -253,27 +253,27 @@ impl Operation {
         &self,
         backend: &impl SessionBackend,
         watches: &mut Vec<VariableWatch>,
-    ) -> Result<Answer, SessionError> {
+    ) -> Result<Output, SessionError> {
         let id = &self.session;
-        Ok(match &self.act {
-            Act::Create(metadata) => {
+        Ok(match &self.action {
+            Action::Create(metadata) => {
                 let new = NewSession { metadata: metadata.clone(), ttl: None };
                 let (session, created) = backend.create(id, new).await?;
-                Answer::Created(session.into(), created)
+                Output::Created(session.into(), created)
             }
-            Act::Get => Answer::Session(backend.get(id).await?.into()),
-            Act::Delete => Answer::Session(backend.delete(id).await?.into()),
-            Act::SetLastWorker(worker) => {
+            Action::Get => Output::Session(backend.get(id).await?.into()),
+            Action::Delete => Output::Session(backend.delete(id).await?.into()),
+            Action::SetLastWorker(worker) => {
                 backend.set_last_worker(id, Arc::from(worker.as_str())).await?;
-                Answer::Done
+                Output::Done
             }
-            Act::Sessions => {
+            Action::Sessions => {
                 let page = backend.list(PageRequest::default()).await?;
-                Answer::Sessions(page.items.into_iter().map(Into::into).collect())
+                Output::Sessions(page.items.into_iter().map(Into::into).collect())
             }
-            Act::Stats => {
+            Action::Stats => {
                 let stats = backend.stats().await?;
-                Answer::Stats(StatsSeen {
+                Output::Stats(StatsView {
                     created: stats.created,
                     deleted: stats.deleted,
                     live: stats.live,
@@ -282,61 +282,61 @@ impl Operation {
                     bytes: stats.bytes,
                 })
             }
-            Act::PutProgram { global, name, program } => {
+            Action::PutProgram { is_global, name, program } => {
                 let program = Program {
                     metadata: program.metadata.clone(),
                     ttl: program.ttl,
                     ..Program::new(program.data.clone(), program.content_type.clone())
                 };
-                Answer::Stored(backend.put_program(&self.owner(*global), name, program).await?)
+                Output::Stored(backend.put_program(&self.owner(*is_global), name, program).await?)
             }
-            Act::Program { global, name } => {
-                Answer::Program(backend.program(&self.owner(*global), name).await?.into())
+            Action::Program { is_global, name } => {
+                Output::Program(backend.program(&self.owner(*is_global), name).await?.into())
             }
-            Act::Programs { global } => {
-                let programs = backend.programs(&self.owner(*global)).await?;
-                Answer::Programs(programs.into_iter().map(listed).collect())
+            Action::Programs { is_global } => {
+                let programs = backend.programs(&self.owner(*is_global)).await?;
+                Output::Programs(programs.into_iter().map(list_entry).collect())
             }
-            Act::DeleteProgram { global, name } => {
-                backend.delete_program(&self.owner(*global), name).await?;
-                Answer::Done
+            Action::DeleteProgram { is_global, name } => {
+                backend.delete_program(&self.owner(*is_global), name).await?;
+                Output::Done
             }
-            Act::Register { name, ty, constraints, value, note } => {
-                let name = VariableName::try_new(name).expect("the names used here are sound");
+            Action::Register { name, ty, constraints, value, note } => {
+                let name = VariableName::try_new(name).expect("the names used here are valid");
                 let ty = VariableType::with_constraints(*ty, constraints);
-                let ty = ty.expect("the types used here are sound");
+                let ty = ty.expect("the types used here are valid");
                 let new = NewVariable { ty, value: value.payload(), note: note.clone() };
-                Answer::Variable(backend.register_variable(id, &name, new).await?.into())
+                Output::Variable(backend.register_variable(id, &name, new).await?.into())
             }
-            Act::Variable(identifier) => Answer::Variable(backend.variable(id, identifier).await?.into()),
-            Act::Variables(identifiers) => {
+            Action::Variable(identifier) => Output::Variable(backend.variable(id, identifier).await?.into()),
+            Action::Variables(identifiers) => {
                 let identifiers: Vec<_> = identifiers.iter().map(String::as_str).collect();
                 let found = backend.variables(id, &identifiers).await?;
-                Answer::Variables(found.into_iter().map(|variable| variable.map(Into::into)).collect())
+                Output::Variables(found.into_iter().map(|variable| variable.map(Into::into)).collect())
             }
-            Act::Set(write) => Answer::Version(backend.set_variable(id, write.update()).await?),
-            Act::SetMany(writes, batch) => {
+            Action::Set(write) => Output::Version(backend.set_variable(id, write.update()).await?),
+            Action::SetMany(writes, batch) => {
                 let updates = writes.iter().map(Write::update).collect();
-                Answer::Versions(backend.set_variables(id, updates, *batch).await?)
+                Output::Versions(backend.set_variables(id, updates, *batch).await?)
             }
-            Act::List(pattern) => {
+            Action::List(pattern) => {
                 let variables = backend.list_variables(id, pattern).await?;
-                Answer::Variables(variables.into_iter().map(|variable| Some(variable.into())).collect())
+                Output::Variables(variables.into_iter().map(|variable| Some(variable.into())).collect())
             }
-            Act::DeleteVariable(identifier) => {
-                Answer::Variable(backend.delete_variable(id, identifier).await?.into())
+            Action::DeleteVariable(identifier) => {
+                Output::Variable(backend.delete_variable(id, identifier).await?.into())
             }
-            Act::History { identifier, limit } => {
+            Action::History { identifier, limit } => {
                 let versions = backend.variable_history(id, identifier, *limit).await?;
-                Answer::History(versions.into_iter().map(Into::into).collect())
+                Output::History(versions.into_iter().map(Into::into).collect())
             }
-            Act::Rollback { identifier, version, note } => {
+            Action::Rollback { identifier, version, note } => {
                 let rolled = backend.rollback_variable(id, identifier, *version, note.clone()).await?;
-                Answer::Variable(rolled.into())
+                Output::Variable(rolled.into())
             }
-            Act::Watch { identifiers, initial } => {
+            Action::Watch { identifiers, initial } => {
                 watches.push(backend.watch_variables(id, identifiers, *initial).await?);
-                Answer::Done
+                Output::Done
             }
         })
     }

@@ -1,4 +1,4 @@
-//! Sequential operations.
+//! Compares a backend with the model under sequential operations.
 
 use std::fmt;
 
@@ -7,19 +7,19 @@ use snakepit_session::{SessionBackend, SessionLimits};
 
 use super::{
     generate,
-    operation::{Act, Answer, Operation, without_texts},
+    operation::{Action, Operation, Output, without_problems},
     state::Model,
-    watching::Watching,
+    watching::WatchProgress,
 };
 
 /// A step of a test.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Do(Operation),
+    Run(Operation),
     /// Reads events from a watch.
-    Take {
+    Read {
         watch: usize,
-        most: usize,
+        max_events: usize,
     },
     /// Drops a watch.
     Drop {
@@ -39,12 +39,12 @@ impl fmt::Debug for Steps {
 
 pub(super) fn case() -> impl Strategy<Value = (SessionLimits, Steps)> {
     let step = prop_oneof![
-        12 => generate::operation().prop_map(Step::Do),
-        1 => (0_usize..4, 1_usize..4).prop_map(|(watch, most)| Step::Take { watch, most }),
+        12 => generate::operation().prop_map(Step::Run),
+        1 => (0_usize..4, 1_usize..4).prop_map(|(watch, max_events)| Step::Read { watch, max_events }),
         1 => (0_usize..4).prop_map(|watch| Step::Drop { watch }),
     ];
     let first =
-        generate::register().prop_map(|act| Step::Do(Operation { session: generate::session(), act }));
+        generate::register().prop_map(|action| Step::Run(Operation { session: generate::session(), action }));
     let steps = (vec(first, 0..4), vec(step, 1..60)).prop_map(|(first, rest)| Steps([first, rest].concat()));
     (generate::limits(), steps)
 }
@@ -55,85 +55,90 @@ pub(super) async fn check<B: SessionBackend>(
     limits: SessionLimits,
     Steps(steps): Steps,
 ) -> Result<(), String> {
-    let mut run =
-        Run { backend, model: Model::new(limits.clone()), limits, watches: Vec::new(), ids: Vec::new() };
-    for act in [Act::Create(Default::default()), generate::raced("a", 0)] {
-        run.compare(Operation { session: generate::session(), act }).await?;
+    let mut comparison = Comparison {
+        backend,
+        model: Model::new(limits.clone()),
+        limits,
+        watches: Vec::new(),
+        ids: Vec::new(),
+    };
+    for action in [Action::Create(Default::default()), generate::register_shared("a", 0)] {
+        comparison.compare(Operation { session: generate::session(), action }).await?;
     }
     for step in steps {
         match step {
-            Step::Do(operation) => run.compare(operation).await?,
-            Step::Take { watch, most } => run.take(watch, most).await?,
-            Step::Drop { watch } => run.drop(watch),
+            Step::Run(operation) => comparison.compare(operation).await?,
+            Step::Read { watch, max_events } => comparison.read(watch, max_events).await?,
+            Step::Drop { watch } => comparison.drop(watch),
         }
     }
-    run.compare_all().await?;
+    comparison.compare_all().await?;
     for session in generate::sessions() {
-        run.compare(Operation { session, act: Act::Delete }).await?;
+        comparison.compare(Operation { session, action: Action::Delete }).await?;
     }
-    for watching in run.watches.drain(..).flatten() {
-        let watch = &run.model.watches[watching.number];
-        watching.finish(&run.limits, watch).await?;
+    for watching in comparison.watches.drain(..).flatten() {
+        let watch = &comparison.model.watches[watching.number];
+        watching.finish(&comparison.limits, watch).await?;
     }
     Ok(())
 }
 
-struct Run<'a, B> {
+struct Comparison<'a, B> {
     backend: &'a B,
     model: Model,
     limits: SessionLimits,
     /// The watches, by their number in the model; `None` for dropped ones.
-    watches: Vec<Option<Watching>>,
+    watches: Vec<Option<WatchProgress>>,
     /// The ids of all variables so far.
     ids: Vec<String>,
 }
 
-impl<B: SessionBackend> Run<'_, B> {
+impl<B: SessionBackend> Comparison<'_, B> {
     async fn compare(&mut self, mut operation: Operation) -> Result<(), String> {
-        operation.act.name_ids(&self.ids);
-        let mut begun = Vec::new();
-        let seen = operation.run(self.backend, &mut begun).await;
+        operation.action.resolve_ids(&self.ids);
+        let mut new_watches = Vec::new();
+        let actual = operation.run(self.backend, &mut new_watches).await;
         let number = self.watches.len();
-        self.watches.extend(begun.into_iter().map(|watch| Some(Watching::new(number, watch))));
-        let expected = self.model.apply(&operation, &seen);
-        if let (Act::Register { .. }, Ok(Answer::Variable(variable))) = (&operation.act, &seen) {
+        self.watches.extend(new_watches.into_iter().map(|watch| Some(WatchProgress::new(number, watch))));
+        let expected = self.model.apply(&operation, &actual);
+        if let (Action::Register { .. }, Ok(Output::Variable(variable))) = (&operation.action, &actual) {
             if !variable.id.starts_with("var_") || self.ids.contains(&variable.id) {
-                return Err(format!("`{}` is not a new id of a variable", variable.id));
+                return Err(format!("`{}` is not a new variable id", variable.id));
             }
             self.ids.push(variable.id.clone());
         }
-        let (seen, expected) = (without_texts(seen), without_texts(expected));
-        if seen != expected {
-            return Err(format!("{operation:?}\nanswered {seen:?}\nand not  {expected:?}"));
+        let (actual, expected) = (without_problems(actual), without_problems(expected));
+        if actual != expected {
+            return Err(format!("{operation:?}\nreturned {actual:?}\nexpected {expected:?}"));
         }
         Ok(())
     }
 
     /// Compares the complete state.
     async fn compare_all(&mut self) -> Result<(), String> {
-        let mut acts = vec![Act::Stats, Act::Sessions, Act::Programs { global: true }];
-        acts.extend(generate::program_names().map(|name| Act::Program { global: true, name }));
+        let mut actions = vec![Action::Stats, Action::Sessions, Action::Programs { is_global: true }];
+        actions.extend(generate::program_names().map(|name| Action::Program { is_global: true, name }));
         for session in generate::sessions() {
-            let programs = generate::program_names().map(|name| Act::Program { global: false, name });
+            let programs = generate::program_names().map(|name| Action::Program { is_global: false, name });
             let histories =
-                self.ids.clone().into_iter().map(|identifier| Act::History { identifier, limit: 0 });
-            let all = [Act::List(String::new()), Act::Programs { global: false }];
-            for act in acts.drain(..).chain(all).chain(programs).chain(histories) {
-                self.compare(Operation { session: session.clone(), act }).await?;
+                self.ids.clone().into_iter().map(|identifier| Action::History { identifier, limit: 0 });
+            let all = [Action::List(String::new()), Action::Programs { is_global: false }];
+            for action in actions.drain(..).chain(all).chain(programs).chain(histories) {
+                self.compare(Operation { session: session.clone(), action }).await?;
             }
         }
         Ok(())
     }
 
-    async fn take(&mut self, watch: usize, most: usize) -> Result<(), String> {
+    async fn read(&mut self, watch: usize, max_events: usize) -> Result<(), String> {
         let Some(Some(watching)) = self.watches.get_mut(watch) else { return Ok(()) };
-        watching.take(most, &self.limits, &self.model.watches[watch]).await
+        watching.read(max_events, &self.limits, &self.model.watches[watch]).await
     }
 
     fn drop(&mut self, watch: usize) {
         if let Some(watching) = self.watches.get_mut(watch) {
             *watching = None;
-            self.model.watches[watch].ended = true;
+            self.model.watches[watch].has_ended = true;
         }
     }
 }

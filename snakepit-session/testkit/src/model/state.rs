@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use snakepit_session::{Note, SessionId, SessionLimits, UpdateKind, ValueType};
 
 use super::operation::{
-    Metadata, ProgramSeen, SessionSeen, StatsSeen, UpdateSeen, VariableSeen, VersionSeen,
+    Metadata, ProgramView, SessionView, StatsView, UpdateView, VariableView, VersionView,
 };
 
 mod apply;
@@ -14,7 +14,7 @@ mod apply;
 pub(super) struct Model {
     limits: SessionLimits,
     sessions: BTreeMap<SessionId, Session>,
-    globals: BTreeMap<String, ProgramSeen>,
+    globals: BTreeMap<String, ProgramView>,
     /// All watches so far.
     pub(super) watches: Vec<Watch>,
     created: u64,
@@ -25,7 +25,7 @@ pub(super) struct Model {
 struct Session {
     metadata: Metadata,
     last_worker: Option<String>,
-    programs: BTreeMap<String, ProgramSeen>,
+    programs: BTreeMap<String, ProgramView>,
     variables: BTreeMap<String, Variable>,
 }
 
@@ -36,7 +36,7 @@ struct Variable {
     constraints: String,
     metadata: Metadata,
     /// Oldest first. The last one is the current version.
-    versions: Vec<VersionSeen>,
+    versions: Vec<VersionView>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -44,9 +44,9 @@ pub(super) struct Watch {
     session: SessionId,
     identifiers: Vec<String>,
     /// The expected updates, including initial values.
-    pub(super) notified: Vec<UpdateSeen>,
-    /// The session has ended, or the watch was dropped.
-    pub(super) ended: bool,
+    pub(super) expected_updates: Vec<UpdateView>,
+    /// Whether the session has ended or the watch was dropped.
+    pub(super) has_ended: bool,
 }
 
 fn bytes_of(metadata: &Metadata) -> usize {
@@ -57,24 +57,24 @@ fn bytes_of_note(note: &Note) -> usize {
     note.changed_by.as_deref().map_or(0, str::len) + bytes_of(&(&note.metadata).into())
 }
 
-fn bytes_of_program((name, program): (&String, &ProgramSeen)) -> usize {
+fn bytes_of_program((name, program): (&String, &ProgramView)) -> usize {
     name.len() + program.data.len() + program.content_type.len() + bytes_of(&program.metadata)
 }
 
-impl VersionSeen {
+impl VersionView {
     fn bytes(&self) -> usize {
         self.value.bytes() + bytes_of_note(&self.note)
     }
 }
 
 impl Variable {
-    fn now(&self) -> &VersionSeen {
+    fn current(&self) -> &VersionView {
         self.versions.last().expect("a variable has a value")
     }
 
-    fn seen(&self, name: &str) -> VariableSeen {
-        let VersionSeen { number, value, note } = self.now().clone();
-        VariableSeen {
+    fn view(&self, name: &str) -> VariableView {
+        let VersionView { number, value, note } = self.current().clone();
+        VariableView {
             id: self.id.clone(),
             name: name.to_owned(),
             ty: self.ty,
@@ -87,14 +87,14 @@ impl Variable {
     }
 
     fn bytes(&self, name: &str) -> usize {
-        let versions: usize = self.versions.iter().map(VersionSeen::bytes).sum();
+        let versions: usize = self.versions.iter().map(VersionView::bytes).sum();
         self.id.len() + name.len() + self.constraints.len() + bytes_of(&self.metadata) + versions
     }
 }
 
 impl Session {
-    fn seen(&self, id: &SessionId) -> SessionSeen {
-        SessionSeen {
+    fn view(&self, id: &SessionId) -> SessionView {
+        SessionView {
             id: id.to_string(),
             metadata: self.metadata.clone(),
             last_worker: self.last_worker.clone(),
@@ -129,10 +129,10 @@ impl Model {
         }
     }
 
-    fn stats(&self) -> StatsSeen {
+    fn stats(&self) -> StatsView {
         let sum = |count: fn(&Session) -> usize| self.sessions.values().map(count).sum::<usize>();
         let globals: usize = self.globals.iter().map(bytes_of_program).sum();
-        StatsSeen {
+        StatsView {
             created: self.created,
             deleted: self.deleted,
             live: self.sessions.len() as u64,
@@ -145,13 +145,13 @@ impl Model {
 
 impl Watch {
     fn notify(&mut self, session: &SessionId, kind: UpdateKind, name: &str, variable: &Variable) {
-        let named = |identifier: &String| identifier == name || *identifier == variable.id;
-        if self.session != *session || self.ended {
+        let is_watched = |identifier: &String| identifier == name || *identifier == variable.id;
+        if self.session != *session || self.has_ended {
             return;
         }
-        if self.identifiers.is_empty() || self.identifiers.iter().any(named) {
-            let note = variable.now().note.clone();
-            self.notified.push(UpdateSeen { kind, variable: variable.seen(name), note });
+        if self.identifiers.is_empty() || self.identifiers.iter().any(is_watched) {
+            let note = variable.current().note.clone();
+            self.expected_updates.push(UpdateView { kind, variable: variable.view(name), note });
         }
     }
 }

@@ -4,7 +4,7 @@ use regex::Regex;
 use serde_json::{Number, Value as Json};
 use snakepit_session::{Payload, ValueType};
 
-/// A value in the form that a client sends or a variable stores.
+/// A value that a client sends or a variable stores.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Value {
     /// The declared or stored type.
@@ -35,7 +35,7 @@ impl Value {
     }
 
     /// Returns the stored form of the value in a variable of this type, or `None` if it is invalid. The declared type does not matter.
-    pub(super) fn stored(&self, ty: ValueType, constraints: &str) -> Option<Self> {
+    pub(super) fn to_stored(&self, ty: ValueType, constraints: &str) -> Option<Self> {
         let constraints: Json = match constraints {
             "" => Json::Null,
             json => serde_json::from_str(json).expect("the constraints used here are JSON"),
@@ -43,16 +43,16 @@ impl Value {
         if self.buffer.is_some() && !matches!(ty, ValueType::Embedding | ValueType::Tensor) {
             return None;
         }
-        let json = self.validated(ty, &constraints)?;
+        let json = self.validate(ty, &constraints)?;
         Some(Self { ty, json, buffer: self.buffer.clone() })
     }
 
-    fn validated(&self, ty: ValueType, constraints: &Json) -> Option<Json> {
+    fn validate(&self, ty: ValueType, constraints: &Json) -> Option<Json> {
         let json = &self.json;
         let at_least = |key: &str, number: f64| constraints[key].as_f64().is_none_or(|min| number >= min);
         let at_most = |key: &str, number: f64| constraints[key].as_f64().is_none_or(|max| number <= max);
         let one_of = |key: &str| constraints[key].as_array().is_none_or(|allowed| allowed.contains(json));
-        let fits = match ty {
+        let is_valid = match ty {
             ValueType::Float => {
                 let number = json.as_f64().or_else(|| match json.as_str()? {
                     "NaN" => Some(f64::NAN),
@@ -98,7 +98,7 @@ impl Value {
             ValueType::List => json.is_array(),
             ValueType::Null | ValueType::Bytes => false,
         };
-        fits.then(|| json.clone())
+        is_valid.then(|| json.clone())
     }
 
     /// The shape of an array. `may_declare_shape` allows an object with `shape` and `data`. All buffers in these tests contain

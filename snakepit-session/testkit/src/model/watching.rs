@@ -6,30 +6,31 @@ use futures_core::Stream;
 use snakepit_session::{SessionError, SessionLimits, VariableWatch, WatchEvent};
 use tokio::time::Instant;
 
-use super::{operation::UpdateSeen, state};
+use super::{operation::UpdateView, state};
 
 /// A watch and its progress in the expected updates.
 #[derive(Debug)]
-pub(super) struct Watching {
-    /// The number of the watch in the model.
+pub(super) struct WatchProgress {
+    /// The index of the watch in the model.
     pub(super) number: usize,
     watch: VariableWatch,
-    seen: usize,
+    /// The number of updates that the watch has delivered or reported as lost.
+    position: usize,
 }
 
-impl Watching {
+impl WatchProgress {
     pub(super) const fn new(number: usize, watch: VariableWatch) -> Self {
-        Self { number, watch, seen: 0 }
+        Self { number, watch, position: 0 }
     }
 
-    /// Reads up to this number of events, as far as they are available.
-    pub(super) async fn take(
+    /// Reads up to `max_events` events, as far as they are available.
+    pub(super) async fn read(
         &mut self,
-        most: usize,
+        max_events: usize,
         limits: &SessionLimits,
         watch: &state::Watch,
     ) -> Result<(), String> {
-        for _ in 0..most {
+        for _ in 0..max_events {
             let ready = poll_fn(|cx| match Pin::new(&mut self.watch).poll_next(cx) {
                 Poll::Ready(event) => Poll::Ready(Some(event)),
                 Poll::Pending => Poll::Ready(None),
@@ -50,7 +51,7 @@ impl Watching {
                 break;
             }
         }
-        match watch.notified.len() - self.seen {
+        match watch.expected_updates.len() - self.position {
             0 => Ok(()),
             missing => Err(format!("watch {} ended without its last {missing} updates", self.number)),
         }
@@ -62,28 +63,32 @@ impl Watching {
         limits: &SessionLimits,
         watch: &state::Watch,
     ) -> Result<bool, String> {
-        let (number, left) = (self.number, &watch.notified[self.seen..]);
+        let (number, remaining) = (self.number, &watch.expected_updates[self.position..]);
         match event {
             Some(Ok(WatchEvent::Update(update))) => {
-                let update = UpdateSeen::from(update);
-                if left.first() != Some(&update) {
-                    return Err(format!("watch {number} returned {update:?}, not {:?}", left.first()));
+                let update = UpdateView::from(update);
+                if remaining.first() != Some(&update) {
+                    return Err(format!("watch {number} returned {update:?}, not {:?}", remaining.first()));
                 }
-                self.seen += 1;
+                self.position += 1;
                 Ok(false)
             }
             Some(Ok(WatchEvent::Lost(lost))) => {
-                let bytes: usize = left.iter().map(|update| update.variable.value.bytes()).sum();
-                if left.len() <= limits.max_watch_backlog.max(1) && bytes <= limits.max_watch_backlog_bytes {
-                    return Err(format!("watch {number} lost {lost} updates, though there was room for all"));
+                let bytes: usize = remaining.iter().map(|update| update.variable.value.bytes()).sum();
+                if remaining.len() <= limits.max_watch_backlog.max(1)
+                    && bytes <= limits.max_watch_backlog_bytes
+                {
+                    return Err(format!(
+                        "watch {number} lost {lost} updates, although its queue had space for all"
+                    ));
                 }
-                self.seen += usize::try_from(lost).unwrap_or(usize::MAX);
-                if self.seen >= watch.notified.len() {
-                    return Err(format!("watch {number} lost {lost} updates, the last one among them"));
+                self.position += usize::try_from(lost).unwrap_or(usize::MAX);
+                if self.position >= watch.expected_updates.len() {
+                    return Err(format!("watch {number} lost {lost} updates, including the latest"));
                 }
                 Ok(false)
             }
-            Some(Err(SessionError::NotFound { .. })) | None if watch.ended => Ok(true),
+            Some(Err(SessionError::NotFound { .. })) | None if watch.has_ended => Ok(true),
             other => Err(format!("watch {number} ended before its session: {other:?}")),
         }
     }
@@ -93,9 +98,9 @@ impl Watching {
 pub(super) async fn next(
     watch: &mut VariableWatch,
 ) -> Result<Option<Result<WatchEvent, SessionError>>, String> {
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
     let began = Instant::now();
-    let event = tokio::time::timeout(PATIENCE, watch.next()).await;
+    let event = tokio::time::timeout(TIMEOUT, watch.next()).await;
     // If the watch has an event after the timeout, it failed to wake its task.
-    event.ok().filter(|_| began.elapsed() < PATIENCE).ok_or_else(|| "a watch timed out".to_owned())
+    event.ok().filter(|_| began.elapsed() < TIMEOUT).ok_or_else(|| "a watch timed out".to_owned())
 }

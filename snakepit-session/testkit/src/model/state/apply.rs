@@ -6,28 +6,28 @@ use snakepit_session::{Batch, Created, Note, SessionError, SessionId, SessionLim
 
 use super::{Model, Session, Variable, Watch, bytes_of, bytes_of_note};
 use crate::model::{
-    operation::{Act, Answer, Metadata, Operation, ProgramSeen, VersionSeen, Write},
+    operation::{Action, Metadata, Operation, Output, ProgramView, VersionView, Write},
     value::Value,
 };
 
 impl Model {
-    /// Applies an operation. `seen` is the answer of the backend, from which the model takes only the random ids of variables.
+    /// Applies an operation. `actual` is the output of the backend. The model uses only the random ids of variables in it.
     pub(in super::super) fn apply(
         &mut self,
         operation: &Operation,
-        seen: &Result<Answer, SessionError>,
-    ) -> Result<Answer, SessionError> {
-        let Operation { session: id, act } = operation;
-        match act {
-            Act::Create(metadata) => return self.create(id, metadata),
-            Act::Sessions => {
-                return Ok(Answer::Sessions(self.sessions.iter().map(|(id, s)| s.seen(id)).collect()));
+        actual: &Result<Output, SessionError>,
+    ) -> Result<Output, SessionError> {
+        let Operation { session: id, action } = operation;
+        match action {
+            Action::Create(metadata) => return self.create(id, metadata),
+            Action::Sessions => {
+                return Ok(Output::Sessions(self.sessions.iter().map(|(id, s)| s.view(id)).collect()));
             }
-            Act::Stats => return Ok(Answer::Stats(self.stats())),
-            Act::PutProgram { global: true, .. }
-            | Act::Program { global: true, .. }
-            | Act::Programs { global: true }
-            | Act::DeleteProgram { global: true, .. } => return self.global(act),
+            Action::Stats => return Ok(Output::Stats(self.stats())),
+            Action::PutProgram { is_global: true, .. }
+            | Action::Program { is_global: true, .. }
+            | Action::Programs { is_global: true }
+            | Action::DeleteProgram { is_global: true, .. } => return self.global(action),
             _ => {}
         }
         // Other operations change a copy of the session, which replaces it on success.
@@ -36,40 +36,41 @@ impl Model {
         };
         let mut after = before.clone();
         let mut changes = Vec::new();
-        let answer = match act {
-            Act::Get => Answer::Session(before.seen(id)),
-            Act::Delete => {
-                let deleted = before.seen(id);
+        let output = match action {
+            Action::Get => Output::Session(before.view(id)),
+            Action::Delete => {
+                let deleted = before.view(id);
                 self.sessions.remove(id);
                 self.deleted += 1;
                 for watch in self.watches.iter_mut().filter(|watch| watch.session == *id) {
-                    watch.ended = true;
+                    watch.has_ended = true;
                 }
-                return Ok(Answer::Session(deleted));
+                return Ok(Output::Session(deleted));
             }
-            Act::SetLastWorker(worker) => {
+            Action::SetLastWorker(worker) => {
                 after.last_worker = Some(worker.clone());
-                Answer::Done
+                Output::Done
             }
-            Act::Variable(identifier) => {
+            Action::Variable(identifier) => {
                 let (name, variable) = existing(id, before, identifier)?;
-                Answer::Variable(variable.seen(name))
+                Output::Variable(variable.view(name))
             }
-            Act::Variables(identifiers) => {
-                let find = |identifier: &String| before.find(identifier).map(|(name, v)| v.seen(name));
-                Answer::Variables(identifiers.iter().map(find).collect())
+            Action::Variables(identifiers) => {
+                let find = |identifier: &String| before.find(identifier).map(|(name, v)| v.view(name));
+                Output::Variables(identifiers.iter().map(find).collect())
             }
-            Act::List(pattern) => {
-                let like = |name: &str| pattern.is_empty() || is_like(pattern.as_bytes(), name.as_bytes());
-                let listed = before.variables.iter().filter(|(name, _)| like(name));
-                Answer::Variables(listed.map(|(name, variable)| Some(variable.seen(name))).collect())
+            Action::List(pattern) => {
+                let is_match =
+                    |name: &str| pattern.is_empty() || matches_pattern(pattern.as_bytes(), name.as_bytes());
+                let listed = before.variables.iter().filter(|(name, _)| is_match(name));
+                Output::Variables(listed.map(|(name, variable)| Some(variable.view(name))).collect())
             }
-            Act::History { identifier, limit } => {
+            Action::History { identifier, limit } => {
                 let (_, variable) = existing(id, before, identifier)?;
                 let limit = if *limit == 0 { usize::MAX } else { *limit };
-                Answer::History(variable.versions.iter().rev().take(limit).cloned().collect())
+                Output::History(variable.versions.iter().rev().take(limit).cloned().collect())
             }
-            Act::Register { name, ty, constraints, value, note } => {
+            Action::Register { name, ty, constraints, value, note } => {
                 if before.variables.contains_key(name) {
                     return Err(SessionError::VariableExists { session: id.clone(), name: name.clone() });
                 }
@@ -78,8 +79,8 @@ impl Model {
                     return Err(SessionError::TooManyVariables { session: id.clone(), limit });
                 }
                 let value = self.value(name, *ty, constraints, value, note)?;
-                let id = match seen {
-                    Ok(Answer::Variable(seen)) => seen.id.clone(),
+                let id = match actual {
+                    Ok(Output::Variable(variable)) => variable.id.clone(),
                     // The length of the id counts even if the registration fails.
                     _ => format!("var_{:032}_{name}", 0),
                 };
@@ -88,32 +89,33 @@ impl Model {
                     ty: *ty,
                     constraints: constraints.clone(),
                     metadata: (&note.metadata).into(),
-                    versions: vec![VersionSeen { number: 0, value, note: note.clone() }],
+                    versions: vec![VersionView { number: 0, value, note: note.clone() }],
                 };
                 after.variables.insert(name.clone(), variable.clone());
                 changes.push((UpdateKind::Registered, name.clone(), variable.clone()));
-                Answer::Variable(variable.seen(name))
+                Output::Variable(variable.view(name))
             }
-            Act::Set(write) => {
-                let (name, variable) = self.written(id, before, write)?;
-                let version = variable.now().number;
+            Action::Set(write) => {
+                let (name, variable) = self.apply_write(id, before, write)?;
+                let version = variable.current().number;
                 after.variables.insert(name.clone(), variable.clone());
                 changes.push((UpdateKind::Set, name, variable));
-                Answer::Version(version)
+                Output::Version(version)
             }
-            Act::SetMany(writes, Batch::Atomic) => {
+            Action::SetMany(writes, Batch::Atomic) => {
                 let mut errors = BTreeMap::new();
                 let mut versions = Vec::new();
                 for (n, write) in writes.iter().enumerate() {
                     let name = |write: &Write| before.find(&write.identifier).map(|(name, _)| name);
-                    let twice = name(write).filter(|own| writes[..n].iter().any(|w| name(w) == Some(own)));
-                    let written = match twice {
+                    let written_twice =
+                        name(write).filter(|same| writes[..n].iter().any(|w| name(w) == Some(same)));
+                    let written = match written_twice {
                         Some(name) => Err(SessionError::WrittenTwice { variable: name.clone() }),
-                        None => self.written(id, before, write),
+                        None => self.apply_write(id, before, write),
                     };
                     match written {
                         Ok((name, variable)) => {
-                            versions.push(Ok(variable.now().number));
+                            versions.push(Ok(variable.current().number));
                             after.variables.insert(name.clone(), variable.clone());
                             changes.push((UpdateKind::Set, name, variable));
                         }
@@ -123,34 +125,34 @@ impl Model {
                 if !errors.is_empty() {
                     return Err(SessionError::BatchRejected { errors });
                 }
-                Answer::Versions(versions)
+                Output::Versions(versions)
             }
-            Act::SetMany(writes, Batch::Each) => {
+            Action::SetMany(writes, Batch::Each) => {
                 let mut versions = Vec::new();
                 for write in writes {
-                    let alone = Operation { session: id.clone(), act: Act::Set(write.clone()) };
-                    versions.push(match self.apply(&alone, seen) {
-                        Ok(Answer::Version(version)) => Ok(version),
-                        Ok(other) => unreachable!("a write answers with a version, not {other:?}"),
+                    let alone = Operation { session: id.clone(), action: Action::Set(write.clone()) };
+                    versions.push(match self.apply(&alone, actual) {
+                        Ok(Output::Version(version)) => Ok(version),
+                        Ok(other) => unreachable!("a write returns a version, not {other:?}"),
                         Err(error) => Err(error),
                     });
                 }
-                return Ok(Answer::Versions(versions));
+                return Ok(Output::Versions(versions));
             }
-            Act::DeleteVariable(identifier) => {
+            Action::DeleteVariable(identifier) => {
                 let (name, variable) = existing(id, before, identifier)?;
                 after.variables.remove(name);
                 changes.push((UpdateKind::Deleted, name.clone(), variable.clone()));
-                Answer::Variable(variable.seen(name))
+                Output::Variable(variable.view(name))
             }
-            Act::Rollback { identifier, version, note } => {
+            Action::Rollback { identifier, version, note } => {
                 let (name, variable) = existing(id, before, identifier)?;
-                let Some(target) = variable.versions.iter().find(|kept| kept.number == *version) else {
+                let Some(target) = variable.versions.iter().find(|target| target.number == *version) else {
                     return Err(SessionError::VersionNotKept {
                         variable: name.clone(),
                         version: *version,
                         oldest: variable.versions[0].number,
-                        newest: variable.now().number,
+                        newest: variable.current().number,
                     });
                 };
                 let write = Write {
@@ -159,53 +161,54 @@ impl Model {
                     note: note.clone(),
                     expected: None,
                 };
-                let (name, variable) = self.written(id, before, &write)?;
+                let (name, variable) = self.apply_write(id, before, &write)?;
                 after.variables.insert(name.clone(), variable.clone());
-                let answer = Answer::Variable(variable.seen(&name));
+                let output = Output::Variable(variable.view(&name));
                 changes.push((UpdateKind::RolledBack, name, variable));
-                answer
+                output
             }
-            Act::Watch { identifiers, initial } => {
+            Action::Watch { identifiers, initial } => {
                 for identifier in identifiers {
                     existing(id, before, identifier)?;
                 }
                 let mut watch = Watch {
                     session: id.clone(),
                     identifiers: identifiers.clone(),
-                    notified: Vec::new(),
-                    ended: false,
+                    expected_updates: Vec::new(),
+                    has_ended: false,
                 };
                 if *initial {
                     for (name, variable) in &before.variables {
                         watch.notify(id, UpdateKind::Initial, name, variable);
                     }
                 }
-                let (limit, live) = (self.limits.max_watches, |w: &&Watch| w.session == *id && !w.ended);
-                if self.watches.iter().filter(live).count() >= limit {
+                let (limit, is_live) =
+                    (self.limits.max_watches, |w: &&Watch| w.session == *id && !w.has_ended);
+                if self.watches.iter().filter(is_live).count() >= limit {
                     return Err(SessionError::TooManyWatches { limit });
                 }
                 self.watches.push(watch);
-                Answer::Done
+                Output::Done
             }
-            Act::PutProgram { name, program, .. } => {
+            Action::PutProgram { name, program, .. } => {
                 let name = name.as_str();
                 self.check_program(name, program)?;
                 let limit = self.limits.max_programs;
                 if !before.programs.contains_key(name) && before.programs.len() >= limit {
                     return Err(SessionError::TooManyPrograms { session: id.clone(), limit });
                 }
-                stored(&mut after.programs, name, ProgramSeen { ttl: None, ..program.clone() })
+                put(&mut after.programs, name, ProgramView { ttl: None, ..program.clone() })
             }
-            Act::Program { name, .. } => {
+            Action::Program { name, .. } => {
                 let program = before.programs.get(name.as_str());
-                Answer::Program(program.ok_or_else(|| no_program(id, name.as_str()))?.clone())
+                Output::Program(program.ok_or_else(|| no_program(id, name.as_str()))?.clone())
             }
-            Act::Programs { .. } => listed(&before.programs),
-            Act::DeleteProgram { name, .. } => {
+            Action::Programs { .. } => listed(&before.programs),
+            Action::DeleteProgram { name, .. } => {
                 after.programs.remove(name.as_str()).ok_or_else(|| no_program(id, name.as_str()))?;
-                Answer::Done
+                Output::Done
             }
-            Act::Create(_) | Act::Sessions | Act::Stats => unreachable!("answered above"),
+            Action::Create(_) | Action::Sessions | Action::Stats => unreachable!("handled above"),
         };
         // A session above the limit may still shrink.
         if after.bytes() > before.bytes() {
@@ -215,30 +218,30 @@ impl Model {
         for (kind, name, variable) in &changes {
             self.watches.iter_mut().for_each(|watch| watch.notify(id, *kind, name, variable));
         }
-        Ok(answer)
+        Ok(output)
     }
 
-    fn create(&mut self, id: &SessionId, metadata: &Metadata) -> Result<Answer, SessionError> {
+    fn create(&mut self, id: &SessionId, metadata: &Metadata) -> Result<Output, SessionError> {
         self.check_metadata(metadata.len(), bytes_of(metadata))?;
         self.check_size(id, bytes_of(metadata))?;
         if let Some(session) = self.sessions.get(id) {
-            return Ok(Answer::Created(session.seen(id), Created::Existing));
+            return Ok(Output::Created(session.view(id), Created::Existing));
         }
         let limit = self.limits.max_sessions;
         if self.sessions.len() >= limit {
             return Err(SessionError::TooManySessions { limit });
         }
         let session = Session { metadata: metadata.clone(), ..Session::default() };
-        let answer = Answer::Created(session.seen(id), Created::New);
+        let output = Output::Created(session.view(id), Created::New);
         self.sessions.insert(id.clone(), session);
         self.created += 1;
-        Ok(answer)
+        Ok(output)
     }
 
-    fn global(&mut self, act: &Act) -> Result<Answer, SessionError> {
+    fn global(&mut self, action: &Action) -> Result<Output, SessionError> {
         let missing = |name: &str| SessionError::GlobalProgramNotFound { name: name.to_owned() };
-        Ok(match act {
-            Act::PutProgram { name, program, .. } => {
+        Ok(match action {
+            Action::PutProgram { name, program, .. } => {
                 let name = name.as_str();
                 self.check_program(name, program)?;
                 let limit = self.limits.max_programs;
@@ -246,29 +249,29 @@ impl Model {
                     return Err(SessionError::TooManyGlobalPrograms { limit });
                 }
                 let ttl = program.ttl.or(Some(self.limits.default_ttl));
-                stored(&mut self.globals, name, ProgramSeen { ttl, ..program.clone() })
+                put(&mut self.globals, name, ProgramView { ttl, ..program.clone() })
             }
-            Act::Program { name, .. } => {
+            Action::Program { name, .. } => {
                 let program = self.globals.get(name.as_str());
-                Answer::Program(program.ok_or_else(|| missing(name.as_str()))?.clone())
+                Output::Program(program.ok_or_else(|| missing(name.as_str()))?.clone())
             }
-            Act::DeleteProgram { name, .. } => {
+            Action::DeleteProgram { name, .. } => {
                 self.globals.remove(name.as_str()).ok_or_else(|| missing(name.as_str()))?;
-                Answer::Done
+                Output::Done
             }
             _ => listed(&self.globals),
         })
     }
 
     /// Returns a variable after a write, with its name.
-    fn written(
+    fn apply_write(
         &self,
         id: &SessionId,
         session: &Session,
         write: &Write,
     ) -> Result<(String, Variable), SessionError> {
         let (name, variable) = existing(id, session, &write.identifier)?;
-        let actual = variable.now().number;
+        let actual = variable.current().number;
         if let Some(expected) = write.expected.filter(|expected| *expected != actual) {
             return Err(SessionError::VersionConflict { variable: name.clone(), expected, actual });
         }
@@ -276,18 +279,18 @@ impl Model {
         let mut after = variable.clone();
         after.metadata.extend(Metadata::from(&write.note.metadata));
         self.check_metadata(after.metadata.len(), bytes_of(&after.metadata))?;
-        // The current versions become the history. Drop the oldest while it exceeds the limits.
-        let bytes = |versions: &[VersionSeen]| versions.iter().map(VersionSeen::bytes).sum::<usize>();
+        // The versions so far become the history. Drop the oldest while the history exceeds the limits.
+        let bytes = |versions: &[VersionView]| versions.iter().map(VersionView::bytes).sum::<usize>();
         while after.versions.len() > self.limits.max_history
             || bytes(&after.versions) > self.limits.max_history_bytes
         {
             after.versions.remove(0);
         }
-        after.versions.push(VersionSeen { number: actual + 1, value, note: write.note.clone() });
+        after.versions.push(VersionView { number: actual + 1, value, note: write.note.clone() });
         Ok((name.clone(), after))
     }
 
-    /// The stored form of a value in a variable.
+    /// Returns the stored form of a value in a variable.
     fn value(
         &self,
         name: &str,
@@ -302,7 +305,7 @@ impl Model {
         }
         self.check_metadata(note.metadata.len(), bytes_of_note(note))?;
         let invalid = || SessionError::InvalidValue { variable: name.to_owned(), problem: String::new() };
-        value.stored(ty, constraints).ok_or_else(invalid)
+        value.to_stored(ty, constraints).ok_or_else(invalid)
     }
 
     fn check_size(&self, id: &SessionId, size: usize) -> Result<(), SessionError> {
@@ -322,7 +325,7 @@ impl Model {
         Ok(())
     }
 
-    fn check_program(&self, name: &str, program: &ProgramSeen) -> Result<(), SessionError> {
+    fn check_program(&self, name: &str, program: &ProgramView) -> Result<(), SessionError> {
         let (size, limit) = (program.data.len(), self.limits.max_program_bytes);
         if size > limit {
             return Err(SessionError::ProgramTooLarge { name: name.to_owned(), size, limit });
@@ -346,22 +349,24 @@ fn no_program(session: &SessionId, name: &str) -> SessionError {
     SessionError::ProgramNotFound { session: session.clone(), name: name.to_owned() }
 }
 
-fn stored(programs: &mut BTreeMap<String, ProgramSeen>, name: &str, program: ProgramSeen) -> Answer {
+fn put(programs: &mut BTreeMap<String, ProgramView>, name: &str, program: ProgramView) -> Output {
     let replaced = programs.insert(name.to_owned(), program);
-    Answer::Stored(if replaced.is_some() { Created::Existing } else { Created::New })
+    Output::Stored(if replaced.is_some() { Created::Existing } else { Created::New })
 }
 
-fn listed(programs: &BTreeMap<String, ProgramSeen>) -> Answer {
+fn listed(programs: &BTreeMap<String, ProgramView>) -> Output {
     let listed = programs.iter().map(|(name, program)| {
-        (name.clone(), program.data.len(), ProgramSeen { data: Vec::new(), ..program.clone() })
+        (name.clone(), program.data.len(), ProgramView { data: Vec::new(), ..program.clone() })
     });
-    Answer::Programs(listed.collect())
+    Output::Programs(listed.collect())
 }
 
-fn is_like(pattern: &[u8], name: &[u8]) -> bool {
+fn matches_pattern(pattern: &[u8], name: &[u8]) -> bool {
     match pattern.split_first() {
         None => name.is_empty(),
-        Some((b'*', rest)) => is_like(rest, name) || (!name.is_empty() && is_like(pattern, &name[1..])),
-        Some((letter, rest)) => name.first() == Some(letter) && is_like(rest, &name[1..]),
+        Some((b'*', rest)) => {
+            matches_pattern(rest, name) || (!name.is_empty() && matches_pattern(pattern, &name[1..]))
+        }
+        Some((letter, rest)) => name.first() == Some(letter) && matches_pattern(rest, &name[1..]),
     }
 }
