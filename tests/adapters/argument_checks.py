@@ -140,17 +140,17 @@ def methods(target: object, kind: type) -> Iterator[tuple[str, Callable[..., Any
 
 
 def call(method: Callable[..., Any], parameter: str, value: Any) -> None:
-    """Calls a method with a given value for one parameter and valid values for all others."""
+    """Calls a method with a value for one parameter and valid values for all others."""
     positional: list[Any] = []
     named: dict[str, Any] = {}
-    for name, taken in inspect.signature(method).parameters.items():
-        given: Any = value if name == parameter else PARAMETERS.get(name, ([], None))[1]
-        if taken.kind == taken.POSITIONAL_ONLY:
-            positional.append(given)
-        elif taken.kind == taken.VAR_POSITIONAL:
-            positional.extend(given)
-        elif taken.kind != taken.VAR_KEYWORD:
-            named[name] = given
+    for name, declared in inspect.signature(method).parameters.items():
+        argument: Any = value if name == parameter else PARAMETERS.get(name, ([], None))[1]
+        if declared.kind == declared.POSITIONAL_ONLY:
+            positional.append(argument)
+        elif declared.kind == declared.VAR_POSITIONAL:
+            positional.extend(argument)
+        elif declared.kind != declared.VAR_KEYWORD:
+            named[name] = argument
     result = method(*positional, **named)
     if inspect.iscoroutine(result):
         result.send(None)
@@ -168,11 +168,11 @@ def check_arguments(context: SessionContext) -> None:
         (context.global_programs, GlobalPrograms),
     ]:
         for method_name, method in methods(target, kind):
-            for name, taken in inspect.signature(method).parameters.items():
-                if taken.kind == taken.VAR_KEYWORD:
+            for name, declared in inspect.signature(method).parameters.items():
+                if declared.kind == declared.VAR_KEYWORD:
                     continue
                 parameter = "name" if name == "tool_name" else name
-                invalid = EACH_NAME if taken.kind == taken.VAR_POSITIONAL else PARAMETERS[parameter][0]
+                invalid = EACH_NAME if declared.kind == declared.VAR_POSITIONAL else PARAMETERS[parameter][0]
                 for value, error, expected in invalid:
                     message = error_message(error, partial(call, method, name, value))
                     assert message == f"`{parameter}{expected}", f"{method_name}({name}={value!r}): {message}"

@@ -1,4 +1,4 @@
-"""A brief tool that kills its worker in some calls."""
+"""A short tool that can kill its worker."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""One tool of each kind, whose argument `how` chooses how it ends."""
+"""One tool of each kind. The argument `how` selects its ending."""
 
 import asyncio
 import collections
@@ -12,7 +12,7 @@ from snakepit_bridge import BaseAdapter, tool
 
 
 class Shelf:
-    """Contains an exception class, so that its qualified name has several parts."""
+    """A class around an exception class, whose qualified name thus has two parts."""
 
     class EmptyError(Exception):
         """Raised by the tool `empty`."""
@@ -24,7 +24,7 @@ def begin(marker: str) -> None:
 
 
 def end(how: str) -> str:
-    """Returns or raises."""
+    """Ends a tool: raises an exception, or returns the argument."""
     if how == "exception":
         raise ValueError("on purpose")
     return how

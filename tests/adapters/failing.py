@@ -1,7 +1,6 @@
 """Tools with long error messages, and tools with empty results.
 
-Each has a parameter ``pad``, which chooses the path to the worker: calls with large arguments do not use the
-multiplexed stream.
+Each tool has a parameter `pad`. A call with a large `pad` does not use the multiplexed stream to the worker.
 """
 
 import os

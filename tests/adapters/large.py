@@ -1,4 +1,4 @@
-"""A tool with an answer of any size."""
+"""A tool with a result of any size."""
 
 from snakepit_bridge import BaseAdapter, tool
 

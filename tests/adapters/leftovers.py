@@ -1,4 +1,4 @@
-"""Tools that change their process or event loop, and tools that look for such changes."""
+"""Tools that change their process or event loop, and tools that detect such changes."""
 
 import asyncio
 import decimal
@@ -24,7 +24,7 @@ THIRD = Decimal(1) / 3
 
 _waking = socket.socketpair()
 _waking[0].setblocking(False)
-_kept: list[Any] = []
+_references: list[Any] = []
 _ticks: list[int] = []
 
 
@@ -33,6 +33,7 @@ def _raise(*_: object) -> None:
 
 
 def _wakeup() -> int:
+    """Returns the descriptor that `signal.set_wakeup_fd` has set."""
     descriptor = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
     return descriptor
@@ -62,7 +63,7 @@ def _handlers() -> list[str]:
     return [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())]
 
 
-#: For each leftover, a function that leaves it and one that looks for it.
+#: By leftover: a function that causes it, and one that detects it.
 PLAIN: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "children ignored": (
         lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
@@ -86,7 +87,7 @@ PLAIN: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "no stdout": (lambda: delattr(sys, "stdout"), _stdout),
     "closed stdout": (lambda: sys.stdout.close(), _stdout),
     "wrapped stdout": (_wrap_stdout, _stdout),
-    "detached stdout": (lambda: _kept.append(sys.stdout.detach()), _stdout),
+    "detached stdout": (lambda: _references.append(sys.stdout.detach()), _stdout),
     "other encoding": (
         lambda: sys.stdout.reconfigure(encoding="latin-1", errors="ignore", write_through=False),
         _stdout,
@@ -101,12 +102,12 @@ PLAIN: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 }
 
 
-async def _slept() -> str:
+async def _sleep() -> str:
     await asyncio.sleep(0.3)
     return "slept"
 
 
-async def _ticked() -> int:
+async def _count_ticks() -> int:
     before = len(_ticks)
     await asyncio.sleep(0.1)
     return len(_ticks) - before
@@ -117,9 +118,9 @@ def _tick_by_timer(loop: asyncio.AbstractEventLoop) -> None:
     loop.call_later(0.01, _tick_by_timer, loop)
 
 
-def _tick_at_once(loop: asyncio.AbstractEventLoop) -> None:
+def _tick_by_callback(loop: asyncio.AbstractEventLoop) -> None:
     _ticks.append(1)
-    loop.call_soon(_tick_at_once, loop)
+    loop.call_soon(_tick_by_callback, loop)
 
 
 def _read_exit(loop: asyncio.AbstractEventLoop) -> None:
@@ -140,21 +141,21 @@ async def _handlers_async() -> list[str]:
     return [*_handlers(), str(_wakeup())]
 
 
-async def _slow() -> float:
+async def _slow_callback_seconds() -> float:
     return asyncio.get_running_loop().slow_callback_duration
 
 
-#: The same for coroutines.
+#: By leftover of a coroutine: a function that causes it, and a coroutine that detects it.
 ASYNC: dict[str, tuple[Callable[[asyncio.AbstractEventLoop], Any], Callable[[], Any]]] = {
-    "exit by timer": (lambda loop: loop.call_later(0.1, sys.exit, 9), _slept),
-    "exit by reader": (_read_exit, _slept),
-    "exit by writer": (lambda loop: loop.add_writer(_waking[1], sys.exit, 5), _slept),
-    "exit by thread": (_exit_from_thread, _slept),
-    "exit by callback": (lambda loop: loop.call_soon(sys.exit, 5), _slept),
+    "exit by timer": (lambda loop: loop.call_later(0.1, sys.exit, 9), _sleep),
+    "exit by reader": (_read_exit, _sleep),
+    "exit by writer": (lambda loop: loop.add_writer(_waking[1], sys.exit, 5), _sleep),
+    "exit by thread": (_exit_from_thread, _sleep),
+    "exit by callback": (lambda loop: loop.call_soon(sys.exit, 5), _sleep),
     "signal handler": (lambda loop: loop.add_signal_handler(signal.SIGUSR1, sys.exit, 5), _handlers_async),
-    "timer": (_tick_by_timer, _ticked),
-    "callback": (_tick_at_once, _ticked),
-    "slow": (lambda loop: setattr(loop, "slow_callback_duration", 0), _slow),
+    "timer": (_tick_by_timer, _count_ticks),
+    "callback": (_tick_by_callback, _count_ticks),
+    "slow": (lambda loop: setattr(loop, "slow_callback_duration", 0), _slow_callback_seconds),
 }
 
 
@@ -205,7 +206,7 @@ class Leftovers(BaseAdapter):
     @tool
     async def start_talking(self) -> None:
         """Starts a worker task that prints until the worker ends."""
-        _kept.append(worker_task(_talk()))
+        _references.append(worker_task(_talk()))
 
     @tool
     async def die(self, text: str) -> None:
@@ -217,14 +218,14 @@ class Leftovers(BaseAdapter):
     @tool
     async def leave_task(self, seconds: float) -> str:
         """Leaves a task that ends slowly when it is cancelled."""
-        _kept.append(asyncio.ensure_future(self._linger(seconds)))
+        _references.append(asyncio.ensure_future(self._linger(seconds)))
         await asyncio.sleep(0)
         return "done"
 
     @tool
     async def leave_blocking_task(self) -> str:
         """Leaves a task that blocks the event loop when it is cancelled."""
-        _kept.append(asyncio.ensure_future(self._block()))
+        _references.append(asyncio.ensure_future(self._block()))
         await asyncio.sleep(0)
         return "done"
 
@@ -237,7 +238,7 @@ class Leftovers(BaseAdapter):
 
     @tool
     async def leave_task_in_stream(self, seconds: float) -> AsyncIterator[str]:
-        """Does the same as `leave_task` in a stream."""
+        """Streams one item, and leaves a task like `leave_task`."""
         yield await self.leave_task(seconds)
 
     @staticmethod

@@ -93,7 +93,7 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def busy(self) -> None:
-        """Runs Python code in an endless loop, which can be interrupted."""
+        """Runs Python code in an endless loop, which an exception can interrupt."""
         while True:
             pass
 
@@ -159,16 +159,16 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def daemonize_clean(self) -> int:
-        """Daemonizes a program that has neither environment nor descriptors of the worker. Returns its pid."""
+        """Daemonizes a program without the environment and descriptors of the worker. Returns its pid."""
         script = "echo $$; exec sleep 600 >/dev/null 2>&1 </dev/null"
-        line = ["sh", "-c", f"(setsid sh -c '{script}' &)"]
-        return int(subprocess.run(line, env={}, check=True, stdout=subprocess.PIPE).stdout)
+        command = ["sh", "-c", f"(setsid sh -c '{script}' &)"]
+        return int(subprocess.run(command, env={}, check=True, stdout=subprocess.PIPE).stdout)
 
     @tool
     def daemonize_for_good(self) -> int:
         """Starts a program that removes the mark of the worker. Returns its pid."""
-        line = ["prlimit", "--locks=unlimited", "sleep", "600"]
-        daemon = subprocess.Popen(line, start_new_session=True).pid
+        command = ["prlimit", "--locks=unlimited", "sleep", "600"]
+        daemon = subprocess.Popen(command, start_new_session=True).pid
         while Path(f"/proc/{daemon}/comm").read_text() != "sleep\n":
             time.sleep(0.001)
         return daemon

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 _child = subprocess.Popen(["sleep", "600"])
-_note = Path(os.environ["SNAKEPIT_TEST_PIDS"], str(os.getpid()))
-_unfinished = _note.with_suffix(".new")
-_unfinished.write_text(str(_child.pid))
-_unfinished.rename(_note)
+_pid_file = Path(os.environ["SNAKEPIT_TEST_PIDS"], str(os.getpid()))
+_temporary_file = _pid_file.with_suffix(".new")
+_temporary_file.write_text(str(_child.pid))
+_temporary_file.rename(_pid_file)
 time.sleep(600)
 
 

@@ -27,19 +27,19 @@ async def _block_when_cancelled() -> None:
         time.sleep(600)
 
 
-def answer(nonce: int) -> int:
-    """Computes the answer to a nonce, which callers check."""
+def result_of(nonce: int) -> int:
+    """Computes the result for a nonce, which callers check."""
     return nonce * 31 + 7
 
 
 class SoakTools(BaseAdapter):
     @tool
     def mark(self, nonce: int, millis: int = 0) -> int:
-        """Writes the nonce, works for a while, and returns the answer."""
+        """Writes the nonce, works for a while, and returns the result."""
         os.write(_marks, b"%d\n" % nonce)
         if millis:
             time.sleep(millis / 1000)
-        return answer(nonce)
+        return result_of(nonce)
 
     @tool
     async def mark_async(self, nonce: int, millis: int = 0) -> int:
@@ -47,18 +47,18 @@ class SoakTools(BaseAdapter):
         os.write(_marks, b"%d\n" % nonce)
         if millis:
             await asyncio.sleep(millis / 1000)
-        return answer(nonce)
+        return result_of(nonce)
 
     @tool
     def numbers(self, nonce: int, n: int) -> Iterator[int]:
-        """Streams consecutive numbers, starting with the answer."""
-        first = answer(nonce)
+        """Streams consecutive numbers, starting with the result for the nonce."""
+        first = result_of(nonce)
         yield from range(first, first + n)
 
     @tool
     async def numbers_async(self, nonce: int, n: int) -> AsyncIterator[int]:
         """Does the same as `numbers` in an async generator."""
-        first = answer(nonce)
+        first = result_of(nonce)
         for number in range(first, first + n):
             yield number
 

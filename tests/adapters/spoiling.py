@@ -39,7 +39,7 @@ def _remove_directory() -> None:
     Path(directory).rmdir()
 
 
-def _odd_policy() -> None:
+def _set_invalid_loop_policy() -> None:
     class Policy:
         pass
 
@@ -88,7 +88,7 @@ SPOIL: dict[str, Callable[[], object]] = {
     "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8"),
     "no descriptors": lambda: _limit(resource.RLIMIT_NOFILE, 3),
     "no memory": lambda: _limit(resource.RLIMIT_AS, 1 << 20),
-    "odd policy": _odd_policy,
+    "odd policy": _set_invalid_loop_policy,
     "threading": lambda: setattr(threading, "Thread", None),
     "gc": gc.disable,
     "trace": _trace,
@@ -110,10 +110,10 @@ class SpoilingAdapter(BaseAdapter):
 
     @tool
     def spoil(self, how: str) -> str:
-        """Breaks the process, and returns normally if it can."""
-        answer = "spoiled"
+        """Breaks the process, and tries to return normally."""
+        result = "spoiled"
         SPOIL[how]()
-        return answer
+        return result
 
     @tool
     def work(self, n: int) -> dict[str, int]:

@@ -17,7 +17,7 @@ from snakepit_bridge import (
 from snakepit_bridge.watch import Watch
 from state_checks import CHECKS
 
-_kept: list[Watch] = []
+_unread_watches: list[Watch] = []
 
 
 class StateTools(BaseAdapter):
@@ -76,9 +76,9 @@ class StateTools(BaseAdapter):
     @tool
     def keep_watches(self, count: int) -> int:
         """Opens watches that stay unread beyond the call. Returns the number of all such watches."""
-        _kept.extend(self._watch() for _ in range(count))
-        self.session_context["n"] = len(_kept)
-        return len(_kept)
+        _unread_watches.extend(self._watch() for _ in range(count))
+        self.session_context["n"] = len(_unread_watches)
+        return len(_unread_watches)
 
     def _watch(self) -> Watch:
         """Opens a watch. Retries at the limit, because the watches of earlier calls end shortly after the calls."""
@@ -91,8 +91,8 @@ class StateTools(BaseAdapter):
 
     @tool
     def read_kept_watches(self) -> int:
-        """Returns the number of updates that the watches of earlier calls deliver."""
-        return sum(len(list(watch)) for watch in _kept)
+        """Returns the number of updates that the unread watches of earlier calls deliver."""
+        return sum(len(list(watch)) for watch in _unread_watches)
 
     @tool
     def fork_a_watch(self) -> int:

@@ -8,7 +8,7 @@ from raising import error_message
 from snakepit_bridge import BatchError, SessionContext, ValidationError, VariableType
 
 
-def same(value: object, expected: list[float]) -> bool:
+def is_same(value: object, expected: list[float]) -> bool:
     """Whether a value is this list of numbers, bit for bit."""
     return type(value) is list and np.array(value).tobytes() == np.array(expected, dtype=np.float64).tobytes()
 
@@ -73,15 +73,15 @@ def check_large_lists(context: SessionContext) -> None:
     many = random.normal(size=200_000).tolist()
     many[:5] = [-0.0, 5e-324, math.inf, -math.inf, 7]
     context.register_variable("vector", "embedding", many, {"dimensions": 200_000})
-    assert same(context["vector"], many)
+    assert is_same(context["vector"], many)
     assert context.variable("vector").type == "embedding"
     # The host checks the length also for buffers.
     assert "dimensions" in error_message(ValidationError, lambda: context.set_variable("vector", many[1:]))
     backwards = many[::-1]
     context["vector"] = backwards
-    assert same(context.update("vector", lambda vector: vector[::-1]), many)
-    assert same(context["vector"], many)
-    assert [same(entry.value, many) for entry in context.variable_history("vector")] == [True, False, True]
+    assert is_same(context.update("vector", lambda vector: vector[::-1]), many)
+    assert is_same(context["vector"], many)
+    assert [is_same(entry.value, many) for entry in context.variable_history("vector")] == [True, False, True]
 
     table = random.normal(size=(40, 50, 2)).tolist()
     context.register_variable("table", "tensor", table, {"shape": [40, 50, 2]})
@@ -104,9 +104,9 @@ def check_large_lists(context: SessionContext) -> None:
 
     # Short lists are sent as buffers if they contain numbers that JSON cannot represent.
     context.register_variable("short", "embedding", [-math.inf, 1.0, math.inf])
-    assert same(context["short"], [-math.inf, 1.0, math.inf])
+    assert is_same(context["short"], [-math.inf, 1.0, math.inf])
     context["short"] = [math.nan, 0.5]
-    assert same(context["short"], [math.nan, 0.5])
+    assert is_same(context["short"], [math.nan, 0.5])
 
     # Values that floats cannot represent exactly, and nested lists that are not arrays, are sent as JSON.
     mixed: list[list[float]] = [list(range(20_000)), [0.5, *[2**53 + 1] * 2000], [True, 0.5] * 3000]

@@ -1,4 +1,4 @@
-"""Tools that change the state of their process, and tools that look for such changes."""
+"""Tools that change the state of their process, and tools that detect such changes."""
 
 import asyncio
 import contextvars

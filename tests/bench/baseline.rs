@@ -1,4 +1,4 @@
-//! Baselines: minimal servers in separate processes, which answer immediately.
+//! Baselines: minimal servers in separate processes, which respond immediately.
 
 mod ping_pong;
 mod server;
@@ -57,8 +57,8 @@ impl Echo {
             async move {
                 let request = snakepit_tests::tool_request("add", &serde_json::json!({"a": number, "b": 1}));
                 let sent = request.parameters["a"].clone();
-                let answer = client.execute_tool(request).await;
-                answer.is_ok_and(|answer| answer.into_inner().result == Some(sent))
+                let response = client.execute_tool(request).await;
+                response.is_ok_and(|response| response.into_inner().result == Some(sent))
             }
         })
         .await

@@ -21,18 +21,18 @@ pub(crate) struct CpuTime {
 
 impl Processes {
     pub(crate) fn cpu_time(&self) -> CpuTime {
-        CpuTime { here: of_self(), host: of(&self.host), workers: of(&self.workers) }
+        CpuTime { here: own_cpu_time(), host: cpu_time_of(&self.host), workers: cpu_time_of(&self.workers) }
     }
 }
 
 /// The CPU time of this process.
-fn of_self() -> u64 {
+fn own_cpu_time() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("every process has a CPU clock");
     u64::try_from(time.tv_sec() * 1_000_000 + time.tv_nsec() / 1000).expect("time is not negative")
 }
 
 /// The sum of the CPU times of other processes. The kernel counts in ticks of 10 ms.
-fn of(pids: &[u32]) -> u64 {
+fn cpu_time_of(pids: &[u32]) -> u64 {
     pids.iter().map(|pid| ticks(*pid).unwrap_or(0) * 10_000).sum()
 }
 

@@ -53,8 +53,8 @@ impl Daemon {
     pub(crate) async fn unary(&self, in_flight: usize, timing: Timing) -> Sample {
         self.rpcs(in_flight, timing, |mut client, number| async move {
             let request = tool_request("add", &json!({"a": number, "b": 1}));
-            let answer = client.execute_tool(request).await;
-            is_right(answer, |answer| result_of(answer.get_ref().clone()) == number + 1)
+            let response = client.execute_tool(request).await;
+            is_right(response, |response| result_of(response.get_ref().clone()) == number + 1)
         })
         .await
     }
@@ -79,8 +79,8 @@ impl Daemon {
     pub(crate) async fn ping(&self, in_flight: usize, timing: Timing) -> Sample {
         self.rpcs(in_flight, timing, |mut client, number| async move {
             let message = number.to_string();
-            let answer = client.ping(pb::PingRequest { message: message.clone() }).await;
-            is_right(answer, |answer| answer.get_ref().message.ends_with(&message))
+            let response = client.ping(pb::PingRequest { message: message.clone() }).await;
+            is_right(response, |response| response.get_ref().message.ends_with(&message))
         })
         .await
     }
@@ -91,9 +91,9 @@ impl Daemon {
         self.rpcs(in_flight, timing, move |mut client, number| {
             let session_id = sessions[number as usize % sessions.len()].clone();
             async move {
-                let answer =
+                let response =
                     client.get_session(pb::GetSessionRequest { session_id: session_id.clone() }).await;
-                is_right(answer, |answer| answer.get_ref().session_id == session_id)
+                is_right(response, |response| response.get_ref().session_id == session_id)
             }
         })
         .await
@@ -105,8 +105,8 @@ impl Daemon {
         self.rpcs(in_flight, timing, move |mut client, number| {
             let session_id = sessions[number as usize % sessions.len()].clone();
             async move {
-                let answer = client.heartbeat(pb::HeartbeatRequest { session_id, client_time: None }).await;
-                is_right(answer, |answer| answer.get_ref().session_valid)
+                let response = client.heartbeat(pb::HeartbeatRequest { session_id, client_time: None }).await;
+                is_right(response, |response| response.get_ref().session_valid)
             }
         })
         .await
@@ -122,9 +122,9 @@ impl Daemon {
                 let variable_identifier = RATE.to_owned();
                 let request =
                     pb::GetVariableRequest { session_id, variable_identifier, ..Default::default() };
-                let answer = client.get_variable(request).await;
-                is_right(answer, |answer| {
-                    answer.get_ref().variable.as_ref().is_some_and(|found| found.name == RATE)
+                let response = client.get_variable(request).await;
+                is_right(response, |response| {
+                    response.get_ref().variable.as_ref().is_some_and(|found| found.name == RATE)
                 })
             }
         })
@@ -142,8 +142,8 @@ impl Daemon {
                 let variable_identifier = RATE.to_owned();
                 let request =
                     pb::SetVariableRequest { session_id, variable_identifier, value, ..Default::default() };
-                let answer = client.set_variable(request).await;
-                is_right(answer, |answer| answer.get_ref().new_version > 0)
+                let response = client.set_variable(request).await;
+                is_right(response, |response| response.get_ref().new_version > 0)
             }
         })
         .await
@@ -190,14 +190,14 @@ impl Daemon {
     pub(crate) async fn chunks(&self, count: u64, multiplexed: bool) -> Sample {
         let (mut first, mut errors) = (Times::new(), 0.0);
         for _ in 0..60 {
-            let (_, took, right) = self.stream(16, multiplexed).await;
+            let (_, took, is_right) = self.stream(16, multiplexed).await;
             first.record(took);
-            errors += f64::from(u8::from(!right));
+            errors += f64::from(u8::from(!is_right));
         }
         let before = self.processes.cpu_time();
-        let (took, _, right) = self.stream(count, multiplexed).await;
+        let (took, _, is_right) = self.stream(count, multiplexed).await;
         let after = self.processes.cpu_time();
-        errors += f64::from(u8::from(!right));
+        errors += f64::from(u8::from(!is_right));
         per_chunk(count, took)
             .with("errors", errors)
             .with("first_p50_us", first.micros(0.5))
@@ -220,9 +220,9 @@ impl Daemon {
     async fn plain_stream(&self, count: u64, checker: &mut ChunkChecker) {
         let mut client = connect(self.sandbox.socket()).await;
         checker.began = Instant::now();
-        let answer = client.execute_streaming_tool(tool_request("chunks", &json!({"n": count}))).await;
-        let Ok(answer) = answer else { return };
-        let mut chunks = answer.into_inner();
+        let response = client.execute_streaming_tool(tool_request("chunks", &json!({"n": count}))).await;
+        let Ok(response) = response else { return };
+        let mut chunks = response.into_inner();
         while let Ok(Some(chunk)) = chunks.message().await {
             if !chunk.data.is_empty() {
                 checker.chunk(&chunk.data);

@@ -54,11 +54,11 @@ impl Curve {
 pub(crate) async fn run(quick: bool) -> Vec<Curve> {
     let measured = if quick { Duration::from_millis(500) } else { Duration::from_millis(2000) };
     let timing = Timing { warm_up: Duration::from_millis(400), measured };
-    let few = "add, 64 in flight: time per call by the number of workers";
-    let many = "add, 32 in flight a worker: time per call by the number of workers";
+    let title = "add, 64 in flight: time per call by the number of workers";
+    let busy_title = "add, 32 in flight a worker: time per call by the number of workers";
     vec![
-        workers("workers", few, timing, |_| 64).await,
-        workers("workers-busy", many, timing, |workers| 32 * workers).await,
+        workers("workers", title, timing, |_| 64).await,
+        workers("workers-busy", busy_title, timing, |workers| 32 * workers).await,
         in_flight(timing).await,
         sessions().await,
         payloads(quick).await,
@@ -120,9 +120,9 @@ async fn sessions() -> Curve {
     let backend = MemoryBackend::new(SessionLimits::default());
     let id = |number: usize| SessionId::try_new(format!("session-{number:012}")).expect("a valid id");
     // A first backend loads the code and the allocator, so the smallest steps do not include that cost.
-    let cold = MemoryBackend::new(SessionLimits::default());
+    let warm_up_backend = MemoryBackend::new(SessionLimits::default());
     for id in (0..1000).map(id) {
-        cold.create(&id, NewSession::default()).await.expect("the session is created");
+        warm_up_backend.create(&id, NewSession::default()).await.expect("the session is created");
     }
     let mut created = 0;
     for count in [1, 10, 100, 1000, 10_000, 100_000, 1_000_000] {

@@ -1,5 +1,5 @@
-//! Load generators: a closed loop of callers, and an open loop with a fixed rate. They check every answer, measure each call
-//! from the moment it was due, and count errors also during the warm-up.
+//! Load generators: a closed loop of callers, and an open loop with a fixed rate. They check every result, measure each
+//! call from the moment it was due, and also count errors of the warm-up.
 
 use std::{
     fmt,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The time limit for the last calls of a load.
-const LAST_CALLS_WITHIN: Duration = Duration::from_secs(70);
+const LAST_CALLS_TIMEOUT: Duration = Duration::from_secs(70);
 
 /// The durations of a load before and during the measurement.
 #[derive(Debug, Clone, Copy)]
@@ -36,13 +36,13 @@ pub(crate) fn runtime(threads: usize) -> Runtime {
     builder.worker_threads(threads.max(2)).enable_all().build().expect("a runtime starts")
 }
 
-/// Whether a call succeeded with the right answer. Prints the first failures.
-pub(crate) fn is_right<T, E: fmt::Display>(answer: Result<T, E>, check: impl FnOnce(&T) -> bool) -> bool {
+/// Whether a call succeeded with the right result. Prints the first failures.
+pub(crate) fn is_right<T, E: fmt::Display>(outcome: Result<T, E>, check: impl FnOnce(&T) -> bool) -> bool {
     const PRINTED: u64 = 3;
     static FAILURES: AtomicU64 = AtomicU64::new(0);
-    let problem = match answer {
+    let problem = match outcome {
         Ok(value) if check(&value) => return true,
-        Ok(_) => "the answer is wrong".to_owned(),
+        Ok(_) => "the result is wrong".to_owned(),
         Err(error) => error.to_string(),
     };
     if FAILURES.fetch_add(1, Ordering::Relaxed) < PRINTED {
@@ -51,24 +51,25 @@ pub(crate) fn is_right<T, E: fmt::Display>(answer: Result<T, E>, check: impl FnO
     false
 }
 
-/// Runs `in_flight` callers. `call` makes a call with the given number, and returns whether the answer was right.
+/// Runs `in_flight` callers. `call` makes a call with the given number, and returns whether the result was right.
 pub(crate) async fn closed_loop<F, Fut>(
     in_flight: usize,
     timing: Timing,
-    others: &Processes,
+    processes: &Processes,
     call: F,
 ) -> Sample
 where
     F: Fn(u64) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = bool> + Send + 'static,
 {
-    let (counting, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (is_measuring, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let errors = Arc::new(AtomicU64::new(0));
     // All callers share one histogram, because it takes a quarter of a megabyte and there may be ten thousand callers.
     let times = Arc::new(Mutex::new(Times::new()));
     let mut callers = JoinSet::new();
     for caller in 0..in_flight as u64 {
-        let (counting, stop, errors, call) = (counting.clone(), stop.clone(), errors.clone(), call.clone());
+        let (is_measuring, stop, errors, call) =
+            (is_measuring.clone(), stop.clone(), errors.clone(), call.clone());
         let times = times.clone();
         callers.spawn(async move {
             let mut number = caller << 20;
@@ -82,7 +83,7 @@ where
                     errors.fetch_add(1, Ordering::Relaxed);
                     // If calls fail without waiting, the other tasks must still run.
                     tokio::task::yield_now().await;
-                } else if counting.load(Ordering::Relaxed) {
+                } else if is_measuring.load(Ordering::Relaxed) {
                     times.lock().expect("no caller panics").record(now - due);
                 }
                 due = now;
@@ -90,14 +91,15 @@ where
         });
     }
     tokio::time::sleep(timing.warm_up).await;
-    let (before, began) = (others.cpu_time(), Instant::now());
-    counting.store(true, Ordering::Relaxed);
+    let (before, began) = (processes.cpu_time(), Instant::now());
+    is_measuring.store(true, Ordering::Relaxed);
     tokio::time::sleep(timing.measured).await;
-    counting.store(false, Ordering::Relaxed);
-    let (after, took) = (others.cpu_time(), began.elapsed());
+    is_measuring.store(false, Ordering::Relaxed);
+    let (after, took) = (processes.cpu_time(), began.elapsed());
     stop.store(true, Ordering::Relaxed);
     let recorded = std::mem::replace(&mut *times.lock().expect("no caller panics"), Times::new());
-    while let Some(ended) = timeout(LAST_CALLS_WITHIN, callers.join_next()).await.expect("the last calls end")
+    while let Some(ended) =
+        timeout(LAST_CALLS_TIMEOUT, callers.join_next()).await.expect("the last calls end")
     {
         ended.expect("no caller panics");
     }
@@ -105,7 +107,7 @@ where
 }
 
 /// Starts calls at a fixed rate, independent of the ends of earlier calls, and measures each from the moment it was due.
-pub(crate) async fn open_loop<F, Fut>(rate: f64, timing: Timing, others: &Processes, call: F) -> Sample
+pub(crate) async fn open_loop<F, Fut>(rate: f64, timing: Timing, processes: &Processes, call: F) -> Sample
 where
     F: Fn(u64) -> Fut,
     Fut: Future<Output = bool> + Send + 'static,
@@ -113,26 +115,26 @@ where
     // tokio's timers have a resolution of one millisecond, in which dozens of calls are due.
     let clock = FineClock::start(Duration::from_micros(100));
     let calls = Arc::new(OpenCalls::default());
-    let (began, whole) = (Instant::now(), timing.warm_up + timing.measured);
+    let (began, total) = (Instant::now(), timing.warm_up + timing.measured);
     let (mut number, mut before, mut due) = (0, None, Duration::ZERO);
-    while due < whole {
+    while due < total {
         let now = began.elapsed();
         if now >= timing.warm_up && before.is_none() {
-            before = Some(others.cpu_time());
+            before = Some(processes.cpu_time());
         }
-        while due <= now && due < whole {
-            let (call, calls, counts) = (call(number), Arc::clone(&calls), due >= timing.warm_up);
+        while due <= now && due < total {
+            let (call, calls, is_measured) = (call(number), Arc::clone(&calls), due >= timing.warm_up);
             tokio::spawn(async move {
                 let is_right = call.await;
-                calls.ended(is_right, counts.then(|| began.elapsed() - due));
+                calls.record_end(is_right, is_measured.then(|| began.elapsed() - due));
             });
             number += 1;
             due = Duration::from_secs_f64(number as f64 / rate);
         }
         clock.tick().await;
     }
-    let after = others.cpu_time();
-    timeout(LAST_CALLS_WITHIN, async {
+    let after = processes.cpu_time();
+    timeout(LAST_CALLS_TIMEOUT, async {
         while calls.ended.load(Ordering::Relaxed) < number {
             clock.tick().await;
         }
@@ -159,7 +161,7 @@ impl Default for OpenCalls {
 
 impl OpenCalls {
     /// Records the end of a call. `took` is `None` during the warm-up.
-    fn ended(&self, is_right: bool, took: Option<Duration>) {
+    fn record_end(&self, is_right: bool, took: Option<Duration>) {
         match (is_right, took) {
             (true, Some(took)) => self.times.lock().expect("no call panics").record(took),
             (true, None) => {}

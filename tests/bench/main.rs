@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: measures the whole product and baselines in the same run.
 //!
 //! A baseline is a simpler program on the same machine, such as an echo server. The benchmark runs it shortly before or after
-//! the product, because on a shared machine only their ratio is meaningful. It also checks every answer.
+//! the product, because on a shared machine only their ratio is meaningful. It also checks every result.
 
 mod baseline;
 mod connect;
@@ -141,7 +141,7 @@ fn main() -> ExitCode {
             discard_log();
             let extent = if quick { Extent::QUICK } else { Extent::FULL };
             let runs = load::runtime(1).block_on(measurements::run(extent));
-            // A missed target is a valid result. A wrong answer makes all results invalid.
+            // A missed target is a valid measurement. A wrong result of a call makes all measurements invalid.
             return exit_code(report::write(&report::CALLS, &runs, save));
         }
         Verb::Session { quick, save } => {
@@ -158,7 +158,7 @@ fn exit_code(is_valid: bool) -> ExitCode {
     if is_valid {
         return ExitCode::SUCCESS;
     }
-    eprintln!("some calls failed or got wrong answers, so the results are invalid");
+    eprintln!("some calls failed or returned wrong results, so the measurements are invalid");
     ExitCode::FAILURE
 }
 

@@ -23,9 +23,11 @@ const OPEN_SHARES: [(&str, f64); 2] = [("embedded-open-30", 0.3), ("embedded-ope
 pub(crate) struct Extent {
     pub(crate) rounds: usize,
     pub(crate) timing: Timing,
-    /// Chunks of one stream, through native workers and through grpc.aio workers.
+    /// Chunks of one stream from a native worker.
     chunks: u64,
+    /// Chunks of one stream from a grpc.aio worker, which is slower.
     grpcio_chunks: u64,
+    /// Echoes of a large payload.
     echoes: usize,
     /// Chunks of the stream during which memory must not grow; 0 skips this measurement.
     long_stream: u64,
@@ -82,16 +84,17 @@ impl Runs {
         combine: fn(f64, f64) -> f64,
     ) -> Option<f64> {
         let pairs = self.0.get(measurement)?.iter().zip(self.0.get(baseline)?);
-        let both =
-            |(one, other): (&Sample, &Sample)| Some(combine(one.get(figure)?, other.get(baseline_figure)?));
-        Some(median(pairs.filter_map(both)))
+        let combine_pair = |(product, baseline): (&Sample, &Sample)| {
+            Some(combine(product.get(figure)?, baseline.get(baseline_figure)?))
+        };
+        Some(median(pairs.filter_map(combine_pair)))
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
         self.0.keys().copied()
     }
 
-    /// Counts the wrong answers and failed calls of all measurements and baselines.
+    /// Counts the wrong results and failed calls of all measurements and baselines.
     pub(crate) fn errors(&self) -> f64 {
         self.0.values().flatten().map(Sample::errors).sum()
     }

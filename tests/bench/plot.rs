@@ -60,24 +60,26 @@ pub(crate) fn svg(curve: &Curve) -> String {
         curve.lines.iter().flat_map(|(_, name)| curve.points.iter().filter_map(|(_, s)| s.get(name)));
     let y = Axis::containing(figures);
     let [left, top, right, bottom] = MARGIN;
-    let across = |figure: f64| left + x.position(figure) * (WIDTH - left - right);
-    let down = |figure: f64| HEIGHT - bottom - y.position(figure) * (HEIGHT - top - bottom);
+    let x_position = |figure: f64| left + x.position(figure) * (WIDTH - left - right);
+    let y_position = |figure: f64| HEIGHT - bottom - y.position(figure) * (HEIGHT - top - bottom);
 
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n<title>{}</title>\n<style>{STYLE}</style>\n",
         curve.title
     );
-    let text = |x: f64, y: f64, anchor: &str, class: &str, words: &str| {
-        format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" class=\"{class}\">{words}</text>\n")
+    let text = |x: f64, y: f64, anchor: &str, class: &str, label_text: &str| {
+        format!(
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" class=\"{class}\">{label_text}</text>\n"
+        )
     };
     svg += &text(left, 24.0, "start", "title", curve.title);
     for power in x.powers() {
-        let at = across(power);
+        let at = x_position(power);
         let _ = writeln!(svg, "<path class=\"grid\" d=\"M{at:.1} {top} V{:.1}\"/>", HEIGHT - bottom);
         svg += &text(at, HEIGHT - bottom + 18.0, "middle", "", &label(power));
     }
     for power in y.powers() {
-        let at = down(power);
+        let at = y_position(power);
         let _ = writeln!(svg, "<path class=\"grid\" d=\"M{left} {at:.1} H{:.1}\"/>", WIDTH - right);
         svg += &text(left - 8.0, at + 4.0, "end", "", &label(power));
     }
@@ -86,12 +88,12 @@ pub(crate) fn svg(curve: &Curve) -> String {
 
     // Each label is at the end of its line. Labels that would overlap move up.
     let mut taken: Vec<f64> = Vec::new();
-    for (number, (words, name)) in curve.lines.iter().enumerate() {
+    for (number, (label_text, name)) in curve.lines.iter().enumerate() {
         let points: Vec<(f64, f64)> = curve
             .points
             .iter()
             .filter_map(|(x, sample)| {
-                Some((across(*x), down(sample.get(name).filter(|figure| *figure > 0.0)?)))
+                Some((x_position(*x), y_position(sample.get(name).filter(|figure| *figure > 0.0)?)))
             })
             .collect();
         let path: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
@@ -104,12 +106,12 @@ pub(crate) fn svg(curve: &Curve) -> String {
             at -= 15.0;
         }
         taken.push(at);
-        svg += &text(end + 8.0, at + 4.0, "start", &format!("c{number}"), words);
+        svg += &text(end + 8.0, at + 4.0, "start", &format!("c{number}"), label_text);
     }
     svg + "</svg>\n"
 }
 
-/// Formats a power of ten briefly.
+/// Formats a power of ten with the suffix `k` or `M`.
 fn label(figure: f64) -> String {
     match figure {
         _ if figure >= 1e6 => format!("{}M", figure / 1e6),

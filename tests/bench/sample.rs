@@ -32,7 +32,7 @@ impl Sample {
         self.0.keys().copied()
     }
 
-    /// The number of wrong and missing answers.
+    /// The number of failed calls and wrong results.
     pub(crate) fn errors(&self) -> f64 {
         self.get("errors").unwrap_or(0.0)
     }

@@ -28,8 +28,9 @@ const THREADS: usize = 2;
 /// The number of sessions, which exceeds the cache of a processor.
 const SESSIONS: usize = 10_000;
 const MILLION: usize = 1_000_000;
-/// The number of sessions that expire together.
+/// The number of sessions that one sweep removes.
 const EXPIRING: usize = 1000;
+/// The number of operations between two looks at the clock.
 const BATCH: usize = 1000;
 const VARIABLE: &str = "rate";
 
@@ -37,7 +38,7 @@ const VARIABLE: &str = "rate";
 pub(crate) async fn run(extent: Extent) -> Runs {
     let mut runs = Runs::default();
     println!("a million idle sessions");
-    // This comes first, because later the allocator holds freed memory.
+    // This measurement comes first, because later the allocator holds freed memory.
     runs.add("idle-session", idle());
     let time = extent.timing.measured;
     let map = PlainMap::new();
@@ -75,15 +76,15 @@ fn on_threads(time: Duration, operation: impl Fn(usize) + Sync) -> Sample {
             .map(|number| {
                 let operation = &operation;
                 scope.spawn(move || {
-                    let mut done = 0_usize;
+                    let mut completed = 0_usize;
                     while began.elapsed() < time {
-                        for n in done..done + BATCH {
+                        for n in completed..completed + BATCH {
                             // Consecutive operations are far apart, and the threads take different paths.
                             operation((n * 7919 + number * 31) % SESSIONS);
                         }
-                        done += BATCH;
+                        completed += BATCH;
                     }
-                    done
+                    completed
                 })
             })
             .collect();
@@ -93,7 +94,7 @@ fn on_threads(time: Duration, operation: impl Fn(usize) + Sync) -> Sample {
 }
 
 /// Completes an operation of the memory backend, which never waits.
-fn now<T>(future: impl Future<Output = T>) -> T {
+fn complete<T>(future: impl Future<Output = T>) -> T {
     future.now_or_never().expect("memory does not wait")
 }
 
@@ -140,11 +141,11 @@ impl PlainMap {
 
     /// Reads and writes a session, as the host does for each call.
     fn update(&self, n: usize) {
-        let seen = self.map.get(&self.keys[n]).expect("it exists").clone();
+        let copy = self.map.get(&self.keys[n]).expect("it exists").clone();
         let mut session = self.map.get_mut(&self.keys[n]).expect("it exists");
         session.used += 1;
-        session.ttl = seen.ttl;
-        session.last_worker = seen.last_worker;
+        session.ttl = copy.ttl;
+        session.last_worker = copy.last_worker;
     }
 }
 
@@ -159,9 +160,9 @@ impl Backend {
         let backend: Arc<dyn SessionBackend> = Arc::new(MemoryBackend::new(SessionLimits::default()));
         let ids: Vec<_> = (0..SESSIONS).map(|n| session_id("session", n)).collect();
         for id in &ids {
-            now(backend.create(id, NewSession { metadata: metadata(), ttl: None })).expect("created");
+            complete(backend.create(id, NewSession { metadata: metadata(), ttl: None })).expect("created");
             // A separate string, as in the map.
-            now(backend.set_last_worker(id, "default-1-1".into())).expect("it exists");
+            complete(backend.set_last_worker(id, "default-1-1".into())).expect("it exists");
         }
         Self { ids, backend }
     }
@@ -173,29 +174,29 @@ impl Backend {
         for id in &ids {
             let value = Payload::try_from_serde(&0.5).expect("a number");
             let new = NewVariable { ty: Arc::clone(&ty), value, note: Note::default() };
-            now(backend.register_variable(id, &name, new)).expect("registered");
+            complete(backend.register_variable(id, &name, new)).expect("registered");
         }
         Self { ids, backend }
     }
 
     fn get(&self, n: usize) {
-        black_box(now(self.backend.get(&self.ids[n])).expect("it exists"));
+        black_box(complete(self.backend.get(&self.ids[n])).expect("it exists"));
     }
 
     fn update(&self, n: usize) {
-        let seen = now(self.backend.get(&self.ids[n])).expect("it exists");
-        let worker = seen.last_worker.expect("it was set");
-        now(self.backend.set_last_worker(&seen.id, worker)).expect("it exists");
+        let session = complete(self.backend.get(&self.ids[n])).expect("it exists");
+        let worker = session.last_worker.expect("it was set");
+        complete(self.backend.set_last_worker(&session.id, worker)).expect("it exists");
     }
 
     fn variable(&self, n: usize) {
-        black_box(now(self.backend.variable(&self.ids[n], VARIABLE)).expect("it exists"));
+        black_box(complete(self.backend.variable(&self.ids[n], VARIABLE)).expect("it exists"));
     }
 
     fn set_variable(&self, n: usize) {
         let value = Payload::from_json(ValueType::Float, bytes::Bytes::from_static(b"0.25"));
         let update = SetVariable::new(VARIABLE, value);
-        black_box(now(self.backend.set_variable(&self.ids[n], update)).expect("it exists"));
+        black_box(complete(self.backend.set_variable(&self.ids[n], update)).expect("it exists"));
     }
 }
 
@@ -211,7 +212,7 @@ fn create(time: Duration) -> Sample {
     while began.elapsed() < time && created < MILLION {
         for n in created..created + BATCH {
             let new = NewSession { metadata: metadata(), ttl: None };
-            now(backend.create(&session_id("new", n), new)).expect("created");
+            complete(backend.create(&session_id("new", n), new)).expect("created");
         }
         created += BATCH;
     }
@@ -223,7 +224,7 @@ fn idle() -> Sample {
     let before = resident();
     let backend = MemoryBackend::new(SessionLimits::default());
     for n in 0..MILLION {
-        now(backend.create(&session_id("idle", n), NewSession { metadata: metadata(), ttl: None }))
+        complete(backend.create(&session_id("idle", n), NewSession { metadata: metadata(), ttl: None }))
             .expect("created");
     }
     let each = (resident() - before) / MILLION as f64;
@@ -235,11 +236,11 @@ fn idle() -> Sample {
 async fn sweep_among(live: usize) -> Sample {
     let backend = MemoryBackend::new(SessionLimits { max_sessions: 2 * MILLION, ..SessionLimits::default() });
     for n in 0..live {
-        now(backend.create(&session_id("live", n), NewSession::default())).expect("created");
+        complete(backend.create(&session_id("live", n), NewSession::default())).expect("created");
     }
     let expired = NewSession { ttl: Some(Duration::ZERO), ..NewSession::default() };
     for n in 0..EXPIRING {
-        now(backend.create(&session_id("expired", n), expired.clone())).expect("created");
+        complete(backend.create(&session_id("expired", n), expired.clone())).expect("created");
     }
     let began = Instant::now();
     assert_eq!(backend.sweep().await.expect("swept"), EXPIRING, "the sweep removes all expired sessions");

@@ -25,7 +25,7 @@ pub(crate) async fn round(runs: &mut Runs, timing: Timing) {
     let files = tempfile::tempdir().expect("a directory");
     let limits = SessionLimits::default;
     let file = RedbBackend::open(files.path().join("sessions.redb"), limits()).await.expect("a file");
-    let file = filled(Arc::new(file)).await;
+    let file = fill(Arc::new(file)).await;
     runs.add("bare-sync", sync_file(files.path(), timing));
     runs.add("file-set", set(&file, 1, timing).await);
     runs.add("file-set-64", set(&file, 64, timing).await);
@@ -34,7 +34,7 @@ pub(crate) async fn round(runs: &mut Runs, timing: Timing) {
 
     let server = Redis::start().await;
     let redis = RedisBackend::connect(&server.url(), RedisConfig::default(), limits()).await;
-    let redis = filled(Arc::new(redis.expect("the server accepts"))).await;
+    let redis = fill(Arc::new(redis.expect("the server accepts"))).await;
     runs.add("bare-redis", set_field(&server, 1, timing).await);
     runs.add("redis-set", set(&redis, 1, timing).await);
     runs.add("bare-redis-64", set_field(&server, 64, timing).await);
@@ -48,7 +48,7 @@ fn id(n: u64) -> SessionId {
 }
 
 /// Fills a backend with sessions that have one variable each.
-async fn filled(backend: Arc<dyn SessionBackend>) -> Arc<dyn SessionBackend> {
+async fn fill(backend: Arc<dyn SessionBackend>) -> Arc<dyn SessionBackend> {
     let ty = VariableType::with_constraints(ValueType::Float, r#"{"min": 0}"#).expect("a type");
     let name = VariableName::try_new(VARIABLE).expect("a name");
     for n in 0..SESSIONS as u64 {

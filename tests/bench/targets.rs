@@ -5,13 +5,15 @@ use crate::{measurements::Runs, sample::short};
 /// The bound of a figure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Rule {
-    /// The figure divided by the baseline of the same round.
+    /// A minimum of the figure divided by the baseline of the same round.
     RatioAtLeast(f64),
+    /// A maximum of the figure divided by the baseline of the same round.
     RatioAtMost(f64),
-    /// The figure minus the baseline of the same round.
+    /// A maximum of the figure minus the baseline of the same round.
     MoreByAtMost(f64),
-    /// The figure.
+    /// A minimum of the figure.
     AtLeast(f64),
+    /// A maximum of the figure.
     AtMost(f64),
 }
 
@@ -115,14 +117,14 @@ impl Target {
             |combine: fn(f64, f64) -> f64| runs.median_of_pairs(self.measurement, self.baseline?, combine);
         let ratio = compare(|figure, baseline| figure / baseline);
         let (target, pass) = match self.rule {
-            Rule::RatioAtLeast(least) => (format!(">= {}", ratio_text(least)), ratio? >= least),
-            Rule::RatioAtMost(most) => (format!("<= {}", ratio_text(most)), ratio? <= most),
-            Rule::MoreByAtMost(most) => {
-                let more = compare(|figure, baseline| figure - baseline)?;
-                (format!("<= baseline + {} {}", short(most), self.unit), more <= most)
+            Rule::RatioAtLeast(min) => (format!(">= {}", ratio_text(min)), ratio? >= min),
+            Rule::RatioAtMost(max) => (format!("<= {}", ratio_text(max)), ratio? <= max),
+            Rule::MoreByAtMost(max) => {
+                let difference = compare(|figure, baseline| figure - baseline)?;
+                (format!("<= baseline + {} {}", short(max), self.unit), difference <= max)
             }
-            Rule::AtLeast(least) => (format!(">= {} {}", short(least), self.unit), measured >= least),
-            Rule::AtMost(most) => (format!("<= {} {}", short(most), self.unit), measured <= most),
+            Rule::AtLeast(min) => (format!(">= {} {}", short(min), self.unit), measured >= min),
+            Rule::AtMost(max) => (format!("<= {} {}", short(max), self.unit), measured <= max),
         };
         let baseline_name = self.baseline.map(|(name, _)| name);
         let (title, unit) = (self.title, self.unit);

@@ -49,7 +49,7 @@ pub fn batch_round_trip(batch: &pb::CallBatch) -> pb::CallBatch {
     pb::CallBatch::decode(black_box(wire)).unwrap()
 }
 
-/// A pool of four fake workers. Their tool answers immediately, so a call measures the layers and the scheduler, which is
+/// A pool of four fake workers. Their tool returns immediately, so a call measures the layers and the scheduler, which is
 /// private to its crate.
 pub struct FakePool {
     runtime: Runtime,
@@ -85,16 +85,16 @@ impl Sessions {
     pub fn with(count: usize) -> Self {
         let backend = MemoryBackend::new(SessionLimits::default());
         let ids: Vec<SessionId> = ids(count).collect();
-        ids.iter().for_each(|id| drop(now(backend.create(id, NewSession::default())).unwrap()));
+        ids.iter().for_each(|id| drop(complete(backend.create(id, NewSession::default())).unwrap()));
         Self { backend, ids }
     }
 
     pub fn get(&self, at: usize) {
-        black_box(now(self.backend.get(&self.ids[at % self.ids.len()])).unwrap());
+        black_box(complete(self.backend.get(&self.ids[at % self.ids.len()])).unwrap());
     }
 
     pub fn update(&self, at: usize, worker: &Arc<str>) {
-        now(self.backend.set_last_worker(&self.ids[at % self.ids.len()], Arc::clone(worker))).unwrap();
+        complete(self.backend.set_last_worker(&self.ids[at % self.ids.len()], Arc::clone(worker))).unwrap();
     }
 }
 
@@ -104,6 +104,6 @@ pub fn ids(count: usize) -> impl Iterator<Item = SessionId> {
 }
 
 /// Completes an operation of the memory backend, which never waits.
-pub fn now<T>(future: impl Future<Output = T>) -> T {
+pub fn complete<T>(future: impl Future<Output = T>) -> T {
     futures_util::FutureExt::now_or_never(future).unwrap()
 }

@@ -55,7 +55,7 @@ mod sessions {
     use divan::{Bencher, black_box};
     use snakepit_session::{MemoryBackend, NewSession, SessionBackend, SessionId, SessionLimits};
 
-    use super::functions::{Sessions, ids, now};
+    use super::functions::{Sessions, complete, ids};
 
     const SESSIONS: usize = 10_000;
 
@@ -109,7 +109,7 @@ mod sessions {
         let backend = MemoryBackend::new(SessionLimits::default());
         bencher
             .with_inputs(new_id)
-            .bench_values(|id| now(backend.create(&id, NewSession::default())).unwrap());
+            .bench_values(|id| complete(backend.create(&id, NewSession::default())).unwrap());
     }
 
     #[divan::bench(threads = [1, 2], sample_size = 1000)]

@@ -11,7 +11,7 @@ from snakepit_bridge.client import Client
 from snakepit_bridge.errors import ToolFailed
 
 
-def sync(client: Client) -> None:
+def check_blocking(client: Client) -> None:
     assert client.call("add", a=1, b=2) == 3
     assert client.call("echo", x=None, y=[1, {"z": "ü"}]) == {"x": None, "y": [1, {"z": "ü"}]}
     assert list(client.stream("count", n=10_000)) == list(range(1, 10_001))
@@ -34,17 +34,17 @@ def sync(client: Client) -> None:
     with pytest.raises(NotFoundError, match="bob"):
         session.call("whoami")
 
-    def worker(number: int, sums: list[int]) -> None:
+    def add_one(number: int, sums: list[int]) -> None:
         sums.append(client.call("add", a=number, b=1))
 
     sums: list[int] = []
-    threads = [threading.Thread(target=worker, args=(number, sums)) for number in range(20)]
+    threads = [threading.Thread(target=add_one, args=(number, sums)) for number in range(20)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert sorted(sums) == list(range(1, 21))
 
 
-async def asynchronous(client: Client) -> None:
+async def check_asynchronous(client: Client) -> None:
     sums = await asyncio.gather(*(client.call_async("add", a=number, b=1) for number in range(200)))
     assert sums == list(range(1, 201))
     assert [item async for item in client.stream_async("async_count", n=100)] == list(range(1, 101))
@@ -54,8 +54,8 @@ async def asynchronous(client: Client) -> None:
 
 
 with Client(sys.argv[1]) as client:
-    sync(client)
-    asyncio.run(asynchronous(client))
+    check_blocking(client)
+    asyncio.run(check_asynchronous(client))
 with pytest.raises(RuntimeError, match="closed"):
     client.call("add", a=1, b=2)
 with pytest.raises(HostUnavailableError, match="snakepit serve"):

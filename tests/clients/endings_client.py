@@ -1,6 +1,7 @@
 """Performs the calls and watches that it reads from stdin, and reports their outcomes.
 
-Usage: endings_client.py grpcio|package HOST:PORT. The first argument chooses plain grpcio or the client of the package.
+Usage: endings_client.py grpcio|package HOST:PORT. The first argument is `grpcio` for plain grpcio, or `package` for the
+client of the package.
 
 Each line of stdin is JSON: a call {"id", "tool", "args", "stream", "timeout"}, a watch {"id", "watch": SESSION}, or
 {"id", "cancel": true}. Each line of stdout is an event of the request with that id: {"id", "event"}. The event is a
@@ -43,8 +44,8 @@ class Grpcio:
             async for _ in self.stub.ExecuteStreamingTool(message, timeout=request["timeout"]):
                 pass
             return "OK"
-        answer = await self.stub.ExecuteTool(message, timeout=request["timeout"])
-        return "OK" if answer.success else "TOOL_FAILED"
+        response = await self.stub.ExecuteTool(message, timeout=request["timeout"])
+        return "OK" if response.success else "TOOL_FAILED"
 
     async def watch(self, session: str, report: Report) -> str:
         """Watches a session until the watch ends."""
@@ -106,8 +107,8 @@ async def main() -> None:
             print(json.dumps({"id": request["id"], "event": event}), flush=True)
 
         try:
-            watched = request.get("watch")
-            report(await (client.watch(watched, report) if watched else client.call(request)))
+            session = request.get("watch")
+            report(await (client.watch(session, report) if session else client.call(request)))
         except Exception as error:
             report(client.describe(error))
 

@@ -1,4 +1,4 @@
-"""Clients whose requests expire or are cancelled keep their connection, with a stream and a watch on it.
+"""Clients with expired and cancelled requests keep their connection, and the stream and watch on it continue.
 
 Arguments: the host's address and pid. The host has the adapter `unlucky:UnluckyTools`. Prints `ok` at the end.
 """
@@ -26,7 +26,7 @@ def check_streams_continue(chunks: Iterator[object], watch: Iterator[object]) ->
     next(watch)
 
 
-def package(address: str, timeout: float) -> None:
+def check_package(address: str, timeout: float) -> None:
     """Reads a large variable in many threads, with a timeout that most reads miss."""
     with Client(address) as client:
         session = client.session("package")
@@ -35,12 +35,12 @@ def package(address: str, timeout: float) -> None:
         chunks = client.stream("count", n=1_000_000, pause=0.01)
         watch = session.watch("n")
         next(chunks)
-        impatient = session.options(timeout=timeout)
+        short_timeout = session.options(timeout=timeout)
 
         def read() -> None:
             for _ in range(20):
                 with contextlib.suppress(DeadlineExceededError):
-                    assert len(impatient["large"]) == 2_000_000
+                    assert len(short_timeout["large"]) == 2_000_000
 
         threads = [threading.Thread(target=read) for _ in range(60)]
         for thread in threads:
@@ -53,26 +53,26 @@ def package(address: str, timeout: float) -> None:
         watch.close()
 
 
-def value(type_name: str, json: str) -> any_pb2.Any:
+def encode(type_name: str, json: str) -> any_pb2.Any:
     return any_pb2.Any(type_url=f"type.googleapis.com/snakepit.{type_name}", value=json.encode())
 
 
-def grpcio(address: str, pid: int) -> None:
+def check_grpcio(address: str, pid: int) -> None:
     """Makes requests that expire or are cancelled while the host is stopped, or that are cancelled immediately."""
     with grpc.insecure_channel(address) as channel:
         stub = rpc.BridgeServiceStub(channel)
         stub.InitializeSession(pb.InitializeSessionRequest(session_id="grpcio"))
         variable = pb.RegisterVariableRequest(
-            session_id="grpcio", name="n", type="integer", initial_value=value("integer", "0")
+            session_id="grpcio", name="n", type="integer", initial_value=encode("integer", "0")
         )
         stub.RegisterVariable(variable)
-        parameters = {"n": value("integer", "1000000"), "pause": value("float", "0.01")}
+        parameters = {"n": encode("integer", "1000000"), "pause": encode("float", "0.01")}
         request = pb.ExecuteToolRequest(tool_name="count", parameters=parameters, stream=True)
         chunks = stub.ExecuteStreamingTool(request)
         watch = stub.WatchVariables(pb.WatchVariablesRequest(session_id="grpcio", include_initial_values=True))
         next(chunks)
         next(watch)
-        sleep = pb.ExecuteToolRequest(tool_name="sleep", parameters={"seconds": value("float", "30")})
+        sleep = pb.ExecuteToolRequest(tool_name="sleep", parameters={"seconds": encode("float", "30")})
         for timeout in (0.1, 30.0):
             os.kill(pid, signal.SIGSTOP)
             calls = [stub.ExecuteTool.future(sleep, timeout=timeout) for _ in range(500)]
@@ -89,13 +89,13 @@ def grpcio(address: str, pid: int) -> None:
         for _ in range(1000):
             stub.Ping.future(pb.PingRequest()).cancel()
         stub.SetVariable(
-            pb.SetVariableRequest(session_id="grpcio", variable_identifier="n", value=value("integer", "1"))
+            pb.SetVariableRequest(session_id="grpcio", variable_identifier="n", value=encode("integer", "1"))
         )
         check_streams_continue(chunks, watch)
 
 
 if __name__ == "__main__":
     for seconds in (0.0005, 0.002, 0.01):
-        package(sys.argv[1], seconds)
-    grpcio(sys.argv[1], int(sys.argv[2]))
+        check_package(sys.argv[1], seconds)
+    check_grpcio(sys.argv[1], int(sys.argv[2]))
     print("ok")

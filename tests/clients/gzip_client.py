@@ -16,8 +16,8 @@ from google.protobuf import any_pb2
 TEXT = "snake" * 20_000
 
 
-def encode(kind: str, value: object) -> any_pb2.Any:
-    return any_pb2.Any(type_url=f"type.googleapis.com/snakepit.{kind}", value=json.dumps(value).encode())
+def encode(type_name: str, value: object) -> any_pb2.Any:
+    return any_pb2.Any(type_url=f"type.googleapis.com/snakepit.{type_name}", value=json.dumps(value).encode())
 
 
 def unary(stub: rpc.BridgeServiceStub) -> None:

@@ -1,6 +1,6 @@
 """Reads a variable once for each line on stdin, while a thread and a coroutine watch it.
 
-The argument is the host's address. Prints values and errors, also after the host has stopped.
+The argument is the host's address. Prints values and errors, and continues after the host has stopped.
 """
 
 import asyncio

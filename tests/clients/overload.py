@@ -9,7 +9,7 @@ from snakepit_bridge.client import Client
 
 
 def exhausted_memory_rejects_calls_and_ends_no_other(address: str, _: int) -> None:
-    """Calls that exceed the memory of the connection are rejected, and other calls continue."""
+    """The host rejects calls that exceed the memory of the connection, and other calls continue."""
 
     async def flood(client: Client, folder: Path) -> None:
         async with asyncio.timeout(60):
@@ -27,7 +27,7 @@ def exhausted_memory_rejects_calls_and_ends_no_other(address: str, _: int) -> No
             assert len(rejected) > 150
             for size, outcome in zip(sizes, outcomes, strict=True):
                 assert outcome == size or outcome in rejected, outcome
-            # Calls this small need no reservation.
+            # Calls of one byte need no reservation.
             assert outcomes[-50:] == [1] * 50, outcomes[-50:]
 
     with Client(address) as client, tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A TCP proxy for tests of clients, which can drop data and close connections."""
+"""A TCP proxy that can drop data and close connections, for tests of clients."""
 
 import contextlib
 import socket
@@ -14,9 +14,9 @@ class FaultyProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         #: While this is set, the proxy discards all data in both directions.
-        self.swallow = threading.Event()
-        self._accepting = threading.Thread(target=self._accept, daemon=True)
-        self._accepting.start()
+        self.is_discarding = threading.Event()
+        self._accept_thread = threading.Thread(target=self._accept, daemon=True)
+        self._accept_thread.start()
 
     @property
     def address(self) -> str:
@@ -36,27 +36,27 @@ class FaultyProxy:
         """Closes the port and every connection."""
         # Unlike `close`, `shutdown` interrupts `accept` in another thread.
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._accepting.join()
+        self._accept_thread.join()
         self._listener.close()
         self.cut()
 
     def _accept(self) -> None:
         while True:
             try:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
+                client, _ = self._listener.accept()
+                host_connection = socket.create_connection(self._target)
             except OSError:
                 return
-            for end in (near, far):
+            for end in (client, host_connection):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._pairs.append((near, far))
-            for source, target in ((near, far), (far, near)):
+            self._pairs.append((client, host_connection))
+            for source, target in ((client, host_connection), (host_connection, client)):
                 threading.Thread(target=self._forward, args=(source, target), daemon=True).start()
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                if not self.swallow.is_set():
+                if not self.is_discarding.is_set():
                     target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):

@@ -55,9 +55,9 @@ def other_writers(client: Client, address: str) -> None:
         session.set_variable("n", 8, {"changed_by": "me"})
         assert next(watch).source == "me"
 
-    with Client(address) as another:
+    with Client(address) as other_client:
         read = session.variable("n")
-        another.session("writers")["n"] = 0
+        other_client.session("writers")["n"] = 0
         write = partial(session.set_variable, "n", 9, expected_version=read.version)
         conflict = raised(VersionConflictError, write)
         assert (conflict.expected, conflict.actual) == (read.version, read.version + 1)
@@ -66,7 +66,8 @@ def other_writers(client: Client, address: str) -> None:
             for _ in range(50):
                 session.update("n", lambda value: value + 1)
 
-        writers = [threading.Thread(target=count, args=(each.session("writers"),)) for each in (client, another)]
+        sessions = [session, other_client.session("writers")]
+        writers = [threading.Thread(target=count, args=(each,)) for each in sessions]
         [writer.start() for writer in writers]
         session.call("count_up", name="n", times=50)
         [writer.join() for writer in writers]
@@ -80,7 +81,7 @@ def other_writers(client: Client, address: str) -> None:
     del client.global_programs["shared"]
 
 
-async def ended(watch: Watch, kind: type[BaseException]) -> str:
+async def error_of_end(watch: Watch, kind: type[BaseException]) -> str:
     """Returns the message of the error with which a watch ends."""
     try:
         await anext(watch)
@@ -95,19 +96,19 @@ def timeouts(client: Client) -> None:
     session = client.session("timeouts").options(timeout=1)
     session["n"] = 0
     assert "deadline" in error_message(DeadlineExceededError, lambda: next(session.watch("n")))
-    assert "deadline" in asyncio.run(ended(session.watch("n"), DeadlineExceededError))
+    assert "deadline" in asyncio.run(error_of_end(session.watch("n"), DeadlineExceededError))
     # Each request has the full timeout.
     assert session["n"] == 0
 
-    def too_late(value: int) -> int:
-        # Every attempt conflicts with this write.
+    def conflict(value: int) -> int:
+        # Each attempt of the update conflicts with this write.
         client.session("timeouts").set_variable("n", value + 1)
         return value
 
     # The timeout of an update includes its retries.
     start = time.monotonic()
     with pytest.raises((VersionConflictError, DeadlineExceededError)):
-        session.update("n", too_late)
+        session.update("n", conflict)
     assert time.monotonic() - start < 3
 
 
@@ -144,9 +145,9 @@ def forks(client: Client, address: str) -> None:
             for action in actions:
                 assert "fork" in error_message(HostUnavailableError, action)
             client.close()
-            with Client(address) as own:
-                own.session("forks").call("count_up", name="n", times=1)
-                assert own.session("forks")["n"] == 1
+            with Client(address) as child_client:
+                child_client.session("forks").call("count_up", name="n", times=1)
+                assert child_client.session("forks")["n"] == 1
             os._exit(0)
         finally:
             os._exit(9)
@@ -166,7 +167,7 @@ def closing(address: str) -> None:
         watches = [session.watch(), session.watch()]
         messages = asyncio.gather(
             asyncio.to_thread(error_message, ClientClosedError, lambda: next(watches[0])),
-            ended(watches[1], ClientClosedError),
+            error_of_end(watches[1], ClientClosedError),
         )
         threading.Timer(0.05, client.close).start()
         assert await messages == ["the client is closed"] * 2

@@ -39,7 +39,7 @@ from snakepit_bridge import (
 )
 from snakepit_bridge.client import Client
 
-#: How much later than its deadline a call may end on a busy machine, in seconds.
+#: The time that a call may take beyond its deadline on a busy machine, in seconds.
 GRACE = 1.5
 
 
@@ -54,7 +54,7 @@ def deadline_error(action: Callable[[], Any], timeout: float) -> DeadlineExceede
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Polls a condition that another process fulfils."""
+    """Waits until a condition is true, which another process fulfils."""
     end = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < end
@@ -65,7 +65,7 @@ def calls_to_a_frozen_host_end_at_their_deadline(address: str, pid: int) -> None
     """The client enforces deadlines if the host does not answer."""
     proxy = FaultyProxy(address)
     with Client(proxy.address) as over_proxy, Client(address) as direct:
-        proxy.swallow.set()
+        proxy.is_discarding.set()
         check_all_deadlines(over_proxy)
         with pytest.raises(ConnectTimeoutError, match=r"within 0\.5 s"):
             Client(proxy.address, connect_timeout=0.5)
@@ -81,19 +81,19 @@ def calls_to_a_frozen_host_end_at_their_deadline(address: str, pid: int) -> None
 
 
 def connecting_to_a_server_that_is_not_a_host_fails(address: str, pid: int) -> None:
-    """Connecting fails if a proxy answers with an HTML page or closes the connection. No call was delivered."""
+    """Connecting fails if the server sends an HTML page or closes the connection. No call can have run."""
     page = b"<html><title>502 Bad Gateway</title></html>"
     head = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(page)
-    for answer in (head + page, head.replace(b"502 Bad Gateway", b"503 Service Unavailable") + page, b""):
+    for response in (head + page, head.replace(b"502 Bad Gateway", b"503 Service Unavailable") + page, b""):
         with socket.create_server(("127.0.0.1", 0)) as listener:
 
-            def serve(listener: socket.socket = listener, answer: bytes = answer) -> None:
+            def serve(listener: socket.socket = listener, response: bytes = response) -> None:
                 with contextlib.suppress(OSError):
                     while True:
                         connection, _ = listener.accept()
                         with connection:
                             connection.recv(65536)
-                            connection.sendall(answer)
+                            connection.sendall(response)
 
             thread = threading.Thread(target=serve, daemon=True)
             thread.start()
@@ -107,7 +107,7 @@ def connecting_to_a_server_that_is_not_a_host_fails(address: str, pid: int) -> N
 
 
 def check_all_deadlines(client: Client) -> None:
-    """Makes every kind of request, which must end at its deadline."""
+    """Checks that each kind of request ends at its deadline."""
     caller = client.options(timeout=0.5)
     error = deadline_error(lambda: caller.call("add", a=1, b=2), 0.5)
     assert "`add`" in str(error)
@@ -116,10 +116,10 @@ def check_all_deadlines(client: Client) -> None:
     deadline_error(lambda: next(caller.stream("count", n=3)), 0.5)
     deadline_error(lambda: asyncio.run(caller.call_async("add", a=1, b=2)), 0.5)
 
-    async def first() -> Any:
+    async def first_chunk() -> Any:
         return await anext(caller.stream_async("count", n=3))
 
-    deadline_error(lambda: asyncio.run(first()), 0.5)
+    deadline_error(lambda: asyncio.run(first_chunk()), 0.5)
     deadline_error(lambda: client.session("silent", timeout=0.5), 0.5)
     programs = caller.global_programs
     for action in (
@@ -169,11 +169,11 @@ def running_calls_survive_the_close_of_their_client(address: str, pid: int) -> N
         stream = client.stream("count", n=100_000)
         assert next(stream) == 0
         sleeps = Path(folder) / "sleeps"
-        answer = threads.submit(client.call, "sleep", seconds=0.5, path=str(sleeps))
+        running = threads.submit(client.call, "sleep", seconds=0.5, path=str(sleeps))
         wait_until(sleeps.exists)
         client.close()
-        assert answer.result() == "slept"
-    # More chunks than the initial credit of a stream.
+        assert running.result() == "slept"
+    # The stream has more chunks than its initial credit.
     assert sum(1 for _ in stream) == 99_999
     with pytest.raises(ClientClosedError) as rejected:
         client.call("add", a=1, b=2)
@@ -186,16 +186,16 @@ def running_calls_survive_the_close_of_their_client(address: str, pid: int) -> N
     start = time.monotonic()
     client.close(timeout=0.3)
     assert 0.25 < time.monotonic() - start < 0.3 + GRACE
-    with pytest.raises(ClientClosedError, match="while the call ran") as cut:
+    with pytest.raises(ClientClosedError, match="while the call ran") as interrupted:
         list(stream)
-    assert cut.value.may_have_run
+    assert interrupted.value.may_have_run
     client.close(timeout=0)
 
     client = Client(address)
-    done = client.stream("count", n=5)
-    assert next(done) == 0
+    stream = client.stream("count", n=5)
+    assert next(stream) == 0
     client.close(timeout=30)
-    assert list(done) == [1, 2, 3, 4]
+    assert list(stream) == [1, 2, 3, 4]
     assert time.monotonic() - start < 20
 
     # `close` also waits for a large call whose request is not sent yet.
@@ -243,7 +243,7 @@ def thousands_of_calls_share_a_few_descriptors(address: str, _: int) -> None:
     limit = descriptors_in_use() + 48
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
-    async def many(client: Client) -> list[int]:
+    async def call_many(client: Client) -> list[int]:
         calls = [client.call_async("add", a=number, b=1) for number in range(3000)]
         try:
             return await asyncio.gather(*calls, return_exceptions=True)
@@ -252,7 +252,7 @@ def thousands_of_calls_share_a_few_descriptors(address: str, _: int) -> None:
 
     with Client(address) as client:
         for _ in range(3):
-            outcomes = asyncio.run(many(client))
+            outcomes = asyncio.run(call_many(client))
             # The host rejects calls when its short queue is full.
             assert all(isinstance(outcome, int | OverloadedError) for outcome in outcomes), outcomes[:5]
         gc.collect()
@@ -286,7 +286,7 @@ def a_cut_connection_loses_at_most_the_running_calls(address: str, _: int) -> No
     """A cut connection loses at most the running calls. The client repeats idempotent ones."""
     proxy = FaultyProxy(address)
     with Client(proxy.address) as client:
-        safe = client.options(idempotent=True)
+        idempotent = client.options(idempotent=True)
         session = client.session("cuts")
         session["n"] = 0
         for number in range(60):
@@ -298,7 +298,7 @@ def a_cut_connection_loses_at_most_the_running_calls(address: str, _: int) -> No
             assert all(error.may_have_run for error in lost)
             assert outcomes.count(number + 1) == 20 - len(lost)
             proxy.cut()
-            assert safe.call("add", a=number, b=1) == number + 1
+            assert idempotent.call("add", a=number, b=1) == number + 1
             proxy.cut()
             assert session["n"] == 0
             proxy.cut()
@@ -314,12 +314,12 @@ def a_cut_connection_loses_at_most_the_running_calls(address: str, _: int) -> No
                 cut.join()
             # The client never repeats a call that is not idempotent.
             assert len(Path(path).read_text().splitlines()) <= 30
-        # A call is not delivered if the port is closed.
+        # If the port is closed, no call can have run.
         proxy.close()
         with pytest.raises(HostUnavailableError):
             [client.call("add", a=1, b=2) for _ in range(2)]
         with pytest.raises(HostUnavailableError, match="cannot reach") as rejected:
-            safe.call("add", a=1, b=2)
+            idempotent.call("add", a=1, b=2)
         assert not rejected.value.may_have_run
 
     # The first attempt ran. The client cannot send the second one.
@@ -338,9 +338,9 @@ def a_cut_connection_loses_at_most_the_running_calls(address: str, _: int) -> No
 def each_rejection_has_its_exception_class(address: str, _: int) -> None:
     """Each kind of rejection raises its own class, with a hint."""
     with Client(address) as client:
-        with pytest.raises(UnsupportedError, match=r"`stream\(\)`") as wrong:
+        with pytest.raises(UnsupportedError, match=r"`stream\(\)`") as unsupported:
             client.call("count", n=3)
-        assert not wrong.value.may_have_run
+        assert not unsupported.value.may_have_run
         with pytest.raises(UnsupportedError, match=r"`stream_async\(\)`"):
             asyncio.run(client.call_async("count", n=3))
         with pytest.raises(InvalidArgumentError, match=r"options\(timeout"):
@@ -369,12 +369,12 @@ def each_rejection_has_its_exception_class(address: str, _: int) -> None:
             client.options(timeout=0.2).call("sleep", seconds=60)
         assert late.value.may_have_run
 
-    async def crowd(client: Client) -> list[Any]:
+    async def fill_queue(client: Client) -> list[Any]:
         calls = [client.call_async("sleep", seconds=0.2) for _ in range(100)]
         return await asyncio.gather(*calls, return_exceptions=True)
 
     with Client(address) as client:
-        errors = [outcome for outcome in asyncio.run(crowd(client)) if outcome != "slept"]
+        errors = [outcome for outcome in asyncio.run(fill_queue(client)) if outcome != "slept"]
         assert errors
         for error in errors:
             assert isinstance(error, OverloadedError), error
@@ -392,7 +392,7 @@ def a_stopping_host_ends_calls_and_watches_with_an_error(address: str, pid: int)
     stream = client.stream("count", n=1000, pause=0.1)
     assert next(stream) == 0
 
-    async def ended() -> None:
+    async def expect_end() -> None:
         with pytest.raises(ShuttingDownError, match="shut"):
             await anext(other)
 
@@ -400,7 +400,7 @@ def a_stopping_host_ends_calls_and_watches_with_an_error(address: str, pid: int)
         sleeps = Path(folder) / "sleeps"
         call = threads.submit(client.call, "sleep", seconds=600, path=str(sleeps))
         blocked = threads.submit(lambda: next(watch))
-        awaited = threads.submit(lambda: asyncio.run(ended()))
+        awaited = threads.submit(lambda: asyncio.run(expect_end()))
         wait_until(sleeps.exists)
         os.kill(pid, signal.SIGTERM)
         with pytest.raises(ShuttingDownError, match="shut"):
@@ -415,13 +415,13 @@ def a_stopping_host_ends_calls_and_watches_with_an_error(address: str, pid: int)
 def forks_may_drop_and_close_a_client(address: str, _: int) -> None:
     """A fork can drop and close the client and streams of its parent, also while threads of the parent use them."""
     client = Client(address)
-    over = threading.Event()
+    is_stopping = threading.Event()
 
-    def busy() -> None:
-        while not over.is_set():
+    def call_repeatedly() -> None:
+        while not is_stopping.is_set():
             client.options(timeout=10).call("add", a=1, b=2)
 
-    threads = [threading.Thread(target=busy) for _ in range(3)]
+    threads = [threading.Thread(target=call_repeatedly) for _ in range(3)]
     [thread.start() for thread in threads]
     session = client.session("forks")
     session["n"] = 0
@@ -439,8 +439,8 @@ def forks_may_drop_and_close_a_client(address: str, _: int) -> None:
             os._exit(0)
         end = time.monotonic() + 10
         while True:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
                 break
             if time.monotonic() > end:
                 os.kill(child, signal.SIGKILL)
@@ -449,7 +449,7 @@ def forks_may_drop_and_close_a_client(address: str, _: int) -> None:
         assert status == 0
         watch.close()
         del stream
-    over.set()
+    is_stopping.set()
     [thread.join() for thread in threads]
 
 

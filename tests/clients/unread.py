@@ -1,4 +1,4 @@
-"""Unread streams do not delay other calls, and calls outlive the client that started them."""
+"""Scenarios of unread streams and watches, and of streams whose client is closed or freed. Prints `ok` at the end."""
 
 import sys
 
@@ -6,18 +6,20 @@ import numpy as np
 
 from snakepit_bridge.client import Client
 
+#: The number of floats in an update of 9 MiB.
 UPDATE = 9 * 1024 * 1024 // 8
+#: The number of chunks of a stream, which exceeds the initial credit.
 CHUNKS = 50_000
 
 
-def watches(address: str) -> None:
+def unread_watches_do_not_delay_calls(address: str) -> None:
     """Large updates fill two unread watches on the connection of the calls."""
     with Client(address) as client, Client(address) as writer:
         writer.session("s")["x"] = np.zeros(UPDATE)
         unread = [client.session("s").watch("x") for _ in range(2)]
-        for turn in range(1, 4):
-            writer.session("s")["x"] = np.full(UPDATE, float(turn))
-            assert client.options(timeout=20).call("add", a=1, b=turn) == 1 + turn
+        for version in range(1, 4):
+            writer.session("s")["x"] = np.full(UPDATE, float(version))
+            assert client.options(timeout=20).call("add", a=1, b=version) == 1 + version
         for watch in unread:
             # The watch keeps the newest updates, and reports the dropped ones as lost.
             updates = [next(watch) for _ in range(2)]
@@ -26,7 +28,7 @@ def watches(address: str) -> None:
             assert updates[-1].variable.value[0] == 3.0
 
 
-def streams(address: str) -> None:
+def unread_streams_do_not_delay_calls(address: str) -> None:
     """Two streams stay unread for a while."""
     with Client(address) as client:
         unread = [client.stream("count", n=CHUNKS) for _ in range(2)]
@@ -34,7 +36,7 @@ def streams(address: str) -> None:
         assert all(sum(1 for _ in stream) == CHUNKS for stream in unread)
 
 
-def closed(address: str) -> None:
+def a_stream_outlives_the_close_of_its_client(address: str) -> None:
     """A stream continues after the close of its client, also beyond its initial credit."""
     with Client(address) as client:
         stream = client.stream("count", n=CHUNKS)
@@ -42,7 +44,7 @@ def closed(address: str) -> None:
     assert list(stream) == list(range(2, CHUNKS + 1))
 
 
-def cancelled(address: str) -> None:
+def closing_a_stream_after_its_client_frees_the_worker(address: str) -> None:
     """Closing a stream after its client frees the worker."""
     client = Client(address)
     stream = client.stream("count", n=100_000_000)
@@ -53,12 +55,18 @@ def cancelled(address: str) -> None:
         assert other.options(timeout=20).call("add", a=1, b=2) == 3
 
 
-def unreferenced(address: str) -> None:
+def a_stream_outlives_the_last_reference_to_its_client(address: str) -> None:
     """A stream continues without a reference to its client."""
     assert list(Client(address).stream("count", n=CHUNKS)) == list(range(1, CHUNKS + 1))
 
 
 if __name__ == "__main__":
-    for scenario in (watches, streams, closed, cancelled, unreferenced):
+    for scenario in (
+        unread_watches_do_not_delay_calls,
+        unread_streams_do_not_delay_calls,
+        a_stream_outlives_the_close_of_its_client,
+        closing_a_stream_after_its_client_frees_the_worker,
+        a_stream_outlives_the_last_reference_to_its_client,
+    ):
         scenario(sys.argv[1])
     print("ok")

@@ -101,8 +101,8 @@ async fn repeat<F: Future<Output = ()>>(tally: Arc<Tally>, call: impl Fn(u64) ->
     }
 }
 
-/// The answer that the tools compute from a nonce.
-pub(crate) const fn answer(nonce: u64) -> u64 {
+/// The result that the tools compute from a nonce.
+pub(crate) const fn expected_result(nonce: u64) -> u64 {
     nonce * 31 + 7
 }
 
@@ -145,12 +145,12 @@ fn request(tool: &str, nonce: u64, args: &Value) -> Request<pb::ExecuteToolReque
 }
 
 async fn plain_unary(mut client: Client, tally: Arc<Tally>, nonce: u64) {
-    let began = Instant::now();
+    let started_at = Instant::now();
     let outcome = client.execute_tool(request(unary_tool(nonce), nonce, &unary_args(nonce))).await;
     let outcome = outcome.map(|response| snakepit_tests::result_of(response.into_inner()));
     match outcome {
-        Ok(value) => finish_unary("unary, plain", &tally, nonce, began, &value),
-        Err(status) => failed("unary, plain", &tally, nonce, began, &status),
+        Ok(value) => finish_unary("unary, plain", &tally, nonce, started_at, &value),
+        Err(status) => record_failure("unary, plain", &tally, nonce, started_at, &status),
     }
 }
 
@@ -164,27 +164,27 @@ async fn call_multiplexed(
     tally: Arc<Tally>,
     nonce: u64,
 ) {
-    let began = Instant::now();
+    let started_at = Instant::now();
     let mut call = client.call(unary_tool(nonce)).args(unary_args(nonce)).timeout(DEADLINE);
     if let Some(session) = session_of(nonce) {
         call = call.session(SessionId::try_new(session).expect("a session id"));
     }
     match call.unary::<Value>().await {
-        Ok(reply) => finish_unary(kind, &tally, nonce, began, &reply.value),
-        Err(error) => failed_with(kind, &tally, nonce, began, &error),
+        Ok(reply) => finish_unary(kind, &tally, nonce, started_at, &reply.value),
+        Err(error) => record_error(kind, &tally, nonce, started_at, &error),
     }
 }
 
-fn finish_unary(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, value: &Value) {
-    if *value != answer(nonce) {
-        tally.violation(format!("{kind}: the answer to nonce {nonce} is {value}"));
+fn finish_unary(kind: &'static str, tally: &Tally, nonce: u64, started_at: Instant, value: &Value) {
+    if *value != expected_result(nonce) {
+        tally.violation(format!("{kind}: the result for nonce {nonce} is {value}"));
     }
     tally.must_have_run(nonce);
-    tally.succeeded(kind, began);
+    tally.succeeded(kind, started_at);
 }
 
 async fn plain_stream(mut client: Client, tally: Arc<Tally>, nonce: u64) {
-    let began = Instant::now();
+    let started_at = Instant::now();
     let args = json!({"nonce": nonce, "n": chunks(nonce)});
     let outcome = async {
         let mut stream =
@@ -202,13 +202,13 @@ async fn plain_stream(mut client: Client, tally: Arc<Tally>, nonce: u64) {
         Ok::<Vec<u64>, Status>(received)
     };
     match outcome.await {
-        Ok(received) => finish_stream("stream, plain", &tally, nonce, began, &received),
-        Err(status) => failed("stream, plain", &tally, nonce, began, &status),
+        Ok(received) => finish_stream("stream, plain", &tally, nonce, started_at, &received),
+        Err(status) => record_failure("stream, plain", &tally, nonce, started_at, &status),
     }
 }
 
 async fn multiplexed_stream(client: snakepit_server::Client, tally: Arc<Tally>, nonce: u64) {
-    let began = Instant::now();
+    let started_at = Instant::now();
     let args = json!({"nonce": nonce, "n": chunks(nonce)});
     let mut call = client.call(stream_tool(nonce)).args(args).timeout(DEADLINE);
     if let Some(session) = session_of(nonce) {
@@ -216,30 +216,30 @@ async fn multiplexed_stream(client: snakepit_server::Client, tally: Arc<Tally>, 
     }
     let outcome = async { call.stream::<u64>().await?.try_collect::<Vec<u64>>().await };
     match outcome.await {
-        Ok(received) => finish_stream("stream, multiplexed", &tally, nonce, began, &received),
-        Err(error) => failed_with("stream, multiplexed", &tally, nonce, began, &error),
+        Ok(received) => finish_stream("stream, multiplexed", &tally, nonce, started_at, &received),
+        Err(error) => record_error("stream, multiplexed", &tally, nonce, started_at, &error),
     }
 }
 
-fn finish_stream(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, received: &[u64]) {
-    let first = answer(nonce);
+fn finish_stream(kind: &'static str, tally: &Tally, nonce: u64, started_at: Instant, received: &[u64]) {
+    let first = expected_result(nonce);
     if !received.iter().copied().eq(first..first + chunks(nonce)) {
         tally.violation(format!("{kind}: the {} chunks of nonce {nonce} are wrong", received.len()));
     }
-    tally.succeeded(kind, began);
+    tally.succeeded(kind, started_at);
 }
 
-fn failed(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, status: &Status) {
+fn record_failure(kind: &'static str, tally: &Tally, nonce: u64, started_at: Instant, status: &Status) {
     let reason = details_of(status).reason.unwrap_or_else(|| format!("{:?}", status.code()));
-    // tonic's channel has a timer for the deadline too, and may cancel the call before the server's answer arrives.
-    let reason = if reason == "Cancelled" && began.elapsed() >= DEADLINE {
+    // tonic's channel has a timer for the deadline too, and may cancel the call before the server's response arrives.
+    let reason = if reason == "Cancelled" && started_at.elapsed() >= DEADLINE {
         "DEADLINE_EXCEEDED".into()
     } else {
         reason
     };
-    tally.failed(kind, caller(nonce), began, reason, status.message());
+    tally.failed(kind, caller(nonce), started_at, reason, status.message());
 }
 
-fn failed_with(kind: &'static str, tally: &Tally, nonce: u64, began: Instant, error: &Error) {
-    tally.failed(kind, caller(nonce), began, crate::report::reason(error), &error.to_string());
+fn record_error(kind: &'static str, tally: &Tally, nonce: u64, started_at: Instant, error: &Error) {
+    tally.failed(kind, caller(nonce), started_at, crate::report::reason(error), &error.to_string());
 }

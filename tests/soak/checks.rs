@@ -1,4 +1,5 @@
-//! Checks after the faults: the daemon is idle, has not grown, leaves nothing behind, and ran every call at most once.
+//! Checks after the faults. The daemon must be idle, and its memory must not have grown. When it stops, no process or file may
+//! remain. Each call may have run at most once.
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
@@ -8,12 +9,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     daemon::{Daemon, WORKERS, resident_kib, workers},
-    faults::{answers, states},
-    tally::{LOST, Tally},
+    faults::{call_succeeds, states},
+    tally::{Tally, WORKER_LOST_OUTCOMES},
 };
 
 /// The time limit for the daemon to become idle after the load.
-const IDLE_WITHIN: Duration = Duration::from_secs(20);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The allowed growth of the host's memory after its first round of faults. Fragmentation and larger bursts cause some.
 const GROWTH_KIB: u64 = 32 * 1024;
 /// The allowed increase of the smallest memory after a round, from the first half of the rounds to the second.
@@ -65,7 +66,7 @@ pub(crate) async fn at_rest(daemon: &Daemon, initial: &InitialResources, rounds:
         if is_idle && descriptors <= initial.descriptors + SPARE_DESCRIPTORS {
             break;
         }
-        if began.elapsed() > IDLE_WITHIN {
+        if began.elapsed() > IDLE_TIMEOUT {
             tally.violation(format!(
                 "not idle after the load: {descriptors} descriptors (before the load {}), workers {:?}",
                 initial.descriptors,
@@ -75,18 +76,22 @@ pub(crate) async fn at_rest(daemon: &Daemon, initial: &InitialResources, rounds:
         }
         sleep(Duration::from_millis(20)).await;
     }
-    if !answers(&mut client, tally.nonce()).await {
-        tally.violation("the last call got no answer".to_owned());
+    if !call_succeeds(&mut client, tally.nonce()).await {
+        tally.violation("the last call failed or returned a wrong result".to_owned());
     }
     check_memory(daemon, initial, rounds, &listed, tally);
-    lost_calls(listed.iter().map(|worker| worker.restarts).sum(), tally);
+    check_lost_calls(listed.iter().map(|worker| worker.restarts).sum(), tally);
     daemon.panics().into_iter().for_each(|line| tally.violation(format!("the daemon panicked: {line}")));
 }
 
-/// Checks that each worker that died lost at most one call, the running one.
-fn lost_calls(restarts: u64, tally: &Tally) {
-    let lost: u64 =
-        tally.outcomes().iter().filter(|((_, outcome), _)| LOST.contains(&&**outcome)).map(|(_, n)| n).sum();
+/// Checks that each worker that died lost at most its running call.
+fn check_lost_calls(restarts: u64, tally: &Tally) {
+    let lost: u64 = tally
+        .outcomes()
+        .iter()
+        .filter(|((_, outcome), _)| WORKER_LOST_OUTCOMES.contains(&&**outcome))
+        .map(|(_, n)| n)
+        .sum();
     eprintln!("{restarts} workers replaced, {lost} calls lost");
     if lost > restarts {
         tally.violation(format!("{restarts} replaced workers lost {lost} calls"));
@@ -103,37 +108,37 @@ fn check_memory(
     listed: &[pb::WorkerInfo],
     tally: &Tally,
 ) {
-    let now = daemon.resident_kib();
-    eprintln!("resident memory: {rounds:?} KiB after each round of faults, {now} KiB at rest");
+    let at_rest = daemon.resident_kib();
+    eprintln!("resident memory: {rounds:?} KiB after each round of faults, {at_rest} KiB at rest");
     if let Some(first) = rounds.first()
-        && now > first + GROWTH_KIB
+        && at_rest > first + GROWTH_KIB
     {
-        tally.violation(format!("the host grew from {first} KiB after the first round to {now} KiB"));
+        tally.violation(format!("the host grew from {first} KiB after the first round to {at_rest} KiB"));
     }
     if rounds.len() >= CREEP_ROUNDS {
         let (early, late) = rounds.split_at(rounds.len() / 2);
-        let least = |rounds: &[u64]| rounds.iter().min().copied().unwrap_or_default();
-        if least(late) > least(early) + CREEP_KIB {
+        let minimum = |rounds: &[u64]| rounds.iter().min().copied().unwrap_or_default();
+        if minimum(late) > minimum(early) + CREEP_KIB {
             tally.violation(format!("the host's memory increases slowly: {rounds:?} KiB after each round"));
         }
     }
     for worker in listed {
-        let now = resident_kib(worker.pid);
-        if now > initial.worker_kib + WORKER_GROWTH_KIB {
+        let resident = resident_kib(worker.pid);
+        if resident > initial.worker_kib + WORKER_GROWTH_KIB {
             let (id, fresh) = (&worker.worker_id, initial.worker_kib);
-            tally.violation(format!("worker {id} has {now} KiB, a new one {fresh} KiB"));
+            tally.violation(format!("worker {id} has {resident} KiB, a new one {fresh} KiB"));
         }
     }
 }
 
-/// Stops the daemon, checks that it leaves nothing behind, and counts the executed calls.
+/// Stops the daemon, checks that no process or file of it remains, and counts the executed calls.
 pub(crate) async fn after_stop(daemon: Daemon, tally: &Tally) -> RunCounts {
     let mut client = daemon.client().await;
     let mut pids: Vec<u32> =
         workers(&mut client).await.unwrap_or_default().iter().map(|worker| worker.pid).collect();
     drop(client);
     let (marks, run_dir) = (daemon.marks(), daemon.run_dir());
-    let (code, left, dir) = daemon.stop().await;
+    let (code, files, dir) = daemon.stop().await;
     if code != Some(0) {
         tally.violation(format!("the daemon exited with {code:?} after SIGTERM"));
     }
@@ -142,9 +147,9 @@ pub(crate) async fn after_stop(daemon: Daemon, tally: &Tally) -> RunCounts {
     if !alive.is_empty() {
         tally.violation(format!("processes left behind: {alive:?}"));
     }
-    let left: Vec<_> = left.into_iter().filter(|name| name != "lock").collect();
-    if !left.is_empty() {
-        tally.violation(format!("files left in the run directory: {left:?}"));
+    let files: Vec<_> = files.into_iter().filter(|name| name != "lock").collect();
+    if !files.is_empty() {
+        tally.violation(format!("files left in the run directory: {files:?}"));
     }
     let counted = count_runs(&marks, tally);
     drop(dir);

@@ -23,8 +23,8 @@ use tonic::transport::Endpoint;
 pub(crate) const WORKERS: usize = 4;
 /// The limit of descriptors: low enough for the test to exhaust them, high enough for clients and workers.
 const DESCRIPTORS: u32 = 256;
-/// The number of log lines that are kept.
-const KEPT_LINES: usize = 400;
+/// The number of recent log lines that error messages can show.
+const MAX_LOG_LINES: usize = 400;
 
 /// A running `snakepit serve`.
 pub(crate) struct Daemon {
@@ -43,7 +43,7 @@ struct Ready {
 
 #[derive(Default)]
 struct Log {
-    stalled: Mutex<bool>,
+    is_stalled: Mutex<bool>,
     resumed: Condvar,
     lines: Mutex<VecDeque<String>>,
     panics: Mutex<Vec<String>>,
@@ -75,7 +75,7 @@ impl Daemon {
         let log = Arc::new(Log::default());
         let stderr = child.stderr.take().unwrap().into_owned_fd().unwrap();
         let reader = BufReader::new(std::fs::File::from(stderr));
-        // Reading blocks on the pipe, and while it is stalled, so it has a thread.
+        // The reader has its own thread, because it blocks on the pipe, and while the log is stalled.
         std::thread::spawn({
             let log = Arc::clone(&log);
             move || log.read(reader)
@@ -107,8 +107,8 @@ impl Daemon {
     }
 
     /// Stops or resumes reading the log.
-    pub(crate) fn stall_log(&self, stalled: bool) {
-        *self.log.stalled.lock().unwrap() = stalled;
+    pub(crate) fn stall_log(&self, is_stalled: bool) {
+        *self.log.is_stalled.lock().unwrap() = is_stalled;
         self.log.resumed.notify_all();
     }
 
@@ -167,13 +167,13 @@ impl Log {
                 self.panics.lock().unwrap().push(line.clone());
             }
             let mut lines = self.lines.lock().unwrap();
-            if lines.len() == KEPT_LINES {
+            if lines.len() == MAX_LOG_LINES {
                 lines.pop_front();
             }
             lines.push_back(line);
             drop(lines);
-            let stalled = self.stalled.lock().unwrap();
-            drop(self.resumed.wait_while(stalled, |stalled| *stalled).unwrap());
+            let is_stalled = self.is_stalled.lock().unwrap();
+            drop(self.resumed.wait_while(is_stalled, |is_stalled| *is_stalled).unwrap());
         }
     }
 

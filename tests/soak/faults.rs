@@ -16,8 +16,8 @@ use crate::{
     windows::Caller,
 };
 
-/// The time limit for the recovery from a fault.
-const RECOVERS_WITHIN: Duration = Duration::from_secs(20);
+/// The time limit of the recovery from a fault.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(20);
 /// The interval between two checks for the recovery.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// The time between the recovery and the next fault.
@@ -183,82 +183,82 @@ impl Faults {
         let tally = Arc::clone(&self.tally);
         match fault {
             Fault::KillWorker => {
-                let pid = self.some_worker().await;
+                let pid = self.random_worker().await;
                 signal(pid, Signal::SIGKILL);
-                self.recovered(fault, &[pid]).await
+                self.wait_for_recovery(fault, &[pid]).await
             }
             Fault::StopWorker => {
-                let pid = self.some_worker().await;
+                let pid = self.random_worker().await;
                 signal(pid, Signal::SIGSTOP);
                 // The host notices only when a call on this worker misses its deadline.
-                self.recovered(fault, &[pid]).await
+                self.wait_for_recovery(fault, &[pid]).await
             }
             Fault::CrashingTool => {
                 self.expect_failure("crash", &["WORKER_LOST"]).await;
-                self.recovered(fault, &[]).await
+                self.wait_for_recovery(fault, &[]).await
             }
             Fault::HangingTool => {
                 self.expect_failure("hang", &["DEADLINE_EXCEEDED", "WORKER_LOST"]).await;
-                self.recovered(fault, &[]).await
+                self.wait_for_recovery(fault, &[]).await
             }
             Fault::BlockingTask => {
                 let pid = self.leave_blocking_task().await;
-                self.recovered(fault, pid.as_slice()).await
+                self.wait_for_recovery(fault, pid.as_slice()).await
             }
             Fault::FloodingTool => {
                 self.flood().await;
-                self.recovered(fault, &[]).await
+                self.wait_for_recovery(fault, &[]).await
             }
             Fault::StalledLog => {
                 self.daemon.stall_log(true);
                 self.flood().await;
                 self.flood().await;
                 sleep(Duration::from_secs(1)).await;
-                let took = self.recovered(fault, &[]).await;
+                let took = self.wait_for_recovery(fault, &[]).await;
                 self.daemon.stall_log(false);
                 took
             }
             Fault::NoDescriptors => {
                 let connections = bad_clients::exhaust_descriptors(&self.daemon).await;
-                let pid = self.some_worker().await;
+                let pid = self.random_worker().await;
                 signal(pid, Signal::SIGKILL);
-                let took = self.recovered(fault, &[pid]).await;
+                let took = self.wait_for_recovery(fault, &[pid]).await;
                 drop(connections);
                 took
             }
             Fault::StalledReaders => {
                 bad_clients::stall_reading(&self.daemon, DEADLINE + Duration::from_secs(1)).await;
-                self.recovered(fault, &[]).await
+                self.wait_for_recovery(fault, &[]).await
             }
             Fault::DisconnectingClients => {
                 bad_clients::disconnect_during_calls(&self.daemon).await;
-                self.recovered(fault, &[]).await
+                self.wait_for_recovery(fault, &[]).await
             }
             Fault::FrozenClient => {
                 self.python.freeze(DEADLINE).await;
-                self.recovered(fault, &[]).await
+                self.wait_for_recovery(fault, &[]).await
             }
             Fault::KilledClient => {
                 self.python.replace().await;
-                self.recovered(fault, &[]).await
+                self.wait_for_recovery(fault, &[]).await
             }
             Fault::RestartedRedis => {
                 self.redis.restart(Duration::from_millis(300)).await;
-                let took = self.recovered(fault, &[]).await;
-                took + self.sessions_recovered(&tally).await
+                let took = self.wait_for_recovery(fault, &[]).await;
+                took + self.wait_for_session_recovery(&tally).await
             }
             Fault::FrozenRedis => {
                 self.redis.signal(Signal::SIGSTOP);
                 sleep(Duration::from_secs(2)).await;
                 self.redis.signal(Signal::SIGCONT);
-                let took = self.recovered(fault, &[]).await;
-                took + self.sessions_recovered(&tally).await
+                let took = self.wait_for_recovery(fault, &[]).await;
+                took + self.wait_for_session_recovery(&tally).await
             }
         }
     }
 
     /// Returns the pid of a random worker, preferably of a busy one.
-    async fn some_worker(&mut self) -> u32 {
+    async fn random_worker(&mut self) -> u32 {
         let workers = workers(&mut self.client).await.expect("the open connection works");
         let mut running: Vec<_> = workers.iter().filter(|worker| worker.pid != 0).collect();
         if running.iter().any(|worker| worker.state == "busy") {
@@ -280,7 +280,7 @@ impl Faults {
             Ok(Ok(_)) => "success".to_owned(),
             Err(_) => "no end".to_owned(),
         };
-        // tonic's channel has a timer for the deadline too, and may cancel the call before the server's answer arrives.
+        // tonic's channel has a timer for the deadline too, and may cancel the call before the server's response arrives.
         let reason = if reason == "Cancelled" { "DEADLINE_EXCEEDED".to_owned() } else { reason };
         if !reasons.contains(&&*reason) && reason != "DEADLINE_EXCEEDED" {
             self.tally.violation(format!("the tool `{tool}` ended as {reason}"));
@@ -288,7 +288,7 @@ impl Faults {
         self.tally.count("tool of a fault", reason, 1);
     }
 
-    /// Makes a worker answer a call and leave a task that blocks its event loop. Returns the pid of the worker.
+    /// Makes a tool return, and leave a task that blocks the event loop of its worker. Returns the pid of the worker.
     async fn leave_blocking_task(&mut self) -> Option<u32> {
         let mut request = Request::new(tool_request("leave_blocking_task", &json!({})));
         request.set_timeout(DEADLINE);
@@ -314,18 +314,18 @@ impl Faults {
         }
     }
 
-    /// Waits until every slot has a worker that accepts calls, except the given ones, which the host must replace.
-    async fn recovered(&mut self, fault: Fault, to_replace: &[u32]) -> Duration {
+    /// Waits until every slot has a worker that accepts calls, and the host has replaced the workers `to_replace`.
+    async fn wait_for_recovery(&mut self, fault: Fault, to_replace: &[u32]) -> Duration {
         let began = Instant::now();
         loop {
             let listed = timeout(DEADLINE, workers(&mut self.client)).await;
-            let is_whole = matches!(&listed, Ok(Ok(workers)) if workers.len() == WORKERS && workers.iter().all(|worker| {
+            let is_recovered = matches!(&listed, Ok(Ok(workers)) if workers.len() == WORKERS && workers.iter().all(|worker| {
                 ["idle", "busy"].contains(&&*worker.state) && !to_replace.contains(&worker.pid)
             }));
-            if is_whole {
+            if is_recovered {
                 return began.elapsed();
             }
-            if began.elapsed() > RECOVERS_WITHIN {
+            if began.elapsed() > RECOVERY_TIMEOUT {
                 let states = listed.map(|listed| listed.map(|workers| states(&workers)));
                 let log = self.daemon.log_tail(20);
                 self.tally.violation(format!("{}: no recovery: {states:?}\n{log}", fault.name()));
@@ -336,7 +336,7 @@ impl Faults {
     }
 
     /// Waits until a read of a session succeeds.
-    async fn sessions_recovered(&mut self, tally: &Tally) -> Duration {
+    async fn wait_for_session_recovery(&mut self, tally: &Tally) -> Duration {
         let began = Instant::now();
         let request = || {
             let mut request = Request::new(pb::GetSessionRequest { session_id: "soak-0".to_owned() });
@@ -344,7 +344,7 @@ impl Faults {
             request
         };
         while let Err(status) = self.client.get_session(request()).await {
-            if began.elapsed() > RECOVERS_WITHIN {
+            if began.elapsed() > RECOVERY_TIMEOUT {
                 tally.violation(format!("sessions do not recover: {}", status.message()));
                 break;
             }
@@ -359,8 +359,8 @@ pub(crate) fn states(workers: &[pb::WorkerInfo]) -> Vec<String> {
     workers.iter().map(|worker| format!("{} {} {}", worker.worker_id, worker.pid, worker.state)).collect()
 }
 
-/// Whether a call gets the right answer.
-pub(crate) async fn answers(client: &mut Client, nonce: u64) -> bool {
-    let answer = timeout(DEADLINE, execute(client, "mark", &json!({"nonce": nonce}))).await;
-    matches!(answer, Ok(Ok(value)) if value == crate::callers::answer(nonce))
+/// Whether a call returns the right result.
+pub(crate) async fn call_succeeds(client: &mut Client, nonce: u64) -> bool {
+    let outcome = timeout(DEADLINE, execute(client, "mark", &json!({"nonce": nonce}))).await;
+    matches!(outcome, Ok(Ok(value)) if value == crate::callers::expected_result(nonce))
 }

@@ -19,9 +19,9 @@ use crate::{daemon::Daemon, tally::Tally, windows::Caller};
 
 const KIND: &str = "python client";
 /// The time limit for the start of the client.
-const STARTS_WITHIN: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time limit for the end of the client after its stdin has closed, which exceeds the deadline and grace of a call.
-const ENDS_WITHIN: Duration = Duration::from_secs(15);
+const END_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A running `soak_client.py`.
 pub(crate) struct PythonClient {
@@ -79,7 +79,7 @@ impl PythonClient {
     /// Ends the client, and waits for its last report.
     pub(crate) async fn finish(mut self) {
         drop(self.child.stdin.take());
-        match timeout(ENDS_WITHIN, self.child.wait()).await {
+        match timeout(END_TIMEOUT, self.child.wait()).await {
             Ok(status) => {
                 let status = status.expect("the client can be awaited");
                 if !status.success() {
@@ -91,7 +91,7 @@ impl PythonClient {
                     self.tally.violation(format!("{KIND}: the last report is incomplete: {incomplete}"));
                 }
             }
-            Err(_) => self.tally.violation(format!("{KIND}: did not end within {ENDS_WITHIN:?}")),
+            Err(_) => self.tally.violation(format!("{KIND}: did not end within {END_TIMEOUT:?}")),
         }
     }
 }
@@ -107,8 +107,9 @@ async fn spawn(url: &str, generation: u32, tally: &Arc<Tally>) -> (Child, JoinHa
         .spawn()
         .expect("Python starts");
     let mut stdout = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
-    let first = timeout(STARTS_WITHIN, read_report(&mut stdout, tally)).await.expect("the client starts");
-    assert!(first.is_none(), "the client ended before its first report");
+    let incomplete =
+        timeout(START_TIMEOUT, read_report(&mut stdout, tally)).await.expect("the client starts");
+    assert!(incomplete.is_none(), "the client ended before its first report");
     let tally = Arc::clone(tally);
     let reports = tokio::spawn(async move {
         loop {

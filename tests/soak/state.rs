@@ -1,4 +1,4 @@
-//! Writers that know the value of their variable, and watchers that must see every write or be notified of missing ones.
+//! Writers that know the value of their variable, and watchers that must receive each write or a notice of its loss.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,9 +19,9 @@ use crate::{
 const WRITERS: u32 = 4;
 const NAME: &str = "n";
 /// The time limit for a variable to become readable, which is longer than any fault.
-const READABLE_WITHIN: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time limit for a watch to end after its session.
-const WATCH_ENDS_WITHIN: Duration = Duration::from_secs(20);
+const WATCH_END_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A writer and its watcher. Each returns the last version that it knows.
 struct WatchedWriter {
@@ -61,7 +61,7 @@ pub(crate) async fn start(daemon: &Daemon, tally: &Arc<Tally>) -> Writers {
 }
 
 impl Writers {
-    /// Ends the writers. Checks that each last write is stored and that its watcher saw it.
+    /// Ends the writers. Checks that each last write is stored and that its watcher received it.
     pub(crate) async fn finish(mut self) {
         for WatchedWriter { session, writer, watcher } in self.writers {
             let version = writer.await.expect("a writer does not panic");
@@ -72,12 +72,13 @@ impl Writers {
             // A watch ends with its session, after it has delivered every update.
             let end = pb::CleanupSessionRequest { session_id: session.clone(), force: true };
             self.client.cleanup_session(end).await.expect("the session can be ended");
-            match timeout(WATCH_ENDS_WITHIN, watcher).await {
-                Ok(seen) => {
-                    let seen = seen.expect("a watcher does not panic");
-                    if seen != Some(version) {
-                        let problem =
-                            format!("{session}: the last write is version {version}, its watch saw {seen:?}");
+            match timeout(WATCH_END_TIMEOUT, watcher).await {
+                Ok(last) => {
+                    let last = last.expect("a watcher does not panic");
+                    if last != Some(version) {
+                        let problem = format!(
+                            "{session}: the last write is version {version}, its watch ended at {last:?}"
+                        );
                         self.tally.violation(problem);
                     }
                 }
@@ -142,7 +143,7 @@ async fn read_after_failure(client: &mut Client, session: &str, before: i32, tal
             Err(status) => {
                 let reason = reason(&status, attempt);
                 tally.check_explained("read", Caller::Session, attempt, &reason, status.message());
-                if began.elapsed() > READABLE_WITHIN {
+                if began.elapsed() > READ_TIMEOUT {
                     tally.violation(format!("{session} stays unreadable: {}", status.message()));
                     return before;
                 }
@@ -190,22 +191,24 @@ async fn watch(mut client: Client, session: String, tally: Arc<Tally>) -> Option
                 continue;
             }
         };
-        // A new watch starts at any version.
-        let mut follows = false;
+        // A new watch may start at any version.
+        let mut is_consecutive = false;
         loop {
             match updates.message().await {
                 Ok(Some(update)) if update.update_type == "lost" => {
                     tally.count("watch", "lost", 1);
-                    follows = false;
+                    is_consecutive = false;
                 }
                 Ok(Some(update)) if update.update_type == "deleted" => {}
                 Ok(Some(update)) => {
                     let Some(variable) = update.variable else { continue };
-                    if follows && last.is_some_and(|last| variable.version != last + 1) {
-                        tally
-                            .violation(format!("{session}: a watch saw {last:?}, then {}", variable.version));
+                    if is_consecutive && last.is_some_and(|last| variable.version != last + 1) {
+                        tally.violation(format!(
+                            "{session}: a watch received version {last:?}, then {}",
+                            variable.version
+                        ));
                     }
-                    (last, follows) = (Some(variable.version), true);
+                    (last, is_consecutive) = (Some(variable.version), true);
                     tally.count("watch", "update", 1);
                 }
                 Ok(None) => {

@@ -16,10 +16,10 @@ use crate::windows::{Caller, Windows};
 
 /// The deadline of every call.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(3);
-/// How much later than its deadline a call may end, with a debug build on two busy cores.
+/// The time that a call may take beyond its deadline, with a debug build on two busy cores.
 const GRACE: Duration = Duration::from_secs(3);
 /// Outcomes of a call whose worker died: the reason on the wire, and the class of the Python client.
-pub(crate) const LOST: [&str; 2] = ["WORKER_LOST", "WorkerLostError"];
+pub(crate) const WORKER_LOST_OUTCOMES: [&str; 2] = ["WORKER_LOST", "WorkerLostError"];
 /// The number of violations that are printed. All are counted.
 const PRINTED: usize = 40;
 
@@ -31,7 +31,7 @@ pub(crate) struct Tally {
     /// The nonces of calls that succeeded. Each must have run exactly once.
     nonces_of_successes: Mutex<Vec<u64>>,
     last_nonce: AtomicU64,
-    stopping: AtomicBool,
+    is_stopping: AtomicBool,
     pub(crate) windows: Windows,
 }
 
@@ -87,7 +87,7 @@ impl Tally {
         *self.outcomes.lock().unwrap().entry((kind, outcome.into())).or_default() += calls;
     }
 
-    /// Records that a call succeeded whose tool writes its nonce.
+    /// Records the success of a call whose tool writes its nonce.
     pub(crate) fn must_have_run(&self, nonce: u64) {
         self.nonces_of_successes.lock().unwrap().push(nonce);
     }
@@ -114,10 +114,10 @@ impl Tally {
 
     /// Makes every caller stop after its current call.
     pub(crate) fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.is_stopping.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        self.is_stopping.load(Ordering::Relaxed)
     }
 }

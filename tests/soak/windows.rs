@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::faults::Fault;
 
-/// How long after the recovery from a fault a call may begin and still fail because of it.
+/// The time after the recovery from a fault in which a call may begin, and still fail because of the fault.
 const AFTERMATH: Duration = Duration::from_secs(1);
 
 /// Callers that differ in the failures that a fault explains.

@@ -37,7 +37,7 @@ pub fn signal(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.cast_signed()), signal).unwrap_or_else(|e| panic!("cannot signal {pid}: {e}"));
 }
 
-/// Polls a condition until it is true. Panics with `what` if it is still false after `bound`.
+/// Polls a condition until it is true. Panics with `what`, a description of the condition, if it is still false after `bound`.
 pub async fn eventually<F>(what: &str, bound: Duration, mut condition: impl FnMut() -> F)
 where
     F: Future<Output = bool>,

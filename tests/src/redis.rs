@@ -31,7 +31,7 @@ impl Redis {
         Self::launch(tempfile::tempdir().unwrap(), VOLATILE).await
     }
 
-    /// Starts a server that keeps every acknowledged write, even if it is killed.
+    /// Starts a server that does not lose acknowledged writes when it is killed.
     ///
     /// # Panics
     /// If it does not start.
@@ -46,14 +46,14 @@ impl Redis {
         redis
     }
 
-    /// Kills the server, and starts it again in the same directory after the time `down`.
+    /// Kills the server, and starts it again in the same directory after `downtime`.
     ///
     /// # Panics
     /// If it does not start.
-    pub async fn restart(&mut self, down: Duration) {
+    pub async fn restart(&mut self, downtime: Duration) {
         self.child.kill().expect("redis-server runs");
         self.child.wait().expect("redis-server can be waited for");
-        tokio::time::sleep(down).await;
+        tokio::time::sleep(downtime).await;
         self.child = spawn(self.dir.path(), self.persistence);
         self.wait_until_ready().await;
     }

@@ -41,7 +41,7 @@ pub fn python() -> PathBuf {
 /// The path of the daemon's binary. It is in the directory of this program or, for tests, one directory above.
 ///
 /// # Panics
-/// If it is not there. `cargo xtask` builds it before the tests.
+/// If it does not exist. `cargo xtask` builds it before the tests.
 #[must_use]
 pub fn daemon_binary() -> PathBuf {
     let program = std::env::current_exe().unwrap();
@@ -86,7 +86,7 @@ pub struct StartFailure {
     pub stderr: String,
 }
 
-/// Options of a daemon that is not started yet.
+/// The options of a daemon to start.
 #[derive(Debug)]
 pub struct SandboxBuilder {
     args: Vec<String>,
@@ -374,11 +374,11 @@ impl Starting {
             }
             None => {
                 let code = self.child.wait().await.unwrap().code();
-                let left: Vec<_> =
+                let files: Vec<_> =
                     std::fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
                 assert!(
-                    left.iter().all(|name| name == "lock" || name == CONFIG),
-                    "left in the run directory: {left:?}"
+                    files.iter().all(|name| name == "lock" || name == CONFIG),
+                    "files remain in the run directory: {files:?}"
                 );
                 self.drain.await.unwrap();
                 let stderr = self.log.lock().unwrap().join("\n");
@@ -392,8 +392,8 @@ impl StartFailure {
     /// Returns the line with the error. Panics if stderr does not contain one.
     #[must_use]
     pub fn line(&self) -> &str {
-        let last = self.stderr.lines().find(|line| line.starts_with("snakepit: "));
-        last.unwrap_or_else(|| panic!("no line begins with `snakepit: `:\n{}", self.stderr))
+        let line = self.stderr.lines().find(|line| line.starts_with("snakepit: "));
+        line.unwrap_or_else(|| panic!("no line begins with `snakepit: `:\n{}", self.stderr))
     }
 }
 

@@ -40,7 +40,7 @@ pub fn result_of(response: pb::ExecuteToolResponse) -> Value {
 }
 
 /// Calls a tool with a timeout that only the server enforces. tonic's channel has a timer too, and on a busy machine that
-/// timer can end the call before the server's answer arrives.
+/// timer can end the call before the server's response arrives.
 pub async fn execute_within(
     url: &str,
     timeout: Duration,

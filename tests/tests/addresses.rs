@@ -59,17 +59,18 @@ async fn a_malformed_address_gets_an_error_that_names_the_problem() {
     }
 }
 
-/// A server that answers the first bytes of each connection with `answer` and closes it. An empty answer closes it immediately.
-async fn server(answer: &'static [u8]) -> (String, JoinSet<()>) {
+/// Starts a server that sends `response` after the first bytes of each connection, and then closes it. With an empty response, it
+/// closes connections immediately.
+async fn server(response: &'static [u8]) -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            if !answer.is_empty() {
+            if !response.is_empty() {
                 let _ = stream.read(&mut [0; 1024]).await;
-                let _ = stream.write_all(answer).await;
+                let _ = stream.write_all(response).await;
             }
         }
     });
@@ -80,8 +81,8 @@ async fn server(answer: &'static [u8]) -> (String, JoinSet<()>) {
 async fn the_error_names_the_protocol_of_a_server_that_is_not_a_host() {
     let alert = b"\x15\x03\x01\x00\x02\x02\x46";
     let http = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
-    for (answer, needle) in [(&alert[..], "speaks TLS"), (http, "HTTP/1"), (b"", "without an answer")] {
-        let (address, _serving) = server(answer).await;
+    for (response, needle) in [(&alert[..], "speaks TLS"), (http, "HTTP/1"), (b"", "without an answer")] {
+        let (address, _serving) = server(response).await;
         assert_error_contains(&address, needle).await;
     }
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

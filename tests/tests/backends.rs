@@ -91,9 +91,9 @@ async fn acknowledged_writes_survive_a_kill_of_the_daemon() {
                 let name = format!("x{writer}");
                 loop {
                     match client.set_variable(write("s", &name, written + 1)).await {
-                        Ok(answer) => {
+                        Ok(response) => {
                             written += 1;
-                            assert_eq!(answer.into_inner().new_version.cast_unsigned(), written);
+                            assert_eq!(response.into_inner().new_version.cast_unsigned(), written);
                         }
                         Err(_) => return (writer, written),
                     }
@@ -122,8 +122,8 @@ async fn acknowledged_writes_survive_a_kill_of_the_daemon() {
     let get = pb::GetProgramRequest { session_id: "s".into(), name: "m".into(), global: false };
     let program = sandbox.client().await.get_program(get).await.unwrap().into_inner().program.unwrap();
     assert_eq!(program.data, "weights");
-    let second = daemon(&sessions).try_start().await.unwrap_err();
-    assert!(second.line().contains("sessions.redb"), "{}", second.line());
+    let rejected = daemon(&sessions).try_start().await.unwrap_err();
+    assert!(rejected.line().contains("sessions.redb"), "{}", rejected.line());
 }
 
 #[tokio::test]
@@ -131,15 +131,15 @@ async fn two_daemons_on_one_redis_share_sessions_watches_and_events() {
     const EACH: u32 = 40;
     let redis = Redis::start().await;
     let (one, other) = tokio::join!(daemon(&redis.url()).start(), daemon(&redis.url()).start());
-    let (mut here, mut there) = (one.client().await, other.client().await);
-    let mut events = there.watch_sessions(pb::WatchSessionsRequest {}).await.unwrap().into_inner();
-    open(&mut here, "s", 0).await;
-    register(&mut here, "s", "x").await;
-    assert_eq!(read(&mut there, "s", "x").await.version, 0);
+    let (mut first, mut second) = (one.client().await, other.client().await);
+    let mut events = second.watch_sessions(pb::WatchSessionsRequest {}).await.unwrap().into_inner();
+    open(&mut first, "s", 0).await;
+    register(&mut first, "s", "x").await;
+    assert_eq!(read(&mut second, "s", "x").await.version, 0);
     let mut call = tool_request("add", &serde_json::json!({"a": 1, "b": 2}));
     call.session_id = "s".into();
-    let answer = there.execute_tool(call).await.unwrap().into_inner();
-    assert_eq!(result_of(answer), 3, "a call in a session that the other daemon created");
+    let response = second.execute_tool(call).await.unwrap().into_inner();
+    assert_eq!(result_of(response), 3, "a call in a session that the other daemon created");
 
     // Both daemons increment with compare-and-swap while the first one watches.
     let watch = pb::WatchVariablesRequest {
@@ -147,17 +147,17 @@ async fn two_daemons_on_one_redis_share_sessions_watches_and_events() {
         variable_identifiers: vec!["x".into()],
         include_initial_values: true,
     };
-    let mut updates = here.watch_variables(watch).await.unwrap().into_inner();
+    let mut updates = first.watch_variables(watch).await.unwrap().into_inner();
     let mut writers = JoinSet::new();
     for mut client in [one.client().await, other.client().await] {
         writers.spawn(async move {
             for _ in 0..EACH {
                 loop {
-                    let seen = read(&mut client, "s", "x").await;
+                    let current = read(&mut client, "s", "x").await;
                     let request = pb::SetVariableRequest {
-                        expected_version: seen.version,
+                        expected_version: current.version,
                         check_version: true,
-                        ..write("s", "x", seen.version.cast_unsigned() + 1)
+                        ..write("s", "x", current.version.cast_unsigned() + 1)
                     };
                     match client.set_variable(request).await {
                         Ok(_) => break,
@@ -174,20 +174,20 @@ async fn two_daemons_on_one_redis_share_sessions_watches_and_events() {
         assert_eq!(variable.value, number(version), "no increment is lost");
     }
 
-    open(&mut there, "short", 1).await;
+    open(&mut second, "short", 1).await;
     let cleanup = pb::CleanupSessionRequest { session_id: "s".into(), force: false };
-    there.cleanup_session(cleanup).await.unwrap();
+    second.cleanup_session(cleanup).await.unwrap();
     let end = updates.message().await.unwrap_err();
     assert_eq!(end.code(), Code::NotFound, "{end:?}");
-    let mut seen = Vec::new();
-    while seen.len() < 4 {
+    let mut received = Vec::new();
+    while received.len() < 4 {
         let event = tokio::time::timeout(Duration::from_secs(60), events.message()).await;
         let event = event.expect("an event arrives").unwrap().unwrap();
-        seen.push((event.session_id, event.event));
+        received.push((event.session_id, event.event));
     }
     let expected = [("s", "created"), ("short", "created"), ("s", "deleted"), ("short", "expired")];
-    assert_eq!(seen, expected.map(|(id, event)| (id.to_owned(), event.to_owned())));
-    let stats = here.get_session_stats(pb::GetSessionStatsRequest {}).await.unwrap().into_inner();
+    assert_eq!(received, expected.map(|(id, event)| (id.to_owned(), event.to_owned())));
+    let stats = first.get_session_stats(pb::GetSessionStatsRequest {}).await.unwrap().into_inner();
     assert_eq!((stats.created, stats.live, stats.deleted, stats.expired), (2, 0, 1, 1));
 }
 
@@ -248,8 +248,8 @@ async fn a_redis_that_may_evict_sessions_causes_a_warning() {
 /// The file is on a small tmpfs in a mount namespace of the daemon.
 #[tokio::test]
 async fn a_full_disk_rejects_writes_until_space_is_free() {
-    let possible = tokio::process::Command::new("unshare").args(["-rm", "true"]).status().await;
-    if !possible.is_ok_and(|status| status.success()) {
+    let can_mount = tokio::process::Command::new("unshare").args(["-rm", "true"]).status().await;
+    if !can_mount.is_ok_and(|status| status.success()) {
         eprintln!("skipped: mount namespaces are not available");
         return;
     }
@@ -269,22 +269,22 @@ async fn a_full_disk_rejects_writes_until_space_is_free() {
         }),
         global: false,
     };
-    let mut kept = Vec::new();
+    let mut stored = Vec::new();
     let rejected = loop {
-        let name = format!("p{}", kept.len());
+        let name = format!("p{}", stored.len());
         match client.put_program(program(&name)).await {
-            Ok(_) => kept.push(name),
+            Ok(_) => stored.push(name),
             Err(status) => break status,
         }
-        assert!(kept.len() < 16, "the programs are larger than the disk");
+        assert!(stored.len() < 16, "the disk accepts more programs than it has space for");
     };
-    assert!(!kept.is_empty());
+    assert!(!stored.is_empty());
     let hint = "writes succeed again once enough space is free";
     assert!(
         rejected.message().contains("the disk is almost full: ") && rejected.message().contains(hint),
         "{rejected:?}"
     );
-    for name in &kept {
+    for name in &stored {
         let get = pb::GetProgramRequest { session_id: "s".into(), name: name.clone(), global: false };
         let found = client.get_program(get).await.unwrap().into_inner().program.unwrap();
         assert_eq!(found.data.len(), 512 * 1024);

@@ -68,7 +68,7 @@ async fn values_survive_a_round_trip() {
 }
 
 #[tokio::test]
-async fn sixteen_mebibytes_travel_as_raw_bytes() {
+async fn sixteen_mebibytes_are_sent_as_raw_bytes() {
     let sandbox = Sandbox::adapter("misbehaving:MisbehavingAdapter", 1).start().await;
     let mut client = sandbox.client().await;
     let sixteen_mib: Bytes =
@@ -101,7 +101,7 @@ async fn an_exception_of_a_tool_is_a_response_with_its_traceback() {
 }
 
 #[tokio::test]
-async fn rejected_calls_get_statuses_with_details() {
+async fn rejected_calls_end_with_statuses_that_have_details() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     for (request, code, reason) in [
@@ -184,16 +184,16 @@ async fn calls_of_a_session_go_to_the_same_worker_while_it_is_idle() {
         })
         .await
         .unwrap();
-    let mut seen = std::collections::BTreeSet::new();
+    let mut workers = std::collections::BTreeSet::new();
     for _ in 0..8 {
         let request =
             pb::ExecuteToolRequest { session_id: session_id.clone(), ..tool_request("whoami", &json!({})) };
         let response = client.execute_tool(request).await.unwrap();
-        seen.insert(response.metadata().get(headers::WORKER_ID).unwrap().to_str().unwrap().to_owned());
+        workers.insert(response.metadata().get(headers::WORKER_ID).unwrap().to_str().unwrap().to_owned());
         let who = snakepit_tests::result_of(response.into_inner());
         assert_eq!(who["session_id"], "sticky", "Python receives the session id");
     }
-    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert_eq!(workers.len(), 1, "{workers:?}");
 }
 
 #[tokio::test]
@@ -237,10 +237,10 @@ async fn health_and_reflection_services_respond() {
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
     let mut reflection = ServerReflectionClient::new(channel);
-    let mut answers =
+    let mut responses =
         reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
-    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
-    let MessageResponse::ListServicesResponse(services) = answer else { panic!("{answer:?}") };
+    let response = responses.message().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(services) = response else { panic!("{response:?}") };
     let names: Vec<_> = services.service.into_iter().map(|service| service.name).collect();
     assert!(names.contains(&"snakepit.bridge.BridgeService".to_owned()), "{names:?}");
     assert!(names.contains(&"grpc.health.v1.Health".to_owned()), "{names:?}");

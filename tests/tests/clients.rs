@@ -1,4 +1,4 @@
-//! Python clients: those of docs/clients.md, which use plain grpcio, and the client of the package.
+//! Python clients: the examples of docs/clients.md, which use plain grpcio, and the client of the package.
 
 use std::{process::Stdio, time::Duration};
 
@@ -73,7 +73,7 @@ async fn the_package_client_reconnects_to_a_restarted_host() {
     assert_eq!(client.request().await, "3");
     signal(first.pid(), Signal::SIGKILL);
     first.wait(Duration::from_secs(10)).await;
-    // The first call may still use the broken connection. The next one opens a new one.
+    // The first call may still use the broken connection. The next call opens a new connection.
     let error = async {
         loop {
             let error = client.request().await;
@@ -95,14 +95,14 @@ async fn sessions_of_the_package_client_report_a_stopped_killed_and_restarted_ho
     let mut client = LineClient::start("lost_watches.py", &address);
     assert_eq!(client.request().await, "1");
     signal(first.pid(), Signal::SIGSTOP);
-    let late = client.request().await;
-    assert!(late.starts_with("DeadlineExceededError: "), "{late}");
+    let expired = client.request().await;
+    assert!(expired.starts_with("DeadlineExceededError: "), "{expired}");
     signal(first.pid(), Signal::SIGCONT);
     assert_eq!(client.request().await, "1");
     signal(first.pid(), Signal::SIGKILL);
     first.wait(Duration::from_secs(10)).await;
-    for ended in [client.next_line().await, client.next_line().await] {
-        assert!(ended.starts_with("HostUnavailableError: the connection to the host broke: "), "{ended}");
+    for end in [client.next_line().await, client.next_line().await] {
+        assert!(end.starts_with("HostUnavailableError: the connection to the host broke: "), "{end}");
     }
     // The client repeats a read, and then finds that the port is closed.
     let rejected = client.request().await;
@@ -149,5 +149,5 @@ async fn the_package_client_works_over_tcp_and_unix_sockets() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n", "{address}: {stderr}");
     }
     let idle = async || sandbox.workers().await.iter().all(|worker| worker.state == "idle");
-    eventually("no call was left running", Duration::from_secs(10), idle).await;
+    eventually("no call is running", Duration::from_secs(10), idle).await;
 }

@@ -53,7 +53,7 @@ async fn redis_host(dir: &tempfile::TempDir, redis: &Redis) -> Snakepit {
 }
 
 #[tokio::test]
-async fn a_stalled_backend_delays_neither_answers_nor_deadlines() {
+async fn a_stalled_backend_delays_neither_replies_nor_deadlines() {
     let (dir, redis) = (tempfile::tempdir().unwrap(), Redis::start().await);
     let snakepit = redis_host(&dir, &redis).await;
     let session = snakepit.session("s").await.unwrap();
@@ -65,16 +65,16 @@ async fn a_stalled_backend_delays_neither_answers_nor_deadlines() {
             .await;
         redis.signal(Signal::SIGSTOP);
     };
-    let begun = Instant::now();
-    let (answer, ()) = tokio::join!(call, stall);
-    answer.unwrap();
-    assert!(begun.elapsed() < 3 * SECOND, "the answer waited for the backend: {:?}", begun.elapsed());
+    let start = Instant::now();
+    let (reply, ()) = tokio::join!(call, stall);
+    reply.unwrap();
+    assert!(start.elapsed() < 3 * SECOND, "the reply waited for the backend: {:?}", start.elapsed());
 
-    let begun = Instant::now();
-    let late = session.call("whoami").timeout(SECOND / 5).unary::<Value>().await.unwrap_err();
-    let late = tool_error(late);
-    assert!(matches!(late, ToolError::DeadlineExceeded { stage: CallStage::Queued, .. }), "{late}");
-    assert!(begun.elapsed() < 2 * SECOND, "{:?}", begun.elapsed());
+    let start = Instant::now();
+    let expired = session.call("whoami").timeout(SECOND / 5).unary::<Value>().await.unwrap_err();
+    let expired = tool_error(expired);
+    assert!(matches!(expired, ToolError::DeadlineExceeded { stage: CallStage::Queued, .. }), "{expired}");
+    assert!(start.elapsed() < 2 * SECOND, "{:?}", start.elapsed());
     redis.signal(Signal::SIGCONT);
     session.execute::<Value>("whoami", json!({})).await.unwrap();
     snakepit.shutdown().await.unwrap();
@@ -84,23 +84,23 @@ async fn a_stalled_backend_delays_neither_answers_nor_deadlines() {
 async fn commands_end_at_their_timeout_if_redis_or_the_daemon_stalls() {
     let redis = Redis::start().await;
     let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", &redis.url()]).start().await;
-    let late = async |args: &[&str]| {
-        let begun = Instant::now();
+    let expect_timeout = async |args: &[&str]| {
+        let start = Instant::now();
         let output = sandbox.cli(args).await;
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(begun.elapsed() < 3 * SECOND, "{args:?}: {:?}", begun.elapsed());
+        assert!(start.elapsed() < 3 * SECOND, "{args:?}: {:?}", start.elapsed());
         assert_eq!(output.status.code(), Some(3), "{args:?}: {stderr}");
         assert!(stderr.to_lowercase().contains("deadline"), "{args:?}: {stderr}");
     };
     redis.signal(Signal::SIGSTOP);
-    late(&["call", "whoami", "--session", "s", "--timeout", "1s"]).await;
-    late(&["sessions", "--timeout", "1s"]).await;
+    expect_timeout(&["call", "whoami", "--session", "s", "--timeout", "1s"]).await;
+    expect_timeout(&["sessions", "--timeout", "1s"]).await;
     redis.signal(Signal::SIGCONT);
     signal(sandbox.pid(), Signal::SIGSTOP);
     for command in ["tools", "workers", "sessions"] {
-        late(&[command, "--timeout", "300ms"]).await;
+        expect_timeout(&[command, "--timeout", "300ms"]).await;
     }
-    late(&["stream", "count", "--args", r#"{"n": 3}"#, "--timeout", "300ms"]).await;
+    expect_timeout(&["stream", "count", "--args", r#"{"n": 3}"#, "--timeout", "300ms"]).await;
     signal(sandbox.pid(), Signal::SIGCONT);
     sandbox.cli_ok(&["tools"]).await;
 }
@@ -140,7 +140,7 @@ fn a_host_in_a_static_reports_that_its_runtime_has_ended() {
     drop(first);
     let host = HOST.get().unwrap();
     runtime().block_on(async {
-        let begun = Instant::now();
+        let start = Instant::now();
         let errors = [
             host.execute::<Value>("echo", json!({})).await.unwrap_err(),
             host.call("hang").timeout(60 * SECOND).unary::<Value>().await.unwrap_err(),
@@ -154,7 +154,7 @@ fn a_host_in_a_static_reports_that_its_runtime_has_ended() {
         }
         let error = tool_error(host.shutdown().await.unwrap_err());
         assert!(matches!(error, ToolError::NoRuntime { .. }), "{error}");
-        assert!(begun.elapsed() < 5 * SECOND);
+        assert!(start.elapsed() < 5 * SECOND);
     });
 }
 
@@ -186,7 +186,7 @@ struct Depth {
 }
 
 /// Starts a host whose tool `relay` calls the Python tool `relay_py`, which calls `relay` again until `depth` is 0.
-async fn relaying(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
+async fn start_relay_host(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
     let host = Arc::new(OnceLock::<Snakepit>::new());
     let shared = Arc::clone(&host);
     let relay = move |Depth { depth }: Depth| {
@@ -202,14 +202,14 @@ async fn relaying(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
 async fn nested_calls_fail_immediately_if_they_would_wait_for_themselves() {
     for (workers, depth) in [(1, 1), (2, 2), (3, 5)] {
         let dir = tempfile::tempdir().unwrap();
-        let snakepit = relaying(&dir, workers).await;
+        let snakepit = start_relay_host(&dir, workers).await;
         let deepest = snakepit.execute::<i64>("relay_py", json!({"depth": workers - 1})).await.unwrap();
         assert_eq!(deepest, i64::try_from(workers).unwrap() - 1, "a chain may use all workers");
-        let begun = Instant::now();
+        let start = Instant::now();
         let error =
             tool_error(snakepit.execute::<i64>("relay_py", json!({"depth": depth})).await.unwrap_err());
         assert!(error.to_string().contains("call of tool `relay_py` would wait for itself"), "{error}");
-        assert!(begun.elapsed() < 10 * SECOND, "{:?}", begun.elapsed());
+        assert!(start.elapsed() < 10 * SECOND, "{:?}", start.elapsed());
         assert_eq!(
             snakepit.execute::<i64>("relay_py", json!({"depth": 0})).await.unwrap(),
             0,
@@ -222,9 +222,9 @@ async fn nested_calls_fail_immediately_if_they_would_wait_for_themselves() {
 #[tokio::test]
 async fn deadlocks_between_two_chains_of_nested_calls_are_detected() {
     let dir = tempfile::tempdir().unwrap();
-    let snakepit = relaying(&dir, 2).await;
+    let snakepit = start_relay_host(&dir, 2).await;
     let chain = || snakepit.call("relay_py").args(json!({"depth": 1})).timeout(30 * SECOND).unary::<i64>();
-    let begun = Instant::now();
+    let start = Instant::now();
     for _ in 0..5 {
         // If the chains block each other, one of them fails so that the other can continue.
         let (a, b) = tokio::join!(chain(), chain());
@@ -233,7 +233,7 @@ async fn deadlocks_between_two_chains_of_nested_calls_are_detected() {
             assert!(error.to_string().contains("would wait for itself"), "{error}");
         }
     }
-    assert!(begun.elapsed() < 25 * SECOND, "{:?}", begun.elapsed());
+    assert!(start.elapsed() < 25 * SECOND, "{:?}", start.elapsed());
     snakepit.shutdown_within(Duration::ZERO).await.unwrap();
 }
 
@@ -250,8 +250,8 @@ async fn traceparent_and_tracestate_reach_python_and_host_tools() {
         for state in [Some("vendor=1,other=2"), None] {
             let context =
                 TraceContext { traceparent: parent.to_owned(), tracestate: state.map(str::to_owned) };
-            let seen = snakepit.call("traces").trace(context).unary::<Value>().await.unwrap().value;
-            assert_eq!(seen, json!([parent, state, [parent, state]]));
+            let traces = snakepit.call("traces").trace(context).unary::<Value>().await.unwrap().value;
+            assert_eq!(traces, json!([parent, state, [parent, state]]));
         }
         snakepit.shutdown().await.unwrap();
     }

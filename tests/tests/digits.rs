@@ -19,10 +19,10 @@ async fn another_worker_predicts_after_the_death_of_the_worker_that_trained() {
     let trainer = workers.iter().find(|worker| worker["worker_id"] == sessions[0]["last_worker_id"]).unwrap();
     signal(u32::try_from(trainer["pid"].as_u64().unwrap()).unwrap(), Signal::SIGKILL);
     let predict = ["call", "predict_digits", "--session", "demo", "--args", r#"{"start": 0, "count": 60}"#];
-    let answer: Value = serde_json::from_str(&sandbox.cli_ok(&predict).await).unwrap();
-    assert_ne!(answer["pid"], trainer["pid"]);
-    let digits = |key: &str| answer[key].as_array().unwrap().clone();
+    let prediction: Value = serde_json::from_str(&sandbox.cli_ok(&predict).await).unwrap();
+    assert_ne!(prediction["pid"], trainer["pid"]);
+    let digits = |key: &str| prediction[key].as_array().unwrap().clone();
     let correct = digits("predicted").iter().zip(digits("expected")).filter(|(p, e)| *p == e).count();
     assert!(correct > 48, "{correct} of 60");
-    assert_eq!(answer.get("score"), None, "the daemon has no host tool that scores");
+    assert_eq!(prediction.get("score"), None, "the daemon has no host tool that scores");
 }

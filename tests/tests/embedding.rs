@@ -92,9 +92,9 @@ async fn typed_calls_and_streams_work_until_shutdown() {
 
     let mismatch = snakepit.execute::<String>("add", json!({"a": 1, "b": 2})).await.unwrap_err();
     assert!(matches!(mismatch, Error::Payload(_)), "{mismatch}");
-    let late = snakepit.call("sleep_for").args(json!({"seconds": 9})).timeout(Duration::from_millis(200));
-    let late = late.unary::<Value>().await.unwrap_err();
-    assert!(matches!(late, Error::Tool(ToolError::DeadlineExceeded { .. })), "{late}");
+    let expired = snakepit.call("sleep_for").args(json!({"seconds": 9})).timeout(Duration::from_millis(200));
+    let expired = expired.unary::<Value>().await.unwrap_err();
+    assert!(matches!(expired, Error::Tool(ToolError::DeadlineExceeded { .. })), "{expired}");
 
     let pids: Vec<u32> = snakepit.status().workers.iter().filter_map(|worker| worker.pid).collect();
     snakepit.shutdown().await.unwrap();
@@ -182,20 +182,20 @@ async fn a_failed_start_releases_its_port_and_directory() {
         let error = builder.listen(port).run_dir(dir.path()).start().await.unwrap_err().to_string();
         assert!(error.contains(needle), "no {needle:?} in {error}");
         drop(std::net::TcpListener::bind(port).expect("the port is still bound"));
-        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert!(left.iter().all(|name| name == "lock"), "{left:?}");
+        let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(files.iter().all(|name| name == "lock"), "{files:?}");
     }
 }
 
-/// A host whose worker starts a process during the import of its adapter, which never finishes.
+/// A host whose worker starts a process while it imports its adapter. The import never finishes.
 struct StuckStart {
     dir: tempfile::TempDir,
-    notes: tempfile::TempDir,
+    pid_files: tempfile::TempDir,
 }
 
 impl StuckStart {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), notes: tempfile::tempdir().unwrap() }
+        Self { dir: tempfile::tempdir().unwrap(), pid_files: tempfile::tempdir().unwrap() }
     }
 
     fn builder(&self) -> Builder {
@@ -203,16 +203,17 @@ impl StuckStart {
             .adapter("slow_import:Adapter")
             .python(python())
             .env("PYTHONPATH", root().join("tests/adapters").display().to_string())
-            .env("SNAKEPIT_TEST_PIDS", self.notes.path().display().to_string())
+            .env("SNAKEPIT_TEST_PIDS", self.pid_files.path().display().to_string())
             .run_dir(self.dir.path())
             .workers(1)
     }
 
-    /// The process that the worker started, as soon as it exists.
+    /// Returns the process that the worker started, if it exists already.
     fn grandchild(&self) -> Option<u32> {
-        let notes = std::fs::read_dir(self.notes.path()).unwrap().map(|note| note.unwrap().path());
-        let mut whole = notes.filter(|note| note.extension().is_none());
-        whole.next().map(|note| std::fs::read_to_string(note).unwrap().parse().unwrap())
+        let files = std::fs::read_dir(self.pid_files.path()).unwrap().map(|file| file.unwrap().path());
+        // A file that is being written has an extension.
+        let mut complete = files.filter(|file| file.extension().is_none());
+        complete.next().map(|file| std::fs::read_to_string(file).unwrap().parse().unwrap())
     }
 
     async fn wait_for_import(&self) {
@@ -222,7 +223,7 @@ impl StuckStart {
 }
 
 #[tokio::test]
-async fn an_interrupted_start_kills_what_the_worker_started() {
+async fn an_interrupted_start_kills_processes_that_the_worker_started() {
     let stuck = StuckStart::new();
     let error = stuck.builder().start_unless(stuck.wait_for_import()).await.unwrap_err();
     assert!(matches!(error, StartError::Cancelled), "{error}");
@@ -232,7 +233,7 @@ async fn an_interrupted_start_kills_what_the_worker_started() {
 #[tokio::test]
 async fn a_call_before_the_first_worker_is_ready_fails_as_retryable() {
     let stuck = StuckStart::new();
-    let meanwhile = async {
+    let call = async {
         stuck.wait_for_import().await;
         let host =
             std::fs::read_dir(stuck.dir.path()).unwrap().map(|entry| entry.unwrap().path().join("host.sock"));
@@ -242,7 +243,7 @@ async fn a_call_before_the_first_worker_is_ready_fails_as_retryable() {
     };
     tokio::select! {
         outcome = stuck.builder().start() => panic!("{outcome:?}"),
-        error = meanwhile => {
+        error = call => {
             assert!(matches!(error, Error::Tool(ToolError::Unavailable { retry_after: Some(_), .. })), "{error:?}");
         }
     }
@@ -260,7 +261,7 @@ async fn a_dropped_start_is_cleaned_up_in_the_background() {
     let grandchild = stuck.grandchild().unwrap();
     let is_clean =
         async || !is_alive(grandchild) && std::fs::read_dir(stuck.dir.path()).unwrap().count() == 1;
-    eventually("only the lock is left", Duration::from_secs(5), is_clean).await;
+    eventually("only the lock remains", Duration::from_secs(5), is_clean).await;
 }
 
 #[tokio::test]
@@ -316,8 +317,8 @@ async fn dropping_the_host_kills_the_workers_although_sessions_and_calls_still_e
     drop(snakepit);
     let have_ended = async || pids.iter().all(|pid| !is_alive(*pid));
     eventually("the workers have ended", Duration::from_secs(5), have_ended).await;
-    for late in [call.unary::<i64>().await.map(drop), session.execute("whoami", json!({})).await] {
-        let error = late.unwrap_err();
+    for outcome in [call.unary::<i64>().await.map(drop), session.execute("whoami", json!({})).await] {
+        let error = outcome.unwrap_err();
         assert!(matches!(error, Error::Tool(ToolError::ShuttingDown { delivered: false })), "{error}");
     }
 }
@@ -389,7 +390,7 @@ async fn check_variables(session: &SessionHandle<impl HostHandle>) {
     assert_eq!(session.get::<i64>("n").await.unwrap(), 22, "no update is lost");
     for version in 2..22 {
         let WatchEvent::Update(update) = watch.next().await.unwrap().unwrap() else {
-            panic!("nothing is lost")
+            panic!("an update was lost")
         };
         assert_eq!(update.variable.version, version);
     }
@@ -420,10 +421,10 @@ async fn check_variables(session: &SessionHandle<impl HostHandle>) {
     assert!(matches!(errors["n"], SessionError::WrittenTwice { .. }), "{errors:?}");
     let nameless = session.get::<i64>("").await.unwrap_err();
     assert!(matches!(nameless, Error::Session(SessionError::VariableNotFound { .. })), "{nameless}");
-    let dropped = session.rollback("n", 1).await.unwrap_err();
+    let evicted = session.rollback("n", 1).await.unwrap_err();
     assert!(
-        matches!(dropped, Error::Session(SessionError::VersionNotKept { oldest: 3, newest: 23, .. })),
-        "{dropped:?}"
+        matches!(evicted, Error::Session(SessionError::VersionNotKept { oldest: 3, newest: 23, .. })),
+        "{evicted:?}"
     );
     session.delete_variable("n").await.unwrap();
     let missing = session.get::<i64>("n").await.unwrap_err();
@@ -459,7 +460,7 @@ async fn check_arrays(session: &SessionHandle<impl HostHandle>) {
     let written = session.history("vector", 1).await.unwrap().remove(0).note;
     assert_eq!((written.source, written.changed_by.is_some()), (Source::Python, true));
     for source in [Source::Host, Source::Python, Source::Host, Source::Python] {
-        let Some(Ok(WatchEvent::Update(update))) = watch.next().await else { panic!("nothing is lost") };
+        let Some(Ok(WatchEvent::Update(update))) = watch.next().await else { panic!("an update was lost") };
         assert_eq!((update.note.source, update.variable.source), (source, source));
         assert!(update.variable.value.binary().is_some());
     }
@@ -470,8 +471,9 @@ async fn check_arrays(session: &SessionHandle<impl HostHandle>) {
     session.call("set_value").args(arguments).unary::<()>().await.unwrap();
     assert!(session.variable("vector").await.unwrap().value.binary().is_some());
     assert_eq!(session.get::<Vec<f64>>("vector").await.unwrap(), long);
-    let head = |seen: &Variable| Ok(Payload::embedding(&seen.value.to_serde::<Vec<f64>>()?[..2]));
-    session.update_payload("vector", head).await.unwrap();
+    let first_two =
+        |variable: &Variable| Ok(Payload::embedding(&variable.value.to_serde::<Vec<f64>>()?[..2]));
+    session.update_payload("vector", first_two).await.unwrap();
     session.call("halve").args(json!({"name": "vector"})).unary::<()>().await.unwrap();
     session.update("vector", |vector: Vec<f64>| vector).await.unwrap();
     assert_eq!(session.variable("vector").await.unwrap().value.json(), &b"[0.25,0.75]"[..]);

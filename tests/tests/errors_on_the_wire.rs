@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 
 const FAILING: &str = "failing:FailingAdapter";
 
-/// Returns the arguments, which fit on the multiplexed stream, and with padding, so that the call becomes a plain RPC.
+/// Returns the arguments twice: as they are, for the multiplexed stream, and with padding, so that the call becomes a plain RPC.
 fn small_and_large(args: &Value) -> [Value; 2] {
     let mut large = args.clone();
     large["pad"] = "p".repeat(300 * 1024).into();
@@ -65,7 +65,7 @@ async fn multiplexed(client: &Client, tool: &str, args: &Value, stream: bool) ->
     let reply = loop {
         match call.event().await {
             CallEvent::End(CallEnd::Reply(reply)) => break reply,
-            CallEvent::End(end) => panic!("the call got no reply: {end:?}"),
+            CallEvent::End(end) => panic!("the call ended without a reply: {end:?}"),
             _ => {}
         }
     };
@@ -155,15 +155,15 @@ async fn grpcio_clients_receive_long_exceptions() {
         calls.push(format!(r#"stream:stream_and_fail_at_length:{{"length": {length}}}"#));
     }
     calls.push("unary:answer:{}".to_owned());
-    let ends = grpcio(&sandbox, &calls).await;
-    for pair in ends[..4].chunks(2) {
+    let outcomes = grpcio(&sandbox, &calls).await;
+    for pair in outcomes[..4].chunks(2) {
         let [unary, stream] = pair else { unreachable!() };
         assert!(unary["success"] == false && unary["message"].as_str().unwrap().ends_with(" end"), "{unary}");
         assert_eq!((&stream["code"], &stream["details"]), (&json!("INTERNAL"), &json!(true)), "{stream}");
         assert!(stream["message"].as_str().unwrap().contains("begin xxx"), "{stream}");
         assert_eq!(stream["chunks"], 1, "{stream}");
     }
-    assert_eq!(ends[4]["success"], true, "{:?}", ends[4]);
+    assert_eq!(outcomes[4]["success"], true, "{:?}", outcomes[4]);
     assert_no_worker_was_lost(&sandbox).await;
 }
 
@@ -177,15 +177,15 @@ async fn long_output_of_a_dying_worker_does_not_break_the_connection() {
         assert!(status.message().contains("exited with code 3"), "{status:?}");
         let Details { reason, failure, .. } = details_of(&status);
         assert_eq!(reason.as_deref(), Some(WORKER_LOST));
-        let words = failure.unwrap();
-        assert!(words.worker_id.starts_with("default-0-"), "{words:?}");
-        assert!(words.output_lines.last().unwrap().ends_with("yyy"), "{words:?}");
+        let failure = failure.unwrap();
+        assert!(failure.worker_id.starts_with("default-0-"), "{failure:?}");
+        assert!(failure.output_lines.last().unwrap().ends_with("yyy"), "{failure:?}");
         assert_eq!(execute(&mut client, "answer", &json!({})).await.unwrap(), 42);
     }
-    let ends = grpcio(&sandbox, &["unary:die_talking:{}".to_owned(), "unary:answer:{}".to_owned()]).await;
-    assert_eq!(ends[0]["code"], "UNAVAILABLE", "{ends:?}");
-    assert!(ends[0]["message"].as_str().unwrap().contains("exited with code 3"), "{ends:?}");
-    assert_eq!(ends[1]["success"], true, "{ends:?}");
+    let outcomes = grpcio(&sandbox, &["unary:die_talking:{}".to_owned(), "unary:answer:{}".to_owned()]).await;
+    assert_eq!(outcomes[0]["code"], "UNAVAILABLE", "{outcomes:?}");
+    assert!(outcomes[0]["message"].as_str().unwrap().contains("exited with code 3"), "{outcomes:?}");
+    assert_eq!(outcomes[1]["success"], true, "{outcomes:?}");
 }
 
 fn aborting_worker() -> String {

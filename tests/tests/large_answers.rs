@@ -1,4 +1,4 @@
-//! A large answer does not block small ones on the same stream (head-of-line blocking), if the caller accepts it in parts.
+//! A large reply does not block small ones on the same stream (head-of-line blocking), if the caller accepts it in parts.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -16,12 +16,13 @@ fn start(id: u64, tool: &str) -> pb::CallStart {
     pb::CallStart { id, tool_name: tool.to_owned(), ..pb::CallStart::default() }
 }
 
-/// Observations of a caller that makes sequential small calls until its large call is answered.
+/// Observations of a caller that makes sequential small calls until its large call ends.
 #[derive(Debug, Default)]
 struct Observations {
+    /// The number of parts of the large reply.
     parts: usize,
-    /// Small answers that arrived after the first part of the large one.
-    between: usize,
+    /// The number of small replies that arrived after the first part of the large one.
+    small_between: usize,
     /// The longest duration of a small call.
     longest: Duration,
 }
@@ -37,7 +38,7 @@ async fn small_calls_beside_a_large_one(client: &mut Client, takes_parts: bool) 
     let calls = vec![pb::CallStart { arguments, ..start(1, "large") }, start(2, "small")];
     batches.send(pb::CallBatch { calls, takes_parts, ..pb::CallBatch::default() }).await.unwrap();
     let mut replies = client.multiplex(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
-    let (mut seen, mut small, mut sent, mut bytes) = (Observations::default(), 2, Instant::now(), 0);
+    let (mut observations, mut small, mut sent, mut bytes) = (Observations::default(), 2, Instant::now(), 0);
     loop {
         let batch = replies.message().await.unwrap().unwrap();
         for reply in batch.replies {
@@ -45,12 +46,12 @@ async fn small_calls_beside_a_large_one(client: &mut Client, takes_parts: bool) 
             if reply.id == 1 {
                 let rest = value.binary.expect("the value is a buffer");
                 assert_eq!((value.sent_in_parts, bytes + rest.len()), (bytes as u64, LARGE));
-                seen.longest = seen.longest.max(sent.elapsed());
-                return seen;
+                observations.longest = observations.longest.max(sent.elapsed());
+                return observations;
             }
             assert_eq!(reply.id, small);
-            seen.longest = seen.longest.max(sent.elapsed());
-            seen.between += usize::from(seen.parts > 0);
+            observations.longest = observations.longest.max(sent.elapsed());
+            observations.small_between += usize::from(observations.parts > 0);
             (small, sent) = (small + 1, Instant::now());
             let calls = vec![start(small, "small")];
             batches.send(pb::CallBatch { calls, ..pb::CallBatch::default() }).await.unwrap();
@@ -58,13 +59,13 @@ async fn small_calls_beside_a_large_one(client: &mut Client, takes_parts: bool) 
         for part in batch.parts {
             assert!(part.id == 1 && part.data.len() <= PART_BYTES);
             bytes += part.data.len();
-            seen.parts += 1;
+            observations.parts += 1;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn small_answers_arrive_between_the_parts_of_a_large_one() {
+async fn small_replies_arrive_between_the_parts_of_a_large_one() {
     let dir = tempfile::tempdir().unwrap();
     let adapters = root().join("tests/adapters").display().to_string();
     let snakepit = Snakepit::builder()
@@ -81,14 +82,14 @@ async fn small_answers_arrive_between_the_parts_of_a_large_one() {
     let url = format!("http://{}", snakepit.address().unwrap());
     let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
     let mut client = Client::new(channel).max_decoding_message_size(usize::MAX);
-    // Callers of older versions receive the answer in one piece.
+    // Callers of older versions receive the reply in one piece.
     let whole = small_calls_beside_a_large_one(&mut client, false).await;
-    assert_eq!((whole.parts, whole.between), (0, 0));
+    assert_eq!((whole.parts, whole.small_between), (0, 0));
     let in_parts = small_calls_beside_a_large_one(&mut client, true).await;
     assert_eq!(in_parts.parts, LARGE / PART_BYTES - 1);
-    assert!(in_parts.between >= 5, "{in_parts:?}");
+    assert!(in_parts.small_between >= 5, "{in_parts:?}");
     println!(
-        "the slowest small call: {:?} during an answer in one piece, {:?} during one in parts",
+        "the slowest small call: {:?} during a reply in one piece, {:?} during one in parts",
         whole.longest, in_parts.longest
     );
     snakepit.shutdown().await.unwrap();

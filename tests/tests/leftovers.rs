@@ -15,13 +15,13 @@ async fn check_leftovers(client: &mut Client, suffix: &str) {
     let names: Vec<String> = serde_json::from_value(names).unwrap();
     assert!(names.len() > 8, "{names:?}");
     for name in names {
-        let named = json!({"name": name});
+        let arguments = json!({"name": name});
         let look = format!("look{suffix}");
-        let before = execute(client, &look, &named).await.unwrap();
-        execute(client, &format!("leave{suffix}"), &named).await.unwrap();
+        let before = execute(client, &look, &arguments).await.unwrap();
+        execute(client, &format!("leave{suffix}"), &arguments).await.unwrap();
         // The first call after a leftover may behave differently from the second, so both are checked.
         for _ in 0..2 {
-            assert_eq!(execute(client, &look, &named).await.unwrap(), before, "{name}");
+            assert_eq!(execute(client, &look, &arguments).await.unwrap(), before, "{name}");
         }
     }
 }
@@ -53,10 +53,10 @@ async fn the_error_of_a_call_contains_only_the_output_of_that_call() {
 
 #[tokio::test]
 async fn a_fork_has_a_fault_handler_only_if_python_enables_it() {
-    for (wanted, has) in [("", false), ("1", true)] {
-        let sandbox = Sandbox::adapter(LEFTOVERS, 1).env("PYTHONFAULTHANDLER", wanted).start().await;
+    for (setting, is_enabled) in [("", false), ("1", true)] {
+        let sandbox = Sandbox::adapter(LEFTOVERS, 1).env("PYTHONFAULTHANDLER", setting).start().await;
         let mut client = sandbox.client().await;
-        assert_eq!(execute(&mut client, "child_writes_stacks", &json!({})).await.unwrap(), has);
+        assert_eq!(execute(&mut client, "child_writes_stacks", &json!({})).await.unwrap(), is_enabled);
     }
 }
 
@@ -65,7 +65,7 @@ async fn a_fork_has_a_fault_handler_only_if_python_enables_it() {
 async fn tasks_left_by_a_call_do_not_delay_other_calls() {
     let sandbox = Sandbox::adapter(LEFTOVERS, 2).start().await;
     let mut client = sandbox.client().await;
-    // Long enough for a busy machine, and much shorter than the tasks.
+    // The limit is long enough for a busy machine, and much shorter than the tasks.
     let limit = Duration::from_secs(3);
     for (tool, args) in [("leave_task", json!({"seconds": 10})), ("leave_blocking_task", json!({}))] {
         for _ in 0..3 {
@@ -82,17 +82,17 @@ async fn tasks_left_by_a_call_do_not_delay_other_calls() {
     .await;
 }
 
-/// The answer does not wait for the tasks, and a deadline that passes meanwhile does not discard it.
+/// The response does not wait for the tasks, and a deadline that passes while they run does not discard it.
 #[tokio::test]
-async fn tasks_left_by_a_call_do_not_delay_its_answer() {
+async fn tasks_left_by_a_call_do_not_delay_its_response() {
     let sandbox = Sandbox::adapter(LEFTOVERS, 1).start().await;
     let mut client = sandbox.client().await;
     let slow = json!({"seconds": 1.5});
     for _ in 0..2 {
         let began = Instant::now();
-        let answer =
+        let response =
             execute_within(sandbox.url(), Duration::from_secs(1), "leave_task", &slow).await.unwrap();
-        assert_eq!(result_of(answer), "done");
+        assert_eq!(result_of(response), "done");
         assert!(began.elapsed() < Duration::from_secs(1));
         execute(&mut client, "names", &json!({})).await.unwrap();
     }

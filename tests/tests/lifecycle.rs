@@ -40,7 +40,7 @@ async fn an_idle_worker_that_closes_its_connection_is_replaced() {
     let pid = execute(&mut client, "hang_up", &json!({})).await.unwrap();
     let pid = u32::try_from(pid.as_u64().unwrap()).unwrap();
     eventually("the worker is killed", SOON, async || !is_alive(pid)).await;
-    eventually("it is replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
+    eventually("the worker is replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
     assert!(sandbox.log().contains("the stream of its calls ended"), "{}", sandbox.log());
 }
@@ -55,7 +55,7 @@ async fn a_call_that_kills_its_worker_fails_with_the_cause_and_the_last_output()
         for needle in needles {
             assert!(status.message().contains(needle), "{tool}: no {needle:?} in {}", status.message());
         }
-        eventually("the worker is back", SOON, async || sandbox.workers().await[0].state == "idle").await;
+        eventually("the worker is replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
     }
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
 }
@@ -160,7 +160,7 @@ async fn a_new_host_kills_processes_left_by_a_killed_host() {
     eventually("the worker is dead", SOON, async || !is_alive(worker)).await;
     signal(first.pid(), Signal::SIGKILL);
     first.wait(SOON).await;
-    assert!(is_alive(grandchild), "no process is left for the second host to kill");
+    assert!(is_alive(grandchild), "the second host has no process to kill");
     assert!(old_run.exists());
 
     let second = Sandbox::adapter(SHOWCASE, 1).after(first).start().await;
@@ -189,8 +189,8 @@ async fn sigterm_during_launches_leaves_no_process() {
     eventually("both workers import their adapter", SOON, async || started().len() == 4).await;
     signal(starting.pid(), Signal::SIGTERM);
     let failure = starting.outcome().await.unwrap_err();
-    let left: Vec<_> = started().into_iter().filter(|pid| is_alive(*pid)).collect();
-    assert_eq!(left, Vec::<u32>::new(), "left running: {}", failure.stderr);
+    let running: Vec<_> = started().into_iter().filter(|pid| is_alive(*pid)).collect();
+    assert_eq!(running, Vec::<u32>::new(), "still running: {}", failure.stderr);
     assert_eq!(failure.code, Some(0), "{}", failure.stderr);
     let message = "stopped before the workers were ready; no process is left signal=SIGTERM";
     assert!(failure.stderr.contains(message), "{}", failure.stderr);
@@ -199,13 +199,13 @@ async fn sigterm_during_launches_leaves_no_process() {
 #[tokio::test]
 async fn a_failed_or_interrupted_start_leaves_no_directory() {
     // `outcome` checks which files remain.
-    let nowhere = Sandbox::adapter(SHOWCASE, 16).python("/nonexistent/python").try_start().await.unwrap_err();
-    assert_eq!(nowhere.code, Some(5), "{}", nowhere.stderr);
+    let failure = Sandbox::adapter(SHOWCASE, 16).python("/nonexistent/python").try_start().await.unwrap_err();
+    assert_eq!(failure.code, Some(5), "{}", failure.stderr);
     for wait in [0, 2, 5, 10, 20, 40] {
         let starting = Sandbox::adapter(SHOWCASE, 16).spawn();
         let directory = || std::fs::read_dir(starting.run_dir()).unwrap().count() > 1;
         eventually("the daemon has its directory", SOON, async || directory()).await;
-        // Varies the moment of the signal during the launches. No observable condition marks these moments.
+        // Vary the moment of the signal during the launches. No observable condition marks these moments.
         tokio::time::sleep(Duration::from_millis(wait)).await;
         signal(starting.pid(), Signal::SIGTERM);
         match starting.outcome().await {
@@ -352,7 +352,7 @@ async fn daemonized_processes_end_with_their_worker() {
             "kill" => signal(worker, Signal::SIGKILL),
             _ => signal(worker, Signal::SIGTERM),
         }
-        eventually("its daemons end", SOON, async || daemons.iter().all(|pid| !is_alive(*pid))).await;
+        eventually("the daemons end", SOON, async || daemons.iter().all(|pid| !is_alive(*pid))).await;
         assert!(!is_alive(worker), "{end}");
         eventually("the worker is replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
     }
@@ -365,7 +365,7 @@ async fn daemonized_processes_end_with_a_killed_host() {
     let daemons = daemons(&mut sandbox.client().await).await;
     signal(sandbox.pid(), Signal::SIGKILL);
     sandbox.wait(SOON).await;
-    eventually("its daemons end", SOON, async || daemons.iter().all(|pid| !is_alive(*pid))).await;
+    eventually("the daemons end", SOON, async || daemons.iter().all(|pid| !is_alive(*pid))).await;
 }
 
 #[tokio::test]
@@ -379,7 +379,7 @@ async fn a_new_host_kills_processes_daemonized_under_a_killed_host() {
     eventually("the worker is dead", SOON, async || !is_alive(worker)).await;
     signal(first.pid(), Signal::SIGKILL);
     first.wait(SOON).await;
-    assert!(daemons.iter().all(|pid| is_alive(*pid)), "no process is left for the second host to kill");
+    assert!(daemons.iter().all(|pid| is_alive(*pid)), "the second host has no process to kill");
     let _second = Sandbox::adapter(SHOWCASE, 1).after(first).start().await;
     assert!(daemons.iter().all(|pid| !is_alive(*pid)));
 }
@@ -393,9 +393,9 @@ async fn a_process_that_removes_its_mark_outlives_its_worker_and_does_not_delay_
     execute(&mut client, "crash", &json!({})).await.unwrap_err();
     signal(sandbox.pid(), Signal::SIGTERM);
     let code = sandbox.wait(SOON).await;
-    let lives = is_alive(daemon);
+    let is_running = is_alive(daemon);
     signal(daemon, Signal::SIGKILL);
-    assert_eq!((code, lives), (Some(0), true));
+    assert_eq!((code, is_running), (Some(0), true));
 }
 
 /// Daemonizes two processes: a fork that keeps all descriptors, and a program that inherits nothing.
@@ -404,8 +404,8 @@ async fn daemons(client: &mut Client) -> [u32; 2] {
     for (pid, (tool, args)) in
         pids.iter_mut().zip([("leave_behind", json!({"seconds": 600})), ("daemonize_clean", json!({}))])
     {
-        let answer = execute(client, tool, &args).await.unwrap();
-        *pid = u32::try_from(answer.as_u64().unwrap()).unwrap();
+        let pid_json = execute(client, tool, &args).await.unwrap();
+        *pid = u32::try_from(pid_json.as_u64().unwrap()).unwrap();
     }
     pids
 }

@@ -31,7 +31,7 @@ async fn workers(client: &Client) -> Vec<snakepit_proto::pb::WorkerInfo> {
     client.clone().list_workers(request).await.unwrap().into_inner().workers
 }
 
-/// Makes calls that print, and kills workers. All of it must succeed.
+/// Makes calls that print, and kills workers. All calls and replacements must succeed.
 async fn exercise(client: &mut Client) {
     for number in 0..40 {
         execute(client, "say", &json!({"text": format!("line {number}")})).await.unwrap();
@@ -79,8 +79,8 @@ async fn a_stalled_log_reader_does_not_delay_the_daemon() {
     let mut log = Vec::new();
     let mut read = || {
         let mut buffer = [0; 65536];
-        while let Ok(more @ 1..) = reader.read(&mut buffer) {
-            log.extend_from_slice(&buffer[..more]);
+        while let Ok(count @ 1..) = reader.read(&mut buffer) {
+            log.extend_from_slice(&buffer[..count]);
         }
         String::from_utf8_lossy(&log).into_owned()
     };
@@ -97,7 +97,7 @@ async fn the_daemon_works_with_closed_standard_streams() {
     let listen = format!("127.0.0.1:{port}");
     let mut starting = daemon().listen(&listen).shell("exec \"$@\" <&- >&- 2>&-").spawn();
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{listen}")).unwrap();
-    eventually("it serves", SOON, async || endpoint.connect().await.is_ok()).await;
+    eventually("the daemon serves", SOON, async || endpoint.connect().await.is_ok()).await;
     let mut client = Client::new(endpoint.connect().await.unwrap());
     let are_idle = async || workers(&client).await.iter().all(|worker| worker.state == "idle");
     eventually("its workers are idle", SOON, are_idle).await;
@@ -121,7 +121,7 @@ async fn a_full_stdout_delays_only_the_ready_line() {
     let shell = format!("exec \"$@\" >{}", path.display());
     let mut starting = daemon().listen(&listen).shell(shell).spawn();
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{listen}")).unwrap();
-    eventually("it serves", SOON, async || endpoint.connect().await.is_ok()).await;
+    eventually("the daemon serves", SOON, async || endpoint.connect().await.is_ok()).await;
     let mut client = Client::new(endpoint.connect().await.unwrap());
     let are_idle = async || workers(&client).await.iter().all(|worker| worker.state == "idle");
     eventually("its workers are idle", SOON, are_idle).await;
@@ -129,8 +129,8 @@ async fn a_full_stdout_delays_only_the_ready_line() {
     let mut text = Vec::new();
     let mut read = || {
         let mut buffer = [0; 65536];
-        while let Ok(more @ 1..) = reader.read(&mut buffer) {
-            text.extend_from_slice(&buffer[..more]);
+        while let Ok(count @ 1..) = reader.read(&mut buffer) {
+            text.extend_from_slice(&buffer[..count]);
         }
         String::from_utf8_lossy(&text).trim().ends_with('}')
     };

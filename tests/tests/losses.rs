@@ -30,12 +30,12 @@ async fn start(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
         .unwrap()
 }
 
-/// Makes a call, and returns whether it was lost with its worker. Panics if it ends with a wrong answer or another error.
+/// Makes a call, and returns whether it was lost with its worker. Panics if it ends with a wrong result or another error.
 async fn call_is_lost(snakepit: &Snakepit, i: u64, args: Value) -> bool {
     let padding = args["padding"].as_u64().map_or(0, |padding| padding as usize);
     match snakepit.execute::<String>("count", args).await {
-        Ok(answer) => {
-            assert_eq!((answer.trim_end(), answer.len() - padding), (&*i.to_string(), i.to_string().len()));
+        Ok(result) => {
+            assert_eq!((result.trim_end(), result.len() - padding), (&*i.to_string(), i.to_string().len()));
             false
         }
         Err(Error::Tool(ToolError::WorkerLost { .. })) => true,
@@ -47,9 +47,9 @@ fn pids(snakepit: &Snakepit) -> Vec<u32> {
     snakepit.status().workers.iter().filter_map(|worker| worker.pid).collect()
 }
 
-/// A call kills its worker shortly after others have ended. Their answers of various sizes must still arrive.
+/// A call kills its worker shortly after other calls have ended. Their results of various sizes must still arrive.
 #[tokio::test]
-async fn answers_of_finished_calls_arrive_although_a_later_call_kills_the_worker() {
+async fn results_of_finished_calls_arrive_although_a_later_call_kills_the_worker() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = start(&dir, 1).await;
     for (round, padding) in
@@ -70,7 +70,7 @@ async fn answers_of_finished_calls_arrive_although_a_later_call_kills_the_worker
     snakepit.shutdown().await.unwrap();
 }
 
-/// Kills workers under load while the host's only thread is blocked, so the host reads answers and the end of the connection
+/// Kills workers under load while the host's only thread is blocked, so the host reads results and the end of the connection
 /// together. In every second round calls take 20 ms, so the killed worker is usually running one.
 #[tokio::test]
 async fn a_kill_under_load_loses_at_most_one_call_even_if_the_host_is_blocked() {
@@ -96,18 +96,18 @@ async fn a_kill_under_load_loses_at_most_one_call_even_if_the_host_is_blocked() 
             let is_slow = round % 2 == 1;
             millis.set(if is_slow { 20 } else { 0 });
             let calls = if is_slow { 20 } else { 500 };
-            let (begun, before) = (next.load(Ordering::Relaxed), lost.get());
-            eventually("calls run", SOON, async || next.load(Ordering::Relaxed) > begun + calls).await;
+            let (first_call, lost_before) = (next.load(Ordering::Relaxed), lost.get());
+            eventually("calls run", SOON, async || next.load(Ordering::Relaxed) > first_call + calls).await;
             let victim = pids(&snakepit)[round / 2 % 2];
-            let killed = thread::spawn(move || {
+            let killer_thread = thread::spawn(move || {
                 thread::sleep(Duration::from_millis(5));
                 kill(Pid::from_raw(i32::try_from(victim).unwrap()), Signal::SIGKILL).unwrap();
             });
             thread::sleep(Duration::from_millis(20));
-            killed.join().unwrap();
+            killer_thread.join().unwrap();
             eventually("the worker has ended", SOON, async || !pids(&snakepit).contains(&victim)).await;
             eventually("the worker is replaced", SOON, async || pids(&snakepit).len() == 2).await;
-            assert!(lost.get() - before <= 1, "kill {round} lost {} calls", lost.get() - before);
+            assert!(lost.get() - lost_before <= 1, "kill {round} lost {} calls", lost.get() - lost_before);
         }
         stop.set(true);
         assert!(lost.get() > 0, "no kill hit a running call, so the test proves nothing");

@@ -19,7 +19,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// The time limit for the host to close a connection. It pings a silent client after 10 s, and waits 8 s for the answer.
+/// The time limit for the host to close a connection. It pings a silent client after 10 s, and waits 8 s for the reply.
 const CLOSED_WITHIN: Duration = Duration::from_secs(40);
 
 /// The mode of a [`FaultyProxy`].
@@ -28,21 +28,21 @@ enum Mode {
     Forward,
     /// Keeps connections open without reading from them.
     Stall,
-    /// Reads and stores everything, and forwards it in the next mode `Forward`.
-    Hold,
+    /// Reads and buffers all bytes, and forwards them in the next mode `Forward`.
+    Buffer,
     /// Closes connections.
     Cut,
 }
 
-/// The bytes that a connection in mode `Hold` has received from one side.
-type Held = Arc<Mutex<Vec<u8>>>;
+/// The bytes that a connection in mode `Buffer` has received from one side.
+type BufferedBytes = Arc<Mutex<Vec<u8>>>;
 
 /// A TCP proxy in front of a host that can stall, delay and close connections. It ends when it is dropped.
 struct FaultyProxy {
     address: String,
     mode: watch::Sender<Mode>,
-    /// For each connection so far, the bytes held from the client and from the host.
-    held: Arc<Mutex<Vec<[Held; 2]>>>,
+    /// For each connection so far, the buffered bytes from the client and from the host.
+    buffered: Arc<Mutex<Vec<[BufferedBytes; 2]>>>,
     _tasks: JoinSet<()>,
 }
 
@@ -52,21 +52,21 @@ impl FaultyProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let (mode, modes) = watch::channel(Mode::Forward);
-        let held = Arc::<Mutex<Vec<[Held; 2]>>>::default();
-        let connections = Arc::clone(&held);
+        let buffered = Arc::<Mutex<Vec<[BufferedBytes; 2]>>>::default();
+        let connections = Arc::clone(&buffered);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut pipes = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
                 let far = TcpStream::connect(&host).await.unwrap();
                 let ((near_in, near_out), (far_in, far_out)) = (split(near), split(far));
-                let [from_client, from_host] = <[Held; 2]>::default();
+                let [from_client, from_host] = <[BufferedBytes; 2]>::default();
                 connections.lock().unwrap().push([Arc::clone(&from_client), Arc::clone(&from_host)]);
                 pipes.spawn(pipe(near_in, far_out, modes.clone(), from_client));
                 pipes.spawn(pipe(far_in, near_out, modes.clone(), from_host));
             }
         });
-        Self { address, mode, held, _tasks: tasks }
+        Self { address, mode, buffered, _tasks: tasks }
     }
 
     fn set(&self, mode: Mode) {
@@ -74,21 +74,21 @@ impl FaultyProxy {
     }
 
     fn connections(&self) -> usize {
-        self.held.lock().unwrap().len()
+        self.buffered.lock().unwrap().len()
     }
 
-    /// Waits until the newest connection holds bytes from the client that contain a text.
-    async fn holds_from_client(&self, text: &str) {
+    /// Waits until the newest connection has buffered bytes from the client that contain a text.
+    async fn wait_for_client_bytes(&self, text: &str) {
         eventually("the client has sent the call", Duration::from_secs(10), async || {
             let [from_client, _] = self.newest();
-            let held = from_client.lock().unwrap();
-            held.windows(text.len()).any(|window| window == text.as_bytes())
+            let buffered = from_client.lock().unwrap();
+            buffered.windows(text.len()).any(|window| window == text.as_bytes())
         })
         .await;
     }
 
-    /// Waits until the newest connection holds bytes from the host.
-    async fn holds_from_host(&self) {
+    /// Waits until the newest connection has buffered bytes from the host.
+    async fn wait_for_host_bytes(&self) {
         eventually("the host has announced the end of the connection", Duration::from_secs(10), async || {
             let [_, from_host] = self.newest();
             !from_host.lock().unwrap().is_empty()
@@ -96,8 +96,8 @@ impl FaultyProxy {
         .await;
     }
 
-    fn newest(&self) -> [Held; 2] {
-        self.held.lock().unwrap().last().unwrap().clone()
+    fn newest(&self) -> [BufferedBytes; 2] {
+        self.buffered.lock().unwrap().last().unwrap().clone()
     }
 }
 
@@ -106,7 +106,7 @@ async fn pipe(
     mut from: ReadHalf<TcpStream>,
     mut to: WriteHalf<TcpStream>,
     mut modes: watch::Receiver<Mode>,
-    held: Held,
+    buffered: BufferedBytes,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     let mut has_ended = false;
@@ -115,7 +115,7 @@ async fn pipe(
         match mode {
             Mode::Cut => return,
             Mode::Forward => {
-                let bytes = std::mem::take(&mut *held.lock().unwrap());
+                let bytes = std::mem::take(&mut *buffered.lock().unwrap());
                 if to.write_all(&bytes).await.is_err() {
                     return;
                 }
@@ -124,7 +124,7 @@ async fn pipe(
                     return;
                 }
             }
-            Mode::Stall | Mode::Hold => {}
+            Mode::Stall | Mode::Buffer => {}
         }
         let read = async {
             if mode == Mode::Stall || has_ended {
@@ -142,8 +142,8 @@ async fn pipe(
             read = read => read.unwrap_or(0),
         };
         match mode {
-            Mode::Hold if read > 0 => held.lock().unwrap().extend(&buffer[..read]),
-            Mode::Hold => has_ended = true,
+            Mode::Buffer if read > 0 => buffered.lock().unwrap().extend(&buffer[..read]),
+            Mode::Buffer => has_ended = true,
             _ if read > 0 && to.write_all(&buffer[..read]).await.is_ok() => {}
             _ => return,
         }
@@ -228,16 +228,18 @@ async fn a_call_on_a_cut_connection_counts_as_delivered_and_the_next_call_reconn
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     let proxy = FaultyProxy::start(sandbox.url()).await;
     let client = Client::connect(&proxy.address).await.unwrap();
-    let cut = client.execute::<f64>("sleep_for", json!({"seconds": 600}));
-    let cutting = async {
+    let call = client.execute::<f64>("sleep_for", json!({"seconds": 600}));
+    let cut = async {
         eventually("the call runs", Duration::from_secs(10), async || {
             states(&sandbox).await.iter().any(|state| state == "busy")
         })
         .await;
         proxy.set(Mode::Cut);
     };
-    let (cut, ()) = futures_util::future::join(cut, cutting).await;
-    let Error::Tool(error) = cut.unwrap_err() else { panic!("the call failed with another kind of error") };
+    let (outcome, ()) = futures_util::future::join(call, cut).await;
+    let Error::Tool(error) = outcome.unwrap_err() else {
+        panic!("the call failed with another kind of error")
+    };
     assert!(matches!(error, ToolError::ConnectionLost { .. }) && error.may_have_run(), "{error}");
     proxy.set(Mode::Forward);
     assert_eq!(client.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap(), 3);
@@ -253,7 +255,7 @@ async fn a_call_that_crosses_with_the_end_of_an_idle_connection_is_repeated() {
     // Makes the host close the connection behind the proxy while a call is on its way to the host. Both sides have sent before
     // either receives anything, so the call and the end of the connection cross.
     let cross = async |proxy: &FaultyProxy| {
-        proxy.holds_from_client("add").await;
+        proxy.wait_for_client_bytes("add").await;
         // For the second connection, the host closes the one behind the proxy. For the repeated call, it can close the first.
         let mut others = Vec::new();
         for _ in 0..2 {
@@ -261,7 +263,7 @@ async fn a_call_that_crosses_with_the_end_of_an_idle_connection_is_repeated() {
             assert_eq!(other.execute::<i64>("add", json!({"a": 2, "b": 2})).await.unwrap(), 4);
             others.push(other);
         }
-        proxy.holds_from_host().await;
+        proxy.wait_for_host_bytes().await;
         proxy.set(Mode::Forward);
         others
     };
@@ -271,7 +273,7 @@ async fn a_call_that_crosses_with_the_end_of_an_idle_connection_is_repeated() {
     let add = || client.execute::<i64>("add", json!({"a": 1, "b": 2}));
     assert_eq!(add().await.unwrap(), 3);
     assert_eq!(proxy.connections(), 1);
-    proxy.set(Mode::Hold);
+    proxy.set(Mode::Buffer);
     let (crossed, others) = futures_util::future::join(add(), cross(&proxy)).await;
     assert_eq!(crossed.unwrap(), 3);
     assert_eq!(proxy.connections(), 2, "the call was repeated on a new connection");
@@ -286,7 +288,7 @@ async fn a_call_that_crosses_with_the_end_of_an_idle_connection_is_repeated() {
     stdin.write_all(b"\n").await.unwrap();
     assert_eq!(lines.next_line().await.unwrap().unwrap(), "3");
     assert_eq!(proxy.connections(), 3);
-    proxy.set(Mode::Hold);
+    proxy.set(Mode::Buffer);
     stdin.write_all(b"\n").await.unwrap();
     let _others = cross(&proxy).await;
     assert_eq!(lines.next_line().await.unwrap().unwrap(), "3");

@@ -184,8 +184,8 @@ async fn a_watch_stored_beyond_its_call_ends_with_the_call() {
     open(&mut client, "s").await;
     // Ten times the limit of watches per session.
     for round in 1..=100 {
-        let kept = call(&mut client, "s", "keep_watches", &json!({"count": 100})).await;
-        assert_eq!(kept, 100 * round);
+        let count = call(&mut client, "s", "keep_watches", &json!({"count": 100})).await;
+        assert_eq!(count, 100 * round);
     }
     assert_eq!(call(&mut client, "s", "read_kept_watches", &json!({})).await, 0);
 }
@@ -201,19 +201,19 @@ async fn the_error_of_an_unreadable_value_names_the_variable() {
     };
     let request = pb::RegisterVariableRequest {
         session_id: "s".to_owned(),
-        name: "odd".to_owned(),
+        name: "pickled".to_owned(),
         r#type: "tensor".to_owned(),
         initial_value: Some(any),
         initial_binary_value: vec![0; 8].into(),
         ..Default::default()
     };
     client.register_variable(request).await.unwrap();
-    let messages = call(&mut client, "s", "read_unreadable", &json!({"name": "odd"})).await;
+    let messages = call(&mut client, "s", "read_unreadable", &json!({"name": "pickled"})).await;
     let messages = messages.as_array().unwrap();
     assert_eq!(messages.len(), 4);
     for text in messages {
         let text = text.as_str().unwrap();
-        assert!(text.contains("variable `odd` cannot be read: ") && text.contains("pickle"), "{text}");
+        assert!(text.contains("variable `pickled` cannot be read: ") && text.contains("pickle"), "{text}");
     }
 }
 

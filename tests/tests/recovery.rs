@@ -9,7 +9,7 @@ use snakepit_tests::{Sandbox, Signal, eventually, execute, is_alive, processes_w
 const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
 const SOON: Duration = Duration::from_secs(20);
 
-/// Kills all workers, and waits until new ones are idle and answer.
+/// Kills all workers, and waits until new workers are idle and serve calls.
 async fn replace_workers(sandbox: &Sandbox) {
     let before = sandbox.worker_pids().await;
     before.iter().for_each(|pid| signal(*pid, Signal::SIGKILL));
@@ -115,7 +115,7 @@ async fn sigquit_and_sighup_shut_down_gracefully() {
 
 #[tokio::test]
 async fn stop_grace_limits_the_time_of_workers_to_exit() {
-    for (grace, ends_in_order) in [(None, true), (Some("300ms"), false)] {
+    for (grace, exits_cleanly) in [(None, true), (Some("300ms"), false)] {
         let notes = tempfile::tempdir().unwrap();
         let args = grace.map_or(vec![], |grace| vec!["--stop-grace", grace]);
         let mut sandbox = Sandbox::adapter("last_words:Adapter", 1)
@@ -127,7 +127,7 @@ async fn stop_grace_limits_the_time_of_workers_to_exit() {
         let pid = sandbox.worker_pids().await[0];
         signal(sandbox.pid(), Signal::SIGTERM);
         assert_eq!(sandbox.wait(SOON).await, Some(0));
-        assert_eq!(notes.path().join(pid.to_string()).exists(), ends_in_order, "{grace:?}");
+        assert_eq!(notes.path().join(pid.to_string()).exists(), exits_cleanly, "{grace:?}");
     }
 }
 
@@ -143,8 +143,8 @@ fn zombies_of(host: u32) -> usize {
 #[tokio::test]
 async fn as_the_first_process_of_a_container_the_host_reaps_zombies() {
     let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
-    let possible = tokio::process::Command::new("unshare").args(unshare).arg("true").status().await;
-    if !possible.is_ok_and(|status| status.success()) {
+    let can_unshare = tokio::process::Command::new("unshare").args(unshare).arg("true").status().await;
+    if !can_unshare.is_ok_and(|status| status.success()) {
         eprintln!("skipped: PID namespaces are not available");
         return;
     }

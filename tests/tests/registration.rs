@@ -99,12 +99,12 @@ async fn foreign_workers_are_identified_by_their_process_and_other_processes_are
         assert!(!sandbox.url().contains(&address), "each worker has a separate host address");
         let mut stranger = TcpStream::connect(&address).unwrap();
         stranger.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let answer = stranger.read(&mut [0; 64]);
-        let is_closed = match &answer {
-            Ok(read) => *read == 0,
+        let read = stranger.read(&mut [0; 64]);
+        let is_closed = match &read {
+            Ok(count) => *count == 0,
             Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
         };
-        assert!(is_closed, "{wrapper:?}: {answer:?}");
+        assert!(is_closed, "{wrapper:?}: {read:?}");
         eventually("the host logs the rejection", Duration::from_secs(10), async || {
             sandbox.log().contains("is not this worker's")
         })
@@ -115,26 +115,26 @@ async fn foreign_workers_are_identified_by_their_process_and_other_processes_are
             TcpStream::connect(&address).is_err()
         })
         .await;
-        for left in processes_with(&address) {
-            // `setsid` moved it to another process group, which the host does not kill.
-            signal(left, Signal::SIGKILL);
+        for pid in processes_with(&address) {
+            // `setsid` moved the process to another process group, which the host does not kill.
+            signal(pid, Signal::SIGKILL);
         }
     }
 }
 
-/// The worker also makes requests that are only for clients.
+/// The tool also makes requests that only clients may make.
 #[tokio::test]
 async fn workers_may_make_only_the_requests_that_they_need() {
     let sandbox = Sandbox::worker_command(&grpcio(""), 1).start().await;
     let mut client = sandbox.client().await;
-    let answer = client.execute_tool(tool_request("ask_host", &json!({}))).await.unwrap().into_inner();
-    assert!(answer.success, "{}", answer.error_message);
-    let answers = snakepit_tests::result_of(answer);
-    for open in ["Ping", "Heartbeat", "GetExposedElixirTools"] {
-        assert_eq!(answers[open], "OK", "{answers}");
+    let response = client.execute_tool(tool_request("ask_host", &json!({}))).await.unwrap().into_inner();
+    assert!(response.success, "{}", response.error_message);
+    let codes = snakepit_tests::result_of(response);
+    for allowed in ["Ping", "Heartbeat", "GetExposedElixirTools"] {
+        assert_eq!(codes[allowed], "OK", "{codes}");
     }
-    for closed in ["ExecuteTool", "ListTools", "ListWorkers", "ListSessions", "GetSessionStats"] {
-        assert_eq!(answers[closed], "PERMISSION_DENIED", "{answers}");
+    for forbidden in ["ExecuteTool", "ListTools", "ListWorkers", "ListSessions", "GetSessionStats"] {
+        assert_eq!(codes[forbidden], "PERMISSION_DENIED", "{codes}");
     }
 }
 
@@ -241,7 +241,7 @@ async fn runtimes_of_other_versions_are_rejected_with_both_versions() {
 
 /// Old hosts do not pass their version to the worker.
 #[tokio::test]
-async fn a_runtime_rejects_a_host_that_names_no_version() {
+async fn a_runtime_rejects_a_host_without_a_version() {
     let dir = tempfile::tempdir().unwrap();
     let line = format!("unset {ENV_HOST_VERSION}; exec '{}' \"$@\"", python().display());
     let failure = Sandbox::adapter(SHOWCASE, 1).python(interpreter(dir.path(), &line)).try_start().await;

@@ -58,12 +58,13 @@ async fn each_failure_arrives_as_its_error_variant() {
     let ToolError::Failed(failure) = raised else { panic!("{raised}") };
     assert_eq!((failure.error_type.as_str(), failure.message.as_str()), ("ValueError", "on purpose"));
     assert!(failure.traceback.contains("in fail"));
-    let late = client.call("sleep_for").args(json!({"seconds": 60})).timeout(Duration::from_millis(200));
-    let late = tool_error(late.unary::<Value>().await.unwrap_err());
-    assert!(matches!(late, ToolError::DeadlineExceeded { .. }), "{late}");
-    let nowhere = client.call("add").args(json!({"a": 1, "b": 2}));
-    let nowhere = nowhere.session(SessionId::try_new("nosuch").unwrap()).unary::<Value>().await.unwrap_err();
-    assert!(nowhere.to_string().contains("nosuch"), "{nowhere}");
+    let expired = client.call("sleep_for").args(json!({"seconds": 60})).timeout(Duration::from_millis(200));
+    let expired = tool_error(expired.unary::<Value>().await.unwrap_err());
+    assert!(matches!(expired, ToolError::DeadlineExceeded { .. }), "{expired}");
+    let missing_session = client.call("add").args(json!({"a": 1, "b": 2}));
+    let missing_session =
+        missing_session.session(SessionId::try_new("nosuch").unwrap()).unary::<Value>().await.unwrap_err();
+    assert!(missing_session.to_string().contains("nosuch"), "{missing_session}");
     let rejected = Client::connect("http://127.0.0.1:1").await.unwrap_err().to_string();
     assert!(rejected.contains("127.0.0.1:1") && rejected.contains("snakepit serve"), "{rejected}");
 }
@@ -97,17 +98,17 @@ async fn an_unread_stream_delays_no_other_call() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     let client = connect(&sandbox).await;
     // More chunks than all flow-control windows hold.
-    let mut greedy = client.execute_stream::<u64>("count", json!({"n": 20_000_000})).await.unwrap();
-    assert_eq!(greedy.next().await.unwrap().unwrap(), 1);
+    let mut stream = client.execute_stream::<u64>("count", json!({"n": 20_000_000})).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
     for number in 0..200 {
         let sum: i64 = client.execute("add", json!({"a": number, "b": 1})).await.unwrap();
         assert_eq!(sum, number + 1);
     }
-    assert_eq!(greedy.next().await.unwrap().unwrap(), 2, "the stream continues when it is read");
+    assert_eq!(stream.next().await.unwrap().unwrap(), 2, "the stream continues when it is read");
 }
 
 #[tokio::test]
-async fn a_thousand_concurrent_calls_each_get_their_own_answer() {
+async fn a_thousand_concurrent_calls_each_receive_their_own_result() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).args(&["--queue-limit", "2000"]).start().await;
     let client = connect(&sandbox).await;
     let calls = (0..1000_i64).map(|number| {
@@ -131,7 +132,7 @@ async fn an_unusually_long_call_of_a_brief_tool_delays_no_other_call() {
     futures_util::future::join_all((0..200).map(|_| nap(0.0))).await;
     let long = tokio::spawn(nap(3.0));
     let began = tokio::time::Instant::now();
-    // Enough callers to keep all workers busy while the long call runs.
+    // There are enough callers to keep all workers busy while the long call runs.
     let callers = (0..16).map(|_| async {
         let mut slowest = Duration::ZERO;
         while began.elapsed() < Duration::from_secs(2) {
@@ -204,18 +205,19 @@ async fn the_client_reconnects_to_a_restarted_server() {
 async fn deadlines_hold_if_the_server_is_frozen() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let client = connect(&sandbox).await;
-    let soon = Duration::from_millis(300);
+    let timeout = Duration::from_millis(300);
     // More chunks than the credit of a stream allows, so the stream does not end before the server is stopped.
     let count = client.call("count").args(json!({"n": 20_000_000}));
     let mut stream = count.timeout(Duration::from_secs(1)).stream::<u64>().await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), 1);
     snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGSTOP);
     let began = std::time::Instant::now();
-    let late = client.call("add").args(json!({"a": 1, "b": 2})).timeout(soon).unary::<i64>().await;
-    let late = late.unwrap_err();
-    assert!(matches!(&late, Error::Tool(ToolError::DeadlineExceeded { .. })), "{late}");
+    let expired = client.call("add").args(json!({"a": 1, "b": 2})).timeout(timeout).unary::<i64>().await;
+    let expired = expired.unwrap_err();
+    assert!(matches!(&expired, Error::Tool(ToolError::DeadlineExceeded { .. })), "{expired}");
     let bytes = Payload::bytes(Bytes::from(vec![7_u8; 8 * 1024 * 1024]));
-    let large = client.call("echo").payload("value", bytes).timeout(soon).payload_reply().await.unwrap_err();
+    let large =
+        client.call("echo").payload("value", bytes).timeout(timeout).payload_reply().await.unwrap_err();
     assert!(matches!(&large, Error::Tool(ToolError::DeadlineExceeded { .. })), "{large}");
     let last = loop {
         match stream.next().await.expect("the stream ends with an error") {
@@ -236,13 +238,13 @@ async fn requests_to_a_frozen_server_end_at_the_request_timeout() {
     let session = client.session("s").await.unwrap();
     let _watch = session.watch_all().await.unwrap();
     snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGSTOP);
-    let late = [
+    let errors = [
         client.session("s").await.unwrap_err(),
         session.variables("*").await.unwrap_err(),
         session.delete_variable("x").await.unwrap_err(),
         session.watch_all().await.unwrap_err(),
     ];
-    for error in late {
+    for error in errors {
         assert!(matches!(error, Error::TimedOut { within, .. } if within == limit), "{error}");
     }
     snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGCONT);

@@ -67,8 +67,8 @@ async fn programs_are_stored_read_listed_and_deleted() {
     assert!(!client.put_program(put).await.unwrap().into_inner().created);
 
     let get = pb::GetProgramRequest { session_id: "s".into(), name: "model".into(), global: false };
-    let got = client.get_program(get.clone()).await.unwrap().into_inner().program.unwrap();
-    assert_eq!((got.data, got.metadata), (program.data, program.metadata));
+    let found = client.get_program(get.clone()).await.unwrap().into_inner().program.unwrap();
+    assert_eq!((found.data, found.metadata), (program.data, program.metadata));
 
     let list = pb::ListProgramsRequest { session_id: "s".into(), global: false };
     let listed = client.list_programs(list).await.unwrap().into_inner().programs;
@@ -105,20 +105,20 @@ async fn listing_host_tools_renews_the_session() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;
     open(&mut client, "s", &[]).await;
-    let expires = async || {
+    let expiry = async || {
         // Time must pass, because the renewal moves the expiry by this time.
         tokio::time::sleep(PAUSE).await;
         let mut client = sandbox.client().await;
         let listed = client.list_sessions(pb::ListSessionsRequest::default()).await.unwrap().into_inner();
         SystemTime::try_from(listed.sessions[0].expires_at.unwrap()).unwrap()
     };
-    let opened = expires().await;
-    let listed = expires().await;
+    let opened = expiry().await;
+    let listed = expiry().await;
     assert!(listed < opened + PAUSE / 2, "listing sessions must not renew them");
 
     let request = pb::GetExposedElixirToolsRequest { session_id: "s".into() };
     client.get_exposed_elixir_tools(request).await.unwrap();
-    assert!(expires().await > opened + PAUSE, "listing host tools must renew the session");
+    assert!(expiry().await > opened + PAUSE, "listing host tools must renew the session");
 }
 
 #[tokio::test]

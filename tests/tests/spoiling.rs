@@ -1,4 +1,4 @@
-//! Tools that break their process: the next call gets the right answer or an error, and the pool recovers.
+//! Tools that break their process: the next call ends with the correct result or an error, and the pool recovers.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use tokio::time::{Instant, sleep};
 use tonic::Code;
 
 const SPOILING: &str = "spoiling:SpoilingAdapter";
-const WITHIN: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Calls a tool until it succeeds. The answer must be right, and errors must arrive before the deadline.
-async fn succeeds(sandbox: &Sandbox, after: &str, tool: &str) {
+/// Calls a tool until it succeeds. The result must be correct, and errors must arrive before the deadline.
+async fn call_until_success(sandbox: &Sandbox, after: &str, tool: &str) {
     let began = Instant::now();
     loop {
         let problem =
             match execute_within(sandbox.url(), Duration::from_secs(10), tool, &json!({"n": 21})).await {
                 Ok(response) if response.success => {
-                    let answer = result_of(response);
-                    assert_eq!((&answer["twice"], &answer["depth"]), (&json!(42), &json!(30)), "{after}");
+                    let result = result_of(response);
+                    assert_eq!((&result["twice"], &result["depth"]), (&json!(42), &json!(30)), "{after}");
                     return;
                 }
                 Ok(response) => response.error_message,
@@ -27,7 +27,7 @@ async fn succeeds(sandbox: &Sandbox, after: &str, tool: &str) {
                     status.to_string()
                 }
             };
-        assert!(began.elapsed() < WITHIN, "{tool} still fails after {after}: {problem}");
+        assert!(began.elapsed() < TIMEOUT, "{tool} still fails after {after}: {problem}");
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -50,20 +50,20 @@ async fn calls_succeed_after_a_tool_broke_its_process() {
     assert!(names.len() > 20, "{names:?}");
     for name in names {
         for tool in ["work", "work_async"] {
-            let spoiled =
+            let outcome =
                 execute_within(sandbox.url(), Duration::from_secs(10), "spoil", &json!({"how": name})).await;
             // The tool may succeed, fail, or kill its worker.
-            match spoiled {
+            match outcome {
                 Ok(response) if response.success => assert_eq!(result_of(response), "spoiled", "{name}"),
                 Ok(response) => assert!(!response.error_message.is_empty(), "{name}"),
                 Err(status) => assert_ne!(status.code(), Code::DeadlineExceeded, "{name}: {status:?}"),
             }
-            succeeds(&sandbox, &name, tool).await;
-            eventually(&format!("the pool recovers after {name}"), WITHIN, async || {
+            call_until_success(&sandbox, &name, tool).await;
+            eventually(&format!("the pool recovers after {name}"), TIMEOUT, async || {
                 is_recovered(&sandbox, 1).await
             })
             .await;
-            succeeds(&sandbox, &name, tool).await;
+            call_until_success(&sandbox, &name, tool).await;
         }
     }
 }

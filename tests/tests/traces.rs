@@ -19,12 +19,12 @@ async fn start() -> (Sandbox, Client) {
 }
 
 async fn call(client: &mut Client, tool: &str, args: Value) -> Value {
-    let answer = tokio::time::timeout(SOON, execute(client, tool, &args)).await;
-    answer.expect(tool).unwrap_or_else(|status| panic!("{tool}: {status:?}"))
+    let outcome = tokio::time::timeout(SOON, execute(client, tool, &args)).await;
+    outcome.expect(tool).unwrap_or_else(|status| panic!("{tool}: {status:?}"))
 }
 
 /// Calls a tool whose deadline passes while it runs.
-async fn time_out(sandbox: &Sandbox, tool: &str, args: Value) {
+async fn let_deadline_pass(sandbox: &Sandbox, tool: &str, args: Value) {
     let status = execute_within(sandbox.url(), Duration::from_millis(300), tool, &args).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
 }
@@ -48,9 +48,9 @@ async fn child_processes_have_the_signal_handlers_of_plain_python() {
 #[tokio::test]
 async fn context_variables_end_with_their_call() {
     let (_sandbox, mut client) = start().await;
-    for (become_, who) in [("become", "who"), ("become_async", "who_async"), ("become", "who_async")] {
-        assert_eq!(call(&mut client, become_, json!({"user": "alice"})).await, "alice");
-        assert_eq!(call(&mut client, who, json!({})).await, "unset", "{become_} {who}");
+    for (setter, getter) in [("become", "who"), ("become_async", "who_async"), ("become", "who_async")] {
+        assert_eq!(call(&mut client, setter, json!({"user": "alice"})).await, "alice");
+        assert_eq!(call(&mut client, getter, json!({})).await, "unset", "{setter} {getter}");
     }
 }
 
@@ -58,8 +58,8 @@ async fn context_variables_end_with_their_call() {
 async fn an_exit_in_a_coroutine_fails_only_its_call() {
     let (_sandbox, mut client) = start().await;
     for _ in 0..3 {
-        let left = client.execute_tool(tool_request("leave", &json!({}))).await.unwrap().into_inner();
-        assert!(left.error_message.contains("SystemExit"), "{left:?}");
+        let failed = client.execute_tool(tool_request("leave", &json!({}))).await.unwrap().into_inner();
+        assert!(failed.error_message.contains("SystemExit"), "{failed:?}");
         assert_eq!(call(&mut client, "run_program", json!({})).await, 0);
     }
 }
@@ -82,7 +82,7 @@ async fn changed_signal_handlers_are_restored_and_logged() {
         assert!(log.contains(needle), "no {needle:?} in {log}");
     }
     // Cancellation and SIGTERM still work.
-    time_out(&sandbox, "sleep", json!({"seconds": 600})).await;
+    let_deadline_pass(&sandbox, "sleep", json!({"seconds": 600})).await;
     assert_eq!(call(&mut client, "ping", json!({})).await, pid);
     call(&mut client, "borrow_sigterm", json!({})).await;
     let pid = u32::try_from(pid.as_u64().unwrap()).unwrap();
@@ -95,7 +95,7 @@ async fn changed_signal_handlers_are_restored_and_logged() {
 async fn a_cancelled_call_inside_a_library_replaces_its_worker_unless_the_tool_keeps_it() {
     let (sandbox, mut client) = start().await;
     let mut pid = call(&mut client, "ping", json!({})).await;
-    for (tool, is_kept) in [
+    for (tool, keeps_worker) in [
         ("sleep", true),
         ("wait_in_library", false),
         ("wait_in_library_and_stay", true),
@@ -103,10 +103,10 @@ async fn a_cancelled_call_inside_a_library_replaces_its_worker_unless_the_tool_k
         ("start_program", false),
     ] {
         let args = if tool == "sleep" { json!({"seconds": 600}) } else { json!({}) };
-        time_out(&sandbox, tool, args).await;
-        let now = call(&mut client, "ping", json!({})).await;
-        assert_eq!(now == pid, is_kept, "{tool}: {}", sandbox.log());
-        pid = now;
+        let_deadline_pass(&sandbox, tool, args).await;
+        let current = call(&mut client, "ping", json!({})).await;
+        assert_eq!(current == pid, keeps_worker, "{tool}: {}", sandbox.log());
+        pid = current;
     }
     assert!(sandbox.log().contains("left processes behind"), "{}", sandbox.log());
 }
@@ -117,7 +117,7 @@ async fn with_the_policy_replace_each_cancelled_call_replaces_its_worker() {
     let mut client = sandbox.client().await;
     // More replacements than the number of consecutive failures that makes a pool broken.
     for _ in 0..5 {
-        time_out(&sandbox, "sleep", json!({"seconds": 600})).await;
+        let_deadline_pass(&sandbox, "sleep", json!({"seconds": 600})).await;
         call(&mut client, "ping", json!({})).await;
     }
     assert_eq!(sandbox.workers().await[0].restarts, 5);
@@ -127,7 +127,7 @@ async fn with_the_policy_replace_each_cancelled_call_replaces_its_worker() {
 async fn a_cancelled_import_does_not_leave_a_partial_module() {
     let (sandbox, mut client) = start().await;
     let pid = call(&mut client, "ping", json!({})).await;
-    time_out(&sandbox, "import_lazily", json!({})).await;
+    let_deadline_pass(&sandbox, "import_lazily", json!({})).await;
     assert_eq!(call(&mut client, "import_lazily", json!({})).await, 7);
     assert_eq!(call(&mut client, "ping", json!({})).await, pid, "{}", sandbox.log());
 }
@@ -136,12 +136,12 @@ async fn a_cancelled_import_does_not_leave_a_partial_module() {
 async fn a_cancelled_tool_may_clean_up_within_the_grace_period() {
     let (sandbox, _client) = start().await;
     let file = sandbox.run_dir().join("cleaned");
-    time_out(&sandbox, "clean_up", json!({"path": file})).await;
+    let_deadline_pass(&sandbox, "clean_up", json!({"path": file})).await;
     eventually("the tool has cleaned up", SOON, async || file.exists()).await;
 }
 
 #[tokio::test]
-async fn left_tasks_are_logged_and_worker_tasks_run_between_calls() {
+async fn tasks_left_by_a_call_are_logged_and_worker_tasks_run_between_calls() {
     let (sandbox, mut client) = start().await;
     call(&mut client, "leave_task", json!({})).await;
     eventually("the task is named", SOON, async || sandbox.log().contains("`forgotten`")).await;
@@ -152,7 +152,7 @@ async fn left_tasks_are_logged_and_worker_tasks_run_between_calls() {
     assert_ticks_between_calls(&mut sandbox.client().await).await;
 }
 
-/// Checks that the ticker runs while no call does, except the one that reads the count five times per second.
+/// Checks that the ticker runs between calls. The only calls read the count five times per second.
 async fn assert_ticks_between_calls(client: &mut Client) {
     let before = call(client, "ticked", json!({})).await.as_u64().unwrap();
     let began = Instant::now();
@@ -185,8 +185,8 @@ async fn an_adapter_that_cannot_be_constructed_fails_the_start() {
 async fn arguments_have_their_annotated_types() {
     let (_sandbox, mut client) = start().await;
     let types = |args: Value| json!({"args": args})["args"].clone();
-    let got = call(&mut client, "types", types(json!({"f": 5, "i": 5.0}))).await;
-    assert_eq!(got, json!(["float", "int", "NoneType"]));
+    let names = call(&mut client, "types", types(json!({"f": 5, "i": 5.0}))).await;
+    assert_eq!(names, json!(["float", "int", "NoneType"]));
     let error = execute(&mut client, "types", &json!({"i": 5.5})).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
     for ty in ["integer", "float", "boolean", "null", "map", "list", "tensor", "embedding", "bytes"] {

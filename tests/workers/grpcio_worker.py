@@ -1,7 +1,7 @@
 """A foreign worker, written with grpcio and the generated stubs only.
 
-It behaves like workers of the original Snakepit: it runs calls in threads, which it cannot cancel, and calls the host
-back before every call. `cargo xtask setup` generates the stubs from the .proto.
+It behaves like workers of the original Snakepit: it cannot cancel calls, because they run in threads, and it registers
+its tools with the host before every call. `cargo xtask setup` generates the stubs from the .proto.
 """
 
 import argparse
@@ -89,14 +89,14 @@ class Worker(rpc.BridgeServiceServicer):
             "ListSessions": pb.ListSessionsRequest(),
             "GetSessionStats": pb.GetSessionStatsRequest(),
         }
-        answers = {}
+        statuses = {}
         for rpc_name, request in requests.items():
             try:
                 getattr(self.host, rpc_name)(request, timeout=10)
-                answers[rpc_name] = "OK"
+                statuses[rpc_name] = "OK"
             except grpc.RpcError as error:
-                answers[rpc_name] = error.code().name
-        return answers
+                statuses[rpc_name] = error.code().name
+        return statuses
 
     def call_back(self, session_id: str) -> None:
         """Registers the session and the tools, as workers of the original do before every call."""
@@ -155,9 +155,9 @@ def main() -> None:
         print(f"GRPC_READY:{port}", flush=True)
     else:
         ready = Path(os.environ["SNAKEPIT_READY_FILE"])
-        unfinished = ready.with_suffix(".new")
-        unfinished.write_text(str(port))
-        unfinished.rename(ready)
+        temporary = ready.with_suffix(".new")
+        temporary.write_text(str(port))
+        temporary.rename(ready)
 
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())

@@ -25,12 +25,12 @@ def register(address: str, identity: pb.WorkerIdentity | None) -> str:
     channel = grpc.insecure_channel(address, options=[("grpc.default_authority", "localhost")])
     tools = [pb.ToolRegistration(name="other")]
     try:
-        answer = rpc.BridgeServiceStub(channel).RegisterTools(
+        response = rpc.BridgeServiceStub(channel).RegisterTools(
             pb.RegisterToolsRequest(tools=tools, worker_id="other", identity=identity), timeout=10
         )
     except grpc.RpcError as error:
         return f"{error.code().name}: {error.details()}"
-    return f"registered: {answer.success}"
+    return f"registered: {response.success}"
 
 
 def main() -> None:
@@ -52,8 +52,8 @@ def main() -> None:
         assert token not in " ".join(sys.argv), "the token is visible"
         if "stolen" in os.environ["OTHER_BRIDGE"]:
             # The intermediate processes end, so the stranger is not a descendant of this process.
-            stranger = [sys.executable, __file__, "--stranger", address, token, version, protocol]
-            orphan = ["setsid", "sh", "-c", '(setsid "$@" &)', "sh", *stranger]
+            stranger_command = [sys.executable, __file__, "--stranger", address, token, version, protocol]
+            orphan = ["setsid", "sh", "-c", '(setsid "$@" &)', "sh", *stranger_command]
             reading, writing = os.pipe()
             subprocess.run(orphan, stdin=subprocess.DEVNULL, stdout=writing, check=True)
             os.close(writing)

@@ -60,7 +60,7 @@ impl Clients {
         &self,
         kind: ClientKind,
         tool: &str,
-        streams: bool,
+        is_stream: bool,
         how: &str,
         timeout: Option<Duration>,
     ) -> RunningCall {
@@ -69,22 +69,24 @@ impl Clients {
         let args = json!({"how": how, "marker": marker});
         let in_python = |client: &PythonClient, args: &Value| -> BoxFuture<'static, String> {
             let seconds = timeout.map(|timeout| timeout.as_secs_f64());
-            let call = json!({"tool": tool, "args": args, "stream": streams, "timeout": seconds});
+            let call = json!({"tool": tool, "args": args, "stream": is_stream, "timeout": seconds});
             let mut request = client.request(call);
             Box::pin(async move { request.next_event().await })
         };
         let outcome: BoxFuture<'static, String> = match kind {
             ClientKind::Embedded => {
                 let host = self.embedded.as_ref().expect("the host is embedded");
-                Box::pin(with_builder(host.call(tool), args, streams, timeout))
+                Box::pin(with_builder(host.call(tool), args, is_stream, timeout))
             }
-            ClientKind::Multiplexed => Box::pin(with_builder(self.remote.call(tool), args, streams, timeout)),
+            ClientKind::Multiplexed => {
+                Box::pin(with_builder(self.remote.call(tool), args, is_stream, timeout))
+            }
             ClientKind::Grpc => {
                 let mut request = Request::new(tool_request(tool, &args));
                 if let Some(timeout) = timeout {
                     request.set_timeout(timeout);
                 }
-                Box::pin(with_grpc(self.grpc.clone(), request, streams))
+                Box::pin(with_grpc(self.grpc.clone(), request, is_stream))
             }
             ClientKind::Grpcio => in_python(&self.grpcio, &args),
             ClientKind::Package => in_python(&self.package, &args),
@@ -112,7 +114,7 @@ impl RunningCall {
 async fn with_builder<H: HostHandle>(
     call: CallBuilder<H>,
     args: Value,
-    streams: bool,
+    is_stream: bool,
     timeout: Option<Duration>,
 ) -> String {
     let call = call.args(args);
@@ -120,26 +122,26 @@ async fn with_builder<H: HostHandle>(
         Some(timeout) => call.timeout(timeout),
         None => call,
     };
-    let answer = async {
-        if streams {
+    let result = async {
+        if is_stream {
             call.stream::<Value>().await?.try_collect::<Vec<_>>().await.map(drop)
         } else {
             call.unary::<Value>().await.map(drop)
         }
     };
-    answer.await.map_or_else(reason, |()| "OK".to_owned())
+    result.await.map_or_else(reason, |()| "OK".to_owned())
 }
 
-async fn with_grpc(mut client: Client, request: Request<pb::ExecuteToolRequest>, streams: bool) -> String {
-    let answer = async {
-        if streams {
+async fn with_grpc(mut client: Client, request: Request<pb::ExecuteToolRequest>, is_stream: bool) -> String {
+    let result = async {
+        if is_stream {
             let chunks = client.execute_streaming_tool(request).await?.into_inner();
             chunks.try_collect::<Vec<_>>().await.map(|_| true)
         } else {
             client.execute_tool(request).await.map(|response| response.into_inner().success)
         }
     };
-    match answer.await {
+    match result.await {
         Ok(true) => "OK".to_owned(),
         Ok(false) => "TOOL_FAILED".to_owned(),
         Err(status) => reason_of(&status),
@@ -153,7 +155,7 @@ pub fn reason(error: Error) -> String {
     }
 }
 
-fn is_timeout_of_the_channel(status: &Status) -> bool {
+fn is_channel_timeout(status: &Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
         if error.is::<tonic::TimeoutExpired>() {
@@ -168,8 +170,8 @@ fn is_timeout_of_the_channel(status: &Status) -> bool {
 pub fn reason_of(status: &Status) -> String {
     details_of(status).reason.unwrap_or_else(|| match status.code() {
         tonic::Code::DeadlineExceeded => "DEADLINE_EXCEEDED".to_owned(),
-        // On a busy machine, tonic's timer can fire before the server's answer arrives.
-        tonic::Code::Cancelled if is_timeout_of_the_channel(status) => "DEADLINE_EXCEEDED".to_owned(),
+        // On a busy machine, tonic's timer can fire before the server's response arrives.
+        tonic::Code::Cancelled if is_channel_timeout(status) => "DEADLINE_EXCEEDED".to_owned(),
         _ => format!("{status:?}"),
     })
 }

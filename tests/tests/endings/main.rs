@@ -34,8 +34,8 @@ const KINDS: [(&str, &str, bool, bool); 7] = [
     ("stream of a host tool", "host_stream", true, true),
 ];
 
-const RUST: [ClientKind; 3] = [ClientKind::Embedded, ClientKind::Grpc, ClientKind::Multiplexed];
-const PYTHON: [ClientKind; 2] = [ClientKind::Grpcio, ClientKind::Package];
+const RUST_CLIENTS: [ClientKind; 3] = [ClientKind::Embedded, ClientKind::Grpc, ClientKind::Multiplexed];
+const PYTHON_CLIENTS: [ClientKind; 2] = [ClientKind::Grpcio, ClientKind::Package];
 
 /// The expected reason for a kind of tool and an ending. `None` if the table has no entry.
 fn expected(kind: &str, ending: &str) -> Option<String> {
@@ -69,6 +69,7 @@ struct HostWithClients {
     snakepit: Snakepit,
     clients: Clients,
     _dir: tempfile::TempDir,
+    /// The number of calls of host tools that have ended.
     ended: Arc<AtomicUsize>,
 }
 
@@ -141,20 +142,22 @@ impl HostWithClients {
 
 /// Checks one ending of all kinds of tools.
 async fn check(host: &HostWithClients, client: ClientKind, ending: &str) {
-    for (kind, tool, streams, in_host) in KINDS {
+    for (kind, tool, is_stream, runs_in_host) in KINDS {
         let Some(expected) = expected(kind, ending) else { continue };
         let before = host.snakepit.status().calls;
         let ended = host.ended.load(Ordering::SeqCst);
         let outcome = match ending {
-            "result" => host.clients.begin(client, tool, streams, "result", None).await.outcome().await,
-            "exception" => host.clients.begin(client, tool, streams, "exception", None).await.outcome().await,
+            "result" => host.clients.begin(client, tool, is_stream, "result", None).await.outcome().await,
+            "exception" => {
+                host.clients.begin(client, tool, is_stream, "exception", None).await.outcome().await
+            }
             "deadline" => {
                 let timeout = Some(Duration::from_millis(500));
-                host.clients.begin(client, tool, streams, "hang", timeout).await.outcome().await
+                host.clients.begin(client, tool, is_stream, "hang", timeout).await.outcome().await
             }
             "cancelled" => {
-                drop(host.clients.begin(client, tool, streams, "hang", None).await);
-                let recorded = async || match in_host {
+                drop(host.clients.begin(client, tool, is_stream, "hang", None).await);
+                let recorded = async || match runs_in_host {
                     true => host.ended.load(Ordering::SeqCst) > ended,
                     false => host.snakepit.status().calls.cancelled > before.cancelled,
                 };
@@ -162,14 +165,14 @@ async fn check(host: &HostWithClients, client: ClientKind, ending: &str) {
                 "CANCELLED".to_owned()
             }
             "worker lost" => {
-                let call = host.clients.begin(client, tool, streams, "hang", None).await;
+                let call = host.clients.begin(client, tool, is_stream, "hang", None).await;
                 signal(host.busy_pid(), Signal::SIGKILL);
                 call.outcome().await
             }
             other => panic!("{other}"),
         };
         assert_eq!(outcome, expected, "{kind}, {ending}, {client:?}");
-        if ending == "deadline" && !in_host {
+        if ending == "deadline" && !runs_in_host {
             let after = host.snakepit.status().calls;
             assert_eq!(after.timed_out, before.timed_out + 1, "{kind}, {client:?}: {after:?}");
             assert_eq!(after.cancelled, before.cancelled, "{kind}, {client:?}: {after:?}");
@@ -186,7 +189,7 @@ async fn check(host: &HostWithClients, client: ClientKind, ending: &str) {
 }
 
 /// Checks all endings of single calls.
-async fn each_ending(multiplex: bool, clients: &[ClientKind]) {
+async fn check_each_ending(multiplex: bool, clients: &[ClientKind]) {
     let host = HostWithClients::start(2, multiplex).await;
     for ending in ["result", "exception", "cancelled", "deadline", "worker lost"] {
         for client in clients {
@@ -198,17 +201,17 @@ async fn each_ending(multiplex: bool, clients: &[ClientKind]) {
 
 #[tokio::test]
 async fn rust_clients_get_the_documented_outcomes() {
-    each_ending(true, &RUST).await;
+    check_each_ending(true, &RUST_CLIENTS).await;
 }
 
 #[tokio::test]
 async fn python_clients_get_the_documented_outcomes() {
-    each_ending(true, &PYTHON).await;
+    check_each_ending(true, &PYTHON_CLIENTS).await;
 }
 
 #[tokio::test]
 async fn calls_to_workers_without_multiplexing_get_the_documented_outcomes() {
-    each_ending(false, &[ClientKind::Embedded]).await;
+    check_each_ending(false, &[ClientKind::Embedded]).await;
 }
 
 /// Starts a call of each kind of tool and a watch with each client. Returns their outcomes as futures.
@@ -219,8 +222,8 @@ async fn begin_all(
 ) -> Vec<(&'static str, ClientKind, BoxFuture<'static, String>)> {
     let mut all = Vec::new();
     for &client in client_kinds {
-        for (kind, tool, streams, _) in kinds.clone() {
-            let call = clients.begin(client, tool, streams, "hang", None).await;
+        for (kind, tool, is_stream, _) in kinds.clone() {
+            let call = clients.begin(client, tool, is_stream, "hang", None).await;
             all.push((kind, client, call.outcome().boxed()));
         }
         all.push(("watch of variables", client, begin_watch(clients, client).await));
@@ -259,17 +262,17 @@ async fn begin_watch(clients: &Clients, client: ClientKind) -> BoxFuture<'static
     }
 }
 
-/// Checks all outcomes.
+/// Waits for all outcomes and compares them with the table.
 async fn check_all(all: Vec<(&'static str, ClientKind, BoxFuture<'static, String>)>, ending: &str) {
     for (kind, client, outcome) in all {
-        let outcome = tokio::time::timeout(SOON, outcome).await.expect("it ends");
+        let outcome = tokio::time::timeout(SOON, outcome).await.expect("the call or watch ends");
         assert_eq!(Some(outcome), expected(kind, ending), "{kind}, {ending}, {client:?}");
     }
 }
 
 /// Shuts down an embedded host during calls and watches, and checks their outcomes.
 async fn shut_down(multiplex: bool, clients: &[ClientKind], ending: &str) {
-    let python_kinds = KINDS.iter().filter(|(.., in_host)| !in_host).count();
+    let python_kinds = KINDS.iter().filter(|(.., runs_in_host)| !runs_in_host).count();
     let host = HostWithClients::start(python_kinds * clients.len(), multiplex).await;
     let all = begin_all(&host.clients, clients, KINDS.into_iter()).await;
     match ending {
@@ -294,19 +297,19 @@ async fn shut_down(multiplex: bool, clients: &[ClientKind], ending: &str) {
 
 #[tokio::test]
 async fn the_end_of_the_drain_cancels_calls_and_watches_with_the_documented_outcomes() {
-    shut_down(true, &RUST, "drain over").await;
+    shut_down(true, &RUST_CLIENTS, "drain over").await;
 }
 
 #[tokio::test]
-async fn the_end_of_the_drain_cancels_those_of_python_clients_with_the_documented_outcomes() {
-    shut_down(true, &PYTHON, "drain over").await;
+async fn the_end_of_the_drain_cancels_calls_of_python_clients_with_the_documented_outcomes() {
+    shut_down(true, &PYTHON_CLIENTS, "drain over").await;
 }
 
 /// A program that embeds the host ends the drain with a second call of shutdown.
 #[tokio::test]
 async fn a_second_shutdown_cancels_calls_and_watches_with_the_documented_outcomes() {
-    shut_down(true, &RUST, "second signal").await;
-    shut_down(true, &PYTHON, "second signal").await;
+    shut_down(true, &RUST_CLIENTS, "second signal").await;
+    shut_down(true, &PYTHON_CLIENTS, "second signal").await;
 }
 
 #[tokio::test]
@@ -318,7 +321,7 @@ async fn shutdown_cancels_calls_to_workers_without_multiplexing_with_the_documen
 
 /// Sends two signals to a daemon during calls and watches, and checks their outcomes. The daemon has no host tools.
 async fn signal_twice(clients_to_check: &[ClientKind]) {
-    let kinds = KINDS.into_iter().filter(|(.., in_host)| !in_host);
+    let kinds = KINDS.into_iter().filter(|(.., runs_in_host)| !runs_in_host);
     let workers = kinds.clone().count() * clients_to_check.len();
     let mut daemon =
         Sandbox::adapter("endings:EndingsAdapter", workers).args(&["--drain", "600s"]).start().await;
@@ -338,6 +341,6 @@ async fn a_second_signal_cancels_calls_and_watches_with_the_documented_outcomes(
 }
 
 #[tokio::test]
-async fn a_second_signal_cancels_those_of_python_clients_with_the_documented_outcomes() {
-    signal_twice(&PYTHON).await;
+async fn a_second_signal_cancels_calls_of_python_clients_with_the_documented_outcomes() {
+    signal_twice(&PYTHON_CLIENTS).await;
 }

@@ -90,8 +90,8 @@ impl PythonRequest {
     /// Waits for the next event: `BEGUN` of a watch, `OK`, or the reason of a failure.
     pub async fn next_event(&mut self) -> String {
         let event = self.events.recv().await.expect("the Python client runs");
-        if let Some(word) = event.as_str() {
-            return word.to_owned();
+        if let Some(name) = event.as_str() {
+            return name.to_owned();
         }
         match event["error"].as_str() {
             Some("ToolFailed") => "TOOL_FAILED".to_owned(),
