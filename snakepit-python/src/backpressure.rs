@@ -1,4 +1,4 @@
-//! [`Backpressure`]: shows whether the worker's connections have accepted all written bytes (backpressure).
+//! [`Backpressure`]: shows whether the worker's connections have accepted all written bytes.
 
 use std::{
     io::{self, IoSlice},
@@ -22,7 +22,7 @@ pub(crate) struct Backpressure(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    full: AtomicUsize,
+    full_connections: AtomicUsize,
     /// Notified when a connection accepts bytes again.
     released: Notify,
 }
@@ -30,7 +30,7 @@ struct Shared {
 impl Backpressure {
     /// Returns whether a connection holds unsent bytes because its reader is slow.
     pub(crate) fn is_full(&self) -> bool {
-        self.0.full.load(SeqCst) > 0
+        self.0.full_connections.load(SeqCst) > 0
     }
 
     /// Waits until no connection is full. Cancel safe.
@@ -63,7 +63,7 @@ impl<S> Monitored<S> {
         if written.is_pending() != self.is_full {
             self.is_full = written.is_pending();
             if self.is_full {
-                self.backpressure.0.full.fetch_add(1, SeqCst);
+                self.backpressure.0.full_connections.fetch_add(1, SeqCst);
             } else {
                 self.release();
             }
@@ -72,7 +72,7 @@ impl<S> Monitored<S> {
     }
 
     fn release(&self) {
-        self.backpressure.0.full.fetch_sub(1, SeqCst);
+        self.backpressure.0.full_connections.fetch_sub(1, SeqCst);
         self.backpressure.0.released.notify_waiters();
     }
 }

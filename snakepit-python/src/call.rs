@@ -1,4 +1,4 @@
-//! [`Call`]: the call that a tool serves, or a client's session, as native code sees it, and its requests to the host.
+//! [`Call`]: the call that a tool serves, or the session that a client uses, and its requests to the host.
 
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 
@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, transport::Channel};
 use crate::{
     caller::Caller,
     errors::{HostError, HostUnavailableError},
-    host::Host,
+    host::{Host, RequestKind},
     runtime::RuntimeHandle,
 };
 
@@ -59,14 +59,15 @@ impl Call {
         Ok(self.runtime()?.wait(py, call)??)
     }
 
-    /// Releases the GIL and makes one request. See [`Host::call`].
+    /// Releases the GIL and sends one request. See [`Host::request`].
     ///
     /// # Errors
     /// The exception for the host's error or for the reason why it did not answer.
-    pub(crate) fn ask<Q, A, F>(
+    pub(crate) fn request<Q, A, F>(
         &self,
         py: Python<'_>,
-        request: Q,
+        kind: RequestKind,
+        message: Q,
         rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync,
     ) -> PyResult<A>
     where
@@ -74,42 +75,6 @@ impl Call {
         A: Send,
         F: Future<Output = Result<Response<A>, Status>> + Send,
     {
-        self.wait(py, self.host()?.call(&self.caller, request, rpc))
-    }
-
-    /// Like [`ask`](Self::ask), for requests that change nothing. See [`Host::read`].
-    ///
-    /// # Errors
-    /// As [`ask`](Self::ask).
-    pub(crate) fn read<Q, A, F>(
-        &self,
-        py: Python<'_>,
-        request: Q,
-        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync,
-    ) -> PyResult<A>
-    where
-        Q: Message + Clone,
-        A: Send,
-        F: Future<Output = Result<Response<A>, Status>> + Send,
-    {
-        self.wait(py, self.host()?.read(&self.caller, request, rpc))
-    }
-
-    /// Like [`ask`](Self::ask), for requests that open a stream. See [`Host::open`].
-    ///
-    /// # Errors
-    /// As [`ask`](Self::ask).
-    pub(crate) fn open<Q, A, F>(
-        &self,
-        py: Python<'_>,
-        request: Q,
-        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync,
-    ) -> PyResult<A>
-    where
-        Q: Message + Clone,
-        A: Send,
-        F: Future<Output = Result<Response<A>, Status>> + Send,
-    {
-        self.wait(py, self.host()?.open(&self.caller, request, rpc))
+        self.wait(py, self.host()?.request(&self.caller, kind, message, rpc))
     }
 }

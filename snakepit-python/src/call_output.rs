@@ -1,7 +1,7 @@
 //! [`CallOutput`]: stores the output of the running call in a file that outlives this process, so that the error of a
 //! call that kills its worker contains that call's last output.
 //!
-//! Only printing costs time: a call without output costs one store.
+//! A call without output costs one store.
 
 use std::{
     fs::OpenOptions,
@@ -34,7 +34,7 @@ pub(crate) struct CallOutput {
     pid: u32,
 }
 
-// SAFETY: the mapping lives as long as the process. Its numbers are accessed as atomics. Only `note` writes its bytes,
+// SAFETY: the mapping lives as long as the process. Its numbers are accessed as atomics. Only `append` writes its bytes,
 // with the GIL held, and this process never reads them.
 #[allow(unsafe_code)]
 unsafe impl Send for CallOutput {}
@@ -62,7 +62,7 @@ impl CallOutput {
 
     /// Appends output of the running call.
     #[allow(unsafe_code)]
-    pub(crate) fn note(&self, text: &[u8]) {
+    pub(crate) fn append(&self, text: &[u8]) {
         let call = CURRENT.load(Ordering::Relaxed);
         if call == 0 || std::process::id() != self.pid {
             return;
@@ -75,17 +75,17 @@ impl CallOutput {
             owner.store(call, Ordering::Release);
         }
         let mut total = length.load(Ordering::Relaxed);
-        // Keeps the end of a text that is longer than the ring.
-        let kept = &text[text.len().saturating_sub(layout::OUTPUT_BYTES)..];
-        total += (text.len() - kept.len()) as u64;
-        for part in kept.chunks(layout::OUTPUT_BYTES) {
-            let at = (total % layout::OUTPUT_BYTES as u64) as usize;
-            let (first, second) = part.split_at(part.len().min(layout::OUTPUT_BYTES - at));
-            for (part, at) in [(first, at), (second, 0)] {
-                // SAFETY: the ring lies within the mapping, and `at + part.len()` is at most its size. No other code
+        // Only the end of a text that is longer than the ring is stored.
+        let tail = &text[text.len().saturating_sub(layout::OUTPUT_BYTES)..];
+        total += (text.len() - tail.len()) as u64;
+        for part in tail.chunks(layout::OUTPUT_BYTES) {
+            let offset = (total % layout::OUTPUT_BYTES as u64) as usize;
+            let (first, second) = part.split_at(part.len().min(layout::OUTPUT_BYTES - offset));
+            for (part, offset) in [(first, offset), (second, 0)] {
+                // SAFETY: the ring lies within the mapping, and `offset + part.len()` is at most its size. No other code
                 // writes there, and the host reads it after this process has ended.
                 unsafe {
-                    let target = self.start.add(layout::OUTPUT + at);
+                    let target = self.start.add(layout::OUTPUT + offset);
                     std::ptr::copy_nonoverlapping(part.as_ptr(), target, part.len());
                 }
             }
@@ -117,11 +117,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_output_of_a_call_replaces_that_of_the_one_before() {
+    fn the_output_of_a_call_replaces_that_of_the_previous_call() {
         let path = std::env::temp_dir().join(format!("snakepit-output-{}", std::process::id()));
         std::fs::write(&path, vec![0; layout::STACK]).unwrap();
         let output = CallOutput::open(&path).unwrap().unwrap();
-        let kept = || {
+        let stored_output = || {
             let file = std::fs::read(&path).unwrap();
             let number = |at: usize| u64::from_ne_bytes(file[at..at + 8].try_into().unwrap());
             let ring = &file[layout::OUTPUT..layout::ANSWERS];
@@ -134,19 +134,19 @@ mod tests {
             }
             (number(layout::OUTPUT_CALL), String::from_utf8(ring).unwrap())
         };
-        output.note(b"at import");
-        assert_eq!(kept(), (0, String::new()));
+        output.append(b"at import");
+        assert_eq!(stored_output(), (0, String::new()));
         begin(CallId::from_u64(7));
-        output.note(b"a secret\n");
-        output.note(b"and another\n");
-        assert_eq!(kept(), (7, "a secret\nand another\n".to_owned()));
+        output.append(b"a secret\n");
+        output.append(b"and another\n");
+        assert_eq!(stored_output(), (7, "a secret\nand another\n".to_owned()));
         begin(CallId::from_u64(8));
-        output.note(b"8\n");
-        assert_eq!(kept(), (8, "8\n".to_owned()));
+        output.append(b"8\n");
+        assert_eq!(stored_output(), (8, "8\n".to_owned()));
         for length in [layout::OUTPUT_BYTES - 5, 9, 3 * layout::OUTPUT_BYTES + 1] {
-            output.note(&vec![b'x'; length]);
-            output.note(b"end");
-            let (_, text) = kept();
+            output.append(&vec![b'x'; length]);
+            output.append(b"end");
+            let (_, text) = stored_output();
             assert!(text.ends_with("xend") && text.len() <= layout::OUTPUT_BYTES, "{length}");
         }
         std::fs::remove_file(&path).unwrap();

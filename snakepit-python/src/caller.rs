@@ -16,12 +16,12 @@ pub(crate) enum Caller {
     /// A tool of a worker. Its requests end with the call that it serves.
     Tool { state: Arc<CallState>, trace: Option<TraceContext>, worker_id: Arc<str> },
     /// A program with a [`Client`](crate::client::HostClient). `timeout` bounds each of its requests.
-    Program { end: ClientEnd, timeout: Option<Duration> },
+    Program { close_signals: CloseSignals, timeout: Option<Duration> },
 }
 
-/// The two stages of closing a client.
+/// The signals of the two stages in which a client closes.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct ClientEnd {
+pub(crate) struct CloseSignals {
     /// Cancelled when the client is closed: it starts no requests, and its watches end.
     pub(crate) closed: CancellationToken,
     /// Cancelled when the client stops waiting for running calls, which then fail.
@@ -32,13 +32,15 @@ pub(crate) struct ClientEnd {
 const STATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Caller {
-    /// Returns an error if the caller may not send requests.
+    /// Checks that the caller may send requests.
     ///
     /// # Errors
-    /// [`HostError::Closed`] when the client is.
+    /// [`HostError::Closed`] if the client is closed.
     pub(crate) fn check(&self) -> Result<(), HostError> {
         match self {
-            Self::Program { end, .. } if end.closed.is_cancelled() => Err(HostError::Closed),
+            Self::Program { close_signals, .. } if close_signals.closed.is_cancelled() => {
+                Err(HostError::Closed)
+            }
             _ => Ok(()),
         }
     }
@@ -70,7 +72,7 @@ impl Caller {
     pub(crate) fn is_cancelled(&self) -> bool {
         match self {
             Self::Tool { state, .. } => state.is_cancelled() || state.is_overdue(Instant::now()),
-            Self::Program { end, .. } => end.closed.is_cancelled(),
+            Self::Program { close_signals, .. } => close_signals.closed.is_cancelled(),
         }
     }
 
@@ -82,22 +84,22 @@ impl Caller {
                 HostError::Cancelled
             }
             // Requests that began before `close` continue until the client stops waiting for them.
-            Self::Program { end, .. } => {
-                end.abort.cancelled().await;
+            Self::Program { close_signals, .. } => {
+                close_signals.abort.cancelled().await;
                 HostError::Aborted
             }
         }
     }
 
     /// Waits until watches of this caller must end. Returns the error to report to their readers. Cancel safe.
-    pub(crate) async fn ended(&self) -> Result<(), HostError> {
+    pub(crate) async fn watch_end(&self) -> Result<(), HostError> {
         match self {
             Self::Tool { state, .. } => {
                 state.ended().await;
                 Ok(())
             }
-            Self::Program { end, .. } => {
-                end.closed.cancelled().await;
+            Self::Program { close_signals, .. } => {
+                close_signals.closed.cancelled().await;
                 Err(HostError::Closed)
             }
         }

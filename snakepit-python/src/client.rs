@@ -26,7 +26,7 @@ use crate::{
     call::Call,
     caller::Caller,
     errors::{HostError, InvalidArgumentError},
-    host::Target,
+    host::{RequestKind, Target},
     runtime::RuntimeHandle,
     value,
 };
@@ -57,8 +57,9 @@ impl HostClient {
         let request = pb::InitializeSessionRequest { session_id, ..Default::default() };
         let call = self.session_call(String::new(), timeout)?;
         // Initializing an existing session changes nothing, so the request may be repeated.
-        let opened = call
-            .read(py, request, |mut client, request| async move { client.initialize_session(request).await });
+        let opened = call.request(py, RequestKind::Read, request, |mut client, request| async move {
+            client.initialize_session(request).await
+        });
         opened.map(drop)
     }
 
@@ -68,7 +69,7 @@ impl HostClient {
     fn session_call(&self, session_id: String, timeout: Option<f64>) -> PyResult<Call> {
         let timeout = timeout.map(seconds).transpose()?;
         Ok(Call {
-            caller: Caller::Program { end: self.connection.end.clone(), timeout },
+            caller: Caller::Program { close_signals: self.connection.close_signals.clone(), timeout },
             host: Some(self.connection.host.clone()),
             session_id,
             // A program has no worker id. It may name itself in the metadata of its writes.
@@ -115,7 +116,11 @@ impl HostClient {
     #[pyo3(signature = (timeout))]
     fn close(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         let bound = timeout.map(|timeout| {
-            let invalid = || PyValueError::new_err(format!("timeout is {timeout}; give seconds, or None"));
+            let invalid = || {
+                PyValueError::new_err(format!(
+                    "timeout is {timeout}; pass a number of seconds of at least 0, or None"
+                ))
+            };
             Duration::try_from_secs_f64(timeout).map_err(|_| invalid())
         });
         let bound = bound.transpose()?;
@@ -126,9 +131,9 @@ impl HostClient {
         }
         self.connection.close();
         let Some(bound) = bound else { return Ok(()) };
-        let end = Instant::now().checked_add(bound);
-        if runtime.wait_until(py, end, self.connection.settled())?.is_none() {
-            self.connection.end.abort.cancel();
+        let limit = Instant::now().checked_add(bound);
+        if runtime.wait_until(py, limit, self.connection.drained())?.is_none() {
+            self.connection.close_signals.abort.cancel();
         }
         Ok(())
     }
@@ -146,6 +151,6 @@ impl From<OpenError> for HostError {
 
 fn seconds(seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero()).ok_or_else(|| {
-        PyValueError::new_err(format!("timeout is {seconds}; give a number of seconds above 0"))
+        PyValueError::new_err(format!("timeout is {seconds}; pass a number of seconds above 0"))
     })
 }

@@ -21,22 +21,22 @@ pub(crate) struct Completions {
 
 #[derive(Debug)]
 struct Queue {
-    done: Mutex<Vec<u64>>,
+    finished: Mutex<Vec<u64>>,
     readable: UnixStream,
-    /// Holds one byte while `done` is not empty, so writes never block.
+    /// Contains one byte while `finished` is not empty, so writes never block.
     signal: UnixStream,
 }
 
 impl Queue {
     /// Code under this lock does not panic.
-    fn done(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    fn finished(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn push(&self, key: u64) {
-        let mut done = self.done();
-        done.push(key);
-        if done.len() == 1 {
+        let mut finished = self.finished();
+        finished.push(key);
+        if finished.len() == 1 {
             // Cannot fail while both ends exist.
             let _ = (&self.signal).write(&[0]);
         }
@@ -50,7 +50,7 @@ impl Completions {
         let (readable, signal) = UnixStream::pair()?;
         readable.set_nonblocking(true)?;
         signal.set_nonblocking(true)?;
-        Ok(Self { queue: Arc::new(Queue { done: Mutex::default(), readable, signal }) })
+        Ok(Self { queue: Arc::new(Queue { finished: Mutex::default(), readable, signal }) })
     }
 
     fn fileno(&self) -> i32 {
@@ -59,11 +59,11 @@ impl Completions {
 
     /// Takes the keys of the waits that finished since the last call.
     fn take(&self) -> Vec<u64> {
-        let mut done = self.queue.done();
-        if !done.is_empty() {
+        let mut finished = self.queue.finished();
+        if !finished.is_empty() {
             let _ = (&self.queue.readable).read(&mut [0]);
         }
-        std::mem::take(&mut *done)
+        std::mem::take(&mut *finished)
     }
 
     /// Finishes the wait of this key.
@@ -103,14 +103,14 @@ impl Wait {
     }
 
     /// Returns whether the task has finished or was aborted.
-    pub(crate) fn is_over(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.task.is_finished()
     }
 
     /// Aborts the task.
     pub(crate) fn abort(&self) {
         // A fork has no runtime.
-        if !self.is_over() && !self.runtime.is_forked() {
+        if !self.is_finished() && !self.runtime.is_forked() {
             self.task.abort();
         }
     }
@@ -173,6 +173,6 @@ mod tests {
         // Blocks until the wait has finished.
         let mut byte = [0];
         assert_eq!((&completions.queue.readable).read(&mut byte).unwrap(), 1);
-        assert_eq!(*completions.queue.done(), vec![3_u64]);
+        assert_eq!(*completions.queue.finished(), vec![3_u64]);
     }
 }

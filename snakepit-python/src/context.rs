@@ -22,18 +22,22 @@ use crate::{
     caller::Caller,
     completions::{Completions, Wait},
     errors::{HostError, SnakepitError},
-    host::Host,
+    host::{Host, RequestKind},
     value,
     variables::Variables,
 };
 
 impl Call {
-    /// The session id of a programs request. Empty for the host's own programs.
-    fn programs_of(&self, is_global: bool) -> String {
+    /// Returns the session id of a request for programs. Empty for the host's own programs.
+    fn program_owner(&self, is_global: bool) -> String {
         if is_global { String::new() } else { self.session_id.clone() }
     }
 
-    fn request(&self, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<pb::ExecuteElixirToolRequest> {
+    fn host_tool_request(
+        &self,
+        name: &str,
+        arguments: &Bound<'_, PyDict>,
+    ) -> PyResult<pb::ExecuteElixirToolRequest> {
         let mut parameters = BTreeMap::new();
         for (key, argument) in arguments {
             let key: String = key.extract()?;
@@ -93,7 +97,7 @@ impl Call {
         name: &str,
         arguments: &Bound<'py, PyDict>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let request = self.request(name, arguments)?;
+        let request = self.host_tool_request(name, arguments)?;
         let payload = self.wait(py, execute(self.host()?, &self.caller, request))?;
         let result = value::to_python(py, payload);
         value::name_read_error(result, py, format_args!("the result of host tool `{name}`"))
@@ -106,20 +110,20 @@ impl Call {
         completions: &Completions,
         key: u64,
     ) -> PyResult<PendingHostCall> {
-        let request = self.request(name, arguments)?;
+        let request = self.host_tool_request(name, arguments)?;
         let (host, caller) = (self.host()?.clone(), self.caller.clone());
         let outcome = Outcome::default();
-        let slot = Arc::clone(&outcome);
-        let done = Wait::start(host.runtime(), completions, key, async move {
+        let shared_outcome = Arc::clone(&outcome);
+        let wait = Wait::start(host.runtime(), completions, key, async move {
             let result = execute(&host, &caller, request).await;
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            *shared_outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         })?;
-        Ok(PendingHostCall { tool: name.to_owned(), done, outcome })
+        Ok(PendingHostCall { tool: name.to_owned(), wait, outcome })
     }
 
     fn host_tools<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let request = pb::GetExposedElixirToolsRequest { session_id: self.session_id.clone() };
-        let answer = self.read(py, request, |mut client, request| async move {
+        let answer = self.request(py, RequestKind::Read, request, |mut client, request| async move {
             client.get_exposed_elixir_tools(request).await
         })?;
         let tools = PyDict::new(py);
@@ -169,12 +173,13 @@ impl Call {
             ..pb::Program::default()
         };
         let request = pb::PutProgramRequest {
-            session_id: self.programs_of(is_global),
+            session_id: self.program_owner(is_global),
             program: Some(program),
             global: is_global,
         };
-        let answer =
-            self.ask(py, request, |mut client, request| async move { client.put_program(request).await })?;
+        let answer = self.request(py, RequestKind::Write, request, |mut client, request| async move {
+            client.put_program(request).await
+        })?;
         Ok(answer.created)
     }
 
@@ -186,31 +191,37 @@ impl Call {
         is_global: bool,
     ) -> PyResult<(Bound<'py, PyBytes>, String)> {
         let request =
-            pb::GetProgramRequest { session_id: self.programs_of(is_global), name, global: is_global };
-        let answer =
-            self.read(py, request, |mut client, request| async move { client.get_program(request).await })?;
+            pb::GetProgramRequest { session_id: self.program_owner(is_global), name, global: is_global };
+        let answer = self.request(py, RequestKind::Read, request, |mut client, request| async move {
+            client.get_program(request).await
+        })?;
         let program = answer.program.unwrap_or_default();
         Ok((PyBytes::new(py, &program.data), program.content_type))
     }
 
     fn list_programs(&self, py: Python<'_>, is_global: bool) -> PyResult<Vec<String>> {
-        let request = pb::ListProgramsRequest { session_id: self.programs_of(is_global), global: is_global };
-        let answer =
-            self.read(py, request, |mut client, request| async move { client.list_programs(request).await })?;
+        let request =
+            pb::ListProgramsRequest { session_id: self.program_owner(is_global), global: is_global };
+        let answer = self.request(py, RequestKind::Read, request, |mut client, request| async move {
+            client.list_programs(request).await
+        })?;
         Ok(answer.programs.into_iter().map(|program| program.name).collect())
     }
 
     fn delete_program(&self, py: Python<'_>, name: String, is_global: bool) -> PyResult<()> {
         let request =
-            pb::DeleteProgramRequest { session_id: self.programs_of(is_global), name, global: is_global };
-        self.ask(py, request, |mut client, request| async move { client.delete_program(request).await })
-            .map(drop)
+            pb::DeleteProgramRequest { session_id: self.program_owner(is_global), name, global: is_global };
+        self.request(py, RequestKind::Write, request, |mut client, request| async move {
+            client.delete_program(request).await
+        })
+        .map(drop)
     }
 
     fn cleanup_session(&self, py: Python<'_>, force: bool) -> PyResult<bool> {
         let request = pb::CleanupSessionRequest { session_id: self.session_id.clone(), force };
-        let answer = self
-            .ask(py, request, |mut client, request| async move { client.cleanup_session(request).await })?;
+        let answer = self.request(py, RequestKind::Write, request, |mut client, request| async move {
+            client.cleanup_session(request).await
+        })?;
         Ok(answer.success)
     }
 }
@@ -223,7 +234,9 @@ async fn execute(
 ) -> Result<Payload, HostError> {
     let tool = request.tool_name.clone();
     let answer = host
-        .call(caller, request, |mut client, request| async move { client.execute_elixir_tool(request).await })
+        .request(caller, RequestKind::Write, request, |mut client, request| async move {
+            client.execute_elixir_tool(request).await
+        })
         .await
         .map_err(prefix_with_host)?;
     let pb::ExecuteElixirToolResponse { success, result, error_message, binary_result, .. } = answer;
@@ -239,7 +252,7 @@ async fn execute(
     })
 }
 
-/// Prefixes "tool" in an error of the host with "host", because "tool" means a tool of the adapter in Python.
+/// Adds "host" before "tool" in an error of the host, because in Python code "tool" means a tool of the adapter.
 fn prefix_with_host(error: HostError) -> HostError {
     match error {
         HostError::Status(status)
@@ -251,13 +264,13 @@ fn prefix_with_host(error: HostError) -> HostError {
     }
 }
 
-/// Decodes the result of a host tool. For clients of the original Snakepit, the host sends an array's buffer inside the
-/// `Any`, too; this uses the copy beside it.
+/// Decodes the result of a host tool. For clients of the original Snakepit, the host also sends an array's buffer inside
+/// the `Any`. This function uses the copy in the separate field.
 fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_wire::WireError> {
-    let beside = (!buffer.is_empty()).then_some(buffer);
-    let payload = payload_from_wire(result, beside.clone())?;
+    let separate_buffer = (!buffer.is_empty()).then_some(buffer);
+    let payload = payload_from_wire(result, separate_buffer.clone())?;
     let is_array = matches!(payload.ty(), ValueType::Tensor | ValueType::Embedding);
-    Ok(match (payload.binary().is_none() && is_array, beside) {
+    Ok(match (payload.binary().is_none() && is_array, separate_buffer) {
         (true, Some(buffer)) => {
             let (ty, metadata, _) = payload.into_parts();
             Payload::from_buffer(ty, metadata, buffer)
@@ -273,7 +286,7 @@ type Outcome = Arc<Mutex<Option<Result<Payload, HostError>>>>;
 #[derive(Debug)]
 pub(crate) struct PendingHostCall {
     tool: String,
-    done: Wait,
+    wait: Wait,
     outcome: Outcome,
 }
 
@@ -287,7 +300,7 @@ impl PendingHostCall {
                 let result = value::to_python(py, outcome?);
                 value::name_read_error(result, py, format_args!("the result of host tool `{}`", self.tool))
             }
-            None if self.done.is_over() => Err(SnakepitError::new_err("the worker is stopping")),
+            None if self.wait.is_finished() => Err(SnakepitError::new_err("the worker is stopping")),
             None => Err(PyRuntimeError::new_err("the host has not answered yet")),
         }
     }

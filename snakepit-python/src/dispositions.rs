@@ -7,15 +7,15 @@ use std::{io, mem::MaybeUninit, ptr};
 use nix::libc::{c_int, sigaction};
 
 /// One more than the highest signal number on any system.
-const NUMBERS: usize = 65;
+const SIGNALS: usize = 65;
 
 /// The dispositions of all signals at one point in time.
-pub(crate) struct Dispositions([Option<sigaction>; NUMBERS]);
+pub(crate) struct Dispositions([Option<sigaction>; SIGNALS]);
 
 impl Dispositions {
     /// Reads the current dispositions.
     pub(crate) fn current() -> Self {
-        let mut actions = [None; NUMBERS];
+        let mut actions = [None; SIGNALS];
         for (action, number) in actions.iter_mut().zip(0..).skip(1) {
             *action = current(number);
         }
@@ -38,8 +38,8 @@ impl Dispositions {
         let action = usize::try_from(number).ok().and_then(|number| self.0.get(number));
         let Some(Some(action)) = action else { return Ok(()) };
         // SAFETY: the action came from `sigaction`; its handler is a function of this process, which stays loaded.
-        let done = unsafe { sigaction(number, action, ptr::null_mut()) };
-        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        let result = unsafe { sigaction(number, action, ptr::null_mut()) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
 
@@ -49,8 +49,8 @@ fn current(number: c_int) -> Option<sigaction> {
     // SAFETY: without a new action, `sigaction` only writes the current one to the given memory, which is large enough.
     // The memory is read only if the call succeeded.
     unsafe {
-        let done = sigaction(number, ptr::null(), action.as_mut_ptr()) == 0;
-        done.then(|| action.assume_init())
+        let is_read = sigaction(number, ptr::null(), action.as_mut_ptr()) == 0;
+        is_read.then(|| action.assume_init())
     }
 }
 

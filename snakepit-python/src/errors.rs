@@ -87,11 +87,11 @@ pub(crate) enum HostError {
     /// Connecting timed out, and nothing was sent. Holds the complete message.
     ConnectTimeout(String),
     /// The deadline of a client's call passed without an answer of the host.
-    Late { may_have_run: bool },
+    Unanswered { may_have_run: bool },
     /// The connection broke after the request was sent. Holds the cause.
-    Lost(String),
+    ConnectionLost(String),
     /// The host ended a watch, which it does only when it shuts down.
-    Stopped,
+    WatchEnded,
     /// The host answered with an error status.
     Status(Status),
     /// The host rejected a new stream with this status, and nothing was sent.
@@ -103,7 +103,7 @@ pub(crate) enum HostError {
 }
 
 /// Returns whether the connection broke before the request was sent. Returns `false` if reconnecting failed, too.
-pub(crate) fn unsent(status: &Status) -> bool {
+pub(crate) fn is_unsent(status: &Status) -> bool {
     let cancelled = |error: &(dyn Error + 'static)| {
         // hyper reports a request as cancelled if it had not reached the connection when that broke.
         error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
@@ -111,14 +111,15 @@ pub(crate) fn unsent(status: &Status) -> bool {
     causes(status).any(cancelled)
 }
 
-/// Returns whether the connection broke after the request was sent. Returns `false` if reconnecting failed, too.
-pub(crate) fn broke(status: &Status) -> bool {
+/// Returns whether the connection broke, before or after the request was sent. Returns `false` if reconnecting failed,
+/// too.
+pub(crate) fn is_connection_broken(status: &Status) -> bool {
     causes(status).next().is_some()
         && !causes(status).any(|cause| cause.is::<TimeoutExpired>() || cause.is::<ConnectError>())
 }
 
-/// Returns whether the host ended a stream because it rejected the first message. Only large calls, which have separate
-/// streams, receive this status. The message is too large, or the host currently lacks the memory for it.
+/// Returns whether the host ended a stream because it rejected the first message: the message is too large, or the host
+/// currently lacks the memory for it. Only large calls, which have separate streams, receive this status.
 pub(crate) fn is_message_rejected(status: &Status) -> bool {
     let details = details_of(status);
     match details.reason.as_deref() {
@@ -151,20 +152,21 @@ impl HostError {
             return Self::Status(status);
         }
         let problem = causes(&status).last().map_or_else(|| status.message().to_owned(), ToString::to_string);
-        Self::Lost(problem)
+        Self::ConnectionLost(problem)
     }
 }
 
 impl From<Status> for HostError {
-    /// Converts a status. tonic attaches a source to the statuses that it makes itself, and none to those of the host.
+    /// Converts a status. tonic attaches a source to the statuses that it creates, but not to those that it receives
+    /// from the host.
     fn from(status: Status) -> Self {
         let Some(cause) = causes(&status).last() else { return Self::Status(status) };
         if cause.is::<TimeoutExpired>() {
             Self::Deadline
-        } else if unsent(&status) || causes(&status).any(|cause| cause.is::<ConnectError>()) {
+        } else if is_unsent(&status) || causes(&status).any(|cause| cause.is::<ConnectError>()) {
             Self::Unreachable(format!("the host cannot be reached: {cause}"))
         } else {
-            Self::Lost(cause.to_string())
+            Self::ConnectionLost(cause.to_string())
         }
     }
 }
@@ -179,22 +181,27 @@ impl From<HostError> for PyErr {
                 DeadlineExceededError::new_err("the deadline passed while the call waited for the host")
             }
             HostError::Closed => ClientClosedError::new_err("the client is closed"),
-            HostError::Aborted => {
-                ran(ClientClosedError::new_err("the client was closed while the call ran"), true)
+            HostError::Aborted => with_may_have_run(
+                ClientClosedError::new_err("the client was closed while the call ran"),
+                true,
+            ),
+            HostError::Unreachable(problem) => {
+                with_may_have_run(HostUnavailableError::new_err(problem), false)
             }
-            HostError::Unreachable(problem) => ran(HostUnavailableError::new_err(problem), false),
             HostError::ConnectTimeout(problem) => ConnectTimeoutError::new_err(problem),
-            HostError::Late { may_have_run } => {
+            HostError::Unanswered { may_have_run } => {
                 let message = "the deadline passed and the host did not answer; is it still running?";
-                ran(DeadlineExceededError::new_err(message), may_have_run)
+                with_may_have_run(DeadlineExceededError::new_err(message), may_have_run)
             }
-            HostError::Lost(problem) => HostUnavailableError::new_err(format!(
+            HostError::ConnectionLost(problem) => HostUnavailableError::new_err(format!(
                 "the connection to the host broke: {problem}; is it still running?"
             )),
-            HostError::Stopped => ShuttingDownError::new_err("the host ended the watch: it is shutting down"),
+            HostError::WatchEnded => {
+                ShuttingDownError::new_err("the host ended the watch: it is shutting down")
+            }
             HostError::ToolFailed { tool, message } => HostToolError::new_err((message, tool)),
             HostError::Status(status) => from_status(&status),
-            HostError::StreamRejected(status) => ran(from_status(&status), false),
+            HostError::StreamRejected(status) => with_may_have_run(from_status(&status), false),
             HostError::Session(error) => from_session_error(&error),
         }
     }
@@ -239,10 +246,11 @@ fn exception(message: String, code: Code, details: &Details) -> PyErr {
         (Code::Aborted, "VERSION_CONFLICT") => version_conflict(message, &details.metadata),
         (code, _) => SnakepitError::new_err(format!("{code:?}: {message}")),
     };
-    advise(error, may_have_run(reason, &details.metadata), details.retry_after)
+    with_retry_attributes(error, may_have_run(reason, &details.metadata), details.retry_after)
 }
 
-/// Returns whether the call may have run, if the details of a status say so. Otherwise, the default of the exception applies.
+/// Returns whether the call may have run according to the details of a status. `None` leaves it to the default of the
+/// exception class.
 fn may_have_run(reason: &str, metadata: &BTreeMap<String, String>) -> Option<bool> {
     match reason {
         "NO_WORKER" => Some(false),
@@ -253,11 +261,11 @@ fn may_have_run(reason: &str, metadata: &BTreeMap<String, String>) -> Option<boo
 }
 
 /// Sets `may_have_run` on an exception.
-pub(crate) fn ran(error: PyErr, may_have_run: bool) -> PyErr {
-    advise(error, Some(may_have_run), None)
+pub(crate) fn with_may_have_run(error: PyErr, may_have_run: bool) -> PyErr {
+    with_retry_attributes(error, Some(may_have_run), None)
 }
 
-fn advise(error: PyErr, may_have_run: Option<bool>, retry_after: Option<Duration>) -> PyErr {
+fn with_retry_attributes(error: PyErr, may_have_run: Option<bool>, retry_after: Option<Duration>) -> PyErr {
     if may_have_run.is_none() && retry_after.is_none() {
         return error;
     }
@@ -318,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn details_say_whether_a_call_may_have_run() {
+    fn details_of_a_status_determine_may_have_run() {
         let with = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
         let none = BTreeMap::new();
         for (reason, metadata, expected) in [
@@ -344,8 +352,8 @@ mod tests {
         );
         let reset = io::Error::new(io::ErrorKind::ConnectionReset, "reset");
         let lost = HostError::from(Status::from_error(Box::new(io::Error::other(reset))));
-        assert!(matches!(&lost, HostError::Lost(problem) if problem == "reset"), "{lost:?}");
-        let late = HostError::from(Status::from_error(Box::new(TimeoutExpired(()))));
-        assert!(matches!(late, HostError::Deadline), "{late:?}");
+        assert!(matches!(&lost, HostError::ConnectionLost(problem) if problem == "reset"), "{lost:?}");
+        let expired = HostError::from(Status::from_error(Box::new(TimeoutExpired(()))));
+        assert!(matches!(expired, HostError::Deadline), "{expired:?}");
     }
 }

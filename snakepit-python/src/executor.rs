@@ -52,24 +52,24 @@ use crate::{
     progress::Progress,
     retire,
     state::CallState,
-    tools::{Job, PythonTools, stopping},
+    tools::{Job, PythonTools, stopping_error},
     value,
 };
 
 /// The call that may be interrupted now, if there is one.
 pub(crate) type CurrentCall = Arc<Mutex<Option<Arc<CallState>>>>;
 
-/// Requests of Python code and of calls to the executor.
+/// Flags by which Python code and calls notify the executor.
 #[derive(Debug, Default)]
 pub(crate) struct ExecutorFlags {
     /// Whether the event loop has tasks that outlive calls.
     pub(crate) loop_has_tasks: AtomicBool,
     /// Whether the running call used the event loop.
-    used_loop: AtomicBool,
+    has_used_loop: AtomicBool,
     /// Whether the running call changed signals, trace functions or standard streams.
     pub(crate) needs_restore: AtomicBool,
     /// Whether a call made this worker unfit for further calls.
-    pub(crate) retired: AtomicBool,
+    pub(crate) is_retired: AtomicBool,
 }
 
 /// Runs calls on the thread that owns it.
@@ -91,9 +91,9 @@ pub(crate) struct Executor {
     pub(crate) globals: Option<Globals>,
 }
 
-/// Why a call failed.
+/// The reason why a call failed.
 enum Failure {
-    /// The runtime reports this error, not an exception of the tool.
+    /// The runtime reports this error. No code of the tool raised it.
     Reported(ToolError),
     /// The tool or its adapter raised an exception.
     Raised(PyErr),
@@ -138,28 +138,29 @@ impl Executor {
         }
         let tool = Arc::clone(&call.tool);
         let mut answer = Answer::new(reply, &self.tools, Arc::clone(&state));
-        // A panic is a bug of this crate, or a tool broke the interpreter. It costs the call and the worker.
+        // A panic means that this crate has a bug or a tool broke the interpreter. The call fails, and the host replaces
+        // the worker.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.invoke(py, call, &state, &mut answer)));
-        // A fork must not reach the host from here on.
-        fork::end_fork();
+        // A fork must not use the connections of the worker from here on.
+        fork::exit_if_fork();
         let outcome = outcome.unwrap_or_else(|_| {
             self.set_current(None);
             state.set_async(false);
-            self.replace(&tool, "its runtime panicked");
+            self.retire_with_reason(&tool, "its runtime panicked");
             Err(ToolError::Internal { problem: format!("the runtime panicked while it ran tool `{tool}`") })
         });
-        let ended = *answer.ended.get_or_insert_with(Instant::now);
+        let ended_at = *answer.ended_at.get_or_insert_with(Instant::now);
         let (is_cancelled, has_failed) = (state.is_cancelled(), outcome.is_err());
-        // A tool may notice its deadline, stop half-way and return. That value is not a result.
-        let outcome = if is_cancelled || (outcome.is_ok() && state.is_overdue(ended)) {
+        // A tool may notice its deadline, stop half-way and return. Its value is then incomplete.
+        let outcome = if is_cancelled || (outcome.is_ok() && state.is_overdue(ended_at)) {
             Err(ToolError::Cancelled { tool: tool.to_string() })
         } else {
             outcome
         };
         let mut unanswered = Some((answer, outcome));
-        let used_loop = self.flags.used_loop.load(Relaxed);
+        let used_loop = self.flags.has_used_loop.load(Relaxed);
         if used_loop && !self.end_async(py, &tool, false) {
-            // Callers do not wait for tasks that the call left behind, unless they wait for its cancellation.
+            // Callers do not wait for tasks that the call left behind, unless they cancelled it.
             if !is_cancelled && let Some((answer, outcome)) = unanswered.take() {
                 let answered = answer.finish(outcome, now, pending.answers.as_mut());
                 pending.record(answered);
@@ -173,17 +174,18 @@ impl Executor {
             self.end_async(py, &tool, true);
         }
         self.restore_process(py);
-        self.replace_if_broken(py, &tool, has_failed);
+        self.retire_if_broken(py, &tool, has_failed);
         if is_cancelled {
-            self.retire_if_unfit(&tool, &state, now);
+            self.retire_if_interrupted(&tool, &state, now);
         }
         let next = self.tools.finish(&state);
         if let Some((answer, outcome)) = unanswered {
             let answered = answer.finish(outcome, now, pending.answers.as_mut());
             pending.record(answered);
         }
-        let is_late = used_loop || self.plan.has_cleanup;
-        (next, if is_late { Instant::now() } else { ended })
+        // Both may take long after the end of the tool, so the time is read again.
+        let needs_new_time = used_loop || self.plan.has_cleanup;
+        (next, if needs_new_time { Instant::now() } else { ended_at })
     }
 
     /// Runs one call from its arguments to the adapter's cleanup.
@@ -199,11 +201,13 @@ impl Executor {
         let ToolCall { session, arguments, metadata, mode, trace, .. } = call;
         let session_id = session.map_or_else(String::new, |id| id.as_str().to_owned());
         let kwargs = match self.arguments(py, &tool, arguments) {
-            // No code of the tool ran, so the host may run the call elsewhere.
-            Err(_) if self.problem(py).is_some_and(|problem| self.replace(&tool, &problem)) => {
-                return Err(stopping());
+            Ok(kwargs) => kwargs,
+            Err(error) => {
+                let Some(problem) = self.fitness_problem(py) else { return Err(error) };
+                self.retire_with_reason(&tool, &problem);
+                // No code of the tool ran, so the host may run the call elsewhere.
+                return Err(stopping_error());
             }
-            arguments => arguments?,
         };
         let context = Call {
             caller: Caller::Tool { state: Arc::clone(state), trace, worker_id: Arc::clone(&self.worker_id) },
@@ -215,7 +219,7 @@ impl Executor {
         let mut objects = CallObjects::default();
         self.set_current(Some(Arc::clone(state)));
         let outcome = self.call_tool(py, &tool, mode, context, &kwargs, state, answer, &mut objects);
-        answer.ended = Some(Instant::now());
+        answer.ended_at = Some(Instant::now());
         // From here on, the call is not interrupted, so cleanup can finish.
         self.set_current(None);
         state.set_async(false);
@@ -223,7 +227,7 @@ impl Executor {
             Failure::Reported(error) => error,
             Failure::Raised(error) if error.is_instance_of::<BrokenRuntimeError>(py) => {
                 let problem = error.value(py).to_string();
-                self.replace(&tool, &problem);
+                self.retire_with_reason(&tool, &problem);
                 ToolError::Internal { problem: format!("tool `{tool}` did not run to its end: {problem}") }
             }
             Failure::Raised(error) => self.failure(py, &tool, &error, objects.function.as_ref(), &kwargs),
@@ -246,7 +250,7 @@ impl Executor {
                 warn(format_args!("the event loop cannot be cleaned up after a call of tool `{tool}`"));
             }
         }
-        self.flags.used_loop.store(false, Relaxed);
+        self.flags.has_used_loop.store(false, Relaxed);
         true
     }
 
@@ -267,43 +271,42 @@ impl Executor {
         }
     }
 
-    /// Returns what prevents further calls, if anything does.
-    fn problem(&self, py: Python<'_>) -> Option<String> {
+    /// Returns the problem that prevents further calls, if there is one.
+    fn fitness_problem(&self, py: Python<'_>) -> Option<String> {
         self.fitness.as_ref().and_then(|fitness| fitness.problem(py))
     }
 
     /// Retires this worker if a call left it unable to run others.
-    fn replace_if_broken(&self, py: Python<'_>, tool: &str, has_failed: bool) {
+    fn retire_if_broken(&self, py: Python<'_>, tool: &str, has_failed: bool) {
         let Some(fitness) = &self.fitness else { return };
         if !has_failed {
             if let Some(problem) = fitness.quick_check(py) {
-                self.replace(tool, problem);
+                self.retire_with_reason(tool, problem);
             }
         } else if let Some(problem) = fitness.problem(py) {
-            self.replace(tool, &problem);
+            self.retire_with_reason(tool, &problem);
         }
     }
 
-    /// Retires this worker because of an effect of one of its calls. Returns `true`.
-    fn replace(&self, tool: &str, reason: &str) -> bool {
-        if !self.flags.retired.load(Relaxed) {
+    /// Retires this worker because of an effect of one of its calls, and logs the reason.
+    fn retire_with_reason(&self, tool: &str, reason: &str) {
+        if !self.flags.is_retired.load(Relaxed) {
             warn(format_args!("the worker is replaced after a call of tool `{tool}`: {reason}"));
             self.retire();
         }
-        true
     }
 
     /// Retires this worker if a cancelled call may have broken state that further calls need.
-    fn retire_if_unfit(&self, tool: &str, state: &CallState, began: Instant) {
+    fn retire_if_interrupted(&self, tool: &str, state: &CallState, began_at: Instant) {
         let policy = self.plan.tools.get(tool).map_or(self.plan.after_cancel, |tool| tool.after_cancel);
-        if let Some(reason) = retire::retire_reason(policy, state, began) {
-            self.replace(tool, reason);
+        if let Some(reason) = retire::retire_reason(policy, state, began_at) {
+            self.retire_with_reason(tool, reason);
         }
     }
 
-    /// Rejects all further calls, so that the host runs them elsewhere, and lets the worker end after this one.
+    /// Rejects all further calls, so that the host runs them elsewhere, and makes the worker exit after this one.
     fn retire(&self) {
-        self.flags.retired.store(true, Relaxed);
+        self.flags.is_retired.store(true, Relaxed);
         self.tools.close();
     }
 
@@ -323,8 +326,8 @@ impl Executor {
             if !error.is_instance_of::<PyException>(py) {
                 return Failure::Raised(error);
             }
-            self.replace(tool, &format!("a context for it cannot be made: {error}"));
-            Failure::Reported(stopping())
+            self.retire_with_reason(tool, &format!("its session context cannot be created: {error}"));
+            Failure::Reported(stopping_error())
         })?;
         let adapter = &*objects.adapter.insert(self.plan.factory.bind(py).call0()?);
         if self.plan.has_context {
@@ -334,8 +337,8 @@ impl Executor {
             self.resolve(adapter.call_method0(intern!(py, "initialize"))?, Some(state))?;
         }
         let result = match self.plan.tools.get(&**tool) {
-            Some(known) => {
-                let function = &*objects.function.insert(adapter.getattr(known.attribute.bind(py))?);
+            Some(tool) => {
+                let function = &*objects.function.insert(adapter.getattr(tool.attribute.bind(py))?);
                 function.call((), Some(kwargs))?
             }
             None => adapter.call_method1(intern!(py, "execute_tool"), (&**tool, kwargs, &context))?,
@@ -343,9 +346,9 @@ impl Executor {
         match mode {
             CallMode::Unary => {
                 let result = self.resolve(result, Some(state))?;
-                if streams(&result)? {
+                if is_stream(&result)? {
                     objects.iterator = Some(result);
-                    return Err(Failure::Reported(must_stream(tool, true)));
+                    return Err(Failure::Reported(unary_unsupported(tool, true)));
                 }
                 Ok(Some(value::from_python(&result, format_args!("the result of tool `{tool}`"))?))
             }
@@ -359,7 +362,7 @@ impl Executor {
             None if self.plan.is_dynamic => Ok(()),
             None => Err(ToolError::NotFound { tool: call.tool.to_string(), suggestion: None }),
             Some(tool) if tool.kind == ToolKind::Generator && call.mode == CallMode::Unary => {
-                Err(must_stream(&call.tool, false))
+                Err(unary_unsupported(&call.tool, false))
             }
             Some(_) => Ok(()),
         }
@@ -401,7 +404,7 @@ impl Executor {
         if let Some(state) = state {
             state.set_async(true);
         }
-        self.flags.used_loop.store(true, Relaxed);
+        self.flags.has_used_loop.store(true, Relaxed);
         let value = self.plan.run_async.bind(result.py()).call1((result,));
         if let Some(state) = state {
             state.set_async(false);
@@ -457,13 +460,13 @@ impl Executor {
     }
 }
 
-/// Writes to the host's log. A closed stderr is ignored.
-fn warn(what: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "snakepit: {what}");
+/// Writes a message to stderr, which the host logs. Ignores a closed stderr.
+fn warn(message: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "snakepit: {message}");
 }
 
 /// Returns whether a result is a stream of values.
-fn streams(result: &Bound<'_, PyAny>) -> PyResult<bool> {
+fn is_stream(result: &Bound<'_, PyAny>) -> PyResult<bool> {
     let (py, ty) = (result.py(), result.get_type());
     Ok(!is_plain(result) && (ty.hasattr(intern!(py, "__next__"))? || ty.hasattr(intern!(py, "__anext__"))?))
 }
@@ -478,7 +481,7 @@ fn is_plain(result: &Bound<'_, PyAny>) -> bool {
         || result.is_instance_of::<PyList>()
 }
 
-fn must_stream(tool: &str, delivered: bool) -> ToolError {
+fn unary_unsupported(tool: &str, delivered: bool) -> ToolError {
     ToolError::Unsupported {
         tool: tool.to_owned(),
         problem: "streams; call it with ExecuteStreamingTool".to_owned(),

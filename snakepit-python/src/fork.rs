@@ -1,7 +1,7 @@
 //! Protects the worker from its forks: a fork must neither keep the worker's sockets open nor run its calls.
 //!
-//! The handler is registered with `pthread_atfork`, so it also runs for forks by C code. Programs that are started from
-//! here inherit no descriptor of the runtime, because each has the close-on-exec flag.
+//! The handler is registered with `pthread_atfork`, so it also runs for forks by C code. Programs that a tool starts
+//! inherit no descriptor of the runtime, because each has the close-on-exec flag.
 
 use std::{
     io,
@@ -24,11 +24,11 @@ use nix::{
 use crate::exit::exit_now;
 
 /// The maximum number of registered sockets, far above what a worker opens.
-const SOCKETS: usize = 64;
+const MAX_SOCKETS: usize = 64;
 
 static IS_FORK: AtomicBool = AtomicBool::new(false);
-static OWN: [Socket; SOCKETS] =
-    [const { Socket { fd: AtomicI32::new(-1), inode: AtomicU64::new(0) } }; SOCKETS];
+static SOCKETS: [Socket; MAX_SOCKETS] =
+    [const { Socket { fd: AtomicI32::new(-1), inode: AtomicU64::new(0) } }; MAX_SOCKETS];
 
 /// A socket of the runtime. The inode shows whether the descriptor was closed and reused since.
 struct Socket {
@@ -49,7 +49,7 @@ pub(crate) fn is_fork() -> bool {
 }
 
 /// Exits if this process is a fork of the worker. Called where a fork returns from its tool to the runtime.
-pub(crate) fn end_fork() {
+pub(crate) fn exit_if_fork() {
     if is_fork() {
         exit_now(0);
     }
@@ -60,7 +60,7 @@ pub(crate) fn end_fork() {
 /// # Errors
 /// If memory is exhausted.
 #[allow(unsafe_code)]
-pub(crate) fn watch() -> io::Result<()> {
+pub(crate) fn register_handler() -> io::Result<()> {
     // SAFETY: the handler only makes system calls and accesses atomics, which is allowed in a forked child. This
     // library is never unloaded.
     let error = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
@@ -69,11 +69,11 @@ pub(crate) fn watch() -> io::Result<()> {
 
 /// Registers a socket that the fork handler closes in each child.
 pub(crate) fn close_in_child(socket: &impl AsFd) {
-    static TURN: Mutex<()> = Mutex::new(());
+    static REGISTRATION: Mutex<()> = Mutex::new(());
     let fd = socket.as_fd().as_raw_fd();
     let Some(inode) = inode(fd) else { return };
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(free) = OWN.iter().find(|socket| !socket.is_open()) {
+    let _registration = REGISTRATION.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(free) = SOCKETS.iter().find(|socket| !socket.is_open()) {
         free.fd.store(-1, Release);
         free.inode.store(inode, Relaxed);
         free.fd.store(fd, Release);
@@ -87,7 +87,7 @@ extern "C" fn in_child() {
     // when they are dropped.
     // SAFETY: the path is zero-terminated.
     let null = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
-    for socket in OWN.iter().filter(|socket| socket.is_open()) {
+    for socket in SOCKETS.iter().filter(|socket| socket.is_open()) {
         let fd = socket.fd.load(Acquire);
         // SAFETY: the descriptor belongs to the runtime, which does not run in a fork.
         unsafe {
@@ -119,16 +119,16 @@ mod tests {
     #[test]
     #[allow(unsafe_code)]
     fn a_fork_closes_the_registered_sockets() {
-        watch().unwrap();
+        register_handler().unwrap();
         let (near, mut far) = UnixStream::pair().unwrap();
-        let (kept, mut others) = UnixStream::pair().unwrap();
+        let (unregistered, mut unregistered_peer) = UnixStream::pair().unwrap();
         close_in_child(&near);
         // The next socket reuses this descriptor, and is not registered.
         let (closed, _) = UnixStream::pair().unwrap();
         close_in_child(&closed);
         let descriptor = closed.as_raw_fd();
         drop(closed);
-        let reused = kept.try_clone().unwrap();
+        let reused = unregistered.try_clone().unwrap();
         assert_eq!(reused.as_raw_fd(), descriptor);
         // SAFETY: the child only makes system calls.
         let child = match unsafe { nix::unistd::fork().unwrap() } {
@@ -142,11 +142,11 @@ mod tests {
             nix::unistd::ForkResult::Parent { child } => child,
         };
         assert!(!is_fork());
-        drop((near, kept, reused));
+        drop((near, unregistered, reused));
         // The peer reads the end of the stream while the child is alive.
         assert_eq!(far.read(&mut [0]).unwrap(), 0);
-        others.set_nonblocking(true).unwrap();
-        assert_eq!(others.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        unregistered_peer.set_nonblocking(true).unwrap();
+        assert_eq!(unregistered_peer.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
         nix::sys::wait::waitpid(child, None).unwrap();
     }

@@ -21,8 +21,8 @@ pub(crate) enum AnswerState {
 pub(crate) struct FrameReply {
     pub(crate) replies: Replies,
     pub(crate) id: u64,
-    /// Whether the answer may be stored. Only one stream may store answers, because ids of other streams name other
-    /// calls.
+    /// Whether the answer may be stored. Only one stream may store answers, because the ids of other streams denote
+    /// other calls.
     pub(crate) is_stored: bool,
     pub(crate) session: Option<SessionId>,
 }
@@ -50,7 +50,7 @@ impl FrameReply {
                 error_reply(id, error, session_id, |error| to_status(error, String::new()))
             }
         };
-        // Stored before it is queued, so that a reply that is sent needs nothing more.
+        // Stores the reply before queueing it, because a reply that has been sent needs no further steps.
         let is_stored = is_stored && answers.is_some_and(|answers| answers.store(&reply));
         replies.reply(reply);
         if is_stored { AnswerState::Stored } else { AnswerState::Pending(Some(replies)) }

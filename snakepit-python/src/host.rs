@@ -22,7 +22,7 @@ use tower::service_fn;
 
 use crate::{
     caller::Caller,
-    errors::{HostError, broke, unsent},
+    errors::{HostError, is_connection_broken, is_unsent},
     fork,
     http2::configure_client,
     io::Io,
@@ -30,11 +30,33 @@ use crate::{
 };
 
 /// The time within which a host must accept the worker's connection and answer its first requests.
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// The number of attempts at a request whose connection breaks.
-const ATTEMPTS: usize = 3;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum number of attempts at a request whose connection breaks.
+const MAX_ATTEMPTS: usize = 3;
 /// The pause before the second attempt to connect. It doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// The kind of a request, which decides when it may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RequestKind {
+    /// May have an effect, such as a write or a call of a host tool. Sent again only if the connection broke before the
+    /// request was sent.
+    Write,
+    /// Changes nothing, and is sent again whenever the connection breaks.
+    Read,
+    /// Opens a stream, and is repeated like a read. Carries no deadline, because the stream may outlive the deadline of
+    /// its opening. The reader ends the stream.
+    Stream,
+}
+
+impl RequestKind {
+    fn is_repeatable_after(self, status: &Status) -> bool {
+        match self {
+            Self::Write => is_unsent(status),
+            Self::Read | Self::Stream => is_connection_broken(status),
+        }
+    }
+}
 
 /// A client of the host's gRPC service, usable from any thread. Clones share the connection.
 #[derive(Debug, Clone)]
@@ -57,7 +79,7 @@ impl Host {
     /// A sentence that names the address, if it is malformed or the host does not answer in time.
     pub(crate) async fn connect(address: &str, io: Io) -> Result<Self, String> {
         let target = Target::parse(address)?;
-        let deadline = Instant::now() + CONNECT_WITHIN;
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
         let mut pause = FIRST_PAUSE;
         let channel = loop {
             match target.connect(configure_client).await {
@@ -75,10 +97,12 @@ impl Host {
         };
         let host = Self::new(channel, RuntimeHandle::Worker(io));
         let ping = pb::PingRequest { message: "worker".to_owned() };
-        match timeout(CONNECT_WITHIN, host.client.clone().ping(ping)).await {
+        match timeout(CONNECT_TIMEOUT, host.client.clone().ping(ping)).await {
             Ok(Ok(_)) => Ok(host),
             Ok(Err(status)) => Err(format!("the host at `{address}` rejected a ping: {}", status.message())),
-            Err(_) => Err(format!("the host at `{address}` did not answer a ping within {CONNECT_WITHIN:?}")),
+            Err(_) => {
+                Err(format!("the host at `{address}` did not answer a ping within {CONNECT_TIMEOUT:?}"))
+            }
         }
     }
 
@@ -95,7 +119,7 @@ impl Host {
         let (worker_id, version) = (worker_id.to_owned(), launch::VERSION.to_owned());
         let identity = token.map(|token| pb::WorkerIdentity { token, version, protocol: launch::PROTOCOL });
         let request = pb::RegisterToolsRequest { session_id: String::new(), tools, worker_id, identity };
-        match timeout(CONNECT_WITHIN, self.client.clone().register_tools(request)).await {
+        match timeout(CONNECT_TIMEOUT, self.client.clone().register_tools(request)).await {
             Ok(Ok(answer)) => {
                 let pb::RegisterToolsResponse { success, error_message, .. } = answer.into_inner();
                 // A host of the original Snakepit reports tools that it already has as duplicates, which is harmless.
@@ -107,7 +131,7 @@ impl Host {
             }
             Ok(Err(status)) if status.code() == Code::FailedPrecondition => Err(status.message().to_owned()),
             Ok(Err(status)) => Err(format!("the host rejected the adapter's tools: {}", status.message())),
-            Err(_) => Err(format!("the host did not answer the registration within {CONNECT_WITHIN:?}")),
+            Err(_) => Err(format!("the host did not answer the registration within {CONNECT_TIMEOUT:?}")),
         }
     }
 
@@ -124,57 +148,12 @@ impl Host {
     /// Sends a request. Ends early if the caller is cancelled or its deadline passes. Dropping the future cancels the
     /// request.
     ///
-    /// If the connection broke before the request was sent, sends it again on a new connection.
-    pub(crate) async fn call<Q, A, F>(
+    /// If the connection breaks, `kind` decides whether the request is sent again on a new connection.
+    pub(crate) async fn request<Q, A, F>(
         &self,
         caller: &Caller,
+        kind: RequestKind,
         message: Q,
-        rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
-    ) -> Result<A, HostError>
-    where
-        Q: Message + Clone,
-        F: Future<Output = Result<Response<A>, Status>>,
-    {
-        self.ask(caller, message, caller.deadline(), unsent, rpc).await
-    }
-
-    /// Like [`call`](Self::call), for requests that change nothing. Sends them again whenever the connection breaks.
-    pub(crate) async fn read<Q, A, F>(
-        &self,
-        caller: &Caller,
-        message: Q,
-        rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
-    ) -> Result<A, HostError>
-    where
-        Q: Message + Clone,
-        F: Future<Output = Result<Response<A>, Status>>,
-    {
-        self.ask(caller, message, caller.deadline(), broke, rpc).await
-    }
-
-    /// Like [`read`](Self::read), for requests that open a stream. Sends no deadline to the host, because the stream
-    /// may outlive the deadline of its opening. The reader ends the stream.
-    pub(crate) async fn open<Q, A, F>(
-        &self,
-        caller: &Caller,
-        message: Q,
-        rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
-    ) -> Result<A, HostError>
-    where
-        Q: Message + Clone,
-        F: Future<Output = Result<Response<A>, Status>>,
-    {
-        self.ask(caller, message, None, broke, rpc).await
-    }
-
-    /// Sends a request until `repeatable` rejects its error. `header_deadline` becomes the `grpc-timeout` header. This
-    /// side waits until the caller's deadline.
-    async fn ask<Q, A, F>(
-        &self,
-        caller: &Caller,
-        message: Q,
-        header_deadline: Option<Instant>,
-        repeatable: impl Fn(&Status) -> bool,
         rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
     ) -> Result<A, HostError>
     where
@@ -183,21 +162,24 @@ impl Host {
     {
         caller.check()?;
         check_request_size(&message)?;
+        let header_deadline = if kind == RequestKind::Stream { None } else { caller.deadline() };
         let answer = async {
             let mut attempts = 1;
             loop {
                 let mut request = Request::new(message.clone());
                 caller.add_headers(request.metadata_mut());
                 if let Some(deadline) = header_deadline {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
+                    let remaining = deadline.saturating_duration_since(Instant::now());
+                    if remaining.is_zero() {
                         return Err(HostError::Deadline);
                     }
-                    request.set_timeout(left.min(headers::MAX_TIMEOUT));
+                    request.set_timeout(remaining.min(headers::MAX_TIMEOUT));
                 }
                 match rpc(self.client.clone(), request).await {
                     Ok(answer) => return Ok(answer.into_inner()),
-                    Err(status) if attempts < ATTEMPTS && repeatable(&status) => attempts += 1,
+                    Err(status) if attempts < MAX_ATTEMPTS && kind.is_repeatable_after(&status) => {
+                        attempts += 1;
+                    }
                     Err(status) => return Err(HostError::from(status)),
                 }
             }

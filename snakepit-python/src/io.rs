@@ -24,7 +24,7 @@
 //!      |                                      holds the runtime, never the GIL
 //!      | the call ends, or calls have run       |
 //!      | for 30 us: steps becomes even,         |
-//!      | `back` is notified                     | `back`: leaves the runtime
+//!      | `executor_returned` is notified        | `executor_returned`: leaves the runtime
 //!      v                                        v
 //!  WAITING; or turn(), which holds          CHECKING; PARKED after five unchanged checks
 //!  both, and RUNNING again
@@ -47,7 +47,7 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::Notify};
 
-use crate::{backpressure::Backpressure, fork::end_fork};
+use crate::{backpressure::Backpressure, fork::exit_if_fork};
 
 /// The interval at which the standby checks the executor. It takes over after one to two intervals.
 const TICK: Duration = Duration::from_millis(1);
@@ -67,11 +67,11 @@ struct Shared {
     /// Counts each time that the executor starts and stops driving. Odd while it does not drive.
     steps: AtomicU64,
     /// Notified when the executor returns.
-    back: Notify,
+    executor_returned: Notify,
     /// Makes the standby take over at its next check.
-    requested: AtomicBool,
+    is_takeover_requested: AtomicBool,
     /// Whether the standby is parked.
-    parked: AtomicBool,
+    is_standby_parked: AtomicBool,
     standby: OnceLock<Thread>,
 }
 
@@ -92,9 +92,9 @@ impl Io {
             backpressure: Backpressure::default(),
             // The executor does not drive yet.
             steps: AtomicU64::new(1),
-            back: Notify::new(),
-            requested: AtomicBool::new(false),
-            parked: AtomicBool::new(false),
+            executor_returned: Notify::new(),
+            is_takeover_requested: AtomicBool::new(false),
+            is_standby_parked: AtomicBool::new(false),
             standby: OnceLock::new(),
         })));
         let standby = thread::Builder::new().name("snakepit-io".to_owned()).spawn(move || io.0.standby())?;
@@ -102,34 +102,34 @@ impl Io {
         Ok(io)
     }
 
-    /// Drives the runtime until `until` is ready. Only for the executor. Must not be called with the GIL held, unless
-    /// `until` never waits for a thread that needs it. Exits if this process is a fork of the worker whose tool
+    /// Drives the runtime until `future` is ready. Only for the executor. Must not be called with the GIL held, unless
+    /// `future` never waits for a thread that needs it. Exits the process if it is a fork of the worker whose tool has
     /// returned.
-    pub(crate) fn drive<T>(self, until: impl Future<Output = T>) -> T {
-        end_fork();
+    pub(crate) fn drive<T>(self, future: impl Future<Output = T>) -> T {
+        exit_if_fork();
         self.0.steps.fetch_add(1, SeqCst);
-        self.0.back.notify_waiters();
-        let value = self.0.runtime.block_on(until);
+        self.0.executor_returned.notify_waiters();
+        let value = self.0.runtime.block_on(future);
         self.0.steps.fetch_add(1, SeqCst);
-        if self.0.parked.load(SeqCst) {
-            self.call_standby();
+        if self.0.is_standby_parked.load(SeqCst) {
+            self.unpark_standby();
         }
         value
     }
 
-    /// Sends and receives what is possible without waiting. Only for the executor.
+    /// Sends and receives as much as possible without waiting. Only for the executor.
     pub(crate) fn turn(self) {
-        // A spawned task, because this thread may first wait for the standby to leave, and tasks run only while this
-        // thread drives. The runtime polls all ready tasks and the system before it finishes.
+        // The future is a spawned task, because this thread may first wait for the standby to leave, and tasks run only
+        // while this thread drives. The runtime polls all ready tasks and the system before it finishes.
         let round = self.0.runtime.spawn(tokio::task::yield_now());
         // The task is never aborted and does not panic.
         let _ = self.drive(round);
     }
 
-    /// Makes the standby drive the runtime now, although the executor left it only recently.
+    /// Makes the standby drive the runtime immediately, without waiting for its next check.
     pub(crate) fn hand_over(self) {
-        self.0.requested.store(true, SeqCst);
-        self.call_standby();
+        self.0.is_takeover_requested.store(true, SeqCst);
+        self.unpark_standby();
     }
 
     /// Waits for a future on any thread, and drives the runtime if no other thread does. Must not be called with the
@@ -148,7 +148,7 @@ impl Io {
         &self.0.runtime
     }
 
-    fn call_standby(self) {
+    fn unpark_standby(self) {
         if let Some(standby) = self.0.standby.get() {
             standby.unpark();
         }
@@ -158,45 +158,45 @@ impl Io {
 impl Shared {
     /// The loop of the standby thread.
     fn standby(&self) -> ! {
-        let mut last = 0;
-        let mut quiet = 0;
+        let mut last_steps = 0;
+        let mut unchanged_checks = 0;
         loop {
-            if quiet < QUIET_TICKS {
+            if unchanged_checks < QUIET_TICKS {
                 thread::park_timeout(self.tick);
             } else {
-                self.park(last);
-                quiet = 0;
+                self.park(last_steps);
+                unchanged_checks = 0;
             }
             // Reset before `steps` is read: an executor that is away by then has not requested another takeover.
-            let is_requested = self.requested.swap(false, SeqCst);
+            let is_requested = self.is_takeover_requested.swap(false, SeqCst);
             let steps = self.steps.load(SeqCst);
             let is_away = steps % 2 == 1;
-            if is_away && (is_requested || steps == last) {
-                self.drive_until_back(steps);
+            if is_away && (is_requested || steps == last_steps) {
+                self.drive_until_executor_returns(steps);
             }
-            quiet = if steps == last { quiet + 1 } else { 0 };
-            last = steps;
+            unchanged_checks = if steps == last_steps { unchanged_checks + 1 } else { 0 };
+            last_steps = steps;
         }
     }
 
     /// Parks until the executor leaves, if it is still where it was at the last check.
-    fn park(&self, last: u64) {
-        self.parked.store(true, SeqCst);
+    fn park(&self, last_steps: u64) {
+        self.is_standby_parked.store(true, SeqCst);
         // An executor that leaves from now on sees that the standby is parked.
-        if self.steps.load(SeqCst) == last && !self.requested.load(SeqCst) {
+        if self.steps.load(SeqCst) == last_steps && !self.is_takeover_requested.load(SeqCst) {
             thread::park();
         }
-        self.parked.store(false, SeqCst);
+        self.is_standby_parked.store(false, SeqCst);
     }
 
-    fn drive_until_back(&self, steps: u64) {
+    fn drive_until_executor_returns(&self, steps: u64) {
         self.runtime.block_on(async {
             loop {
-                let back = self.back.notified();
+                let returned = self.executor_returned.notified();
                 if self.steps.load(SeqCst) != steps {
                     return;
                 }
-                back.await;
+                returned.await;
             }
         });
     }
@@ -281,11 +281,11 @@ mod tests {
         let socket = echo(io);
         io.hand_over();
         echo_blocking(&socket);
-        // The second of two handovers is not used.
+        // The executor returns before the standby uses the second handover.
         io.hand_over();
         io.drive(async {
             let parks = async {
-                while !io.0.parked.load(SeqCst) {
+                while !io.0.is_standby_parked.load(SeqCst) {
                     tokio::time::sleep(TICK).await;
                 }
             };

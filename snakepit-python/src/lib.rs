@@ -8,9 +8,10 @@
 //!   other threads: interrupt (cancels calls), control (ends the process with its host)
 //! ```
 //!
-//! Python's main thread drives the IO between calls. A second thread drives it while a longer call runs; see
-//! [`io`](crate::io). Only the executor, and threads that tools start, hold the GIL. So health checks, cancellation and
-//! the lifeline work regardless of the running tool. This crate does not depend on the pool or the server.
+//! Python's main thread drives the IO between calls. A second thread drives it while a longer call runs, as
+//! [`io`](crate::io) describes. Only the executor, and threads that tools start, hold the GIL. So health checks,
+//! cancellation and the lifeline work regardless of the running tool. This crate does not depend on the pool or the
+//! server.
 #![warn(missing_docs)]
 
 mod background;

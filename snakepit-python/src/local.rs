@@ -76,12 +76,12 @@ impl LocalRunner {
         arguments: &Bound<'py, PyDict>,
         session_id: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let mut answer = self.start(tool, arguments, session_id, CallMode::Unary)?;
-        self.executor.execute(py, answer.job()?, Instant::now(), &mut PendingAnswers::new(None));
-        match answer.reply()? {
+        let mut pending = self.start(tool, arguments, session_id, CallMode::Unary)?;
+        self.executor.execute(py, pending.job()?, Instant::now(), &mut PendingAnswers::new(None));
+        match pending.reply()? {
             ToolReply { body: ReplyBody::Value(payload), .. } => value::to_python(py, payload),
             ToolReply { body: ReplyBody::Stream(_), .. } => {
-                Err(SnakepitError::new_err("the call was answered by a stream"))
+                Err(SnakepitError::new_err("the call was answered with a stream"))
             }
         }
     }
@@ -96,9 +96,9 @@ impl LocalRunner {
         session_id: &str,
         receive: Py<PyAny>,
     ) -> PyResult<()> {
-        let mut answer = self.start(tool, arguments, session_id, CallMode::Streaming)?;
-        let job = answer.job()?;
-        let reader = std::thread::spawn(move || read(answer, &receive));
+        let mut pending = self.start(tool, arguments, session_id, CallMode::Streaming)?;
+        let job = pending.job()?;
+        let reader = std::thread::spawn(move || read_chunks(pending, &receive));
         self.executor.execute(py, job, Instant::now(), &mut PendingAnswers::new(None));
         py.detach(|| reader.join()).unwrap_or_else(|_| Err(SnakepitError::new_err("the reader panicked")))
     }
@@ -111,7 +111,7 @@ impl LocalRunner {
         arguments: &Bound<'_, PyDict>,
         session_id: &str,
         mode: CallMode,
-    ) -> PyResult<Pending> {
+    ) -> PyResult<PendingCall> {
         let mut call = ToolCall::new(tool);
         call.id = CallId::next();
         call.mode = mode;
@@ -126,7 +126,7 @@ impl LocalRunner {
         }
         let state = Arc::new(CallState::new(call.id, None));
         let (reply, answer) = oneshot::channel();
-        Ok(Pending { job: Some(Job { call, state, reply: Reply::Task(reply) }), answer })
+        Ok(PendingCall { job: Some(Job { call, state, reply: Reply::Task(reply) }), answer })
     }
 }
 
@@ -135,14 +135,14 @@ fn session_id(id: &str) -> PyResult<SessionId> {
 }
 
 /// A call before it runs, and the receiver of its reply.
-struct Pending {
+struct PendingCall {
     job: Option<Job>,
     answer: oneshot::Receiver<Result<ToolReply, ToolError>>,
 }
 
-impl Pending {
+impl PendingCall {
     fn job(&mut self) -> PyResult<Job> {
-        self.job.take().ok_or_else(|| SnakepitError::new_err("the call ran already"))
+        self.job.take().ok_or_else(|| SnakepitError::new_err("the call has already run"))
     }
 
     fn reply(mut self) -> PyResult<ToolReply> {
@@ -154,12 +154,12 @@ impl Pending {
 }
 
 /// Reads the chunks while the tool runs. Without a reader, the queue would fill and block the tool.
-fn read(pending: Pending, receive: &Py<PyAny>) -> PyResult<()> {
+fn read_chunks(pending: PendingCall, receive: &Py<PyAny>) -> PyResult<()> {
     let Ok(reply) = pending.answer.blocking_recv() else {
         return Err(CallCancelled::new_err("the call was cancelled"));
     };
     let ReplyBody::Stream(mut chunks) = reply.map_err(to_exception)?.body else {
-        return Err(SnakepitError::new_err("the call was answered by a value"));
+        return Err(SnakepitError::new_err("the call was answered with a value"));
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     while let Some(chunk) = runtime.block_on(chunks.next()) {

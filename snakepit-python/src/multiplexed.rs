@@ -48,21 +48,21 @@ impl WorkerCalls {
     /// Checks that ids rise. Calls run in the order of their ids, because the progress file stores only the last one
     /// that began.
     fn accept_id(&mut self, id: u64) -> bool {
-        let (last, name) = (self.last_id, progress::multiplexed(self.stream, id & progress::MAX_ID));
-        if id > last && id <= progress::MAX_ID {
+        let (last_id, call_id) = (self.last_id, progress::multiplexed_id(self.stream, id & progress::MAX_ID));
+        if id > last_id && id <= progress::MAX_ID {
             self.last_id = id;
             return true;
         }
-        // A reply would be taken for that of the open call with this id.
-        if id > progress::MAX_ID || (self.tools.find(name).is_none() && !self.streaming.runs(id)) {
-            self.replies.reply(status_reply(id, not_rising(id, last)));
+        // The caller would take a reply for that of the open call with this id.
+        if id > progress::MAX_ID || (self.tools.find(call_id).is_none() && !self.streaming.runs(id)) {
+            self.replies.reply(status_reply(id, not_rising(id, last_id)));
         }
         false
     }
 
     fn job(&self, start: pb::CallStart) -> Option<Job> {
         let id = start.id;
-        match call_from_wire(start, progress::multiplexed(self.stream, id)) {
+        match call_from_wire(start, progress::multiplexed_id(self.stream, id)) {
             Ok(call) => {
                 let state = Arc::new(CallState::new(call.id, call.deadline));
                 let reply = FrameReply {
@@ -93,20 +93,20 @@ impl Calls for WorkerCalls {
                 // Unary and streaming calls run in the order of their ids, as the progress file requires.
                 self.tools.admit_all(jobs.drain(..));
                 self.streaming.receive(pb::CallBatch { calls: vec![start], ..pb::CallBatch::default() });
-                // The first poll of its task queues the call. The next poll of the stream, right after this, registers the
-                // real waker.
+                // The first poll of its task queues the call. The next poll of the stream, which follows immediately,
+                // registers the real waker.
                 self.streaming.poll(&mut Context::from_waker(Waker::noop()));
             } else {
                 jobs.extend(self.job(start));
             }
         }
         self.tools.admit_all(jobs);
-        let of_unary = |id: &&u64| !self.streaming.runs(**id);
-        for id in cancels.iter().filter(of_unary) {
-            self.tools.abandon_call(progress::multiplexed(self.stream, *id));
+        let is_unary = |id: &&u64| !self.streaming.runs(**id);
+        for id in cancels.iter().filter(is_unary) {
+            self.tools.abandon_call(progress::multiplexed_id(self.stream, *id));
         }
-        for id in recalls.iter().filter(of_unary) {
-            self.tools.give_back(progress::multiplexed(self.stream, *id));
+        for id in recalls.iter().filter(is_unary) {
+            self.tools.return_call(progress::multiplexed_id(self.stream, *id));
         }
         self.streaming.receive(pb::CallBatch { credits, cancels, recalls, ..pb::CallBatch::default() });
     }
@@ -118,7 +118,7 @@ impl Calls for WorkerCalls {
 
 impl Drop for WorkerCalls {
     fn drop(&mut self) {
-        self.tools.abandon_stream(|call| progress::is_of_stream(call, self.stream));
+        self.tools.abandon_matching(|call| progress::is_of_stream(call, self.stream));
     }
 }
 
@@ -142,7 +142,7 @@ impl MuxService for StreamingCalls {
     }
 
     fn call_id(&self, id: u64) -> CallId {
-        progress::multiplexed(self.stream, id)
+        progress::multiplexed_id(self.stream, id)
     }
 
     fn status(&self, error: ToolError) -> Status {

@@ -1,4 +1,4 @@
-//! [`Plan`]: the adapter's tools and the Python helpers that run them, read once so that calls look up nothing by name.
+//! [`Plan`]: the adapter's tools and the Python helpers that run them. Read once, so that calls need no lookup by name.
 
 use std::collections::HashMap;
 
@@ -26,7 +26,9 @@ pub(crate) enum ToolKind {
 pub(crate) enum AfterCancel {
     /// Continues if the exception was raised in code of the adapter and the call left no processes behind.
     Auto,
+    /// Always continues.
     Keep,
+    /// Never continues.
     Replace,
 }
 
@@ -104,11 +106,15 @@ impl Plan {
         for tool in plan.getattr("tools")?.try_iter()? {
             let tool = tool?;
             let attribute = tool.getattr("attribute")?.cast_into::<PyString>()?.unbind();
-            let kind =
-                if tool.getattr("generates")?.extract()? { ToolKind::Generator } else { ToolKind::Function };
+            let kind = if tool.getattr("is_generator")?.extract()? {
+                ToolKind::Generator
+            } else {
+                ToolKind::Function
+            };
             let spec = read_spec(&tool.getattr("spec")?.cast_into::<PyDict>()?)?;
-            let own = tool.getattr("after_cancel")?;
-            let after_cancel = if own.is_none() { after_cancel } else { AfterCancel::read(&own)? };
+            let tool_policy = tool.getattr("after_cancel")?;
+            let after_cancel =
+                if tool_policy.is_none() { after_cancel } else { AfterCancel::read(&tool_policy)? };
             let parameters = Parameters::of(plan.py(), &spec);
             tools.insert(spec.name.clone(), Tool { attribute, kind, after_cancel, parameters });
             specs.push(spec);
@@ -138,8 +144,8 @@ impl Plan {
         })
     }
 
-    /// Converts an exception to a `ToolFailure`. `call` holds the called function and its arguments, to explain
-    /// arguments that do not match the signature.
+    /// Converts an exception to a `ToolFailure`. `call` contains the called function and its arguments, so that the
+    /// message can explain arguments that do not match the signature.
     pub(crate) fn failure(
         &self,
         py: Python<'_>,

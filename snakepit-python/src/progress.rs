@@ -17,8 +17,8 @@ use snakepit_registry::CallId;
 
 pub(crate) use self::answers::Answers;
 
-/// Ids of multiplexed calls have a separate range from those that the host assigns to plain RPCs: this bit, then the
-/// number of the stream, then the id on that stream.
+/// The bit that separates ids of multiplexed calls from those that the host assigns to plain RPCs. The lower bits are the
+/// number of the stream and the id on that stream.
 const MULTIPLEXED: u64 = 1 << 62;
 const STREAM_SHIFT: u32 = 48;
 /// The first stream. Hosts open only one, and the file records its calls.
@@ -27,7 +27,7 @@ const FIRST_STREAM: u64 = MULTIPLEXED >> STREAM_SHIFT;
 /// The largest id of a call on a stream.
 pub(crate) const MAX_ID: u64 = (1 << STREAM_SHIFT) - 1;
 /// The value for "any call may have begun".
-const ANY: u64 = u64::MAX;
+const ANY_CALL: u64 = u64::MAX;
 
 /// The location of the last begun call's id.
 #[derive(Debug, Clone, Copy)]
@@ -61,10 +61,10 @@ impl Progress {
         let (stream, id) = (call.as_u64() >> STREAM_SHIFT, call.as_u64() & MAX_ID);
         let begun = match stream {
             FIRST_STREAM => id,
-            // Ids of another stream denote other calls. Once one of those begins, the file shows nothing about single
-            // calls.
-            _ if call.as_u64() & MULTIPLEXED != 0 && stream > FIRST_STREAM => ANY,
-            // Calls through plain RPCs are not recorded. Their ids are below and above.
+            // Ids of another stream denote other calls. Once one of those begins, the file no longer shows which calls
+            // have begun.
+            _ if call.as_u64() & MULTIPLEXED != 0 && stream > FIRST_STREAM => ANY_CALL,
+            // Calls through plain RPCs are not recorded. Their ids are outside the range of multiplexed calls.
             _ => return,
         };
         self.0.fetch_max(begun, Ordering::Release);
@@ -82,7 +82,7 @@ pub(crate) const fn is_of_stream(call: CallId, stream: u64) -> bool {
 }
 
 /// Returns the id of a multiplexed call within this worker.
-pub(crate) const fn multiplexed(stream: u64, id: u64) -> CallId {
+pub(crate) const fn multiplexed_id(stream: u64, id: u64) -> CallId {
     CallId::from_u64(MULTIPLEXED | (stream << STREAM_SHIFT) | id)
 }
 
@@ -91,14 +91,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_of_another_stream_means_that_any_call_may_have_begun() {
+    fn after_a_call_of_another_stream_any_call_may_have_begun() {
         let stored = |calls: &[CallId]| {
             let progress = Progress(Box::leak(Box::default()));
             calls.iter().for_each(|call| progress.begin(*call));
             progress.0.load(Ordering::Acquire)
         };
-        assert_eq!(stored(&[multiplexed(0, 1), multiplexed(0, 3)]), 3);
-        assert_eq!(stored(&[multiplexed(0, 1), multiplexed(1, 1), multiplexed(0, 2)]), ANY);
-        assert_eq!(stored(&[multiplexed(0, 1), CallId::from_u64(9), CallId::from_u64((1 << 63) + 7)]), 1);
+        assert_eq!(stored(&[multiplexed_id(0, 1), multiplexed_id(0, 3)]), 3);
+        assert_eq!(stored(&[multiplexed_id(0, 1), multiplexed_id(1, 1), multiplexed_id(0, 2)]), ANY_CALL);
+        assert_eq!(stored(&[multiplexed_id(0, 1), CallId::from_u64(9), CallId::from_u64((1 << 63) + 7)]), 1);
     }
 }

@@ -28,9 +28,13 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The limit for printing the final error, in seconds.
 const PRINT_TIMEOUT_SECONDS: u32 = 2;
 
-/// Returns why the worker must be replaced after a cancelled call, or `None` if it can continue. `began` is the time at
-/// which the call began.
-pub(crate) fn retire_reason(policy: AfterCancel, state: &CallState, began: Instant) -> Option<&'static str> {
+/// Returns the reason why the worker must be replaced after a cancelled call, or `None` if it can continue. The call
+/// began at `began_at`.
+pub(crate) fn retire_reason(
+    policy: AfterCancel,
+    state: &CallState,
+    began_at: Instant,
+) -> Option<&'static str> {
     match (policy, state.interruption()) {
         (AfterCancel::Keep, _) => None,
         (AfterCancel::Replace, Interruption::Own | Interruption::Library) => {
@@ -39,7 +43,7 @@ pub(crate) fn retire_reason(policy: AfterCancel, state: &CallState, began: Insta
         (AfterCancel::Auto, Interruption::Library) => {
             Some("its call was interrupted inside a library, whose state may be inconsistent")
         }
-        (AfterCancel::Auto | AfterCancel::Replace, _) if has_children_since(began) => {
+        (AfterCancel::Auto | AfterCancel::Replace, _) if has_children_since(began_at) => {
             Some("its call was cancelled and left processes behind")
         }
         (AfterCancel::Auto | AfterCancel::Replace, _) => None,
@@ -61,8 +65,8 @@ pub(crate) fn stop_serving() -> io::Result<()> {
     thread::Builder::new().name("snakepit-exit".to_owned()).spawn(end).map(drop)
 }
 
-/// Prints panics without a backtrace. Capturing a backtrace allocates; in a worker without memory that would deadlock
-/// on the lock of the backtrace printer.
+/// Prints panics without a backtrace. Capturing a backtrace allocates, which would deadlock on the lock of the backtrace
+/// printer if the worker's memory is exhausted.
 pub(crate) fn print_panics_briefly() {
     set_hook(Box::new(|panic| {
         let thread = thread::current();
@@ -71,8 +75,8 @@ pub(crate) fn print_panics_briefly() {
     }));
 }
 
-/// Prints the error and exits without Python's exit handlers, because the interpreter may be broken. The host receives no
-/// further answers.
+/// Prints the error and exits without running Python's exit handlers, because the interpreter may be broken. The host
+/// receives no further answers.
 #[allow(unsafe_code)]
 pub(crate) fn print_and_exit(py: Python<'_>, error: &PyErr) -> ! {
     // Without memory, printing may panic, and the panic handler may deadlock. The kernel's alarm needs neither memory
@@ -87,19 +91,21 @@ pub(crate) fn print_and_exit(py: Python<'_>, error: &PyErr) -> ! {
     exit_now(1)
 }
 
-/// Returns whether a child process that started after `began` is alive. Returns `false` where there is no `/proc`.
+/// Returns whether a child process that started after `time` is alive. Returns `false` where there is no `/proc`.
 #[cfg(target_os = "linux")]
-fn has_children_since(began: Instant) -> bool {
+fn has_children_since(time: Instant) -> bool {
     use nix::time::{ClockId, clock_gettime};
 
     // The kernel rounds start times down to this unit.
     const TICK: Duration = Duration::from_millis(10);
     let Ok(now) = clock_gettime(ClockId::CLOCK_BOOTTIME) else { return false };
-    let since = Duration::from(now).saturating_sub(began.elapsed() + TICK);
+    let earliest_start = Duration::from(now).saturating_sub(time.elapsed() + TICK);
     let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return false };
     threads.flatten().any(|thread| {
         let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-        children.split_whitespace().any(|child| started(child).is_some_and(|start| start >= since))
+        children
+            .split_whitespace()
+            .any(|child| start_time(child).is_some_and(|start| start >= earliest_start))
     })
 }
 
@@ -110,7 +116,7 @@ fn has_children_since(_: Instant) -> bool {
 
 /// Returns the start time of a process since boot, or `None` if it has ended.
 #[cfg(target_os = "linux")]
-fn started(pid: &str) -> Option<Duration> {
+fn start_time(pid: &str) -> Option<Duration> {
     // Field 3 is the state, and field 22 the start time. The name before them may contain any character, but ends with
     // the last `)`.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     background::BackgroundRuntime,
-    errors::{HostUnavailableError, ran},
+    errors::{HostUnavailableError, with_may_have_run},
     fork,
     io::Io,
 };
@@ -92,9 +92,9 @@ impl RuntimeHandle {
         let problem = match self {
             Self::Worker(_) => "this process is a fork of a worker; call the host from the worker itself",
             Self::Background(_) => {
-                "this process is a fork of the one that connected to the host; connect here, too"
+                "this process is a fork of the one that connected to the host; create a client in this process"
             }
         };
-        Err(ran(HostUnavailableError::new_err(problem), false))
+        Err(with_may_have_run(HostUnavailableError::new_err(problem), false))
     }
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The default time that running calls may continue after SIGTERM.
-const STOP_WITHIN: Duration = Duration::from_secs(2);
+const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// The part of the host's stop grace that is reserved for Python's finalization.
 const FINALIZATION_RESERVE: Duration = Duration::from_secs(3);
 
@@ -74,7 +74,7 @@ struct Bound {
 pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Result<Ready, String> {
     let Bound { host, incoming, address, port } = prepare(config, io).await?;
     let (executor_done, done) = oneshot::channel();
-    // The handlers are installed here, because a host may send SIGTERM as soon as this worker is ready.
+    // Installs the handlers now, because a host may send SIGTERM as soon as this worker is ready.
     let sigterm = [terminated(), terminated()];
     let backpressure = io.backpressure().clone();
     let serving = io.runtime().spawn(serve(incoming, backpressure, tools, done, sigterm));
@@ -129,9 +129,9 @@ async fn serve(
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let server = configure_server(Server::builder());
-    let stop_within = stop_within();
-    // A call is cancelled at half time, which leaves it the other half for cleanup.
-    let cancel_after = stop_within / 2;
+    let stop_timeout = stop_timeout();
+    // A call is cancelled after half of that time, which leaves it the other half for cleanup.
+    let cancel_after = stop_timeout / 2;
     let stop = async {
         terminated.await;
         tools.close();
@@ -158,25 +158,26 @@ async fn serve(
             }
         }
     };
-    let late = async {
+    let stop_timed_out = async {
         terminated_again.await;
-        tokio::time::sleep(stop_within).await;
+        tokio::time::sleep(stop_timeout).await;
     };
     tokio::select! {
-        // Only connections can fail here, each for itself.
+        // The server does not fail: an error of a connection ends only that connection.
         _ = serving => {}
-        () = late => exit_now(0),
+        () = stop_timed_out => exit_now(0),
     }
 }
 
-/// The time that running calls may continue after SIGTERM: less than the grace after which the host kills this process.
-fn stop_within() -> Duration {
+/// Returns the time that running calls may continue after SIGTERM. It is shorter than the grace period after which the host
+/// kills this process.
+fn stop_timeout() -> Duration {
     let grace =
         std::env::var(ENV_STOP_GRACE).ok().and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
-    grace.map_or(STOP_WITHIN, |grace| grace - FINALIZATION_RESERVE.min(grace / 2))
+    grace.map_or(DEFAULT_STOP_TIMEOUT, |grace| grace - FINALIZATION_RESERVE.min(grace / 2))
 }
 
-/// Waits for SIGTERM. Also notices signals between this call and the first poll. Cancel safe.
+/// Waits for SIGTERM. Also notices a signal that arrives between this call and the first poll. Cancel safe.
 fn terminated() -> impl Future<Output = ()> {
     let signal = signal(SignalKind::terminate());
     async move {

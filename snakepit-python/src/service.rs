@@ -51,7 +51,7 @@ pub(crate) type Batches = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Statu
 #[derive(Debug)]
 pub(crate) struct WorkerService {
     tools: PythonTools,
-    /// Cancelled when no call runs and none will.
+    /// Cancelled when the last call has ended and no further call can begin.
     done: CancellationToken,
 }
 
@@ -196,7 +196,7 @@ fn raw_buffers(buffers: std::collections::BTreeMap<String, Bytes>) -> Arguments 
     buffers.into_iter().map(|(name, buffer)| (name, Payload::bytes(buffer))).collect()
 }
 
-/// The id that the host gave the call. Calls without one get an id above the range of hosts.
+/// Returns the id that the host gave the call. Calls without one get an id above the range of hosts.
 fn call_id(headers: &MetadataMap) -> Result<CallId, Status> {
     static LAST: AtomicU64 = AtomicU64::new(1 << 63);
     match text(headers, headers::CALL_ID) {
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_last_answers_come_before_the_end() {
+    async fn the_stream_of_a_worker_that_is_done_ends_after_its_last_answers() {
         let done = CancellationToken::new();
         let mut stream = UntilDone::new(tokio_stream::iter([1, 2]).chain(tokio_stream::pending()), &done);
         assert_eq!(stream.next().await, Some(1));
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_without_an_id_never_meet_the_hosts() {
+    fn calls_without_an_id_get_ids_outside_the_range_of_hosts() {
         let mut headers = MetadataMap::new();
         assert!(call_id(&headers).unwrap().as_u64() >= 1 << 63);
         headers.insert(headers::CALL_ID, "7".parse().unwrap());

@@ -1,7 +1,7 @@
 //! [`Sink`] and [`Source`]: the bounded queue between a generator and its gRPC stream.
 //!
-//! The executor puts in each item as the generator yields it, and the stream takes all queued items together. With a
-//! slow reader the queue fills and the executor stops pulling the generator, so memory stays bounded.
+//! The executor queues each item that the generator yields, and the stream takes all queued items together. If the reader
+//! is slow, the queue fills and the executor stops pulling the generator, so memory stays bounded.
 
 use std::{
     collections::VecDeque,
@@ -30,7 +30,7 @@ pub(crate) struct Source {
     ready: VecDeque<Chunk>,
 }
 
-/// The outcome of putting in a chunk.
+/// The result of [`Sink::put`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Put {
     /// Queued, with space for more.
@@ -51,7 +51,7 @@ struct Shared {
 struct Queue {
     chunks: VecDeque<Chunk>,
     bytes: usize,
-    closed: bool,
+    is_closed: bool,
     end: Option<Result<(), ToolError>>,
     reader: Option<Waker>,
 }
@@ -69,10 +69,10 @@ pub(crate) fn channel() -> (Sink, Source) {
 }
 
 impl Sink {
-    /// Puts in a chunk, even into a full queue. The caller must wait after [`Put::Full`].
+    /// Queues a chunk, even if the queue is full. The caller must wait after [`Put::Full`].
     pub(crate) fn put(&self, chunk: Chunk) -> Put {
         let mut queue = self.0.lock();
-        if queue.closed {
+        if queue.is_closed {
             return Put::Closed;
         }
         queue.bytes += chunk.data.len();
@@ -85,13 +85,13 @@ impl Sink {
     /// Blocks until the queue has space. Returns `false` if the reader has closed the queue.
     pub(crate) fn wait_for_space(&self) -> bool {
         let queue = self.0.lock();
-        let queue = self.0.space.wait_while(queue, |queue| queue.is_full() && !queue.closed);
-        !queue.unwrap_or_else(PoisonError::into_inner).closed
+        let queue = self.0.space.wait_while(queue, |queue| queue.is_full() && !queue.is_closed);
+        !queue.unwrap_or_else(PoisonError::into_inner).is_closed
     }
 
     /// Closes the queue for both ends.
     pub(crate) fn close(&self) {
-        self.0.lock().closed = true;
+        self.0.lock().is_closed = true;
         self.0.space.notify_all();
     }
 
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_queue_holds_the_writer_until_it_is_read() {
+    async fn a_writer_waits_until_a_full_queue_is_read() {
         let (sink, mut source) = channel();
         assert_eq!(sink.put(chunk(vec![0; MAX_BYTES])), Put::Full);
         let writer = std::thread::spawn(move || {

@@ -24,7 +24,7 @@ pub(crate) enum Stage {
     Ended,
 }
 
-/// Where an exception was raised in a call to interrupt it.
+/// The place at which an exception was raised to interrupt a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Interruption {
     /// No exception was raised.
@@ -41,11 +41,11 @@ pub(crate) struct CallState {
     pub(crate) id: CallId,
     pub(crate) deadline: Option<Instant>,
     lifecycle: Mutex<Lifecycle>,
-    cancelled: AtomicBool,
+    is_cancelled: AtomicBool,
     /// Whether the call runs on the event loop, which can cancel it without raising an exception at an arbitrary point.
-    on_loop: AtomicBool,
+    is_on_loop: AtomicBool,
     /// Whether the last interruption was deferred and must be repeated soon.
-    deferred: AtomicBool,
+    is_deferred: AtomicBool,
     /// An [`Interruption`] as a number.
     interrupted: AtomicU8,
     cancel_notify: Notify,
@@ -57,7 +57,7 @@ pub(crate) struct CallState {
 struct Lifecycle {
     stage: Stage,
     /// Whether a thread is blocked in `wait_ended`.
-    awaited: bool,
+    has_waiter: bool,
     /// The sink of a streaming call. Cancellation closes it, so that the executor stops waiting for space.
     sink: Option<Sink>,
 }
@@ -67,10 +67,10 @@ impl CallState {
         Self {
             id,
             deadline,
-            lifecycle: Mutex::new(Lifecycle { stage: Stage::Queued, awaited: false, sink: None }),
-            cancelled: AtomicBool::new(false),
-            on_loop: AtomicBool::new(false),
-            deferred: AtomicBool::new(false),
+            lifecycle: Mutex::new(Lifecycle { stage: Stage::Queued, has_waiter: false, sink: None }),
+            is_cancelled: AtomicBool::new(false),
+            is_on_loop: AtomicBool::new(false),
+            is_deferred: AtomicBool::new(false),
             interrupted: AtomicU8::new(Interruption::None as u8),
             cancel_notify: Notify::new(),
             ended_notify: Notify::new(),
@@ -99,26 +99,26 @@ impl CallState {
 
     /// Marks the call as ended.
     pub(crate) fn end(&self) {
-        let (sink, awaited) = {
+        let (sink, has_waiter) = {
             let mut lifecycle = self.lifecycle();
             lifecycle.stage = Stage::Ended;
-            (lifecycle.sink.take(), lifecycle.awaited)
+            (lifecycle.sink.take(), lifecycle.has_waiter)
         };
         drop(sink);
         // `notify_all` costs a system call even without waiters.
-        if awaited {
+        if has_waiter {
             self.ended.notify_all();
         }
         self.ended_notify.notify_waiters();
     }
 
-    /// Marks the call as cancelled and returns its stage until then. A queued call ends.
+    /// Marks the call as cancelled and returns its previous stage. A queued call ends.
     pub(crate) fn cancel(&self) -> Stage {
         let (stage, sink) = {
             let mut lifecycle = self.lifecycle();
             let stage = lifecycle.stage;
             if stage != Stage::Ended {
-                self.cancelled.store(true, Ordering::Release);
+                self.is_cancelled.store(true, Ordering::Release);
             }
             if stage == Stage::Queued {
                 lifecycle.stage = Stage::Ended;
@@ -138,7 +138,7 @@ impl CallState {
 
     /// Returns whether the call was cancelled before it ended.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
+        self.is_cancelled.load(Ordering::Acquire)
     }
 
     /// Returns whether the call's deadline has passed.
@@ -148,22 +148,22 @@ impl CallState {
 
     /// Returns whether the call runs on the event loop.
     pub(crate) fn is_async(&self) -> bool {
-        self.on_loop.load(Ordering::Acquire)
+        self.is_on_loop.load(Ordering::Acquire)
     }
 
     /// Records that the call enters or leaves the event loop.
-    pub(crate) fn set_async(&self, on_loop: bool) {
-        self.on_loop.store(on_loop, Ordering::Release);
+    pub(crate) fn set_async(&self, is_on_loop: bool) {
+        self.is_on_loop.store(is_on_loop, Ordering::Release);
     }
 
     /// Records that the interruption had to be deferred, for example until an import ends.
     pub(crate) fn defer(&self) {
-        self.deferred.store(true, Ordering::Release);
+        self.is_deferred.store(true, Ordering::Release);
     }
 
     /// Returns whether the last interruption was deferred, and resets it.
     pub(crate) fn take_deferred(&self) -> bool {
-        self.deferred.swap(false, Ordering::AcqRel)
+        self.is_deferred.swap(false, Ordering::AcqRel)
     }
 
     /// Records that an exception was raised in the call.
@@ -205,8 +205,9 @@ impl CallState {
     /// Blocks until the call has ended, for at most `bound`. Returns whether it has.
     pub(crate) fn wait_ended(&self, bound: Duration) -> bool {
         let mut lifecycle = self.lifecycle();
-        lifecycle.awaited = true;
-        let waited = self.ended.wait_timeout_while(lifecycle, bound, |p| p.stage != Stage::Ended);
+        lifecycle.has_waiter = true;
+        let waited =
+            self.ended.wait_timeout_while(lifecycle, bound, |lifecycle| lifecycle.stage != Stage::Ended);
         waited.unwrap_or_else(PoisonError::into_inner).0.stage == Stage::Ended
     }
 

@@ -90,7 +90,7 @@ struct Queue {
     executor: Option<Waker>,
     /// Calls that are queued or running.
     active: HashMap<CallId, Arc<CallState>, RandomState>,
-    closed: bool,
+    is_closed: bool,
 }
 
 impl PythonTools {
@@ -99,12 +99,12 @@ impl PythonTools {
         Self(Arc::new(Shared { queue: Mutex::default(), interrupter }))
     }
 
-    /// Waits for the next call. `None` once the queue is closed. Cancel safe.
+    /// Waits for the next call. Returns `None` once the queue is closed. Cancel safe.
     pub(crate) async fn next_job(&self) -> Option<Job> {
         poll_fn(|cx| {
             let mut queue = self.queue();
             let job = queue.jobs.pop_front();
-            if job.is_none() && !queue.closed {
+            if job.is_none() && !queue.is_closed {
                 queue.executor = Some(cx.waker().clone());
                 return Poll::Pending;
             }
@@ -129,7 +129,7 @@ impl PythonTools {
         let executor;
         let waiting = {
             let mut queue = self.queue();
-            queue.closed = true;
+            queue.is_closed = true;
             executor = queue.executor.take();
             let waiting = std::mem::take(&mut queue.jobs);
             for job in &waiting {
@@ -142,11 +142,11 @@ impl PythonTools {
         }
         for job in waiting {
             job.state.cancel();
-            job.reply.send(Err(stopping()));
+            job.reply.send(Err(stopping_error()));
         }
     }
 
-    /// Removes a call from the queue. `None` if it is not queued.
+    /// Removes a call from the queue. Returns `None` if it is not queued.
     fn withdraw(&self, id: CallId) -> Option<Job> {
         let mut queue = self.queue();
         let index = queue.jobs.iter().position(|job| job.state.id == id)?;
@@ -155,12 +155,12 @@ impl PythonTools {
         Some(job)
     }
 
-    /// The state of the call with this id, if it is queued or running.
+    /// Returns the state of the call with this id, if it is queued or running.
     pub(crate) fn find(&self, id: CallId) -> Option<Arc<CallState>> {
         self.queue().active.get(&id).cloned()
     }
 
-    /// Starts the cancellation of a call. A queued call ends immediately; a running call is interrupted.
+    /// Starts the cancellation of a call. Ends a queued call immediately, and interrupts a running one.
     fn abandon(&self, state: &Arc<CallState>) {
         match state.cancel() {
             Stage::Queued => {
@@ -170,7 +170,7 @@ impl PythonTools {
                     job.reply.send(Err(ToolError::Cancelled { tool }));
                 }
             }
-            // Fails only without an interrupter, when the process is ending.
+            // Sending fails only while the process is ending, when the interrupter no longer exists.
             Stage::Running => drop(self.0.interrupter.send(Arc::clone(state))),
             Stage::Ended => {}
         }
@@ -182,8 +182,8 @@ impl PythonTools {
         let executor = {
             let mut queue = self.queue();
             for job in jobs {
-                if queue.closed {
-                    rejected.push((job, stopping()));
+                if queue.is_closed {
+                    rejected.push((job, stopping_error()));
                     continue;
                 }
                 match queue.active.entry(job.state.id) {
@@ -191,8 +191,8 @@ impl PythonTools {
                         let problem = format!("the id of call {} is in use", job.state.id);
                         rejected.push((job, ToolError::Internal { problem }));
                     }
-                    Entry::Vacant(place) => {
-                        place.insert(Arc::clone(&job.state));
+                    Entry::Vacant(entry) => {
+                        entry.insert(Arc::clone(&job.state));
                         queue.jobs.push_back(job);
                     }
                 }
@@ -207,7 +207,7 @@ impl PythonTools {
         }
     }
 
-    /// Whether calls are queued or running.
+    /// Returns whether calls are queued or running.
     pub(crate) fn is_busy(&self) -> bool {
         !self.queue().active.is_empty()
     }
@@ -221,25 +221,25 @@ impl PythonTools {
 
     /// Starts the cancellation of all calls.
     pub(crate) fn abandon_all(&self) {
-        self.abandon_stream(|_| true);
+        self.abandon_matching(|_| true);
     }
 
-    /// Starts the cancellation of all calls that match.
-    pub(crate) fn abandon_stream(&self, is_of_stream: impl Fn(CallId) -> bool) {
+    /// Starts the cancellation of all calls whose id matches.
+    pub(crate) fn abandon_matching(&self, matches: impl Fn(CallId) -> bool) {
         let states: Vec<_> = {
             let queue = self.queue();
             queue
                 .active
                 .iter()
-                .filter(|(call, _)| is_of_stream(**call))
+                .filter(|(call, _)| matches(**call))
                 .map(|(_, state)| Arc::clone(state))
                 .collect()
         };
         states.iter().for_each(|state| self.abandon(state));
     }
 
-    /// Returns a call that has not begun to the host.
-    pub(crate) fn give_back(&self, call: CallId) {
+    /// Returns a call to the host, if it has not begun.
+    pub(crate) fn return_call(&self, call: CallId) {
         if let Some(job) = self.withdraw(call) {
             job.state.cancel();
             let tool = job.call.tool.to_string();
@@ -265,7 +265,7 @@ impl Queue {
 }
 
 /// The error of a call that did not run because the worker stops. The host runs it elsewhere, and sends no more calls.
-pub(crate) fn stopping() -> ToolError {
+pub(crate) fn stopping_error() -> ToolError {
     ToolError::Unavailable { reason: "the worker is stopping".to_owned(), retry_after: None }
 }
 
@@ -278,7 +278,7 @@ impl ToolHandler for PythonTools {
         let guard = CancelOnDrop::new(self.clone(), Arc::clone(&state));
         self.admit_all([Job { call, state, reply: Reply::Task(reply) }]);
         let outcome = answer.await;
-        // A stream has a guard in its reply. A call with a value has ended.
+        // The reply of a streaming call contains another guard. A call with a value has ended.
         guard.disarm();
         // The executor drops the sender of a call that was cancelled before it began.
         outcome.unwrap_or_else(|_| Err(ToolError::Cancelled { tool: tool.to_string() }))
@@ -293,7 +293,7 @@ impl ToolHandler for PythonTools {
     }
 
     fn recall(&self, call: CallId) {
-        self.give_back(call);
+        self.return_call(call);
     }
 }
 
@@ -308,22 +308,22 @@ impl fmt::Debug for PythonTools {
 pub(crate) struct CancelOnDrop {
     tools: PythonTools,
     state: Arc<CallState>,
-    armed: bool,
+    is_armed: bool,
 }
 
 impl CancelOnDrop {
     pub(crate) fn new(tools: PythonTools, state: Arc<CallState>) -> Self {
-        Self { tools, state, armed: true }
+        Self { tools, state, is_armed: true }
     }
 
     fn disarm(mut self) {
-        self.armed = false;
+        self.is_armed = false;
     }
 }
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        if self.armed {
+        if self.is_armed {
             self.tools.abandon(&self.state);
         }
     }
@@ -343,7 +343,7 @@ impl Stream for GuardedChunks {
     }
 }
 
-/// The chunks of a call as a stream for its reply.
+/// Returns the chunks of a call as a stream for its reply.
 pub(crate) fn chunk_stream(source: Source, guard: CancelOnDrop) -> ChunkStream {
     Box::pin(GuardedChunks { source, _guard: guard })
 }

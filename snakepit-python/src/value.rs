@@ -48,7 +48,7 @@ pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Boun
         ValueType::Tensor | ValueType::Embedding => array::from_inline(read::numbers_to_python(py, &json)?)?,
         _ => json_to_python(py, &json)?,
     };
-    let fits = match ty {
+    let is_of_declared_type = match ty {
         ValueType::Integer if value.is_instance_of::<PyFloat>() => match read::to_integer(&value)? {
             Some(integer) => return Ok(integer),
             None => false,
@@ -59,18 +59,18 @@ pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Boun
         ValueType::Map => value.is_instance_of::<PyDict>(),
         ValueType::List => value.is_instance_of::<PyList>(),
         ValueType::Null => value.is_none(),
-        // A foreign worker may use its own description of an array. Its JSON is returned as it is.
+        // A foreign worker may use its own description of an array. Its JSON is returned unchanged.
         ValueType::Tensor | ValueType::Embedding => {
             value.is_instance_of::<PyList>() || value.is_instance_of::<PyDict>() || array::is_array(&value)?
         }
         ValueType::Bytes => false,
         ValueType::Float => true,
     };
-    if fits {
+    if is_of_declared_type {
         return Ok(value);
     }
     Err(PyValueError::new_err(format!(
-        "it is declared `{ty}`, and its JSON is {}; declare what it is",
+        "it is declared `{ty}`, but its JSON is {}; declare its actual type",
         read::describe_type(&value)
     )))
 }
@@ -106,10 +106,10 @@ fn payload_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Pa
         let plain = plain.map_err(|problem| type_error(format!("{what} {problem}")))?;
         return payload_of(&plain, what);
     } else {
-        return Err(write::unfit(value, what));
+        return Err(write::type_without_wire_form(value, what));
     };
     if ty == ValueType::Float {
-        // NaN and infinities are strings there. The type distinguishes them from text.
+        // `Payload::float` writes NaN and infinities as strings. The type distinguishes them from text.
         return Ok(Payload::float(value.extract()?));
     }
     Ok(Payload::from_json(ty, write::to_json(value, what)?.into()))
@@ -124,7 +124,7 @@ pub(crate) fn python_to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>)
     json.map(Bytes::from).map_err(|error| with_name(value.py(), error, what, "cannot be converted"))
 }
 
-/// Adds the name of the value to an error. For values from the host, whose sender does not appear in the traceback.
+/// Adds the name of the value to an error. Used for values from the host, whose sender does not appear in the traceback.
 pub(crate) fn name_read_error<'py>(
     value: PyResult<Bound<'py, PyAny>>,
     py: Python<'py>,

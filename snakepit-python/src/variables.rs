@@ -16,6 +16,7 @@ use tokio_stream::StreamExt;
 use crate::{
     call::Call,
     errors::{HostError, SnakepitError, VariableNotFoundError, from_batch},
+    host::RequestKind,
     value::{self, Numbers},
 };
 
@@ -70,7 +71,9 @@ impl Variables {
         let payload = payload_for_new(&name, initial_value, kind)?;
         let type_name = type_name.unwrap_or_else(|| payload.ty().as_str().to_owned());
         let constraints = constraints
-            .map(|given| value::python_to_json(given, format_args!("the constraints of variable `{name}`")))
+            .map(|constraints| {
+                value::python_to_json(constraints, format_args!("the constraints of variable `{name}`"))
+            })
             .transpose()?
             .unwrap_or_default();
         let (initial_value, buffer) = payload_to_wire(payload);
@@ -84,10 +87,10 @@ impl Variables {
             metadata: self.with_author(metadata),
             initial_binary_value: buffer.unwrap_or_default(),
         };
-        let answer = self
-            .call
-            .get()
-            .ask(py, request, |mut client, request| async move { client.register_variable(request).await })?;
+        let answer =
+            self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
+                client.register_variable(request).await
+            })?;
         let pb::RegisterVariableResponse { success, variable_id, error_message } = answer;
         check_success(success, error_message)?;
         Ok(variable_id)
@@ -99,10 +102,10 @@ impl Variables {
             variable_identifier: identifier,
             bypass_cache: true,
         };
-        let answer = self
-            .call
-            .get()
-            .read(py, request, |mut client, request| async move { client.get_variable(request).await })?;
+        let answer =
+            self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
+                client.get_variable(request).await
+            })?;
         Ok(answer.variable.unwrap_or_default().into())
     }
 
@@ -126,10 +129,10 @@ impl Variables {
             binary_value: buffer.unwrap_or_default(),
             check_version: expected_version.is_some(),
         };
-        let answer = self
-            .call
-            .get()
-            .ask(py, request, |mut client, request| async move { client.set_variable(request).await })?;
+        let answer =
+            self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
+                client.set_variable(request).await
+            })?;
         let pb::SetVariableResponse { success, error_message, new_version } = answer;
         check_success(success, error_message)?;
         Ok(new_version)
@@ -147,10 +150,10 @@ impl Variables {
             include_metadata: true,
             bypass_cache: true,
         };
-        let answer = self
-            .call
-            .get()
-            .read(py, request, |mut client, request| async move { client.get_variables(request).await })?;
+        let answer =
+            self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
+                client.get_variables(request).await
+            })?;
         let variables = answer.variables.into_iter().map(|(key, variable)| (key, variable.into())).collect();
         Ok((variables, answer.missing_variables))
     }
@@ -178,10 +181,10 @@ impl Variables {
             }
             request.updates.insert(identifier, value);
         }
-        let answer = self
-            .call
-            .get()
-            .ask(py, request, |mut client, request| async move { client.set_variables(request).await })?;
+        let answer =
+            self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
+                client.set_variables(request).await
+            })?;
         let pb::BatchSetVariablesResponse { success, errors, new_versions, reasons } = answer;
         check_success(success || !errors.is_empty(), "the host rejected the batch".to_owned())?;
         let errors = errors.into_iter().map(|(name, message)| {
@@ -193,20 +196,20 @@ impl Variables {
 
     fn find(&self, py: Python<'_>, pattern: String) -> PyResult<Vec<Variable>> {
         let request = pb::ListVariablesRequest { session_id: self.session_id(), pattern };
-        let answer = self
-            .call
-            .get()
-            .read(py, request, |mut client, request| async move { client.list_variables(request).await })?;
+        let answer =
+            self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
+                client.list_variables(request).await
+            })?;
         Ok(answer.variables.into_iter().map(Variable::from).collect())
     }
 
     fn delete(&self, py: Python<'_>, identifier: String) -> PyResult<()> {
         let request =
             pb::DeleteVariableRequest { session_id: self.session_id(), variable_identifier: identifier };
-        let answer = self
-            .call
-            .get()
-            .ask(py, request, |mut client, request| async move { client.delete_variable(request).await })?;
+        let answer =
+            self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
+                client.delete_variable(request).await
+            })?;
         check_success(answer.success, answer.error_message)
     }
 
@@ -216,9 +219,10 @@ impl Variables {
             variable_identifier: identifier.to_owned(),
             limit,
         };
-        let answer = self.call.get().read(py, request, |mut client, request| async move {
-            client.get_variable_history(request).await
-        })?;
+        let answer =
+            self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
+                client.get_variable_history(request).await
+            })?;
         let entries = answer.entries.into_iter();
         Ok(entries.map(|entry| VariableVersion::from_wire(identifier, entry)).collect())
     }
@@ -230,10 +234,10 @@ impl Variables {
             target_version: version,
             metadata: self.with_author(BTreeMap::new()),
         };
-        let answer = self
-            .call
-            .get()
-            .ask(py, request, |mut client, request| async move { client.rollback_variable(request).await })?;
+        let answer =
+            self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
+                client.rollback_variable(request).await
+            })?;
         let pb::RollbackVariableResponse { success, variable, error_message } = answer;
         check_success(success, error_message)?;
         Ok(variable.unwrap_or_default().into())
@@ -248,11 +252,12 @@ impl Variables {
             include_initial_values: initial,
         };
         let call = self.call.get();
-        let updates = call
-            .open(py, request, |mut client, request| async move { client.watch_variables(request).await })?;
+        let updates = call.request(py, RequestKind::Stream, request, |mut client, request| async move {
+            client.watch_variables(request).await
+        })?;
         let runtime = call.runtime()?;
-        let (reading, updates) = read_ahead(updates);
-        runtime.tokio().spawn(reading);
+        let (read_task, updates) = read_ahead(updates);
+        runtime.tokio().spawn(read_task);
         let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::from));
         Ok(VariableWatch::new(runtime, call.caller.clone(), updates))
     }
@@ -273,14 +278,14 @@ pub(crate) fn payload_for_new(
     kind: Option<ValueType>,
 ) -> PyResult<Payload> {
     let payload = value::from_python(value, format_args!("the value of variable `{name}`"))?;
-    match (kind, Numbers::of_large(value, &payload)?) {
-        (Some(kind), Some(numbers)) => numbers.or(payload, kind),
+    match (kind, Numbers::from_large_list(value, &payload)?) {
+        (Some(kind), Some(numbers)) => numbers.into_payload_or(payload, kind),
         _ => Ok(payload),
     }
 }
 
-/// Converts a new value of an existing variable. Its type, which only the host knows, matters for large lists of
-/// numbers, and is requested for those alone.
+/// Converts a new value of an existing variable. The conversion of a large list of numbers depends on the type of the
+/// variable, so only for such lists, `get` requests the variable from the host.
 pub(crate) fn payload_for_existing(
     py: Python<'_>,
     identifier: &str,
@@ -288,19 +293,20 @@ pub(crate) fn payload_for_existing(
     get: impl FnOnce() -> PyResult<Variable>,
 ) -> PyResult<Payload> {
     let payload = value::from_python(value, format_args!("the value of variable `{identifier}`"))?;
-    let Some(numbers) = Numbers::of_large(value, &payload)? else { return Ok(payload) };
+    let Some(numbers) = Numbers::from_large_list(value, &payload)? else { return Ok(payload) };
     match get() {
         Ok(variable) => match variable.kind() {
-            Some(kind) => numbers.or(payload, kind),
+            Some(kind) => numbers.into_payload_or(payload, kind),
             None => Ok(payload),
         },
-        // The write will report the missing variable, in a batch per variable.
+        // The write itself will report the missing variable. In a batch, it does so for each variable.
         Err(error) if error.is_instance_of::<VariableNotFoundError>(py) => Ok(payload),
         Err(error) => Err(error),
     }
 }
 
-/// Returns the error of a failed write. Hosts of the original Snakepit report it in the response, ours as a status.
+/// Returns an error if a write failed. Only hosts of the original Snakepit report failures in the response. Hosts of this
+/// project report them as statuses.
 fn check_success(success: bool, error_message: String) -> PyResult<()> {
     if success { Ok(()) } else { Err(SnakepitError::new_err(error_message)) }
 }

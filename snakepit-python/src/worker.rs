@@ -36,7 +36,7 @@ pub(crate) struct Worker {
     current: CurrentCall,
     output: Option<CallOutput>,
     flags: Arc<ExecutorFlags>,
-    /// The signal dispositions that calls must find. `None` until the worker serves.
+    /// The signal dispositions to restore after calls. `None` until the worker serves.
     dispositions: Mutex<Option<Dispositions>>,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Worker {
 impl Worker {
     #[new]
     fn new() -> PyResult<Self> {
-        fork::watch()?;
+        fork::register_handler()?;
         retire::print_panics_briefly();
         let control = match std::env::var(ENV_CONTROL).as_deref() {
             Err(_) | Ok("") => None,
@@ -55,7 +55,7 @@ impl Worker {
             }
             Ok(other) => {
                 return Err(PyRuntimeError::new_err(format!(
-                    "{ENV_CONTROL} is `{other}`; it takes `{CONTROL_STDIN}` or nothing"
+                    "{ENV_CONTROL} is `{other}`; set it to `{CONTROL_STDIN}`, or unset it"
                 )));
             }
         };
@@ -82,10 +82,10 @@ impl Worker {
         current.as_ref().is_some_and(|call| call.is_cancelled())
     }
 
-    /// Records output of the thread that runs calls.
+    /// Records output that the running call wrote.
     fn note_output(&self, data: &[u8]) {
         if let Some(output) = &self.output {
-            output.note(data);
+            output.append(data);
         }
     }
 
@@ -120,14 +120,14 @@ impl Worker {
         self.flags.loop_has_tasks.store(true, Relaxed);
     }
 
-    /// Makes the current disposition of this signal the one that calls find.
+    /// Records the current disposition of this signal as the one to restore after calls.
     fn remember_signal(&self, number: i32) {
         if let Some(dispositions) = &mut *self.dispositions.lock().unwrap_or_else(PoisonError::into_inner) {
             dispositions.remember(number);
         }
     }
 
-    /// Restores the disposition of this signal that calls must find.
+    /// Restores the recorded disposition of this signal.
     fn restore_signal(&self, number: i32) -> PyResult<()> {
         let dispositions = self.dispositions.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(dispositions.as_ref().map_or(Ok(()), |dispositions| dispositions.restore(number))?)
@@ -163,7 +163,7 @@ impl Worker {
         let token = self.control.as_ref().and_then(|control| control.token().map(str::to_owned));
         if self.control.is_some() && socket.is_some() && host.is_some() && token.is_none() {
             return Err(PyRuntimeError::new_err(format!(
-                "the host that started this worker is older than snakepit_bridge {VERSION}, and names no version; install the \
+                "the host that started this worker is older than snakepit_bridge {VERSION}, and sends no version; install the \
                  same version of both"
             )));
         }
@@ -185,7 +185,7 @@ impl Worker {
         let served = tools.clone();
         let Ready { host, address, port, executor_done, serving } =
             py.detach(|| io.drive(serve::start(config, served, io))).map_err(PyRuntimeError::new_err)?;
-        // The SIGTERM handler has been installed by now.
+        // The worker has installed its SIGTERM handler by now.
         *self.dispositions.lock().unwrap_or_else(PoisonError::into_inner) = Some(Dispositions::current());
         self.report_ready(address, port, ready_file)?;
         let executor = Executor {
@@ -203,7 +203,7 @@ impl Worker {
         if let Err(error) = Runner::run(py, executor, io, PendingAnswers::new(answers)) {
             retire::print_and_exit(py, &error);
         }
-        if self.flags.retired.load(Relaxed) {
+        if self.flags.is_retired.load(Relaxed) {
             retire::stop_serving()?;
         }
         // An error means that the server has already ended.

@@ -1,4 +1,4 @@
-"""Callbacks of the event loop: callbacks of one call neither run in the next call nor fail it."""
+"""Callbacks of the event loop. Those of one call neither run in the next call nor fail it."""
 
 from __future__ import annotations
 
@@ -84,19 +84,19 @@ def test_a_callback_of_an_ended_call_fails_no_other_call(
 def test_callbacks_that_schedule_callbacks_end_with_their_call(loop: EventLoop) -> None:
     ticks: list[str] = []
 
-    def again(running: asyncio.AbstractEventLoop, name: str) -> None:
+    def tick(running: asyncio.AbstractEventLoop, name: str) -> None:
         ticks.append(name)
         if name == "soon":
-            running.call_soon(again, running, name)
+            running.call_soon(tick, running, name)
         elif name == "detached":
-            running.call_soon(again, running, name, context=contextvars.Context())
+            running.call_soon(tick, running, name, context=contextvars.Context())
         elif name == "repeated":
-            running.call_soon_threadsafe(again, running, name, context=contextvars.Context())
+            running.call_soon_threadsafe(tick, running, name, context=contextvars.Context())
         else:
-            running.call_later(0.001, again, running, name)
+            running.call_later(0.001, tick, running, name)
 
     async def call(name: str) -> None:
-        again(asyncio.get_running_loop(), name)
+        tick(asyncio.get_running_loop(), name)
 
     loop.run(call("worker"), keep_tasks=True)
     for name in ("soon", "detached", "repeated", "later"):
@@ -108,25 +108,25 @@ def test_callbacks_that_schedule_callbacks_end_with_their_call(loop: EventLoop) 
         assert set(ticks) == {"worker"}
 
 
-def test_callbacks_of_other_threads_are_not_lost(loop: EventLoop) -> None:
-    """A worker task may wait for one."""
+def test_callbacks_of_other_threads_survive_the_end_of_a_call(loop: EventLoop) -> None:
+    """A worker task may wait for such a callback."""
     sent: list[int] = []
-    heard: list[int] = []
+    received: list[int] = []
 
-    def again(running: asyncio.AbstractEventLoop) -> None:
+    def tick(running: asyncio.AbstractEventLoop) -> None:
         sent.append(len(sent))
-        thread = threading.Thread(target=running.call_soon_threadsafe, args=(heard.append, sent[-1]))
+        thread = threading.Thread(target=running.call_soon_threadsafe, args=(received.append, sent[-1]))
         thread.start()
         thread.join()
-        running.call_soon(again, running, context=contextvars.Context())
+        running.call_soon(tick, running, context=contextvars.Context())
 
     async def call() -> None:
-        again(asyncio.get_running_loop())
+        tick(asyncio.get_running_loop())
 
     loop.run(call())
     assert loop.end_call()
     loop.run(asyncio.sleep(0.01))
-    assert heard == sent
+    assert received == sent
 
 
 def test_a_reader_of_a_library_replaces_that_of_a_call(loop: EventLoop) -> None:
@@ -171,8 +171,8 @@ def test_a_reader_of_the_worker_is_restored_after_a_call_removed_it(
     assert seen == expected
 
 
-def test_readers_of_libraries_and_the_worker_stay(loop: EventLoop) -> None:
-    """Such as the poller of a client that calls share, which no call would start again."""
+def test_readers_of_libraries_and_the_worker_survive_the_end_of_a_call(loop: EventLoop) -> None:
+    """Calls may share a client, and no call would start its poller again."""
     pipes = {name: os.pipe() for name in ("library", "worker", "call")}
     seen: list[str] = []
 
@@ -220,35 +220,35 @@ def test_connections_outlive_the_call_that_opened_them(loop: EventLoop) -> None:
 
 
 def test_a_signal_handler_of_the_worker_is_restored(loop: EventLoop) -> None:
-    heard: list[str] = []
+    received: list[str] = []
 
     async def handle(name: str) -> None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGURG, heard.append, name)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGURG, received.append, name)
 
     loop.run(handle("worker"), keep_tasks=True)
     loop.run(handle("call"))
     assert loop.end_call()
     os.kill(os.getpid(), signal.SIGURG)
     loop.run(asyncio.sleep(0.01))
-    assert heard == ["worker"]
+    assert received == ["worker"]
 
 
-def test_end_call_reports_that_it_must_wait(loop: EventLoop) -> None:
+def test_end_call_returns_none_if_it_would_have_to_wait(loop: EventLoop) -> None:
     async def linger() -> None:
         try:
             await asyncio.sleep(600)
         finally:
             await asyncio.sleep(0.01)
 
-    kept: list[asyncio.Task[None]] = []
+    tasks: list[asyncio.Task[None]] = []
 
     async def call() -> None:
-        kept.append(asyncio.ensure_future(linger()))
+        tasks.append(asyncio.ensure_future(linger()))
         await asyncio.sleep(0)
 
     loop.run(call())
     assert loop.end_call(may_wait=False) is None
-    assert not kept[0].done()
+    assert not tasks[0].done()
     assert loop.end_call() is True
-    assert kept[0].done()
+    assert tasks[0].done()
     assert loop.end_call(may_wait=False) is True

@@ -1,4 +1,4 @@
-"""The context at the start of each call. Changes to `decimal` do not reach the next call."""
+"""The context variables at the start of each call. Changes to `decimal` do not affect the next call."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def test_a_call_does_not_change_the_precision_of_the_next(precision: int | None)
 
     worker = Context()
     worker.run(start)
-    several = calls(worker)
+    contexts = calls(worker)
     for _ in range(3):
-        context = next(several)
+        context = next(contexts)
         assert len(str(context.run(lambda: Decimal(1) / 3))) == 2 + (precision or 28)
         context.run(change)
     assert worker.run(decimal.getcontext).prec == (precision or 28)
 
 
-def test_calls_see_other_variables_of_the_worker() -> None:
+def test_calls_inherit_the_other_context_variables_of_the_worker() -> None:
     mark: ContextVar[str] = ContextVar("mark")
     worker = Context()
     worker.run(mark.set, "the worker's")

@@ -71,7 +71,7 @@ def parts(error: BaseException) -> tuple[Any, ...]:
     return type(error), error.args, str(error), state, str(error.__cause__)
 
 
-def give_back(error: BaseException) -> BaseException:
+def identity(error: BaseException) -> BaseException:
     return error
 
 
@@ -94,12 +94,12 @@ def test_every_exception_survives_copies(kind: type[BaseException]) -> None:
 
 
 def test_an_exception_of_a_subclass_survives_copies() -> None:
-    error = OfAnApplication(3, hint="retry")
+    error = ApplicationError(3, hint="retry")
     assert parts(pickle.loads(pickle.dumps(error))) == parts(error)  # noqa: S301
     assert parts(copy.copy(error)) == parts(error)
 
 
-class OfAnApplication(errors.HostUnavailableError):
+class ApplicationError(errors.HostUnavailableError):
     def __init__(self, number: int, *, hint: str) -> None:
         super().__init__(f"number {number}")
         self.hint = hint
@@ -109,7 +109,7 @@ def test_exceptions_cross_a_pool_of_processes() -> None:
     samples = [an_instance(kind) for kind in exceptions() if issubclass(kind, Exception)]
     with ProcessPoolExecutor(1) as pool:
         for error in samples:
-            assert parts(pool.submit(give_back, error).result()) == parts(error)
+            assert parts(pool.submit(identity, error).result()) == parts(error)
             with pytest.raises(type(error)) as raised:
                 pool.submit(raise_it, error).result()
             assert raised.value.args == error.args
@@ -194,7 +194,7 @@ class Unprintable(BaseAdapter):
 
     @tool
     def caused(self) -> None:
-        """Has it in the cause."""
+        """Raises an error whose cause has a lone surrogate."""
         try:
             self.surrogate()
         except ValueError as error:
@@ -202,7 +202,7 @@ class Unprintable(BaseAdapter):
 
     @tool
     def noted(self) -> None:
-        """Has it in a note."""
+        """Raises an error whose note has a lone surrogate."""
         error = ValueError("no")
         vars(error)["__notes__"] = ["caf\udce9"]
         raise error

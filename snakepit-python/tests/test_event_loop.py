@@ -1,4 +1,4 @@
-"""The event loop: work that one call starts does not run in the next call."""
+"""The event loop. Work that one call starts does not run in the next call."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_tasks_of_an_ended_call_are_cancelled_and_logged(loop: EventLoop, capsys
     assert "worker_task" in logged
 
 
-def test_kept_tasks_run_during_the_next_call(loop: EventLoop) -> None:
+def test_worker_tasks_run_during_the_next_call(loop: EventLoop) -> None:
     ticks: list[int] = []
 
     async def ticker() -> None:
@@ -61,13 +61,13 @@ def test_kept_tasks_run_during_the_next_call(loop: EventLoop) -> None:
     async def start() -> asyncio.Task[None]:
         return asyncio.ensure_future(ticker())
 
-    resident = loop.run(start(), keep_tasks=True)
+    task = loop.run(start(), keep_tasks=True)
     before = len(ticks)
     loop.run(asyncio.sleep(0.01))
     assert len(ticks) > before
-    assert not resident.done()
+    assert not task.done()
     loop.close()
-    assert resident.cancelled()
+    assert task.cancelled()
 
 
 def test_an_interrupt_cancels_the_task(loop: EventLoop) -> None:
@@ -127,18 +127,18 @@ def test_a_requested_stop_does_not_reach_the_next_call(loop: EventLoop, how: str
 def test_the_settings_of_the_loop_are_restored_after_a_call(loop: EventLoop) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    async def look() -> tuple[object, ...]:
+    async def settings() -> tuple[object, ...]:
         running: Any = asyncio.get_running_loop()
         name = await running.run_in_executor(None, lambda: threading.current_thread().name.split("_")[0])
         return (running.get_exception_handler(), running.get_debug(), running.get_task_factory(), name)
 
-    def forget(*_: object) -> None: ...
+    def ignore(*_: object) -> None: ...
 
     pool = ThreadPoolExecutor(1, "mine")
 
     async def change() -> None:
         running: Any = asyncio.get_running_loop()
-        running.set_exception_handler(forget)
+        running.set_exception_handler(ignore)
         running.set_debug(True)
         running.set_task_factory(lambda loop, coro, **more: asyncio.Task(coro, loop=loop, **more))
         running.set_default_executor(pool)
@@ -146,19 +146,19 @@ def test_the_settings_of_the_loop_are_restored_after_a_call(loop: EventLoop) -> 
     async def shut_down() -> None:
         await asyncio.get_running_loop().shutdown_default_executor()
 
-    before = loop.run(look())
+    before = loop.run(settings())
     assert loop.end_call()
     loop.run(change())
     assert loop.end_call()
-    assert loop.run(look()) == before
+    assert loop.run(settings()) == before
     assert loop.end_call()
     loop.run(shut_down())
     assert loop.end_call()
-    assert loop.run(look()) == before
+    assert loop.run(settings()) == before
     pool.shutdown()
 
 
-def test_the_next_call_has_a_loop_after_one_closed_or_removed_it(loop: EventLoop) -> None:
+def test_the_next_call_has_a_loop_after_a_call_closed_or_removed_it(loop: EventLoop) -> None:
     loop.run(asyncio.sleep(0))
     asyncio.get_event_loop_policy().get_event_loop().close()
     assert loop.end_call()
@@ -180,11 +180,11 @@ def test_open_generators_are_closed_at_the_end_of_the_call(loop: EventLoop) -> N
             await asyncio.sleep(0)
             closed.append("numbers")
 
-    kept: list[object] = []
+    references: list[object] = []
 
     async def call() -> None:
         generator = numbers()
-        kept.append(generator)
+        references.append(generator)
         assert await anext(generator) == 1
 
     loop.run(call())
@@ -192,7 +192,7 @@ def test_open_generators_are_closed_at_the_end_of_the_call(loop: EventLoop) -> N
     assert closed == ["numbers"]
 
 
-def test_a_task_that_does_not_end_is_reported(
+def test_end_call_returns_false_if_a_task_does_not_end(
     loop: EventLoop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_running_loop, "_END_WITHIN", 0.05)
@@ -203,10 +203,10 @@ def test_a_task_that_does_not_end_is_reported(
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(600)
 
-    kept: list[object] = []
+    references: list[object] = []
 
     async def call() -> None:
-        kept.append(asyncio.ensure_future(stubborn()))
+        references.append(asyncio.ensure_future(stubborn()))
         await asyncio.sleep(0)
 
     loop.run(call())
@@ -267,7 +267,7 @@ def test_coroutines_of_one_call_share_a_context(loop: EventLoop) -> None:
     assert loop.run(get()) == 0
 
 
-def test_between_calls_the_loop_runs_turn_by_turn(loop: EventLoop) -> None:
+def test_turns_run_the_loop_between_calls(loop: EventLoop) -> None:
     ticks: list[int] = []
 
     async def ticker() -> None:
@@ -289,7 +289,7 @@ def test_between_calls_the_loop_runs_turn_by_turn(loop: EventLoop) -> None:
         time.sleep(more)
 
 
-def test_nothing_runs_nothing_is_interrupted(loop: EventLoop) -> None:
+def test_interrupt_returns_false_if_no_coroutine_runs(loop: EventLoop) -> None:
     assert not loop.interrupt()
 
 
@@ -308,10 +308,10 @@ def interrupt_soon(handler: Callable[[], object], times: int = 1) -> None:
 
     signal.signal(signal.SIGURG, handle)
 
-    def knock() -> None:
+    def send_signals() -> None:
         for _ in range(times):
             if stop.wait(0.02):
                 return
             signal.pthread_kill(main, signal.SIGURG)
 
-    threading.Thread(target=knock, daemon=True).start()
+    threading.Thread(target=send_signals, daemon=True).start()

@@ -14,18 +14,18 @@ class Shelf:
         pass
 
 
-class OfMainError(Exception):
+class MainModuleError(Exception):
     __module__ = "__main__"
 
 
-class OfNowhereError(Exception):
+class UnknownModuleError(Exception):
     pass
 
 
-OfNowhereError.__module__ = 7  # type: ignore[assignment]
+UnknownModuleError.__module__ = 7  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("kind", [ValueError, Shelf.EmptyError, OfMainError, OfNowhereError, BrokenPipeError])
+@pytest.mark.parametrize("kind", [ValueError, Shelf.EmptyError, MainModuleError, UnknownModuleError, BrokenPipeError])
 def test_type_names_match_the_traceback(kind: type[Exception]) -> None:
     error = kind("why")
     last = traceback.format_exception_only(kind, error)[-1].strip()

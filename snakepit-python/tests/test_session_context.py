@@ -55,7 +55,7 @@ class Callback(BaseAdapter):
 
     @tool
     def ask_to_fail(self) -> Any:
-        return self.session_context.call_host_tool("refuse")
+        return self.session_context.call_host_tool("fail")
 
     @tool
     def whoami(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Callback(BaseAdapter):
     @tool
     def end_session(self) -> None:
         with self.session_context as context:
-            context.programs["gone"] = 1
+            context.programs["temporary"] = 1
 
 
 def multiply(a: int, b: int) -> int:
@@ -79,15 +79,13 @@ def multiply(a: int, b: int) -> int:
     return a * b
 
 
-def refuse() -> None:
+def fail() -> None:
     raise RuntimeError("not today")
 
 
 @pytest.fixture
 def tester() -> ToolTester:
-    return ToolTester(
-        Callback, session_id="s", host_tools={"multiply": multiply, "refuse": refuse}, metadata={"k": "v"}
-    )
+    return ToolTester(Callback, session_id="s", host_tools={"multiply": multiply, "fail": fail}, metadata={"k": "v"})
 
 
 def test_programs_are_a_mapping_that_outlives_the_call(tester: ToolTester) -> None:
@@ -110,11 +108,11 @@ def test_programs_need_a_session() -> None:
 
 
 @pytest.mark.parametrize("name", ["ask", "ask_by_its_old_name", "ask_async"])
-def test_host_tools_can_be_called_by_every_method(tester: ToolTester, name: str) -> None:
+def test_host_tools_can_be_called_through_every_method(tester: ToolTester, name: str) -> None:
     assert tester.call(name, a=6, b=7) == 42
 
 
-def test_failures_of_host_tools_are_typed(tester: ToolTester) -> None:
+def test_failures_of_host_tools_have_specific_types(tester: ToolTester) -> None:
     with pytest.raises(ToolFailed) as caught:
         tester.call("ask_for_nothing")
     assert caught.value.type == "snakepit_bridge.errors.NotFoundError"

@@ -179,7 +179,7 @@ def test_an_annotation_that_cannot_be_evaluated_is_not_checked() -> None:
     assert [p["type"] for p in spec(Adapter, "use")["parameters"]] == ["integer", "any"]
 
 
-def test_an_override_keeps_the_place_and_has_the_new_signature() -> None:
+def test_an_override_has_the_new_signature_at_the_place_of_the_original() -> None:
     class Base(BaseAdapter):
         @tool
         def first(self, a: int) -> None: ...

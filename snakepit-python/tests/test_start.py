@@ -86,8 +86,8 @@ class Ordinary(Base):
 MODULES = [argparse, ast, asyncio.base_events, collections, dataclasses, os, re, subprocess, typing, np]
 
 
-def fresh(code: str, path: Path) -> str:
-    """Returns the output of a fresh interpreter."""
+def run_python(code: str, path: Path) -> str:
+    """Returns the output of code that a new interpreter runs."""
     inherited = os.environ.get("PYTHONPATH", "")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(path), inherited]))}
     return subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
@@ -103,7 +103,7 @@ def test_specs_of_ordinary_tools_match_inspect_and_typing(
 ) -> None:
     (tmp_path / "ordinary.py").write_text(source)
     specs = "[tool.spec for tool in plan_of(ordinary.Ordinary, EventLoop()).tools]"
-    plain = fresh(
+    plain = run_python(
         "import ordinary, sys\n"
         "from snakepit_bridge._plan import EventLoop, plan_of\n"
         f"print({specs})\n"
@@ -141,7 +141,7 @@ def test_parameters_kinds_and_docstrings_match_inspect() -> None:
         assert [entry[:2] for entry in got] == [entry[:2] for entry in expected], function
         assert all(a[2] is b[2] for a, b in zip(got, expected, strict=True)), function
         inner = inspect.unwrap(function)
-        assert _signatures.generates(function) == (
+        assert _signatures.is_generator_function(function) == (
             inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
         )
         # `inspect` also searches the metaclass, which does not affect inherited methods.
@@ -173,7 +173,7 @@ def test_parameters_kinds_and_docstrings_match_inspect() -> None:
         "name\t(int)\t:\ttext",
     ],
 )
-def test_arguments_are_found_where_the_pattern_finds_them(line: str) -> None:
+def test_the_parser_of_arguments_accepts_the_same_lines_as_the_pattern(line: str) -> None:
     match = re.match(r"^\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)$", line)
     assert _docstrings._argument(line) == (match and (match[1], match[2].strip()))
 
@@ -190,8 +190,8 @@ def test_a_worker_imports_only_this_package(tmp_path: Path) -> None:
         "        print(*sys.modules, flush=True)\n"
         "        os._exit(0)\n"
     )
-    bare = fresh("import sys, collections.abc\nprint(*sys.modules)", tmp_path).split()
-    worker = fresh(
+    bare = run_python("import sys, collections.abc\nprint(*sys.modules)", tmp_path).split()
+    worker = run_python(
         "from snakepit_bridge.worker import main\n"
         "main(['--adapter', 'listed:Listed', '--port', '0', '--elixir-address', 'unix:/x', '--snakepit-run-id', 'r'])",
         tmp_path,
@@ -201,7 +201,7 @@ def test_a_worker_imports_only_this_package(tmp_path: Path) -> None:
     assert more == {"__future__", "_contextvars", "contextvars", "listed", "ordinary"}
 
 
-def test_type_names_are_the_same_with_typing_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_type_names_do_not_depend_on_whether_typing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     annotations: list[typing.Any] = [
         int,
         None,

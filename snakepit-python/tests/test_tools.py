@@ -27,9 +27,9 @@ from snakepit_bridge.testing import (
 
 
 class Everything(BaseAdapter):
-    """One tool of each kind, and a log of the objects' methods."""
+    """One tool of each kind, and a log of the methods that ran."""
 
-    diary: ClassVar[list[str]] = []
+    log: ClassVar[list[str]] = []
     ready: ClassVar[int] = 0
 
     @classmethod
@@ -37,10 +37,10 @@ class Everything(BaseAdapter):
         cls.ready += 1
 
     def initialize(self) -> None:
-        self.diary.append("initialize")
+        self.log.append("initialize")
 
     def cleanup(self) -> None:
-        self.diary.append("cleanup")
+        self.log.append("cleanup")
 
     @tool
     def add(self, a: int, b: int = 1) -> int:
@@ -56,7 +56,7 @@ class Everything(BaseAdapter):
         try:
             yield from range(n)
         finally:
-            self.diary.append("closed")
+            self.log.append("closed")
 
     @tool
     async def apull(self, n: int) -> AsyncIterator[int]:
@@ -65,7 +65,7 @@ class Everything(BaseAdapter):
                 await asyncio.sleep(0)
                 yield number
         finally:
-            self.diary.append("aclosed")
+            self.log.append("aclosed")
 
     @tool
     def rich(self) -> Iterator[StreamChunk]:
@@ -105,8 +105,8 @@ class Everything(BaseAdapter):
 
 
 @pytest.fixture(autouse=True)
-def _clean_diary() -> None:
-    Everything.diary.clear()
+def _clear_log() -> None:
+    Everything.log.clear()
 
 
 def test_functions_and_coroutines_return_values() -> None:
@@ -138,7 +138,7 @@ def test_a_cancelled_stream_closes_the_generator(name: str, entry: str) -> None:
         # More than any queue holds, so the generator must be stopped before its end.
         chunks = tester.stream(name, limit=2, n=10_000_000)
         assert [chunk.data for chunk in chunks] == [0, 1]
-        assert Everything.diary == ["initialize", entry, "cleanup"]
+        assert Everything.log == ["initialize", entry, "cleanup"]
         assert tester.call("add", a=1, b=1) == 2
 
 
@@ -147,7 +147,7 @@ def test_each_call_gets_a_new_object_with_initialize_and_cleanup() -> None:
         tester.call("add", a=1)
         with pytest.raises(ToolFailed):
             tester.call("fail")
-    assert Everything.diary == ["initialize", "cleanup"] * 2
+    assert Everything.log == ["initialize", "cleanup"] * 2
 
 
 def test_process_init_runs_once_per_process() -> None:
@@ -171,7 +171,7 @@ def test_failures_contain_type_message_and_the_traceback_of_the_tool() -> None:
     assert "asyncio/base_events" not in caught.value.traceback
 
 
-def test_a_failing_stream_returns_the_chunks_before_the_error() -> None:
+def test_a_stream_that_fails_midway_raises_the_error() -> None:
     with ToolTester(Everything) as tester, pytest.raises(ToolFailed, match="midway"):
         tester.stream("fail_midway")
 
@@ -223,7 +223,7 @@ def test_arguments_that_a_host_would_accept_are_accepted() -> None:
         call_tool(Lenient, "half", of=3, digits=1.5)
 
 
-def test_a_single_call_accepts_session_and_host_tools() -> None:
+def test_call_tool_and_stream_tool_accept_a_session_and_host_tools() -> None:
     class Asking(BaseAdapter):
         @tool
         def ask(self, item: str) -> list[str]:
@@ -241,18 +241,18 @@ def test_a_single_call_accepts_session_and_host_tools() -> None:
     assert call_tool(Asking, "ask", item="tea", session_id="s", host_tools={"rate": rate}) == ["s", "rate of tea"]
     endless = stream_tool(Asking, "count_up", limit=2, session_id="s", host_tools={"rate": rate})
     assert endless == ["rate of s", "rate of s"]
-    with pytest.raises(ToolFailed, match="`rate` not found; give the test `host_tools`"):
+    with pytest.raises(ToolFailed, match="`rate` not found; pass the function in `host_tools`"):
         call_tool(Asking, "ask", item="tea")
 
 
-def test_a_tools_own_limit_is_not_confused_with_the_testers() -> None:
+def test_a_tool_with_a_parameter_limit_can_be_streamed_with_a_limit() -> None:
     class Listing(BaseAdapter):
         @tool
         def numbers(self, limit: int = 3) -> Iterator[int]:
             yield from range(limit)
 
     assert stream_tool(Listing, "numbers", {"limit": 5}, limit=4) == [0, 1, 2, 3]
-    with pytest.raises(TypeError, match="`numbers` already has a parameter `limit`"):
+    with pytest.raises(TypeError, match="`numbers` has its own parameter `limit`"):
         stream_tool(Listing, "numbers", limit=5)
 
 
@@ -311,7 +311,9 @@ def test_arguments_have_the_types_of_their_parameters() -> None:
     assert call_tool(Typed, "types", i=True - 1) == ["float", "int", "NoneType", "NoneType", "NoneType"]
     assert call_tool(Typed, "twice", x=[[1, 2], [3, 4]]).tolist() == [[2, 4], [6, 8]]
     for lists in ([[1], [2, 3]], ["a"], [[None]]):
-        with pytest.raises(InvalidArgumentError, match=r"argument `x` of tool `twice` .*makes no array"):
+        with pytest.raises(
+            InvalidArgumentError, match=r"argument `x` of tool `twice` .*cannot be converted to an array"
+        ):
             call_tool(Typed, "twice", x=lists)
     with pytest.raises(InvalidArgumentError, match="too large for a float"):
         call_tool(Typed, "types", f=10**400)
@@ -343,7 +345,7 @@ class Marking(BaseAdapter):
         return found
 
 
-def test_the_parts_of_a_call_share_a_context() -> None:
+def test_initialize_tool_and_cleanup_of_a_call_share_a_context() -> None:
     Marking.seen.clear()
     with ToolTester(Marking) as tester:
         for name in ("plain", "coroutine", "plain"):
@@ -352,7 +354,7 @@ def test_the_parts_of_a_call_share_a_context() -> None:
     assert MARK.get() == "none"
 
 
-def test_tools_can_be_called_while_a_loop_runs() -> None:
+def test_tools_can_be_called_while_an_event_loop_runs() -> None:
     async def main() -> None:
         assert call_tool(Everything, "aadd", a=1, b=2) == 3
         assert stream_tool(Everything, "apull", n=3) == [0, 1, 2]
@@ -427,7 +429,7 @@ def test_partials_overrides_and_other_kinds_of_methods_are_tools() -> None:
             return f"hello {name}"
 
         @tool
-        def gone(self) -> None: ...
+        def removed(self) -> None: ...
 
         def _power(self, value: float, exponent: int) -> float:
             return float(value**exponent)
@@ -438,7 +440,7 @@ def test_partials_overrides_and_other_kinds_of_methods_are_tools() -> None:
         def greet(self, name: str, loud: bool = False) -> str:
             return f"HELLO {name}" if loud else super().greet(name)
 
-        gone = None  # type: ignore[assignment]
+        removed = None  # type: ignore[assignment]
 
     with ToolTester(Derived) as tester:
         assert tester.call("double", value=4) == 8.0
@@ -446,7 +448,7 @@ def test_partials_overrides_and_other_kinds_of_methods_are_tools() -> None:
         assert tester.call("square", value=3) == 9.0
         assert tester.call("greet", name="x", loud=True) == "HELLO x"
         with pytest.raises(NotFoundError):
-            tester.call("gone")
+            tester.call("removed")
         specs = {name: tool.spec for name, tool in tester._tools.items()}
     assert [(p["name"], p["required"]) for p in specs["double"]["parameters"]] == [("value", True), ("factor", False)]
     assert specs["double"]["description"] == "Multiply."

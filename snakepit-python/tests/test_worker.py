@@ -57,12 +57,12 @@ def test_the_ready_file_appears_with_its_content(tmp_path: Path) -> None:
         ("snakepit_bridge.testing:__name__", ["is not a class, but of type `str`", "`ToolTester`"]),
         ("shop.py:Shop", ["use `shop:Shop` with PYTHONPATH=."]),
         ("some/shop.py:Shop", ["use `shop:Shop` with PYTHONPATH=some"]),
-        # Python finds this module, so its name is enough.
+        # Python finds this module, so the hint needs only its name.
         ("sub/subprocess.py:Shop", ["`sub/subprocess.py` is a file; use `subprocess:Shop`"]),
-        ("nodots", ["names no class", "module.path:Class"]),
+        ("nodots", ["does not name a class", "module.path:Class"]),
     ],
 )
-def test_an_unusable_adapter_prints_one_line_and_exits_with_1(adapter: str, needles: list[str]) -> None:
+def test_a_worker_with_an_unusable_adapter_prints_one_line_and_exits_with_1(adapter: str, needles: list[str]) -> None:
     with start("--adapter", adapter) as worker:
         _, stderr = worker.communicate(timeout=30)
         assert worker.returncode == 1
@@ -72,9 +72,9 @@ def test_an_unusable_adapter_prints_one_line_and_exits_with_1(adapter: str, need
         assert needle in last
 
 
-def test_a_port_in_use_prints_one_line_and_exits_with_1() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_worker_whose_port_is_in_use_prints_one_line_and_exits_with_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         with start("--adapter", SHOWCASE, "--port", str(port)) as worker:
             _, stderr = worker.communicate(timeout=30)
             assert worker.returncode == 1

@@ -116,7 +116,7 @@ def check_large_lists(context: SessionContext) -> None:
         assert [type(item) for item in context["mixed"]] == [type(item) for item in value]
         del context["mixed"]
     ragged = [[0.5] * 3000, [0.5] * 2999]
-    assert "equally long" in error_message(
+    assert "of equal length" in error_message(
         ValidationError, lambda: context.register_variable("ragged", "tensor", ragged)
     )
     assert "flat" in error_message(ValidationError, lambda: context.register_variable("nested", "embedding", table))

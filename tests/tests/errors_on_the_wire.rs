@@ -268,14 +268,14 @@ async fn json_arguments_become_arrays_or_are_rejected() {
         assert_eq!(shape_of(json).await.unwrap(), shape, "{json}");
     }
     for (json, problem) in [
-        ("{}", "makes no array"),
-        (r#"{"a": 1}"#, "makes no array"),
-        (r#"{"shape": [2]}"#, "makes no array"),
-        (r#"{"shape": "x", "data": [1, 2]}"#, "makes no array"),
-        (r#"{"shape": [3], "data": [1, 2]}"#, "not of the shape [3]"),
+        ("{}", "cannot be converted to an array"),
+        (r#"{"a": 1}"#, "cannot be converted to an array"),
+        (r#"{"shape": [2]}"#, "cannot be converted to an array"),
+        (r#"{"shape": "x", "data": [1, 2]}"#, "cannot be converted to an array"),
+        (r#"{"shape": [3], "data": [1, 2]}"#, "do not match the shape [3]"),
         (r#"{"shape": [2], "data": ["x", "y"]}"#, "dtype"),
         (r#"{"shape": [2], "data": [1, 2], "dtype": "object"}"#, "which is not numeric"),
-        ("[[1, 2], [3]]", "equally long"),
+        ("[[1, 2], [3]]", "of equal length"),
     ] {
         let status = shape_of(json).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{json}: {status:?}");

@@ -248,7 +248,7 @@ async fn a_runtime_rejects_a_host_without_a_version() {
     let failure = failure.unwrap_err();
     assert_eq!(failure.code, Some(5), "{}", failure.stderr);
     let message = format!(
-        "the host that started this worker is older than snakepit_bridge {}, and names no version; install the same version \
+        "the host that started this worker is older than snakepit_bridge {}, and sends no version; install the same version \
          of both",
         snakepit_proto::launch::VERSION
     );

@@ -17,7 +17,7 @@ _TEXT = frozenset({"string", "choice", "module"})
 _ARRAY = frozenset({"list", "embedding", "tensor"})
 
 #: The value types that a parameter type accepts. Other parameter types accept any value.
-_TAKES: dict[str, frozenset[str]] = {
+_ACCEPTED_TYPES: dict[str, frozenset[str]] = {
     "boolean": frozenset({"boolean"}),
     "bytes": frozenset({"bytes"}),
     "float": frozenset({"float", "integer"}),
@@ -30,8 +30,8 @@ _TAKES: dict[str, frozenset[str]] = {
 }
 
 
-#: Larger integers may not have an exact float.
-_EXACT = 2**53
+#: All integers up to this magnitude have an exact float.
+_MAX_EXACT_INTEGER = 2**53
 
 
 def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
@@ -44,9 +44,9 @@ def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
     for parameter in spec["parameters"]:
         name = parameter["name"]
         if name in arguments:
-            got = _native.encode(arguments[name], f"argument `{name}` of tool `{tool}`")[0]
-            if not _fits(parameter, got, arguments[name]):
-                raise _invalid(spec, name, f"is {_article(got)} {got}, expected {parameter['type']}")
+            type_name = _native.encode(arguments[name], f"argument `{name}` of tool `{tool}`")[0]
+            if not _is_accepted(parameter, type_name, arguments[name]):
+                raise _invalid(spec, name, f"is {_article(type_name)} {type_name}, expected {parameter['type']}")
         elif parameter["required"]:
             found = _unknown_argument(spec, arguments)
             unknown = f", and `{found[0]}` is unknown{found[1]}" if found else ""
@@ -57,7 +57,7 @@ def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
 
 
 def _unknown_argument(spec: ToolSpec, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return an argument that is not in a closed spec, and a hint at the most similar parameter."""
+    """Return an argument that a closed spec does not contain, with a hint that names the most similar parameter."""
     if not spec["closed"]:
         return None
     names = [parameter["name"] for parameter in spec["parameters"]]
@@ -71,14 +71,14 @@ def did_you_mean(name: str, names: Iterable[str], form: str) -> str:
     return form.format(f"did you mean `{near[0]}`?") if near else ""
 
 
-def _fits(parameter: ParameterSpec, got: str, value: Any) -> bool:
-    if got == "float" and parameter["type"] == "integer":
-        # As for integer variables, 5.0 is 5.
-        return float(value).is_integer() and abs(value) <= _EXACT
-    if got == "null" and not parameter["required"] and parameter["default"] is None:
+def _is_accepted(parameter: ParameterSpec, type_name: str, value: Any) -> bool:
+    if type_name == "float" and parameter["type"] == "integer":
+        # Integer variables accept 5.0 as 5, too.
+        return float(value).is_integer() and abs(value) <= _MAX_EXACT_INTEGER
+    if type_name == "null" and not parameter["required"] and parameter["default"] is None:
         return True
-    takes = _TAKES.get(parameter["type"])
-    return takes is None or got in takes
+    accepted = _ACCEPTED_TYPES.get(parameter["type"])
+    return accepted is None or type_name in accepted
 
 
 def _signature(spec: ToolSpec) -> str:

@@ -22,8 +22,8 @@ _LARGEST = 2**31 - 1
 def wrong_type(what: str, value: object, expected: str) -> TypeError:
     """Return the error for an argument of the wrong type."""
     kind = type_name(type(value))
-    given = "None" if value is None else f"{'an' if kind[0] in 'aeiou' else 'a'} `{kind}`"
-    return TypeError(f"`{what}` is {given}, expected {expected}")
+    described = "None" if value is None else f"{'an' if kind[0] in 'aeiou' else 'a'} `{kind}`"
+    return TypeError(f"`{what}` is {described}, expected {expected}")
 
 
 def text(what: str, value: object, expected: str = "a str") -> str:
@@ -84,8 +84,8 @@ def mapping(what: str, value: object, expected: str = "a mapping") -> dict[str, 
 
 def versions(what: str, value: object) -> dict[str, int]:
     """Check expected versions of variables."""
-    given = {} if value is None else mapping(what, value, "a mapping or None")
-    return {key: integer(f"{what}[{key!r}]", item) for key, item in given.items()}
+    checked = {} if value is None else mapping(what, value, "a mapping or None")
+    return {key: integer(f"{what}[{key!r}]", item) for key, item in checked.items()}
 
 
 def metadata(value: object) -> dict[str, str]:

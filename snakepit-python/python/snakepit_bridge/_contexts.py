@@ -25,16 +25,16 @@ def base_context() -> tuple[Context, Callable[[], None] | None]:
     decimal = sys.modules.get("decimal")
     if variable is None or decimal is None:
         return context, None
-    found = context[variable]
-    if _settings(found) == _settings(decimal.DefaultContext):
+    decimal_context = context[variable]
+    if _settings(decimal_context) == _settings(decimal.DefaultContext):
         # Without the variable, `decimal` creates a default context in each call that needs one.
-        without = Context()
+        stripped = Context()
         for other, value in context.items():
             if other is not variable:
-                without.run(other.set, value)
-        return without, None
-    found = found.copy()
-    return context, lambda: variable.set(found.copy())
+                stripped.run(other.set, value)
+        return stripped, None
+    decimal_context = decimal_context.copy()
+    return context, lambda: variable.set(decimal_context.copy())
 
 
 def _settings(context: Any) -> tuple[object, ...]:

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 _ARGUMENTS = frozenset({"Args:", "Arguments:", "Parameters:"})
-_OTHERS = "Return Returns Raises Yield Yields Example Examples Note Notes Attributes"
+_OTHER_SECTIONS = "Return Returns Raises Yield Yields Example Examples Note Notes Attributes"
 #: The headers of sections.
-_SECTIONS = _ARGUMENTS | {f"{name}:" for name in _OTHERS.split()}
+_SECTIONS = _ARGUMENTS | {f"{name}:" for name in _OTHER_SECTIONS.split()}
 
 
 def docstring_of(function: Callable[..., Any], owner: type) -> str:

@@ -30,7 +30,7 @@ class EventLoop:
         self._on_worker_task = on_worker_task
         #: Whether the loop is being created, which must not be interrupted.
         self.is_starting = False
-        #: The context of tasks that outlive calls. By default that of the first coroutine.
+        #: The context of tasks that outlive calls. The default is the context of the first coroutine.
         self.context: Context | None = None
         #: Names of the modules that define the adapter.
         self.modules: frozenset[str] = frozenset()
@@ -82,7 +82,9 @@ class EventLoop:
 
                 loop = self._loop = RunningLoop(self._on_worker_task, self.context, self.modules)
             except Exception as error:
-                raise BrokenRuntimeError(f"no event loop can be made: {type(error).__name__}: {error}") from error
+                raise BrokenRuntimeError(
+                    f"the event loop cannot be created: {type(error).__name__}: {error}"
+                ) from error
             finally:
                 self.is_starting = False
         return loop

@@ -15,7 +15,7 @@ class BrokenRuntimeError(Exception):
     """The runtime cannot continue, and the running call is not the cause. The worker is replaced."""
 
 
-#: Files of this package whose frames are between the runtime and a tool.
+#: The files of this package whose frames precede those of a tool in a traceback.
 _RUNTIME_FILES = tuple(__file__.replace("_failures.py", name) for name in ("_event_loop.py", "_running_loop.py"))
 
 
@@ -34,13 +34,13 @@ def describe(
     # Imported late: it costs start-up time and memory, and many workers never need it.
     import traceback
 
-    own = _without_runtime(error.__traceback__)
+    frames = _without_runtime(error.__traceback__)
     try:
-        lines = traceback.format_exception(type(error), error, own)
+        lines = traceback.format_exception(type(error), error, frames)
     except Exception:  # Attributes of the exception may raise. Its frames are still useful.
-        lines = traceback.format_tb(own)
+        lines = traceback.format_tb(frames)
     # A TypeError without frames comes from the call itself: the arguments do not match the signature.
-    is_mismatch = type(error) is TypeError and own is None and function is not None
+    is_mismatch = type(error) is TypeError and frames is None and function is not None
     message = _mismatch(function, arguments) if is_mismatch and function is not None and arguments is not None else None
     return _text(type_name(type(error))), _text(message or _message(error)), _text("".join(lines))
 
@@ -77,7 +77,7 @@ def _mismatch(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str
         signature.bind(**arguments)
     except TypeError as error:
         parameters = ", ".join(name for name in signature.parameters)
-        return f"the arguments do not fit `{function.__name__}({parameters})`: {error}"
+        return f"the arguments do not match `{function.__name__}({parameters})`: {error}"
     return None
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 
 #: The size of a test allocation, in bytes. It fails if memory is exhausted.
-_SPARE = 4 << 20
+_TEST_ALLOCATION = 4 << 20
 
 
 class Fitness:
@@ -18,7 +18,7 @@ class Fitness:
         self._had_directory = _has_directory()
 
     def problem(self) -> str | None:
-        """Return what prevents further calls, or ``None``."""
+        """Return the problem that prevents further calls, or ``None``."""
         for number in self._descriptors:
             if not _is_open(number):
                 return f"descriptor {number} was closed"
@@ -26,13 +26,13 @@ class Fitness:
             os.close(os.open(os.devnull, os.O_RDONLY))
         except OSError as error:
             if error.errno == errno.EMFILE:
-                return "it has no descriptor left"
+                return "it has no free descriptor"
         if self._had_directory and not _has_directory():
             return "its working directory was removed"
         try:
-            bytearray(_SPARE)
+            bytearray(_TEST_ALLOCATION)
         except MemoryError:
-            return "it gets no more memory"
+            return "its memory is exhausted"
         if not sys.meta_path or not sys.path_hooks:
             return "a tool removed the importers"
         for name in ("stdout", "stderr"):

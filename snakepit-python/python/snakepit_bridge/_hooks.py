@@ -31,7 +31,7 @@ class Hooks:
             self._watch(name)
 
     def remember(self) -> None:
-        """Record the current hooks as those that calls must find."""
+        """Record the current hooks as those to restore after calls."""
         self._baseline = {name: get() for name, get in _HOOKS.items()}
 
     def restore(self) -> None:

@@ -119,7 +119,7 @@ class Variable:
 
 @final
 class VariableVersion:
-    """One version of a variable, as the host keeps it."""
+    """One version of a variable, as stored by the host."""
 
     @property
     def version(self) -> int:

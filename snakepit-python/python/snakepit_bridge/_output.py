@@ -23,7 +23,7 @@ _write = io.BufferedWriter.write
 
 
 class Output:
-    """Records the output of the running call, and has Python's fault handler write stacks where the host finds them.
+    """Records the output of the running call, and directs Python's fault handler to a file that the host reads.
 
     Args:
         worker: The native runtime.
@@ -45,7 +45,7 @@ class Output:
             stream.flush()
             raw = io.FileIO(descriptor, "wb", closefd=False)
             raw.name = stream.name
-            kept = _Text(
+            replacement = _Text(
                 _Buffer(raw, self, is_unbuffered=isinstance(stream.buffer, io.RawIOBase)),
                 encoding=stream.encoding,
                 errors=stream.errors,
@@ -54,13 +54,13 @@ class Output:
                 # Buffered text would be attributed to the next call.
                 write_through=True,
             )
-            setattr(sys, name, kept)
-            setattr(sys, f"__{name}__", kept)
-            self._streams.append((kept, {}))
-        _keep_stacks(self._worker)
+            setattr(sys, name, replacement)
+            setattr(sys, f"__{name}__", replacement)
+            self._streams.append((replacement, {}))
+        _enable_fault_handler(self._worker)
 
     def remember(self) -> None:
-        """Record the current settings of the streams as those that calls must find."""
+        """Record the current settings of the streams as those to restore after calls."""
         self._streams = [(stream, _settings(stream)) for stream, _ in self._streams]
 
     def restore(self) -> None:
@@ -78,7 +78,7 @@ class Output:
                 pass
         self._is_reconfigured = False
 
-    def wrote(self, data: bytes) -> None:
+    def record(self, data: bytes) -> None:
         """Record data that was written to a stream."""
         # Other threads and callbacks may belong to earlier calls. The runtime ignores forks.
         if OWNER.get() is _owner.running and get_ident() == self._main:
@@ -87,8 +87,8 @@ class Output:
             self._is_changed = True
             self._worker.request_restore()
 
-    def reconfigured(self) -> None:
-        """Record that a stream has other settings."""
+    def record_reconfiguration(self) -> None:
+        """Record that the settings of a stream have changed."""
         self._is_changed = self._is_reconfigured = True
         self._worker.request_restore()
 
@@ -106,7 +106,7 @@ class _Buffer(io.BufferedWriter):
 
     def write(self, data: Any, /) -> int:
         written = _write(self, data)
-        self.output.wrote(data if type(data) is bytes else bytes(memoryview(data)))
+        self.output.record(data if type(data) is bytes else bytes(memoryview(data)))
         if self._is_unbuffered:
             self.flush()
         return written
@@ -126,7 +126,7 @@ class _Text(io.TextIOWrapper):
         settings["write_through"] = True
         super().reconfigure(**settings)
         buffer: Any = self.buffer
-        buffer.output.reconfigured()
+        buffer.output.record_reconfiguration()
 
     def detach(self) -> Any:
         self.flush()
@@ -137,7 +137,7 @@ def _settings(stream: io.TextIOWrapper) -> dict[str, Any]:
     return {name: getattr(stream, name) for name in _SETTINGS}
 
 
-def _keep_stacks(worker: _native.Worker) -> None:
+def _enable_fault_handler(worker: _native.Worker) -> None:
     descriptor = worker.open_stacks()
     if descriptor is None:
         return

@@ -25,9 +25,9 @@ class AdapterError(Exception):
 class ToolPlan:
     """One declared tool."""
 
-    def __init__(self, attribute: str, generates: bool, spec: _specs.ToolSpec, after_cancel: str | None) -> None:
+    def __init__(self, attribute: str, is_generator: bool, spec: _specs.ToolSpec, after_cancel: str | None) -> None:
         self.attribute = attribute
-        self.generates = generates
+        self.is_generator = is_generator
         self.spec = spec
         self.after_cancel = after_cancel
 
@@ -77,7 +77,7 @@ def load(path: str) -> type:
     if not separator:
         module_name, _, class_name = path.rpartition(".")
     if not module_name or not class_name:
-        raise AdapterError(f"adapter `{path}` names no class; write it as `module.path:Class`")
+        raise AdapterError(f"adapter `{path}` does not name a class; write it as `module.path:Class`")
     try:
         __import__(module_name)
         module = sys.modules[module_name]
@@ -168,9 +168,7 @@ def init_process(adapter: type, loop: EventLoop) -> None:
 
 
 def construct(adapter: type) -> None:
-    """Create an object of the adapter, as each call does.
-
-    So a broken constructor fails the start instead of every call.
+    """Create an object of the adapter, as each call does, so that a broken constructor fails the start.
 
     Raises:
         AdapterError: It failed with the cause of this error.
@@ -180,8 +178,8 @@ def construct(adapter: type) -> None:
     except BaseException as error:
         described = _one_line(f"{_failures.type_name(type(error))}: {error}")
         raise AdapterError(
-            f"adapter `{adapter.__qualname__}` cannot be constructed: {described}; each call makes an object of it, "
-            "without arguments"
+            f"adapter `{adapter.__qualname__}` cannot be constructed: {described}; each call creates an object of this "
+            "class without arguments"
         ) from error
 
 
@@ -191,7 +189,8 @@ def _tools_of(adapter: type) -> Iterator[ToolPlan]:
     An override keeps the place of the original.
     """
     names = dict.fromkeys(name for base in reversed(adapter.__mro__) for name in vars(base))
-    seen: dict[str, str] = {}
+    #: The attributes of the tools so far, by the name of the tool.
+    attributes: dict[str, str] = {}
     for attribute in names:
         members = [vars(base)[attribute] for base in adapter.__mro__ if attribute in vars(base)]
         # An override of a tool is the same tool, even without the decorator.
@@ -204,14 +203,16 @@ def _tools_of(adapter: type) -> Iterator[ToolPlan]:
         if not callable(function) and not hasattr(function, "__get__"):
             raise TypeError(
                 f"`{attribute}` overrides the tool `{options.name or attribute}` and cannot be called; make it a "
-                "method, or set it to None to take the tool away"
+                "method, or set it to None to remove the tool"
             )
-        function, bound = _as_called(adapter, member, function)
+        function, bound = _called_function(adapter, member, function)
         spec = _specs.spec_of(function, attribute, options, adapter, bound=bound)
-        if spec["name"] in seen:
-            raise TypeError(f"methods `{seen[spec['name']]}` and `{attribute}` are both the tool `{spec['name']}`")
-        seen[spec["name"]] = attribute
-        yield ToolPlan(attribute, _signatures.generates(function), spec, options.after_cancel)
+        if spec["name"] in attributes:
+            raise TypeError(
+                f"methods `{attributes[spec['name']]}` and `{attribute}` are both the tool `{spec['name']}`"
+            )
+        attributes[spec["name"]] = attribute
+        yield ToolPlan(attribute, _signatures.is_generator_function(function), spec, options.after_cancel)
 
 
 def _options_of(member: object) -> ToolOptions | None:
@@ -220,7 +221,7 @@ def _options_of(member: object) -> ToolOptions | None:
     return options if isinstance(options, ToolOptions) else None
 
 
-def _as_called(adapter: type, member: object, function: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
+def _called_function(adapter: type, member: object, function: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
     """Return the function that a call reaches, and whether its first parameter is the object or class."""
     if isinstance(member, staticmethod):
         return function, False

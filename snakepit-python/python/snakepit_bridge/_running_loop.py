@@ -30,13 +30,13 @@ _TASKS_ON_OTHER_LOOPS: set[asyncio.Task[Any]] = set()
 #: The time within which cancelled tasks must end, in seconds.
 _END_WITHIN = 2.0
 
-#: The maximum number of warnings: one per coroutine function that leaves tasks, and one per exception of a callback.
-_WARNINGS = 100
+#: The maximum number of warnings about coroutine functions that leave tasks behind, and of those about callbacks.
+_MAX_WARNINGS = 100
 
-#: How many times the loop runs callbacks that a call left, because they may schedule further ones.
-_TURNS = 10
+#: The maximum number of turns for callbacks that a call left behind, because they may schedule further ones.
+_MAX_TURNS = 10
 
-#: The method that runs a callback. Its frame shows the owner of a callback that broke out of the loop.
+#: The method that runs a callback. Its frame shows the owner of a callback whose exception left the loop.
 _RUN_CALLBACK = asyncio.Handle._run.__code__
 
 
@@ -64,16 +64,18 @@ class RunningLoop:
         self._worker_context = contextvars.copy_context() if context is None else context.copy()
         self._worker_context.run(OWNER.set, WORKER)
         #: Tasks that outlive calls.
-        self._residents: set[asyncio.Task[Any]] = set()
+        self._worker_tasks: set[asyncio.Task[Any]] = set()
         self._warned: set[object] = set()
-        self._reported = 0
+        self._report_count = 0
         # The type of a task factory differs between versions of Python.
         factory: Any = self._make_task
         self._loop.set_task_factory(factory)
         _LOOPS[self._loop] = weakref.ref(self)
         self._watches = Watches(self._loop, modules)
         loop: Any = self._loop
-        loop.call_soon_threadsafe = functools.partial(_hand_over, threading.get_ident(), loop.call_soon_threadsafe)
+        loop.call_soon_threadsafe = functools.partial(
+            _schedule_from_any_thread, threading.get_ident(), loop.call_soon_threadsafe
+        )
         self._remember()
 
     def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
@@ -91,8 +93,8 @@ class RunningLoop:
         try:
             self._run_until_done(task)
         except BaseException:
-            # An exception broke out of the loop: SystemExit in a callback of the call, or an interruption outside of
-            # the task. If the task has ended, its result counts. Otherwise it must not run in the next call.
+            # An exception left the loop: SystemExit in a callback of the call, or an interruption outside the task. If
+            # the task has ended, its result counts. Otherwise, it must not run in the next call.
             if not task.done():
                 task.cancel()
                 self._run_until_done(task)
@@ -102,7 +104,7 @@ class RunningLoop:
             if keep_tasks:
                 self._remember()
                 if self._has_work():
-                    self._announce()
+                    self._notify_worker_task()
         return task.result()
 
     def end_call(self, may_wait: bool = True) -> bool | None:
@@ -113,9 +115,9 @@ class RunningLoop:
             self._context = self._owner = None
             return True
         self._restore()
-        leftovers = {task for task in asyncio.all_tasks(loop) if task not in self._residents}
-        # Without resident tasks, every open generator belongs to the call.
-        generators = [] if self._residents else list(getattr(loop, "_asyncgens", ()))
+        leftovers = {task for task in asyncio.all_tasks(loop) if task not in self._worker_tasks}
+        # Without worker tasks, every open generator belongs to the call.
+        generators = [] if self._worker_tasks else list(getattr(loop, "_asyncgens", ()))
         if not may_wait and (leftovers or generators):
             return None
         ended = True
@@ -133,7 +135,7 @@ class RunningLoop:
         loop: Any = self._loop
         if loop.is_closed():
             return None
-        # An owner that matches no call, so output is attributed to none.
+        # An owner that differs from those of all calls, so that output is not attributed to a call.
         _owner.running = self
         try:
             self._turn()
@@ -162,12 +164,12 @@ class RunningLoop:
             self._is_cancel_requested = True
             self._loop.call_soon_threadsafe(self._cancel, task)
             return True
-        # The coroutine blocks the loop if it did not cancel the task. Then only an exception helps.
+        # If the loop has not cancelled the task yet, the coroutine blocks it. Then only an exception can end the call.
         return self._is_cancel_delivered
 
-    def start_resident(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def start_worker_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a task that outlives the call."""
-        self._announce()
+        self._notify_worker_task()
         return self._loop.create_task(coroutine, context=self._worker_context.copy())
 
     def is_closed(self) -> bool:
@@ -180,7 +182,7 @@ class RunningLoop:
         _LOOPS.pop(loop, None)
         if loop.is_closed():
             return
-        self._residents = set()
+        self._worker_tasks = set()
         self._end(asyncio.all_tasks(loop), [], warn=False)
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -202,15 +204,15 @@ class RunningLoop:
     def _make_task(
         self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
     ) -> asyncio.Task[Any]:
-        """Create a task. Record it as resident if it belongs to the worker or a resident task starts it."""
+        """Create a task. Record it as a worker task if the worker or a worker task starts it."""
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
         context = options.get("context")
         if (OWNER.get() if context is None else context.get(OWNER)) is WORKER:
-            self._residents.add(task)
-            task.add_done_callback(self._residents.discard)
+            self._worker_tasks.add(task)
+            task.add_done_callback(self._worker_tasks.discard)
         return task
 
-    def _announce(self) -> None:
+    def _notify_worker_task(self) -> None:
         if self._on_worker_task is not None:
             self._on_worker_task()
 
@@ -220,13 +222,13 @@ class RunningLoop:
         selector = getattr(loop, "_selector", None)
         # The loop itself uses one descriptor.
         watched = len(selector.get_map()) > 1 if selector is not None else True
-        return bool(self._residents or watched or getattr(loop, "_scheduled", True))
+        return bool(self._worker_tasks or watched or getattr(loop, "_scheduled", True))
 
     def _remember(self) -> None:
-        """Record the settings of the loop that calls must find."""
+        """Record the current settings of the loop as those to restore after calls."""
         loop = self._loop
         self._settings = (loop.get_exception_handler(), loop.get_task_factory(), loop.get_debug())
-        self._slow = getattr(loop, "slow_callback_duration", None)
+        self._slow_callback_duration = getattr(loop, "slow_callback_duration", None)
         self._executor = getattr(loop, "_default_executor", None)
 
     def _restore(self) -> None:
@@ -238,8 +240,8 @@ class RunningLoop:
             loop.set_task_factory(factory)
         if loop.get_debug() != debug:
             loop.set_debug(debug)
-        if self._slow is not None:
-            loop.slow_callback_duration = self._slow
+        if self._slow_callback_duration is not None:
+            loop.slow_callback_duration = self._slow_callback_duration
         executor = getattr(loop, "_default_executor", None)
         if getattr(loop, "_executor_shutdown_called", False):
             loop._executor_shutdown_called = False
@@ -266,11 +268,11 @@ class RunningLoop:
                 self._run_until_done(waiter)
             except BaseException as error:
                 # The task has ended with this exception.
-                sys.stderr.write(f"snakepit: a task that its call left behind ended by {type(error).__name__}\n")
+                sys.stderr.write(f"snakepit: a task that its call left behind ended with {type(error).__name__}\n")
         _, pending = waiter.result()
         for task in pending:
             sys.stderr.write(
-                f"snakepit: {_description(task)} was cancelled with its call and goes on for more than {_END_WITHIN:g} "
+                f"snakepit: {_description(task)} was cancelled with its call and has not ended within {_END_WITHIN:g} "
                 "s; the worker is replaced\n"
             )
         for task in (*tasks, *closing):
@@ -288,7 +290,7 @@ class RunningLoop:
             self._watches.end_call()
         if getattr(loop, "_scheduled", None):
             self._cancel_timers()
-        for _ in range(_TURNS):
+        for _ in range(_MAX_TURNS):
             # Loops of other implementations do not show their callbacks, so they get one turn.
             ready = getattr(loop, "_ready", None)
             if ready is not None and not ready:
@@ -329,17 +331,17 @@ class RunningLoop:
             self._report(error)
 
     def _report(self, error: BaseException) -> None:
-        self._reported += 1
-        if self._reported <= _WARNINGS:
+        self._report_count += 1
+        if self._report_count <= _MAX_WARNINGS:
             sys.stderr.write(
-                f"snakepit: {error!r} is ignored: a callback raised it that is not of the call which runs\n"
+                f"snakepit: {error!r} is ignored: the callback that raised it does not belong to the running call\n"
             )
 
     def _warn(self, task: asyncio.Task[Any]) -> None:
         coroutine = task.get_coro()
         kind = getattr(coroutine, "cr_code", None)
         # asyncio itself closes abandoned generators, in tasks without `cr_code`.
-        if kind is None or kind in self._warned or len(self._warned) >= _WARNINGS:
+        if kind is None or kind in self._warned or len(self._warned) >= _MAX_WARNINGS:
             return
         self._warned.add(kind)
         sys.stderr.write(
@@ -386,7 +388,7 @@ def worker_task(coroutine: Coroutine[Any, Any, Any], name: str | None) -> asynci
         _TASKS_ON_OTHER_LOOPS.add(task)
         task.add_done_callback(_TASKS_ON_OTHER_LOOPS.discard)
     else:
-        task = running.start_resident(coroutine)
+        task = running.start_worker_task(coroutine)
     if name is not None:
         task.set_name(name)
     return task
@@ -405,7 +407,7 @@ async def drain(items: AsyncIterator[Any], sink: ChunkSink) -> None:
                 return
 
 
-def _hand_over(
+def _schedule_from_any_thread(
     thread: int, schedule: Callable[..., asyncio.Handle], callback: Callable[..., Any], *args: Any, **options: Any
 ) -> asyncio.Handle:
     """Schedule a callback with `schedule`, from any thread. `thread` is the loop's thread."""
@@ -415,7 +417,7 @@ def _hand_over(
 
 
 def _survives_call(handle: Any) -> bool:
-    """Return whether a callback survives the end of a call: those of the worker and of other threads do."""
+    """Return whether a callback survives the end of a call, as those of the worker and of other threads do."""
     owner = handle._context.get(OWNER)
     if owner is not None:
         return owner is WORKER

@@ -33,10 +33,10 @@ _TIMERS = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)
 _IMPORTING = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 
 #: Packages whose code is safe to interrupt. Code of `__main__` runs before and after a tool.
-_OURS = ("snakepit_bridge", "__main__")
+_INTERRUPTIBLE = ("snakepit_bridge", "__main__")
 
-#: The maximum number of exceptions that are followed through `__context__`.
-_CONTEXTS = 100
+#: The maximum length of a chain of exceptions that is followed through `__context__`.
+_MAX_CONTEXTS = 100
 
 
 class Signals:
@@ -59,7 +59,7 @@ class Signals:
         self._is_changed = False
         #: Signals that a call changed, and may have restored itself.
         self._touched: set[int] = set()
-        #: The handlers that calls must find, after `install`.
+        #: The handlers to restore after calls. Empty until `install`.
         self._baseline: dict[int, Any] = {}
         self._wakeup = -1
         # Patched before the adapter imports these functions from `signal`.
@@ -80,9 +80,11 @@ class Signals:
             _signal.signal(number, handler)
         self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
         self._baseline = {number: _signal.getsignal(number) for number in _signal.valid_signals()}
-        self._wakeup = self._wakeup_now()
+        self._wakeup = self._current_wakeup()
         os.register_at_fork(
-            before=self._before_fork, after_in_parent=self._after_fork_here, after_in_child=self._after_fork_in_child
+            before=self._before_fork,
+            after_in_parent=self._after_fork_in_parent,
+            after_in_child=self._after_fork_in_child,
         )
 
     def restore(self) -> None:
@@ -97,19 +99,19 @@ class Signals:
                 # `None` stands for a handler of C code, such as the runtime's handler of SIGTERM.
                 if handler is not None:
                     change(number, handler)
-                self._warn_of(number)
+                self._warn_about_handler(number)
         while self._touched:
-            # Necessary even if the tool restored the handler that Python knows.
+            # Necessary even if the tool restored the handler in Python's own table.
             self._worker.restore_signal(self._touched.pop())
-        if self._wakeup_now() != self._wakeup:
+        if self._current_wakeup() != self._wakeup:
             self._set_wakeup(self._wakeup)
         if mask(_signal.SIG_SETMASK, self._mask) != self._mask:
-            _warn("a tool blocked signals and left it so; they are unblocked")
+            _warn("a tool blocked signals and did not unblock them; the worker did")
         for which in _TIMERS:
             if timer(which, 0)[0] > 0:
-                _warn("a tool left an alarm or timer behind; it is switched off")
+                _warn("a tool left an alarm or timer running; the worker stopped it")
 
-    def _wakeup_now(self) -> int:
+    def _current_wakeup(self) -> int:
         descriptor: int = self._original["set_wakeup_fd"](-1)
         self._set_wakeup(descriptor)
         return descriptor
@@ -129,8 +131,8 @@ class Signals:
         if not worker.interrupt_due() or _is_cleaning_up():
             return
         if self._loop.is_starting or _is_importing(frame):
-            # An interrupted import leaves a module half initialized, and the same holds for a starting loop. The signal
-            # is repeated soon.
+            # An interruption would leave an imported module or a starting loop half initialized. The signal is repeated
+            # soon.
             worker.defer_interrupt()
         elif not self._loop.interrupt():
             worker.note_interruption(self._is_interruptible(frame))
@@ -143,7 +145,7 @@ class Signals:
     def _is_interruptible(self, frame: FrameType | None) -> bool:
         """Return whether code of the adapter or this package runs, rather than a library that it called."""
         name = None if frame is None else frame.f_globals.get("__name__")
-        return name in self._loop.modules or (isinstance(name, str) and name.partition(".")[0] in _OURS)
+        return name in self._loop.modules or (isinstance(name, str) and name.partition(".")[0] in _INTERRUPTIBLE)
 
     def _watch(self, name: str) -> None:
         plain, worker = self._original[name], self._worker
@@ -171,18 +173,21 @@ class Signals:
 
     def _remember(self, number: int | None) -> None:
         if number is None:
-            self._wakeup = self._wakeup_now()
+            self._wakeup = self._current_wakeup()
         else:
             self._baseline[number] = _signal.getsignal(number)
             self._worker.remember_signal(number)
 
-    def _warn_of(self, number: int) -> None:
+    def _warn_about_handler(self, number: int) -> None:
         if number not in self._names:
-            _warn(f"a tool left a handler of signal {number} ({_signal.strsignal(number)}) behind; it is taken back")
+            _warn(
+                f"a tool left a handler of signal {number} ({_signal.strsignal(number)}); "
+                "the worker restored the previous one"
+            )
             return
         _warn(
-            f"a tool replaced the handler of {self._names[number]}, which the worker needs; it is put back. Until then "
-            "its calls could not be cancelled, or the worker not be stopped, as they should"
+            f"a tool replaced the handler of {self._names[number]}, which the worker needs to cancel calls or to stop; "
+            "the worker restored it"
         )
 
     # A signal must not reach the child before its default handlers are installed: the worker's handlers would swallow
@@ -192,7 +197,7 @@ class Signals:
         mask = self._original["pthread_sigmask"]
         self._masks[_thread_id()] = mask(_signal.SIG_BLOCK, (_signal.SIGTERM, _signal.SIGINT, self._number))
 
-    def _after_fork_here(self) -> None:
+    def _after_fork_in_parent(self) -> None:
         saved = self._masks.pop(_thread_id(), None)
         if saved is not None:
             self._original["pthread_sigmask"](_signal.SIG_SETMASK, saved)
@@ -205,7 +210,7 @@ class Signals:
         if _signal.getsignal(_signal.SIGTERM) is _signal.SIG_DFL:
             # Python's table shows the default, but the runtime's handler is still installed.
             change(_signal.SIGTERM, _signal.SIG_DFL)
-        self._after_fork_here()
+        self._after_fork_in_parent()
 
 
 def _thread_id() -> int:
@@ -228,7 +233,7 @@ def _is_cleaning_up() -> bool:
     Such code runs `finally` blocks and `__exit__` methods.
     """
     error = sys.exception()
-    for _ in range(_CONTEXTS):
+    for _ in range(_MAX_CONTEXTS):
         if error is None:
             return False
         if isinstance(error, CallCancelled):

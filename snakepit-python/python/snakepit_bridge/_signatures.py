@@ -22,7 +22,7 @@ EMPTY: Any = object()
 #: The type of functions that `def` creates.
 FUNCTION = type(lambda: None)
 #: Attributes with which a function presents the signature of another.
-_PRETENCES = frozenset({"__signature__", "__text_signature__", "__wrapped__"})
+_SIGNATURE_OVERRIDES = frozenset({"__signature__", "__text_signature__", "__wrapped__"})
 
 # Flags of code objects: `inspect.CO_...`.
 _HAS_VAR_POSITIONAL = 0x04
@@ -84,7 +84,7 @@ def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
     return _typed_annotations(function) if plain is None else plain
 
 
-def generates(function: Callable[..., Any]) -> bool:
+def is_generator_function(function: Callable[..., Any]) -> bool:
     """Return whether a function contains ``yield``, so that it always streams."""
     if is_ordinary(function):
         return bool(function.__code__.co_flags & (_GENERATOR | _ASYNC_GENERATOR))
@@ -104,26 +104,26 @@ def underlying(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_ordinary(function: Callable[..., Any]) -> TypeGuard[FunctionType]:
     """Return whether a function was created by `def` and is not a wrapper that presents another signature."""
-    return type(function) is FUNCTION and _PRETENCES.isdisjoint(vars(function))
+    return type(function) is FUNCTION and _SIGNATURE_OVERRIDES.isdisjoint(vars(function))
 
 
 def _plain_annotations(function: Callable[..., Any]) -> dict[str, Any] | None:
     """Evaluate annotations that do not use `typing`. Return ``None`` if `typing` is needed."""
     if "typing" in sys.modules or not is_ordinary(function) or getattr(function, "__type_params__", None):
         return None
-    # Nested strings, as in `list["Item"]`, may remain: they only change the type name in objects of `typing`.
+    # Nested strings, as in `list["Item"]`, may remain. They only matter inside objects of `typing`.
     annotations = {}
     try:
         # Python 3.14 evaluates annotations on access.
-        written = function.__annotations__
+        declared = function.__annotations__
     except Exception:
         return None
-    for name, annotation in written.items():
+    for name, annotation in declared.items():
         try:
             value = eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation  # noqa: S307
         except Exception:  # noqa: S112  # As below.
             continue
-        if isinstance(value, str):  # The name of a name.
+        if isinstance(value, str):  # A string inside a string, which `typing` evaluates.
             return None
         annotations[name] = value
     return annotations

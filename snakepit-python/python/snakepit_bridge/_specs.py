@@ -69,7 +69,7 @@ def spec_of(
         "description": description if options.description is None else options.description,
         "parameters": parameters,
         "metadata": metadata_of(owner, idempotent=options.idempotent),
-        "supports_streaming": options.supports_streaming or _signatures.generates(function),
+        "supports_streaming": options.supports_streaming or _signatures.is_generator_function(function),
         "closed": closed,
     }
 

@@ -25,8 +25,8 @@ _REMOVE = {
 }
 
 
-class _Own(NamedTuple):
-    """How the worker added a callback."""
+class _WorkerCallback(NamedTuple):
+    """A callback that the worker added, and the arguments to add it again."""
 
     context: contextvars.Context
     args: tuple[Any, ...]
@@ -49,9 +49,9 @@ class Watches:
         self._loop: Any = loop
         self._modules = modules
         #: Callbacks that calls added.
-        self._added: set[tuple[str, Any]] = set()
+        self._call_callbacks: set[tuple[str, Any]] = set()
         #: Callbacks that the worker added, and that a call may replace or remove.
-        self._own: dict[tuple[str, Any], _Own] = {}
+        self._worker_callbacks: dict[tuple[str, Any], _WorkerCallback] = {}
         self._timers: weakref.WeakSet[asyncio.TimerHandle] = weakref.WeakSet()
         for add, remove in _REMOVE.items():
             setattr(loop, add, functools.partial(self._add, add, getattr(loop, add)))
@@ -67,18 +67,18 @@ class Watches:
 
         Loops of other implementations must run for that.
         """
-        while self._added:
-            name, key = self._added.pop()
+        while self._call_callbacks:
+            name, key = self._call_callbacks.pop()
             # The descriptor may have been closed, or reused by a transport.
             with contextlib.suppress(Exception):
                 getattr(self._loop, _REMOVE[name])(key)
-            own = self._own.get((name, key))
-            if own is None:
+            worker_callback = self._worker_callbacks.get((name, key))
+            if worker_callback is None:
                 continue
-            if own.file == _file(name, key):
-                own.context.run(getattr(self._loop, name), *own.args, **own.options)
+            if worker_callback.file == _file(name, key):
+                worker_callback.context.run(getattr(self._loop, name), *worker_callback.args, **worker_callback.options)
             else:
-                del self._own[name, key]
+                del self._worker_callbacks[name, key]
         while self.is_foreign and self._timers:
             self._timers.pop().cancel()
 
@@ -87,28 +87,31 @@ class Watches:
         key = _key(*args, **options)
         callback = _callback(args, options)
         if OWNER.get() is WORKER:
-            self._added.discard((name, key))
-            self._own[name, key] = _Own(contextvars.copy_context(), args, options, _file(name, key))
+            self._call_callbacks.discard((name, key))
+            self._worker_callbacks[name, key] = _WorkerCallback(
+                contextvars.copy_context(), args, options, _file(name, key)
+            )
         elif name == "add_signal_handler" or not self._is_of_library(callback):
-            self._added.add((name, key))
+            self._call_callbacks.add((name, key))
         else:
-            # The library's callback stays, and replaces an earlier one that was to be removed or restored.
-            self._added.discard((name, key))
-            self._own.pop((name, key), None)
+            # The library's callback stays, and replaces an earlier one that was to be removed or worker_callback.
+            self._call_callbacks.discard((name, key))
+            self._worker_callbacks.pop((name, key), None)
         return added
 
     def _remove(self, name: str, remove: Callable[..., Any], *args: Any, **options: Any) -> Any:
         key = _key(*args, **options)
-        self._added.discard((name, key))
-        own = self._own.get((name, key))
-        if own is not None:
+        self._call_callbacks.discard((name, key))
+        worker_callback = self._worker_callbacks.get((name, key))
+        if worker_callback is not None:
             if OWNER.get() is WORKER or (
-                name != "add_signal_handler" and self._is_of_library(_callback(own.args, own.options))
+                name != "add_signal_handler"
+                and self._is_of_library(_callback(worker_callback.args, worker_callback.options))
             ):
                 # A library removes its own callbacks when it no longer needs them.
-                del self._own[name, key]
+                del self._worker_callbacks[name, key]
             else:
-                self._added.add((name, key))
+                self._call_callbacks.add((name, key))
         return remove(*args, **options)
 
     def _schedule(self, schedule: Callable[..., Any], *args: Any, **options: Any) -> Any:

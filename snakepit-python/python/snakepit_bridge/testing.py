@@ -159,7 +159,9 @@ class ToolTester:
     ) -> None:
         if not isinstance(adapter, type):
             kind = type(adapter).__qualname__
-            raise TypeError(f"adapter is an object of class `{kind}`; pass the class: each call makes its own object")
+            raise TypeError(
+                f"adapter is an object of class `{kind}`; pass the class, of which each call creates an object"
+            )
         #: The programs of the session, as content and content type.
         self.programs: dict[str, tuple[bytes, str]] = {}
         #: The host's own programs, as content and content type.
@@ -177,7 +179,7 @@ class ToolTester:
         self._tools = {tool.spec["name"]: tool for tool in plan.tools}
         self._dynamic = plan.is_dynamic
         self._runner = _native.LocalRunner(plan, "worker-under-test")
-        #: The context that each call gets a copy of.
+        #: The context of which each call gets a copy.
         self._base = contextvars.copy_context()
         self._run(lambda: init_process(adapter, self._loop), self._base)
         self._loop.context = self._base
@@ -185,11 +187,11 @@ class ToolTester:
 
     def call(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
         """Call a tool and return its result. Arguments may be a mapping, keywords, or both."""
-        return self._run(self._calling(name, {**(arguments or {}), **more}))
+        return self._run(self._call_step(name, {**(arguments or {}), **more}))
 
     async def call_async(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
         """Call a tool as :meth:`call` does, without blocking the event loop of the test."""
-        return await self._run_async(self._calling(name, {**(arguments or {}), **more}))
+        return await self._run_async(self._call_step(name, {**(arguments or {}), **more}))
 
     def stream(
         self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
@@ -202,21 +204,21 @@ class ToolTester:
             limit: The number of chunks after which to cancel the call. Necessary for tools that never end.
             more: Arguments of the tool as keywords.
         """
-        return self._run(self._streaming(name, {**(arguments or {}), **more}, limit))
+        return self._run(self._stream_step(name, {**(arguments or {}), **more}, limit))
 
     async def stream_async(
         self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
     ) -> list[StreamChunk]:
         """Call a tool as :meth:`stream` does, without blocking the event loop of the test."""
-        return await self._run_async(self._streaming(name, {**(arguments or {}), **more}, limit))
+        return await self._run_async(self._stream_step(name, {**(arguments or {}), **more}, limit))
 
     @property
     def context(self) -> SessionContext:
         """A context outside of calls, for preparing and reading the variables and programs of the session."""
         return self._context(self._runner.session_call(self._session_id))
 
-    def _checked(self, name: str, arguments: Mapping[str, Any]) -> ToolPlan | None:
-        """Raise the errors of a host. Return ``None`` for a tool that only ``execute_tool`` may serve."""
+    def _checked_tool(self, name: str, arguments: Mapping[str, Any]) -> ToolPlan | None:
+        """Return the tool after the checks of a host. Return ``None`` if only ``execute_tool`` may serve it."""
         tool = self._tools.get(name)
         if tool is not None:
             _arguments.check(tool.spec, arguments)
@@ -224,33 +226,33 @@ class ToolTester:
             raise NotFoundError(f"tool `{name}` not found{_arguments.did_you_mean(name, self._tools, '; {}')}")
         return tool
 
-    def _calling(self, name: str, arguments: dict[str, Any]) -> Callable[[], Any]:
-        tool = self._checked(name, arguments)
-        if tool is not None and tool.generates:
+    def _call_step(self, name: str, arguments: dict[str, Any]) -> Callable[[], Any]:
+        tool = self._checked_tool(name, arguments)
+        if tool is not None and tool.is_generator:
             raise SnakepitError(f"tool `{name}` streams its results; call it with `stream_tool` or `ToolTester.stream`")
-        return lambda: self._chained(lambda: self._runner.call(name, arguments, self._session_id))
+        return lambda: self._with_cause(lambda: self._runner.call(name, arguments, self._session_id))
 
-    def _streaming(self, name: str, arguments: dict[str, Any], limit: int | None) -> Callable[[], list[StreamChunk]]:
+    def _stream_step(self, name: str, arguments: dict[str, Any], limit: int | None) -> Callable[[], list[StreamChunk]]:
         chunks: list[StreamChunk] = []
 
         def receive(data: bytes, metadata: dict[str, str]) -> bool:
             chunks.append(StreamChunk(_native.from_json(data), metadata=metadata))
             return limit is None or len(chunks) < limit
 
-        tool = self._checked(name, arguments)
-        own = tool is not None and any(parameter["name"] == "limit" for parameter in tool.spec["parameters"])
-        if own and limit is not None and "limit" not in arguments:
-            raise TypeError(f"tool `{name}` already has a parameter `limit`; pass that one as {{'limit': ..}}")
+        tool = self._checked_tool(name, arguments)
+        has_own_limit = tool is not None and any(parameter["name"] == "limit" for parameter in tool.spec["parameters"])
+        if has_own_limit and limit is not None and "limit" not in arguments:
+            raise TypeError(f"tool `{name}` has its own parameter `limit`; pass it as {{'limit': ..}}")
 
         def stream() -> list[StreamChunk]:
             if limit is None or limit > 0:
-                self._chained(lambda: self._runner.stream(name, arguments, self._session_id, receive))
+                self._with_cause(lambda: self._runner.stream(name, arguments, self._session_id, receive))
             return chunks
 
         return stream
 
-    def _chained(self, call: Callable[[], _T]) -> _T:
-        """Raise failures with the tool's exception as cause, so that debuggers and test reports show its lines."""
+    def _with_cause(self, call: Callable[[], _T]) -> _T:
+        """Call a function. The cause of a failure is the tool's exception, so debuggers and reports show its lines."""
         self._error = None
         try:
             return call()
@@ -344,7 +346,7 @@ class _LocalCall:
         sent = {key: _round_trip(value, f"argument `{key}` of host tool `{name}`") for key, value in arguments.items()}
         if name not in self._host_tools:
             hint = _arguments.did_you_mean(name, self._host_tools, "; {}")
-            raise NotFoundError(f"host tool `{name}` not found{hint}; give the test `host_tools`")
+            raise NotFoundError(f"host tool `{name}` not found{hint}; pass the function in `host_tools`")
         try:
             result = self._host_tools[name](**sent)
         except Exception as error:

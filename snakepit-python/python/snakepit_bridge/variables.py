@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from snakepit_bridge.watch import Watch
 
 
-# The default time limit of `update`, in seconds. Each failed attempt means that another writer succeeded.
+#: The default time limit of `update`, in seconds. There is no limit on attempts, because each failed attempt means that
+#: another writer succeeded.
 _UPDATE_TIMEOUT = 60.0
 
 
@@ -179,8 +180,8 @@ class SessionVariables:
 
         Args:
             identifier: The name or id.
-            change: Computes the new value from the current one. Called again after each conflict with another writer,
-                so it should have no side effects.
+            change: Computes the new value from the current one. It is called again after each conflict with another
+                writer, so it should have no side effects.
             retries: The maximum number of further attempts. By default, attempts continue for 60 seconds, or for the
                 timeout of a client's session if that is shorter. The time limit covers all attempts together.
             metadata: Metadata of the new version.
@@ -201,7 +202,8 @@ class SessionVariables:
             current = self._until(end).variable(identifier)
             value = change(current.value)
             try:
-                # Written by id, because a deleted and registered variable may have the same name and version.
+                # Written by id, because a variable that was deleted and registered again may have the same name and
+                # version.
                 self._until(end).set_variable(current.id, value, metadata, expected_version=current.version)
                 return value
             except (VersionConflictError, VariableNotFoundError):

@@ -1,4 +1,7 @@
-"""The entry point of a worker process. Hosts start it; manually, run ``python -m snakepit_bridge.worker``."""
+"""The entry point of a worker process, which hosts start.
+
+To start a worker manually, run ``python -m snakepit_bridge.worker``.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:
             # The directory was removed.
             del sys.path[0]
-    # Before anything else, because it arms the lifeline: the process cannot outlive its host.
+    # Created before anything else, because it arms the lifeline, which ends this process with its host.
     worker = _native.Worker()
     output = Output(worker)
     output.install()
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.remember()
 
         def restore() -> None:
-            # Before the others, which would trigger the trace functions that a call left.
+            # First, because the other steps would trigger the trace functions that a call left.
             hooks.restore()
             signals.restore()
             output.restore()
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A message of the runtime, whose traceback has no useful information.
         return _fail(worker, str(error), None)
     except Exception as error:
-        return _fail(worker, f"the worker broke down: {type(error).__name__}: {error}", error)
+        return _fail(worker, f"the worker failed: {type(error).__name__}: {error}", error)
     return 0
 
 
@@ -104,7 +107,7 @@ def _prepare(path: str, loop: EventLoop) -> Plan:
 
 
 def _context() -> Context:
-    """Return the context that each call gets a copy of."""
+    """Return the context of which each call gets a copy."""
     # Imported late to keep the start fast.
     from contextvars import copy_context
 

@@ -8,72 +8,78 @@ use snakepit_proto::{
 use tonic::{Code, Status};
 
 use crate::errors::{
-    DeadlineExceededError, HostError, InvalidArgumentError, ToolFailed, UnsupportedError, ran,
+    DeadlineExceededError, HostError, InvalidArgumentError, ToolFailed, UnsupportedError, with_may_have_run,
 };
 
-/// Options that users pass as arguments by mistake, and where they belong.
-const OPTIONS: [(&str, &str); 4] = [
+/// Options that users may pass as arguments by mistake, and the code that sets them.
+const MISPLACED_OPTIONS: [(&str, &str); 4] = [
     ("timeout", "`.options(timeout=..).call(..)`"),
     ("idempotent", "`.options(idempotent=..).call(..)`"),
     ("session", "`client.session(..).call(..)`"),
     ("session_id", "`client.session(..).call(..)`"),
 ];
 
-/// How the Python caller waits.
+/// The way in which the Python caller waits.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Form {
+pub(super) enum WaitMode {
     Blocking,
     Async,
 }
 
 /// Returns the exception for a call without an answer.
-pub(super) fn failed(tool: &Bound<'_, PyString>, error: HostError) -> PyErr {
+pub(super) fn exception(tool: &Bound<'_, PyString>, error: HostError) -> PyErr {
     match error {
-        HostError::Late { may_have_run } => {
+        HostError::Unanswered { may_have_run } => {
             let message = format!(
                 "the deadline of tool `{tool}` passed and the host did not answer; is it still running?"
             );
-            ran(DeadlineExceededError::new_err(message), may_have_run)
+            with_may_have_run(DeadlineExceededError::new_err(message), may_have_run)
         }
         error => error.into(),
     }
 }
 
-/// Reads an answer. Returns `None` at the end of a stream.
-pub(super) fn read(
+/// Converts the host's reply. Returns `None` at the end of a stream.
+pub(super) fn read_reply(
     tool: &Bound<'_, PyString>,
     reply: pb::CallReply,
-    streams: bool,
-    form: Form,
+    is_streaming: bool,
+    wait_mode: WaitMode,
 ) -> PyResult<Option<pb::CallValue>> {
     if let Some(failure) = reply.failure {
         let pb::ToolFailure { r#type, message, traceback, .. } = failure;
         return Err(ToolFailed::new_err((r#type, message, traceback)));
     }
     match reply.status {
-        Some(status) => Err(refused(tool, Status::from(status), streams, form)),
+        Some(status) => Err(status_exception(tool, Status::from(status), is_streaming, wait_mode)),
         None => Ok(reply.value),
     }
 }
 
-fn refused(tool: &Bound<'_, PyString>, status: Status, streams: bool, form: Form) -> PyErr {
+fn status_exception(
+    tool: &Bound<'_, PyString>,
+    status: Status,
+    is_streaming: bool,
+    wait_mode: WaitMode,
+) -> PyErr {
     let Details { reason, violation, .. } = details_of(&status);
     match (status.code(), reason.as_deref()) {
         (Code::Unimplemented, Some(UNSUPPORTED)) => {
-            let (problem, other) = match (streams, form) {
-                (false, Form::Blocking) => ("streams its results", "stream"),
-                (false, Form::Async) => ("streams its results", "stream_async"),
-                (true, Form::Blocking) => ("does not stream", "call"),
-                (true, Form::Async) => ("does not stream", "call_async"),
+            let (problem, method) = match (is_streaming, wait_mode) {
+                (false, WaitMode::Blocking) => ("streams its results", "stream"),
+                (false, WaitMode::Async) => ("streams its results", "stream_async"),
+                (true, WaitMode::Blocking) => ("does not stream", "call"),
+                (true, WaitMode::Async) => ("does not stream", "call_async"),
             };
-            UnsupportedError::new_err(format!("tool `{tool}` {problem}; call it with `{other}()`"))
+            UnsupportedError::new_err(format!("tool `{tool}` {problem}; call it with `{method}()`"))
         }
         (Code::InvalidArgument, _) => {
             let unknown = violation.filter(|violation| violation.description.starts_with("is unknown"));
-            let option = unknown.and_then(|unknown| OPTIONS.iter().find(|(name, _)| *name == unknown.field));
+            let option =
+                unknown.and_then(|unknown| MISPLACED_OPTIONS.iter().find(|(name, _)| *name == unknown.field));
             match option {
-                Some((_, way)) => {
-                    InvalidArgumentError::new_err(format!("{}; did you mean {way}?", status.message()))
+                Some((_, usage)) => {
+                    InvalidArgumentError::new_err(format!("{}; did you mean {usage}?", status.message()))
                 }
                 None => HostError::Status(status).into(),
             }

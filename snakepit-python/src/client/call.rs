@@ -23,7 +23,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 
 use super::{
-    answer::{self, Form},
+    answer::{self, WaitMode},
     connection::Connection,
 };
 use crate::{
@@ -33,11 +33,11 @@ use crate::{
     value,
 };
 
-/// How long the client waits for the host's answer after the deadline. That answer says more than the client's own
-/// error.
+/// The time for which the client waits for the host's answer after the deadline. That answer contains more details than
+/// the client's own error.
 const GRACE: Duration = Duration::from_millis(200);
-/// The number of times that a call is started again because its connection broke.
-const RESTARTS: u8 = 3;
+/// The maximum number of times that the client starts a call again because its connection broke.
+const MAX_RESTARTS: u8 = 3;
 
 /// A running call. Dropping it cancels the call.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
@@ -45,7 +45,7 @@ const RESTARTS: u8 = 3;
 pub(crate) struct HostCall {
     runtime: RuntimeHandle,
     tool: Py<PyString>,
-    streams: bool,
+    is_streaming: bool,
     shared: Arc<Shared>,
 }
 
@@ -63,17 +63,18 @@ struct State {
     /// The call, until there is a connection to send it on.
     unsent: Option<pb::CallStart>,
     /// Keeps a closing client waiting while the call has no stream yet.
-    opening: Option<TaskTrackerToken>,
+    drain_token: Option<TaskTrackerToken>,
     /// The call on its stream. `None` once it has ended or was cancelled.
     live: Option<Call>,
-    /// A copy of the call for as long as it may be sent again: because it is idempotent, or because the host reports
-    /// that it did not begin. Large calls that are not idempotent have no copy.
+    /// A copy of the call for as long as it may be sent again. That is the case if it is idempotent, or if the host
+    /// reports that it did not begin it. Large calls that are not idempotent have no copy.
     copy: Option<pb::CallStart>,
     restarts: u8,
     /// Whether an earlier attempt of an idempotent call may have run.
     may_have_run: bool,
-    ready: VecDeque<pb::CallChunk>,
-    /// The cost of chunks that Python took since the last grant of credit.
+    /// The chunks that Python has not taken yet.
+    chunks: VecDeque<pb::CallChunk>,
+    /// The cost, in bytes, of the chunks that Python took since the last grant of credit.
     ungranted: u64,
     end: Option<Result<pb::CallReply, HostError>>,
 }
@@ -87,7 +88,7 @@ enum Step {
 
 impl State {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        while self.ready.is_empty() && self.end.is_none() {
+        while self.chunks.is_empty() && self.end.is_none() {
             if self.unsent.is_some() {
                 return Poll::Ready(Step::Connect);
             }
@@ -95,21 +96,21 @@ impl State {
             match ready!(call.poll_event(cx)) {
                 CallEvent::Opened(_) => {}
                 CallEvent::Chunks(chunks) => {
-                    // A repetition would start the stream from the beginning.
+                    // Sending the call again would start the stream from the beginning.
                     self.copy = None;
-                    self.ready.extend(chunks);
+                    self.chunks.extend(chunks);
                 }
                 CallEvent::End(end) => {
                     self.live = None;
-                    self.take_end(end);
+                    self.handle_end(end);
                 }
             }
         }
         Poll::Ready(Step::Ready)
     }
 
-    fn take_end(&mut self, end: CallEnd) {
-        let may_restart = self.restarts < RESTARTS;
+    fn handle_end(&mut self, end: CallEnd) {
+        let may_restart = self.restarts < MAX_RESTARTS;
         self.restarts += 1;
         match end {
             CallEnd::Reply(reply) => self.end = Some(Ok(reply)),
@@ -126,7 +127,11 @@ impl State {
                 self.end = Some(Err(HostError::Unreachable(problem)));
             }
             CallEnd::Broken(status) => self.end = Some(Err(HostError::from_broken_stream(status))),
-            CallEnd::Recalled => self.end = Some(Err(HostError::Lost("the host gave it back".to_owned()))),
+            CallEnd::Recalled => {
+                self.end = Some(Err(HostError::ConnectionLost(
+                    "it returned a call that was not recalled".to_owned(),
+                )));
+            }
         }
     }
 
@@ -137,7 +142,7 @@ impl State {
     }
 
     fn next_chunk(&mut self) -> Option<pb::CallChunk> {
-        let chunk = self.ready.pop_front()?;
+        let chunk = self.chunks.pop_front()?;
         self.ungranted += chunk_cost(&chunk);
         if self.ungranted >= STREAM_CREDIT / 2
             && let Some(call) = &self.live
@@ -163,18 +168,18 @@ impl Shared {
                         true => self.connection.own_stream().await,
                         false => self.connection.shared_stream().await,
                     };
-                    self.begin(stream);
+                    self.send(stream);
                 }
             }
         }
     }
 
     /// Sends the call, unless it was sent or cancelled before.
-    fn begin(&self, stream: Result<Multiplexer, HostError>) {
+    fn send(&self, stream: Result<Multiplexer, HostError>) {
         let mut state = self.state();
         let Some(mut start) = state.unsent.take() else { return };
         // From here on, the stream keeps a closing client waiting.
-        let _opening = state.opening.take();
+        let _drain_token = state.drain_token.take();
         if let Some(deadline) = self.deadline {
             start.timeout_us = microseconds(deadline.saturating_duration_since(Instant::now()));
         }
@@ -185,7 +190,7 @@ impl Shared {
     }
 
     /// The time at which the client stops waiting.
-    fn give_up_at(&self) -> Option<Instant> {
+    fn wait_limit(&self) -> Option<Instant> {
         self.deadline.and_then(|deadline| deadline.checked_add(GRACE))
     }
 
@@ -194,9 +199,9 @@ impl Shared {
         let live = {
             let mut state = self.state();
             if state.end.is_none() {
-                state.opening = None;
+                state.drain_token = None;
                 let is_unsent = state.unsent.take().is_some();
-                state.end = Some(Err(HostError::Late { may_have_run: !is_unsent }));
+                state.end = Some(Err(HostError::Unanswered { may_have_run: !is_unsent }));
             }
             state.live.take()
         };
@@ -216,17 +221,17 @@ impl HostCall {
     /// Starts a call. Without a connection, it is sent when Python waits for it.
     pub(super) fn start(connection: &Arc<Connection>, new: NewCall) -> PyResult<Self> {
         let NewCall { tool, mut start, timeout } = new;
-        let (runtime, streams) = (connection.host.runtime(), start.stream);
+        let (runtime, is_streaming) = (connection.host.runtime(), start.stream);
         runtime.check_not_forked()?;
         start.timeout_us = timeout.map_or(0, microseconds);
         // A large call gets its own stream, because it would delay others.
         let is_large = call_size(&start) > MAX_SHARED_BYTES;
         let copy = (start.idempotent || !is_large).then(|| start.clone());
         let mut state = State { copy, ..State::default() };
-        match connection.usable()?.filter(|_| !is_large) {
+        match connection.usable_stream()?.filter(|_| !is_large) {
             Some(stream) => state.live = Some(stream.start(start, 0)),
             None => {
-                state.opening = Some(connection.token());
+                state.drain_token = Some(connection.drain_token());
                 state.unsent = Some(start);
             }
         }
@@ -236,49 +241,55 @@ impl HostCall {
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             state: Mutex::new(state),
         };
-        Ok(Self { runtime, tool, streams, shared: Arc::new(shared) })
+        Ok(Self { runtime, tool, is_streaming, shared: Arc::new(shared) })
     }
 
     fn wait(&self, py: Python<'_>) -> PyResult<()> {
-        if self.runtime.wait_until(py, self.shared.give_up_at(), self.shared.advance())?.is_none() {
+        if self.runtime.wait_until(py, self.shared.wait_limit(), self.shared.advance())?.is_none() {
             self.shared.expire();
         }
         Ok(())
     }
 
     /// Converts the end of the call. Returns `None` at the end of a stream.
-    fn read(
+    fn convert_end(
         &self,
         py: Python<'_>,
         end: Result<pb::CallReply, HostError>,
-        form: Form,
+        wait_mode: WaitMode,
     ) -> PyResult<Option<pb::CallValue>> {
         let may_have_run = self.shared.state().may_have_run;
-        let read = self.read_attempt(py, end, form);
-        if may_have_run { read.map_err(|error| errors::ran(error, true)) } else { read }
-    }
-
-    /// Converts the end of the last attempt.
-    fn read_attempt(
-        &self,
-        py: Python<'_>,
-        end: Result<pb::CallReply, HostError>,
-        form: Form,
-    ) -> PyResult<Option<pb::CallValue>> {
-        match end {
-            // The connection broke because the client was closed.
-            Err(HostError::Lost(_)) if self.shared.connection.end.abort.is_cancelled() => {
-                Err(HostError::Aborted.into())
-            }
-            Err(error) => Err(answer::failed(self.tool.bind(py), error)),
-            Ok(reply) => answer::read(self.tool.bind(py), reply, self.streams, form),
+        let converted = self.convert_last_attempt(py, end, wait_mode);
+        if may_have_run {
+            converted.map_err(|error| errors::with_may_have_run(error, true))
+        } else {
+            converted
         }
     }
 
-    fn take_value<'py>(&self, py: Python<'py>, form: Form) -> PyResult<Bound<'py, PyAny>> {
+    /// Converts the end of the last attempt.
+    fn convert_last_attempt(
+        &self,
+        py: Python<'_>,
+        end: Result<pb::CallReply, HostError>,
+        wait_mode: WaitMode,
+    ) -> PyResult<Option<pb::CallValue>> {
+        match end {
+            // The connection broke because the client was closed.
+            Err(HostError::ConnectionLost(_))
+                if self.shared.connection.close_signals.abort.is_cancelled() =>
+            {
+                Err(HostError::Aborted.into())
+            }
+            Err(error) => Err(answer::exception(self.tool.bind(py), error)),
+            Ok(reply) => answer::read_reply(self.tool.bind(py), reply, self.is_streaming, wait_mode),
+        }
+    }
+
+    fn take_value<'py>(&self, py: Python<'py>, wait_mode: WaitMode) -> PyResult<Bound<'py, PyAny>> {
         let end = self.shared.state().end.take();
         match end {
-            Some(end) => match self.read(py, end, form)? {
+            Some(end) => match self.convert_end(py, end, wait_mode)? {
                 Some(value) => {
                     let what = format_args!("the result of tool `{}`", self.tool.bind(py));
                     let value = value_from_wire(value);
@@ -287,11 +298,13 @@ impl HostCall {
                 }
                 None => Err(SnakepitError::new_err("the host ended the call without an answer")),
             },
-            None => Err(PyRuntimeError::new_err("the call was cancelled, or its result was taken already")),
+            None => {
+                Err(PyRuntimeError::new_err("the call was cancelled, or its result has already been taken"))
+            }
         }
     }
 
-    fn take_next<'py>(&self, py: Python<'py>, form: Form) -> PyResult<Bound<'py, PyAny>> {
+    fn take_next<'py>(&self, py: Python<'py>, wait_mode: WaitMode) -> PyResult<Bound<'py, PyAny>> {
         let (chunk, end) = {
             let mut state = self.shared.state();
             let chunk = state.next_chunk();
@@ -304,7 +317,7 @@ impl HostCall {
                 value::name_read_error(value::json_to_python(py, &chunk.data), py, what)
             }
             (None, Some(end)) => {
-                self.read(py, end, form)?;
+                self.convert_end(py, end, wait_mode)?;
                 Err(PyStopIteration::new_err(()))
             }
             (None, None) => Err(PyStopIteration::new_err(())),
@@ -317,27 +330,27 @@ impl HostCall {
     /// Waits for the value of a unary call.
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.wait(py)?;
-        self.take_value(py, Form::Blocking)
+        self.take_value(py, WaitMode::Blocking)
     }
 
     /// Waits for the next chunk of a stream and returns its value. Raises `StopIteration` at the end.
     fn chunk<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let is_ready = {
             let state = self.shared.state();
-            !state.ready.is_empty() || state.end.is_some()
+            !state.chunks.is_empty() || state.end.is_some()
         };
         if !is_ready {
             self.wait(py)?;
         }
-        self.take_next(py, Form::Blocking)
+        self.take_next(py, WaitMode::Blocking)
     }
 
     /// Finishes the wait of this key when `take_result` or `take_chunk` can return.
     fn ready(&self, completions: &Completions, key: u64) -> PyResult<Wait> {
         let shared = Arc::clone(&self.shared);
         Wait::start(self.runtime, completions, key, async move {
-            let Some(end) = shared.give_up_at() else { return shared.advance().await };
-            if timeout_at(end, shared.advance()).await.is_err() {
+            let Some(limit) = shared.wait_limit() else { return shared.advance().await };
+            if timeout_at(limit, shared.advance()).await.is_err() {
                 shared.expire();
             }
         })
@@ -345,12 +358,12 @@ impl HostCall {
 
     /// Returns the value of a unary call that has ended.
     fn take_result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.take_value(py, Form::Async)
+        self.take_value(py, WaitMode::Async)
     }
 
     /// Returns the next chunk that has arrived. Raises `StopIteration` at the end.
     fn take_chunk<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.take_next(py, Form::Async)
+        self.take_next(py, WaitMode::Async)
     }
 
     /// Cancels the call.
@@ -361,7 +374,7 @@ impl HostCall {
         let live = {
             let mut state = self.shared.state();
             state.unsent = None;
-            state.opening = None;
+            state.drain_token = None;
             state.live.take()
         };
         drop(live);
@@ -370,8 +383,8 @@ impl HostCall {
 
 impl Drop for HostCall {
     fn drop(&mut self) {
-        let holds_nothing = self.shared.state.try_lock().is_ok_and(|state| state.live.is_none());
-        if !holds_nothing && self.runtime.is_forked() {
+        let has_no_stream = self.shared.state.try_lock().is_ok_and(|state| state.live.is_none());
+        if !has_no_stream && self.runtime.is_forked() {
             // The call belongs to the parent, and its locks may have been held by threads that do not exist here.
             std::mem::forget(Arc::clone(&self.shared));
         }

@@ -13,35 +13,37 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tonic::Status;
 
 use crate::{
-    caller::ClientEnd,
+    caller::CloseSignals,
     errors::{self, HostError},
     host::{Host, Target},
     http2::configure_client,
     runtime::RuntimeHandle,
 };
 
-/// The keepalive of HTTP/2: the interval of pings, and the time within which the host must answer one.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
-/// The number of attempts to open a stream while connections break.
-const ATTEMPTS: usize = 3;
+/// The interval of HTTP/2 pings.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// The time within which the host must answer a ping.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum number of attempts to open a stream while connections break.
+const MAX_ATTEMPTS: usize = 3;
 
 /// A connection to a host. Its channel reconnects automatically. The first call that finds the stream broken opens
 /// another.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) host: Host,
-    pub(super) end: ClientEnd,
+    pub(super) close_signals: CloseSignals,
     address: String,
     connect_timeout: Duration,
     /// The stream that calls share. `None` once the client is closed.
     stream: Mutex<Option<Multiplexer>>,
     /// The tasks that receive answers. Each belongs to a stream, and ends when the stream is dropped and its last call
     /// has ended. So calls outlive the client that started them.
-    answers: TaskTracker,
+    receivers: TaskTracker,
     /// Locked while one call replaces a broken stream and others wait. Holds the last failure.
-    reopening: tokio::sync::Mutex<Option<OpenError>>,
+    reconnect_lock: tokio::sync::Mutex<Option<OpenError>>,
     /// The number of failed replacements.
-    failures: AtomicU64,
+    reconnect_failures: AtomicU64,
 }
 
 /// The reason why connecting failed.
@@ -65,26 +67,26 @@ impl Connection {
             // Also limits later attempts to reconnect.
             configure_client(endpoint)
                 .connect_timeout(connect_timeout)
-                .http2_keep_alive_interval(KEEPALIVE.0)
-                .keep_alive_timeout(KEEPALIVE.1)
+                .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+                .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         };
-        let (end, answers) = (ClientEnd::default(), TaskTracker::new());
+        let (close_signals, receivers) = (CloseSignals::default(), TaskTracker::new());
         let opened = async {
             let channel = target.connect(settings).await.map_err(OpenError::Unreachable)?;
             let host = Host::new(channel, runtime);
-            let stream = open_stream(&host, &answers, &end).await?;
+            let stream = open_stream(&host, &receivers, &close_signals).await?;
             Ok((host, stream))
         };
-        let (host, stream) = within(address, connect_timeout, opened).await?;
+        let (host, stream) = with_timeout(address, connect_timeout, opened).await?;
         Ok(Self {
             host,
-            end,
+            close_signals,
             address: address.to_owned(),
             connect_timeout,
             stream: Mutex::new(Some(stream)),
-            answers,
-            reopening: tokio::sync::Mutex::default(),
-            failures: AtomicU64::new(0),
+            receivers,
+            reconnect_lock: tokio::sync::Mutex::default(),
+            reconnect_failures: AtomicU64::new(0),
         })
     }
 
@@ -96,40 +98,41 @@ impl Connection {
     ///
     /// # Errors
     /// [`HostError::Closed`] once the client is closed.
-    pub(super) fn usable(&self) -> Result<Option<Multiplexer>, HostError> {
+    pub(super) fn usable_stream(&self) -> Result<Option<Multiplexer>, HostError> {
         let stream = self.stream().clone().ok_or(HostError::Closed)?;
         Ok((!stream.is_broken()).then_some(stream))
     }
 
-    /// Returns the stream that calls share. Opens another one if it broke, as after a restart of the host. Cancel safe.
+    /// Returns the stream that calls share. Opens another one if it broke, for example because the host
+    /// restarted. Cancel safe.
     ///
     /// # Errors
-    /// If the client is closed or the host cannot be reached. In both cases, nothing of the call was sent.
+    /// If the client is closed or the host cannot be reached. In both cases, no part of the call was sent.
     pub(super) async fn shared_stream(&self) -> Result<Multiplexer, HostError> {
-        if let Some(stream) = self.usable()? {
+        if let Some(stream) = self.usable_stream()? {
             return Ok(stream);
         }
-        let seen = self.failures.load(Ordering::Acquire);
-        let mut failure = self.reopening.lock().await;
-        if let Some(stream) = self.usable()? {
+        let failures_before = self.reconnect_failures.load(Ordering::Acquire);
+        let mut failure = self.reconnect_lock.lock().await;
+        if let Some(stream) = self.usable_stream()? {
             return Ok(stream);
         }
         if let Some(failure) = &*failure
-            && self.failures.load(Ordering::Acquire) != seen
+            && self.reconnect_failures.load(Ordering::Acquire) != failures_before
         {
             // Another call failed to reconnect while this one waited. If each waiting call tried again, the last one
             // would wait for all of them.
             return Err(failure.clone().into());
         }
         match self.open_another().await {
-            Ok(fresh) => {
+            Ok(stream) => {
                 // The client may have been closed meanwhile.
-                *self.stream().as_mut().ok_or(HostError::Closed)? = fresh.clone();
-                Ok(fresh)
+                *self.stream().as_mut().ok_or(HostError::Closed)? = stream.clone();
+                Ok(stream)
             }
             Err(error) => {
                 *failure = Some(error.clone());
-                self.failures.fetch_add(1, Ordering::Release);
+                self.reconnect_failures.fetch_add(1, Ordering::Release);
                 Err(error.into())
             }
         }
@@ -139,36 +142,36 @@ impl Connection {
     /// call that was started before the client was closed still gets its stream.
     ///
     /// # Errors
-    /// If closing the client aborted its calls, or the host cannot be reached. In both cases, nothing of the call was
+    /// If closing the client aborted its calls, or the host cannot be reached. In both cases, no part of the call was
     /// sent.
     pub(super) async fn own_stream(&self) -> Result<Multiplexer, HostError> {
         tokio::select! {
             biased;
-            () = self.end.abort.cancelled() => Err(HostError::Closed),
+            () = self.close_signals.abort.cancelled() => Err(HostError::Closed),
             opened = self.open_another() => Ok(opened?),
         }
     }
 
-    /// Returns a token that keeps [`settled`](Self::settled) waiting.
-    pub(super) fn token(&self) -> TaskTrackerToken {
-        self.answers.token()
+    /// Returns a token that keeps [`drained`](Self::drained) waiting.
+    pub(super) fn drain_token(&self) -> TaskTrackerToken {
+        self.receivers.token()
     }
 
     async fn open_another(&self) -> Result<Multiplexer, OpenError> {
-        let opened = open_stream(&self.host, &self.answers, &self.end);
-        within(&self.address, self.connect_timeout, opened).await
+        let opened = open_stream(&self.host, &self.receivers, &self.close_signals);
+        with_timeout(&self.address, self.connect_timeout, opened).await
     }
 
     /// Rejects further calls and ends watches. Idempotent.
     pub(super) fn close(&self) {
         drop(self.stream().take());
-        self.end.closed.cancel();
-        self.answers.close();
+        self.close_signals.closed.cancel();
+        self.receivers.close();
     }
 
     /// Waits until the last call of a closed client has ended. Cancel safe.
-    pub(super) async fn settled(&self) {
-        self.answers.wait().await;
+    pub(super) async fn drained(&self) {
+        self.receivers.wait().await;
     }
 }
 
@@ -183,12 +186,16 @@ impl Drop for Connection {
     }
 }
 
-async fn open_stream(host: &Host, answers: &TaskTracker, end: &ClientEnd) -> Result<Multiplexer, OpenError> {
+async fn open_stream(
+    host: &Host,
+    receivers: &TaskTracker,
+    close_signals: &CloseSignals,
+) -> Result<Multiplexer, OpenError> {
     let mut attempts = 1;
     loop {
         match Multiplexer::open(host.client()).await {
             Ok((multiplexer, incoming)) => {
-                let abort = end.abort.clone();
+                let abort = close_signals.abort.clone();
                 let receive = async move {
                     tokio::select! {
                         () = incoming => {}
@@ -196,11 +203,11 @@ async fn open_stream(host: &Host, answers: &TaskTracker, end: &ClientEnd) -> Res
                         () = abort.cancelled() => {}
                     }
                 };
-                answers.spawn_on(receive, host.runtime().tokio());
+                receivers.spawn_on(receive, host.runtime().tokio());
                 return Ok(multiplexer);
             }
             // The channel had not noticed yet that its connection broke.
-            Err(status) if attempts < ATTEMPTS && errors::broke(&status) => attempts += 1,
+            Err(status) if attempts < MAX_ATTEMPTS && errors::is_connection_broken(&status) => attempts += 1,
             Err(status) if errors::is_stream_rejected(&status) => return Err(OpenError::Rejected(status)),
             Err(status) => {
                 let source = std::error::Error::source(&status);
@@ -213,21 +220,21 @@ async fn open_stream(host: &Host, answers: &TaskTracker, end: &ClientEnd) -> Res
 }
 
 /// Applies a timeout to a connection attempt and adds the address to its error.
-async fn within<T>(
+async fn with_timeout<T>(
     address: &str,
     bound: Duration,
     opened: impl Future<Output = Result<T, OpenError>>,
 ) -> Result<T, OpenError> {
-    let problem = |problem: &str| {
+    let message = |problem: &str| {
         format!("cannot reach a host at {address}: {problem}; start one with `snakepit serve`")
     };
     match tokio::time::timeout(bound, opened).await {
         Ok(opened) => opened.map_err(|error| match error {
-            OpenError::Unreachable(cause) => OpenError::Unreachable(problem(&cause)),
+            OpenError::Unreachable(cause) => OpenError::Unreachable(message(&cause)),
             error => error,
         }),
         Err(_) => {
-            Err(OpenError::Timeout(problem(&format!("it did not answer within {} s", bound.as_secs_f64()))))
+            Err(OpenError::Timeout(message(&format!("it did not answer within {} s", bound.as_secs_f64()))))
         }
     }
 }
@@ -250,7 +257,7 @@ mod tests {
 
     #[test]
     #[allow(unsafe_code)]
-    fn a_fork_drops_a_connection_that_a_thread_of_its_parent_uses() {
+    fn a_fork_can_drop_a_connection_whose_lock_a_thread_of_its_parent_holds() {
         let runtime = RuntimeHandle::Background(BackgroundRuntime::get().unwrap());
         let channel = {
             let _runtime = runtime.tokio().enter();
@@ -258,24 +265,24 @@ mod tests {
         };
         let connection = Connection {
             host: Host::new(channel, runtime),
-            end: ClientEnd::default(),
+            close_signals: CloseSignals::default(),
             address: String::new(),
             connect_timeout: Duration::ZERO,
             stream: Mutex::new(None),
-            answers: TaskTracker::new(),
-            reopening: tokio::sync::Mutex::default(),
-            failures: AtomicU64::new(0),
+            receivers: TaskTracker::new(),
+            reconnect_lock: tokio::sync::Mutex::default(),
+            reconnect_failures: AtomicU64::new(0),
         };
-        let (held, is_held) = mpsc::channel();
-        let (release, is_released) = mpsc::channel::<()>();
+        let (lock_sender, locked) = mpsc::channel();
+        let (release_sender, released) = mpsc::channel::<()>();
         thread::scope(|scope| {
             let connection = &connection;
             scope.spawn(move || {
                 let _stream = connection.stream();
-                held.send(()).unwrap();
-                let _ = is_released.recv();
+                lock_sender.send(()).unwrap();
+                let _ = released.recv();
             });
-            is_held.recv().unwrap();
+            locked.recv().unwrap();
             // SAFETY: the child only uses the connection, and exits.
             let child = match unsafe { fork() }.unwrap() {
                 ForkResult::Child => {
@@ -300,7 +307,7 @@ mod tests {
                 kill(child, Signal::SIGKILL).unwrap();
                 waitpid(child, None).unwrap();
             }
-            drop(release);
+            drop(release_sender);
             assert_eq!(status, WaitStatus::Exited(child, 0));
         });
     }

@@ -20,13 +20,13 @@ pub(super) struct Answer<'a> {
     sink: Option<Sink>,
     tools: &'a PythonTools,
     state: Arc<CallState>,
-    /// The time at which the tool ended, before its leftovers were cleaned up.
-    pub(super) ended: Option<Instant>,
+    /// The time at which the tool ended, before the runtime cleaned up after it.
+    pub(super) ended_at: Option<Instant>,
 }
 
 impl<'a> Answer<'a> {
     pub(super) fn new(reply: Reply, tools: &'a PythonTools, state: Arc<CallState>) -> Self {
-        Self { reply: Some(reply), sink: None, tools, state, ended: None }
+        Self { reply: Some(reply), sink: None, tools, state, ended_at: None }
     }
 
     /// Answers with a stream and returns the sink for its chunks. Returns `None` if the caller is no longer waiting.
@@ -46,7 +46,7 @@ impl<'a> Answer<'a> {
     pub(super) fn finish(
         self,
         outcome: Result<Option<Payload>, ToolError>,
-        began: Instant,
+        began_at: Instant,
         answers: Option<&mut Answers>,
     ) -> AnswerState {
         match (self.sink, self.reply) {
@@ -57,7 +57,7 @@ impl<'a> Answer<'a> {
             (None, Some(reply)) => {
                 let answer = outcome.and_then(|value| match value {
                     Some(value) => Ok(ToolReply {
-                        execution_time: self.ended.map(|ended| ended - began),
+                        execution_time: self.ended_at.map(|ended_at| ended_at - began_at),
                         body: ReplyBody::Value(value),
                         metadata: std::collections::BTreeMap::new(),
                         worker: None,

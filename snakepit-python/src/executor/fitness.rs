@@ -55,7 +55,7 @@ impl Fitness {
         is_broken.then_some("a tool replaced or cleared sys.modules")
     }
 
-    /// Runs all checks. For calls that failed, perhaps because of a broken interpreter.
+    /// Runs all checks. Used after a call failed, perhaps because of a broken interpreter.
     pub(super) fn problem(&self, py: Python<'_>) -> Option<String> {
         if let Some(problem) = self.quick_check(py) {
             return Some(problem.to_owned());

@@ -6,8 +6,8 @@ use pyo3::{
     types::{PyDict, PyList, PyString},
 };
 
-/// Attributes of `sys`.
-const NAMES: [&str; 3] = ["stdin", "stdout", "stderr"];
+/// The standard streams, as attributes of `sys`.
+const STREAMS: [&str; 3] = ["stdin", "stdout", "stderr"];
 
 /// The state before the first call.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Globals {
     argv_name: Py<PyString>,
     argv: Py<PyList>,
     arguments: Vec<Py<PyAny>>,
-    gc_enabled: bool,
+    is_gc_enabled: bool,
     recursion_limit: i32,
 }
 
@@ -29,7 +29,7 @@ impl Globals {
     /// If an attribute of `sys` is missing or of another type.
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         let sys = py.import("sys")?.dict();
-        let values = NAMES.into_iter().map(|name| {
+        let values = STREAMS.into_iter().map(|name| {
             let name = PyString::intern(py, name);
             Ok((name.clone().unbind(), sys.as_any().get_item(&name)?.unbind()))
         });
@@ -39,7 +39,7 @@ impl Globals {
             argv_name: PyString::intern(py, "argv").unbind(),
             arguments: argv.iter().map(Bound::unbind).collect(),
             argv: argv.unbind(),
-            gc_enabled: is_gc_enabled(),
+            is_gc_enabled: is_gc_enabled(),
             recursion_limit: recursion_limit(),
             sys: sys.unbind(),
         })
@@ -50,7 +50,7 @@ impl Globals {
     /// # Errors
     /// If memory is exhausted.
     pub(super) fn restore(&self, py: Python<'_>) -> PyResult<()> {
-        // Restored first, because the other steps may call Python code.
+        // Restored first, because the other steps may call Python code, which a low limit could break.
         if recursion_limit() != self.recursion_limit {
             set_recursion_limit(self.recursion_limit);
         }
@@ -69,8 +69,8 @@ impl Globals {
         {
             argv.set_slice(0, argv.len(), PyList::new(py, &self.arguments)?.as_any())?;
         }
-        if is_gc_enabled() != self.gc_enabled {
-            enable_gc(self.gc_enabled);
+        if is_gc_enabled() != self.is_gc_enabled {
+            set_gc_enabled(self.is_gc_enabled);
         }
         Ok(())
     }
@@ -84,10 +84,10 @@ fn is_gc_enabled() -> bool {
 }
 
 #[allow(unsafe_code)]
-fn enable_gc(on: bool) {
+fn set_gc_enabled(is_enabled: bool) {
     // SAFETY: sets a flag of the interpreter. The GIL is held wherever calls run.
     unsafe {
-        if on {
+        if is_enabled {
             ffi::PyGC_Enable();
         } else {
             ffi::PyGC_Disable();

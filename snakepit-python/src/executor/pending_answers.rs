@@ -1,4 +1,4 @@
-//! [`PendingAnswers`]: tracks answers that must leave this process before the next call, which may kill it.
+//! [`PendingAnswers`]: tracks answers that must leave this process before the next call, because that call may kill it.
 
 use pyo3::Python;
 use snakepit_wire::mux::Replies;
@@ -26,8 +26,8 @@ impl PendingAnswers {
         }
     }
 
-    /// Records that the IO was driven. Waiting answers have left, unless a reader is slow.
-    pub(super) fn io_driven(&mut self, io: Io) {
+    /// Records that the IO was driven, which sends the waiting answers unless a reader is slow.
+    pub(super) fn record_io_turn(&mut self, io: Io) {
         if let Some(answers) = &mut self.answers
             && !io.backpressure().is_full()
         {
@@ -35,39 +35,39 @@ impl PendingAnswers {
         }
     }
 
-    /// Sends all answers, before work that may take long.
+    /// Sends all answers. Called before work that may take long.
     pub(super) fn flush(&mut self, py: Python<'_>, io: Io) {
         if !self.flush_unstored(py, io) {
             io.turn();
-            self.io_driven(io);
+            self.record_io_turn(io);
         }
     }
 
-    /// Sends the answers that are not stored, before a call begins that may kill this process. Returns `false` if there
-    /// are none.
+    /// Sends the answers that are not stored. Called before a call begins, because it may kill this process. Returns
+    /// `false` if there are none.
     pub(super) fn flush_unstored(&mut self, py: Python<'_>, io: Io) -> bool {
         if !self.must_flush {
             return false;
         }
         loop {
-            // A turn writes what the sockets accept. The rest needs the reader to read.
+            // A turn writes as much as the sockets accept. The rest waits until the reader reads.
             io.turn();
             let backpressure = io.backpressure();
-            let waits = self.replies.as_ref().filter(|replies| !replies.is_empty());
-            if waits.is_none() && !backpressure.is_full() {
+            let queued_replies = self.replies.as_ref().filter(|replies| !replies.is_empty());
+            if queued_replies.is_none() && !backpressure.is_full() {
                 break;
             }
-            let left = async {
-                if let Some(replies) = waits {
+            let sent = async {
+                if let Some(replies) = queued_replies {
                     replies.emptied().await;
                 }
                 backpressure.released().await;
             };
-            py.detach(|| io.drive(left));
+            py.detach(|| io.drive(sent));
         }
         self.must_flush = false;
         self.replies = None;
-        self.io_driven(io);
+        self.record_io_turn(io);
         true
     }
 }

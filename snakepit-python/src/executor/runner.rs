@@ -16,9 +16,11 @@ use tokio::{
 use super::{Executor, PendingAnswers};
 use crate::{io::Io, tools::Job};
 
-/// The maximum time between two turns of the IO while calls follow each other without a pause. Answers and incoming
-/// messages wait at most that long. The delay is short so that the host handles the first answers while the last calls run.
-/// Waiting answers survive a call that kills this process, because they are also stored outside of it.
+/// The maximum time between two turns of the IO while calls follow each other without a pause.
+///
+/// Answers and incoming messages wait at most that long. The delay is short so that the host handles the first answers
+/// while the last calls run. Waiting answers survive a call that kills this process, because they are also stored in a
+/// file.
 const MAX_IO_DELAY: Duration = Duration::from_micros(30);
 
 /// The maximum time for which uninterrupted calls delay the worker's own tasks.
@@ -27,7 +29,8 @@ const MAX_TASK_DELAY: Duration = Duration::from_millis(1);
 /// The interval for polling an event loop that does not report its timers.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Runs calls inside a Python context. A further call continues in another context.
+/// Runs calls inside a Python context, until one of them changes it. Calling the object again continues with the next call
+/// in another context.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct Runner {
@@ -55,8 +58,8 @@ impl Runner {
                 context.call_method1("run", (prepare,))?;
             }
             // Both contexts share all unchanged parts, so comparing them costs one pointer comparison.
-            let done = context.call_method1("run", (&runner, &context, &base))?;
-            if done.is_truthy()? {
+            let is_closed = context.call_method1("run", (&runner, &context, &base))?;
+            if is_closed.is_truthy()? {
                 return Ok(());
             }
         }
@@ -67,9 +70,9 @@ impl Runner {
 impl Runner {
     /// Runs calls until one has changed the context or the queue is closed. Returns whether the queue is closed.
     fn __call__(&self, py: Python<'_>, context: &Bound<'_, PyAny>, base: &Bound<'_, PyAny>) -> bool {
-        let mut handed_over = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut first = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(job) = handed_over.take().or_else(|| self.next_job(py, &mut pending)) {
+        while let Some(job) = first.take().or_else(|| self.next_job(py, &mut pending)) {
             pending.flush_unstored(py, self.io);
             let mut io_driven_at = Instant::now();
             let mut tasks_run_at = io_driven_at;
@@ -88,9 +91,10 @@ impl Runner {
                 }
                 if flushed || now - io_driven_at >= MAX_IO_DELAY {
                     if !flushed {
-                        // Cannot deadlock although this thread holds the GIL: no task of the turn waits for a thread that needs it.
+                        // Holding the GIL cannot cause a deadlock here, because no task of the turn waits for a thread
+                        // that needs it.
                         self.io.turn();
-                        pending.io_driven(self.io);
+                        pending.record_io_turn(self.io);
                     }
                     io_driven_at = Instant::now();
                     now = io_driven_at;
@@ -141,9 +145,9 @@ impl Runner {
     /// descriptor signals further work.
     fn turn_loop(&self, py: Python<'_>) -> Option<Duration> {
         let plan = &self.executor.plan;
-        let turned = plan.turn_async.bind(py).call0().and_then(|more| more.extract::<Option<f64>>());
-        match turned {
-            Ok(more) => more.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+        let next_timer = plan.turn_async.bind(py).call0().and_then(|timer| timer.extract::<Option<f64>>());
+        match next_timer {
+            Ok(seconds) => seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             // `SystemExit` comes from a task and ends only that task. Any other exception is an error of the loop.
             Err(error) => {
                 let is_broken = error.is_instance_of::<PyException>(py);

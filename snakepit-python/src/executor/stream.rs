@@ -14,7 +14,7 @@ use pyo3::{
 };
 use snakepit_registry::{Chunk, ToolError};
 
-use super::{Answer, CallObjects, Executor, Failure, streams};
+use super::{Answer, CallObjects, Executor, Failure, is_stream};
 use crate::{
     fork,
     sink::{Put, Sink},
@@ -34,15 +34,19 @@ impl Executor {
         objects: &mut CallObjects<'py>,
     ) -> Result<(), Failure> {
         // A coroutine may return a generator.
-        let result = if streams(&result)? { result } else { self.resolve(result, Some(state))? };
+        let result = if is_stream(&result)? { result } else { self.resolve(result, Some(state))? };
         let cancelled = || Failure::Reported(ToolError::Cancelled { tool: tool.to_string() });
         // The IO must send chunks while the executor pulls the next ones.
         if let Some(io) = self.io {
             io.hand_over();
         }
-        let chunks =
-            |sink| Chunks { sink, tool: Arc::clone(tool), chunk: self.plan.chunk.clone_ref(py), count: 0 };
-        if !streams(&result)? {
+        let chunks = |sink| ChunkWriter {
+            sink,
+            tool: Arc::clone(tool),
+            chunk_type: self.plan.chunk.clone_ref(py),
+            count: 0,
+        };
+        if !is_stream(&result)? {
             // The value is converted before the stream opens, so a value without a JSON form fails the call and not the
             // stream.
             let item =
@@ -57,7 +61,7 @@ impl Executor {
         if result.get_type().hasattr(intern!(py, "__anext__"))? {
             let sink = Bound::new(py, ChunkSink { chunks })?;
             state.set_async(true);
-            self.flags.used_loop.store(true, Relaxed);
+            self.flags.has_used_loop.store(true, Relaxed);
             let pulling = self.plan.drain_async.bind(py).call1((&result, sink))?;
             self.plan.run_async.bind(py).call1((pulling,))?;
             return Ok(());
@@ -67,8 +71,8 @@ impl Executor {
                 Put::Queued => {}
                 Put::Full if py.detach(|| chunks.sink.wait_for_space()) => {}
                 Put::Full => return Err(cancelled()),
-                // Either the reader has closed the stream, which the state of the call shows, or the tool marked the
-                // chunk as final.
+                // The tool marked the chunk as final, or the reader has closed the stream. In the second case, the state
+                // of the call is "cancelled".
                 Put::Closed => return Ok(()),
             }
         }
@@ -112,7 +116,7 @@ impl Item {
     }
 }
 
-/// Converts a metadata value to text: strings are kept, other values become JSON.
+/// Converts a metadata value to text. Strings remain unchanged, and other values become JSON.
 fn text_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<String> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(text.to_cow()?.into_owned());
@@ -121,37 +125,39 @@ fn text_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Strin
     Ok(String::from_utf8_lossy(&json).into_owned())
 }
 
-/// Counts items, converts them and puts them into the sink.
+/// Converts the items of a stream and puts them into the sink.
 #[derive(Debug)]
-struct Chunks {
+struct ChunkWriter {
     sink: Sink,
     tool: Arc<str>,
-    chunk: Py<PyAny>,
+    /// The `StreamChunk` class.
+    chunk_type: Py<PyAny>,
+    /// The number of items so far, for error messages.
     count: u64,
 }
 
-impl Chunks {
+impl ChunkWriter {
     fn put(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Put> {
-        fork::end_fork();
+        fork::exit_if_fork();
         self.count += 1;
         let what = format_args!("chunk {} of tool `{}`", self.count, self.tool);
-        let Item { chunk, is_final } = Item::read(item, self.chunk.bind(item.py()), what)?;
+        let Item { chunk, is_final } = Item::read(item, self.chunk_type.bind(item.py()), what)?;
         let put = self.sink.put(chunk);
         Ok(if is_final { Put::Closed } else { put })
     }
 }
 
-/// The sink, as Python code sees it while it drains an async generator.
+/// The sink for Python code that drains an async generator.
 #[pyclass(module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct ChunkSink {
-    chunks: Chunks,
+    chunks: ChunkWriter,
 }
 
 #[pymethods]
 impl ChunkSink {
-    /// Puts in an item. Returns `True` to continue, `False` if the queue is full and the caller must wait, and `None`
-    /// if the stream has ended.
+    /// Puts an item into the queue. Returns `True` to continue, `False` if the queue is full and the caller must wait,
+    /// and `None` if the stream has ended.
     fn put(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Option<bool>> {
         Ok(match self.chunks.put(item)? {
             Put::Queued => Some(true),
@@ -160,13 +166,13 @@ impl ChunkSink {
         })
     }
 
-    /// Returns a handle for waiting on another thread than the event loop's.
+    /// Returns a handle with which another thread can wait for space, so that the event loop is not blocked.
     fn space(&self) -> ChunkSpace {
         ChunkSpace { sink: self.chunks.sink.clone() }
     }
 }
 
-/// Waits until a full sink has space.
+/// A handle for waiting until a full sink has space.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct ChunkSpace {

@@ -11,10 +11,10 @@ use std::{
 use super::{ExecutorFlags, warn};
 use crate::{exit::exit_now, state::CallState, tools::PythonTools};
 
-/// The time after which waiting calls go to another worker.
+/// The time after which the worker is retired, so that waiting calls run on another worker.
 const GRACE: Duration = Duration::from_millis(50);
-/// The time after which the process exits. Longer than the event loop waits for tasks that it cancelled.
-const END_WITHIN: Duration = Duration::from_secs(3);
+/// The additional time after which the process exits. Longer than the event loop waits for tasks that it cancelled.
+const EXIT_AFTER: Duration = Duration::from_secs(3);
 
 /// Starts a thread that replaces the worker if the tasks do not end in time.
 ///
@@ -33,9 +33,9 @@ pub(super) fn watch(
             return;
         }
         warn(format_args!("the worker is replaced: a call of tool `{tool}` left tasks that do not end"));
-        flags.retired.store(true, Relaxed);
+        flags.is_retired.store(true, Relaxed);
         tools.close();
-        if !state.wait_ended(END_WITHIN) {
+        if !state.wait_ended(EXIT_AFTER) {
             warn(format_args!("the tasks that a call of tool `{tool}` left are killed with the worker"));
             exit_now(1);
         }

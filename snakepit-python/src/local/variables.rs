@@ -120,7 +120,9 @@ impl LocalVariables {
         let value = payload_for_new(name, initial_value, kind)?;
         let kind = kind.unwrap_or_else(|| value.ty());
         let constraints = constraints
-            .map(|given| value::python_to_json(given, format_args!("the constraints of variable `{name}`")))
+            .map(|constraints| {
+                value::python_to_json(constraints, format_args!("the constraints of variable `{name}`"))
+            })
             .transpose()?
             .unwrap_or_default();
         let ty = VariableType::with_constraints(kind, &String::from_utf8_lossy(&constraints));
@@ -226,8 +228,8 @@ impl LocalVariables {
     fn rollback(&self, py: Python<'_>, identifier: &str, version: i32) -> PyResult<Variable> {
         let target = self::version(version)?;
         let note = self.with_author(BTreeMap::new());
-        let rolled = self.run(py, |backend, id| backend.rollback_variable(id, identifier, target, note))?;
-        Ok(rolled.into())
+        let variable = self.run(py, |backend, id| backend.rollback_variable(id, identifier, target, note))?;
+        Ok(variable.into())
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "an argument of a Python function")]
@@ -240,7 +242,7 @@ impl LocalVariables {
 }
 
 fn version(version: i32) -> PyResult<u32> {
-    u32::try_from(version).map_err(|_| invalid(format!("version is {version}, but versions start at 0")))
+    u32::try_from(version).map_err(|_| invalid(format!("version is {version}; versions start at 0")))
 }
 
 fn invalid(message: String) -> PyErr {

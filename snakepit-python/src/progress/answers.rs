@@ -1,8 +1,8 @@
 //! [`Answers`]: stores the latest answers where the host can read them if a later call kills this process.
 //!
-//! Answers of brief calls share messages, so they leave up to about 30 us after their call has ended, while later calls
-//! run. A message per answer would cost several times as much as such a call. A copy in memory that outlives the
-//! process costs a few dozen nanoseconds.
+//! Answers of brief calls share messages, so they leave the process up to about 30 us after their call has ended, while
+//! later calls run. A message per answer would cost several times as much as such a call. A copy in memory that outlives
+//! the process costs a few dozen nanoseconds.
 
 use std::{
     ptr::NonNull,
@@ -120,10 +120,10 @@ mod tests {
             assert!(answers.store(&reply(id, 40)));
             answers.mark_sent();
             // At least half of the space holds the latest answers.
-            for back in [0, 1, 300] {
+            for age in [0, 1, 300] {
                 assert_eq!(
-                    find(id.saturating_sub(back)).map(|reply| reply.id),
-                    id.checked_sub(back).filter(|id| *id > 0)
+                    find(id.saturating_sub(age)).map(|reply| reply.id),
+                    id.checked_sub(age).filter(|id| *id > 0)
                 );
             }
         }

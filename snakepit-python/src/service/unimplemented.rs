@@ -6,13 +6,13 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{Answer, Batches, ToolChunks, WorkerService};
 
-fn hosts_own<T>(rpc: &str) -> Answer<T> {
-    Err(Status::unimplemented(format!("workers do not serve {rpc}; ask the host")))
+fn host_only<T>(rpc: &str) -> Answer<T> {
+    Err(Status::unimplemented(format!("workers do not serve {rpc}; call it on the host")))
 }
 
 /// Expands to the code that `async_trait` generates for an `async fn`, because that attribute does not expand macro
 /// calls.
-macro_rules! hosts_own {
+macro_rules! host_only {
     ($($rpc:ident($request:ty) -> $response:ty;)*) => {$(
         fn $rpc<'life, 'future>(
             &'life self,
@@ -22,7 +22,7 @@ macro_rules! hosts_own {
             'life: 'future,
             Self: 'future,
         {
-            Box::pin(std::future::ready(hosts_own(stringify!($rpc))))
+            Box::pin(std::future::ready(host_only(stringify!($rpc))))
         }
     )*};
 }
@@ -61,7 +61,7 @@ impl BridgeService for WorkerService {
         self.cancel(request).await
     }
 
-    hosts_own! {
+    host_only! {
         initialize_session(pb::InitializeSessionRequest) -> pb::InitializeSessionResponse;
         cleanup_session(pb::CleanupSessionRequest) -> pb::CleanupSessionResponse;
         get_session(pb::GetSessionRequest) -> pb::GetSessionResponse;

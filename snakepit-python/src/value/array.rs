@@ -20,7 +20,7 @@ use super::{
 /// The kinds of numpy data types that are plain numbers: booleans, integers, floats, complex numbers.
 const NUMBER_KINDS: &str = "biufc";
 
-/// Returns numpy if this process has imported it. Otherwise no value can be of its types.
+/// Returns numpy if this process has imported it. Otherwise, no value can be of a numpy type.
 fn imported_numpy(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
     let modules = py.import("sys")?.getattr("modules")?;
     modules.cast::<PyDict>()?.get_item("numpy")
@@ -33,10 +33,10 @@ pub(super) fn is_array(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
 }
 
-/// Returns why an array would change on the way, or `None` if it would not.
+/// Returns the reason why an array cannot be sent unchanged, or `None` if it can.
 ///
 /// Masked values would become the numbers below the mask. Dates would become numbers without a unit.
-pub(super) fn problem_of(array: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+pub(super) fn conversion_problem(array: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
     let py = array.py();
     let modules = py.import("sys")?.getattr("modules")?;
     // Masked arrays require this module.
@@ -45,8 +45,8 @@ pub(super) fn problem_of(array: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
     {
         let ty = type_name(array);
         return Ok(Some(format!(
-            "is a `{ty}`, whose masked values have no wire format; replace them by filled(value), or make it a \
-             list by tolist(), where they are None"
+            "is a `{ty}`, whose masked values have no wire format; replace them with filled(value), or convert \
+             it to a list with tolist(), where they are None"
         )));
     }
     let dtype = array.getattr("dtype")?;
@@ -54,14 +54,14 @@ pub(super) fn problem_of(array: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
     let (ty, name) = (type_name(array), dtype.getattr("name")?);
     Ok(match kind.as_str() {
         "M" => Some(format!(
-            "is a `{ty}` of dtype `{name}`, which has no wire format; make it texts by astype(str).tolist()"
+            "is a `{ty}` of dtype `{name}`, which has no wire format; convert it to text with astype(str).tolist()"
         )),
         "m" => Some(format!(
-            "is a `{ty}` of dtype `{name}`, which has no wire format; make it numbers of a unit that you choose, \
-             as by astype('timedelta64[s]').astype(float)"
+            "is a `{ty}` of dtype `{name}`, which has no wire format; convert it to numbers in a unit of your \
+             choice, for example with astype('timedelta64[s]').astype(float)"
         )),
         "V" => Some(format!(
-            "is a `{ty}` of dtype `{name}`, which has no wire format; pass its fields one by one, as a dict of arrays"
+            "is a `{ty}` of dtype `{name}`, which has no wire format; pass its fields as a dict of arrays"
         )),
         _ => None,
     })
@@ -72,25 +72,25 @@ pub(super) fn problem_of(array: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
 /// # Errors
 /// `ValueError` if the lists differ in length or contain other values.
 pub(super) fn from_lists<'py>(lists: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    let unfit = |problem: &dyn fmt::Display| {
+    let error = |problem: &dyn fmt::Display| {
         PyValueError::new_err(format!(
-            "it makes no array: {problem}; send lists of numbers that are equally long, or an array"
+            "it cannot be converted to an array: {problem}; send lists of numbers of equal length, or an array"
         ))
     };
     let numpy = numpy(lists.py())?;
-    let array = numpy.call_method1("asarray", (lists,)).map_err(|error| unfit(error.value(lists.py())))?;
+    let array = numpy.call_method1("asarray", (lists,)).map_err(|cause| error(cause.value(lists.py())))?;
     let dtype = array.getattr("dtype")?;
     if NUMBER_KINDS.contains(&dtype.getattr("kind")?.extract::<String>()?) {
         return Ok(array);
     }
-    Err(unfit(&format_args!("its items are of dtype `{}`", dtype.getattr("name")?)))
+    Err(error(&format_args!("its items are of dtype `{}`", dtype.getattr("name")?)))
 }
 
-/// Converts a map with shape and data to an array, as some clients send it. Returns `None` for other maps.
+/// Converts a map with `shape` and `data`, the form in which some clients send arrays. Returns `None` for other maps.
 ///
 /// # Errors
 /// `ValueError` if the data are not lists of numbers or do not match the shape.
-pub(super) fn from_described<'py>(map: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py, PyAny>>> {
+pub(super) fn from_map<'py>(map: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py, PyAny>>> {
     let (Some(shape), Some(data)) = (map.get_item("shape")?, map.get_item("data")?) else { return Ok(None) };
     let (Ok(shape), true) = (shape.extract::<Vec<usize>>(), data.is_instance_of::<PyList>()) else {
         return Ok(None);
@@ -102,7 +102,7 @@ pub(super) fn from_described<'py>(map: &Bound<'py, PyDict>) -> PyResult<Option<B
     array.call_method1("reshape", (shape.clone(),)).map(Some).map_err(|_| {
         let size = array.len().unwrap_or_default();
         PyValueError::new_err(format!(
-            "it makes no array: its data of {size} numbers is not of the shape {shape:?}"
+            "it cannot be converted to an array: its data has {size} numbers, which do not match the shape {shape:?}"
         ))
     })
 }
@@ -140,7 +140,7 @@ pub(super) fn scalar_to_plain<'py>(
     if !value.is_instance(&numpy.getattr("generic")?)? {
         return Ok(None);
     }
-    if let Some(problem) = problem_of(value)? {
+    if let Some(problem) = conversion_problem(value)? {
         return Ok(Some(Err(problem)));
     }
     let plain = value.call_method0("item")?;
@@ -148,8 +148,8 @@ pub(super) fn scalar_to_plain<'py>(
     if plain.get_type().is(value.get_type()) {
         let ty = type_name(value);
         return Ok(Some(Err(format!(
-            "is a `{ty}`, of which a float or complex would hold a part of the digits; round it by float() or complex(), or \
-             pass all of it as an array or by str()"
+            "is a `{ty}`, whose precision exceeds that of a float or complex; round it with float() or complex(), or pass it \
+             exactly, as an array or with str()"
         ))));
     }
     Ok(Some(Ok(plain)))
@@ -157,7 +157,7 @@ pub(super) fn scalar_to_plain<'py>(
 
 /// Converts a numpy array to a raw buffer.
 pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
-    if let Some(problem) = problem_of(array)? {
+    if let Some(problem) = conversion_problem(array)? {
         return Err(type_error(format!("{what} {problem}")));
     }
     let dtype = array.getattr("dtype")?;
@@ -166,7 +166,7 @@ pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
     if !NUMBER_KINDS.contains(&kind) {
         let ty = type_name(array);
         return Err(type_error(format!(
-            "{what} is a `{ty}` of dtype `{name}`, which has no raw form; make it a list by tolist()"
+            "{what} is a `{ty}` of dtype `{name}`, which has no raw form; convert it to a list with tolist()"
         )));
     }
     let metadata = Metadata {
@@ -176,10 +176,10 @@ pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
         binary_format: "raw".to_owned(),
         container: String::new(),
     };
-    let little = dtype.call_method1("newbyteorder", ("<",))?;
+    let little_endian = dtype.call_method1("newbyteorder", ("<",))?;
     let kwargs = PyDict::new(array.py());
     kwargs.set_item("copy", false)?;
-    let array = array.call_method("astype", (little,), Some(&kwargs))?;
+    let array = array.call_method("astype", (little_endian,), Some(&kwargs))?;
     let buffer: PyBackedBytes = array.call_method0("tobytes")?.extract()?;
     Ok(Payload::from_buffer(ValueType::Tensor, metadata.to_json()?, Bytes::from_owner(buffer)))
 }

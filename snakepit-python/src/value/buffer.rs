@@ -18,7 +18,9 @@ pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) ->
         // `to_list` rejects buffers that do not match their shape.
         "raw"
             if container == LIST
-                && (dtype == "float64" || buffer.is_empty() || !numbers::is_lean(&shape, buffer.len())) =>
+                && (dtype == "float64"
+                    || buffer.is_empty()
+                    || !numbers::has_bounded_lists(&shape, buffer.len())) =>
         {
             numbers::to_list(py, &shape, buffer)
         }

@@ -7,8 +7,8 @@ use pyo3::{
     prelude::*,
 };
 
-/// Adds the name of the value to an error of Python, a library or the value itself. Errors of this module contain it
-/// already. Exceptions such as a cancellation remain unchanged.
+/// Adds the name of the value to an error of Python, a library or the value itself. Leaves errors that contain the name,
+/// and exceptions such as a cancellation, unchanged.
 pub(super) fn with_name(py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>, problem: &str) -> PyErr {
     let (what, text) = (what.to_string(), error.value(py).to_string());
     if !error.is_instance_of::<PyException>(py) || text.contains(&what) {
@@ -16,7 +16,7 @@ pub(super) fn with_name(py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>, 
     }
     if error.is_instance_of::<PyUnicodeEncodeError>(py) {
         let reason = format!(
-            "{what} holds a lone surrogate, which has no form in UTF-8; replace it, as by \
+            "{what} contains a lone surrogate, which has no UTF-8 form; replace it, for example with \
              text.encode(errors=\"replace\").decode()"
         );
         // `UnicodeEncodeError` accepts any reason. If a subclass rejects it, the error is still correct.

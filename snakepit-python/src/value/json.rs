@@ -1,6 +1,6 @@
 //! Properties of the JSON form that reader and writer share.
 
-/// The maximum nesting of values, which readers on the host and in clients support.
+/// The maximum nesting depth of values. Readers on the host and in clients support it.
 pub(super) const MAX_DEPTH: usize = 127;
 
 /// The strings for floats that have no JSON number, inside other values, and their names in Python's JSON parser.

@@ -1,5 +1,5 @@
 //! [`Numbers`]: large lists of numbers as raw buffers, for tensor and embedding variables without numpy. The metadata
-//! marks the buffer as a list; numpy reads it as an array of float64.
+//! marks the buffer as a list. Readers that ignore the mark receive an array of float64.
 
 use pyo3::{
     exceptions::PyValueError,
@@ -15,10 +15,10 @@ use super::{
 };
 
 /// The size of JSON, in bytes, above which a list is sent as a buffer. The protocol has the same threshold for arrays.
-const LARGE: usize = 10_240;
+const BUFFER_THRESHOLD: usize = 10_240;
 
-/// Larger integers may not have an exact float.
-const EXACT: u64 = 1 << f64::MANTISSA_DIGITS;
+/// All integers up to this magnitude have an exact float.
+const MAX_EXACT_INTEGER: u64 = 1 << f64::MANTISSA_DIGITS;
 
 /// The numbers of a list, which may be nested.
 #[derive(Debug, Default)]
@@ -33,24 +33,25 @@ pub(crate) struct Numbers {
 impl Numbers {
     /// Collects the numbers of a list that is large as JSON, or that contains NaN or infinities. Returns `None` for
     /// other values, lists of integers only, and integers that a float cannot represent exactly.
-    pub(crate) fn of_large(value: &Bound<'_, PyAny>, payload: &Payload) -> PyResult<Option<Self>> {
+    pub(crate) fn from_large_list(value: &Bound<'_, PyAny>, payload: &Payload) -> PyResult<Option<Self>> {
         let json = payload.json();
         let marks = MARKED.map(|(mark, _)| mark.as_bytes());
-        let names = |json: &[u8]| {
+        let has_marks = |json: &[u8]| {
             json.windows(marks[0].len()).any(|text| text == marks[0])
                 || json.windows(8).any(|text| text == br#"nfinity""#)
         };
-        if payload.ty() != ValueType::List || (json.len() <= LARGE && !names(json)) {
+        if payload.ty() != ValueType::List || (json.len() <= BUFFER_THRESHOLD && !has_marks(json)) {
             return Ok(None);
         }
         let mut numbers = Self::default();
         let is_regular = numbers.read(value, 0)?;
-        let fits = is_regular && numbers.has_float && is_lean(&numbers.shape, numbers.buffer.len());
-        Ok(fits.then_some(numbers))
+        let has_buffer_form =
+            is_regular && numbers.has_float && has_bounded_lists(&numbers.shape, numbers.buffer.len());
+        Ok(has_buffer_form.then_some(numbers))
     }
 
-    /// Returns the payload for a variable of type `kind`, or `payload` if that type takes no buffer.
-    pub(crate) fn or(self, payload: Payload, kind: ValueType) -> PyResult<Payload> {
+    /// Returns the payload for a variable of type `kind`, or `payload` if that type does not support buffers.
+    pub(crate) fn into_payload_or(self, payload: Payload, kind: ValueType) -> PyResult<Payload> {
         if !matches!(kind, ValueType::Embedding | ValueType::Tensor) {
             return Ok(payload);
         }
@@ -64,8 +65,8 @@ impl Numbers {
         Ok(Payload::from_buffer(kind, metadata.to_json()?, self.buffer.into()))
     }
 
-    /// Reads a value. Returns whether it consists of numbers in lists of equal length. The value has a JSON form, so
-    /// its depth is limited.
+    /// Reads a value, which has a JSON form and therefore a limited depth. Returns whether it consists of numbers in
+    /// lists of equal length.
     fn read(&mut self, value: &Bound<'_, PyAny>, depth: usize) -> PyResult<bool> {
         if let Ok(number) = value.cast::<PyFloat>() {
             self.has_float = true;
@@ -77,7 +78,8 @@ impl Numbers {
         } else if value.is_instance_of::<PyBool>() {
             Ok(false)
         } else if value.is_instance_of::<PyInt>() {
-            let exact = value.extract::<i64>().ok().filter(|number| number.unsigned_abs() <= EXACT);
+            let exact =
+                value.extract::<i64>().ok().filter(|number| number.unsigned_abs() <= MAX_EXACT_INTEGER);
             #[allow(clippy::cast_precision_loss, reason = "exact up to this number")]
             Ok(exact.is_some_and(|number| self.push(number as f64, depth)))
         } else if array::is_array(value)? {
@@ -114,39 +116,40 @@ impl Numbers {
     }
 }
 
-/// Returns whether a shape describes a number of lists in proportion to its bytes. Lists of one list, or of nothing,
-/// need no bytes, so a small message could describe any number of them.
-pub(super) fn is_lean(shape: &[usize], bytes: usize) -> bool {
-    const PER_BYTE: usize = 2;
-    const MORE: usize = 1024;
-    let (mut lists, mut along) = (0_usize, 1_usize);
+/// Returns whether the number of lists in a shape is in proportion to the bytes of its buffer. Empty lists, and lists that
+/// contain one list, need no bytes, so a small message could describe any number of them.
+pub(super) fn has_bounded_lists(shape: &[usize], bytes: usize) -> bool {
+    const LISTS_PER_BYTE: usize = 2;
+    /// Small buffers may have this many lists in addition.
+    const EXTRA_LISTS: usize = 1024;
+    let (mut lists, mut lists_at_depth) = (0_usize, 1_usize);
     for length in shape {
-        lists = lists.saturating_add(along);
-        along = along.saturating_mul(*length);
+        lists = lists.saturating_add(lists_at_depth);
+        lists_at_depth = lists_at_depth.saturating_mul(*length);
     }
-    lists <= bytes.saturating_mul(PER_BYTE).saturating_add(MORE)
+    lists <= bytes.saturating_mul(LISTS_PER_BYTE).saturating_add(EXTRA_LISTS)
 }
 
 /// Converts a buffer of float64 to the list that it represents.
 pub(super) fn to_list<'py>(py: Python<'py>, shape: &[usize], buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     let expected = shape.iter().try_fold(size_of::<f64>(), |size, n| size.checked_mul(*n));
     // An empty buffer could represent any number of empty lists.
-    let fits = expected == Some(buffer.len())
+    let is_valid = expected == Some(buffer.len())
         && (!buffer.is_empty() || shape == [0])
-        && is_lean(shape, buffer.len());
-    if !fits || shape.is_empty() || shape.len() > MAX_DEPTH {
+        && has_bounded_lists(shape, buffer.len());
+    if !is_valid || shape.is_empty() || shape.len() > MAX_DEPTH {
         return Err(PyValueError::new_err(format!(
-            "the list's buffer has {} bytes, which do not make a list of the shape {shape:?}",
+            "the buffer of {} bytes does not match a list of the shape {shape:?}",
             buffer.len()
         )));
     }
-    Ok(list(py, shape, buffer)?.into_any())
+    Ok(nested_list(py, shape, buffer)?.into_any())
 }
 
-fn list<'py>(py: Python<'py>, shape: &[usize], buffer: &[u8]) -> PyResult<Bound<'py, PyList>> {
+fn nested_list<'py>(py: Python<'py>, shape: &[usize], buffer: &[u8]) -> PyResult<Bound<'py, PyList>> {
     match shape {
         [len, inner @ ..] if !inner.is_empty() => {
-            let lists = buffer.chunks_exact(buffer.len() / len).map(|part| list(py, inner, part));
+            let lists = buffer.chunks_exact(buffer.len() / len).map(|part| nested_list(py, inner, part));
             PyList::new(py, lists.collect::<PyResult<Vec<_>>>()?)
         }
         _ => {

@@ -1,5 +1,5 @@
-//! [`Parameters`]: the parameters of a tool, prepared for the arguments of its calls. An argument is converted to the type
-//! of its parameter: 5 for a float, 5.0 for an int, lists for an array.
+//! [`Parameters`]: the parameters of a tool, prepared for the arguments of its calls. Arguments are converted to the types
+//! of their parameters: 5 to a float, 5.0 to an int, and lists to an array.
 
 use pyo3::{
     exceptions::PyValueError,
@@ -73,7 +73,7 @@ impl Parameter {
 }
 
 impl Conversion {
-    /// Whether a value of this type differs from the target and may have an equivalent there.
+    /// Returns whether values of this type differ from the target type and may have an equivalent in it.
     const fn applies_to(self, ty: ValueType) -> bool {
         match self {
             Self::Float => matches!(ty, ValueType::Integer),
@@ -90,18 +90,20 @@ impl Conversion {
         let value = to_python(py, payload)?;
         match self {
             Self::Float => value.call_method0(intern!(py, "__float__")).map_err(|_| {
-                PyValueError::new_err("it is an integer too large for a float; send one below 1.8e308")
+                PyValueError::new_err(
+                    "it is an integer that is too large for a float; send one below 1.8e308",
+                )
             }),
             Self::Integer => read::to_integer(&value)?
                 .ok_or_else(|| PyValueError::new_err(format!("it is {value}, expected an integer"))),
             Self::Array if value.is_instance_of::<PyList>() => array::from_lists(&value),
             Self::Array => {
-                let described = value.cast::<PyDict>().map_or(Ok(None), array::from_described)?;
-                match described {
+                let array = value.cast::<PyDict>().map_or(Ok(None), array::from_map)?;
+                match array {
                     Some(array) => Ok(array),
                     None if array::is_array(&value)? => Ok(value),
                     None => Err(PyValueError::new_err(format!(
-                        "it is {}, which makes no array; send lists of numbers that are equally long, or an array",
+                        "it is {}, which cannot be converted to an array; send lists of numbers of equal length, or an array",
                         read::describe_type(&value)
                     ))),
                 }

@@ -65,8 +65,8 @@ pub(super) fn float_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bou
     number.into_bound_py_any(py)
 }
 
-/// Returns the float with this name.
-fn named(text: &str) -> Option<f64> {
+/// Returns the float with this name in the protocol.
+fn named_float(text: &str) -> Option<f64> {
     match text {
         "NaN" => Some(f64::NAN),
         "Infinity" => Some(f64::INFINITY),
@@ -87,7 +87,7 @@ fn unmark(text: &str) -> Cow<'_, str> {
         while let Some(at) = rest.find(mark) {
             let (before, after) = (&rest[..at], &rest[at + mark.len()..]);
             plain.push_str(before);
-            // Inside a string, the quotes of the mark would be escaped, so this is text.
+            // Escaped quotes mean that the mark is inside a string, so it is text.
             plain.push_str(if before.ends_with('\\') { mark } else { number });
             rest = after;
         }
@@ -97,16 +97,16 @@ fn unmark(text: &str) -> Cow<'_, str> {
     text
 }
 
-/// Returns the integer that equals a float, or `None` if there is none or it is too large to be exact. Variables apply
-/// the same rule.
+/// Returns the integer that equals a float. Returns `None` if the float has a fraction or is too large to be exact.
+/// Variables apply the same rule.
 ///
 /// # Errors
 /// If the object is not a float.
 pub(super) fn to_integer<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
-    /// Larger integers may not have an exact float.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
+    /// All integers up to this magnitude have an exact float.
+    const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
     let number: f64 = value.extract()?;
-    if number.fract() != 0.0 || number.abs() > EXACT {
+    if number.fract() != 0.0 || number.abs() > MAX_EXACT_INTEGER {
         return Ok(None);
     }
     value.call_method0("__int__").map(Some)
@@ -131,17 +131,17 @@ pub(super) fn describe_type(value: &Bound<'_, PyAny>) -> String {
 /// Returns whether the text contains digits of an integer that may not fit `i64`. Digits in strings may match, too,
 /// which only selects the slower parser.
 fn has_long_integer(json: &[u8]) -> bool {
-    let mut run = 0;
-    let mut fraction = false;
+    let mut digits = 0;
+    let mut is_fraction = false;
     for byte in json {
         if byte.is_ascii_digit() {
-            run += 1;
-            if run > SAFE_DIGITS && !fraction {
+            digits += 1;
+            if digits > SAFE_DIGITS && !is_fraction {
                 return true;
             }
         } else {
-            run = 0;
-            fraction = *byte == b'.';
+            digits = 0;
+            is_fraction = *byte == b'.';
         }
     }
     false
@@ -196,7 +196,7 @@ impl<'de, 'py> Visitor<'de> for Object<'py> {
     }
 
     fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<Self::Value, E> {
-        match named(value).filter(|_| self.only_numbers) {
+        match named_float(value).filter(|_| self.only_numbers) {
             Some(number) => self.of(number),
             None => Ok(PyString::new(self.py, value).into_any()),
         }
@@ -205,7 +205,7 @@ impl<'de, 'py> Visitor<'de> for Object<'py> {
     fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
         // serde_json passes strings without escapes to `visit_borrowed_str`. The names of floats contain no escapes, so
         // this string is marked.
-        match named(value) {
+        match named_float(value) {
             Some(number) => self.of(number),
             None => Ok(PyString::new(self.py, value).into_any()),
         }

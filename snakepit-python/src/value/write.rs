@@ -23,7 +23,7 @@ pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyR
             with_name(value.py(), error, format_args!("{what}{path}"), "cannot be converted")
         }
         WriteError::TooDeep => PyValueError::new_err(format!(
-            "{what} is nested deeper than {MAX_DEPTH} levels, or contains itself; return something flatter"
+            "{what} is nested deeper than {MAX_DEPTH} levels, or contains itself; use a flatter structure"
         )),
         WriteError::Type { name, path } => {
             let path: String = path.into_iter().rev().collect();
@@ -37,25 +37,23 @@ pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyR
     Ok(out)
 }
 
-const HINT: &str = "which has no JSON form; use str, int, float, bool, None, list, tuple or dict";
-
-/// Returns the error for a value that has no wire form.
-pub(super) fn unfit(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyErr {
+/// Returns the error for a value whose type has no wire form.
+pub(super) fn type_without_wire_form(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyErr {
     let name = type_name(value);
     type_error(format!("{what} is a `{name}`, {}", hint(&name)))
 }
 
 /// Describes why a type has no JSON form, and the alternative.
-fn hint(name: &str) -> String {
+fn hint(name: &str) -> &'static str {
     match name {
         "bytes" | "bytearray" | "memoryview" => {
-            "which has no JSON form inside of another value; pass it alone, or its text by base64".to_owned()
+            "which has no JSON form inside another value; pass it alone, or as base64 text"
         }
-        "set" | "frozenset" => "which has no JSON form; make it a list by list()".to_owned(),
+        "set" | "frozenset" => "which has no JSON form; convert it with list()",
         "datetime.datetime" | "datetime.date" | "datetime.time" => {
-            "which has no JSON form; make it a text by isoformat()".to_owned()
+            "which has no JSON form; convert it with isoformat()"
         }
-        _ => HINT.to_owned(),
+        _ => "which has no JSON form; use str, int, float, bool, None, list, tuple or dict",
     }
 }
 
@@ -71,7 +69,7 @@ enum WriteError {
         name: String,
         path: Vec<String>,
     },
-    /// A value that would change on the way.
+    /// A value that JSON cannot represent unchanged.
     Value {
         problem: String,
         path: Vec<String>,
@@ -79,7 +77,7 @@ enum WriteError {
 }
 
 impl WriteError {
-    fn below(mut self, step: impl FnOnce() -> String) -> Self {
+    fn with_step(mut self, step: impl FnOnce() -> String) -> Self {
         if let Self::Python { path, .. } | Self::Type { path, .. } | Self::Value { path, .. } = &mut self {
             path.push(step());
         }
@@ -117,7 +115,7 @@ fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<()
     } else if let Ok(tuple) = value.cast::<PyTuple>() {
         write_items(tuple.iter(), out, depth)
     } else if array::is_array(value)? {
-        if let Some(problem) = array::problem_of(value)? {
+        if let Some(problem) = array::conversion_problem(value)? {
             return Err(WriteError::Value { problem, path: Vec::new() });
         }
         write(&value.call_method0("tolist")?, out, depth + 1)
@@ -142,7 +140,8 @@ fn write_integer(number: &Bound<'_, PyInt>, out: &mut Vec<u8>) -> Result<(), Wri
     }
     // `int.__repr__`, because subclasses such as IntEnum override it.
     let Ok(text) = number.py().get_type::<PyInt>().call_method1("__repr__", (number,)) else {
-        let problem = "it is an integer of more digits than Python makes a text of; pass it as one by hex()";
+        let problem =
+            "it is an integer with more digits than Python converts to text; pass the text of hex()";
         return Err(PyValueError::new_err(problem).into());
     };
     out.extend_from_slice(text.cast::<PyString>().map_err(PyErr::from)?.to_cow()?.as_bytes());
@@ -174,7 +173,7 @@ fn write_items<'py>(
         if index > 0 {
             out.push(b',');
         }
-        write(&item, out, depth + 1).map_err(|e| e.below(|| format!("[{index}]")))?;
+        write(&item, out, depth + 1).map_err(|e| e.with_step(|| format!("[{index}]")))?;
     }
     out.push(b']');
     Ok(())
@@ -183,14 +182,14 @@ fn write_items<'py>(
 fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Result<(), WriteError> {
     out.push(b'{');
     let mut first = true;
-    // Converted keys: two of them, or one and a string key, may become the same text.
+    // Two converted keys, or one of them and a string key, may have the same text.
     let mut converted = HashSet::new();
     for (key, value) in dict.iter() {
         if !std::mem::take(&mut first) {
             out.push(b',');
         }
         if let Ok(text) = key.cast::<PyString>() {
-            write_text(text, out).map_err(|e| e.below(|| format!(" key {}", repr(&key))))?;
+            write_text(text, out).map_err(|e| e.with_step(|| format!(" key {}", repr(&key))))?;
         } else {
             let text = key_text(&key)?;
             serde_json::to_writer(&mut *out, &text).map_err(|e| PyValueError::new_err(e.to_string()))?;
@@ -202,7 +201,7 @@ fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Resu
             }
         }
         out.push(b':');
-        write(&value, out, depth + 1).map_err(|e| e.below(|| format!("[{}]", repr(&key))))?;
+        write(&value, out, depth + 1).map_err(|e| e.with_step(|| format!("[{}]", repr(&key))))?;
     }
     out.push(b'}');
     Ok(())
@@ -229,12 +228,12 @@ fn key_text(key: &Bound<'_, PyAny>) -> Result<String, WriteError> {
         .to_owned());
     }
     let mut text = Vec::new();
-    write(key, &mut text, 0).map_err(|e| e.below(|| " key".to_owned()))?;
+    write(key, &mut text, 0).map_err(|e| e.with_step(|| " key".to_owned()))?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 fn repr(value: &Bound<'_, PyAny>) -> String {
-    const SHOWN: usize = 64;
+    const MAX_CHARS: usize = 64;
     let text = value.repr().map_or_else(|_| "?".to_owned(), |text| text.to_string_lossy().into_owned());
-    text.chars().take(SHOWN).collect()
+    text.chars().take(MAX_CHARS).collect()
 }

@@ -23,19 +23,19 @@ use crate::{errors::SnakepitError, value};
 /// A value that is converted to a Python object on first access, because a listing may hold many large values.
 struct Value {
     /// The name of the value for error messages.
-    what: String,
+    label: String,
     payload: Result<Payload, WireError>,
     object: PyOnceLock<Py<PyAny>>,
 }
 
 impl Value {
-    fn new(what: String, payload: Result<Payload, WireError>) -> Arc<Self> {
-        Arc::new(Self { what, payload, object: PyOnceLock::new() })
+    fn new(label: String, payload: Result<Payload, WireError>) -> Arc<Self> {
+        Arc::new(Self { label, payload, object: PyOnceLock::new() })
     }
 
-    fn from_wire(what: String, any: Option<pb::Any>, buffer: Bytes) -> Arc<Self> {
+    fn from_wire(label: String, any: Option<pb::Any>, buffer: Bytes) -> Arc<Self> {
         let buffer = (!buffer.is_empty()).then_some(buffer);
-        Self::new(what, payload_from_wire(any.unwrap_or_default(), buffer))
+        Self::new(label, payload_from_wire(any.unwrap_or_default(), buffer))
     }
 
     fn get(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
@@ -54,8 +54,11 @@ impl Value {
         if !error.is_instance_of::<PyException>(py) {
             return error;
         }
-        let wrapped =
-            SnakepitError::new_err(format!("the value of {} cannot be read: {}", self.what, error.value(py)));
+        let wrapped = SnakepitError::new_err(format!(
+            "the value of {} cannot be read: {}",
+            self.label,
+            error.value(py)
+        ));
         wrapped.set_cause(py, Some(error));
         wrapped
     }
@@ -139,7 +142,7 @@ impl From<pb::Variable> for Variable {
             pb::variable::Source::Python => "python",
         };
         Self {
-            value: Value::from_wire(of(&variable.name), variable.value, variable.binary_value),
+            value: Value::from_wire(variable_label(&variable.name), variable.value, variable.binary_value),
             id: variable.id,
             name: variable.name,
             ty: variable.r#type,
@@ -157,7 +160,7 @@ impl From<snakepit_session::Variable> for Variable {
         let snakepit_session::Variable { id, name, ty, value, version, metadata, source, updated_at } =
             variable;
         Self {
-            value: Value::new(of(name.as_str()), Ok(value)),
+            value: Value::new(variable_label(name.as_str()), Ok(value)),
             id: id.to_string(),
             name: name.to_string(),
             ty: ty.kind().to_string(),
@@ -170,7 +173,7 @@ impl From<snakepit_session::Variable> for Variable {
     }
 }
 
-/// One version of a variable, as the host keeps it.
+/// One version of a variable, as stored by the host.
 #[pyclass(frozen, module = "snakepit_bridge")]
 #[derive(Debug)]
 pub(crate) struct VariableVersion {
@@ -207,7 +210,11 @@ impl VariableVersion {
     /// Converts a version from its wire form. `identifier` is a name or an id.
     pub(crate) fn from_wire(identifier: &str, entry: pb::VariableHistoryEntry) -> Self {
         Self {
-            value: Value::from_wire(version_of(identifier, entry.version), entry.value, entry.binary_value),
+            value: Value::from_wire(
+                version_label(identifier, entry.version),
+                entry.value,
+                entry.binary_value,
+            ),
             version: entry.version.into(),
             updated_at: time(entry.timestamp),
             changed_by: entry.changed_by,
@@ -218,7 +225,7 @@ impl VariableVersion {
     /// Converts a version of a [`LocalSession`](crate::local::LocalSession).
     pub(crate) fn from_local(identifier: &str, entry: snakepit_session::VariableVersion) -> Self {
         Self {
-            value: Value::new(version_of(identifier, entry.version), Ok(entry.value)),
+            value: Value::new(version_label(identifier, entry.version), Ok(entry.value)),
             version: entry.version.into(),
             updated_at: entry.at,
             changed_by: entry.note.author().to_owned(),
@@ -227,11 +234,11 @@ impl VariableVersion {
     }
 }
 
-fn of(name: &str) -> String {
+fn variable_label(name: &str) -> String {
     format!("variable `{name}`")
 }
 
-fn version_of(identifier: &str, version: impl fmt::Display) -> String {
+fn version_label(identifier: &str, version: impl fmt::Display) -> String {
     format!("version {version} of variable `{identifier}`")
 }
 

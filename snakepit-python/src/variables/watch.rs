@@ -27,12 +27,12 @@ type Updates = Pin<Box<dyn Stream<Item = Result<VariableUpdate, HostError>> + Se
 #[derive(Debug)]
 pub(crate) struct VariableWatch {
     runtime: RuntimeHandle,
-    watched: Arc<Watched>,
+    shared: Arc<SharedWatch>,
     /// The task that ends the watch with its caller.
-    end: JoinHandle<()>,
+    end_task: JoinHandle<()>,
 }
 
-struct Watched {
+struct SharedWatch {
     caller: Caller,
     deadline: Option<Instant>,
     closed: CancellationToken,
@@ -55,14 +55,14 @@ impl VariableWatch {
         let owner = caller.clone();
         let deadline = caller.stream_deadline();
         let state = Mutex::new(State { updates: Some(Box::pin(updates)), next: None });
-        let watched = Arc::new(Watched { caller, deadline, closed: CancellationToken::new(), state });
-        // A weak reference: Python code may keep the object beyond the call, for example in a global, and the host's
-        // end of the watch must still close.
-        let left = Arc::downgrade(&watched);
-        let end = runtime.tokio().spawn(async move {
-            let end = owner.ended().await;
-            let Some(watched) = left.upgrade() else { return };
-            let mut state = watched.state.lock().await;
+        let shared = Arc::new(SharedWatch { caller, deadline, closed: CancellationToken::new(), state });
+        // A weak reference, because Python code may keep the watch beyond the call, for example in a global. The host's
+        // end of the watch must close nevertheless.
+        let weak = Arc::downgrade(&shared);
+        let end_task = runtime.tokio().spawn(async move {
+            let end = owner.watch_end().await;
+            let Some(shared) = weak.upgrade() else { return };
+            let mut state = shared.state.lock().await;
             let was_open = state.updates.take().is_some();
             match end {
                 Ok(()) => state.next = None,
@@ -71,7 +71,7 @@ impl VariableWatch {
                 Err(_) => {}
             }
         });
-        Self { runtime, watched, end }
+        Self { runtime, shared, end_task }
     }
 }
 
@@ -79,14 +79,14 @@ impl Drop for VariableWatch {
     fn drop(&mut self) {
         if self.runtime.is_forked() {
             // The watch belongs to the parent.
-            std::mem::forget(Arc::clone(&self.watched));
+            std::mem::forget(Arc::clone(&self.shared));
             return;
         }
-        self.end.abort();
+        self.end_task.abort();
     }
 }
 
-impl Watched {
+impl SharedWatch {
     /// Waits for an update or the end. Cancel safe.
     async fn advance(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().await;
@@ -97,7 +97,7 @@ impl Watched {
                 biased;
                 end = self.end() => end.err().map(Err),
                 // A host ends an open watch only when it shuts down.
-                update = updates.next() => Some(update.unwrap_or(Err(HostError::Stopped))),
+                update = updates.next() => Some(update.unwrap_or(Err(HostError::WatchEnded))),
             };
             if !matches!(next, Some(Ok(_))) {
                 state.updates = None;
@@ -120,14 +120,14 @@ impl Watched {
             () = self.closed.cancelled() => Ok(()),
             error = self.caller.cancelled() => Err(error),
             () = deadline => Err(HostError::Deadline),
-            end = self.caller.ended() => end,
+            end = self.caller.watch_end() => end,
         }
     }
 }
 
-impl fmt::Debug for Watched {
+impl fmt::Debug for SharedWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched").field("closed", &self.closed.is_cancelled()).finish_non_exhaustive()
+        f.debug_struct("SharedWatch").field("closed", &self.closed.is_cancelled()).finish_non_exhaustive()
     }
 }
 
@@ -135,19 +135,19 @@ impl fmt::Debug for Watched {
 impl VariableWatch {
     /// Releases the GIL and waits for the next update. Returns `None` at the end.
     fn next(&self, py: Python<'_>) -> PyResult<Option<VariableUpdate>> {
-        let next = async { self.watched.advance().await.next.take() };
+        let next = async { self.shared.advance().await.next.take() };
         Ok(self.runtime.wait(py, next)?.transpose()?)
     }
 
     /// Finishes the wait of this key when `take` can return.
     fn ready(&self, completions: &Completions, key: u64) -> PyResult<Wait> {
-        let watched = Arc::clone(&self.watched);
-        Wait::start(self.runtime, completions, key, async move { drop(watched.advance().await) })
+        let shared = Arc::clone(&self.shared);
+        Wait::start(self.runtime, completions, key, async move { drop(shared.advance().await) })
     }
 
     /// Takes the update that has arrived. Returns `None` at the end.
     fn take(&self) -> PyResult<Option<VariableUpdate>> {
-        let mut state = self.watched.state.try_lock().map_err(|_| concurrent_read())?;
+        let mut state = self.shared.state.try_lock().map_err(|_| concurrent_read())?;
         let next = state.next.take();
         if next.is_none() && state.updates.is_some() {
             return Err(concurrent_read());
@@ -160,14 +160,16 @@ impl VariableWatch {
         if self.runtime.is_forked() {
             return;
         }
-        self.watched.closed.cancel();
+        self.shared.closed.cancel();
         // A waiting reader holds the lock, and ends through the token.
-        if let Ok(mut state) = self.watched.state.try_lock() {
+        if let Ok(mut state) = self.shared.state.try_lock() {
             *state = State { updates: None, next: None };
         }
     }
 }
 
 fn concurrent_read() -> PyErr {
-    PyRuntimeError::new_err("another thread or coroutine reads from this watch; give each its own")
+    PyRuntimeError::new_err(
+        "another thread or coroutine reads from this watch; create a separate watch for each",
+    )
 }

@@ -14,7 +14,7 @@ use crate::ValueType;
 /// # Errors
 /// The reason, which continues a message after "value". `None` if the JSON is not an array.
 pub(super) fn json_shape(kind: ValueType, json: &[u8]) -> Result<Vec<usize>, Option<String>> {
-    const NOT_NUMBERS: &str = "must be a list of numbers, or nested lists that are equally long";
+    const NOT_NUMBERS: &str = "must be a list of numbers, or nested lists of equal length";
     match json.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'[') => {
             let Shape { axes, has_booleans } =

@@ -340,7 +340,7 @@ mod tests {
             (Embedding, "", r#"["x"]"#, "list of numbers"),
             (Embedding, "", "1", "must be of type embedding"),
             (Tensor, r#"{"shape": [2, 2]}"#, "[[1, 2]]", "shape must be [2, 2], it is [1, 2]"),
-            (Tensor, "", "[[1, 2], [3]]", "equally long"),
+            (Tensor, "", "[[1, 2], [3]]", "of equal length"),
             (
                 Tensor,
                 "",

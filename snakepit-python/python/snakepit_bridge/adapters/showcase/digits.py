@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 #: A fixed seed, so that predictions never use images from the training set.
 _SEED = 20
-_HELD_OUT = 0.25
+#: The fraction of the images that training does not use.
+_HELD_OUT_FRACTION = 0.25
 #: The number of images per training step.
-_BATCH = 64
+_BATCH_SIZE = 64
 #: The largest pixel value of an image.
-_BRIGHTEST = 16.0
+_MAX_PIXEL = 16.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Training:
         self._order = np.random.default_rng(_SEED)
         self._batches: list[Labels] = []
         self._classifier = SGDClassifier(loss="log_loss", alpha=1e-4, average=True, random_state=_SEED)
-        per_epoch = -(-len(self._train[1]) // _BATCH)
+        per_epoch = -(-len(self._train[1]) // _BATCH_SIZE)
         #: The total number of steps.
         self.steps = epochs * per_epoch
         #: The classes.
@@ -80,7 +81,7 @@ class Training:
         images, labels = self._train
         if not self._batches:
             order = self._order.permutation(len(labels))
-            self._batches = np.array_split(order, -(-len(labels) // _BATCH))
+            self._batches = np.array_split(order, -(-len(labels) // _BATCH_SIZE))
         batch = self._batches.pop()
         self._classifier.partial_fit(images[batch], labels[batch], classes=self.classes)
         held_out_images, held_out_labels = self._held_out
@@ -112,10 +113,10 @@ def predict(model: Model, start: int, count: int) -> tuple[list[int], list[int]]
     images, labels = _split()[1]
     if start < 0 or count < 1 or start + count > len(labels):
         raise ValueError(
-            f"images {start} to {start + count - 1} are not all there; {len(labels)} are held out, the first is 0"
+            f"images {start} to {start + count - 1} do not exist; {len(labels)} are held out, numbered from 0"
         )
-    chosen = slice(start, start + count)
-    return model.predict(images[chosen]).tolist(), labels[chosen].tolist()
+    indices = slice(start, start + count)
+    return model.predict(images[indices]).tolist(), labels[indices].tolist()
 
 
 def _split() -> tuple[tuple[Matrix, Labels], tuple[Matrix, Labels]]:
@@ -124,8 +125,8 @@ def _split() -> tuple[tuple[Matrix, Labels], tuple[Matrix, Labels]]:
     from sklearn.model_selection import train_test_split
 
     data = load_digits()
-    images, labels = data.data / _BRIGHTEST, data.target
+    images, labels = data.data / _MAX_PIXEL, data.target
     train_images, held_out_images, train_labels, held_out_labels = train_test_split(
-        images, labels, test_size=_HELD_OUT, random_state=_SEED, stratify=labels
+        images, labels, test_size=_HELD_OUT_FRACTION, random_state=_SEED, stratify=labels
     )
     return (train_images, train_labels), (held_out_images, held_out_labels)

@@ -12,7 +12,7 @@ from snakepit_bridge import BaseAdapter, tool
 from snakepit_bridge.adapters.showcase import digits
 
 #: The interval at which the sleeping tool checks for cancellation, in seconds.
-_NAP = 0.05
+_CHECK_INTERVAL = 0.05
 
 
 def _plain(number: float) -> float:
@@ -53,7 +53,7 @@ class ShowcaseAdapter(BaseAdapter):
         """
         began = time.monotonic()
         while (left := began + seconds - time.monotonic()) > 0 and not self.session_context.cancelled:
-            time.sleep(min(left, _NAP))
+            time.sleep(min(left, _CHECK_INTERVAL))
         return time.monotonic() - began
 
     @tool
