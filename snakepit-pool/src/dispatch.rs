@@ -121,7 +121,7 @@ fn to_tool_error(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolErr
             ToolError::Overloaded { queued, limit: pool.config.queue_limit, retry_after: retry_after(oldest) }
         }
         AcquireError::Rejected(Rejection::TooManyBytes { used, oldest }) => ToolError::TooManyBytes {
-            whose: "calls that wait for a worker".to_owned(),
+            holders: "calls that wait for a worker".to_owned(),
             used,
             limit: pool.config.queue_bytes,
             retry_after: retry_after(oldest),

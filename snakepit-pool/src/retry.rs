@@ -145,7 +145,7 @@ where
 /// Returns the error for the caller, which takes the earlier attempts into account.
 fn with_earlier(error: ToolError, earlier: &mut Option<Box<ToolError>>) -> ToolError {
     match earlier.take() {
-        Some(earlier) => error.after(*earlier),
+        Some(earlier) => error.with_earlier_attempt(*earlier),
         None => error,
     }
 }

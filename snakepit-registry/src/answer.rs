@@ -98,7 +98,7 @@ impl<T: Serialize + 'static> IntoAnswer for Json<T> {
 }
 
 /// Implements [`IntoAnswer`] for types through serde. `Result` is excluded, because its error would become an answer.
-macro_rules! values {
+macro_rules! impl_into_answer {
     ($([$($parameters:tt)*] $type:ty,)+) => {$(
         impl<$($parameters)*> IntoAnswer for $type {
             fn into_answer(self) -> Result<Payload, Box<ToolFailure>> {
@@ -108,7 +108,7 @@ macro_rules! values {
     )+};
 }
 
-values! {
+impl_into_answer! {
     [] bool,
     [] char,
     [] i8,

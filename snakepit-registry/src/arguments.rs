@@ -1,5 +1,4 @@
-//! The arguments of a call, and a deserializer that reads all of them as one map, directly from the bytes of each
-//! payload.
+//! [`Arguments`] of a call, and their deserializer. It reads all arguments as one map, directly from the bytes of each payload.
 
 use std::{slice, sync::Arc, vec};
 
@@ -14,7 +13,7 @@ use crate::ToolError;
 
 /// The arguments of a call, sorted by parameter name.
 ///
-/// Clones are cheap, because they share the arguments. A retry therefore keeps a copy of its call.
+/// Clones share the arguments, so a retry can keep a cheap copy of its call.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Arguments(Arc<Vec<(String, Payload)>>);
 
@@ -27,18 +26,18 @@ impl Arguments {
 
     /// Adds an argument, or replaces the argument with the same name.
     pub fn insert(&mut self, name: String, value: Payload) {
-        let found = self.search(&name);
+        let position = self.search(&name);
         let entries = Arc::make_mut(&mut self.0);
-        match found {
-            Ok(at) => entries[at].1 = value,
-            Err(at) => entries.insert(at, (name, value)),
+        match position {
+            Ok(index) => entries[index].1 = value,
+            Err(index) => entries.insert(index, (name, value)),
         }
     }
 
     /// The argument with this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Payload> {
-        self.search(name).ok().map(|at| &self.0[at].1)
+        self.search(name).ok().map(|index| &self.0[index].1)
     }
 
     /// Iterates over all names and values, sorted by name.
@@ -64,8 +63,9 @@ impl Arguments {
         self.0.iter().map(|(_, value)| value.size()).sum()
     }
 
+    /// The index of a name, or the index at which to insert it.
     fn search(&self, name: &str) -> Result<usize, usize> {
-        self.0.binary_search_by(|(known, _)| known.as_str().cmp(name))
+        self.0.binary_search_by(|(other, _)| other.as_str().cmp(name))
     }
 }
 
@@ -74,7 +74,7 @@ impl Extend<(String, Payload)> for Arguments {
     fn extend<I: IntoIterator<Item = (String, Payload)>>(&mut self, more: I) {
         let entries = Arc::make_mut(&mut self.0);
         entries.extend(more);
-        // A stable sort, which is fast for sorted input.
+        // The sort is stable, so the last value with a name remains last. It is fast for sorted input.
         entries.sort_by(|(one, _), (other, _)| one.cmp(other));
         entries.dedup_by(|later, earlier| {
             let is_replaced = later.0 == earlier.0;
@@ -103,43 +103,52 @@ impl IntoIterator for Arguments {
     }
 }
 
-/// Deserializes all arguments into a Rust value. Accepts 5.0 as an integer and 5 as a float, at any depth.
+/// Deserializes all arguments into one Rust value. Accepts 5.0 as an integer and 5 as a float, at any depth.
 ///
 /// # Errors
 /// [`ToolError::InvalidArgument`], with the name of the argument if serde reports it.
 pub(crate) fn from_arguments<A: DeserializeOwned>(tool: &str, arguments: &Arguments) -> Result<A, ToolError> {
-    let read = |whole_floats| {
-        let mut current = None;
-        let all = ArgumentsDeserializer { arguments, whole_floats, current: &mut current };
-        A::deserialize(all).map_err(|error| (error, current))
+    let deserialize = |accepts_whole_floats| {
+        let mut current_name = None;
+        let deserializer =
+            ArgumentsDeserializer { arguments, accepts_whole_floats, current_name: &mut current_name };
+        A::deserialize(deserializer).map_err(|error| (error, current_name))
     };
     // The second pass accepts whole floats as integers. It runs only if the first one fails.
-    read(false).or_else(|_| read(true)).map_err(|(error, current)| {
+    deserialize(false).or_else(|_| deserialize(true)).map_err(|(error, current_name)| {
         let problem = format!("does not fit: {error}");
-        // An error between two arguments concerns all of them: one is missing, or the type is not a map.
-        let argument = current
-            .map_or_else(|| quoted(&error.to_string()).unwrap_or("arguments").to_owned(), str::to_owned);
+        // Outside of an argument, the error is that an argument is missing or that `A` is not a map. Only serde's message
+        // contains the missing name.
+        let argument = current_name.map_or_else(
+            || first_quoted(&error.to_string()).unwrap_or("arguments").to_owned(),
+            str::to_owned,
+        );
         ToolError::InvalidArgument { tool: tool.to_owned(), argument, problem }
     })
 }
 
 /// The first text in backticks, such as `x` in "missing field `x`".
-fn quoted(text: &str) -> Option<&str> {
+fn first_quoted(text: &str) -> Option<&str> {
     text.split('`').nth(1)
 }
 
 struct ArgumentsDeserializer<'a, 'c> {
     arguments: &'a Arguments,
-    whole_floats: bool,
-    current: &'c mut Option<&'a str>,
+    accepts_whole_floats: bool,
+    /// The name of the argument that is being deserialized, for error messages.
+    current_name: &'c mut Option<&'a str>,
 }
 
 impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
     type Error = serde_json::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-        let (entries, whole_floats) = (self.arguments.0.iter(), self.whole_floats);
-        visitor.visit_map(ArgumentsAccess { entries, whole_floats, value: None, current: self.current })
+        visitor.visit_map(ArgumentsAccess {
+            entries: self.arguments.0.iter(),
+            accepts_whole_floats: self.accepts_whole_floats,
+            value: None,
+            current_name: self.current_name,
+        })
     }
 
     /// Accepts `()` for a tool without arguments.
@@ -167,9 +176,10 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
 
 struct ArgumentsAccess<'a, 'c> {
     entries: slice::Iter<'a, (String, Payload)>,
-    whole_floats: bool,
+    accepts_whole_floats: bool,
+    /// The value of the key that was read last.
     value: Option<&'a Payload>,
-    current: &'c mut Option<&'a str>,
+    current_name: &'c mut Option<&'a str>,
 }
 
 impl<'de, 'a: 'de> MapAccess<'de> for ArgumentsAccess<'a, '_> {
@@ -180,10 +190,10 @@ impl<'de, 'a: 'de> MapAccess<'de> for ArgumentsAccess<'a, '_> {
         seed: K,
     ) -> Result<Option<K::Value>, Self::Error> {
         let Some((name, value)) = self.entries.next() else {
-            *self.current = None;
+            *self.current_name = None;
             return Ok(None);
         };
-        *self.current = Some(name);
+        *self.current_name = Some(name);
         self.value = Some(value);
         seed.deserialize(name.as_str().into_deserializer()).map(Some)
     }
@@ -193,8 +203,8 @@ impl<'de, 'a: 'de> MapAccess<'de> for ArgumentsAccess<'a, '_> {
         seed: V,
     ) -> Result<V::Value, Self::Error> {
         let value = self.value.take().ok_or_else(|| serde::de::Error::custom("a value without its key"))?;
-        let result = if self.whole_floats { value.read_whole(seed)? } else { value.read(seed)? };
-        *self.current = None;
+        let result = if self.accepts_whole_floats { value.read_whole(seed)? } else { value.read(seed)? };
+        *self.current_name = None;
         Ok(result)
     }
 }
@@ -207,7 +217,7 @@ mod tests {
         Payload::try_from_serde(&number).unwrap()
     }
 
-    fn shown(arguments: &Arguments) -> Vec<(&str, u32)> {
+    fn entries_of(arguments: &Arguments) -> Vec<(&str, u32)> {
         arguments.iter().map(|(name, value)| (name, value.to_serde().unwrap())).collect()
     }
 
@@ -217,7 +227,7 @@ mod tests {
         let collected: Arguments = entries.iter().map(|(name, n)| ((*name).to_owned(), value(*n))).collect();
         let mut inserted = Arguments::new();
         entries.iter().for_each(|(name, n)| inserted.insert((*name).to_owned(), value(*n)));
-        assert_eq!(shown(&collected), [("a", 2), ("b", 5), ("c", 3)]);
+        assert_eq!(entries_of(&collected), [("a", 2), ("b", 5), ("c", 3)]);
         assert_eq!(collected, inserted);
         assert_eq!((collected.get("c"), collected.get("d")), (Some(&value(3)), None));
     }
@@ -228,7 +238,7 @@ mod tests {
         arguments.insert("a".into(), value(1));
         let clone = arguments.clone();
         arguments.insert("a".into(), value(2));
-        assert_eq!((shown(&clone), shown(&arguments)), (vec![("a", 1)], vec![("a", 2)]));
+        assert_eq!((entries_of(&clone), entries_of(&arguments)), (vec![("a", 1)], vec![("a", 2)]));
         assert_eq!(clone.into_iter().count(), 1);
     }
 }

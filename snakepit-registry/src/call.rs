@@ -27,7 +27,7 @@ impl CallId {
         Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// Creates the id of a call that another process numbered.
+    /// Creates the id of a call from the number that another process gave it.
     #[must_use]
     pub const fn from_u64(id: u64) -> Self {
         Self(id)
@@ -80,7 +80,8 @@ pub struct ToolCall {
     pub metadata: BTreeMap<String, String>,
     /// Unary or streaming.
     pub mode: CallMode,
-    /// The time at which the call fails. Covers queueing, all attempts, and the whole stream of a streaming call.
+    /// The time at which the call fails with [`DeadlineExceeded`](crate::ToolError::DeadlineExceeded). The time in the queue, all
+    /// attempts, and the whole stream of a streaming call count.
     pub deadline: Option<Instant>,
     /// Whether the call is idempotent, so that the host may run it twice.
     pub idempotent: bool,
@@ -88,7 +89,7 @@ pub struct ToolCall {
     pub preferred_worker: Option<Arc<str>>,
     /// The trace of the call.
     pub trace: Option<TraceContext>,
-    /// The running calls that wait for this one, outermost first. Their tools called a host tool, which made this call.
+    /// The running calls that wait for this one, outermost first: the tool of each called a host tool, which made the next call.
     /// `None` for a call that is not nested.
     pub ancestors: Option<Arc<[CallId]>>,
 }

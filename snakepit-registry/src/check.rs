@@ -4,33 +4,34 @@ use snakepit_session::{Payload, ValueType};
 
 use crate::{Arguments, ParameterSpec, ToolCall, ToolError, ToolSpec};
 
-/// The longest name of a tool or an argument, and the longest metadata key of a call, in bytes of UTF-8.
+/// The maximum length of the name of a tool or argument, and of a metadata key of a call, in bytes of UTF-8.
 pub const MAX_NAME_BYTES: usize = 256;
 
-/// The most metadata entries of a call.
+/// The maximum number of metadata entries of a call.
 const MAX_METADATA_ENTRIES: usize = 1000;
 
-/// The longest name that gets a suggestion or is suggested, in bytes. Longer names are not typos.
-const MAX_HINTED_BYTES: usize = 128;
+/// The maximum length of a name that gets a suggestion or is suggested, in bytes. Longer names are not typos.
+const MAX_SUGGESTION_BYTES: usize = 128;
 
-/// The most pairs of bytes that the search for a suggestion compares. Bounds its time to well below a millisecond.
-const MAX_HINT_WORK: usize = 256 * 1024;
+/// The maximum number of pairs of bytes that the search for a suggestion compares. Bounds its time to well below a
+/// millisecond.
+const MAX_COMPARED_PAIRS: usize = 256 * 1024;
 
-/// Checks the lengths of all names in a call. The other checks rely on it.
+/// Checks the lengths of all names in a call, and the number of its metadata entries. The other checks rely on it.
 pub(crate) fn names(call: &ToolCall) -> Result<(), ToolError> {
     let reject = |field: &str, problem: String| {
         Err(ToolError::InvalidArgument { tool: truncated(&call.tool), argument: field.to_owned(), problem })
     };
     tool_name(&call.tool)?;
     if let Some((name, _)) = call.arguments.iter().find(|(name, _)| name.len() > MAX_NAME_BYTES) {
-        return reject("arguments", too_long("hold a name", name));
+        return reject("arguments", too_long("contains a name", name));
     }
     if call.metadata.len() > MAX_METADATA_ENTRIES {
         let count = call.metadata.len();
         return reject("metadata", format!("has {count} entries, the limit is {MAX_METADATA_ENTRIES}"));
     }
     if let Some(key) = call.metadata.keys().find(|key| key.len() > MAX_NAME_BYTES) {
-        return reject("metadata", too_long("holds a key", key));
+        return reject("metadata", too_long("contains a key", key));
     }
     Ok(())
 }
@@ -44,8 +45,9 @@ pub(crate) fn tool_name(tool: &str) -> Result<(), ToolError> {
     Ok(())
 }
 
-fn too_long(what: &str, name: &str) -> String {
-    format!("{what} of {} bytes, the limit is {MAX_NAME_BYTES}: `{}`", name.len(), truncated(name))
+/// The end of an error message about a long name. `verb_phrase` precedes the length.
+fn too_long(verb_phrase: &str, name: &str) -> String {
+    format!("{verb_phrase} of {} bytes, the limit is {MAX_NAME_BYTES}: `{}`", name.len(), truncated(name))
 }
 
 /// The name, or its beginning if the name is too long for a message.
@@ -58,8 +60,8 @@ pub(crate) fn truncated(name: &str) -> String {
     format!("{}...", &name[..end])
 }
 
-/// Checks that every required argument is present and that each has the type of its parameter. For a closed spec, also
-/// checks that there are no other arguments.
+/// Checks that every required argument is present, and that each argument has the type of its parameter. A closed spec also
+/// rejects other arguments.
 pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), ToolError> {
     for parameter in &spec.parameters {
         match arguments.get(&parameter.name) {
@@ -75,7 +77,7 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
             }
             None if parameter.required => {
                 let unknown = unknown_argument(spec, arguments)
-                    .map(|(name, hint)| format!(", and `{name}` is unknown{hint}"));
+                    .map(|(name, suggestion)| format!(", and `{name}` is unknown{suggestion}"));
                 let problem =
                     format!("is missing{}; the tool takes {}", unknown.unwrap_or_default(), signature(spec));
                 return Err(invalid(spec, &parameter.name, problem));
@@ -83,37 +85,39 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
             None => {}
         }
     }
-    if let Some((name, hint)) = unknown_argument(spec, arguments) {
-        return Err(invalid(spec, name, format!("is unknown{hint}; the tool takes {}", signature(spec))));
+    if let Some((name, suggestion)) = unknown_argument(spec, arguments) {
+        let problem = format!("is unknown{suggestion}; the tool takes {}", signature(spec));
+        return Err(invalid(spec, name, problem));
     }
     Ok(())
 }
 
-/// Returns an argument that is not in a closed spec, and a hint at the most similar parameter. The hint is empty if no
-/// parameter is similar.
+/// Returns an argument that a closed spec does not have, and a suggestion of the most similar parameter. The suggestion is
+/// empty if no parameter is similar.
 fn unknown_argument<'a>(spec: &ToolSpec, arguments: &'a Arguments) -> Option<(&'a str, String)> {
     if !spec.closed {
         return None;
     }
     let names = || spec.parameters.iter().map(|parameter| parameter.name.as_str());
     let (name, _) = arguments.iter().find(|(name, _)| !names().any(|known| known == *name))?;
-    let hint = nearest(name, names()).map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
-    Some((name, hint))
+    let suggestion =
+        nearest(name, names()).map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
+    Some((name, suggestion))
 }
 
-/// Finds the most similar name, if any is similar. Skips long names and stops after [`MAX_HINT_WORK`].
+/// Finds the most similar name, if any is similar. Skips long names, and stops after [`MAX_COMPARED_PAIRS`].
 pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     const MIN_SIMILARITY: f64 = 0.8;
-    if name.len() > MAX_HINTED_BYTES {
+    if name.len() > MAX_SUGGESTION_BYTES {
         return None;
     }
-    let mut work = 0;
+    let mut compared_pairs = 0;
     names
-        .filter(|candidate| candidate.len() <= MAX_HINTED_BYTES)
+        .filter(|candidate| candidate.len() <= MAX_SUGGESTION_BYTES)
         .take_while(|candidate| {
-            // Every comparison allocates, which counts as 64 more pairs.
-            work += name.len() * candidate.len() + 64;
-            work <= MAX_HINT_WORK
+            // Every comparison allocates, which costs about as much as 64 pairs.
+            compared_pairs += name.len() * candidate.len() + 64;
+            compared_pairs <= MAX_COMPARED_PAIRS
         })
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
         .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
@@ -220,17 +224,17 @@ mod tests {
     #[test]
     fn long_names_are_rejected_before_they_are_compared() {
         let long = || "x".repeat(10 << 20);
-        let mut by_argument = ToolCall::new("t");
-        by_argument.arguments.insert(long(), Payload::null());
-        let mut by_key = ToolCall::new("t");
-        by_key.metadata.insert(long(), String::new());
-        let mut by_count = ToolCall::new("t");
-        by_count.metadata.extend((0..=MAX_METADATA_ENTRIES).map(|n| (n.to_string(), String::new())));
+        let mut with_long_argument = ToolCall::new("t");
+        with_long_argument.arguments.insert(long(), Payload::null());
+        let mut with_long_key = ToolCall::new("t");
+        with_long_key.metadata.insert(long(), String::new());
+        let mut with_many_entries = ToolCall::new("t");
+        with_many_entries.metadata.extend((0..=MAX_METADATA_ENTRIES).map(|n| (n.to_string(), String::new())));
         for (call, field, number) in [
             (ToolCall::new(long()), "tool_name", "10485760 bytes, the limit is 256"),
-            (by_argument, "arguments", "10485760 bytes, the limit is 256"),
-            (by_key, "metadata", "10485760 bytes, the limit is 256"),
-            (by_count, "metadata", "1001 entries, the limit is 1000"),
+            (with_long_argument, "arguments", "10485760 bytes, the limit is 256"),
+            (with_long_key, "metadata", "10485760 bytes, the limit is 256"),
+            (with_many_entries, "metadata", "1001 entries, the limit is 1000"),
         ] {
             let error = names(&call).unwrap_err();
             assert!(matches!(&error, ToolError::InvalidArgument { argument, .. } if argument == field));
@@ -242,28 +246,28 @@ mod tests {
 
     #[test]
     fn the_search_for_a_suggestion_is_bounded() {
-        let nears = |count: usize, length: usize| -> Vec<String> {
+        let padded_numbers = |count: usize, length: usize| -> Vec<String> {
             (0..count).map(|n| format!("{n:0length$}")).collect()
         };
-        let compared = std::cell::Cell::new(0);
-        let counted = |names: &[String], name: &str| {
-            compared.set(0);
+        let compared_names = std::cell::Cell::new(0);
+        let nearest_of = |names: &[String], name: &str| {
+            compared_names.set(0);
             let names = names.iter().map(|name| {
-                compared.set(compared.get() + 1);
+                compared_names.set(compared_names.get() + 1);
                 name.as_str()
             });
             nearest(name, names)
         };
-        let short = nears(10, 8);
-        assert_eq!(counted(&short, "0000000x").as_deref(), Some("00000009"));
-        assert_eq!(counted(&short, &"x".repeat(MAX_HINTED_BYTES + 1)), None);
-        assert_eq!(compared.get(), 0);
-        let many = nears(10_000, MAX_HINTED_BYTES);
-        counted(&many, &"x".repeat(MAX_HINTED_BYTES));
+        let short = padded_numbers(10, 8);
+        assert_eq!(nearest_of(&short, "0000000x").as_deref(), Some("00000009"));
+        assert_eq!(nearest_of(&short, &"x".repeat(MAX_SUGGESTION_BYTES + 1)), None);
+        assert_eq!(compared_names.get(), 0);
+        let many = padded_numbers(10_000, MAX_SUGGESTION_BYTES);
+        nearest_of(&many, &"x".repeat(MAX_SUGGESTION_BYTES));
         assert!(
-            compared.get() * MAX_HINTED_BYTES * MAX_HINTED_BYTES <= 2 * MAX_HINT_WORK,
+            compared_names.get() * MAX_SUGGESTION_BYTES * MAX_SUGGESTION_BYTES <= 2 * MAX_COMPARED_PAIRS,
             "{}",
-            compared.get()
+            compared_names.get()
         );
     }
 

@@ -1,4 +1,4 @@
-//! The contract of `ToolHandler`, as a function for the tests of an implementation.
+//! The contract of [`ToolHandler`], as a test suite for implementations.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,8 +7,8 @@ use tokio::time::timeout;
 
 use crate::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolHandler};
 
-/// The time limit of each step. Generous, because it only detects hangs.
-const BOUND: Duration = Duration::from_secs(30);
+/// The timeout of each step. Generous, because it only detects hangs.
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Calls that the handler under test can run.
 pub struct ContractCalls {
@@ -45,17 +45,19 @@ pub async fn tool_handler_contract(handler: Arc<dyn ToolHandler>, calls: &Contra
 async fn a_unary_call_returns_a_value(handler: &dyn ToolHandler, calls: &ContractCalls) {
     let call = (calls.value)();
     assert_eq!(call.mode, CallMode::Unary);
-    let reply = timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
+    let reply =
+        timeout(STEP_TIMEOUT, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
     assert!(matches!(reply.body, ReplyBody::Value(_)), "a unary call returns a value");
 }
 
 async fn a_streaming_call_returns_chunks_and_ends(handler: &dyn ToolHandler, calls: &ContractCalls) {
     let call = (calls.stream)();
     assert_eq!(call.mode, CallMode::Streaming);
-    let reply = timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
+    let reply =
+        timeout(STEP_TIMEOUT, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
     let ReplyBody::Stream(mut stream) = reply.body else { panic!("a streaming call returns a stream") };
     let mut chunks = 0;
-    while let Some(chunk) = timeout(BOUND, stream.next()).await.expect("a stream ends") {
+    while let Some(chunk) = timeout(STEP_TIMEOUT, stream.next()).await.expect("a stream ends") {
         chunk.expect("the stream succeeds");
         chunks += 1;
     }
@@ -63,8 +65,10 @@ async fn a_streaming_call_returns_chunks_and_ends(handler: &dyn ToolHandler, cal
 }
 
 async fn a_tool_failure_is_not_a_handler_error(handler: &dyn ToolHandler, calls: &ContractCalls) {
-    let error =
-        timeout(BOUND, handler.call((calls.failure)())).await.expect("a call ends").expect_err("it fails");
+    let error = timeout(STEP_TIMEOUT, handler.call((calls.failure)()))
+        .await
+        .expect("a call ends")
+        .expect_err("it fails");
     let ToolError::Failed(failure) = &error else { panic!("a tool failure must be `Failed`, not {error:?}") };
     assert!(
         !failure.message.is_empty() || !failure.error_type.is_empty(),
@@ -77,37 +81,38 @@ async fn a_dropped_call_is_cancelled(handler: &dyn ToolHandler, calls: &Contract
     let call = (calls.endless)();
     let id = call.id;
     assert!(timeout(Duration::from_millis(100), handler.call(call)).await.is_err(), "the endless call ended");
-    timeout(BOUND, handler.cancel(id)).await.expect("cancelling ends").expect("the call has ended");
-    let reply = timeout(BOUND, handler.call((calls.value)())).await.expect("the next call ends");
+    timeout(STEP_TIMEOUT, handler.cancel(id)).await.expect("cancelling ends").expect("the call has ended");
+    let reply = timeout(STEP_TIMEOUT, handler.call((calls.value)())).await.expect("the next call ends");
     reply.expect("the next call succeeds");
 }
 
 async fn a_dropped_stream_is_cancelled(handler: &dyn ToolHandler, calls: &ContractCalls) {
     let call = (calls.stream)();
     let id = call.id;
-    let reply = timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
+    let reply =
+        timeout(STEP_TIMEOUT, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
     drop(reply);
-    timeout(BOUND, handler.cancel(id)).await.expect("cancelling ends").expect("the call has ended");
-    let reply = timeout(BOUND, handler.call((calls.value)())).await.expect("the next call ends");
+    timeout(STEP_TIMEOUT, handler.cancel(id)).await.expect("cancelling ends").expect("the call has ended");
+    let reply = timeout(STEP_TIMEOUT, handler.call((calls.value)())).await.expect("the next call ends");
     reply.expect("the next call succeeds");
 }
 
 async fn ended_and_unknown_calls_can_be_cancelled(handler: &dyn ToolHandler, calls: &ContractCalls) {
     let call = (calls.value)();
     let ended = call.id;
-    timeout(BOUND, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
+    timeout(STEP_TIMEOUT, handler.call(call)).await.expect("a call ends").expect("the call succeeds");
     for id in [ended, CallId::next()] {
-        timeout(BOUND, handler.cancel(id)).await.expect("cancelling ends").expect("nothing runs");
+        timeout(STEP_TIMEOUT, handler.cancel(id)).await.expect("cancelling ends").expect("nothing runs");
     }
 }
 
 async fn calls_may_be_concurrent(handler: &Arc<dyn ToolHandler>, calls: &ContractCalls) {
-    let mut running = tokio::task::JoinSet::new();
+    let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..16 {
         let (handler, call) = (Arc::clone(handler), (calls.value)());
-        running.spawn(async move { handler.call(call).await });
+        tasks.spawn(async move { handler.call(call).await });
     }
-    for reply in timeout(BOUND, running.join_all()).await.expect("all calls end") {
+    for reply in timeout(STEP_TIMEOUT, tasks.join_all()).await.expect("all calls end") {
         reply.expect("each call succeeds");
     }
 }

@@ -1,4 +1,4 @@
-//! The errors of calls. `snakepit-server` maps them to gRPC statuses, in one place.
+//! [`ToolError`], the error of a call. `snakepit-server` maps it to gRPC statuses in one place.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -40,7 +40,7 @@ impl fmt::Display for ToolFailure {
     }
 }
 
-/// The stage that a call had reached.
+/// The stage that a call had reached when its deadline passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallStage {
     /// The call waited for a worker. Its tool did not run.
@@ -87,7 +87,7 @@ pub enum ToolError {
         tool: String,
         /// The problem, as the end of a sentence.
         problem: String,
-        /// Whether the tool ran before this was known.
+        /// Whether the tool ran before its answer showed the mismatch.
         delivered: bool,
     },
     /// The tool ran and raised an exception.
@@ -98,19 +98,19 @@ pub enum ToolError {
     Overloaded {
         /// The number of queued calls.
         queued: usize,
-        /// The most calls that may be queued.
+        /// The maximum number of queued calls.
         limit: usize,
         /// The time after which a retry may succeed.
         retry_after: Option<Duration>,
     },
-    /// Other calls occupy too many bytes, so the call was rejected immediately.
-    #[error("{whose} hold {used} bytes already, the limit is {limit}; retry later or send less at once")]
+    /// Other calls or requests occupy too many bytes, so the call was rejected immediately.
+    #[error("{holders} hold {used} bytes already, the limit is {limit}; retry later or send less at once")]
     TooManyBytes {
-        /// The kind of those calls, such as "calls that wait for a worker".
-        whose: String,
-        /// The bytes that they occupy.
+        /// The calls or requests that occupy the bytes, such as "calls that wait for a worker".
+        holders: String,
+        /// The number of bytes that they occupy.
         used: usize,
-        /// The most bytes that they may occupy.
+        /// The maximum number of bytes that they may occupy.
         limit: usize,
         /// The time after which a retry may succeed.
         retry_after: Option<Duration>,
@@ -192,8 +192,8 @@ pub enum ToolError {
         /// The tool's name.
         tool: String,
     },
-    /// There is no tokio runtime: the one that started the host has shut down, or a call with a deadline was made
-    /// outside a runtime.
+    /// There is no tokio runtime. Either the runtime that started the host has shut down, or a call with a deadline was made
+    /// outside of a runtime.
     #[error("{problem}")]
     NoRuntime {
         /// Whether the call may have begun to run.
@@ -212,13 +212,13 @@ pub enum ToolError {
     },
 }
 
-/// The last few lines of output, shortened to fit into a message. The status details contain all lines.
+/// The last three lines of output, each shortened to 160 characters for a message. The status details contain all lines.
 fn output_tail(lines: &[String]) -> String {
-    const LINES: usize = 3;
-    const CHARS: usize = 160;
-    let last: Vec<String> = lines[lines.len().saturating_sub(LINES)..]
+    const MAX_LINES: usize = 3;
+    const MAX_LINE_CHARS: usize = 160;
+    let last: Vec<String> = lines[lines.len().saturating_sub(MAX_LINES)..]
         .iter()
-        .map(|line| match line.char_indices().nth(CHARS) {
+        .map(|line| match line.char_indices().nth(MAX_LINE_CHARS) {
             Some((end, _)) => format!("{}...", &line[..end]),
             None => line.clone(),
         })
@@ -227,7 +227,7 @@ fn output_tail(lines: &[String]) -> String {
 }
 
 impl ToolError {
-    /// The error of calls after the runtime that started the host has shut down. `delivered` is whether the call may have run.
+    /// The error of a call after the runtime that started the host has shut down. `delivered` is whether the call may have run.
     #[must_use]
     pub const fn runtime_ended(delivered: bool) -> Self {
         Self::NoRuntime {
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_workers_message_contains_its_last_output_in_short() {
+    fn the_message_of_a_lost_worker_contains_its_shortened_last_output() {
         let lost = |lines: Vec<String>| {
             let error = ToolError::WorkerLost {
                 worker: "w".into(),

@@ -14,7 +14,7 @@ use crate::{
     ToolReply, ToolSpec, TraceContext, arguments::from_arguments,
 };
 
-/// The context of a call of a host tool: everything except its arguments.
+/// The context of a call of a host tool: the call without its arguments.
 #[derive(Debug, Clone)]
 pub struct ToolContext {
     /// The id of the call.
@@ -56,8 +56,9 @@ type BoxedTool =
 /// });
 /// # assert_eq!(tool.spec().name, "divide");
 ///
-/// let double = FnTool::typed("double", |args: Division| async move { args.dividend * 2 });
-/// # assert_eq!(double.spec().name, "double");
+/// let is_divisible =
+///     FnTool::typed("is_divisible", |args: Division| async move { args.dividend % args.divisor == 0 });
+/// # assert_eq!(is_divisible.spec().name, "is_divisible");
 /// ```
 #[derive(Clone)]
 pub struct FnTool {
@@ -93,10 +94,10 @@ impl FnTool {
             async move {
                 let (name, mode, arguments, context) = parse_call(call)?;
                 let answer = tool(arguments, context).await.into_answer();
-                let value = answer.map_err(|failure| failed(&name, failure))?;
+                let value = answer.map_err(|failure| tool_failed(&name, failure))?;
                 Ok(match mode {
                     CallMode::Unary => ToolReply::value(value),
-                    CallMode::Streaming => ToolReply::stream(once(chunk(&name, &value)?)),
+                    CallMode::Streaming => ToolReply::stream(single_chunk(chunk(&name, &value)?)),
                 })
             }
             .boxed()
@@ -104,8 +105,8 @@ impl FnTool {
         Self { spec: ToolSpec::new(name), run: Arc::new(run) }
     }
 
-    /// Creates a tool that answers with a stream. It supports only streaming calls. Items are any [`IntoAnswer`] except payloads
-    /// with a buffer. An error ends the stream.
+    /// Creates a tool that answers with a stream. It supports only streaming calls. Items implement [`IntoAnswer`]; payloads with
+    /// a buffer are errors. An error ends the stream.
     pub fn stream<A, R, F, S>(name: &str, tool: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
@@ -121,7 +122,7 @@ impl FnTool {
                 let items = tool(arguments, context).map(R::into_answer);
                 let chunks = AssertUnwindSafe(items).catch_unwind().map(move |item| match item {
                     Ok(Ok(value)) => chunk(&name, &value),
-                    Ok(Err(failure)) => Err(failed(&name, failure)),
+                    Ok(Err(failure)) => Err(tool_failed(&name, failure)),
                     Err(panic) => Err(panic_failure(&name, panic.as_ref())),
                 });
                 Ok(ToolReply::stream(Box::pin(chunks)))
@@ -173,7 +174,7 @@ fn parse_call<A: DeserializeOwned>(call: ToolCall) -> Result<(String, CallMode, 
     Ok((tool.to_string(), mode, arguments, context))
 }
 
-/// Converts an item of a stream. The wire carries only its JSON.
+/// Converts an item of a stream to a chunk, which carries only JSON.
 fn chunk(tool: &str, value: &Payload) -> Result<Chunk, ToolError> {
     if value.binary().is_some() {
         let message = "a stream item is a payload with a buffer, which streams do not support; return it from a tool \
@@ -183,11 +184,11 @@ fn chunk(tool: &str, value: &Payload) -> Result<Chunk, ToolError> {
     Ok(Chunk { data: value.json().clone(), metadata: std::collections::BTreeMap::new() })
 }
 
-fn once(chunk: Chunk) -> ChunkStream {
+fn single_chunk(chunk: Chunk) -> ChunkStream {
     Box::pin(futures_util::stream::once(async move { Ok(chunk) }))
 }
 
-fn failed(tool: &str, mut failure: Box<ToolFailure>) -> ToolError {
+fn tool_failed(tool: &str, mut failure: Box<ToolFailure>) -> ToolError {
     tool.clone_into(&mut failure.tool);
     ToolError::Failed(failure)
 }
@@ -200,7 +201,7 @@ fn panic_failure(tool: &str, panic: &(dyn Any + Send)) -> ToolError {
 
 fn failure(tool: &str, error_type: &str, message: String) -> ToolError {
     let failure = ToolFailure { error_type: error_type.to_owned(), message, ..ToolFailure::default() };
-    failed(tool, Box::new(failure))
+    tool_failed(tool, Box::new(failure))
 }
 
 #[cfg(test)]
@@ -243,14 +244,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn arguments_and_results_go_through_serde() {
+    async fn arguments_and_results_are_converted_with_serde() {
         assert_eq!(call(&scale(), json!({"values": [1, 2.5]})).await.unwrap(), json!([2.0, 5.0]));
         assert_eq!(call(&scale(), json!({"values": [1], "factor": 3})).await.unwrap(), json!([3.0]));
         assert_eq!(call(&scale(), json!({"values": [1], "factor": null})).await.unwrap(), json!([2.0]));
     }
 
     #[tokio::test]
-    async fn each_kind_of_failure_has_its_own_error() {
+    async fn errors_panics_and_invalid_arguments_are_reported_as_different_errors() {
         let failed = call(&scale(), json!({"values": [1], "factor": 0})).await.unwrap_err();
         assert!(matches!(&failed, ToolError::Failed(f) if f.message == "factor is zero"), "{failed}");
         let panicked = call(&scale(), json!({"values": [1], "factor": -1})).await.unwrap_err();
@@ -306,18 +307,18 @@ mod tests {
 
     #[tokio::test]
     async fn errors_have_the_name_of_their_type() {
-        let named = async |tool: FnTool| {
+        let failure_fields = async |tool: FnTool| {
             let error = call(&tool, json!({})).await.unwrap_err();
             error.failure().map(|f| (f.tool.clone(), f.error_type.clone(), f.message.clone())).unwrap()
         };
         let expected = |ty: &str, text: &str| ("t".to_owned(), ty.to_owned(), text.to_owned());
-        let out = FnTool::typed("t", |(): ()| async { Err::<Score, _>(OutOfStock) });
-        assert_eq!(named(out).await, expected("OutOfStock", "the shelf is empty"));
+        let custom = FnTool::typed("t", |(): ()| async { Err::<Score, _>(OutOfStock) });
+        assert_eq!(failure_fields(custom).await, expected("OutOfStock", "the shelf is empty"));
         // The types of these errors serialize, but an error never becomes an answer.
         let text = FnTool::typed("t", |(): ()| async { Err::<i64, _>("no".to_owned()) });
-        assert_eq!(named(text).await, expected("HostToolError", "no"));
+        assert_eq!(failure_fields(text).await, expected("HostToolError", "no"));
         let value = FnTool::typed("t", |(): ()| async { Err::<Payload, _>(json!("no")) });
-        assert_eq!(named(value).await, expected("Value", "\"no\""));
+        assert_eq!(failure_fields(value).await, expected("Value", "\"no\""));
     }
 
     #[tokio::test]
@@ -379,9 +380,9 @@ mod tests {
             json!({"rows": 5.0, "columns": -7.0, "first": first, "offsets": [1, 2.0, -0.0, 9_007_199_254_740_992.0],
                    "by_number": {"7": 8.0}, "scale": scale, "wide": 9.0, "any": [0.5, "5.0"]})
         };
-        let asked =
+        let arguments =
             json!({"pages": [page(json!(200.0), json!(-0.0)), page(json!(null), json!(5))], "count": 2.0});
-        let pages: Pages = serde_json::from_value(call(&tool, asked).await.unwrap()).unwrap();
+        let pages: Pages = serde_json::from_value(call(&tool, arguments).await.unwrap()).unwrap();
         let [first, second] = &pages.pages[..] else { panic!("two pages") };
         assert_eq!((first.size.rows, first.size.columns, first.first, first.wide), (5, -7, Some(200), 9));
         assert_eq!((&first.offsets[..], first.by_number[&7]), (&[1, 2, 0, 1 << 53][..], 8));
@@ -398,12 +399,12 @@ mod tests {
             ("pages", json!([page(json!(256.0), json!(0))])),
             ("pages", json!([page(json!(0.5), json!(0))])),
         ] {
-            let mut asked = json!({"pages": [], "count": 1});
-            asked[argument] = bad;
-            let rejected = call(&tool, asked.clone()).await.unwrap_err();
-            assert!(matches!(rejected, ToolError::InvalidArgument { .. }), "{asked}: {rejected}");
-            let named = format!("argument `{argument}` of tool `pages`");
-            assert!(rejected.to_string().contains(&named), "{asked}: {rejected}");
+            let mut arguments = json!({"pages": [], "count": 1});
+            arguments[argument] = bad;
+            let rejected = call(&tool, arguments.clone()).await.unwrap_err();
+            assert!(matches!(rejected, ToolError::InvalidArgument { .. }), "{arguments}: {rejected}");
+            let prefix = format!("argument `{argument}` of tool `pages`");
+            assert!(rejected.to_string().contains(&prefix), "{arguments}: {rejected}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! The trait that runs calls of tools.
+//! [`ToolHandler`], the trait that runs calls of tools.
 
 use async_trait::async_trait;
 
@@ -33,8 +33,9 @@ pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
         Ok(())
     }
 
-    /// Whether the handler itself ends calls and their streams at the deadline, with the stage that they had reached,
-    /// and at shutdown. The host then sets no timer for them, so that exactly one component decides how a call ends.
+    /// Whether the handler enforces deadlines and the shutdown itself. It then ends calls and their streams at the deadline, and
+    /// reports the stage that they had reached. The host sets no timer for them, so that exactly one component decides how a
+    /// call ends.
     ///
     /// The default implementation returns `false`.
     fn keeps_deadlines(&self) -> bool {

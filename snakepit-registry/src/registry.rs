@@ -19,9 +19,10 @@ use crate::{
 };
 
 /// The provider of host tools.
-const HOST: &str = "host";
+const HOST_PROVIDER: &str = "host";
 /// The metadata key with which a worker declares its tool idempotent.
-const IDEMPOTENT: &str = "snakepit.idempotent";
+const IDEMPOTENT_KEY: &str = "snakepit.idempotent";
+
 /// The outcome of registering a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {
@@ -33,7 +34,7 @@ pub enum Registration {
     Replaced,
 }
 
-/// An error of registering tools. None of them was registered.
+/// The error of a registration. The registry is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
@@ -56,8 +57,8 @@ pub enum RegistryError {
     /// A live worker serves the name with another spec. Workers of the original Snakepit search the message for
     /// `duplicate_tool`, and then continue.
     #[error(
-        "duplicate_tool: tool `{name}` is served by worker `{worker}` with another description; it is redefined by the first \
-         worker that registers it when none with the old description is left"
+        "duplicate_tool: tool `{name}` is served by worker `{worker}` with another description; other workers can \
+         redefine it after all workers with that description have exited"
     )]
     DuplicateTool {
         /// The name.
@@ -67,12 +68,12 @@ pub enum RegistryError {
     },
     /// The provider would have too many tools.
     #[error(
-        "pool `{provider}` announced more than {limit} tools; register fewer, or dispatch on an argument"
+        "pool `{provider}` announced more than {limit} tools; register fewer, or combine several into one tool with an argument that selects"
     )]
     TooManyTools {
         /// The name of the pool.
         provider: String,
-        /// The most tools of one provider.
+        /// The maximum number of tools of one provider.
         limit: usize,
     },
     /// The spec of a tool is too large.
@@ -84,7 +85,7 @@ pub enum RegistryError {
         name: String,
         /// The size of the spec, in bytes.
         size: usize,
-        /// The largest size of a spec, in bytes.
+        /// The maximum size of a spec, in bytes.
         limit: usize,
     },
     /// The specs of a provider are too large in total.
@@ -97,7 +98,7 @@ pub enum RegistryError {
         provider: String,
         /// The total size of the specs, in bytes.
         size: usize,
-        /// The largest total size, in bytes.
+        /// The maximum total size, in bytes.
         limit: usize,
     },
 }
@@ -142,17 +143,17 @@ impl Registry {
         let spec = tool.spec().clone();
         check_name(&spec.name)?;
         let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(taken) = tools.get(spec.name.as_str()) {
-            return Err(RegistryError::NameTaken { name: spec.name, owner: taken.provider.clone() });
+        if let Some(existing) = tools.get(spec.name.as_str()) {
+            return Err(RegistryError::NameTaken { name: spec.name, owner: existing.provider.clone() });
         }
         let name = Arc::from(spec.name.as_str());
-        tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), HOST, Arc::new(tool))));
+        tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), HOST_PROVIDER, Arc::new(tool))));
         self.bump_generation();
         Ok(())
     }
 
-    /// Sets the handler of all names that are not registered: a pool whose workers do not announce their tools before
-    /// the first call.
+    /// Sets the fallback, which handles calls of unregistered names. It is needed for a pool whose workers announce their
+    /// tools only at the first call.
     pub fn set_fallback(&self, provider: &str, handler: Arc<dyn ToolHandler>) {
         let fallback = Arc::new(ResolvedTool::new(None, provider, handler));
         *self.fallback.write().unwrap_or_else(PoisonError::into_inner) = Some(fallback);
@@ -161,13 +162,13 @@ impl Registry {
     /// Finds the tool with this name, or the fallback.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`], with a similar name if there is one. [`ToolError::InvalidArgument`] for a name that is
+    /// [`ToolError::NotFound`], with the most similar name, if any is similar. [`ToolError::InvalidArgument`] for a name that is
     /// longer than [`MAX_NAME_BYTES`].
     pub fn resolve(&self, tool: &str) -> Result<Arc<ResolvedTool>, ToolError> {
         check::tool_name(tool)?;
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = tools.get(tool) {
-            return Ok(Arc::clone(found));
+        if let Some(registered) = tools.get(tool) {
+            return Ok(Arc::clone(registered));
         }
         if let Some(fallback) = &*self.fallback.read().unwrap_or_else(PoisonError::into_inner) {
             return Ok(Arc::clone(fallback));
@@ -179,10 +180,10 @@ impl Registry {
     #[must_use]
     pub fn has_worker_tools(&self) -> bool {
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
-        tools.values().any(|tool| tool.provider != HOST)
+        tools.values().any(|tool| tool.provider != HOST_PROVIDER)
     }
 
-    /// Resolves a call of a host tool, checks its arguments and runs it. Workers make their calls with this method.
+    /// Resolves a call of a host tool, checks its arguments and runs it. Serves the calls that workers make.
     ///
     /// # Errors
     /// [`ToolError::NotFound`] unless a host tool has this name, [`ToolError::InvalidArgument`],
@@ -194,9 +195,10 @@ impl Registry {
         check::tool_name(&call.tool)?;
         let tool = {
             let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
-            let own = |tool: &&Arc<ResolvedTool>| tool.provider == HOST;
-            tools.get(&call.tool).filter(own).cloned().ok_or_else(|| {
-                let names = tools.iter().filter(|(_, tool)| own(tool)).map(|(name, _)| name.as_ref());
+            let is_host_tool = |tool: &&Arc<ResolvedTool>| tool.provider == HOST_PROVIDER;
+            tools.get(&call.tool).filter(is_host_tool).cloned().ok_or_else(|| {
+                let names =
+                    tools.iter().filter(|(_, tool)| is_host_tool(tool)).map(|(name, _)| name.as_ref());
                 not_found(&call.tool, names)
             })?
         };
@@ -206,7 +208,11 @@ impl Registry {
     /// The specs of all host tools, ordered by name.
     #[must_use]
     pub fn host_tools(&self) -> Vec<ToolSpec> {
-        self.tools().into_iter().filter(|(_, provider)| provider == HOST).map(|(spec, _)| spec).collect()
+        self.tools()
+            .into_iter()
+            .filter(|(_, provider)| provider == HOST_PROVIDER)
+            .map(|(spec, _)| spec)
+            .collect()
     }
 
     /// The specs of all tools, ordered by name, each with its provider: `host`, or the name of a pool.
@@ -216,9 +222,10 @@ impl Registry {
         tools.values().filter_map(|tool| Some((tool.spec.clone()?, tool.provider.clone()))).collect()
     }
 
-    /// A number that changes whenever [`tools`](Self::tools) changes. It may also change without such a change, for
-    /// example when a replaced worker registers the same tools. Read it before `tools`, so that a concurrent change is
-    /// noticed the next time.
+    /// A number that changes whenever the result of [`tools`](Self::tools) changes. It may also change otherwise, for
+    /// example when the replacement of a worker registers the same tools.
+    ///
+    /// To cache the result of `tools`, read the generation first. A concurrent change then invalidates the cache.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -246,11 +253,11 @@ impl ResolvedTool {
     fn new(spec: Option<ToolSpec>, provider: &str, handler: Arc<dyn ToolHandler>) -> Self {
         let idempotent = spec
             .as_ref()
-            .is_some_and(|spec| spec.metadata.get(IDEMPOTENT).is_some_and(|flag| flag == "true"));
+            .is_some_and(|spec| spec.metadata.get(IDEMPOTENT_KEY).is_some_and(|flag| flag == "true"));
         Self { spec, provider: provider.to_owned(), handler, idempotent }
     }
 
-    /// Whether its handler [keeps deadlines](ToolHandler::keeps_deadlines).
+    /// Whether the handler [keeps deadlines](ToolHandler::keeps_deadlines).
     #[must_use]
     pub fn keeps_deadlines(&self) -> bool {
         self.handler.keeps_deadlines()
@@ -265,10 +272,10 @@ impl ResolvedTool {
         check::names(&call)?;
         if let Some(spec) = &self.spec {
             check::arguments(spec, &call.arguments)?;
-            if call.mode == CallMode::Unary && spec.supports_streaming && self.provider == HOST {
+            if call.mode == CallMode::Unary && spec.supports_streaming && self.provider == HOST_PROVIDER {
                 return Err(ToolError::Unsupported {
                     tool: spec.name.clone(),
-                    problem: "streams; call it for a stream of chunks".to_owned(),
+                    problem: "streams its results; make a streaming call".to_owned(),
                     delivered: false,
                 });
             }
@@ -288,7 +295,7 @@ fn check_name(name: &str) -> Result<(), RegistryError> {
     } else if name.len() > MAX_NAME_BYTES {
         format!("it has {} bytes, the limit is {MAX_NAME_BYTES}", name.len())
     } else if name.chars().any(char::is_control) {
-        "it holds control characters".to_owned()
+        "it contains control characters".to_owned()
     } else {
         return Ok(());
     };

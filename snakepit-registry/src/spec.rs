@@ -1,10 +1,10 @@
-//! The description of a tool.
+//! [`ToolSpec`], the description of a tool.
 
 use std::collections::BTreeMap;
 
 use snakepit_session::Payload;
 
-/// The description of a tool. The host lists tools and checks arguments by it.
+/// The description of a tool. The host lists it, and checks arguments against it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolSpec {
     /// The tool's name, at most [`MAX_NAME_BYTES`](crate::MAX_NAME_BYTES) long.
@@ -13,7 +13,7 @@ pub struct ToolSpec {
     pub description: String,
     /// The parameters, in the order of the signature.
     pub parameters: Vec<ParameterSpec>,
-    /// Key-value pairs that the owner attached. `snakepit.idempotent` set to `true` makes all calls idempotent.
+    /// Key-value pairs of the tool's owner. With `snakepit.idempotent` set to `true`, all calls are idempotent.
     pub metadata: BTreeMap<String, String>,
     /// Whether streaming calls are allowed.
     pub supports_streaming: bool,
@@ -26,14 +26,14 @@ pub struct ToolSpec {
 pub struct ParameterSpec {
     /// The parameter's name.
     pub name: String,
-    /// The expected type, a name of [`ValueType`](snakepit_session::ValueType). The host does not check arguments of
-    /// other types, such as `any`.
+    /// The expected type: the name of a [`ValueType`](snakepit_session::ValueType). If it is another name, such as `any`, the
+    /// host does not check the argument's type.
     pub type_name: String,
     /// The parameter's meaning, for people and language models.
     pub description: String,
     /// Whether a call must have this argument.
     pub required: bool,
-    /// The value that the tool uses without this argument.
+    /// The value that the tool uses if the call lacks this argument.
     pub default: Option<Payload>,
     /// Further constraints as JSON. The host does not check them.
     pub validation_json: String,
@@ -53,7 +53,7 @@ impl ToolSpec {
         self
     }
 
-    /// Adds a required parameter. `type_name` is a name of [`ValueType`](snakepit_session::ValueType) or `any`.
+    /// Adds a required parameter. `type_name` is the name of a [`ValueType`](snakepit_session::ValueType) or `any`.
     #[must_use]
     pub fn parameter(
         mut self,
@@ -86,7 +86,7 @@ impl ToolSpec {
         spec
     }
 
-    /// Makes unknown arguments errors.
+    /// Closes the spec, so that unknown arguments are errors.
     #[must_use]
     pub fn closed(mut self) -> Self {
         self.closed = true;
@@ -95,11 +95,11 @@ impl ToolSpec {
 }
 
 impl ToolSpec {
-    /// The approximate memory of the spec in bytes, for limits.
+    /// The approximate size of the spec in memory, in bytes.
     pub(crate) fn size(&self) -> usize {
-        let texts: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let metadata: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
         let parameters: usize = self.parameters.iter().map(ParameterSpec::size).sum();
-        size_of::<Self>() + self.name.len() + self.description.len() + texts + parameters
+        size_of::<Self>() + self.name.len() + self.description.len() + metadata + parameters
     }
 }
 

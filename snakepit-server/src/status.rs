@@ -86,9 +86,9 @@ pub fn from_tool_error(error: ToolError) -> Status {
             details.set_retry_info(retry_after);
             with_details(Code::ResourceExhausted, message, details)
         }
-        ToolError::TooManyBytes { whose, used, limit, retry_after } => {
+        ToolError::TooManyBytes { holders, used, limit, retry_after } => {
             let entries =
-                [("whose", brief(&whose)), ("used_bytes", used.to_string()), ("limit", limit.to_string())];
+                [("whose", brief(&holders)), ("used_bytes", used.to_string()), ("limit", limit.to_string())];
             let mut details = details_with("OVERLOADED", entries);
             details.set_retry_info(retry_after);
             with_details(Code::ResourceExhausted, message, details)
@@ -330,8 +330,8 @@ pub(crate) fn stream_rejected(error: ToolError, delivered: bool) -> Status {
     with_details(status.code(), status.message().to_owned(), details)
 }
 
-fn overloaded(whose: &str, BudgetExhausted { used, limit }: BudgetExhausted) -> ToolError {
-    ToolError::TooManyBytes { whose: whose.to_owned(), used, limit, retry_after: Some(RETRY_AFTER) }
+fn overloaded(holders: &str, BudgetExhausted { used, limit }: BudgetExhausted) -> ToolError {
+    ToolError::TooManyBytes { holders: holders.to_owned(), used, limit, retry_after: Some(RETRY_AFTER) }
 }
 
 /// The status for a message above a limit. `limit` is the limit of its size in bytes.

@@ -54,10 +54,10 @@ impl ToolError {
         }
     }
 
-    /// Returns the error of a call whose earlier attempt failed with `earlier`. If that attempt may have run, the result reports
-    /// it. Returns `earlier` if this error cannot report it.
+    /// Combines this error of a call's last attempt with the error of an earlier attempt. If the earlier attempt may have run,
+    /// [`may_have_run`](Self::may_have_run) of the result is true. Returns `earlier` if this error cannot express that.
     #[must_use]
-    pub fn after(self, earlier: Self) -> Self {
+    pub fn with_earlier_attempt(self, earlier: Self) -> Self {
         if self.may_have_run() || !earlier.may_have_run() {
             return self;
         }
@@ -162,27 +162,30 @@ mod tests {
     }
 
     #[test]
-    fn an_error_after_an_attempt_that_may_have_run_may_have_run() {
+    fn an_error_with_an_earlier_attempt_that_may_have_run_may_have_run() {
         let overloaded = || ToolError::Overloaded { queued: 9, limit: 9, retry_after: None };
         let unavailable = ToolError::Unavailable { reason: "no worker".into(), retry_after: None };
         for error in [late(CallStage::Queued), lost(false), ToolError::ShuttingDown { delivered: false }] {
             let kind = error.kind();
-            assert!(!error.clone().after(lost(false)).may_have_run(), "{error}");
-            let after = error.after(lost(true));
-            assert!(after.kind() == kind && after.may_have_run(), "{after}");
+            assert!(!error.clone().with_earlier_attempt(lost(false)).may_have_run(), "{error}");
+            let combined = error.with_earlier_attempt(lost(true));
+            assert!(combined.kind() == kind && combined.may_have_run(), "{combined}");
         }
         for error in [overloaded(), unavailable] {
-            assert!(matches!(error.after(lost(true)), ToolError::WorkerLost { delivered: true, .. }));
+            assert!(matches!(
+                error.with_earlier_attempt(lost(true)),
+                ToolError::WorkerLost { delivered: true, .. }
+            ));
         }
-        assert!(overloaded().after(overloaded()).is_overloaded());
-        let failed = ToolError::Failed(Box::default()).after(lost(true));
+        assert!(overloaded().with_earlier_attempt(overloaded()).is_overloaded());
+        let failed = ToolError::Failed(Box::default()).with_earlier_attempt(lost(true));
         assert!(matches!(failed, ToolError::Failed(_)));
     }
 
     #[test]
-    fn bytes_and_calls_above_their_limits_are_the_same_kind() {
+    fn too_many_bytes_and_too_many_calls_are_the_same_kind() {
         let retry_after = Some(Duration::from_millis(100));
-        let bytes = ToolError::TooManyBytes { whose: "calls".into(), used: 9, limit: 9, retry_after };
+        let bytes = ToolError::TooManyBytes { holders: "calls".into(), used: 9, limit: 9, retry_after };
         assert!(bytes.is_overloaded() && !bytes.is_timeout());
         assert_eq!((bytes.http_status(), bytes.retry_after()), (429, retry_after));
         assert!(late(CallStage::Queued).is_timeout());

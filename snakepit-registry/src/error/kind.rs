@@ -2,7 +2,7 @@
 
 use snakepit_session::SessionErrorKind;
 
-/// The kind of an error of a call or of a session operation, without its data. Several errors can have the same kind.
+/// The kind of an error of a call or session operation, without its data. Several errors can have the same kind.
 ///
 /// Match on the kind to branch, and on the error to read its data.
 ///
@@ -82,7 +82,7 @@ pub enum ErrorKind {
     Session(SessionErrorKind),
 }
 
-/// A row of the table.
+/// A row of the table in the documentation of [`ErrorKind`].
 struct Row {
     reason: &'static str,
     http_status: u16,

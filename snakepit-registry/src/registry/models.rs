@@ -1,4 +1,4 @@
-//! Model check of the generation, by which readers detect a stale list of tools.
+//! Model check of the generation, which shows readers that their list of tools is stale.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -16,12 +16,12 @@ fn loom_a_cached_list_of_the_current_generation_is_complete() {
     loom::model(|| {
         let registry = Arc::new(Registry::new());
         let host = Arc::clone(&registry);
-        let registers = thread::spawn(move || {
+        let registration = thread::spawn(move || {
             let tool = FnTool::typed("add", |(): ()| async { Ok::<_, Infallible>(()) });
             host.register_host_tool(tool).unwrap();
         });
         let (cached, tools) = snapshot(&registry);
-        registers.join().unwrap();
+        registration.join().unwrap();
         let (current, all) = snapshot(&registry);
         assert!(cached != current || tools == all, "a reader keeps a list without the new tool");
     });

@@ -8,33 +8,32 @@ use std::{
 use super::{Registration, Registry, RegistryError, ResolvedTool, check_name};
 use crate::{ToolHandler, ToolSpec};
 
-/// The most tools of one provider. Bounds the memory that workers can occupy.
+/// The maximum number of tools of one provider. Bounds the memory that workers can occupy.
 const MAX_REMOTE_TOOLS: usize = 10_000;
-
-/// The largest size of a spec, in bytes of memory.
+/// The maximum size of a spec, in bytes of memory.
 const MAX_SPEC_BYTES: usize = 64 * 1024;
-/// The largest total size of the specs of one provider, in bytes of memory. A listing contains all of them and must fit
-/// into a message of the size that every client accepts.
+/// The maximum total size of the specs of one provider, in bytes of memory. A listing contains all of them, and every client
+/// must accept a message of its size.
 const MAX_PROVIDER_BYTES: usize = 2 * 1024 * 1024;
 
 /// A worker that announces tools.
 #[derive(Debug, Clone)]
 pub struct Announcer {
     worker: Arc<str>,
-    life: Weak<()>,
+    liveness: Weak<()>,
 }
 
 impl Announcer {
-    /// Creates an announcer from the id of a worker, which counts as alive as long as `life` does.
+    /// Creates an announcer with the id of a worker. The worker counts as alive until the last clone of `liveness` is dropped.
     #[must_use]
-    pub fn new(worker: Arc<str>, life: &Arc<()>) -> Self {
-        Self { worker, life: Arc::downgrade(life) }
+    pub fn new(worker: Arc<str>, liveness: &Arc<()>) -> Self {
+        Self { worker, liveness: Arc::downgrade(liveness) }
     }
 
     /// Whether the worker is alive.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.life.strong_count() > 0
+        self.liveness.strong_count() > 0
     }
 }
 
@@ -64,22 +63,22 @@ impl Registry {
         let mut announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
         for spec in &specs {
             check_name(&spec.name)?;
-            if let Some(taken) = tools.get(spec.name.as_str()).filter(|tool| tool.provider != provider) {
+            if let Some(existing) = tools.get(spec.name.as_str()).filter(|tool| tool.provider != provider) {
                 return Err(RegistryError::NameTaken {
                     name: spec.name.clone(),
-                    owner: taken.provider.clone(),
+                    owner: existing.provider.clone(),
                 });
             }
         }
         // The last spec with a name applies.
         let announced: BTreeMap<&str, &ToolSpec> =
             specs.iter().map(|spec| (spec.name.as_str(), spec)).collect();
-        let known = |name: &str| tools.get(name).and_then(|tool| tool.spec.as_ref());
-        let is_new = |name: &str, spec: &ToolSpec| known(name) != Some(spec);
-        let is_changed = announced.iter().any(|(name, spec)| is_new(name, spec));
-        // Skipped if nothing changes, because some workers register with every call.
-        if is_changed {
-            for (name, _) in announced.iter().filter(|(name, spec)| is_new(name, spec)) {
+        let current_spec = |name: &str| tools.get(name).and_then(|tool| tool.spec.as_ref());
+        let is_changed = |name: &str, spec: &ToolSpec| current_spec(name) != Some(spec);
+        let has_changes = announced.iter().any(|(name, spec)| is_changed(name, spec));
+        // Skips the checks if nothing changes, because some workers register with every call.
+        if has_changes {
+            for (name, _) in announced.iter().filter(|(name, spec)| is_changed(name, spec)) {
                 let mut others = announcers.get(*name).into_iter().flatten();
                 if let Some(other) = others.find(|other| other.is_alive() && other.worker != announcer.worker)
                 {
@@ -89,20 +88,20 @@ impl Registry {
                     });
                 }
             }
-            let is_kept = |name: &str, tool: &ResolvedTool| {
+            let remains = |name: &str, tool: &ResolvedTool| {
                 tool.provider == provider
                     && !announced.contains_key(name)
                     && announcers
                         .get(name)
                         .is_some_and(|announcers| announcers.iter().any(Announcer::is_alive))
             };
-            check_limits(provider, &announced, tools.iter().filter(|(name, tool)| is_kept(name, tool)))?;
+            check_limits(provider, &announced, tools.iter().filter(|(name, tool)| remains(name, tool)))?;
         }
         let announced_before = |name: &str| {
             let workers = announcers.get(name).into_iter().flatten();
             workers.into_iter().any(|worker| worker.worker == announcer.worker && worker.is_alive())
         };
-        if !is_changed && specs.iter().all(|spec| announced_before(&spec.name)) {
+        if !has_changes && specs.iter().all(|spec| announced_before(&spec.name)) {
             return Ok(vec![Registration::Unchanged; specs.len()]);
         }
         self.bump_generation();
@@ -139,11 +138,11 @@ impl Registry {
     }
 }
 
-/// Checks the limits of a provider: `announced` are its new specs, `kept` the other tools that it keeps.
+/// Checks the limits of a provider. After the registration, it has the specs `announced` and the tools `remaining`.
 fn check_limits<'a>(
     provider: &str,
     announced: &BTreeMap<&str, &ToolSpec>,
-    kept: impl Iterator<Item = (&'a Arc<str>, &'a Arc<ResolvedTool>)>,
+    remaining: impl Iterator<Item = (&'a Arc<str>, &'a Arc<ResolvedTool>)>,
 ) -> Result<(), RegistryError> {
     let (mut count, mut size) = (announced.len(), 0);
     for (name, spec) in announced {
@@ -154,7 +153,7 @@ fn check_limits<'a>(
         }
         size += bytes;
     }
-    for (_, tool) in kept {
+    for (_, tool) in remaining {
         count += 1;
         size += tool.spec.as_ref().map_or(0, ToolSpec::size);
     }
@@ -180,12 +179,12 @@ mod tests {
     }
 
     fn worker(id: &str) -> (Arc<()>, Announcer) {
-        let life = Arc::new(());
-        let worker = Announcer::new(id.into(), &life);
-        (life, worker)
+        let liveness = Arc::new(());
+        let worker = Announcer::new(id.into(), &liveness);
+        (liveness, worker)
     }
 
-    fn named(names: &[&str]) -> Vec<ToolSpec> {
+    fn specs_named(names: &[&str]) -> Vec<ToolSpec> {
         names.iter().map(|name| ToolSpec::new(*name)).collect()
     }
 
@@ -194,12 +193,12 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_of_a_live_worker_is_not_replaced() {
+    fn a_spec_that_another_live_worker_serves_is_not_replaced() {
         let (registry, handler) = (Registry::new(), handler());
-        let ((life, first), (_life, second)) = (worker("first"), worker("second"));
+        let ((first_liveness, first), (_liveness, second)) = (worker("first"), worker("second"));
         let register = |worker: &Announcer, specs| registry.register_remote("pool", worker, &handler, specs);
         let other = || vec![ToolSpec::new("add").parameter("password", "string", ""), ToolSpec::new("more")];
-        register(&first, named(&["add"])).unwrap();
+        register(&first, specs_named(&["add"])).unwrap();
         let rejected = register(&second, other()).unwrap_err();
         assert_eq!(rejected, RegistryError::DuplicateTool { name: "add".into(), worker: "first".into() });
         // Workers of the original Snakepit search for this word.
@@ -207,28 +206,28 @@ mod tests {
         assert_eq!(registry.tools()[0].0, ToolSpec::new("add"));
         assert_eq!(names(&registry), ["add"], "all or none");
         // The same spec is not a conflict. A worker may change its own spec unless another worker serves the tool.
-        assert_eq!(register(&second, named(&["add"])).unwrap(), [Registration::Unchanged]);
+        assert_eq!(register(&second, specs_named(&["add"])).unwrap(), [Registration::Unchanged]);
         register(&first, other()).unwrap_err();
-        drop(life);
+        drop(first_liveness);
         assert_eq!(register(&second, other()).unwrap(), [Registration::Replaced, Registration::New]);
     }
 
     #[test]
-    fn tools_of_exited_workers_remain_until_a_replacement_announces_others() {
+    fn tools_of_exited_workers_remain_until_a_replacement_registers_without_them() {
         let (registry, handler) = (Registry::new(), handler());
         let register = |worker: &Announcer, specs| registry.register_remote("pool", worker, &handler, specs);
-        let (life, first) = worker("first");
-        register(&first, named(&["kept", "dropped"])).unwrap();
+        let (first_liveness, first) = worker("first");
+        register(&first, specs_named(&["kept", "dropped"])).unwrap();
         let before = registry.generation();
-        register(&first, named(&["added"])).unwrap();
+        register(&first, specs_named(&["added"])).unwrap();
         let after = registry.generation();
-        register(&first, named(&["added"])).unwrap();
+        register(&first, specs_named(&["added"])).unwrap();
         assert!(before < after && registry.generation() == after, "the second registration changes nothing");
         assert_eq!(names(&registry), ["added", "dropped", "kept"], "a worker may register tools one by one");
-        drop(life);
+        drop(first_liveness);
         registry.resolve("dropped").expect("its calls wait for the next worker");
-        let (_life, second) = worker("second");
-        register(&second, named(&["kept"])).unwrap();
+        let (_liveness, second) = worker("second");
+        register(&second, specs_named(&["kept"])).unwrap();
         assert_eq!(names(&registry), ["kept"]);
         registry.resolve("dropped").unwrap_err();
     }
@@ -238,14 +237,14 @@ mod tests {
         let (registry, handler) = (Registry::new(), handler());
         let register = |worker: &Announcer, specs| registry.register_remote("pool", worker, &handler, specs);
         for generation in 0..3 {
-            let (_life, worker) = worker(&format!("w-{generation}"));
+            let (_liveness, worker) = worker(&format!("w-{generation}"));
             let specs = (0..MAX_REMOTE_TOOLS).map(|n| ToolSpec::new(format!("{generation}-{n}"))).collect();
             register(&worker, specs).unwrap();
             assert_eq!(registry.len(), MAX_REMOTE_TOOLS);
         }
         registry.register_host_tool(FnTool::typed("mine", |_: Value| async { Ok::<_, String>(()) })).unwrap();
-        let (_life, worker) = worker("last");
-        register(&worker, named(&["one"])).unwrap();
+        let (_liveness, worker) = worker("last");
+        register(&worker, specs_named(&["one"])).unwrap();
         assert_eq!(names(&registry), ["mine", "one"], "host tools remain");
         assert_eq!(registry.announcers.lock().unwrap().len(), 1);
     }
@@ -253,7 +252,7 @@ mod tests {
     #[test]
     fn the_tools_of_a_provider_are_limited() {
         let (registry, handler) = (Registry::new(), handler());
-        let (_life, worker) = worker("w");
+        let (_liveness, worker) = worker("w");
         let specs = |numbers: std::ops::Range<usize>| -> Vec<ToolSpec> {
             numbers.map(|n| ToolSpec { name: format!("tool-{n}"), ..ToolSpec::default() }).collect()
         };
@@ -276,7 +275,7 @@ mod tests {
     #[test]
     fn the_size_of_specs_is_limited() {
         let (registry, handler) = (Registry::new(), handler());
-        let (_life, worker) = worker("w");
+        let (_liveness, worker) = worker("w");
         let spec = |name: &str, bytes: usize| ToolSpec::new(name).description("x".repeat(bytes));
         let register = |specs: Vec<ToolSpec>| registry.register_remote("pool", &worker, &handler, specs);
         let large = register(vec![spec("a", MAX_SPEC_BYTES)]).unwrap_err();

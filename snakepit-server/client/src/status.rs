@@ -71,7 +71,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             ToolError::AnswerDropped { used: number("used_bytes"), limit: number("limit") }
         }
         ("OVERLOADED", ..) if entry("used_bytes").is_some() => ToolError::TooManyBytes {
-            whose: entry("whose").unwrap_or_default(),
+            holders: entry("whose").unwrap_or_default(),
             used: number("used_bytes"),
             limit: number("limit"),
             retry_after,

@@ -146,7 +146,7 @@ fn http_statuses(code: Code) -> &'static [u16] {
 
 #[test]
 fn statuses_agree_with_the_kinds_of_errors() {
-    let bytes = ToolError::TooManyBytes { whose: "calls".into(), used: 9, limit: 9, retry_after: None };
+    let bytes = ToolError::TooManyBytes { holders: "calls".into(), used: 9, limit: 9, retry_after: None };
     for error in errors().into_iter().chain([bytes, ToolError::AnswerDropped { used: 9, limit: 9 }]) {
         let (kind, shown) = (error.kind(), error.to_string());
         let (may_have_run, retry_after) = (error.may_have_run(), error.retry_after());

@@ -147,8 +147,8 @@ impl<S: MuxService> MuxCalls<S> {
         let rejection = if queued >= MAX_CALLS {
             Some(ToolError::Overloaded { queued, limit: MAX_CALLS, retry_after: Some(RETRY_AFTER) })
         } else if queued > 0 && self.bytes + bytes > MAX_BYTES {
-            let (whose, retry_after) = ("calls of this stream".to_owned(), Some(RETRY_AFTER));
-            Some(ToolError::TooManyBytes { whose, used: self.bytes, limit: MAX_BYTES, retry_after })
+            let (holders, retry_after) = ("calls of this stream".to_owned(), Some(RETRY_AFTER));
+            Some(ToolError::TooManyBytes { holders, used: self.bytes, limit: MAX_BYTES, retry_after })
         } else if bytes > SMALL_BYTES {
             self.service.reserve(bytes).err()
         } else {

@@ -30,7 +30,7 @@ impl Connection {
             let copy = call.idempotent.then(|| call.clone());
             match (self.attempt(&info, call).await, copy) {
                 (Err(lost @ ToolError::ConnectionLost { .. }), Some(copy)) => {
-                    self.attempt(&info, copy).await.map_err(|error| error.after(lost))
+                    self.attempt(&info, copy).await.map_err(|error| error.with_earlier_attempt(lost))
                 }
                 (reply, _) => reply,
             }
