@@ -1,8 +1,8 @@
 //! Finds and kills all descendants of a worker, including daemonized ones (ADR 25).
 //!
 //! A worker carries a [`Mark`] in its soft limit `RLIMIT_LOCKS`, which Linux has not enforced since 2.4.25. Children inherit
-//! the limit through `fork`, `exec`, `setsid` and a cleared environment, and the host can read it of any process of the same
-//! user. On other systems this module finds no process and kills none.
+//! the limit through `fork`, `exec`, `setsid` and a cleared environment, and the host can read the limit of every process of the
+//! same user. On other systems this module finds no process and kills none.
 
 use std::{
     collections::HashSet,
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long to repeat the scan. A killed process may have forked just before it died.
+/// How long to repeat the scan. A process may fork just before it is killed, so one scan can miss its child.
 const SCAN_TIMEOUT: Duration = Duration::from_millis(200);
 /// The pause between two scans, in which killed processes exit.
 const SCAN_INTERVAL: Duration = Duration::from_millis(5);
@@ -27,7 +27,7 @@ impl Mark {
         use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         open_process_list();
-        let run = parse(run_id)?;
+        let run = parse_run_id(run_id)?;
         Some(Self(u64::from(run) << 32 | u64::from(NUMBER.fetch_add(1, Relaxed))))
     }
 
@@ -41,7 +41,7 @@ impl Mark {
     /// Whether the mark belongs to a worker of this run.
     #[must_use]
     pub fn is_of(self, run_id: &str) -> bool {
-        parse(run_id).is_some_and(|run| self.0 >> 32 == u64::from(run))
+        parse_run_id(run_id).is_some_and(|run| self.0 >> 32 == u64::from(run))
     }
 
     /// Marks a process. Children that it starts from now on inherit the mark.
@@ -53,9 +53,9 @@ impl Mark {
     }
 }
 
-fn parse(run_id: &str) -> Option<u32> {
-    let is_id = run_id.len() == 8 && run_id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_id.then(|| u32::from_str_radix(run_id, 16).ok()).flatten()
+fn parse_run_id(run_id: &str) -> Option<u32> {
+    let is_run_id = run_id.len() == 8 && run_id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_run_id.then(|| u32::from_str_radix(run_id, 16).ok()).flatten()
 }
 
 /// Opens `/proc` and keeps it open, so that later scans need no new file descriptor.
@@ -65,16 +65,17 @@ pub fn open_process_list() {
 
 /// Kills all processes except this one whose mark satisfies `is_wanted`, and returns their pids.
 ///
-/// Repeats the scan until it finds no more. After 200 ms and at least two scans it gives up: the remaining processes are in
-/// uninterruptible system calls. Blocks: a scan takes milliseconds, or about a second if `/proc` cannot be listed.
+/// Repeats the scan until it finds no more processes. Gives up after 200 ms and at least two scans, because the remaining
+/// processes may be in uninterruptible system calls. Blocks: a scan takes milliseconds, or about a second if `/proc` cannot be
+/// listed.
 #[allow(clippy::disallowed_methods, reason = "blocks, and also runs on threads without a tokio runtime")]
 pub fn kill_marked(is_wanted: impl Fn(Mark) -> bool) -> HashSet<u32> {
-    let (began, mut killed) = (Instant::now(), HashSet::new());
+    let (start, mut killed) = (Instant::now(), HashSet::new());
     for scan in 1_u32.. {
-        let found = kill_once(&is_wanted);
-        let none_left = found.is_empty();
-        killed.extend(found);
-        if none_left || (scan > 1 && began.elapsed() > SCAN_TIMEOUT) {
+        let killed_now = kill_in_one_scan(&is_wanted);
+        let is_done = killed_now.is_empty();
+        killed.extend(killed_now);
+        if is_done || (scan > 1 && start.elapsed() > SCAN_TIMEOUT) {
             break;
         }
         thread::sleep(SCAN_INTERVAL);
@@ -82,17 +83,19 @@ pub fn kill_marked(is_wanted: impl Fn(Mark) -> bool) -> HashSet<u32> {
     killed
 }
 
-/// Kills the processes that one scan finds, and returns the pids of those that were not zombies.
-pub fn kill_once(is_wanted: impl Fn(Mark) -> bool) -> Vec<u32> {
+/// Scans all processes once, and kills those whose mark satisfies `is_wanted`, except this one. Returns their pids without those
+/// of zombies.
+pub fn kill_in_one_scan(is_wanted: impl Fn(Mark) -> bool) -> Vec<u32> {
     let is_wanted = |pid: &u32| read(*pid).is_some_and(&is_wanted) && *pid != std::process::id();
-    let found: Vec<u32> = pids().filter(is_wanted).collect();
-    let lives = |pid: &u32| {
-        let lives = !is_zombie(*pid);
+    // Lists all of them before killing any.
+    let pids: Vec<u32> = pids().filter(is_wanted).collect();
+    let kill_and_check = |pid: &u32| {
+        let was_running = !is_zombie(*pid);
         // Kills zombies too. A process looks like a zombie when its main thread has exited but other threads still run.
         kill(*pid);
-        lives
+        was_running
     };
-    found.into_iter().filter(lives).collect()
+    pids.into_iter().filter(kill_and_check).collect()
 }
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
@@ -126,10 +129,10 @@ mod linux {
     static PROC_DIR: Mutex<Option<Dir>> = Mutex::new(None);
 
     pub(super) fn open_proc() {
-        let mut list = PROC_DIR.lock().unwrap_or_else(PoisonError::into_inner);
-        if list.is_none() {
+        let mut dir = PROC_DIR.lock().unwrap_or_else(PoisonError::into_inner);
+        if dir.is_none() {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            *list = Dir::open("/proc", flags, Mode::empty()).ok();
+            *dir = Dir::open("/proc", flags, Mode::empty()).ok();
         }
     }
 
@@ -148,25 +151,26 @@ mod linux {
 
     /// Reads the open `/proc`. Returns `None` if a tool closed the descriptor, which may refer to another file by now.
     fn pids_from_open_dir() -> Option<Vec<u32>> {
-        let mut list = PROC_DIR.lock().unwrap_or_else(PoisonError::into_inner);
-        let entries = list.as_mut()?.iter().map_while(Result::ok);
+        let mut dir = PROC_DIR.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = dir.as_mut()?.iter().map_while(Result::ok);
         let pids: Vec<u32> =
             entries.filter_map(|entry| entry.file_name().to_str().ok()?.parse().ok()).collect();
         pids.contains(&process::id()).then_some(pids)
     }
 
     pub(super) fn read(pid: u32) -> Option<Mark> {
-        let limit = limit(pid, None).ok()?;
+        let limit = swap_limit(pid, None).ok()?;
         (limit.rlim_cur != libc::RLIM_INFINITY).then_some(Mark(limit.rlim_cur))
     }
 
     pub(super) fn write(pid: u32, mark: Mark) -> io::Result<()> {
-        let rlimit { rlim_max, .. } = limit(pid, None)?;
-        limit(pid, Some(&rlimit { rlim_cur: mark.0, rlim_max })).map(drop)
+        let rlimit { rlim_max, .. } = swap_limit(pid, None)?;
+        swap_limit(pid, Some(&rlimit { rlim_cur: mark.0, rlim_max })).map(drop)
     }
 
+    /// Returns the limit of a process, and sets it to `new` if given.
     #[allow(unsafe_code)]
-    fn limit(pid: u32, new: Option<&rlimit>) -> io::Result<rlimit> {
+    fn swap_limit(pid: u32, new: Option<&rlimit>) -> io::Result<rlimit> {
         let mut old = rlimit { rlim_cur: 0, rlim_max: 0 };
         let new = new.map_or(ptr::null(), ptr::from_ref);
         // SAFETY: `new` is null or points to a valid limit, and `old` points to a writable one.
@@ -229,7 +233,7 @@ mod tests {
     use super::*;
 
     /// Starts a shell, marks it, and then lets it run a script. Returns the number that the script prints.
-    fn marked(mark: Option<Mark>, script: &str) -> (Child, u32) {
+    fn spawn_marked(mark: Option<Mark>, script: &str) -> (Child, u32) {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("read -r go; {script}")]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -248,19 +252,19 @@ mod tests {
     #[test]
     fn only_marked_daemons_are_killed() {
         let [ours, other] = [Mark::next("dead00aa").unwrap(), Mark::next("dead00aa").unwrap()];
-        let (mut worker, daemon) = marked(Some(ours), DAEMON);
+        let (mut worker, daemon) = spawn_marked(Some(ours), DAEMON);
         worker.wait().unwrap();
-        let (mut neighbour, neighbours) = marked(Some(other), DAEMON);
-        neighbour.wait().unwrap();
-        let (mut stranger, strangers) = marked(None, DAEMON);
-        stranger.wait().unwrap();
+        let (mut other_worker, other_daemon) = spawn_marked(Some(other), DAEMON);
+        other_worker.wait().unwrap();
+        let (mut unmarked_shell, unmarked_daemon) = spawn_marked(None, DAEMON);
+        unmarked_shell.wait().unwrap();
         assert_eq!(kill_marked(|mark| mark == ours), HashSet::from([daemon]));
         assert!(is_zombie(daemon) || read(daemon).is_none());
         assert!(kill_marked(|mark| mark == ours).is_empty());
-        assert!(read(neighbours) == Some(other) && read(strangers).is_none());
-        assert_eq!(kill_marked(|mark| mark.is_of("dead00aa")), HashSet::from([neighbours]));
-        assert!(!is_zombie(strangers));
-        kill(strangers);
+        assert!(read(other_daemon) == Some(other) && read(unmarked_daemon).is_none());
+        assert_eq!(kill_marked(|mark| mark.is_of("dead00aa")), HashSet::from([other_daemon]));
+        assert!(!is_zombie(unmarked_daemon));
+        kill(unmarked_daemon);
     }
 
     #[test]
@@ -269,24 +273,24 @@ mod tests {
         // Each process starts the next one and exits.
         let chain = "next() { (setsid sh -c \"$1\" next \"$1\" >/dev/null 2>&1 &); }; echo $$; \
                      LINK='sleep 0.001; (setsid sh -c \"$1\" next \"$1\" >/dev/null 2>&1 &)'; next \"$LINK\" ; exit 0";
-        let (mut first, _) = marked(Some(mark), chain);
+        let (mut first, _) = spawn_marked(Some(mark), chain);
         first.wait().unwrap();
         let _ = kill_marked(|other| other == mark);
-        assert!(kill_once(|other| other == mark).is_empty());
+        assert!(kill_in_one_scan(|other| other == mark).is_empty());
     }
 
     /// Set in the subprocess that runs a single test.
-    const ALONE: &str = "SNAKEPIT_TEST_ALONE";
+    const IN_SUBPROCESS: &str = "SNAKEPIT_TEST_IN_SUBPROCESS";
 
     #[test]
     fn zombies_need_one_scan_and_no_descriptor() {
         use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
         // Runs in a separate process, because the limit would affect other tests.
-        if std::env::var_os(ALONE).is_none() {
+        if std::env::var_os(IN_SUBPROCESS).is_none() {
             let name = "descendants::tests::zombies_need_one_scan_and_no_descriptor";
-            let mut alone = Command::new(std::env::current_exe().unwrap());
-            let output = alone.args(["--exact", name]).env(ALONE, "1").output().unwrap();
+            let mut subprocess = Command::new(std::env::current_exe().unwrap());
+            let output = subprocess.args(["--exact", name]).env(IN_SUBPROCESS, "1").output().unwrap();
             assert!(output.status.success(), "{output:?}");
             return;
         }
@@ -300,21 +304,21 @@ mod tests {
         }
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
-        let (began, is_limited) = (Instant::now(), std::fs::File::open("/proc").is_err());
+        let (start, is_limited) = (Instant::now(), std::fs::File::open("/proc").is_err());
         let killed = kill_marked(|other| other == mark);
-        let took = began.elapsed();
+        let elapsed = start.elapsed();
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
         zombie.wait().unwrap();
         assert!(is_limited && killed.is_empty(), "{is_limited} {killed:?}");
-        assert!(took < Duration::from_millis(200), "{took:?}");
+        assert!(elapsed < Duration::from_millis(200), "{elapsed:?}");
     }
 
     #[test]
-    fn a_run_id_has_eight_digits() {
+    fn a_run_id_must_have_eight_hexadecimal_digits() {
         assert!(Mark::next("12345678").unwrap().is_of("12345678"));
         assert!(!Mark::next("12345678").unwrap().is_of("12345679"));
-        for odd in ["", "1234567", "123456789", "+1234567", "lock"] {
-            assert_eq!(Mark::next(odd), None, "{odd}");
+        for invalid in ["", "1234567", "123456789", "+1234567", "lock"] {
+            assert_eq!(Mark::next(invalid), None, "{invalid}");
         }
         assert_eq!(Mark::own("12345678"), None);
     }

@@ -1,8 +1,8 @@
-//! [`WorkerError`]: why a launch failed.
+//! [`WorkerError`], the error of a launch.
 
 use std::{path::PathBuf, time::Duration};
 
-/// Why a worker could not be launched.
+/// The error of a launch.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
@@ -27,7 +27,7 @@ pub enum WorkerError {
     /// The worker exited before it was ready.
     #[error("worker ended before it was ready: {reason}{}", tail(output_lines))]
     EndedEarly {
-        /// How the worker exited.
+        /// The reason for its exit, as a sentence about "it".
         reason: String,
         /// Its last lines on stdout and stderr, oldest first.
         output_lines: Vec<String>,

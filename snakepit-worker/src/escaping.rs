@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn control_characters_are_escaped() {
-        for (text, shown) in [
+        for (text, expected) in [
             ("plain\ttext, ünïcode ✓", "plain\ttext, ünïcode ✓"),
             ("a\nb\r", "a\\nb\\r"),
             ("\x1b[2J\x07\x7f", "\\u{1b}[2J\\u{7}\\u{7f}"),
@@ -69,10 +69,10 @@ mod tests {
             ("\u{202e}txt.exe\u{2066}", "\\u{202e}txt.exe\\u{2066}"),
             ("\u{2028}", "\\u{2028}"),
         ] {
-            assert_eq!(escape(text), shown);
+            assert_eq!(escape(text), expected);
             let mut written = EscapingWriter(String::new());
             write!(written, "{text}").unwrap();
-            assert_eq!(written.0, shown);
+            assert_eq!(written.0, expected);
         }
         assert_eq!(escape_multiline("a\nb\x1b"), "a\nb\\u{1b}");
     }

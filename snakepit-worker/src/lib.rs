@@ -11,7 +11,7 @@
 //! The pool holds a [`Worker`]. The launcher holds the other end, a [`LauncherEnd`], which receives commands and reports
 //! the exit. The pool, not this crate, decides which worker runs a call and when to replace a worker.
 //!
-//! A program that needs workers elsewhere than in child processes implements [`WorkerLauncher`]:
+//! A program that needs other workers than child processes implements [`WorkerLauncher`]:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -24,14 +24,14 @@
 //! #[derive(Debug)]
 //! struct InProcessLauncher {
 //!     handler: Arc<dyn ToolHandler>,
-//!     drivers: Mutex<JoinSet<()>>,
+//!     tasks: Mutex<JoinSet<()>>,
 //! }
 //!
 //! #[async_trait::async_trait]
 //! impl WorkerLauncher for InProcessLauncher {
 //!     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
 //!         let (worker, mut launcher_end) = Worker::new(id, None, "in-process", Arc::clone(&self.handler));
-//!         self.drivers.lock().await.spawn(async move {
+//!         self.tasks.lock().await.spawn(async move {
 //!             let reason = match launcher_end.command().await {
 //!                 WorkerCommand::Stop { .. } => ExitReason::Stopped,
 //!                 WorkerCommand::Kill { why } => ExitReason::Killed { why },

@@ -103,7 +103,7 @@ impl ProcessLauncher {
 }
 
 impl ProcessLauncher {
-    /// Opens the stream that calls share. Returns `None` if the worker does not serve `Multiplex`.
+    /// Opens the stream that all calls share. Returns `None` if the worker does not serve `Multiplex`.
     async fn multiplex(
         &self,
         client: &Client,
@@ -170,7 +170,7 @@ impl WorkerLauncher for ProcessLauncher {
             self.stop.clone(),
         )
         .await?;
-        let launched = async {
+        let connected = async {
             let address = readiness::wait_ready(&mut supervised, &files, &self.config, deadline).await?;
             let client = connect::connect(&address, &supervised, deadline).await?;
             let multiplexer = match self.config.multiplex {
@@ -180,8 +180,8 @@ impl WorkerLauncher for ProcessLauncher {
             Ok::<_, WorkerError>((address, client, multiplexer))
         }
         .await;
-        let (address, client, multiplexer) = match launched {
-            Ok(launched) => launched,
+        let (address, client, multiplexer) = match connected {
+            Ok(connected) => connected,
             Err(error) => {
                 supervised.abandon().await;
                 return Err(error);
@@ -190,7 +190,7 @@ impl WorkerLauncher for ProcessLauncher {
         let output_lines = self.config.output_lines;
         let diagnostics =
             WorkerDiagnostics { id: id.clone(), exit: supervised.exit_watch(), progress, output_lines };
-        // Workers that serve `Multiplex` queue its calls for the thread that runs Python.
+        // A worker that serves `Multiplex` queues the calls of the stream for the thread that runs Python.
         let queues_calls = multiplexer.is_some();
         let handler = RemoteWorker::new(client, multiplexer, diagnostics);
         let (worker, launcher_end) =

@@ -50,15 +50,15 @@ impl Worker {
         address: impl Into<Arc<str>>,
         handler: Arc<dyn ToolHandler>,
     ) -> (Self, LauncherEnd) {
-        let (commands, received) = mpsc::unbounded_channel();
-        let (exit_tx, exit) = watch::channel(None);
+        let (commands, command_receiver) = mpsc::unbounded_channel();
+        let (exit_sender, exit) = watch::channel(None);
         let worker = Self { id, pid, address: address.into(), handler, queues_calls: false, commands, exit };
-        (worker, LauncherEnd { commands: received, exit: exit_tx })
+        (worker, LauncherEnd { commands: command_receiver, exit: exit_sender })
     }
 
-    /// Declares that the worker queues calls: it runs one call at a time, keeps further calls in their order, and returns
-    /// a call that it has not begun on [`recall`](ToolHandler::recall). The pool may dispatch short calls ahead to such a
-    /// worker, which saves a round trip per call.
+    /// Declares whether the worker queues calls. Such a worker runs one call at a time and keeps further calls in their order.
+    /// On [`recall`](ToolHandler::recall), it returns a call that it has not begun. The pool may dispatch short calls ahead to
+    /// such a worker, which saves a round trip per call.
     #[must_use]
     pub const fn with_call_queue(mut self, queues_calls: bool) -> Self {
         self.queues_calls = queues_calls;
@@ -95,25 +95,29 @@ impl Worker {
         &self.handler
     }
 
-    /// Asks the worker to stop, and kills it if it still runs after `grace`. Does not wait; [`exited`](Self::exited) does.
+    /// Asks the worker to stop, and kills it if it still runs after `grace`. Returns immediately; await
+    /// [`exited`](Self::exited) to wait for the exit.
     pub fn stop(&self, grace: Duration) {
         // A closed channel means that the worker has exited.
         let _ = self.commands.send(WorkerCommand::Stop { grace });
     }
 
-    /// Kills the worker and its descendants. Does not wait; [`exited`](Self::exited) does.
+    /// Kills the worker and its descendants. Returns immediately; await [`exited`](Self::exited) to wait for the exit.
     pub fn kill(&self, why: impl Into<String>) {
         let _ = self.commands.send(WorkerCommand::Kill { why: why.into() });
     }
 
-    /// Waits until the worker has exited. Cancel safe; may be called any number of times, also after the exit.
+    /// Waits until the worker has exited. Returns the same exit however often it is called.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn exited(&self) -> WorkerExit {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(exit)) => exit.clone(),
             // The `LauncherEnd` was dropped without a report, because the runtime aborted its task.
             _ => WorkerExit {
-                reason: ExitReason::Killed { why: "the task that supervises it has ended".to_owned() },
+                reason: ExitReason::Killed { why: "the task that supervised it has ended".to_owned() },
                 output_lines: Vec::new(),
             },
         }

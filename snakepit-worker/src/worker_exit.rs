@@ -1,8 +1,8 @@
-//! [`WorkerExit`]: how a worker exited.
+//! [`WorkerExit`], the exit of a worker and its reason.
 
 use std::fmt;
 
-/// Why a worker exited.
+/// The reason for the exit of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExitReason {
@@ -17,7 +17,7 @@ pub enum ExitReason {
     Stopped,
     /// The host killed the worker.
     Killed {
-        /// Why, as the end of a sentence: "it did not stop within 2 s".
+        /// The reason, as the end of a sentence: "it did not stop within 2 s".
         why: String,
     },
 }
@@ -39,7 +39,7 @@ impl fmt::Display for ExitReason {
 /// The exit of a worker, with its last output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerExit {
-    /// Why the worker exited.
+    /// The reason for the exit.
     pub reason: ExitReason,
     /// Its last lines on stdout and stderr, oldest first.
     pub output_lines: Vec<String>,

@@ -29,7 +29,7 @@ async fn a_removed_run_directory_is_created_again() {
     assert!(sandbox.socket().exists() && run.join("ledger").exists());
     std::fs::remove_file(sandbox.socket()).unwrap();
     replace_workers(&sandbox).await;
-    assert!(sandbox.log().contains("made it anew"), "{}", sandbox.log());
+    assert!(sandbox.log().contains("created it again"), "{}", sandbox.log());
     assert_eq!(sandbox.stop().await, Some(0));
     assert!(!run.exists(), "the new directory is removed at shutdown");
 }

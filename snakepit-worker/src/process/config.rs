@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use snakepit_proto::launch;
 
 /// The Python code that runs a worker. `python -m` would import more to find the module, which costs 1 to 3 ms of CPU.
-const RUN_WORKER: &str = "from snakepit_bridge.worker import main; raise SystemExit(main())";
+const WORKER_CODE: &str = "from snakepit_bridge.worker import main; raise SystemExit(main())";
 
 /// The program that a worker runs.
 #[derive(Debug, Clone)]
@@ -26,17 +26,17 @@ pub enum WorkerProgram {
     },
 }
 
-/// How to launch workers.
+/// The configuration of a [`ProcessLauncher`](super::ProcessLauncher).
 #[derive(Debug, Clone)]
 pub struct ProcessConfig {
-    /// The program of the worker.
+    /// The program that each worker runs.
     pub program: WorkerProgram,
     /// Additional environment variables.
     pub env: Vec<(String, String)>,
     /// The time from the launch until the worker must accept calls. 60 s by default, because imports can be slow.
     pub start_timeout: Duration,
-    /// The grace period that the worker may assume when it is asked to stop. The pool enforces its own, which should be the
-    /// same. 5 s by default.
+    /// The grace period that the worker may assume when it is asked to stop. The pool enforces its own grace period, which should
+    /// be the same. 5 s by default.
     pub stop_grace: Duration,
     /// Whether calls share one `Multiplex` stream, if the worker serves it. True by default. Otherwise each call is a separate
     /// RPC, which costs several times as much CPU.
@@ -63,7 +63,7 @@ impl ProcessConfig {
     pub(super) fn command_line(&self) -> (OsString, Vec<OsString>) {
         match &self.program {
             WorkerProgram::Python { python, adapter } => {
-                let args = ["-c", RUN_WORKER, launch::ARG_ADAPTER, adapter];
+                let args = ["-c", WORKER_CODE, launch::ARG_ADAPTER, adapter];
                 (python.into(), args.map(OsString::from).to_vec())
             }
             WorkerProgram::Command { argv, adapter } => {

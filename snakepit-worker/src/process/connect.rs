@@ -1,4 +1,4 @@
-//! Connects to a worker that has reported readiness, with retries: a worker may report it before it accepts connections.
+//! Connects to a worker that has reported readiness. Retries, because a worker may report it before it accepts connections.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -23,8 +23,8 @@ pub(super) type Client = BridgeServiceClient<Channel>;
 /// The backoff after the first failed attempt. It doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(5);
 const MAX_BACKOFF: Duration = Duration::from_millis(250);
-/// The timeout of one attempt. A server may accept a connection and never answer: the port may belong to another program, or
-/// the worker's server may not run yet.
+/// The timeout of one attempt. A server may accept a connection and never answer, because the port belongs to another program or
+/// the worker's server does not run yet.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects and pings until the worker answers. Retries with exponential backoff until the worker exits or the deadline
@@ -42,7 +42,7 @@ pub(super) async fn connect(
     let attempts = async {
         let mut backoff = MIN_BACKOFF;
         loop {
-            match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(address)).await {
+            match tokio::time::timeout(ATTEMPT_TIMEOUT, try_connect(address)).await {
                 Ok(Ok(client)) => return client,
                 Ok(Err(problem)) => last_problem = problem,
                 Err(_) => last_problem = format!("it did not answer within {ATTEMPT_TIMEOUT:?}"),
@@ -62,17 +62,19 @@ pub(super) async fn connect(
     Err(WorkerError::Connect { address: address.to_string(), problem: last_problem, output_lines })
 }
 
-async fn attempt(address: &WorkerAddress) -> Result<Client, String> {
+async fn try_connect(address: &WorkerAddress) -> Result<Client, String> {
     let channel = match address {
         WorkerAddress::Tcp(address) => {
             let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
-            settings(endpoint).connect().await
+            with_http2_options(endpoint).connect().await
         }
         WorkerAddress::Unix(path) => {
             let path = path.clone();
             let connector = tower::service_fn(move |_: Uri| connect_unix(path.clone()));
             // The host in this URL only sets the `:authority` header.
-            settings(Endpoint::from_static("http://localhost")).connect_with_connector(connector).await
+            with_http2_options(Endpoint::from_static("http://localhost"))
+                .connect_with_connector(connector)
+                .await
         }
     }
     .map_err(|e| root_cause(&e).to_string())?;
@@ -87,9 +89,9 @@ async fn attempt(address: &WorkerAddress) -> Result<Client, String> {
     Ok(client)
 }
 
-/// Sets the HTTP/2 options, without keepalive pings: Python servers answer frequent pings with GOAWAY, and the supervisor
-/// detects the exit of a worker without them.
-fn settings(endpoint: Endpoint) -> Endpoint {
+/// Sets the HTTP/2 options. Sends no keepalive pings, because Python servers answer frequent pings with GOAWAY, and the
+/// supervisor detects the exit of a worker without them.
+fn with_http2_options(endpoint: Endpoint) -> Endpoint {
     endpoint
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)

@@ -1,4 +1,4 @@
-//! [`HangupTolerantStream`]: a connection that stays readable after the peer has hung up.
+//! [`HangupTolerantStream`], a connection that stays readable after the peer has hung up.
 //!
 //! The last bytes that a worker sent remain readable after its death, but writes fail, and HTTP/2 closes a connection at the
 //! first error. This stream discards writes after a hangup, so the caller reads all data up to end-of-file.
@@ -106,10 +106,10 @@ mod tests {
         near.write_all(b"into the void").await.unwrap();
         assert_eq!(near.write_vectored(&[IoSlice::new(b"and more")]).await.unwrap(), 8);
         near.flush().await.unwrap();
-        let mut said = [0; 14];
-        near.read_exact(&mut said).await.unwrap();
-        assert_eq!(&said, b"the last words");
-        let end = near.read(&mut said).await;
+        let mut received = [0; 14];
+        near.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"the last words");
+        let end = near.read(&mut received).await;
         assert!(end.as_ref().map_or_else(is_hangup, |length| *length == 0), "{end:?}");
         near.shutdown().await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! [`Launches`]: the live workers of a host, and how a process proves that it belongs to one (ADR 17).
+//! [`Launches`], the launches of a host. With it, the host checks that a process belongs to one of its workers (ADR 17).
 //!
 //! This project's workers read a one-time token from their control channel and present it. The host checks with `SO_PEERCRED`
 //! that the presenting process belongs to the launch. Foreign workers do not know the token, so each of them gets a separate
@@ -115,21 +115,21 @@ impl Launches {
         }
     }
 
-    /// Redeems a token that the process `peer` presents. Returns `None` if the token is unknown or used, or if the process does
+    /// Redeems a token that the process `peer_pid` presents. Returns `None` if the token is unknown or used, or if the process does
     /// not belong to the launch. Either outcome invalidates a known token.
     ///
     /// # Cancel safety
     /// Cancel safe. Dropping the future leaves the token unused.
-    pub async fn claim(&self, token: &str, peer: u32) -> Option<Arc<Launch>> {
+    pub async fn claim(&self, token: &str, peer_pid: u32) -> Option<Arc<Launch>> {
         let launch = lock(&self.unclaimed).get(token).map(Arc::clone)?;
         let leader_pid = launch.leader_pid().await?;
         // No await from here on, which makes this function cancel safe.
         lock(&self.unclaimed).remove(token)?;
-        let belongs = lineage::belongs(peer, leader_pid);
-        if !belongs {
-            tracing::warn!(worker = %launch.id, pid = peer, "a process outside of the launch presented a worker's token");
+        let is_member = lineage::belongs_to_launch(peer_pid, leader_pid);
+        if !is_member {
+            tracing::warn!(worker = %launch.id, pid = peer_pid, "a process outside of the launch presented a worker's token");
         }
-        belongs.then_some(launch)
+        is_member.then_some(launch)
     }
 
     /// Returns the live launch that a process belongs to. Reads `/proc`.
@@ -143,11 +143,11 @@ impl Launches {
         })
     }
 
-    /// Adds a launch for an existing process. Dropping the returned guard removes it.
+    /// Adds a launch for an existing process. Dropping the returned guard ends the launch.
     #[cfg(feature = "test-util")]
     pub fn add_process(self: &Arc<Self>, id: &WorkerId, pid: u32) -> impl Drop + use<> {
         let guard = self.begin(id);
-        guard.started(pid);
+        guard.record_pid(pid);
         guard
     }
 }
@@ -210,7 +210,7 @@ impl LaunchGuard {
     }
 
     /// Records the pid of the started process.
-    pub(super) fn started(&self, pid: u32) {
+    pub(super) fn record_pid(&self, pid: u32) {
         // Each launch starts one process, so the value is unset.
         let _ = self.launch.leader_pid.set(pid);
     }
@@ -236,9 +236,9 @@ mod tests {
         let launches = Launches::new();
         let (ours, others) =
             (launches.begin(&WorkerId::new("ours")), launches.begin(&WorkerId::new("others")));
-        ours.started(std::process::id());
+        ours.record_pid(std::process::id());
         // Process 1 is an ancestor of this process, not a member of its launch.
-        others.started(std::process::id());
+        others.record_pid(std::process::id());
         assert!(launches.claim("", std::process::id()).await.is_none());
         assert!(launches.claim(others.token(), 1).await.is_none(), "the process is outside of the launch");
         assert!(launches.claim(others.token(), std::process::id()).await.is_none(), "the token was used");
@@ -257,16 +257,16 @@ mod tests {
             let mut cancelled = std::pin::pin!(launches.claim(guard.token(), std::process::id()));
             assert!(futures_util::poll!(cancelled.as_mut()).is_pending());
         }
-        guard.started(std::process::id());
+        guard.record_pid(std::process::id());
         assert!(launches.claim(guard.token(), std::process::id()).await.is_some());
     }
 
     #[tokio::test]
-    async fn an_ended_launch_is_removed() {
+    async fn an_ended_launch_has_no_token_announcer_or_process() {
         let launches = Launches::new();
         let guard = launches.begin(&WorkerId::new("w"));
         let (launch, token) = (Arc::clone(&guard.launch), guard.token().to_owned());
-        guard.started(std::process::id());
+        guard.record_pid(std::process::id());
         assert!(launch.announcer().is_alive());
         drop(guard);
         launch.ended().await;

@@ -25,7 +25,7 @@ use crate::descendants::kill_marked;
 const FILE_NAME: &str = "ledger";
 /// The length of a run id, in hexadecimal digits.
 pub(super) const ID_LENGTH: usize = 8;
-/// The length of a line for a process, including its newline. Fits the largest numbers.
+/// The length of a line for a process in bytes, including its newline. Fits an entry with the largest numbers.
 const SLOT_BYTES: usize = 96;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -101,10 +101,11 @@ impl Ledger {
         self.file().insert(ProcessIdentity { pid, start_time: os_process::start_time(pid) })
     }
 
-    /// Removes a process. After a failed write, the next host finds an entry of a dead process, which is harmless.
+    /// Removes a process. If the write fails, the file still lists the process. The next host then finds that it is dead, which is
+    /// harmless.
     pub(super) fn remove(&self, pid: u32) {
         if let Err(error) = self.file().remove(pid) {
-            tracing::warn!(pid, %error, "failed to strike a worker out of the ledger");
+            tracing::warn!(pid, %error, "failed to remove a worker from the ledger");
         }
     }
 
@@ -141,26 +142,26 @@ impl LedgerFile {
 
     fn is_at(&self, run: &Path) -> bool {
         let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        let ours = self.file.metadata().map(identity);
-        let there = std::fs::metadata(run.join(FILE_NAME)).map(identity);
-        matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
+        let own = self.file.metadata().map(identity);
+        let at_path = std::fs::metadata(run.join(FILE_NAME)).map(identity);
+        matches!((own, at_path), (Ok(own), Ok(at_path)) if own == at_path)
     }
 
     fn insert(&mut self, process: ProcessIdentity) -> std::io::Result<()> {
-        let free = self.slots.iter().position(Option::is_none);
-        let slot = free.unwrap_or_else(|| {
+        let free_slot = self.slots.iter().position(Option::is_none);
+        let slot = free_slot.unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
-        // The entry stays in memory if the write fails: this host must not reap its own workers as orphans.
+        // The entry stays in memory if the write fails, because this host must not reap its own workers as orphans.
         self.slots[slot] = Some(process);
         let ProcessIdentity { pid, start_time } = process;
         self.write_slot(slot, &serde_json::to_vec(&Entry::Started { pid, start_time })?)
     }
 
     fn remove(&mut self, pid: u32) -> std::io::Result<()> {
-        let is_it = |slot: &Option<ProcessIdentity>| slot.is_some_and(|process| process.pid == pid);
-        let Some(slot) = self.slots.iter().position(is_it) else { return Ok(()) };
+        let has_pid = |slot: &Option<ProcessIdentity>| slot.is_some_and(|process| process.pid == pid);
+        let Some(slot) = self.slots.iter().position(has_pid) else { return Ok(()) };
         self.slots[slot] = None;
         self.write_slot(slot, b"")
     }
@@ -209,13 +210,13 @@ pub(super) fn dead_run(run: &Path, run_id: &str) -> Option<DeadRun> {
         tracing::warn!(ledger = %run.join(FILE_NAME).display(), "skipped a ledger that cannot be read");
         return None;
     };
-    let same_boot = boot == os_process::boot_id();
-    if same_boot && pid_namespace.is_some() && pid_namespace != os_process::pid_namespace() {
-        tracing::debug!(run_id, "left the leftovers of a host of another PID namespace to the hosts there");
+    let is_same_boot = boot == os_process::boot_id();
+    if is_same_boot && pid_namespace.is_some() && pid_namespace != os_process::pid_namespace() {
+        tracing::debug!(run_id, "skipped the run of a dead host in another PID namespace");
         return None;
     }
     let mut processes = Vec::new();
-    for entry in entries.filter(|_| same_boot) {
+    for entry in entries.filter(|_| is_same_boot) {
         match entry {
             Entry::Started { pid, start_time } => processes.push(ProcessIdentity { pid, start_time }),
             Entry::Ended { pid } => processes.retain(|process: &ProcessIdentity| process.pid != pid),
@@ -227,7 +228,7 @@ pub(super) fn dead_run(run: &Path, run_id: &str) -> Option<DeadRun> {
 
 /// Kills the processes of dead hosts and removes their run directories. Returns the number of killed processes and process
 /// groups.
-pub(super) fn reap(dead: &[DeadRun]) -> usize {
+pub(super) fn clean_up(dead: &[DeadRun]) -> usize {
     let mut killed = vec![0; dead.len()];
     // Descendants that inherited a worker's mark.
     let marked: HashSet<u32> = match dead {
@@ -268,15 +269,17 @@ pub(super) fn reap(dead: &[DeadRun]) -> usize {
 /// Only removes a directory whose name is a run id and that contains at most an empty ledger. The caller must hold the lock of
 /// the base directory, under which hosts create both.
 fn remove_unstarted(run: &Path, run_id: &str) {
-    let only_ledger = |mut entries: std::fs::ReadDir| {
+    let contains_only_ledger = |mut entries: std::fs::ReadDir| {
         entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == FILE_NAME))
     };
-    let is_id = run_id.len() == ID_LENGTH && run_id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !is_id || !std::fs::read_dir(run).is_ok_and(only_ledger) {
+    let is_run_id = run_id.len() == ID_LENGTH && run_id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_run_id || !std::fs::read_dir(run).is_ok_and(contains_only_ledger) {
         return;
     }
     match std::fs::remove_dir_all(run) {
-        Ok(()) => tracing::debug!(run_id, "removed the directory of a host that died while it made it"),
+        Ok(()) => {
+            tracing::debug!(run_id, "removed the directory of a host that died before it wrote its ledger")
+        }
         Err(error) => {
             tracing::warn!(dir = %run.display(), %error, "failed to remove a dead host's directory");
         }
@@ -300,11 +303,11 @@ mod tests {
             }
         }
         assert_eq!(std::fs::metadata(&path).unwrap().len(), header_len + 4 * SLOT_BYTES as u64);
-        let open =
+        let pids =
             |file: &LedgerFile| file.slots.iter().flatten().map(|process| process.pid).collect::<Vec<_>>();
-        assert_eq!(open(&ledger.file()).len(), 3);
+        assert_eq!(pids(&ledger.file()).len(), 3);
         let text = std::fs::read_to_string(&path).unwrap();
-        for pid in open(&ledger.file()) {
+        for pid in pids(&ledger.file()) {
             assert!(text.contains(&format!("\"pid\":{pid},")), "{pid}: {text}");
         }
         let largest = Entry::Started { pid: u32::MAX, start_time: Some(u64::MAX) };

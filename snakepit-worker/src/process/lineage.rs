@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 #[cfg(target_os = "linux")]
 const MAX_ANCESTORS: usize = 64;
 
-/// Returns whether a process belongs to the launch whose worker process is `leader`. It does in any of these cases:
+/// Whether a process belongs to the launch whose worker process is `leader`. A process belongs to it in any of these cases:
 ///
 /// - It is in the leader's process group.
 /// - The leader is one of its ancestors.
@@ -14,11 +14,12 @@ const MAX_ANCESTORS: usize = 64;
 ///   starts in another group or session.
 ///
 /// A daemonized process does not belong to any launch.
-pub(super) fn belongs(pid: u32, leader: u32) -> bool {
+pub(super) fn belongs_to_launch(pid: u32, leader: u32) -> bool {
     Lineage::of(pid).includes(leader)
 }
 
-/// The pids whose launches a process [belongs] to. Computed once and then compared with the leaders of all launches.
+/// The possible leaders of the launch that a process [belongs to](belongs_to_launch). Computed once, and then compared with the
+/// leaders of all launches.
 pub(super) struct Lineage(Vec<u32>);
 
 impl Lineage {
@@ -47,7 +48,7 @@ impl Lineage {
     }
 }
 
-/// Adds the ancestors of a process, up to the first that is in the list already.
+/// Adds the ancestors of a process, up to the first one that the list contains already.
 #[cfg(target_os = "linux")]
 fn add_ancestors(lineage: &mut Vec<u32>, pid: u32) {
     let parents =
@@ -74,7 +75,7 @@ pub(super) fn owns_connection(leader: u32, peer: SocketAddr, local: SocketAddr) 
     // Checks the leader first, because it usually is the worker.
     linux::has_descriptor(leader, &link)
         || linux::processes()
-            .any(|pid| pid != leader && linux::has_descriptor(pid, &link) && belongs(pid, leader))
+            .any(|pid| pid != leader && linux::has_descriptor(pid, &link) && belongs_to_launch(pid, leader))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -89,15 +90,15 @@ mod linux {
         net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     };
 
-    /// The inode of this user's socket with the local address `own` and the remote address `peer`.
-    pub(super) fn socket_inode(own: SocketAddr, peer: SocketAddr) -> Option<u64> {
+    /// The inode of this user's socket with these addresses.
+    pub(super) fn socket_inode(local: SocketAddr, remote: SocketAddr) -> Option<u64> {
         let user = nix::unistd::geteuid().as_raw();
         // An IPv6 socket may carry IPv4 traffic, as those of gRPC's C core do.
         let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
         let text = tables.into_iter().filter_map(|table| fs::read_to_string(table).ok()).collect::<String>();
         text.lines().find_map(|line| {
             let row = SocketRow::parse(line)?;
-            (row.local == canonical(own) && row.remote == canonical(peer) && row.user == user)
+            (row.local == canonical(local) && row.remote == canonical(remote) && row.user == user)
                 .then_some(row.inode)
         })
     }
@@ -262,11 +263,12 @@ mod tests {
         let _orphan = OrphanKilledOnDrop(orphan);
         assert!(lines.iter().any(|line| line == "ended"), "{lines:?}");
         let leader = shell.0.id();
-        assert!(!belongs(orphan, leader));
-        assert!(belongs(leader, leader) && !belongs(std::process::id(), leader));
+        assert!(!belongs_to_launch(orphan, leader));
+        assert!(belongs_to_launch(leader, leader) && !belongs_to_launch(std::process::id(), leader));
         // To the kernel, pid 0 means the calling process.
         let own_group = nix::unistd::getpgrp().as_raw().cast_unsigned();
-        assert!(belongs(std::process::id(), own_group) && !belongs(0, own_group) && !belongs(0, 0));
+        assert!(belongs_to_launch(std::process::id(), own_group));
+        assert!(!belongs_to_launch(0, own_group) && !belongs_to_launch(0, 0));
     }
 
     #[test]
@@ -281,12 +283,12 @@ mod tests {
         let row = linux::SocketRow::parse(mapped).unwrap();
         assert_eq!(row.local, (localhost, 8080));
         assert_eq!(row.remote, (std::net::Ipv6Addr::LOCALHOST.into(), 1));
-        for odd in [
+        for invalid in [
             "",
             "sl local_address rem_address st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode",
             "1: x:y",
         ] {
-            assert_eq!(linux::SocketRow::parse(odd), None, "{odd}");
+            assert_eq!(linux::SocketRow::parse(invalid), None, "{invalid}");
         }
     }
 }

@@ -38,16 +38,16 @@ pub async fn reap_orphans(run_dir: Arc<RunDir>, stop: CancellationToken) -> std:
 
     let mut sigchld = signal(SignalKind::child())?;
     loop {
-        let retry = reap_all(&run_dir);
+        let may_remain = reap_all(&run_dir);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             _ = sigchld.recv() => {}
-            () = tokio::time::sleep(RETRY_DELAY), if retry => {}
+            () = tokio::time::sleep(RETRY_DELAY), if may_remain => {}
         }
     }
 }
 
-/// Waits until `stop` is cancelled. Other systems have no containers with this process as process 1.
+/// Waits until `stop` is cancelled. Orphans are reaped only on Linux.
 ///
 /// # Errors
 /// Never.
@@ -57,19 +57,22 @@ pub async fn reap_orphans(_: Arc<RunDir>, stop: CancellationToken) -> std::io::R
     Ok(())
 }
 
-/// Reaps orphans. Returns true if more may be left, for example behind the zombie of a worker.
+/// Reaps orphans. Returns true if unreaped orphans may remain, for example behind the zombie of a worker.
 #[cfg(target_os = "linux")]
 fn reap_all(run_dir: &RunDir) -> bool {
+    /// The maximum number of orphans to reap without an await.
+    const MAX_ORPHANS: usize = 256;
+
     use nix::{
         sys::wait::{Id, WaitPidFlag, waitid, waitpid},
         unistd::Pid,
     };
 
-    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    // Bounded, so that many orphans cannot block the runtime.
-    for _ in 0..256 {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    // Many orphans must not block the runtime.
+    for _ in 0..MAX_ORPHANS {
         let _spawning = super::spawn::lock_spawning();
-        let Some(pid) = waitid(Id::All, look).ok().and_then(|ended| ended.pid()) else { return false };
+        let Some(pid) = waitid(Id::All, flags).ok().and_then(|ended| ended.pid()) else { return false };
         let is_worker = u32::try_from(pid.as_raw()).is_ok_and(|pid| run_dir.ledger().contains(pid));
         if is_worker {
             // The worker's supervisor reaps it.

@@ -1,5 +1,5 @@
 //! Queries and kills processes of the operating system. Queries read `/proc` on Linux and find nothing on other systems, where
-//! the host therefore kills only processes that it started itself.
+//! a host therefore cannot find the processes of dead hosts.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use nix::{
 #[cfg(target_os = "linux")]
 pub(super) fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 2 is the command's name in parentheses and may contain any character, so parsing starts behind it, at field 3.
+    // Field 2 is the command's name in parentheses and may contain any character, so parsing starts after it, at field 3.
     // The start time is field 22.
     stat.rsplit_once(") ")?.1.split(' ').nth(22 - 3)?.parse().ok()
 }
@@ -71,22 +71,23 @@ pub(super) fn kill_one(pid: u32) {
 
 /// Finds members of process groups by an entry of their environment, such as `NAME=value`, in one pass over all processes.
 ///
-/// `wanted` maps a group to pairs of a tag and an entry. Returns pairs of a tag and the pid of a member that has the entry.
+/// `entries_by_group` maps the id of a group to pairs of a tag and an entry. Returns pairs of a tag and the pid of a member that
+/// has the entry.
 #[cfg(target_os = "linux")]
-pub(super) fn members_of(wanted: &HashMap<u32, Vec<(usize, String)>>) -> Vec<(usize, u32)> {
-    if wanted.is_empty() {
+pub(super) fn members_of(entries_by_group: &HashMap<u32, Vec<(usize, String)>>) -> Vec<(usize, u32)> {
+    if entries_by_group.is_empty() {
         return Vec::new();
     }
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.filter_map(|process| process.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let member = |pid: u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The group is field 5; the first field behind the name is field 3.
+        // The group is field 5; the first field after the name is field 3.
         let group = stat.rsplit_once(") ")?.1.split(' ').nth(5 - 3)?.parse::<u32>().ok()?;
-        let entries = wanted.get(&group)?;
+        let entries = entries_by_group.get(&group)?;
         let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
-        let has = |entry: &str| environment.split(|byte| *byte == 0).any(|e| e == entry.as_bytes());
-        entries.iter().find(|(_, entry)| has(entry)).map(|(tag, _)| (*tag, pid))
+        let has_entry = |entry: &str| environment.split(|byte| *byte == 0).any(|e| e == entry.as_bytes());
+        entries.iter().find(|(_, entry)| has_entry(entry)).map(|(tag, _)| (*tag, pid))
     };
     pids.filter_map(member).collect()
 }
@@ -96,7 +97,7 @@ pub(super) fn members_of(_: &HashMap<u32, Vec<(usize, String)>>) -> Vec<(usize, 
     Vec::new()
 }
 
-/// The name of a signal.
+/// The name of a signal, such as `SIGSEGV`.
 pub(super) fn signal_name(number: i32) -> String {
     Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
 }

@@ -53,7 +53,7 @@ impl WorkerOutput {
         let text = String::from_utf8_lossy(line);
         let text = escape(text.trim_end());
         let capacity = self.capacity;
-        let (logged, dropped) = self.with_state(|state| {
+        let (is_logged, dropped) = self.with_state(|state| {
             if state.tail.len() >= capacity {
                 state.tail.pop_front();
             }
@@ -61,11 +61,11 @@ impl WorkerOutput {
                 state.tail.push_back(text.clone().into_owned());
             }
             let now = Instant::now();
-            let dropped = state.rate_limit.report(now);
+            let dropped = state.rate_limit.take_dropped_if_due(now);
             (state.rate_limit.admit(now, text.len()), dropped)
         });
         self.log_dropped(dropped);
-        if logged {
+        if is_logged {
             self.log(stream, &text);
         }
     }
@@ -113,7 +113,7 @@ pub(super) async fn drain(
         let read = tokio::select! {
             read = lines.next() => read,
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                let dropped = output.with_state(|state| state.rate_limit.report(Instant::now()));
+                let dropped = output.with_state(|state| state.rate_limit.take_dropped_if_due(Instant::now()));
                 output.log_dropped(dropped);
                 continue;
             }
@@ -121,11 +121,13 @@ pub(super) async fn drain(
         match read {
             Ok(LineEvent::Line) => {
                 if let Some(port) = readiness_port(&String::from_utf8_lossy(lines.line())) {
-                    ready_port.send_if_modified(|known| known.is_none() && known.replace(port).is_none());
+                    ready_port.send_if_modified(|ready_port| {
+                        ready_port.is_none() && ready_port.replace(port).is_none()
+                    });
                 }
                 output.record(name, lines.line());
             }
-            Ok(LineEvent::Cut { bytes }) => {
+            Ok(LineEvent::Truncated { bytes }) => {
                 output.record(name, format!("[{bytes} more bytes of this line]").as_bytes());
             }
             Ok(LineEvent::End) => break,
@@ -166,12 +168,12 @@ mod tests {
         let text =
             format!("first\nsecond\n\x1b[31mthird\r\n{}\nGRPC_READY:7", "x".repeat(MAX_LINE_BYTES + 10));
         let output = WorkerOutput::new(WorkerId::new("w"), 4);
-        let (port, known) = watch::channel(None);
+        let (port, ready_port) = watch::channel(None);
         drain(text.as_bytes(), "stdout", output.clone(), port).await;
         let lines = output.lines();
         assert_eq!(lines[0], "\\u{1b}[31mthird");
         assert_eq!((lines[1].len(), lines[2].as_str()), (MAX_LINE_BYTES, "[10 more bytes of this line]"));
-        assert_eq!((lines[3].as_str(), *known.borrow()), ("GRPC_READY:7", Some(7)));
+        assert_eq!((lines[3].as_str(), *ready_port.borrow()), ("GRPC_READY:7", Some(7)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -193,7 +195,7 @@ mod tests {
             tracing_subscriber::fmt().with_ansi(false).with_writer(move || sink.clone()).finish();
         let _guard = tracing::subscriber::set_default(subscriber);
         let flood = "a line of a flood\n".repeat(rate_limit::LINES_PER_SECOND + 500);
-        let (port, _known) = watch::channel(None);
+        let (port, _ready_port) = watch::channel(None);
         drain(flood.as_bytes(), "stdout", WorkerOutput::new(WorkerId::new("w"), 4), port).await;
         let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
         assert_eq!(log.matches("a line of a flood").count(), rate_limit::LINES_PER_SECOND);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::process::Child;
 
 use super::{RunDir, os_process};
-use crate::descendants::{Mark, kill_marked, kill_once};
+use crate::descendants::{Mark, kill_in_one_scan, kill_marked};
 
 /// A process that leads its process group, carries a [`Mark`], and has an entry in the ledger.
 ///
@@ -27,12 +27,12 @@ impl ProcessGroup {
         let mark = Mark::next(run_dir.id()).filter(|mark| match mark.apply_to(pid) {
             Ok(()) => true,
             Err(error) => {
-                tracing::debug!(pid, %error, "failed to mark a worker; what it daemonizes may outlive it");
+                tracing::debug!(pid, %error, "failed to mark a worker; its daemonized descendants may outlive it");
                 false
             }
         });
         if let Err(error) = run_dir.ledger().insert(pid) {
-            tracing::warn!(pid, %error, "failed to enter a worker into the ledger");
+            tracing::warn!(pid, %error, "failed to add a worker to the ledger");
         }
         Some(Self { child, pid, mark, run_dir })
     }
@@ -60,7 +60,7 @@ impl Drop for ProcessGroup {
             if let Some(mark) = self.mark {
                 // Runs on this thread, because the host may exit before another thread has finished. One scan takes about a
                 // millisecond.
-                let _ = kill_once(|other| other == mark);
+                let _ = kill_in_one_scan(|other| other == mark);
             }
         }
         self.run_dir.ledger().remove(self.pid);
@@ -78,7 +78,7 @@ mod tests {
 
     /// Starts a leader with a child in its group. Returns the group and the pid of the child.
     #[allow(clippy::disallowed_methods, reason = "a stand-in for a worker")]
-    async fn family(run_dir: &Arc<RunDir>) -> (ProcessGroup, u32) {
+    async fn spawn_with_child(run_dir: &Arc<RunDir>) -> (ProcessGroup, u32) {
         let mut command = tokio::process::Command::new("sh");
         command.args(["-c", "sleep 60 & echo $!; wait"]).process_group(0).kill_on_drop(true);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -87,26 +87,26 @@ mod tests {
         (group, lines.next_line().await.unwrap().unwrap().parse().unwrap())
     }
 
-    fn lives(pid: u32) -> bool {
+    fn is_running(pid: u32) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
     }
 
     async fn wait_for_exit(pid: u32) {
-        let look = async {
-            while lives(pid) {
+        let exited = async {
+            while is_running(pid) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), look).await.expect("the process lives on");
+        tokio::time::timeout(Duration::from_secs(10), exited).await.expect("the process still runs");
     }
 
     #[tokio::test]
     async fn dropping_a_group_kills_all_its_processes() {
         let base = tempfile::tempdir().unwrap();
         let run_dir = Arc::new(RunDir::create(Some(base.path())).unwrap());
-        let (group, child) = family(&run_dir).await;
-        assert!(lives(child) && !run_dir.ledger().is_empty());
+        let (group, child) = spawn_with_child(&run_dir).await;
+        assert!(is_running(child) && !run_dir.ledger().is_empty());
         // A runtime that shuts down drops its tasks.
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         runtime.handle().spawn(async move {

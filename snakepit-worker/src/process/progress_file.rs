@@ -1,4 +1,4 @@
-//! [`ProgressFile`]: the state of a worker's calls that the host needs after the worker died (ADR 15).
+//! [`ProgressFile`], the state of a worker's calls that the host needs after the worker's death (ADR 15).
 //!
 //! The worker maps the file into its memory and writes to it:
 //!
@@ -20,9 +20,9 @@ use snakepit_proto::{answers, launch::progress as layout, pb::CallReply};
 
 use crate::escaping::escape;
 
-/// The limit of bytes that are read of the stacks.
+/// The maximum number of bytes to read of the stacks.
 const MAX_STACK_BYTES: usize = 16 * 1024;
-/// The number of lines kept from the beginning of the stacks. The thread that crashed comes first.
+/// The maximum number of lines of the stacks. The thread that crashed comes first.
 const MAX_STACK_LINES: usize = 40;
 
 /// The host's handle to the file. Clones share it. It stays readable after the file is removed.
@@ -63,10 +63,10 @@ impl ProgressFile {
             }
             Some((ring, length > layout::OUTPUT_BYTES))
         };
-        let Some((text, wrapped)) = read() else { return Vec::new() };
+        let Some((text, has_wrapped)) = read() else { return Vec::new() };
         let text = String::from_utf8_lossy(&text);
         let mut lines: Vec<_> = text.lines().map(|line| escape(line.trim_end()).into_owned()).collect();
-        if wrapped && lines.len() > 1 {
+        if has_wrapped && lines.len() > 1 {
             // The beginning of the oldest line was overwritten.
             lines.remove(0);
         }
@@ -81,19 +81,19 @@ impl ProgressFile {
         text.lines().take(MAX_STACK_LINES).map(|line| escape(line.trim_end()).into_owned()).collect()
     }
 
-    fn read_u64(&self, at: usize) -> Option<u64> {
+    fn read_u64(&self, offset: usize) -> Option<u64> {
         let mut number = [0; size_of::<u64>()];
-        self.0.as_ref()?.read_exact_at(&mut number, at as u64).ok()?;
+        self.0.as_ref()?.read_exact_at(&mut number, offset as u64).ok()?;
         Some(u64::from_ne_bytes(number))
     }
 
-    /// Reads at most `limit` bytes.
-    fn read_bytes(&self, at: usize, limit: usize) -> Option<Vec<u8>> {
+    /// Reads at most `limit` bytes. Fewer only at the end of the file.
+    fn read_bytes(&self, offset: usize, limit: usize) -> Option<Vec<u8>> {
         let file = self.0.as_ref()?;
         let mut bytes = vec![0; limit];
         let mut filled = 0;
         while filled < limit {
-            match file.read_at(&mut bytes[filled..], (at + filled) as u64) {
+            match file.read_at(&mut bytes[filled..], (offset + filled) as u64) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -114,8 +114,8 @@ impl ProgressFile {
 mod tests {
     use super::*;
 
-    fn write(path: &Path, at: usize, bytes: &[u8]) {
-        OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, at as u64).unwrap();
+    fn write(path: &Path, offset: usize, bytes: &[u8]) {
+        OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset as u64).unwrap();
     }
 
     #[test]

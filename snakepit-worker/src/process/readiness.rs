@@ -1,7 +1,7 @@
 //! Waits until a worker is ready.
 //!
 //! This project's workers report readiness on the control channel. Foreign workers may use the control channel, a readiness
-//! line on stdout or stderr, or the ready file; the first signal counts.
+//! line on stdout or stderr, or the ready file. The first report counts.
 
 use std::{
     fmt,
@@ -65,21 +65,21 @@ pub(super) async fn wait_ready(
 ) -> Result<WorkerAddress, WorkerError> {
     let (exit, mut port) = (supervised.exit_watch(), supervised.ready_port());
     // Tools of this project's workers may print a readiness line, even at import, so only foreign workers may use one.
-    let foreign = !config.is_native();
-    let signal = async {
+    let is_foreign = !config.is_native();
+    let report = async {
         tokio::select! {
             message = control_message(supervised.control()) => match message {
                 ControlMessage::Ready { address } => Ok(WorkerAddress::parse(&address)),
                 ControlMessage::Failed { error, traceback } => Err(WorkerError::StartFailed { error, traceback }),
             },
-            port = port_from_output(&mut port), if foreign => Ok(WorkerAddress::port(port)),
-            port = port_from_file(&files.ready), if foreign => Ok(WorkerAddress::port(port)),
+            port = port_from_output(&mut port), if is_foreign => Ok(WorkerAddress::port(port)),
+            port = port_from_file(&files.ready), if is_foreign => Ok(WorkerAddress::port(port)),
         }
     };
     tokio::select! {
         // Prefers the worker's failure message to its exit.
         biased;
-        ready = signal => ready,
+        address = report => address,
         exit = exit.exited() => {
             Err(WorkerError::EndedEarly { reason: exit.reason.to_string(), output_lines: exit.output_lines })
         }
@@ -96,7 +96,7 @@ async fn control_message(control: &mut UnixStream) -> ControlMessage {
     while let Ok(Some(line)) = lines.next_line().await {
         match serde_json::from_str(&line) {
             Ok(message) => return message,
-            Err(error) => tracing::warn!(line, %error, "skipped a control message that cannot be read"),
+            Err(error) => tracing::warn!(line, %error, "skipped a control message that cannot be parsed"),
         }
     }
     std::future::pending().await
@@ -104,8 +104,7 @@ async fn control_message(control: &mut UnixStream) -> ControlMessage {
 
 /// Waits for the port of a readiness line on stdout or stderr.
 async fn port_from_output(port: &mut tokio::sync::watch::Receiver<Option<u16>>) -> u16 {
-    let known = port.wait_for(Option::is_some).await.ok().and_then(|port| *port);
-    match known {
+    match port.wait_for(Option::is_some).await.ok().and_then(|port| *port) {
         Some(port) => port,
         // Both streams ended without a readiness line.
         None => std::future::pending().await,

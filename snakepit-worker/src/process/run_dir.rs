@@ -1,4 +1,4 @@
-//! [`RunDir`]: a host's private directory, with its socket, the sockets of its workers, and the ledger.
+//! [`RunDir`], a host's private directory. It contains the host's socket, the sockets of its workers, and the ledger.
 
 use std::{
     fmt,
@@ -17,8 +17,8 @@ use tokio_util::task::TaskTracker;
 use super::ledger::{self, Ledger};
 use crate::{WorkerError, WorkerId};
 
-/// The longest path of a socket. `sockaddr_un` holds 104 bytes, including a NUL, on the most restrictive system.
-const MAX_SOCKET_PATH: usize = 103;
+/// The maximum length of a socket path, in bytes. The smallest `sockaddr_un`, that of macOS, holds 104 bytes including a NUL.
+const MAX_SOCKET_PATH_BYTES: usize = 103;
 
 /// A host's private directory. Dropping it removes the directory, unless the ledger still lists processes.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub struct RunDir {
     path: PathBuf,
     host_socket: PathBuf,
     ledger: Ledger,
-    reaped: usize,
+    killed_leftovers: usize,
     serve: OnceLock<ServeSocket>,
 }
 
@@ -73,46 +73,49 @@ impl RunDir {
     fn create_in_first(bases: &[PathBuf]) -> Result<Self, WorkerError> {
         let mut problems = Vec::new();
         for base in bases {
-            // Checked first, so that nothing is created in an unusable base.
-            let created = match fits_sockets(base) {
+            // Checks the length first, so that nothing is created in an unusable base.
+            let created = match is_short_enough(base) {
                 true => Self::create_in(base),
                 false => Err(too_long(base)),
             };
             match created {
                 Ok(run_dir) => return Ok(run_dir),
                 Err(error) => {
-                    tracing::warn!(%error, "passed over a directory for sockets");
+                    tracing::warn!(%error, "skipped a default run directory");
                     problems.push(error.to_string());
                 }
             }
         }
         let path = bases.first().map_or_else(PathBuf::new, Clone::clone);
-        Err(io_error(&path, &format!("nor any other default; choose a --run-dir ({})", problems.join("; "))))
+        Err(io_error(
+            &path,
+            &format!("no default run directory is usable; choose a --run-dir ({})", problems.join("; ")),
+        ))
     }
 
     fn create_in(base: &Path) -> Result<Self, WorkerError> {
-        // Checked before the directory is created, and again below: the path without symbolic links may be longer.
+        // Checks the length before creating the directory, and again below, because the path without symbolic links may be longer.
         if !base.exists() {
-            let wanted = std::path::absolute(base).unwrap_or_else(|_| base.to_owned());
-            if !fits_sockets(&wanted) {
-                return Err(too_long(&wanted));
+            let absolute = std::path::absolute(base).unwrap_or_else(|_| base.to_owned());
+            if !is_short_enough(&absolute) {
+                return Err(too_long(&absolute));
             }
         }
         let base = prepare_base(base)?;
         let _lock = lock_base(&base)?;
         let failed = |error: std::io::Error| io_error(&base, &error.to_string());
-        let reaped = reap_dead_runs(&base).map_err(failed)?;
+        let killed_leftovers = clean_up_dead_runs(&base).map_err(failed)?;
 
         let id = uuid::Uuid::new_v4().simple().to_string()[..ledger::ID_LENGTH].to_owned();
         let path = base.join(&id);
         let host_socket = path.join("host.sock");
-        if !fits_sockets(&base) {
+        if !is_short_enough(&base) {
             return Err(too_long(&base));
         }
         let failed = |error: std::io::Error| io_error(&path, &error.to_string());
         DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
         let ledger = Ledger::create(&path).map_err(failed)?;
-        Ok(Self { id, base, path, host_socket, ledger, reaped, serve: OnceLock::new() })
+        Ok(Self { id, base, path, host_socket, ledger, killed_leftovers, serve: OnceLock::new() })
     }
 
     /// Binds and serves the host's socket with `serve`, now and again whenever the socket is removed. `serve` runs within the
@@ -129,8 +132,8 @@ impl RunDir {
         Ok(())
     }
 
-    /// Restores removed parts of the directory. Without them, no further worker could start. A cleaner of temporary files may
-    /// remove them.
+    /// Restores removed parts of the directory, because no worker could start without them. A cleaner of temporary files may have
+    /// removed them.
     pub(super) async fn restore(self: &Arc<Self>, tasks: &TaskTracker) -> Result<(), WorkerError> {
         if self.is_intact() {
             return Ok(());
@@ -146,7 +149,7 @@ impl RunDir {
 
     fn restore_now(&self) -> Result<(), WorkerError> {
         let failed = |error: std::io::Error| {
-            io_error(&self.path, &format!("it was removed and cannot be made anew: {error}"))
+            io_error(&self.path, &format!("it was removed and cannot be created again: {error}"))
         };
         let base = prepare_base(&self.base)?;
         let _lock = lock_base(&base)?;
@@ -161,7 +164,7 @@ impl RunDir {
         {
             serve(&self.host_socket).map_err(failed)?;
         }
-        tracing::warn!(dir = %self.path.display(), "the run directory, or a file in it, was removed; made it anew");
+        tracing::warn!(dir = %self.path.display(), "the run directory, or a file in it, was removed; created it again");
         Ok(())
     }
 
@@ -183,10 +186,10 @@ impl RunDir {
         &self.host_socket
     }
 
-    /// The number of processes of dead hosts that [`create`](Self::create) killed.
+    /// The number of processes and process groups of dead hosts that [`create`](Self::create) killed.
     #[must_use]
-    pub const fn reaped(&self) -> usize {
-        self.reaped
+    pub const fn killed_leftovers(&self) -> usize {
+        self.killed_leftovers
     }
 
     pub(super) const fn ledger(&self) -> &Ledger {
@@ -210,7 +213,7 @@ impl RunDir {
 impl Drop for RunDir {
     fn drop(&mut self) {
         if !self.ledger.is_empty() {
-            tracing::warn!(dir = %self.path.display(), "left the ledger: workers may still run; the next host reaps them");
+            tracing::warn!(dir = %self.path.display(), "kept the run directory, because workers may still run; the next host kills them");
             return;
         }
         match std::fs::remove_dir_all(&self.path) {
@@ -246,18 +249,18 @@ fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
     Ok(base)
 }
 
-/// Waits for the lock of a base. It serializes hosts that start at the same time, so that none cleans up the directory of
-/// another one that has not written its ledger yet.
+/// Waits for the lock of a base. The lock serializes hosts that start at the same time. Otherwise one could clean up the directory
+/// of another that has not written its ledger yet.
 fn lock_base(base: &Path) -> Result<Flock<File>, WorkerError> {
     let failed = |error: std::io::Error| io_error(base, &error.to_string());
     let lock = File::create(base.join("lock")).map_err(failed)?;
     Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))
 }
 
-/// Whether the longest socket path below this base, that of a worker, fits [`MAX_SOCKET_PATH`].
-fn fits_sockets(base: &Path) -> bool {
-    let below = "/".len() + ledger::ID_LENGTH + "/w-1234567890123456.sock".len();
-    base.as_os_str().len() + below <= MAX_SOCKET_PATH
+/// Whether all socket paths in this base respect [`MAX_SOCKET_PATH_BYTES`]. Those of workers are the longest.
+fn is_short_enough(base: &Path) -> bool {
+    let suffix_bytes = "/".len() + ledger::ID_LENGTH + "/w-1234567890123456.sock".len();
+    base.as_os_str().len() + suffix_bytes <= MAX_SOCKET_PATH_BYTES
 }
 
 fn too_long(base: &Path) -> WorkerError {
@@ -265,41 +268,41 @@ fn too_long(base: &Path) -> WorkerError {
 }
 
 fn default_bases() -> Vec<PathBuf> {
-    let own = format!("snakepit-{}", geteuid());
+    let dir_name = format!("snakepit-{}", geteuid());
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let runtime = variable("XDG_RUNTIME_DIR").map(|dir| dir.join("snakepit"));
     // Relative paths are skipped, because the working directory may change.
-    let temporary = variable("TMPDIR").map(|dir| dir.join(&own));
-    let fixed = ["/tmp", "/var/tmp"].map(|dir| Path::new(dir).join(&own));
-    let given = runtime.into_iter().chain(temporary).filter(|dir| dir.is_absolute());
-    let mut bases: Vec<_> = given.chain(fixed).collect();
+    let temporary = variable("TMPDIR").map(|dir| dir.join(&dir_name));
+    let fixed = ["/tmp", "/var/tmp"].map(|dir| Path::new(dir).join(&dir_name));
+    let from_environment = runtime.into_iter().chain(temporary).filter(|dir| dir.is_absolute());
+    let mut bases: Vec<_> = from_environment.chain(fixed).collect();
     bases.dedup();
     bases
 }
 
 /// Rejects directories of other users, and those in which other users could create sockets or ledgers.
 fn check_owner(base: &Path, metadata: &Metadata) -> Result<(), WorkerError> {
-    let me = geteuid().as_raw();
-    if metadata.uid() != me {
+    let user = geteuid().as_raw();
+    if metadata.uid() != user {
         return Err(io_error(
             base,
-            &format!("it belongs to user {}, not to {me}; choose another --run-dir", metadata.uid()),
+            &format!("it belongs to user {}, not to {user}; choose another --run-dir", metadata.uid()),
         ));
     }
     if metadata.mode() & 0o022 != 0 {
         return Err(io_error(
             base,
-            "other users may write to it; choose another --run-dir or take that right away",
+            "other users may write to it; choose another --run-dir, or remove that permission (chmod go-w)",
         ));
     }
     Ok(())
 }
 
-fn reap_dead_runs(base: &Path) -> std::io::Result<usize> {
+fn clean_up_dead_runs(base: &Path) -> std::io::Result<usize> {
     let entries = std::fs::read_dir(base)?.filter_map(Result::ok);
     let dead: Vec<_> =
         entries.filter_map(|entry| ledger::dead_run(&entry.path(), entry.file_name().to_str()?)).collect();
-    Ok(ledger::reap(&dead))
+    Ok(ledger::clean_up(&dead))
 }
 
 fn io_error(path: &Path, problem: &str) -> WorkerError {

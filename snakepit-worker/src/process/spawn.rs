@@ -44,7 +44,7 @@ pub(super) enum HostEndpoint<'a> {
 ///
 /// # Cancel safety
 /// If the future is dropped, a process that starts later is killed. `token` is moved to the spawning thread before the first
-/// await, so a shutdown still waits for that process.
+/// await, so a shutdown also waits for that process.
 pub(super) async fn spawn(
     id: &WorkerId,
     config: &ProcessConfig,
@@ -55,15 +55,15 @@ pub(super) async fn spawn(
     token: TaskTrackerToken,
 ) -> Result<SpawnedProcess, WorkerError> {
     let (program, args) = config.command_line();
-    let shown = program.to_string_lossy().into_owned();
-    let failed = |problem: String| WorkerError::Spawn { program: shown.clone(), problem };
-    let (mut ours, theirs) = StdUnixStream::pair().map_err(|e| failed(e.to_string()))?;
+    let program_name = program.to_string_lossy().into_owned();
+    let failed = |problem: String| WorkerError::Spawn { program: program_name.clone(), problem };
+    let (mut host_end, worker_end) = StdUnixStream::pair().map_err(|e| failed(e.to_string()))?;
     if let HostEndpoint::Socket { token } = endpoint {
         // Written before the worker starts. No other process can read the channel, and the message fits into its buffer.
         let message = HostMessage::Launched { token: token.to_owned() };
         let mut line = serde_json::to_vec(&message).map_err(|e| failed(e.to_string()))?;
         line.push(b'\n');
-        ours.write_all(&line).map_err(|e| failed(e.to_string()))?;
+        host_end.write_all(&line).map_err(|e| failed(e.to_string()))?;
     }
 
     let mut command = Command::new(program);
@@ -78,25 +78,25 @@ pub(super) async fn spawn(
     }
     command.envs(config.env.iter().map(|(name, value)| (name, value)));
     if std::env::current_dir().is_err() {
-        // The working directory was removed, for example with an old release. Workers need an existing one, and the same path
-        // may exist again.
+        // The working directory was removed, for example with an old release. Workers need an existing directory, which may
+        // be a new one at the same path.
         let dir = working_dir.filter(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
         tracing::warn!(worker = %id, dir = %dir.display(), "the working directory was removed; using another one");
         command.current_dir(dir);
     }
-    command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::from(OwnedFd::from(worker_end))).stdout(Stdio::piped()).stderr(Stdio::piped());
     // In its own process group, the worker receives no signals of this program's terminal, and the host can kill it together
     // with its children.
     command.process_group(0).kill_on_drop(true);
-    // A `pre_exec` hook rules out `posix_spawn`, and `fork` copies this program's page tables, which takes ten milliseconds per
-    // gigabyte. This project's workers do not need PDEATHSIG, because they watch their lifeline from the beginning.
+    // With a `pre_exec` hook, the standard library cannot use `posix_spawn`. Its `fork` copies this program's page tables, which
+    // takes ten milliseconds per gigabyte. This project's workers do not need PDEATHSIG, because they watch their lifeline from the beginning.
     if !config.is_native() {
         arm_pdeathsig(&mut command);
     }
 
     let group = spawn_on_permanent_thread(command, Arc::clone(run_dir), token).await;
     let group = group.map_err(|e| failed(e.to_string()))?;
-    let control = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
+    let control = host_end.set_nonblocking(true).and_then(|()| UnixStream::from_std(host_end));
     Ok(SpawnedProcess { group, control: control.map_err(|e| failed(e.to_string()))? })
 }
 
@@ -106,9 +106,8 @@ fn contract_args(endpoint: &HostEndpoint<'_>, run_dir: &RunDir) -> [String; 6] {
         HostEndpoint::Socket { .. } => format!("unix:{}", run_dir.host_socket().display()),
         HostEndpoint::Listener(address) => address.to_string(),
     };
-    let (port, run_id) = ("0".to_owned(), run_dir.id().to_owned());
-    let [a, b, c] = [launch::ARG_PORT, launch::ARG_HOST_ADDRESS, launch::ARG_RUN_ID].map(str::to_owned);
-    [a, port, b, host, c, run_id]
+    let args = [launch::ARG_PORT, "0", launch::ARG_HOST_ADDRESS, &host, launch::ARG_RUN_ID, run_dir.id()];
+    args.map(str::to_owned)
 }
 
 /// Sets `PR_SET_PDEATHSIG`, so that the kernel kills the worker when the host dies.
@@ -135,8 +134,8 @@ fn arm_pdeathsig(_: &mut Command) {
     // Other systems rely on the lifeline: the worker reads end-of-file from its control channel.
 }
 
-/// The lock that spawning holds from the start of a process until the ledger lists it. With this lock, a caller can rely on the
-/// ledger: a child that it does not list is not a worker.
+/// The lock that spawning holds from the start of a process until the ledger lists it. While a caller holds it, every child that
+/// the ledger does not list is not a worker.
 pub(super) fn lock_spawning() -> MutexGuard<'static, ()> {
     static SPAWNING: Mutex<()> = Mutex::new(());
     SPAWNING.lock().unwrap_or_else(PoisonError::into_inner)
@@ -164,20 +163,20 @@ impl SpawnRequest {
             let _in_runtime = runtime.enter();
             let _spawning = lock_spawning();
             let child = command.spawn()?;
-            ProcessGroup::new(child, run_dir).ok_or_else(|| std::io::Error::other("it ended at once"))
+            ProcessGroup::new(child, run_dir).ok_or_else(|| std::io::Error::other("it exited immediately"))
         };
         // Panics if the runtime is shutting down.
         let started = catch_unwind(AssertUnwindSafe(start))
-            .unwrap_or_else(|_| Err(std::io::Error::other("the runtime cannot watch it")));
-        // If the caller has given up, this drops the group and so kills the process.
+            .unwrap_or_else(|_| Err(std::io::Error::other("the tokio runtime is shutting down")));
+        // If the caller was cancelled, this drops the group, which kills the process.
         let _ = answer.send(started);
         // Released last, when this thread holds no reference to the run directory.
         drop(token);
     }
 }
 
-/// Starts the process on a thread that never exits: the kernel sends the PDEATHSIG when the *thread* that started the process
-/// exits.
+/// Starts the process on a thread that never exits, because the kernel sends the PDEATHSIG when the *thread* that started the
+/// process exits.
 async fn spawn_on_permanent_thread(
     command: Command,
     run_dir: Arc<RunDir>,
@@ -185,15 +184,16 @@ async fn spawn_on_permanent_thread(
 ) -> std::io::Result<ProcessGroup> {
     static THREAD: OnceLock<mpsc::Sender<SpawnRequest>> = OnceLock::new();
     let requests = THREAD.get_or_init(|| {
-        let (requests, received) = mpsc::channel::<SpawnRequest>();
+        let (requests, request_receiver) = mpsc::channel::<SpawnRequest>();
         // A panic must not end the thread, because the kernel would then kill all workers.
-        let run = move || {
-            for request in received {
+        let run_requests = move || {
+            for request in request_receiver {
                 let _ = catch_unwind(AssertUnwindSafe(|| request.run()));
             }
         };
         // If the thread cannot be started, the channel closes, and the send below fails.
-        if let Err(error) = std::thread::Builder::new().name("snakepit-spawn".to_owned()).spawn(run) {
+        if let Err(error) = std::thread::Builder::new().name("snakepit-spawn".to_owned()).spawn(run_requests)
+        {
             tracing::error!(%error, "failed to start the thread that starts workers");
         }
         requests

@@ -31,8 +31,8 @@ use crate::{ExitReason, LauncherEnd, WorkerCommand, WorkerError, WorkerExit, Wor
 
 /// How long to wait for the end of a dead worker's output. A descendant without the mark can hold the pipe open.
 const OUTPUT_DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
-/// How long a process may run after its call stream ended. An exiting process closes its connections shortly before, and its
-/// own exit status explains more than a kill.
+/// How long a process may run after its call stream ended. An exiting process closes its connections shortly before its exit, and
+/// its own exit status explains more than a kill.
 const EXIT_AFTER_STREAM_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The launch's handle to a supervised process. Dropping it before [`activate`](SupervisedProcess::activate) kills the process.
@@ -40,7 +40,7 @@ const EXIT_AFTER_STREAM_TIMEOUT: Duration = Duration::from_millis(250);
 pub(super) struct SupervisedProcess {
     pid: u32,
     control: UnixStream,
-    /// Completes the launch. If it is dropped unsent, the supervisor kills the process.
+    /// Completes the launch. If it is dropped without a message, the supervisor kills the process.
     activation: oneshot::Sender<(LauncherEnd, UnixStream)>,
     exit: ExitWatch,
     output: WorkerOutput,
@@ -66,7 +66,7 @@ impl SupervisedProcess {
         let files_guard = FilesGuard(Some(files.clone()));
         let sigchld = signal(SignalKind::child()).map_err(|e| WorkerError::Spawn {
             program: "worker".to_owned(),
-            problem: format!("the end of children cannot be watched: {e}"),
+            problem: format!("the handler for SIGCHLD cannot be installed: {e}"),
         })?;
         // Taken before checking `stop`, because a shutdown cancels `stop` before it waits for the tokens.
         let token = tasks.token();
@@ -80,7 +80,7 @@ impl SupervisedProcess {
         let SpawnedProcess { mut group, control } =
             spawn::spawn(id, config, run_dir, working_dir, &files, endpoint, token).await?;
         let pid = group.pid();
-        launch.started(pid);
+        launch.record_pid(pid);
         let output = WorkerOutput::new(id.clone(), config.output_lines);
         let (port, ready_port) = watch::channel(None);
         let drain_tasks = TaskTracker::new();
@@ -133,9 +133,9 @@ impl SupervisedProcess {
         if config.is_native() {
             return Ok((launches.begin(id), None));
         }
-        let begun = launches.begin_with_listener(id).await;
+        let launch = launches.begin_with_listener(id).await;
         let (launch, address) =
-            begun.map_err(|problem| WorkerError::Spawn { program: config.program_name(), problem })?;
+            launch.map_err(|problem| WorkerError::Spawn { program: config.program_name(), problem })?;
         Ok((launch, Some(address)))
     }
 
@@ -226,7 +226,7 @@ impl Supervisor {
                     drop(control);
                     (reason, Some(launcher_end))
                 }
-                Err(_) => (self.kill("its launch was given up").await, None),
+                Err(_) => (self.kill("its launch was cancelled").await, None),
             },
             reason = self.exited() => (reason, None),
             () = stop.cancelled() => (self.kill("its launcher was dropped").await, None),
@@ -270,7 +270,7 @@ impl Supervisor {
         stop: &CancellationToken,
     ) -> ExitReason {
         os_process::terminate(self.pid);
-        let late = format!("it did not stop within {grace:?}");
+        let timeout_reason = format!("it did not stop within {grace:?}");
         let kill_command = async {
             loop {
                 if let WorkerCommand::Kill { why } = launcher_end.command().await {
@@ -281,7 +281,7 @@ impl Supervisor {
         let why = tokio::select! {
             biased;
             _ = self.exited() => return ExitReason::Stopped,
-            () = tokio::time::sleep(grace) => late,
+            () = tokio::time::sleep(grace) => timeout_reason,
             why = kill_command => why,
             () = stop.cancelled() => "its launcher was dropped".to_owned(),
         };
@@ -291,13 +291,13 @@ impl Supervisor {
         }
     }
 
-    /// Kills the process. Reports the exit of the process itself if it was exiting already: the connections of a crashing
-    /// process break before its exit is visible, and the pool may order the kill in between.
+    /// Kills the process. If it was exiting already, returns its own exit reason. The connections of a crashing process break
+    /// before its exit is visible, so the pool may order the kill in between.
     async fn kill(&mut self, why: &str) -> ExitReason {
         os_process::kill_group(self.pid);
         match self.exited().await {
             ExitReason::Signal { name } if name == "SIGKILL" => ExitReason::Killed { why: why.to_owned() },
-            own => own,
+            own_reason => own_reason,
         }
     }
 
@@ -310,7 +310,7 @@ impl Supervisor {
             Ok(status) => exit_reason(status),
             Err(error) => {
                 tracing::error!(worker = %self.id, %error, "failed to wait for a worker");
-                ExitReason::Killed { why: format!("it could not be waited for: {error}") }
+                ExitReason::Killed { why: format!("the host could not wait for its exit: {error}") }
             }
         }
     }
@@ -322,9 +322,9 @@ impl Supervisor {
     async fn leader_exited(&mut self) {
         use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
-        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         let leader = || Id::Pid(nix::unistd::Pid::from_raw(self.pid.cast_signed()));
-        while let Ok(WaitStatus::StillAlive) = waitid(leader(), look) {
+        while let Ok(WaitStatus::StillAlive) = waitid(leader(), flags) {
             // `sigchld` was created before the process started, so it cannot miss the exit.
             if self.sigchld.recv().await.is_none() {
                 return;

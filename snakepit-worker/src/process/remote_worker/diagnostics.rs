@@ -47,7 +47,7 @@ impl Callee for WorkerDiagnostics {
         let loss = self.loss(MULTIPLEXED | id, &status).await;
         // The worker may begin calls until it exits, so the progress file is final only after the exit.
         let may_have_begun = !loss.is_exit_known || self.progress.has_begun(id);
-        // The call may have ended before another call killed the worker, which then did not send the answer.
+        // The call may have ended before another call crashed the worker. The worker then had no time to send the answer.
         let answer = if loss.is_exit_known && may_have_begun { self.progress.answer(id) } else { None };
         LostCall { answer, error: self.worker_lost(loss, may_have_begun) }
     }
@@ -131,9 +131,9 @@ impl WorkerDiagnostics {
     ) -> ToolError {
         let tool_name = || tool.to_string();
         // The worker's transport also enforces the deadline, and answers a late call with CANCELLED.
-        let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
+        let is_late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
             && deadline.is_some_and(|deadline| Instant::now() + TIMER_TOLERANCE >= deadline);
-        if late || caused_by::<tonic::TimeoutExpired>(&status) {
+        if is_late || caused_by::<tonic::TimeoutExpired>(&status) {
             return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running };
         }
         // Only a status that this process created has a source.
@@ -181,7 +181,7 @@ impl WorkerDiagnostics {
     }
 
     /// The error for an answer that cannot be decoded, from a worker that may still run the call.
-    pub(super) fn incoherent(&self, info: &CallInfo, status: &Status) -> ToolError {
+    pub(super) fn lost_after_unreadable(&self, info: &CallInfo, status: &Status) -> ToolError {
         let reason = format!("its answer cannot be read: {}", status.message());
         let output_lines = self.progress.output_of(info.id.as_u64(), self.output_lines);
         ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered: true, output_lines }
@@ -192,7 +192,7 @@ impl WorkerDiagnostics {
     }
 
     /// Waits up to [`EXIT_TIMEOUT`] for the worker's exit.
-    async fn exit_soon(&self) -> Option<WorkerExit> {
+    async fn wait_for_exit(&self) -> Option<WorkerExit> {
         tokio::time::timeout(EXIT_TIMEOUT, self.exit.exited()).await.ok()?;
         // `None` if the supervisor was dropped without a report. The worker may then still run.
         self.exit.reported()
@@ -200,14 +200,14 @@ impl WorkerDiagnostics {
 
     /// Waits up to [`EXIT_TIMEOUT`] for the worker's exit, and returns its reason.
     pub(super) async fn exit_reason(&self) -> Option<String> {
-        self.exit_soon().await.map(|exit| exit.reason.to_string())
+        self.wait_for_exit().await.map(|exit| exit.reason.to_string())
     }
 
-    /// Explains why the connection broke during a call: by the worker's exit if it is reported in time, or by the status.
+    /// Finds the reason why a call lost its connection: the worker's exit if it is reported in time, or else the status.
     async fn loss(&self, call: u64, status: &Status) -> Loss {
-        let exit = self.exit_soon().await;
+        let exit = self.wait_for_exit().await;
         let is_exit_known = exit.is_some();
-        // Complete, because it is read after the exit. Contains only lines of this call.
+        // Read after the exit, so that no lines are missing. Contains only lines of this call.
         let mut output_lines = self.progress.output_of(call, self.output_lines);
         let reason = match exit {
             Some(exit) => {
@@ -230,21 +230,22 @@ struct Loss {
     is_exit_known: bool,
 }
 
-/// Whether this process created the status because it could not decode a message. The transport sets no source for these, so
-/// only their texts identify them.
+/// Whether this process created the status because it could not decode a message. The transport sets no source for such
+/// statuses, so only their messages identify them.
 pub(super) fn is_unreadable(status: &Status) -> bool {
-    const TEXTS: [&str; 4] = [
+    const MESSAGE_PREFIXES: [&str; 4] = [
         "failed to decode Protobuf message",
         "Error, decoded message length too large",
         "protocol error: received message with",
         "Unexpected EOF decoding stream",
     ];
-    let ours = matches!(status.code(), Code::Internal | Code::OutOfRange) && status.details().is_empty();
-    ours && TEXTS.iter().any(|text| status.message().starts_with(text))
+    let may_be_local =
+        matches!(status.code(), Code::Internal | Code::OutOfRange) && status.details().is_empty();
+    may_be_local && MESSAGE_PREFIXES.iter().any(|prefix| status.message().starts_with(prefix))
 }
 
-/// The message of a failure that arrived as a status. Omits the codes INTERNAL and UNKNOWN: workers of the original Snakepit
-/// and gRPC servers use them for any exception of a tool.
+/// The message of a failure that arrived as a status. Omits the codes INTERNAL and UNKNOWN, because workers of the original
+/// Snakepit and gRPC servers use them for any exception of a tool.
 fn failure_message(code: Code, message: String) -> String {
     let name = match code {
         Code::Internal | Code::Unknown if !message.is_empty() => return message,
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_status_without_details_is_the_tools_own_failure() {
+    async fn a_status_without_details_is_a_failure_of_the_tool() {
         let cases = [
             (Status::not_found("Resource not found"), "NOT_FOUND: Resource not found"),
             (Status::unavailable("the database is down"), "UNAVAILABLE: the database is down"),
@@ -303,8 +304,8 @@ mod tests {
             (Status::unknown("Exception calling application: no"), "Exception calling application: no"),
         ];
         for (status, text) in cases {
-            let shown = format!("{status:?}");
-            let ToolError::Failed(failure) = convert(status).await else { panic!("{shown}") };
+            let description = format!("{status:?}");
+            let ToolError::Failed(failure) = convert(status).await else { panic!("{description}") };
             assert_eq!((failure.message.as_str(), failure.tool.as_str()), (text, "fetch"));
         }
         let unknown = convert(Status::unimplemented("Method not found!")).await;
@@ -337,22 +338,22 @@ mod tests {
         let progress = ProgressFile::create(&path).unwrap();
         let diagnostics = WorkerDiagnostics { id: WorkerId::new("w"), exit, progress, output_lines: 20 };
         let info = CallInfo { tool: "fetch".into(), deadline: None, id: CallId::next() };
-        let delivered = async |id| {
+        let may_have_run = async |id| {
             let lost = diagnostics.broken(&info, id, Status::unavailable("broken")).await.error;
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");
             lost.may_have_run()
         };
-        assert!(delivered(1).await, "a worker that may be alive may begin any call");
+        assert!(may_have_run(1).await, "a worker that may be alive may begin any call");
         // The worker begins a call after its connection broke and before it exits.
-        let dies = async {
+        let exit = async {
             tokio::time::sleep(Duration::from_millis(10)).await;
             let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
             file.write_all_at(&1_u64.to_ne_bytes(), 0).unwrap();
             sender
                 .send_replace(Some(WorkerExit { reason: crate::ExitReason::Code(1), output_lines: vec![] }));
         };
-        assert!(tokio::join!(delivered(1), dies).0);
-        assert!(!delivered(2).await);
+        assert!(tokio::join!(may_have_run(1), exit).0);
+        assert!(!may_have_run(2).await);
     }
 
     #[tokio::test(start_paused = true)]

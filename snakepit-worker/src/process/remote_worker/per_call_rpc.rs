@@ -1,5 +1,5 @@
-//! Runs each call as a separate RPC, `ExecuteTool` or `ExecuteStreamingTool`: for workers without `Multiplex`, and for large
-//! arguments.
+//! Runs each call as a separate RPC, `ExecuteTool` or `ExecuteStreamingTool`. Serves workers without `Multiplex`, and calls with
+//! large arguments.
 
 use std::{sync::Arc, time::Duration};
 
@@ -88,7 +88,7 @@ impl StreamErrors {
         let cancelled = tokio::time::timeout(CANCEL_TIMEOUT, self.client.clone().cancel_tool(request)).await;
         match cancelled {
             Ok(Ok(_)) => self.diagnostics.unreadable(&status),
-            _ => self.diagnostics.incoherent(&self.info, &status),
+            _ => self.diagnostics.lost_after_unreadable(&self.info, &status),
         }
     }
 }

@@ -63,7 +63,7 @@ async fn removed_parts_are_restored() {
         assert_eq!(std::fs::metadata(run_dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
     }
     // The next host sees that this one is alive, although its first ledger was removed.
-    assert_eq!(RunDir::create(Some(&below)).unwrap().reaped(), 0);
+    assert_eq!(RunDir::create(Some(&below)).unwrap().killed_leftovers(), 0);
     run_dir.ledger().remove(1);
 }
 
@@ -74,12 +74,12 @@ fn live_hosts_do_not_clean_up_each_other() {
     let second = RunDir::create(Some(base.path())).unwrap();
     assert_ne!(first.id(), second.id());
     assert!(first.path().exists());
-    assert_eq!(second.reaped(), 0);
+    assert_eq!(second.killed_leftovers(), 0);
 }
 
 /// Starts a process group leader in place of a worker whose host has died.
 #[allow(clippy::disallowed_methods, reason = "a stand-in for a worker of a dead host")]
-fn leftover(run_id: &str) -> std::process::Child {
+fn spawn_leftover(run_id: &str) -> std::process::Child {
     let mut command = std::process::Command::new("sleep");
     command.arg("60").env("SNAKEPIT_RUN_ID", run_id).process_group(0).spawn().unwrap()
 }
@@ -104,22 +104,23 @@ fn started(pid: u32, start_time: u64) -> String {
 #[cfg(target_os = "linux")]
 fn only_workers_of_a_dead_host_are_killed() {
     let base = tempfile::tempdir().unwrap();
-    let (mut left, mut foreign, mut ended) = (leftover("dead0001"), leftover("other"), leftover("other"));
-    let start = |child: &std::process::Child| super::super::os_process::start_time(child.id()).unwrap();
+    let (mut leftover, mut foreign, mut ended) =
+        (spawn_leftover("dead0001"), spawn_leftover("other"), spawn_leftover("other"));
+    let start_time = |child: &std::process::Child| super::super::os_process::start_time(child.id()).unwrap();
     let lines = [
-        started(left.id(), start(&left)),
+        started(leftover.id(), start_time(&leftover)),
         // The pid of an earlier worker, now of another process: the start times differ.
-        started(foreign.id(), start(&foreign) - 1),
-        started(ended.id(), start(&ended)),
+        started(foreign.id(), start_time(&foreign) - 1),
+        started(ended.id(), start_time(&ended)),
         format!(r#"{{"ended":{{"pid":{}}}}}"#, ended.id()),
         r#"{"started":{"pid":1"#.to_owned(),
     ];
     let run = dead_run(base.path(), "dead0001", &lines);
     let host = RunDir::create(Some(base.path())).unwrap();
-    assert_eq!(host.reaped(), 1);
+    assert_eq!(host.killed_leftovers(), 1);
     assert!(!run.exists());
     use std::os::unix::process::ExitStatusExt;
-    assert_eq!(left.wait().unwrap().signal(), Some(9));
+    assert_eq!(leftover.wait().unwrap().signal(), Some(9));
     for child in [&mut foreign, &mut ended] {
         assert!(
             child.try_wait().unwrap().is_none(),
@@ -131,32 +132,36 @@ fn only_workers_of_a_dead_host_are_killed() {
 }
 
 #[test]
-fn only_run_directories_without_a_ledger_are_removed() {
+fn only_run_directories_without_a_written_ledger_are_removed() {
     let base = tempfile::tempdir().unwrap();
-    let unbegun = base.path().join("dead0005");
-    let empty = base.path().join("dead0007");
+    let without_ledger = base.path().join("dead0005");
+    let with_empty_ledger = base.path().join("dead0007");
     let (foreign, full) = (base.path().join("projects"), base.path().join("dead0006"));
-    for dir in [&unbegun, &empty, &foreign, &full] {
+    for dir in [&without_ledger, &with_empty_ledger, &foreign, &full] {
         std::fs::create_dir(dir).unwrap();
     }
-    for dir in [&empty, &foreign, &full] {
+    for dir in [&with_empty_ledger, &foreign, &full] {
         std::fs::write(dir.join("ledger"), "").unwrap();
     }
     std::fs::write(full.join("notes"), "foreign").unwrap();
     let host = RunDir::create(Some(base.path())).unwrap();
-    assert_eq!(host.reaped(), 0);
-    assert!(!unbegun.exists() && !empty.exists() && foreign.exists() && full.exists());
+    assert_eq!(host.killed_leftovers(), 0);
+    assert!(!without_ledger.exists() && !with_empty_ledger.exists() && foreign.exists() && full.exists());
 }
 
 #[test]
 #[cfg(target_os = "linux")]
 fn a_torn_line_does_not_hide_later_lines() {
     let base = tempfile::tempdir().unwrap();
-    let mut left = leftover("dead0003");
-    let start = super::super::os_process::start_time(left.id()).unwrap();
-    dead_run(base.path(), "dead0003", &[r#"{"started":{"pid":1"#.to_owned(), started(left.id(), start)]);
-    assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 1);
-    left.wait().unwrap();
+    let mut leftover = spawn_leftover("dead0003");
+    let start_time = super::super::os_process::start_time(leftover.id()).unwrap();
+    dead_run(
+        base.path(),
+        "dead0003",
+        &[r#"{"started":{"pid":1"#.to_owned(), started(leftover.id(), start_time)],
+    );
+    assert_eq!(RunDir::create(Some(base.path())).unwrap().killed_leftovers(), 1);
+    leftover.wait().unwrap();
 }
 
 #[test]
@@ -167,19 +172,20 @@ fn a_host_is_alive_while_it_locks_its_ledger() {
     // The pid in the ledger is that of another PID namespace, so the host looks dead from here.
     let ledger = live.path().join("ledger");
     let pid = std::process::id().to_string();
-    let padded = format!("{:<width$}", 1, width = pid.len());
-    let seen_from_here = std::fs::read_to_string(&ledger).unwrap().replace(&pid, &padded);
-    std::fs::write(&ledger, seen_from_here).unwrap();
-    let mut worker = leftover(live.id());
+    // The replacement has the same length, so the slots keep their places.
+    let other_pid = format!("{:<width$}", 1, width = pid.len());
+    let text = std::fs::read_to_string(&ledger).unwrap().replace(&pid, &other_pid);
+    std::fs::write(&ledger, text).unwrap();
+    let mut worker = spawn_leftover(live.id());
     live.ledger().insert(worker.id()).unwrap();
-    assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 0);
+    assert_eq!(RunDir::create(Some(base.path())).unwrap().killed_leftovers(), 0);
     assert!(worker.try_wait().unwrap().is_none() && live.path().exists());
 
     // The host has released its lock, but its process, this one, still exists, as if it were a zombie.
     let (path, locked) = (live.path().to_owned(), live);
     drop(locked);
     assert!(path.join("ledger").exists(), "the ledger still lists a process");
-    assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 1);
+    assert_eq!(RunDir::create(Some(base.path())).unwrap().killed_leftovers(), 1);
     worker.wait().unwrap();
     assert!(!path.exists());
 }
@@ -188,13 +194,13 @@ fn a_host_is_alive_while_it_locks_its_ledger() {
 #[cfg(target_os = "linux")]
 fn runs_of_another_pid_namespace_are_ignored() {
     let base = tempfile::tempdir().unwrap();
-    let mut foreign = leftover("dead0004");
-    let start = super::super::os_process::start_time(foreign.id()).unwrap();
-    let run = dead_run(base.path(), "dead0004", &[started(foreign.id(), start)]);
+    let mut foreign = spawn_leftover("dead0004");
+    let start_time = super::super::os_process::start_time(foreign.id()).unwrap();
+    let run = dead_run(base.path(), "dead0004", &[started(foreign.id(), start_time)]);
     let ledger = std::fs::read_to_string(run.join("ledger")).unwrap();
-    let elsewhere = ledger.replacen(r#""pid":1,"#, r#""pid":1,"pid_namespace":"pid:[1]","#, 1);
-    std::fs::write(run.join("ledger"), elsewhere).unwrap();
-    assert_eq!(RunDir::create(Some(base.path())).unwrap().reaped(), 0);
+    let in_another_namespace = ledger.replacen(r#""pid":1,"#, r#""pid":1,"pid_namespace":"pid:[1]","#, 1);
+    std::fs::write(run.join("ledger"), in_another_namespace).unwrap();
+    assert_eq!(RunDir::create(Some(base.path())).unwrap().killed_leftovers(), 0);
     assert!(foreign.try_wait().unwrap().is_none() && run.exists());
     foreign.kill().unwrap();
     foreign.wait().unwrap();
@@ -204,12 +210,12 @@ fn runs_of_another_pid_namespace_are_ignored() {
 #[cfg(target_os = "linux")]
 fn members_of_a_leaderless_group_are_found_by_their_run_id() {
     let base = tempfile::tempdir().unwrap();
-    let (mut ours, mut foreign) = (leftover("dead0002"), leftover("other"));
+    let (mut ours, mut foreign) = (spawn_leftover("dead0002"), spawn_leftover("other"));
     // Both entries list a start time that differs from that of the current process with this pid.
     let lines = [started(ours.id(), 1), started(foreign.id(), 1)];
     dead_run(base.path(), "dead0002", &lines);
     let host = RunDir::create(Some(base.path())).unwrap();
-    assert_eq!(host.reaped(), 1);
+    assert_eq!(host.killed_leftovers(), 1);
     ours.wait().unwrap();
     assert!(foreign.try_wait().unwrap().is_none());
     foreign.kill().unwrap();
