@@ -128,8 +128,8 @@ fn parse_unix(path: &str) -> Result<Address, String> {
 /// The problem, as a clause.
 pub fn host_and_port(text: &str) -> Result<String, String> {
     let authority = text.strip_suffix('/').unwrap_or(text);
-    if let Some(odd) = authority.chars().find(|c| c.is_whitespace() || c.is_control() || !c.is_ascii()) {
-        return Err(format!("a host name cannot contain {odd:?}"));
+    if let Some(invalid) = authority.chars().find(|c| c.is_whitespace() || c.is_control() || !c.is_ascii()) {
+        return Err(format!("a host name cannot contain {invalid:?}"));
     }
     if authority.contains('@') {
         return Err("hosts do not accept a user or password; remove everything up to the `@`".to_owned());

@@ -1,8 +1,8 @@
-//! The answers that a worker stores for its host in the [progress file](crate::launch::progress), which they share.
+//! The answers that a worker stores in the [progress file](crate::launch::progress) for its host.
 //!
-//! The file has two halves with records: a length of four bytes, then an encoded [`CallReply`]. The worker fills one
-//! half, then clears the other and continues there, so each answer stays until another half has been filled. Numbers
-//! are in native byte order.
+//! The file has two halves with records. A record is a length of four bytes, followed by an encoded [`CallReply`]. The worker
+//! fills one half, then clears the other half and continues there. Each answer therefore stays until the other half is full.
+//! Numbers are in native byte order.
 
 use prost::Message;
 
@@ -13,19 +13,19 @@ use crate::{
 
 /// The size of the length before each record, in bytes.
 pub const PREFIX_BYTES: usize = size_of::<u32>();
-/// The limit for a stored answer, in bytes. A half holds several of this size.
-pub const MAX_KEPT_BYTES: usize = HALF_BYTES / 4;
+/// The maximum size of a stored answer, in bytes. A half holds several answers of this size.
+pub const MAX_STORED_BYTES: usize = HALF_BYTES / 4;
 
-/// Finds the answer of a call that a worker has stored. `None` without one, or if the content is malformed.
+/// Finds the stored answer of a call. Returns `None` if there is none, or if the content is malformed.
 #[must_use]
 pub fn find_answer(file: &[u8], call: u64) -> Option<CallReply> {
-    let of_half = |half: usize| {
+    let records_of = |half: usize| {
         let end = u64::from_ne_bytes(*file.get(ANSWER_ENDS[half]..)?.first_chunk()?);
         let start = ANSWERS + half * HALF_BYTES;
         let end = usize::try_from(end).ok().filter(|end| *end <= HALF_BYTES)?;
         Some(Records(file.get(start..start + end)?))
     };
-    (0..2).filter_map(of_half).flatten().find(|reply| reply.id == call)
+    (0..2).filter_map(records_of).flatten().find(|reply| reply.id == call)
 }
 
 /// The answers in one half, up to the first malformed record.
@@ -50,16 +50,16 @@ mod tests {
     use crate::{launch::progress::STACK, pb::CallValue};
 
     fn put(file: &mut [u8], half: usize, replies: &[CallReply]) {
-        let mut at = 0;
+        let mut offset = 0;
         for reply in replies {
             let record = reply.encode_to_vec();
-            let start = ANSWERS + half * HALF_BYTES + at;
+            let start = ANSWERS + half * HALF_BYTES + offset;
             let prefix = u32::try_from(record.len()).unwrap().to_ne_bytes();
             file[start..start + PREFIX_BYTES].copy_from_slice(&prefix);
             file[start + PREFIX_BYTES..][..record.len()].copy_from_slice(&record);
-            at += PREFIX_BYTES + record.len();
+            offset += PREFIX_BYTES + record.len();
         }
-        file[ANSWER_ENDS[half]..][..8].copy_from_slice(&(at as u64).to_ne_bytes());
+        file[ANSWER_ENDS[half]..][..8].copy_from_slice(&(offset as u64).to_ne_bytes());
     }
 
     fn reply(id: u64) -> CallReply {

@@ -9,17 +9,17 @@ pub const CONNECTION_WINDOW: u32 = 2 * STREAM_WINDOW;
 /// The window of a connection towards the client, in bytes. It fits the windows of 127 streams, so that unread response
 /// streams do not block other calls.
 pub const CALLER_CONNECTION_WINDOW: u32 = i32::MAX as u32;
-/// The largest frame, in bytes. Large frames reduce the number of frames of a large payload.
-pub const FRAME: u32 = 1024 * 1024;
+/// The maximum size of a frame, in bytes. Large frames reduce the number of frames of a large payload.
+pub const MAX_FRAME_SIZE: u32 = 1024 * 1024;
 
-/// The limit of requests per connection that the client reset before the server accepted them. More end the connection.
-/// The limit must exceed the resets of a client with short deadlines while the server gets no CPU time.
+/// The maximum number of requests per connection that the client reset before the server accepted them. HTTP/2 ends the
+/// connection above it. A client with short deadlines must stay below it while the server gets no CPU time.
 pub const PENDING_RESETS: usize = 8 * 1024;
-/// The number of locally reset streams that HTTP/2 remembers, to ignore frames that still arrive for them. A frame for
+/// The maximum number of locally reset streams that HTTP/2 remembers, to ignore frames that still arrive for them. A frame for
 /// a forgotten stream counts as an [error](ERROR_RESETS).
-pub const REMEMBERED_RESETS: usize = 16 * 1024;
-/// How long it remembers them. It exceeds the time until keepalive ends the connection of a silent peer.
-pub const REMEMBERED_FOR: Duration = Duration::from_secs(30);
-/// The limit of streams that a connection resets because of errors of the peer, over its lifetime. More end the
-/// connection.
+pub const MAX_RESET_STREAMS: usize = 16 * 1024;
+/// How long HTTP/2 remembers a reset stream. Exceeds the time until keepalive ends the connection of a silent peer.
+pub const RESET_STREAM_DURATION: Duration = Duration::from_secs(30);
+/// The maximum number of streams that a connection resets because of errors of the peer, over its lifetime. HTTP/2 ends the
+/// connection above it.
 pub const ERROR_RESETS: usize = 64 * 1024;

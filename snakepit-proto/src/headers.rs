@@ -5,17 +5,18 @@ use std::time::Duration;
 /// Identifies a call to its worker, also in a [`CancelToolRequest`](crate::pb::CancelToolRequest). All attempts of a
 /// retried call have the same id, and each begins after the previous one has ended.
 pub const CALL_ID: &str = "snakepit-call-id";
-/// In responses of the host: the worker that ran the call. In requests of a worker to its host: that worker, so that
-/// the host finds the parent call.
+/// In responses of the host, the id of the worker that ran the call. In requests of a worker to its host, the id of that
+/// worker, by which the host finds the parent call.
 pub const WORKER_ID: &str = "snakepit-worker-id";
-/// In requests to the host: `true` if the call is idempotent.
+/// `true` in requests to the host if the call is idempotent.
 pub const IDEMPOTENT: &str = "snakepit-idempotent";
 /// W3C trace context, passed from client to host to worker to host tool.
 pub const TRACEPARENT: &str = "traceparent";
 /// The vendor-specific part of the W3C trace context.
 pub const TRACESTATE: &str = "tracestate";
 
-/// The maximum of [`GRPC_TIMEOUT`]: eight digits of hours. Clients must clamp longer timeouts, on which tonic panics.
+/// The maximum of [`GRPC_TIMEOUT`], which has eight digits of hours. Clients must clamp longer timeouts, because tonic panics on
+/// them.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(99_999_999 * 60 * 60);
 
 /// The timeout of a call, as specified by gRPC over HTTP/2. [`parse_timeout`] parses it.
@@ -50,8 +51,8 @@ mod tests {
         assert_eq!(parse_timeout("5S"), Some(Duration::from_secs(5)));
         assert_eq!(parse_timeout("99999999H"), Some(MAX_TIMEOUT));
         assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
-        for odd in ["", "S", "5", "5s", "-5S", "123456789S", "5é"] {
-            assert_eq!(parse_timeout(odd), None, "{odd:?}");
+        for malformed in ["", "S", "5", "5s", "-5S", "123456789S", "5é"] {
+            assert_eq!(parse_timeout(malformed), None, "{malformed:?}");
         }
     }
 }

@@ -10,43 +10,43 @@ use tokio::{
 
 use crate::address::Address;
 
-/// The time limit for the first bytes of a server.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// The limit for the excerpt of an unknown protocol, in bytes.
+/// The timeout for the first bytes of a server.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The maximum size of the excerpt of an unknown protocol, in bytes.
 const MAX_EXCERPT_BYTES: usize = 40;
 /// The start of an HTTP/2 connection: the preface and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Describes the server at an address. `None` if it cannot be reached or speaks HTTP/2.
+/// Describes the server at an address. Returns `None` if it cannot be reached or speaks HTTP/2.
 pub async fn identify(address: &Address) -> Option<String> {
-    let look = async {
+    let description = async {
         match address {
-            Address::Tcp(authority) => first_bytes(TcpStream::connect(authority).await.ok()?).await,
-            Address::Unix(path) => first_bytes(UnixStream::connect(path).await.ok()?).await,
+            Address::Tcp(authority) => describe_server(TcpStream::connect(authority).await.ok()?).await,
+            Address::Unix(path) => describe_server(UnixStream::connect(path).await.ok()?).await,
         }
     };
-    // Twice the limit, because connecting also takes time.
-    timeout(2 * ANSWER_WITHIN, look).await.ok().flatten()
+    // Twice the timeout, because connecting also takes time.
+    timeout(2 * ANSWER_TIMEOUT, description).await.ok().flatten()
 }
 
-async fn first_bytes(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<String> {
+async fn describe_server(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<String> {
     // A server that has closed the connection may have sent a reason before.
     let _ = stream.write_all(PREFACE).await;
     let mut bytes = [0; 512];
-    match timeout(ANSWER_WITHIN, stream.read(&mut bytes)).await {
+    match timeout(ANSWER_TIMEOUT, stream.read(&mut bytes)).await {
         Err(_) => Some("it accepts connections but sends nothing; it may be suspended, or expect another protocol".to_owned()),
         Ok(Ok(0) | Err(_)) => Some(
             "it closes connections without an answer; it may require TLS, which clients do not support, or be a proxy \
              without a host behind it"
                 .to_owned(),
         ),
-        Ok(Ok(length)) => meaning(bytes.get(..length)?),
+        Ok(Ok(length)) => describe_answer(bytes.get(..length)?),
     }
 }
 
-/// Describes a server by its first bytes.
-fn meaning(bytes: &[u8]) -> Option<String> {
-    let line = || {
+/// Describes a server by its first bytes. Returns `None` if it speaks HTTP/2.
+fn describe_answer(bytes: &[u8]) -> Option<String> {
+    let first_line = || {
         let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
         let mut excerpt = String::new();
         for byte in line.iter().take(MAX_EXCERPT_BYTES) {
@@ -67,15 +67,15 @@ fn meaning(bytes: &[u8]) -> Option<String> {
         ),
         bytes if bytes.starts_with(b"HTTP/") => Some(format!(
             "it is a server of HTTP/1 (`{}`), and hosts speak HTTP/2; is this the port for gRPC?",
-            line()
+            first_line()
         )),
         [b'-', ..] if contains("PRI") || contains("NOAUTH") || contains("HTTP") || contains("command") => {
             Some(format!(
-                "it is a Redis server (`{}`), not a host; give it to `snakepit serve --sessions`",
-                line()
+                "it is a Redis server (`{}`), not a host; pass it to `snakepit serve --sessions`",
+                first_line()
             ))
         }
-        _ => Some(format!("it speaks another protocol than HTTP/2; it began with `{}`", line())),
+        _ => Some(format!("it speaks another protocol than HTTP/2; it began with `{}`", first_line())),
     }
 }
 
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     /// The description of a server that answers with these bytes.
-    async fn answered(answer: &'static [u8]) -> Option<String> {
+    async fn description_of(answer: &'static [u8]) -> Option<String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = Address::Tcp(listener.local_addr().unwrap().to_string());
         let serve = async {
@@ -110,17 +110,20 @@ mod tests {
             (b"\x00\xff\x1b[2J", "`\\x00\\xff\\x1b[2J`"),
             (b"", "without an answer"),
         ] {
-            let description = answered(answer).await.unwrap();
+            let description = description_of(answer).await.unwrap();
             assert!(description.contains(needle), "{description}");
         }
-        assert_eq!(answered(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64").await, None);
+        assert_eq!(
+            description_of(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64").await,
+            None
+        );
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         assert_eq!(identify(&Address::Tcp(closed.to_string())).await, None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_server_is_described_after_the_time_limit() {
+    async fn a_silent_server_is_described_after_the_timeout() {
         let (ours, _theirs) = tokio::io::duplex(1024);
-        assert!(first_bytes(ours).await.unwrap().contains("sends nothing"));
+        assert!(describe_server(ours).await.unwrap().contains("sends nothing"));
     }
 }

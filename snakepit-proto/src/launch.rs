@@ -23,7 +23,7 @@ pub const PROTOCOL: u32 = 1;
 pub const ARG_PORT: &str = "--port";
 /// Argument: the adapter class, as `module.path:Class` or `module.path.Class`.
 pub const ARG_ADAPTER: &str = "--adapter";
-/// Argument: the address of the host: `host:port`, or `unix:/path/to/socket` for workers of this project.
+/// Argument: the address of the host, which is `host:port`, or `unix:/path/to/socket` for workers of this project.
 pub const ARG_HOST_ADDRESS: &str = "--elixir-address";
 /// Argument: the id of the host's run, which distinguishes leftovers of a crashed host from other processes.
 pub const ARG_RUN_ID: &str = "--snakepit-run-id";
@@ -56,8 +56,8 @@ pub const READY_PREFIX: &str = "GRPC_READY:";
 pub mod progress {
     /// Offset of the id of the last multiplexed call that began. The worker stores it right before the call begins.
     pub const BEGUN: usize = 0;
-    /// Offset of the id of the call that printed last: the id of a call by a separate RPC, or [`MULTIPLEXED`] with the
-    /// id on the stream.
+    /// Offset of the id of the call that printed last. For a multiplexed call, it is the id on the stream, combined with
+    /// [`MULTIPLEXED`].
     pub const OUTPUT_CALL: usize = 8;
     /// Offset of the number of bytes that this call has printed.
     pub const OUTPUT_LENGTH: usize = 16;
@@ -96,7 +96,7 @@ impl std::fmt::Debug for HostMessage {
     }
 }
 
-/// The error of a worker whose version does not fit the host.
+/// The error of a worker whose version is incompatible with the host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "snakepit_bridge {worker} (protocol {worker_protocol}) does not fit this host, which is snakepit {VERSION} (protocol \
@@ -109,7 +109,7 @@ pub struct Incompatible {
     pub worker_protocol: u32,
 }
 
-/// Checks that the version of a worker fits this host. Protocol revision, major and minor version must be equal.
+/// Checks that the version of a worker is compatible with this host. Protocol revision, major and minor version must be equal.
 ///
 /// # Errors
 /// [`Incompatible`] with both versions.
@@ -117,8 +117,8 @@ pub fn check_version(version: &str, protocol: u32) -> Result<(), Incompatible> {
     if protocol == PROTOCOL && release(version).is_some_and(|worker| Some(worker) == release(VERSION)) {
         return Ok(());
     }
-    let shown = if version.is_empty() { "of an unknown version" } else { version };
-    Err(Incompatible { worker: shown.chars().take(64).collect(), worker_protocol: protocol })
+    let version = if version.is_empty() { "of an unknown version" } else { version };
+    Err(Incompatible { worker: version.chars().take(64).collect(), worker_protocol: protocol })
 }
 
 /// The major and minor version.

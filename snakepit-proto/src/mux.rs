@@ -1,4 +1,4 @@
-//! The frames of the `Multiplex` RPC: many calls on one stream, many frames per message, at both ends.
+//! The frames of the `Multiplex` RPC, at both ends. One stream carries many calls, and one message many frames.
 //!
 //! ```text
 //!   caller                                                    callee
@@ -27,32 +27,32 @@ use crate::pb::{CallChunk, CallReply, CallStart, CallStatus, CallValue};
 /// The initial credit of a stream, in bytes; see [`chunk_cost`].
 pub const STREAM_CREDIT: u64 = 256 * 1024;
 
-/// The limit for the arguments of a call that shares a stream with others, in bytes. Larger calls would delay the
-/// others; use a unary RPC for them.
+/// The maximum size of the arguments of a call that shares a stream with others, in bytes. Larger calls would delay the others.
+/// Use a unary RPC for them.
 pub const MAX_SHARED_BYTES: usize = 256 * 1024;
 
-/// The approximate size of a message, in bytes.
+/// The maximum size of a message, in bytes as counted below. A message with a single item may exceed it.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// The largest call, reply or chunk, in bytes as counted by [`call_size`], [`reply_size`] and [`chunk_cost`]. It is
+/// The maximum size of a call, reply or chunk, in bytes as counted by [`call_size`], [`reply_size`] and [`chunk_cost`]. It is
 /// [`MAX_MESSAGE_BYTES`](crate::MAX_MESSAGE_BYTES) less some space for the rest of the message.
 pub const MAX_ITEM_BYTES: usize = crate::MAX_MESSAGE_BYTES - 64 * 1024;
 
-/// The size of a part, in bytes. Replies and chunks with more data are sent in parts if the caller accepts them, so
-/// that small ones pass in between.
+/// The size of a part, in bytes. If the caller accepts parts, replies and chunks with more data are sent in parts. Smaller ones
+/// pass in between.
 pub const PART_BYTES: usize = 256 * 1024;
 
 /// The overhead of an item in the accounting, in bytes. It bounds the memory of many small items, and their number per
 /// message.
 const ITEM_BYTES: usize = 64;
 
-/// The overhead of a text or value in the accounting, in bytes. It exceeds that of its tag and length.
+/// The overhead of a text or value in the accounting, in bytes. It exceeds the size of its tag and length.
 const FIELD_BYTES: usize = 16;
 
 /// The cost of a chunk in credit of its stream, in bytes. The fixed part bounds the memory of many small chunks.
 #[must_use]
 pub fn chunk_cost(chunk: &CallChunk) -> u64 {
-    (chunk.data.len() + texts(&chunk.metadata)) as u64 + 32
+    (chunk.data.len() + metadata_size(&chunk.metadata)) as u64 + 32
 }
 
 /// The approximate size of a call, in bytes. Never below the encoded size.
@@ -62,7 +62,7 @@ pub fn call_size(call: &CallStart) -> usize {
     let arguments = call.arguments.iter().map(|argument| {
         argument.name.len() + argument.value.as_ref().map_or(0, value_size) + 2 * FIELD_BYTES
     });
-    2 * ITEM_BYTES + names + arguments.sum::<usize>() + texts(&call.metadata)
+    2 * ITEM_BYTES + names + arguments.sum::<usize>() + metadata_size(&call.metadata)
 }
 
 /// The approximate size of a reply, in bytes. Never below the encoded size.
@@ -73,18 +73,18 @@ pub fn reply_size(reply: &CallReply) -> usize {
         + reply.value.as_ref().map_or(0, value_size)
         + reply.failure.as_ref().map_or(0, prost::Message::encoded_len)
         + status
-        + texts(&reply.metadata)
+        + metadata_size(&reply.metadata)
         + reply.worker_id.len()
 }
 
 /// The error type of a call whose reply, or a chunk of it, exceeds [`MAX_ITEM_BYTES`].
 pub const TOO_LARGE: &str = "AnswerTooLarge";
 
-/// The message of such a failure. `what` names the item: an answer, or a chunk.
+/// The message of such a failure. `item` is `answer` or `chunk`.
 #[must_use]
-pub fn too_large(what: &str, size: usize) -> String {
+pub fn too_large(item: &str, size: usize) -> String {
     format!(
-        "the {what} has {size} bytes, the limit is {MAX_ITEM_BYTES}; stream it in smaller chunks, or return the path of a file"
+        "the {item} has {size} bytes, the limit is {MAX_ITEM_BYTES}; stream it in smaller chunks, or return the path of a file"
     )
 }
 
@@ -92,7 +92,7 @@ fn value_size(value: &CallValue) -> usize {
     value.json.len() + value.binary.as_ref().map_or(0, bytes::Bytes::len)
 }
 
-fn texts(metadata: &BTreeMap<String, String>) -> usize {
+fn metadata_size(metadata: &BTreeMap<String, String>) -> usize {
     metadata.iter().map(|(key, value)| key.len() + value.len() + FIELD_BYTES).sum()
 }
 

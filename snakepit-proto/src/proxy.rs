@@ -4,8 +4,8 @@ use tonic::{Code, Status};
 
 use crate::status::{DELIVERED, PROXY, error_status_with, root_cause};
 
-/// The limit for the name of a proxy in an error, in characters.
-const MAX_CHARS: usize = 64;
+/// The maximum length of the name of a proxy in an error, in characters.
+const MAX_NAME_CHARS: usize = 64;
 
 /// Replaces tonic's status of an HTTP response that is not gRPC with an explanation and the reason [`PROXY`]. Returns
 /// other statuses unchanged.
@@ -15,47 +15,46 @@ pub fn clarify(status: Status) -> Status {
     let name =
         http::StatusCode::from_u16(code).ok().and_then(|code| code.canonical_reason()).unwrap_or_default();
     let (meaning, delivered) = match code {
-        200..=299 => {
-            ("and ended before the host's answer was complete: a proxy that cut it, or a web server", true)
-        }
-        300..=399 => ("a redirect: this is the address of a web server", false),
+        200..=299 => ("it cut the answer of the host, or is a web server", true),
+        300..=399 => ("it redirects, so this is the address of a web server", false),
         400 | 404 | 405 | 415 | 426 => ("it passes no gRPC to a host at this address and path", false),
         401 | 403 | 407 => ("it requires permission", false),
         413 => (
-            "the request is above its limit for bodies: lift the limit, `client_max_body_size 0` in nginx",
+            "the request is above its limit for bodies; lift the limit (nginx: `client_max_body_size 0`)",
             false,
         ),
         429 => ("too many requests", false),
         502 => ("it cannot reach the host behind it, or was cut off by it", true),
         503 => ("it has no host behind it", true),
-        504 => ("the host behind it did not answer within the proxy's timeout: raise that", true),
+        504 => ("the host behind it did not answer within the proxy's timeout; raise that timeout", true),
         _ => ("it is not a host", true),
     };
     let message = format!("the proxy answered {}: {meaning}", format!("{code} {name}").trim_end());
     error_status_with(Code::Unavailable, PROXY, message, [(DELIVERED, delivered.to_string())])
 }
 
-/// Explains that a proxy cut a stream, if there is one. Proxies send the header `server`, and hosts do not.
-pub(crate) fn cut(status: Status, server: Option<&str>) -> Status {
+/// Explains that a proxy cut a stream. `proxy` is the name from [`proxy_name`]. Without a proxy, returns the status as
+/// [`clarify`] does.
+pub(crate) fn explain_cut(status: Status, proxy: Option<&str>) -> Status {
     // A status that the host sent has no cause.
-    let (Some(server), Some(cause)) = (server, std::error::Error::source(&status)) else {
+    let (Some(proxy), Some(cause)) = (proxy, std::error::Error::source(&status)) else {
         return clarify(status);
     };
     let cause = root_cause(cause);
     let message = format!(
-        "the proxy ({server}) cut the stream that calls share: {cause}; lift its limits on bodies and its timeouts (nginx: \
+        "the proxy ({proxy}) cut the stream that calls share: {cause}; lift its limits on bodies and its timeouts (nginx: \
          `client_max_body_size 0`, `grpc_read_timeout`, `grpc_send_timeout`)"
     );
     error_status_with(Code::Unavailable, PROXY, message, [(DELIVERED, true.to_string())])
 }
 
-/// The name of a proxy, from the headers of a response.
-pub(crate) fn server(headers: &tonic::metadata::MetadataMap) -> Option<String> {
+/// The name of a proxy, from the header `server` of a response. Hosts do not send this header.
+pub(crate) fn proxy_name(headers: &tonic::metadata::MetadataMap) -> Option<String> {
     let server = headers.get("server")?.to_str().ok()?;
-    Some(server.chars().take(MAX_CHARS).collect())
+    Some(server.chars().take(MAX_NAME_CHARS).collect())
 }
 
-/// The HTTP status of a response that is not gRPC. It is only in the text of tonic's status, whose form tests check.
+/// The HTTP status of a response that is not gRPC. Only the text of tonic's status contains it. Tests check the form of that text.
 fn http_status(message: &str) -> Option<u16> {
     let code = |text: &str| text.get(..3)?.parse().ok();
     if let Some((_, status)) = message.split_once("while receiving response with status: ") {
@@ -102,23 +101,23 @@ mod tests {
             assert_eq!(details.reason.as_deref(), Some(PROXY));
             assert_eq!(details.metadata[DELIVERED], delivered, "{text}");
         }
-        let untouched = clarify(Status::internal("tool `add` failed"));
-        assert_eq!((untouched.code(), untouched.message()), (Code::Internal, "tool `add` failed"));
+        let unchanged = clarify(Status::internal("tool `add` failed"));
+        assert_eq!((unchanged.code(), unchanged.message()), (Code::Internal, "tool `add` failed"));
     }
 
     #[test]
     fn the_status_of_a_cut_stream_names_the_proxy() {
         let broken = || Status::from_error(Box::new(std::io::Error::other("reset")));
-        let status = cut(broken(), Some("nginx/1.22.1"));
+        let status = explain_cut(broken(), Some("nginx/1.22.1"));
         assert!(
             status.message().starts_with("the proxy (nginx/1.22.1) cut the stream that calls share: reset"),
             "{status:?}"
         );
         assert_eq!(details_of(&status).metadata[DELIVERED], "true");
-        assert_eq!(cut(broken(), None).message(), broken().message());
+        assert_eq!(explain_cut(broken(), None).message(), broken().message());
         let answered = Status::internal("grpc-status header missing, mapped from HTTP status code 502");
-        assert!(cut(answered, Some("nginx")).message().starts_with("the proxy answered 502"));
+        assert!(explain_cut(answered, Some("nginx")).message().starts_with("the proxy answered 502"));
         let sent = Status::unavailable("the host shuts down");
-        assert_eq!(cut(sent, Some("nginx")).message(), "the host shuts down");
+        assert_eq!(explain_cut(sent, Some("nginx")).message(), "the host shuts down");
     }
 }

@@ -36,7 +36,7 @@ pub const STOPPING: &str = "STOPPING";
 pub const WORKER_LOST: &str = "WORKER_LOST";
 /// The `reason` if a proxy answered instead of the host. Clients create it.
 pub const PROXY: &str = "PROXY";
-/// The metadata key for whether a call or write may have been executed: `true` or `false`. If `false`, a retry is safe.
+/// The metadata key with `true` if a call or write may have been executed, and `false` if a retry is safe.
 pub const DELIVERED: &str = "delivered";
 /// The `reason` if the host shuts down and rejected or cut the call.
 pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
@@ -90,7 +90,7 @@ pub struct FieldViolation {
     pub description: String,
 }
 
-/// `google.rpc.RetryInfo`: when a retry may succeed.
+/// `google.rpc.RetryInfo`: the time after which a retry may succeed.
 #[derive(Clone, PartialEq, Message)]
 struct RetryInfo {
     #[prost(message, tag = "1")]
@@ -108,7 +108,7 @@ pub struct Details {
     pub failure: Option<ToolFailure>,
     /// The first invalid field or argument.
     pub violation: Option<FieldViolation>,
-    /// When a retry may succeed.
+    /// The time after which a retry may succeed.
     pub retry_after: Option<Duration>,
 }
 
@@ -126,8 +126,8 @@ pub fn error_status(code: Code, reason: &str, message: impl Into<String>) -> Sta
     build(code, message.into(), reason, None)
 }
 
-/// Checks that a request fits into a message. Sending a larger one would break the connection. Hosts answer larger
-/// requests with the same status.
+/// Checks that a request does not exceed the size limit of messages. Sending a larger request would break the connection. Hosts
+/// answer larger requests with the same status.
 ///
 /// # Errors
 /// `RESOURCE_EXHAUSTED` with the size and the limit.
@@ -186,8 +186,8 @@ pub fn worker_lost(message: impl Into<String>, delivered: bool, last_output: &To
     build_with(Code::Unavailable, message.into(), WORKER_LOST, metadata, Some(last_output))
 }
 
-fn build(code: Code, message: String, reason: &str, further: Option<Any>) -> Status {
-    build_with(code, message, reason, BTreeMap::new(), further)
+fn build(code: Code, message: String, reason: &str, detail: Option<Any>) -> Status {
+    build_with(code, message, reason, BTreeMap::new(), detail)
 }
 
 fn build_with(
@@ -195,10 +195,10 @@ fn build_with(
     message: String,
     reason: &str,
     metadata: BTreeMap<String, String>,
-    further: Option<Any>,
+    detail: Option<Any>,
 ) -> Status {
     let info = ErrorInfo { reason: reason.to_owned(), domain: ERROR_DOMAIN.to_owned(), metadata };
-    let details = std::iter::once(any(ERROR_INFO_URL, info.encode_to_vec())).chain(further).collect();
+    let details = std::iter::once(any(ERROR_INFO_URL, info.encode_to_vec())).chain(detail).collect();
     let details = RpcStatus { code: code.into(), message: message.clone(), details };
     fit(Status::with_details(code, message, Bytes::from(details.encode_to_vec())))
 }
@@ -210,30 +210,30 @@ fn any(type_url: &str, value: Vec<u8>) -> Any {
 /// Parses the details of a status. Ignores malformed details and those of other programs.
 #[must_use]
 pub fn details_of(status: &Status) -> Details {
-    let mut read = Details::default();
+    let mut parsed = Details::default();
     let details = RpcStatus::decode(status.details()).map(|status| status.details).unwrap_or_default();
     for Any { type_url, value } in details {
         match type_url.as_str() {
             ERROR_INFO_URL => {
                 let info = ErrorInfo::decode(value).ok().filter(|info| info.domain == ERROR_DOMAIN);
-                if let Some(ErrorInfo { reason, metadata, .. }) = info.filter(|_| read.reason.is_none()) {
-                    read.reason = Some(reason);
-                    read.metadata = metadata;
+                if let Some(ErrorInfo { reason, metadata, .. }) = info.filter(|_| parsed.reason.is_none()) {
+                    parsed.reason = Some(reason);
+                    parsed.metadata = metadata;
                 }
             }
-            FAILURE_URL => read.failure = read.failure.or(ToolFailure::decode(value).ok()),
+            FAILURE_URL => parsed.failure = parsed.failure.or(ToolFailure::decode(value).ok()),
             BAD_REQUEST_URL => {
                 let violations = BadRequest::decode(value).map(|bad| bad.field_violations);
-                read.violation = read.violation.or(violations.unwrap_or_default().into_iter().next());
+                parsed.violation = parsed.violation.or(violations.unwrap_or_default().into_iter().next());
             }
             RETRY_INFO_URL => {
                 let delay = RetryInfo::decode(value).ok().and_then(|info| info.retry_delay);
-                read.retry_after = read.retry_after.or(delay.and_then(|delay| delay.try_into().ok()));
+                parsed.retry_after = parsed.retry_after.or(delay.and_then(|delay| delay.try_into().ok()));
             }
             _ => {}
         }
     }
-    read
+    parsed
 }
 
 /// The failure of a tool in the details of a status, if any.
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_survives_the_trailers() {
+    fn a_failure_in_the_trailers_is_received_unchanged() {
         let failure = ToolFailure {
             r#type: "ValueError".into(),
             message: "no".into(),
@@ -294,10 +294,10 @@ mod tests {
 
     #[test]
     fn the_last_output_of_a_lost_worker_is_not_a_failure_of_the_tool() {
-        let words = ToolFailure { output_lines: vec!["bye".into()], ..ToolFailure::default() };
-        let status = attach(Code::Unavailable, WORKER_LOST, "worker `w` was lost", &words);
+        let last_output = ToolFailure { output_lines: vec!["bye".into()], ..ToolFailure::default() };
+        let status = attach(Code::Unavailable, WORKER_LOST, "worker `w` was lost", &last_output);
         assert_eq!(failure_of(&status), None);
-        assert_eq!(details_of(&status).failure, Some(words));
+        assert_eq!(details_of(&status).failure, Some(last_output));
     }
 
     #[test]

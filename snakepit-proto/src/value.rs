@@ -13,8 +13,8 @@ use serde::de::IgnoredAny;
 use crate::pb::Any;
 
 const URL_PREFIX: &str = "type.googleapis.com/";
-const OWN: &str = "snakepit.";
-const BINARY: &str = ".binary";
+const OWN_PREFIX: &str = "snakepit.";
+const BINARY_SUFFIX: &str = ".binary";
 
 /// The content of an [`Any`], without parsed JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +62,8 @@ pub enum DecodeValueError {
 pub fn decode(any: Any, binary: Option<Bytes>) -> Result<TypedValue, DecodeValueError> {
     let Any { type_url, value } = any;
     let name = type_url.rsplit('/').next().unwrap_or_default();
-    if let Some(own) = name.strip_prefix(OWN) {
-        return match own.strip_suffix(BINARY) {
+    if let Some(own) = name.strip_prefix(OWN_PREFIX) {
+        return match own.strip_suffix(BINARY_SUFFIX) {
             Some(base) => Ok(TypedValue {
                 type_name: type_name(base),
                 json: value,
@@ -86,7 +86,7 @@ pub fn decode(any: Any, binary: Option<Bytes>) -> Result<TypedValue, DecodeValue
         problem: problem.to_string(),
     };
     match google {
-        // Hosts of the original protocol send bare JSON, other programs the real message.
+        // Hosts of the original protocol send bare JSON. Other programs send the protobuf message.
         "StringValue" => match strict_string(&value) {
             Some(text) => Ok(json_value("string", &text.into())),
             None => bare_json(value).map_err(|e| malformed(&e)),
@@ -95,15 +95,15 @@ pub fn decode(any: Any, binary: Option<Bytes>) -> Result<TypedValue, DecodeValue
         "Value" => match bare_json(value.clone()) {
             Ok(typed) => Ok(typed),
             Err(_) => {
-                let real = prost_types::Value::decode(value).map_err(|e| malformed(&e))?;
-                Ok(inferred(&json_of_value(real)))
+                let message = prost_types::Value::decode(value).map_err(|e| malformed(&e))?;
+                Ok(value_of_inferred_type(&json_of_value(message)))
             }
         },
-        "BoolValue" => Ok(inferred(&bool::decode(value).map_err(|e| malformed(&e))?.into())),
-        "Int64Value" => Ok(inferred(&i64::decode(value).map_err(|e| malformed(&e))?.into())),
-        "Int32Value" => Ok(inferred(&i32::decode(value).map_err(|e| malformed(&e))?.into())),
-        "UInt64Value" => Ok(inferred(&u64::decode(value).map_err(|e| malformed(&e))?.into())),
-        "UInt32Value" => Ok(inferred(&u32::decode(value).map_err(|e| malformed(&e))?.into())),
+        "BoolValue" => Ok(value_of_inferred_type(&bool::decode(value).map_err(|e| malformed(&e))?.into())),
+        "Int64Value" => Ok(value_of_inferred_type(&i64::decode(value).map_err(|e| malformed(&e))?.into())),
+        "Int32Value" => Ok(value_of_inferred_type(&i32::decode(value).map_err(|e| malformed(&e))?.into())),
+        "UInt64Value" => Ok(value_of_inferred_type(&u64::decode(value).map_err(|e| malformed(&e))?.into())),
+        "UInt32Value" => Ok(value_of_inferred_type(&u32::decode(value).map_err(|e| malformed(&e))?.into())),
         "DoubleValue" => {
             Ok(json_value("float", &json_of_f64(f64::decode(value).map_err(|e| malformed(&e))?)))
         }
@@ -113,12 +113,12 @@ pub fn decode(any: Any, binary: Option<Bytes>) -> Result<TypedValue, DecodeValue
         }
         "BytesValue" => Ok(bytes_value(Bytes::decode(value).map_err(|e| malformed(&e))?)),
         "Struct" => {
-            let real = prost_types::Struct::decode(value).map_err(|e| malformed(&e))?;
-            Ok(json_value("map", &json_of_struct(real)))
+            let message = prost_types::Struct::decode(value).map_err(|e| malformed(&e))?;
+            Ok(json_value("map", &json_of_struct(message)))
         }
         "ListValue" => {
-            let real = prost_types::ListValue::decode(value).map_err(|e| malformed(&e))?;
-            Ok(json_value("list", &json_of_list(real)))
+            let message = prost_types::ListValue::decode(value).map_err(|e| malformed(&e))?;
+            Ok(json_value("list", &json_of_list(message)))
         }
         "Empty" => Ok(json_value("null", &serde_json::Value::Null)),
         _ => Err(DecodeValueError::UnknownType { type_url }),
@@ -128,10 +128,10 @@ pub fn decode(any: Any, binary: Option<Bytes>) -> Result<TypedValue, DecodeValue
 /// Encodes a value as an [`Any`], and returns its buffer, if any, for the binary field of the message.
 #[must_use]
 pub fn encode(value: TypedValue) -> (Any, Option<Bytes>) {
-    let suffix = if value.binary.is_some() { BINARY } else { "" };
+    let suffix = if value.binary.is_some() { BINARY_SUFFIX } else { "" };
     let mut type_url =
-        String::with_capacity(URL_PREFIX.len() + OWN.len() + value.type_name.len() + suffix.len());
-    for part in [URL_PREFIX, OWN, &value.type_name, suffix] {
+        String::with_capacity(URL_PREFIX.len() + OWN_PREFIX.len() + value.type_name.len() + suffix.len());
+    for part in [URL_PREFIX, OWN_PREFIX, &value.type_name, suffix] {
         type_url.push_str(part);
     }
     (Any { type_url, value: value.json }, value.binary)
@@ -226,7 +226,7 @@ fn json_value(type_name: &'static str, json: &serde_json::Value) -> TypedValue {
     TypedValue { type_name: Cow::Borrowed(type_name), json: Bytes::from(json.to_string()), binary: None }
 }
 
-fn inferred(json: &serde_json::Value) -> TypedValue {
+fn value_of_inferred_type(json: &serde_json::Value) -> TypedValue {
     let json = Bytes::from(json.to_string());
     let type_name = infer_type(&json).unwrap_or("null");
     TypedValue { type_name: Cow::Borrowed(type_name), json, binary: None }
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_survives() {
+    fn a_buffer_is_unchanged_after_a_round_trip() {
         let tensor = wrapped("snakepit.tensor.binary", r#"{"shape":[2]}"#);
         let typed = decode(tensor.clone(), Some(Bytes::from_static(b"12345678"))).unwrap();
         assert_eq!(typed.type_name, "tensor");

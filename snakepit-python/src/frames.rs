@@ -42,7 +42,7 @@ impl FrameReply {
             }
             Ok(_) => status_reply(id, Status::internal("a unary call was answered with a stream")),
             Err(ToolError::Recalled { .. }) => {
-                replies.recalled(id);
+                replies.send_recalled(id);
                 return AnswerState::Pending(Some(replies));
             }
             Err(error) => {
@@ -52,7 +52,7 @@ impl FrameReply {
         };
         // Stores the reply before queueing it, because a reply that has been sent needs no further steps.
         let is_stored = is_stored && answers.is_some_and(|answers| answers.store(&reply));
-        replies.reply(reply);
+        replies.send_reply(reply);
         if is_stored { AnswerState::Stored } else { AnswerState::Pending(Some(replies)) }
     }
 }

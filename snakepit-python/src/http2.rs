@@ -2,8 +2,8 @@
 
 use snakepit_proto::{
     flow::{
-        CALLER_CONNECTION_WINDOW, CONNECTION_WINDOW, ERROR_RESETS, FRAME, PENDING_RESETS, REMEMBERED_FOR,
-        REMEMBERED_RESETS, STREAM_WINDOW,
+        CALLER_CONNECTION_WINDOW, CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS,
+        PENDING_RESETS, RESET_STREAM_DURATION, STREAM_WINDOW,
     },
     status::HEADER_LIST_BYTES,
 };
@@ -13,10 +13,10 @@ pub(crate) fn configure_client(endpoint: Endpoint) -> Endpoint {
     endpoint
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
+        .max_frame_size(MAX_FRAME_SIZE)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
-        .http2_max_concurrent_reset_streams(REMEMBERED_RESETS)
-        .http2_reset_stream_duration(REMEMBERED_FOR)
+        .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)
+        .http2_reset_stream_duration(RESET_STREAM_DURATION)
         .http2_max_local_error_reset_streams(ERROR_RESETS)
         .tcp_nodelay(true)
 }
@@ -25,7 +25,7 @@ pub(crate) fn configure_server(server: Server) -> Server {
     server
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
+        .max_frame_size(MAX_FRAME_SIZE)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
         .http2_max_local_error_reset_streams(Some(ERROR_RESETS))

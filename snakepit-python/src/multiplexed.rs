@@ -14,7 +14,9 @@ use std::{
 
 use snakepit_proto::pb;
 use snakepit_registry::{CallId, ToolError};
-use snakepit_wire::mux::{Calls, MuxCalls, MuxService, Replies, call_from_wire, not_rising, status_reply};
+use snakepit_wire::mux::{
+    Calls, MuxCalls, MuxService, Replies, call_from_wire, non_increasing_id, status_reply,
+};
 use tonic::Status;
 
 use crate::{
@@ -54,8 +56,8 @@ impl WorkerCalls {
             return true;
         }
         // The caller would take a reply for that of the open call with this id.
-        if id > progress::MAX_ID || (self.tools.find(call_id).is_none() && !self.streaming.runs(id)) {
-            self.replies.reply(status_reply(id, not_rising(id, last_id)));
+        if id > progress::MAX_ID || (self.tools.find(call_id).is_none() && !self.streaming.is_open(id)) {
+            self.replies.send_reply(status_reply(id, non_increasing_id(id, last_id)));
         }
         false
     }
@@ -74,7 +76,7 @@ impl WorkerCalls {
                 Some(Job { call, state, reply: Reply::Frame(reply) })
             }
             Err(status) => {
-                self.replies.reply(status_reply(id, status));
+                self.replies.send_reply(status_reply(id, status));
                 None
             }
         }
@@ -101,7 +103,7 @@ impl Calls for WorkerCalls {
             }
         }
         self.tools.admit_all(jobs);
-        let is_unary = |id: &&u64| !self.streaming.runs(**id);
+        let is_unary = |id: &&u64| !self.streaming.is_open(**id);
         for id in cancels.iter().filter(is_unary) {
             self.tools.abandon_call(progress::multiplexed_id(self.stream, *id));
         }

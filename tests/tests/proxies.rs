@@ -130,7 +130,7 @@ async fn errors_name_the_read_timeout_of_nginx() {
     let proxy = Proxy::nginx_with(&host_of(&sandbox), short_timeout).await;
     let (code, stderr) = cli(&proxy.address(), &["call", "sleep_for", "--args", r#"{"seconds": 30}"#]).await;
     assert_eq!(code, Some(4), "{stderr}");
-    assert!(stderr.contains("the proxy answered 504") && stderr.contains("raise that"), "{stderr}");
+    assert!(stderr.contains("the proxy answered 504") && stderr.contains("raise that timeout"), "{stderr}");
     let client = Client::connect(&proxy.address()).await.unwrap();
     let error = client.execute::<Value>("sleep_for", json!({"seconds": 30})).await.unwrap_err();
     assert!(matches!(&error, Error::Tool(ToolError::ConnectionLost { .. })), "{error}");

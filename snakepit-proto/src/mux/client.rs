@@ -50,8 +50,8 @@ struct CloseOnDrop(Arc<SharedCalls>);
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.closed = true;
-        let waker = state.sender.take();
+        state.is_closed = true;
+        let waker = state.sender_waker.take();
         drop(state);
         wake(waker);
     }
@@ -64,24 +64,25 @@ struct CallTable {
     last_id: u64,
     calls: HashMap<u64, CallEntry, BuildHasherDefault<IdHasher>>,
     /// The number of calls that have not ended.
-    open: usize,
-    /// The frames to send, and the approximate size of its calls.
+    open_count: usize,
+    /// The frames to send.
     outbox: CallBatch,
+    /// The approximate size of the calls in the outbox, in bytes.
     outbox_bytes: usize,
-    /// Calls that were cancelled in the outbox. Empty calls replace them there until the next message is taken, because
-    /// removing a call from the middle moves all calls behind it.
+    /// The ids of calls that were cancelled in the outbox. Empty calls replace them there until the next message is taken, because
+    /// removing a call from the middle would move all calls behind it.
     withdrawn: HashSet<u64, BuildHasherDefault<IdHasher>>,
     /// The sending task, while the outbox is empty.
-    sender: Option<Waker>,
+    sender_waker: Option<Waker>,
     tag_index: TagIndex,
     /// Tasks that wait until no call of a tag runs.
     tag_waiters: HashMap<u64, Vec<Waker>, BuildHasherDefault<IdHasher>>,
     /// Whether the last [`Multiplexer`] was dropped, so that no more calls start.
-    closed: bool,
+    is_closed: bool,
     /// The status with which the stream broke.
-    broken: Option<Status>,
+    break_status: Option<Status>,
     /// The tags of calls that were open when the stream broke. It is unknown whether these calls have ended.
-    lost: HashSet<u64, BuildHasherDefault<IdHasher>>,
+    lost_tags: HashSet<u64, BuildHasherDefault<IdHasher>>,
 }
 
 /// An index of the open calls by tag: `(tag, id)`. A lookup adds the calls that started since the last one, because
@@ -103,10 +104,10 @@ struct CallEntry {
     /// The start of a reply or chunk that arrives in parts.
     parts: Vec<u8>,
     end: Option<CallEnd>,
-    /// The [`Call`] was dropped.
-    abandoned: bool,
-    /// A cancellation was sent.
-    cancelled: bool,
+    /// Whether the [`Call`] was dropped.
+    is_abandoned: bool,
+    /// Whether a cancellation was sent.
+    is_cancelled: bool,
 }
 
 impl Multiplexer {
@@ -124,13 +125,13 @@ impl Multiplexer {
         let shared = Arc::new(SharedCalls::new());
         let outgoing = Outgoing(Arc::clone(&shared));
         let response = client.multiplex(Request::new(outgoing)).await.map_err(proxy::clarify)?;
-        let proxy = proxy::server(response.metadata());
+        let proxy = proxy::proxy_name(response.metadata());
         let replies = response.into_inner();
         let multiplexer = Self { owner: Arc::new(CloseOnDrop(Arc::clone(&shared))) };
         Ok((multiplexer, Incoming::new(shared, replies, proxy)))
     }
 
-    /// Starts a call and sets its `id`. `tag` names the call in [`recall`](Self::recall) and [`ended`](Self::ended).
+    /// Starts a call and sets its `id`. `tag` names the call in [`recall`](Self::recall) and [`cancel`](Self::cancel).
     #[must_use = "dropping a call cancels it"]
     pub fn start(&self, mut call: CallStart, tag: u64) -> Call {
         let shared = &self.owner.0;
@@ -140,29 +141,29 @@ impl Multiplexer {
         call.id = id;
         let mut entry = CallEntry { tag, ..CallEntry::default() };
         let size = call_size(&call);
-        let waker = if let Some(status) = &state.broken {
+        let waker = if let Some(status) = &state.break_status {
             entry.end = Some(CallEnd::Unsent(call, status.clone()));
             None
         } else if size > MAX_ITEM_BYTES {
-            // A message that large would break the stream, and all other calls with it.
+            // Sending it would break the stream, and all other calls with it.
             entry.end = Some(CallEnd::Reply(too_large(id, size)));
             None
         } else {
             state.outbox_bytes += size;
             state.outbox.calls.push(call);
-            state.open += 1;
-            state.sender.take()
+            state.open_count += 1;
+            state.sender_waker.take()
         };
         state.calls.insert(id, entry);
         drop(state);
         wake(waker);
-        Call { shared: Arc::clone(shared), id, ended: false }
+        Call { shared: Arc::clone(shared), id, has_ended: false }
     }
 
-    /// Whether the stream broke. Calls that start on it fail.
+    /// Whether the stream broke. Calls that start on a broken stream fail.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.owner.0.lock().broken.is_some()
+        self.owner.0.lock().break_status.is_some()
     }
 
     /// Recalls the calls of this tag that have not begun.
@@ -174,8 +175,11 @@ impl Multiplexer {
     }
 
     /// Cancels the calls of this tag and waits until none of them runs. Returns `false` if the stream broke before the
-    /// callee confirmed it. Cancel safe.
-    pub async fn ended(&self, tag: u64) -> bool {
+    /// callee confirmed it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe. If the future is dropped after its first poll, the calls are cancelled nevertheless.
+    pub async fn cancel(&self, tag: u64) -> bool {
         let shared = &self.owner.0;
         shared.send(|state, wakers| {
             let ids = state.open_calls_of(tag);
@@ -184,7 +188,7 @@ impl Multiplexer {
         std::future::poll_fn(|cx| {
             let mut state = shared.lock();
             if state.open_calls_of(tag).is_empty() {
-                return Poll::Ready(!state.lost.contains(&tag));
+                return Poll::Ready(!state.lost_tags.contains(&tag));
             }
             let tag_waiters = state.tag_waiters.entry(tag).or_default();
             if !tag_waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -219,7 +223,7 @@ impl CallTable {
             self.calls.remove(&id);
             return;
         }
-        entry.abandoned = true;
+        entry.is_abandoned = true;
         (entry.chunks, entry.parts) = (Vec::new(), Vec::new());
         self.cancel(id, wakers);
     }
@@ -238,7 +242,7 @@ impl CallTable {
                 self.drop_withdrawn();
             }
             self.end(id, CallEnd::Recalled, wakers);
-        } else if !std::mem::replace(&mut entry.cancelled, true) {
+        } else if !std::mem::replace(&mut entry.is_cancelled, true) {
             self.outbox.cancels.push(id);
         }
     }
@@ -257,13 +261,13 @@ impl CallTable {
             return;
         }
         let tag = entry.tag;
-        if entry.abandoned {
+        if entry.is_abandoned {
             self.calls.remove(&id);
         } else {
             entry.end = Some(end);
             wakers.extend(entry.waker.take());
         }
-        self.open -= 1;
+        self.open_count -= 1;
         if id <= self.tag_index.up_to {
             self.tag_index.calls.remove(&(tag, id));
         }
@@ -271,13 +275,13 @@ impl CallTable {
             wakers.extend(self.tag_waiters.remove(&tag).into_iter().flatten());
         }
         if self.is_done() {
-            wakers.extend(self.sender.take());
+            wakers.extend(self.sender_waker.take());
         }
     }
 
-    /// Whether there is nothing left to send, now or later.
+    /// Whether there is nothing to send, now or later.
     const fn is_done(&self) -> bool {
-        self.closed && self.open == 0
+        self.is_closed && self.open_count == 0
     }
 
     /// Processes a message of the callee.
@@ -288,13 +292,13 @@ impl CallTable {
     fn deliver(&mut self, batch: ReplyBatch, wakers: &mut Vec<Waker>) -> Result<(), Status> {
         let ReplyBatch { opened, chunks, replies, recalled, parts } = batch;
         for opened in opened {
-            if let Some(entry) = self.awaited(opened.id) {
+            if let Some(entry) = self.awaited_entry(opened.id) {
                 entry.opened = Some(opened);
                 wakers.extend(entry.waker.take());
             }
         }
         for mut run in chunks {
-            if let Some(entry) = self.awaited(run.id) {
+            if let Some(entry) = self.awaited_entry(run.id) {
                 for chunk in run.chunks.iter_mut().filter(|chunk| chunk.sent_in_parts > 0) {
                     entry.complete(&mut chunk.data, &mut chunk.sent_in_parts)?;
                 }
@@ -308,7 +312,7 @@ impl CallTable {
         }
         for mut reply in replies {
             if let Some(value) = reply.value.as_mut().filter(|value| value.sent_in_parts > 0)
-                && let Some(entry) = self.awaited(reply.id)
+                && let Some(entry) = self.awaited_entry(reply.id)
             {
                 let data = value.binary.as_mut().unwrap_or(&mut value.json);
                 entry.complete(data, &mut value.sent_in_parts)?;
@@ -319,7 +323,7 @@ impl CallTable {
             self.end(id, CallEnd::Recalled, wakers);
         }
         for part in parts {
-            if let Some(entry) = self.awaited(part.id) {
+            if let Some(entry) = self.awaited_entry(part.id) {
                 entry.append_part(&part.data)?;
             }
         }
@@ -327,13 +331,13 @@ impl CallTable {
     }
 
     /// The entry of a call, if the call is open and its handle exists.
-    fn awaited(&mut self, id: u64) -> Option<&mut CallEntry> {
-        self.calls.get_mut(&id).filter(|entry| !entry.abandoned && entry.end.is_none())
+    fn awaited_entry(&mut self, id: u64) -> Option<&mut CallEntry> {
+        self.calls.get_mut(&id).filter(|entry| !entry.is_abandoned && entry.end.is_none())
     }
 
     /// Ends all open calls, because the stream broke. Replies that have arrived stay.
     fn fail(&mut self, status: &Status, wakers: &mut Vec<Waker>) {
-        self.broken = Some(status.clone());
+        self.break_status = Some(status.clone());
         for call in std::mem::take(&mut self.outbox).calls {
             self.end(call.id, CallEnd::Unsent(call, status.clone()), wakers);
         }
@@ -341,12 +345,12 @@ impl CallTable {
         self.withdrawn.clear();
         let open = self.calls.iter().filter(|(_, entry)| entry.end.is_none());
         let (ids, tags): (Vec<u64>, Vec<u64>) = open.map(|(id, entry)| (*id, entry.tag)).unzip();
-        self.lost.extend(tags);
+        self.lost_tags.extend(tags);
         for id in ids {
             self.end(id, CallEnd::Broken(status.clone()), wakers);
         }
         wakers.extend(self.tag_waiters.drain().flat_map(|(_, wakers)| wakers));
-        wakers.extend(self.sender.take());
+        wakers.extend(self.sender_waker.take());
     }
 
     /// Takes the next message from the outbox, within the size limit.
@@ -360,27 +364,27 @@ impl CallTable {
         }
         if self.outbox_bytes <= BATCH_BYTES {
             self.outbox_bytes = 0;
-            // Assumes that the next message holds about as many calls.
+            // The next message probably has about as many calls.
             let calls = Vec::with_capacity(self.outbox.calls.len());
             let next = CallBatch { calls, ..CallBatch::default() };
             return Some(std::mem::replace(&mut self.outbox, next));
         }
         let mut bytes = 0;
-        let fits = self.outbox.calls.iter().take_while(|call| {
-            let first = bytes == 0;
+        let fitting = self.outbox.calls.iter().take_while(|call| {
+            let is_first = bytes == 0;
             bytes += call_size(call);
-            first || bytes <= BATCH_BYTES
+            is_first || bytes <= BATCH_BYTES
         });
-        let rest = self.outbox.calls.split_off(fits.count());
+        let rest = self.outbox.calls.split_off(fitting.count());
         self.outbox_bytes = rest.iter().map(call_size).sum();
         // Frames of unsent calls must not overtake them. Frames of other calls must not wait behind large calls.
-        let unsent = rest.first().map_or(u64::MAX, |call| call.id);
+        let first_unsent = rest.first().map_or(u64::MAX, |call| call.id);
         let CallBatch { credits, cancels, recalls, .. } = &mut self.outbox;
         let next = CallBatch {
             calls: rest,
-            credits: credits.extract_if(.., |credit| credit.id >= unsent).collect(),
-            cancels: cancels.extract_if(.., |id| *id >= unsent).collect(),
-            recalls: recalls.extract_if(.., |id| *id >= unsent).collect(),
+            credits: credits.extract_if(.., |credit| credit.id >= first_unsent).collect(),
+            cancels: cancels.extract_if(.., |id| *id >= first_unsent).collect(),
+            recalls: recalls.extract_if(.., |id| *id >= first_unsent).collect(),
             takes_parts: false,
         };
         Some(std::mem::replace(&mut self.outbox, next))
@@ -402,9 +406,10 @@ impl CallEntry {
     fn complete(&mut self, data: &mut Bytes, sent_in_parts: &mut u64) -> Result<(), Status> {
         let sent = std::mem::take(sent_in_parts);
         if self.parts.len() as u64 != sent {
-            let came = self.parts.len();
-            let problem =
-                format!("the other side sent {sent} bytes of an answer in parts, of which {came} came");
+            let arrived = self.parts.len();
+            let problem = format!(
+                "the other side sent {sent} bytes of an answer in parts, but {arrived} bytes arrived"
+            );
             return Err(Status::internal(problem));
         }
         self.append_part(data)?;
@@ -426,19 +431,19 @@ impl SharedCalls {
     }
 
     /// Changes the outbox, then wakes the sending task and all other tasks concerned.
-    fn send(&self, put: impl FnOnce(&mut CallTable, &mut Vec<Waker>)) {
+    fn send(&self, change: impl FnOnce(&mut CallTable, &mut Vec<Waker>)) {
         self.update(|state, wakers| {
-            put(state, wakers);
-            wakers.extend(state.sender.take());
+            change(state, wakers);
+            wakers.extend(state.sender_waker.take());
         });
     }
 
     /// Changes the table under the lock, then wakes the tasks concerned.
     fn update<T>(&self, change: impl FnOnce(&mut CallTable, &mut Vec<Waker>) -> T) -> T {
         let mut wakers = Vec::new();
-        let changed = change(&mut self.lock(), &mut wakers);
+        let result = change(&mut self.lock(), &mut wakers);
         wakers.into_iter().for_each(Waker::wake);
-        changed
+        result
     }
 }
 
@@ -462,7 +467,7 @@ impl fmt::Debug for SharedCalls {
         f.debug_struct("SharedCalls")
             .field("calls", &state.calls.len())
             .field("unsent", &state.outbox.calls.len())
-            .field("broken", &state.broken)
+            .field("broken", &state.break_status)
             .finish_non_exhaustive()
     }
 }

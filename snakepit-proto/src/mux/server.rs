@@ -16,7 +16,7 @@ mod large_items;
 
 use self::{
     batch_budget::BatchBudget,
-    large_items::{LargeItems, data_of},
+    large_items::{LargeItems, data_len},
 };
 use super::{
     BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, PART_BYTES, TOO_LARGE, chunk_cost, reply_size,
@@ -27,19 +27,19 @@ use crate::{
     status::{OVERLOADED, error_status},
 };
 
-/// The limit of the outbox, in bytes, for backpressure. Above it the callee reads no more calls until the caller has
-/// read some replies. Items in parts do not block others, so one of the largest size may wait in addition.
+/// The limit of the outbox, in bytes, for backpressure. Above it, the callee reads no more calls until the caller has read some
+/// replies. Items in parts do not block others, so one item of the maximum size may wait in addition.
 const OUTBOX_BYTES: usize = 4 * BATCH_BYTES;
 
-/// The limit of calls per message. Callers that cut messages at [`BATCH_BYTES`] stay below it. It bounds the memory for
-/// the replies to one message, because the limit of the outbox applies between messages only.
-const CALLS_A_BATCH: usize = BATCH_BYTES / ITEM_BYTES;
+/// The maximum number of calls per message. Callers that limit messages to [`BATCH_BYTES`] stay below it. It bounds the memory for
+/// the replies to one message, because the limit of the outbox applies only between messages.
+const MAX_CALLS_PER_BATCH: usize = BATCH_BYTES / ITEM_BYTES;
 
-/// The number of messages that are read before replies are sent, so that a caller that never pauses gets its replies.
-const BATCHES_AT_ONCE: usize = 16;
+/// The maximum number of messages to read before sending replies, so that a caller that never pauses gets its replies.
+const MAX_BATCHES_PER_POLL: usize = 16;
 
-/// Runs the calls of one stream. It is dropped when the stream ends or breaks, and must then cancel the calls that
-/// still run.
+/// Runs the calls of one stream. The value is dropped when the stream ends or breaks, and must then cancel the calls that still
+/// run.
 pub trait Calls: Send + 'static {
     /// Processes a message of the caller. Must not block.
     fn receive(&mut self, batch: CallBatch);
@@ -58,24 +58,24 @@ pub struct Replies(Arc<Mutex<Outbox>>);
 #[derive(Default)]
 struct Outbox {
     batch: ReplyBatch,
-    /// The approximate size of the batch.
+    /// The approximate size of the batch, in bytes.
     bytes: usize,
     /// The items of the batch that are sent in parts.
     large: LargeItems,
     /// The sending task, while the outbox is empty.
-    waker: Option<Waker>,
+    sender_waker: Option<Waker>,
     /// The task of the [`CallLoop`], woken when the outbox has capacity again or is closed.
-    call_loop: Option<Waker>,
+    call_loop_waker: Option<Waker>,
     /// Streams that wait for [capacity](Replies::poll_capacity).
     capacity_waiters: Vec<Waker>,
     /// Tasks that wait until the outbox is [empty](Replies::emptied).
     empty_waiters: Vec<Waker>,
     /// Whether calls are being polled. The sending task is then woken once afterwards, not for each reply.
-    polling: bool,
-    /// How the calls ended. No reply follows.
-    ended: Option<Result<(), Status>>,
+    is_polling: bool,
+    /// The end of the response. No reply follows.
+    end: Option<Result<(), Status>>,
     /// Whether the response was dropped.
-    closed: bool,
+    is_closed: bool,
 }
 
 impl Replies {
@@ -86,7 +86,7 @@ impl Replies {
     }
 
     /// Sends that a streaming call has begun.
-    pub fn opened(&self, opened: CallOpened) {
+    pub fn send_opened(&self, opened: CallOpened) {
         self.put(|outbox| {
             outbox.bytes += opened_size(&opened);
             outbox.batch.opened.push(opened);
@@ -94,7 +94,7 @@ impl Replies {
     }
 
     /// Sends chunks of a stream. Each may cost at most [`MAX_ITEM_BYTES`]. Does nothing without chunks.
-    pub fn chunks(&self, id: u64, chunks: Vec<CallChunk>) {
+    pub fn send_chunks(&self, id: u64, chunks: Vec<CallChunk>) {
         if chunks.is_empty() {
             return;
         }
@@ -102,7 +102,7 @@ impl Replies {
         self.put(|outbox| {
             outbox.bytes += bytes;
             if bytes > PART_BYTES {
-                chunks.iter().for_each(|chunk| outbox.large.note(chunk.data.len()));
+                chunks.iter().for_each(|chunk| outbox.large.count_item(chunk.data.len()));
             }
             match outbox.batch.chunks.last_mut() {
                 Some(run) if run.id == id => {
@@ -115,35 +115,35 @@ impl Replies {
     }
 
     /// Sends the end of a call. A reply above [`MAX_ITEM_BYTES`] becomes a failure.
-    pub fn reply(&self, reply: CallReply) {
+    pub fn send_reply(&self, reply: CallReply) {
         let (reply, bytes) = bounded(reply);
         self.put(|outbox| {
             outbox.bytes += bytes;
             if bytes > PART_BYTES {
-                outbox.large.note(data_of(&reply));
+                outbox.large.count_item(data_len(&reply));
             }
             outbox.batch.replies.push(reply);
         });
     }
 
     /// Sends that a call was recalled before it began.
-    pub fn recalled(&self, id: u64) {
+    pub fn send_recalled(&self, id: u64) {
         self.put(|outbox| {
             outbox.bytes += FIELD_BYTES;
             outbox.batch.recalled.push(id);
         });
     }
 
-    /// Enables parts, unless items wait already. The first message of the caller requests parts.
-    pub fn send_parts(&self) {
+    /// Enables parts, unless items wait already. The caller requests parts in its first message.
+    pub fn enable_parts(&self) {
         let mut outbox = self.lock();
-        outbox.large.enabled |= outbox.bytes == 0;
+        outbox.large.is_enabled |= outbox.bytes == 0;
     }
 
     /// Ready while the outbox is below its limit. Producers of chunks should wait for this.
     pub fn poll_capacity(&self, cx: &Context<'_>) -> Poll<()> {
         let mut outbox = self.lock();
-        if !outbox.is_full() || outbox.closed {
+        if !outbox.is_full() || outbox.is_closed {
             return Poll::Ready(());
         }
         if !outbox.capacity_waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -163,14 +163,14 @@ impl Replies {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let outbox = self.lock();
-        outbox.bytes == 0 || outbox.closed
+        outbox.bytes == 0 || outbox.is_closed
     }
 
     /// Waits until the transport has taken all items, or the response is dropped. Cancel safe.
     pub async fn emptied(&self) {
         std::future::poll_fn(|cx| {
             let mut outbox = self.lock();
-            if outbox.bytes == 0 || outbox.closed {
+            if outbox.bytes == 0 || outbox.is_closed {
                 return Poll::Ready(());
             }
             if !outbox.empty_waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -185,11 +185,11 @@ impl Replies {
     fn put(&self, put: impl FnOnce(&mut Outbox)) {
         let waker = {
             let mut outbox = self.lock();
-            if outbox.closed {
+            if outbox.is_closed {
                 return;
             }
             put(&mut outbox);
-            if outbox.polling { None } else { outbox.waker.take() }
+            if outbox.is_polling { None } else { outbox.sender_waker.take() }
         };
         wake(waker);
     }
@@ -207,7 +207,7 @@ impl Replies {
                 if outbox.bytes == 0 { std::mem::take(&mut outbox.empty_waiters) } else { Vec::new() };
             if was_full && !outbox.is_full() {
                 let capacity_waiters = std::mem::take(&mut outbox.capacity_waiters);
-                let call_loop = outbox.call_loop.take();
+                let call_loop = outbox.call_loop_waker.take();
                 drop(outbox);
                 capacity_waiters.into_iter().chain(call_loop).for_each(Waker::wake);
             } else {
@@ -216,25 +216,25 @@ impl Replies {
             empty_waiters.into_iter().for_each(Waker::wake);
             return Poll::Ready(Some(Ok(batch)));
         }
-        if let Some(ended) = &mut outbox.ended {
-            return Poll::Ready(std::mem::replace(ended, Ok(())).err().map(Err));
+        if let Some(end) = &mut outbox.end {
+            return Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err));
         }
-        let stale = replace(&mut outbox.waker, cx);
+        let stale_waker = replace_waker(&mut outbox.sender_waker, cx);
         drop(outbox);
-        drop(stale);
+        drop(stale_waker);
         Poll::Pending
     }
 
     /// Closes the outbox, because the response was dropped.
     fn close(&self) {
         let mut outbox = self.lock();
-        outbox.closed = true;
+        outbox.is_closed = true;
         outbox.bytes = 0;
         outbox.large = LargeItems::default();
         let batch = std::mem::take(&mut outbox.batch);
         let capacity_waiters = std::mem::take(&mut outbox.capacity_waiters);
         let empty_waiters = std::mem::take(&mut outbox.empty_waiters);
-        let call_loop = outbox.call_loop.take();
+        let call_loop = outbox.call_loop_waker.take();
         drop(outbox);
         drop(batch);
         capacity_waiters.into_iter().chain(empty_waiters).chain(call_loop).for_each(Waker::wake);
@@ -253,7 +253,7 @@ impl Outbox {
         if opened.is_empty() && chunks.is_empty() && replies.is_empty() && recalled.is_empty() {
             return None;
         }
-        let has_large = self.large.items > 0;
+        let has_large = self.large.item_count > 0;
         if self.bytes <= BATCH_BYTES && !has_large {
             self.bytes = 0;
             return Some(std::mem::take(&mut self.batch));
@@ -296,8 +296,8 @@ fn bounded(reply: CallReply) -> (CallReply, usize) {
     (reply, size)
 }
 
-/// Stores the waker of a task. The caller must drop the returned one without a lock, because that may run foreign code.
-fn replace(waker: &mut Option<Waker>, cx: &Context<'_>) -> Option<Waker> {
+/// Stores the waker of a task. The caller must drop the returned waker without a lock, because that may run foreign code.
+fn replace_waker(waker: &mut Option<Waker>, cx: &Context<'_>) -> Option<Waker> {
     if waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
         return None;
     }
@@ -316,8 +316,8 @@ impl fmt::Debug for Replies {
     }
 }
 
-/// Reads the messages of the caller and polls the calls. It completes when all calls have ended, or when the response
-/// is dropped. Dropping it ends the response.
+/// Reads the messages of the caller and polls the calls. The future completes when all calls have ended, or when the response is
+/// dropped. Dropping it ends the response.
 #[must_use = "calls run only while this is polled"]
 pub struct CallLoop<C> {
     inbound: Option<Streaming<CallBatch>>,
@@ -331,7 +331,7 @@ impl<C: Calls> CallLoop<C> {
     /// # Errors
     /// The status with which the stream of the caller broke.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
-        for _ in 0..BATCHES_AT_ONCE {
+        for _ in 0..MAX_BATCHES_PER_POLL {
             let Some(inbound) = &mut self.inbound else { return Ok(()) };
             if self.replies.lock().is_full() {
                 // `poll_take` wakes this task.
@@ -339,12 +339,12 @@ impl<C: Calls> CallLoop<C> {
             }
             match Pin::new(inbound).poll_next(cx) {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(Some(Ok(batch))) if batch.calls.len() > CALLS_A_BATCH => {
-                    return Err(too_many(batch.calls.len()));
+                Poll::Ready(Some(Ok(batch))) if batch.calls.len() > MAX_CALLS_PER_BATCH => {
+                    return Err(too_many_calls(batch.calls.len()));
                 }
                 Poll::Ready(Some(Ok(batch))) => {
                     if batch.takes_parts {
-                        self.replies.send_parts();
+                        self.replies.enable_parts();
                     }
                     self.calls.receive(batch);
                 }
@@ -359,26 +359,26 @@ impl<C: Calls> CallLoop<C> {
 
     /// Reads messages and polls calls once. Ready when all calls have ended.
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let stale = {
+        let stale_waker = {
             let mut outbox = self.replies.lock();
-            if outbox.closed || outbox.ended.is_some() {
+            if outbox.is_closed || outbox.end.is_some() {
                 return Poll::Ready(());
             }
-            outbox.polling = true;
-            replace(&mut outbox.call_loop, cx)
+            outbox.is_polling = true;
+            replace_waker(&mut outbox.call_loop_waker, cx)
         };
-        drop(stale);
-        let ended = match self.read(cx) {
+        drop(stale_waker);
+        let end = match self.read(cx) {
             Err(status) => Some(Err(status)),
             // The caller has closed its half, and all calls have ended.
             Ok(()) => (!self.calls.poll(cx) && self.inbound.is_none()).then_some(Ok(())),
         };
         let mut outbox = self.replies.lock();
-        outbox.polling = false;
-        if ended.is_none() {
+        outbox.is_polling = false;
+        if end.is_none() {
             return Poll::Pending;
         }
-        outbox.ended = ended;
+        outbox.end = end;
         Poll::Ready(())
     }
 
@@ -386,7 +386,7 @@ impl<C: Calls> CallLoop<C> {
     fn flush(&self) {
         let waker = {
             let mut outbox = self.replies.lock();
-            if outbox.bytes > 0 || outbox.ended.is_some() { outbox.waker.take() } else { None }
+            if outbox.bytes > 0 || outbox.end.is_some() { outbox.sender_waker.take() } else { None }
         };
         wake(waker);
     }
@@ -397,9 +397,9 @@ impl<C: Calls + Unpin> Future for CallLoop<C> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let driven = this.drive(cx);
+        let outcome = this.drive(cx);
         this.flush();
-        driven
+        outcome
     }
 }
 
@@ -407,9 +407,9 @@ impl<C> Drop for CallLoop<C> {
     fn drop(&mut self) {
         let waker = {
             let mut outbox = self.replies.lock();
-            let cut = || Err(Status::unavailable("the calls of this stream are no longer run"));
-            outbox.ended.get_or_insert_with(cut);
-            outbox.waker.take()
+            let aborted = || Err(Status::unavailable("the calls of this stream are no longer run"));
+            outbox.end.get_or_insert_with(aborted);
+            outbox.sender_waker.take()
         };
         wake(waker);
     }
@@ -421,7 +421,7 @@ impl<C> fmt::Debug for CallLoop<C> {
     }
 }
 
-/// The response of the RPC, separate from its [`CallLoop`]: a stream of messages. Dropping it ends the call loop.
+/// The stream of messages of the response, separate from its [`CallLoop`]. Dropping it ends the call loop.
 #[derive(Debug)]
 pub struct ReplyBatches(Replies);
 
@@ -441,7 +441,7 @@ impl Drop for ReplyBatches {
 
 /// The response of the RPC. It reads messages, polls the calls and yields their replies.
 ///
-/// Calls make progress only while the transport polls for replies. [Split](Self::split) it if a caller that does not
+/// Calls make progress only while the transport polls for replies. [Split](Self::split) the response if a caller that does not
 /// read must not delay its calls.
 pub struct Serve<C> {
     call_loop: CallLoop<C>,
@@ -455,8 +455,8 @@ impl<C: Calls> Serve<C> {
         Self { call_loop: CallLoop { inbound: Some(inbound), calls, replies }, batches }
     }
 
-    /// Splits it into the call loop, which needs a task, and the response. A caller that does not read its replies then
-    /// delays only their delivery.
+    /// Splits the response into the call loop, which needs a task, and the stream of messages. A caller that does not read its
+    /// replies then delays only their delivery.
     pub fn split(self) -> (CallLoop<C>, ReplyBatches) {
         (self.call_loop, self.batches)
     }
@@ -479,9 +479,9 @@ impl<C> fmt::Debug for Serve<C> {
     }
 }
 
-fn too_many(calls: usize) -> Status {
+fn too_many_calls(calls: usize) -> Status {
     let problem = format!(
-        "a message starts {calls} calls, the limit is {CALLS_A_BATCH}; send them in several messages of about a megabyte"
+        "a message starts {calls} calls, the limit is {MAX_CALLS_PER_BATCH}; send them in several messages of about a megabyte"
     );
     error_status(Code::ResourceExhausted, OVERLOADED, problem)
 }

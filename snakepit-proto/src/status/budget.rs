@@ -1,26 +1,26 @@
 //! The size budget of statuses. HTTP/2 peers limit headers, including trailers: grpcio to 8 KiB, h2 to 16 KiB. Larger
-//! ones cost the status, and with some peers the connection. All statuses are cut to a size that every peer accepts,
-//! with a mark at each cut.
+//! trailers lose the status, and with some peers the connection. This module cuts all statuses to a size that every peer
+//! accepts, with a marker at each cut.
 
 use super::{Any, Bytes, Cow, FAILURE_URL, Message, RpcStatus, Status, ToolFailure};
 
-/// The limit for header lists between host and workers, in bytes. It is high because the statuses of foreign workers
-/// have no budget, and must not cost the connection.
+/// The maximum size of header lists between host and workers, in bytes. It is high because the statuses of foreign workers have no
+/// budget, and must not break the connection.
 pub const HEADER_LIST_BYTES: u32 = 1024 * 1024;
 
 /// The budget for all trailers of a status, in bytes as HTTP/2 counts them.
-const TRAILERS: usize = 6 * 1024;
+const TRAILER_BYTES: usize = 6 * 1024;
 /// The size of the other trailers, and the overhead that HTTP/2 counts per trailer.
-const OVERHEAD: usize = 512;
+const OVERHEAD_BYTES: usize = 512;
 /// The budget for the percent-encoded `grpc-message`, in bytes. It fits about 1 KiB of text.
-const ENCODED_MESSAGE: usize = 1536;
-/// The limit for names in a failure (tool, type, worker, session), in bytes.
-const NAME: usize = 256;
+const ENCODED_MESSAGE_BYTES: usize = 1536;
+/// The maximum length of a name in a failure (tool, type, worker, session), in bytes.
+const NAME_BYTES: usize = 256;
 
-/// The limit for a text of a failure in a message, outside of trailers, in bytes.
-const IN_BAND_TEXT: usize = 384 * 1024;
-/// The limit for all output lines of such a failure, in bytes.
-const IN_BAND_OUTPUT: usize = 256 * 1024;
+/// The maximum size of a text of a failure in a message, outside of trailers, in bytes.
+const IN_BAND_TEXT_BYTES: usize = 384 * 1024;
+/// The maximum total size of the output lines of such a failure, in bytes.
+const IN_BAND_OUTPUT_BYTES: usize = 256 * 1024;
 
 /// Cuts a status to the budget.
 ///
@@ -28,43 +28,44 @@ const IN_BAND_OUTPUT: usize = 256 * 1024;
 /// traceback and its last output lines. Other details that do not fit are removed, from the last one on.
 #[must_use]
 pub fn fit(status: Status) -> Status {
-    let message = head(status.message(), ENCODED_MESSAGE, encoded_len);
-    let message_cut = matches!(message, Cow::Owned(_));
+    let message = head(status.message(), ENCODED_MESSAGE_BYTES, encoded_len);
+    let is_message_cut = matches!(message, Cow::Owned(_));
     // Base64 encodes three bytes as four.
-    let room = (TRAILERS - OVERHEAD - message.chars().map(encoded_len).sum::<usize>()) / 4 * 3;
-    if !message_cut && status.details().len() <= room {
+    let details_budget =
+        (TRAILER_BYTES - OVERHEAD_BYTES - message.chars().map(encoded_len).sum::<usize>()) / 4 * 3;
+    if !is_message_cut && status.details().len() <= details_budget {
         return status;
     }
     let message = message.into_owned();
-    let details = fit_details(status.details(), &message, room);
+    let details = fit_details(status.details(), &message, details_budget);
     Status::with_details_and_metadata(status.code(), message, details, status.metadata().clone())
 }
 
 /// Cuts a text to about half a KiB, for the message or the details of a status.
 #[must_use]
 pub fn brief(text: &str) -> String {
-    head(text, ENCODED_MESSAGE / 2, encoded_len).into_owned()
+    head(text, ENCODED_MESSAGE_BYTES / 2, encoded_len).into_owned()
 }
 
 /// Cuts a text to the limit for messages outside of trailers.
 #[must_use]
 pub fn bounded_text(mut text: String) -> String {
-    keep_head(&mut text, IN_BAND_TEXT);
+    keep_head(&mut text, IN_BAND_TEXT_BYTES);
     text
 }
 
 /// Cuts a failure in a message to about 1 MiB, to bound its memory.
 #[must_use]
 pub fn bounded(mut failure: ToolFailure) -> ToolFailure {
-    cut_names(&mut failure, 4 * NAME);
-    keep_head(&mut failure.message, IN_BAND_TEXT);
-    keep_tail(&mut failure.traceback, IN_BAND_TEXT);
-    keep_last_lines(&mut failure.output_lines, IN_BAND_OUTPUT);
+    cut_names(&mut failure, 4 * NAME_BYTES);
+    keep_head(&mut failure.message, IN_BAND_TEXT_BYTES);
+    keep_tail(&mut failure.traceback, IN_BAND_TEXT_BYTES);
+    keep_last_lines(&mut failure.output_lines, IN_BAND_OUTPUT_BYTES);
     failure
 }
 
-/// Cuts details to at most `room` bytes, and replaces their message.
-fn fit_details(details: &[u8], message: &str, room: usize) -> Bytes {
+/// Cuts details to at most `budget` bytes, and replaces their message.
+fn fit_details(details: &[u8], message: &str, budget: usize) -> Bytes {
     // Malformed details cannot be cut.
     let Ok(mut details) = RpcStatus::decode(details) else { return Bytes::new() };
     message.clone_into(&mut details.message);
@@ -73,7 +74,7 @@ fn fit_details(details: &[u8], message: &str, room: usize) -> Bytes {
         all.into_iter().partition(|detail| detail.type_url == FAILURE_URL);
     for detail in others {
         details.details.push(detail);
-        if details.encoded_len() > room {
+        if details.encoded_len() > budget {
             details.details.pop();
             break;
         }
@@ -81,8 +82,8 @@ fn fit_details(details: &[u8], message: &str, room: usize) -> Bytes {
     for mut detail in failures.into_iter().take(1) {
         let Ok(failure) = ToolFailure::decode(detail.value.clone()) else { continue };
         // Includes the tags and lengths of the enclosing `Any`.
-        let left = room.saturating_sub(details.encoded_len() + detail.type_url.len() + 16);
-        if let Some(failure) = fit_failure(failure, left) {
+        let remaining = budget.saturating_sub(details.encoded_len() + detail.type_url.len() + 16);
+        if let Some(failure) = fit_failure(failure, remaining) {
             detail.value = failure.encode_to_vec().into();
             details.details.push(detail);
         }
@@ -90,38 +91,38 @@ fn fit_details(details: &[u8], message: &str, room: usize) -> Bytes {
     Bytes::from(details.encode_to_vec())
 }
 
-/// Cuts a failure to at most `room` encoded bytes. `None` if its names alone do not fit.
-fn fit_failure(mut failure: ToolFailure, room: usize) -> Option<ToolFailure> {
-    if failure.encoded_len() <= room {
+/// Cuts a failure to at most `budget` encoded bytes. Returns `None` if its names alone exceed the budget.
+fn fit_failure(mut failure: ToolFailure, budget: usize) -> Option<ToolFailure> {
+    if failure.encoded_len() <= budget {
         return Some(failure);
     }
-    cut_names(&mut failure, NAME);
+    cut_names(&mut failure, NAME_BYTES);
     let message = std::mem::take(&mut failure.message);
     let traceback = std::mem::take(&mut failure.traceback);
     let output = std::mem::take(&mut failure.output_lines);
     // 16 bytes for the tags and lengths of message and traceback. `line_cost` includes those of lines.
-    let left = room.checked_sub(failure.encoded_len() + 16)?;
-    let [for_message, for_traceback, for_output] =
-        share(left, [message.len(), traceback.len(), output.iter().map(|line| line_cost(line)).sum()]);
+    let remaining = budget.checked_sub(failure.encoded_len() + 16)?;
+    let [message_share, traceback_share, output_share] =
+        share(remaining, [message.len(), traceback.len(), output.iter().map(|line| line_cost(line)).sum()]);
     failure.message = message;
     failure.traceback = traceback;
     failure.output_lines = output;
-    keep_head(&mut failure.message, for_message);
-    keep_tail(&mut failure.traceback, for_traceback);
-    keep_last_lines(&mut failure.output_lines, for_output);
+    keep_head(&mut failure.message, message_share);
+    keep_tail(&mut failure.traceback, traceback_share);
+    keep_last_lines(&mut failure.output_lines, output_share);
     Some(failure)
 }
 
-/// Divides `room` fairly (max-min): each gets at most the size it wants, and the rest is divided equally.
-fn share<const N: usize>(mut room: usize, wants: [usize; N]) -> [usize; N] {
+/// Divides a budget with max-min fairness. No share exceeds its demand, and the rest is divided equally.
+fn share<const N: usize>(mut budget: usize, demands: [usize; N]) -> [usize; N] {
     let mut order: [usize; N] = std::array::from_fn(|index| index);
-    order.sort_by_key(|index| wants[*index]);
-    let mut gets = [0; N];
+    order.sort_by_key(|index| demands[*index]);
+    let mut shares = [0; N];
     for (served, index) in order.into_iter().enumerate() {
-        gets[index] = wants[index].min(room / (N - served));
-        room -= gets[index];
+        shares[index] = demands[index].min(budget / (N - served));
+        budget -= shares[index];
     }
-    gets
+    shares
 }
 
 fn cut_names(failure: &mut ToolFailure, limit: usize) {
@@ -137,70 +138,70 @@ fn keep_head(text: &mut String, limit: usize) {
     }
 }
 
-/// The start of a text within a cost limit, with a mark if it was cut.
+/// The start of a text within a cost limit, with a marker if it was cut.
 fn head(text: &str, limit: usize, cost: fn(char) -> usize) -> Cow<'_, str> {
     let end_within = |limit: usize| {
-        let mut spent = 0;
-        text.char_indices().find_map(|(at, c)| {
-            spent += cost(c);
-            (spent > limit).then_some(at)
+        let mut total_cost = 0;
+        text.char_indices().find_map(|(index, c)| {
+            total_cost += cost(c);
+            (total_cost > limit).then_some(index)
         })
     };
     if end_within(limit).is_none() {
         return Cow::Borrowed(text);
     }
-    let mark = |kept: usize| format!("... [{} bytes cut]", text.len() - kept);
-    let for_text = limit.checked_sub(mark(0).chars().map(cost).sum());
-    // The text is empty if the mark alone does not fit.
-    let end = for_text.and_then(end_within);
-    Cow::Owned(end.map_or_else(String::new, |end| format!("{}{}", &text[..end], mark(end))))
+    let marker = |end: usize| format!("... [{} bytes cut]", text.len() - end);
+    let text_limit = limit.checked_sub(marker(0).chars().map(cost).sum());
+    // The result is empty if the marker alone exceeds the limit.
+    let end = text_limit.and_then(end_within);
+    Cow::Owned(end.map_or_else(String::new, |end| format!("{}{}", &text[..end], marker(end))))
 }
 
-/// Keeps the end of a text within a limit in bytes, with a mark if it was cut.
+/// Keeps the end of a text within a limit in bytes, with a marker if it was cut.
 fn keep_tail(text: &mut String, limit: usize) {
     if text.len() <= limit {
         return;
     }
-    let mark = |cut: usize| format!("[{cut} bytes cut] ...");
-    let Some(room) = limit.checked_sub(mark(text.len()).len()) else {
+    let marker = |start: usize| format!("[{start} bytes cut] ...");
+    let Some(text_limit) = limit.checked_sub(marker(text.len()).len()) else {
         text.clear();
         return;
     };
-    let from = text.len() - room;
-    let from = (from..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-    *text = format!("{}{}", mark(from), &text[from..]);
+    let start = text.len() - text_limit;
+    let start = (start..=text.len()).find(|index| text.is_char_boundary(*index)).unwrap_or(text.len());
+    *text = format!("{}{}", marker(start), &text[start..]);
 }
 
-/// Keeps the last lines within a limit in bytes, with a mark for the lines that were cut.
+/// Keeps the last lines within a limit in bytes, with a marker for the lines that were cut.
 fn keep_last_lines(lines: &mut Vec<String>, limit: usize) {
     if lines.iter().map(|line| line_cost(line)).sum::<usize>() <= limit {
         return;
     }
-    let mark = |cut: usize| format!("[{cut} lines cut]");
-    let Some(mut room) = limit.checked_sub(line_cost(&mark(lines.len()))) else {
+    let marker = |cut: usize| format!("[{cut} lines cut]");
+    let Some(mut remaining) = limit.checked_sub(line_cost(&marker(lines.len()))) else {
         lines.clear();
         return;
     };
-    let mut kept = Vec::new();
+    let mut last_lines = Vec::new();
     while let Some(mut line) = lines.pop() {
-        if line_cost(&line) > room {
-            // Keeps the end of the last line if the whole line does not fit.
-            if kept.is_empty() {
-                keep_tail(&mut line, room.saturating_sub(line_cost("")));
-                kept.push(line);
+        if line_cost(&line) > remaining {
+            // Keeps the end of the last line if the whole line exceeds the limit.
+            if last_lines.is_empty() {
+                keep_tail(&mut line, remaining.saturating_sub(line_cost("")));
+                last_lines.push(line);
             } else {
                 lines.push(line);
             }
             break;
         }
-        room -= line_cost(&line);
-        kept.push(line);
+        remaining -= line_cost(&line);
+        last_lines.push(line);
     }
     if !lines.is_empty() {
-        kept.push(mark(lines.len()));
+        last_lines.push(marker(lines.len()));
     }
-    kept.reverse();
-    *lines = kept;
+    last_lines.reverse();
+    *lines = last_lines;
 }
 
 /// The encoded size of a line in a failure, with its tag and length.
@@ -225,7 +226,7 @@ mod tests {
     use super::{super::*, *};
 
     /// The size of the trailers of a status, as HTTP/2 counts it.
-    fn trailers(status: Status) -> usize {
+    fn trailer_bytes(status: Status) -> usize {
         let headers = status.into_http::<()>().into_parts().0.headers;
         headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
     }
@@ -269,7 +270,7 @@ mod tests {
         assert!(failure.traceback.contains(" bytes cut] ...") && failure.traceback.ends_with("the end"));
         assert!(failure.output_lines[0].ends_with(" lines cut]"), "{:?}", failure.output_lines);
         assert_eq!(failure.output_lines.last().unwrap(), "line 8999");
-        assert!(trailers(status) < TRAILERS);
+        assert!(trailer_bytes(status) < TRAILER_BYTES);
     }
 
     #[test]
@@ -286,7 +287,7 @@ mod tests {
             field_error_status("x".repeat(50_000), &"name".repeat(10_000), &"is wrong ".repeat(10_000));
         let violation = details_of(&status).violation.unwrap();
         assert!(violation.field.starts_with("namename") && violation.description.starts_with("is wrong"));
-        assert!(trailers(status) < TRAILERS);
+        assert!(trailer_bytes(status) < TRAILER_BYTES);
     }
 
     #[test]
@@ -294,7 +295,7 @@ mod tests {
         let long = failure(&"m".repeat(200_000), &"t".repeat(200_000), 100);
         assert_eq!(bounded(long.clone()), long);
         let endless = failure(&"m".repeat(2_000_000), &"t".repeat(2_000_000), 100_000);
-        assert!(bounded(endless).encoded_len() < 3 * IN_BAND_TEXT);
+        assert!(bounded(endless).encoded_len() < 3 * IN_BAND_TEXT_BYTES);
     }
 
     proptest! {
@@ -309,7 +310,7 @@ mod tests {
             };
             let status = attach_failure(code.into(), message, &failure);
             prop_assert!(details_of(&status).failure.is_some());
-            prop_assert!(trailers(status) < TRAILERS);
+            prop_assert!(trailer_bytes(status) < TRAILER_BYTES);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! [`Backlog`]: a bounded buffer for the updates of a watch. A watch with a slow reader then does not exhaust the flow
-//! control window of the connection, which calls share.
+//! [`Backlog`], a bounded buffer for the updates of a watch. It keeps a watch with a slow reader from exhausting the flow control
+//! window of the connection, which calls share.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +13,7 @@ use futures_util::Stream;
 use snakepit_proto::pb::VariableUpdate;
 use tonic::Status;
 
-/// The limit of the buffer, in bytes. The newest update is kept even if it is larger.
+/// The maximum size of the buffer, in bytes. The buffer keeps the newest update even if it is larger.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// The overhead of an update in the accounting, in bytes.
 const UPDATE_BYTES: usize = 512;
@@ -22,25 +22,28 @@ const LOST: &str = "lost";
 /// The type of an update with the value of a variable at the start of the watch.
 const INITIAL: &str = "initial";
 
-/// A stream of buffered updates. If the reader is slow, the buffer drops the oldest updates, and an update of type
-/// `lost` has their number. The stream ends like its source, after all updates that arrived before.
+/// A stream of buffered updates. If the reader is slow, the buffer drops the oldest updates and yields an update of type `lost`
+/// with their number. The stream ends like its source, after all updates that arrived before the end.
 #[derive(Debug)]
 pub struct Backlog(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     updates: VecDeque<VariableUpdate>,
+    /// The total size of the updates, in bytes.
     bytes: usize,
-    /// The total size of the initial values. They do not count against the limit, so none is dropped.
+    /// The total size of all initial values, in bytes. The limit is larger by this size, so initial values alone cause no loss.
     initial_bytes: usize,
-    /// The number of updates that were dropped before the first.
-    lost: u64,
+    /// The number of updates that were dropped and not reported yet.
+    lost_count: u64,
     /// The end of the source.
     end: Option<Result<(), Status>>,
-    reader: Option<Waker>,
+    /// The task that reads the backlog, while it waits.
+    reader_waker: Option<Waker>,
     /// The task that reads the source, while it waits.
-    source: Option<Waker>,
-    closed: bool,
+    source_waker: Option<Waker>,
+    /// Whether the backlog was dropped.
+    is_closed: bool,
 }
 
 /// Buffers the updates of a watch. The future moves them into the backlog, until the source ends or the backlog is
@@ -66,12 +69,12 @@ impl<S: Stream<Item = Result<VariableUpdate, Status>> + Unpin> Future for ReadAh
         loop {
             let polled = Pin::new(&mut this.source).poll_next(cx);
             let mut state = lock(&this.state);
-            if state.closed {
+            if state.is_closed {
                 return Poll::Ready(());
             }
             let end = match polled {
                 Poll::Pending => {
-                    state.source = Some(cx.waker().clone());
+                    state.source_waker = Some(cx.waker().clone());
                     return Poll::Pending;
                 }
                 Poll::Ready(Some(Ok(update))) => {
@@ -81,14 +84,14 @@ impl<S: Stream<Item = Result<VariableUpdate, Status>> + Unpin> Future for ReadAh
                 Poll::Ready(Some(Err(status))) => Some(Err(status)),
                 Poll::Ready(None) => Some(Ok(())),
             };
-            let ended = end.is_some();
+            let has_ended = end.is_some();
             state.end = end;
-            let reader = state.reader.take();
+            let reader = state.reader_waker.take();
             drop(state);
             if let Some(reader) = reader {
                 reader.wake();
             }
-            if ended {
+            if has_ended {
                 return Poll::Ready(());
             }
         }
@@ -101,7 +104,7 @@ impl<S> Drop for ReadAhead<S> {
             let mut state = lock(&self.state);
             let dropped = || Err(Status::unavailable("the watch is no longer read from its connection"));
             state.end.get_or_insert_with(dropped);
-            state.reader.take()
+            state.reader_waker.take()
         };
         if let Some(reader) = reader {
             reader.wake();
@@ -120,7 +123,7 @@ impl State {
         while self.bytes > MAX_BYTES + self.initial_bytes && self.updates.len() > 1 {
             let Some(oldest) = self.updates.pop_front() else { return };
             self.bytes -= self::size(&oldest);
-            self.lost += if oldest.update_type == LOST { oldest.lost_updates } else { 1 };
+            self.lost_count += if oldest.update_type == LOST { oldest.lost_updates } else { 1 };
         }
     }
 }
@@ -139,8 +142,8 @@ impl Stream for Backlog {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut state = lock(&self.0);
-        if state.lost > 0 {
-            let lost_updates = std::mem::take(&mut state.lost);
+        if state.lost_count > 0 {
+            let lost_updates = std::mem::take(&mut state.lost_count);
             let lost = VariableUpdate { update_type: LOST.to_owned(), lost_updates, ..Default::default() };
             return Poll::Ready(Some(Ok(lost)));
         }
@@ -152,7 +155,7 @@ impl Stream for Backlog {
             // Yields the error once, then the end.
             Some(end) => Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err)),
             None => {
-                state.reader = Some(cx.waker().clone());
+                state.reader_waker = Some(cx.waker().clone());
                 Poll::Pending
             }
         }
@@ -163,9 +166,9 @@ impl Drop for Backlog {
     fn drop(&mut self) {
         let source = {
             let mut state = lock(&self.0);
-            state.closed = true;
+            state.is_closed = true;
             state.updates.clear();
-            state.source.take()
+            state.source_waker.take()
         };
         if let Some(source) = source {
             source.wake();
@@ -190,15 +193,15 @@ mod tests {
     }
 
     /// The versions that a reader receives, with the number of lost updates as a negative number.
-    async fn seen(backlog: Backlog) -> Vec<i64> {
-        let one = |update: Result<VariableUpdate, Status>| {
+    async fn received(backlog: Backlog) -> Vec<i64> {
+        let version_or_loss = |update: Result<VariableUpdate, Status>| {
             let update = update.unwrap();
             match update.variable {
                 Some(variable) => i64::from(variable.version),
                 None => -i64::try_from(update.lost_updates).unwrap(),
             }
         };
-        backlog.map(one).collect().await
+        backlog.map(version_or_loss).collect().await
     }
 
     #[tokio::test]
@@ -207,13 +210,13 @@ mod tests {
         let updates = (1..=40).map(|version| Ok(update(version, MIB)));
         let (reading, backlog) = read_ahead(stream::iter(updates));
         reading.await;
-        let seen = seen(backlog).await;
-        assert_eq!(seen[..2], [-25, 26]);
-        assert_eq!(seen[1..], Vec::from_iter(26..=40));
+        let received = received(backlog).await;
+        assert_eq!(received[..2], [-25, 26]);
+        assert_eq!(received[1..], Vec::from_iter(26..=40));
         // The newest update is kept, even above the limit.
         let (reading, backlog) = read_ahead(stream::iter([Ok(update(1, 1)), Ok(update(2, 2 * MAX_BYTES))]));
         reading.await;
-        assert_eq!(self::seen(backlog).await, [-1, 2]);
+        assert_eq!(self::received(backlog).await, [-1, 2]);
     }
 
     #[tokio::test]
@@ -223,11 +226,11 @@ mod tests {
         let updates = [initial.clone(), initial, update(1, 10)].map(Ok);
         let (reading, backlog) = read_ahead(stream::iter(updates));
         reading.await;
-        assert_eq!(seen(backlog).await, [0, 0, 1]);
+        assert_eq!(received(backlog).await, [0, 0, 1]);
         let updates = [lost, update(1, 10), update(2, MAX_BYTES)].map(Ok);
         let (reading, backlog) = read_ahead(stream::iter(updates));
         reading.await;
-        assert_eq!(seen(backlog).await, [-8, 2]);
+        assert_eq!(received(backlog).await, [-8, 2]);
     }
 
     #[tokio::test]

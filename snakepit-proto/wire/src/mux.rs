@@ -1,4 +1,4 @@
-//! Multiplexed calls: both ends of a `Multiplex` stream in terms of the domain.
+//! Multiplexed calls in terms of the domain: both ends of a `Multiplex` stream.
 //!
 //! ```text
 //!             caller                            callee
@@ -22,20 +22,21 @@ use tokio::time::Instant;
 use tonic::Status;
 
 pub use self::{
-    calling::{CallInfo, Callee, LostCall, SendError, call, fits, send},
-    serving::{MuxCalls, MuxService, not_rising},
+    calling::{CallInfo, Callee, LostCall, SendError, call, fits_shared_stream, send},
+    serving::{MuxCalls, MuxService, non_increasing_id},
 };
 use crate::{bad_argument, bad_field, failure_to_wire, value_from_wire, value_to_wire};
-/// The frames below, as far as adapters need them.
+/// The types of [`snakepit_proto::mux`] that adapters need.
 pub use snakepit_proto::mux::{Calls, Multiplexer, Replies, ReplyBatches, Serve};
 
 /// The reply of a call that returned a value.
 #[must_use]
-pub fn value_reply(id: u64, value: Payload, took: Option<Duration>) -> pb::CallReply {
+pub fn value_reply(id: u64, value: Payload, execution_time: Option<Duration>) -> pb::CallReply {
     pb::CallReply {
         id,
         value: Some(value_to_wire(value)),
-        execution_time_ns: took.map_or(0, |took| u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
+        execution_time_ns: execution_time
+            .map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
         ..pb::CallReply::default()
     }
 }
@@ -71,9 +72,9 @@ pub fn error_reply(
     }
 }
 
-/// Converts a call into a `CallStart` frame. `left` is the time until its deadline.
+/// Converts a call into a `CallStart` frame. `time_left` is the time until its deadline.
 #[must_use]
-pub fn call_to_wire(call: ToolCall, left: Option<Duration>) -> pb::CallStart {
+pub fn call_to_wire(call: ToolCall, time_left: Option<Duration>) -> pb::CallStart {
     let ToolCall { tool, session, arguments, metadata, mode, idempotent, trace, .. } = call;
     let (traceparent, tracestate) = trace.map(|t| (t.traceparent, t.tracestate)).unwrap_or_default();
     let stream = mode == CallMode::Streaming;
@@ -88,7 +89,7 @@ pub fn call_to_wire(call: ToolCall, left: Option<Duration>) -> pb::CallStart {
         metadata,
         stream,
         // Rounded up, because 0 means no deadline.
-        timeout_us: left.map_or(0, |left| microseconds(left).saturating_add(1)),
+        timeout_us: time_left.map_or(0, |time| microseconds(time).saturating_add(1)),
         traceparent,
         tracestate: tracestate.unwrap_or_default(),
         idempotent,
@@ -120,11 +121,11 @@ pub fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall,
         "" => None,
         id => Some(SessionId::try_new(id).map_err(|error| bad_field("session_id", &error.to_string()))?),
     };
-    let read = |pb::CallArgument { name, value }| match value_from_wire(value.unwrap_or_default()) {
+    let convert = |pb::CallArgument { name, value }| match value_from_wire(value.unwrap_or_default()) {
         Ok(value) => Ok((name, value)),
         Err(error) => Err(bad_argument(&tool_name, &name, &format!("cannot be read: {error}"))),
     };
-    let arguments = arguments.into_iter().map(read).collect::<Result<_, _>>()?;
+    let arguments = arguments.into_iter().map(convert).collect::<Result<_, _>>()?;
     let mut call = ToolCall::new(tool_name);
     call.id = call_id;
     call.session = session;
@@ -133,7 +134,7 @@ pub fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall,
     call.mode = if stream { CallMode::Streaming } else { CallMode::Unary };
     call.deadline = match timeout_us {
         0 => None,
-        left => Instant::now().checked_add(Duration::from_micros(left)),
+        timeout_us => Instant::now().checked_add(Duration::from_micros(timeout_us)),
     };
     call.idempotent = idempotent;
     call.trace = (!traceparent.is_empty())

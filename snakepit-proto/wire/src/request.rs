@@ -9,9 +9,9 @@ use tonic::{Request, metadata::MetadataValue};
 
 use crate::payload_to_wire;
 
-/// Converts a call to the request of a unary or streaming RPC. `left` is the time until its deadline.
+/// Converts a call to the request of a unary or streaming RPC. `time_left` is the time until its deadline.
 #[must_use]
-pub fn request_to_wire(call: ToolCall, left: Option<Duration>) -> Request<pb::ExecuteToolRequest> {
+pub fn request_to_wire(call: ToolCall, time_left: Option<Duration>) -> Request<pb::ExecuteToolRequest> {
     let ToolCall { id, tool, session, arguments, metadata, mode, idempotent, trace, .. } = call;
     let mut message = pb::ExecuteToolRequest {
         session_id: session.as_ref().map(SessionId::to_string).unwrap_or_default(),
@@ -32,8 +32,8 @@ pub fn request_to_wire(call: ToolCall, left: Option<Duration>) -> Request<pb::Ex
     if idempotent {
         request.metadata_mut().insert(headers::IDEMPOTENT, MetadataValue::from_static("true"));
     }
-    if let Some(left) = left {
-        request.set_timeout(left.min(headers::MAX_TIMEOUT));
+    if let Some(time_left) = time_left {
+        request.set_timeout(time_left.min(headers::MAX_TIMEOUT));
     }
     if let Some(trace) = trace {
         let mut entry = |name, value: Option<String>| {
@@ -48,7 +48,8 @@ pub fn request_to_wire(call: ToolCall, left: Option<Duration>) -> Request<pb::Ex
     request
 }
 
-/// Checks that a call fits into a message. Sending a larger one would break the connection, and other calls with it.
+/// Checks that a call does not exceed the size limit of messages. Sending a larger call would break the connection, and other
+/// calls with it.
 ///
 /// # Errors
 /// [`ToolError::InvalidArgument`] with the largest argument, the size and the limit.

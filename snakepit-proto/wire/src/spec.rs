@@ -5,15 +5,15 @@ use snakepit_registry::{ParameterSpec, ToolSpec};
 
 use crate::{payload_from_wire, payload_to_wire_inline};
 
-/// Metadata key of tools that accept no arguments except their parameters.
-const CLOSED: &str = "snakepit.closed";
+/// The metadata key of [closed](ToolSpec::closed) specs, with the value `true`.
+const CLOSED_KEY: &str = "snakepit.closed";
 
 /// Converts a registration of a worker to a spec. Omits default values that cannot be converted.
 #[must_use]
 pub fn spec_from_registration(registration: pb::ToolRegistration) -> ToolSpec {
     let pb::ToolRegistration { name, description, parameters, mut metadata, supports_streaming } =
         registration;
-    let closed = metadata.remove(CLOSED).is_some_and(|flag| flag == "true");
+    let closed = metadata.remove(CLOSED_KEY).is_some_and(|flag| flag == "true");
     ToolSpec {
         name,
         description,
@@ -36,7 +36,7 @@ pub fn spec_to_registration(spec: ToolSpec) -> pb::ToolRegistration {
 pub fn spec_to_wire(spec: ToolSpec) -> pb::ToolSpec {
     let ToolSpec { name, description, parameters, mut metadata, supports_streaming, closed } = spec;
     if closed {
-        metadata.insert(CLOSED.to_owned(), "true".to_owned());
+        metadata.insert(CLOSED_KEY.to_owned(), "true".to_owned());
     }
     pb::ToolSpec {
         name,

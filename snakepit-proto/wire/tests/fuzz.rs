@@ -1,5 +1,5 @@
-//! Runs the fuzz target as a test: on its seeds, one for each form of a value on the wire, and on random mutations of
-//! them.
+//! Runs the fuzz target as a test, on its seeds and on random mutations of them. There is a seed for each form of a value on the
+//! wire.
 
 use std::{fs, path::Path};
 
@@ -32,8 +32,8 @@ enum Change {
     Insert(Index, u8),
     Remove(Index),
     Cut(Index),
-    /// Continues with the bytes of another input from this position.
-    Cross(Index, Index),
+    /// Replaces the rest of the input by the bytes of another input from the same position.
+    Splice(Index, Index),
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -44,7 +44,7 @@ fn change() -> impl Strategy<Value = Change> {
         3 => (at(), byte()).prop_map(|(at, byte)| Change::Insert(at, byte)),
         3 => at().prop_map(Change::Remove),
         1 => at().prop_map(Change::Cut),
-        2 => (at(), at()).prop_map(|(at, other)| Change::Cross(at, other)),
+        2 => (at(), at()).prop_map(|(at, other)| Change::Splice(at, other)),
     ]
 }
 
@@ -60,7 +60,7 @@ proptest! {
             match change {
                 Change::Insert(index, byte) => input.insert(at(index), byte),
                 Change::Cut(index) => input.truncate(at(index)),
-                Change::Cross(index, other) => {
+                Change::Splice(index, other) => {
                     let (at, other) = (at(index), other.get(&seeds));
                     input.truncate(at);
                     input.extend_from_slice(&other[at.min(other.len())..]);

@@ -11,7 +11,7 @@ use std::{
 
 use prost::Message;
 use snakepit_proto::{
-    answers::{MAX_KEPT_BYTES, PREFIX_BYTES},
+    answers::{MAX_STORED_BYTES, PREFIX_BYTES},
     launch::progress::{ANSWER_ENDS, ANSWERS, HALF_BYTES, STACK},
     pb::CallReply,
 };
@@ -46,7 +46,7 @@ impl Answers {
     /// all answers must be [sent](Self::mark_sent) before the next call begins.
     pub(crate) fn store(&mut self, reply: &CallReply) -> bool {
         let length = reply.encoded_len();
-        let Some(prefix) = u32::try_from(length).ok().filter(|_| length <= MAX_KEPT_BYTES) else {
+        let Some(prefix) = u32::try_from(length).ok().filter(|_| length <= MAX_STORED_BYTES) else {
             return false;
         };
         if self.end + PREFIX_BYTES + length > HALF_BYTES {
@@ -139,7 +139,7 @@ mod tests {
         }
         assert!((55..66).contains(&last), "{last}");
         assert!((1..=last).all(|id| find(id).is_some()));
-        assert!(!answers.store(&reply(last + 1, MAX_KEPT_BYTES)), "the answer is too long");
+        assert!(!answers.store(&reply(last + 1, MAX_STORED_BYTES)), "the answer is too long");
         answers.mark_sent();
         assert!(answers.store(&reply(last + 1, 1000)));
         assert!(find(last + 1).is_some() && find(last).is_some() && find(1).is_none());

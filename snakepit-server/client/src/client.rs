@@ -6,7 +6,10 @@ use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
     address::{Address, AddressError},
-    flow::{CALLER_CONNECTION_WINDOW, ERROR_RESETS, FRAME, REMEMBERED_FOR, REMEMBERED_RESETS, STREAM_WINDOW},
+    flow::{
+        CALLER_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS, RESET_STREAM_DURATION,
+        STREAM_WINDOW,
+    },
     identify::identify,
     pb::{self, bridge_service_client::BridgeServiceClient},
     proxy,
@@ -119,9 +122,9 @@ impl Client {
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
-                .max_frame_size(FRAME)
-                .http2_max_concurrent_reset_streams(REMEMBERED_RESETS)
-                .http2_reset_stream_duration(REMEMBERED_FOR)
+                .max_frame_size(MAX_FRAME_SIZE)
+                .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)
+                .http2_reset_stream_duration(RESET_STREAM_DURATION)
                 .http2_max_local_error_reset_streams(ERROR_RESETS)
         };
         let target: Address =

@@ -5,7 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
-    flow::{CALLER_CONNECTION_WINDOW, ERROR_RESETS, FRAME, REMEMBERED_FOR, REMEMBERED_RESETS, STREAM_WINDOW},
+    flow::{
+        CALLER_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS, RESET_STREAM_DURATION,
+        STREAM_WINDOW,
+    },
     pb::{self, bridge_service_client::BridgeServiceClient},
     status::{HEADER_LIST_BYTES, root_cause},
 };
@@ -96,10 +99,10 @@ fn with_http2_options(endpoint: Endpoint) -> Endpoint {
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
+        .max_frame_size(MAX_FRAME_SIZE)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
-        .http2_max_concurrent_reset_streams(REMEMBERED_RESETS)
-        .http2_reset_stream_duration(REMEMBERED_FOR)
+        .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)
+        .http2_reset_stream_duration(RESET_STREAM_DURATION)
         .http2_max_local_error_reset_streams(ERROR_RESETS)
 }
 

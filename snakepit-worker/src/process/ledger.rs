@@ -278,7 +278,7 @@ fn remove_unstarted(run: &Path, run_id: &str) {
     }
     match std::fs::remove_dir_all(run) {
         Ok(()) => {
-            tracing::debug!(run_id, "removed the directory of a host that died before it wrote its ledger")
+            tracing::debug!(run_id, "removed the directory of a host that died before it wrote its ledger");
         }
         Err(error) => {
             tracing::warn!(dir = %run.display(), %error, "failed to remove a dead host's directory");

@@ -34,7 +34,7 @@ impl RemoteWorker {
     /// Cancels a call and waits until the worker confirms that it has ended.
     async fn confirm_cancelled(&self, call: CallId) -> Result<(), String> {
         if let Some(multiplexer) = &self.multiplexer
-            && !multiplexer.ended(call.as_u64()).await
+            && !multiplexer.cancel(call.as_u64()).await
         {
             return Err("its stream broke".to_owned());
         }
@@ -57,7 +57,7 @@ impl ToolHandler for RemoteWorker {
         Self: 'f,
     {
         match &self.multiplexer {
-            Some(multiplexer) if mux::fits(&call) => {
+            Some(multiplexer) if mux::fits_shared_stream(&call) => {
                 Box::pin(mux::call(multiplexer, &self.diagnostics, call))
             }
             _ => Box::pin(per_call_rpc::call(&self.client, &self.diagnostics, call)),

@@ -82,7 +82,7 @@ impl Calls for EchoCalls {
     fn receive(&mut self, batch: pb::CallBatch) {
         for call in batch.calls {
             let value = call.arguments.into_iter().next().and_then(|argument| argument.value);
-            self.0.reply(pb::CallReply { id: call.id, value, ..pb::CallReply::default() });
+            self.0.send_reply(pb::CallReply { id: call.id, value, ..pb::CallReply::default() });
         }
     }
 }

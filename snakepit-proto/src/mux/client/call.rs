@@ -13,7 +13,7 @@ use crate::pb::CallCredit;
 pub struct Call {
     pub(super) shared: Arc<SharedCalls>,
     pub(super) id: u64,
-    pub(super) ended: bool,
+    pub(super) has_ended: bool,
 }
 
 impl Call {
@@ -35,7 +35,7 @@ impl Call {
             return Poll::Ready(CallEvent::Chunks(std::mem::take(&mut entry.chunks)));
         }
         if let Some(end) = entry.end.take() {
-            self.ended = true;
+            self.has_ended = true;
             state.calls.remove(&self.id);
             return Poll::Ready(CallEvent::End(end));
         }
@@ -65,7 +65,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if !self.ended {
+        if !self.has_ended {
             self.shared.send(|state, wakers| state.abandon(self.id, wakers));
         }
     }
@@ -73,6 +73,9 @@ impl Drop for Call {
 
 impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("id", &self.id).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Call")
+            .field("id", &self.id)
+            .field("has_ended", &self.has_ended)
+            .finish_non_exhaustive()
     }
 }

@@ -15,13 +15,13 @@ use crate::pb::{CallChunk, CallOpened, CallReply, CallStart};
 pub enum CallEvent {
     /// A streaming call has begun.
     Opened(CallOpened),
-    /// More chunks. The consumer should [grant](super::Call::grant) their cost again.
+    /// More chunks. After consuming them, the caller should [grant](super::Call::grant) their cost again.
     Chunks(Vec<CallChunk>),
     /// The call has ended. No event follows.
     End(CallEnd),
 }
 
-/// How a call ended.
+/// The end of a call.
 #[derive(Debug, Clone)]
 #[allow(
     clippy::large_enum_variant,
@@ -53,7 +53,7 @@ impl Hasher for IdHasher {
     }
 
     fn write_u64(&mut self, number: u64) {
-        // Knuth's multiplicative hash: 2^64 by the golden ratio.
+        // Knuth's multiplicative hash. The factor is 2^64 divided by the golden ratio.
         self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }

@@ -12,7 +12,7 @@ use tonic::Status;
 use super::{CloseOnDrop, Multiplexer, SharedCalls, transport::Outgoing};
 use crate::pb::{CallBatch, ReplyBatch};
 
-/// The messages of one stream. Dropping it does not break the stream; its calls wait forever.
+/// The messages of one stream. Dropping it does not break the stream, so its calls wait forever.
 #[derive(Debug)]
 pub struct Frames {
     shared: Arc<SharedCalls>,

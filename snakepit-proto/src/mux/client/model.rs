@@ -261,7 +261,7 @@ impl Run {
                 self.expected.get_mut(&call.id()).unwrap().end.get_or_insert(Ends::Recalled);
             }
         }
-        let ended = Box::pin(multiplexer.ended(tag)).as_mut().poll(&mut noop());
+        let ended = Box::pin(multiplexer.cancel(tag)).as_mut().poll(&mut noop());
         let runs = self.shared.lock().calls.values().any(|entry| entry.tag == tag && entry.end.is_none());
         assert_eq!(ended, if runs { Poll::Pending } else { Poll::Ready(true) });
     }
@@ -281,7 +281,7 @@ impl Run {
         assert_eq!(batch.takes_parts, self.received == 0, "set in the first message");
         self.received += 1;
         if batch.takes_parts && self.parts {
-            self.replies.send_parts();
+            self.replies.enable_parts();
         }
         for call in batch.calls {
             assert!(call.id > self.last_served, "ids rise");
@@ -302,7 +302,7 @@ impl Run {
             let Some(served) = self.served.get_mut(&id) else { continue };
             if !served.begun && !served.ended {
                 served.ended = true;
-                self.replies.recalled(id);
+                self.replies.send_recalled(id);
             }
         }
     }
@@ -319,7 +319,7 @@ impl Run {
         match how {
             Work::Open if !served.begun => {
                 (served.begun, served.streams) = (true, true);
-                self.replies.opened(CallOpened { id, ..CallOpened::default() });
+                self.replies.send_opened(CallOpened { id, ..CallOpened::default() });
             }
             Work::Chunks { count, bytes } if served.streams => {
                 let chunk = |_| {
@@ -328,7 +328,7 @@ impl Run {
                     CallChunk { data, metadata, ..CallChunk::default() }
                 };
                 let chunks = (0..count).map(chunk).collect();
-                self.replies.chunks(id, chunks);
+                self.replies.send_chunks(id, chunks);
             }
             Work::Reply { bytes } => self.reply(id, bytes),
             _ => {}
@@ -340,7 +340,12 @@ impl Run {
         (served.begun, served.ended) = (true, true);
         let (execution_time_ns, data) = self.data(bytes);
         let value = CallValue { binary: Some(data), ..CallValue::default() };
-        self.replies.reply(CallReply { id, value: Some(value), execution_time_ns, ..CallReply::default() });
+        self.replies.send_reply(CallReply {
+            id,
+            value: Some(value),
+            execution_time_ns,
+            ..CallReply::default()
+        });
     }
 
     /// Data that depends on its number, and on the position within.
@@ -432,9 +437,9 @@ impl Run {
             }
         }
         let state = self.shared.lock();
-        assert!(state.calls.is_empty(), "{:?} are left", state.calls.keys());
+        assert!(state.calls.is_empty(), "{:?} remain", state.calls.keys());
         assert_eq!(
-            (state.open, state.outbox_bytes, state.withdrawn.len(), state.tag_waiters.len()),
+            (state.open_count, state.outbox_bytes, state.withdrawn.len(), state.tag_waiters.len()),
             (0, 0, 0, 0)
         );
         assert!(self.replies.is_empty());
@@ -447,7 +452,7 @@ fn number_of(chunk: &CallChunk) -> u64 {
 
 proptest! {
     #[test]
-    fn each_call_ends_once_by_what_arrived_first(
+    fn each_call_ends_once_with_the_end_that_arrived_first(
         steps in proptest::collection::vec(step(), 0..150),
         is_cut in any::<bool>(),
         parts in any::<bool>(),

@@ -12,15 +12,15 @@ use super::*;
 use crate::pb::{CallArgument, CallCredit, CallValue};
 
 #[derive(Default)]
-struct Count(AtomicUsize);
+struct WakeCount(AtomicUsize);
 
-impl Wake for Count {
+impl Wake for WakeCount {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-impl Count {
+impl WakeCount {
     fn get(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -31,7 +31,7 @@ fn multiplexer() -> (Multiplexer, Arc<SharedCalls>) {
     (Multiplexer { owner: Arc::new(CloseOnDrop(Arc::clone(&shared))) }, shared)
 }
 
-fn of_bytes(bytes: usize) -> CallStart {
+fn call_of(bytes: usize) -> CallStart {
     let value = CallValue { binary: Some(vec![0; bytes].into()), ..CallValue::default() };
     let arguments = vec![CallArgument { name: "x".to_owned(), value: Some(value) }];
     CallStart { arguments, ..CallStart::default() }
@@ -46,8 +46,8 @@ fn dropping_an_unsent_call_wakes_the_tasks_that_wait_for_its_end() {
     let (multiplexer, shared) = multiplexer();
     let sent = multiplexer.start(CallStart::default(), 7);
     shared.lock().take_batch().unwrap();
-    let mut ended = Box::pin(multiplexer.ended(7));
-    let count = Arc::new(Count::default());
+    let mut ended = Box::pin(multiplexer.cancel(7));
+    let count = Arc::new(WakeCount::default());
     let waker = Waker::from(Arc::clone(&count));
     let cx = &mut Context::from_waker(&waker);
     assert!(ended.as_mut().poll(cx).is_pending());
@@ -69,11 +69,11 @@ fn dropping_an_unsent_call_wakes_the_tasks_that_wait_for_its_end() {
 fn removing_an_unsent_call_wakes_its_task() {
     let (multiplexer, _) = multiplexer();
     let mut call = multiplexer.start(CallStart::default(), 7);
-    let count = Arc::new(Count::default());
+    let count = Arc::new(WakeCount::default());
     let waker = Waker::from(Arc::clone(&count));
     let cx = &mut Context::from_waker(&waker);
     assert!(call.poll_event(cx).is_pending());
-    let mut ended = Box::pin(multiplexer.ended(7));
+    let mut ended = Box::pin(multiplexer.cancel(7));
     assert_eq!(ended.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(true));
     assert_eq!(count.get(), 1);
     assert!(matches!(call.poll_event(cx), Poll::Ready(CallEvent::End(CallEnd::Recalled))));
@@ -85,8 +85,8 @@ fn a_call_is_cancelled_once() {
     let call = multiplexer.start(CallStart::default(), 7);
     shared.lock().take_batch().unwrap();
     let cx = &mut Context::from_waker(Waker::noop());
-    assert!(Box::pin(multiplexer.ended(7)).as_mut().poll(cx).is_pending());
-    assert!(Box::pin(multiplexer.ended(7)).as_mut().poll(cx).is_pending());
+    assert!(Box::pin(multiplexer.cancel(7)).as_mut().poll(cx).is_pending());
+    assert!(Box::pin(multiplexer.cancel(7)).as_mut().poll(cx).is_pending());
     drop(call);
     assert_eq!(shared.lock().take_batch().unwrap().cancels, [1]);
     assert!(shared.lock().take_batch().is_none());
@@ -97,7 +97,7 @@ fn only_frames_of_unsent_calls_wait_for_them() {
     let (multiplexer, shared) = multiplexer();
     let first = multiplexer.start(CallStart::default(), 1);
     shared.lock().take_batch().unwrap();
-    let large = [(); 3].map(|()| multiplexer.start(of_bytes(BATCH_BYTES), 2));
+    let large = [(); 3].map(|()| multiplexer.start(call_of(BATCH_BYTES), 2));
     first.grant(10);
     large[2].grant(20);
     multiplexer.recall(1);
@@ -120,7 +120,7 @@ fn only_frames_of_unsent_calls_wait_for_them() {
 #[test]
 fn a_call_above_the_limit_of_a_message_fails_alone() {
     let (multiplexer, shared) = multiplexer();
-    let mut call = multiplexer.start(of_bytes(MAX_ITEM_BYTES), 1);
+    let mut call = multiplexer.start(call_of(MAX_ITEM_BYTES), 1);
     assert!(shared.lock().take_batch().is_none());
     let event = call.poll_event(&mut Context::from_waker(Waker::noop()));
     let Poll::Ready(CallEvent::End(CallEnd::Reply(CallReply { status: Some(status), .. }))) = event else {
@@ -142,7 +142,7 @@ fn sizes_are_never_below_the_encoded_size() {
         idempotent: true,
         tool_name: "tool".to_owned(),
         metadata,
-        ..of_bytes(1000)
+        ..call_of(1000)
     };
     let batch = CallBatch { calls: vec![start.clone(), CallStart::default()], ..CallBatch::default() };
     assert!(batch.encoded_len() <= call_size(&start) + call_size(&CallStart::default()));
@@ -199,7 +199,7 @@ fn a_reply_that_arrived_survives_the_end_of_the_stream() {
 }
 
 #[test]
-fn a_calls_first_end_counts() {
+fn only_the_first_end_of_a_call_counts() {
     let (multiplexer, shared) = multiplexer();
     let mut call = multiplexer.start(CallStart::default(), 7);
     shared.lock().take_batch().unwrap();
@@ -207,11 +207,11 @@ fn a_calls_first_end_counts() {
     deliver(&shared, replies(&[1, 1]));
     let event = call.poll_event(&mut Context::from_waker(Waker::noop()));
     assert!(matches!(event, Poll::Ready(CallEvent::End(CallEnd::Recalled))), "{event:?}");
-    assert_eq!(shared.lock().open, 0);
+    assert_eq!(shared.lock().open_count, 0);
 }
 
 #[test]
-fn it_is_unknown_whether_a_call_of_a_broken_stream_ended() {
+fn cancelling_an_open_call_of_a_broken_stream_is_unconfirmed() {
     let (multiplexer, shared) = multiplexer();
     let (kept, dropped) =
         (multiplexer.start(CallStart::default(), 1), multiplexer.start(CallStart::default(), 2));
@@ -220,11 +220,12 @@ fn it_is_unknown_whether_a_call_of_a_broken_stream_ended() {
     drop(dropped);
     deliver(&shared, replies(&[answered.id()]));
     let cx = &mut Context::from_waker(Waker::noop());
-    let mut waiting = Box::pin(multiplexer.ended(1));
+    let mut waiting = Box::pin(multiplexer.cancel(1));
     assert!(waiting.as_mut().poll(cx).is_pending());
     cut(&shared);
     assert_eq!(waiting.as_mut().poll(cx), Poll::Ready(false));
-    let ended = |tag| Box::pin(multiplexer.ended(tag)).as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    let ended =
+        |tag| Box::pin(multiplexer.cancel(tag)).as_mut().poll(&mut Context::from_waker(Waker::noop()));
     assert_eq!(
         [1, 2, 3, 4].map(ended),
         [Poll::Ready(false), Poll::Ready(false), Poll::Ready(true), Poll::Ready(true)]
@@ -237,7 +238,7 @@ fn credits_and_cancels_are_sent_after_the_close_until_the_last_call_has_ended() 
     let (multiplexer, shared) = multiplexer();
     let mut outgoing = Outgoing(Arc::clone(&shared));
     let [stream, dropped] = [(); 2].map(|()| multiplexer.start(CallStart::default(), 7));
-    let count = Arc::new(Count::default());
+    let count = Arc::new(WakeCount::default());
     let waker = Waker::from(Arc::clone(&count));
     let cx = &mut Context::from_waker(&waker);
     let mut poll = || Pin::new(&mut outgoing).poll_next(cx);
@@ -264,22 +265,22 @@ fn credits_and_cancels_are_sent_after_the_close_until_the_last_call_has_ended() 
 fn cancelled_calls_do_not_accumulate_in_the_outbox() {
     const CALLS: usize = 100_000;
     let (multiplexer, shared) = multiplexer();
-    let kept = multiplexer.start(of_bytes(10), 1);
+    let kept = multiplexer.start(call_of(10), 1);
     // The host takes no messages while the caller keeps starting and cancelling calls.
     for _ in 0..CALLS {
-        drop(multiplexer.start(of_bytes(10), 2));
+        drop(multiplexer.start(call_of(10), 2));
     }
     let state = shared.lock();
     assert!(state.outbox.calls.len() <= 3, "{}", state.outbox.calls.len());
-    assert_eq!((state.open, state.calls.len()), (1, 1));
+    assert_eq!((state.open_count, state.calls.len()), (1, 1));
     drop(state);
     // Cancels all from the front. At most half of them may remain as empty calls.
-    let many: Vec<_> = (0..CALLS).map(|_| multiplexer.start(of_bytes(10), 2)).collect();
+    let many: Vec<_> = (0..CALLS).map(|_| multiplexer.start(call_of(10), 2)).collect();
     for (dropped, call) in many.into_iter().enumerate() {
         drop(call);
         let state = shared.lock();
         let live = CALLS - dropped;
-        assert!(state.outbox.calls.len() <= 2 * live + 1, "{} places for {live}", state.outbox.calls.len());
+        assert!(state.outbox.calls.len() <= 2 * live + 1, "{} entries for {live}", state.outbox.calls.len());
     }
     let batch = shared.lock().take_batch().unwrap();
     assert_eq!(ids(&batch), [kept.id()]);
@@ -290,14 +291,14 @@ fn cancelled_calls_do_not_accumulate_in_the_outbox() {
 #[test]
 fn an_unsent_call_is_removed_once() {
     let (multiplexer, shared) = multiplexer();
-    let calls = [(); 5].map(|()| multiplexer.start(of_bytes(10), 1));
+    let calls = [(); 5].map(|()| multiplexer.start(call_of(10), 1));
     let mut wakers = Vec::new();
     shared.lock().cancel(calls[0].id(), &mut wakers);
     shared.lock().cancel(calls[0].id(), &mut wakers);
     let state = shared.lock();
     let live = state.outbox.calls.iter().filter(|call| !state.withdrawn.contains(&call.id));
     assert_eq!(state.outbox_bytes, live.map(call_size).sum::<usize>());
-    assert_eq!(state.open, 4);
+    assert_eq!(state.open_count, 4);
 }
 
 /// Recalls and cancels this many open calls one by one, and returns the time.
@@ -306,9 +307,9 @@ fn cancel_each(count: u64) -> std::time::Duration {
     let cx = &mut Context::from_waker(Waker::noop());
     let calls: Vec<_> = (1..=count).map(|tag| multiplexer.start(CallStart::default(), tag)).collect();
     while shared.lock().take_batch().is_some() {}
-    let begun = tokio::time::Instant::now();
+    let start = tokio::time::Instant::now();
     (1..=count).for_each(|tag| multiplexer.recall(tag));
-    let mut ending: Vec<_> = (1..=count).map(|tag| Box::pin(multiplexer.ended(tag))).collect();
+    let mut ending: Vec<_> = (1..=count).map(|tag| Box::pin(multiplexer.cancel(tag))).collect();
     assert!(ending.iter_mut().all(|ended| ended.as_mut().poll(cx).is_pending()));
     let batch = shared.lock().take_batch().unwrap();
     assert_eq!((batch.recalls, batch.cancels), ((1..=count).collect(), (1..=count).collect()));
@@ -316,9 +317,9 @@ fn cancel_each(count: u64) -> std::time::Duration {
         deliver(&shared, replies(&[call.id()]));
     }
     assert!(ending.iter_mut().all(|ended| ended.as_mut().poll(cx) == Poll::Ready(true)));
-    let took = begun.elapsed();
+    let elapsed = start.elapsed();
     assert!(shared.lock().tag_index.calls.is_empty() && shared.lock().tag_waiters.is_empty());
-    took
+    elapsed
 }
 
 #[test]
@@ -330,7 +331,7 @@ fn ten_thousand_cancels_take_as_long_as_ten_times_a_thousand() {
 }
 
 #[test]
-fn calls_of_a_tag_are_found_whenever_they_started() {
+fn the_index_finds_all_open_calls_of_a_tag() {
     let (multiplexer, shared) = multiplexer();
     let mut calls = Vec::new();
     // Few new calls after many old ones, and many after few.
@@ -354,14 +355,14 @@ fn part(id: u64, bytes: usize) -> ReplyBatch {
     ReplyBatch { parts: vec![part], ..ReplyBatch::default() }
 }
 
-fn rest(id: u64, sent_in_parts: u64) -> ReplyBatch {
+fn last_part(id: u64, sent_in_parts: u64) -> ReplyBatch {
     let value = CallValue { binary: Some(vec![1; 10].into()), sent_in_parts, ..CallValue::default() };
     let reply = CallReply { id, value: Some(value), ..CallReply::default() };
     ReplyBatch { replies: vec![reply], ..ReplyBatch::default() }
 }
 
 /// Creates a stream with one sent call.
-fn sent() -> (Call, crate::mux::client::Frames) {
+fn stream_with_sent_call() -> (Call, crate::mux::client::Frames) {
     let (multiplexer, mut frames) = crate::mux::client::Frames::open();
     let call = multiplexer.start(CallStart::default(), 7);
     let cx = &mut Context::from_waker(Waker::noop());
@@ -373,13 +374,13 @@ fn sent() -> (Call, crate::mux::client::Frames) {
 #[test]
 fn parts_that_do_not_match_their_reply_break_the_stream() {
     let wrong = [
-        (vec![part(1, 100), rest(1, 99)], "99 bytes"),
-        (vec![rest(1, 1)], "1 bytes"),
+        (vec![part(1, 100), last_part(1, 99)], "99 bytes"),
+        (vec![last_part(1, 1)], "1 bytes"),
         (vec![part(1, 50), part(1, MAX_ITEM_BYTES - 49)], "more than"),
-        (vec![part(1, MAX_ITEM_BYTES - 9), rest(1, MAX_ITEM_BYTES as u64 - 9)], "more than"),
+        (vec![part(1, MAX_ITEM_BYTES - 9), last_part(1, MAX_ITEM_BYTES as u64 - 9)], "more than"),
     ];
     for (batches, problem) in wrong {
-        let (mut call, frames) = sent();
+        let (mut call, frames) = stream_with_sent_call();
         batches.into_iter().for_each(|batch| frames.deliver(batch));
         match call.poll_event(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(CallEvent::End(CallEnd::Broken(status))) => {
@@ -393,12 +394,12 @@ fn parts_that_do_not_match_their_reply_break_the_stream() {
 
 #[test]
 fn a_stream_that_is_cut_between_parts_loses_the_call() {
-    let (mut call, frames) = sent();
+    let (mut call, frames) = stream_with_sent_call();
     frames.deliver(part(1, 100));
     let cx = &mut Context::from_waker(Waker::noop());
     assert!(call.poll_event(cx).is_pending());
     frames.cut(&Status::unavailable("cut"));
-    frames.deliver(rest(1, 100));
+    frames.deliver(last_part(1, 100));
     assert!(matches!(call.poll_event(cx), Poll::Ready(CallEvent::End(CallEnd::Broken(_)))));
     assert_eq!(frames.calls(), 0);
 }
@@ -413,9 +414,9 @@ fn parts_of_a_call_that_was_dropped_are_not_kept() {
     drop(call);
     deliver(&shared, part(1, 100));
     assert_eq!(shared.lock().calls[&1].parts.capacity(), 0);
-    deliver(&shared, rest(1, 100));
+    deliver(&shared, last_part(1, 100));
     assert!(shared.lock().calls.is_empty());
     // Parts of unknown calls are dropped too.
     deliver(&shared, part(9, 100));
-    deliver(&shared, rest(9, 1));
+    deliver(&shared, last_part(9, 1));
 }

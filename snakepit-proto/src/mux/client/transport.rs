@@ -28,10 +28,10 @@ impl Stream for Outgoing {
         if let Some(batch) = state.take_batch() {
             return Poll::Ready(Some(batch));
         }
-        if state.is_done() || state.broken.is_some() {
+        if state.is_done() || state.break_status.is_some() {
             return Poll::Ready(None);
         }
-        let stale = state.sender.replace(cx.waker().clone());
+        let stale = state.sender_waker.replace(cx.waker().clone());
         drop(state);
         drop(stale);
         Poll::Pending
@@ -72,7 +72,7 @@ impl Future for Incoming {
                         Err(status) => status,
                     }
                 }
-                Poll::Ready(Some(Err(status))) => proxy::cut(status, this.proxy.as_deref()),
+                Poll::Ready(Some(Err(status))) => proxy::explain_cut(status, this.proxy.as_deref()),
                 Poll::Ready(None) => Status::unavailable("the other side closed the stream"),
             };
             this.shared.update(|state, wakers| state.fail(&status, wakers));
@@ -85,7 +85,7 @@ impl Drop for Incoming {
     fn drop(&mut self) {
         let status = Status::unavailable("the stream is no longer read");
         self.shared.update(|state, wakers| {
-            if state.broken.is_none() {
+            if state.break_status.is_none() {
                 state.fail(&status, wakers);
             }
         });

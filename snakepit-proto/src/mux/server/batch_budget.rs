@@ -5,100 +5,105 @@ use std::collections::HashSet;
 use super::{ITEM_BYTES, chunk_size, reply_size};
 use crate::pb::{CallChunk, CallChunks, CallReply};
 
-/// The remaining size of a message. The first item always fits.
+/// The budget of a message in bytes. The first item may exceed it.
 pub(super) struct BatchBudget {
     pub(super) used: usize,
     limit: usize,
-    /// An item did not fit. Items that must not overtake it are not taken.
-    full: bool,
-    /// Calls whose next item is sent in parts. Later items of these calls wait.
-    blocked: HashSet<u64>,
+    /// Whether an item exceeded the budget. Items that must not overtake it then stay in the outbox.
+    is_full: bool,
+    /// The ids of calls whose next item is sent in parts. Later items of these calls wait.
+    blocked_calls: HashSet<u64>,
 }
 
 impl BatchBudget {
     pub(super) fn new(limit: usize) -> Self {
-        Self { used: 0, limit, full: false, blocked: HashSet::new() }
+        Self { used: 0, limit, is_full: false, blocked_calls: HashSet::new() }
     }
 
-    const fn fits(&mut self, size: usize) -> bool {
-        self.full = self.used > 0 && self.used + size > self.limit;
-        if !self.full {
+    /// Adds an item of this size, unless it exceeds the budget. Returns whether it was added.
+    const fn try_add(&mut self, size: usize) -> bool {
+        self.is_full = self.used > 0 && self.used + size > self.limit;
+        if !self.is_full {
             self.used += size;
         }
-        !self.full
+        !self.is_full
     }
 
-    /// Takes items from the front while they fit.
+    /// Takes items from the front within the budget.
     pub(super) fn take<T>(&mut self, items: &mut Vec<T>, size: impl Fn(&T) -> usize) -> Vec<T> {
-        let fits = items.iter().take_while(|item| self.fits(size(item))).count();
-        let rest = items.split_off(fits);
+        let count = items.iter().take_while(|item| self.try_add(size(item))).count();
+        let rest = items.split_off(count);
         std::mem::replace(items, rest)
     }
 
-    /// Takes runs of chunks from the front while they fit, and divides a run if necessary. Of each call, it takes only
-    /// the chunks before the first large one.
+    /// Takes runs of chunks from the front within the budget, and divides a run if necessary. Of each call, it takes only the
+    /// chunks before the first large one.
     pub(super) fn take_runs(
         &mut self,
         runs: &mut Vec<CallChunks>,
         is_large: impl Fn(&CallChunk) -> bool,
     ) -> Vec<CallChunks> {
         let (mut taken, mut rest) = (Vec::new(), Vec::new());
-        let mut all = std::mem::take(runs).into_iter();
-        while !self.full
-            && let Some(mut run) = all.next()
+        let mut remaining = std::mem::take(runs).into_iter();
+        while !self.is_full
+            && let Some(mut run) = remaining.next()
         {
-            let fits = if self.blocked.contains(&run.id) { 0 } else { self.fitting(&run, &is_large) };
-            if fits == run.chunks.len() {
+            let count =
+                if self.blocked_calls.contains(&run.id) { 0 } else { self.add_chunks(&run, &is_large) };
+            if count == run.chunks.len() {
                 taken.push(run);
                 continue;
             }
-            if fits > 0 {
-                let left = run.chunks.split_off(fits);
-                let chunks = std::mem::replace(&mut run.chunks, left);
+            if count > 0 {
+                let later_chunks = run.chunks.split_off(count);
+                let chunks = std::mem::replace(&mut run.chunks, later_chunks);
                 taken.push(CallChunks { id: run.id, chunks });
             }
             rest.push(run);
         }
-        rest.extend(all);
+        rest.extend(remaining);
         *runs = rest;
         taken
     }
 
-    /// The number of chunks from the front of a run that fit.
-    fn fitting(&mut self, run: &CallChunks, is_large: impl Fn(&CallChunk) -> bool) -> usize {
-        let all = run.chunks.len();
+    /// Adds chunks from the front of a run within the budget. Returns their number.
+    fn add_chunks(&mut self, run: &CallChunks, is_large: impl Fn(&CallChunk) -> bool) -> usize {
+        let count = run.chunks.len();
         for (i, chunk) in run.chunks.iter().enumerate() {
             if is_large(chunk) {
-                self.blocked.insert(run.id);
+                self.blocked_calls.insert(run.id);
                 return i;
             }
             // The overhead of the run counts with its last chunk.
-            let for_run = if i + 1 == all { ITEM_BYTES } else { 0 };
-            if !self.fits(chunk_size(chunk) + for_run) {
+            let run_overhead = if i + 1 == count { ITEM_BYTES } else { 0 };
+            if !self.try_add(chunk_size(chunk) + run_overhead) {
                 return i;
             }
         }
-        all
+        count
     }
 
-    /// Takes replies from the front while they fit, except large ones and those behind a large chunk of their call.
+    /// Takes replies from the front within the budget, except large ones and those behind a large chunk of their call.
     pub(super) fn take_replies(
         &mut self,
         replies: &mut Vec<CallReply>,
         is_large: impl Fn(&CallReply) -> bool,
     ) -> Vec<CallReply> {
         let (mut taken, mut rest) = (Vec::new(), Vec::new());
-        let mut all = std::mem::take(replies).into_iter();
-        while !self.full
-            && let Some(reply) = all.next()
+        let mut remaining = std::mem::take(replies).into_iter();
+        while !self.is_full
+            && let Some(reply) = remaining.next()
         {
-            if !self.blocked.contains(&reply.id) && !is_large(&reply) && self.fits(reply_size(&reply)) {
+            if !self.blocked_calls.contains(&reply.id)
+                && !is_large(&reply)
+                && self.try_add(reply_size(&reply))
+            {
                 taken.push(reply);
             } else {
                 rest.push(reply);
             }
         }
-        rest.extend(all);
+        rest.extend(remaining);
         *replies = rest;
         taken
     }

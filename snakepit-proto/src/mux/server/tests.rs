@@ -13,9 +13,9 @@ use crate::pb::CallValue;
 mod large_items;
 
 #[derive(Default)]
-struct Count(AtomicUsize);
+struct WakeCount(AtomicUsize);
 
-impl Wake for Count {
+impl Wake for WakeCount {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -34,7 +34,7 @@ fn chunk_of(bytes: usize) -> CallChunk {
 fn drain(replies: &Replies) -> Vec<ReplyBatch> {
     let mut outbox = replies.lock();
     let batches: Vec<_> = std::iter::from_fn(|| outbox.take_batch()).collect();
-    assert_eq!((outbox.bytes, outbox.large.bytes, outbox.large.items), (0, 0, 0));
+    assert_eq!((outbox.bytes, outbox.large.bytes, outbox.large.item_count), (0, 0, 0));
     batches
 }
 
@@ -48,9 +48,9 @@ fn take(replies: &Replies) -> ReplyBatch {
 #[test]
 fn messages_are_limited_in_size_and_only_large_items_exceed_the_limit() {
     let replies = Replies::new();
-    (1..=3000).for_each(|id| replies.reply(reply_of(id, 1000)));
-    replies.reply(reply_of(3001, 3 * BATCH_BYTES));
-    replies.reply(reply_of(3002, 10));
+    (1..=3000).for_each(|id| replies.send_reply(reply_of(id, 1000)));
+    replies.send_reply(reply_of(3001, 3 * BATCH_BYTES));
+    replies.send_reply(reply_of(3002, 10));
     let batches = drain(&replies);
     assert!(batches.len() <= 6, "{}", batches.len());
     for batch in &batches {
@@ -62,17 +62,17 @@ fn messages_are_limited_in_size_and_only_large_items_exceed_the_limit() {
 #[test]
 fn a_run_of_chunks_is_divided_and_its_reply_comes_last() {
     let replies = Replies::new();
-    replies.opened(CallOpened { id: 1, worker_id: "w".to_owned() });
-    (0..100).for_each(|_| replies.chunks(1, vec![chunk_of(10_000), chunk_of(20_000)]));
-    replies.chunks(2, vec![chunk_of(7)]);
-    replies.reply(reply_of(1, 0));
-    replies.recalled(9);
+    replies.send_opened(CallOpened { id: 1, worker_id: "w".to_owned() });
+    (0..100).for_each(|_| replies.send_chunks(1, vec![chunk_of(10_000), chunk_of(20_000)]));
+    replies.send_chunks(2, vec![chunk_of(7)]);
+    replies.send_reply(reply_of(1, 0));
+    replies.send_recalled(9);
     let batches = drain(&replies);
     assert!(batches.iter().all(|batch| batch.encoded_len() <= BATCH_BYTES));
     assert!((3..=4).contains(&batches.len()), "{}", batches.len());
     let runs: Vec<_> = batches.iter().flat_map(|batch| &batch.chunks).collect();
-    let of = |id| runs.iter().filter(move |run| run.id == id).flat_map(|run| &run.chunks);
-    assert_eq!((of(1).count(), of(2).count()), (200, 1));
+    let chunks_of = |id| runs.iter().filter(move |run| run.id == id).flat_map(|run| &run.chunks);
+    assert_eq!((chunks_of(1).count(), chunks_of(2).count()), (200, 1));
     assert_eq!((batches[0].opened.len(), batches.last().unwrap().replies.len()), (1, 1));
     assert_eq!(batches.iter().map(|batch| batch.replies.len()).sum::<usize>(), 1);
     assert_eq!(batches.iter().flat_map(|batch| &batch.recalled).collect::<Vec<_>>(), [&9]);
@@ -81,8 +81,8 @@ fn a_run_of_chunks_is_divided_and_its_reply_comes_last() {
 #[test]
 fn a_reply_above_the_limit_of_a_message_becomes_a_failure() {
     let replies = Replies::new();
-    replies.reply(reply_of(1, MAX_ITEM_BYTES));
-    replies.reply(reply_of(2, 1));
+    replies.send_reply(reply_of(1, MAX_ITEM_BYTES));
+    replies.send_reply(reply_of(2, 1));
     let batch = take(&replies);
     let failure = batch.replies[0].failure.as_ref().unwrap();
     assert_eq!(failure.r#type, TOO_LARGE);
@@ -91,13 +91,13 @@ fn a_reply_above_the_limit_of_a_message_becomes_a_failure() {
 }
 
 #[test]
-fn an_endless_producer_waits_until_replies_are_taken() {
-    let (replies, count) = (Replies::new(), Arc::new(Count::default()));
+fn a_producer_waits_for_capacity_of_a_full_outbox() {
+    let (replies, count) = (Replies::new(), Arc::new(WakeCount::default()));
     let waker = Waker::from(Arc::clone(&count));
     let cx = Context::from_waker(&waker);
     for id in 1..=4 {
         assert!(replies.poll_capacity(&cx).is_ready());
-        replies.reply(reply_of(id, BATCH_BYTES));
+        replies.send_reply(reply_of(id, BATCH_BYTES));
     }
     assert!(replies.poll_capacity(&cx).is_pending());
     assert!(replies.poll_capacity(&cx).is_pending());
@@ -107,15 +107,15 @@ fn an_endless_producer_waits_until_replies_are_taken() {
 }
 
 #[test]
-fn a_closed_outbox_keeps_nothing() {
-    let (replies, count) = (Replies::new(), Arc::new(Count::default()));
+fn a_closed_outbox_discards_its_items() {
+    let (replies, count) = (Replies::new(), Arc::new(WakeCount::default()));
     let waker = Waker::from(Arc::clone(&count));
-    (1..=5).for_each(|id| replies.reply(reply_of(id, BATCH_BYTES)));
+    (1..=5).for_each(|id| replies.send_reply(reply_of(id, BATCH_BYTES)));
     assert!(replies.poll_capacity(&Context::from_waker(&waker)).is_pending());
     drop(ReplyBatches(replies.clone()));
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
-    replies.reply(reply_of(6, 1));
-    replies.chunks(7, vec![chunk_of(1)]);
+    replies.send_reply(reply_of(6, 1));
+    replies.send_chunks(7, vec![chunk_of(1)]);
     assert!(drain(&replies).is_empty());
     assert!(replies.poll_capacity(&Context::from_waker(&waker)).is_ready());
 }
@@ -124,8 +124,8 @@ fn a_closed_outbox_keeps_nothing() {
 fn replies_precede_the_end() {
     let replies = Replies::new();
     let cx = Context::from_waker(Waker::noop());
-    replies.reply(reply_of(1, 1));
-    replies.lock().ended = Some(Err(Status::unavailable("broken")));
+    replies.send_reply(reply_of(1, 1));
+    replies.lock().end = Some(Err(Status::unavailable("broken")));
     assert_eq!(take(&replies).replies[0].id, 1);
     assert!(matches!(replies.poll_take(&cx), Poll::Ready(Some(Err(status))) if status.message() == "broken"));
     assert!(matches!(replies.poll_take(&cx), Poll::Ready(None)));
@@ -133,25 +133,25 @@ fn replies_precede_the_end() {
 
 #[test]
 fn the_sending_task_is_woken_once_for_all_items() {
-    let (replies, count) = (Replies::new(), Arc::new(Count::default()));
+    let (replies, count) = (Replies::new(), Arc::new(WakeCount::default()));
     let waker = Waker::from(Arc::clone(&count));
-    let woken = || count.0.load(Ordering::Relaxed);
+    let wakes = || count.0.load(Ordering::Relaxed);
     assert!(replies.poll_take(&Context::from_waker(&waker)).is_pending());
-    replies.reply(reply_of(1, 1));
-    replies.reply(reply_of(2, 1));
-    assert_eq!(woken(), 1);
+    replies.send_reply(reply_of(1, 1));
+    replies.send_reply(reply_of(2, 1));
+    assert_eq!(wakes(), 1);
     assert_eq!(take(&replies).replies.len(), 2);
-    replies.reply(reply_of(3, 1));
-    assert_eq!(woken(), 1);
+    replies.send_reply(reply_of(3, 1));
+    assert_eq!(wakes(), 1);
     assert!(replies.poll_take(&Context::from_waker(&waker)).is_ready());
 }
 
 #[test]
 fn an_empty_list_of_chunks_is_not_sent() {
     let replies = Replies::new();
-    replies.chunks(1, vec![]);
+    replies.send_chunks(1, vec![]);
     assert!(drain(&replies).is_empty());
-    (0..3).for_each(|_| replies.chunks(1, vec![chunk_of(BATCH_BYTES)]));
-    replies.chunks(2, vec![]);
+    (0..3).for_each(|_| replies.send_chunks(1, vec![chunk_of(BATCH_BYTES)]));
+    replies.send_chunks(2, vec![]);
     assert_eq!(drain(&replies).len(), 3);
 }

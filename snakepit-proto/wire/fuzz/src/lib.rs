@@ -77,7 +77,7 @@ fn expands_in_proportion(payload: &Payload) {
     }
 }
 
-/// A value survives the conversion to the wire and back.
+/// Checks that a value is unchanged after the conversion to the wire and back.
 fn round_trips(payload: &Payload) {
     let (any, binary) = payload_to_wire(payload.clone());
     // proto3 does not distinguish an empty field from a missing one.
@@ -104,7 +104,7 @@ fn round_trips(payload: &Payload) {
     }
 }
 
-/// A value from a protobuf message is JSON of its type.
+/// Checks that a value from a protobuf message is JSON of its type.
 fn matches_its_type(payload: &Payload) {
     let json = payload.json();
     serde_json::from_slice::<IgnoredAny>(json).expect("the value is JSON");
@@ -116,7 +116,7 @@ fn matches_its_type(payload: &Payload) {
     }
 }
 
-/// A variable accepts or rejects a value. The value that it stores has its type, and is accepted again.
+/// Checks that a variable rejects a value, or stores a value that has its type and that it accepts again.
 fn check_variable(kind: ValueType, constraints: &str, payload: &Payload) {
     let Ok(ty) = VariableType::with_constraints(kind, constraints) else { return };
     let Ok(stored) = ty.check(payload.clone()) else { return };

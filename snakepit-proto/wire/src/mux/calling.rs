@@ -1,4 +1,4 @@
-//! The caller: makes calls on a stream and converts their ends to replies and errors.
+//! The caller. It makes calls on a stream, and converts their ends to replies and errors.
 
 use std::{
     collections::VecDeque,
@@ -42,18 +42,18 @@ impl CallInfo {
         Self { tool: Arc::clone(&call.tool), deadline: call.deadline, id: call.id }
     }
 
-    /// The time until the deadline. `None` without a deadline.
+    /// The time until the deadline, or `None` if the call has no deadline.
     ///
     /// # Errors
     /// [`ToolError::DeadlineExceeded`] if the deadline has passed.
     pub fn time_left(&self) -> Result<Option<Duration>, ToolError> {
         let Some(deadline) = self.deadline else { return Ok(None) };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let time_left = deadline.saturating_duration_since(Instant::now());
+        if time_left.is_zero() {
             let tool = self.tool.to_string();
             return Err(ToolError::DeadlineExceeded { tool, stage: CallStage::Queued });
         }
-        Ok(Some(left))
+        Ok(Some(time_left))
     }
 }
 
@@ -75,9 +75,9 @@ pub trait Callee: Clone + Send + Sync + Unpin + 'static {
     /// The error of a call whose result cannot be decoded.
     fn bad_value(&self, error: &WireError) -> ToolError;
 
-    /// The error of a call whose callee violated the protocol. `what` is a predicate, such as "ended a stream with a
+    /// The error of a call whose callee violated the protocol. `violation` is a verb phrase, such as "ended a stream with a
     /// value".
-    fn protocol_error(&self, what: &str) -> ToolError;
+    fn protocol_error(&self, violation: &str) -> ToolError;
 
     /// The worker that runs a call. `worker_id` comes from the reply and may be empty.
     fn worker(&self, worker_id: &str) -> Option<Arc<str>>;
@@ -86,15 +86,15 @@ pub trait Callee: Clone + Send + Sync + Unpin + 'static {
 /// The outcome of a call whose connection broke.
 #[derive(Debug)]
 pub struct LostCall {
-    /// The reply, if the callee stored it elsewhere. It does not prove that all chunks arrived.
-    pub answer: Option<pb::CallReply>,
-    /// The error without a reply.
+    /// The reply, if the callee stored it outside of the stream. It does not prove that all chunks arrived.
+    pub stored_reply: Option<pb::CallReply>,
+    /// The error of the call if there is no reply.
     pub error: ToolError,
 }
 
 /// Whether a call, with its names and metadata, is small enough for a stream that other calls share.
 #[must_use]
-pub fn fits(call: &ToolCall) -> bool {
+pub fn fits_shared_stream(call: &ToolCall) -> bool {
     let arguments = call.arguments.iter().map(|(name, value)| name.len() + value.size());
     let metadata = call.metadata.iter().map(|(key, value)| key.len() + value.len());
     let trace = call
@@ -105,7 +105,7 @@ pub fn fits(call: &ToolCall) -> bool {
     names + trace + arguments.chain(metadata).sum::<usize>() <= MAX_SHARED_BYTES
 }
 
-/// Makes a call. It starts the call before it returns the future, so that the future holds neither the call nor its
+/// Makes a call. The call starts before this function returns the future, so that the future contains neither the call nor its
 /// frame.
 ///
 /// # Errors
@@ -119,7 +119,7 @@ pub fn call<'a, C: Callee>(
     call: ToolCall,
 ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send + use<'a, C> {
     let (info, tag) = (CallInfo::of(&call), call.id.as_u64());
-    let started = info.time_left().map(|left| multiplexer.start(call_to_wire(call, left), tag));
+    let started = info.time_left().map(|time_left| multiplexer.start(call_to_wire(call, time_left), tag));
     async move {
         match await_reply(started?, callee, &info).await {
             Ok(reply) => Ok(reply),
@@ -138,7 +138,7 @@ pub enum SendError {
     Unsent(Box<pb::CallStart>, Status),
 }
 
-/// Makes a call from its frame. Unlike [`call`], it returns the frame if the call was not sent.
+/// Makes a call from its frame. Unlike [`call`], returns the frame if the call was not sent.
 ///
 /// # Errors
 /// See [`SendError`].
@@ -155,7 +155,7 @@ pub async fn send<C: Callee>(
 }
 
 async fn await_reply<C: Callee>(mut call: Call, callee: &C, info: &CallInfo) -> Result<ToolReply, SendError> {
-    let protocol_error = |what| Err(SendError::Error(callee.protocol_error(what)));
+    let protocol_error = |violation| Err(SendError::Error(callee.protocol_error(violation)));
     let outcome = match call.event().await {
         CallEvent::End(CallEnd::Unsent(start, status)) => {
             return Err(SendError::Unsent(Box::new(start), status));
@@ -201,7 +201,7 @@ impl NoReply {
     /// The outcome of a unary call: the stored reply if there is one, otherwise the error.
     async fn unary_outcome<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> Outcome {
         let Self::Broken(status) = self else { return Outcome::Failed(self.error(callee, info, id).await) };
-        let LostCall { answer: stored_reply, error } = callee.broken(info, id, status).await;
+        let LostCall { stored_reply, error } = callee.broken(info, id, status).await;
         match stored_reply.map(|reply| outcome_of(callee, info, CallEnd::Reply(reply))) {
             // A reply without a value is the end of a stream, which a unary call does not have.
             None | Some(Outcome::Complete) => Outcome::Failed(error),
@@ -257,7 +257,7 @@ struct Chunks<C> {
     info: CallInfo,
     /// Chunks that arrived in one message and are yielded one by one.
     ready: VecDeque<pb::CallChunk>,
-    /// The cost of chunks that were yielded since the last grant.
+    /// The total cost of the chunks that were yielded since the last grant, in bytes of credit.
     consumed: u64,
     /// Determines the error of a stream that broke.
     error: Option<BoxFuture<'static, ToolError>>,

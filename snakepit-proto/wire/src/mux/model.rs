@@ -1,5 +1,5 @@
-//! A model test from [`call`] to [`MuxCalls`] and back: random calls, late polls, cancellations, recalls, and a cut at
-//! any point. Each call ends exactly once with the outcome of its tool, and streams have no gaps. Both ends are empty
+//! A model test from [`call`] to [`MuxCalls`] and back, with random calls, late polls, cancellations, recalls, and a cut at any
+//! point. Each call ends exactly once with the outcome of its tool, and streams have no gaps. Both ends are empty
 //! afterwards.
 
 use std::{
@@ -47,7 +47,7 @@ enum Step {
     /// The task of the callee is polled.
     Serve,
     /// A tool makes progress.
-    Work(usize, Did),
+    Work(usize, ToolAction),
     /// A cancelled tool has stopped.
     Confirm(usize),
     /// The transport of the callee takes a message.
@@ -58,7 +58,7 @@ enum Step {
 
 /// An action of a tool. Sizes are in bytes.
 #[derive(Debug, Clone, Copy)]
-enum Did {
+enum ToolAction {
     Chunk(usize),
     Return(usize),
     Fail,
@@ -70,10 +70,10 @@ fn size() -> impl Strategy<Value = usize> {
 
 fn step() -> impl Strategy<Value = Step> {
     let pick = any::<usize>;
-    let did = prop_oneof![
-        3 => size().prop_map(Did::Chunk),
-        2 => size().prop_map(Did::Return),
-        1 => Just(Did::Fail),
+    let action = prop_oneof![
+        3 => size().prop_map(ToolAction::Chunk),
+        2 => size().prop_map(ToolAction::Return),
+        1 => Just(ToolAction::Fail),
     ];
     prop_oneof![
         5 => any::<bool>().prop_map(|streams| Step::Start { streams }),
@@ -84,7 +84,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Send),
         5 => Just(Step::Receive),
         6 => Just(Step::Serve),
-        12 => (pick(), did).prop_map(|(pick, did)| Step::Work(pick, did)),
+        12 => (pick(), action).prop_map(|(pick, action)| Step::Work(pick, action)),
         2 => pick().prop_map(Step::Confirm),
         5 => Just(Step::Answer),
         6 => Just(Step::Deliver),
@@ -93,73 +93,78 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// The tools, controlled by the run.
 #[derive(Debug, Clone, Default)]
-struct Tools(Arc<Mutex<HashMap<u64, Work>>>);
+struct Tools(Arc<Mutex<HashMap<u64, ToolState>>>);
 
 /// The state of the tool of one call.
 #[derive(Debug, Default)]
-struct Work {
+struct ToolState {
     /// Whether the tool runs.
-    running: bool,
+    is_running: bool,
     streams: bool,
     /// Whether the tool acted, so that the call cannot be recalled.
-    begun: bool,
+    has_begun: bool,
     /// Data of chunks that were not polled yet.
     chunks: VecDeque<Bytes>,
     /// The number of chunks so far.
     count: u64,
-    end: Option<Ended>,
-    cancelled: bool,
-    confirmed: bool,
+    end: Option<ToolEnd>,
+    is_cancelled: bool,
+    is_confirmed: bool,
     wakers: Vec<Waker>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Ended {
+enum ToolEnd {
     Returned(Bytes),
     Failed,
     Recalled,
 }
 
 /// Data that depends on its call, its index in the stream, and the position within.
-fn data(call: u64, place: u64, bytes: usize) -> Bytes {
+fn data(call: u64, index: u64, bytes: usize) -> Bytes {
     let mut data = Vec::with_capacity(bytes);
     while data.len() < bytes {
-        let tag = (call + 7 * place + data.len() as u64 / 65_536) % 251;
+        let tag = (call + 7 * index + data.len() as u64 / 65_536) % 251;
         data.resize(bytes.min(data.len() + 65_536), u8::try_from(tag).unwrap());
     }
     data.into()
 }
 
 /// Marks the tool of a call as running until it is dropped.
-struct Runs(Tools, u64);
+struct RunGuard(Tools, u64);
 
-impl Drop for Runs {
+impl Drop for RunGuard {
     fn drop(&mut self) {
-        self.0.lock().entry(self.1).or_default().running = false;
+        self.0.lock().entry(self.1).or_default().is_running = false;
     }
 }
 
 impl Tools {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Work>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, ToolState>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the state of a tool and wakes the tasks that wait for it.
-    fn change(&self, call: u64, change: impl FnOnce(&mut Work)) {
+    fn change(&self, call: u64, change: impl FnOnce(&mut ToolState)) {
         let wakers = {
-            let mut all = self.lock();
-            let work = all.entry(call).or_default();
+            let mut states = self.lock();
+            let work = states.entry(call).or_default();
             change(work);
             std::mem::take(&mut work.wakers)
         };
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    fn poll<T>(&self, call: u64, cx: &Context<'_>, look: impl FnOnce(&mut Work) -> Option<T>) -> Poll<T> {
-        let mut all = self.lock();
-        let work = all.entry(call).or_default();
-        match look(work) {
-            Some(found) => Poll::Ready(found),
+    fn poll<T>(
+        &self,
+        call: u64,
+        cx: &Context<'_>,
+        check: impl FnOnce(&mut ToolState) -> Option<T>,
+    ) -> Poll<T> {
+        let mut states = self.lock();
+        let work = states.entry(call).or_default();
+        match check(work) {
+            Some(result) => Poll::Ready(result),
             None => {
                 work.wakers.push(cx.waker().clone());
                 Poll::Pending
@@ -167,18 +172,18 @@ impl Tools {
         }
     }
 
-    fn chunks(self, call: u64, runs: Runs) -> ChunkStream {
-        let mut open = Some(runs);
+    fn chunks(self, call: u64, guard: RunGuard) -> ChunkStream {
+        let mut guard = Some(guard);
         Box::pin(stream::poll_fn(move |cx| {
-            assert!(open.is_some(), "call {call} is polled after its end");
+            assert!(guard.is_some(), "call {call} is polled after its end");
             let next = self.poll(call, cx, |work| match (work.chunks.pop_front(), &work.end) {
                 (Some(data), _) => Some(Some(Ok(Chunk { data, metadata: Default::default() }))),
-                (None, Some(Ended::Returned(_))) => Some(None),
+                (None, Some(ToolEnd::Returned(_))) => Some(None),
                 (None, Some(_)) => Some(Some(Err(failed()))),
                 (None, None) => None,
             });
             if matches!(next, Poll::Ready(None | Some(Err(_)))) {
-                open = None;
+                guard = None;
             }
             next
         }))
@@ -195,45 +200,45 @@ impl ToolHandler for Tools {
         let id = call.id.as_u64();
         let streams = call.mode == CallMode::Streaming;
         self.change(id, |work| {
-            assert!(!work.running && !work.begun, "call {id} runs twice");
-            (work.running, work.streams) = (true, streams);
+            assert!(!work.is_running && !work.has_begun, "call {id} runs twice");
+            (work.is_running, work.streams) = (true, streams);
         });
-        let runs = Runs(self.clone(), id);
+        let guard = RunGuard(self.clone(), id);
         let end = std::future::poll_fn(|cx| {
             self.poll(id, cx, |work| {
-                let opens = streams && work.begun && work.end != Some(Ended::Recalled);
+                let opens = streams && work.has_begun && work.end != Some(ToolEnd::Recalled);
                 if opens { Some(None) } else { work.end.clone().map(Some) }
             })
         });
         match end.await {
-            None => Ok(ToolReply::stream(self.clone().chunks(id, runs))),
-            Some(Ended::Returned(data)) => Ok(ToolReply::value(Payload::bytes(data))),
-            Some(Ended::Failed) => Err(failed()),
-            Some(Ended::Recalled) => Err(ToolError::Recalled { tool: call.tool.to_string() }),
+            None => Ok(ToolReply::stream(self.clone().chunks(id, guard))),
+            Some(ToolEnd::Returned(data)) => Ok(ToolReply::value(Payload::bytes(data))),
+            Some(ToolEnd::Failed) => Err(failed()),
+            Some(ToolEnd::Recalled) => Err(ToolError::Recalled { tool: call.tool.to_string() }),
         }
     }
 
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
         let id = call.as_u64();
-        self.change(id, |work| work.cancelled = true);
-        std::future::poll_fn(|cx| self.poll(id, cx, |work| work.confirmed.then_some(()))).await;
+        self.change(id, |work| work.is_cancelled = true);
+        std::future::poll_fn(|cx| self.poll(id, cx, |work| work.is_confirmed.then_some(()))).await;
         Ok(())
     }
 
     fn recall(&self, call: CallId) {
         self.change(call.as_u64(), |work| {
-            // A call whose tool does not run yet continues.
-            if work.running && !work.begun {
-                work.begun = true;
-                work.end = Some(Ended::Recalled);
+            // If the tool does not run yet, the call continues.
+            if work.is_running && !work.has_begun {
+                work.has_begun = true;
+                work.end = Some(ToolEnd::Recalled);
             }
         });
     }
 }
 
-struct Own(Tools);
+struct TestService(Tools);
 
-impl MuxService for Own {
+impl MuxService for TestService {
     type Handler = Tools;
 
     fn handler(&self) -> &Tools {
@@ -251,17 +256,17 @@ impl MuxService for Own {
 
 /// The callee, for the errors of the caller.
 #[derive(Debug, Clone, Copy)]
-struct Other;
+struct TestCallee;
 
 #[async_trait]
-impl Callee for Other {
+impl Callee for TestCallee {
     async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError {
         assert_eq!(status.code(), Code::Cancelled, "{status:?}");
         ToolError::Cancelled { tool: info.tool.to_string() }
     }
 
     async fn broken(&self, _: &CallInfo, _: u64, _: Status) -> LostCall {
-        LostCall { answer: None, error: lost(true) }
+        LostCall { stored_reply: None, error: lost(true) }
     }
 
     async fn unsent(&self, _: &CallInfo, _: Status) -> ToolError {
@@ -276,8 +281,8 @@ impl Callee for Other {
         panic!("{error}")
     }
 
-    fn protocol_error(&self, what: &str) -> ToolError {
-        panic!("{what}")
+    fn protocol_error(&self, violation: &str) -> ToolError {
+        panic!("{violation}")
     }
 
     fn worker(&self, _: &str) -> Option<Arc<str>> {
@@ -292,7 +297,7 @@ fn lost(delivered: bool) -> ToolError {
 
 proptest! {
     #[test]
-    fn each_call_ends_once_with_what_its_tool_did(
+    fn each_call_ends_once_with_the_outcome_of_its_tool(
         steps in proptest::collection::vec(step(), 0..200),
         is_cut in any::<bool>(),
         parts in any::<bool>(),

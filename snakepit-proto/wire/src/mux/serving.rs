@@ -1,5 +1,5 @@
-//! The callee: serves the calls of a stream with any [`ToolHandler`]. Hosts use it for their clients, and workers for
-//! streaming calls of their host.
+//! The callee. It serves the calls of a stream with any [`ToolHandler`], in hosts for their clients, and in workers for streaming
+//! calls of their host.
 //!
 //! All calls of one stream run on one task. Each stream of chunks has separate credit, so a paused reader delays no
 //! other call.
@@ -37,20 +37,20 @@ use self::{
 use super::{call_from_wire, error_reply, status_reply, value_reply};
 use crate::bad_field;
 
-/// The limit of open calls per stream. It is well above the default queue of a host.
+/// The maximum number of open calls per stream. It is well above the default queue of a host.
 const MAX_CALLS: usize = 4096;
 
-/// The limit for the total size of the open calls of one stream, in bytes. A single call may exceed it.
+/// The maximum total size of the open calls of one stream, in bytes. A single call may exceed it.
 const MAX_BYTES: usize = 256 * 1024 * 1024;
 
-/// Calls up to this size, in bytes, need no [reservation](MuxService::reserve).
+/// The maximum size of a call without a [reservation](MuxService::reserve), in bytes.
 const SMALL_BYTES: usize = 4096;
 
 /// The `retry_after` of rejected calls.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// The delay after the deadline of a stream that cannot send, until it ends here. Its handler enforces the deadline
-/// first if it is polled.
+/// The time after the deadline at which a stream that cannot send ends here. A handler that is polled enforces the deadline
+/// before.
 const DEADLINE_GRACE: Duration = Duration::from_millis(50);
 
 /// Defines the differences between servers of multiplexed calls.
@@ -81,8 +81,8 @@ pub trait MuxService: Send + Sync + 'static {
     /// Converts an error, other than the failure of a tool, to a status.
     fn status(&self, error: ToolError) -> Status;
 
-    /// The time when a stream of this tool must end even if its reader grants no credit, derived from deadline and
-    /// start of the call. `None` if the handler enforces it.
+    /// The time at which a stream of this tool must end even if its reader grants no credit, derived from deadline and start
+    /// of the call. `None` if the handler enforces the deadline.
     fn stream_deadline(&self, tool: &str, deadline: Option<Instant>, started: Instant) -> Option<Instant> {
         let _ = (tool, deadline, started);
         None
@@ -94,12 +94,12 @@ pub struct MuxCalls<S: MuxService> {
     service: Arc<S>,
     replies: Replies,
     running: HashMap<u64, RunningCall>,
-    /// Their approximate total size.
+    /// Their approximate total size, in bytes.
     bytes: usize,
     /// The id of the last call that was received.
     last_id: u64,
     prefetch: PrefetchTotal,
-    /// Each returns the id of the call that it ended, if it did.
+    /// A task returns the id of the call that it ended, if it ended one.
     tasks: FuturesUnordered<Pin<Box<dyn Future<Output = Option<u64>> + Send>>>,
 }
 
@@ -110,7 +110,7 @@ struct RunningCall {
     credit: Option<Arc<Credit>>,
     bytes: usize,
     /// Whether a cancellation is in progress, which will end the call.
-    cancelled: bool,
+    is_cancelling: bool,
 }
 
 impl<S: MuxService> MuxCalls<S> {
@@ -123,22 +123,22 @@ impl<S: MuxService> MuxCalls<S> {
 
     /// Whether the call with this id is open.
     #[must_use]
-    pub fn runs(&self, id: u64) -> bool {
+    pub fn is_open(&self, id: u64) -> bool {
         self.running.contains_key(&id)
     }
 
     /// The number of open calls, their total size, and the cost of prefetched chunks.
     #[cfg(test)]
-    pub(super) fn holds(&self) -> (usize, usize, u64) {
+    pub(super) fn usage(&self) -> (usize, usize, u64) {
         (self.running.len(), self.bytes, self.prefetch.bytes())
     }
 
     fn start(&mut self, start: pb::CallStart) {
         let (id, last) = (start.id, self.last_id);
         if id <= last {
-            // A reply would be taken for that of the open call with this id.
+            // If a call with this id is open, the caller would take the rejection for its reply.
             if !self.running.contains_key(&id) {
-                self.replies.reply(status_reply(id, not_rising(id, last)));
+                self.replies.send_reply(status_reply(id, non_increasing_id(id, last)));
             }
             return;
         }
@@ -155,7 +155,7 @@ impl<S: MuxService> MuxCalls<S> {
             None
         };
         if let Some(rejection) = rejection {
-            return self.replies.reply(status_reply(id, self.service.status(rejection)));
+            return self.replies.send_reply(status_reply(id, self.service.status(rejection)));
         }
         let session_id = start.session_id.clone();
         let window = if start.credit == 0 { STREAM_CREDIT } else { start.credit };
@@ -163,20 +163,21 @@ impl<S: MuxService> MuxCalls<S> {
             Ok(call) => call,
             Err(status) => {
                 self.release(bytes);
-                return self.replies.reply(status_reply(id, status));
+                return self.replies.send_reply(status_reply(id, status));
             }
         };
         let credit = (call.mode == CallMode::Streaming).then(|| Arc::new(Credit::new(window)));
         let (abort, registration) = AbortHandle::new_pair();
-        let running = RunningCall { call: call.id, abort, credit: credit.clone(), bytes, cancelled: false };
+        let running =
+            RunningCall { call: call.id, abort, credit: credit.clone(), bytes, is_cancelling: false };
         self.running.insert(id, running);
         self.bytes += bytes;
-        let answer =
+        let call_task =
             CallTask { id, session_id, service: Arc::clone(&self.service), replies: self.replies.clone() };
         let flow = credit.map(|credit| (credit, self.prefetch.clone()));
-        let task = Abortable::new(answer.run(call, flow), registration);
+        let task = Abortable::new(call_task.run(call, flow), registration);
         self.tasks.push(Box::pin(async move {
-            // The task of the cancellation ends an aborted call.
+            // An aborted call ends with the task of its cancellation.
             task.await.is_ok().then_some(id)
         }));
     }
@@ -190,7 +191,7 @@ impl<S: MuxService> MuxCalls<S> {
 
     fn cancel(&mut self, id: u64) {
         let Some(running) = self.running.get_mut(&id) else { return };
-        if std::mem::replace(&mut running.cancelled, true) {
+        if std::mem::replace(&mut running.is_cancelling, true) {
             return;
         }
         running.abort.abort();
@@ -200,7 +201,7 @@ impl<S: MuxService> MuxCalls<S> {
                 Ok(()) => error_status(Code::Cancelled, CANCELLED, "the call was cancelled"),
                 Err(error) => service.status(error),
             };
-            replies.reply(status_reply(id, status));
+            replies.send_reply(status_reply(id, status));
             Some(id)
         }));
     }
@@ -226,8 +227,8 @@ impl<S: MuxService> Calls for MuxCalls<S> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        while let Poll::Ready(Some(answered)) = self.tasks.poll_next_unpin(cx) {
-            if let Some(running) = answered.and_then(|id| self.running.remove(&id)) {
+        while let Poll::Ready(Some(ended_id)) = self.tasks.poll_next_unpin(cx) {
+            if let Some(running) = ended_id.and_then(|id| self.running.remove(&id)) {
                 self.bytes -= running.bytes;
                 self.release(running.bytes);
             }
@@ -250,10 +251,10 @@ impl<S: MuxService> fmt::Debug for MuxCalls<S> {
     }
 }
 
-/// The status of a call whose id is not above that of the call before it.
+/// The status of a call whose id does not exceed the id of the previous call.
 #[must_use]
-pub fn not_rising(id: u64, last: u64) -> Status {
-    bad_field("id", &format!("is {id} after {last}; ids rise from call to call, from 1"))
+pub fn non_increasing_id(id: u64, last: u64) -> Status {
+    bad_field("id", &format!("is {id} after {last}; use ids that increase from call to call, starting at 1"))
 }
 
 /// Runs one call and sends its reply.
@@ -276,10 +277,10 @@ impl<S: MuxService> CallTask<S> {
                         pb::CallReply { metadata, worker_id, ..value_reply(id, value, execution_time) }
                     }
                     (ReplyBody::Stream(chunks), Some((flow, tool, started))) => {
-                        self.replies.opened(pb::CallOpened { id, worker_id: worker_id.clone() });
-                        let until = self.service.stream_deadline(&tool, deadline, started);
-                        let late = until.and_then(|at| at.checked_add(DEADLINE_GRACE));
-                        let late = late.map(|at| Box::pin(sleep_until(at)));
+                        self.replies.send_opened(pb::CallOpened { id, worker_id: worker_id.clone() });
+                        let deadline = self.service.stream_deadline(&tool, deadline, started);
+                        let end = deadline.and_then(|deadline| deadline.checked_add(DEADLINE_GRACE));
+                        let deadline_timer = end.map(|end| Box::pin(sleep_until(end)));
                         let ((credit, prefetch), replies) = (flow, &self.replies);
                         let forward = ForwardChunks {
                             id,
@@ -289,26 +290,27 @@ impl<S: MuxService> CallTask<S> {
                             prefetch,
                             credit,
                             replies,
-                            late,
+                            deadline_timer,
                         };
                         match forward.await {
                             Ok(()) => pb::CallReply { id, worker_id, ..pb::CallReply::default() },
-                            Err(error) => self.failed(error),
+                            Err(error) => self.error_reply(error),
                         }
                     }
                     _ => {
-                        let problem = "a value was answered by a stream, or a stream by a value";
+                        let problem =
+                            "the tool answered a unary call with a stream, or a streaming call with a value";
                         status_reply(id, error_status(Code::Internal, INTERNAL, problem))
                     }
                 }
             }
-            Err(ToolError::Recalled { .. }) => return self.replies.recalled(id),
-            Err(error) => self.failed(error),
+            Err(ToolError::Recalled { .. }) => return self.replies.send_recalled(id),
+            Err(error) => self.error_reply(error),
         };
-        self.replies.reply(reply);
+        self.replies.send_reply(reply);
     }
 
-    fn failed(&self, error: ToolError) -> pb::CallReply {
+    fn error_reply(&self, error: ToolError) -> pb::CallReply {
         error_reply(self.id, error, self.session_id.clone(), |error| self.service.status(error))
     }
 }

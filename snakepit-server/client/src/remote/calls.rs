@@ -53,7 +53,7 @@ impl Connection {
         call: ToolCall,
     ) -> Result<(ToolReply, Arc<CallStream>), ToolError> {
         let mut stream = self.call_stream().await?;
-        if stream.multiplexer.is_none() || !mux::fits(&call) {
+        if stream.multiplexer.is_none() || !mux::fits_shared_stream(&call) {
             return Ok((self.call_by_rpc(call).await?, stream));
         }
         let mut start = mux::call_to_wire(call, info.time_left()?);
@@ -175,7 +175,7 @@ impl Callee for HostCallee {
                 ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source }
             }
         };
-        LostCall { answer: None, error }
+        LostCall { stored_reply: None, error }
     }
 
     async fn unsent(&self, _: &CallInfo, status: Status) -> ToolError {

@@ -48,8 +48,8 @@ impl Callee for WorkerDiagnostics {
         // The worker may begin calls until it exits, so the progress file is final only after the exit.
         let may_have_begun = !loss.is_exit_known || self.progress.has_begun(id);
         // The call may have ended before another call crashed the worker. The worker then had no time to send the answer.
-        let answer = if loss.is_exit_known && may_have_begun { self.progress.answer(id) } else { None };
-        LostCall { answer, error: self.worker_lost(loss, may_have_begun) }
+        let stored_reply = if loss.is_exit_known && may_have_begun { self.progress.answer(id) } else { None };
+        LostCall { stored_reply, error: self.worker_lost(loss, may_have_begun) }
     }
 
     async fn unsent(&self, info: &CallInfo, status: Status) -> ToolError {
@@ -64,8 +64,8 @@ impl Callee for WorkerDiagnostics {
         self.bad_value(error)
     }
 
-    fn protocol_error(&self, what: &str) -> ToolError {
-        ToolError::Internal { problem: format!("worker `{}` {what}", self.id) }
+    fn protocol_error(&self, violation: &str) -> ToolError {
+        ToolError::Internal { problem: format!("worker `{}` {violation}", self.id) }
     }
 
     fn worker(&self, _: &str) -> Option<Arc<str>> {
@@ -122,8 +122,8 @@ impl WorkerDiagnostics {
 
     /// Converts a status into an error: a broken connection, a rejection by the worker, or a failure of the tool.
     ///
-    /// Tools may set any status code. A status therefore counts as a failure of the tool unless its details or its source prove
-    /// otherwise: a tool's `NOT_FOUND` must not be reported as a missing tool, nor its `UNAVAILABLE` as a broken worker.
+    /// Tools may set any status code. A tool's `NOT_FOUND` must not be reported as a missing tool, nor its `UNAVAILABLE` as a broken
+    /// worker. A status therefore counts as a failure of the tool unless its details or its source prove otherwise.
     pub(super) async fn error(
         &self,
         CallInfo { tool, deadline, id }: &CallInfo,

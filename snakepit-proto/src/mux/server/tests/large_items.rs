@@ -4,16 +4,16 @@ use super::*;
 use crate::mux::client::Frames;
 
 /// Creates an outbox whose caller accepts parts.
-fn in_parts() -> Replies {
+fn replies_in_parts() -> Replies {
     let replies = Replies::new();
-    replies.send_parts();
+    replies.enable_parts();
     replies
 }
 
 /// Delivers the messages to a caller. Returns the sizes of chunks and reply for each call.
-fn arrive(batches: Vec<ReplyBatch>, calls: usize) -> Vec<(u64, Vec<usize>, Option<usize>)> {
+fn received_sizes(batches: Vec<ReplyBatch>, count: usize) -> Vec<(u64, Vec<usize>, Option<usize>)> {
     let (multiplexer, mut frames) = Frames::open();
-    let mut calls: Vec<_> = (0..calls).map(|_| multiplexer.start(Default::default(), 0)).collect();
+    let mut calls: Vec<_> = (0..count).map(|_| multiplexer.start(Default::default(), 0)).collect();
     let cx = &mut Context::from_waker(Waker::noop());
     assert!(matches!(frames.poll_take(cx), Poll::Ready(Some(batch)) if batch.takes_parts));
     let mut arrived: Vec<_> = calls.iter().map(|call| (call.id(), Vec::new(), None)).collect();
@@ -30,7 +30,7 @@ fn arrive(batches: Vec<ReplyBatch>, calls: usize) -> Vec<(u64, Vec<usize>, Optio
                         chunks.extend(run.iter().map(|chunk| chunk.data.len()));
                     }
                     crate::mux::CallEvent::End(crate::mux::CallEnd::Reply(answer)) => {
-                        *reply = Some(data_of(&answer));
+                        *reply = Some(data_len(&answer));
                     }
                     crate::mux::CallEvent::End(end) => panic!("{end:?}"),
                 }
@@ -43,11 +43,11 @@ fn arrive(batches: Vec<ReplyBatch>, calls: usize) -> Vec<(u64, Vec<usize>, Optio
 #[test]
 fn small_replies_pass_between_the_parts_of_a_large_one() {
     const LARGE: usize = 60 * 1024 * 1024;
-    let replies = in_parts();
-    replies.reply(reply_of(1, LARGE));
+    let replies = replies_in_parts();
+    replies.send_reply(reply_of(1, LARGE));
     let mut batches = Vec::new();
     for id in 2..=100 {
-        replies.reply(reply_of(id, 10));
+        replies.send_reply(reply_of(id, 10));
         let batch = take(&replies);
         assert!(batch.encoded_len() < PART_BYTES + 1000);
         assert!(batch.replies.iter().map(|reply| reply.id).eq([id]), "the small reply goes first");
@@ -56,31 +56,31 @@ fn small_replies_pass_between_the_parts_of_a_large_one() {
     }
     batches.extend(drain(&replies));
     assert_eq!(batches.len(), LARGE / PART_BYTES);
-    assert_eq!(arrive(batches, 100)[0], (1, vec![], Some(LARGE)));
+    assert_eq!(received_sizes(batches, 100)[0], (1, vec![], Some(LARGE)));
 }
 
 #[test]
 fn a_caller_without_parts_gets_whole_replies() {
     let replies = Replies::new();
-    replies.reply(reply_of(1, 3 * BATCH_BYTES));
+    replies.send_reply(reply_of(1, 3 * BATCH_BYTES));
     // Too late: the outbox has already counted the item as whole.
-    replies.send_parts();
+    replies.enable_parts();
     let batches = drain(&replies);
     assert_eq!((batches.len(), batches[0].parts.len()), (1, 0));
-    assert_eq!(data_of(&batches[0].replies[0]), 3 * BATCH_BYTES);
+    assert_eq!(data_len(&batches[0].replies[0]), 3 * BATCH_BYTES);
 }
 
 #[test]
 fn large_items_are_sent_round_robin_and_in_order_within_a_call() {
-    let replies = in_parts();
+    let replies = replies_in_parts();
     let large = 3 * PART_BYTES + 7;
-    replies.opened(CallOpened { id: 1, ..CallOpened::default() });
-    replies.chunks(1, vec![chunk_of(10), chunk_of(large), chunk_of(20)]);
-    replies.chunks(2, vec![chunk_of(30), chunk_of(40)]);
-    replies.chunks(1, vec![chunk_of(large + 1), chunk_of(PART_BYTES)]);
-    replies.reply(reply_of(1, 0));
-    replies.reply(reply_of(2, 0));
-    replies.reply(reply_of(3, large + 2));
+    replies.send_opened(CallOpened { id: 1, ..CallOpened::default() });
+    replies.send_chunks(1, vec![chunk_of(10), chunk_of(large), chunk_of(20)]);
+    replies.send_chunks(2, vec![chunk_of(30), chunk_of(40)]);
+    replies.send_chunks(1, vec![chunk_of(large + 1), chunk_of(PART_BYTES)]);
+    replies.send_reply(reply_of(1, 0));
+    replies.send_reply(reply_of(2, 0));
+    replies.send_reply(reply_of(3, large + 2));
     let batches = drain(&replies);
     let turns: Vec<u64> = batches.iter().flat_map(|batch| &batch.parts).map(|part| part.id).collect();
     assert_eq!(turns, [1, 3, 1, 3, 1, 3, 1, 1, 1]);
@@ -92,15 +92,15 @@ fn large_items_are_sent_round_robin_and_in_order_within_a_call() {
         (2, vec![30, 40], Some(0)),
         (3, vec![], Some(large + 2)),
     ];
-    assert_eq!(arrive(batches, 3), expected);
+    assert_eq!(received_sizes(batches, 3), expected);
 }
 
 #[test]
 fn a_large_reply_makes_progress_under_load() {
-    let replies = in_parts();
+    let replies = replies_in_parts();
     let mut next = 2..;
-    let mut fill = || (0..5).for_each(|_| replies.reply(reply_of(next.next().unwrap(), 200_000)));
-    replies.reply(reply_of(1, 2 * PART_BYTES));
+    let mut fill = || (0..5).for_each(|_| replies.send_reply(reply_of(next.next().unwrap(), 200_000)));
+    replies.send_reply(reply_of(1, 2 * PART_BYTES));
     (0..4).for_each(|_| fill());
     let first = take(&replies);
     assert_eq!((first.parts.len(), first.replies.len()), (1, 3));
@@ -111,14 +111,14 @@ fn a_large_reply_makes_progress_under_load() {
 
 #[test]
 fn one_large_reply_does_not_block_calls_but_many_do() {
-    let replies = in_parts();
+    let replies = replies_in_parts();
     let cx = Context::from_waker(Waker::noop());
     let large = MAX_ITEM_BYTES - 1000;
-    replies.reply(reply_of(1, large));
+    replies.send_reply(reply_of(1, large));
     assert!(replies.poll_capacity(&cx).is_ready());
-    (2..7).for_each(|id| replies.reply(reply_of(id, BATCH_BYTES)));
+    (2..7).for_each(|id| replies.send_reply(reply_of(id, BATCH_BYTES)));
     assert!(replies.poll_capacity(&cx).is_pending());
-    let before = Replies::new();
-    before.reply(reply_of(1, large));
-    assert!(before.poll_capacity(&cx).is_pending());
+    let without_parts = Replies::new();
+    without_parts.send_reply(reply_of(1, large));
+    assert!(without_parts.poll_capacity(&cx).is_pending());
 }

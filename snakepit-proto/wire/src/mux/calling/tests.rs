@@ -12,8 +12,8 @@ use crate::mux::value_reply;
 #[derive(Debug, Clone)]
 struct DeadWorker(Option<pb::CallReply>);
 
-fn internal(what: &str) -> ToolError {
-    ToolError::Internal { problem: what.to_owned() }
+fn internal(problem: &str) -> ToolError {
+    ToolError::Internal { problem: problem.to_owned() }
 }
 
 #[async_trait]
@@ -23,8 +23,8 @@ impl Callee for DeadWorker {
     }
 
     async fn broken(&self, _: &CallInfo, id: u64, _: Status) -> LostCall {
-        let answer = self.0.clone().map(|reply| pb::CallReply { id, ..reply });
-        LostCall { answer, error: internal("lost") }
+        let stored_reply = self.0.clone().map(|reply| pb::CallReply { id, ..reply });
+        LostCall { stored_reply, error: internal("lost") }
     }
 
     async fn unsent(&self, _: &CallInfo, _: Status) -> ToolError {
@@ -39,8 +39,8 @@ impl Callee for DeadWorker {
         internal(&error.to_string())
     }
 
-    fn protocol_error(&self, what: &str) -> ToolError {
-        internal(what)
+    fn protocol_error(&self, violation: &str) -> ToolError {
+        internal(violation)
     }
 
     fn worker(&self, _: &str) -> Option<Arc<str>> {
@@ -58,7 +58,7 @@ fn chunks(data: &[u8]) -> pb::ReplyBatch {
 }
 
 /// Returns the end of a stream after one chunk, then `last`, then the end of its connection.
-async fn stream_ends(callee: &DeadWorker, last: pb::ReplyBatch) -> Option<String> {
+async fn end_of_stream(callee: &DeadWorker, last: pb::ReplyBatch) -> Option<String> {
     let (multiplexer, frames) = Frames::open();
     let mut streaming = ToolCall::new("stream");
     streaming.mode = CallMode::Streaming;
@@ -82,32 +82,32 @@ fn end_of(reply: pb::CallReply) -> pb::ReplyBatch {
 #[tokio::test]
 async fn a_stream_is_complete_only_if_its_end_arrived() {
     let complete = pb::CallReply::default();
-    let nothing = pb::ReplyBatch::default();
+    let empty = pb::ReplyBatch::default();
     let lost = internal("lost").to_string();
     // The worker stored the end, but did not send the chunks before it.
-    for kept in [None, Some(complete.clone()), Some(value_reply(0, Payload::null(), None))] {
-        assert_eq!(stream_ends(&DeadWorker(kept), nothing.clone()).await, Some(lost.clone()));
+    for stored in [None, Some(complete.clone()), Some(value_reply(0, Payload::null(), None))] {
+        assert_eq!(end_of_stream(&DeadWorker(stored), empty.clone()).await, Some(lost.clone()));
     }
-    assert_eq!(stream_ends(&DeadWorker(None), end_of(complete)).await, None);
+    assert_eq!(end_of_stream(&DeadWorker(None), end_of(complete)).await, None);
     let value = end_of(value_reply(0, Payload::null(), None));
     assert_eq!(
-        stream_ends(&DeadWorker(None), value).await,
+        end_of_stream(&DeadWorker(None), value).await,
         Some(internal("ended a stream with a value").to_string())
     );
 }
 
 #[tokio::test]
-async fn a_stored_value_is_the_reply() {
-    let unary = async |kept| {
+async fn a_stored_value_is_the_reply_of_a_lost_call() {
+    let unary = async |stored| {
         let (multiplexer, mut frames) = Frames::open();
-        let callee = DeadWorker(kept);
+        let callee = DeadWorker(stored);
         let answer = call(&multiplexer, &callee, ToolCall::new("echo"));
         assert!(frames.poll_take(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
         frames.cut(&Status::unavailable("broken"));
         answer.await
     };
     assert!(unary(Some(value_reply(0, Payload::null(), None))).await.is_ok());
-    for kept in [None, Some(pb::CallReply::default())] {
-        assert_eq!(unary(kept).await.unwrap_err().to_string(), internal("lost").to_string());
+    for stored in [None, Some(pb::CallReply::default())] {
+        assert_eq!(unary(stored).await.unwrap_err().to_string(), internal("lost").to_string());
     }
 }

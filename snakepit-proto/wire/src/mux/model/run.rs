@@ -5,13 +5,13 @@ use super::*;
 /// A call at its caller.
 struct Caller {
     id: u64,
-    at: At,
+    state: CallerState,
     /// The number of chunks that arrived.
     count: u64,
-    asked_to_end: bool,
+    is_end_requested: bool,
 }
 
-enum At {
+enum CallerState {
     Waiting(BoxFuture<'static, Result<ToolReply, ToolError>>),
     Reading(ChunkStream),
 }
@@ -24,7 +24,7 @@ pub(super) struct Run {
     ending: Vec<(u64, BoxFuture<'static, bool>)>,
     to_callee: VecDeque<pb::CallBatch>,
     tools: Tools,
-    callee: MuxCalls<Own>,
+    callee: MuxCalls<TestService>,
     replies: Replies,
     body: ReplyBatches,
     parts: bool,
@@ -47,7 +47,7 @@ impl Run {
             started: 0,
             ending: Vec::new(),
             to_callee: VecDeque::new(),
-            callee: MuxCalls::new(Arc::new(Own(tools.clone())), replies.clone()),
+            callee: MuxCalls::new(Arc::new(TestService(tools.clone())), replies.clone()),
             tools,
             body: replies.body(),
             replies,
@@ -59,38 +59,38 @@ impl Run {
 
     pub(super) fn take(&mut self, step: Step) {
         let count = self.callers.len();
-        let picked = |pick: usize| (count > 0).then(|| pick % count);
+        let index_of = |pick: usize| (count > 0).then(|| pick % count);
         match step {
             Step::Start { streams } => self.start(streams),
             Step::Poll(pick) => {
-                if let Some(i) = picked(pick) {
+                if let Some(i) = index_of(pick) {
                     self.poll(i);
                 }
                 self.poll_ending();
             }
             Step::Drop(pick) => {
-                if let Some(i) = picked(pick) {
+                if let Some(i) = index_of(pick) {
                     self.callers.swap_remove(i);
                 }
             }
             Step::Recall(pick) => {
-                if let Some(i) = picked(pick) {
-                    self.callers[i].asked_to_end = true;
+                if let Some(i) = index_of(pick) {
+                    self.callers[i].is_end_requested = true;
                     self.multiplexer.recall(self.callers[i].id);
                 }
             }
             Step::Cancel(pick) => {
-                if let Some(i) = picked(pick) {
-                    self.callers[i].asked_to_end = true;
+                if let Some(i) = index_of(pick) {
+                    self.callers[i].is_end_requested = true;
                     let (id, multiplexer) = (self.callers[i].id, self.multiplexer.clone());
-                    self.ending.push((id, async move { multiplexer.ended(id).await }.boxed()));
+                    self.ending.push((id, async move { multiplexer.cancel(id).await }.boxed()));
                     self.poll_ending();
                 }
             }
             Step::Send => drop(self.send()),
             Step::Receive => drop(self.receive()),
             Step::Serve => drop(self.callee.poll(&mut noop())),
-            Step::Work(pick, did) => self.work(pick, did),
+            Step::Work(pick, action) => self.work(pick, action),
             Step::Confirm(pick) => drop(self.confirm(pick)),
             Step::Answer => drop(self.answer()),
             Step::Deliver => drop(self.deliver()),
@@ -103,18 +103,18 @@ impl Run {
         let mut tool = ToolCall::new("tool");
         tool.id = CallId::from_u64(self.started);
         tool.mode = if streams { CallMode::Streaming } else { CallMode::Unary };
-        let at = At::Waiting(call(&self.multiplexer, &Other, tool).boxed());
-        self.callers.push(Caller { id: self.started, at, count: 0, asked_to_end: false });
+        let state = CallerState::Waiting(call(&self.multiplexer, &TestCallee, tool).boxed());
+        self.callers.push(Caller { id: self.started, state, count: 0, is_end_requested: false });
     }
 
     /// Polls a call once. Returns whether it was ready.
     fn poll(&mut self, i: usize) -> bool {
         let caller = &mut self.callers[i];
-        let end = match &mut caller.at {
-            At::Waiting(answer) => match answer.poll_unpin(&mut noop()) {
+        let end = match &mut caller.state {
+            CallerState::Waiting(answer) => match answer.poll_unpin(&mut noop()) {
                 Poll::Pending => return false,
                 Poll::Ready(Ok(ToolReply { body: ReplyBody::Stream(chunks), .. })) => {
-                    caller.at = At::Reading(chunks);
+                    caller.state = CallerState::Reading(chunks);
                     return true;
                 }
                 Poll::Ready(Ok(ToolReply { body: ReplyBody::Value(value), .. })) => {
@@ -122,11 +122,11 @@ impl Run {
                 }
                 Poll::Ready(Err(error)) => Err(error),
             },
-            At::Reading(chunks) => match chunks.poll_next_unpin(&mut noop()) {
+            CallerState::Reading(chunks) => match chunks.poll_next_unpin(&mut noop()) {
                 Poll::Pending => return false,
                 Poll::Ready(Some(Ok(chunk))) => {
-                    let place = caller.count;
-                    assert!(chunk.data == data(caller.id, place, chunk.data.len()), "chunk {place}");
+                    let index = caller.count;
+                    assert!(chunk.data == data(caller.id, index, chunk.data.len()), "chunk {index}");
                     caller.count += 1;
                     return true;
                 }
@@ -143,22 +143,26 @@ impl Run {
     }
 
     fn check_end(&self, caller: &Caller, end: Result<Option<Bytes>, ToolError>) {
-        let all = self.tools.lock();
-        let work = all.get(&caller.id);
-        let did = work.and_then(|work| work.end.clone());
+        let states = self.tools.lock();
+        let work = states.get(&caller.id);
+        let tool_end = work.and_then(|work| work.end.clone());
         let is_whole = work.is_some_and(|work| work.count == caller.count);
         match end {
-            Ok(Some(value)) => assert!(did == Some(Ended::Returned(value)), "call {}", caller.id),
+            Ok(Some(value)) => assert!(tool_end == Some(ToolEnd::Returned(value)), "call {}", caller.id),
             Ok(None) => {
-                assert!(is_whole && matches!(did, Some(Ended::Returned(_))), "a gap in call {}", caller.id);
+                assert!(
+                    is_whole && matches!(tool_end, Some(ToolEnd::Returned(_))),
+                    "a gap in call {}",
+                    caller.id
+                );
             }
             Err(ToolError::Failed(_)) => {
-                assert!(is_whole && did == Some(Ended::Failed), "call {}", caller.id);
+                assert!(is_whole && tool_end == Some(ToolEnd::Failed), "call {}", caller.id);
             }
             Err(ToolError::Recalled { .. }) => {
-                assert!(caller.asked_to_end && work.is_none_or(|work| work.count == 0));
+                assert!(caller.is_end_requested && work.is_none_or(|work| work.count == 0));
             }
-            Err(ToolError::Cancelled { .. }) => assert!(work.is_some_and(|work| work.confirmed)),
+            Err(ToolError::Cancelled { .. }) => assert!(work.is_some_and(|work| work.is_confirmed)),
             Err(ToolError::WorkerLost { .. }) => assert!(self.is_cut),
             Err(error) => panic!("{error:?}"),
         }
@@ -170,7 +174,7 @@ impl Run {
             Poll::Pending => true,
             Poll::Ready(ended) => {
                 assert!(ended || is_cut);
-                assert!(!ended || tools.lock().get(id).is_none_or(|work| !work.running), "call {id} runs");
+                assert!(!ended || tools.lock().get(id).is_none_or(|work| !work.is_running), "call {id} runs");
                 false
             }
         });
@@ -186,44 +190,45 @@ impl Run {
     fn receive(&mut self) -> bool {
         let Some(batch) = self.to_callee.pop_front() else { return false };
         if batch.takes_parts && self.parts {
-            self.replies.send_parts();
+            self.replies.enable_parts();
         }
         self.callee.receive(batch);
         true
     }
 
-    /// The calls whose tools run and have not ended, in order.
-    fn running(&self, is: impl Fn(&Work) -> bool) -> Vec<u64> {
-        let all = self.tools.lock();
-        let mut ids: Vec<u64> = all.iter().filter(|(_, work)| is(work)).map(|(id, _)| *id).collect();
+    /// The ids of the calls whose tools are in a state, in order.
+    fn calls_in(&self, is_in_state: impl Fn(&ToolState) -> bool) -> Vec<u64> {
+        let states = self.tools.lock();
+        let mut ids: Vec<u64> =
+            states.iter().filter(|(_, work)| is_in_state(work)).map(|(id, _)| *id).collect();
         ids.sort_unstable();
         ids
     }
 
-    fn work(&self, pick: usize, did: Did) {
-        let ids = self.running(|work| work.running && work.end.is_none());
+    fn work(&self, pick: usize, action: ToolAction) {
+        let ids = self.calls_in(|work| work.is_running && work.end.is_none());
         if ids.is_empty() {
             return;
         }
         let id = ids[pick % ids.len()];
         self.tools.change(id, |work| {
-            match did {
-                Did::Chunk(_) if !work.streams => return,
-                Did::Chunk(bytes) => {
+            match action {
+                ToolAction::Chunk(_) if !work.streams => return,
+                ToolAction::Chunk(bytes) => {
                     work.chunks.push_back(data(id, work.count, bytes));
                     work.count += 1;
                 }
-                Did::Return(bytes) => work.end = Some(Ended::Returned(data(id, 0, bytes))),
-                Did::Fail => work.end = Some(Ended::Failed),
+                ToolAction::Return(bytes) => work.end = Some(ToolEnd::Returned(data(id, 0, bytes))),
+                ToolAction::Fail => work.end = Some(ToolEnd::Failed),
             }
-            work.begun = true;
+            work.has_begun = true;
         });
     }
 
     fn confirm(&self, pick: usize) -> bool {
-        let ids = self.running(|work| work.cancelled && !work.confirmed);
+        let ids = self.calls_in(|work| work.is_cancelled && !work.is_confirmed);
         if !ids.is_empty() {
-            self.tools.change(ids[pick % ids.len()], |work| work.confirmed = true);
+            self.tools.change(ids[pick % ids.len()], |work| work.is_confirmed = true);
         }
         !ids.is_empty()
     }
@@ -244,9 +249,9 @@ impl Run {
     pub(super) fn cut(mut self) {
         self.is_cut = true;
         self.frames.cut(&Status::unavailable("cut"));
-        let idle = MuxCalls::new(Arc::new(Own(self.tools.clone())), Replies::new());
+        let idle = MuxCalls::new(Arc::new(TestService(self.tools.clone())), Replies::new());
         drop(std::mem::replace(&mut self.callee, idle));
-        assert!(self.running(|work| work.running).is_empty());
+        assert!(self.calls_in(|work| work.is_running).is_empty());
         while !self.callers.is_empty() {
             while self.poll(0) {
                 if self.callers.is_empty() {
@@ -261,20 +266,21 @@ impl Run {
     /// Ends all tools and delivers all messages.
     pub(super) fn settle(mut self) {
         loop {
-            let mut moved = self.send() | self.receive();
+            let mut progressed = self.send() | self.receive();
             self.callee.poll(&mut noop());
-            let open = self.running(|work| work.running && work.end.is_none());
-            open.iter().for_each(|_| self.work(0, Did::Return(1)));
-            moved |= !open.is_empty() | self.confirm(0) | self.answer() | self.deliver() | self.poll_ending();
+            let open = self.calls_in(|work| work.is_running && work.end.is_none());
+            open.iter().for_each(|_| self.work(0, ToolAction::Return(1)));
+            progressed |=
+                !open.is_empty() | self.confirm(0) | self.answer() | self.deliver() | self.poll_ending();
             for i in (0..self.callers.len()).rev() {
-                moved |= self.poll(i);
+                progressed |= self.poll(i);
             }
-            if !moved && !self.callee.poll(&mut noop()) {
+            if !progressed && !self.callee.poll(&mut noop()) {
                 break;
             }
         }
         assert_eq!((self.callers.len(), self.ending.len(), self.frames.calls()), (0, 0, 0));
-        assert_eq!(self.callee.holds(), (0, 0, 0));
-        assert!(self.replies.is_empty() && self.running(|work| work.running).is_empty());
+        assert_eq!(self.callee.usage(), (0, 0, 0));
+        assert!(self.replies.is_empty() && self.calls_in(|work| work.is_running).is_empty());
     }
 }

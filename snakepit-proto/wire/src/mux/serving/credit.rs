@@ -1,4 +1,4 @@
-//! [`Credit`]: the flow control of one stream of chunks.
+//! [`Credit`], the flow control of one stream of chunks.
 
 use std::{
     sync::atomic::Ordering,
@@ -11,43 +11,45 @@ use crate::sync::{AtomicI64, AtomicWaker};
 /// make it negative. Grants must then make it positive before the next chunk.
 #[derive(Debug)]
 pub(super) struct Credit {
-    left: AtomicI64,
+    remaining: AtomicI64,
     /// The task of the stream, while it waits for credit.
     task: AtomicWaker,
 }
 
 impl Credit {
     pub(super) fn new(bytes: u64) -> Self {
-        Self { left: AtomicI64::new(signed(bytes)), task: AtomicWaker::new() }
+        Self { remaining: AtomicI64::new(signed(bytes)), task: AtomicWaker::new() }
     }
 
     pub(super) fn grant(&self, bytes: u64) {
-        self.change(|left| left.saturating_add(signed(bytes)));
+        self.change(|remaining| remaining.saturating_add(signed(bytes)));
         self.task.wake();
     }
 
     /// Ready while the credit is positive.
-    pub(super) fn poll_any(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.left.load(Ordering::Acquire) > 0 {
+    pub(super) fn poll_positive(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.remaining.load(Ordering::Acquire) > 0 {
             return Poll::Ready(());
         }
         self.task.register(cx.waker());
-        // A grant may have come before the registration.
-        if self.left.load(Ordering::Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
+        // A grant may have arrived before the registration.
+        if self.remaining.load(Ordering::Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Charges a chunk in whole, even beyond the credit, because the reader grants its whole cost later.
+    /// Charges the whole cost of a chunk, even beyond the credit, because the reader later grants its whole cost.
     pub(super) fn spend(&self, bytes: u64) {
-        self.change(|left| left.saturating_sub(signed(bytes)));
+        self.change(|remaining| remaining.saturating_sub(signed(bytes)));
     }
 
     fn change(&self, change: impl Fn(i64) -> i64) {
         // The closure always returns a new value, so this cannot fail.
-        let _ = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(change(left)));
+        let _ = self
+            .remaining
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |remaining| Some(change(remaining)));
     }
 }
 
-/// Saturates: no stream can use up the largest number.
+/// Saturates. No stream can spend the largest number.
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
@@ -65,9 +67,9 @@ mod models {
         loom::model(|| {
             let credit = Arc::new(Credit::new(0));
             let reader = Arc::clone(&credit);
-            let grants = thread::spawn(move || reader.grant(1));
-            block_on(poll_fn(|cx| credit.poll_any(cx)));
-            grants.join().unwrap();
+            let granting = thread::spawn(move || reader.grant(1));
+            block_on(poll_fn(|cx| credit.poll_positive(cx)));
+            granting.join().unwrap();
         });
     }
 
@@ -76,10 +78,10 @@ mod models {
         loom::model(|| {
             let credit = Arc::new(Credit::new(10));
             let reader = Arc::clone(&credit);
-            let grants = thread::spawn(move || reader.grant(5));
+            let granting = thread::spawn(move || reader.grant(5));
             credit.spend(12);
-            grants.join().unwrap();
-            assert_eq!(credit.left.load(Ordering::Relaxed), 3);
+            granting.join().unwrap();
+            assert_eq!(credit.remaining.load(Ordering::Relaxed), 3);
         });
     }
 }

@@ -19,10 +19,11 @@ use tokio::time::Sleep;
 
 use super::Credit;
 
-/// Chunks are sent once they have this many bytes, even if more are ready.
+/// The size of a run in bytes. A run of this size is sent even if more chunks are ready.
 const RUN_BYTES: u64 = STREAM_CREDIT;
 
-/// The limit for prefetched chunks of a connection, in bytes. Above it, streams read chunks only within their credit.
+/// The maximum total cost of the prefetched chunks of a connection, in bytes. Above it, streams read chunks only within their
+/// credit.
 pub(super) const PREFETCH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The total cost of the prefetched chunks of a connection. Clones share the total.
@@ -34,7 +35,7 @@ impl PrefetchTotal {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn hold(&self, chunk: pb::CallChunk, cost: u64) -> PrefetchedChunk {
+    fn charge(&self, chunk: pb::CallChunk, cost: u64) -> PrefetchedChunk {
         self.0.fetch_add(cost, Ordering::Relaxed);
         PrefetchedChunk { chunk, cost, prefetch: self.clone() }
     }
@@ -55,9 +56,9 @@ impl Drop for PrefetchedChunk {
 
 /// Moves chunks from a stream to the replies within the credit.
 ///
-/// The end needs no credit. To detect the end behind the last chunk, one chunk is prefetched, unless the limit is
-/// reached. A reader that keeps reading grants credit, so it receives the end in any case. A stream whose reader stops
-/// granting ends at its deadline.
+/// The end needs no credit. To detect the end after the last chunk, the future prefetches one chunk, unless the limit is reached.
+/// A reader that keeps reading grants credit, so it receives the end in any case. A stream whose reader stops granting ends at
+/// its deadline.
 pub(super) struct ForwardChunks<'a> {
     pub(super) id: u64,
     pub(super) tool: Arc<str>,
@@ -66,24 +67,24 @@ pub(super) struct ForwardChunks<'a> {
     pub(super) prefetch: PrefetchTotal,
     pub(super) credit: Arc<Credit>,
     pub(super) replies: &'a Replies,
-    /// Fires after the deadline. Polled only while the stream is not, because the stream enforces the deadline itself.
-    pub(super) late: Option<Pin<Box<Sleep>>>,
+    /// Fires after the deadline. Polled only while the stream is not polled, because the stream enforces the deadline itself.
+    pub(super) deadline_timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl ForwardChunks<'_> {
     /// Ready while another chunk may be sent.
     fn poll_may_send(&self, cx: &Context<'_>) -> Poll<()> {
         // The outbox bounds the memory for a caller that grants much credit but does not read.
-        match self.credit.poll_any(cx) {
+        match self.credit.poll_positive(cx) {
             Poll::Ready(()) => self.replies.poll_capacity(cx),
             Poll::Pending => Poll::Pending,
         }
     }
 
-    /// Polls the next chunk with its cost. `None` at the end.
+    /// Polls the next chunk with its cost. Yields `None` at the end.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<(pb::CallChunk, u64)>, ToolError>> {
-        if let Some(mut held) = self.prefetched.take() {
-            return Poll::Ready(Ok(Some((std::mem::take(&mut held.chunk), held.cost))));
+        if let Some(mut prefetched) = self.prefetched.take() {
+            return Poll::Ready(Ok(Some((std::mem::take(&mut prefetched.chunk), prefetched.cost))));
         }
         let Some(chunk) = ready!(self.chunks.as_mut().poll_next(cx)).transpose()? else {
             return Poll::Ready(Ok(None));
@@ -97,9 +98,9 @@ impl ForwardChunks<'_> {
     }
 
     /// Ready after the deadline.
-    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<ToolError> {
-        let Some(late) = &mut self.late else { return Poll::Pending };
-        ready!(late.as_mut().poll(cx));
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<ToolError> {
+        let Some(timer) = &mut self.deadline_timer else { return Poll::Pending };
+        ready!(timer.as_mut().poll(cx));
         let (tool, stage) = (self.tool.to_string(), CallStage::Running);
         Poll::Ready(ToolError::DeadlineExceeded { tool, stage })
     }
@@ -113,16 +114,16 @@ impl Future for ForwardChunks<'_> {
         let (mut run, mut bytes) = (Vec::new(), 0);
         let outcome = loop {
             if bytes >= RUN_BYTES {
-                this.replies.chunks(this.id, std::mem::take(&mut run));
+                this.replies.send_chunks(this.id, std::mem::take(&mut run));
                 bytes = 0;
             }
             let may_send = this.poll_may_send(cx).is_ready();
             if !may_send && (this.prefetched.is_some() || this.prefetch.bytes() >= PREFETCH_BYTES) {
-                break this.poll_late(cx).map(Err);
+                break this.poll_deadline(cx).map(Err);
             }
             match this.poll_chunk(cx) {
                 Poll::Ready(Ok(Some((chunk, cost)))) if !may_send => {
-                    this.prefetched = Some(this.prefetch.hold(chunk, cost));
+                    this.prefetched = Some(this.prefetch.charge(chunk, cost));
                 }
                 Poll::Ready(Ok(Some((chunk, cost)))) => {
                     this.credit.spend(cost);
@@ -135,7 +136,7 @@ impl Future for ForwardChunks<'_> {
             }
         };
         if !run.is_empty() {
-            this.replies.chunks(this.id, run);
+            this.replies.send_chunks(this.id, run);
         }
         outcome
     }

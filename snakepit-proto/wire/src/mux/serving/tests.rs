@@ -1,4 +1,4 @@
-//! Both ends of a stream in one process, without a network.
+//! Tests of both ends of a stream in one process, without a network.
 
 use std::{
     collections::BTreeMap,
@@ -36,36 +36,36 @@ use crate::{
 mod credit;
 
 /// Factors for the sizes of chunks of an uneven stream, so that they do not align with grants.
-const UNEVEN: [usize; 13] = [1, 9, 2, 1, 7, 1, 1, 9, 5, 1, 3, 9, 1];
+const SIZE_FACTORS: [usize; 13] = [1, 9, 2, 1, 7, 1, 1, 9, 5, 1, 3, 9, 1];
 
-/// Observations of the tools.
+/// The activity of the tools, and the resources of the stream.
 #[derive(Debug, Default)]
-struct Seen {
+struct Observations {
     begun: AtomicUsize,
     running: AtomicUsize,
     cancels: AtomicUsize,
     /// Bytes of chunks that were produced.
     produced: AtomicUsize,
-    /// The numbers that [`MuxCalls::holds`] returns. `None` after the stream was dropped.
-    held: Mutex<Option<(usize, usize, usize)>>,
+    /// The numbers of open calls and tasks, and the size of the calls. `None` after the stream was dropped.
+    usage: Mutex<Option<(usize, usize, usize)>>,
 }
 
 /// The tools `echo`, `nap` (a millisecond), `hang`, and `stream`: `count` chunks of `size` bytes, or of varying
 /// multiples of `size` with `uneven`.
 #[derive(Debug, Clone, Default)]
-struct Tools(Arc<Seen>);
+struct Tools(Arc<Observations>);
 
-struct Runs(Arc<Seen>);
+struct RunGuard(Arc<Observations>);
 
-impl Runs {
-    fn begin(seen: &Arc<Seen>) -> Self {
-        seen.begun.fetch_add(1, SeqCst);
-        seen.running.fetch_add(1, SeqCst);
-        Self(Arc::clone(seen))
+impl RunGuard {
+    fn begin(observations: &Arc<Observations>) -> Self {
+        observations.begun.fetch_add(1, SeqCst);
+        observations.running.fetch_add(1, SeqCst);
+        Self(Arc::clone(observations))
     }
 }
 
-impl Drop for Runs {
+impl Drop for RunGuard {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, SeqCst);
     }
@@ -74,7 +74,7 @@ impl Drop for Runs {
 #[async_trait]
 impl ToolHandler for Tools {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        let runs = Runs::begin(&self.0);
+        let guard = RunGuard::begin(&self.0);
         let number = |name: &str| call.metadata.get(name).map_or(0, |text| text.parse().unwrap());
         match &*call.tool {
             "nap" => sleep(Duration::from_millis(1)).await,
@@ -83,8 +83,8 @@ impl ToolHandler for Tools {
                 let (count, size) = (number("count"), number("size"));
                 let uneven = call.metadata.contains_key("uneven");
                 let chunks = stream::iter(0..count).map(move |i| {
-                    let size = if uneven { size * UNEVEN[i % UNEVEN.len()] } else { size };
-                    runs.0.produced.fetch_add(size, SeqCst);
+                    let size = if uneven { size * SIZE_FACTORS[i % SIZE_FACTORS.len()] } else { size };
+                    guard.0.produced.fetch_add(size, SeqCst);
                     Ok(Chunk { data: vec![0; size].into(), metadata: BTreeMap::new() })
                 });
                 return Ok(ToolReply::stream(Box::pin(chunks)));
@@ -101,9 +101,9 @@ impl ToolHandler for Tools {
     }
 }
 
-struct Own(Tools);
+struct TestService(Tools);
 
-impl MuxService for Own {
+impl MuxService for TestService {
     type Handler = Tools;
 
     fn handler(&self) -> &Tools {
@@ -126,34 +126,34 @@ impl MuxService for Own {
     }
 }
 
-/// Records the resources that the calls hold.
-struct Watched(MuxCalls<Own>, Arc<Seen>);
+/// Records the resources of the calls.
+struct ObservedCalls(MuxCalls<TestService>, Arc<Observations>);
 
-impl Calls for Watched {
+impl Calls for ObservedCalls {
     fn receive(&mut self, batch: pb::CallBatch) {
         self.0.receive(batch);
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        let busy = self.0.poll(cx);
+        let has_open_calls = self.0.poll(cx);
         let calls = &self.0;
-        *self.1.held.lock().unwrap() = Some((calls.running.len(), calls.tasks.len(), calls.bytes));
-        busy
+        *self.1.usage.lock().unwrap() = Some((calls.running.len(), calls.tasks.len(), calls.bytes));
+        has_open_calls
     }
 }
 
-impl Drop for Watched {
+impl Drop for ObservedCalls {
     fn drop(&mut self) {
-        *self.1.held.lock().unwrap() = None;
+        *self.1.usage.lock().unwrap() = None;
     }
 }
 
 struct Rpc(Tools);
 
 /// The response, and the task that runs the calls.
-struct Answers(ReplyBatches, #[allow(dead_code)] JoinSet<()>);
+struct TestResponse(ReplyBatches, #[allow(dead_code)] JoinSet<()>);
 
-impl futures_util::Stream for Answers {
+impl futures_util::Stream for TestResponse {
     type Item = Result<pb::ReplyBatch, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -163,17 +163,17 @@ impl futures_util::Stream for Answers {
 
 impl StreamingService<pb::CallBatch> for Rpc {
     type Response = pb::ReplyBatch;
-    type ResponseStream = Answers;
-    type Future = Ready<Result<Response<Answers>, Status>>;
+    type ResponseStream = TestResponse;
+    type Future = Ready<Result<Response<TestResponse>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<pb::CallBatch>>) -> Self::Future {
         let replies = Replies::new();
-        let calls = MuxCalls::new(Arc::new(Own(self.0.clone())), replies.clone());
-        let calls = Watched(calls, Arc::clone(&self.0.0));
-        let (driver, body) = Serve::new(request.into_inner(), calls, replies).split();
+        let calls = MuxCalls::new(Arc::new(TestService(self.0.clone())), replies.clone());
+        let calls = ObservedCalls(calls, Arc::clone(&self.0.0));
+        let (call_loop, body) = Serve::new(request.into_inner(), calls, replies).split();
         let mut task = JoinSet::new();
-        task.spawn(driver);
-        ready(Ok(Response::new(Answers(body, task))))
+        task.spawn(call_loop);
+        ready(Ok(Response::new(TestResponse(body, task))))
     }
 }
 
@@ -203,7 +203,7 @@ async fn open(tools: &Tools) -> (Multiplexer, Incoming) {
 }
 
 /// Opens a stream whose frames the test writes.
-async fn raw(tools: &Tools) -> (mpsc::Sender<pb::CallBatch>, Streaming<pb::ReplyBatch>) {
+async fn open_raw(tools: &Tools) -> (mpsc::Sender<pb::CallBatch>, Streaming<pb::ReplyBatch>) {
     let (batches, outgoing) = mpsc::channel(8);
     let outgoing = stream::unfold(outgoing, async |mut outgoing: mpsc::Receiver<_>| {
         outgoing.recv().await.map(|batch| (batch, outgoing))
@@ -217,14 +217,14 @@ fn start(id: u64, tool: &str) -> pb::CallStart {
     pb::CallStart { id, tool_name: tool.to_owned(), ..pb::CallStart::default() }
 }
 
-fn chunks(tool_id: u64, count: usize, size: usize) -> pb::CallStart {
+fn start_stream(id: u64, count: usize, size: usize) -> pb::CallStart {
     let metadata = [("count".to_owned(), count.to_string()), ("size".to_owned(), size.to_string())];
-    pb::CallStart { stream: true, metadata: metadata.into(), ..start(tool_id, "stream") }
+    pb::CallStart { stream: true, metadata: metadata.into(), ..start(id, "stream") }
 }
 
-async fn until(what: impl Fn() -> bool) {
+async fn wait_until(condition: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_mins(1), async {
-        while !what() {
+        while !condition() {
             sleep(Duration::from_millis(1)).await;
         }
     })
@@ -232,17 +232,17 @@ async fn until(what: impl Fn() -> bool) {
     .expect("the condition holds within a minute");
 }
 
-impl Seen {
-    fn held(&self) -> Option<(usize, usize, usize)> {
-        *self.held.lock().unwrap()
+impl Observations {
+    fn usage(&self) -> Option<(usize, usize, usize)> {
+        *self.usage.lock().unwrap()
     }
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Other;
+struct TestCallee;
 
 #[async_trait]
-impl Callee for Other {
+impl Callee for TestCallee {
     async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError {
         match status.code() {
             Code::Cancelled => ToolError::Cancelled { tool: info.tool.to_string() },
@@ -251,7 +251,7 @@ impl Callee for Other {
     }
 
     async fn broken(&self, info: &CallInfo, _: u64, status: Status) -> LostCall {
-        LostCall { answer: None, error: self.unsent(info, status).await }
+        LostCall { stored_reply: None, error: self.unsent(info, status).await }
     }
 
     async fn unsent(&self, _: &CallInfo, status: Status) -> ToolError {
@@ -266,8 +266,8 @@ impl Callee for Other {
         ToolError::Internal { problem: error.to_string() }
     }
 
-    fn protocol_error(&self, what: &str) -> ToolError {
-        ToolError::Internal { problem: what.to_owned() }
+    fn protocol_error(&self, violation: &str) -> ToolError {
+        ToolError::Internal { problem: violation.to_owned() }
     }
 
     fn worker(&self, _: &str) -> Option<Arc<str>> {
@@ -283,11 +283,11 @@ fn streaming(count: usize, size: usize) -> ToolCall {
 }
 
 /// Waits until all calls have ended, and checks that both ends are empty.
-async fn assert_empty(seen: &Seen, multiplexer: &Multiplexer) {
-    until(|| seen.held() == Some((0, 0, 0))).await;
-    assert_eq!(seen.running.load(SeqCst), 0);
-    let shown = format!("{multiplexer:?}");
-    assert!(shown.contains("calls: 0, unsent: 0"), "{shown}");
+async fn assert_empty(observations: &Observations, multiplexer: &Multiplexer) {
+    wait_until(|| observations.usage() == Some((0, 0, 0))).await;
+    assert_eq!(observations.running.load(SeqCst), 0);
+    let debug = format!("{multiplexer:?}");
+    assert!(debug.contains("calls: 0, unsent: 0"), "{debug}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -296,15 +296,15 @@ async fn calls_of_all_kinds_end_and_release_their_resources() {
     let (multiplexer, incoming) = open(&tools).await;
     let mut tasks = JoinSet::new();
     tasks.spawn(incoming);
-    let one = async |i: u64| {
+    let make_call = async |i: u64| {
         match i % 6 {
             0 | 1 => {
                 let tool = if i.is_multiple_of(2) { "echo" } else { "nap" };
-                call(&multiplexer, &Other, ToolCall::new(tool)).await.unwrap();
+                call(&multiplexer, &TestCallee, ToolCall::new(tool)).await.unwrap();
             }
             2 => {
                 // Dropped while it runs, or before it is sent.
-                let hanging = call(&multiplexer, &Other, ToolCall::new("hang"));
+                let hanging = call(&multiplexer, &TestCallee, ToolCall::new("hang"));
                 let _ = tokio::time::timeout(Duration::from_millis(i % 4), hanging).await;
             }
             3 => {
@@ -312,14 +312,14 @@ async fn calls_of_all_kinds_end_and_release_their_resources() {
                 let tag = hanging.id.as_u64();
                 let ended = async {
                     sleep(Duration::from_millis(2)).await;
-                    multiplexer.ended(tag).await
+                    multiplexer.cancel(tag).await
                 };
-                let (outcome, ended) = tokio::join!(call(&multiplexer, &Other, hanging), ended);
+                let (outcome, ended) = tokio::join!(call(&multiplexer, &TestCallee, hanging), ended);
                 assert!(matches!(outcome, Err(ToolError::Cancelled { .. })));
                 assert!(ended);
             }
             4 => {
-                let reply = call(&multiplexer, &Other, streaming(100, 10_000)).await.unwrap();
+                let reply = call(&multiplexer, &TestCallee, streaming(100, 10_000)).await.unwrap();
                 let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
                 let mut count = 0;
                 while let Some(chunk) = chunks.next().await {
@@ -332,20 +332,20 @@ async fn calls_of_all_kinds_end_and_release_their_resources() {
                 assert_eq!(count, 100);
             }
             _ => {
-                let reply = call(&multiplexer, &Other, streaming(1000, 10_000)).await.unwrap();
+                let reply = call(&multiplexer, &TestCallee, streaming(1000, 10_000)).await.unwrap();
                 let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
                 chunks.next().await.unwrap().unwrap();
             }
         }
     };
-    join_all((0..300).map(one)).await;
+    join_all((0..300).map(make_call)).await;
     assert_empty(&tools.0, &multiplexer).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_is_cancelled_repeatedly_ends_once() {
     let tools = Tools::default();
-    let (batches, mut replies) = raw(&tools).await;
+    let (batches, mut replies) = open_raw(&tools).await;
     let calls = vec![start(1, "hang"), start(2, "echo")];
     batches.send(pb::CallBatch { calls, cancels: vec![1; 1000], ..Default::default() }).await.unwrap();
     batches.send(pb::CallBatch { cancels: vec![1, 2, 1], ..Default::default() }).await.unwrap();
@@ -373,11 +373,11 @@ async fn a_call_that_is_cancelled_repeatedly_ends_once() {
 #[tokio::test(start_paused = true)]
 async fn calls_end_even_if_their_replies_are_not_read() {
     let tools = Tools::default();
-    let (batches, mut replies) = raw(&tools).await;
+    let (batches, mut replies) = open_raw(&tools).await;
     let calls = (1..=500).map(|id| start(id, "nap")).collect();
     batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
-    until(|| tools.0.begun.load(SeqCst) == 500 && tools.0.running.load(SeqCst) == 0).await;
-    assert_eq!(tools.0.held(), Some((0, 0, 0)));
+    wait_until(|| tools.0.begun.load(SeqCst) == 500 && tools.0.running.load(SeqCst) == 0).await;
+    assert_eq!(tools.0.usage(), Some((0, 0, 0)));
     drop(batches);
     let mut count = 0;
     while let Some(batch) = replies.message().await.unwrap() {
@@ -389,7 +389,7 @@ async fn calls_end_even_if_their_replies_are_not_read() {
 #[tokio::test(start_paused = true)]
 async fn calls_above_the_limit_are_rejected_and_others_continue() {
     let tools = Tools::default();
-    let (batches, mut replies) = raw(&tools).await;
+    let (batches, mut replies) = open_raw(&tools).await;
     let many = MAX_CALLS as u64 + 100;
     let calls = (1..=many).map(|id| start(id, "hang")).collect();
     batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
@@ -414,7 +414,7 @@ async fn a_chunk_above_the_limit_of_a_message_fails_its_call_alone() {
     let (multiplexer, incoming) = open(&tools).await;
     let mut tasks = JoinSet::new();
     tasks.spawn(incoming);
-    let reply = call(&multiplexer, &Other, streaming(1, MAX_ITEM_BYTES + 1)).await.unwrap();
+    let reply = call(&multiplexer, &TestCallee, streaming(1, MAX_ITEM_BYTES + 1)).await.unwrap();
     let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
     let Some(Err(ToolError::Failed(failure))) = chunks.next().await else { panic!("it fails") };
     assert_eq!(failure.error_type, TOO_LARGE);

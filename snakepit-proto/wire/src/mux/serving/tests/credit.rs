@@ -3,19 +3,19 @@
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn unlimited_credit_uses_bounded_memory_and_a_dropped_stream_none() {
+async fn the_outbox_bounds_a_stream_with_unlimited_credit() {
     let tools = Tools::default();
-    let (batches, replies) = raw(&tools).await;
-    let greedy = pb::CallStart { credit: u64::MAX, ..chunks(1, 100_000, 10_000) };
+    let (batches, replies) = open_raw(&tools).await;
+    let greedy = pb::CallStart { credit: u64::MAX, ..start_stream(1, 100_000, 10_000) };
     let credits = vec![pb::CallCredit { id: 1, bytes: u64::MAX }; 3];
     let calls = vec![greedy, start(2, "hang")];
     batches.send(pb::CallBatch { calls, credits, ..Default::default() }).await.unwrap();
-    until(|| tools.0.produced.load(SeqCst) > 4_000_000).await;
+    wait_until(|| tools.0.produced.load(SeqCst) > 4_000_000).await;
     sleep(Duration::from_secs(1)).await;
     let produced = tools.0.produced.load(SeqCst);
     assert!(produced < 5_000_000, "{produced}");
     drop(replies);
-    until(|| tools.0.held().is_none() && tools.0.running.load(SeqCst) == 0).await;
+    wait_until(|| tools.0.usage().is_none() && tools.0.running.load(SeqCst) == 0).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -27,7 +27,7 @@ async fn at_most_the_credit_and_two_chunks_are_in_transit() {
     tasks.spawn(incoming);
     let mut uneven = streaming(13 * 50, SIZE);
     uneven.metadata.insert("uneven".to_owned(), String::new());
-    let reply = call(&multiplexer, &Other, uneven).await.unwrap();
+    let reply = call(&multiplexer, &TestCallee, uneven).await.unwrap();
     let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
     let mut consumed = 0;
     while let Some(chunk) = chunks.next().await {
@@ -36,7 +36,7 @@ async fn at_most_the_credit_and_two_chunks_are_in_transit() {
         let ahead = tools.0.produced.load(SeqCst) - consumed;
         assert!(ahead <= usize::try_from(STREAM_CREDIT).unwrap() + 2 * 9 * SIZE, "{ahead} after {consumed}");
     }
-    assert_eq!(consumed, 50 * UNEVEN.iter().sum::<usize>() * SIZE);
+    assert_eq!(consumed, 50 * SIZE_FACTORS.iter().sum::<usize>() * SIZE);
     drop(chunks);
     assert_empty(&tools.0, &multiplexer).await;
 }
@@ -44,9 +44,9 @@ async fn at_most_the_credit_and_two_chunks_are_in_transit() {
 #[tokio::test(start_paused = true)]
 async fn the_end_of_a_stream_needs_no_credit() {
     let tools = Tools::default();
-    let (batches, mut replies) = raw(&tools).await;
+    let (batches, mut replies) = open_raw(&tools).await;
     // The second chunk overdraws the credit. The end follows.
-    let calls = vec![pb::CallStart { credit: 1500, ..chunks(1, 2, 1000) }];
+    let calls = vec![pb::CallStart { credit: 1500, ..start_stream(1, 2, 1000) }];
     batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
     let (mut count, mut ended) = (0, false);
     while !ended {
@@ -54,17 +54,17 @@ async fn the_end_of_a_stream_needs_no_credit() {
         count += batch.chunks.iter().map(|run| run.chunks.len()).sum::<usize>();
         ended = batch.replies.iter().any(|reply| reply.id == 1 && reply.status.is_none());
     }
-    assert_eq!((count, tools.0.held()), (2, Some((0, 0, 0))));
+    assert_eq!((count, tools.0.usage()), (2, Some((0, 0, 0))));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_whose_reader_grants_nothing_ends_at_its_deadline() {
     let tools = Tools::default();
-    let (batches, mut replies) = raw(&tools).await;
-    let begun = Instant::now();
+    let (batches, mut replies) = open_raw(&tools).await;
+    let start = Instant::now();
     let calls = vec![
-        pb::CallStart { credit: 1500, timeout_us: 1_000_000, ..chunks(1, 100, 1000) },
-        pb::CallStart { credit: 1500, ..chunks(2, 100, 1000) },
+        pb::CallStart { credit: 1500, timeout_us: 1_000_000, ..start_stream(1, 100, 1000) },
+        pb::CallStart { credit: 1500, ..start_stream(2, 100, 1000) },
     ];
     batches.send(pb::CallBatch { calls, ..Default::default() }).await.unwrap();
     let mut counts = BTreeMap::new();
@@ -77,10 +77,10 @@ async fn a_stream_whose_reader_grants_nothing_ends_at_its_deadline() {
             break reply;
         }
     };
-    assert!(begun.elapsed() >= Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() >= Duration::from_secs(1) && start.elapsed() < Duration::from_secs(2));
     assert_eq!((end.id, counts[&1], counts[&2]), (1, 2, 2));
     assert!(end.status.unwrap().message.contains("deadline"), "it says why");
-    assert_eq!(tools.0.held().map(|held| held.0), Some(1), "the other stream waits for its reader");
+    assert_eq!(tools.0.usage().map(|usage| usage.0), Some(1), "the other stream waits for its reader");
     // It continues where it stopped.
     let credits = vec![pb::CallCredit { id: 2, bytes: u64::MAX }];
     batches.send(pb::CallBatch { credits, ..Default::default() }).await.unwrap();
@@ -99,11 +99,14 @@ async fn prefetched_chunks_of_all_streams_are_bounded() {
     const STREAMS: u64 = 100;
     const SIZE: usize = 1_000_000;
     let tools = Tools::default();
-    let (batches, mut replies) = raw(&tools).await;
+    let (batches, mut replies) = open_raw(&tools).await;
     // The first chunk overdraws the credit, the second one waits for more.
-    let late = |id| if id > 50 { 1_000_000 } else { 0 };
-    let calls =
-        (1..=STREAMS).map(|id| pb::CallStart { credit: 1, timeout_us: late(id), ..chunks(id, 3, SIZE) });
+    let timeout_us = |id| if id > 50 { 1_000_000 } else { 0 };
+    let calls = (1..=STREAMS).map(|id| pb::CallStart {
+        credit: 1,
+        timeout_us: timeout_us(id),
+        ..start_stream(id, 3, SIZE)
+    });
     batches.send(pb::CallBatch { calls: calls.collect(), ..Default::default() }).await.unwrap();
     let mut counts = BTreeMap::<u64, usize>::new();
     let mut ends = BTreeMap::new();
@@ -123,9 +126,9 @@ async fn prefetched_chunks_of_all_streams_are_bounded() {
     let credits = (1..=50).map(|id| pb::CallCredit { id, bytes: u64::MAX }).collect();
     batches.send(pb::CallBatch { credits, ..Default::default() }).await.unwrap();
     drop(batches);
-    let mut all = (0, 0, 0);
+    let mut totals = (0, 0, 0);
     while let Some(batch) = replies.message().await.unwrap() {
-        all = take(batch);
+        totals = take(batch);
     }
-    assert_eq!(all, (50 * 3 + 50, 100, 50));
+    assert_eq!(totals, (50 * 3 + 50, 100, 50));
 }
