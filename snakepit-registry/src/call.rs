@@ -9,11 +9,11 @@ use std::{
     },
 };
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use snakepit_session::{Payload, PayloadError, SessionId};
 use tokio::time::Instant;
 
-use crate::Arguments;
+use crate::{Arguments, ToolError, arguments::from_arguments};
 
 /// Identifies a call within one process. Workers receive it too, so that the host can cancel the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,6 +131,14 @@ impl ToolCall {
     ) -> Result<Self, PayloadError> {
         self.arguments.insert(name.into(), Payload::try_from_serde(value)?);
         Ok(self)
+    }
+
+    /// Converts all arguments into one value, such as a struct or a map. A whole float, such as 5.0, is a valid integer.
+    ///
+    /// # Errors
+    /// [`ToolError::InvalidArgument`], with the name of the argument if serde reports it.
+    pub fn parse_arguments<A: DeserializeOwned>(&self) -> Result<A, ToolError> {
+        from_arguments(&self.tool, &self.arguments)
     }
 
     /// Makes the call a streaming call.

@@ -193,7 +193,7 @@ fn tool_failed(tool: &str, mut failure: Box<ToolFailure>) -> ToolError {
     ToolError::Failed(failure)
 }
 
-fn panic_failure(tool: &str, panic: &(dyn Any + Send)) -> ToolError {
+pub(crate) fn panic_failure(tool: &str, panic: &(dyn Any + Send)) -> ToolError {
     let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
     failure(tool, "panic", format!("panicked: {text}"))

@@ -40,6 +40,7 @@ pub mod contract;
 mod error;
 mod fn_tool;
 mod handler;
+mod panic_guard;
 mod registry;
 mod reply;
 mod spec;

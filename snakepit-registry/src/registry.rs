@@ -15,13 +15,13 @@ pub use remote::Announcer;
 use crate::{
     CallMode, FnTool, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
     check::{self, MAX_NAME_BYTES},
+    panic_guard::PanicGuard,
+    spec::IDEMPOTENT_KEY,
     sync::{AtomicU64, Mutex, RwLock},
 };
 
 /// The provider of host tools.
 const HOST_PROVIDER: &str = "host";
-/// The metadata key with which a worker declares its tool idempotent.
-const IDEMPOTENT_KEY: &str = "snakepit.idempotent";
 
 /// The outcome of registering a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,13 +141,29 @@ impl Registry {
     /// [`RegistryError::InvalidName`], or [`RegistryError::NameTaken`].
     pub fn register_host_tool(&self, tool: FnTool) -> Result<(), RegistryError> {
         let spec = tool.spec().clone();
+        self.insert_host_tool(spec, Arc::new(tool))
+    }
+
+    /// Adds a host tool with any handler. Workers can call it too. A panic of the handler fails only the call.
+    ///
+    /// # Errors
+    /// [`RegistryError::InvalidName`], or [`RegistryError::NameTaken`].
+    pub fn register_host_handler(
+        &self,
+        spec: ToolSpec,
+        handler: Arc<dyn ToolHandler>,
+    ) -> Result<(), RegistryError> {
+        self.insert_host_tool(spec, Arc::new(PanicGuard(handler)))
+    }
+
+    fn insert_host_tool(&self, spec: ToolSpec, handler: Arc<dyn ToolHandler>) -> Result<(), RegistryError> {
         check_name(&spec.name)?;
         let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(existing) = tools.get(spec.name.as_str()) {
             return Err(RegistryError::NameTaken { name: spec.name, owner: existing.provider.clone() });
         }
         let name = Arc::from(spec.name.as_str());
-        tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), HOST_PROVIDER, Arc::new(tool))));
+        tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), HOST_PROVIDER, handler)));
         self.bump_generation();
         Ok(())
     }

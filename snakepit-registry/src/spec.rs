@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use snakepit_session::Payload;
 
+/// The metadata key that declares a tool idempotent.
+pub(crate) const IDEMPOTENT_KEY: &str = "snakepit.idempotent";
+
 /// The description of a tool. The host lists it, and checks arguments against it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolSpec {
@@ -84,6 +87,13 @@ impl ToolSpec {
             parameter.required = false;
         }
         spec
+    }
+
+    /// Declares the tool idempotent: a call may run twice, so the pool repeats calls whose worker was lost.
+    #[must_use]
+    pub fn idempotent(mut self) -> Self {
+        self.metadata.insert(IDEMPOTENT_KEY.to_owned(), "true".to_owned());
+        self
     }
 
     /// Closes the spec, so that unknown arguments are errors.

@@ -1,0 +1,81 @@
+//! [`PanicGuard`]: a handler of the embedding program, whose panics fail only the call.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use async_trait::async_trait;
+use futures_util::{FutureExt, StreamExt};
+
+use crate::{CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply, fn_tool::panic_failure};
+
+/// Converts panics of a handler and of its streams into failures of the tool.
+#[derive(Debug)]
+pub(crate) struct PanicGuard(pub(crate) Arc<dyn ToolHandler>);
+
+#[async_trait]
+impl ToolHandler for PanicGuard {
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let tool = Arc::clone(&call.tool);
+        // The block also covers a panic before the handler returns its future.
+        let answer = AssertUnwindSafe(async { self.0.call(call).await }).catch_unwind().await;
+        let mut reply = answer.unwrap_or_else(|panic| Err(panic_failure(&tool, panic.as_ref())))?;
+        if let ReplyBody::Stream(chunks) = reply.body {
+            let chunks = AssertUnwindSafe(chunks).catch_unwind();
+            let chunks = chunks
+                .map(move |item| item.unwrap_or_else(|panic| Err(panic_failure(&tool, panic.as_ref()))));
+            reply.body = ReplyBody::Stream(Box::pin(chunks));
+        }
+        Ok(reply)
+    }
+
+    async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
+        self.0.cancel(call).await
+    }
+
+    fn keeps_deadlines(&self) -> bool {
+        self.0.keeps_deadlines()
+    }
+
+    fn recall(&self, call: CallId) {
+        self.0.recall(call);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CallMode, Registry, ToolSpec};
+
+    #[derive(Debug)]
+    struct Panics;
+
+    impl ToolHandler for Panics {
+        /// Panics before there is a future, unless the call streams.
+        fn call<'a, 'f>(
+            &'a self,
+            call: ToolCall,
+        ) -> std::pin::Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'f>>
+        where
+            'a: 'f,
+            Self: 'f,
+        {
+            assert_eq!(call.mode, CallMode::Streaming, "no future");
+            let chunks = futures_util::stream::poll_fn(|_| panic!("no chunk"));
+            Box::pin(async { Ok(ToolReply::stream(Box::pin(chunks))) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_a_handler_or_its_stream_fails_only_the_call() {
+        let registry = Registry::new();
+        let spec = ToolSpec { supports_streaming: true, ..ToolSpec::new("panics") };
+        registry.register_host_handler(spec, Arc::new(Panics)).unwrap();
+        let tool = registry.resolve("panics").unwrap();
+        let unary = tool.handler.call(ToolCall::new("panics")).await.unwrap_err().to_string();
+        assert!(unary.contains("panicked") && unary.contains("no future"), "{unary}");
+        let reply = tool.begin(ToolCall::new("panics").streaming()).unwrap().await.unwrap();
+        let ReplyBody::Stream(mut chunks) = reply.body else { panic!("a value") };
+        let failed = chunks.next().await.unwrap().unwrap_err().to_string();
+        assert!(failed.contains("panicked: no chunk"), "{failed}");
+        assert!(chunks.next().await.is_none(), "the failure ends the stream");
+    }
+}
