@@ -19,7 +19,7 @@
 //! ```
 //! # use std::{convert::Infallible, sync::Arc, time::Duration};
 //! # use snakepit_registry::{FnTool, ReplyBody, ToolCall, ToolHandler};
-//! # use snakepit_worker::fake::FakeLauncher;
+//! # use snakepit_worker::testing::InProcessWorkers;
 //! use snakepit_pool::{Pool, PoolConfig};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -27,7 +27,7 @@
 //! # let double = FnTool::typed("double", |args: std::collections::HashMap<String, i64>| async move {
 //! #     Ok::<_, Infallible>(args["x"] * 2)
 //! # });
-//! # let launcher = Arc::new(FakeLauncher::new(Arc::new(double)));
+//! # let launcher = Arc::new(InProcessWorkers::new().tool(double));
 //! let pool = Pool::start(PoolConfig { workers: 2, ..PoolConfig::default() }, launcher)?;
 //! pool.ready().await?;
 //! let call = ToolCall::new("double").try_with_argument("x", &21)?;

@@ -5,11 +5,14 @@ use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use serde::de::DeserializeOwned;
 use snakepit_pool::PoolConfig;
 use snakepit_proto::headers::MAX_TIMEOUT;
-use snakepit_registry::{FnTool, IntoAnswer};
+use snakepit_registry::{FnTool, IntoAnswer, ToolHandler, ToolSpec};
 use snakepit_session::SessionBackend;
-use snakepit_worker::{WorkerLauncher, process::Launches};
+use snakepit_worker::WorkerLauncher;
 
 mod start;
+
+/// Wraps a launcher.
+type Decorator = dyn FnOnce(Arc<dyn WorkerLauncher>) -> Arc<dyn WorkerLauncher> + Send + Sync;
 
 /// Configures a host: [`Snakepit::builder`](crate::Snakepit::builder).
 ///
@@ -39,7 +42,7 @@ pub struct Builder {
     adapter: Option<String>,
     worker_command: Option<Vec<String>>,
     launcher: Option<Arc<dyn WorkerLauncher>>,
-    launches: Option<Arc<Launches>>,
+    decorators: Vec<Box<Decorator>>,
     python: Option<PathBuf>,
     environment: Vec<(String, String)>,
     start_timeout: Option<Duration>,
@@ -53,6 +56,7 @@ pub struct Builder {
     connection_bytes: Option<usize>,
     sessions: Option<Arc<dyn SessionBackend>>,
     host_tools: Vec<FnTool>,
+    host_handlers: Vec<(ToolSpec, Arc<dyn ToolHandler>)>,
 }
 
 impl Builder {
@@ -75,17 +79,47 @@ impl Builder {
         self
     }
 
-    /// Sets a custom launcher for workers. The host cannot authenticate such workers, so they cannot register tools. Register
-    /// their tools with [`Snakepit::register_tools`](crate::Snakepit::register_tools).
+    /// Sets a custom launcher for workers, instead of [`adapter`](Self::adapter) or [`worker_command`](Self::worker_command).
+    ///
+    /// The workers announce their tools with [`Worker::with_tools`](crate::Worker::with_tools), or register them over the
+    /// host's socket with the token of a [`LaunchGuard`](crate::LaunchGuard). The launcher receives the host's address in
+    /// [`LaunchRequest::host`](crate::LaunchRequest::host). The host removes the tools when no worker announces them any more.
+    ///
+    /// The settings of the Python runtime have no effect on a custom launcher: [`python`](Self::python), [`env`](Self::env) and
+    /// [`multiplex`](Self::multiplex). A launch that exceeds the [`start_timeout`](Self::start_timeout) is dropped.
     pub fn launcher(mut self, launcher: Arc<dyn WorkerLauncher>) -> Self {
         self.launcher = Some(launcher);
         self
     }
 
-    /// Sets the launches whose workers may register tools with this host. You need it only if you create a
-    /// [`ProcessLauncher`](snakepit_worker::ProcessLauncher), which must have the same launches.
-    pub fn launches(mut self, launches: Arc<Launches>) -> Self {
-        self.launches = Some(launches);
+    /// Wraps the launcher of workers, the default one or a [custom](Self::launcher) one, for example to log launches, to limit
+    /// their number, or to inject faults. `decorate` receives the launcher and returns the one that the pool uses. Later calls
+    /// wrap earlier ones.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use snakepit_server::{LaunchRequest, Snakepit, Worker, WorkerError, WorkerLauncher};
+    ///
+    /// /// Prints each launch.
+    /// #[derive(Debug)]
+    /// struct Printed(Arc<dyn WorkerLauncher>);
+    ///
+    /// #[async_trait::async_trait]
+    /// impl WorkerLauncher for Printed {
+    ///     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
+    ///         println!("launching {}", request.id);
+    ///         self.0.launch(request).await
+    ///     }
+    /// }
+    ///
+    /// let builder = Snakepit::builder().adapter("shop:Shop").decorate_launcher(|inner| Arc::new(Printed(inner)));
+    /// ```
+    pub fn decorate_launcher<F>(mut self, decorate: F) -> Self
+    where
+        F: FnOnce(Arc<dyn WorkerLauncher>) -> Arc<dyn WorkerLauncher> + Send + Sync + 'static,
+    {
+        self.decorators.push(Box::new(decorate));
         self
     }
 
@@ -178,7 +212,8 @@ impl Builder {
         self
     }
 
-    /// Limits the time from the launch of a worker until it accepts calls. The maximum is [`MAX_TIMEOUT`].
+    /// Limits the time from the launch of a worker until it accepts calls. The maximum is [`MAX_TIMEOUT`]. The default is 60 s,
+    /// or no limit with a custom [`launcher`](Self::launcher).
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout.min(MAX_TIMEOUT));
         self
@@ -301,6 +336,19 @@ impl Builder {
     /// context of the call, or a stream of results.
     pub fn fn_tool(mut self, tool: FnTool) -> Self {
         self.host_tools.push(tool);
+        self
+    }
+
+    /// Registers any [`ToolHandler`] as a host tool, for Python and for clients. The handler may stream
+    /// ([`ToolSpec::supports_streaming`]), forward calls, or run in another process. The host
+    ///
+    /// - checks the arguments against the spec,
+    /// - drops the future or the stream at the deadline or when the caller cancels the call,
+    /// - reports a panic of the handler as a failure of the call.
+    ///
+    /// A name that is invalid or taken fails the start.
+    pub fn tool(mut self, spec: ToolSpec, handler: Arc<dyn ToolHandler>) -> Self {
+        self.host_handlers.push((spec, handler));
         self
     }
 }

@@ -26,7 +26,8 @@
 //! ```
 //!
 //! [`Snakepit`] runs a host in your program. [`Client`] has the same API for a remote host; a program that needs only the
-//! client depends on `snakepit-client`. The module [`status`] maps errors to gRPC statuses.
+//! client depends on `snakepit-client`. The module [`status`] maps errors to gRPC statuses. The module `testing`, behind the
+//! feature of the same name, runs a host in a test without Python.
 #![warn(missing_docs)]
 
 mod blocking;
@@ -34,6 +35,7 @@ mod builder;
 mod error;
 mod grpc;
 mod host;
+mod host_launcher;
 mod limits;
 mod listen;
 mod local_host;
@@ -43,6 +45,8 @@ mod snakepit;
 pub mod status;
 mod sync;
 mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use builder::Builder;
 pub use error::StartError;
@@ -66,9 +70,9 @@ pub use snakepit_client::{
 };
 pub use snakepit_pool::{CallTotals, PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{
-    Arguments, CallId, CallMode, CallStage, Chunk, ChunkStream, ErrorKind, FnTool, IntoAnswer, Json,
-    ParameterSpec, RegistryError, ReplyBody, ToolCall, ToolContext, ToolError, ToolFailure, ToolHandler,
-    ToolReply, ToolSpec, TraceContext,
+    Announcer, Arguments, CallId, CallMode, CallStage, Chunk, ChunkStream, ErrorKind, FnTool, IntoAnswer,
+    Json, ParameterSpec, RegistryError, ReplyBody, ToolCall, ToolContext, ToolError, ToolFailure,
+    ToolHandler, ToolReply, ToolSpec, TraceContext,
 };
 pub use snakepit_session::{
     Batch, Created, InclusiveRange, IntoVariableType, MemoryBackend, Metadata, NewSession, NewVariable, Note,
@@ -83,6 +87,7 @@ pub use snakepit_session_redb::RedbBackend;
 #[cfg(feature = "redis")]
 pub use snakepit_session_redis::{RedisBackend, RedisConfig};
 pub use snakepit_worker::{
-    ExitReason, LauncherEnd, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher,
-    process::{Launch, Launches},
+    ExitReason, LaunchRequest, LauncherEnd, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId,
+    WorkerLauncher,
+    process::{ConnectedWorker, HostAccess, LaunchGuard, WorkerConnection},
 };

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::Deref, path::Path, sync::Arc, time::Duration};
 
 use snakepit_client::{Caller, Error};
 use snakepit_pool::{Pool, PoolStatus};
-use snakepit_registry::{Announcer, RegistryError, ToolError, ToolHandler, ToolSpec};
+use snakepit_registry::{ToolError, ToolSpec};
 use snakepit_session::{NewSession, SessionBackend};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -28,8 +28,6 @@ pub struct Snakepit {
 /// The gRPC service. Dropping it stops the service.
 #[derive(Debug)]
 pub(crate) struct Service {
-    /// The lifetime of the tools that the program registered. Dropping it removes them.
-    pub(crate) tool_lifetime: Arc<()>,
     /// Cancelled when health checks must report "not serving". A child of `stop`.
     pub(crate) hidden: CancellationToken,
     pub(crate) stop: CancellationToken,
@@ -92,18 +90,6 @@ impl Snakepit {
     #[must_use]
     pub fn tools(&self) -> Vec<(ToolSpec, String)> {
         self.host().registry.tools()
-    }
-
-    /// Registers tools on behalf of the pool's workers. Use it with a custom [launcher](Builder::launcher), whose workers
-    /// cannot register their tools. Each call adds to the registered tools.
-    ///
-    /// # Errors
-    /// [`RegistryError`] if a name is invalid or taken, or a limit is reached. The host then registers none of the tools.
-    pub fn register_tools(&self, tools: Vec<ToolSpec>) -> Result<(), RegistryError> {
-        let announcer = Announcer::new("the program".into(), &self.service.tool_lifetime);
-        let handler: Arc<dyn ToolHandler> = self.pool.tool();
-        self.host().registry.register_remote(&self.pool.status().name, &announcer, &handler, tools)?;
-        Ok(())
     }
 
     /// Returns the current state of the pool and its workers.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The files whose public signatures a program that depends on `snakepit-server` uses.
-const FILES: [&str; 28] = [
+const FILES: [&str; 32] = [
     "snakepit-server/src/builder.rs",
     "snakepit-server/src/builder/start.rs",
     "snakepit-server/src/error.rs",
@@ -29,7 +29,11 @@ const FILES: [&str; 28] = [
     "snakepit-session/src/session.rs",
     "snakepit-session/src/variable.rs",
     "snakepit-session/src/variable_type/builder.rs",
+    "snakepit-worker/src/error.rs",
     "snakepit-worker/src/launcher.rs",
+    "snakepit-worker/src/process/connected.rs",
+    "snakepit-worker/src/process/host_access.rs",
+    "snakepit-worker/src/testing.rs",
     "snakepit-worker/src/worker.rs",
     "snakepit-pool/src/status.rs",
 ];

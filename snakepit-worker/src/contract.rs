@@ -4,13 +4,14 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use crate::{ExitReason, Worker, WorkerId, WorkerLauncher};
+use crate::{ExitReason, LaunchRequest, Worker, WorkerId, WorkerLauncher};
 
 /// The timeout of each step. It only detects hangs, so it far exceeds the duration of a launch.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// Checks all rules of the contract against a launcher whose launches succeed.
+/// Checks all rules of the contract against a launcher whose launches succeed. The requests have no host: wrap a launcher that
+/// needs one in a launcher that sets it.
 ///
 /// # Panics
 /// Panics at the first rule that the launcher breaks.
@@ -22,8 +23,12 @@ pub async fn launcher_contract(launcher: Arc<dyn WorkerLauncher>) {
     a_cancelled_launch_does_not_affect_the_next(&*launcher).await;
 }
 
+fn request(id: &str) -> LaunchRequest {
+    LaunchRequest::new(WorkerId::new(id))
+}
+
 async fn launch(launcher: &dyn WorkerLauncher, id: &str) -> Worker {
-    let worker = timeout(STEP_TIMEOUT, launcher.launch(WorkerId::new(id))).await.expect("a launch ends");
+    let worker = timeout(STEP_TIMEOUT, launcher.launch(request(id))).await.expect("a launch ends");
     let worker = worker.expect("the launcher under test can launch");
     assert_eq!(worker.id().as_str(), id, "a worker carries the id it was launched with");
     worker
@@ -89,7 +94,7 @@ async fn launches_run_concurrently(launcher: &Arc<dyn WorkerLauncher>) {
 
 async fn a_cancelled_launch_does_not_affect_the_next(launcher: &dyn WorkerLauncher) {
     // The timeout drops the launch at one of its first awaits.
-    let _ = timeout(Duration::from_millis(1), launcher.launch(WorkerId::new("cancelled"))).await;
+    let _ = timeout(Duration::from_millis(1), launcher.launch(request("cancelled"))).await;
     let worker = launch(launcher, "after").await;
     worker.stop(STOP_GRACE);
     timeout(STEP_TIMEOUT, worker.exited()).await.expect("a stopped worker ends");

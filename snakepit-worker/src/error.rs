@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use snakepit_registry::RegistryError;
+
 /// The error of a launch.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -53,6 +55,21 @@ pub enum WorkerError {
         /// Its last lines on stdout and stderr, oldest first.
         output_lines: Vec<String>,
     },
+    /// The worker needs a host, and the launch has no access to one.
+    #[error("worker cannot call a host: {problem}")]
+    NoHost {
+        /// The problem.
+        problem: String,
+    },
+    /// The host rejected the tools that the worker announced, for example because another provider has a tool with one of their
+    /// names.
+    #[error("the host rejected the tools of worker `{worker}`: {error}")]
+    ToolsRejected {
+        /// The id of the worker.
+        worker: String,
+        /// The reason, which names the tool.
+        error: RegistryError,
+    },
     /// The launcher could not use its run directory or ledger.
     #[error("cannot use `{}`: {problem}", path.display())]
     Io {
@@ -61,6 +78,13 @@ pub enum WorkerError {
         /// The error of the operating system.
         problem: String,
     },
+}
+
+impl WorkerError {
+    /// Creates the error of a launcher whose worker cannot start. `error` names the problem and its fix.
+    pub fn start_failed(error: impl Into<String>) -> Self {
+        Self::StartFailed { error: error.into(), traceback: None }
+    }
 }
 
 fn tail(lines: &[String]) -> String {

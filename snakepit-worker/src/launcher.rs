@@ -1,10 +1,14 @@
-//! The trait [`WorkerLauncher`].
+//! The trait [`WorkerLauncher`], and the [`LaunchRequest`] that it receives.
 
 use async_trait::async_trait;
 
+#[cfg(feature = "process")]
+use crate::process::HostAccess;
 use crate::{Worker, WorkerError, WorkerId};
 
 /// Launches workers, for example as child processes, in containers, on other machines, or in a test.
+///
+/// A launcher may wrap another one, for example to log launches or to limit their number.
 ///
 /// Run the suite `contract` (feature `test-util`) against your implementation. The [crate documentation](crate) has an
 /// example.
@@ -12,10 +16,46 @@ use crate::{Worker, WorkerError, WorkerId};
 pub trait WorkerLauncher: Send + Sync + std::fmt::Debug + 'static {
     /// Starts a worker and returns when it accepts calls. Launches may run concurrently.
     ///
+    /// The [`Worker`] has the id of the request. A host registers the tools that the worker
+    /// [announces](Worker::with_tools) before it sends the first call. Processes may also register their tools over the
+    /// host's socket, with the token that [`LaunchRequest::host`] provides.
+    ///
     /// # Errors
-    /// [`WorkerError`] if the worker could not be started. A process that the launch started has exited by then.
+    /// [`WorkerError`] if the worker could not be started. A process that the launch started has exited by then. The pool
+    /// launches again after a backoff.
     ///
     /// # Cancel safety
     /// Dropping the future kills the process that it started.
-    async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError>;
+    async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError>;
+}
+
+/// The request to launch one worker.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LaunchRequest {
+    /// The id of the worker. Ids are never reused.
+    pub id: WorkerId,
+    /// The host that the worker can call. `None` for a pool without a host.
+    #[cfg(feature = "process")]
+    pub host: Option<HostAccess>,
+}
+
+impl LaunchRequest {
+    /// Creates a request without a host.
+    #[must_use]
+    pub const fn new(id: WorkerId) -> Self {
+        Self {
+            id,
+            #[cfg(feature = "process")]
+            host: None,
+        }
+    }
+
+    /// Sets the host that the worker can call.
+    #[cfg(feature = "process")]
+    #[must_use]
+    pub fn with_host(mut self, host: HostAccess) -> Self {
+        self.host = Some(host);
+        self
+    }
 }

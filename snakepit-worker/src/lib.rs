@@ -16,8 +16,10 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use snakepit_registry::ToolHandler;
-//! use snakepit_worker::{ExitReason, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+//! use snakepit_registry::{ToolHandler, ToolSpec};
+//! use snakepit_worker::{
+//!     ExitReason, LaunchRequest, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerLauncher,
+//! };
 //! use tokio::{sync::Mutex, task::JoinSet};
 //!
 //! /// Launches workers that run their calls in this process.
@@ -29,8 +31,9 @@
 //!
 //! #[async_trait::async_trait]
 //! impl WorkerLauncher for InProcessLauncher {
-//!     async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
-//!         let (worker, mut launcher_end) = Worker::new(id, None, "in-process", Arc::clone(&self.handler));
+//!     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
+//!         let handler = Arc::clone(&self.handler);
+//!         let (worker, mut launcher_end) = Worker::new(request.id, None, "in-process", handler);
 //!         self.tasks.lock().await.spawn(async move {
 //!             let reason = match launcher_end.command().await {
 //!                 WorkerCommand::Stop { .. } => ExitReason::Stopped,
@@ -38,7 +41,8 @@
 //!             };
 //!             launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
 //!         });
-//!         Ok(worker)
+//!         // The host registers the tool for the pool.
+//!         Ok(worker.with_tools([ToolSpec::new("greet")]))
 //!     }
 //! }
 //! ```
@@ -50,18 +54,18 @@ pub mod contract;
 pub mod descendants;
 mod error;
 pub mod escaping;
-#[cfg(feature = "test-util")]
-pub mod fake;
 mod id;
 mod launcher;
 #[cfg(feature = "process")]
 pub mod process;
+#[cfg(feature = "test-util")]
+pub mod testing;
 mod worker;
 mod worker_exit;
 
 pub use error::WorkerError;
 pub use id::WorkerId;
-pub use launcher::WorkerLauncher;
+pub use launcher::{LaunchRequest, WorkerLauncher};
 #[cfg(feature = "process")]
 pub use process::{ProcessConfig, ProcessLauncher};
 pub use worker::{LauncherEnd, Worker, WorkerCommand};

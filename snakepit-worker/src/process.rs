@@ -10,8 +10,10 @@
 
 mod config;
 mod connect;
+mod connected;
 mod exit_watch;
 mod hangup_tolerant_stream;
+mod host_access;
 mod launches;
 mod ledger;
 mod lineage;
@@ -35,11 +37,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Code;
 
 pub use config::{ProcessConfig, WorkerProgram};
-pub use launches::{Launch, Launches, ServeLaunch};
+pub use connected::{ConnectedWorker, WorkerConnection};
+pub use host_access::HostAccess;
+pub use launches::{Launch, LaunchGuard, Launches, ServeLaunch};
 pub use orphans::{inherits_orphans, reap_orphans};
 pub use run_dir::RunDir;
 
-use crate::{Worker, WorkerError, WorkerId, WorkerLauncher};
+use crate::{LaunchRequest, Worker, WorkerError, WorkerLauncher};
 use connect::Client;
 use progress_file::ProgressFile;
 use readiness::WorkerAddress;
@@ -56,15 +60,16 @@ use supervisor::SupervisedProcess;
 /// use std::sync::Arc;
 ///
 /// use snakepit_worker::{
-///     ProcessConfig, ProcessLauncher, WorkerId, WorkerLauncher,
-///     process::{Launches, RunDir, WorkerProgram},
+///     LaunchRequest, ProcessConfig, ProcessLauncher, WorkerId, WorkerLauncher,
+///     process::{HostAccess, RunDir, WorkerProgram},
 /// };
 ///
-/// # async fn example() -> Result<(), snakepit_worker::WorkerError> {
+/// # async fn example(host: HostAccess) -> Result<(), snakepit_worker::WorkerError> {
 /// let python = WorkerProgram::Python { python: ".venv/bin/python".into(), adapter: "my_tools:Tools".into() };
 /// let run_dir = Arc::new(RunDir::create(None)?);
-/// let launcher = ProcessLauncher::new(ProcessConfig::new(python), run_dir, Launches::new());
-/// let worker = launcher.launch(WorkerId::new("pool-0-1")).await?;
+/// let launcher = ProcessLauncher::new(ProcessConfig::new(python), run_dir);
+/// let request = LaunchRequest::new(WorkerId::new("pool-0-1")).with_host(host);
+/// let worker = launcher.launch(request).await?;
 /// println!("worker {} serves at {}", worker.id(), worker.address());
 /// launcher.shutdown().await;
 /// # Ok(())
@@ -74,7 +79,6 @@ use supervisor::SupervisedProcess;
 pub struct ProcessLauncher {
     config: Arc<ProcessConfig>,
     run_dir: Arc<RunDir>,
-    launches: Arc<Launches>,
     /// The working directory at creation. Workers use this path if the directory itself is removed later.
     working_dir: Option<PathBuf>,
     tasks: TaskTracker,
@@ -83,12 +87,13 @@ pub struct ProcessLauncher {
 }
 
 impl ProcessLauncher {
-    /// Creates a launcher. Its workers may register their tools with the host that shares `launches`.
+    /// Creates a launcher. Its workers register their tools with the host of the [`LaunchRequest`], so each request must have
+    /// one.
     #[must_use]
-    pub fn new(config: ProcessConfig, run_dir: Arc<RunDir>, launches: Arc<Launches>) -> Self {
+    pub fn new(config: ProcessConfig, run_dir: Arc<RunDir>) -> Self {
         let working_dir = std::env::current_dir().ok();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        Self { config: Arc::new(config), run_dir, launches, working_dir, tasks, stop }
+        Self { config: Arc::new(config), run_dir, working_dir, tasks, stop }
     }
 
     /// Kills all workers, and returns when every process is reaped. Later launches fail.
@@ -146,7 +151,13 @@ impl Drop for ProcessLauncher {
 
 #[async_trait]
 impl WorkerLauncher for ProcessLauncher {
-    async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
+    async fn launch(&self, LaunchRequest { id, host, .. }: LaunchRequest) -> Result<Worker, WorkerError> {
+        let host = host.ok_or_else(|| WorkerError::NoHost {
+            problem: "its launcher starts processes, which need one; call `LaunchRequest::with_host`"
+                .to_owned(),
+        })?;
+        // The ledger of this launcher's run directory finds processes by this id.
+        let host = host.with_run_id(self.run_dir.id());
         let deadline = Instant::now() + self.config.start_timeout;
         self.run_dir.restore(&self.tasks).await?;
         let files = self.run_dir.worker_files(&id);
@@ -162,7 +173,7 @@ impl WorkerLauncher for ProcessLauncher {
             &id,
             &self.config,
             &self.run_dir,
-            &self.launches,
+            &host,
             self.working_dir.as_deref(),
             files.clone(),
             progress.clone(),
@@ -207,6 +218,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::WorkerId;
+
+    fn request(id: &str) -> LaunchRequest {
+        let launches = Launches::new();
+        launches.serve_with(Box::new(|_, _| {}));
+        LaunchRequest::new(WorkerId::new(id)).with_host(launches.host_access("/host.sock".as_ref(), "run"))
+    }
 
     fn launcher(base: &std::path::Path, program: &str) -> Arc<ProcessLauncher> {
         let run_dir = Arc::new(RunDir::create(Some(base)).unwrap());
@@ -214,9 +232,7 @@ mod tests {
         let python = WorkerProgram::Python { python: program.into(), adapter: "a:A".to_owned() };
         let program =
             if program.starts_with('/') { python } else { WorkerProgram::Command { argv, adapter: None } };
-        let launches = Launches::new();
-        launches.serve_with(Box::new(|_, _| {}));
-        Arc::new(ProcessLauncher::new(ProcessConfig::new(program), run_dir, launches))
+        Arc::new(ProcessLauncher::new(ProcessConfig::new(program), run_dir))
     }
 
     fn names(dir: &std::path::Path) -> Vec<std::ffi::OsString> {
@@ -227,7 +243,9 @@ mod tests {
     async fn a_failed_spawn_leaves_no_files() {
         let base = tempfile::tempdir().unwrap();
         let launcher = launcher(base.path(), "/nonexistent/python");
-        launcher.launch(WorkerId::new("w")).await.unwrap_err();
+        launcher.launch(request("w")).await.unwrap_err();
+        let alone = launcher.launch(LaunchRequest::new(WorkerId::new("w"))).await.unwrap_err();
+        assert!(matches!(alone, WorkerError::NoHost { .. }), "{alone}");
         assert_eq!(names(launcher.run_dir.path()), ["ledger"]);
     }
 
@@ -239,13 +257,13 @@ mod tests {
             let mut launches = tokio::task::JoinSet::new();
             for number in 0..16 {
                 let launcher = Arc::clone(&launcher);
-                let id = WorkerId::new(format!("w-{number}"));
-                launches.spawn(async move { launcher.launch(id).await.map(drop) });
+                let request = request(&format!("w-{number}"));
+                launches.spawn(async move { launcher.launch(request).await.map(drop) });
             }
             tokio::time::sleep(Duration::from_micros(pause * 300)).await;
             launches.shutdown().await;
             launcher.shutdown().await;
-            launcher.launch(WorkerId::new("late")).await.unwrap_err();
+            launcher.launch(request("late")).await.unwrap_err();
             drop(launcher);
             assert_eq!(names(base.path()), ["lock"]);
         }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use snakepit_registry::ToolHandler;
+use snakepit_registry::{Announcer, ToolHandler, ToolSpec};
 use tokio::sync::{mpsc, watch};
 
 use crate::{ExitReason, WorkerExit, WorkerId};
@@ -15,6 +15,8 @@ pub struct Worker {
     address: Arc<str>,
     handler: Arc<dyn ToolHandler>,
     queues_calls: bool,
+    tools: Option<Arc<[ToolSpec]>>,
+    announcer: Announcer,
     commands: mpsc::UnboundedSender<WorkerCommand>,
     exit: watch::Receiver<Option<WorkerExit>>,
 }
@@ -39,6 +41,8 @@ pub enum WorkerCommand {
 pub struct LauncherEnd {
     commands: mpsc::UnboundedReceiver<WorkerCommand>,
     exit: watch::Sender<Option<WorkerExit>>,
+    /// Keeps the worker's announcer alive.
+    announcer_alive: Arc<()>,
 }
 
 impl Worker {
@@ -50,10 +54,23 @@ impl Worker {
         address: impl Into<Arc<str>>,
         handler: Arc<dyn ToolHandler>,
     ) -> (Self, LauncherEnd) {
+        Self::with_exit(id, pid, address.into(), handler, watch::channel(None))
+    }
+
+    /// Creates the two ends of a worker whose handler also watches the exit.
+    pub(crate) fn with_exit(
+        id: WorkerId,
+        pid: Option<u32>,
+        address: Arc<str>,
+        handler: Arc<dyn ToolHandler>,
+        (exit_sender, exit): (watch::Sender<Option<WorkerExit>>, watch::Receiver<Option<WorkerExit>>),
+    ) -> (Self, LauncherEnd) {
         let (commands, command_receiver) = mpsc::unbounded_channel();
-        let (exit_sender, exit) = watch::channel(None);
-        let worker = Self { id, pid, address: address.into(), handler, queues_calls: false, commands, exit };
-        (worker, LauncherEnd { commands: command_receiver, exit: exit_sender })
+        let announcer_alive = Arc::new(());
+        let announcer = Announcer::new(id.shared(), &announcer_alive);
+        let (tools, queues_calls) = (None, false);
+        let worker = Self { id, pid, address, handler, queues_calls, tools, announcer, commands, exit };
+        (worker, LauncherEnd { commands: command_receiver, exit: exit_sender, announcer_alive })
     }
 
     /// Declares whether the worker queues calls. Such a worker runs one call at a time and keeps further calls in their order.
@@ -63,6 +80,32 @@ impl Worker {
     pub const fn with_call_queue(mut self, queues_calls: bool) -> Self {
         self.queues_calls = queues_calls;
         self
+    }
+
+    /// Announces the tools of the worker, for workers that do not register them over the host's socket. The host registers
+    /// them when the launch returns, under the name of the pool.
+    ///
+    /// All workers of a pool announce the same tools. The launch fails with [`WorkerError::ToolsRejected`] if a name belongs
+    /// to a host tool, if another live worker serves a tool with another spec, or above a limit. The tools remain registered
+    /// while workers are replaced.
+    ///
+    /// [`WorkerError::ToolsRejected`]: crate::WorkerError::ToolsRejected
+    #[must_use]
+    pub fn with_tools(mut self, tools: impl Into<Arc<[ToolSpec]>>) -> Self {
+        self.tools = Some(tools.into());
+        self
+    }
+
+    /// The tools that the worker [announces](Self::with_tools). `None` if it registers them itself.
+    #[must_use]
+    pub fn tools(&self) -> Option<&[ToolSpec]> {
+        self.tools.as_deref()
+    }
+
+    /// The worker's identity in the tool registry, which is alive until the worker exits.
+    #[must_use]
+    pub const fn announcer(&self) -> &Announcer {
+        &self.announcer
     }
 
     /// Returns whether the worker [queues calls](Self::with_call_queue).
@@ -153,6 +196,8 @@ impl LauncherEnd {
 
     /// Reports the exit. Calls in flight must have failed by then, or fail without further action.
     pub fn exited(self, exit: WorkerExit) {
+        // Dropped first: a replacement that is launched after the exit may announce other tools.
+        drop(self.announcer_alive);
         self.exit.send_replace(Some(exit));
     }
 }

@@ -10,7 +10,7 @@ use snakepit_proto::pb;
 use snakepit_registry::{FnTool, ToolCall, ToolHandler};
 use snakepit_session::{MemoryBackend, NewSession, Payload, SessionBackend, SessionId, SessionLimits};
 use snakepit_wire::{payload_from_wire, payload_to_wire, value_from_wire, value_to_wire};
-use snakepit_worker::fake::FakeLauncher;
+use snakepit_worker::testing::InProcessWorkers;
 use tokio::runtime::Runtime;
 
 /// An integer argument.
@@ -61,7 +61,7 @@ impl FakePool {
     pub fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let unit = FnTool::typed("unit", |(): ()| async { Ok::<_, Infallible>(()) });
-        let launcher = Arc::new(FakeLauncher::new(Arc::new(unit)));
+        let launcher = Arc::new(InProcessWorkers::new().tool(unit));
         let pool = runtime.block_on(async {
             let pool = Pool::start(PoolConfig::default(), launcher).unwrap();
             pool.ready().await.unwrap();

@@ -1,33 +1,67 @@
 //! The contract suites, run with real processes as the launcher and a pool of Python workers as the handler.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use snakepit_pool::{Pool, PoolConfig};
 use snakepit_registry::{
     ToolCall,
     contract::{ContractCalls, tool_handler_contract},
 };
-use snakepit_server::Snakepit;
+use snakepit_server::{HostAccess, LaunchRequest, Snakepit, Worker, WorkerError};
 use snakepit_tests::{SHOWCASE, plain_calls, python, root};
 use snakepit_worker::{
     ProcessConfig, ProcessLauncher, WorkerLauncher,
     contract::launcher_contract,
-    process::{Launches, RunDir, WorkerProgram},
+    process::{RunDir, WorkerProgram},
 };
 
 /// A launcher, and the host that its workers call back.
 struct Fixture {
-    launcher: Arc<ProcessLauncher>,
+    processes: Arc<ProcessLauncher>,
+    /// Sets the host of each request.
+    launcher: Arc<dyn WorkerLauncher>,
     host: Snakepit,
     _dir: tempfile::TempDir,
 }
 
-/// Starts a host and a launcher that share sockets and launches, because workers call the host that launched them.
+#[derive(Debug)]
+struct WithHost {
+    inner: Arc<ProcessLauncher>,
+    host: HostAccess,
+}
+
+#[async_trait::async_trait]
+impl WorkerLauncher for WithHost {
+    async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
+        self.inner.launch(request.with_host(self.host.clone())).await
+    }
+}
+
+/// Records the host of the requests.
+#[derive(Debug)]
+struct Recorder {
+    inner: Arc<dyn WorkerLauncher>,
+    host: Arc<OnceLock<HostAccess>>,
+}
+
+#[async_trait::async_trait]
+impl WorkerLauncher for Recorder {
+    async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
+        self.host.get_or_init(|| request.host.clone().unwrap());
+        self.inner.launch(request).await
+    }
+}
+
+/// Starts a host, and another launcher whose workers call the same host.
 async fn fixture(program: impl FnOnce(PathBuf) -> WorkerProgram) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let launches = Launches::new();
+    let access: Arc<OnceLock<HostAccess>> = Arc::default();
+    let recorded = Arc::clone(&access);
     let host = Snakepit::builder()
-        .launches(Arc::clone(&launches))
+        .decorate_launcher(|inner| Arc::new(Recorder { inner, host: recorded }))
         .adapter(SHOWCASE)
         .python(python())
         .workers(1)
@@ -37,11 +71,13 @@ async fn fixture(program: impl FnOnce(PathBuf) -> WorkerProgram) -> Fixture {
         .await
         .unwrap();
     let run_dir = Arc::new(RunDir::create(Some(dir.path())).unwrap());
-    std::os::unix::fs::symlink(host.socket(), run_dir.host_socket()).unwrap();
     let mut config = ProcessConfig::new(program(python()));
     config.multiplex = !plain_calls();
     config.env.push(("SNAKEPIT_TEST_STUBS".into(), root().join(".venv/stubs").display().to_string()));
-    Fixture { launcher: Arc::new(ProcessLauncher::new(config, run_dir, launches)), host, _dir: dir }
+    let processes = Arc::new(ProcessLauncher::new(config, run_dir));
+    let access = access.get().unwrap().clone();
+    let launcher = Arc::new(WithHost { inner: Arc::clone(&processes), host: access });
+    Fixture { processes, launcher, host, _dir: dir }
 }
 
 fn native(python: PathBuf) -> WorkerProgram {
@@ -58,8 +94,8 @@ fn grpcio(python: PathBuf) -> WorkerProgram {
 
 async fn run_launcher_contract(program: impl FnOnce(PathBuf) -> WorkerProgram) {
     let fixture = fixture(program).await;
-    launcher_contract(Arc::clone(&fixture.launcher) as Arc<dyn WorkerLauncher>).await;
-    fixture.launcher.shutdown().await;
+    launcher_contract(Arc::clone(&fixture.launcher)).await;
+    fixture.processes.shutdown().await;
     fixture.host.shutdown().await.unwrap();
 }
 
@@ -88,7 +124,7 @@ fn calls(endless: &'static str) -> ContractCalls {
 async fn a_pool_of_python_workers_fulfils_the_handler_contract() {
     let fixture = fixture(native).await;
     let config = PoolConfig { workers: 2, ..PoolConfig::default() };
-    let pool = Pool::start(config, Arc::clone(&fixture.launcher) as Arc<dyn WorkerLauncher>).unwrap();
+    let pool = Pool::start(config, Arc::clone(&fixture.launcher)).unwrap();
     pool.ready().await.unwrap();
     for endless in ["sleep_for", "async_sleep"] {
         tool_handler_contract(pool.tool(), &calls(endless)).await;

@@ -16,7 +16,7 @@ use snakepit_server::{
 };
 use snakepit_session_redis::{RedisBackend, RedisConfig};
 use snakepit_tests::{Redis, SHOWCASE, Sandbox, Signal, python, root, signal};
-use snakepit_worker::fake::FakeLauncher;
+use snakepit_worker::testing::InProcessWorkers;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -33,7 +33,7 @@ fn builder(dir: &tempfile::TempDir) -> Builder {
 fn without_python(dir: &tempfile::TempDir) -> Builder {
     let tool = Tool::typed("unit", |(): ()| async { Ok::<_, Infallible>(()) });
     Snakepit::builder()
-        .launcher(Arc::new(FakeLauncher::new(Arc::new(tool))))
+        .launcher(Arc::new(InProcessWorkers::new().tool(tool)))
         .run_dir(dir.path())
         .workers(1)
         .host_tool("echo", |args: Value| async move { Ok::<_, Infallible>(args) })

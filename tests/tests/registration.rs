@@ -11,12 +11,11 @@ use std::{
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use snakepit_proto::{launch::ENV_HOST_VERSION, pb};
-use snakepit_server::{FnTool, Snakepit, ToolSpec, WorkerState};
+use snakepit_server::{FnTool, Snakepit, WorkerState};
 use snakepit_tests::{
     Client, SHOWCASE, Sandbox, Signal, eventually, execute, processes_with, python, root, signal,
     tool_request,
 };
-use snakepit_worker::fake::FakeLauncher;
 use tokio::net::UnixStream;
 use tonic::{Code, Status, transport::Endpoint};
 use tower::service_fn;
@@ -136,18 +135,6 @@ async fn workers_may_make_only_the_requests_that_they_need() {
     for forbidden in ["ExecuteTool", "ListTools", "ListWorkers", "ListSessions", "GetSessionStats"] {
         assert_eq!(codes[forbidden], "PERMISSION_DENIED", "{codes}");
     }
-}
-
-#[tokio::test]
-async fn a_program_registers_the_tools_of_its_custom_launcher() {
-    let dir = tempfile::tempdir().unwrap();
-    let add = FnTool::typed("any", |args: serde_json::Value| async move { Ok::<_, String>(args) });
-    let launcher = Arc::new(FakeLauncher::new(Arc::new(add)));
-    let host = Snakepit::builder().launcher(launcher).workers(1).run_dir(dir.path()).start().await.unwrap();
-    host.execute::<serde_json::Value>("echo", json!({"a": 1})).await.unwrap_err();
-    host.register_tools(vec![ToolSpec::new("echo").parameter("a", "integer", "")]).unwrap();
-    assert_eq!(host.execute::<serde_json::Value>("echo", json!({"a": 1})).await.unwrap(), json!({"a": 1}));
-    host.shutdown().await.unwrap();
 }
 
 /// The host identifies nested calls by the process of the worker. A client can send the same header, but its call stays a

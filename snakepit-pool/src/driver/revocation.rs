@@ -99,7 +99,7 @@ mod tests {
 
     use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
     use snakepit_registry::{FnTool, ToolCall, ToolError, ToolHandler};
-    use snakepit_worker::fake::FakeLauncher;
+    use snakepit_worker::testing::InProcessWorkers;
 
     use crate::{Pool, PoolConfig, collections::take_accesses};
 
@@ -107,7 +107,7 @@ mod tests {
     async fn accesses_to_cancel(calls: usize) -> usize {
         let tool = FnTool::typed("endless", |(): ()| pending::<Result<(), Infallible>>());
         let config = PoolConfig { workers: 1, queue_limit: calls, ..PoolConfig::default() };
-        let pool = Pool::start(config, Arc::new(FakeLauncher::new(Arc::new(tool)))).unwrap();
+        let pool = Pool::start(config, Arc::new(InProcessWorkers::new().tool(tool))).unwrap();
         pool.ready().await.unwrap();
         let tool = pool.tool();
         let mut running = tool.call(ToolCall::new("endless"));

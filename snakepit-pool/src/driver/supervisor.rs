@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use snakepit_registry::{CallId, ToolError};
-use snakepit_worker::{ExitReason, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+use snakepit_worker::{ExitReason, LaunchRequest, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinError, JoinSet},
@@ -98,9 +98,9 @@ impl Supervisor {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Launch(worker, id) => {
-                let (launcher, worker_id) = (Arc::clone(&self.launcher), id.clone());
+                let (launcher, request) = (Arc::clone(&self.launcher), LaunchRequest::new(id.clone()));
                 let abort =
-                    self.tasks.spawn(async move { JobResult::Launched(launcher.launch(worker_id).await) });
+                    self.tasks.spawn(async move { JobResult::Launched(launcher.launch(request).await) });
                 self.jobs.insert(abort.id(), Job::Launch { worker, id: id.clone(), abort });
                 tracing::debug!(worker = %id, "launching worker");
             }

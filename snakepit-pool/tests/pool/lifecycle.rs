@@ -146,9 +146,9 @@ fn a_pool_needs_a_runtime_and_valid_settings() {
     impl snakepit_worker::WorkerLauncher for UnusedLauncher {
         async fn launch(
             &self,
-            id: snakepit_worker::WorkerId,
+            request: snakepit_worker::LaunchRequest,
         ) -> Result<snakepit_worker::Worker, snakepit_worker::WorkerError> {
-            panic!("{id} must not be launched")
+            panic!("{} must not be launched", request.id)
         }
     }
     let start = |workers| snakepit_pool::Pool::start(config(workers), std::sync::Arc::new(UnusedLauncher));

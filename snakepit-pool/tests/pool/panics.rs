@@ -12,7 +12,9 @@ use async_trait::async_trait;
 use snakepit_pool::{Pool, PoolConfig, WorkerState};
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_session::Payload;
-use snakepit_worker::{ExitReason, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+use snakepit_worker::{
+    ExitReason, LaunchRequest, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerLauncher,
+};
 use tokio::task::JoinSet;
 
 /// Flags that each make one operation panic once, with the number of launches and the tasks of the workers.
@@ -38,11 +40,11 @@ fn panic_once(flag: &AtomicBool) {
 
 #[async_trait]
 impl WorkerLauncher for Launcher {
-    async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
+    async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
         self.0.launches.fetch_add(1, Ordering::SeqCst);
         panic_once(&self.0.in_launch);
         let (worker, mut launcher_end) =
-            Worker::new(id, None, "in-process", Arc::new(Handler(Arc::clone(&self.0))));
+            Worker::new(request.id, None, "in-process", Arc::new(Handler(Arc::clone(&self.0))));
         let points = Arc::clone(&self.0);
         self.0.drivers.lock().unwrap().spawn(async move {
             let reason = match launcher_end.command().await {

@@ -14,7 +14,8 @@ use snakepit_pool::{Pool, PoolConfig, PoolStatus, RemoteTool, WorkerState};
 use snakepit_registry::{CallId, Chunk, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_session::Payload;
 use snakepit_worker::{
-    ExitReason, LauncherEnd, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher,
+    ExitReason, LaunchRequest, LauncherEnd, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId,
+    WorkerLauncher,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -69,7 +70,7 @@ struct PuppetHandler {
 
 #[async_trait]
 impl WorkerLauncher for PuppetLauncher {
-    async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
+    async fn launch(&self, LaunchRequest { id, .. }: LaunchRequest) -> Result<Worker, WorkerError> {
         let (answer, answer_receiver) = oneshot::channel();
         let (calls, cancels) = (self.calls.clone(), self.cancels.clone());
         self.launches.send(Launch { id, answer, calls, cancels }).expect("the test receives");

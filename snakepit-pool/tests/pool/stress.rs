@@ -15,7 +15,9 @@ use async_trait::async_trait;
 use snakepit_pool::{Pool, PoolConfig, WorkerState};
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_session::Payload;
-use snakepit_worker::{ExitReason, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+use snakepit_worker::{
+    ExitReason, LaunchRequest, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerLauncher,
+};
 use tokio::{
     sync::Notify,
     task::{JoinSet, yield_now},
@@ -95,7 +97,7 @@ impl Stream for Chunks {
 
 #[async_trait]
 impl WorkerLauncher for StressLauncher {
-    async fn launch(&self, id: WorkerId) -> Result<Worker, WorkerError> {
+    async fn launch(&self, LaunchRequest { id, .. }: LaunchRequest) -> Result<Worker, WorkerError> {
         let crash = Arc::new(Notify::new());
         let handler = Handler {
             crash: Arc::clone(&crash),

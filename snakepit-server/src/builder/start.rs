@@ -8,7 +8,7 @@ use snakepit_registry::{Registry, ToolHandler};
 use snakepit_session::{MemoryBackend, SessionLimits};
 use snakepit_worker::{
     ProcessConfig, ProcessLauncher, WorkerLauncher,
-    process::{RunDir, WorkerProgram, reap_orphans},
+    process::{Launches, RunDir, WorkerProgram, reap_orphans},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::server::HealthReporter;
@@ -17,6 +17,7 @@ use super::Builder;
 use crate::{
     Snakepit, StartError, grpc,
     host::Host,
+    host_launcher::HostLauncher,
     listen::{self, ArrivalBudgets, ListenLimits, ResponseBudget, default_connections},
     python::Interpreter,
     snakepit::Service,
@@ -118,12 +119,15 @@ impl Builder {
         for tool in self.host_tools {
             registry.register_host_tool(tool)?;
         }
+        for (spec, handler) in self.host_handlers {
+            registry.register_host_handler(spec, handler)?;
+        }
         let sessions =
             self.sessions.unwrap_or_else(|| Arc::new(MemoryBackend::new(SessionLimits::default())));
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let timeout = self.pool.default_timeout;
-        let launches = self.launches.unwrap_or_default();
+        let launches = Launches::new();
         let host =
             Arc::new(Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone()));
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;
@@ -149,11 +153,19 @@ impl Builder {
                 config.start_timeout = timeout;
             }
             config.stop_grace = self.pool.stop_grace;
-            Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir), launches))
+            Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir)))
         });
         let launcher = match &process_launcher {
             Some(processes) => Arc::clone(processes) as Arc<dyn WorkerLauncher>,
             None => self.launcher.ok_or_else(|| config_error("no launcher"))?,
+        };
+        let launcher = self.decorators.into_iter().fold(launcher, |inner, decorate| decorate(inner));
+        let launcher = HostLauncher {
+            inner: launcher,
+            host: Arc::downgrade(&host),
+            access: launches.host_access(run_dir.host_socket(), run_dir.id()),
+            // The process launcher measures the time itself, without the wait of decorators.
+            start_timeout: self.start_timeout.filter(|_| process_launcher.is_none()),
         };
         let limits = ListenLimits {
             connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),
@@ -182,7 +194,7 @@ impl Builder {
         run_dir
             .serve_host_socket(serve)
             .map_err(|error| listen::unix_listen_error(run_dir.host_socket(), error))?;
-        let pool = match Pool::start(self.pool, launcher) {
+        let pool = match Pool::start(self.pool, Arc::new(launcher)) {
             Ok(pool) => Arc::new(pool),
             Err(error) => {
                 stop.cancel();
@@ -210,15 +222,7 @@ impl Builder {
             });
         }
         let hidden = stop.child_token();
-        let service = Arc::new(Service {
-            tool_lifetime: Arc::default(),
-            hidden,
-            stop,
-            tasks,
-            address,
-            launcher: process_launcher,
-            run_dir,
-        });
+        let service = Arc::new(Service { hidden, stop, tasks, address, launcher: process_launcher, run_dir });
         Ok((Snakepit::new(host, pool, service), health))
     }
 }

@@ -37,7 +37,13 @@ impl Bridge {
         // The claim invalidates the token. No `await` follows, so a worker can repeat a request that was cancelled.
         let launch = match (self.launch(), credentials) {
             (Some(launch), _) => Arc::clone(launch),
-            (None, Some((peer, identity))) => self.claim(peer, identity).await?,
+            (None, Some((peer, identity))) => {
+                let launch = self.claim(peer, identity).await?;
+                if let Some(connection) = extensions.get::<Arc<Connection>>() {
+                    connection.set_worker(&launch);
+                }
+                launch
+            }
             (None, None) => return Err(reserved_for_workers()),
         };
         let name = pool.status().name;

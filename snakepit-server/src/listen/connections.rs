@@ -88,6 +88,8 @@ pub(crate) struct Connection {
     peer: Peer,
     /// The launch that the peer belongs to, after the first lookup.
     worker: OnceLock<Option<Arc<Launch>>>,
+    /// The launch whose token the peer has presented.
+    claimed: OnceLock<Arc<Launch>>,
     /// The number of open requests.
     requests: AtomicUsize,
     /// The number of open requests, in which a `Multiplex` stream counts only while it has running calls.
@@ -122,6 +124,7 @@ impl Connections {
             launches: Weak::clone(&self.launches),
             peer,
             worker: OnceLock::new(),
+            claimed: OnceLock::new(),
             requests: AtomicUsize::new(0),
             uses: UseCount::new(),
             has_served: AtomicBool::new(false),
@@ -203,15 +206,21 @@ impl Connection {
     }
 
     /// The launch of the worker at the other end. `None` for a client. The first lookup reads /proc, and its result stays valid, because
-    /// a launch is registered before its worker can connect.
+    /// a launch is registered before its worker can connect. If the launcher does not know the pid, the token identifies the worker.
     pub(crate) fn worker(&self) -> Option<&Arc<Launch>> {
         match &self.peer {
             Peer::Unknown => None,
             Peer::Process(pid) => {
-                self.worker.get_or_init(|| self.launches.upgrade()?.find_by_pid(*pid)).as_ref()
+                let found = || self.launches.upgrade()?.find_by_pid(*pid);
+                self.worker.get_or_init(found).as_ref().or_else(|| self.claimed.get())
             }
             Peer::Worker(launch) => Some(launch),
         }
+    }
+
+    /// Records the launch whose token the peer has presented.
+    pub(crate) fn set_worker(&self, launch: &Arc<Launch>) {
+        self.claimed.get_or_init(|| Arc::clone(launch));
     }
 
     /// Counts a request as open until the guard is dropped. The request is also a use of the connection, except for a `Multiplex`
@@ -388,108 +397,4 @@ impl Drop for StreamUse {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use snakepit_worker::WorkerId;
-
-    use super::*;
-
-    fn response_budget() -> Arc<ResponseBudget> {
-        Arc::new(ResponseBudget::new(1))
-    }
-
-    fn connections(limit: usize) -> Arc<Connections> {
-        Connections::new(limit, 1, ArrivalBudgets::new(1), response_budget(), Weak::new())
-    }
-
-    fn admit(connections: &Arc<Connections>) -> Option<ConnectionPermit> {
-        admit_peer(connections, Peer::Unknown)
-    }
-
-    fn admit_peer(connections: &Arc<Connections>, peer: Peer) -> Option<ConnectionPermit> {
-        match connections.admit(peer) {
-            Admission::Admitted(permit) => Some(permit),
-            Admission::Rejected { .. } => None,
-        }
-    }
-
-    fn is_evicted(permit: &ConnectionPermit) -> bool {
-        permit.connection().evicted.is_cancelled()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_new_connection_evicts_an_unused_one_or_the_one_idle_longest() {
-        let connections = connections(3);
-        let (busy, idle, silent) =
-            (admit(&connections).unwrap(), admit(&connections).unwrap(), admit(&connections).unwrap());
-        let _request = busy.connection().begin_request(false);
-        drop(idle.connection().begin_request(false));
-        tokio::time::advance(Duration::from_secs(1)).await;
-        let first = admit(&connections).unwrap();
-        let _first_request = first.connection().begin_request(false);
-        assert_eq!([&busy, &idle, &silent].map(is_evicted), [false, false, true]);
-        silent.connection().evicted().await;
-        drop(silent);
-        let second = admit(&connections).unwrap();
-        let _second_request = second.connection().begin_request(false);
-        assert_eq!([&busy, &idle, &first].map(is_evicted), [false, true, false]);
-        // The evicted connection has not closed yet, and no other is idle.
-        assert!(admit(&connections).is_none());
-    }
-
-    #[tokio::test]
-    async fn busy_connections_are_not_evicted_and_closed_ones_admit_others() {
-        let connections = connections(2);
-        let (one, other) = (admit(&connections).unwrap(), admit(&connections).unwrap());
-        let _requests = [one.connection().begin_request(false), other.connection().begin_request(false)];
-        assert!(admit(&connections).is_none());
-        drop(other);
-        assert!(admit(&connections).is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_multiplex_stream_protects_its_connection_only_while_calls_run() {
-        let connections = connections(1);
-        let permit = admit(&connections).unwrap();
-        let _stream = permit.connection().begin_request(true);
-        let mut stream_use = StreamUse::new(Arc::clone(permit.connection()));
-        assert!(stream_use.begin() && stream_use.begin());
-        assert!(admit(&connections).is_none(), "a call runs");
-        stream_use.end();
-        let _new = admit(&connections).unwrap();
-        assert!(
-            is_evicted(&permit) && !stream_use.begin(),
-            "calls that arrive after the eviction do not run"
-        );
-        assert!(!permit.connection().is_in_use());
-    }
-
-    #[tokio::test]
-    async fn clients_that_use_all_connections_do_not_keep_workers_out() {
-        let launches = Launches::new();
-        let connections =
-            Connections::new(1, 1, ArrivalBudgets::new(1), response_budget(), Arc::downgrade(&launches));
-        let client = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
-        let _request = client.connection().begin_request(false);
-        assert!(admit_peer(&connections, Peer::Process(std::process::id())).is_none());
-        let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
-        let worker = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
-        assert_eq!(worker.connection().worker().unwrap().id().as_str(), "w");
-        assert!(admit(&connections).is_none(), "the reserve is only for workers");
-    }
-
-    #[tokio::test]
-    async fn arriving_requests_of_clients_do_not_use_the_budget_of_workers() {
-        let launches = Launches::new();
-        let connections =
-            Connections::new(8, 1, ArrivalBudgets::new(100), response_budget(), Arc::downgrade(&launches));
-        let client = admit(&connections).unwrap();
-        let mut reservation = client.connection().arrival_reservation();
-        reservation.grow(100).unwrap();
-        assert!(admit(&connections).unwrap().connection().arrival_reservation().grow(1).is_err());
-        let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
-        let worker = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
-        worker.connection().arrival_reservation().grow(100).unwrap();
-    }
-}
+mod tests;

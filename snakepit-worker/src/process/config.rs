@@ -76,11 +76,6 @@ impl ProcessConfig {
         }
     }
 
-    /// The program's path for error messages.
-    pub(super) fn program_name(&self) -> String {
-        self.command_line().0.to_string_lossy().into_owned()
-    }
-
     /// Whether the program is this project's runtime, which serves on a Unix socket that the launcher names.
     pub(super) const fn is_native(&self) -> bool {
         matches!(self.program, WorkerProgram::Python { .. })

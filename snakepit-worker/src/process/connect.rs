@@ -30,8 +30,7 @@ const MAX_BACKOFF: Duration = Duration::from_millis(250);
 /// the worker's server does not run yet.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects and pings until the worker answers. Retries with exponential backoff until the worker exits or the deadline
-/// passes.
+/// Connects to a worker as [`connect_until`] does, unless the worker exits first.
 ///
 /// # Errors
 /// [`WorkerError::EndedEarly`] or [`WorkerError::Connect`].
@@ -41,6 +40,24 @@ pub(super) async fn connect(
     deadline: Instant,
 ) -> Result<Client, WorkerError> {
     let exit = supervised.exit_watch();
+    let problem = tokio::select! {
+        connected = connect_until(address, deadline) => match connected {
+            Ok(client) => return Ok(client),
+            Err(problem) => problem,
+        },
+        exit = exit.exited() => {
+            return Err(WorkerError::EndedEarly { reason: exit.reason.to_string(), output_lines: exit.output_lines });
+        }
+    };
+    let output_lines = supervised.output().lines();
+    Err(WorkerError::Connect { address: address.to_string(), problem, output_lines })
+}
+
+/// Connects and pings until the worker answers. Retries with exponential backoff until the deadline.
+///
+/// # Errors
+/// The problem of the last attempt.
+pub(super) async fn connect_until(address: &WorkerAddress, deadline: Instant) -> Result<Client, String> {
     let mut last_problem = "it did not answer in time".to_owned();
     let attempts = async {
         let mut backoff = MIN_BACKOFF;
@@ -54,15 +71,8 @@ pub(super) async fn connect(
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     };
-    tokio::select! {
-        client = attempts => return Ok(client),
-        exit = exit.exited() => {
-            return Err(WorkerError::EndedEarly { reason: exit.reason.to_string(), output_lines: exit.output_lines });
-        }
-        () = tokio::time::sleep_until(deadline) => {}
-    }
-    let output_lines = supervised.output().lines();
-    Err(WorkerError::Connect { address: address.to_string(), problem: last_problem, output_lines })
+    let connected = tokio::time::timeout_at(deadline, attempts).await;
+    connected.map_err(|_| last_problem)
 }
 
 async fn try_connect(address: &WorkerAddress) -> Result<Client, String> {

@@ -15,6 +15,11 @@ impl ExitWatch {
         (sender, Self(receiver))
     }
 
+    /// Creates a watch of a channel whose sender another owner has.
+    pub(super) const fn new(receiver: watch::Receiver<Option<WorkerExit>>) -> Self {
+        Self(receiver)
+    }
+
     /// Waits until the worker has exited. Cancel safe.
     ///
     /// If the supervisor is dropped without a report, returns a [`Killed`](ExitReason::Killed) exit, although the worker may

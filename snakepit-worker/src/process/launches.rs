@@ -8,23 +8,23 @@ use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
+use snakepit_proto::launch::{self as contract, HostMessage};
 use snakepit_registry::Announcer;
 use tokio::{net::TcpListener, sync::SetOnce};
 use tokio_util::sync::CancellationToken;
 
-use super::lineage;
+use super::{host_access::HostAccess, lineage};
 use crate::WorkerId;
 
 /// Serves the host's API to the worker of one launch, on the launch's listener, until the launch [ends](Launch::ended).
 pub type ServeLaunch = Box<dyn Fn(TcpListener, Arc<Launch>) + Send + Sync>;
 
-/// The launches of a host. Share one value between the host ([`Builder::launches`]) and the launchers whose workers may
-/// register tools with that host.
-///
-/// [`Builder::launches`]: https://docs.rs/snakepit-server/latest/snakepit_server/struct.Builder.html#method.launches
+/// The launches of a host. The host claims the workers in it, and launchers add to it through their
+/// [`HostAccess`](super::HostAccess).
 #[derive(Default)]
 pub struct Launches {
     live: Mutex<Vec<Weak<Launch>>>,
@@ -37,19 +37,32 @@ pub struct Launches {
 #[derive(Debug)]
 pub struct Launch {
     id: WorkerId,
-    /// The pid of the worker's process, which is also the id of its process group.
-    leader_pid: SetOnce<u32>,
+    /// The pid of the worker's process, which its descendants and its process group belong to. `None` if the launcher does not
+    /// know it.
+    leader: SetOnce<Option<u32>>,
+    /// The process that presented the token, if the launcher does not know the pid.
+    claimed_by: OnceLock<u32>,
     ended: CancellationToken,
     announcer: Announcer,
 }
 
-/// Ends the launch when dropped.
-#[derive(Debug)]
-pub(super) struct LaunchGuard {
+/// The admission of one worker to the host. Dropping it ends the admission: its token becomes invalid, its listener
+/// closes, and other workers of the pool may redefine its tools.
+///
+/// Call [`record_pid`](Self::record_pid) with the pid of the process, or [`accept_any_process`](Self::accept_any_process) if the
+/// launcher does not know it. The host otherwise does not answer the worker's registration.
+///
+/// [`arguments`](Self::arguments), [`environment`](Self::environment) and [`first_line`](Self::first_line) are the parts of
+/// the launch contract that concern the host, for workers with this project's runtime.
+#[must_use = "dropping the guard ends the admission"]
+pub struct LaunchGuard {
     launch: Arc<Launch>,
     launches: Arc<Launches>,
     /// Empty if the launch has no token.
     token: String,
+    run_id: Arc<str>,
+    /// The host's address, as `unix:/path` or `host:port`.
+    address: String,
     /// Keeps the launch's announcer alive.
     _announcer_alive: Arc<()>,
 }
@@ -67,10 +80,17 @@ impl Launches {
         let _ = self.serve.set(serve);
     }
 
-    /// Begins a launch whose worker authenticates with the guard's token.
-    pub(super) fn begin(self: &Arc<Self>, id: &WorkerId) -> LaunchGuard {
+    /// Returns the access that launchers need, to the host that serves on this socket. `run_id` is the id of its
+    /// [`RunDir`](super::RunDir).
+    #[must_use]
+    pub fn host_access(self: &Arc<Self>, socket: &Path, run_id: &str) -> HostAccess {
+        HostAccess::new(Arc::clone(self), socket, run_id)
+    }
+
+    /// Begins a launch whose worker connects to the host's socket and authenticates with the guard's token.
+    pub(super) fn begin(self: &Arc<Self>, id: &WorkerId, socket: &Path, run_id: &Arc<str>) -> LaunchGuard {
         let token = uuid::Uuid::new_v4().simple().to_string();
-        let mut guard = self.begin_without_token(id);
+        let mut guard = self.begin_without_token(id, format!("unix:{}", socket.display()), run_id);
         lock(&self.unclaimed).insert(token.clone(), Arc::clone(&guard.launch));
         guard.token = token;
         guard
@@ -83,6 +103,7 @@ impl Launches {
     pub(super) async fn begin_with_listener(
         self: &Arc<Self>,
         id: &WorkerId,
+        run_id: &Arc<str>,
     ) -> Result<(LaunchGuard, SocketAddr), String> {
         let serve = self.serve.get().ok_or("no host serves the connections of foreign workers")?;
         let failed = |error: std::io::Error| {
@@ -90,16 +111,22 @@ impl Launches {
         };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let guard = self.begin_without_token(id);
+        let guard = self.begin_without_token(id, address.to_string(), run_id);
         serve(listener, Arc::clone(&guard.launch));
         Ok((guard, address))
     }
 
-    fn begin_without_token(self: &Arc<Self>, id: &WorkerId) -> LaunchGuard {
+    fn begin_without_token(
+        self: &Arc<Self>,
+        id: &WorkerId,
+        address: String,
+        run_id: &Arc<str>,
+    ) -> LaunchGuard {
         let announcer_alive = Arc::new(());
         let launch = Arc::new(Launch {
             id: id.clone(),
-            leader_pid: SetOnce::new(),
+            leader: SetOnce::new(),
+            claimed_by: OnceLock::new(),
             ended: CancellationToken::new(),
             announcer: Announcer::new(id.shared(), &announcer_alive),
         });
@@ -111,6 +138,8 @@ impl Launches {
             launch,
             launches: Arc::clone(self),
             token: String::new(),
+            run_id: Arc::clone(run_id),
+            address,
             _announcer_alive: announcer_alive,
         }
     }
@@ -122,10 +151,14 @@ impl Launches {
     /// Cancel safe. Dropping the future leaves the token unused.
     pub async fn claim(&self, token: &str, peer_pid: u32) -> Option<Arc<Launch>> {
         let launch = lock(&self.unclaimed).get(token).map(Arc::clone)?;
-        let leader_pid = launch.leader_pid().await?;
+        let leader = launch.leader().await?;
         // No await from here on, which makes this function cancel safe.
         lock(&self.unclaimed).remove(token)?;
-        let is_member = lineage::belongs_to_launch(peer_pid, leader_pid);
+        let is_member = match leader {
+            Some(leader) => lineage::belongs_to_launch(peer_pid, leader),
+            // Each token is removed once, so this sets the value.
+            None => launch.claimed_by.set(peer_pid).is_ok(),
+        };
         if !is_member {
             tracing::warn!(worker = %launch.id, pid = peer_pid, "a process outside of the launch presented a worker's token");
         }
@@ -138,15 +171,14 @@ impl Launches {
         let live: Vec<_> = lock(&self.live).iter().filter_map(Weak::upgrade).collect();
         let lineage = lineage::Lineage::of(pid);
         live.into_iter().find(|launch| {
-            !launch.ended.is_cancelled()
-                && launch.leader_pid.get().is_some_and(|leader_pid| lineage.includes(*leader_pid))
+            !launch.ended.is_cancelled() && launch.process().is_some_and(|leader| lineage.includes(leader))
         })
     }
 
     /// Adds a launch for an existing process. Dropping the returned guard ends the launch.
     #[cfg(feature = "test-util")]
     pub fn add_process(self: &Arc<Self>, id: &WorkerId, pid: u32) -> impl Drop + use<> {
-        let guard = self.begin(id);
+        let guard = self.begin(id, Path::new("/"), &Arc::from(""));
         guard.record_pid(pid);
         guard
     }
@@ -171,12 +203,18 @@ impl Launch {
         &self.announcer
     }
 
-    /// Waits until the process has started and returns its pid, or `None` if the launch has ended.
-    async fn leader_pid(&self) -> Option<u32> {
+    /// Waits until the process has started. Returns its pid, `Some(None)` if the launcher does not know it, and `None` if the
+    /// launch has ended.
+    async fn leader(&self) -> Option<Option<u32>> {
         tokio::select! {
-            pid = self.leader_pid.wait() => Some(*pid),
+            leader = self.leader.wait() => Some(*leader),
             () = self.ended() => None,
         }
+    }
+
+    /// The pid of the worker's process, once it is known.
+    fn process(&self) -> Option<u32> {
+        self.leader.get().copied().flatten().or_else(|| self.claimed_by.get().copied())
     }
 
     /// Waits until the process is reaped or has failed to start. Cancel safe.
@@ -196,23 +234,79 @@ impl Launch {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn owns(&self, peer: SocketAddr, local: SocketAddr) -> bool {
-        let Some(leader_pid) = self.leader_pid().await else { return false };
+        let Some(Some(leader)) = self.leader().await else { return false };
         // Reading `/proc` takes milliseconds on a machine with many processes.
-        let owns = move || lineage::owns_connection(leader_pid, peer, local);
+        let owns = move || lineage::owns_connection(leader, peer, local);
         tokio::task::spawn_blocking(owns).await.unwrap_or(false)
     }
 }
 
 impl LaunchGuard {
-    /// The one-time token, or an empty string if the worker connects to a separate listener.
-    pub(super) fn token(&self) -> &str {
+    /// The one-time token with which the worker registers on the host's socket. Empty if the worker connects to a listener of
+    /// its own. Pass it in a way that other users cannot read, so neither as an argument nor in the environment.
+    #[must_use]
+    pub fn token(&self) -> &str {
         &self.token
     }
 
-    /// Records the pid of the started process.
-    pub(super) fn record_pid(&self, pid: u32) {
-        // Each launch starts one process, so the value is unset.
-        let _ = self.launch.leader_pid.set(pid);
+    /// The address at which the worker calls the host: `unix:/path` or `host:port`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Records the pid of the started process. From now on, the host accepts this process, its descendants and its process
+    /// group as the worker. No effect after the first call of this method or [`accept_any_process`](Self::accept_any_process).
+    pub fn record_pid(&self, pid: u32) {
+        let _ = self.launch.leader.set(Some(pid));
+    }
+
+    /// Accepts the first process that presents the token as the worker, for launchers that do not know the pid: the worker
+    /// runs in a container, or connects through a tunnel. The token alone then proves the identity of the worker. The
+    /// connection limits treat such a worker as a client. Listeners accept no process.
+    pub fn accept_any_process(&self) {
+        let _ = self.launch.leader.set(None);
+    }
+
+    /// The arguments of the launch contract: the port, the host's address and the run id.
+    #[must_use]
+    pub fn arguments(&self) -> [String; 6] {
+        let arguments = [contract::ARG_PORT, "0", contract::ARG_HOST_ADDRESS, &self.address];
+        let [a, b, c, d] = arguments.map(str::to_owned);
+        [a, b, c, d, contract::ARG_RUN_ID.to_owned(), self.run_id.to_string()]
+    }
+
+    /// The environment variables of the launch contract. They announce that standard input is the control channel, a socket
+    /// whose other end the launcher keeps open: end-of-file ends the worker.
+    #[must_use]
+    pub fn environment(&self) -> [(&'static str, String); 4] {
+        [
+            (contract::ENV_RUN_ID, self.run_id.to_string()),
+            (contract::ENV_WORKER_ID, self.launch.id.to_string()),
+            (contract::ENV_CONTROL, contract::CONTROL_STDIN.to_owned()),
+            (contract::ENV_HOST_VERSION, contract::VERSION.to_owned()),
+        ]
+    }
+
+    /// The first line on the control channel, with the token and a line feed. Write it before the process starts. Empty if
+    /// the worker connects to a listener of its own.
+    #[must_use]
+    pub fn first_line(&self) -> Vec<u8> {
+        if self.token.is_empty() {
+            return Vec::new();
+        }
+        let message = HostMessage::Launched { token: self.token.clone() };
+        // A message of text fields always serializes.
+        let mut line = serde_json::to_vec(&message).unwrap_or_default();
+        line.push(b'\n');
+        line
+    }
+}
+
+impl fmt::Debug for LaunchGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Keeps the token out of logs.
+        f.debug_struct("LaunchGuard").field("worker", &self.launch.id).finish_non_exhaustive()
     }
 }
 
@@ -231,11 +325,44 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    fn begin(launches: &Arc<Launches>, id: &str) -> LaunchGuard {
+        launches.begin(&WorkerId::new(id), Path::new("/host.sock"), &"run".into())
+    }
+
+    #[tokio::test]
+    async fn a_launcher_that_does_not_know_the_pid_leaves_the_proof_to_the_token() {
+        let launches = Launches::new();
+        let (known, unknown) = (begin(&launches, "known"), begin(&launches, "unknown"));
+        known.record_pid(std::process::id());
+        known.accept_any_process();
+        assert!(launches.claim(known.token(), 1).await.is_none(), "the pid is known");
+        assert!(launches.find_by_pid(1).is_none());
+        unknown.accept_any_process();
+        let launch = launches.claim(unknown.token(), 1).await.unwrap();
+        assert_eq!(launch.id().as_str(), "unknown");
+        assert_eq!(launches.find_by_pid(1).unwrap().id().as_str(), "unknown");
+        assert!(launches.claim(unknown.token(), 1).await.is_none(), "the token was used");
+        let local = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert!(!launch.owns(local, local).await, "a listener needs a process");
+    }
+
+    #[tokio::test]
+    async fn the_parts_of_the_launch_contract_name_the_host_and_the_worker() {
+        let guard = begin(&Launches::new(), "w");
+        assert_eq!(
+            guard.arguments().join(" "),
+            "--port 0 --elixir-address unix:/host.sock --snakepit-run-id run"
+        );
+        assert!(guard.environment().contains(&("SNAKEPIT_WORKER_ID", "w".to_owned())));
+        let line = String::from_utf8(guard.first_line()).unwrap();
+        assert!(line.contains(guard.token()) && line.ends_with("}\n"), "{line}");
+        assert!(!format!("{guard:?}").contains(guard.token()), "logs must not contain the token");
+    }
+
     #[tokio::test]
     async fn a_token_is_valid_once_and_for_its_own_launch() {
         let launches = Launches::new();
-        let (ours, others) =
-            (launches.begin(&WorkerId::new("ours")), launches.begin(&WorkerId::new("others")));
+        let (ours, others) = (begin(&launches, "ours"), begin(&launches, "others"));
         ours.record_pid(std::process::id());
         // Process 1 is an ancestor of this process, not a member of its launch.
         others.record_pid(std::process::id());
@@ -251,7 +378,7 @@ mod tests {
     #[tokio::test]
     async fn a_claim_that_is_cancelled_leaves_the_token_unused() {
         let launches = Launches::new();
-        let guard = launches.begin(&WorkerId::new("w"));
+        let guard = begin(&launches, "w");
         {
             // The process has not started yet.
             let mut cancelled = std::pin::pin!(launches.claim(guard.token(), std::process::id()));
@@ -264,7 +391,7 @@ mod tests {
     #[tokio::test]
     async fn an_ended_launch_has_no_token_announcer_or_process() {
         let launches = Launches::new();
-        let guard = launches.begin(&WorkerId::new("w"));
+        let guard = begin(&launches, "w");
         let (launch, token) = (Arc::clone(&guard.launch), guard.token().to_owned());
         guard.record_pid(std::process::id());
         assert!(launch.announcer().is_alive());
@@ -277,7 +404,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_listener_needs_a_host() {
-        let problem = Launches::new().begin_with_listener(&WorkerId::new("w")).await.unwrap_err();
+        let problem = Launches::new().begin_with_listener(&WorkerId::new("w"), &"".into()).await.unwrap_err();
         assert_eq!(problem, "no host serves the connections of foreign workers");
     }
 }

@@ -41,7 +41,7 @@ impl fmt::Display for WorkerAddress {
 }
 
 impl WorkerAddress {
-    fn parse(address: &str) -> Self {
+    pub(super) fn parse(address: &str) -> Self {
         match address.strip_prefix("unix:") {
             Some(path) => Self::Unix(path.into()),
             None => Self::Tcp(address.to_owned()),

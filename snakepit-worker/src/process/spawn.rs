@@ -3,7 +3,6 @@
 
 use std::{
     io::Write,
-    net::SocketAddr,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -11,11 +10,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
 };
 
-use snakepit_proto::launch::{self, HostMessage};
+use snakepit_proto::launch::{ENV_PROGRESS, ENV_READY_FILE, ENV_SOCKET, ENV_STOP_GRACE};
 use tokio::{net::UnixStream, process::Command, runtime::Handle, sync::oneshot};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{ProcessConfig, RunDir, process_group::ProcessGroup, run_dir::WorkerFiles};
+use super::{
+    ProcessConfig, RunDir, launches::LaunchGuard, process_group::ProcessGroup, run_dir::WorkerFiles,
+};
 use crate::{WorkerError, WorkerId};
 
 /// A newly started process.
@@ -24,15 +25,6 @@ pub(super) struct SpawnedProcess {
     pub(super) group: ProcessGroup,
     /// The host's end of the control channel. When it closes, the worker reads end-of-file from its end.
     pub(super) control: UnixStream,
-}
-
-/// The endpoint at which a worker connects to the host, and how the host authenticates the worker.
-#[derive(Debug)]
-pub(super) enum HostEndpoint<'a> {
-    /// The host's Unix socket, with a one-time token.
-    Socket { token: &'a str },
-    /// A TCP listener for this worker alone.
-    Listener(SocketAddr),
 }
 
 /// Starts the process of a worker.
@@ -51,30 +43,23 @@ pub(super) async fn spawn(
     run_dir: &Arc<RunDir>,
     working_dir: Option<&Path>,
     files: &WorkerFiles,
-    endpoint: HostEndpoint<'_>,
+    launch: &LaunchGuard,
     token: TaskTrackerToken,
 ) -> Result<SpawnedProcess, WorkerError> {
     let (program, args) = config.command_line();
     let program_name = program.to_string_lossy().into_owned();
     let failed = |problem: String| WorkerError::Spawn { program: program_name.clone(), problem };
     let (mut host_end, worker_end) = StdUnixStream::pair().map_err(|e| failed(e.to_string()))?;
-    if let HostEndpoint::Socket { token } = endpoint {
-        // Written before the worker starts. No other process can read the channel, and the message fits into its buffer.
-        let message = HostMessage::Launched { token: token.to_owned() };
-        let mut line = serde_json::to_vec(&message).map_err(|e| failed(e.to_string()))?;
-        line.push(b'\n');
-        host_end.write_all(&line).map_err(|e| failed(e.to_string()))?;
-    }
+    // Written before the worker starts. No other process can read the channel, and the line fits into its buffer.
+    host_end.write_all(&launch.first_line()).map_err(|e| failed(e.to_string()))?;
 
     let mut command = Command::new(program);
-    command.args(args).args(contract_args(&endpoint, run_dir));
-    command.env(launch::ENV_RUN_ID, run_dir.id()).env(launch::ENV_WORKER_ID, id.as_str());
-    command.env(launch::ENV_CONTROL, launch::CONTROL_STDIN).env(launch::ENV_HOST_VERSION, launch::VERSION);
+    command.args(args).args(launch.arguments()).envs(launch.environment());
     if config.is_native() {
-        command.env(launch::ENV_SOCKET, &files.socket).env(launch::ENV_PROGRESS, &files.progress);
-        command.env(launch::ENV_STOP_GRACE, config.stop_grace.as_millis().to_string());
+        command.env(ENV_SOCKET, &files.socket).env(ENV_PROGRESS, &files.progress);
+        command.env(ENV_STOP_GRACE, config.stop_grace.as_millis().to_string());
     } else {
-        command.env(launch::ENV_READY_FILE, &files.ready);
+        command.env(ENV_READY_FILE, &files.ready);
     }
     command.envs(config.env.iter().map(|(name, value)| (name, value)));
     if std::env::current_dir().is_err() {
@@ -98,16 +83,6 @@ pub(super) async fn spawn(
     let group = group.map_err(|e| failed(e.to_string()))?;
     let control = host_end.set_nonblocking(true).and_then(|()| UnixStream::from_std(host_end));
     Ok(SpawnedProcess { group, control: control.map_err(|e| failed(e.to_string()))? })
-}
-
-/// The arguments of the launch contract.
-fn contract_args(endpoint: &HostEndpoint<'_>, run_dir: &RunDir) -> [String; 6] {
-    let host = match endpoint {
-        HostEndpoint::Socket { .. } => format!("unix:{}", run_dir.host_socket().display()),
-        HostEndpoint::Listener(address) => address.to_string(),
-    };
-    let args = [launch::ARG_PORT, "0", launch::ARG_HOST_ADDRESS, &host, launch::ARG_RUN_ID, run_dir.id()];
-    args.map(str::to_owned)
 }
 
 /// Sets `PR_SET_PDEATHSIG`, so that the kernel kills the worker when the host dies.

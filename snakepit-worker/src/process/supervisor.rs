@@ -4,8 +4,8 @@
 //! is cancelled or the pool is dropped. If the runtime drops the task, the process group is killed too.
 
 use std::{
-    net::SocketAddr, os::unix::process::ExitStatusExt, panic::AssertUnwindSafe, path::Path,
-    process::ExitStatus, sync::Arc, time::Duration,
+    os::unix::process::ExitStatusExt, panic::AssertUnwindSafe, path::Path, process::ExitStatus, sync::Arc,
+    time::Duration,
 };
 
 use futures_util::FutureExt;
@@ -19,13 +19,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     ProcessConfig, RunDir,
     exit_watch::ExitWatch,
-    launches::{LaunchGuard, Launches},
+    host_access::HostAccess,
+    launches::LaunchGuard,
     os_process,
     output::{self, WorkerOutput},
     process_group::ProcessGroup,
     progress_file::ProgressFile,
     run_dir::WorkerFiles,
-    spawn::{self, HostEndpoint, SpawnedProcess},
+    spawn::{self, SpawnedProcess},
 };
 use crate::{ExitReason, LauncherEnd, WorkerCommand, WorkerError, WorkerExit, WorkerId};
 
@@ -56,7 +57,7 @@ impl SupervisedProcess {
         id: &WorkerId,
         config: &ProcessConfig,
         run_dir: &Arc<RunDir>,
-        launches: &Arc<Launches>,
+        host: &HostAccess,
         working_dir: Option<&Path>,
         files: WorkerFiles,
         progress: ProgressFile,
@@ -74,11 +75,9 @@ impl SupervisedProcess {
             let problem = "its launcher was shut down".to_owned();
             return Err(WorkerError::Spawn { program: "worker".to_owned(), problem });
         }
-        let (launch, listener) = Self::begin(id, config, launches).await?;
-        let endpoint =
-            listener.map_or_else(|| HostEndpoint::Socket { token: launch.token() }, HostEndpoint::Listener);
+        let launch = Self::admit(id, config, host).await?;
         let SpawnedProcess { mut group, control } =
-            spawn::spawn(id, config, run_dir, working_dir, &files, endpoint, token).await?;
+            spawn::spawn(id, config, run_dir, working_dir, &files, &launch, token).await?;
         let pid = group.pid();
         launch.record_pid(pid);
         let output = WorkerOutput::new(id.clone(), config.output_lines);
@@ -124,19 +123,13 @@ impl SupervisedProcess {
         Ok(Self { pid, control, activation, exit, output, ready_port, stream_ended })
     }
 
-    /// Begins the launch: with a token for this project's workers, with a listener for foreign ones.
-    async fn begin(
+    /// Admits the worker to the host: with a token for this project's workers, with a listener for foreign ones.
+    async fn admit(
         id: &WorkerId,
         config: &ProcessConfig,
-        launches: &Arc<Launches>,
-    ) -> Result<(LaunchGuard, Option<SocketAddr>), WorkerError> {
-        if config.is_native() {
-            return Ok((launches.begin(id), None));
-        }
-        let launch = launches.begin_with_listener(id).await;
-        let (launch, address) =
-            launch.map_err(|problem| WorkerError::Spawn { program: config.program_name(), problem })?;
-        Ok((launch, Some(address)))
+        host: &HostAccess,
+    ) -> Result<LaunchGuard, WorkerError> {
+        if config.is_native() { Ok(host.admit(id)) } else { Ok(host.admit_on_listener(id).await?.0) }
     }
 
     pub(super) const fn pid(&self) -> u32 {

@@ -1,0 +1,129 @@
+//! A custom launcher: each worker is a thread with its own runtime, which owns state that must stay on that thread.
+//!
+//! Run it with `cargo run -p snakepit-server --example custom_launcher`. It needs no Python.
+#![allow(clippy::print_stdout, reason = "an example prints its results")]
+
+use std::{cell::Cell, sync::Arc, thread};
+
+use serde::Deserialize;
+use serde_json::json;
+use snakepit_server::{
+    Error, ExitReason, LaunchRequest, Payload, Snakepit, ToolCall, ToolError, ToolHandler, ToolReply,
+    ToolSpec, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerLauncher,
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// Launches one thread per worker.
+#[derive(Debug)]
+struct ThreadLauncher;
+
+/// A call on its way to the thread of a worker. The caller has dropped the call if `answer` is closed.
+struct Job {
+    call: ToolCall,
+    answer: oneshot::Sender<Result<ToolReply, ToolError>>,
+}
+
+#[async_trait::async_trait]
+impl WorkerLauncher for ThreadLauncher {
+    async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
+        // The pool sends a worker as many calls at a time as its concurrency, so the channel is bounded.
+        let (jobs, mut received) = mpsc::channel::<Job>(256);
+        let handler = Arc::new(Handler { worker: request.id.to_string(), jobs });
+        let (worker, mut launcher_end) = Worker::new(request.id.clone(), None, "thread", handler);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| WorkerError::start_failed(error.to_string()))?;
+        let run = move || {
+            let sum = Cell::new(0);
+            let reason = runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        command = launcher_end.command() => break match command {
+                            WorkerCommand::Stop { .. } => ExitReason::Stopped,
+                            WorkerCommand::Kill { why } => ExitReason::Killed { why },
+                        },
+                        Some(Job { call, answer }) = received.recv() => {
+                            // A call that its caller has dropped must not run.
+                            if !answer.is_closed() {
+                                let _ = answer.send(add(&sum, &call));
+                            }
+                        }
+                    }
+                }
+            });
+            // Jobs that are still queued fail, because their `answer` is dropped.
+            drop(received);
+            launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
+        };
+        let spawned = thread::Builder::new().name(request.id.to_string()).spawn(run);
+        spawned.map_err(|error| WorkerError::start_failed(format!("no thread: {error}")))?;
+        // The host registers these tools when the launch returns.
+        Ok(worker.with_tools([ToolSpec::new("add").parameter("n", "integer", "The summand").closed()]))
+    }
+}
+
+#[derive(Deserialize)]
+struct Summand {
+    n: i64,
+}
+
+/// Adds to the sum of this thread.
+fn add(sum: &Cell<i64>, call: &ToolCall) -> Result<ToolReply, ToolError> {
+    let Summand { n } = call.parse_arguments()?;
+    sum.set(sum.get().saturating_add(n));
+    let value = Payload::try_from_serde(&sum.get());
+    value.map(ToolReply::value).map_err(|error| ToolError::Internal { problem: error.to_string() })
+}
+
+/// The pool's handle to the thread of a worker.
+#[derive(Debug)]
+struct Handler {
+    worker: String,
+    jobs: mpsc::Sender<Job>,
+}
+
+#[async_trait::async_trait]
+impl ToolHandler for Handler {
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let (answer, answered) = oneshot::channel();
+        let lost = |delivered| ToolError::WorkerLost {
+            worker: self.worker.clone(),
+            reason: "its thread ended".to_owned(),
+            delivered,
+            output_lines: Vec::new(),
+        };
+        self.jobs.send(Job { call, answer }).await.map_err(|_| lost(false))?;
+        answered.await.map_err(|_| lost(true))?
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let snakepit = Snakepit::builder().launcher(Arc::new(ThreadLauncher)).workers(1).start().await?;
+
+    for expected in [2, 4, 6] {
+        let sum: i64 = snakepit.execute("add", json!({"n": 2})).await?;
+        println!("the worker's sum is {sum}");
+        assert_eq!(sum, expected);
+    }
+    let rejected = snakepit.execute::<i64>("add", json!({"m": 2})).await;
+    assert!(matches!(rejected, Err(Error::Tool(ToolError::InvalidArgument { .. }))));
+
+    snakepit.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use snakepit_server::testing::launcher_contract;
+
+    use super::*;
+
+    #[test]
+    fn the_example_runs() {
+        super::main().unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_launcher_keeps_the_contract() {
+        launcher_contract(Arc::new(ThreadLauncher)).await;
+    }
+}

@@ -1,0 +1,243 @@
+//! [`HostLauncher`]: connects a launcher to the host. It tells workers how to reach the host, and registers the tools that they
+//! announce.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use snakepit_registry::{RegistryError, ToolHandler};
+use snakepit_worker::{LaunchRequest, Worker, WorkerError, WorkerLauncher, process::HostAccess};
+use tokio::time::timeout;
+
+use crate::host::Host;
+
+/// How long a worker whose launch failed may take to exit after it was killed.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The outermost launcher of a pool, around the launchers of the program.
+#[derive(Debug)]
+pub(crate) struct HostLauncher {
+    pub(crate) inner: Arc<dyn WorkerLauncher>,
+    /// Weak, because the host's pool owns this launcher.
+    pub(crate) host: Weak<Host>,
+    pub(crate) access: HostAccess,
+    /// The time limit of a launch, unless the inner launcher enforces it.
+    pub(crate) start_timeout: Option<Duration>,
+}
+
+impl HostLauncher {
+    async fn register(&self, worker: &Worker) -> Result<(), WorkerError> {
+        let Some(tools) = worker.tools() else { return Ok(()) };
+        let ended = || WorkerError::NoHost { problem: "the host was dropped".to_owned() };
+        let host = self.host.upgrade().ok_or_else(ended)?;
+        let pool = host.pool().await.map_err(|_| ended())?;
+        let name = pool.status().name;
+        let handler: Arc<dyn ToolHandler> = pool.tool();
+        let registered = host.registry.register_remote(&name, worker.announcer(), &handler, tools.to_vec());
+        registered.map(drop).map_err(|error| rejected(worker, error))
+    }
+}
+
+fn rejected(worker: &Worker, error: RegistryError) -> WorkerError {
+    WorkerError::ToolsRejected { worker: worker.id().to_string(), error }
+}
+
+#[async_trait]
+impl WorkerLauncher for HostLauncher {
+    async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
+        let id = request.id.clone();
+        let launch = self.inner.launch(request.with_host(self.access.clone()));
+        let worker = match self.start_timeout {
+            None => launch.await?,
+            Some(limit) => timeout(limit, launch).await.unwrap_or_else(|_| {
+                Err(WorkerError::NotReady { timeout: limit, output_lines: Vec::new() })
+            })?,
+        };
+        let accepted = if worker.id() == &id {
+            self.register(&worker).await
+        } else {
+            Err(WorkerError::start_failed(format!(
+                "its launcher returned worker `{}` for the launch of `{id}`; create the `Worker` with the id of the request",
+                worker.id()
+            )))
+        };
+        if let Err(error) = accepted {
+            worker.kill("the host rejected it");
+            if timeout(KILL_TIMEOUT, worker.exited()).await.is_err() {
+                tracing::warn!(worker = %id, "a worker that the host rejected does not exit");
+            }
+            return Err(error);
+        }
+        Ok(worker)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use snakepit_registry::{FnTool, ToolSpec};
+    use snakepit_worker::{WorkerId, testing::InProcessWorkers};
+
+    use crate::{Builder, Error, Snakepit, StartError};
+
+    use super::*;
+
+    fn double() -> FnTool {
+        FnTool::typed("double", |args: std::collections::HashMap<String, i64>| async move { args["n"] * 2 })
+    }
+
+    fn host(dir: &tempfile::TempDir, launcher: impl WorkerLauncher) -> Builder {
+        Snakepit::builder().launcher(Arc::new(launcher)).run_dir(dir.path()).workers(2)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn announced_tools_are_registered_before_the_host_has_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let workers = InProcessWorkers::new().tool(double());
+        let snakepit = host(&dir, workers.clone()).start().await.unwrap();
+        let tools = snakepit.tools();
+        assert_eq!((tools[0].0.name.as_str(), tools[0].1.as_str()), ("double", "default"));
+        let args = serde_json::json!({"n": 4});
+        assert_eq!(snakepit.execute::<i64>("double", args.clone()).await.unwrap(), 8);
+        // The tools remain while the workers are replaced.
+        workers.workers().iter().for_each(|worker| assert!(workers.crash(worker)));
+        assert_eq!(snakepit.execute::<i64>("double", args).await.unwrap(), 8);
+        snakepit.shutdown().await.unwrap();
+        assert!(workers.workers().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_conflict_of_tools_fails_the_launch_and_names_the_tool() {
+        let dir = tempfile::tempdir().unwrap();
+        let workers = InProcessWorkers::new().tool(double());
+        let error = host(&dir, workers.clone()).fn_tool(double()).start().await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("tool name `double` is taken by host") && text.contains("default-"), "{text}");
+        assert!(matches!(error, StartError::Pool(_)), "{error:?}");
+        assert!(workers.workers().is_empty(), "the rejected worker was killed");
+    }
+
+    /// Passes launches on, and changes the workers.
+    #[derive(Debug)]
+    struct Changing(InProcessWorkers, fn(&LaunchRequest, Worker) -> Worker);
+
+    #[async_trait]
+    impl WorkerLauncher for Changing {
+        async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
+            let worker = self.0.launch(request.clone()).await?;
+            Ok((self.1)(&request, worker))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn workers_of_one_pool_must_announce_the_same_tools() {
+        let dir = tempfile::tempdir().unwrap();
+        fn describe(request: &LaunchRequest, worker: Worker) -> Worker {
+            worker.with_tools([ToolSpec::new("double").description(request.id.as_str())])
+        }
+        let changing = Changing(InProcessWorkers::new(), describe);
+        let text = host(&dir, changing).start().await.unwrap_err().to_string();
+        assert!(text.contains("duplicate_tool: tool `double`"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tools_that_a_replacement_does_not_announce_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        fn rename(request: &LaunchRequest, worker: Worker) -> Worker {
+            let is_first = request.id.as_str().ends_with("-1");
+            worker.with_tools([ToolSpec::new(if is_first { "old" } else { "new" })])
+        }
+        let workers = InProcessWorkers::new();
+        let snakepit = host(&dir, Changing(workers.clone(), rename)).workers(1).start().await.unwrap();
+        let names = || snakepit.tools().into_iter().map(|(spec, _)| spec.name).collect::<Vec<_>>();
+        assert_eq!(names(), ["old"]);
+        assert!(workers.crash(&workers.workers()[0]));
+        workers.launched(2).await;
+        // On paused time, this lets every task run.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(names(), ["new"]);
+        snakepit.shutdown().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_launcher_that_returns_another_worker_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        fn rename(_: &LaunchRequest, _: Worker) -> Worker {
+            let handler = Arc::new(FnTool::typed("x", |(): ()| async {}));
+            Worker::new(WorkerId::new("mine"), None, "nowhere", handler).0
+        }
+        let changing = Changing(InProcessWorkers::new(), rename);
+        let text = host(&dir, changing).start().await.unwrap_err().to_string();
+        assert!(text.contains("returned worker `mine` for the launch of `default-"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_start_timeout_applies_to_custom_launchers() {
+        let dir = tempfile::tempdir().unwrap();
+        let workers = InProcessWorkers::new();
+        workers.delay_launches(2, Duration::from_secs(100));
+        let slow = host(&dir, workers).start_timeout(Duration::from_secs(3)).start().await.unwrap_err();
+        assert!(slow.to_string().contains("not ready within 3s"), "{slow}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn decorators_see_every_launch_from_the_outside_in() {
+        /// Logs launches with its name.
+        #[derive(Debug)]
+        struct Logging(&'static str, Arc<std::sync::Mutex<Vec<String>>>, Arc<dyn WorkerLauncher>);
+
+        #[async_trait]
+        impl WorkerLauncher for Logging {
+            async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
+                assert!(request.host.is_some(), "decorators can use the host too");
+                self.1.lock().unwrap().push(format!("{} {}", self.0, request.id));
+                self.2.launch(request).await
+            }
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(std::sync::Mutex::default());
+        let (first, second) = (Arc::clone(&log), Arc::clone(&log));
+        let host = host(&dir, InProcessWorkers::new().tool(double())).workers(1);
+        let host = host
+            .decorate_launcher(|inner| Arc::new(Logging("inner", first, inner)))
+            .decorate_launcher(|inner| Arc::new(Logging("outer", second, inner)));
+        let snakepit = host.start().await.unwrap();
+        assert_eq!(*log.lock().unwrap(), ["outer default-0-1", "inner default-0-1"]);
+        snakepit.execute::<i64>("double", serde_json::json!({"n": 1})).await.unwrap();
+        snakepit.shutdown().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_handler_is_a_host_tool() {
+        #[derive(Debug)]
+        struct Echo;
+
+        #[async_trait]
+        impl ToolHandler for Echo {
+            async fn call(
+                &self,
+                call: snakepit_registry::ToolCall,
+            ) -> Result<snakepit_registry::ToolReply, snakepit_registry::ToolError> {
+                let text = call.arguments.get("text").cloned();
+                Ok(snakepit_registry::ToolReply::value(text.unwrap_or_else(snakepit_session::Payload::null)))
+            }
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        let spec = || ToolSpec::new("echo").parameter("text", "string", "").closed();
+        let echo = || host(&dir, InProcessWorkers::new()).tool(spec(), Arc::new(Echo));
+        let twice = echo().tool(spec(), Arc::new(Echo)).start().await.unwrap_err();
+        assert!(twice.to_string().contains("tool name `echo` is taken by host"), "{twice}");
+        let snakepit = echo().start().await.unwrap();
+        let answer: String = snakepit.execute("echo", serde_json::json!({"text": "hi"})).await.unwrap();
+        assert_eq!(answer, "hi");
+        let wrong = snakepit.execute::<String>("echo", serde_json::json!({"txt": 1})).await.unwrap_err();
+        assert!(
+            matches!(wrong, Error::Tool(snakepit_registry::ToolError::InvalidArgument { .. })),
+            "{wrong}"
+        );
+        snakepit.shutdown().await.unwrap();
+    }
+}

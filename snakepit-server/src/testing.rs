@@ -1,0 +1,42 @@
+//! Tools for the tests of an application (feature `testing`): a whole host without Python, on paused time.
+//!
+//! [`InProcessWorkers`] is a [launcher](crate::Builder::launcher) whose workers run Rust closures in the process of the test. The
+//! rest of the host is real: sessions, the registry, the pool with its queue, deadlines, retries and replacement of workers.
+//! Everything uses tokio's clock, so a test on paused time waits for no timer.
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//!
+//! use serde_json::json;
+//! use snakepit_server::{FnTool, Snakepit, ToolSpec, testing::InProcessWorkers};
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Pair {
+//!     a: i64,
+//!     b: i64,
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), snakepit_server::Error> {
+//! let add = FnTool::typed("add", |pair: Pair| async move { pair.a + pair.b });
+//! let workers = InProcessWorkers::new().tool(add.describe(ToolSpec::idempotent));
+//! let snakepit = Snakepit::builder().launcher(Arc::new(workers.clone())).workers(2).start().await?;
+//!
+//! // The first worker crashes during the call, and the pool repeats the call on the other one.
+//! workers.crash_in_calls("add", 1);
+//! let sum: i64 = snakepit.execute("add", json!({"a": 1, "b": 2})).await?;
+//! assert_eq!((sum, workers.calls("add")), (3, 2));
+//!
+//! // Two workers at the start, and a replacement.
+//! workers.launched(3).await;
+//! snakepit.shutdown().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The suites of the contracts check implementations of the traits: [`launcher_contract`] a
+//! [`WorkerLauncher`](crate::WorkerLauncher), and [`tool_handler_contract`] a [`ToolHandler`](crate::ToolHandler). The crate
+//! `snakepit-session-testkit` has those for a [`SessionBackend`](crate::SessionBackend).
+
+pub use snakepit_registry::contract::{ContractCalls, tool_handler_contract};
+pub use snakepit_worker::{contract::launcher_contract, testing::InProcessWorkers};
