@@ -1,4 +1,4 @@
-//! Counts the outcomes of calls that their callers receive.
+//! Counts calls by the outcome that the caller sees.
 //!
 //! A call counts when its reply is complete. A streaming call counts at the end of its stream. A call that its caller
 //! drops counts as cancelled.
@@ -27,7 +27,7 @@ use crate::chunks::wrap;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct CallTotals {
-    /// Answered. A stream counts when it has been read to its end.
+    /// Ended with a reply. A stream counts when it has been read to its end.
     pub succeeded: u64,
     /// Failed in the tool, or invalid.
     pub failed: u64,

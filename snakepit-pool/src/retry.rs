@@ -83,7 +83,7 @@ where
 }
 
 pin_project! {
-    /// Retries one call until it is answered or has used up its attempts.
+    /// Retries one call until it ends with a reply, or with an error after which no retry is left or allowed.
     #[derive(Debug)]
     pub(crate) struct ResponseFuture<S: Service<Arc<ToolCall>>> {
         // `None` between two attempts, until the service is ready.

@@ -290,7 +290,7 @@ impl Scheduler {
         self.stop_if_drained();
     }
 
-    /// Counts a call that ended without a reply, because of its deadline, a cancellation or the loss of its worker.
+    /// Counts a call that ended without an answer, because of its deadline, a cancellation or the loss of its worker.
     fn count_end(&mut self, worker: WorkerKey) {
         if let Some(slot) = self.slots.get_mut(worker.index()) {
             slot.ended_calls += 1;

@@ -46,7 +46,7 @@ impl fmt::Display for CallId {
     }
 }
 
-/// The kind of answer that the caller expects.
+/// The kind of reply that the caller expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CallMode {
     /// One value.

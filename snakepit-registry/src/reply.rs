@@ -8,7 +8,7 @@ use snakepit_session::Payload;
 
 use crate::ToolError;
 
-/// An item of a streamed answer.
+/// An item of a streamed reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
     /// The yielded value as JSON.
@@ -17,16 +17,16 @@ pub struct Chunk {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// The items of a streamed answer. An error is the last item.
+/// The items of a streamed reply. An error is the last item.
 ///
 /// Dropping the stream before its end cancels the call.
 pub type ChunkStream = Pin<Box<dyn Stream<Item = Result<Chunk, ToolError>> + Send>>;
 
-/// The answer to a call.
+/// The content of a [`ToolReply`].
 pub enum ReplyBody {
-    /// The answer to a unary call.
+    /// The value of a unary call.
     Value(Payload),
-    /// The answer to a streaming call.
+    /// The chunks of a streaming call.
     Stream(ChunkStream),
 }
 
@@ -42,7 +42,7 @@ impl fmt::Debug for ReplyBody {
 /// The reply to a call.
 #[derive(Debug)]
 pub struct ToolReply {
-    /// The answer.
+    /// The value or the chunks.
     pub body: ReplyBody,
     /// Key-value pairs that the tool attached.
     pub metadata: BTreeMap<String, String>,

@@ -1,4 +1,4 @@
-"""One tool of each kind. The argument `how` selects its ending."""
+"""One tool of each kind. The argument `how` selects how the call ends."""
 
 import asyncio
 import collections
@@ -12,14 +12,14 @@ from snakepit_bridge import BaseAdapter, tool
 
 
 class Shelf:
-    """A class around an exception class, whose qualified name thus has two parts."""
+    """Nests an exception class, so that its qualified name, `Shelf.EmptyError`, has two parts."""
 
     class EmptyError(Exception):
         """Raised by the tool `empty`."""
 
 
 def begin(marker: str) -> None:
-    """Creates a file that shows the test that the call runs."""
+    """Creates the marker file. The test waits for it to know that the call has begun."""
     Path(marker).write_text("begun")
 
 

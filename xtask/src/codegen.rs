@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .bytes(".")
         // For small maps, a BTreeMap is faster than a HashMap, and its order is stable.
         .btree_map(".")
-        // prost-types has its own `Any`, but this one has a payload of `Bytes`.
+        // Generates `Any` instead of using the one from prost-types, so that its payload is `Bytes`.
         .compile_well_known_types(true)
         .extern_path(".google.protobuf.Timestamp", "::prost_types::Timestamp")
         .out_dir(&output_dir)

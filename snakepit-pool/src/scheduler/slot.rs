@@ -29,7 +29,7 @@ pub(crate) struct Slot {
     generation: u32,
     /// The number of consecutive workers that did not start or exited before they were healthy.
     failures: u32,
-    /// The number of calls that ended on workers of this slot, with or without a reply.
+    /// The number of calls that ended on workers of this slot, with or without an answer.
     pub(super) ended_calls: u64,
     pub(crate) state: SlotState,
 }
@@ -168,7 +168,7 @@ impl Slot {
         self.key()
     }
 
-    /// Counts a call that ended with a reply of the current worker.
+    /// Counts a call that ended with an answer of the current worker.
     pub(super) const fn record_finished(&mut self) {
         self.ended_calls += 1;
         self.failures = 0;

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 
 def worker_task(coroutine: Coroutine[Any, Any, _T], *, name: str | None = None) -> asyncio.Task[_T]:
-    """Start a task that lives as long as the worker, instead of the call that starts it.
+    """Start a task that lives as long as the worker, not only as long as the call that starts it.
 
-    When an asynchronous call ends, the worker cancels the tasks that it started. A worker task continues, and so do the
-    tasks that it starts. It runs between calls and while later coroutines run, but not while a plain function runs. It
-    has none of the call's context variables. Use it for background work, such as the connection of a client::
+    When an asynchronous call ends, the worker cancels the tasks that the call started. It cancels neither a worker task
+    nor the tasks that a worker task starts. A worker task runs between calls and while later coroutines run, but not
+    while a plain function runs. It has none of the call's context variables. Use a worker task for background work, such
+    as the connection of a client::
 
         if Shop.client is None:
             Shop.client = await worker_task(connect())

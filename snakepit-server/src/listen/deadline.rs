@@ -18,7 +18,7 @@ use tonic::body::Body;
 use crate::status::rpc_deadline_exceeded;
 
 /// The deadline of a call, which is the deadline of its request less a margin for the response. Requests with a timeout carry it as an
-/// extension. The time that the message takes to arrive counts.
+/// extension. The clock starts when the headers arrive, so the deadline includes the time to receive the message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallDeadline(pub(crate) Instant);
 
@@ -45,7 +45,7 @@ pub(super) fn with_deadline<B, F>(
     ResponseFuture { inner: Some(handler(request)), end }
 }
 
-/// The time by which an RPC must be answered.
+/// The time by which an RPC must have a response.
 struct ResponseDeadline {
     at: Instant,
     /// Created by the first poll that finds no response.
@@ -53,7 +53,8 @@ struct ResponseDeadline {
 }
 
 impl ResponseDeadline {
-    /// Also compares with the clock, because another timer may wake the task at this deadline before this timer is ready.
+    /// Ready at the deadline. Checks the clock as well as the timer, because another timer may wake the task at the same instant, before
+    /// this timer is ready.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.at)));
         if timer.as_mut().poll(cx).is_ready() || self.at <= Instant::now() {

@@ -13,8 +13,7 @@ use crate::{limits::MessageTooLarge, status::message_too_large};
 pub(super) const SEGMENT_OVERHEAD: usize = 128;
 /// The length of the prefix of a message, in bytes.
 pub(super) const PREFIX_BYTES: usize = 5;
-/// The size in bytes above which a message is heavy. The host counts the fields of a heavy message before it decodes the message on a
-/// blocking thread.
+/// Messages above this size, in bytes, are heavy: the host counts their fields first, and then decodes them on a blocking thread.
 pub(super) const MAX_LIGHT_BYTES: usize = 256 * 1024;
 
 /// The result of `poll_frame` for the request and response bodies of this module.
