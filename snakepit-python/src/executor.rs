@@ -4,6 +4,7 @@
 //! runs inside [`Executor::invoke`]. Even if that code fails, the call ends and the next one starts in a clean state.
 
 mod answer;
+mod entry;
 mod fitness;
 mod globals;
 mod pending_answers;

@@ -1,18 +1,19 @@
 //! [`Fitness`]: checks whether the interpreter can still run calls after a tool changed or broke it.
 
 use pyo3::{
-    intern,
     prelude::*,
     types::{PyDict, PyString},
 };
+
+use super::entry::Entry;
 
 /// The state of the interpreter before the first call.
 #[derive(Debug)]
 pub(crate) struct Fitness {
     builtins: Py<PyDict>,
     builtin_count: usize,
-    /// The namespace of `sys`.
-    sys: Py<PyDict>,
+    /// `sys.modules` as an attribute of `sys`.
+    modules_entry: Entry,
     modules: Py<PyDict>,
     module_count: usize,
     /// The Python function that returns a description of the problem, or `None`.
@@ -27,13 +28,14 @@ impl Fitness {
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         let builtins = py.import("builtins")?.dict();
         let sys = py.import("sys")?.dict();
-        let modules = sys.as_any().get_item(intern!(py, "modules"))?.cast_into::<PyDict>()?;
+        let modules_entry = Entry::new(&sys, "modules")?;
+        let modules = modules_entry.original().bind(py).cast::<PyDict>()?.clone();
         Ok(Self {
             builtin_count: builtins.len(),
             builtins: builtins.unbind(),
             module_count: modules.len(),
             modules: modules.unbind(),
-            sys: sys.unbind(),
+            modules_entry,
             examine: py
                 .import("snakepit_bridge._fitness")?
                 .getattr("Fitness")?
@@ -48,10 +50,9 @@ impl Fitness {
         if self.builtins.bind(py).len() < self.builtin_count {
             return Some("a tool removed builtins");
         }
-        let modules = self.sys.bind(py).get_item(intern!(py, "modules")).ok().flatten();
-        let modules = modules.filter(|modules| modules.is(&self.modules));
         // Tools may remove some modules to import them again.
-        let is_broken = modules.is_none() || self.modules.bind(py).len() < self.module_count / 2;
+        let is_broken =
+            !self.modules_entry.is_unchanged(py) || self.modules.bind(py).len() < self.module_count / 2;
         is_broken.then_some("a tool replaced or cleared sys.modules")
     }
 

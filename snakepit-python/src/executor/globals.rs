@@ -1,21 +1,17 @@
 //! [`Globals`]: restores global state of the interpreter that a call changed, where a check after each call is cheap.
 
-use pyo3::{
-    ffi,
-    prelude::*,
-    types::{PyDict, PyList, PyString},
-};
+use pyo3::{ffi, prelude::*, types::PyList};
 
-/// The standard streams, as attributes of `sys`.
-const STREAMS: [&str; 3] = ["stdin", "stdout", "stderr"];
+use super::entry::Entry;
+
+/// Attributes of `sys`.
+const NAMES: [&str; 4] = ["stdin", "stdout", "stderr", "argv"];
 
 /// The state before the first call.
 #[derive(Debug)]
 pub(crate) struct Globals {
-    /// The namespace of `sys`.
-    sys: Py<PyDict>,
-    values: Vec<(Py<PyString>, Py<PyAny>)>,
-    argv_name: Py<PyString>,
+    /// Attributes of `sys`.
+    attributes: [Entry; NAMES.len()],
     argv: Py<PyList>,
     arguments: Vec<Py<PyAny>>,
     is_gc_enabled: bool,
@@ -29,19 +25,16 @@ impl Globals {
     /// If an attribute of `sys` is missing or of another type.
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         let sys = py.import("sys")?.dict();
-        let values = STREAMS.into_iter().map(|name| {
-            let name = PyString::intern(py, name);
-            Ok((name.clone().unbind(), sys.as_any().get_item(&name)?.unbind()))
-        });
-        let argv = sys.as_any().get_item("argv")?.cast_into::<PyList>()?;
+        let [stdin, stdout, stderr, argv] = NAMES.map(|name| Entry::new(&sys, name));
+        let attributes = [stdin?, stdout?, stderr?, argv?];
+        let [.., argv] = &attributes;
+        let argv = argv.original().bind(py).cast::<PyList>()?.clone();
         Ok(Self {
-            values: values.collect::<PyResult<_>>()?,
-            argv_name: PyString::intern(py, "argv").unbind(),
+            attributes,
             arguments: argv.iter().map(Bound::unbind).collect(),
             argv: argv.unbind(),
             is_gc_enabled: is_gc_enabled(),
             recursion_limit: recursion_limit(),
-            sys: sys.unbind(),
         })
     }
 
@@ -54,16 +47,12 @@ impl Globals {
         if recursion_limit() != self.recursion_limit {
             set_recursion_limit(self.recursion_limit);
         }
-        let sys = self.sys.bind(py);
-        for (name, value) in &self.values {
-            if !sys.get_item(name)?.is_some_and(|now| now.is(value)) {
-                sys.set_item(name, value)?;
+        for attribute in &self.attributes {
+            if !attribute.is_unchanged(py) {
+                attribute.restore(py)?;
             }
         }
         let argv = self.argv.bind(py);
-        if !sys.get_item(&self.argv_name)?.is_some_and(|now| now.is(argv)) {
-            sys.set_item(&self.argv_name, argv)?;
-        }
         if argv.len() != self.arguments.len()
             || argv.iter().zip(&self.arguments).any(|(now, was)| !now.is(was))
         {
