@@ -13,8 +13,12 @@ use prost::Message;
 use snakepit_proto::{
     answers::{MAX_STORED_BYTES, PREFIX_BYTES},
     launch::progress::{ANSWER_ENDS, ANSWERS, HALF_BYTES, STACK},
+    mux::reply_size,
     pb::CallReply,
 };
+
+/// The length of each record fits its prefix.
+const _: () = assert!(MAX_STORED_BYTES <= u32::MAX as usize);
 
 /// The writer of the answers in the shared file. See [`snakepit_proto::answers`] for the layout.
 #[derive(Debug)]
@@ -45,11 +49,12 @@ impl Answers {
     /// Stores an answer. Returns `false` if it is too long, or would replace answers that may not have been sent. Then
     /// all answers must be [sent](Self::mark_sent) before the next call begins.
     pub(crate) fn store(&mut self, reply: &CallReply) -> bool {
-        let length = reply.encoded_len();
-        let Some(prefix) = u32::try_from(length).ok().filter(|_| length <= MAX_STORED_BYTES) else {
+        // Cheaper than the exact length, which encoding computes anyway.
+        let bound = reply_size(reply);
+        if bound > MAX_STORED_BYTES {
             return false;
-        };
-        if self.end + PREFIX_BYTES + length > HALF_BYTES {
+        }
+        if self.end + PREFIX_BYTES + bound > HALF_BYTES {
             if !self.is_other_sent {
                 return false;
             }
@@ -60,10 +65,10 @@ impl Answers {
             // Readers ignore the half before its content is overwritten.
             fence(Ordering::SeqCst);
         }
-        let mut record = self.space(PREFIX_BYTES + length);
-        record[..PREFIX_BYTES].copy_from_slice(&prefix.to_ne_bytes());
-        record = &mut record[PREFIX_BYTES..];
+        let (prefix, mut record) = self.space(PREFIX_BYTES + bound).split_at_mut(PREFIX_BYTES);
         reply.encode_raw(&mut record);
+        let length = bound - record.len();
+        prefix.copy_from_slice(&(length as u32).to_ne_bytes());
         self.end += PREFIX_BYTES + length;
         // Publishes the complete record.
         self.end_of_half().store(self.end as u64, Ordering::Release);
