@@ -129,8 +129,8 @@ impl Executor {
         if !state.start() {
             let next = self.tools.finish(&state);
             let cancelled = Err(ToolError::Cancelled { tool: call.tool.to_string() });
-            let answered = reply.answer(cancelled, pending.answers.as_mut());
-            pending.record(answered);
+            let answered = reply.queue(cancelled, pending.answers.as_mut());
+            pending.record(answered, self.io);
             return (next, now);
         }
         call_output::begin(state.id);
@@ -164,7 +164,7 @@ impl Executor {
             // Callers do not wait for tasks that the call left behind, unless they cancelled it.
             if !is_cancelled && let Some((answer, outcome)) = unanswered.take() {
                 let answered = answer.finish(outcome, now, pending.answers.as_mut());
-                pending.record(answered);
+                pending.record(answered, self.io);
                 if let Some(io) = self.io {
                     pending.flush(py, io);
                 }
@@ -182,7 +182,7 @@ impl Executor {
         let next = self.tools.finish(&state);
         if let Some((answer, outcome)) = unanswered {
             let answered = answer.finish(outcome, now, pending.answers.as_mut());
-            pending.record(answered);
+            pending.record(answered, self.io);
         }
         // Both may take long after the end of the tool, so the time is read again.
         let needs_new_time = used_loop || self.plan.has_cleanup;

@@ -1,5 +1,7 @@
 //! Replies of multiplexed unary calls.
 
+use std::task::Waker;
+
 use snakepit_registry::{ReplyBody, ToolError, ToolReply};
 use snakepit_session::SessionId;
 use snakepit_wire::mux::{Replies, error_reply, status_reply, value_reply};
@@ -16,6 +18,22 @@ pub(crate) enum AnswerState {
     Pending(Option<Replies>),
 }
 
+/// An answer whose sending task was not woken yet.
+#[derive(Debug)]
+#[must_use = "the answer leaves only after its task was woken"]
+pub(crate) struct QueuedAnswer {
+    pub(crate) state: AnswerState,
+    /// Wakes the task that sends the answer. `None` if the task runs already.
+    pub(crate) waker: Option<Waker>,
+}
+
+impl QueuedAnswer {
+    /// An answer that its task sends without a multiplexed stream.
+    pub(crate) const fn with_task() -> Self {
+        Self { state: AnswerState::Pending(None), waker: None }
+    }
+}
+
 /// Sends the reply of one unary call.
 #[derive(Debug)]
 pub(crate) struct FrameReply {
@@ -28,13 +46,20 @@ pub(crate) struct FrameReply {
 }
 
 impl FrameReply {
-    /// Sends the reply. A value above the limit of a message becomes a failure. Stores the reply in `answers` if there
-    /// is space, so that the host finds it even if this process dies.
-    pub(crate) fn send(
+    /// Sends the reply. A value above the limit of a message becomes a failure.
+    pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>) {
+        if let Some(waker) = self.queue(outcome, None).waker {
+            waker.wake();
+        }
+    }
+
+    /// Like [`send`](Self::send), but leaves it to the caller to wake the sending task. Stores the reply in `answers`
+    /// if there is space, so that the host finds it even if this process dies.
+    pub(crate) fn queue(
         self,
         outcome: Result<ToolReply, ToolError>,
         answers: Option<&mut Answers>,
-    ) -> AnswerState {
+    ) -> QueuedAnswer {
         let Self { replies, id, is_stored, session } = self;
         let reply = match outcome {
             Ok(ToolReply { body: ReplyBody::Value(value), execution_time, .. }) => {
@@ -43,7 +68,7 @@ impl FrameReply {
             Ok(_) => status_reply(id, Status::internal("a unary call was answered with a stream")),
             Err(ToolError::Recalled { .. }) => {
                 replies.send_recalled(id);
-                return AnswerState::Pending(Some(replies));
+                return QueuedAnswer { state: AnswerState::Pending(Some(replies)), waker: None };
             }
             Err(error) => {
                 let session_id = session.map(|id| id.as_str().to_owned()).unwrap_or_default();
@@ -52,7 +77,8 @@ impl FrameReply {
         };
         // Stores the reply before queueing it, because a reply that has been sent needs no further steps.
         let is_stored = is_stored && answers.is_some_and(|answers| answers.store(&reply));
-        replies.send_reply(reply);
-        if is_stored { AnswerState::Stored } else { AnswerState::Pending(Some(replies)) }
+        let waker = replies.queue_reply(reply);
+        let state = if is_stored { AnswerState::Stored } else { AnswerState::Pending(Some(replies)) };
+        QueuedAnswer { state, waker }
     }
 }

@@ -33,14 +33,19 @@
 //! So a brief call needs no switch between threads: the main thread reads its message, runs it and writes its answer.
 //! During a longer call, the standby handles health checks, cancellations and requests. Other threads, and tools that
 //! wait for the host, use [`Io::block_on`]. They drive the runtime while no other thread does.
+//!
+//! Waking a task from outside the runtime costs a write to tokio's eventfd and one more poll of the system. Therefore the
+//! executor only [queues](Io::wake_later) the wakers of tasks that it has work for. The next thread that enters the
+//! runtime wakes these tasks, which costs neither.
 
 use std::{
     future::Future,
     io,
     sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
+    task::Waker,
     thread::{self, Thread},
     time::Duration,
 };
@@ -64,6 +69,10 @@ struct Shared {
     runtime: Runtime,
     tick: Duration,
     backpressure: Backpressure,
+    /// Tasks that the executor has work for. The next thread that enters the runtime wakes them.
+    delayed_wakers: Mutex<Vec<Waker>>,
+    /// The number of threads in the runtime, without the executor's own turns.
+    guests: AtomicUsize,
     /// Counts each time that the executor starts and stops driving. Odd while it does not drive.
     steps: AtomicU64,
     /// Notified when the executor returns.
@@ -90,6 +99,8 @@ impl Io {
             runtime,
             tick,
             backpressure: Backpressure::default(),
+            delayed_wakers: Mutex::default(),
+            guests: AtomicUsize::new(0),
             // The executor does not drive yet.
             steps: AtomicU64::new(1),
             executor_returned: Notify::new(),
@@ -109,7 +120,7 @@ impl Io {
         exit_if_fork();
         self.0.steps.fetch_add(1, SeqCst);
         self.0.executor_returned.notify_waiters();
-        let value = self.0.runtime.block_on(future);
+        let value = self.0.runtime.block_on(self.0.after_delayed_wakes(future));
         self.0.steps.fetch_add(1, SeqCst);
         if self.0.is_standby_parked.load(SeqCst) {
             self.unpark_standby();
@@ -119,11 +130,24 @@ impl Io {
 
     /// Sends and receives as much as possible without waiting. Only for the executor.
     pub(crate) fn turn(self) {
-        // The future is a spawned task, because this thread may first wait for the standby to leave, and tasks run only
-        // while this thread drives. The runtime polls all ready tasks and the system before it finishes.
-        let round = self.0.runtime.spawn(tokio::task::yield_now());
-        // The task is never aborted and does not panic.
-        let _ = self.drive(round);
+        self.drive(async {
+            // A spawned task, because this thread may first wait for the standby to leave, and tasks run only while a
+            // thread drives. The runtime polls all ready tasks and the system before it finishes. Spawned inside the
+            // runtime, it wakes no thread.
+            let round = self.0.runtime.spawn(tokio::task::yield_now());
+            // The task is never aborted and does not panic.
+            let _ = round.await;
+        });
+    }
+
+    /// Wakes a task when a thread next drives the runtime, or immediately if one may be driving it now. Only for the
+    /// executor, which must not drive at this time.
+    pub(crate) fn wake_later(self, waker: Waker) {
+        self.0.delayed_wakers().push(waker);
+        // A guest that enters after the push wakes the task itself.
+        if self.0.guests.load(SeqCst) > 0 {
+            self.0.wake_delayed();
+        }
     }
 
     /// Makes the standby drive the runtime immediately, without waiting for its next check.
@@ -135,7 +159,7 @@ impl Io {
     /// Waits for a future on any thread, and drives the runtime if no other thread does. Must not be called with the
     /// GIL held.
     pub(crate) fn block_on<T>(self, future: impl Future<Output = T>) -> T {
-        self.0.runtime.block_on(future)
+        self.0.block_on_as_guest(future)
     }
 
     /// Shows whether written data has left the process.
@@ -156,6 +180,31 @@ impl Io {
 }
 
 impl Shared {
+    /// Enters the runtime beside the executor.
+    fn block_on_as_guest<T>(&self, future: impl Future<Output = T>) -> T {
+        let _guest = Guest::enter(&self.guests);
+        self.runtime.block_on(self.after_delayed_wakes(future))
+    }
+
+    /// Wakes the delayed tasks at the first poll, which is inside the runtime, and continues with `future`.
+    async fn after_delayed_wakes<T>(&self, future: impl Future<Output = T>) -> T {
+        self.wake_delayed();
+        future.await
+    }
+
+    fn wake_delayed(&self) {
+        // A closure, so that the lock is released before the waker runs.
+        let next = || self.delayed_wakers().pop();
+        while let Some(waker) = next() {
+            waker.wake();
+        }
+    }
+
+    /// Locks the wakers. Ignores poisoning, because no code under the lock panics.
+    fn delayed_wakers(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.delayed_wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The loop of the standby thread.
     fn standby(&self) -> ! {
         let mut last_steps = 0;
@@ -190,7 +239,7 @@ impl Shared {
     }
 
     fn drive_until_executor_returns(&self, steps: u64) {
-        self.runtime.block_on(async {
+        self.block_on_as_guest(async {
             loop {
                 let returned = self.executor_returned.notified();
                 if self.steps.load(SeqCst) != steps {
@@ -199,6 +248,22 @@ impl Shared {
                 returned.await;
             }
         });
+    }
+}
+
+/// A thread in the runtime beside the executor.
+struct Guest<'a>(&'a AtomicUsize);
+
+impl<'a> Guest<'a> {
+    fn enter(guests: &'a AtomicUsize) -> Self {
+        guests.fetch_add(1, SeqCst);
+        Self(guests)
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
     }
 }
 
@@ -292,6 +357,72 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(10), parks).await.expect("the standby does not park");
         });
         echo_blocking(&socket);
+    }
+
+    /// Spawns a task that sets the flag once it is woken by the returned waker.
+    fn sleeper(io: Io) -> (Waker, Arc<AtomicBool>) {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let is_woken = Arc::new(AtomicBool::new(false));
+        let runs = Arc::clone(&is_woken);
+        io.runtime().spawn(async move {
+            let mut is_first = true;
+            std::future::poll_fn(|cx| {
+                if std::mem::take(&mut is_first) {
+                    sender.send(cx.waker().clone()).unwrap();
+                    return std::task::Poll::Pending;
+                }
+                std::task::Poll::Ready(())
+            })
+            .await;
+            runs.store(true, SeqCst);
+        });
+        io.turn();
+        (receiver.recv().unwrap(), is_woken)
+    }
+
+    fn wait_until_set(flag: &AtomicBool) {
+        let end = tokio::time::Instant::now() + Duration::from_secs(10);
+        while !flag.load(SeqCst) {
+            assert!(tokio::time::Instant::now() < end, "the task was not woken");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_turn_runs_tasks_that_were_to_be_woken_later() {
+        let io = Io::with_tick(Duration::from_secs(3600)).unwrap();
+        for _ in 0..20 {
+            let (waker, is_woken) = sleeper(io);
+            io.wake_later(waker);
+            assert!(!is_woken.load(SeqCst));
+            io.turn();
+            assert!(is_woken.load(SeqCst));
+        }
+    }
+
+    #[test]
+    fn a_standby_that_takes_over_runs_tasks_that_were_to_be_woken_later() {
+        let io = Io::start().unwrap();
+        for _ in 0..20 {
+            let (waker, is_woken) = sleeper(io);
+            io.wake_later(waker);
+            // This thread runs a long call now.
+            wait_until_set(&is_woken);
+        }
+    }
+
+    #[test]
+    fn a_task_is_woken_at_once_while_another_thread_drives() {
+        let io = Io::with_tick(Duration::from_secs(3600)).unwrap();
+        for _ in 0..20 {
+            let (waker, is_woken) = sleeper(io);
+            let (started, driving) = std::sync::mpsc::channel();
+            io.hand_over();
+            io.runtime().spawn(async move { started.send(()).unwrap() });
+            driving.recv().unwrap();
+            io.wake_later(waker);
+            wait_until_set(&is_woken);
+        }
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod interrupt;
 mod io;
 mod local;
 mod multiplexed;
+mod open_streams;
 mod plan;
 mod progress;
 mod retire;

@@ -110,7 +110,9 @@ impl Calls for WorkerCalls {
         for id in recalls.iter().filter(is_unary) {
             self.tools.return_call(progress::multiplexed_id(self.stream, *id));
         }
-        self.streaming.receive(pb::CallBatch { credits, cancels, recalls, ..pb::CallBatch::default() });
+        if !(credits.is_empty() && cancels.is_empty() && recalls.is_empty()) {
+            self.streaming.receive(pb::CallBatch { credits, cancels, recalls, ..pb::CallBatch::default() });
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {

@@ -14,12 +14,11 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
-use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
     backpressure::Backpressure, exit::exit_now, fork, host::Host, http2::configure_server, io::Io,
-    service::WorkerService, tools::PythonTools,
+    open_streams::OpenStreams, service::WorkerService, tools::PythonTools,
 };
 
 /// The default time that running calls may continue after SIGTERM.
@@ -124,8 +123,8 @@ async fn serve(
     mut executor_done: oneshot::Receiver<()>,
     [terminated, terminated_again]: [impl Future<Output = ()>; 2],
 ) {
-    let done = CancellationToken::new();
-    let service = BridgeServiceServer::new(WorkerService::new(tools.clone(), done.clone()))
+    let streams = OpenStreams::default();
+    let service = BridgeServiceServer::new(WorkerService::new(tools.clone(), streams.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let server = configure_server(Server::builder());
@@ -140,7 +139,7 @@ async fn serve(
             tools.abandon_all();
             let _ = executor_done.await;
         }
-        done.cancel();
+        streams.end();
     };
     let serving = async {
         match incoming {

@@ -4,13 +4,11 @@
 //! RPCs with UNIMPLEMENTED.
 
 use std::{
-    future::Future,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -31,11 +29,11 @@ use snakepit_wire::{
 };
 use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
     multiplexed::WorkerCalls,
+    open_streams::OpenStreams,
     status::{one_line, to_status},
     tools::PythonTools,
 };
@@ -51,13 +49,13 @@ pub(crate) type Batches = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Statu
 #[derive(Debug)]
 pub(crate) struct WorkerService {
     tools: PythonTools,
-    /// Cancelled when the last call has ended and no further call can begin.
-    done: CancellationToken,
+    /// The `Multiplex` streams, which end when the last call has ended and no further call can begin.
+    streams: OpenStreams,
 }
 
 impl WorkerService {
-    pub(crate) const fn new(tools: PythonTools, done: CancellationToken) -> Self {
-        Self { tools, done }
+    pub(crate) const fn new(tools: PythonTools, streams: OpenStreams) -> Self {
+        Self { tools, streams }
     }
 
     async fn execute(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<pb::ExecuteToolResponse> {
@@ -106,7 +104,8 @@ impl WorkerService {
     fn multiplex(&self, inbound: Streaming<pb::CallBatch>) -> Batches {
         let replies = Replies::new();
         let calls = WorkerCalls::new(self.tools.clone(), replies.clone());
-        Box::pin(UntilDone::new(Serve::new(inbound, calls, replies), &self.done))
+        self.streams.add(&replies);
+        Box::pin(Serve::new(inbound, calls, replies))
     }
 
     async fn cancel(&self, request: Request<pb::CancelToolRequest>) -> Answer<pb::CancelToolResponse> {
@@ -115,32 +114,6 @@ impl WorkerService {
         let was_active = self.tools.find(id).is_some();
         self.tools.cancel(id).await.map_err(|error| to_status(error, String::new()))?;
         Ok(Response::new(pb::CancelToolResponse { was_active }))
-    }
-}
-
-/// Ends a response when this worker is done, even if the host keeps its half open. The server waits for open responses
-/// before it ends.
-struct UntilDone<S> {
-    stream: Pin<Box<S>>,
-    done: Pin<Box<WaitForCancellationFutureOwned>>,
-}
-
-impl<S> UntilDone<S> {
-    fn new(stream: S, done: &CancellationToken) -> Self {
-        Self { stream: Box::pin(stream), done: Box::pin(done.clone().cancelled_owned()) }
-    }
-}
-
-impl<S: Stream> Stream for UntilDone<S> {
-    type Item = S::Item;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
-        // Polled first, so that the stream has the replies of all calls that ended before.
-        let done = self.done.as_mut().poll(cx).is_ready();
-        match self.stream.as_mut().poll_next(cx) {
-            Poll::Pending if done => Poll::Ready(None),
-            polled => polled,
-        }
     }
 }
 
@@ -238,15 +211,6 @@ fn milliseconds(time: Option<Duration>) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn the_stream_of_a_worker_that_is_done_ends_after_its_last_answers() {
-        let done = CancellationToken::new();
-        let mut stream = UntilDone::new(tokio_stream::iter([1, 2]).chain(tokio_stream::pending()), &done);
-        assert_eq!(stream.next().await, Some(1));
-        done.cancel();
-        assert_eq!((stream.next().await, stream.next().await), (Some(2), None));
-    }
 
     #[test]
     fn calls_without_an_id_get_ids_outside_the_range_of_hosts() {

@@ -21,7 +21,7 @@ use snakepit_registry::{CallId, Chunk, ChunkStream, ToolCall, ToolError, ToolHan
 use tokio::sync::oneshot;
 
 use crate::{
-    frames::{AnswerState, FrameReply},
+    frames::{FrameReply, QueuedAnswer},
     progress::Answers,
     sink::Source,
     state::{CallState, Stage},
@@ -50,25 +50,25 @@ impl Reply {
         match self {
             Self::Task(sender) => sender.send(outcome).is_ok(),
             Self::Frame(reply) => {
-                reply.send(outcome, None);
+                reply.send(outcome);
                 true
             }
         }
     }
 
-    /// Sends the answer of a call that has ended, and stores it in `answers` if possible.
-    pub(crate) fn answer(
+    /// Queues the answer of a call that has ended, and stores it in `answers` if possible.
+    pub(crate) fn queue(
         self,
         outcome: Result<ToolReply, ToolError>,
         answers: Option<&mut Answers>,
-    ) -> AnswerState {
+    ) -> QueuedAnswer {
         match self {
             Self::Task(sender) => {
                 // Fails if the task has ended, which is not an error.
                 let _ = sender.send(outcome);
-                AnswerState::Pending(None)
+                QueuedAnswer::with_task()
             }
-            Self::Frame(reply) => reply.send(outcome, answers),
+            Self::Frame(reply) => reply.queue(outcome, answers),
         }
     }
 }

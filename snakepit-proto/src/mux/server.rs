@@ -2,41 +2,34 @@
 
 use std::{
     fmt,
-    future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
 use futures_core::Stream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 mod batch_budget;
+mod call_loop;
+mod inbound;
 mod large_items;
 
+pub use self::call_loop::CallLoop;
 use self::{
     batch_budget::BatchBudget,
+    inbound::Inbound,
     large_items::{LargeItems, data_len},
 };
 use super::{
     BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, PART_BYTES, TOO_LARGE, chunk_cost, reply_size,
     too_large,
 };
-use crate::{
-    pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBatch, ToolFailure},
-    status::{OVERLOADED, error_status},
-};
+use crate::pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBatch, ToolFailure};
 
 /// The limit of the outbox, in bytes, for backpressure. Above it, the callee reads no more calls until the caller has read some
 /// replies. Items in parts do not block others, so one item of the maximum size may wait in addition.
 const OUTBOX_BYTES: usize = 4 * BATCH_BYTES;
-
-/// The maximum number of calls per message. Callers that limit messages to [`BATCH_BYTES`] stay below it. It bounds the memory for
-/// the replies to one message, because the limit of the outbox applies only between messages.
-const MAX_CALLS_PER_BATCH: usize = BATCH_BYTES / ITEM_BYTES;
-
-/// The maximum number of messages to read before sending replies, so that a caller that never pauses gets its replies.
-const MAX_BATCHES_PER_POLL: usize = 16;
 
 /// Runs the calls of one stream. The value is dropped when the stream ends or breaks, and must then cancel the calls that still
 /// run.
@@ -64,7 +57,7 @@ struct Outbox {
     large: LargeItems,
     /// The sending task, while the outbox is empty.
     sender_waker: Option<Waker>,
-    /// The task of the [`CallLoop`], woken when the outbox has capacity again or is closed.
+    /// The task of the [`CallLoop`], woken by messages, and when the outbox has capacity again, is ended or closed.
     call_loop_waker: Option<Waker>,
     /// Streams that wait for [capacity](Replies::poll_capacity).
     capacity_waiters: Vec<Waker>,
@@ -116,14 +109,21 @@ impl Replies {
 
     /// Sends the end of a call. A reply above [`MAX_ITEM_BYTES`] becomes a failure.
     pub fn send_reply(&self, reply: CallReply) {
-        let (reply, bytes) = bounded(reply);
-        self.put(|outbox| {
+        wake(self.queue_reply(reply));
+    }
+
+    /// Like [`send_reply`](Self::send_reply), for callers that can wake the sending task at a lower cost later. Returns
+    /// its waker if the task waits. Until the caller wakes it, the reply may not leave.
+    #[must_use = "the reply leaves only after the task was woken"]
+    pub fn queue_reply(&self, mut reply: CallReply) -> Option<Waker> {
+        let bytes = limit_size(&mut reply);
+        self.queue(|outbox| {
             outbox.bytes += bytes;
             if bytes > PART_BYTES {
                 outbox.large.count_item(data_len(&reply));
             }
             outbox.batch.replies.push(reply);
-        });
+        })
     }
 
     /// Sends that a call was recalled before it began.
@@ -183,15 +183,17 @@ impl Replies {
 
     /// Adds items and wakes the sending task.
     fn put(&self, put: impl FnOnce(&mut Outbox)) {
-        let waker = {
-            let mut outbox = self.lock();
-            if outbox.is_closed {
-                return;
-            }
-            put(&mut outbox);
-            if outbox.is_polling { None } else { outbox.sender_waker.take() }
-        };
-        wake(waker);
+        wake(self.queue(put));
+    }
+
+    /// Adds items. Returns the waker of the sending task if it waits.
+    fn queue(&self, put: impl FnOnce(&mut Outbox)) -> Option<Waker> {
+        let mut outbox = self.lock();
+        if outbox.is_closed {
+            return None;
+        }
+        put(&mut outbox);
+        if outbox.is_polling { None } else { outbox.sender_waker.take() }
     }
 
     /// Locks the outbox. Ignores poisoning, because no code under the lock panics in the middle of a change.
@@ -223,6 +225,26 @@ impl Replies {
         drop(outbox);
         drop(stale_waker);
         Poll::Pending
+    }
+
+    /// Ends the response after the queued items. The callee reads no more messages.
+    pub fn end(&self) {
+        let mut outbox = self.lock();
+        outbox.end.get_or_insert(Ok(()));
+        let wakers = [outbox.sender_waker.take(), outbox.call_loop_waker.take()];
+        drop(outbox);
+        wakers.into_iter().for_each(wake);
+    }
+
+    /// Whether the response was dropped.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
+    fn wake_call_loop(&self) {
+        let waker = self.lock().call_loop_waker.take();
+        wake(waker);
     }
 
     /// Closes the outbox, because the response was dropped.
@@ -278,22 +300,21 @@ fn chunk_size(chunk: &CallChunk) -> usize {
     usize::try_from(chunk_cost(chunk)).unwrap_or(usize::MAX)
 }
 
-/// Returns the reply and its size. Replaces a reply that exceeds the limit of a message with a failure, because it
-/// would break the stream and all other calls with it.
-fn bounded(reply: CallReply) -> (CallReply, usize) {
-    let size = reply_size(&reply);
+/// Returns the size of a reply. Replaces a reply that exceeds the limit of a message with a failure, because it would
+/// break the stream and all other calls with it.
+fn limit_size(reply: &mut CallReply) -> usize {
+    let size = reply_size(reply);
     if size <= MAX_ITEM_BYTES {
-        return (reply, size);
+        return size;
     }
-    let CallReply { id, worker_id, .. } = reply;
     let failure = ToolFailure {
         message: too_large("answer", size),
         r#type: TOO_LARGE.to_owned(),
         ..ToolFailure::default()
     };
-    let reply = CallReply { id, worker_id, failure: Some(failure), ..CallReply::default() };
-    let size = reply_size(&reply);
-    (reply, size)
+    let worker_id = std::mem::take(&mut reply.worker_id);
+    *reply = CallReply { id: reply.id, worker_id, failure: Some(failure), ..CallReply::default() };
+    reply_size(reply)
 }
 
 /// Stores the waker of a task. The caller must drop the returned waker without a lock, because that may run foreign code.
@@ -313,111 +334,6 @@ fn wake(waker: Option<Waker>) {
 impl fmt::Debug for Replies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Replies").field("replies", &self.lock().batch.replies.len()).finish_non_exhaustive()
-    }
-}
-
-/// Reads the messages of the caller and polls the calls. The future completes when all calls have ended, or when the response is
-/// dropped. Dropping it ends the response.
-#[must_use = "calls run only while this is polled"]
-pub struct CallLoop<C> {
-    inbound: Option<Streaming<CallBatch>>,
-    calls: C,
-    replies: Replies,
-}
-
-impl<C: Calls> CallLoop<C> {
-    /// Reads the messages that are ready.
-    ///
-    /// # Errors
-    /// The status with which the stream of the caller broke.
-    fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
-        for _ in 0..MAX_BATCHES_PER_POLL {
-            let Some(inbound) = &mut self.inbound else { return Ok(()) };
-            if self.replies.lock().is_full() {
-                // `poll_take` wakes this task.
-                return Ok(());
-            }
-            match Pin::new(inbound).poll_next(cx) {
-                Poll::Pending => return Ok(()),
-                Poll::Ready(Some(Ok(batch))) if batch.calls.len() > MAX_CALLS_PER_BATCH => {
-                    return Err(too_many_calls(batch.calls.len()));
-                }
-                Poll::Ready(Some(Ok(batch))) => {
-                    if batch.takes_parts {
-                        self.replies.enable_parts();
-                    }
-                    self.calls.receive(batch);
-                }
-                Poll::Ready(Some(Err(status))) => return Err(status),
-                Poll::Ready(None) => self.inbound = None,
-            }
-        }
-        // More messages may be ready. Sends replies first.
-        cx.waker().wake_by_ref();
-        Ok(())
-    }
-
-    /// Reads messages and polls calls once. Ready when all calls have ended.
-    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let stale_waker = {
-            let mut outbox = self.replies.lock();
-            if outbox.is_closed || outbox.end.is_some() {
-                return Poll::Ready(());
-            }
-            outbox.is_polling = true;
-            replace_waker(&mut outbox.call_loop_waker, cx)
-        };
-        drop(stale_waker);
-        let end = match self.read(cx) {
-            Err(status) => Some(Err(status)),
-            // The caller has closed its half, and all calls have ended.
-            Ok(()) => (!self.calls.poll(cx) && self.inbound.is_none()).then_some(Ok(())),
-        };
-        let mut outbox = self.replies.lock();
-        outbox.is_polling = false;
-        if end.is_none() {
-            return Poll::Pending;
-        }
-        outbox.end = end;
-        Poll::Ready(())
-    }
-
-    /// Wakes the sending task if the outbox has items.
-    fn flush(&self) {
-        let waker = {
-            let mut outbox = self.replies.lock();
-            if outbox.bytes > 0 || outbox.end.is_some() { outbox.sender_waker.take() } else { None }
-        };
-        wake(waker);
-    }
-}
-
-impl<C: Calls + Unpin> Future for CallLoop<C> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
-        let outcome = this.drive(cx);
-        this.flush();
-        outcome
-    }
-}
-
-impl<C> Drop for CallLoop<C> {
-    fn drop(&mut self) {
-        let waker = {
-            let mut outbox = self.replies.lock();
-            let aborted = || Err(Status::unavailable("the calls of this stream are no longer run"));
-            outbox.end.get_or_insert_with(aborted);
-            outbox.sender_waker.take()
-        };
-        wake(waker);
-    }
-}
-
-impl<C> fmt::Debug for CallLoop<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallLoop").field("replies", &self.replies).finish_non_exhaustive()
     }
 }
 
@@ -452,7 +368,8 @@ impl<C: Calls> Serve<C> {
     /// Serves the calls of a stream. `calls` must send its replies to `replies`.
     pub fn new(inbound: Streaming<CallBatch>, calls: C, replies: Replies) -> Self {
         let batches = ReplyBatches(replies.clone());
-        Self { call_loop: CallLoop { inbound: Some(inbound), calls, replies }, batches }
+        let inbound = Some(Inbound::new(inbound, replies.clone()));
+        Self { call_loop: CallLoop { inbound, calls, replies }, batches }
     }
 
     /// Splits the response into the call loop, which needs a task, and the stream of messages. A caller that does not read its
@@ -477,13 +394,6 @@ impl<C> fmt::Debug for Serve<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Serve").field("replies", &self.batches).finish_non_exhaustive()
     }
-}
-
-fn too_many_calls(calls: usize) -> Status {
-    let problem = format!(
-        "a message starts {calls} calls, the limit is {MAX_CALLS_PER_BATCH}; send them in several messages of about a megabyte"
-    );
-    error_status(Code::ResourceExhausted, OVERLOADED, problem)
 }
 
 #[cfg(test)]

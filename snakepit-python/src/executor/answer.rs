@@ -7,7 +7,7 @@ use snakepit_session::Payload;
 use tokio::time::Instant;
 
 use crate::{
-    frames::AnswerState,
+    frames::QueuedAnswer,
     progress::Answers,
     sink::{self, Sink},
     state::CallState,
@@ -42,17 +42,17 @@ impl<'a> Answer<'a> {
         self.reply.take()?.send(Ok(reply)).then_some(sink)
     }
 
-    /// Sends the outcome of the call, if the caller is still waiting.
+    /// Queues the outcome of the call, if the caller is still waiting.
     pub(super) fn finish(
         self,
         outcome: Result<Option<Payload>, ToolError>,
         began_at: Instant,
         answers: Option<&mut Answers>,
-    ) -> AnswerState {
+    ) -> QueuedAnswer {
         match (self.sink, self.reply) {
             (Some(sink), _) => {
                 sink.finish(outcome.map(drop));
-                AnswerState::Pending(None)
+                QueuedAnswer::with_task()
             }
             (None, Some(reply)) => {
                 let answer = outcome.and_then(|value| match value {
@@ -64,9 +64,9 @@ impl<'a> Answer<'a> {
                     }),
                     None => Err(ToolError::Internal { problem: "a stream ended before it began".to_owned() }),
                 });
-                reply.answer(answer, answers)
+                reply.queue(answer, answers)
             }
-            (None, None) => AnswerState::Pending(None),
+            (None, None) => QueuedAnswer::with_task(),
         }
     }
 }

@@ -3,7 +3,11 @@
 use pyo3::Python;
 use snakepit_wire::mux::Replies;
 
-use crate::{frames::AnswerState, io::Io, progress::Answers};
+use crate::{
+    frames::{AnswerState, QueuedAnswer},
+    io::Io,
+    progress::Answers,
+};
 
 /// The answers that may not have left yet.
 #[derive(Debug)]
@@ -19,10 +23,16 @@ impl PendingAnswers {
         Self { answers, must_flush: false, replies: None }
     }
 
-    pub(super) fn record(&mut self, answered: AnswerState) {
-        if let AnswerState::Pending(replies) = answered {
+    /// Records an answer, and lets the next turn of the IO send it.
+    pub(super) fn record(&mut self, QueuedAnswer { state, waker }: QueuedAnswer, io: Option<Io>) {
+        if let AnswerState::Pending(replies) = state {
             self.must_flush = true;
             self.replies = replies;
+        }
+        match (waker, io) {
+            (Some(waker), Some(io)) => io.wake_later(waker),
+            (Some(waker), None) => waker.wake(),
+            (None, _) => {}
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use futures_core::Stream;
 
 use super::*;
-use crate::pb::{CallArgument, CallCredit, CallValue};
+use crate::pb::{CallArgument, CallCredit, CallStatus, CallValue, ToolFailure};
 
 #[derive(Default)]
 struct WakeCount(AtomicUsize);
@@ -146,8 +146,27 @@ fn sizes_are_never_below_the_encoded_size() {
     };
     let batch = CallBatch { calls: vec![start.clone(), CallStart::default()], ..CallBatch::default() };
     assert!(batch.encoded_len() <= call_size(&start) + call_size(&CallStart::default()));
-    let chunk = CallChunk { data: vec![0; 1000].into(), metadata: start.metadata, sent_in_parts: u64::MAX };
+    let metadata = start.metadata;
+    let chunk = CallChunk { data: vec![0; 1000].into(), metadata: metadata.clone(), sent_in_parts: u64::MAX };
     assert!(chunk.encoded_len() as u64 <= super::super::chunk_cost(&chunk));
+    // All fields at once, with the longest numbers.
+    let value = CallValue {
+        r#type: -1,
+        json: vec![0; 1000].into(),
+        binary: Some(vec![0; 1000].into()),
+        sent_in_parts: u64::MAX,
+    };
+    let status = CallStatus { code: -1, message: "x".repeat(1000), details: vec![0; 1000].into() };
+    let reply = CallReply {
+        id: u64::MAX,
+        value: Some(value),
+        failure: Some(ToolFailure { message: "x".repeat(1000), ..ToolFailure::default() }),
+        status: Some(status),
+        metadata,
+        execution_time_ns: u64::MAX,
+        worker_id: "w".repeat(1000),
+    };
+    assert!(reply.encoded_len() <= super::super::reply_size(&reply));
 }
 
 fn deliver(shared: &SharedCalls, batch: ReplyBatch) {

@@ -10,6 +10,7 @@ use prost::Message;
 use super::*;
 use crate::pb::CallValue;
 
+mod inbound;
 mod large_items;
 
 #[derive(Default)]

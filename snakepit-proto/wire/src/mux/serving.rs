@@ -227,6 +227,10 @@ impl<S: MuxService> Calls for MuxCalls<S> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        // A worker polls often, and most of its calls are unary ones, which run elsewhere.
+        if self.tasks.is_empty() {
+            return false;
+        }
         while let Poll::Ready(Some(ended_id)) = self.tasks.poll_next_unpin(cx) {
             if let Some(running) = ended_id.and_then(|id| self.running.remove(&id)) {
                 self.bytes -= running.bytes;
