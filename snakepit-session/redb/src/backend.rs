@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     RedbBackend, SWEEP_ROWS, Shared,
-    lease::Holder,
+    expiry::Holder,
     open::in_file,
     rows::{GLOBAL_OWNER, View},
 };
@@ -35,13 +35,13 @@ impl SessionBackend for RedbBackend {
     }
 
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
-        let lease = self.renew(id)?;
+        let expiry = self.renew(id)?;
         let mut has_retried = false;
         loop {
             let found = self.header(id).await;
             if !self.should_retry(&mut has_retried, &found).await {
                 let (_, record) = found.map_err(|error| in_file(&self.shared.path, error))?;
-                return Ok(lease.snapshot(id, record.header, Instant::now()));
+                return Ok(expiry.snapshot(id, record.header, Instant::now()));
             }
         }
     }
@@ -69,9 +69,9 @@ impl SessionBackend for RedbBackend {
     }
 
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
-        let set = |lease: &mut super::Lease| lease.last_worker = Some(worker);
-        let lease = self.shared.leases.change(&Holder::Session(id.clone()), Instant::now(), set);
-        lease.map(drop).ok_or_else(|| SessionError::NotFound { id: id.clone() })
+        let set = |expiry: &mut super::Expiry| expiry.last_worker = Some(worker);
+        let expiry = self.shared.expiries.change(&Holder::Session(id.clone()), Instant::now(), set);
+        expiry.map(drop).ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
     async fn put_program(
@@ -105,7 +105,7 @@ impl SessionBackend for RedbBackend {
         let ProgramOwner::Session(id) = owner else {
             let now = Instant::now();
             let live = |info: &ProgramInfo| {
-                self.shared.leases.live(&Holder::Global(info.name.clone()), now).is_some()
+                self.shared.expiries.live(&Holder::Global(info.name.clone()), now).is_some()
             };
             let mut has_retried = false;
             loop {
@@ -279,7 +279,7 @@ impl RedbBackend {
 
     async fn global_program(&self, name: ProgramName) -> Result<Program, SessionError> {
         let missing = || program_not_found(None, &name);
-        self.shared.leases.renew(&Holder::Global(name.clone()), Instant::now()).ok_or_else(missing)?;
+        self.shared.expiries.renew(&Holder::Global(name.clone()), Instant::now()).ok_or_else(missing)?;
         let mut has_retried = false;
         loop {
             let read = async {
@@ -304,13 +304,13 @@ fn list(
 ) -> Result<Page<Session>, SessionError> {
     let (mut items, mut has_more, now) = (Vec::new(), false, Instant::now());
     view.headers(after, |id, row| {
-        let Some(lease) = shared.leases.live(&Holder::Session(id.clone()), now) else {
+        let Some(expiry) = shared.expiries.live(&Holder::Session(id.clone()), now) else {
             return Ok(true);
         };
         has_more = items.len() == size;
         if !has_more {
             match decode(row) {
-                Ok(header) => items.push(lease.snapshot(&id, header, now)),
+                Ok(header) => items.push(expiry.snapshot(&id, header, now)),
                 // An unreadable session must not hide the others.
                 Err(error) => {
                     tracing::error!(session = %id, %error, "omitted an unreadable session from a listing");

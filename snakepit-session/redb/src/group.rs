@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     Shared,
-    lease::{Holder, Lease},
+    expiry::{Expiry, Holder},
     rows::{
         DATA, GLOBAL_OWNER, HeaderSummary, Key, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey,
         damaged, end_of, failed, get, header_key, rows_of,
@@ -86,28 +86,28 @@ impl<'a> Group<'a> {
         put(&mut self.sessions, header_key(id), &encode(header)?)
     }
 
-    /// Returns a lease, expired or not, including changes of this group.
-    fn lease(&self, holder: &Holder) -> Option<Lease> {
-        match self.state.staged.leases.get(holder) {
+    /// Returns the expiry of a holder, expired or not, including changes of this group.
+    fn expiry(&self, holder: &Holder) -> Option<Expiry> {
+        match self.state.staged.expiries.get(holder) {
             Some(staged) => staged.clone(),
-            None => self.shared.leases.get(holder),
+            None => self.shared.expiries.get(holder),
         }
     }
 
-    /// Returns a lease that has not expired.
-    fn live_lease(&self, holder: &Holder) -> Option<Lease> {
-        self.lease(holder).filter(|lease| !lease.is_expired(self.now))
+    /// Returns the expiry of a holder that has not expired.
+    fn live_expiry(&self, holder: &Holder) -> Option<Expiry> {
+        self.expiry(holder).filter(|expiry| !expiry.is_expired(self.now))
     }
 
-    /// Renews a lease that has not expired, and returns it.
-    fn renew(&mut self, holder: &Holder) -> Option<Lease> {
-        match self.state.staged.leases.get_mut(holder) {
+    /// Renews a holder that has not expired, and returns its expiry.
+    fn renew(&mut self, holder: &Holder) -> Option<Expiry> {
+        match self.state.staged.expiries.get_mut(holder) {
             Some(staged) => {
-                let lease = staged.as_mut().filter(|lease| !lease.is_expired(self.now))?;
-                lease.renew(self.now);
-                Some(lease.clone())
+                let expiry = staged.as_mut().filter(|expiry| !expiry.is_expired(self.now))?;
+                expiry.renew(self.now);
+                Some(expiry.clone())
             }
-            None => self.shared.leases.renew(holder, self.now),
+            None => self.shared.expiries.renew(holder, self.now),
         }
     }
 
@@ -133,8 +133,8 @@ impl<'a> Group<'a> {
         new: NewSession,
     ) -> Result<(Session, Created), SessionError> {
         let holder = Holder::Session(id.clone());
-        if let Some(lease) = self.renew(&holder) {
-            return Ok((lease.snapshot(id, self.record(id)?.header, self.now), Created::Existing));
+        if let Some(expiry) = self.renew(&holder) {
+            return Ok((expiry.snapshot(id, self.record(id)?.header, self.now), Created::Existing));
         }
         self.expire(&holder)?;
         // Reclaim expired sessions before rejecting.
@@ -146,9 +146,9 @@ impl<'a> Group<'a> {
         let header = SessionHeader::new(new, &self.shared.limits);
         self.resize(0, header.bytes)?;
         self.put_header(id, &header)?;
-        let lease = Lease::new(header.ttl, self.now);
-        let session = lease.snapshot(id, header, self.now);
-        self.state.staged.leases.insert(holder, Some(lease));
+        let expiry = Expiry::new(header.ttl, self.now);
+        let session = expiry.snapshot(id, header, self.now);
+        self.state.staged.expiries.insert(holder, Some(expiry));
         self.state.staged.notifications.push(Notification::Created(id.clone()));
         self.totals().sessions += 1;
         self.totals().created += 1;
@@ -157,8 +157,8 @@ impl<'a> Group<'a> {
 
     pub(super) fn delete(&mut self, id: &SessionId) -> Result<Session, SessionError> {
         let holder = Holder::Session(id.clone());
-        let lease = self.live_lease(&holder).ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
-        let session = lease.snapshot(id, self.record(id)?.header, self.now);
+        let expiry = self.live_expiry(&holder).ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
+        let session = expiry.snapshot(id, self.record(id)?.header, self.now);
         self.remove(&holder, SessionEventKind::Deleted)?;
         Ok(session)
     }
@@ -222,7 +222,7 @@ impl<'a> Group<'a> {
         let limits = &self.shared.limits;
         let program = ProgramRecord::global(limits, name, program)?;
         let holder = Holder::Global(name.clone());
-        let is_live = self.live_lease(&holder).is_some();
+        let is_live = self.live_expiry(&holder).is_some();
         if !is_live {
             self.expire(&holder)?;
             let limit = limits.max_programs;
@@ -233,8 +233,8 @@ impl<'a> Group<'a> {
         }
         self.resize(self.size_of_global(name)?, program.size())?;
         self.write_program(GLOBAL_OWNER, &program)?;
-        let lease = Lease::new(limits.ttl(program.info.ttl), self.now);
-        self.state.staged.leases.insert(holder, Some(lease));
+        let expiry = Expiry::new(limits.ttl(program.info.ttl), self.now);
+        self.state.staged.expiries.insert(holder, Some(expiry));
         if is_live {
             return Ok(Created::Existing);
         }
@@ -244,7 +244,7 @@ impl<'a> Group<'a> {
 
     pub(super) fn delete_global(&mut self, name: &ProgramName) -> Result<(), SessionError> {
         let holder = Holder::Global(name.clone());
-        if self.live_lease(&holder).is_none() {
+        if self.live_expiry(&holder).is_none() {
             return Err(program_not_found(None, name));
         }
         self.remove(&holder, SessionEventKind::Deleted)
@@ -264,19 +264,19 @@ impl<'a> Group<'a> {
     fn reclaim(&mut self, is_enough: impl Fn(&Staged) -> bool) -> Result<(), SessionError> {
         let mut last = None;
         while !is_enough(&self.state.staged) {
-            // Leases that ended in this group stay in the queue until the commit, so continue after the last entry.
+            // Holders that ended in this group stay in the queue until the commit, so continue after the last entry.
             let after = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
             let next = self.state.queue.range((after, Bound::Unbounded)).next();
             let Some(due) = next.filter(|(expiry, _)| *expiry <= self.now).cloned() else { break };
             let holder = &due.1;
-            if self.state.staged.leases.contains_key(holder) {
-                // This group has replaced or ended the lease; the entry is removed with the commit.
-            } else if self.shared.leases.get(holder).is_some_and(|lease| lease.is_expired(self.now)) {
+            if self.state.staged.expiries.contains_key(holder) {
+                // This group has replaced or ended the holder; the entry is removed with the commit.
+            } else if self.shared.expiries.get(holder).is_some_and(|expiry| expiry.is_expired(self.now)) {
                 self.remove(holder, SessionEventKind::Expired)?;
             } else {
                 self.state.queue.remove(&due);
-                let expiry = self.shared.leases.requeue(holder);
-                self.state.queue.extend(expiry.map(|expiry| (expiry, holder.clone())));
+                let requeued = self.shared.expiries.requeue(holder);
+                self.state.queue.extend(requeued.map(|expiry| (expiry, holder.clone())));
             }
             last = Some(due);
         }
@@ -285,7 +285,7 @@ impl<'a> Group<'a> {
 
     /// Removes the rows of an expired holder.
     fn expire(&mut self, holder: &Holder) -> Result<(), SessionError> {
-        match self.lease(holder) {
+        match self.expiry(holder) {
             Some(_) => self.remove(holder, SessionEventKind::Expired),
             None => Ok(()),
         }
@@ -302,7 +302,7 @@ impl<'a> Group<'a> {
                 self.totals().bytes -= size;
             }
         }
-        self.state.staged.leases.insert(holder.clone(), None);
+        self.state.staged.expiries.insert(holder.clone(), None);
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 //!        v
 //!     writer (a thread) -- group commit: one transaction and one sync for all queued operations
 //!        |
-//!     leases (in memory) <-- every use renews them
+//!     expiries (in memory) <-- every use renews them
 //! ```
 
 use std::{
@@ -23,16 +23,16 @@ use tokio::{sync::RwLock, time::Instant};
 
 mod backend;
 mod checked_storage;
+mod expiry;
 mod file;
 mod group;
-mod lease;
 mod open;
 mod rows;
 mod state;
 mod writer;
 
+use expiry::{Expiries, Expiry, Holder};
 use group::Group;
-use lease::{Holder, Lease, Leases};
 use open::in_file;
 use rows::{View, damaged, failed, is_disk_error};
 use writer::Writer;
@@ -91,7 +91,7 @@ struct Shared {
     /// The database, or the error of the last attempt to open it. Readers hold the lock, so the writer cannot close the database
     /// during a read.
     database: Arc<RwLock<Result<Arc<Database>, SessionError>>>,
-    leases: Leases,
+    expiries: Expiries,
     stats: Mutex<SessionStats>,
     events: SessionEventSender,
 }
@@ -102,7 +102,7 @@ impl Shared {
             path,
             limits,
             database: Arc::new(RwLock::new(Ok(database))),
-            leases: Leases::default(),
+            expiries: Expiries::default(),
             stats: Mutex::default(),
             events: SessionEventSender::new(),
         }
@@ -178,7 +178,7 @@ impl RedbBackend {
         }
     }
 
-    /// Reads the header of a session that has a lease. Also returns the snapshot.
+    /// Reads the header of a session that has not expired. Also returns the snapshot.
     async fn header(&self, id: &SessionId) -> Result<(View, SessionRecord), SessionError> {
         let view = self.shared.view().await?;
         match view.record(id) {
@@ -186,18 +186,18 @@ impl RedbBackend {
             found => return Ok((view, found?)),
         }
         drop(view);
-        // The lease may end with the current group of the writer. If it does not, the file has lost the session.
+        // The session may end with the current group of the writer. If it does not, the file has lost the session.
         self.writer.run(0, |_| Ok(())).await?;
-        match self.shared.leases.live(&Holder::Session(id.clone()), Instant::now()) {
+        match self.shared.expiries.live(&Holder::Session(id.clone()), Instant::now()) {
             Some(_) => Err(damaged(&format!("session `{id}` is missing"))),
             None => Err(SessionError::NotFound { id: id.clone() }),
         }
     }
 
-    /// Renews the lease of a live session and returns it.
-    fn renew(&self, id: &SessionId) -> Result<Lease, SessionError> {
-        let lease = self.shared.leases.renew(&Holder::Session(id.clone()), Instant::now());
-        lease.ok_or_else(|| SessionError::NotFound { id: id.clone() })
+    /// Renews a live session and returns its expiry.
+    fn renew(&self, id: &SessionId) -> Result<Expiry, SessionError> {
+        let expiry = self.shared.expiries.renew(&Holder::Session(id.clone()), Instant::now());
+        expiry.ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
     /// Reads from a session and renews it.

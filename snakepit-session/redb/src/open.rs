@@ -21,11 +21,11 @@ use tokio::time::Instant;
 
 use super::{
     checked_storage::{CheckedStorage, HEADER_BYTES},
+    expiry::{Expiries, Expiry, ExpiryRow, Holder},
     file::FileIdentity,
-    lease::{Holder, Lease, LeaseRow, Leases},
     rows::{
-        DATA, GLOBAL_OWNER, HeaderSummary, LEASES, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS, damaged,
-        failed, get, scan,
+        DATA, EXPIRIES, GLOBAL_OWNER, HeaderSummary, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS,
+        damaged, failed, get, scan,
     },
     state::Totals,
 };
@@ -46,16 +46,16 @@ const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
 /// The maximum size of an incomplete file in bytes.
 const MAX_UNFINISHED_BYTES: u64 = 1024 * 1024;
 
-/// An open file, its totals and leases.
+/// An open file, its totals and expiries.
 pub(super) struct Opened {
     pub(super) database: Database,
     pub(super) identity: FileIdentity,
     pub(super) guard: CheckedStorage,
     pub(super) totals: Totals,
-    pub(super) leases: Vec<(Holder, Lease)>,
+    pub(super) expiries: Vec<(Holder, Expiry)>,
 }
 
-/// Opens a file and reads its leases. Creates the file if it is missing. `known` identifies a file that was open before. It must
+/// Opens a file and reads its expiries. Creates the file if it is missing. `known` identifies a file that was open before. It must
 /// be as it was last written.
 pub(super) fn open<F: StorageBackend>(
     path: &Path,
@@ -67,8 +67,8 @@ pub(super) fn open<F: StorageBackend>(
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let opened = open_database(path, storage, known);
         let (database, identity, guard) = opened.map_err(|problem| SessionError::Backend { problem })?;
-        let (totals, leases) = resume(&database, limits)?;
-        Ok(Opened { database, identity, guard, totals, leases })
+        let (totals, expiries) = resume(&database, limits)?;
+        Ok(Opened { database, identity, guard, totals, expiries })
     }));
     let opened: Result<_, SessionError> =
         opened.unwrap_or_else(|_| Err(damaged("it is not a valid database")));
@@ -182,18 +182,18 @@ fn is_unfinished(storage: &impl StorageBackend) -> io::Result<bool> {
     Ok(rest.iter().all(|byte| *byte == 0))
 }
 
-/// Reads totals and leases, and creates the tables of a new file.
+/// Reads totals and expiries, and creates the tables of a new file.
 fn resume(
     database: &Database,
     limits: &SessionLimits,
-) -> Result<(Totals, Vec<(Holder, Lease)>), SessionError> {
+) -> Result<(Totals, Vec<(Holder, Expiry)>), SessionError> {
     let transaction = database.begin_write().map_err(failed)?;
     let is_new = check_schema(&transaction)?;
-    let was_closed = transaction.list_tables().map_err(failed)?.any(|table| table.name() == LEASES.name());
-    let found = load_leases(&transaction, limits, was_closed)?;
+    let was_closed = transaction.list_tables().map_err(failed)?.any(|table| table.name() == EXPIRIES.name());
+    let found = load_expiries(&transaction, limits, was_closed)?;
     if was_closed {
-        // The stored leases are obsolete from now on.
-        transaction.delete_table(LEASES).map_err(failed)?;
+        // The stored expiries are obsolete from now on.
+        transaction.delete_table(EXPIRIES).map_err(failed)?;
     }
     if is_new || was_closed {
         transaction.commit().map_err(failed)?;
@@ -225,23 +225,23 @@ fn check_schema(transaction: &WriteTransaction) -> Result<bool, SessionError> {
     Err(SessionError::Backend { problem })
 }
 
-/// Counts the rows of the file, and loads the leases of all sessions and global programs. After a clean shutdown, leases have
+/// Counts the rows of the file, and loads the expiries of all sessions and global programs. After a clean shutdown, expiries have
 /// the stored remaining time. After a crash, they have the full TTL, because renewals that were only in memory are lost.
-fn load_leases(
+fn load_expiries(
     transaction: &WriteTransaction,
     limits: &SessionLimits,
     was_closed: bool,
-) -> Result<(Totals, Vec<(Holder, Lease)>), SessionError> {
+) -> Result<(Totals, Vec<(Holder, Expiry)>), SessionError> {
     let now = Instant::now();
-    let (mut totals, mut leases) = (Totals::default(), Vec::new());
-    let stored = was_closed.then(|| transaction.open_table(LEASES)).transpose().map_err(failed)?;
-    let lease = |holder: Holder, ttl| {
-        let row: Option<LeaseRow> = match &stored {
+    let (mut totals, mut expiries) = (Totals::default(), Vec::new());
+    let stored = was_closed.then(|| transaction.open_table(EXPIRIES)).transpose().map_err(failed)?;
+    let expiry = |holder: Holder, ttl| {
+        let row: Option<ExpiryRow> = match &stored {
             Some(stored) => get(stored, holder.key())?,
             None => None,
         };
-        let lease = row.map_or_else(|| Lease::new(ttl, now), |row| Lease::from_row(ttl, row, now));
-        Ok::<_, SessionError>((holder, lease))
+        let expiry = row.map_or_else(|| Expiry::new(ttl, now), |row| Expiry::from_row(ttl, row, now));
+        Ok::<_, SessionError>((holder, expiry))
     };
     let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
     for entry in sessions.iter().map_err(failed)? {
@@ -251,22 +251,22 @@ fn load_leases(
         totals.bytes += bytes;
         totals.session_programs += programs;
         totals.variables += variables;
-        leases.push(lease(Holder::Session(SessionId::try_new(key.value().0)?), ttl)?);
+        expiries.push(expiry(Holder::Session(SessionId::try_new(key.value().0)?), ttl)?);
     }
     let programs = transaction.open_table(PROGRAMS).map_err(failed)?;
     for info in scan::<ProgramInfo>(&programs, GLOBAL_OWNER, |_| true)? {
         totals.global_programs += 1;
-        leases.push(lease(Holder::Global(info.name.clone()), limits.ttl(info.ttl))?);
+        expiries.push(expiry(Holder::Global(info.name.clone()), limits.ttl(info.ttl))?);
         totals.bytes += ProgramRecord { info, data: Bytes::new() }.size();
     }
-    Ok((totals, leases))
+    Ok((totals, expiries))
 }
 
-/// Stores the leases for the next start.
-pub(super) fn store_leases(database: &Database, leases: &Leases) -> Result<(), SessionError> {
+/// Stores the expiries for the next start.
+pub(super) fn store_expiries(database: &Database, expiries: &Expiries) -> Result<(), SessionError> {
     let transaction = database.begin_write().map_err(failed)?;
-    let mut table = transaction.open_table(LEASES).map_err(failed)?;
-    for (holder, row) in leases.rows(Instant::now()) {
+    let mut table = transaction.open_table(EXPIRIES).map_err(failed)?;
+    for (holder, row) in expiries.rows(Instant::now()) {
         table.insert(holder.key(), encode(&row)?.as_slice()).map_err(failed)?;
     }
     drop(table);

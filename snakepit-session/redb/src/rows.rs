@@ -29,8 +29,9 @@ pub(super) const VERSIONS: TableDefinition<'static, VersionKey, Row> = TableDefi
 pub(super) const PROGRAMS: Definition = Definition::new("programs");
 /// The raw data of programs, by the same keys.
 pub(super) const DATA: Definition = Definition::new("program_data");
-/// Leases, by the key of the session or the global program. This table exists only between a clean shutdown and the next start.
-pub(super) const LEASES: Definition = Definition::new("leases");
+/// Expiries, by the key of the session or the global program. This table exists only between a clean shutdown and the next start.
+/// Its name in the file is part of the format.
+pub(super) const EXPIRIES: Definition = Definition::new("leases");
 /// One row with the schema version.
 pub(super) const SCHEMA: TableDefinition<'static, (), u64> = TableDefinition::new("schema");
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Shared,
-    lease::{Holder, Lease},
+    expiry::{Expiry, Holder},
 };
 
 /// The counters of the backend.
@@ -46,7 +46,7 @@ impl Totals {
 #[derive(Debug, Default)]
 pub(super) struct State {
     totals: Totals,
-    /// All lease holders by their last known expiry time. Renewals do not update the queue; a sweep moves the holders that were
+    /// All holders by their last known expiry time. Renewals do not update the queue; a sweep moves the holders that were
     /// renewed.
     pub(super) queue: BTreeSet<(Instant, Holder)>,
     pub(super) watchers: HashMap<SessionId, Watchers>,
@@ -57,8 +57,8 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Staged {
     pub(super) totals: Totals,
-    /// New leases by holder, and `None` for ended leases.
-    pub(super) leases: HashMap<Holder, Option<Lease>>,
+    /// New expiries by holder, and `None` for holders that ended.
+    pub(super) expiries: HashMap<Holder, Option<Expiry>>,
     /// The notifications, in the order of the changes.
     pub(super) notifications: Vec<Notification>,
     /// The number of rows written.
@@ -83,34 +83,34 @@ pub(super) enum Notification {
 
 impl State {
     /// Adopts the contents of a file.
-    pub(super) fn resume(&mut self, shared: &Shared, totals: Totals, leases: Vec<(Holder, Lease)>) {
+    pub(super) fn resume(&mut self, shared: &Shared, totals: Totals, expiries: Vec<(Holder, Expiry)>) {
         self.totals = totals;
-        for (holder, lease) in leases {
-            self.queue.insert((lease.queue_key, holder.clone()));
-            shared.leases.insert(holder, lease);
+        for (holder, expiry) in expiries {
+            self.queue.insert((expiry.queue_key, holder.clone()));
+            shared.expiries.insert(holder, expiry);
         }
         shared.publish(self.totals.stats());
     }
 
-    /// Continues with the contents of a reopened file, which may contain the failed group. Keeps existing leases.
-    pub(super) fn reload(&mut self, shared: &Shared, in_file: Totals, leases: Vec<(Holder, Lease)>) {
+    /// Continues with the contents of a reopened file, which may contain the failed group. Keeps existing expiries.
+    pub(super) fn reload(&mut self, shared: &Shared, in_file: Totals, expiries: Vec<(Holder, Expiry)>) {
         let Totals { sessions, variables, session_programs, global_programs, bytes, .. } = in_file;
         self.totals = Totals { sessions, variables, session_programs, global_programs, bytes, ..self.totals };
-        let mut missing: HashSet<_> = shared.leases.holders().collect();
-        for (holder, lease) in leases {
+        let mut missing: HashSet<_> = shared.expiries.holders().collect();
+        for (holder, expiry) in expiries {
             if missing.remove(&holder) {
                 continue;
             }
-            self.queue.insert((lease.queue_key, holder.clone()));
-            shared.leases.insert(holder.clone(), lease);
+            self.queue.insert((expiry.queue_key, holder.clone()));
+            shared.expiries.insert(holder.clone(), expiry);
             if let Holder::Session(id) = &holder {
                 self.totals.created += 1;
                 shared.events.notify(id, SessionEventKind::Created);
             }
         }
         for holder in missing {
-            if let Some(lease) = shared.leases.remove(&holder) {
-                self.queue.remove(&(lease.queue_key, holder.clone()));
+            if let Some(expiry) = shared.expiries.remove(&holder) {
+                self.queue.remove(&(expiry.queue_key, holder.clone()));
             }
             if let Holder::Session(id) = &holder {
                 self.totals.deleted += 1;
@@ -132,12 +132,12 @@ impl State {
 
     /// Publishes the changes of a committed group and sends its notifications.
     pub(super) fn publish(&mut self, shared: &Shared) {
-        let Staged { totals, leases, notifications, writes: _ } = std::mem::take(&mut self.staged);
-        for (holder, lease) in leases {
-            let queue_key = lease.as_ref().map(|lease| lease.queue_key);
-            let previous = match lease {
-                Some(lease) => shared.leases.insert(holder.clone(), lease),
-                None => shared.leases.remove(&holder),
+        let Staged { totals, expiries, notifications, writes: _ } = std::mem::take(&mut self.staged);
+        for (holder, expiry) in expiries {
+            let queue_key = expiry.as_ref().map(|expiry| expiry.queue_key);
+            let previous = match expiry {
+                Some(expiry) => shared.expiries.insert(holder.clone(), expiry),
+                None => shared.expiries.remove(&holder),
             };
             if let Some(previous) = previous {
                 self.queue.remove(&(previous.queue_key, holder.clone()));

@@ -220,7 +220,7 @@ async fn ttls_continue_after_a_clean_shutdown_and_restart_after_a_crash() {
     let SessionEvent { id: expired, kind, .. } = events.next().await.unwrap().unwrap();
     assert_eq!((expired, kind), (id("short"), SessionEventKind::Expired));
 
-    // Stored leases are valid for one start only.
+    // Stored expiries are valid for one start only.
     let crashed = open_as_after_a_crash(&directory).await;
     assert_eq!(remaining_seconds(&crashed, "idle").await, 100);
 }

@@ -21,7 +21,7 @@ use super::{
     checked_storage::CheckedStorage,
     file::{FileIdentity, check_free_space},
     group::Group,
-    open::{Opened, in_file, open, store_leases},
+    open::{Opened, in_file, open, store_expiries},
     rows::failed,
     state::State,
 };
@@ -170,11 +170,11 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         storage: S,
         operations: mpsc::Receiver<Box<dyn Operation>>,
     ) -> Result<Self, SessionError> {
-        let Opened { database, identity, guard, totals, leases } = open(&path, &limits, &storage, None)?;
+        let Opened { database, identity, guard, totals, expiries } = open(&path, &limits, &storage, None)?;
         let database = Arc::new(database);
         let shared = Arc::new(Shared::new(path, limits, Arc::clone(&database)));
         let mut state = State::default();
-        state.resume(&shared, totals, leases);
+        state.resume(&shared, totals, expiries);
         Ok(Self {
             shared,
             state,
@@ -201,7 +201,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
                 let intact = self.identity.check(path).and_then(|_| self.guard.check());
                 intact
                     .map_err(|reason: String| problem(&reason))
-                    .and_then(|()| store_leases(database, &self.shared.leases))
+                    .and_then(|()| store_expiries(database, &self.shared.expiries))
             }
             None => self.outage.map_or(Ok(()), |(failure, _)| Err(failure)),
         };
@@ -277,12 +277,12 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         *database = None;
         let opened = open(&shared.path, &shared.limits, &self.storage, Some((*identity, guard)));
         let outcome =
-            opened.map(|Opened { database: opened, guard: opened_guard, totals, leases, .. }| {
+            opened.map(|Opened { database: opened, guard: opened_guard, totals, expiries, .. }| {
                 let opened = Arc::new(opened);
                 *guard = opened_guard;
                 *current = Ok(Arc::clone(&opened));
                 *database = Some(opened);
-                (totals, leases)
+                (totals, expiries)
             });
         if let Err(error) = &outcome {
             *current = Err(error.clone());
@@ -291,8 +291,8 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         let pause = (began.elapsed() * PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE);
         let until = Instant::now() + pause;
         match outcome {
-            Ok((totals, leases)) => {
-                self.state.reload(shared, totals, leases);
+            Ok((totals, expiries)) => {
+                self.state.reload(shared, totals, expiries);
                 tracing::warn!(path = %shared.path.display(), "reopened the sessions after a disk error");
                 self.outage = Some((failure.clone(), until));
                 Ok(())

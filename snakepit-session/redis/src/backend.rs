@@ -269,7 +269,7 @@ impl SessionBackend for RedisBackend {
             identifiers => LoadPlan::variables(identifiers.iter().map(|identifier| &**identifier)),
         };
         let LoadedSession { record, usage, seq, mark, .. } =
-            self.load(id, &plan.with_watch_lease(self.lease)).await?;
+            self.load(id, &plan.with_watch_lease(self.watch_lease)).await?;
         let Usage { incarnation, .. } = usage;
         let (watcher, watch) = Watcher::for_record(&self.limits, id, &record, identifiers, initial)?;
         self.follower.add(

@@ -1,5 +1,5 @@
-//! [`Follower`]: the background task that delivers changes of watched sessions to the watchers of this host, and renews the leases
-//! of the watches.
+//! [`Follower`]: the background task that delivers changes of watched sessions to the watchers of this host, and renews the watch
+//! leases.
 //!
 //! Published messages only wake the task. The changes themselves are in a numbered log of each watched session. After a reconnect,
 //! the task reads the logs of all watched sessions, so a broken connection loses no change.
@@ -63,7 +63,7 @@ type Entry = (String, Vec<String>);
 
 pub(super) struct Follower {
     connection: Connection,
-    lease: Duration,
+    watch_lease: Duration,
     pub(super) events: SessionEventSender,
     watched: Mutex<WatchedSessions>,
     /// Wakes the task from this host.
@@ -102,10 +102,10 @@ pub(super) struct Subscription {
 }
 
 impl Follower {
-    pub(super) fn new(connection: Connection, lease: Duration) -> Self {
+    pub(super) fn new(connection: Connection, watch_lease: Duration) -> Self {
         Self {
             connection,
-            lease,
+            watch_lease,
             events: SessionEventSender::new(),
             watched: Mutex::default(),
             wake: Notify::new(),
@@ -252,7 +252,7 @@ impl Follower {
 
     /// The maximum time without a request to Redis.
     fn check_interval(&self) -> Duration {
-        MAX_CHECK_INTERVAL.min(self.lease / 3)
+        MAX_CHECK_INTERVAL.min(self.watch_lease / 3)
     }
 
     fn on_message(&self, message: &Msg) {
@@ -346,12 +346,12 @@ impl Follower {
     /// Reads and delivers changes of watched sessions until none is due.
     async fn read_changes(&self) -> Result<(), SessionError> {
         loop {
-            let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+            let watch_lease = u64::try_from(self.watch_lease.as_millis()).unwrap_or(u64::MAX);
             let due = self.watched().due(SESSIONS_PER_READ, Instant::now() + self.check_interval());
             if due.is_empty() {
                 return Ok(());
             }
-            let mut call = self.connection.call(&scripts::FOLLOW).arg(lease).arg(BYTES_PER_READ);
+            let mut call = self.connection.call(&scripts::FOLLOW).arg(watch_lease).arg(BYTES_PER_READ);
             for (id, incarnation, after) in &due {
                 let after = after.map(|after| after.to_string()).unwrap_or_default();
                 call = call.arg(id.as_str()).arg(&**incarnation).arg(after);

@@ -51,7 +51,7 @@ pub struct RedisConfig {
     /// The prefix of all keys and channels: letters, digits and `-_.:@/`. Hosts with the same prefix share their sessions.
     /// `snakepit` by default.
     pub prefix: String,
-    /// The timeout for connections and answers. 5 seconds by default.
+    /// The timeout for connections and replies of Redis. 5 seconds by default.
     pub timeout: Duration,
     /// The maximum time to wait at the start for a server that is starting or loading its data. 10 seconds by default.
     pub start_wait: Duration,
@@ -94,7 +94,7 @@ impl Default for RedisConfig {
 pub struct RedisBackend {
     connection: Connection,
     limits: SessionLimits,
-    lease: Duration,
+    watch_lease: Duration,
     /// The name of this host in the last worker of sessions.
     host: String,
     locks: StripedLocks,
@@ -132,8 +132,8 @@ impl RedisBackend {
         limits: SessionLimits,
     ) -> Result<Self, SessionError> {
         let connection = start::connect(url, &config).await?;
-        let lease = config.watch_lease;
-        let follower = Arc::new(Follower::new(connection.clone(), lease));
+        let watch_lease = config.watch_lease;
+        let follower = Arc::new(Follower::new(connection.clone(), watch_lease));
         let subscription = follower.subscribe().await?;
         follower.skip_past_events().await?;
         let mut tasks = JoinSet::new();
@@ -141,7 +141,7 @@ impl RedisBackend {
         Ok(Self {
             connection,
             limits,
-            lease,
+            watch_lease,
             host: config.host,
             locks: StripedLocks::new(),
             follower,

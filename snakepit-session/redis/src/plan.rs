@@ -163,7 +163,7 @@ pub(super) struct LoadPlan {
     far: Vec<String>,
     /// A group of further fields.
     all: FieldGroup,
-    /// The lease of a watch that starts now.
+    /// The watch lease of a watch that starts now.
     watch_lease: Option<Duration>,
 }
 
@@ -198,8 +198,8 @@ impl LoadPlan {
         Self { all: FieldGroup::Programs, ..Self::default() }
     }
 
-    pub(super) fn with_watch_lease(self, lease: Duration) -> Self {
-        Self { watch_lease: Some(lease), ..self }
+    pub(super) fn with_watch_lease(self, watch_lease: Duration) -> Self {
+        Self { watch_lease: Some(watch_lease), ..self }
     }
 }
 

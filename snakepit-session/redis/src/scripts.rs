@@ -1,4 +1,4 @@
-//! The Lua scripts. Redis runs each of them atomically. Their comments document arguments and answers.
+//! The Lua scripts. Redis runs each of them atomically. Their comments document arguments and replies.
 
 use std::sync::LazyLock;
 

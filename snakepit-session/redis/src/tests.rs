@@ -43,15 +43,15 @@ fn set(variable: &str, value: u32) -> SetVariable {
 }
 
 /// Creates a session with an integer `x` of 0.
-async fn create_with_x(host: &RedisBackend, session: &str, new: NewSession) {
-    host.create(&id(session), new).await.unwrap();
+async fn create_with_x(backend: &RedisBackend, session: &str, new: NewSession) {
+    backend.create(&id(session), new).await.unwrap();
     let ty = VariableType::new(ValueType::Integer).unwrap();
     let x = NewVariable { ty, value: Payload::try_from_serde(&0).unwrap(), note: Note::default() };
-    host.register_variable(&id(session), &VariableName::try_new("x").unwrap(), x).await.unwrap();
+    backend.register_variable(&id(session), &VariableName::try_new("x").unwrap(), x).await.unwrap();
 }
 
-async fn x(host: &RedisBackend, session: &str) -> (u32, u32) {
-    let x = host.variable(&id(session), "x").await.unwrap();
+async fn x(backend: &RedisBackend, session: &str) -> (u32, u32) {
+    let x = backend.variable(&id(session), "x").await.unwrap();
     (x.value.to_serde().unwrap(), x.version)
 }
 
@@ -67,14 +67,14 @@ async fn wait_for_expiry(server: &Server, session: &str) {
 }
 
 /// Returns the kind and version of the next update.
-async fn delivered(watch: &mut VariableWatch) -> (UpdateKind, u32) {
+async fn next_update(watch: &mut VariableWatch) -> (UpdateKind, u32) {
     match soon(watch.next()).await.unwrap().unwrap() {
         WatchEvent::Update(update) => (update.kind, update.variable.version),
         WatchEvent::Lost(lost) => panic!("{lost} updates are lost"),
     }
 }
 
-async fn event(events: &mut SessionEvents) -> (String, SessionEventKind) {
+async fn next_event(events: &mut SessionEvents) -> (String, SessionEventKind) {
     let event = soon(events.next()).await.unwrap().unwrap();
     (event.id.to_string(), event.kind)
 }
@@ -98,9 +98,12 @@ async fn a_password_is_used_and_never_printed() {
         let url = format!("redis://:{password}@{}/{database}", server.url);
         async move { RedisBackend::connect(&url, RedisConfig::default(), SessionLimits::default()).await }
     };
-    let host = connect("s3cret-word", 0).await.unwrap();
-    host.create(&id("s"), NewSession::default()).await.unwrap();
-    assert!(format!("{host:?}").contains(&server.url) && !format!("{host:?}").contains("s3cret"), "{host:?}");
+    let backend = connect("s3cret-word", 0).await.unwrap();
+    backend.create(&id("s"), NewSession::default()).await.unwrap();
+    assert!(
+        format!("{backend:?}").contains(&server.url) && !format!("{backend:?}").contains("s3cret"),
+        "{backend:?}"
+    );
 
     let rejected = connect("an0ther-word", 0).await.unwrap_err().to_string();
     assert!(rejected.contains(&server.url) && !rejected.contains("an0ther"), "{rejected}");
@@ -109,13 +112,13 @@ async fn a_password_is_used_and_never_printed() {
     assert!(malformed.contains("redis://") && !malformed.contains("w0rd"), "{malformed}");
 
     // The databases of a server share channels, so the names of channels contain the database.
-    let elsewhere = connect("s3cret-word", 3).await.unwrap();
-    let (mut here, mut there) = (host.subscribe(), elsewhere.subscribe());
-    elsewhere.create(&id("t"), NewSession::default()).await.unwrap();
-    assert_eq!(event(&mut there).await.0, "t");
-    host.create(&id("u"), NewSession::default()).await.unwrap();
-    assert_eq!(event(&mut here).await.0, "u", "databases have separate events");
-    elsewhere.get(&id("s")).await.unwrap_err();
+    let other_database = connect("s3cret-word", 3).await.unwrap();
+    let (mut events, mut other_events) = (backend.subscribe(), other_database.subscribe());
+    other_database.create(&id("t"), NewSession::default()).await.unwrap();
+    assert_eq!(next_event(&mut other_events).await.0, "t");
+    backend.create(&id("u"), NewSession::default()).await.unwrap();
+    assert_eq!(next_event(&mut events).await.0, "u", "databases have separate events");
+    other_database.get(&id("s")).await.unwrap_err();
 }
 
 #[tokio::test]

@@ -44,7 +44,8 @@ async fn open(path: &Path) -> RedbBackend {
     RedbBackend::open(path, SessionLimits::default()).await.unwrap()
 }
 
-/// Not a test: the host, if the environment variable names a file.
+/// The entry point of the host process. It is a test only so that the test binary can start it, and does nothing unless
+/// `FILE_VARIABLE` is set.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn host_that_is_killed() {
     if let Some(path) = std::env::var_os(FILE_VARIABLE) {
@@ -69,10 +70,10 @@ fn kill_after(path: &Path, limit: usize, acknowledged: &mut Acknowledged) {
     acknowledged.retain(|name, _| !name.starts_with(host::FLEETING_PREFIX));
     for line in BufReader::new(host.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
-        // The test harness prints too, sometimes on the same line before it.
+        // libtest also prints, sometimes on the same line before the acknowledgement.
         let Some((_, acknowledgement)) = line.split_once(host::ACKNOWLEDGED) else { continue };
         let (name, value) = acknowledgement.rsplit_once(' ').unwrap();
-        // Tasks that write to one name may print in another order.
+        // Tasks that share a name may print their counts out of order.
         let known = acknowledged.entry(name.to_owned()).or_default();
         *known = value.parse::<u32>().unwrap().max(*known);
         count += 1;
@@ -92,12 +93,12 @@ async fn acknowledged_writes_survive_the_host() {
     for host in 0..HOSTS {
         let limit = 1 + RandomState::new().hash_one(host) as usize % MAX_ACKNOWLEDGEMENTS;
         kill_after(&path, limit, &mut acknowledged);
-        // Half of the hosts get the file without a check in between.
-        let found = if host % 2 == 0 { &path } else { &copy };
-        if found == &copy {
+        // After every second host, check a copy. The next host then opens the file exactly as the killed host left it.
+        let checked = if host % 2 == 0 { &path } else { &copy };
+        if checked == &copy {
             std::fs::copy(&path, &copy).unwrap();
         }
-        let backend = open(found).await;
+        let backend = open(checked).await;
         check::check(&backend, &mut acknowledged).await;
     }
     for name in ["alone-0", "together", "program", "global", "changing"] {

@@ -15,7 +15,7 @@ pub(super) struct WatchedSessions {
     sessions: HashMap<Arc<str>, FollowedSession>,
     /// Sessions that have changed, or may have changed.
     changed: Vec<Arc<str>>,
-    /// The times at which to check that a session still exists and to renew its lease.
+    /// The times at which to check that a session still exists and to renew its watch lease.
     checks: BTreeSet<(Instant, Arc<str>)>,
 }
 

@@ -1,10 +1,10 @@
--- Reads the changes of watched sessions and renews the leases of the watches, but not the sessions.
--- lease, approximate max bytes, and for each session: id, incarnation, the number after which to read or '' for the current
+-- Reads the changes of watched sessions and renews the watch leases, but not the sessions.
+-- watch lease, approximate max bytes, and for each session: id, incarnation, the number after which to read or '' for the current
 -- variables
 -- -> for each session {remaining lifetime (negative if it ended), latest number, its mark, whether more changes follow,
 -- {number, variable, mark of the predecessor or -1 if unknown, mark}...}
 
-local lease, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
+local watch_lease, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = now()
 
 local function follow(id, incarnation, after)
@@ -13,10 +13,10 @@ local function follow(id, incarnation, after)
   local left, seq, mark = -1, math.max(last, 0), 0
   if head[1] == incarnation then
     left, seq, mark = redis.call('PTTL', session_key(id)), tonumber(head[2]), tonumber(head[4] or 0)
-    if not head[3] or head[3] - time < lease * 2 / 3 then
+    if not head[3] or head[3] - time < watch_lease * 2 / 3 then
       make_room()
-      redis.call('HSET', session_key(id), 'watched', int(time + lease))
-      expire(log_key(incarnation), lease)
+      redis.call('HSET', session_key(id), 'watched', int(time + watch_lease))
+      expire(log_key(incarnation), watch_lease)
     end
   end
   local found, more = {}, after ~= ''
@@ -30,7 +30,7 @@ local function follow(id, incarnation, after)
     end
     more = #entries == 16
   end
-  -- Read the current variables if the reader requested them, or if the lease had expired and the log is incomplete. The current
+  -- Read the current variables if the reader requested them, or if the watch lease had expired and the log is incomplete. The current
   -- state of a variable is its last change.
   if not more and left >= 0 and last < seq then
     -- If earlier sessions used up the budget, the next call reads this one, because its variables may be large.

@@ -1,5 +1,5 @@
 -- Renews a session and reads the state that a change needs.
--- id, lease of a new watch or '', prefix of fields to read or ''
+-- id, watch lease of a new watch or '', prefix of fields to read or ''
 -- -> nil, or {rev, seq, ttl, usage, total bytes, {values of these fields}, mark}
 
 local id, watched, prefix = unpack(ARGV)

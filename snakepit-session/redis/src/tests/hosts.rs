@@ -15,7 +15,7 @@ async fn hosts_share_sessions() {
         (Created::Existing, &first.metadata, first.created_at)
     );
     for events in [&mut events_a, &mut events_b] {
-        assert_eq!(event(events).await, ("s".to_owned(), SessionEventKind::Created));
+        assert_eq!(next_event(events).await, ("s".to_owned(), SessionEventKind::Created));
     }
 
     create_with_x(&a, "s", NewSession::default()).await;
@@ -41,7 +41,7 @@ async fn hosts_share_sessions() {
     b.delete(&id("s")).await.unwrap();
     a.get(&id("s")).await.unwrap_err();
     for events in [&mut events_a, &mut events_b] {
-        assert_eq!(event(events).await, ("s".to_owned(), SessionEventKind::Deleted));
+        assert_eq!(next_event(events).await, ("s".to_owned(), SessionEventKind::Deleted));
     }
     let other = RedisConfig { prefix: "other".to_owned(), ..RedisConfig::default() };
     let other = RedisBackend::connect(&server.url, other, SessionLimits::default()).await.unwrap();
@@ -115,10 +115,10 @@ async fn watchers_on_every_host_receive_all_writes_once_and_in_order() {
         let host = Arc::clone(&hosts[n % 2]);
         let mut watch = host.watch_variables(&id("s"), &["x".to_owned()], true).await.unwrap();
         watchers.spawn(async move {
-            let (kind, mut last) = delivered(&mut watch).await;
+            let (kind, mut last) = next_update(&mut watch).await;
             assert_eq!(kind, UpdateKind::Initial);
             while last < 2 * EACH {
-                let (kind, version) = delivered(&mut watch).await;
+                let (kind, version) = next_update(&mut watch).await;
                 assert_eq!((kind, version), (UpdateKind::Set, last + 1));
                 last = version;
             }
@@ -191,7 +191,7 @@ async fn an_expired_session_ends_once_for_all_hosts() {
     for events in &mut events {
         let mut expired = BTreeMap::new();
         while expired.len() <= SESSIONS {
-            let (id, kind) = event(events).await;
+            let (id, kind) = next_event(events).await;
             if kind == SessionEventKind::Expired {
                 assert_eq!(expired.insert(id, kind), None, "each event arrives once");
             }
@@ -214,11 +214,11 @@ async fn a_recreated_session_is_a_new_one() {
     create_with_x(&a, "s", NewSession::default()).await;
     let mut second = b.watch_variables(&id("s"), &[], true).await.unwrap();
     a.set_variable(&id("s"), set("x", 2)).await.unwrap();
-    assert_eq!(delivered(&mut first).await, (UpdateKind::Set, 1), "updates before the end precede it");
+    assert_eq!(next_update(&mut first).await, (UpdateKind::Set, 1), "updates before the end precede it");
     let end = soon(first.next()).await.unwrap().unwrap_err();
     assert_eq!(end, SessionError::NotFound { id: id("s") });
-    assert_eq!(delivered(&mut second).await, (UpdateKind::Initial, 0));
-    assert_eq!(delivered(&mut second).await, (UpdateKind::Set, 1));
+    assert_eq!(next_update(&mut second).await, (UpdateKind::Initial, 0));
+    assert_eq!(next_update(&mut second).await, (UpdateKind::Set, 1));
 }
 
 /// The script with which hosts of format 1 change a session.

@@ -20,15 +20,15 @@ async fn a_broken_connection_loses_no_update_and_no_event() {
         b.create(&id(&round.to_string()), NewSession::default()).await.unwrap();
         if round % 3 == 0 {
             // Sometimes wait for the reconnect before the next break.
-            while delivered(&mut watch).await.1 < version {}
+            while next_update(&mut watch).await.1 < version {}
         }
     }
     let mut last = 0;
     while last < version {
-        last = delivered(&mut watch).await.1;
+        last = next_update(&mut watch).await.1;
     }
     for round in 0..20 {
-        assert_eq!(event(&mut events).await.0, round.to_string());
+        assert_eq!(next_event(&mut events).await.0, round.to_string());
     }
 }
 
@@ -41,7 +41,7 @@ async fn a_host_that_was_disconnected_for_too_long_receives_lost_and_the_latest_
     create_with_x(&b, "s", NewSession::default()).await;
     let mut watch = a.watch_variables(&id("s"), &["x".to_owned()], false).await.unwrap();
     b.set_variable(&id("s"), set("x", 1)).await.unwrap();
-    assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 1));
+    assert_eq!(next_update(&mut watch).await, (UpdateKind::Set, 1));
 
     proxy.disconnect();
     let error = soon(async {
@@ -57,7 +57,7 @@ async fn a_host_that_was_disconnected_for_too_long_receives_lost_and_the_latest_
     for n in 2..=5 {
         b.set_variable(&id("s"), set("x", n)).await.unwrap();
     }
-    // The log expires when its lease is not renewed.
+    // The log expires when its watch lease is not renewed.
     let incarnation: String = server.query(&["HGET", "{snakepit}:s:s", "born"]).await;
     soon(async { while server.query(&["EXISTS", &format!("{{snakepit}}:w:{incarnation}")]).await {} }).await;
     for n in 6..=9 {
@@ -66,9 +66,9 @@ async fn a_host_that_was_disconnected_for_too_long_receives_lost_and_the_latest_
     proxy.reconnect();
     let lost = soon(watch.next()).await.unwrap().unwrap();
     assert_eq!(lost, WatchEvent::Lost(7), "versions 2 to 8 are lost");
-    assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 9), "the latest update is never lost");
+    assert_eq!(next_update(&mut watch).await, (UpdateKind::Set, 9), "the latest update is never lost");
     b.set_variable(&id("s"), set("x", 10)).await.unwrap();
-    assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 10));
+    assert_eq!(next_update(&mut watch).await, (UpdateKind::Set, 10));
 }
 
 #[tokio::test]
@@ -141,5 +141,5 @@ async fn hosts_reconnect_to_a_restarted_server() {
     create_with_x(&host, "u", NewSession::default()).await;
     let mut watch = host.watch_variables(&id("u"), &[], false).await.unwrap();
     host.set_variable(&id("u"), set("x", 1)).await.unwrap();
-    assert_eq!(delivered(&mut watch).await, (UpdateKind::Set, 1));
+    assert_eq!(next_update(&mut watch).await, (UpdateKind::Set, 1));
 }

@@ -1,0 +1,146 @@
+//! [`Expiries`]: when sessions and global programs expire. They are in memory, so that a renewal does not write. Only a clean
+//! shutdown stores them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use dashmap::DashMap;
+use serde::{Deserialize, Serialize};
+use snakepit_session::{ProgramName, Session, SessionId, kit::SessionHeader};
+use tokio::time::Instant;
+
+use super::rows::{GLOBAL_OWNER, header_key};
+
+/// The holder of an [`Expiry`]: a session or a global program.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Holder {
+    Session(SessionId),
+    Global(ProgramName),
+}
+
+impl Holder {
+    pub(super) fn key(&self) -> (&str, &str) {
+        match self {
+            Self::Session(id) => header_key(id),
+            Self::Global(name) => (GLOBAL_OWNER, name.as_str()),
+        }
+    }
+}
+
+/// When a holder expires, and other state that a crash loses.
+#[derive(Debug, Clone)]
+pub(super) struct Expiry {
+    ttl: Duration,
+    expires_at: Instant,
+    /// The holder's key in the writer's expiry queue. A renewal does not update it, so it may be earlier than `expires_at`.
+    pub(super) queue_key: Instant,
+    /// A hint. It is not stored on each call, because a crash of the host ends its workers too.
+    pub(super) last_worker: Option<Arc<str>>,
+}
+
+/// A stored expiry.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ExpiryRow {
+    expires: SystemTime,
+    last_worker: Option<Arc<str>>,
+}
+
+impl Expiry {
+    /// Expires after the full TTL.
+    pub(super) fn new(ttl: Duration, now: Instant) -> Self {
+        Self { ttl, expires_at: now + ttl, queue_key: now + ttl, last_worker: None }
+    }
+
+    /// Restores a stored expiry.
+    pub(super) fn from_row(ttl: Duration, row: ExpiryRow, now: Instant) -> Self {
+        // Limit it to the TTL, because the wall clock may have been set back.
+        let remaining = row.expires.duration_since(SystemTime::now()).unwrap_or_default().min(ttl);
+        Self { ttl, expires_at: now + remaining, queue_key: now + remaining, last_worker: row.last_worker }
+    }
+
+    pub(super) fn to_row(&self, now: Instant) -> ExpiryRow {
+        ExpiryRow { expires: SystemTime::now() + self.remaining(now), last_worker: self.last_worker.clone() }
+    }
+
+    pub(super) fn is_expired(&self, now: Instant) -> bool {
+        self.expires_at <= now
+    }
+
+    fn remaining(&self, now: Instant) -> Duration {
+        self.expires_at.saturating_duration_since(now)
+    }
+
+    pub(super) fn renew(&mut self, now: Instant) {
+        self.expires_at = now + self.ttl;
+    }
+
+    /// The session as callers see it.
+    pub(super) fn snapshot(&self, id: &SessionId, header: SessionHeader, now: Instant) -> Session {
+        SessionHeader { last_worker: self.last_worker.clone(), ..header }.snapshot(id, self.remaining(now))
+    }
+}
+
+/// The expiries of all committed sessions and global programs. Every caller renews them; only the writer adds and removes them.
+#[derive(Debug, Default)]
+pub(super) struct Expiries {
+    expiries: DashMap<Holder, Expiry>,
+}
+
+impl Expiries {
+    /// Renews a holder that has not expired, and returns its expiry.
+    pub(super) fn renew(&self, holder: &Holder, now: Instant) -> Option<Expiry> {
+        self.change(holder, now, |expiry| expiry.renew(now))
+    }
+
+    /// Changes the expiry of a holder that has not expired, and returns it.
+    pub(super) fn change(
+        &self,
+        holder: &Holder,
+        now: Instant,
+        change: impl FnOnce(&mut Expiry),
+    ) -> Option<Expiry> {
+        let mut expiry = self.expiries.get_mut(holder).filter(|expiry| !expiry.is_expired(now))?;
+        change(&mut expiry);
+        Some(expiry.clone())
+    }
+
+    /// Returns the expiry of a holder that has not expired.
+    pub(super) fn live(&self, holder: &Holder, now: Instant) -> Option<Expiry> {
+        self.get(holder).filter(|expiry| !expiry.is_expired(now))
+    }
+
+    /// Returns the expiry of a holder, expired or not.
+    pub(super) fn get(&self, holder: &Holder) -> Option<Expiry> {
+        self.expiries.get(holder).map(|expiry| expiry.clone())
+    }
+
+    /// Adds an expiry and returns the previous one.
+    pub(super) fn insert(&self, holder: Holder, expiry: Expiry) -> Option<Expiry> {
+        self.expiries.insert(holder, expiry)
+    }
+
+    pub(super) fn remove(&self, holder: &Holder) -> Option<Expiry> {
+        self.expiries.remove(holder).map(|(_, expiry)| expiry)
+    }
+
+    pub(super) fn holders(&self) -> impl Iterator<Item = Holder> {
+        self.expiries.iter().map(|expiry| expiry.key().clone())
+    }
+
+    /// Moves a holder in the queue to its current expiry time, and returns that time.
+    pub(super) fn requeue(&self, holder: &Holder) -> Option<Instant> {
+        let mut expiry = self.expiries.get_mut(holder)?;
+        expiry.queue_key = expiry.expires_at;
+        Some(expiry.queue_key)
+    }
+
+    /// Returns all expiries in the order of their holders' keys.
+    pub(super) fn rows(&self, now: Instant) -> Vec<(Holder, ExpiryRow)> {
+        let rows = self.expiries.iter().map(|expiry| (expiry.key().clone(), expiry.to_row(now)));
+        let mut rows: Vec<_> = rows.collect();
+        rows.sort_unstable_by(|(one, _), (other, _)| one.key().cmp(&other.key()));
+        rows
+    }
+}
