@@ -40,8 +40,9 @@ pub struct PoolConfig {
     /// The most times that an idempotent call may begin if its workers are lost, including the first time, 1 to 10.
     /// Default 2.
     ///
-    /// The pool retries a call that did not begin until its deadline, up to 100 times. If the call was the only one of its
-    /// worker, it probably kills every worker that receives it, so the pool retries it up to 4 times.
+    /// Attempts in which the call did not begin do not count. The pool repeats them until the deadline, at most 100 times.
+    /// It makes at most 4 such retries on workers that had no other call, because then the call itself probably kills the
+    /// worker.
     pub max_attempts: usize,
 }
 
@@ -67,7 +68,7 @@ impl PoolConfig {
             if (min..=max).contains(&value) {
                 return Ok(());
             }
-            let problem = format!("is {value}; set it to {min} to {max}");
+            let problem = format!("is {value}; set it to a value from {min} to {max}");
             Err(PoolError::InvalidConfig { field, problem })
         };
         if self.name.is_empty() || self.name.chars().any(|c| c.is_control() || c.is_whitespace()) {
@@ -101,8 +102,14 @@ mod tests {
             change(&mut config);
             config.validate().unwrap_err().to_string()
         };
-        assert_eq!(error_of(|c| c.workers = 0), "pool setting `workers` is 0; set it to 1 to 1024");
-        assert_eq!(error_of(|c| c.workers = 1025), "pool setting `workers` is 1025; set it to 1 to 1024");
+        assert_eq!(
+            error_of(|c| c.workers = 0),
+            "pool setting `workers` is 0; set it to a value from 1 to 1024"
+        );
+        assert_eq!(
+            error_of(|c| c.workers = 1025),
+            "pool setting `workers` is 1025; set it to a value from 1 to 1024"
+        );
         assert!(error_of(|c| c.name = "a b".to_owned()).contains("`name` is \"a b\""));
         assert!(error_of(|c| c.default_timeout = Some(Duration::ZERO)).contains("`default_timeout`"));
         assert!(error_of(|c| c.cancel_grace = Duration::MAX).contains("`cancel_grace`"));

@@ -232,14 +232,15 @@ impl Driver {
         let State { scheduler, waiters, leases, live_workers, cancelling, .. } = state;
         for effect in scheduler.handle_event(event, now) {
             match effect {
-                Effect::Assign { ticket, worker } => {
-                    if let (Some(waiter), Some(live_worker)) =
-                        (waiters.get_mut(ticket.waiter), live_workers.get(worker.index()).cloned().flatten())
-                    {
+                Effect::Assign { ticket, worker: worker_key } => {
+                    if let (Some(waiter), Some(live_worker)) = (
+                        waiters.get_mut(ticket.waiter),
+                        live_workers.get(worker_key.index()).cloned().flatten(),
+                    ) {
                         state.earliest_deadline = earlier(state.earliest_deadline, waiter.deadline);
                         let key = leases.insert(LeaseRecord::new(
                             waiter.call,
-                            worker,
+                            worker_key,
                             waiter.deadline,
                             waiter.number,
                             waiter.load,
@@ -264,33 +265,33 @@ impl Driver {
                         waiters.get_mut(ticket.waiter).and_then(|waiter| waiter.fail(AcquireError::Expired)),
                     );
                 }
-                Effect::Recall(worker) => {
-                    if let Some(live_worker) = live_workers.get(worker.index()).and_then(Option::as_ref) {
-                        let held_leases = leases.iter().filter(|(_, lease)| lease.worker == worker);
+                Effect::Recall(key) => {
+                    if let Some(live_worker) = live_workers.get(key.index()).and_then(Option::as_ref) {
+                        let held_leases = leases.iter().filter(|(_, lease)| lease.worker_key == key);
                         deferred
                             .recalls
                             .extend(held_leases.map(|(_, lease)| (Arc::clone(live_worker), lease.call)));
                     }
                 }
-                Effect::Kill(worker, reason) => {
-                    if let Some(live_worker) = live_workers.get(worker.index()).and_then(Option::as_ref) {
+                Effect::Kill(key, reason) => {
+                    if let Some(live_worker) = live_workers.get(key.index()).and_then(Option::as_ref) {
                         live_worker.handle.kill(reason.to_string());
                         deferred.killed.push((Arc::clone(live_worker), reason));
                     }
                 }
-                Effect::Stop(worker) => {
-                    if let Some(live_worker) = live_workers.get(worker.index()).and_then(Option::as_ref) {
+                Effect::Stop(key) => {
+                    if let Some(live_worker) = live_workers.get(key.index()).and_then(Option::as_ref) {
                         live_worker.handle.stop(self.config.stop_grace);
                     }
                 }
-                Effect::Cancel(worker, call) => {
-                    if let Some(live_worker) = live_workers.get(worker.index()).cloned().flatten() {
-                        cancelling.push((worker, call));
+                Effect::Cancel(key, call) => {
+                    if let Some(live_worker) = live_workers.get(key.index()).cloned().flatten() {
+                        cancelling.push((key, call));
                         self.send_command(Command::Cancel(live_worker, call));
                     }
                 }
-                Effect::Launch(worker) => self.send_command(Command::Launch(worker, self.worker_id(worker))),
-                Effect::AbortLaunch(worker) => self.send_command(Command::AbortLaunch(worker)),
+                Effect::Launch(key) => self.send_command(Command::Launch(key, self.worker_id(key))),
+                Effect::AbortLaunch(key) => self.send_command(Command::AbortLaunch(key)),
                 Effect::Stopped => {
                     self.stopped.send_replace(true);
                     self.send_command(Command::Rearm);
@@ -345,7 +346,7 @@ impl Driver {
         self: &Arc<Self>,
         state: &mut State,
         key: usize,
-        worker: WorkerKey,
+        worker_key: WorkerKey,
         tool: Arc<str>,
         load: Load,
         deferred: &mut Deferred,
@@ -365,9 +366,9 @@ impl Driver {
         let event = match failed_waker {
             Some(waker) => {
                 deferred.wake(waker);
-                Event::Released(worker, load)
+                Event::Released(worker_key, load)
             }
-            None => Event::Returned { worker, ticket, deadline, load },
+            None => Event::Returned { worker: worker_key, ticket, deadline, load },
         };
         state.waiters.index(ticket.waiter);
         // The scheduler counts the call of a revoked lease as abandoned already.
@@ -419,9 +420,9 @@ impl Driver {
             state.live_workers[key.index()] = None;
             state.last_failure = Some(LastFailure::exited(state.last_failure.take(), id, reason));
             state.mark_concurrent_calls(key);
-            state.cancelling.retain(|(worker, _)| *worker != key);
+            state.cancelling.retain(|(worker_key, _)| *worker_key != key);
             for (_, lease) in &mut state.leases {
-                if lease.worker == key && !lease.must_end() {
+                if lease.worker_key == key && !lease.must_end() {
                     deferred.wake(lease.send(LeaseSignal::WorkerExited));
                 }
             }
@@ -442,9 +443,9 @@ impl Driver {
         self.call_ended.notify_waiters();
     }
 
-    /// Fails all calls after the runtime shut down and dropped the supervisor. The pool rejects later calls, because there is no
-    /// task to handle events.
-    fn on_runtime_end(&self) {
+    /// Does nothing after a shutdown. Otherwise fails all calls and rejects later ones, because no task handles events any
+    /// more.
+    fn on_supervisor_dropped(&self) {
         if *self.stopped.borrow() {
             return;
         }

@@ -47,7 +47,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{launch::progress::STACK, pb::CallValue};
+    use crate::{launch::progress::RESERVED_BYTES, pb::CallValue};
 
     fn put(file: &mut [u8], half: usize, replies: &[CallReply]) {
         let mut offset = 0;
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn answers_are_found_in_both_halves() {
-        let mut file = vec![0; STACK];
+        let mut file = vec![0; RESERVED_BYTES];
         assert_eq!(find_answer(&file, 0), None);
         put(&mut file, 0, &[reply(7), reply(8)]);
         put(&mut file, 1, &[reply(5)]);
@@ -87,7 +87,7 @@ mod tests {
             ends in any::<[u16; 2]>(),
             start in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
-            let mut file = vec![0; STACK];
+            let mut file = vec![0; RESERVED_BYTES];
             for half in 0..2 {
                 file[ANSWER_ENDS[half]..][..8].copy_from_slice(&u64::from(ends[half]).to_ne_bytes());
                 file[ANSWERS + half * HALF_BYTES..][..start.len()].copy_from_slice(&start);

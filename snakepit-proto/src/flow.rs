@@ -4,22 +4,22 @@ use std::time::Duration;
 
 /// The window of a stream, in bytes.
 pub const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
-/// The window of a connection for all its streams, in bytes.
-pub const CONNECTION_WINDOW: u32 = 2 * STREAM_WINDOW;
-/// The window of a connection towards the client, in bytes. It fits the windows of 127 streams, so that unread response
-/// streams do not block other calls.
-pub const CALLER_CONNECTION_WINDOW: u32 = i32::MAX as u32;
+/// The receive window of the server for all streams of a connection, in bytes.
+pub const SERVER_CONNECTION_WINDOW: u32 = 2 * STREAM_WINDOW;
+/// The receive window of the client for all streams of a connection, in bytes. It has room for the full windows of 127
+/// streams, so that unread response streams do not block other calls.
+pub const CLIENT_CONNECTION_WINDOW: u32 = i32::MAX as u32;
 /// The maximum size of a frame, in bytes. Large frames reduce the number of frames of a large payload.
 pub const MAX_FRAME_SIZE: u32 = 1024 * 1024;
 
-/// The maximum number of requests per connection that the client reset before the server accepted them. HTTP/2 ends the
-/// connection above it. A client with short deadlines must stay below it while the server gets no CPU time.
+/// The maximum number of requests per connection that the client reset before the server accepted them. h2 closes the
+/// connection above this limit. It is high enough for a client with short deadlines while the server is starved of CPU.
 pub const PENDING_RESETS: usize = 8 * 1024;
-/// The maximum number of locally reset streams that HTTP/2 remembers, to ignore frames that still arrive for them. A frame for
+/// The maximum number of locally reset streams that h2 remembers, to ignore frames that still arrive for them. A frame for
 /// a forgotten stream counts as an [error](ERROR_RESETS).
 pub const MAX_RESET_STREAMS: usize = 16 * 1024;
-/// How long HTTP/2 remembers a reset stream. Exceeds the time until keepalive ends the connection of a silent peer.
+/// How long h2 remembers a reset stream. Exceeds the time until keepalive ends the connection of a silent peer.
 pub const RESET_STREAM_DURATION: Duration = Duration::from_secs(30);
-/// The maximum number of streams that a connection resets because of errors of the peer, over its lifetime. HTTP/2 ends the
-/// connection above it.
+/// The maximum number of streams that a connection resets because of errors of the peer, over its lifetime. h2 closes the
+/// connection above this limit.
 pub const ERROR_RESETS: usize = 64 * 1024;

@@ -86,21 +86,21 @@ mod tests {
     use super::*;
 
     /// The description of a server that answers with these bytes.
-    async fn description_of(answer: &'static [u8]) -> Option<String> {
+    async fn description_of(response: &'static [u8]) -> Option<String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = Address::Tcp(listener.local_addr().unwrap().to_string());
         let serve = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut preface = [0; PREFACE.len()];
             stream.read_exact(&mut preface).await.unwrap();
-            stream.write_all(answer).await.unwrap();
+            stream.write_all(response).await.unwrap();
         };
         tokio::join!(identify(&address), serve).0
     }
 
     #[tokio::test]
     async fn servers_of_other_protocols_are_identified() {
-        for (answer, needle) in [
+        for (response, needle) in [
             (&b"\x15\x03\x01\x00\x02\x02\x46"[..], "TLS"),
             (b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", "HTTP/1 (`HTTP/1.1 400 Bad Request`)"),
             (b"HTTP/1.1 400 Bad Request\r\n\r\nThe plain HTTP request was sent to HTTPS port", "TLS port"),
@@ -110,7 +110,7 @@ mod tests {
             (b"\x00\xff\x1b[2J", "`\\x00\\xff\\x1b[2J`"),
             (b"", "without an answer"),
         ] {
-            let description = description_of(answer).await.unwrap();
+            let description = description_of(response).await.unwrap();
             assert!(description.contains(needle), "{description}");
         }
         assert_eq!(

@@ -71,8 +71,10 @@ pub mod progress {
     pub const ANSWERS: usize = OUTPUT + OUTPUT_BYTES;
     /// The size of a half.
     pub const HALF_BYTES: usize = 32 * 1024;
-    /// Offset of the stacks that Python's fault handler writes, up to the end of the file.
-    pub const STACK: usize = ANSWERS + 2 * HALF_BYTES;
+    /// The initial length of the file, which the host reserves on the disk and the worker maps.
+    pub const RESERVED_BYTES: usize = ANSWERS + 2 * HALF_BYTES;
+    /// Offset of the stacks that Python's fault handler appends after the reserved bytes.
+    pub const STACK_OFFSET: usize = RESERVED_BYTES;
     /// The bit that marks the id of a multiplexed call.
     pub const MULTIPLEXED: u64 = 1 << 62;
 }

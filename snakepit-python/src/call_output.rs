@@ -49,7 +49,7 @@ impl CallOutput {
     /// If the file does not exist.
     #[allow(unsafe_code)]
     pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
-        const LENGTH: NonZeroUsize = NonZeroUsize::new(layout::STACK).expect("it is not zero");
+        const LENGTH: NonZeroUsize = NonZeroUsize::new(layout::RESERVED_BYTES).expect("it is not zero");
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         if file.metadata()?.len() < LENGTH.get() as u64 {
             return Ok(None);
@@ -100,7 +100,7 @@ impl CallOutput {
     /// If the file was removed.
     pub(crate) fn open_stacks(&self) -> io::Result<RawFd> {
         let mut file = OpenOptions::new().write(true).open(&self.path)?;
-        file.seek(SeekFrom::Start(layout::STACK as u64))?;
+        file.seek(SeekFrom::Start(layout::STACK_OFFSET as u64))?;
         Ok(file.into_raw_fd())
     }
 
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn the_output_of_a_call_replaces_that_of_the_previous_call() {
         let path = std::env::temp_dir().join(format!("snakepit-output-{}", std::process::id()));
-        std::fs::write(&path, vec![0; layout::STACK]).unwrap();
+        std::fs::write(&path, vec![0; layout::RESERVED_BYTES]).unwrap();
         let output = CallOutput::open(&path).unwrap().unwrap();
         let stored_output = || {
             let file = std::fs::read(&path).unwrap();

@@ -123,11 +123,11 @@ impl Call {
 
     fn host_tools<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let request = pb::GetExposedElixirToolsRequest { session_id: self.session_id.clone() };
-        let answer = self.request(py, RequestKind::Read, request, |mut client, request| async move {
+        let response = self.request(py, RequestKind::Read, request, |mut client, request| async move {
             client.get_exposed_elixir_tools(request).await
         })?;
         let tools = PyDict::new(py);
-        for spec in answer.tools {
+        for spec in response.tools {
             let parameters = PyList::empty(py);
             for parameter in spec.parameters {
                 let entry = PyDict::new(py);
@@ -177,10 +177,10 @@ impl Call {
             program: Some(program),
             global: is_global,
         };
-        let answer = self.request(py, RequestKind::Write, request, |mut client, request| async move {
+        let response = self.request(py, RequestKind::Write, request, |mut client, request| async move {
             client.put_program(request).await
         })?;
-        Ok(answer.created)
+        Ok(response.created)
     }
 
     /// Returns the data and the content type of a program.
@@ -192,20 +192,20 @@ impl Call {
     ) -> PyResult<(Bound<'py, PyBytes>, String)> {
         let request =
             pb::GetProgramRequest { session_id: self.program_owner(is_global), name, global: is_global };
-        let answer = self.request(py, RequestKind::Read, request, |mut client, request| async move {
+        let response = self.request(py, RequestKind::Read, request, |mut client, request| async move {
             client.get_program(request).await
         })?;
-        let program = answer.program.unwrap_or_default();
+        let program = response.program.unwrap_or_default();
         Ok((PyBytes::new(py, &program.data), program.content_type))
     }
 
     fn list_programs(&self, py: Python<'_>, is_global: bool) -> PyResult<Vec<String>> {
         let request =
             pb::ListProgramsRequest { session_id: self.program_owner(is_global), global: is_global };
-        let answer = self.request(py, RequestKind::Read, request, |mut client, request| async move {
+        let response = self.request(py, RequestKind::Read, request, |mut client, request| async move {
             client.list_programs(request).await
         })?;
-        Ok(answer.programs.into_iter().map(|program| program.name).collect())
+        Ok(response.programs.into_iter().map(|program| program.name).collect())
     }
 
     fn delete_program(&self, py: Python<'_>, name: String, is_global: bool) -> PyResult<()> {
@@ -219,10 +219,10 @@ impl Call {
 
     fn cleanup_session(&self, py: Python<'_>, force: bool) -> PyResult<bool> {
         let request = pb::CleanupSessionRequest { session_id: self.session_id.clone(), force };
-        let answer = self.request(py, RequestKind::Write, request, |mut client, request| async move {
+        let response = self.request(py, RequestKind::Write, request, |mut client, request| async move {
             client.cleanup_session(request).await
         })?;
-        Ok(answer.success)
+        Ok(response.success)
     }
 }
 
@@ -233,13 +233,13 @@ async fn execute(
     request: pb::ExecuteElixirToolRequest,
 ) -> Result<Payload, HostError> {
     let tool = request.tool_name.clone();
-    let answer = host
+    let response = host
         .request(caller, RequestKind::Write, request, |mut client, request| async move {
             client.execute_elixir_tool(request).await
         })
         .await
         .map_err(prefix_with_host)?;
-    let pb::ExecuteElixirToolResponse { success, result, error_message, binary_result, .. } = answer;
+    let pb::ExecuteElixirToolResponse { success, result, error_message, binary_result, .. } = response;
     if !success {
         // The host prefixes an error that has no type with `HostToolError`. The exception class already shows this
         // type.

@@ -29,7 +29,7 @@ use crate::{
     runtime::RuntimeHandle,
 };
 
-/// The time within which a host must accept the worker's connection and answer its first requests.
+/// The time within which a host must accept the worker's connection and response its first requests.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum number of attempts at a request whose connection breaks.
 const MAX_ATTEMPTS: usize = 3;
@@ -76,7 +76,7 @@ impl Host {
     /// Connects and verifies that the host answers a ping.
     ///
     /// # Errors
-    /// A sentence that names the address, if it is malformed or the host does not answer in time.
+    /// A sentence that names the address, if it is malformed or the host does not response in time.
     pub(crate) async fn connect(address: &str, io: Io) -> Result<Self, String> {
         let target = Target::parse(address)?;
         let deadline = Instant::now() + CONNECT_TIMEOUT;
@@ -101,7 +101,7 @@ impl Host {
             Ok(Ok(_)) => Ok(host),
             Ok(Err(status)) => Err(format!("the host at `{address}` rejected a ping: {}", status.message())),
             Err(_) => {
-                Err(format!("the host at `{address}` did not answer a ping within {CONNECT_TIMEOUT:?}"))
+                Err(format!("the host at `{address}` did not response a ping within {CONNECT_TIMEOUT:?}"))
             }
         }
     }
@@ -120,8 +120,8 @@ impl Host {
         let identity = token.map(|token| pb::WorkerIdentity { token, version, protocol: launch::PROTOCOL });
         let request = pb::RegisterToolsRequest { session_id: String::new(), tools, worker_id, identity };
         match timeout(CONNECT_TIMEOUT, self.client.clone().register_tools(request)).await {
-            Ok(Ok(answer)) => {
-                let pb::RegisterToolsResponse { success, error_message, .. } = answer.into_inner();
+            Ok(Ok(response)) => {
+                let pb::RegisterToolsResponse { success, error_message, .. } = response.into_inner();
                 // A host of the original Snakepit reports tools that it already has as duplicates, which is harmless.
                 if success || error_message.contains("duplicate_tool") {
                     Ok(())
@@ -163,7 +163,7 @@ impl Host {
         caller.check()?;
         check_request_size(&message)?;
         let header_deadline = if kind == RequestKind::Stream { None } else { caller.deadline() };
-        let answer = async {
+        let response = async {
             let mut attempts = 1;
             loop {
                 let mut request = Request::new(message.clone());
@@ -176,7 +176,7 @@ impl Host {
                     request.set_timeout(remaining.min(headers::MAX_TIMEOUT));
                 }
                 match rpc(self.client.clone(), request).await {
-                    Ok(answer) => return Ok(answer.into_inner()),
+                    Ok(response) => return Ok(response.into_inner()),
                     Err(status) if attempts < MAX_ATTEMPTS && kind.is_repeatable_after(&status) => {
                         attempts += 1;
                     }
@@ -184,16 +184,16 @@ impl Host {
                 }
             }
         };
-        let answer = async {
+        let response = async {
             match caller.deadline() {
-                Some(deadline) => timeout_at(deadline, answer).await.map_err(|_| HostError::Deadline)?,
-                None => answer.await,
+                Some(deadline) => timeout_at(deadline, response).await.map_err(|_| HostError::Deadline)?,
+                None => response.await,
             }
         };
         tokio::select! {
             biased;
             error = caller.cancelled() => Err(error),
-            answer = answer => answer,
+            response = response => response,
         }
     }
 }

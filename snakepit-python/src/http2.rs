@@ -2,8 +2,8 @@
 
 use snakepit_proto::{
     flow::{
-        CALLER_CONNECTION_WINDOW, CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS,
-        PENDING_RESETS, RESET_STREAM_DURATION, STREAM_WINDOW,
+        CLIENT_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS, PENDING_RESETS,
+        RESET_STREAM_DURATION, SERVER_CONNECTION_WINDOW, STREAM_WINDOW,
     },
     status::HEADER_LIST_BYTES,
 };
@@ -12,7 +12,7 @@ use tonic::transport::{Endpoint, Server};
 pub(crate) fn configure_client(endpoint: Endpoint) -> Endpoint {
     endpoint
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
+        .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME_SIZE)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)
@@ -24,7 +24,7 @@ pub(crate) fn configure_client(endpoint: Endpoint) -> Endpoint {
 pub(crate) fn configure_server(server: Server) -> Server {
     server
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(SERVER_CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME_SIZE)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))

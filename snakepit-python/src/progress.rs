@@ -12,7 +12,7 @@ use std::{
 };
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
-use snakepit_proto::launch::progress::{BEGUN, STACK};
+use snakepit_proto::launch::progress::{BEGUN, RESERVED_BYTES};
 use snakepit_registry::CallId;
 
 pub(crate) use self::answers::Answers;
@@ -40,7 +40,7 @@ impl Progress {
     /// If the file does not exist or is too short.
     #[allow(unsafe_code)]
     pub(crate) fn open(path: &Path) -> io::Result<(Self, Answers)> {
-        const LENGTH: NonZeroUsize = NonZeroUsize::new(STACK).expect("it is not empty");
+        const LENGTH: NonZeroUsize = NonZeroUsize::new(RESERVED_BYTES).expect("it is not empty");
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         if file.metadata()?.len() < LENGTH.get() as u64 {
             return Err(io::Error::other("the file is too short"));

@@ -40,7 +40,7 @@ use crate::{
 
 mod unimplemented;
 
-type Answer<T> = Result<Response<T>, Status>;
+type RpcResult<T> = Result<Response<T>, Status>;
 type ToolChunks = Pin<Box<dyn Stream<Item = Result<pb::ToolChunk, Status>> + Send>>;
 
 pub(crate) type Batches = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Status>> + Send>>;
@@ -58,7 +58,7 @@ impl WorkerService {
         Self { tools, streams }
     }
 
-    async fn execute(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<pb::ExecuteToolResponse> {
+    async fn execute(&self, request: Request<pb::ExecuteToolRequest>) -> RpcResult<pb::ExecuteToolResponse> {
         let (call, session_id) = read_call(request, CallMode::Unary)?;
         match self.tools.call(call).await {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
@@ -85,7 +85,7 @@ impl WorkerService {
         }
     }
 
-    async fn execute_streaming(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<ToolChunks> {
+    async fn execute_streaming(&self, request: Request<pb::ExecuteToolRequest>) -> RpcResult<ToolChunks> {
         let (call, session_id) = read_call(request, CallMode::Streaming)?;
         let tool = Arc::clone(&call.tool);
         match self.tools.call(call).await {
@@ -108,7 +108,7 @@ impl WorkerService {
         Box::pin(Serve::new(inbound, calls, replies))
     }
 
-    async fn cancel(&self, request: Request<pb::CancelToolRequest>) -> Answer<pb::CancelToolResponse> {
+    async fn cancel(&self, request: Request<pb::CancelToolRequest>) -> RpcResult<pb::CancelToolResponse> {
         let text = request.into_inner().call_id;
         let id = parse_call_id(&text).ok_or_else(|| bad_call_id(&text))?;
         let was_active = self.tools.find(id).is_some();

@@ -87,11 +87,11 @@ impl Variables {
             metadata: self.with_author(metadata),
             initial_binary_value: buffer.unwrap_or_default(),
         };
-        let answer =
+        let response =
             self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
                 client.register_variable(request).await
             })?;
-        let pb::RegisterVariableResponse { success, variable_id, error_message } = answer;
+        let pb::RegisterVariableResponse { success, variable_id, error_message } = response;
         check_success(success, error_message)?;
         Ok(variable_id)
     }
@@ -102,11 +102,11 @@ impl Variables {
             variable_identifier: identifier,
             bypass_cache: true,
         };
-        let answer =
+        let response =
             self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
                 client.get_variable(request).await
             })?;
-        Ok(answer.variable.unwrap_or_default().into())
+        Ok(response.variable.unwrap_or_default().into())
     }
 
     /// Writes a variable and returns its new version.
@@ -129,11 +129,11 @@ impl Variables {
             binary_value: buffer.unwrap_or_default(),
             check_version: expected_version.is_some(),
         };
-        let answer =
+        let response =
             self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
                 client.set_variable(request).await
             })?;
-        let pb::SetVariableResponse { success, error_message, new_version } = answer;
+        let pb::SetVariableResponse { success, error_message, new_version } = response;
         check_success(success, error_message)?;
         Ok(new_version)
     }
@@ -150,12 +150,13 @@ impl Variables {
             include_metadata: true,
             bypass_cache: true,
         };
-        let answer =
+        let response =
             self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
                 client.get_variables(request).await
             })?;
-        let variables = answer.variables.into_iter().map(|(key, variable)| (key, variable.into())).collect();
-        Ok((variables, answer.missing_variables))
+        let variables =
+            response.variables.into_iter().map(|(key, variable)| (key, variable.into())).collect();
+        Ok((variables, response.missing_variables))
     }
 
     fn set_many(
@@ -181,11 +182,11 @@ impl Variables {
             }
             request.updates.insert(identifier, value);
         }
-        let answer =
+        let response =
             self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
                 client.set_variables(request).await
             })?;
-        let pb::BatchSetVariablesResponse { success, errors, new_versions, reasons } = answer;
+        let pb::BatchSetVariablesResponse { success, errors, new_versions, reasons } = response;
         check_success(success || !errors.is_empty(), "the host rejected the batch".to_owned())?;
         let errors = errors.into_iter().map(|(name, message)| {
             let error = from_batch(message, reasons.get(&name));
@@ -196,21 +197,21 @@ impl Variables {
 
     fn find(&self, py: Python<'_>, pattern: String) -> PyResult<Vec<Variable>> {
         let request = pb::ListVariablesRequest { session_id: self.session_id(), pattern };
-        let answer =
+        let response =
             self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
                 client.list_variables(request).await
             })?;
-        Ok(answer.variables.into_iter().map(Variable::from).collect())
+        Ok(response.variables.into_iter().map(Variable::from).collect())
     }
 
     fn delete(&self, py: Python<'_>, identifier: String) -> PyResult<()> {
         let request =
             pb::DeleteVariableRequest { session_id: self.session_id(), variable_identifier: identifier };
-        let answer =
+        let response =
             self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
                 client.delete_variable(request).await
             })?;
-        check_success(answer.success, answer.error_message)
+        check_success(response.success, response.error_message)
     }
 
     fn history(&self, py: Python<'_>, identifier: &str, limit: i32) -> PyResult<Vec<VariableVersion>> {
@@ -219,11 +220,11 @@ impl Variables {
             variable_identifier: identifier.to_owned(),
             limit,
         };
-        let answer =
+        let response =
             self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
                 client.get_variable_history(request).await
             })?;
-        let entries = answer.entries.into_iter();
+        let entries = response.entries.into_iter();
         Ok(entries.map(|entry| VariableVersion::from_wire(identifier, entry)).collect())
     }
 
@@ -234,11 +235,11 @@ impl Variables {
             target_version: version,
             metadata: self.with_author(BTreeMap::new()),
         };
-        let answer =
+        let response =
             self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
                 client.rollback_variable(request).await
             })?;
-        let pb::RollbackVariableResponse { success, variable, error_message } = answer;
+        let pb::RollbackVariableResponse { success, variable, error_message } = response;
         check_success(success, error_message)?;
         Ok(variable.unwrap_or_default().into())
     }

@@ -125,7 +125,7 @@ pub struct Registry {
     /// The workers that announced each tool. Locked after `tools`.
     announcers: Mutex<HashMap<Arc<str>, Vec<Announcer>>>,
     fallback: RwLock<Option<Arc<ResolvedTool>>>,
-    generation: AtomicU64,
+    revision: AtomicU64,
 }
 
 impl Registry {
@@ -164,7 +164,7 @@ impl Registry {
         }
         let name = Arc::from(spec.name.as_str());
         tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), HOST_PROVIDER, handler)));
-        self.bump_generation();
+        self.increment_revision();
         Ok(())
     }
 
@@ -241,15 +241,15 @@ impl Registry {
     /// A number that changes whenever the result of [`tools`](Self::tools) changes. It may also change otherwise, for
     /// example when the replacement of a worker registers the same tools.
     ///
-    /// To cache the result of `tools`, read the generation first. A concurrent change then invalidates the cache.
+    /// To cache the result of `tools`, read the revision first. A concurrent change then invalidates the cache.
     #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
     }
 
-    /// Increments the generation. The caller holds the lock of `tools`.
-    fn bump_generation(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
+    /// Increments the revision. The caller holds the lock of `tools`.
+    fn increment_revision(&self) {
+        self.revision.fetch_add(1, Ordering::Release);
     }
 
     /// The number of registered tools.

@@ -182,11 +182,11 @@ impl VariableType {
 
 /// The maximum size in bytes of values that are validated under a lock.
 const MAX_CHEAP_BYTES: usize = 64 * 1024;
-/// The maximum cost of checks that run under a lock, in steps of an NFA. They take about a millisecond.
+/// The maximum cost of checks that run under a lock, in steps of an NFA: about two milliseconds, at the rate of ADR 27.
 const MAX_CHEAP_STEPS: usize = MAX_CHEAP_BYTES * STEPS_PER_BYTE;
 /// The cost of checking a byte without a pattern.
 const STEPS_PER_BYTE: usize = 16;
-/// The budget of one check, or of a batch, for the simulation of NFAs: some tenths of a second.
+/// The budget of one check, or of a batch, for the simulation of NFAs, in steps: about a tenth of a second, at the rate of ADR 27.
 const MAX_STEPS: usize = 64 * 1024 * 1024;
 
 /// The result of checking a value against a type, before the write.

@@ -92,7 +92,7 @@ impl Driver {
         let key = self.worker_key(worker)?;
         let state = self.lock();
         // The running call has the lowest number, because the others were handed over ahead of their turn.
-        let on_worker = state.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker == key);
+        let on_worker = state.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker_key == key);
         let call = on_worker.min_by_key(|lease| lease.number)?.call;
         let outer = state.nested.of(call).unwrap_or_default();
         Some(outer.iter().copied().chain([call]).collect())
@@ -136,8 +136,10 @@ impl Driver {
 /// Whether every slot runs a call that satisfies `is_holder`. Ignores slots whose workers keep failing.
 fn holds_every_slot(state: &State, is_holder: impl Fn(CallId) -> bool) -> bool {
     let leases = state.leases.iter().map(|(_, lease)| lease);
-    let held_workers: HashSet<_> =
-        leases.filter(|lease| !lease.must_end() && is_holder(lease.call)).map(|lease| lease.worker).collect();
+    let held_workers: HashSet<_> = leases
+        .filter(|lease| !lease.must_end() && is_holder(lease.call))
+        .map(|lease| lease.worker_key)
+        .collect();
     let is_up = |slot: &Slot| matches!(slot.state, SlotState::Up(_));
     let is_held = |slot: &Slot| is_up(slot) && held_workers.contains(&slot.key());
     !held_workers.is_empty()

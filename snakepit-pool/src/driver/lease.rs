@@ -195,11 +195,12 @@ impl Lease {
 
     /// Queues a recalled call again, in its old place.
     pub(crate) fn requeue(mut self) -> Acquire {
-        let (worker, tool, key, load) = (self.live_worker.key, Arc::clone(&self.tool), self.key, self.load);
+        let (worker_key, tool, key, load) =
+            (self.live_worker.key, Arc::clone(&self.tool), self.key, self.load);
         self.end = LeaseEnd::Requeued;
         let driver = Arc::clone(&self.driver);
         let (record, acquire) =
-            driver.with_state(|state, deferred| driver.requeue(state, key, worker, tool, load, deferred));
+            driver.with_state(|state, deferred| driver.requeue(state, key, worker_key, tool, load, deferred));
         // The record is dropped after the lock is released, because it holds a waker.
         drop(record);
         acquire
@@ -247,17 +248,17 @@ impl State {
         if lease.had_concurrent_calls {
             return false;
         }
-        let worker = lease.worker;
-        self.mark_concurrent_calls(worker);
+        let worker_key = lease.worker_key;
+        self.mark_concurrent_calls(worker_key);
         self.leases.get(key).is_some_and(|lease| !lease.had_concurrent_calls)
     }
 
     /// Marks the leases of a lost worker if it had several calls. Must run before the first of them ends.
-    pub(super) fn mark_concurrent_calls(&mut self, worker: WorkerKey) {
-        let abandoned = self.cancelling.iter().filter(|(cancelling, _)| *cancelling == worker).count();
-        let leases = self.leases.iter().filter(|(_, lease)| lease.worker == worker).count();
+    pub(super) fn mark_concurrent_calls(&mut self, key: WorkerKey) {
+        let abandoned = self.cancelling.iter().filter(|(cancelling, _)| *cancelling == key).count();
+        let leases = self.leases.iter().filter(|(_, lease)| lease.worker_key == key).count();
         if abandoned + leases > 1 {
-            for (_, lease) in self.leases.iter_mut().filter(|(_, lease)| lease.worker == worker) {
+            for (_, lease) in self.leases.iter_mut().filter(|(_, lease)| lease.worker_key == key) {
                 lease.had_concurrent_calls = true;
             }
         }
@@ -266,13 +267,13 @@ impl State {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let worker = self.live_worker.key;
+        let worker_key = self.live_worker.key;
         let event = match self.end {
-            LeaseEnd::Abandoned => Event::Abandoned(worker, self.call, self.load),
-            LeaseEnd::Finished(_) => Event::Finished(worker, self.load),
-            LeaseEnd::Retired => Event::Retired(worker, self.load),
+            LeaseEnd::Abandoned => Event::Abandoned(worker_key, self.call, self.load),
+            LeaseEnd::Finished(_) => Event::Finished(worker_key, self.load),
+            LeaseEnd::Retired => Event::Retired(worker_key, self.load),
             LeaseEnd::Requeued => return,
-            LeaseEnd::Lost => Event::Lost(worker),
+            LeaseEnd::Lost => Event::Lost(worker_key),
         };
         // Drops the record after the lock is released, because it holds a waker.
         drop(self.driver.with_state(|state, deferred| {

@@ -13,7 +13,7 @@ use super::*;
 /// A pool without a supervisor, whose only worker is up.
 struct Model {
     driver: Arc<Driver>,
-    worker: WorkerKey,
+    worker_key: WorkerKey,
     _commands: UnboundedReceiver<Command>,
     _launcher_end: LauncherEnd,
 }
@@ -24,14 +24,14 @@ impl Model {
         let driver = Arc::new(Driver::new(PoolConfig { workers: 1, ..PoolConfig::default() }, sender));
         driver.on_tick(Instant::now());
         let launch = std::iter::from_fn(|| commands.try_recv().ok()).find_map(|command| match command {
-            Command::Launch(worker, id) => Some((worker, id)),
+            Command::Launch(key, id) => Some((key, id)),
             _ => None,
         });
         let (key, id) = launch.expect("the first tick launches the worker");
         let handler = FnTool::typed("add", |(): ()| async { Ok::<_, std::convert::Infallible>(()) });
         let (worker, launcher_end) = Worker::new(id, None, "model", Arc::new(handler));
         driver.on_launched(key, worker);
-        Self { driver, worker: key, _commands: commands, _launcher_end: launcher_end }
+        Self { driver, worker_key: key, _commands: commands, _launcher_end: launcher_end }
     }
 
     fn acquire(&self) -> Acquire {
@@ -72,8 +72,8 @@ fn loom_a_running_call_is_woken_when_its_worker_exits() {
     loom::model(|| {
         let model = Model::new();
         let lease = model.lease();
-        let (driver, worker) = (Arc::clone(&model.driver), model.worker);
-        let exits = thread::spawn(move || driver.on_exited(worker, &WorkerId::new("w"), "code 1".to_owned()));
+        let (driver, key) = (Arc::clone(&model.driver), model.worker_key);
+        let exits = thread::spawn(move || driver.on_exited(key, &WorkerId::new("w"), "code 1".to_owned()));
         let signal = block_on(poll_fn(|cx| lease.signal(cx).map_or(Poll::Pending, Poll::Ready)));
         assert_eq!(signal, LeaseSignal::WorkerExited);
         exits.join().unwrap();

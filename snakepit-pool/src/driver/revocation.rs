@@ -62,7 +62,7 @@ impl Driver {
                 lease.is_revoked = true;
                 lease.deadline = None;
                 deferred.streams.extend(lease.chunks.take());
-                abandoned.push(Event::Abandoned(lease.worker, lease.call, lease.load));
+                abandoned.push(Event::Abandoned(lease.worker_key, lease.call, lease.load));
             }
         }
         for event in abandoned {

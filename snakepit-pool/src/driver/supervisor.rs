@@ -37,9 +37,9 @@ enum JobResult {
 /// The purpose of a job. It is stored outside of the job's task, because the task may panic.
 #[derive(Debug)]
 enum Job {
-    Launch { worker: WorkerKey, id: WorkerId, abort: AbortHandle },
+    Launch { key: WorkerKey, id: WorkerId, abort: AbortHandle },
     Cancel { live_worker: Arc<LiveWorker>, call: CallId },
-    Watch { worker: WorkerKey, id: WorkerId },
+    Watch { key: WorkerKey, id: WorkerId },
 }
 
 struct Supervisor {
@@ -97,17 +97,17 @@ impl Supervisor {
 
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Launch(worker, id) => {
+            Command::Launch(key, id) => {
                 let (launcher, request) = (Arc::clone(&self.launcher), LaunchRequest::new(id.clone()));
                 let abort =
                     self.tasks.spawn(async move { JobResult::Launched(launcher.launch(request).await) });
-                self.jobs.insert(abort.id(), Job::Launch { worker, id: id.clone(), abort });
+                self.jobs.insert(abort.id(), Job::Launch { key, id: id.clone(), abort });
                 tracing::debug!(worker = %id, "launching worker");
             }
-            Command::AbortLaunch(worker) => {
+            Command::AbortLaunch(key) => {
                 for job in self.jobs.values() {
-                    if let Job::Launch { worker: launching, abort, .. } = job
-                        && *launching == worker
+                    if let Job::Launch { key: launching, abort, .. } = job
+                        && *launching == key
                     {
                         abort.abort();
                     }
@@ -134,18 +134,18 @@ impl Supervisor {
             Err(error) => (error.id(), Err(error)),
         };
         match (self.jobs.remove(&task), result) {
-            (Some(Job::Launch { worker, id, .. }), Ok(JobResult::Launched(Ok(up)))) => {
-                self.on_launched(worker, &id, up);
+            (Some(Job::Launch { key, id, .. }), Ok(JobResult::Launched(Ok(worker)))) => {
+                self.on_launched(key, &id, worker);
             }
-            (Some(Job::Launch { worker, id, .. }), Ok(JobResult::Launched(Err(error)))) => {
-                self.on_launch_failed(worker, &id, &error);
+            (Some(Job::Launch { key, id, .. }), Ok(JobResult::Launched(Err(error)))) => {
+                self.on_launch_failed(key, &id, &error);
             }
-            (Some(Job::Launch { worker, id, .. }), Err(error)) => {
+            (Some(Job::Launch { key, id, .. }), Err(error)) => {
                 let error = WorkerError::StartFailed {
                     error: format!("its launch {}", describe_join_error(&error)),
                     traceback: None,
                 };
-                self.on_launch_failed(worker, &id, &error);
+                self.on_launch_failed(key, &id, &error);
             }
             (Some(Job::Cancel { live_worker, call }), result) => {
                 let problem = match result {
@@ -159,16 +159,16 @@ impl Supervisor {
                 }
                 self.driver.on_cancel_ended(live_worker.key, call, problem.is_none());
                 if let Some(problem) = &problem {
-                    let worker = live_worker.handle.id();
-                    tracing::warn!(%worker, %call, %problem, "cannot confirm the end of an abandoned call");
+                    let id = live_worker.handle.id();
+                    tracing::warn!(worker = %id, %call, %problem, "cannot confirm the end of an abandoned call");
                 }
             }
-            (Some(Job::Watch { worker, id }), result) => {
+            (Some(Job::Watch { key, id }), result) => {
                 let reason = match &result {
                     Ok(JobResult::Exited(exit)) => exit.reason.to_string(),
                     _ => "its exit cannot be watched".to_owned(),
                 };
-                self.driver.on_exited(worker, &id, reason);
+                self.driver.on_exited(key, &id, reason);
                 match result {
                     Ok(JobResult::Exited(WorkerExit { reason, .. })) => match &reason {
                         ExitReason::Stopped | ExitReason::Killed { .. } => {
@@ -188,18 +188,18 @@ impl Supervisor {
         }
     }
 
-    fn on_launched(&mut self, worker: WorkerKey, id: &WorkerId, up: Worker) {
+    fn on_launched(&mut self, key: WorkerKey, id: &WorkerId, worker: Worker) {
         // Watches the worker before its first use, so that the pool learns of its exit even if the code below panics.
-        let watched = up.clone();
-        let (pid, address) = (up.pid(), up.address().to_owned());
+        let watched = worker.clone();
+        let (pid, address) = (worker.pid(), worker.address().to_owned());
         let watch = self.tasks.spawn(async move { JobResult::Exited(watched.exited().await) });
-        self.jobs.insert(watch.id(), Job::Watch { worker, id: id.clone() });
-        self.driver.on_launched(worker, up);
+        self.jobs.insert(watch.id(), Job::Watch { key, id: id.clone() });
+        self.driver.on_launched(key, worker);
         tracing::info!(worker = %id, pid, %address, "worker is up");
     }
 
-    fn on_launch_failed(&self, worker: WorkerKey, id: &WorkerId, error: &WorkerError) {
-        self.driver.on_launch_failed(worker, PoolError::Start { worker: id.clone(), error: error.clone() });
+    fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) {
+        self.driver.on_launch_failed(key, PoolError::Start { worker: id.clone(), error: error.clone() });
         tracing::warn!(worker = %id, %error, "worker did not start");
     }
 }
@@ -207,7 +207,7 @@ impl Supervisor {
 /// Runs when the pool has stopped, when the pool is dropped, and when its runtime shuts down.
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        self.driver.on_runtime_end();
+        self.driver.on_supervisor_dropped();
     }
 }
 

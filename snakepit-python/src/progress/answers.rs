@@ -12,7 +12,7 @@ use std::{
 use prost::Message;
 use snakepit_proto::{
     answers::{MAX_STORED_BYTES, PREFIX_BYTES},
-    launch::progress::{ANSWER_ENDS, ANSWERS, HALF_BYTES, STACK},
+    launch::progress::{ANSWER_ENDS, ANSWERS, HALF_BYTES, RESERVED_BYTES},
     mux::reply_size,
     pb::CallReply,
 };
@@ -39,7 +39,7 @@ impl Answers {
     /// Creates an empty store.
     ///
     /// # Safety
-    /// `file` points to [`STACK`] bytes that stay mapped until the process ends and are aligned to eight. No other code
+    /// `file` points to [`RESERVED_BYTES`] bytes that stay mapped until the process ends and are aligned to eight. No other code
     /// in the process accesses the answers.
     #[allow(unsafe_code)]
     pub(super) const unsafe fn new(file: NonNull<u8>) -> Self {
@@ -91,7 +91,7 @@ impl Answers {
     fn space(&mut self, length: usize) -> &mut [u8] {
         assert!(self.end + length <= HALF_BYTES, "a record is longer than its half");
         let start = ANSWERS + self.half * HALF_BYTES + self.end;
-        debug_assert!(start + length <= STACK);
+        debug_assert!(start + length <= RESERVED_BYTES);
         // SAFETY: inside the mapping, as checked above, and borrowed from the only owner of a pointer to it.
         unsafe { std::slice::from_raw_parts_mut(self.file.as_ptr().add(start), length) }
     }
@@ -110,10 +110,10 @@ mod tests {
 
     #[allow(unsafe_code)]
     fn in_memory() -> (Answers, impl Fn(u64) -> Option<CallReply>) {
-        let words = STACK.div_ceil(size_of::<u64>());
+        let words = RESERVED_BYTES.div_ceil(size_of::<u64>());
         let file = NonNull::from(Box::leak(vec![0_u64; words].into_boxed_slice())).cast::<u8>();
         // SAFETY: the memory is leaked, and read only while the writer is idle.
-        let content = move || unsafe { std::slice::from_raw_parts(file.as_ptr(), STACK) };
+        let content = move || unsafe { std::slice::from_raw_parts(file.as_ptr(), RESERVED_BYTES) };
         // SAFETY: as above.
         (unsafe { Answers::new(file) }, move |id| find_answer(content(), id))
     }

@@ -4,9 +4,9 @@ use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Answer, Batches, ToolChunks, WorkerService};
+use super::{Batches, RpcResult, ToolChunks, WorkerService};
 
-fn host_only<T>(rpc: &str) -> Answer<T> {
+fn host_only<T>(rpc: &str) -> RpcResult<T> {
     Err(Status::unimplemented(format!("workers do not serve {rpc}; call it on the host")))
 }
 
@@ -17,7 +17,7 @@ macro_rules! host_only {
         fn $rpc<'life, 'future>(
             &'life self,
             _: Request<$request>,
-        ) -> std::pin::Pin<Box<dyn Future<Output = Answer<$response>> + Send + 'future>>
+        ) -> std::pin::Pin<Box<dyn Future<Output = RpcResult<$response>> + Send + 'future>>
         where
             'life: 'future,
             Self: 'future,
@@ -34,7 +34,7 @@ impl BridgeService for WorkerService {
     type StreamTelemetryStream = Empty<Result<pb::TelemetryEvent, Status>>;
     type WatchSessionsStream = Empty<Result<pb::SessionEvent, Status>>;
 
-    async fn ping(&self, request: Request<pb::PingRequest>) -> Answer<pb::PingResponse> {
+    async fn ping(&self, request: Request<pb::PingRequest>) -> RpcResult<pb::PingResponse> {
         let message = request.into_inner().message;
         let server_time = Some(std::time::SystemTime::now().into());
         Ok(Response::new(pb::PingResponse { message, server_time }))
@@ -43,21 +43,27 @@ impl BridgeService for WorkerService {
     async fn execute_tool(
         &self,
         request: Request<pb::ExecuteToolRequest>,
-    ) -> Answer<pb::ExecuteToolResponse> {
+    ) -> RpcResult<pb::ExecuteToolResponse> {
         self.execute(request).await
     }
 
-    async fn execute_streaming_tool(&self, request: Request<pb::ExecuteToolRequest>) -> Answer<ToolChunks> {
+    async fn execute_streaming_tool(
+        &self,
+        request: Request<pb::ExecuteToolRequest>,
+    ) -> RpcResult<ToolChunks> {
         self.execute_streaming(request).await
     }
 
     type MultiplexStream = Batches;
 
-    async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> Answer<Batches> {
+    async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> RpcResult<Batches> {
         Ok(Response::new(self.multiplex(request.into_inner())))
     }
 
-    async fn cancel_tool(&self, request: Request<pb::CancelToolRequest>) -> Answer<pb::CancelToolResponse> {
+    async fn cancel_tool(
+        &self,
+        request: Request<pb::CancelToolRequest>,
+    ) -> RpcResult<pb::CancelToolResponse> {
         self.cancel(request).await
     }
 

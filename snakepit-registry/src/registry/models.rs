@@ -1,4 +1,4 @@
-//! Model check of the generation, which shows readers that their list of tools is stale.
+//! Model check of the revision, which shows readers that their list of tools is stale.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -7,12 +7,12 @@ use loom::thread;
 use super::*;
 
 fn snapshot(registry: &Registry) -> (u64, usize) {
-    // Reads the generation before the tools, as the documentation of `generation` requires.
-    (registry.generation(), registry.tools().len())
+    // Reads the revision before the tools, as the documentation of `revision` requires.
+    (registry.revision(), registry.tools().len())
 }
 
 #[test]
-fn loom_a_cached_list_of_the_current_generation_is_complete() {
+fn loom_a_cached_list_of_the_current_revision_is_complete() {
     loom::model(|| {
         let registry = Arc::new(Registry::new());
         let host = Arc::clone(&registry);

@@ -104,7 +104,7 @@ impl Registry {
         if !has_changes && specs.iter().all(|spec| announced_before(&spec.name)) {
             return Ok(vec![Registration::Unchanged; specs.len()]);
         }
-        self.bump_generation();
+        self.increment_revision();
         // Removes tools that no worker will serve. Their calls would wait until their deadlines.
         announcers.retain(|name, announcers| {
             let is_served = announced.contains_key(&**name) || announcers.iter().any(Announcer::is_alive);
@@ -218,11 +218,11 @@ mod tests {
         let register = |worker: &Announcer, specs| registry.register_remote("pool", worker, &handler, specs);
         let (first_liveness, first) = worker("first");
         register(&first, specs_named(&["kept", "dropped"])).unwrap();
-        let before = registry.generation();
+        let before = registry.revision();
         register(&first, specs_named(&["added"])).unwrap();
-        let after = registry.generation();
+        let after = registry.revision();
         register(&first, specs_named(&["added"])).unwrap();
-        assert!(before < after && registry.generation() == after, "the second registration changes nothing");
+        assert!(before < after && registry.revision() == after, "the second registration changes nothing");
         assert_eq!(names(&registry), ["added", "dropped", "kept"], "a worker may register tools one by one");
         drop(first_liveness);
         registry.resolve("dropped").expect("its calls wait for the next worker");
@@ -236,9 +236,9 @@ mod tests {
     fn replaced_workers_do_not_fill_the_registry() {
         let (registry, handler) = (Registry::new(), handler());
         let register = |worker: &Announcer, specs| registry.register_remote("pool", worker, &handler, specs);
-        for generation in 0..3 {
-            let (_liveness, worker) = worker(&format!("w-{generation}"));
-            let specs = (0..MAX_REMOTE_TOOLS).map(|n| ToolSpec::new(format!("{generation}-{n}"))).collect();
+        for round in 0..3 {
+            let (_liveness, worker) = worker(&format!("w-{round}"));
+            let specs = (0..MAX_REMOTE_TOOLS).map(|n| ToolSpec::new(format!("{round}-{n}"))).collect();
             register(&worker, specs).unwrap();
             assert_eq!(registry.len(), MAX_REMOTE_TOOLS);
         }

@@ -7,7 +7,7 @@ use snakepit_proto::{
     MAX_MESSAGE_BYTES,
     address::{Address, AddressError},
     flow::{
-        CALLER_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS, RESET_STREAM_DURATION,
+        CLIENT_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS, RESET_STREAM_DURATION,
         STREAM_WINDOW,
     },
     identify::identify,
@@ -121,7 +121,7 @@ impl Client {
                 .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)
                 .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
+                .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
                 .max_frame_size(MAX_FRAME_SIZE)
                 .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)
                 .http2_reset_stream_duration(RESET_STREAM_DURATION)

@@ -54,8 +54,8 @@ impl CallBounds {
         let (mut future, mut early_end) = (pin!(future), None);
         poll_fn(|cx| {
             // Polls the future first, so that a reply that arrives together with a bound wins.
-            if let Poll::Ready(answer) = future.as_mut().poll(cx) {
-                return Poll::Ready(answer);
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(output);
             }
             self.poll_end(&mut early_end, stage, cx).map(Err)
         })

@@ -4,7 +4,9 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use snakepit_proto::flow::{CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, PENDING_RESETS, STREAM_WINDOW};
+use snakepit_proto::flow::{
+    ERROR_RESETS, MAX_FRAME_SIZE, PENDING_RESETS, SERVER_CONNECTION_WINDOW, STREAM_WINDOW,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::Instant,
@@ -49,7 +51,7 @@ pub(super) async fn serve(
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(SERVER_CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME_SIZE)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_TRANSPORT_HEADER_BYTES)

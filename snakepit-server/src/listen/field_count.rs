@@ -9,11 +9,11 @@ use crate::limits::MAX_FIELDS;
 /// [`MAX_FIELDS`]. Malformed data ends the count, and the decoder rejects it later.
 pub(super) fn count_fields(buf: &mut impl Buf, len: usize, nested: &[u32]) -> Option<usize> {
     let mut fields = 0;
-    // The ends of the outer and of the nested message, as the number of bytes in the buffer after them.
-    let (outer_end, mut inner_end) = (buf.remaining().saturating_sub(len), None);
+    // A message ends when this many bytes remain in the buffer.
+    let (outer_end, mut nested_end) = (buf.remaining().saturating_sub(len), None);
     while buf.remaining() > outer_end {
-        if inner_end.is_some_and(|end| buf.remaining() <= end) {
-            inner_end = None;
+        if nested_end.is_some_and(|end| buf.remaining() <= end) {
+            nested_end = None;
         }
         fields += 1;
         if fields > MAX_FIELDS {
@@ -38,8 +38,8 @@ pub(super) fn count_fields(buf: &mut impl Buf, len: usize, nested: &[u32]) -> Op
         if size > buf.remaining() {
             break;
         }
-        if wire_type == WireType::LengthDelimited && inner_end.is_none() && nested.contains(&tag) {
-            inner_end = Some(buf.remaining() - size);
+        if wire_type == WireType::LengthDelimited && nested_end.is_none() && nested.contains(&tag) {
+            nested_end = Some(buf.remaining() - size);
         } else {
             buf.advance(size);
         }

@@ -6,7 +6,7 @@ use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
     flow::{
-        CALLER_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS, RESET_STREAM_DURATION,
+        CLIENT_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS, RESET_STREAM_DURATION,
         STREAM_WINDOW,
     },
     pb::{self, bridge_service_client::BridgeServiceClient},
@@ -108,7 +108,7 @@ fn with_http2_options(endpoint: Endpoint) -> Endpoint {
     endpoint
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CALLER_CONNECTION_WINDOW)
+        .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME_SIZE)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)

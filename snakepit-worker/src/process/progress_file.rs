@@ -39,7 +39,7 @@ impl ProgressFile {
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
         // Writes zeros instead of extending the file: the worker maps it, and on a full disk, a write to a page without a block
         // would raise SIGBUS.
-        file.write_all_at(&[0; layout::STACK], 0)?;
+        file.write_all_at(&[0; layout::RESERVED_BYTES], 0)?;
         Ok(Self(Some(Arc::new(file))))
     }
 
@@ -76,7 +76,7 @@ impl ProgressFile {
 
     /// The stacks that Python's `faulthandler` wrote. Empty if no fatal signal arrived.
     pub(super) fn stack(&self) -> Vec<String> {
-        let Some(text) = self.read_bytes(layout::STACK, MAX_STACK_BYTES) else { return Vec::new() };
+        let Some(text) = self.read_bytes(layout::STACK_OFFSET, MAX_STACK_BYTES) else { return Vec::new() };
         let text = String::from_utf8_lossy(&text);
         text.lines().take(MAX_STACK_LINES).map(|line| escape(line.trim_end()).into_owned()).collect()
     }
@@ -104,9 +104,9 @@ impl ProgressFile {
         Some(bytes)
     }
 
-    /// The answer of a call, if the worker stored it.
-    pub(super) fn answer(&self, id: u64) -> Option<CallReply> {
-        answers::find_answer(&self.read_bytes(0, layout::STACK)?, id)
+    /// The reply that ended a call, if the worker stored it.
+    pub(super) fn stored_reply(&self, id: u64) -> Option<CallReply> {
+        answers::find_answer(&self.read_bytes(0, layout::RESERVED_BYTES)?, id)
     }
 }
 
@@ -140,8 +140,8 @@ mod tests {
         let progress = ProgressFile::create(&path).unwrap();
         progress.0.as_ref().unwrap().sync_all().unwrap();
         let metadata = std::fs::metadata(&path).unwrap();
-        assert_eq!(metadata.len(), layout::STACK as u64);
-        assert!(metadata.blocks() * 512 >= layout::STACK as u64, "{} blocks", metadata.blocks());
+        assert_eq!(metadata.len(), layout::RESERVED_BYTES as u64);
+        assert!(metadata.blocks() * 512 >= layout::RESERVED_BYTES as u64, "{} blocks", metadata.blocks());
     }
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
             (lines.len(), lines[0].starts_with("new---"), lines[0].ends_with("---d")),
             (1, true, true)
         );
-        write(&path, layout::STACK, b"Fatal Python error: Segmentation fault\n\nCurrent thread\n");
+        write(&path, layout::STACK_OFFSET, b"Fatal Python error: Segmentation fault\n\nCurrent thread\n");
         assert_eq!(progress.stack(), ["Fatal Python error: Segmentation fault", "", "Current thread"]);
         assert!(ProgressFile::default().output_of(7, 20).is_empty());
     }

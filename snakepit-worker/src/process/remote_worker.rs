@@ -40,8 +40,8 @@ impl RemoteWorker {
         }
         // The call may have been a separate RPC instead, which the mux does not cover.
         let request = pb::CancelToolRequest { call_id: call.to_string() };
-        let answer = self.client.clone().cancel_tool(request).await;
-        answer.map(drop).map_err(|status| status.message().to_owned())
+        let response = self.client.clone().cancel_tool(request).await;
+        response.map(drop).map_err(|status| status.message().to_owned())
     }
 }
 

@@ -120,7 +120,7 @@ struct SpawnRequest {
     command: Command,
     run_dir: Arc<RunDir>,
     runtime: Handle,
-    answer: oneshot::Sender<std::io::Result<ProcessGroup>>,
+    result_sender: oneshot::Sender<std::io::Result<ProcessGroup>>,
     /// Makes the shutdown wait for this request. The spawning thread outlives the runtime and would otherwise keep the run
     /// directory.
     token: TaskTrackerToken,
@@ -129,8 +129,8 @@ struct SpawnRequest {
 impl SpawnRequest {
     /// Starts the process and adds it to the ledger.
     fn run(self) {
-        let Self { mut command, run_dir, runtime, answer, token } = self;
-        if answer.is_closed() {
+        let Self { mut command, run_dir, runtime, result_sender, token } = self;
+        if result_sender.is_closed() {
             drop(run_dir);
             return drop(token);
         }
@@ -144,7 +144,7 @@ impl SpawnRequest {
         let started = catch_unwind(AssertUnwindSafe(start))
             .unwrap_or_else(|_| Err(std::io::Error::other("the tokio runtime is shutting down")));
         // If the caller was cancelled, this drops the group, which kills the process.
-        let _ = answer.send(started);
+        let _ = result_sender.send(started);
         // Released last, when this thread holds no reference to the run directory.
         drop(token);
     }
@@ -174,8 +174,8 @@ async fn spawn_on_permanent_thread(
         requests
     });
     let stopped = || std::io::Error::other("the thread that starts workers has stopped");
-    let (answer, answered) = oneshot::channel();
-    let request = SpawnRequest { command, run_dir, runtime: Handle::current(), answer, token };
+    let (result_sender, result) = oneshot::channel();
+    let request = SpawnRequest { command, run_dir, runtime: Handle::current(), result_sender, token };
     requests.send(request).map_err(|_| stopped())?;
-    answered.await.map_err(|_| stopped())?
+    result.await.map_err(|_| stopped())?
 }

@@ -1,4 +1,4 @@
-//! Compares the outcome of every kind of call, ending and client with the table in docs/endings.md.
+//! Compares the outcome of every kind of call, event and client with the table in docs/endings.md.
 
 mod calls;
 mod python;
@@ -37,14 +37,14 @@ const KINDS: [(&str, &str, bool, bool); 7] = [
 const RUST_CLIENTS: [ClientKind; 3] = [ClientKind::Embedded, ClientKind::Grpc, ClientKind::Multiplexed];
 const PYTHON_CLIENTS: [ClientKind; 2] = [ClientKind::Grpcio, ClientKind::Package];
 
-/// The expected reason for a kind of tool and an ending. `None` if the table has no entry.
-fn expected(kind: &str, ending: &str) -> Option<String> {
+/// The expected outcome for a kind of tool and an event. `None` if the table has no entry.
+fn expected(kind: &str, event: &str) -> Option<String> {
     let text = std::fs::read_to_string(root().join("docs/endings.md")).unwrap();
     let cells = |line: &str| -> Vec<String> {
         line.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect()
     };
     let mut rows = text.lines().filter(|line| line.starts_with('|')).map(cells);
-    let column = rows.next().unwrap().iter().position(|name| name == ending).expect(ending);
+    let column = rows.next().unwrap().iter().position(|name| name == event).expect(event);
     let row = rows.find(|row| row[1] == kind).expect(kind);
     Some(row[column].clone()).filter(|cell| cell != "-")
 }
@@ -140,13 +140,13 @@ impl HostWithClients {
     }
 }
 
-/// Checks one ending of all kinds of tools.
-async fn check(host: &HostWithClients, client: ClientKind, ending: &str) {
+/// Checks the outcome of one event for all kinds of tools.
+async fn check(host: &HostWithClients, client: ClientKind, event: &str) {
     for (kind, tool, is_stream, runs_in_host) in KINDS {
-        let Some(expected) = expected(kind, ending) else { continue };
+        let Some(expected) = expected(kind, event) else { continue };
         let before = host.snakepit.status().calls;
         let ended = host.ended.load(Ordering::SeqCst);
-        let outcome = match ending {
+        let outcome = match event {
             "result" => host.clients.begin(client, tool, is_stream, "result", None).await.outcome().await,
             "exception" => {
                 host.clients.begin(client, tool, is_stream, "exception", None).await.outcome().await
@@ -171,13 +171,15 @@ async fn check(host: &HostWithClients, client: ClientKind, ending: &str) {
             }
             other => panic!("{other}"),
         };
-        assert_eq!(outcome, expected, "{kind}, {ending}, {client:?}");
-        if ending == "deadline" && !runs_in_host {
+        assert_eq!(outcome, expected, "{kind}, {event}, {client:?}");
+        if event == "deadline" && !runs_in_host {
             let after = host.snakepit.status().calls;
             assert_eq!(after.timed_out, before.timed_out + 1, "{kind}, {client:?}: {after:?}");
             assert_eq!(after.cancelled, before.cancelled, "{kind}, {client:?}: {after:?}");
         }
-        // The pool delays the replacement of workers that die repeatedly before they have answered a call.
+        // Let the replacement serve a call first. Otherwise the pool sees workers that die repeatedly before they serve a call, and delays
+        // their replacement. Two calls are enough for two workers: the pool picks the most recently used worker, which is the
+        // replacement, or the least recently used one, which alternates.
         for _ in 0..2 {
             host.wait_until_idle().await;
             assert_eq!(
@@ -188,12 +190,12 @@ async fn check(host: &HostWithClients, client: ClientKind, ending: &str) {
     }
 }
 
-/// Checks all endings of single calls.
-async fn check_each_ending(multiplex: bool, clients: &[ClientKind]) {
+/// Checks the events that concern one call. `shut_down` and `signal_twice` check those that concern all running calls.
+async fn check_each_event(multiplex: bool, clients: &[ClientKind]) {
     let host = HostWithClients::start(2, multiplex).await;
-    for ending in ["result", "exception", "cancelled", "deadline", "worker lost"] {
+    for event in ["result", "exception", "cancelled", "deadline", "worker lost"] {
         for client in clients {
-            check(&host, *client, ending).await;
+            check(&host, *client, event).await;
         }
     }
     host.snakepit.shutdown().await.unwrap();
@@ -201,17 +203,17 @@ async fn check_each_ending(multiplex: bool, clients: &[ClientKind]) {
 
 #[tokio::test]
 async fn rust_clients_get_the_documented_outcomes() {
-    check_each_ending(true, &RUST_CLIENTS).await;
+    check_each_event(true, &RUST_CLIENTS).await;
 }
 
 #[tokio::test]
 async fn python_clients_get_the_documented_outcomes() {
-    check_each_ending(true, &PYTHON_CLIENTS).await;
+    check_each_event(true, &PYTHON_CLIENTS).await;
 }
 
 #[tokio::test]
 async fn calls_to_workers_without_multiplexing_get_the_documented_outcomes() {
-    check_each_ending(false, &[ClientKind::Embedded]).await;
+    check_each_event(false, &[ClientKind::Embedded]).await;
 }
 
 /// Starts a call of each kind of tool and a watch with each client. Returns their outcomes as futures.
@@ -263,19 +265,19 @@ async fn begin_watch(clients: &Clients, client: ClientKind) -> BoxFuture<'static
 }
 
 /// Waits for all outcomes and compares them with the table.
-async fn check_all(all: Vec<(&'static str, ClientKind, BoxFuture<'static, String>)>, ending: &str) {
+async fn check_all(all: Vec<(&'static str, ClientKind, BoxFuture<'static, String>)>, event: &str) {
     for (kind, client, outcome) in all {
         let outcome = tokio::time::timeout(SOON, outcome).await.expect("the call or watch ends");
-        assert_eq!(Some(outcome), expected(kind, ending), "{kind}, {ending}, {client:?}");
+        assert_eq!(Some(outcome), expected(kind, event), "{kind}, {event}, {client:?}");
     }
 }
 
 /// Shuts down an embedded host during calls and watches, and checks their outcomes.
-async fn shut_down(multiplex: bool, clients: &[ClientKind], ending: &str) {
+async fn shut_down(multiplex: bool, clients: &[ClientKind], event: &str) {
     let python_kinds = KINDS.iter().filter(|(.., runs_in_host)| !runs_in_host).count();
     let host = HostWithClients::start(python_kinds * clients.len(), multiplex).await;
     let all = begin_all(&host.clients, clients, KINDS.into_iter()).await;
-    match ending {
+    match event {
         "drain over" => host.snakepit.shutdown_within(Duration::from_millis(300)).await.unwrap(),
         "second signal" => {
             let drain = host.snakepit.shutdown_within(Duration::from_secs(600));
@@ -287,7 +289,7 @@ async fn shut_down(multiplex: bool, clients: &[ClientKind], ending: &str) {
         }
         other => panic!("{other}"),
     }
-    check_all(all, ending).await;
+    check_all(all, event).await;
     let rejected =
         host.snakepit.execute::<Value>("host_tool", json!({"how": "result", "marker": "/dev/null"})).await;
     let Err(Error::Tool(ToolError::ShuttingDown { delivered: false })) = rejected else {
@@ -314,8 +316,8 @@ async fn a_second_shutdown_cancels_calls_and_watches_with_the_documented_outcome
 
 #[tokio::test]
 async fn shutdown_cancels_calls_to_workers_without_multiplexing_with_the_documented_outcomes() {
-    for ending in ["drain over", "second signal"] {
-        shut_down(false, &[ClientKind::Embedded], ending).await;
+    for event in ["drain over", "second signal"] {
+        shut_down(false, &[ClientKind::Embedded], event).await;
     }
 }
 

@@ -11,7 +11,7 @@ use crate::scheduler::{Load, WorkerKey};
 /// A call that holds a worker.
 pub(in crate::driver) struct LeaseRecord {
     pub(in crate::driver) call: CallId,
-    pub(in crate::driver) worker: WorkerKey,
+    pub(in crate::driver) worker_key: WorkerKey,
     /// The call's deadline. After a signal to end, the time at which the driver revokes the lease.
     pub(in crate::driver) deadline: Option<Instant>,
     /// The number of the call's ticket.
@@ -45,14 +45,14 @@ pub(in crate::driver) enum LeaseSignal {
 impl LeaseRecord {
     pub(in crate::driver) const fn new(
         call: CallId,
-        worker: WorkerKey,
+        worker_key: WorkerKey,
         deadline: Option<Instant>,
         number: u64,
         load: Load,
     ) -> Self {
         Self {
             call,
-            worker,
+            worker_key,
             deadline,
             number,
             load,

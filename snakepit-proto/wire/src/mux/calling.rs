@@ -60,20 +60,20 @@ impl CallInfo {
 /// The peer that runs the calls. Defines the errors of calls that end without a result.
 #[async_trait]
 pub trait Callee: Clone + Send + Sync + Unpin + 'static {
-    /// The error of a call that ended with this status.
-    async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError;
+    /// The error of a call that ended with this status instead of a value.
+    async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError;
 
     /// The outcome of the call with this id, whose connection broke after the call was sent.
-    async fn broken(&self, info: &CallInfo, id: u64, status: Status) -> LostCall;
+    async fn lost_call(&self, info: &CallInfo, id: u64, status: Status) -> LostCall;
 
     /// The error of a call whose connection broke before the call was sent.
-    async fn unsent(&self, info: &CallInfo, status: Status) -> ToolError;
+    async fn unsent_error(&self, info: &CallInfo, status: Status) -> ToolError;
 
     /// The error of a call whose tool failed.
-    fn failed(&self, info: &CallInfo, failure: ToolFailure) -> ToolError;
+    fn failure_error(&self, info: &CallInfo, failure: ToolFailure) -> ToolError;
 
     /// The error of a call whose result cannot be decoded.
-    fn bad_value(&self, error: &WireError) -> ToolError;
+    fn bad_value_error(&self, error: &WireError) -> ToolError;
 
     /// The error of a call whose callee violated the protocol. `violation` is a verb phrase, such as "ended a stream with a
     /// value".
@@ -124,7 +124,7 @@ pub fn call<'a, C: Callee>(
         match await_reply(started?, callee, &info).await {
             Ok(reply) => Ok(reply),
             Err(SendError::Error(error)) => Err(error),
-            Err(SendError::Unsent(_, status)) => Err(callee.unsent(&info, status).await),
+            Err(SendError::Unsent(_, status)) => Err(callee.unsent_error(&info, status).await),
         }
     }
 }
@@ -201,7 +201,7 @@ impl NoReply {
     /// The outcome of a unary call: the stored reply if there is one, otherwise the error.
     async fn unary_outcome<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> Outcome {
         let Self::Broken(status) = self else { return Outcome::Failed(self.error(callee, info, id).await) };
-        let LostCall { stored_reply, error } = callee.broken(info, id, status).await;
+        let LostCall { stored_reply, error } = callee.lost_call(info, id, status).await;
         match stored_reply.map(|reply| outcome_of(callee, info, CallEnd::Reply(reply))) {
             // A reply without a value is the end of a stream, which a unary call does not have.
             None | Some(Outcome::Complete) => Outcome::Failed(error),
@@ -215,9 +215,9 @@ impl NoReply {
     /// may be missing.
     async fn error<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> ToolError {
         match self {
-            Self::Rejected(status) => callee.rejected(info, status).await,
-            Self::Unsent(status) => callee.unsent(info, status).await,
-            Self::Broken(status) => callee.broken(info, id, status).await.error,
+            Self::Rejected(status) => callee.rejection_error(info, status).await,
+            Self::Unsent(status) => callee.unsent_error(info, status).await,
+            Self::Broken(status) => callee.lost_call(info, id, status).await.error,
         }
     }
 }
@@ -231,14 +231,14 @@ fn outcome_of<C: Callee>(callee: &C, info: &CallInfo, end: CallEnd) -> Outcome {
     };
     let pb::CallReply { value, failure, status, metadata, execution_time_ns, worker_id, .. } = reply;
     if let Some(failure) = failure {
-        return Outcome::Failed(callee.failed(info, failure_from_wire(failure)));
+        return Outcome::Failed(callee.failure_error(info, failure_from_wire(failure)));
     }
     if let Some(status) = status {
         return Outcome::NoReply(NoReply::Rejected(Status::from(status)));
     }
     match value.map(value_from_wire) {
         None => Outcome::Complete,
-        Some(Err(error)) => Outcome::Failed(callee.bad_value(&error)),
+        Some(Err(error)) => Outcome::Failed(callee.bad_value_error(&error)),
         Some(Ok(value)) => Outcome::Value(ToolReply {
             body: ReplyBody::Value(value),
             metadata,

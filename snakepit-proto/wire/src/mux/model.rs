@@ -260,24 +260,24 @@ struct TestCallee;
 
 #[async_trait]
 impl Callee for TestCallee {
-    async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError {
+    async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         assert_eq!(status.code(), Code::Cancelled, "{status:?}");
         ToolError::Cancelled { tool: info.tool.to_string() }
     }
 
-    async fn broken(&self, _: &CallInfo, _: u64, _: Status) -> LostCall {
+    async fn lost_call(&self, _: &CallInfo, _: u64, _: Status) -> LostCall {
         LostCall { stored_reply: None, error: lost(true) }
     }
 
-    async fn unsent(&self, _: &CallInfo, _: Status) -> ToolError {
+    async fn unsent_error(&self, _: &CallInfo, _: Status) -> ToolError {
         lost(false)
     }
 
-    fn failed(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
+    fn failure_error(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
         ToolError::Failed(Box::new(failure))
     }
 
-    fn bad_value(&self, error: &WireError) -> ToolError {
+    fn bad_value_error(&self, error: &WireError) -> ToolError {
         panic!("{error}")
     }
 

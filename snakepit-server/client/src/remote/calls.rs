@@ -79,7 +79,7 @@ impl Connection {
                     start = copy;
                     attempts += 1;
                 }
-                Err(SendError::Unsent(_, status)) => return Err(callee.unsent(info, status).await),
+                Err(SendError::Unsent(_, status)) => return Err(callee.unsent_error(info, status).await),
                 Err(SendError::Error(error)) => return Err(error),
             }
             stream.broken.cancel();
@@ -135,11 +135,11 @@ fn read_response(
             || ToolFailure { message: error_message, ..ToolFailure::default() },
             failure_from_wire,
         );
-        return Err(callee.failed(info, failure));
+        return Err(callee.failure_error(info, failure));
     }
     let buffer = (!binary_result.is_empty()).then_some(binary_result);
-    let value =
-        payload_from_wire(result.unwrap_or_default(), buffer).map_err(|error| callee.bad_value(&error))?;
+    let value = payload_from_wire(result.unwrap_or_default(), buffer)
+        .map_err(|error| callee.bad_value_error(&error))?;
     let execution_time = u64::try_from(execution_time_ms).ok().map(Duration::from_millis);
     Ok(ToolReply { body: ReplyBody::Value(value), metadata, worker, execution_time })
 }
@@ -157,11 +157,11 @@ struct HostCallee {
 
 #[async_trait]
 impl Callee for HostCallee {
-    async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError {
+    async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         to_tool_error(&info.tool, &status)
     }
 
-    async fn broken(&self, info: &CallInfo, _: u64, status: Status) -> LostCall {
+    async fn lost_call(&self, info: &CallInfo, _: u64, status: Status) -> LostCall {
         // The next call of a caller that receives this error must not find the same stream.
         self.broken.cancel();
         // A host that shuts down, or closes an idle connection, sends the reason as the last message of the stream.
@@ -178,18 +178,18 @@ impl Callee for HostCallee {
         LostCall { stored_reply: None, error }
     }
 
-    async fn unsent(&self, _: &CallInfo, status: Status) -> ToolError {
+    async fn unsent_error(&self, _: &CallInfo, status: Status) -> ToolError {
         self.broken.cancel();
         let reason =
             format!("the connection to the host broke before the call was sent: {}", cause_of(&status));
         ToolError::Unavailable { reason, retry_after: None }
     }
 
-    fn failed(&self, info: &CallInfo, failure: ToolFailure) -> ToolError {
+    fn failure_error(&self, info: &CallInfo, failure: ToolFailure) -> ToolError {
         ToolError::Failed(Box::new(ToolFailure { tool: info.tool.to_string(), ..failure }))
     }
 
-    fn bad_value(&self, error: &WireError) -> ToolError {
+    fn bad_value_error(&self, error: &WireError) -> ToolError {
         ToolError::Internal { problem: format!("the host answered with a bad value: {error}") }
     }
 

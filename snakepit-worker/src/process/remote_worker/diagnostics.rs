@@ -1,4 +1,4 @@
-//! [`WorkerDiagnostics`]: converts answers, statuses and broken connections of a worker into replies and errors of a call.
+//! [`WorkerDiagnostics`]: converts responses, statuses and broken connections of a worker into replies and errors of a call.
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
@@ -39,28 +39,29 @@ pub(in super::super) struct WorkerDiagnostics {
 
 #[async_trait]
 impl Callee for WorkerDiagnostics {
-    async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError {
+    async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         self.error(info, status).await
     }
 
-    async fn broken(&self, _: &CallInfo, id: u64, status: Status) -> LostCall {
+    async fn lost_call(&self, _: &CallInfo, id: u64, status: Status) -> LostCall {
         let loss = self.loss(MULTIPLEXED | id, &status).await;
         // The worker may begin calls until it exits, so the progress file is final only after the exit.
         let may_have_begun = !loss.is_exit_known || self.progress.has_begun(id);
         // The call may have ended before another call crashed the worker. The worker then had no time to send the answer.
-        let stored_reply = if loss.is_exit_known && may_have_begun { self.progress.answer(id) } else { None };
+        let stored_reply =
+            if loss.is_exit_known && may_have_begun { self.progress.stored_reply(id) } else { None };
         LostCall { stored_reply, error: self.worker_lost(loss, may_have_begun) }
     }
 
-    async fn unsent(&self, info: &CallInfo, status: Status) -> ToolError {
+    async fn unsent_error(&self, info: &CallInfo, status: Status) -> ToolError {
         self.worker_lost(self.loss(info.id.as_u64(), &status).await, false)
     }
 
-    fn failed(&self, info: &CallInfo, failure: ToolFailure) -> ToolError {
-        self.failed(&info.tool, failure, String::new())
+    fn failure_error(&self, info: &CallInfo, failure: ToolFailure) -> ToolError {
+        self.tool_failed(&info.tool, failure, String::new())
     }
 
-    fn bad_value(&self, error: &WireError) -> ToolError {
+    fn bad_value_error(&self, error: &WireError) -> ToolError {
         self.bad_value(error)
     }
 
@@ -90,7 +91,7 @@ impl WorkerDiagnostics {
         } = response;
         if !success {
             let failure = failure.map(failure_from_wire).unwrap_or_default();
-            return Err(self.failed(tool, failure, error_message));
+            return Err(self.tool_failed(tool, failure, error_message));
         }
         let buffer = (!binary_result.is_empty()).then_some(binary_result);
         let value = match (result, buffer) {
@@ -110,7 +111,7 @@ impl WorkerDiagnostics {
         ToolError::Internal { problem: format!("worker `{}` answered with a bad value: {error}", self.id) }
     }
 
-    pub(super) fn failed(&self, tool: &str, failure: ToolFailure, message: String) -> ToolError {
+    pub(super) fn tool_failed(&self, tool: &str, failure: ToolFailure, message: String) -> ToolError {
         let message = if failure.message.is_empty() && failure.error_type.is_empty() {
             message
         } else {
@@ -149,7 +150,7 @@ impl WorkerDiagnostics {
         let (code, message) = (status.code(), status.message().to_owned());
         match (reason.as_deref(), failure) {
             (None | Some(status::TOOL_FAILED), Some(failure)) => {
-                self.failed(tool, failure_from_wire(failure), message)
+                self.tool_failed(tool, failure_from_wire(failure), message)
             }
             (Some(status::TOOL_NOT_FOUND), _) => ToolError::NotFound { tool: tool_name(), suggestion: None },
             (Some(status::INVALID_ARGUMENT), _) => {
@@ -166,21 +167,21 @@ impl WorkerDiagnostics {
             (Some(status::CANCELLED), _) => ToolError::Cancelled { tool: tool_name() },
             (Some(status::STOPPING), _) => ToolError::Unavailable { reason: message, retry_after: None },
             (Some(status::INTERNAL), _) => ToolError::Internal { problem: message },
-            // The answer of gRPC itself for a method that the worker does not implement.
+            // The response of gRPC itself for a method that the worker does not implement.
             (None, None) if code == Code::Unimplemented && status.details().is_empty() => {
                 ToolError::Unsupported { tool: tool_name(), problem: message, delivered: false }
             }
-            _ => self.failed(tool, ToolFailure::default(), failure_message(code, message)),
+            _ => self.tool_failed(tool, ToolFailure::default(), failure_message(code, message)),
         }
     }
 
-    /// The error for an answer that cannot be decoded.
+    /// The error for a response that cannot be decoded.
     pub(super) fn unreadable(&self, status: &Status) -> ToolError {
         let problem = format!("the answer of worker `{}` cannot be read: {}", self.id, status.message());
         ToolError::Internal { problem }
     }
 
-    /// The error for an answer that cannot be decoded, from a worker that may still run the call.
+    /// The error for a response that cannot be decoded, from a worker that may still run the call.
     pub(super) fn lost_after_unreadable(&self, info: &CallInfo, status: &Status) -> ToolError {
         let reason = format!("its answer cannot be read: {}", status.message());
         let output_lines = self.progress.output_of(info.id.as_u64(), self.output_lines);
@@ -339,7 +340,7 @@ mod tests {
         let diagnostics = WorkerDiagnostics { id: WorkerId::new("w"), exit, progress, output_lines: 20 };
         let info = CallInfo { tool: "fetch".into(), deadline: None, id: CallId::next() };
         let may_have_run = async |id| {
-            let lost = diagnostics.broken(&info, id, Status::unavailable("broken")).await.error;
+            let lost = diagnostics.lost_call(&info, id, Status::unavailable("broken")).await.error;
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");
             lost.may_have_run()
         };

@@ -18,24 +18,24 @@ fn internal(problem: &str) -> ToolError {
 
 #[async_trait]
 impl Callee for DeadWorker {
-    async fn rejected(&self, _: &CallInfo, _: Status) -> ToolError {
+    async fn rejection_error(&self, _: &CallInfo, _: Status) -> ToolError {
         internal("rejected")
     }
 
-    async fn broken(&self, _: &CallInfo, id: u64, _: Status) -> LostCall {
+    async fn lost_call(&self, _: &CallInfo, id: u64, _: Status) -> LostCall {
         let stored_reply = self.0.clone().map(|reply| pb::CallReply { id, ..reply });
         LostCall { stored_reply, error: internal("lost") }
     }
 
-    async fn unsent(&self, _: &CallInfo, _: Status) -> ToolError {
+    async fn unsent_error(&self, _: &CallInfo, _: Status) -> ToolError {
         internal("unsent")
     }
 
-    fn failed(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
+    fn failure_error(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
         ToolError::Failed(Box::new(failure))
     }
 
-    fn bad_value(&self, error: &WireError) -> ToolError {
+    fn bad_value_error(&self, error: &WireError) -> ToolError {
         internal(&error.to_string())
     }
 

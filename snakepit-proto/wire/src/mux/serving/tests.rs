@@ -243,26 +243,26 @@ struct TestCallee;
 
 #[async_trait]
 impl Callee for TestCallee {
-    async fn rejected(&self, info: &CallInfo, status: Status) -> ToolError {
+    async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         match status.code() {
             Code::Cancelled => ToolError::Cancelled { tool: info.tool.to_string() },
             _ => ToolError::Internal { problem: status.message().to_owned() },
         }
     }
 
-    async fn broken(&self, info: &CallInfo, _: u64, status: Status) -> LostCall {
-        LostCall { stored_reply: None, error: self.unsent(info, status).await }
+    async fn lost_call(&self, info: &CallInfo, _: u64, status: Status) -> LostCall {
+        LostCall { stored_reply: None, error: self.unsent_error(info, status).await }
     }
 
-    async fn unsent(&self, _: &CallInfo, status: Status) -> ToolError {
+    async fn unsent_error(&self, _: &CallInfo, status: Status) -> ToolError {
         ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
     }
 
-    fn failed(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
+    fn failure_error(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
         ToolError::Failed(Box::new(failure))
     }
 
-    fn bad_value(&self, error: &WireError) -> ToolError {
+    fn bad_value_error(&self, error: &WireError) -> ToolError {
         ToolError::Internal { problem: error.to_string() }
     }
 
