@@ -31,9 +31,8 @@ impl ToolHandler for PanicGuard {
         self.0.cancel(call).await
     }
 
-    fn keeps_deadlines(&self) -> bool {
-        self.0.keeps_deadlines()
-    }
+    // `keeps_deadlines` stays false also for a handler that keeps them, so that the host applies its default deadline to the
+    // call, counts it, and waits for it or cuts it off at a shutdown.
 
     fn recall(&self, call: CallId) {
         self.0.recall(call);

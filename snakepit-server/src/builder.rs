@@ -212,8 +212,8 @@ impl Builder {
         self
     }
 
-    /// Limits the time from the launch of a worker until it accepts calls. The maximum is [`MAX_TIMEOUT`]. The default is 60 s,
-    /// or no limit with a custom [`launcher`](Self::launcher).
+    /// Limits the time from the launch of a worker until it accepts calls. The maximum is [`MAX_TIMEOUT`]. The default is
+    /// 60 s. It also limits a custom [`launcher`](Self::launcher).
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout.min(MAX_TIMEOUT));
         self

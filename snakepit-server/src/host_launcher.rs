@@ -179,6 +179,10 @@ mod tests {
         workers.delay_launches(2, Duration::from_secs(100));
         let slow = host(&dir, workers).start_timeout(Duration::from_secs(3)).start().await.unwrap_err();
         assert!(slow.to_string().contains("not ready within 3s"), "{slow}");
+        let workers = InProcessWorkers::new();
+        workers.delay_launches(2, Duration::from_secs(100));
+        let by_default = host(&dir, workers).start().await.unwrap_err();
+        assert!(by_default.to_string().contains("not ready within 60s"), "{by_default}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -198,15 +198,20 @@ impl WorkerLauncher for InProcessWorkers {
             state.live.insert(id.clone(), Arc::clone(&life));
             state.tools.values().map(|tool| tool.spec.clone()).collect()
         };
-        let drive = drive(launcher_end, id, life, Arc::downgrade(&self.shared));
-        self.shared.drivers.lock().unwrap_or_else(PoisonError::into_inner).spawn(drive);
+        let drive = drive(launcher_end, id, EndGuard(life), Arc::downgrade(&self.shared));
+        let mut drivers = self.shared.drivers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Removes the tasks that have ended.
+        while drivers.try_join_next().is_some() {}
+        drivers.spawn(drive);
+        drop(drivers);
         self.shared.launched.send_modify(|launched| *launched += 1);
         Ok(worker.with_tools(tools))
     }
 }
 
 /// Executes the pool's commands until the worker ends.
-async fn drive(mut launcher_end: LauncherEnd, id: WorkerId, life: Arc<Life>, shared: Weak<Shared>) {
+async fn drive(mut launcher_end: LauncherEnd, id: WorkerId, guard: EndGuard, shared: Weak<Shared>) {
+    let life = &guard.0;
     let mut crash = life.crash.subscribe();
     let reason = tokio::select! {
         biased;
@@ -223,6 +228,23 @@ async fn drive(mut launcher_end: LauncherEnd, id: WorkerId, life: Arc<Life>, sha
     if let Some(reason) = reason {
         launcher_end.exited(WorkerExit { reason: reason.clone(), output_lines: Vec::new() });
         life.end.send_replace(Some(reason));
+    }
+}
+
+/// Ends the calls of a worker whose driver is aborted.
+#[derive(Debug)]
+struct EndGuard(Arc<Life>);
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        self.0.end.send_if_modified(|end| {
+            let is_aborted = end.is_none();
+            // The reason that `Worker::exited` reports, too.
+            end.get_or_insert_with(|| ExitReason::Killed {
+                why: "the task that supervises it has ended".to_owned(),
+            });
+            is_aborted
+        });
     }
 }
 
@@ -397,6 +419,29 @@ mod tests {
         assert!(chunks.next().await.is_none());
         assert_eq!(worker.exited().await.reason, ExitReason::Signal { name: "SIGSEGV".to_owned() });
         assert!(!workers.crash(&WorkerId::new("w")) && workers.workers().is_empty());
+    }
+
+    #[tokio::test]
+    async fn calls_end_when_the_last_handle_of_the_launcher_is_dropped() {
+        let workers = workers();
+        let worker = workers.launch(request("w")).await.unwrap();
+        // The handler of a worker also keeps the launcher's state, so only its drivers end here.
+        workers.shared.drivers.lock().unwrap().abort_all();
+        let lost = worker.handler().call(ToolCall::new("hang")).await.unwrap_err();
+        assert!(matches!(&lost, ToolError::WorkerLost { .. }), "{lost}");
+    }
+
+    #[tokio::test]
+    async fn drivers_of_ended_workers_are_removed() {
+        let workers = workers();
+        for id in ["1", "2", "3", "4"] {
+            let worker = workers.launch(request(id)).await.unwrap();
+            assert!(workers.crash(worker.id()));
+            worker.exited().await;
+            // The exit is reported before the task ends.
+            tokio::task::yield_now().await;
+        }
+        assert!(workers.shared.drivers.lock().unwrap().len() <= 2);
     }
 
     #[tokio::test]

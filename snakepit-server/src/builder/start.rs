@@ -26,6 +26,9 @@ use crate::{
 /// The interval at which the host frees the memory of expired sessions. Callers cannot reach a session after it expires.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
+/// The default of [`Builder::start_timeout`]. Imports of Python packages can be slow.
+const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The default of [`Builder::connection_bytes`], in bytes.
 const DEFAULT_CONNECTION_BYTES: usize = 256 * 1024 * 1024;
 
@@ -145,13 +148,12 @@ impl Builder {
             created.map_err(|error| config_error(&format!("cannot create the run directory: {error}")))?;
         let run_dir = Arc::new(run_dir?);
 
+        let start_timeout = self.start_timeout.unwrap_or(DEFAULT_START_TIMEOUT);
         let process_launcher = program.map(|program| {
             let mut config = ProcessConfig::new(program);
             config.multiplex = !self.plain_calls;
             config.env = self.environment;
-            if let Some(timeout) = self.start_timeout {
-                config.start_timeout = timeout;
-            }
+            config.start_timeout = start_timeout;
             config.stop_grace = self.pool.stop_grace;
             Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir)))
         });
@@ -165,7 +167,7 @@ impl Builder {
             host: Arc::downgrade(&host),
             access: launches.host_access(run_dir.host_socket(), run_dir.id()),
             // The process launcher measures the time itself, without the wait of decorators.
-            start_timeout: self.start_timeout.filter(|_| process_launcher.is_none()),
+            start_timeout: process_launcher.is_none().then_some(start_timeout),
         };
         let limits = ListenLimits {
             connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),

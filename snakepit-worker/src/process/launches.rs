@@ -40,8 +40,6 @@ pub struct Launch {
     /// The pid of the worker's process, which its descendants and its process group belong to. `None` if the launcher does not
     /// know it.
     leader: SetOnce<Option<u32>>,
-    /// The process that presented the token, if the launcher does not know the pid.
-    claimed_by: OnceLock<u32>,
     ended: CancellationToken,
     announcer: Announcer,
 }
@@ -126,7 +124,6 @@ impl Launches {
         let launch = Arc::new(Launch {
             id: id.clone(),
             leader: SetOnce::new(),
-            claimed_by: OnceLock::new(),
             ended: CancellationToken::new(),
             announcer: Announcer::new(id.shared(), &announcer_alive),
         });
@@ -154,11 +151,9 @@ impl Launches {
         let leader = launch.leader().await?;
         // No await from here on, which makes this function cancel safe.
         lock(&self.unclaimed).remove(token)?;
-        let is_member = match leader {
-            Some(leader) => lineage::belongs_to_launch(peer_pid, leader),
-            // Each token is removed once, so this sets the value.
-            None => launch.claimed_by.set(peer_pid).is_ok(),
-        };
+        // Without a pid, the token is the only proof. It does not cover other connections of the peer, which may be a tunnel that
+        // several workers and clients share.
+        let is_member = leader.is_none_or(|leader| lineage::belongs_to_launch(peer_pid, leader));
         if !is_member {
             tracing::warn!(worker = %launch.id, pid = peer_pid, "a process outside of the launch presented a worker's token");
         }
@@ -214,7 +209,7 @@ impl Launch {
 
     /// The pid of the worker's process, once it is known.
     fn process(&self) -> Option<u32> {
-        self.leader.get().copied().flatten().or_else(|| self.claimed_by.get().copied())
+        self.leader.get().copied().flatten()
     }
 
     /// Waits until the process is reaped or has failed to start. Cancel safe.
@@ -261,9 +256,9 @@ impl LaunchGuard {
         let _ = self.launch.leader.set(Some(pid));
     }
 
-    /// Accepts the first process that presents the token as the worker, for launchers that do not know the pid: the worker
-    /// runs in a container, or connects through a tunnel. The token alone then proves the identity of the worker. The
-    /// connection limits treat such a worker as a client. Listeners accept no process.
+    /// Accepts the first connection that presents the token as the worker's, for launchers that do not know the pid: the worker
+    /// runs in a container, or connects through a tunnel. The token alone then proves the identity of the worker, so the host
+    /// treats every other connection of that process as a client's. Listeners accept no process.
     pub fn accept_any_process(&self) {
         let _ = self.launch.leader.set(None);
     }
@@ -340,7 +335,7 @@ mod tests {
         unknown.accept_any_process();
         let launch = launches.claim(unknown.token(), 1).await.unwrap();
         assert_eq!(launch.id().as_str(), "unknown");
-        assert_eq!(launches.find_by_pid(1).unwrap().id().as_str(), "unknown");
+        assert!(launches.find_by_pid(1).is_none(), "the process may be a tunnel of other clients");
         assert!(launches.claim(unknown.token(), 1).await.is_none(), "the token was used");
         let local = SocketAddr::from(([127, 0, 0, 1], 1));
         assert!(!launch.owns(local, local).await, "a listener needs a process");
