@@ -46,5 +46,6 @@ pub(crate) fn worker_lost(delivered: bool) -> ToolError {
         reason: "it exited".to_owned(),
         delivered,
         output_lines: Vec::new(),
+        retry_after: None,
     }
 }

@@ -14,23 +14,32 @@ pub fn clarify(status: Status) -> Status {
     let Some(code) = http_status(status.message()) else { return status };
     let name =
         http::StatusCode::from_u16(code).ok().and_then(|code| code.canonical_reason()).unwrap_or_default();
-    let (meaning, delivered) = match code {
-        200..=299 => ("it cut the answer of the host, or is a web server", true),
-        300..=399 => ("it redirects, so this is the address of a web server", false),
-        400 | 404 | 405 | 415 | 426 => ("it passes no gRPC to a host at this address and path", false),
-        401 | 403 | 407 => ("it requires permission", false),
+    // Answers that stay the same for a repeated request have a code that no client repeats.
+    let (meaning, answer, delivered) = match code {
+        200..=299 => ("it cut the answer of the host, or is a web server", Code::Unavailable, true),
+        300..=399 => ("it redirects, so this is the address of a web server", Code::Unimplemented, false),
+        400 | 404 | 405 | 415 | 426 => {
+            ("it passes no gRPC to a host at this address and path", Code::Unimplemented, false)
+        }
+        401 | 407 => ("it requires permission", Code::Unauthenticated, false),
+        403 => ("it requires permission", Code::PermissionDenied, false),
         413 => (
             "the request is above its limit for bodies; lift the limit (nginx: `client_max_body_size 0`)",
+            Code::InvalidArgument,
             false,
         ),
-        429 => ("too many requests", false),
-        502 => ("it cannot reach the host behind it, or was cut off by it", true),
-        503 => ("it has no host behind it", true),
-        504 => ("the host behind it did not answer within the proxy's timeout; raise that timeout", true),
-        _ => ("it is not a host", true),
+        429 => ("too many requests", Code::Unavailable, false),
+        502 => ("it cannot reach the host behind it, or was cut off by it", Code::Unavailable, true),
+        503 => ("it has no host behind it", Code::Unavailable, true),
+        504 => (
+            "the host behind it did not answer within the proxy's timeout; raise that timeout",
+            Code::Unavailable,
+            true,
+        ),
+        _ => ("it is not a host", Code::Unavailable, true),
     };
     let message = format!("the proxy answered {}: {meaning}", format!("{code} {name}").trim_end());
-    error_status_with(Code::Unavailable, PROXY, message, [(DELIVERED, delivered.to_string())])
+    error_status_with(answer, PROXY, message, [(DELIVERED, delivered.to_string())])
 }
 
 /// Explains that a proxy cut a stream. `proxy` is the name from [`proxy_name`]. Without a proxy, returns the status as
@@ -103,6 +112,24 @@ mod tests {
         }
         let unchanged = clarify(Status::internal("tool `add` failed"));
         assert_eq!((unchanged.code(), unchanged.message()), (Code::Internal, "tool `add` failed"));
+    }
+
+    #[test]
+    fn answers_that_stay_the_same_have_a_permanent_code() {
+        for (http, code) in [
+            (302, Code::Unimplemented),
+            (401, Code::Unauthenticated),
+            (403, Code::PermissionDenied),
+            (404, Code::Unimplemented),
+            (407, Code::Unauthenticated),
+            (413, Code::InvalidArgument),
+            (429, Code::Unavailable),
+            (502, Code::Unavailable),
+            (503, Code::Unavailable),
+        ] {
+            let text = format!("grpc-status header missing, mapped from HTTP status code {http}");
+            assert_eq!(clarify(Status::unknown(text)).code(), code, "{http}");
+        }
     }
 
     #[test]

@@ -178,12 +178,22 @@ pub fn attach(code: Code, reason: &str, message: impl Into<String>, failure: &To
 }
 
 /// Creates the status of a call whose worker was lost, with its last output. `delivered` is whether the call may have
-/// begun.
+/// begun, and `retry_after` is when a retry may succeed.
 #[must_use]
-pub fn worker_lost(message: impl Into<String>, delivered: bool, last_output: &ToolFailure) -> Status {
+pub fn worker_lost(
+    message: impl Into<String>,
+    delivered: bool,
+    last_output: &ToolFailure,
+    retry_after: Option<Duration>,
+) -> Status {
     let metadata = BTreeMap::from([(DELIVERED.to_owned(), delivered.to_string())]);
     let last_output = any(FAILURE_URL, last_output.encode_to_vec());
-    build_with(Code::Unavailable, message.into(), WORKER_LOST, metadata, Some(last_output))
+    let retry_info = retry_after.map(|delay| {
+        let retry_delay = prost_types::Duration::try_from(delay).ok();
+        any(RETRY_INFO_URL, RetryInfo { retry_delay }.encode_to_vec())
+    });
+    let further = std::iter::once(last_output).chain(retry_info);
+    build_with(Code::Unavailable, message.into(), WORKER_LOST, metadata, further)
 }
 
 fn build(code: Code, message: String, reason: &str, detail: Option<Any>) -> Status {
@@ -195,10 +205,10 @@ fn build_with(
     message: String,
     reason: &str,
     metadata: BTreeMap<String, String>,
-    detail: Option<Any>,
+    further: impl IntoIterator<Item = Any>,
 ) -> Status {
     let info = ErrorInfo { reason: reason.to_owned(), domain: ERROR_DOMAIN.to_owned(), metadata };
-    let details = std::iter::once(any(ERROR_INFO_URL, info.encode_to_vec())).chain(detail).collect();
+    let details = std::iter::once(any(ERROR_INFO_URL, info.encode_to_vec())).chain(further).collect();
     let details = RpcStatus { code: code.into(), message: message.clone(), details };
     fit(Status::with_details(code, message, Bytes::from(details.encode_to_vec())))
 }

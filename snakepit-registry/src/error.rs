@@ -150,6 +150,8 @@ pub enum ToolError {
         delivered: bool,
         /// The last lines that the worker wrote to stdout and stderr, oldest first.
         output_lines: Vec<String>,
+        /// The time after which a retry may succeed, if a later attempt of the call was rejected with it.
+        retry_after: Option<Duration>,
     },
     /// The connection to the host or worker that ran the call was lost. The outcome of the call is unknown.
     #[error("connection to {peer} was lost: {problem}; the call may have run")]
@@ -160,6 +162,8 @@ pub enum ToolError {
         problem: String,
         /// The error of the connection, if this process observed it.
         source: Option<Arc<dyn Error + Send + Sync>>,
+        /// The time after which a retry may succeed, if a later attempt of the call was rejected with it.
+        retry_after: Option<Duration>,
     },
     /// The worker returned the call before it began, because the call was [recalled](crate::ToolHandler::recall). The
     /// pool handles this error and assigns the call to another worker.
@@ -191,6 +195,13 @@ pub enum ToolError {
     Deadlock {
         /// The tool's name.
         tool: String,
+    },
+    /// Another program than the host answered, such as a proxy that requires permission. The answer to a repeated call
+    /// stays the same.
+    #[error("the call was rejected: {problem}")]
+    Rejected {
+        /// The answer of the other program.
+        problem: String,
     },
     /// There is no tokio runtime. Either the runtime that started the host has shut down, or a call with a deadline was made
     /// outside of a runtime.
@@ -267,6 +278,7 @@ mod tests {
                 reason: "it exited with code 1".into(),
                 delivered: true,
                 output_lines: lines,
+                retry_after: None,
             };
             error.to_string()
         };

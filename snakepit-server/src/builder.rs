@@ -145,7 +145,7 @@ impl Builder {
         self.default_timeout(timeout)
     }
 
-    /// Sets the name of the pool, a single word. Worker ids begin with it, and logs and metrics contain it. The default is
+    /// Sets the name of the pool: 1 to 64 ASCII letters, digits, `-`, `_` and `.`. Worker ids begin with it, and logs and metrics contain it. The default is
     /// `default`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.pool.name = name.into();

@@ -15,6 +15,8 @@
 //! | idle connection evicted before the call began | `UNAVAILABLE`, with `delivered=false` | `CONNECTION_LOST` |
 //! | no worker available | `UNAVAILABLE`, with a retry delay | `NO_WORKER` |
 //! | rejected or cut off because the host shuts down | `UNAVAILABLE`, with `delivered` | `SHUTTING_DOWN` |
+//! | the host cannot run calls, because its tokio runtime has ended | `UNAVAILABLE`, with `delivered` | `NO_RUNTIME` |
+//! | another program than the host, such as a proxy, rejected the call | `FAILED_PRECONDITION` | `REJECTED` |
 //! | session, program or variable not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND`, `VARIABLE_NOT_FOUND` |
 //! | version no longer kept | `NOT_FOUND` | `VERSION_NOT_KEPT` |
 //! | variable exists | `ALREADY_EXISTS` | `VARIABLE_EXISTS` |
@@ -30,6 +32,7 @@
 //! | message of a request too slow or incomplete | `DEADLINE_EXCEEDED`, `CANCELLED` | `REQUEST_INCOMPLETE` |
 //! | invalid names, types, sizes, metadata, page tokens | `INVALID_ARGUMENT`, with a field violation | `INVALID_ARGUMENT` |
 //! | session backend failed during a read, or while opening a session | `UNAVAILABLE` | `BACKEND_FAILED` |
+//! | session backend cannot write, and wrote nothing | `UNAVAILABLE`, with `delivered=false` | `BACKEND_FAILED` |
 //! | session backend failed during a write | `INTERNAL`, with `delivered=true`, because gRPC libraries retry `UNAVAILABLE` automatically | `BACKEND_FAILED` |
 //! | `RegisterTools` by a process that is not a worker of the host; an RPC for clients on the listener of a worker | `PERMISSION_DENIED` | `RESERVED` |
 //! | incompatible version of `snakepit_bridge` | `FAILED_PRECONDITION` | `INCOMPATIBLE_VERSION` |
@@ -103,14 +106,18 @@ pub fn from_tool_error(error: ToolError) -> Status {
             with_details(Code::DeadlineExceeded, message, details)
         }
         ToolError::Cancelled { .. } => status(Code::Cancelled, "CANCELLED", message),
-        ToolError::WorkerLost { worker, reason, delivered, output_lines } => {
+        ToolError::WorkerLost { worker, reason, delivered, output_lines, retry_after } => {
             let worker_failure =
                 pb::ToolFailure { message: reason, worker_id: worker, output_lines, ..Default::default() };
-            worker_lost(message, delivered, &worker_failure)
+            worker_lost(message, delivered, &worker_failure, retry_after)
         }
-        ToolError::ConnectionLost { peer, problem, .. } => {
+        ToolError::ConnectionLost { peer, problem, retry_after, .. } => {
             let entries = [("peer", brief(&peer)), ("problem", brief(&problem))];
-            with_details(Code::Unavailable, message, details_with(CONNECTION_LOST, entries))
+            let mut details = details_with(CONNECTION_LOST, entries);
+            if retry_after.is_some() {
+                details.set_retry_info(retry_after);
+            }
+            with_details(Code::Unavailable, message, details)
         }
         ToolError::Unavailable { retry_after, .. } => {
             let mut details = details("NO_WORKER");
@@ -120,6 +127,11 @@ pub fn from_tool_error(error: ToolError) -> Status {
         ToolError::Deadlock { .. } => status(Code::FailedPrecondition, "DEADLOCK", message),
         ToolError::ShuttingDown { delivered } => {
             let details = details_with(SHUTTING_DOWN, [(DELIVERED, delivered.to_string())]);
+            with_details(Code::Unavailable, message, details)
+        }
+        ToolError::Rejected { .. } => status(Code::FailedPrecondition, "REJECTED", message),
+        ToolError::NoRuntime { delivered, .. } => {
+            let details = details_with("NO_RUNTIME", [(DELIVERED, delivered.to_string())]);
             with_details(Code::Unavailable, message, details)
         }
         ToolError::Session(error) => from_session_error(&error),
@@ -172,12 +184,16 @@ fn session_status(error: &SessionError, may_have_succeeded: bool) -> Status {
         | SessionError::BatchRejected { .. }
         | SessionError::InvalidPageToken => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         SessionError::Backend { .. } if may_have_succeeded => (Code::Internal, "BACKEND_FAILED"),
-        SessionError::Backend { .. } => (Code::Unavailable, "BACKEND_FAILED"),
+        SessionError::Backend { .. } | SessionError::NotWritten { .. } => {
+            (Code::Unavailable, "BACKEND_FAILED")
+        }
         _ => (Code::Internal, "INTERNAL"),
     };
     let mut entries = entries_of(error);
     if may_have_succeeded {
         entries.push((DELIVERED, true.to_string()));
+    } else if matches!(error, SessionError::NotWritten { .. }) {
+        entries.push((DELIVERED, false.to_string()));
     }
     let mut details = details_with(reason, entries);
     if let Some(field) = field_of(error) {
@@ -257,7 +273,9 @@ fn entries_of(error: &SessionError) -> Vec<(&'static str, String)> {
         SessionError::BackendFull { size, limit } => {
             vec![("size", size.to_string()), ("limit", limit.to_string())]
         }
-        SessionError::Backend { problem } => vec![("problem", brief(problem))],
+        SessionError::Backend { problem } | SessionError::NotWritten { problem } => {
+            vec![("problem", brief(problem))]
+        }
         _ => Vec::new(),
     }
 }

@@ -230,7 +230,13 @@ pub enum SessionError {
     /// The backend did not issue this page token.
     #[error("invalid page token; pass the token of the previous page unchanged, or none for the first page")]
     InvalidPageToken,
-    /// The backend itself failed: its disk, its network, its server.
+    /// The backend cannot write now, for example because its disk is full. Nothing was written.
+    #[error("session backend failed: {problem}")]
+    NotWritten {
+        /// The report of the backend.
+        problem: String,
+    },
+    /// The backend itself failed: its disk, its network, its server. A write may have been applied.
     #[error("session backend failed: {problem}")]
     Backend {
         /// The report of the backend.

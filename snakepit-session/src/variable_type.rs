@@ -79,6 +79,18 @@ impl VariableType {
         Self::with_constraints(kind, "")
     }
 
+    /// Parses the name of a type that variables support.
+    ///
+    /// # Errors
+    /// [`SessionError::InvalidType`] with the names of these types.
+    pub fn parse_kind(name: &str) -> Result<ValueType, SessionError> {
+        let kind = name.parse().ok().filter(|kind| !matches!(kind, ValueType::Null | ValueType::Bytes));
+        kind.ok_or_else(|| SessionError::InvalidType {
+            kind: name.to_owned(),
+            problem: format!("variables are {KINDS}"),
+        })
+    }
+
     /// Creates a type with constraints, which are a JSON object or empty.
     ///
     /// # Errors
@@ -136,10 +148,7 @@ impl VariableType {
             ValueType::Map => Rules::Map,
             ValueType::List => Rules::List,
             ValueType::Null | ValueType::Bytes => {
-                return Err(
-                    "variables are float, integer, string, boolean, choice, module, embedding, tensor, map or list"
-                        .to_owned(),
-                );
+                return Err(format!("variables are {KINDS}"));
             }
         };
         keys.reject_unknown(rules.keys())?;
@@ -179,6 +188,9 @@ impl VariableType {
         parsed.map(Arc::new).map_err(|problem| SessionError::InvalidType { kind: kind.to_string(), problem })
     }
 }
+
+/// The types that variables support.
+const KINDS: &str = "float, integer, string, boolean, choice, module, embedding, tensor, map or list";
 
 /// The maximum size in bytes of values that are validated under a lock.
 const MAX_CHEAP_BYTES: usize = 64 * 1024;
@@ -385,6 +397,19 @@ mod tests {
 
     fn problem(kind: ValueType, json: &str) -> String {
         VariableType::with_constraints(kind, json).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_unknown_type_is_rejected_with_the_types_that_variables_support() {
+        assert_eq!(VariableType::parse_kind("module").unwrap(), ValueType::Module);
+        for name in ["decimal", "null", "bytes", ""] {
+            let problem = VariableType::parse_kind(name).unwrap_err().to_string();
+            assert_eq!(problem, format!("invalid type `{name}` of a variable: variables are {KINDS}"));
+            assert!(!KINDS.contains("null") && !KINDS.contains("bytes"));
+        }
+        for kind in KINDS.replace(" or ", ", ").split(", ") {
+            assert!(VariableType::parse_kind(kind).is_ok(), "{kind}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use snakepit_proto::pb;
+use snakepit_proto::{pb, status::details_of};
 use snakepit_server::{ValueType, VariableType};
 use snakepit_tests::{
     Client, Redis, SHOWCASE, Sandbox, SandboxBuilder, Signal, eventually, result_of, signal, tool_request,
@@ -284,6 +284,7 @@ async fn a_full_disk_rejects_writes_until_space_is_free() {
         rejected.message().contains("the disk is almost full: ") && rejected.message().contains(hint),
         "{rejected:?}"
     );
+    assert!(details_of(&rejected).is_undelivered(), "nothing was written: {rejected:?}");
     for name in &stored {
         let get = pb::GetProgramRequest { session_id: "s".into(), name: name.clone(), global: false };
         let found = client.get_program(get).await.unwrap().into_inner().program.unwrap();

@@ -158,7 +158,7 @@ async fn invalid_input_is_rejected_with_its_field_and_limit() {
             pb::RegisterVariableRequest { session_id: String::new(), ..registered.clone() },
             "session id: it is empty",
         ),
-        (registration("m", "decimal", "", number("1")), "unknown value type `decimal`"),
+        (registration("m", "decimal", "", number("1")), "`decimal` of a variable: variables are float"),
         (registration("m", "null", "", number("1")), "invalid type `null`"),
         (
             registration("m", "integer", r#"{"minimum": 1}"#, number("1")),

@@ -160,7 +160,13 @@ impl Lease {
         self.record_loss(&reason);
         // The last output of the worker may belong to other calls. Only the handler can attribute it.
         let output_lines = Vec::new();
-        ToolError::WorkerLost { worker: worker.id().to_string(), reason, delivered: true, output_lines }
+        ToolError::WorkerLost {
+            worker: worker.id().to_string(),
+            reason,
+            delivered: true,
+            output_lines,
+            retry_after: None,
+        }
     }
 
     /// Keeps the record of a nested call until the lease ends.
@@ -223,7 +229,14 @@ impl Lease {
                 self.end = LeaseEnd::Retired;
                 let worker = self.live_worker.handle.id().to_string();
                 let output_lines = Vec::new();
-                return ToolError::WorkerLost { worker, reason, delivered: false, output_lines }.into();
+                return ToolError::WorkerLost {
+                    worker,
+                    reason,
+                    delivered: false,
+                    output_lines,
+                    retry_after: None,
+                }
+                .into();
             }
             // The worker or its connection ended the call early, which does not prove that the tool has ended.
             ToolError::Cancelled { .. } | ToolError::DeadlineExceeded { .. } => {}

@@ -143,6 +143,7 @@ fn worker_lost(delivered: bool) -> ToolError {
         reason: "connection closed".to_owned(),
         delivered,
         output_lines: Vec::new(),
+        retry_after: None,
     }
 }
 

@@ -22,6 +22,7 @@ impl ToolError {
             Self::Unavailable { .. } => ErrorKind::NoWorker,
             Self::ShuttingDown { .. } => ErrorKind::ShuttingDown,
             Self::Deadlock { .. } => ErrorKind::Deadlock,
+            Self::Rejected { .. } => ErrorKind::Rejected,
             Self::NoRuntime { .. } => ErrorKind::NoRuntime,
             Self::Session(error) => ErrorKind::Session(error.kind()),
             // The pool handles recalled calls, so no caller receives this error.
@@ -40,6 +41,7 @@ impl ToolError {
             | Self::Unavailable { .. }
             | Self::Recalled { .. }
             | Self::Deadlock { .. }
+            | Self::Rejected { .. }
             | Self::Session(_) => false,
             Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
             Self::WorkerLost { delivered, .. }
@@ -55,7 +57,8 @@ impl ToolError {
     }
 
     /// Combines this error of a call's last attempt with the error of an earlier attempt. If the earlier attempt may have run,
-    /// [`may_have_run`](Self::may_have_run) of the result is true. Returns `earlier` if this error cannot express that.
+    /// [`may_have_run`](Self::may_have_run) of the result is true. If this error cannot express that,
+    /// returns `earlier` with the [`retry_after`](Self::retry_after) of this error.
     #[must_use]
     pub fn with_earlier_attempt(self, earlier: Self) -> Self {
         if self.may_have_run() || !earlier.may_have_run() {
@@ -63,13 +66,21 @@ impl ToolError {
         }
         match self {
             Self::DeadlineExceeded { tool, .. } => Self::DeadlineExceeded { tool, stage: CallStage::Running },
-            Self::WorkerLost { worker, reason, output_lines, .. } => {
-                Self::WorkerLost { worker, reason, delivered: true, output_lines }
+            Self::WorkerLost { worker, reason, output_lines, retry_after, .. } => {
+                Self::WorkerLost { worker, reason, delivered: true, output_lines, retry_after }
             }
             Self::ShuttingDown { .. } => Self::ShuttingDown { delivered: true },
             Self::NoRuntime { problem, .. } => Self::NoRuntime { problem, delivered: true },
-            _ => earlier,
+            later => earlier.with_retry_after(later.retry_after()),
         }
+    }
+
+    /// Adds the time after which a retry may succeed, unless the error has one or cannot carry one.
+    fn with_retry_after(mut self, later: Option<Duration>) -> Self {
+        if let Self::WorkerLost { retry_after, .. } | Self::ConnectionLost { retry_after, .. } = &mut self {
+            *retry_after = retry_after.or(later);
+        }
+        self
     }
 
     /// Whether the deadline of the call passed.
@@ -99,7 +110,9 @@ impl ToolError {
         match self {
             Self::Overloaded { retry_after, .. }
             | Self::TooManyBytes { retry_after, .. }
-            | Self::Unavailable { retry_after, .. } => *retry_after,
+            | Self::Unavailable { retry_after, .. }
+            | Self::WorkerLost { retry_after, .. }
+            | Self::ConnectionLost { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
@@ -137,6 +150,7 @@ mod tests {
             reason: "it exited".into(),
             delivered,
             output_lines: vec![],
+            retry_after: None,
         }
     }
 
@@ -176,6 +190,19 @@ mod tests {
                 error.with_earlier_attempt(lost(true)),
                 ToolError::WorkerLost { delivered: true, .. }
             ));
+        }
+        let retry_after = Some(Duration::from_millis(100));
+        let busy = || ToolError::Overloaded { queued: 9, limit: 9, retry_after };
+        let connection_lost = ToolError::ConnectionLost {
+            peer: "the host".into(),
+            problem: "reset".into(),
+            source: None,
+            retry_after: None,
+        };
+        for earlier in [lost(true), connection_lost] {
+            let kind = earlier.kind();
+            let combined = busy().with_earlier_attempt(earlier);
+            assert_eq!((combined.kind(), combined.retry_after()), (kind, retry_after));
         }
         assert!(overloaded().with_earlier_attempt(overloaded()).is_overloaded());
         let failed = ToolError::Failed(Box::default()).with_earlier_attempt(lost(true));

@@ -31,7 +31,7 @@ use snakepit_session::SessionErrorKind;
 /// | `ShuttingDown` | `SHUTTING_DOWN` | 503 | yes |
 /// | `Deadlock` | `DEADLOCK` | 500 | |
 /// | `Internal` | `INTERNAL` | 500 | |
-/// | `NoRuntime` | `NO_RUNTIME` | 500 | |
+/// | `NoRuntime` | `NO_RUNTIME` | 503 | |
 /// | `NotConnected` | `NOT_CONNECTED` | 502 | yes |
 /// | `Rejected` | `REJECTED` | 502 | |
 /// | `InvalidPayload` | `INVALID_PAYLOAD` | 500 | |
@@ -132,7 +132,7 @@ impl ErrorKind {
             Self::ShuttingDown => transient("SHUTTING_DOWN", 503),
             Self::Deadlock => permanent("DEADLOCK", 500),
             Self::Internal => permanent("INTERNAL", 500),
-            Self::NoRuntime => permanent("NO_RUNTIME", 500),
+            Self::NoRuntime => permanent("NO_RUNTIME", 503),
             Self::NotConnected => transient("NOT_CONNECTED", 502),
             Self::Rejected => permanent("REJECTED", 502),
             Self::InvalidPayload => permanent("INVALID_PAYLOAD", 500),

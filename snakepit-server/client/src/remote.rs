@@ -16,7 +16,7 @@ use std::{
 use snakepit_proto::{
     mux::Multiplexer,
     pb::bridge_service_client::BridgeServiceClient,
-    status::{caused_by, root_cause},
+    status::{PROXY, caused_by, details_of, root_cause},
 };
 use snakepit_registry::ToolError;
 use tokio::{
@@ -86,7 +86,8 @@ impl CallStream {
                 });
                 Some(multiplexer)
             }
-            Err(status) if status.code() == Code::Unimplemented => None,
+            // Hosts of the original Snakepit do not serve this RPC. The answer of a proxy has the same code.
+            Err(status) if status.code() == Code::Unimplemented && !is_of_proxy(&status) => None,
             Err(status) => return Err(status),
         };
         Ok(Self { multiplexer, broken, _reader: tasks })
@@ -166,6 +167,11 @@ pub(crate) fn temporary_rejection(status: &Status) -> Option<ToolError> {
 /// Returns the root cause of a status that this client created, or the message of a status that the host sent.
 fn cause_of(status: &Status) -> String {
     status.source().map_or_else(|| status.message().to_owned(), |source| root_cause(source).to_string())
+}
+
+/// Returns whether a proxy answered instead of the host.
+fn is_of_proxy(status: &Status) -> bool {
+    details_of(status).reason.as_deref() == Some(PROXY)
 }
 
 /// Returns whether the connection broke during a request, so that a new connection may succeed.

@@ -9,7 +9,7 @@ use snakepit_proto::{
 use snakepit_registry::{CallStage, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId};
 use snakepit_wire::failure_from_wire;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 /// The name of the other end in errors.
@@ -31,7 +31,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             return ToolError::Unavailable { reason, retry_after: None };
         }
         let source = Some(Arc::new(status.clone()) as _);
-        return ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source };
+        return ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source, retry_after: None };
     }
     let status = &proxy::clarify(status.clone());
     let details = status.get_error_details();
@@ -91,24 +91,39 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             // Without this entry, assume that the call may have run.
             delivered: entry(DELIVERED).is_none_or(|flag| flag != "false"),
             output_lines: lost.output_lines,
+            retry_after,
         },
+        (PROXY, ..) if status.code() == Code::InvalidArgument => ToolError::InvalidArgument {
+            tool: tool_name(),
+            argument: "arguments".to_owned(),
+            problem: format!("are too large: {}", status.message()),
+        },
+        (PROXY, ..) if status.code() != Code::Unavailable => {
+            ToolError::Rejected { problem: status.message().to_owned() }
+        }
+        ("REJECTED", ..) => ToolError::Rejected { problem: message_after("the call was rejected: ") },
         (PROXY | CONNECTION_LOST, ..) if entry(DELIVERED).is_some_and(|flag| flag == "false") => {
             ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
         }
         (PROXY, ..) => {
             let problem = status.message().to_owned();
-            ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source: None }
+            ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source: None, retry_after: None }
         }
         (CONNECTION_LOST, ..) => ToolError::ConnectionLost {
             peer: entry("peer").unwrap_or_default(),
             problem: entry("problem").unwrap_or_default(),
             source: None,
+            retry_after,
         },
         ("NO_WORKER", ..) => {
             ToolError::Unavailable { reason: message_after("no worker is available: "), retry_after }
         }
         ("DEADLOCK", ..) => ToolError::Deadlock { tool: tool_name() },
         (SHUTTING_DOWN, ..) => ToolError::ShuttingDown { delivered: is_delivered },
+        ("NO_RUNTIME", ..) => {
+            let problem = "the host cannot run calls: its tokio runtime has ended; restart the host";
+            ToolError::NoRuntime { delivered: is_delivered, problem }
+        }
         ("INTERNAL", ..) => ToolError::Internal { problem: message_after("internal error: ") },
         _ => ToolError::Internal {
             problem: format!("the host answered {:?}: {}", status.code(), status.message()),
@@ -186,7 +201,11 @@ pub(crate) fn session_error(
         },
         "BACKEND_FULL" => SessionError::BackendFull { size: count("size")?, limit: count("limit")? },
         "BACKEND_FAILED" => {
-            SessionError::Backend { problem: entry("problem").unwrap_or_else(|| message.to_owned()) }
+            let problem = entry("problem").unwrap_or_else(|| message.to_owned());
+            match entry(DELIVERED).as_deref() {
+                Some("false") => SessionError::NotWritten { problem },
+                _ => SessionError::Backend { problem },
+            }
         }
         _ => return None,
     })

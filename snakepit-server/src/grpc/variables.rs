@@ -48,8 +48,7 @@ impl Bridge {
         } = request;
         let id = session_id(&id)?;
         let name = VariableName::try_new(name).map_err(read_status)?;
-        let kind: ValueType =
-            r#type.parse().map_err(|error| invalid_field("type", format_args!("cannot be used: {error}")))?;
+        let kind = VariableType::parse_kind(&r#type).map_err(read_status)?;
         let ty = variable_type(kind, constraints_json).await.map_err(read_status)?;
         let value = value("initial_value", initial_value, initial_binary_value)?;
         let new = NewVariable { ty, value, note: Note::from_metadata(metadata) };

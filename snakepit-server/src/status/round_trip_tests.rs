@@ -36,18 +36,26 @@ fn tool_errors_survive_the_round_trip() {
             reason: "it exited with code 1".into(),
             delivered: true,
             output_lines: vec!["oops".into()],
+            retry_after: None,
         },
         ToolError::WorkerLost {
             worker: "default-1-1".into(),
             reason: "it exited with code 1".into(),
             delivered: false,
             output_lines: vec!["oops".into()],
+            retry_after: Some(Duration::from_millis(50)),
         },
-        ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into(), source: None },
+        ToolError::ConnectionLost {
+            peer: "the host".into(),
+            problem: "broken pipe".into(),
+            source: None,
+            retry_after: Some(Duration::from_millis(50)),
+        },
         ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
         ToolError::Deadlock { tool: tool() },
         ToolError::ShuttingDown { delivered: false },
         ToolError::ShuttingDown { delivered: true },
+        ToolError::Rejected { problem: "the proxy answered 403 Forbidden".into() },
         ToolError::Session(SessionError::NotFound { id: session() }),
         ToolError::Internal { problem: "bug".into() },
     ];
@@ -55,6 +63,25 @@ fn tool_errors_survive_the_round_trip() {
         let expected = format!("{error:?}");
         let back = to_tool_error("add", &from_tool_error(error));
         assert_eq!(format!("{back:?}"), expected);
+    }
+}
+
+#[test]
+fn clients_know_that_the_runtime_of_the_host_ended() {
+    for delivered in [false, true] {
+        let back = to_tool_error("add", &from_tool_error(ToolError::runtime_ended(delivered)));
+        assert!(matches!(back, ToolError::NoRuntime { delivered: was, .. } if was == delivered), "{back:?}");
+    }
+}
+
+#[test]
+fn permanent_answers_of_proxies_are_not_transient() {
+    for (http, transient) in
+        [(302, false), (401, false), (403, false), (404, false), (413, false), (429, true)]
+    {
+        let answer = format!("grpc-status header missing, mapped from HTTP status code {http}");
+        let error = to_tool_error("add", &Status::unknown(answer));
+        assert_eq!((error.is_retryable(), error.may_have_run()), (transient, false), "{error}");
     }
 }
 
@@ -83,6 +110,7 @@ fn session_errors_survive_the_round_trip() {
         SessionError::SessionTooLarge { session: session(), size: 10, limit: 9 },
         SessionError::BackendFull { size: 10, limit: 9 },
         SessionError::Backend { problem: "disk full".into() },
+        SessionError::NotWritten { problem: "disk full".into() },
     ] {
         for status in [from_session_error(&error), from_write_error(&error)] {
             let back = to_tool_error("SetVariable", &status);

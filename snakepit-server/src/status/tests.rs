@@ -18,8 +18,9 @@ fn long_texts_do_not_make_a_status_too_large() {
             reason: long(),
             delivered: true,
             output_lines: vec![long(); 20],
+            retry_after: None,
         },
-        ToolError::ConnectionLost { peer: long(), problem: long(), source: None },
+        ToolError::ConnectionLost { peer: long(), problem: long(), source: None, retry_after: None },
         ToolError::Internal { problem: long() },
     ];
     let statuses = errors.into_iter().map(from_tool_error).chain([invalid_field(&long(), long())]);
@@ -41,6 +42,14 @@ fn a_failed_write_that_may_have_succeeded_has_no_retryable_code() {
     let info = |status: &Status| status.get_error_details().error_info().cloned().unwrap();
     assert_eq!(info(&written).reason, info(&read).reason);
     assert_eq!(info(&written).metadata[DELIVERED], "true");
+    let full = SessionError::NotWritten { problem: "the disk is full".into() };
+    for status in [from_session_error(&full), from_write_error(&full)] {
+        assert_eq!(status.code(), Code::Unavailable, "a retry is safe");
+        assert_eq!(
+            (&*info(&status).reason, &*info(&status).metadata[DELIVERED]),
+            ("BACKEND_FAILED", "false")
+        );
+    }
     // A rejected write did not happen.
     let full = SessionError::BackendFull { size: 10, limit: 9 };
     assert_eq!(from_write_error(&full).code(), from_session_error(&full).code());
@@ -53,6 +62,7 @@ fn the_last_output_of_a_lost_worker_is_in_the_details() {
         reason: "it exited with code 1".into(),
         delivered: true,
         output_lines: (0..20).map(|line| format!("line {line}")).collect(),
+        retry_after: None,
     };
     let status = from_tool_error(lost);
     assert!(!status.message().contains("line 16") && status.message().contains("line 19"), "{status:?}");
@@ -84,12 +94,20 @@ fn errors() -> Vec<ToolError> {
             reason: "it exited with code 1".into(),
             delivered: true,
             output_lines: vec!["oops".into()],
+            retry_after: None,
         },
-        ToolError::ConnectionLost { peer: "the host".into(), problem: "broken pipe".into(), source: None },
+        ToolError::ConnectionLost {
+            peer: "the host".into(),
+            problem: "broken pipe".into(),
+            source: None,
+            retry_after: None,
+        },
         ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
         ToolError::Deadlock { tool: tool() },
         ToolError::ShuttingDown { delivered: false },
         ToolError::ShuttingDown { delivered: true },
+        ToolError::Rejected { problem: "the proxy answered 403 Forbidden".into() },
+        ToolError::runtime_ended(false),
         ToolError::Session(SessionError::NotFound { id: session.clone() }),
         ToolError::Session(SessionError::TooManySessions { limit: 1 }),
         ToolError::Session(SessionError::ProgramNotFound { session: session.clone(), name: "m".into() }),
@@ -136,7 +154,8 @@ fn http_statuses(code: Code) -> &'static [u16] {
         Code::AlreadyExists | Code::Aborted => &[409],
         Code::Unimplemented => &[501],
         Code::ResourceExhausted => &[429, 507],
-        Code::FailedPrecondition | Code::Internal => &[500],
+        Code::FailedPrecondition => &[500, 502],
+        Code::Internal => &[500],
         Code::DeadlineExceeded => &[504],
         Code::Cancelled => &[499],
         Code::Unavailable => &[502, 503],

@@ -77,12 +77,13 @@ pub(super) fn open<F: StorageBackend>(
 
 /// Adds the name of the file to an error.
 pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
+    let with_name = |problem: String| {
+        let file = format!("`{}`: ", path.display());
+        if problem.starts_with(&file) { problem } else { file + &problem }
+    };
     match error {
-        SessionError::Backend { problem } => {
-            let file = format!("`{}`: ", path.display());
-            let problem = if problem.starts_with(&file) { problem } else { file + &problem };
-            SessionError::Backend { problem }
-        }
+        SessionError::Backend { problem } => SessionError::Backend { problem: with_name(problem) },
+        SessionError::NotWritten { problem } => SessionError::NotWritten { problem: with_name(problem) },
         error => error,
     }
 }

@@ -371,7 +371,9 @@ async fn a_deleted_or_replaced_file_rejects_writes_until_it_is_restored() {
     register(&backend, "s", "x").await.unwrap();
     let mut watch = backend.watch_variables(&id("s"), &[], false).await.unwrap();
     std::fs::rename(&path, &moved).unwrap();
-    let open_error = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
+    let error = set(&backend, "s", "x", 1).await.unwrap_err();
+    assert!(matches!(error, SessionError::NotWritten { .. }), "{error:?}");
+    let open_error = error.to_string();
     assert!(open_error.contains("deleted") && open_error.contains(path.to_str().unwrap()), "{open_error}");
     std::fs::copy(&moved, &path).unwrap();
     let open_error = set(&backend, "s", "x", 1).await.unwrap_err().to_string();

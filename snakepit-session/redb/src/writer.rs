@@ -63,7 +63,9 @@ where
     fn run(&mut self, group: &mut Group<'_>) -> Result<(), SessionError> {
         self.outcome = self.run.take().map(|run| run(group));
         match &self.outcome {
-            Some(Err(error @ SessionError::Backend { .. })) => Err(error.clone()),
+            Some(Err(error @ (SessionError::Backend { .. } | SessionError::NotWritten { .. }))) => {
+                Err(error.clone())
+            }
             _ => Ok(()),
         }
     }
@@ -335,12 +337,13 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         let ended = if has_writes {
             // Check first, because redb rejects all further operations after a failed commit.
             let stored = state.stored_bytes();
+            let not_written = |problem: String| SessionError::NotWritten { problem };
             let is_usable = || {
-                let file = identity.check(&shared.path)?;
-                guard.check()?;
-                check_free_space(&shared.path, &file, stored, size)
+                let file = identity.check(&shared.path).map_err(not_written)?;
+                guard.check().map_err(|why: String| problem(&why))?;
+                check_free_space(&shared.path, &file, stored, size).map_err(not_written)
             };
-            match outage.and_then(|()| is_usable().map_err(|reason: String| problem(&reason))) {
+            match outage.and_then(|()| is_usable()) {
                 Ok(()) => transaction.commit().map_err(failed).inspect(|()| self.outage = None),
                 Err(error) => {
                     // If the abort fails too, the next transaction cannot begin.

@@ -176,7 +176,7 @@ impl RedisBackend {
         let lock = self.locks.lock(id, self.connection.timeout()).await;
         let _lock = lock.ok_or_else(|| {
             self.connection
-                .problem("does not answer earlier writers of the session in time; nothing was written")
+                .not_written("does not answer earlier writers of the session in time; nothing was written")
         })?;
         let (mut has_reclaimed, mut prepared) = (false, None::<Vec<PreparedWrite>>);
         for attempt in 0..MAX_ATTEMPTS {

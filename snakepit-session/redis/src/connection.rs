@@ -103,6 +103,11 @@ impl Connection {
         read
     }
 
+    /// Creates the error of an operation that wrote nothing, with the address of the server.
+    pub(super) fn not_written(&self, problem: &str) -> SessionError {
+        SessionError::NotWritten { problem: format!("redis at {}: {problem}", self.address) }
+    }
+
     /// Creates an error with the address of the server.
     pub(super) fn problem(&self, problem: &str) -> SessionError {
         SessionError::Backend { problem: format!("redis at {}: {problem}", self.address) }

@@ -117,7 +117,7 @@ impl SessionError {
             | Self::TooManyNames { .. }
             | Self::BatchRejected { .. }
             | Self::InvalidPageToken => SessionErrorKind::InvalidArgument,
-            Self::Backend { .. } => SessionErrorKind::BackendFailed,
+            Self::NotWritten { .. } | Self::Backend { .. } => SessionErrorKind::BackendFailed,
         }
     }
 }

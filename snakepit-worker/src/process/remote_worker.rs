@@ -73,7 +73,7 @@ impl ToolHandler for RemoteWorker {
         // A dying worker breaks its connections shortly before its exit is reported. The exit explains more than the error.
         if let Some(reason) = self.diagnostics.exit_reason().await {
             let (delivered, output_lines) = (true, Vec::new());
-            return Err(ToolError::WorkerLost { worker, reason, delivered, output_lines });
+            return Err(ToolError::WorkerLost { worker, reason, delivered, output_lines, retry_after: None });
         }
         let problem = format!("worker `{worker}` did not confirm that the call has ended: {problem}");
         Err(ToolError::Internal { problem })

@@ -292,7 +292,7 @@ impl Callee for TestCallee {
 
 fn lost(delivered: bool) -> ToolError {
     let (worker, reason) = ("w".to_owned(), "cut".to_owned());
-    ToolError::WorkerLost { worker, reason, delivered, output_lines: Vec::new() }
+    ToolError::WorkerLost { worker, reason, delivered, output_lines: Vec::new(), retry_after: None }
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use snakepit_registry::{ErrorKind, ToolError, ToolFailure};
-use snakepit_session::{PayloadError, SessionErrorKind};
+use snakepit_session::{PayloadError, SessionError};
 
 use super::Error;
 
@@ -35,7 +35,7 @@ impl Error {
         match self {
             Self::Tool(error) => error.may_have_run(),
             // A backend may have written before it lost its connection.
-            Self::Session(error) => matches!(error.kind(), SessionErrorKind::BackendFailed),
+            Self::Session(error) => matches!(error, SessionError::Backend { .. }),
             // A result of the wrong type proves that the tool ran.
             Self::Payload(error) => !matches!(error, PayloadError::Serialize { .. }),
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
@@ -108,7 +108,7 @@ impl Error {
 
 #[cfg(test)]
 mod tests {
-    use snakepit_session::{SessionError, SessionId};
+    use snakepit_session::SessionId;
 
     use super::*;
 
@@ -124,6 +124,8 @@ mod tests {
     fn a_failed_write_may_have_happened() {
         let failed = Error::Session(SessionError::Backend { problem: "timed out".into() });
         assert!(failed.may_have_run() && failed.kind().is_transient() && !failed.is_retryable());
+        let full = Error::Session(SessionError::NotWritten { problem: "the disk is full".into() });
+        assert!(full.is_retryable() && full.kind() == failed.kind());
         let connect = |source: Option<Box<dyn std::error::Error + Send + Sync>>| Error::Connect {
             address: "h:1".into(),
             problem: "refused".into(),

@@ -172,7 +172,7 @@ impl Callee for HostCallee {
             _ => {
                 let problem = cause_of(&status);
                 let source = Some(Arc::new(status) as _);
-                ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source }
+                ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source, retry_after: None }
             }
         };
         LostCall { stored_reply: None, error }

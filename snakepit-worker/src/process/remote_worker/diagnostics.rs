@@ -185,11 +185,23 @@ impl WorkerDiagnostics {
     pub(super) fn lost_after_unreadable(&self, info: &CallInfo, status: &Status) -> ToolError {
         let reason = format!("its answer cannot be read: {}", status.message());
         let output_lines = self.progress.output_of(info.id.as_u64(), self.output_lines);
-        ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered: true, output_lines }
+        ToolError::WorkerLost {
+            worker: self.id.to_string(),
+            reason,
+            delivered: true,
+            output_lines,
+            retry_after: None,
+        }
     }
 
     fn worker_lost(&self, Loss { reason, output_lines, .. }: Loss, delivered: bool) -> ToolError {
-        ToolError::WorkerLost { worker: self.id.to_string(), reason, delivered, output_lines }
+        ToolError::WorkerLost {
+            worker: self.id.to_string(),
+            reason,
+            delivered,
+            output_lines,
+            retry_after: None,
+        }
     }
 
     /// Waits up to [`EXIT_TIMEOUT`] for the worker's exit.
