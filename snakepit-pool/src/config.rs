@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::PoolError;
 
+/// The longest name. Worker ids travel in headers and command lines, and appear in each line of a worker's log.
+const MAX_NAME_BYTES: usize = 64;
+
 /// The longest grace period, one day.
 const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -17,7 +20,8 @@ const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// The name of the pool, which is the prefix of its workers' ids: one word, not empty. Default `default`.
+    /// The name of the pool, which is the prefix of its workers' ids: 1 to 64 ASCII letters, digits, `-`, `_` and `.`.
+    /// Default `default`.
     pub name: String,
     /// The number of workers, 1 to 1024. Default 4.
     pub workers: usize,
@@ -25,7 +29,7 @@ pub struct PoolConfig {
     /// finds no idle worker. Default 1000.
     pub queue_limit: usize,
     /// The most bytes of arguments and metadata of all calls that wait for a worker. The pool rejects further calls,
-    /// but one call may always wait, regardless of its size. Default 512 MiB.
+    /// but one call may always wait, regardless of its size. At least 1. Default 512 MiB.
     pub queue_bytes: usize,
     /// The timeout of calls without a deadline, from submission to the end of the reply. Not zero. `None` disables it.
     /// Default 60 s.
@@ -71,9 +75,18 @@ impl PoolConfig {
             let problem = format!("is {value}; set it to a value from {min} to {max}");
             Err(PoolError::InvalidConfig { field, problem })
         };
-        if self.name.is_empty() || self.name.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            let problem = format!("is {:?}; give it a word without spaces", self.name);
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if !(1..=MAX_NAME_BYTES).contains(&self.name.len()) || !self.name.chars().all(is_allowed) {
+            let shown: String = self.name.chars().take(MAX_NAME_BYTES).collect();
+            let cut = if shown.len() < self.name.len() { "..." } else { "" };
+            let problem = format!(
+                "is {shown:?}{cut}; give it 1 to {MAX_NAME_BYTES} ASCII letters, digits, `-`, `_` and `.`"
+            );
             return Err(PoolError::InvalidConfig { field: "name", problem });
+        }
+        if self.queue_bytes == 0 {
+            let problem = "is 0, so that no call could wait; set it to at least 1".to_owned();
+            return Err(PoolError::InvalidConfig { field: "queue_bytes", problem });
         }
         if self.default_timeout.is_some_and(|timeout| timeout.is_zero()) {
             let problem = "is zero, so that no call could end in time; raise it or leave it out".to_owned();
@@ -111,6 +124,17 @@ mod tests {
             "pool setting `workers` is 1025; set it to a value from 1 to 1024"
         );
         assert!(error_of(|c| c.name = "a b".to_owned()).contains("`name` is \"a b\""));
+        for bad in ["", "a/b", "ä", "a\n", "a:b", "$(x)"] {
+            let config = PoolConfig { name: bad.to_owned(), ..PoolConfig::default() };
+            let problem = config.validate().unwrap_err().to_string();
+            assert!(problem.contains("1 to 64 ASCII letters, digits, `-`, `_` and `.`"), "{problem}");
+        }
+        let long = error_of(|c| c.name = "n".repeat(1000));
+        assert!(long.contains("n\"...; give it") && long.len() < 200, "{long}");
+        let longest = PoolConfig { name: "n".repeat(64), ..PoolConfig::default() };
+        assert!(longest.validate().is_ok());
+        assert!(PoolConfig { name: "gpu-A_1.b".to_owned(), ..PoolConfig::default() }.validate().is_ok());
+        assert!(error_of(|c| c.queue_bytes = 0).contains("`queue_bytes` is 0"));
         assert!(error_of(|c| c.default_timeout = Some(Duration::ZERO)).contains("`default_timeout`"));
         assert!(error_of(|c| c.cancel_grace = Duration::MAX).contains("`cancel_grace`"));
         assert!(error_of(|c| c.concurrency = 0).contains("`concurrency`"));

@@ -25,7 +25,7 @@ use std::{
 };
 
 use snakepit_registry::CallId;
-use snakepit_worker::{Worker, WorkerId};
+use snakepit_worker::{Worker, WorkerError, WorkerId};
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
@@ -409,10 +409,20 @@ impl Driver {
         });
     }
 
-    fn on_launch_failed(&self, key: WorkerKey, error: PoolError) {
-        self.lock().last_failure = Some(LastFailure::Launch { error: error.to_string() });
-        self.end_startup(Startup::Failed(error));
+    /// Handles a failed launch. Returns whether it is one of the first launches and [`ready`](Self::ready) reports its
+    /// cause.
+    fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) -> bool {
+        let failure = PoolError::Start { worker: id.clone(), error: error.clone() };
+        self.lock().last_failure = Some(LastFailure::Launch { error: failure.to_string() });
+        self.end_startup(Startup::Failed(failure));
+        let is_reported = match &*self.startup.borrow() {
+            Startup::Failed(PoolError::Start { error: first, .. }) => {
+                key.generation == 1 && first.to_string() == error.to_string()
+            }
+            _ => false,
+        };
         self.handle_event(Event::LaunchFailed(key));
+        is_reported
     }
 
     fn on_exited(&self, key: WorkerKey, id: &WorkerId, reason: String) {

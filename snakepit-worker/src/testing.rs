@@ -307,7 +307,7 @@ impl Handler {
 
 fn lost(worker: &WorkerId, reason: &ExitReason) -> ToolError {
     let (worker, reason) = (worker.to_string(), reason.to_string());
-    ToolError::WorkerLost { worker, reason, delivered: true, output_lines: Vec::new() }
+    ToolError::WorkerLost { worker, reason, delivered: true, output_lines: Vec::new(), retry_after: None }
 }
 
 #[async_trait]

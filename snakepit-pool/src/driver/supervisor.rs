@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{Driver, LiveWorker, WorkerKey, catch_panic};
-use crate::{PoolConfig, PoolError};
+use crate::PoolConfig;
 
 /// The pause after a tick that panicked.
 const PANIC_PAUSE: Duration = Duration::from_millis(100);
@@ -141,11 +141,15 @@ impl Supervisor {
                 self.on_launch_failed(key, &id, &error);
             }
             (Some(Job::Launch { key, id, .. }), Err(error)) => {
-                let error = WorkerError::StartFailed {
-                    error: format!("its launch {}", describe_join_error(&error)),
-                    traceback: None,
-                };
-                self.on_launch_failed(key, &id, &error);
+                let error_text = format!("its launch {}", describe_join_error(&error));
+                let failure = WorkerError::StartFailed { error: error_text, traceback: None };
+                if error.is_cancelled() {
+                    // The pool aborted the launch itself.
+                    self.driver.on_launch_failed(key, &id, &failure);
+                    tracing::debug!(worker = %id, error = %failure, "worker did not start");
+                } else {
+                    self.on_launch_failed(key, &id, &failure);
+                }
             }
             (Some(Job::Cancel { live_worker, call }), result) => {
                 let problem = match result {
@@ -199,8 +203,12 @@ impl Supervisor {
     }
 
     fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) {
-        self.driver.on_launch_failed(key, PoolError::Start { worker: id.clone(), error: error.clone() });
-        tracing::warn!(worker = %id, %error, "worker did not start");
+        if self.driver.on_launch_failed(key, id, error) {
+            // Several workers usually fail for the same cause, which the caller of `Pool::ready` receives.
+            tracing::debug!(worker = %id, %error, "worker did not start");
+        } else {
+            tracing::warn!(worker = %id, %error, "worker did not start");
+        }
     }
 }
 

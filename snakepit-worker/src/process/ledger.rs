@@ -244,8 +244,10 @@ pub(super) fn clean_up(dead: &[DeadRun]) -> usize {
                 continue;
             }
             if start_time.is_some() && os_process::start_time(*pid) == *start_time {
+                let is_alive = !os_process::is_zombie(*pid);
+                // Other processes of the group may still run, even if its leader has ended.
                 os_process::kill_group(*pid);
-                killed[index] += 1;
+                killed[index] += usize::from(is_alive);
             } else {
                 leaderless.entry(*pid).or_default().push((index, format!("{}={run_id}", launch::ENV_RUN_ID)));
             }

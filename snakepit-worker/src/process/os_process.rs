@@ -26,9 +26,22 @@ pub(super) fn parent(pid: u32) -> Option<u32> {
     stat.rsplit_once(") ")?.1.split(' ').nth(4 - 3)?.parse().ok()
 }
 
+/// Whether a process has ended and waits for its parent to collect its exit status.
+#[cfg(target_os = "linux")]
+pub(super) fn is_zombie(pid: u32) -> bool {
+    // The state is field 3.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('Z'))
+}
+
 #[cfg(not(target_os = "linux"))]
 pub(super) fn start_time(_: u32) -> Option<u64> {
     None
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn is_zombie(_: u32) -> bool {
+    false
 }
 
 /// The id of the current boot. Pids and start times are unique only within one.

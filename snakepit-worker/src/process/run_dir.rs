@@ -55,13 +55,13 @@ impl RunDir {
     /// Cleans up after dead hosts in `base`, and creates a directory for this host.
     ///
     /// Without a base, uses the first usable one of `$XDG_RUNTIME_DIR/snakepit` and `snakepit-<uid>` in `$TMPDIR`, `/tmp` and
-    /// `/var/tmp`.
+    /// `/var/tmp`. Skips missing directories instead of creating them.
     ///
     /// Blocks: waits for other hosts that start at the same time, and scans all processes of the machine after a crash.
     ///
     /// # Errors
     /// [`WorkerError::Io`] if the base belongs to another user, other users may write to it, or its path is too long for
-    /// sockets.
+    /// sockets or not UTF-8.
     pub fn create(base: Option<&Path>) -> Result<Self, WorkerError> {
         match base {
             Some(base) => Self::create_in(base),
@@ -73,12 +73,9 @@ impl RunDir {
     fn create_in_first(bases: &[PathBuf]) -> Result<Self, WorkerError> {
         let mut problems = Vec::new();
         for base in bases {
-            // Checks the length first, so that nothing is created in an unusable base.
-            let created = match is_short_enough(base) {
-                true => Self::create_in(base),
-                false => Err(too_long(base)),
-            };
-            match created {
+            // Checks the path first, so that nothing is created in an unusable base.
+            let usable = check_parent(base).and_then(|()| check_path(base));
+            match usable.and_then(|()| Self::create_in(base)) {
                 Ok(run_dir) => return Ok(run_dir),
                 Err(error) => {
                     tracing::warn!(%error, "skipped a default run directory");
@@ -97,11 +94,10 @@ impl RunDir {
         // Checks the length before creating the directory, and again below, because the path without symbolic links may be longer.
         if !base.exists() {
             let absolute = std::path::absolute(base).unwrap_or_else(|_| base.to_owned());
-            if !is_short_enough(&absolute) {
-                return Err(too_long(&absolute));
-            }
+            check_path(&absolute)?;
         }
         let base = prepare_base(base)?;
+        check_path(&base)?;
         let _lock = lock_base(&base)?;
         let failed = |error: std::io::Error| io_error(&base, &error.to_string());
         let killed_leftovers = clean_up_dead_runs(&base).map_err(failed)?;
@@ -109,9 +105,6 @@ impl RunDir {
         let id = uuid::Uuid::new_v4().simple().to_string()[..ledger::ID_LENGTH].to_owned();
         let path = base.join(&id);
         let host_socket = path.join("host.sock");
-        if !is_short_enough(&base) {
-            return Err(too_long(&base));
-        }
         let failed = |error: std::io::Error| io_error(&path, &error.to_string());
         DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
         let ledger = Ledger::create(&path).map_err(failed)?;
@@ -257,14 +250,27 @@ fn lock_base(base: &Path) -> Result<Flock<File>, WorkerError> {
     Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))
 }
 
-/// Whether all socket paths in this base respect [`MAX_SOCKET_PATH_BYTES`]. Those of workers are the longest.
-fn is_short_enough(base: &Path) -> bool {
+/// Checks that the longest socket path below this base, that of a worker, fits [`MAX_SOCKET_PATH_BYTES`], and that workers can
+/// receive it as an argument, which is UTF-8.
+fn check_path(base: &Path) -> Result<(), WorkerError> {
     let suffix_bytes = "/".len() + ledger::ID_LENGTH + "/w-1234567890123456.sock".len();
-    base.as_os_str().len() + suffix_bytes <= MAX_SOCKET_PATH_BYTES
+    if base.as_os_str().len() + suffix_bytes > MAX_SOCKET_PATH_BYTES {
+        return Err(io_error(base, "its path is too long for Unix sockets; choose a shorter --run-dir"));
+    }
+    if base.to_str().is_none() {
+        return Err(io_error(base, "its path is not UTF-8; choose another --run-dir"));
+    }
+    Ok(())
 }
 
-fn too_long(base: &Path) -> WorkerError {
-    io_error(base, "its path is too long for Unix sockets; choose a shorter --run-dir")
+/// Checks that the directory exists in which a default base would be created.
+fn check_parent(base: &Path) -> Result<(), WorkerError> {
+    match base.parent() {
+        Some(parent) if !parent.is_dir() => {
+            Err(io_error(base, &format!("the directory {} does not exist", parent.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn default_bases() -> Vec<PathBuf> {

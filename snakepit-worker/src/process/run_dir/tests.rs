@@ -42,6 +42,40 @@ fn unusable_defaults_are_skipped() {
     assert!(!long.exists(), "nothing is created in it");
 }
 
+#[test]
+fn a_missing_directory_of_a_default_is_skipped_and_not_created() {
+    let base = tempfile::tempdir().unwrap();
+    let (missing, last) = (base.path().join("missing"), base.path().join("usable"));
+    let run_dir = RunDir::create_in_first(&[missing.join("snakepit"), last.clone()]).unwrap();
+    assert_eq!(run_dir.path().parent(), Some(&*last.canonicalize().unwrap()));
+    assert!(!missing.exists());
+    let error = RunDir::create_in_first(&[missing.join("snakepit")]).unwrap_err().to_string();
+    assert!(error.contains("missing does not exist"), "{error}");
+    // A chosen directory is created with its parents.
+    RunDir::create(Some(&missing.join("chosen"))).unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_path_that_is_not_utf8_is_rejected_before_anything_is_created() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let base = tempfile::tempdir().unwrap();
+    let odd = base.path().join(OsStr::from_bytes(b"caf\xe9"));
+    let rejected = |base: &Path| RunDir::create(Some(base)).unwrap_err().to_string();
+    assert!(rejected(&odd).contains("its path is not UTF-8; choose another --run-dir"), "{}", rejected(&odd));
+    assert!(!odd.exists());
+    std::fs::create_dir(&odd).unwrap();
+    let link = base.path().join("link");
+    std::os::unix::fs::symlink(&odd, &link).unwrap();
+    for base in [&odd, &link] {
+        assert!(rejected(base).contains("not UTF-8"), "{}", rejected(base));
+    }
+    assert_eq!(std::fs::read_dir(&odd).unwrap().count(), 0, "nothing is created in it");
+    let last = base.path().join("usable");
+    let run_dir = RunDir::create_in_first(&[odd, last.clone()]).unwrap();
+    assert_eq!(run_dir.path().parent(), Some(&*last.canonicalize().unwrap()));
+}
+
 #[tokio::test]
 async fn removed_parts_are_restored() {
     let base = tempfile::tempdir().unwrap();
@@ -98,6 +132,23 @@ fn dead_run(base: &Path, run_id: &str, lines: &[String]) -> PathBuf {
 
 fn started(pid: u32, start_time: u64) -> String {
     format!(r#"{{"started":{{"pid":{pid},"start_time":{start_time}}}}}"#)
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_zombie_does_not_count_as_killed() {
+    let base = tempfile::tempdir().unwrap();
+    let mut zombie = spawn_leftover("dead0002");
+    let start = super::super::os_process::start_time(zombie.id()).unwrap();
+    zombie.kill().unwrap();
+    let pid = nix::unistd::Pid::from_raw(zombie.id().cast_signed());
+    // Waits for its exit, but leaves its exit status uncollected.
+    let flags = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
+    nix::sys::wait::waitid(nix::sys::wait::Id::Pid(pid), flags).unwrap();
+    dead_run(base.path(), "dead0002", &[started(zombie.id(), start)]);
+    let host = RunDir::create(Some(base.path())).unwrap();
+    assert_eq!(host.killed_leftovers(), 0);
+    zombie.wait().unwrap();
 }
 
 #[test]
