@@ -81,9 +81,42 @@ async fn each_mistake_of_a_caller_gets_an_error_and_exit_code_and_does_not_harm_
 }
 
 #[tokio::test]
+async fn the_error_of_a_timeout_names_the_stage_and_whether_the_call_may_have_run() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let sleep = ["call", "sleep_for", "--json", "--args", r#"{"seconds": 60}"#];
+    for (more, may_have_run) in
+        [(&["--timeout", "2s"][..], true), (&["--timeout", "50ms", "--server", &*address][..], false)]
+    {
+        let output = sandbox.cli(&[&sleep[..], more].concat()).await;
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!(error["code"], "DEADLINE_EXCEEDED", "{error}");
+        assert_eq!(error["may_have_run"], may_have_run, "{error}");
+        if !may_have_run {
+            let expected =
+                format!("the deadline of 50ms passed while connecting to http://{address}; raise --timeout");
+            assert!(error["message"].as_str().unwrap().starts_with(&expected), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn with_json_an_error_is_a_json_object() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
-    let cases: [(&[&str], i32, &str, &str); 5] = [
+    let cases: [(&[&str], i32, &str, &str); 11] = [
+        (&["call", "--json"], 2, "USAGE", "required arguments were not provided"),
+        (&["call", "add", "--jsn", "--json"], 2, "USAGE", "unexpected argument '--jsn'"),
+        (&["call", "add", "--json", "--timeout", "5"], 2, "USAGE", "0.7s"),
+        (&["call", "add", "--json", "--server", "localhost"], 2, "USAGE", "the port is missing"),
+        (&["tols", "--json"], 2, "USAGE", "unrecognized subcommand 'tols'"),
+        (
+            &["call", "add", "--json", "--args", r#"{"a": 1, "b": 2, "a": 3}"#],
+            2,
+            "USAGE",
+            "two values for the key `a`",
+        ),
         (&["call", "xyzzy", "--json"], 3, "TOOL_NOT_FOUND", "xyzzy"),
         (&["call", "count", "--json", "--args", r#"{"n": 3}"#], 3, "UNSUPPORTED", "snakepit stream count"),
         (&["call", "add", "--json", "--args", "[]"], 2, "USAGE", "JSON object"),
@@ -95,6 +128,8 @@ async fn with_json_an_error_is_a_json_object() {
         assert_eq!(output.status.code(), Some(exit), "{args:?}");
         let error: Value = serde_json::from_slice(&output.stderr).unwrap();
         assert_eq!(error["code"], code, "{error}");
+        assert_eq!(error["may_have_run"], code == "TOOL_FAILED", "{error}");
+        assert!(!error["message"].as_str().unwrap().contains("Usage:"), "{error}");
         assert!(error["message"].as_str().unwrap().contains(needle), "{error}");
         let traceback = error["traceback"].as_str();
         assert_eq!(traceback.is_some_and(|text| text.contains("in fail")), code == "TOOL_FAILED", "{error}");
@@ -161,7 +196,7 @@ async fn a_failed_start_reports_its_cause_and_leaves_no_process() {
     let exits = format!("python3 {root}/tests/workers/exits_at_once.py");
     let cases = [
         (
-            Sandbox::adapter("no.such.module:Adapter", 1),
+            Sandbox::adapter("no.such.module:Adapter", 3),
             vec!["worker `default-0-1` did not start", "no.such.module"],
         ),
         (
@@ -195,6 +230,7 @@ async fn a_failed_start_reports_its_cause_and_leaves_no_process() {
         let options = format!("{builder:?}");
         let failure = builder.try_start().await.unwrap_err();
         assert_eq!(failure.code, Some(5), "{options}: {}", failure.stderr);
+        assert!(!failure.stderr.contains("worker did not start"), "the log repeats it: {}", failure.stderr);
         let line = failure.line();
         for needle in needles {
             assert!(line.contains(needle), "{options}: no {needle:?} in {line}\n{}", failure.stderr);
@@ -222,11 +258,11 @@ async fn invalid_options_exit_with_usage_errors() {
         (Sandbox::worker_command("", 1), "--worker-command is empty"),
         (
             Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "redsi://:secret@host"]),
-            "the location of --sessions cannot be used: it is `memory`",
+            "the location `redsi://***@host` of --sessions cannot be used: it is `memory`",
         ),
         (
             Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "rediss://:secret@host"]),
-            "the location of --sessions cannot be used: TLS is not supported; give `redis://` and the address of a TLS proxy",
+            "the location `rediss://***@host` of --sessions cannot be used: TLS is not supported; give `redis://` and the address of a TLS",
         ),
         (
             Sandbox::adapter(SHOWCASE, 1).config("max-sesions = 3"),

@@ -1,6 +1,6 @@
 //! `snakepit call` and `snakepit stream`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 use snakepit_proto::{headers, pb, value};
@@ -9,8 +9,10 @@ use tonic::Request;
 
 use crate::{
     Failure,
-    client::{ServerArgs, status_failure},
-    duration, exit,
+    client::{Clock, ServerArgs, Stage},
+    duration,
+    entries::{self, Entries},
+    exit,
     output::{print_json, to_readable_json},
 };
 
@@ -38,14 +40,14 @@ pub(crate) struct StreamArgs {
 }
 
 impl Args {
-    pub(crate) fn start_deadline(&mut self) -> Option<Duration> {
-        self.call.start_deadline()
+    pub(crate) fn start_clock(&mut self) -> Clock {
+        self.call.start_clock()
     }
 }
 
 impl StreamArgs {
-    pub(crate) fn start_deadline(&mut self) -> Option<Duration> {
-        self.call.start_deadline()
+    pub(crate) fn start_clock(&mut self) -> Clock {
+        self.call.start_clock()
     }
 }
 
@@ -76,14 +78,14 @@ struct CallArgs {
 }
 
 impl CallArgs {
-    /// Computes the deadline, and returns the timeout of the command.
-    fn start_deadline(&mut self) -> Option<Duration> {
+    /// Computes the deadline, and returns the clock of the command.
+    fn start_clock(&mut self) -> Clock {
         self.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        self.timeout
+        self.server.start_clock(self.timeout)
     }
 
     fn request(&self) -> Result<pb::ExecuteToolRequest, Failure> {
-        let arguments: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&self.args).map_err(|e| {
+        let Entries(arguments) = serde_json::from_str(&self.args).map_err(|e| {
             let position =
                 excerpt(&self.args, &e).map_or_else(String::new, |text| format!(", near `{text}`"));
             Failure::new(
@@ -91,7 +93,11 @@ impl CallArgs {
                 format!("--args is not a JSON object: {e}{position}; it looks like '{{\"a\": 1, \"b\": 2}}'"),
             )
         })?;
-        let parameters = arguments.into_iter().map(|(name, json)| (name, any(&json))).collect();
+        if let Some(key) = entries::duplicate_key(&arguments) {
+            let problem = format!("--args has two values for the key {key}; pass one of them");
+            return Err(Failure::new(exit::USAGE, problem));
+        }
+        let parameters = arguments.into_iter().map(|(name, json)| (name, any(json))).collect();
         Ok(pb::ExecuteToolRequest {
             session_id: self.session.clone().unwrap_or_default(),
             tool_name: self.tool.clone(),
@@ -114,7 +120,12 @@ impl CallArgs {
     async fn open_session(&self, client: &mut Client) -> Result<(), Failure> {
         let Some(session_id) = self.session.clone() else { return Ok(()) };
         let request = pb::InitializeSessionRequest { session_id, ..pb::InitializeSessionRequest::default() };
-        client.initialize_session(self.with_timeout(request)).await.map_err(status_failure)?;
+        self.server.enter(Stage::Session);
+        client.initialize_session(self.with_timeout(request)).await.map_err(|status| {
+            // The call itself was not sent.
+            self.server.status_failure(status).may_have_run(false)
+        })?;
+        self.server.enter(Stage::Answer);
         Ok(())
     }
 }
@@ -144,14 +155,15 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
     let response = client.execute_tool(call.with_timeout(request)).await.map_err(|status| {
-        let failure = status_failure(status);
+        let failure = call.server.status_failure(status);
         // For a unary call, this reason means that the tool streams, so the message names the other command.
         match failure.code.as_str() {
             UNSUPPORTED => Failure::new(
                 exit::REJECTED,
                 format!("tool `{0}` streams its results; use `snakepit stream {0}`", call.tool),
             )
-            .code(UNSUPPORTED),
+            .code(UNSUPPORTED)
+            .may_have_run(failure.may_have_run),
             _ => failure,
         }
     })?;
@@ -177,9 +189,10 @@ pub(crate) async fn stream(StreamArgs { json, call }: StreamArgs) -> Result<(), 
     let request = call.request()?;
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
+    let rejected = |status| call.server.status_failure(status);
     let mut chunks =
-        client.execute_streaming_tool(call.with_timeout(request)).await.map_err(status_failure)?.into_inner();
-    while let Some(chunk) = chunks.message().await.map_err(status_failure)? {
+        client.execute_streaming_tool(call.with_timeout(request)).await.map_err(rejected)?.into_inner();
+    while let Some(chunk) = chunks.message().await.map_err(rejected)? {
         if chunk.is_final && chunk.data.is_empty() {
             continue;
         }
@@ -212,7 +225,7 @@ mod tests {
     #[test]
     fn an_error_in_the_arguments_shows_its_position() {
         let excerpt_of = |json: &str| {
-            let error = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(json).unwrap_err();
+            let error = serde_json::from_str::<Entries<'_>>(json).unwrap_err();
             excerpt(json, &error).map(str::to_owned)
         };
         assert_eq!(excerpt_of("{a: 1}").as_deref(), Some("a: 1}"));

@@ -1,6 +1,13 @@
 //! Connects to a server, and converts its statuses to one line of text.
 
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
@@ -11,6 +18,7 @@ use snakepit_proto::{
     proxy,
     status::{PROXY, caused_by, failure_of, root_cause},
 };
+use snakepit_server::status::to_tool_error;
 use tokio::net::UnixStream;
 use tonic::{
     Code, Status,
@@ -19,7 +27,10 @@ use tonic::{
 use tonic_types::StatusExt;
 use tower::service_fn;
 
-use crate::{Failure, exit};
+use crate::{
+    Failure, exit,
+    failure::code::{CONNECTION_LOST, DEADLINE_EXCEEDED},
+};
 
 /// The time in which the connection must be established.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,9 +49,24 @@ pub(crate) struct ServerArgs {
         hide_env_values = true
     )]
     server: Address,
+
+    #[arg(skip)]
+    clock: Clock,
 }
 
 impl ServerArgs {
+    /// Sets the timeout of the command, and returns its clock for [`within`].
+    pub(crate) fn start_clock(&mut self, timeout: Option<Duration>) -> Clock {
+        self.clock = Clock { timeout, address: self.server.to_string(), stage: Arc::default() };
+        self.enter(Stage::Connect);
+        self.clock.clone()
+    }
+
+    /// Records the stage of the command, for the error of its timeout.
+    pub(crate) fn enter(&self, stage: Stage) {
+        self.clock.stage.store(stage as u8, Ordering::Relaxed);
+    }
+
     /// Connects, and checks that a host answers.
     pub(crate) async fn connect(&self) -> Result<BridgeServiceClient<Channel>, Failure> {
         let address = &self.server;
@@ -76,10 +102,16 @@ impl ServerArgs {
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let ping = pb::PingRequest { message: "cli".to_owned() };
         match tokio::time::timeout(PING_TIMEOUT, client.ping(ping)).await {
-            Ok(Ok(_)) => Ok(client),
+            Ok(Ok(_)) => {
+                self.enter(Stage::Answer);
+                Ok(client)
+            }
             Ok(Err(status)) => match (status.source(), proxy::clarify(status.clone())) {
                 (Some(cause), _) => Err(self.unreachable(&root_cause(cause).to_string()).await),
-                (None, status) => Err(self.failure(status.message()).code(code_of(&status))),
+                (None, status) => {
+                    let retry_after = to_tool_error("", &status).retry_after();
+                    Err(self.failure(status.message()).code(code_of(&status)).retry_after(retry_after))
+                }
             },
             Err(_) => Err(self.unreachable(&format!("it did not answer within {PING_TIMEOUT:?}")).await),
         }
@@ -103,53 +135,96 @@ impl ServerArgs {
 /// The extra time for the server to report the deadline itself, with more detail.
 const GRACE: Duration = Duration::from_millis(200);
 
+/// The stage that a command has reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    /// It connects to the server.
+    Connect,
+    /// It opens the session of a call.
+    Session,
+    /// It waits for the answer.
+    Answer,
+}
+
+/// The timeout of a command, and the stage that it has reached.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Clock {
+    /// `None` if the user set no timeout.
+    timeout: Option<Duration>,
+    address: String,
+    /// A [`Stage`].
+    stage: Arc<AtomicU8>,
+}
+
+impl Clock {
+    /// The failure if the server did not report the deadline in time.
+    fn timed_out(&self) -> Failure {
+        let stage = self.stage.load(Ordering::Relaxed);
+        let (stage_text, hint) = if stage == Stage::Answer as u8 {
+            ("waiting for the answer".to_owned(), "see `snakepit workers`")
+        } else if stage == Stage::Session as u8 {
+            ("opening the session".to_owned(), "see `snakepit sessions --stats`")
+        } else {
+            (format!("connecting to {}", self.address), "pass another --server")
+        };
+        let timeout = humantime::format_duration(self.timeout.unwrap_or_default());
+        let problem =
+            format!("the deadline of {timeout} passed while {stage_text}; raise --timeout, or {hint}");
+        Failure::new(exit::REJECTED, problem)
+            .code(DEADLINE_EXCEEDED)
+            .may_have_run(stage == Stage::Answer as u8)
+    }
+}
+
 /// Enforces the timeout of a command on the client side.
 pub(crate) async fn within(
-    timeout: Option<Duration>,
+    clock: Clock,
     command: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
-    match timeout {
+    match clock.timeout {
         Some(timeout) => tokio::time::timeout(timeout.saturating_add(GRACE), command)
             .await
-            .unwrap_or_else(|_| Err(timed_out())),
+            .unwrap_or_else(|_| Err(clock.timed_out())),
         None => command.await,
     }
 }
 
-/// The failure if the server did not report the deadline in time.
-fn timed_out() -> Failure {
-    let problem =
-        "the deadline passed before the server answered; raise --timeout, or see `snakepit workers`";
-    Failure::new(exit::REJECTED, problem).code("DEADLINE_EXCEEDED")
-}
-
-/// Converts a status to one line of text: the server's message and the name of the code.
-#[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
-pub(crate) fn status_failure(status: Status) -> Failure {
-    if caused_by::<tonic::TimeoutExpired>(&status) {
-        return timed_out();
+impl ServerArgs {
+    /// Converts a status to one line of text: the server's message and the name of the code.
+    #[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
+    pub(crate) fn status_failure(&self, status: Status) -> Failure {
+        if caused_by::<tonic::TimeoutExpired>(&status) {
+            return self.clock.timed_out();
+        }
+        // The tool's name is only part of messages, which the status has already.
+        let error = to_tool_error("", &status);
+        // Only statuses of the transport have a source.
+        if let Some(cause) = status.source() {
+            let may_have_run = error.may_have_run();
+            let problem = format!(
+                "the connection to the server was lost before the call ended: {}{}",
+                root_cause(cause),
+                if may_have_run { "; the call may have run" } else { "" },
+            );
+            return Failure::new(exit::UNREACHABLE, problem).code(CONNECTION_LOST).may_have_run(may_have_run);
+        }
+        if let Some(failure) = failure_of(&status) {
+            return Failure::new(exit::TOOL_FAILED, status.message()).traceback(failure.traceback);
+        }
+        let status = proxy::clarify(status);
+        let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
+        let failure = if reason.as_deref() == Some(PROXY) {
+            Failure::new(exit::UNREACHABLE, status.message()).code(PROXY)
+        } else {
+            let mut message = format!("{} ({:?})", status.message(), status.code());
+            if reason.as_deref() == Some("TOOL_NOT_FOUND") && !message.contains("did you mean") {
+                message.push_str("; see `snakepit tools`");
+            }
+            Failure::new(exit::REJECTED, message).code(code_of(&status))
+        };
+        failure.may_have_run(error.may_have_run()).retry_after(error.retry_after())
     }
-    // Only statuses of the transport have a source.
-    if let Some(cause) = status.source() {
-        let problem = format!(
-            "the connection to the server was lost before the call ended: {}; the call may have run",
-            root_cause(cause)
-        );
-        return Failure::new(exit::UNREACHABLE, problem).code("CONNECTION_LOST");
-    }
-    if let Some(failure) = failure_of(&status) {
-        return Failure::new(exit::TOOL_FAILED, status.message()).traceback(failure.traceback);
-    }
-    let status = proxy::clarify(status);
-    let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
-    if reason.as_deref() == Some(PROXY) {
-        return Failure::new(exit::UNREACHABLE, status.message()).code(PROXY);
-    }
-    let mut message = format!("{} ({:?})", status.message(), status.code());
-    if reason.as_deref() == Some("TOOL_NOT_FOUND") && !message.contains("did you mean") {
-        message.push_str("; see `snakepit tools`");
-    }
-    Failure::new(exit::REJECTED, message).code(code_of(&status))
 }
 
 /// The kind of failure of a status: its reason, or else its code.

@@ -8,7 +8,7 @@ use std::{
 use clap::{Arg, ArgAction, Command};
 use toml::de::{DeTable, DeValue};
 
-use crate::{Failure, exit, suggestion::closest};
+use crate::{Failure, exit, failure::problem_of, suggestion::closest};
 
 /// The file that is read if it exists and `--config` names no other.
 const DEFAULT_PATH: &str = "snakepit.toml";
@@ -52,6 +52,10 @@ impl File {
         })?;
         for (key, value) in table.get_ref() {
             let (name, at) = (key.get_ref().as_ref(), key.span().start);
+            if let DeValue::Table(_) = value.get_ref() {
+                let hint = "the keys stand at the top level, without a table";
+                return Err(self.problem(at, format!("unknown table `{name}`; {hint}")));
+            }
             let is_named = |arg: &&Arg| arg.get_long() == Some(name) && is_key(arg);
             let arg = command.get_arguments().find(is_named).ok_or_else(|| {
                 let keys = command.get_arguments().filter(|arg| is_key(arg)).filter_map(Arg::get_long);
@@ -65,9 +69,7 @@ impl File {
             // Each value is checked alone, so that the error names its line and reads like an error of the command line.
             let checked = command.clone().mut_arg(&id, |arg| arg.default_value(text.clone()));
             if let Err(error) = checked.try_get_matches_from(["serve"]) {
-                let message = error.to_string();
-                let first_line = message.lines().next().unwrap_or_default();
-                return Err(self.problem(at, first_line.strip_prefix("error: ").unwrap_or(first_line)));
+                return Err(self.problem(at, problem_of(&error)));
             }
             command = command.mut_arg(&id, |arg| arg.default_value(text));
         }
@@ -172,7 +174,12 @@ mod tests {
             ("colour = 1", "snakepit.toml:1: unknown key `colour`"),
             ("config = 'other.toml'", "snakepit.toml:1: unknown key `config`"),
             ("help = true", "snakepit.toml:1: unknown key `help`"),
-            ("[serve]\nworkers = 2", "snakepit.toml:1: unknown key `serve`"),
+            (
+                "[serve]\nworkers = 2",
+                "snakepit.toml:1: unknown table `serve`; the keys stand at the top level, without a table",
+            ),
+            ("listen.on = 'x'", "snakepit.toml:1: unknown table `listen`; the keys stand at the top level"),
+            ("\n[workers]\nnumber = 2", "snakepit.toml:2: unknown table `workers`; the keys stand"),
             (
                 "\nworkers = 0",
                 "snakepit.toml:2: invalid value '0' for '--workers <WORKERS>': 0 is not in 1..=1024",

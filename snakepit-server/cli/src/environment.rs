@@ -10,7 +10,7 @@ use clap::{
 };
 use snakepit_proto::launch;
 
-use crate::suggestion::closest;
+use crate::{failure::problem_of, suggestion::closest};
 
 /// The prefix of this project's variables.
 const PREFIX: &str = "SNAKEPIT_";
@@ -77,15 +77,11 @@ pub(crate) fn without_empty(command: Command) -> Command {
     names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_empty))
 }
 
-/// Parses the command line of this process.
+/// Parses a command line, which begins with the name of the program.
 ///
 /// # Errors
 /// The errors of the parser. If the command line is valid without the environment, the error names the variable.
-pub(crate) fn matches(command: &Command) -> Result<ArgMatches, Error> {
-    parse_args(command, &std::env::args_os().collect::<Vec<_>>())
-}
-
-fn parse_args(command: &Command, argv: &[OsString]) -> Result<ArgMatches, Error> {
+pub(crate) fn matches(command: &Command, argv: &[OsString]) -> Result<ArgMatches, Error> {
     let error = match command.clone().try_get_matches_from(argv) {
         Ok(matches) => return Ok(matches),
         Err(error) => error,
@@ -111,14 +107,16 @@ fn error_of_variable(command: &Command, argv: &[OsString]) -> Option<Error> {
         let with_one_variable = without_environment(command.clone())
             .mut_subcommand(sub.get_name(), |sub| sub.mut_arg(arg.get_id(), |arg| arg.env(variable.clone())));
         let Err(error) = with_one_variable.try_get_matches_from(argv) else { continue };
-        let message = error.to_string();
-        let first_line = message.lines().next().unwrap_or_default();
-        let problem = first_line.strip_prefix("error: ").unwrap_or(first_line);
+        let problem = problem_of(&error);
         let flag =
             error.get(ContextKind::InvalidArg).map(|flag| format!(" for '{flag}'")).unwrap_or_default();
         let problem = problem.replace(&flag, "");
         let text = format!("the environment variable {} cannot be used: {problem}", variable.display());
-        return Some(command.clone().error(ErrorKind::InvalidValue, text));
+        // Building the command adds its path to the usage of its subcommands.
+        let mut command = command.clone();
+        command.build();
+        let sub = command.find_subcommand_mut(sub.get_name())?;
+        return Some(sub.error(ErrorKind::InvalidValue, text));
     }
     None
 }
@@ -131,7 +129,7 @@ mod tests {
 
     fn command() -> Command {
         // Uses variables that cargo sets for every test.
-        let number = Arg::new("number").long("number").value_name("N").value_parser(clap::value_parser!(u16));
+        let number = Arg::new("number").long("number").value_name("N").value_parser(["few", "3"]);
         let empty = Arg::new("empty").long("empty").value_parser(clap::value_parser!(u16));
         Command::new("snakepit").subcommand(
             Command::new("serve").arg(number.env("CARGO_PKG_NAME")).arg(empty.env("CARGO_PKG_VERSION_PRE")),
@@ -140,7 +138,7 @@ mod tests {
 
     fn parse(words: &[&str]) -> Result<ArgMatches, String> {
         let argv: Vec<OsString> = ["snakepit", "serve"].iter().chain(words).map(Into::into).collect();
-        parse_args(&without_empty(command()), &argv).map_err(|error| error.to_string())
+        matches(&without_empty(command()), &argv).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -154,9 +152,12 @@ mod tests {
         let expected =
             "error: the environment variable CARGO_PKG_NAME cannot be used: invalid value 'snakepit-cli'";
         assert!(problem.starts_with(expected), "{problem}");
+        assert!(problem.contains("[possible values: few, 3]"), "{problem}");
+        assert!(problem.contains("Usage: snakepit serve [OPTIONS]"), "{problem}");
         let matches = parse(&["--number", "3"]).unwrap();
         let serve = matches.subcommand_matches("serve").unwrap();
-        assert_eq!((serve.get_one::<u16>("number"), serve.get_one::<u16>("empty")), (Some(&3), None));
+        assert_eq!(serve.get_one::<String>("number").map(String::as_str), Some("3"));
+        assert_eq!(serve.get_one::<u16>("empty"), None);
         let problem = parse(&["--number", "x"]).unwrap_err();
         assert!(problem.contains("invalid value 'x' for '--number <N>'"), "{problem}");
     }

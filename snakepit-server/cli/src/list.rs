@@ -2,14 +2,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 use snakepit_proto::pb;
 use snakepit_worker::escaping::escape;
+use tonic::Status;
 
 use crate::{
     Failure,
-    client::{ServerArgs, status_failure},
+    client::{Clock, ServerArgs},
     duration, output,
 };
 
@@ -40,24 +41,44 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    pub(crate) fn start_clock(&mut self) -> Clock {
+        self.server.start_clock(Some(self.timeout))
+    }
+
+    fn rejected(&self, status: Status) -> Failure {
+        self.server.status_failure(status)
+    }
+
     /// Prints rows as a table with these column names, or as JSON objects.
     fn print(&self, heads: &[&str], rows: Vec<(Vec<String>, Value)>) -> Result<(), Failure> {
         if self.json {
             return rows.iter().try_for_each(|(_, object)| output::print_json(object));
         }
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_header(heads);
-        table.add_rows(
-            rows.into_iter()
-                .map(|(cells, _)| cells.iter().map(|cell| escape(cell).into_owned()).collect::<Vec<_>>()),
-        );
-        output::print(&table.to_string())
+        // Rows that are written to a pipe or a file stay on one line.
+        let width = terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| width.0);
+        output::print(&table_of(heads, rows.into_iter().map(|(cells, _)| cells), width))
     }
 }
 
+/// Renders a table. Wraps its cells if it would be wider than `width` columns.
+fn table_of(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, width: Option<u16>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(heads);
+    table.add_rows(rows.map(|cells| cells.iter().map(|cell| escape(cell).into_owned()).collect::<Vec<_>>()));
+    if let Some(width) = width {
+        table.set_width(width).set_content_arrangement(ContentArrangement::Dynamic);
+    }
+    table.to_string()
+}
+
 pub(crate) async fn tools(args: Args) -> Result<(), Failure> {
-    let tools =
-        args.server.connect().await?.list_tools(pb::ListToolsRequest {}).await.map_err(status_failure)?;
+    let tools = args
+        .server
+        .connect()
+        .await?
+        .list_tools(pb::ListToolsRequest {})
+        .await
+        .map_err(|status| args.rejected(status))?;
     let rows = tools.into_inner().tools.into_iter().map(|tool| {
         let spec = tool.spec.unwrap_or_default();
         // The registry sets this key for tools that accept only their declared parameters.
@@ -90,8 +111,13 @@ fn parameter(parameter: &pb::ParameterSpec) -> String {
 }
 
 pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
-    let workers =
-        args.server.connect().await?.list_workers(pb::ListWorkersRequest {}).await.map_err(status_failure)?;
+    let workers = args
+        .server
+        .connect()
+        .await?
+        .list_workers(pb::ListWorkersRequest {})
+        .await
+        .map_err(|status| args.rejected(status))?;
     let rows = workers.into_inner().workers.into_iter().map(|worker| {
         let object = json!({
             "worker_id": worker.worker_id,
@@ -135,7 +161,7 @@ pub(crate) async fn sessions(SessionArgs { stats, list: args }: SessionArgs) -> 
     let mut page_token = String::new();
     loop {
         let request = pb::ListSessionsRequest { page_size: 1000, page_token };
-        let page = client.list_sessions(request).await.map_err(status_failure)?.into_inner();
+        let page = client.list_sessions(request).await.map_err(|status| args.rejected(status))?.into_inner();
         rows.extend(page.sessions.into_iter().map(session_row));
         if page.next_page_token.is_empty() {
             break;
@@ -147,8 +173,11 @@ pub(crate) async fn sessions(SessionArgs { stats, list: args }: SessionArgs) -> 
 
 async fn session_stats(args: Args) -> Result<(), Failure> {
     let mut client = args.server.connect().await?;
-    let stats =
-        client.get_session_stats(pb::GetSessionStatsRequest {}).await.map_err(status_failure)?.into_inner();
+    let stats = client
+        .get_session_stats(pb::GetSessionStatsRequest {})
+        .await
+        .map_err(|status| args.rejected(status))?
+        .into_inner();
     let pb::GetSessionStatsResponse { created, deleted, expired, sweeps, live, variables, programs, bytes } =
         stats;
     let object = json!({
@@ -183,7 +212,8 @@ pub(crate) async fn variables(args: VariableArgs) -> Result<(), Failure> {
     let VariableArgs { session: session_id, pattern, list: args } = args;
     let mut client = args.server.connect().await?;
     let request = pb::ListVariablesRequest { session_id, pattern };
-    let listed = client.list_variables(request).await.map_err(status_failure)?.into_inner().variables;
+    let listed =
+        client.list_variables(request).await.map_err(|status| args.rejected(status))?.into_inner().variables;
     let rows = listed.into_iter().map(variable_row).collect();
     args.print(&["VARIABLE", "TYPE", "VALUE", "VERSION", "SOURCE", "WRITTEN", "CONSTRAINTS"], rows)
 }
@@ -289,6 +319,18 @@ fn whole_seconds(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_wraps_at_the_width_of_the_terminal() {
+        let signature = (0..20).map(|n| format!("parameter_{n}: integer")).collect::<Vec<_>>().join(", ");
+        let rows = || [vec!["train".to_owned(), signature.clone(), "Trains a model.".to_owned()]].into_iter();
+        let heads = ["TOOL", "PARAMETERS", "DESCRIPTION"];
+        let wrapped = table_of(&heads, rows(), Some(80));
+        assert!(wrapped.lines().all(|line| line.chars().count() <= 80), "{wrapped}");
+        assert!(wrapped.contains("parameter_19: integer"), "{wrapped}");
+        let wide = table_of(&heads, rows(), None);
+        assert_eq!(wide.lines().count(), 2, "{wide}");
+    }
 
     #[test]
     fn extreme_times_are_clamped() {

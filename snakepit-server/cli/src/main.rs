@@ -4,7 +4,9 @@ mod call;
 mod client;
 mod config;
 mod duration;
+mod entries;
 mod environment;
+mod failure;
 mod list;
 mod log;
 mod memory;
@@ -14,12 +16,15 @@ mod session_storage;
 mod size;
 mod suggestion;
 
-use std::{fmt, process::ExitCode, thread::available_parallelism};
+use std::{ffi::OsString, process::ExitCode, thread::available_parallelism};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
-use self::client::within;
+use self::{
+    client::within,
+    failure::{Failure, exit},
+};
 
 /// Saves a sixth of the CPU time per call compared to glibc's allocator, see docs/performance.md. Programs that embed the library
 /// choose their own allocator.
@@ -44,8 +49,9 @@ Exit codes:
   3  the call was rejected, timed out, or lost its worker
   4  the server cannot be reached, or the connection was lost
 
-With --json, an error is one JSON object on stderr, with the keys `code` and `message`, and
-with `traceback` if the tool raised an exception.";
+With --json, an error is one JSON object on stderr. It has the keys `code`, `message` and
+`may_have_run` (whether the tool may have run), `retry_after` (seconds) if the server suggests
+a pause, and `traceback` if the tool raised an exception. docs/command-line.md lists the codes.";
 
 /// Run Python tools in a pool of worker processes, and call them.
 ///
@@ -97,73 +103,20 @@ impl Command {
     }
 }
 
-/// A failure as the user sees it: one line of text, the tool's traceback if there is one, and an exit code for scripts.
-#[derive(Debug)]
-struct Failure {
-    exit: u8,
-    /// The kind of failure, for scripts: a reason from the server's status table, or the name of the exit code.
-    code: String,
-    message: String,
-    /// Empty unless the tool raised an exception.
-    traceback: String,
-}
-
-/// The exit codes.
-mod exit {
-    pub(crate) const TOOL_FAILED: u8 = 1;
-    pub(crate) const USAGE: u8 = 2;
-    pub(crate) const REJECTED: u8 = 3;
-    pub(crate) const UNREACHABLE: u8 = 4;
-    pub(crate) const CANNOT_START: u8 = 5;
-}
-
-impl Failure {
-    fn new(exit: u8, message: impl Into<String>) -> Self {
-        let code = match exit {
-            exit::TOOL_FAILED => "TOOL_FAILED",
-            exit::USAGE => "USAGE",
-            exit::UNREACHABLE => "UNREACHABLE",
-            exit::CANNOT_START => "CANNOT_START",
-            _ => "REFUSED",
-        };
-        Self { exit, code: code.to_owned(), message: message.into(), traceback: String::new() }
-    }
-
-    fn code(mut self, code: impl Into<String>) -> Self {
-        self.code = code.into();
-        self
-    }
-
-    fn traceback(mut self, traceback: impl Into<String>) -> Self {
-        self.traceback = traceback.into();
-        self
-    }
-
-    fn as_json(&self) -> serde_json::Value {
-        let mut object = serde_json::json!({"code": self.code, "message": self.message});
-        if !self.traceback.is_empty() {
-            object["traceback"] = self.traceback.as_str().into();
-        }
-        object
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "snakepit: {}", self.message)?;
-        match self.traceback.trim_end() {
-            "" => Ok(()),
-            traceback => write!(f, "\n{traceback}"),
-        }
-    }
-}
-
 fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
     // This reports errors of the command line before those of the configuration file.
-    let matches = environment::matches(&command_line()).unwrap_or_else(|error| error.exit());
-    let command = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).command;
-    let is_json = command.is_json();
-    let result = configured(command).and_then(|command| runtime()?.block_on(run(command)));
+    let matches = environment::matches(&command_line(), &words);
+    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    let (is_json, result) = match parsed {
+        Ok(Cli { command }) => {
+            let is_json = command.is_json();
+            (is_json, configured(command, &words).and_then(|command| runtime()?.block_on(run(command))))
+        }
+        // The parser prints help and version on stdout.
+        Err(error) if !error.use_stderr() || !has_json_flag(&words) => error.exit(),
+        Err(error) => (true, Err(Failure::of_usage(&error))),
+    };
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -176,6 +129,11 @@ fn main() -> ExitCode {
     code
 }
 
+/// Whether the flag `--json` is among the words of a command line, which may be malformed.
+fn has_json_flag(words: &[OsString]) -> bool {
+    words.iter().take_while(|word| *word != "--").any(|word| word == "--json")
+}
+
 /// All commands, with the environment variables of their flags.
 fn all_flags() -> clap::Command {
     Cli::command().mut_subcommand("serve", config::with_environment)
@@ -186,7 +144,7 @@ fn command_line() -> clap::Command {
 }
 
 /// Applies the configuration file, if there is one, to `snakepit serve`.
-fn configured(command: Command) -> Result<Command, Failure> {
+fn configured(command: Command, words: &[OsString]) -> Result<Command, Failure> {
     let Command::Serve(args) = &command else { return Ok(command) };
     let Some(file) = config::File::find(args.config.as_deref())? else { return Ok(command) };
     let mut cli = command_line();
@@ -194,9 +152,10 @@ fn configured(command: Command) -> Result<Command, Failure> {
         let serve = file.set_defaults(serve.clone())?;
         cli = cli.mut_subcommand("serve", |_| serve);
     }
-    let mut command = Cli::from_arg_matches(&environment::matches(&cli).unwrap_or_else(|error| error.exit()))
-        .unwrap_or_else(|error| error.exit())
-        .command;
+    let mut command =
+        Cli::from_arg_matches(&environment::matches(&cli, words).unwrap_or_else(|error| error.exit()))
+            .unwrap_or_else(|error| error.exit())
+            .command;
     if let Command::Serve(args) = &mut command {
         args.config = Some(file.path);
     }
@@ -233,13 +192,18 @@ fn runtime() -> Result<Runtime, Failure> {
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(*args, &all_flags()).await,
-        Command::Call(mut args) => within(args.start_deadline(), call::unary(args)).await,
-        Command::Stream(mut args) => within(args.start_deadline(), call::stream(args)).await,
-        Command::Tools(args) => within(Some(args.timeout), list::tools(args)).await,
-        Command::Workers(args) => within(Some(args.timeout), list::workers(args)).await,
-        Command::Sessions(args) => within(Some(args.list.timeout), list::sessions(args)).await,
-        Command::Variables(args) => within(Some(args.list.timeout), list::variables(args)).await,
+        Command::Call(mut args) => within(args.start_clock(), call::unary(args)).await,
+        Command::Stream(mut args) => within(args.start_clock(), call::stream(args)).await,
+        Command::Tools(mut args) => listing(within(args.start_clock(), list::tools(args)).await),
+        Command::Workers(mut args) => listing(within(args.start_clock(), list::workers(args)).await),
+        Command::Sessions(mut args) => listing(within(args.list.start_clock(), list::sessions(args)).await),
+        Command::Variables(mut args) => listing(within(args.list.start_clock(), list::variables(args)).await),
     }
+}
+
+/// The result of a command that runs no tool.
+fn listing(result: Result<(), Failure>) -> Result<(), Failure> {
+    result.map_err(|failure| failure.may_have_run(false))
 }
 
 #[cfg(test)]

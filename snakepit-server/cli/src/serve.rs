@@ -10,7 +10,11 @@ use snakepit_server::{Snakepit, StartError, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
 use tracing_subscriber::EnvFilter;
 
-use crate::{Failure, environment, exit, log, memory, session_storage::SessionStorage, size::bytes};
+use crate::{
+    Failure, environment, exit, log, memory,
+    session_storage::{SessionStorage, without_credentials},
+    size::bytes,
+};
 
 mod options;
 mod session_limits;
@@ -61,7 +65,9 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
         return Err(Failure::new(exit::USAGE, problem));
     }
     // clap does not parse this value, because its error messages would print a password in the URL.
-    let unusable = |problem: String| format!("the location of --sessions cannot be used: {problem}");
+    let location = without_credentials(&args.storage.sessions).into_owned();
+    let unusable =
+        |problem: String| format!("the location `{location}` of --sessions cannot be used: {problem}");
     let sessions: SessionStorage =
         args.storage.sessions.parse().map_err(|problem| Failure::new(exit::USAGE, unusable(problem)))?;
     if let Some(file) = &args.config {

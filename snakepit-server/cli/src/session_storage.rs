@@ -1,6 +1,6 @@
 //! The storage of the daemon's sessions, as `--sessions` selects it.
 
-use std::{path::PathBuf, str::FromStr, sync::Arc};
+use std::{borrow::Cow, path::PathBuf, str::FromStr, sync::Arc};
 
 use snakepit_session::{MemoryBackend, SessionBackend, SessionError, SessionLimits};
 
@@ -27,6 +27,24 @@ impl FromStr for SessionStorage {
             _ => Err("it is `memory`, `file:PATH`, `redis://HOST:PORT` or `redis+unix:///PATH`".to_owned()),
         }
     }
+}
+
+/// A value of `--sessions` without its credentials and parameters, for error messages.
+pub(crate) fn without_credentials(location: &str) -> Cow<'_, str> {
+    // A path may contain any character.
+    if location.starts_with("file:") {
+        return Cow::Borrowed(location);
+    }
+    // Passwords may contain slashes and question marks.
+    let scheme_end = location.find(':').map_or(0, |colon| {
+        let rest = &location[colon + 1..];
+        colon + 1 + rest.len() - rest.trim_start_matches('/').len()
+    });
+    let (scheme, rest) = location.split_at(scheme_end);
+    let (credentials, address) = rest.rsplit_once('@').map_or(("", rest), |(_, address)| ("***@", address));
+    let (address, parameters) =
+        address.split_once('?').map_or((address, ""), |(address, _)| (address, "?***"));
+    Cow::Owned(format!("{scheme}{credentials}{address}{parameters}"))
 }
 
 impl SessionStorage {
@@ -62,6 +80,21 @@ impl SessionStorage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn error_messages_show_no_credentials() {
+        for (location, shown) in [
+            ("disk", "disk"),
+            ("file:/srv/a@b?.redb", "file:/srv/a@b?.redb"),
+            ("redsi://:secret@host:1/2", "redsi://***@host:1/2"),
+            ("redis://user:se?cr@et/@host", "redis://***@host"),
+            ("redis:secret@host", "redis:***@host"),
+            ("redis+unix:///run/redis.sock?password=secret", "redis+unix:///run/redis.sock?***"),
+            ("secret@host", "***@host"),
+        ] {
+            assert_eq!(without_credentials(location), shown);
+        }
+    }
 
     #[test]
     fn the_scheme_selects_the_backend() {
