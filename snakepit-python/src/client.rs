@@ -2,13 +2,13 @@
 //! a background thread.
 
 mod answer;
+mod arguments;
 mod call;
 mod connection;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use pyo3::{
-    exceptions::PyValueError,
     prelude::*,
     types::{PyDict, PyString},
 };
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::call::HostCall;
 use self::{
+    arguments::{Shortest, text, timeout},
     call::NewCall,
     connection::{Connection, OpenError},
 };
@@ -28,7 +29,7 @@ use crate::{
     errors::{HostError, InvalidArgumentError},
     host::{RequestKind, Target},
     runtime::RuntimeHandle,
-    value,
+    value::{self, Purpose},
 };
 
 /// A connection to a host.
@@ -40,10 +41,11 @@ pub(crate) struct HostClient {
 
 #[pymethods]
 impl HostClient {
-    /// Connects to `host:port`, `http://host:port` or `unix:/path` within `timeout` seconds.
+    /// Connects to `host:port`, `http://host:port` or `unix:/path` within `connect_timeout` seconds.
     #[new]
-    fn new(py: Python<'_>, address: &str, timeout: f64) -> PyResult<Self> {
-        let bound = seconds(timeout)?;
+    fn new(py: Python<'_>, address: &Bound<'_, PyAny>, connect_timeout: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let address = text("address", address)?;
+        let bound = timeout("connect_timeout", connect_timeout, Shortest::AboveZero)?;
         let target = Target::parse(address).map_err(InvalidArgumentError::new_err)?;
         let runtime = RuntimeHandle::Background(BackgroundRuntime::get()?);
         let connection =
@@ -53,7 +55,12 @@ impl HostClient {
 
     /// Creates the session if it does not exist.
     #[pyo3(signature = (session_id, timeout))]
-    fn open_session(&self, py: Python<'_>, session_id: String, timeout: Option<f64>) -> PyResult<()> {
+    fn open_session(
+        &self,
+        py: Python<'_>,
+        session_id: String,
+        timeout: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         let request = pb::InitializeSessionRequest { session_id, ..Default::default() };
         let call = self.session_call(String::new(), timeout)?;
         // Initializing an existing session changes nothing, so the request may be repeated.
@@ -66,8 +73,8 @@ impl HostClient {
     /// Returns a `Call` outside of any tool, for access to the session. `timeout` is in seconds and bounds each request
     /// and each watch.
     #[pyo3(signature = (session_id, timeout))]
-    fn session_call(&self, session_id: String, timeout: Option<f64>) -> PyResult<Call> {
-        let timeout = timeout.map(seconds).transpose()?;
+    fn session_call(&self, session_id: String, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<Call> {
+        let timeout = option_timeout(timeout)?;
         Ok(Call {
             caller: Caller::Program { close_signals: self.connection.close_signals.clone(), timeout },
             host: Some(self.connection.host.clone()),
@@ -83,19 +90,19 @@ impl HostClient {
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
     fn start(
         &self,
-        tool: Bound<'_, PyString>,
+        tool: &Bound<'_, PyAny>,
         arguments: &Bound<'_, PyDict>,
         session_id: String,
-        timeout: Option<f64>,
+        timeout: Option<&Bound<'_, PyAny>>,
         idempotent: bool,
         stream: bool,
     ) -> PyResult<HostCall> {
-        let tool_name = tool.to_str()?.to_owned();
+        let tool_name = text("name", tool)?.to_owned();
         let mut values = Vec::with_capacity(arguments.len());
         for (name, argument) in arguments {
-            let name: String = name.extract()?;
+            let name = text("name of an argument", &name)?.to_owned();
             let what = format_args!("argument `{name}` of tool `{tool_name}`");
-            let payload = value::from_python(&argument, what)?;
+            let payload = value::from_python(&argument, Purpose::Argument, what)?;
             values.push(pb::CallArgument { name, value: Some(value_to_wire(payload)) });
         }
         let start = pb::CallStart {
@@ -108,22 +115,15 @@ impl HostClient {
             credit: if stream { STREAM_CREDIT } else { 0 },
             ..pb::CallStart::default()
         };
-        let timeout = timeout.map(seconds).transpose()?;
-        HostCall::start(&self.connection, NewCall { tool: tool.unbind(), start, timeout })
+        let timeout = option_timeout(timeout)?;
+        let tool = tool.cast::<PyString>()?.clone().unbind();
+        HostCall::start(&self.connection, NewCall { tool, start, timeout })
     }
 
     /// Rejects further calls and ends watches. Running calls continue, with `timeout` for at most that many seconds.
     #[pyo3(signature = (timeout))]
-    fn close(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
-        let bound = timeout.map(|timeout| {
-            let invalid = || {
-                PyValueError::new_err(format!(
-                    "timeout is {timeout}; pass a number of seconds of at least 0, or None"
-                ))
-            };
-            Duration::try_from_secs_f64(timeout).map_err(|_| invalid())
-        });
-        let bound = bound.transpose()?;
+    fn close(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let bound = timeout.map(|value| arguments::timeout("timeout", value, Shortest::Zero)).transpose()?;
         let runtime = self.connection.host.runtime();
         if runtime.is_forked() {
             // The connection belongs to the parent.
@@ -149,8 +149,7 @@ impl From<OpenError> for HostError {
     }
 }
 
-fn seconds(seconds: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero()).ok_or_else(|| {
-        PyValueError::new_err(format!("timeout is {seconds}; pass a number of seconds above 0"))
-    })
+/// Reads the timeout of the option `timeout`.
+fn option_timeout(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Duration>> {
+    value.map(|value| timeout("timeout", value, Shortest::AboveZero)).transpose()
 }

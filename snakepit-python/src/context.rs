@@ -23,7 +23,7 @@ use crate::{
     completions::{Completions, Wait},
     errors::{HostError, SnakepitError},
     host::{Host, RequestKind},
-    value,
+    value::{self, Purpose},
     variables::Variables,
 };
 
@@ -41,8 +41,8 @@ impl Call {
         let mut parameters = BTreeMap::new();
         for (key, argument) in arguments {
             let key: String = key.extract()?;
-            let payload =
-                value::from_python(&argument, format_args!("argument `{key}` of host tool `{name}`"))?;
+            let what = format_args!("argument `{key}` of host tool `{name}`");
+            let payload = value::from_python(&argument, Purpose::Argument, what)?;
             parameters.insert(key, payload_to_wire_inline(payload));
         }
         Ok(pb::ExecuteElixirToolRequest {

@@ -21,6 +21,7 @@ import_exception!(snakepit_bridge.errors, VariableNotFoundError);
 import_exception!(snakepit_bridge.errors, ProgramNotFoundError);
 import_exception!(snakepit_bridge.errors, AlreadyExistsError);
 import_exception!(snakepit_bridge.errors, InvalidArgumentError);
+import_exception!(snakepit_bridge.errors, InvalidTypeError);
 import_exception!(snakepit_bridge.errors, ValidationError);
 import_exception!(snakepit_bridge.errors, VersionConflictError);
 import_exception!(snakepit_bridge.errors, LimitExceededError);
@@ -48,6 +49,7 @@ pub(crate) fn preload(py: Python<'_>) {
         ProgramNotFoundError::type_object,
         AlreadyExistsError::type_object,
         InvalidArgumentError::type_object,
+        InvalidTypeError::type_object,
         ValidationError::type_object,
         VersionConflictError::type_object,
         LimitExceededError::type_object,
@@ -236,7 +238,7 @@ fn exception(message: String, code: Code, details: &Details) -> PyErr {
         (Code::DeadlineExceeded, _) => DeadlineExceededError::new_err(message),
         (Code::Cancelled, _) => CallCancelledError::new_err(message),
         (Code::Unimplemented, _) => UnsupportedError::new_err(message),
-        (Code::Unavailable, SHUTTING_DOWN) => ShuttingDownError::new_err(message),
+        (Code::Unavailable, SHUTTING_DOWN | "NO_RUNTIME") => ShuttingDownError::new_err(message),
         (Code::Unavailable, WORKER_LOST) => WorkerLostError::new_err(message),
         // Backends report writes with an unknown outcome under a code that no client library retries.
         (Code::Unavailable, _) | (_, "BACKEND_FAILED") => HostUnavailableError::new_err(message),

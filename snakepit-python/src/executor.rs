@@ -54,7 +54,7 @@ use crate::{
     retire,
     state::CallState,
     tools::{Job, PythonTools, stopping_error},
-    value,
+    value::{self, Purpose},
 };
 
 /// The call that may be interrupted now, if there is one.
@@ -351,7 +351,8 @@ impl Executor {
                     objects.iterator = Some(result);
                     return Err(Failure::Reported(unary_unsupported(tool, true)));
                 }
-                Ok(Some(value::from_python(&result, format_args!("the result of tool `{tool}`"))?))
+                let what = format_args!("the result of tool `{tool}`");
+                Ok(Some(value::from_python(&result, Purpose::Result, what)?))
             }
             CallMode::Streaming => self.stream(py, tool, result, state, answer, objects).map(|()| None),
         }

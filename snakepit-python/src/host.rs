@@ -8,7 +8,7 @@ use snakepit_proto::{
     address::{Address, AddressError},
     headers, launch, pb,
     pb::bridge_service_client::BridgeServiceClient,
-    status::check_request_size,
+    status::{check_request_size, root_cause},
 };
 use tokio::{
     net::UnixStream,
@@ -250,9 +250,10 @@ impl Target {
     }
 }
 
-/// Returns the source of a transport error, because its own message is only "transport error".
-fn reason(error: &dyn Error) -> String {
-    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+/// Returns the root cause of a transport error, because the errors above it say only "transport error", "tcp connect
+/// error" or "dns error".
+fn reason(error: &(dyn Error + 'static)) -> String {
+    root_cause(error).to_string()
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ mod _native {
     use pyo3::{exceptions::PyValueError, prelude::*, types::PyBytes};
     use snakepit_session::Payload;
 
-    use crate::value;
+    use crate::value::{self, Purpose};
     #[pymodule_export]
     use crate::{
         call::Call,
@@ -77,10 +77,11 @@ mod _native {
     #[allow(non_upper_case_globals, reason = "the Python name")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    /// Converts a value to JSON. Raises `TypeError` with the path of a value in `what` that has no JSON form.
+    /// Converts the value of a program to JSON. Raises `InvalidTypeError` with the path of a value in `what` that has no
+    /// JSON form.
     #[pyfunction]
     fn to_json<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, what: &str) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &value::python_to_json(value, format_args!("{what}"))?))
+        Ok(PyBytes::new(py, &value::python_to_json(value, Purpose::Variable, format_args!("{what}"))?))
     }
 
     /// Parses JSON.
@@ -92,10 +93,17 @@ mod _native {
     /// The type name, the JSON and the raw buffer of a value.
     type WireForm<'py> = (&'static str, Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>);
 
-    /// Converts a value to its wire form. `bytes` and arrays have a raw buffer.
+    /// Converts an argument or a result to its wire form. `bytes` and arrays have a raw buffer.
     #[pyfunction]
-    fn encode<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, what: &str) -> PyResult<WireForm<'py>> {
-        let (ty, json, binary) = value::from_python(value, format_args!("{what}"))?.into_parts();
+    #[pyo3(signature = (value, what, *, is_argument=false))]
+    fn encode<'py>(
+        py: Python<'py>,
+        value: &Bound<'py, PyAny>,
+        what: &str,
+        is_argument: bool,
+    ) -> PyResult<WireForm<'py>> {
+        let purpose = if is_argument { Purpose::Argument } else { Purpose::Result };
+        let (ty, json, binary) = value::from_python(value, purpose, format_args!("{what}"))?.into_parts();
         Ok((ty.as_str(), PyBytes::new(py, &json), binary.map(|buffer| PyBytes::new(py, &buffer))))
     }
 

@@ -25,7 +25,7 @@ use crate::{
     plan::Plan,
     state::CallState,
     tools::{Job, PythonTools, Reply},
-    value,
+    value::{self, Purpose},
 };
 
 /// Runs the tools of one adapter on the calling thread.
@@ -121,7 +121,8 @@ impl LocalRunner {
         };
         for (name, argument) in arguments {
             let name: String = name.extract()?;
-            let payload = value::from_python(&argument, format_args!("argument `{name}` of tool `{tool}`"))?;
+            let what = format_args!("argument `{name}` of tool `{tool}`");
+            let payload = value::from_python(&argument, Purpose::Argument, what)?;
             call.arguments.insert(name, payload);
         }
         let state = Arc::new(CallState::new(call.id, None));

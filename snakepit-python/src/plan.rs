@@ -10,7 +10,7 @@ use pyo3::{
 };
 use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
 
-use crate::value::{self, Parameters};
+use crate::value::{self, Parameters, Purpose};
 
 /// How a tool is defined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,7 +189,7 @@ pub(crate) fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<ToolSpec> {
                 true => None,
                 false => parameter
                     .get_item("default")
-                    .and_then(|value| value::from_python(&value, format_args!("default")))
+                    .and_then(|value| value::from_python(&value, Purpose::Result, format_args!("default")))
                     .ok(),
             },
             validation_json: String::new(),

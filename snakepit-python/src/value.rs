@@ -10,6 +10,7 @@ mod json;
 mod metadata;
 mod numbers;
 mod parameters;
+mod purpose;
 mod read;
 mod write;
 
@@ -28,6 +29,7 @@ pub(crate) use error::type_name;
 use error::{type_error, with_name};
 pub(crate) use numbers::Numbers;
 pub(crate) use parameters::Parameters;
+pub(crate) use purpose::Purpose;
 pub(crate) use read::json_to_python;
 
 /// Converts a payload to a Python object.
@@ -78,12 +80,16 @@ pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Boun
 /// Converts a Python object to a payload.
 ///
 /// # Errors
-/// `TypeError` with the Python type that has no wire form, and its path in `what`.
-pub(crate) fn from_python(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
-    payload_of(value, what).map_err(|error| with_name(value.py(), error, what, "cannot be converted"))
+/// The exception of the [purpose](Purpose), with the Python type that has no wire form, and its path in `what`.
+pub(crate) fn from_python(
+    value: &Bound<'_, PyAny>,
+    purpose: Purpose,
+    what: fmt::Arguments<'_>,
+) -> PyResult<Payload> {
+    payload_of(value, purpose, what).map_err(|error| purpose.error(value.py(), error, what))
 }
 
-fn payload_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
+fn payload_of(value: &Bound<'_, PyAny>, purpose: Purpose, what: fmt::Arguments<'_>) -> PyResult<Payload> {
     let ty = if value.is_none() {
         return Ok(Payload::null());
     } else if value.is_instance_of::<PyString>() {
@@ -104,24 +110,28 @@ fn payload_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Pa
         return array::from_python(value, what);
     } else if let Some(plain) = array::scalar_to_plain(value)? {
         let plain = plain.map_err(|problem| type_error(format!("{what} {problem}")))?;
-        return payload_of(&plain, what);
+        return payload_of(&plain, purpose, what);
     } else {
-        return Err(write::type_without_wire_form(value, what));
+        return Err(write::type_without_wire_form(value, purpose, what));
     };
     if ty == ValueType::Float {
         // `Payload::float` writes NaN and infinities as strings. The type distinguishes them from text.
         return Ok(Payload::float(value.extract()?));
     }
-    Ok(Payload::from_json(ty, write::to_json(value, what)?.into()))
+    Ok(Payload::from_json(ty, write::to_json(value, purpose, what)?.into()))
 }
 
 /// Converts a Python object to JSON: the form of chunks, and of values inside other values.
 ///
 /// # Errors
-/// `TypeError` with the Python type that has no JSON form, and its path in `what`.
-pub(crate) fn python_to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Bytes> {
-    let json = write::to_json(value, what);
-    json.map(Bytes::from).map_err(|error| with_name(value.py(), error, what, "cannot be converted"))
+/// The exception of the [purpose](Purpose), with the Python type that has no JSON form, and its path in `what`.
+pub(crate) fn python_to_json(
+    value: &Bound<'_, PyAny>,
+    purpose: Purpose,
+    what: fmt::Arguments<'_>,
+) -> PyResult<Bytes> {
+    let json = write::to_json(value, purpose, what);
+    json.map(Bytes::from).map_err(|error| purpose.error(value.py(), error, what))
 }
 
 /// Adds the name of the value to an error. Used for values from the host, whose sender does not appear in the traceback.

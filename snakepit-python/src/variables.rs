@@ -17,7 +17,7 @@ use crate::{
     call::Call,
     errors::{HostError, SnakepitError, VariableNotFoundError, from_batch},
     host::RequestKind,
-    value::{self, Numbers},
+    value::{self, Numbers, Purpose},
 };
 
 pub(crate) use self::{
@@ -71,9 +71,7 @@ impl Variables {
         let payload = payload_for_new(&name, initial_value, kind)?;
         let type_name = type_name.unwrap_or_else(|| payload.ty().as_str().to_owned());
         let constraints = constraints
-            .map(|constraints| {
-                value::python_to_json(constraints, format_args!("the constraints of variable `{name}`"))
-            })
+            .map(|constraints| constraints_to_json(constraints, &name))
             .transpose()?
             .unwrap_or_default();
         let (initial_value, buffer) = payload_to_wire(payload);
@@ -272,13 +270,20 @@ pub(crate) fn with_author(call: &Call, mut metadata: BTreeMap<String, String>) -
     metadata
 }
 
+/// Converts the constraints of a new variable.
+pub(crate) fn constraints_to_json(constraints: &Bound<'_, PyAny>, name: &str) -> PyResult<Bytes> {
+    let what = format_args!("the constraints of variable `{name}`");
+    value::python_to_json(constraints, Purpose::Variable, what)
+}
+
 /// Converts the value of a new variable of type `kind`.
 pub(crate) fn payload_for_new(
     name: &str,
     value: &Bound<'_, PyAny>,
     kind: Option<ValueType>,
 ) -> PyResult<Payload> {
-    let payload = value::from_python(value, format_args!("the value of variable `{name}`"))?;
+    let payload =
+        value::from_python(value, Purpose::Variable, format_args!("the value of variable `{name}`"))?;
     match (kind, Numbers::from_large_list(value, &payload)?) {
         (Some(kind), Some(numbers)) => numbers.into_payload_or(payload, kind),
         _ => Ok(payload),
@@ -293,7 +298,8 @@ pub(crate) fn payload_for_existing(
     value: &Bound<'_, PyAny>,
     get: impl FnOnce() -> PyResult<Variable>,
 ) -> PyResult<Payload> {
-    let payload = value::from_python(value, format_args!("the value of variable `{identifier}`"))?;
+    let what = format_args!("the value of variable `{identifier}`");
+    let payload = value::from_python(value, Purpose::Variable, what)?;
     let Some(numbers) = Numbers::from_large_list(value, &payload)? else { return Ok(payload) };
     match get() {
         Ok(variable) => match variable.kind() {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from snakepit_bridge import _native
+from snakepit_bridge import InvalidArgumentError, InvalidTypeError, _native
 
 
 def round_trip(value: Any) -> Any:
@@ -132,9 +132,32 @@ class _Unconvertible(np.ndarray):
     ids=lambda value: type(value).__name__,
 )
 def test_every_conversion_error_names_the_value(value: Any, where: str) -> None:
+    convert: Any
     for convert in (_native.encode, _native.to_json):
         with pytest.raises((TypeError, ValueError), match=re.escape(f"the result of tool `x`{where}")):
             convert(value, "the result of tool `x`")
+    with pytest.raises(InvalidArgumentError, match=re.escape(f"argument `a`{where}")) as caught:
+        _native.encode(value, "argument `a`", is_argument=True)
+    assert not caught.value.may_have_run
+
+
+def test_the_exception_and_its_advice_depend_on_the_purpose_of_the_value() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(InvalidArgumentError, match="contains itself; pass a flatter structure"):
+        _native.encode(loop, "argument `a`", is_argument=True)
+    with pytest.raises(InvalidArgumentError, match="contains itself; store a flatter structure"):
+        _native.to_json(loop, "program `p`")
+    with pytest.raises(ValueError, match="contains itself; return a flatter structure") as result:
+        _native.encode(loop, "the result")
+    assert type(result.value) is ValueError
+    for kind in (InvalidTypeError, InvalidArgumentError, TypeError, ValueError):
+        with pytest.raises(kind, match="pass it alone, or as base64 text"):
+            _native.encode([b"x"], "argument `a`", is_argument=True)
+    # The original exception shows where the conversion failed.
+    with pytest.raises(InvalidArgumentError) as wrapped:
+        _native.encode(np.zeros(2).view(_Unconvertible), "argument `a`", is_argument=True)
+    assert isinstance(wrapped.value.__cause__, KeyError)
 
 
 def test_an_interruption_is_not_wrapped_in_an_error() -> None:
@@ -222,7 +245,7 @@ def test_values_that_would_change_are_rejected_with_a_fix_that_works(wrap: Any) 
         (dates[0], r"dtype `datetime64\[ns\]`", str(dates[0])),
         (spans, "astype\\('timedelta64\\[s\\]'\\)\\.astype\\(float\\)", spans.astype("timedelta64[s]").astype(float)),
         (spans[0], r"timedelta64\[ns\]", 5e-9),
-        (records, "a dict of arrays", {"a": records["a"].tolist()}),
+        (records, "a dict with an array for each field", {"a": records["a"].tolist()}),
     ]:
         with pytest.raises(TypeError, match=problem):
             _native.encode(wrap(value), "the value")
@@ -234,7 +257,7 @@ def test_values_that_would_change_are_rejected_with_a_fix_that_works(wrap: Any) 
         round_trip(wrap(fixed))
     with pytest.raises(TypeError, match=r"the value is a `numpy\.datetime64`"):
         _native.encode(dates[0], "the value")
-    with pytest.raises(TypeError, match="pass it alone, or as base64 text"):
+    with pytest.raises(TypeError, match="return it alone, or as base64 text"):
         _native.encode([b"x"], "the value")
     assert round_trip(b"x") == b"x"
     with pytest.raises(TypeError, match=r"list\(\)"):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raising import error_message
-from snakepit_bridge import InvalidArgumentError, SessionContext
+from snakepit_bridge import InvalidArgumentError, InvalidTypeError, SessionContext
 from snakepit_bridge.batch import Batch
 from snakepit_bridge.programs import GlobalPrograms, Programs
 from snakepit_bridge.variables import SessionVariables
@@ -20,53 +20,53 @@ LARGEST = 2**31 - 1
 RANGE = f"expected an int from 0 to {LARGEST}"
 
 TEXT: Invalid = [
-    (5, TypeError, "` is an `int`, expected a str"),
-    (None, TypeError, "` is None, expected a str"),
-    (b"n", TypeError, "` is a `bytes`, expected a str"),
+    (5, InvalidTypeError, "` is an `int`, expected a str"),
+    (None, InvalidTypeError, "` is None, expected a str"),
+    (b"n", InvalidTypeError, "` is a `bytes`, expected a str"),
     ("\ud800", InvalidArgumentError, "` is '\\ud800', which has no UTF-8 form"),
 ]
 NAME: Invalid = [
     *TEXT,
-    (["n"], TypeError, "` is a `list`, expected a str"),
+    (["n"], InvalidTypeError, "` is a `list`, expected a str"),
     ("", InvalidArgumentError, "` is empty, expected a name"),
 ]
 EACH_NAME: Invalid = [
-    (["n", 5], TypeError, "[1]` is an `int`, expected a str"),
-    ([["n"]], TypeError, "[0]` is a `list`, expected a str"),
+    (["n", 5], InvalidTypeError, "[1]` is an `int`, expected a str"),
+    ([["n"]], InvalidTypeError, "[0]` is a `list`, expected a str"),
     (["n", ""], InvalidArgumentError, "[1]` is empty, expected a name"),
 ]
 NAMES: Invalid = [
-    ("n", TypeError, "` is a `str`, expected a list of str"),
-    (b"n", TypeError, "` is a `bytes`, expected a list of str"),
-    (None, TypeError, "` is None, expected a list of str"),
-    (5, TypeError, "` is an `int`, expected a list of str"),
+    ("n", InvalidTypeError, "` is a `str`, expected a list of str"),
+    (b"n", InvalidTypeError, "` is a `bytes`, expected a list of str"),
+    (None, InvalidTypeError, "` is None, expected a list of str"),
+    (5, InvalidTypeError, "` is an `int`, expected a list of str"),
     *EACH_NAME,
 ]
 FLAG: Invalid = [
-    ("no", TypeError, "` is a `str`, expected a bool"),
-    (1, TypeError, "` is an `int`, expected a bool"),
-    (None, TypeError, "` is None, expected a bool"),
+    ("no", InvalidTypeError, "` is a `str`, expected a bool"),
+    (1, InvalidTypeError, "` is an `int`, expected a bool"),
+    (None, InvalidTypeError, "` is None, expected a bool"),
 ]
 INTEGER: Invalid = [
-    ("1", TypeError, "` is a `str`, expected an int"),
-    (True, TypeError, "` is a `bool`, expected an int"),
-    (1.0, TypeError, "` is a `float`, expected an int"),
-    (None, TypeError, "` is None, expected an int"),
+    ("1", InvalidTypeError, "` is a `str`, expected an int"),
+    (True, InvalidTypeError, "` is a `bool`, expected an int"),
+    (1.0, InvalidTypeError, "` is a `float`, expected an int"),
+    (None, InvalidTypeError, "` is None, expected an int"),
     (-1, InvalidArgumentError, f"` is -1, {RANGE}"),
     (2**40, InvalidArgumentError, f"` is {2**40}, {RANGE}"),
 ]
 VERSION: Invalid = [
-    ("1", TypeError, "` is a `str`, expected an int or None"),
-    (True, TypeError, "` is a `bool`, expected an int or None"),
-    (1.0, TypeError, "` is a `float`, expected an int or None"),
+    ("1", InvalidTypeError, "` is a `str`, expected an int or None"),
+    (True, InvalidTypeError, "` is a `bool`, expected an int or None"),
+    (1.0, InvalidTypeError, "` is a `float`, expected an int or None"),
     (-1, InvalidArgumentError, f"` is -1, {RANGE}"),
     (2**40, InvalidArgumentError, f"` is {2**40}, {RANGE}"),
 ]
 VERSIONS: Invalid = [
-    (3, TypeError, "` is an `int`, expected a mapping or None"),
-    ({5: 1}, TypeError, " key 5` is an `int`, expected a str"),
-    ({"n": None}, TypeError, "['n']` is None, expected an int"),
-    ({"n": True}, TypeError, "['n']` is a `bool`, expected an int"),
+    (3, InvalidTypeError, "` is an `int`, expected a mapping or None"),
+    ({5: 1}, InvalidTypeError, " key 5` is an `int`, expected a str"),
+    ({"n": None}, InvalidTypeError, "['n']` is None, expected an int"),
+    ({"n": True}, InvalidTypeError, "['n']` is a `bool`, expected an int"),
     ({"n": -1}, InvalidArgumentError, f"['n']` is -1, {RANGE}"),
 ]
 TTL: Invalid = [
@@ -76,30 +76,30 @@ TTL: Invalid = [
     (2**70, InvalidArgumentError, f"` is {2**70}, expected an int from 1 to {LARGEST}"),
 ]
 METADATA: Invalid = [
-    ("why", TypeError, "` is a `str`, expected a mapping of str to str, or None"),
-    ([("a", "b")], TypeError, "` is a `list`, expected a mapping of str to str, or None"),
-    ({5: "x"}, TypeError, " key 5` is an `int`, expected a str"),
-    ({"a": 5}, TypeError, "['a']` is an `int`, expected a str"),
-    ({"a": None}, TypeError, "['a']` is None, expected a str"),
+    ("why", InvalidTypeError, "` is a `str`, expected a mapping of str to str, or None"),
+    ([("a", "b")], InvalidTypeError, "` is a `list`, expected a mapping of str to str, or None"),
+    ({5: "x"}, InvalidTypeError, " key 5` is an `int`, expected a str"),
+    ({"a": 5}, InvalidTypeError, "['a']` is an `int`, expected a str"),
+    ({"a": None}, InvalidTypeError, "['a']` is None, expected a str"),
     ({"a": "\ud800"}, InvalidArgumentError, "['a']` is '\\ud800', which has no UTF-8 form"),
 ]
 UPDATES: Invalid = [
-    (None, TypeError, "` is None, expected a mapping"),
-    (["n"], TypeError, "` is a `list`, expected a mapping"),
-    ({5: 1}, TypeError, " key 5` is an `int`, expected a str"),
+    (None, InvalidTypeError, "` is None, expected a mapping"),
+    (["n"], InvalidTypeError, "` is a `list`, expected a mapping"),
+    ({5: 1}, InvalidTypeError, " key 5` is an `int`, expected a str"),
     ({"": 1}, InvalidArgumentError, " key ''` is empty, expected a name"),
 ]
 CONSTRAINTS: Invalid = [
-    ([("min", 0)], TypeError, "` is a `list`, expected a mapping or None"),
-    ({5: 1}, TypeError, " key 5` is an `int`, expected a str"),
+    ([("min", 0)], InvalidTypeError, "` is a `list`, expected a mapping or None"),
+    ({5: 1}, InvalidTypeError, " key 5` is an `int`, expected a str"),
 ]
 TYPE: Invalid = [
-    (5, TypeError, "` is an `int`, expected a str or None"),
-    (float, TypeError, "` is a `type`, expected a str or None"),
+    (5, InvalidTypeError, "` is an `int`, expected a str or None"),
+    (float, InvalidTypeError, "` is a `type`, expected a str or None"),
 ]
 FUNCTION: Invalid = [
-    (5, TypeError, "` is an `int`, expected a function"),
-    (None, TypeError, "` is None, expected a function"),
+    (5, InvalidTypeError, "` is an `int`, expected a function"),
+    (None, InvalidTypeError, "` is None, expected a function"),
 ]
 
 #: By parameter name: invalid arguments, and a valid one.
@@ -189,12 +189,12 @@ def check_other_arguments(context: SessionContext) -> None:
     assert context.set_variable("n", 1, expected_version=np.int64(0)) == 1  # type: ignore[arg-type]
     assert len(context.variable_history("n", np.int64(1))) == 1  # type: ignore[arg-type]
     assert context.get_variables({"n": None}) == {"n": 1}
-    assert "program 'p' is a `set`" in error_message(TypeError, lambda: context.programs.put("p", {1}))
-    assert "program 'p'['a']" in error_message(TypeError, lambda: context.programs.put("p", {"a": {1}}))
-    assert "argument `a` of host tool" in error_message(TypeError, lambda: context.call_host_tool("tool", a={1}))
-    assert "variable `n` is a `set`" in error_message(TypeError, lambda: context.set_variables({"n": {1}}))
+    assert "program 'p' is a `set`" in error_message(InvalidTypeError, lambda: context.programs.put("p", {1}))
+    assert "program 'p'['a']" in error_message(InvalidTypeError, lambda: context.programs.put("p", {"a": {1}}))
+    assert "argument `a` of host tool" in error_message(InvalidTypeError, lambda: context.call_host_tool("tool", a={1}))
+    assert "variable `n` is a `set`" in error_message(InvalidTypeError, lambda: context.set_variables({"n": {1}}))
     assert "constraints of variable `x`['enum']" in error_message(
-        TypeError, lambda: context.register_variable("x", "string", "a", {"enum": {1}})
+        InvalidTypeError, lambda: context.register_variable("x", "string", "a", {"enum": {1}})
     )
     assert 5 not in context
     assert "" not in context

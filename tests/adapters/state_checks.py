@@ -17,6 +17,7 @@ from snakepit_bridge import (
     AlreadyExistsError,
     BatchError,
     InvalidArgumentError,
+    InvalidTypeError,
     LimitExceededError,
     NotFoundError,
     ProgramNotFoundError,
@@ -118,7 +119,9 @@ def check_errors(context: SessionContext) -> None:
     assert "decimal" in error_message(InvalidArgumentError, lambda: context.register_variable("x", "decimal", 2))
     assert "name" in error_message(InvalidArgumentError, lambda: context.register_variable("a*", None, 2))
     assert "bytes" in error_message(InvalidArgumentError, lambda: context.register_variable("x", None, b"x"))
-    assert "variable `x` is a `set`" in error_message(TypeError, lambda: context.register_variable("x", None, {1}))
+    assert "variable `x` is a `set`" in error_message(
+        InvalidTypeError, lambda: context.register_variable("x", None, {1})
+    )
     assert "x" not in context
 
     actions = [
@@ -165,13 +168,13 @@ def check_conflicts(context: SessionContext) -> None:
 
     calls = []
 
-    def conflict(value: int) -> int:
+    def write_meanwhile(value: int) -> int:
         calls.append(value)
         if len(calls) < 3:
             context["n"] = 10 * len(calls)
         return value + 1
 
-    assert context.update("n", conflict) == 21
+    assert context.update("n", write_meanwhile) == 21
     assert (calls, context["n"]) == ([1, 10, 20], 21)
     error_message(VersionConflictError, lambda: context.update("n", lambda _: context.set_variable("n", 0), retries=2))
     assert context.variable("n").version == 7

@@ -1,12 +1,21 @@
 """Calls tools with the client of the Python package. The argument is the host's address. Prints `ok` at the end."""
 
 import asyncio
+import math
 import sys
 import threading
+from decimal import Decimal
 
+import numpy as np
 import pytest
 
-from snakepit_bridge import DeadlineExceededError, HostUnavailableError, InvalidArgumentError, NotFoundError
+from snakepit_bridge import (
+    DeadlineExceededError,
+    HostUnavailableError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    NotFoundError,
+)
 from snakepit_bridge.client import Client
 from snakepit_bridge.errors import ToolFailed
 
@@ -26,8 +35,6 @@ def check_blocking(client: Client) -> None:
         client.call("fail", message="on purpose")
     with pytest.raises(DeadlineExceededError, match="sleep_for"):
         client.options(timeout=0.2).call("sleep_for", seconds=60)
-    with pytest.raises(ValueError, match="timeout"):
-        client.options(timeout=0).call("add", a=1, b=1)
     session = client.session("bob")
     assert session.call("whoami")["session_id"] == "bob"
     session.delete()
@@ -44,6 +51,63 @@ def check_blocking(client: Client) -> None:
     assert sorted(sums) == list(range(1, 21))
 
 
+def check_invalid_arguments(client: Client, address: str) -> None:
+    """Arguments that cannot be sent, and invalid timeouts, raise errors that name the argument and its valid values."""
+    for timeout, error, problem in [
+        (0, InvalidArgumentError, "is 0.0"),
+        (-1, InvalidArgumentError, "is -1.0"),
+        (1e-12, InvalidArgumentError, "is 1e-12"),
+        (1e300, InvalidArgumentError, "is 1e300"),
+        (10**400, InvalidArgumentError, "is too large"),
+        (math.nan, InvalidArgumentError, "is NaN"),
+        ("5", InvalidTypeError, "is a `str`"),
+        (True, InvalidTypeError, "is a `bool`"),
+        ([5], InvalidTypeError, "is a `list`"),
+    ]:
+        expected = f"{problem}, expected .*seconds from 1e-9 to 359999996400, or inf for the maximum"
+        for action in (
+            lambda timeout=timeout: client.options(timeout=timeout),
+            lambda timeout=timeout: client.session("bob", timeout=timeout),
+            lambda timeout=timeout: client.session("bob").options(timeout=timeout),
+        ):
+            with pytest.raises(error, match=f"`timeout` {expected}") as caught:
+                action()
+            assert not caught.value.may_have_run
+        with pytest.raises(error, match=f"`connect_timeout` {expected}"):
+            Client(address, connect_timeout=timeout)
+    for timeout, error in [(-1, InvalidArgumentError), (math.nan, InvalidArgumentError), ("5", InvalidTypeError)]:
+        with Client(address) as closing, pytest.raises(error, match=r"`timeout` is .*expected .*seconds from 0 to"):
+            closing.close(timeout)  # type: ignore[arg-type]
+    for timeout in (math.inf, 359_999_996_400, np.float32(5), Decimal("2.5")):
+        with Client(address, connect_timeout=timeout) as patient:
+            assert patient.options(timeout=timeout).call("add", a=1, b=2) == 3
+            assert patient.session("patient", timeout=timeout).list_variables() == []
+            patient.close(timeout)
+
+    loop = []
+    loop.append(loop)
+    for value, error, problem in [
+        ({1}, InvalidTypeError, r"is a `set`, .* convert it with list\(\)"),
+        (loop, InvalidArgumentError, ".*contains itself; pass a flatter structure"),
+        ("\ud800", InvalidArgumentError, "contains a lone surrogate"),
+    ]:
+        with pytest.raises(error, match=f"^argument `a` of tool `add` {problem}") as caught:
+            client.call("add", a=value, b=1)
+        assert not caught.value.may_have_run
+        with pytest.raises(error, match="the value of variable `v`"):
+            client.session("bob").set_variable("v", value)
+    with pytest.raises(InvalidTypeError, match="`name` is an `int`, expected a str"):
+        client.call(5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match=r"`name` is '.ud800', which has no UTF-8 form"):
+        client.call("\ud800")
+    with pytest.raises(InvalidArgumentError, match=r"`name of an argument` is '.ud800', which has no UTF-8 form"):
+        client.call("add", **{"\ud800": 1})
+    with pytest.raises(InvalidTypeError, match="`idempotent` is a `str`, expected a bool"):
+        client.options(idempotent="no")  # type: ignore[arg-type]
+    with pytest.raises(InvalidTypeError, match="`address` is an `int`, expected a str"):
+        Client(50051)  # type: ignore[arg-type]
+
+
 async def check_asynchronous(client: Client) -> None:
     sums = await asyncio.gather(*(client.call_async("add", a=number, b=1) for number in range(200)))
     assert sums == list(range(1, 201))
@@ -55,9 +119,11 @@ async def check_asynchronous(client: Client) -> None:
 
 with Client(sys.argv[1]) as client:
     check_blocking(client)
+    check_invalid_arguments(client, sys.argv[1])
     asyncio.run(check_asynchronous(client))
 with pytest.raises(RuntimeError, match="closed"):
     client.call("add", a=1, b=2)
-with pytest.raises(HostUnavailableError, match="snakepit serve"):
-    Client("127.0.0.1:1")
+for address, cause in [("127.0.0.1:1", "Connection refused"), ("no-such-host.invalid:1", "lookup")]:
+    with pytest.raises(HostUnavailableError, match=f"{address}: [^:]*{cause}.*; start one with `snakepit serve`"):
+        Client(address)
 print("ok")

@@ -44,7 +44,7 @@ def check(spec: ToolSpec, arguments: Mapping[str, Any]) -> None:
     for parameter in spec["parameters"]:
         name = parameter["name"]
         if name in arguments:
-            type_name = _native.encode(arguments[name], f"argument `{name}` of tool `{tool}`")[0]
+            type_name = _native.encode(arguments[name], f"argument `{name}` of tool `{tool}`", is_argument=True)[0]
             if not _is_accepted(parameter, type_name, arguments[name]):
                 raise _invalid(spec, name, f"is {_article(type_name)} {type_name}, expected {parameter['type']}")
         elif parameter["required"]:

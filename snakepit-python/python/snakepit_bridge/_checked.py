@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterable, Mapping
 
 from snakepit_bridge._failures import type_name
-from snakepit_bridge.errors import InvalidArgumentError
+from snakepit_bridge.errors import InvalidArgumentError, InvalidTypeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 _LARGEST = 2**31 - 1
 
 
-def wrong_type(what: str, value: object, expected: str) -> TypeError:
+def wrong_type(what: str, value: object, expected: str) -> InvalidTypeError:
     """Return the error for an argument of the wrong type."""
     kind = type_name(type(value))
     described = "None" if value is None else f"{'an' if kind[0] in 'aeiou' else 'a'} `{kind}`"
-    return TypeError(f"`{what}` is {described}, expected {expected}")
+    return InvalidTypeError(f"`{what}` is {described}, expected {expected}")
 
 
 def text(what: str, value: object, expected: str = "a str") -> str:

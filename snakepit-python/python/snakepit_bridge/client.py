@@ -59,7 +59,7 @@ class _Caller:
         Raises:
             ToolFailed: The tool raised an exception.
             NotFoundError: The tool or the session does not exist.
-            InvalidArgumentError: The arguments do not match the tool's parameters.
+            InvalidArgumentError: The arguments do not match the tool's parameters, or cannot be sent.
             UnsupportedError: The tool is a generator. Use :meth:`stream`.
             DeadlineExceededError: The deadline passed.
             OverloadedError: The host is overloaded.
@@ -128,10 +128,10 @@ class Client(_Caller):
 
     Args:
         address: ``host:port`` or ``unix:/path/to/socket``.
-        connect_timeout: Seconds within which each attempt to connect must succeed.
+        connect_timeout: Seconds within which each attempt to connect must succeed. ``math.inf`` is the maximum.
 
     Raises:
-        InvalidArgumentError: The address is malformed.
+        InvalidArgumentError: The address is malformed, or the timeout is out of range.
         HostUnavailableError: The host cannot be reached.
         ConnectTimeoutError: The host does not answer in time. A subclass of ``HostUnavailableError``.
     """
@@ -145,10 +145,13 @@ class Client(_Caller):
         Args:
             timeout: Seconds within which a call must end, including its time in the queue. By default the host's limit.
                 Also limits each request for programs or variables (30 seconds by default), and each watch as a whole.
-                The client enforces the timeout itself, in case the host hangs.
+                The client enforces the timeout itself, in case the host hangs. ``math.inf`` is the maximum.
             idempotent: Whether running a call twice is harmless. If so, the host and the client may retry it.
+
+        Raises:
+            InvalidArgumentError: The timeout is out of range, or an option has the wrong type.
         """
-        return _Caller(self._native, _Options(timeout=timeout, idempotent=idempotent))
+        return _Caller(self._native, _Options(timeout=timeout, idempotent=_checked.flag("idempotent", idempotent)))
 
     def session(self, session_id: str, *, timeout: float | None = None) -> Session:
         """Return the session with this id. Creates it if it does not exist.
@@ -205,6 +208,7 @@ class Session(_Caller, SessionVariables):
 
     def options(self, *, timeout: float | None = None, idempotent: bool = False) -> Session:
         """Return this session with these options, which replace all others. See :meth:`Client.options`."""
+        idempotent = _checked.flag("idempotent", idempotent)
         return Session(self._native, _Options(self.session_id, timeout, idempotent))
 
     def _until(self, end: float) -> Session:

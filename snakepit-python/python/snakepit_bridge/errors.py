@@ -78,9 +78,16 @@ class AlreadyExistsError(SnakepitError):
 
 
 class InvalidArgumentError(SnakepitError, ValueError):
-    """An argument is invalid: an address, a name, a number, a size, or the constraints of a variable."""
+    """An argument is invalid: an address, a name, a number, a size, the constraints of a variable.
+
+    Also raised for arguments of tools and values of variables that cannot be sent.
+    """
 
     may_have_run = False
+
+
+class InvalidTypeError(InvalidArgumentError, TypeError):
+    """An argument has the wrong type, or a type that cannot be sent."""
 
 
 class UnsupportedError(SnakepitError):

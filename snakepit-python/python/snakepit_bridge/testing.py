@@ -343,7 +343,10 @@ class _LocalCall:
         }
 
     def call_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
-        sent = {key: _round_trip(value, f"argument `{key}` of host tool `{name}`") for key, value in arguments.items()}
+        sent = {
+            key: _round_trip(value, f"argument `{key}` of host tool `{name}`", is_argument=True)
+            for key, value in arguments.items()
+        }
         if name not in self._host_tools:
             hint = _arguments.did_you_mean(name, self._host_tools, "; {}")
             raise NotFoundError(f"host tool `{name}` not found{hint}; pass the function in `host_tools`")
@@ -417,5 +420,5 @@ class _Completed:
         return self._value
 
 
-def _round_trip(value: Any, what: str) -> Any:
-    return _native.decode(*_native.encode(value, what))
+def _round_trip(value: Any, what: str, *, is_argument: bool = False) -> Any:
+    return _native.decode(*_native.encode(value, what, is_argument=is_argument))

@@ -19,7 +19,7 @@ use crate::{
     fork,
     sink::{Put, Sink},
     state::CallState,
-    value,
+    value::{self, Purpose},
 };
 
 impl Executor {
@@ -95,10 +95,10 @@ impl Item {
     ) -> PyResult<Self> {
         let py = item.py();
         if !item.is_instance(chunk_type)? {
-            let data = value::python_to_json(item, what)?;
+            let data = value::python_to_json(item, Purpose::Result, what)?;
             return Ok(Self { chunk: Chunk { data, metadata: BTreeMap::new() }, is_final: false });
         }
-        let data = value::python_to_json(&item.getattr(intern!(py, "data"))?, what)?;
+        let data = value::python_to_json(&item.getattr(intern!(py, "data"))?, Purpose::Result, what)?;
         let mut metadata = BTreeMap::new();
         if let Ok(entries) = item.getattr(intern!(py, "metadata"))?.cast::<PyDict>() {
             for (key, entry) in entries {
@@ -121,7 +121,7 @@ fn text_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Strin
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(text.to_cow()?.into_owned());
     }
-    let json = value::python_to_json(value, format_args!("the metadata of {what}"))?;
+    let json = value::python_to_json(value, Purpose::Result, format_args!("the metadata of {what}"))?;
     Ok(String::from_utf8_lossy(&json).into_owned())
 }
 

@@ -14,10 +14,9 @@ use crate::{
     call::Call,
     errors::{HostError, InvalidArgumentError},
     runtime::RuntimeHandle,
-    value,
     variables::{
-        Variable, VariableUpdate, VariableVersion, VariableWatch, Written, payload_for_existing,
-        payload_for_new, with_author,
+        Variable, VariableUpdate, VariableVersion, VariableWatch, Written, constraints_to_json,
+        payload_for_existing, payload_for_new, with_author,
     },
 };
 
@@ -115,14 +114,11 @@ impl LocalVariables {
         constraints: Option<&Bound<'_, PyAny>>,
         metadata: BTreeMap<String, String>,
     ) -> PyResult<String> {
-        let kind = type_name.map(str::parse).transpose();
-        let kind = kind.map_err(|error| invalid(format!("`type` cannot be used: {error}")))?;
+        let kind = type_name.map(VariableType::parse_kind).transpose().map_err(HostError::Session)?;
         let value = payload_for_new(name, initial_value, kind)?;
         let kind = kind.unwrap_or_else(|| value.ty());
         let constraints = constraints
-            .map(|constraints| {
-                value::python_to_json(constraints, format_args!("the constraints of variable `{name}`"))
-            })
+            .map(|constraints| constraints_to_json(constraints, name))
             .transpose()?
             .unwrap_or_default();
         let ty = VariableType::with_constraints(kind, &String::from_utf8_lossy(&constraints));

@@ -61,7 +61,7 @@ pub(super) fn conversion_problem(array: &Bound<'_, PyAny>) -> PyResult<Option<St
              choice, for example with astype('timedelta64[s]').astype(float)"
         )),
         "V" => Some(format!(
-            "is a `{ty}` of dtype `{name}`, which has no wire format; pass its fields as a dict of arrays"
+            "is a `{ty}` of dtype `{name}`, which has no wire format; convert it to a dict with an array for each field"
         )),
         _ => None,
     })
@@ -148,8 +148,8 @@ pub(super) fn scalar_to_plain<'py>(
     if plain.get_type().is(value.get_type()) {
         let ty = type_name(value);
         return Ok(Some(Err(format!(
-            "is a `{ty}`, whose precision exceeds that of a float or complex; round it with float() or complex(), or pass it \
-             exactly, as an array or with str()"
+            "is a `{ty}`, whose precision exceeds that of a float or complex; round it with float() or complex(), or convert it \
+             exactly, to an array or with str()"
         ))));
     }
     Ok(Some(Ok(plain)))

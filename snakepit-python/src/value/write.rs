@@ -12,10 +12,16 @@ use super::{
     array,
     error::{type_error, type_name, with_name},
     json::{MARKED, MAX_DEPTH},
+    purpose::Purpose,
 };
 
 /// Converts a value to JSON.
-pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Vec<u8>> {
+pub(super) fn to_json(
+    value: &Bound<'_, PyAny>,
+    purpose: Purpose,
+    what: fmt::Arguments<'_>,
+) -> PyResult<Vec<u8>> {
+    let verb = purpose.verb();
     let mut out = Vec::with_capacity(64);
     write(value, &mut out, 0).map_err(|error| match error {
         WriteError::Python { error, path } => {
@@ -23,11 +29,11 @@ pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyR
             with_name(value.py(), error, format_args!("{what}{path}"), "cannot be converted")
         }
         WriteError::TooDeep => PyValueError::new_err(format!(
-            "{what} is nested deeper than {MAX_DEPTH} levels, or contains itself; use a flatter structure"
+            "{what} is nested deeper than {MAX_DEPTH} levels, or contains itself; {verb} a flatter structure"
         )),
         WriteError::Type { name, path } => {
             let path: String = path.into_iter().rev().collect();
-            type_error(format!("{what}{path} is a `{name}`, {}", hint(&name)))
+            type_error(format!("{what}{path} is a `{name}`, {}", hint(&name, purpose)))
         }
         WriteError::Value { problem, path } => {
             let path: String = path.into_iter().rev().collect();
@@ -38,16 +44,23 @@ pub(super) fn to_json(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyR
 }
 
 /// Returns the error for a value whose type has no wire form.
-pub(super) fn type_without_wire_form(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyErr {
+pub(super) fn type_without_wire_form(
+    value: &Bound<'_, PyAny>,
+    purpose: Purpose,
+    what: fmt::Arguments<'_>,
+) -> PyErr {
     let name = type_name(value);
-    type_error(format!("{what} is a `{name}`, {}", hint(&name)))
+    type_error(format!("{what} is a `{name}`, {}", hint(&name, purpose)))
 }
 
 /// Describes why a type has no JSON form, and the alternative.
-fn hint(name: &str) -> &'static str {
+fn hint(name: &str, purpose: Purpose) -> String {
     match name {
         "bytes" | "bytearray" | "memoryview" => {
-            "which has no JSON form inside another value; pass it alone, or as base64 text"
+            return format!(
+                "which has no JSON form inside another value; {} it alone, or as base64 text",
+                purpose.verb()
+            );
         }
         "set" | "frozenset" => "which has no JSON form; convert it with list()",
         "datetime.datetime" | "datetime.date" | "datetime.time" => {
@@ -55,6 +68,7 @@ fn hint(name: &str) -> &'static str {
         }
         _ => "which has no JSON form; use str, int, float, bool, None, list, tuple or dict",
     }
+    .to_owned()
 }
 
 enum WriteError {
@@ -140,8 +154,7 @@ fn write_integer(number: &Bound<'_, PyInt>, out: &mut Vec<u8>) -> Result<(), Wri
     }
     // `int.__repr__`, because subclasses such as IntEnum override it.
     let Ok(text) = number.py().get_type::<PyInt>().call_method1("__repr__", (number,)) else {
-        let problem =
-            "it is an integer with more digits than Python converts to text; pass the text of hex()";
+        let problem = "it is an integer with more digits than Python converts to text; convert it with hex()";
         return Err(PyValueError::new_err(problem).into());
     };
     out.extend_from_slice(text.cast::<PyString>().map_err(PyErr::from)?.to_cow()?.as_bytes());

@@ -1,0 +1,77 @@
+//! Checks the arguments of the client's methods. Errors name the argument, its value and the valid ones.
+
+use std::time::Duration;
+
+use pyo3::{
+    prelude::*,
+    types::{PyBool, PyString},
+};
+use snakepit_proto::headers::MAX_TIMEOUT;
+
+use crate::{
+    errors::{InvalidArgumentError, InvalidTypeError},
+    value::type_name,
+};
+
+/// The shortest timeout that an argument takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Shortest {
+    /// Zero: the client does not wait.
+    Zero,
+    /// A nanosecond.
+    AboveZero,
+}
+
+/// Reads a timeout in seconds. Infinity becomes the maximum of the protocol.
+///
+/// # Errors
+/// [`InvalidTypeError`] if the value is not a number, or [`InvalidArgumentError`] if it is out of range.
+pub(super) fn timeout(name: &str, value: &Bound<'_, PyAny>, shortest: Shortest) -> PyResult<Duration> {
+    let range = || {
+        let min = match shortest {
+            Shortest::Zero => "0",
+            Shortest::AboveZero => "1e-9",
+        };
+        format!("seconds from {min} to {}, or inf for the maximum", MAX_TIMEOUT.as_secs())
+    };
+    let not_a_number = || wrong_type(name, value, &format!("a number of {}", range()));
+    if value.is_instance_of::<PyBool>() {
+        return Err(not_a_number());
+    }
+    let Ok(seconds) = value.extract::<f64>() else {
+        // Only an integer beyond the range of floats is a number that has no float.
+        return Err(match value.hasattr("__float__")? {
+            true => InvalidArgumentError::new_err(format!("`{name}` is too large, expected {}", range())),
+            false => not_a_number(),
+        });
+    };
+    let timeout = match seconds {
+        f64::INFINITY => Some(MAX_TIMEOUT),
+        seconds => Duration::try_from_secs_f64(seconds).ok().filter(|timeout| *timeout <= MAX_TIMEOUT),
+    };
+    let is_valid = |timeout: &Duration| matches!(shortest, Shortest::Zero) || !timeout.is_zero();
+    timeout.filter(is_valid).ok_or_else(|| {
+        // Writes large and small numbers with an exponent.
+        InvalidArgumentError::new_err(format!("`{name}` is {seconds:?}, expected {}", range()))
+    })
+}
+
+/// Reads a string.
+///
+/// # Errors
+/// [`InvalidTypeError`] if the value is not a string, or [`InvalidArgumentError`] if it has no UTF-8 form.
+pub(super) fn text<'a>(name: &str, value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
+    let text = value.cast::<PyString>().map_err(|_| wrong_type(name, value, "a str"))?;
+    text.to_str().map_err(|_| {
+        let shown = value.repr().map(|shown| shown.to_string_lossy().into_owned()).unwrap_or_default();
+        InvalidArgumentError::new_err(format!("`{name}` is {shown}, which has no UTF-8 form"))
+    })
+}
+
+/// Creates the error for an argument of the wrong type, as `snakepit_bridge._checked` does.
+fn wrong_type(name: &str, value: &Bound<'_, PyAny>, expected: &str) -> PyErr {
+    let kind = type_name(value);
+    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    let given = if value.is_none() { "None".to_owned() } else { format!("{article} `{kind}`") };
+    InvalidTypeError::new_err(format!("`{name}` is {given}, expected {expected}"))
+}
