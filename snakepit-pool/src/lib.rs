@@ -65,3 +65,8 @@ pub use metrics::CallTotals;
 pub use pool::Pool;
 pub use remote_tool::RemoteTool;
 pub use status::{PoolStatus, WorkerState, WorkerStatus};
+
+/// Runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -48,6 +48,11 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/descriptor.bin"
 /// Clients and servers must both set it, because tonic's default for received messages is 4 MiB.
 pub const MAX_MESSAGE_BYTES: usize = 100 * 1024 * 1024;
 
+/// Runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(test)]
 mod tests {
     use prost::Message;

@@ -56,3 +56,8 @@ pub use handler::ToolHandler;
 pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError, ResolvedTool};
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 pub use spec::{ParameterSpec, ToolSpec};
+
+/// Runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

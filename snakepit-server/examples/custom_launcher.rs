@@ -90,6 +90,7 @@ impl ToolHandler for Handler {
             reason: "its thread ended".to_owned(),
             delivered,
             output_lines: Vec::new(),
+            retry_after: None,
         };
         self.jobs.send(Job { call, answer }).await.map_err(|_| lost(false))?;
         answered.await.map_err(|_| lost(true))?

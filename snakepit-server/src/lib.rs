@@ -91,3 +91,8 @@ pub use snakepit_worker::{
     WorkerLauncher,
     process::{ConnectedWorker, HostAccess, LaunchGuard, WorkerConnection},
 };
+
+/// Runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

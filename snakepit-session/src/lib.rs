@@ -54,3 +54,8 @@ pub use variable_type::{
     InclusiveRange, IntoVariableType, VariableType, VariableTypeBuilder, variable_kinds,
 };
 pub use watch::{UpdateKind, VariableUpdate, VariableWatch, WatchEvent, Watcher};
+
+/// Runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

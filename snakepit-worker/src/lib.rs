@@ -70,3 +70,8 @@ pub use launcher::{LaunchRequest, WorkerLauncher};
 pub use process::{ProcessConfig, ProcessLauncher};
 pub use worker::{LauncherEnd, Worker, WorkerCommand};
 pub use worker_exit::{ExitReason, WorkerExit};
+
+/// Runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

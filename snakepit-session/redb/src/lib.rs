@@ -56,7 +56,7 @@ const SWEEP_ROWS: usize = 4096;
 /// loses it, together with the worker.
 ///
 /// # Failures
-/// If the disk is full, or the file was deleted or replaced, writes fail with [`SessionError::Backend`] and change nothing
+/// If the disk is full, or the file was deleted or replaced, writes fail with [`SessionError::NotWritten`] and change nothing
 /// until there is space or the file is back. Reads and watches continue.
 ///
 /// If another process overwrites or truncates the file in place, all operations fail with [`SessionError::Backend`] from the next
@@ -225,6 +225,11 @@ impl RedbBackend {
         }
     }
 }
+
+/// Runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 #[cfg(test)]
 mod tests;

@@ -23,3 +23,8 @@ pub mod sample;
 
 pub use contract::session_backend_contract;
 pub use model::{session_backend_linearizes, session_backend_matches_model};
+
+/// Runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
