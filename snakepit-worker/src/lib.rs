@@ -34,7 +34,10 @@
 //!     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
 //!         let handler = Arc::clone(&self.handler);
 //!         let (worker, mut launcher_end) = Worker::new(request.id, None, "in-process", handler);
-//!         self.tasks.lock().await.spawn(async move {
+//!         let mut tasks = self.tasks.lock().await;
+//!         // Releases the tasks of workers that have exited.
+//!         while tasks.try_join_next().is_some() {}
+//!         tasks.spawn(async move {
 //!             let reason = match launcher_end.command().await {
 //!                 WorkerCommand::Stop { .. } => ExitReason::Stopped,
 //!                 WorkerCommand::Kill { why } => ExitReason::Killed { why },
