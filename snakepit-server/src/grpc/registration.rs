@@ -40,7 +40,7 @@ impl Bridge {
             (None, Some((peer, identity))) => {
                 let launch = self.claim(peer, identity).await?;
                 if let Some(connection) = extensions.get::<Arc<Connection>>() {
-                    connection.set_worker(&launch);
+                    connection.set_launch(&launch);
                 }
                 launch
             }
@@ -77,12 +77,12 @@ impl Bridge {
         identity: Option<pb::WorkerIdentity>,
     ) -> Result<(u32, pb::WorkerIdentity), Status> {
         let connection = extensions.get::<Arc<Connection>>();
-        let peer = connection.and_then(|connection| connection.peer());
+        let peer = connection.and_then(|connection| connection.peer_pid());
         if let (Some(peer), Some(identity)) = (peer, identity) {
             return Ok((peer, identity));
         }
         // A runtime older than the tokens cannot explain this itself.
-        Err(match connection.is_some_and(|connection| connection.worker().is_some()) {
+        Err(match connection.is_some_and(|connection| connection.launch().is_some()) {
             true => incompatible_worker(&format!(
                 "this snakepit_bridge is older than its host, snakepit {VERSION}: it presents no version and no token; \
                  install snakepit_bridge {VERSION}"

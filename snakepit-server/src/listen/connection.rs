@@ -1,4 +1,4 @@
-//! Serves one connection until its client disconnects, it is idle for too long, the host evicts it, or the host stops.
+//! Serves one connection until its client disconnects, it is without requests for too long, the host evicts it, or the host stops.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -22,8 +22,8 @@ use super::{
 
 /// The time in which a new connection must send its first request.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
-/// The time that a connection may be idle after its first request.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// The time that a connection may be without requests after its first request.
+const NO_REQUEST_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// The time that a client has to disconnect after GOAWAY.
 const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time that a client without running calls has to read its remaining responses after GOAWAY.
@@ -79,9 +79,9 @@ pub(super) async fn serve(
             return;
         }
         () = state.evicted() => {}
-        () = idle_timeout(state) => {}
+        () = no_request_timeout(state) => {}
     }
-    if state.idle().is_some_and(|(_, has_served)| !has_served) {
+    if !state.has_served() {
         // The client may not even speak HTTP/2, so a graceful shutdown is pointless.
         return;
     }
@@ -100,16 +100,13 @@ fn log_failure(result: hyper::Result<()>) {
     }
 }
 
-/// Ready once the connection has been idle for too long.
-async fn idle_timeout(state: &Connection) {
+/// Ready once the connection has been without requests for too long.
+async fn no_request_timeout(state: &Connection) {
     loop {
         let now = Instant::now();
-        let due = match state.idle() {
-            Some((since, has_served)) => {
-                since + if has_served { IDLE_TIMEOUT } else { FIRST_REQUEST_TIMEOUT }
-            }
-            None => now + IDLE_TIMEOUT,
-        };
+        let timeout = if state.has_served() { NO_REQUEST_TIMEOUT } else { FIRST_REQUEST_TIMEOUT };
+        // A request that is open now cannot end earlier than now.
+        let due = state.without_requests_since().unwrap_or(now) + timeout;
         if due <= now {
             return;
         }
@@ -123,7 +120,8 @@ async fn goaway_timeout(state: &Connection) {
     let start = Instant::now();
     loop {
         tokio::time::sleep(GOAWAY_TIMEOUT).await;
-        if state.idle().is_some() || (start.elapsed() >= READ_TIMEOUT && !state.is_in_use()) {
+        if state.without_requests_since().is_some() || (start.elapsed() >= READ_TIMEOUT && !state.is_in_use())
+        {
             return;
         }
     }

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,9 +22,9 @@ use super::{
 };
 use crate::limits::BudgetExhausted;
 
-/// The most connections above the limit while evicted ones close.
+/// The number of connections that may exceed the limit while evicted ones close.
 const MAX_CLOSING: usize = 16;
-/// The most connections of workers above the limit, one for each possible worker. Without this reserve, clients that use all
+/// The number of worker connections that may exceed the limit, one for each possible worker. Without this reserve, clients that use all
 /// connections would keep workers from starting.
 const WORKER_RESERVE: usize = 1024;
 /// The headroom of one connection for messages of its streams, in bytes. The limit prevents one connection from using all of
@@ -86,8 +87,8 @@ pub(crate) struct Connection {
     unread: Arc<UnreadResponses>,
     launches: Weak<Launches>,
     peer: Peer,
-    /// The launch that the peer belongs to, after the first lookup.
-    worker: OnceLock<Option<Arc<Launch>>>,
+    /// The launch of the process at the other end, after the first lookup.
+    launch: OnceLock<Option<Arc<Launch>>>,
     /// The launch whose token the peer has presented.
     claimed: OnceLock<Arc<Launch>>,
     /// The number of open requests.
@@ -98,7 +99,9 @@ pub(crate) struct Connection {
     has_served: AtomicBool,
     opened: Instant,
     /// The end of the last use, in milliseconds after `opened`.
-    idle_since: AtomicU64,
+    last_use_ended: AtomicU64,
+    /// The end of the last request, in milliseconds after `opened`. Unlike a use, a request may be a `Multiplex` stream without calls.
+    last_request_ended: AtomicU64,
     evicted: CancellationToken,
 }
 
@@ -123,13 +126,14 @@ impl Connections {
             unread: Arc::new(UnreadResponses::new(self.connection_bytes, Arc::clone(&self.responses))),
             launches: Weak::clone(&self.launches),
             peer,
-            worker: OnceLock::new(),
+            launch: OnceLock::new(),
             claimed: OnceLock::new(),
             requests: AtomicUsize::new(0),
             uses: UseCount::new(),
             has_served: AtomicBool::new(false),
             opened: Instant::now(),
-            idle_since: AtomicU64::new(0),
+            last_use_ended: AtomicU64::new(0),
+            last_request_ended: AtomicU64::new(0),
             evicted: CancellationToken::new(),
         });
         let mut open = self.lock();
@@ -137,7 +141,7 @@ impl Connections {
         let evicted = if is_full && open.len() < self.limit + MAX_CLOSING { evict(&open) } else { None };
         let id = if is_full && evicted.is_none() {
             drop(open);
-            let is_reserved = connection.worker().is_some() && self.take_from_reserve();
+            let is_reserved = connection.launch().is_some() && self.take_from_reserve();
             if !is_reserved {
                 return Admission::Rejected { limit: self.limit };
             }
@@ -166,14 +170,13 @@ impl Connections {
     }
 }
 
-/// Marks a connection as evicted: one that never had a request, otherwise the one that has been idle longest. Returns `None` if all
-/// are in use.
+/// Marks a connection as evicted: one that never had a request, otherwise the one whose last use ended first. Returns `None` if
+/// all are in use.
 fn evict(open: &HashMap<u64, Arc<Connection>>) -> Option<Arc<Connection>> {
     loop {
         let idle = open.values().filter(|connection| connection.uses.is_evictable());
-        let candidate = idle.min_by_key(|connection| {
-            (connection.has_served.load(Ordering::Relaxed), connection.idle_since())
-        })?;
+        let candidate =
+            idle.min_by_key(|connection| (connection.has_served(), connection.last_use_ended()))?;
         // If a use has just begun, this fails and the next candidate is tried. Later uses see the mark.
         if candidate.uses.evict() {
             return Some(Arc::clone(candidate));
@@ -197,8 +200,8 @@ impl Drop for ConnectionPermit {
 }
 
 impl Connection {
-    /// The process at the other end of a Unix socket.
-    pub(crate) const fn peer(&self) -> Option<u32> {
+    /// The pid of the process at the other end of a Unix socket. `None` for other connections.
+    pub(crate) const fn peer_pid(&self) -> Option<u32> {
         match self.peer {
             Peer::Process(pid) => Some(pid),
             Peer::Unknown | Peer::Worker(_) => None,
@@ -207,19 +210,19 @@ impl Connection {
 
     /// The launch of the worker at the other end. `None` for a client. The first lookup reads /proc, and its result stays valid, because
     /// a launch is registered before its worker can connect. If the launcher does not know the pid, the token identifies the worker.
-    pub(crate) fn worker(&self) -> Option<&Arc<Launch>> {
+    pub(crate) fn launch(&self) -> Option<&Arc<Launch>> {
         match &self.peer {
             Peer::Unknown => None,
             Peer::Process(pid) => {
                 let found = || self.launches.upgrade()?.find_by_pid(*pid);
-                self.worker.get_or_init(found).as_ref().or_else(|| self.claimed.get())
+                self.launch.get_or_init(found).as_ref().or_else(|| self.claimed.get())
             }
             Peer::Worker(launch) => Some(launch),
         }
     }
 
     /// Records the launch whose token the peer has presented.
-    pub(crate) fn set_worker(&self, launch: &Arc<Launch>) {
+    pub(crate) fn set_launch(&self, launch: &Arc<Launch>) {
         self.claimed.get_or_init(|| Arc::clone(launch));
     }
 
@@ -239,10 +242,14 @@ impl Connection {
         self.uses.begin()
     }
 
-    fn end_use(&self) {
-        let since = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.idle_since.store(since, Ordering::Relaxed);
+    /// Ends a use at this time, in milliseconds after `opened`.
+    fn end_use(&self, now: u64) {
+        self.last_use_ended.store(now, Ordering::Relaxed);
         self.uses.end();
+    }
+
+    fn millis_since_opened(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Ready when the connection is evicted.
@@ -255,14 +262,23 @@ impl Connection {
         self.uses.is_in_use()
     }
 
-    /// The time since which no request is open, and whether the connection has had a request. `None` while a request is open.
-    pub(crate) fn idle(&self) -> Option<(Instant, bool)> {
-        let is_idle = self.requests.load(Ordering::Relaxed) == 0;
-        is_idle.then(|| (self.idle_since(), self.has_served.load(Ordering::Relaxed)))
+    /// The time since which no request is open, which is the end of the last request, or the opening of the connection before its first
+    /// request. `None` while a request is open, even an unused `Multiplex` stream.
+    pub(crate) fn without_requests_since(&self) -> Option<Instant> {
+        // Acquire: if this load sees the end of the last request, the next one sees its time.
+        let has_requests = self.requests.load(Ordering::Acquire) > 0;
+        let since = || self.opened + Duration::from_millis(self.last_request_ended.load(Ordering::Relaxed));
+        (!has_requests).then(since)
     }
 
-    fn idle_since(&self) -> Instant {
-        self.opened + std::time::Duration::from_millis(self.idle_since.load(Ordering::Relaxed))
+    /// The end of the last use, or the opening of the connection before its first use.
+    fn last_use_ended(&self) -> Instant {
+        self.opened + Duration::from_millis(self.last_use_ended.load(Ordering::Relaxed))
+    }
+
+    /// Whether the connection has had a request.
+    pub(crate) fn has_served(&self) -> bool {
+        self.has_served.load(Ordering::Relaxed)
     }
 
     /// An empty reservation in the budget of this connection's requests.
@@ -273,21 +289,21 @@ impl Connection {
     /// Returns empty reservations in the headroom of this connection and of the host.
     pub(super) fn headroom(&self) -> [Reservation; 2] {
         let ArrivalBudgets { client_headroom, worker_headroom, .. } = &self.arriving;
-        let host_headroom = if self.worker().is_some() { worker_headroom } else { client_headroom };
+        let host_headroom = if self.launch().is_some() { worker_headroom } else { client_headroom };
         [&self.headroom, host_headroom].map(|budget| Reservation::new(Arc::clone(budget)))
     }
 
     /// An empty reservation in the budget of arriving requests.
     pub(crate) fn arrival_reservation(&self) -> Reservation {
         let ArrivalBudgets { clients, workers, .. } = &self.arriving;
-        Reservation::new(Arc::clone(if self.worker().is_some() { workers } else { clients }))
+        Reservation::new(Arc::clone(if self.launch().is_some() { workers } else { clients }))
     }
 
-    /// Waits until the client has read enough of its responses for another call to begin, or until the deadline of that call. Cancel
-    /// safe.
+    /// Waits until the client has read enough of its responses for another call to begin. Returns `Ok` at the deadline of that call
+    /// too, because the call then reports it. Cancel safe.
     ///
     /// # Errors
-    /// The client reads nothing.
+    /// The client read nothing for `STALL_TIMEOUT`.
     pub(crate) async fn response_capacity(&self, deadline: Option<Instant>) -> Result<(), BudgetExhausted> {
         if !self.unread.is_exhausted() {
             return Ok(());
@@ -353,10 +369,12 @@ impl OpenRequest {
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
+        let now = self.connection.millis_since_opened();
         if self.is_use {
-            self.connection.end_use();
+            self.connection.end_use(now);
         }
-        self.connection.requests.fetch_sub(1, Ordering::Relaxed);
+        self.connection.last_request_ended.store(now, Ordering::Relaxed);
+        self.connection.requests.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -375,7 +393,7 @@ impl StreamUse {
     /// Begins a use before calls run. Returns `false` if the connection has been evicted, so the calls must not run.
     pub(crate) fn begin(&mut self) -> bool {
         if !self.is_running && !self.connection.begin_use() {
-            self.connection.end_use();
+            self.connection.end_use(self.connection.millis_since_opened());
             return false;
         }
         self.is_running = true;
@@ -385,7 +403,7 @@ impl StreamUse {
     /// Ends the use after the last running call.
     pub(crate) fn end(&mut self) {
         if std::mem::take(&mut self.is_running) {
-            self.connection.end_use();
+            self.connection.end_use(self.connection.millis_since_opened());
         }
     }
 }

@@ -1,7 +1,5 @@
 //! Tests of the admission and the budgets of connections.
 
-use std::time::Duration;
-
 use snakepit_worker::WorkerId;
 
 use super::*;
@@ -73,6 +71,21 @@ async fn a_multiplex_stream_protects_its_connection_only_while_calls_run() {
     assert!(!permit.connection().is_in_use());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_without_requests_from_the_end_of_a_multiplex_stream_that_ran_no_call() {
+    let connections = connections(1);
+    let permit = admit(&connections).unwrap();
+    let connection = permit.connection();
+    assert_eq!(connection.without_requests_since(), Some(Instant::now()), "it has just opened");
+    let stream = connection.begin_request(true);
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    assert_eq!(connection.without_requests_since(), None);
+    drop(stream);
+    assert_eq!(connection.without_requests_since(), Some(Instant::now()));
+    let opened = Instant::now() - Duration::from_secs(3600);
+    assert_eq!(connection.last_use_ended(), opened, "a stream without calls is not a use");
+}
+
 #[tokio::test]
 async fn clients_that_use_all_connections_do_not_keep_workers_out() {
     let launches = Launches::new();
@@ -83,7 +96,7 @@ async fn clients_that_use_all_connections_do_not_keep_workers_out() {
     assert!(admit_peer(&connections, Peer::Process(std::process::id())).is_none());
     let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
     let worker = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
-    assert_eq!(worker.connection().worker().unwrap().id().as_str(), "w");
+    assert_eq!(worker.connection().launch().unwrap().id().as_str(), "w");
     assert!(admit(&connections).is_none(), "the reserve is only for workers");
 }
 
