@@ -13,7 +13,7 @@ use futures_util::Stream;
 use snakepit_proto::pb::VariableUpdate;
 use tonic::Status;
 
-/// The maximum size of the buffer, in bytes. The buffer keeps the newest update even if it is larger.
+/// The maximum size of the buffer without initial values, in bytes. The buffer keeps the newest update even if it is larger.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// The overhead of an update in the accounting, in bytes.
 const UPDATE_BYTES: usize = 512;
@@ -32,7 +32,8 @@ struct State {
     updates: VecDeque<VariableUpdate>,
     /// The total size of the updates, in bytes.
     bytes: usize,
-    /// The total size of all initial values, in bytes. The limit is larger by this size, so initial values alone cause no loss.
+    /// The total size of the initial values among the updates, in bytes. The limit is larger by this size, so initial values alone
+    /// cause no loss.
     initial_bytes: usize,
     /// The number of updates that were dropped and not reported yet.
     lost_count: u64,
@@ -121,10 +122,20 @@ impl State {
         self.bytes += size;
         self.updates.push_back(update);
         while self.bytes > MAX_BYTES + self.initial_bytes && self.updates.len() > 1 {
-            let Some(oldest) = self.updates.pop_front() else { return };
-            self.bytes -= self::size(&oldest);
+            let Some(oldest) = self.take() else { return };
             self.lost_count += if oldest.update_type == LOST { oldest.lost_updates } else { 1 };
         }
+    }
+
+    /// Removes the oldest update.
+    fn take(&mut self) -> Option<VariableUpdate> {
+        let update = self.updates.pop_front()?;
+        let size = size(&update);
+        self.bytes -= size;
+        if update.update_type == INITIAL {
+            self.initial_bytes -= size;
+        }
+        Some(update)
     }
 }
 
@@ -147,8 +158,7 @@ impl Stream for Backlog {
             let lost = VariableUpdate { update_type: LOST.to_owned(), lost_updates, ..Default::default() };
             return Poll::Ready(Some(Ok(lost)));
         }
-        if let Some(update) = state.updates.pop_front() {
-            state.bytes -= size(&update);
+        if let Some(update) = state.take() {
             return Poll::Ready(Some(Ok(update)));
         }
         match &mut state.end {
@@ -231,6 +241,29 @@ mod tests {
         let (reading, backlog) = read_ahead(stream::iter(updates));
         reading.await;
         assert_eq!(received(backlog).await, [-8, 2]);
+    }
+
+    #[tokio::test]
+    async fn initial_values_that_were_read_or_dropped_do_not_raise_the_limit() {
+        let initial = VariableUpdate { update_type: INITIAL.to_owned(), ..update(0, MAX_BYTES) };
+        let updates = [Ok(update(1, MAX_BYTES / 2)), Ok(update(2, MAX_BYTES))];
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        let (reading, mut backlog) = read_ahead(stream::poll_fn(move |cx| receiver.poll_recv(cx)));
+        let mut reading = Box::pin(reading);
+        sender.send(Ok(initial.clone())).unwrap();
+        assert!(reading.as_mut().now_or_never().is_none());
+        assert_eq!(backlog.next().await.unwrap().unwrap(), initial);
+        updates.clone().into_iter().for_each(|update| sender.send(update).unwrap());
+        assert!(reading.as_mut().now_or_never().is_none());
+        // The backlog loses the first update, although both updates would fit beside the initial value.
+        let lost = backlog.next().await.unwrap().unwrap();
+        assert_eq!((lost.update_type.as_str(), lost.lost_updates), (LOST, 1));
+        drop(sender);
+        reading.await;
+        assert_eq!(received(backlog).await, [2]);
+        let (reading, backlog) = read_ahead(stream::iter([Ok(initial)].into_iter().chain(updates)));
+        reading.await;
+        assert_eq!(received(backlog).await, [-2, 2], "the initial value is older than the updates");
     }
 
     #[tokio::test]
