@@ -1,6 +1,17 @@
-//! The error of one attempt at a call.
+//! One attempt at a call: its error, and the layers that the program puts around it.
 
-use snakepit_registry::ToolError;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use snakepit_registry::{CallFuture, CallLayers, CallService, ToolCall, ToolError, ToolReply};
+use tower::Service;
+
+use crate::{dispatch::Dispatch, driver::Driver};
 
 /// The error of a failed attempt. [`Retry`](crate::retry::Retry) decides whether another attempt follows.
 #[derive(Debug, Clone)]
@@ -14,5 +25,91 @@ pub(crate) struct AttemptError {
 impl From<ToolError> for AttemptError {
     fn from(error: ToolError) -> Self {
         Self { error, was_only_call: false }
+    }
+}
+
+/// Runs attempts, through the layers of the program if there are any. Always ready, because an attempt waits for its layers
+/// itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Attempts {
+    dispatch: Dispatch,
+    layered: Option<Arc<Layered>>,
+}
+
+#[derive(Debug)]
+struct Layered {
+    service: CallService,
+    driver: Arc<Driver>,
+}
+
+impl Attempts {
+    pub(crate) fn new(driver: &Arc<Driver>, layers: CallLayers) -> Self {
+        let dispatch = Dispatch::new(Arc::clone(driver));
+        let layered = layers
+            .wrap(LayeredDispatch(dispatch.clone()))
+            .map(|service| Arc::new(Layered { service, driver: Arc::clone(driver) }));
+        Self { dispatch, layered }
+    }
+}
+
+impl Service<Arc<ToolCall>> for Attempts {
+    type Response = ToolReply;
+    type Error = AttemptError;
+    type Future = <Dispatch as Service<Arc<ToolCall>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AttemptError>> {
+        self.dispatch.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: Arc<ToolCall>) -> Self::Future {
+        match &self.layered {
+            None => self.dispatch.call(call),
+            Some(layered) => layered.run(ToolCall::clone(&call)),
+        }
+    }
+}
+
+impl Layered {
+    fn run(&self, mut call: ToolCall) -> <Attempts as Service<Arc<ToolCall>>>::Future {
+        let mark = OnlyCallMark::default();
+        call.extensions.insert(mark.clone());
+        let driver = Arc::clone(&self.driver);
+        // The driver does not know a call that waits in a layer, so it cannot end it.
+        let running = self.service.run_bounded(call, async move { driver.stopped().await });
+        Box::pin(async move {
+            let was_only_call = |error| AttemptError { error, was_only_call: mark.0.load(Ordering::Relaxed) };
+            running.await.map_err(was_only_call)
+        })
+    }
+}
+
+/// Carries [`AttemptError::was_only_call`] past the layers, whose errors cannot hold it.
+#[derive(Debug, Clone, Default)]
+struct OnlyCallMark(Arc<AtomicBool>);
+
+/// The service that attempt layers wrap.
+#[derive(Debug, Clone)]
+struct LayeredDispatch(Dispatch);
+
+impl Service<ToolCall> for LayeredDispatch {
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = CallFuture<'static>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: ToolCall) -> Self::Future {
+        let mark = call.extensions.get::<OnlyCallMark>().cloned();
+        let attempt = self.0.call(Arc::new(call));
+        Box::pin(async move {
+            attempt.await.map_err(|AttemptError { error, was_only_call }| {
+                if let Some(mark) = mark {
+                    mark.0.store(was_only_call, Ordering::Relaxed);
+                }
+                error
+            })
+        })
     }
 }

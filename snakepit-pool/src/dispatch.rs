@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use snakepit_registry::{CallMode, CallStage, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallMode, CallProgress, CallStage, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_worker::WorkerId;
 use tokio::time::Instant;
 use tower::Service;
@@ -73,6 +73,9 @@ async fn run_call(mut lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<A
     let live_worker = Arc::clone(lease.live_worker());
     let id = live_worker.handle.id();
     Span::current().record("worker", field::display(id));
+    if let Some(progress) = CallProgress::of(call) {
+        progress.begin();
+    }
     let result = {
         // The call is dropped before the lease, so the worker is freed only after the last poll of the call.
         let mut running = live_worker.handle.handler().call(call.clone());

@@ -4,7 +4,7 @@
 //! ```text
 //!    Pool (handle)          RemoteTool: dyn ToolHandler
 //!        |                          |
-//!        |                        stack          trace > metrics > retry > dispatch
+//!        |                        stack          trace > metrics > retry > [your layers] > dispatch
 //!        |                          |
 //!        +--------> driver <--------+            runs the scheduler under a short lock, applies its effects
 //!                   |    |
@@ -63,7 +63,7 @@ pub use config::PoolConfig;
 pub use error::PoolError;
 pub use metrics::CallTotals;
 pub use pool::Pool;
-pub use remote_tool::RemoteTool;
+pub use remote_tool::{PoolService, RemoteTool};
 pub use status::{PoolStatus, WorkerState, WorkerStatus};
 
 /// Runs the example of the README.

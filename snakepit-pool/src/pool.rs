@@ -2,10 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use snakepit_registry::CallLayers;
 use snakepit_worker::WorkerLauncher;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
-use crate::{PoolConfig, PoolError, PoolStatus, RemoteTool, driver::Driver, scheduler::Event, stack::stack};
+use crate::{
+    PoolConfig, PoolError, PoolService, PoolStatus, RemoteTool, driver::Driver, scheduler::Event,
+    stack::stack,
+};
 
 /// A handle of a pool of workers. Clones share the workers. Dropping the last clone kills them.
 #[derive(Debug, Clone)]
@@ -29,12 +33,25 @@ impl Pool {
     /// # Errors
     /// [`PoolError::InvalidConfig`] for an invalid setting, [`PoolError::NoRuntime`] outside a tokio runtime.
     pub fn start(config: PoolConfig, launcher: Arc<dyn WorkerLauncher>) -> Result<Self, PoolError> {
+        Self::start_with_layers(config, launcher, CallLayers::default())
+    }
+
+    /// Like [`start`](Self::start), with layers around each attempt at a call: outside of the wait for a worker, and inside of
+    /// the retries. A pool without layers does not pay for them.
+    ///
+    /// # Errors
+    /// As for `start`.
+    pub fn start_with_layers(
+        config: PoolConfig,
+        launcher: Arc<dyn WorkerLauncher>,
+        attempt_layers: CallLayers,
+    ) -> Result<Self, PoolError> {
         config.validate()?;
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(PoolError::NoRuntime);
         }
         let (driver, supervisor) = Driver::spawn(config, launcher);
-        let tool = Arc::new(RemoteTool::new(Arc::clone(&driver), stack(&driver)));
+        let tool = Arc::new(RemoteTool::new(Arc::clone(&driver), stack(&driver, attempt_layers)));
         Ok(Self { owner: Arc::new(Owner { driver, tool, _supervisor: supervisor }) })
     }
 
@@ -51,6 +68,12 @@ impl Pool {
     #[must_use]
     pub fn tool(&self) -> Arc<RemoteTool> {
         Arc::clone(&self.owner.tool)
+    }
+
+    /// The pool as a [`tower::Service`], to which you can add layers.
+    #[must_use]
+    pub fn service(&self) -> PoolService {
+        PoolService::new(self.tool())
     }
 
     /// The timeout of calls without a deadline.

@@ -1,9 +1,13 @@
 //! The handler that runs calls on a pool's workers.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use async_trait::async_trait;
-use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{CallFuture, CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use tokio::time::Instant;
 use tower::Service;
 
@@ -32,6 +36,16 @@ impl RemoteTool {
     pub(crate) const fn new(driver: Arc<Driver>, stack: Stack) -> Self {
         Self { driver, stack }
     }
+
+    /// Starts a call.
+    #[inline]
+    fn start(&self, mut call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send + use<> {
+        // Covers queueing, all attempts and the whole stream. A timeout beyond the range of the clock sets no deadline.
+        let default_deadline = || Instant::now().checked_add(self.driver.config.default_timeout?);
+        call.deadline = call.deadline.or_else(default_deadline);
+        // No `poll_ready`, because every layer is always ready.
+        self.stack.clone().call(call)
+    }
 }
 
 #[async_trait]
@@ -39,17 +53,13 @@ impl ToolHandler for RemoteTool {
     // The method is not an `async fn`, whose future would store the call twice.
     fn call<'a, 'f>(
         &'a self,
-        mut call: ToolCall,
+        call: ToolCall,
     ) -> Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'f>>
     where
         'a: 'f,
         Self: 'f,
     {
-        // Covers queueing, all attempts and the whole stream. A timeout beyond the range of the clock sets no deadline.
-        let default_deadline = || Instant::now().checked_add(self.driver.config.default_timeout?);
-        call.deadline = call.deadline.or_else(default_deadline);
-        // No `poll_ready`, because every layer is always ready.
-        Box::pin(self.stack.clone().call(call))
+        Box::pin(self.start(call))
     }
 
     /// The driver has one timer for all calls of the pool and knows whether a call is queued or running.
@@ -62,5 +72,37 @@ impl ToolHandler for RemoteTool {
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
         self.driver.cancel(call).await;
         Ok(())
+    }
+}
+
+/// A pool as a [`tower::Service`]: [`Pool::service`](crate::Pool::service). Cheap to clone.
+///
+/// # Readiness
+/// Always ready. Each call waits in the queue for its own worker, so a call never blocks the calls behind it. If the queue is
+/// full, the call fails with [`ToolError::Overloaded`]. Put `tower`'s concurrency limit around the service for backpressure
+/// through `poll_ready`.
+///
+/// # Cancel safety
+/// Dropping the future of a call, or the stream that it returned, cancels the call.
+#[derive(Debug, Clone)]
+pub struct PoolService(Arc<RemoteTool>);
+
+impl PoolService {
+    pub(crate) const fn new(tool: Arc<RemoteTool>) -> Self {
+        Self(tool)
+    }
+}
+
+impl Service<ToolCall> for PoolService {
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = CallFuture<'static>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: ToolCall) -> Self::Future {
+        Box::pin(self.0.start(call))
     }
 }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use snakepit_registry::CallLayers;
 use tower::ServiceBuilder;
 
 use crate::{
-    dispatch::Dispatch,
+    attempt::Attempts,
     driver::Driver,
     metrics::{Metrics, MetricsLayer},
     retry::{Retry, RetryLayer},
@@ -13,10 +14,10 @@ use crate::{
 };
 
 /// All layers between a caller and the workers of a pool.
-pub(crate) type Stack = Trace<Metrics<Retry<Dispatch>>>;
+pub(crate) type Stack = Trace<Metrics<Retry<Attempts>>>;
 
-/// Builds the stack, outermost layer first.
-pub(crate) fn stack(driver: &Arc<Driver>) -> Stack {
+/// Builds the stack, outermost layer first. `attempt_layers` are the layers of the program.
+pub(crate) fn stack(driver: &Arc<Driver>, attempt_layers: CallLayers) -> Stack {
     let totals = || Arc::clone(&driver.totals);
     ServiceBuilder::new()
         // Outermost, so that log events of the other layers are inside the call's span.
@@ -28,5 +29,6 @@ pub(crate) fn stack(driver: &Arc<Driver>) -> Stack {
         .layer(RetryLayer { max_attempts: driver.config.max_attempts, totals: totals() })
         // Innermost. Rejects calls when the queue is full, leases a worker until the reply is complete, and ends calls
         // at their deadline, because only this layer knows whether a call is queued or running.
-        .service(Dispatch::new(Arc::clone(driver)))
+        // The layers of the program wrap it, so that they see each attempt.
+        .service(Attempts::new(driver, attempt_layers))
 }

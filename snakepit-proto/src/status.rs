@@ -38,6 +38,9 @@ pub const WORKER_LOST: &str = "WORKER_LOST";
 pub const PROXY: &str = "PROXY";
 /// The metadata key with `true` if a call or write may have been executed, and `false` if a retry is safe.
 pub const DELIVERED: &str = "delivered";
+
+/// The key of the metadata entry that is present if a layer of the host's program ended the call.
+pub const LAYER: &str = "layer";
 /// The `reason` if the host shuts down and rejected or cut the call.
 pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
 /// The `reason` if the connection to a host was lost or closed.

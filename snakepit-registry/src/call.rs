@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use snakepit_session::{Payload, PayloadError, SessionId};
 use tokio::time::Instant;
 
-use crate::{Arguments, ToolError, arguments::from_arguments};
+use crate::{Arguments, Extensions, ToolError, arguments::from_arguments};
 
 /// Identifies a call within one process. Workers receive it too, so that the host can cancel the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,6 +92,8 @@ pub struct ToolCall {
     /// The running calls that wait for this one, outermost first: the tool of each called a host tool, which made the next call.
     /// `None` for a call that is not nested.
     pub ancestors: Option<Arc<[CallId]>>,
+    /// Typed values that layers attach to the call, for other layers of this process.
+    pub extensions: Extensions,
 }
 
 impl ToolCall {
@@ -110,6 +112,7 @@ impl ToolCall {
             preferred_worker: None,
             trace: None,
             ancestors: None,
+            extensions: Extensions::default(),
         }
     }
 

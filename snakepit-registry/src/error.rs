@@ -6,8 +6,10 @@ use snakepit_session::SessionError;
 
 mod classification;
 mod kind;
+mod layer;
 
 pub use kind::ErrorKind;
+pub use layer::LayerError;
 
 /// The exception that a tool raised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -211,6 +213,19 @@ pub enum ToolError {
         delivered: bool,
         /// The missing runtime, and the fix.
         problem: &'static str,
+    },
+    /// A [layer](crate::CallService) ended the call with an error that is not a `ToolError`, such as the timeout of tower.
+    #[error("a layer of the host ended the call: {problem}")]
+    Layer {
+        /// The kind of the error: [`Overloaded`](ErrorKind::Overloaded), [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) or
+        /// [`Rejected`](ErrorKind::Rejected).
+        kind: ErrorKind,
+        /// Whether the call may have begun to run.
+        delivered: bool,
+        /// The message of the layer's error.
+        problem: String,
+        /// The layer's error, if the layer is in this process.
+        source: Option<LayerError>,
     },
     /// The session of the call caused an error, for example because it does not exist.
     #[error(transparent)]

@@ -38,11 +38,13 @@ mod check;
 #[cfg(feature = "test-util")]
 pub mod contract;
 mod error;
+mod extensions;
 mod fn_tool;
 mod handler;
 mod panic_guard;
 mod registry;
 mod reply;
+mod service;
 mod spec;
 mod sync;
 
@@ -50,11 +52,13 @@ pub use answer::{IntoAnswer, Json};
 pub use arguments::Arguments;
 pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use check::MAX_NAME_BYTES;
-pub use error::{CallStage, ErrorKind, ToolError, ToolFailure};
+pub use error::{CallStage, ErrorKind, LayerError, ToolError, ToolFailure};
+pub use extensions::Extensions;
 pub use fn_tool::{FnTool, ToolContext};
 pub use handler::ToolHandler;
 pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError, ResolvedTool};
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
+pub use service::{CallLayers, CallProgress, CallService, HandlerService, ServiceHandler};
 pub use spec::{ParameterSpec, ToolSpec};
 
 /// Runs the example of the README.

@@ -273,6 +273,12 @@ impl ResolvedTool {
         Self { spec, provider: provider.to_owned(), handler, idempotent }
     }
 
+    /// Whether the tool is a host tool, not a tool of a pool.
+    #[must_use]
+    pub fn is_host_tool(&self) -> bool {
+        self.provider == HOST_PROVIDER
+    }
+
     /// Whether the handler [keeps deadlines](ToolHandler::keeps_deadlines).
     #[must_use]
     pub fn keeps_deadlines(&self) -> bool {

@@ -5,10 +5,11 @@ use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use serde::de::DeserializeOwned;
 use snakepit_pool::PoolConfig;
 use snakepit_proto::headers::MAX_TIMEOUT;
-use snakepit_registry::{FnTool, IntoAnswer, ToolHandler, ToolSpec};
+use snakepit_registry::{CallLayers, FnTool, IntoAnswer, ToolHandler, ToolSpec};
 use snakepit_session::SessionBackend;
 use snakepit_worker::WorkerLauncher;
 
+mod layers;
 mod start;
 
 /// Wraps a launcher.
@@ -57,6 +58,8 @@ pub struct Builder {
     sessions: Option<Arc<dyn SessionBackend>>,
     host_tools: Vec<FnTool>,
     host_handlers: Vec<(ToolSpec, Arc<dyn ToolHandler>)>,
+    call_layers: CallLayers,
+    attempt_layers: CallLayers,
 }
 
 impl Builder {

@@ -3,6 +3,7 @@
 
 mod affinity;
 mod call_bounds;
+mod layers;
 mod renewal;
 mod response_cache;
 
@@ -16,7 +17,10 @@ use std::{
 };
 
 use snakepit_pool::{Pool, PoolStatus};
-use snakepit_registry::{CallId, CallStage, Registry, ResolvedTool, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{
+    CallFuture, CallId, CallLayers, CallProgress, CallService, CallStage, Registry, ResolvedTool, ToolCall,
+    ToolError, ToolReply,
+};
 use snakepit_session::{SessionBackend, SessionId};
 use snakepit_worker::process::Launches;
 use tokio::{runtime::Handle, sync::SetOnce, time::Instant};
@@ -26,6 +30,7 @@ pub(crate) use self::response_cache::ResponseCache;
 use self::{
     affinity::AffinityWriter,
     call_bounds::CallBounds,
+    layers::HostLayers,
     renewal::{SessionRenewer, SessionUse},
 };
 use crate::telemetry::Telemetry;
@@ -51,6 +56,7 @@ pub(crate) struct Host {
     pub(crate) stop: CancellationToken,
     /// The timeout of calls without a deadline. The pool applies the same timeout to calls of its workers.
     pub(crate) default_timeout: Option<Duration>,
+    layers: HostLayers,
     affinity: AffinityWriter,
     renewer: Arc<SessionRenewer>,
     /// The running calls of host tools that do not come from a worker. Closed when the drain begins.
@@ -87,6 +93,7 @@ impl Host {
             cut: stop.child_token(),
             stop,
             default_timeout,
+            layers: HostLayers::default(),
             affinity,
             renewer: Arc::default(),
             host_tool_calls: TaskTracker::new(),
@@ -105,6 +112,11 @@ impl Host {
             let _guard = guard;
             renewing.await;
         }
+    }
+
+    /// Puts layers around calls. Only the first call has an effect.
+    pub(crate) fn set_layers(self: &Arc<Self>, layers: CallLayers) {
+        self.layers.set(layers, Arc::downgrade(self));
     }
 
     /// Sets the host's pool. Only the first call has an effect.
@@ -143,14 +155,22 @@ impl Host {
                 None => None,
             };
             let watch = self.telemetry.watch(&call);
-            let result = match self.registry.resolve(&call.tool) {
-                // The pool enforces the deadline, because it can report how far the call got.
-                Ok(tool) if tool.keeps_deadlines() => match tool.begin(call) {
+            let result = if let Some(layers) = self.layers.around(&call) {
+                match self.begin_in(layers, call) {
                     Ok(running) => running.await,
                     Err(error) => Err(error),
-                },
-                Ok(tool) => self.call_here(&tool, call).await,
-                Err(unknown) => Err(self.unknown_tool_error(unknown)),
+                }
+            } else {
+                // Repeats `resolve_and_call`, whose future would reserve space for the call a second time.
+                match self.registry.resolve(&call.tool) {
+                    // The pool enforces the deadline, because it can report how far the call got.
+                    Ok(tool) if tool.keeps_deadlines() => match tool.begin(call) {
+                        Ok(running) => running.await,
+                        Err(error) => Err(error),
+                    },
+                    Ok(tool) => self.call_here(&tool, call).await,
+                    Err(unknown) => Err(self.unknown_tool_error(unknown)),
+                }
             };
             let reply = watch.ended(result)?;
             Ok(match session {
@@ -158,6 +178,32 @@ impl Host {
                 None => reply,
             })
         }
+    }
+
+    /// Runs a call through the layers of the program. Ends it at its deadline, or when the host cuts off its calls, if it waits
+    /// in a layer.
+    fn begin_in(&self, layers: &CallService, mut call: ToolCall) -> Result<CallFuture<'static>, ToolError> {
+        // Sets the default deadline.
+        self.bounds(&mut call)?;
+        if self.host_tool_calls.is_closed() || self.cut.is_cancelled() {
+            return Err(ToolError::ShuttingDown { delivered: false });
+        }
+        Ok(layers.run_bounded(call, self.cut.clone().cancelled_owned()))
+    }
+
+    /// Resolves and runs a call that has passed the layers of the program.
+    async fn resolve_and_call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        let tool = self.registry.resolve(&call.tool).map_err(|unknown| self.unknown_tool_error(unknown))?;
+        // The pool records when a call begins on a worker.
+        if tool.is_host_tool()
+            && let Some(progress) = CallProgress::of(&call)
+        {
+            progress.begin();
+        }
+        if tool.keeps_deadlines() {
+            return tool.begin(call)?.await;
+        }
+        self.call_here(&tool, call).await
     }
 
     /// The error for an unknown tool. Before the first worker has registered its tools, the call may be repeated instead.

@@ -70,9 +70,10 @@ pub use snakepit_client::{
 };
 pub use snakepit_pool::{CallTotals, PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{
-    Announcer, Arguments, CallId, CallMode, CallStage, Chunk, ChunkStream, ErrorKind, FnTool, IntoAnswer,
-    Json, ParameterSpec, RegistryError, ReplyBody, ToolCall, ToolContext, ToolError, ToolFailure,
-    ToolHandler, ToolReply, ToolSpec, TraceContext,
+    Announcer, Arguments, CallId, CallMode, CallService, CallStage, Chunk, ChunkStream, ErrorKind,
+    Extensions, FnTool, HandlerService, IntoAnswer, Json, LayerError, ParameterSpec, RegistryError,
+    ReplyBody, ServiceHandler, ToolCall, ToolContext, ToolError, ToolFailure, ToolHandler, ToolReply,
+    ToolSpec, TraceContext,
 };
 pub use snakepit_session::{
     Batch, Created, InclusiveRange, IntoVariableType, MemoryBackend, Metadata, NewSession, NewVariable, Note,

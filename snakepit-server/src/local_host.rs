@@ -1,6 +1,9 @@
 //! [`LocalHost`]: the host of this process, as an implementation of [`HostHandle`], which remote hosts implement too.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use futures_core::Stream;
 use futures_util::{
@@ -8,18 +11,38 @@ use futures_util::{
     stream::{self, PollNext},
 };
 use snakepit_client::{Error, EventStream, HostHandle};
-use snakepit_registry::{ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallFuture, ToolCall, ToolError, ToolReply};
 use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session,
     SessionId, SetVariable, Variable, VariableId, VariableName, VariableVersion,
 };
 
+use tower::Service;
+
 use crate::host::{ANCESTORS, Host};
 
 /// A handle to the host of this process. Cheap to clone. It does not keep the workers alive; [`Snakepit`](crate::Snakepit)
 /// does.
+///
+/// It is a [`tower::Service`] of [`ToolCall`]s ([`Snakepit::service`](crate::Snakepit::service)) and always ready, because each
+/// call waits for its own worker. Dropping the future of a call, or the stream that it returned, cancels the call.
 #[derive(Debug, Clone)]
 pub struct LocalHost(pub(crate) Arc<Host>);
+
+impl Service<ToolCall> for LocalHost {
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = CallFuture<'static>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: ToolCall) -> Self::Future {
+        let host = self.clone();
+        Box::pin(async move { HostHandle::call(&host, call).await })
+    }
+}
 
 fn owner(id: &SessionId) -> ProgramOwner {
     ProgramOwner::Session(id.clone())

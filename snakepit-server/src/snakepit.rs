@@ -63,6 +63,13 @@ impl Snakepit {
         &self.caller.host().0
     }
 
+    /// The host as a [`tower::Service`] of [`ToolCall`](crate::ToolCall)s, for a stack of your own. Its calls pass the
+    /// [layers](Builder::layer) of the builder.
+    #[must_use]
+    pub fn service(&self) -> LocalHost {
+        self.caller.host().clone()
+    }
+
     /// Returns a session, and creates it with the default TTL if it does not exist.
     ///
     /// # Errors

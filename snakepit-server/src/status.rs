@@ -17,6 +17,9 @@
 //! | rejected or cut off because the host shuts down | `UNAVAILABLE`, with `delivered` | `SHUTTING_DOWN` |
 //! | the host cannot run calls, because its tokio runtime has ended | `UNAVAILABLE`, with `delivered` | `NO_RUNTIME` |
 //! | another program than the host, such as a proxy, rejected the call | `FAILED_PRECONDITION` | `REJECTED` |
+//! | timeout of a layer of the program | `DEADLINE_EXCEEDED`, with `layer` | `DEADLINE_EXCEEDED` |
+//! | rejected by a layer of the program that is overloaded | `RESOURCE_EXHAUSTED`, with `layer` | `OVERLOADED` |
+//! | any other error of a layer of the program | `FAILED_PRECONDITION`, or `UNKNOWN` if the call may have run, with `layer` | `REJECTED` |
 //! | session, program or variable not found | `NOT_FOUND` | `SESSION_NOT_FOUND`, `PROGRAM_NOT_FOUND`, `VARIABLE_NOT_FOUND` |
 //! | version no longer kept | `NOT_FOUND` | `VERSION_NOT_KEPT` |
 //! | variable exists | `ALREADY_EXISTS` | `VARIABLE_EXISTS` |
@@ -45,11 +48,11 @@ use std::{collections::HashMap, time::Duration};
 use snakepit_proto::{
     pb,
     status::{
-        CONNECTION_LOST, DELIVERED, ERROR_DOMAIN, SHUTTING_DOWN, attach_failure, brief, fit,
+        CONNECTION_LOST, DELIVERED, ERROR_DOMAIN, LAYER, SHUTTING_DOWN, attach_failure, brief, fit,
         request_too_large, worker_lost,
     },
 };
-use snakepit_registry::ToolError;
+use snakepit_registry::{CallStage, ErrorKind, ToolError};
 use snakepit_session::SessionError;
 use snakepit_wire::failure_to_wire;
 use tonic::{Code, Status};
@@ -134,9 +137,25 @@ pub fn from_tool_error(error: ToolError) -> Status {
             let details = details_with("NO_RUNTIME", [(DELIVERED, delivered.to_string())]);
             with_details(Code::Unavailable, message, details)
         }
+        ToolError::Layer { kind, delivered, .. } => layer_status(kind, delivered, message),
         ToolError::Session(error) => from_session_error(&error),
         _ => status(Code::Internal, "INTERNAL", message),
     }
+}
+
+/// The status for the error of a layer. The entry `layer` distinguishes it from the same error of the host.
+fn layer_status(kind: ErrorKind, delivered: bool, message: String) -> Status {
+    let code = match kind {
+        ErrorKind::DeadlineExceeded => Code::DeadlineExceeded,
+        ErrorKind::Overloaded => Code::ResourceExhausted,
+        // gRPC libraries retry neither code.
+        _ if delivered => Code::Unknown,
+        _ => Code::FailedPrecondition,
+    };
+    let stage = if delivered { CallStage::Running } else { CallStage::Queued };
+    let entries =
+        [(LAYER, true.to_string()), (DELIVERED, delivered.to_string()), ("stage", stage.to_string())];
+    with_details(code, message, details_with(kind.reason(), entries))
 }
 
 /// Converts a session error to a gRPC status with details.

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The files whose public signatures a program that depends on `snakepit-server` uses.
-const FILES: [&str; 32] = [
+const FILES: [&str; 33] = [
     "snakepit-server/src/builder.rs",
+    "snakepit-server/src/builder/layers.rs",
     "snakepit-server/src/builder/start.rs",
     "snakepit-server/src/error.rs",
     "snakepit-server/src/snakepit.rs",
@@ -39,11 +40,12 @@ const FILES: [&str; 32] = [
 ];
 
 /// Types and traits of other crates, which `snakepit_server` does not export, and associated types.
-const FOREIGN: [&str; 49] = [
+const FOREIGN: [&str; 53] = [
     "Arc",
     "AsRef",
     "BTreeMap",
     "Box",
+    "BoxError",
     "Bytes",
     "Clone",
     "Debug",
@@ -66,6 +68,7 @@ const FOREIGN: [&str; 49] = [
     "IntoIterator",
     "Item",
     "Iterator",
+    "Layer",
     "Map",
     "Number",
     "Option",
@@ -76,10 +79,12 @@ const FOREIGN: [&str; 49] = [
     "Pin",
     "RangeBounds",
     "RawValue",
+    "Response",
     "Result",
     "Self",
     "Send",
     "Serialize",
+    "Service",
     "Sized",
     "SocketAddr",
     "StdError",

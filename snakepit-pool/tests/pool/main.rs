@@ -4,6 +4,7 @@
 mod calls;
 mod cancellation;
 mod deadlines;
+mod layers;
 mod lifecycle;
 mod nested;
 mod panics;

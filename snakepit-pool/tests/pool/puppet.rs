@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use snakepit_pool::{Pool, PoolConfig, PoolStatus, RemoteTool, WorkerState};
-use snakepit_registry::{CallId, Chunk, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{CallId, CallLayers, Chunk, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_session::Payload;
 use snakepit_worker::{
     ExitReason, LaunchRequest, LauncherEnd, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId,
@@ -177,12 +177,16 @@ pub(crate) fn config(workers: usize) -> PoolConfig {
 
 impl PoolHarness {
     pub(crate) fn start(config: PoolConfig) -> Self {
+        Self::start_with_layers(config, CallLayers::default())
+    }
+
+    pub(crate) fn start_with_layers(config: PoolConfig, layers: CallLayers) -> Self {
         let (launches, received_launches) = mpsc::unbounded_channel();
         let (calls, received_calls) = mpsc::unbounded_channel();
         let (cancels, received_cancels) = mpsc::unbounded_channel();
         let launcher = PuppetLauncher { launches, calls, cancels };
         Self {
-            pool: Pool::start(config, Arc::new(launcher)).unwrap(),
+            pool: Pool::start_with_layers(config, Arc::new(launcher), layers).unwrap(),
             launches: received_launches,
             calls: received_calls,
             cancels: received_cancels,
@@ -192,8 +196,12 @@ impl PoolHarness {
 
     /// Starts a pool and all its workers.
     pub(crate) async fn up(config: PoolConfig) -> (Self, Vec<PuppetWorker>) {
+        Self::up_with_layers(config, CallLayers::default()).await
+    }
+
+    pub(crate) async fn up_with_layers(config: PoolConfig, layers: CallLayers) -> (Self, Vec<PuppetWorker>) {
         let count = config.workers;
-        let mut harness = Self::start(config);
+        let mut harness = Self::start_with_layers(config, layers);
         let mut workers = Vec::new();
         for _ in 0..count {
             workers.push(harness.launch().await.succeed());

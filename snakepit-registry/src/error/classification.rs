@@ -24,6 +24,7 @@ impl ToolError {
             Self::Deadlock { .. } => ErrorKind::Deadlock,
             Self::Rejected { .. } => ErrorKind::Rejected,
             Self::NoRuntime { .. } => ErrorKind::NoRuntime,
+            Self::Layer { kind, .. } => *kind,
             Self::Session(error) => ErrorKind::Session(error.kind()),
             // The pool handles recalled calls, so no caller receives this error.
             Self::Recalled { .. } | Self::Internal { .. } => ErrorKind::Internal,
@@ -47,6 +48,7 @@ impl ToolError {
             Self::WorkerLost { delivered, .. }
             | Self::ShuttingDown { delivered }
             | Self::Unsupported { delivered, .. }
+            | Self::Layer { delivered, .. }
             | Self::NoRuntime { delivered, .. } => *delivered,
             Self::Failed(_)
             | Self::Cancelled { .. }

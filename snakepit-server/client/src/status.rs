@@ -4,9 +4,11 @@ use std::{error::Error as _, sync::Arc, time::Duration};
 
 use snakepit_proto::{
     proxy,
-    status::{CONNECTION_LOST, DELIVERED, Details, PROXY, SHUTTING_DOWN, caused_by, details_of, root_cause},
+    status::{
+        CONNECTION_LOST, DELIVERED, Details, LAYER, PROXY, SHUTTING_DOWN, caused_by, details_of, root_cause,
+    },
 };
-use snakepit_registry::{CallStage, ToolError, ToolFailure};
+use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId};
 use snakepit_wire::failure_from_wire;
 use tonic::{Code, Status};
@@ -48,6 +50,16 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     let is_delivered = entry(DELIVERED).is_some_and(|flag| flag == "true");
     let Details { failure, violation, .. } = details_of(status);
     match (reason, failure, violation) {
+        ("DEADLINE_EXCEEDED" | "OVERLOADED" | "REJECTED", ..) if entry(LAYER).is_some() => ToolError::Layer {
+            kind: match reason {
+                "DEADLINE_EXCEEDED" => ErrorKind::DeadlineExceeded,
+                "OVERLOADED" => ErrorKind::Overloaded,
+                _ => ErrorKind::Rejected,
+            },
+            delivered: entry(DELIVERED).is_none_or(|flag| flag != "false"),
+            problem: message_after("a layer of the host ended the call: "),
+            source: None,
+        },
         ("TOOL_NOT_FOUND", ..) => ToolError::NotFound { tool: tool_name(), suggestion: entry("suggestion") },
         ("INVALID_ARGUMENT", _, Some(violation)) => ToolError::InvalidArgument {
             tool: tool_name(),

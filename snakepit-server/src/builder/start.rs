@@ -133,6 +133,7 @@ impl Builder {
         let launches = Launches::new();
         let host =
             Arc::new(Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone()));
+        host.set_layers(self.call_layers);
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;
 
         // The host listens before it launches workers, because workers call the host while they start.
@@ -196,7 +197,7 @@ impl Builder {
         run_dir
             .serve_host_socket(serve)
             .map_err(|error| listen::unix_listen_error(run_dir.host_socket(), error))?;
-        let pool = match Pool::start(self.pool, Arc::new(launcher)) {
+        let pool = match Pool::start_with_layers(self.pool, Arc::new(launcher), self.attempt_layers) {
             Ok(pool) => Arc::new(pool),
             Err(error) => {
                 stop.cancel();

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use snakepit_registry::{CallStage, ToolError, ToolFailure};
+use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId};
 use tonic::{Code, Status};
 
 use super::{from_session_error, from_tool_error, from_write_error, to_tool_error};
+
+fn layer(kind: ErrorKind, delivered: bool) -> ToolError {
+    ToolError::Layer { kind, delivered, problem: "no quota".into(), source: None }
+}
 
 #[test]
 fn tool_errors_survive_the_round_trip() {
@@ -57,6 +61,10 @@ fn tool_errors_survive_the_round_trip() {
         ToolError::ShuttingDown { delivered: true },
         ToolError::Rejected { problem: "the proxy answered 403 Forbidden".into() },
         ToolError::Session(SessionError::NotFound { id: session() }),
+        layer(ErrorKind::DeadlineExceeded, true),
+        layer(ErrorKind::Overloaded, false),
+        layer(ErrorKind::Rejected, false),
+        layer(ErrorKind::Rejected, true),
         ToolError::Internal { problem: "bug".into() },
     ];
     for error in errors {

@@ -1,0 +1,258 @@
+//! Calls as [`tower::Service`]s: the boxed service that layers wrap, and adapters from and to [`ToolHandler`].
+
+mod layers;
+mod progress;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::time::{Instant, sleep_until};
+use tower::{BoxError, Service};
+
+pub use self::{layers::CallLayers, progress::CallProgress};
+use crate::{CallFuture, CallStage, ToolCall, ToolError, ToolHandler, ToolReply};
+
+/// The time after a deadline in which the handler inside of the layers may report the deadline itself.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// Any service that runs calls, boxed. A layer of a host or a pool wraps this type.
+///
+/// # Readiness
+/// `poll_ready` waits for the layers inside, such as a concurrency limit. Without layers the service is always ready, because
+/// each call waits for its own worker, and a full queue rejects a call with [`ToolError::Overloaded`] instead of blocking the
+/// calls behind it.
+///
+/// # Errors
+/// An error of a layer becomes a [`ToolError`], see [`new`](Self::new).
+///
+/// # Cancel safety
+/// Dropping the future of a call, or the stream that it returned, cancels the call.
+pub struct CallService(Box<dyn ErasedService>);
+
+/// A service whose future and errors are erased.
+trait ErasedService: Send + Sync {
+    fn boxed_clone(&self) -> Box<dyn ErasedService>;
+    fn poll_ready_erased(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ToolError>>;
+    fn call_erased(&mut self, call: ToolCall) -> CallFuture<'static>;
+}
+
+impl<S> ErasedService for S
+where
+    S: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+{
+    fn boxed_clone(&self) -> Box<dyn ErasedService> {
+        Box::new(self.clone())
+    }
+
+    fn poll_ready_erased(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        // The call did not reach the service.
+        self.poll_ready(cx).map_err(|error| ToolError::from_layer(error.into(), false))
+    }
+
+    fn call_erased(&mut self, call: ToolCall) -> CallFuture<'static> {
+        let progress = CallProgress::of(&call).cloned();
+        let reply = self.call(call);
+        Box::pin(async move {
+            reply.await.map_err(|error| {
+                // Without a record, assume that the tool ran.
+                let may_have_run = progress.is_none_or(|progress| progress.has_begun());
+                ToolError::from_layer(error.into(), may_have_run)
+            })
+        })
+    }
+}
+
+impl CallService {
+    /// Boxes a service. Its errors become [`ToolError`]s:
+    ///
+    /// | error, or one of its sources | result |
+    /// | --- | --- |
+    /// | [`ToolError`] | that error |
+    /// | [`tower::timeout::error::Elapsed`] | [`ToolError::Layer`] of the kind [`DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) |
+    /// | [`tower::load_shed::error::Overloaded`] | [`ToolError::Layer`] of the kind [`Overloaded`](crate::ErrorKind::Overloaded) |
+    /// | any other error | [`ToolError::Layer`] of the kind [`Rejected`](crate::ErrorKind::Rejected) |
+    ///
+    /// A [`ToolError::Layer`] keeps the error as its source.
+    pub fn new<S>(service: S) -> Self
+    where
+        S: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+    {
+        Self(Box::new(service))
+    }
+
+    /// Waits until the service is ready, and runs a call.
+    #[must_use]
+    pub fn run(&self, call: ToolCall) -> CallFuture<'static> {
+        let mut service = self.clone();
+        Box::pin(async move {
+            poll_fn(|cx| service.poll_ready(cx)).await?;
+            service.call(call).await
+        })
+    }
+
+    /// Runs a call, and ends it at its deadline or after `cut_off` while it waits in a layer. The handler inside of the
+    /// layers ends it otherwise, because it can report how far the call got.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn run_bounded(
+        &self,
+        mut call: ToolCall,
+        cut_off: impl Future<Output = ()> + Send + 'static,
+    ) -> CallFuture<'static> {
+        let progress = CallProgress::track(&mut call);
+        let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
+        let running = self.run(call);
+        Box::pin(async move {
+            let deadline_exceeded = |is_running| {
+                let stage = if is_running { CallStage::Running } else { CallStage::Queued };
+                ToolError::DeadlineExceeded { tool: tool.to_string(), stage }
+            };
+            if deadline.is_some_and(|at| at <= Instant::now()) {
+                return Err(deadline_exceeded(false));
+            }
+            if deadline.is_some() && tokio::runtime::Handle::try_current().is_err() {
+                return Err(ToolError::outside_runtime(false));
+            }
+            let (mut running, mut cut_off) = (pin!(running), pin!(cut_off));
+            let mut timer = deadline.map(|at| Box::pin(sleep_until(at)));
+            let (mut is_cut_off, mut is_late) = (false, false);
+            poll_fn(|cx| {
+                // Polls the call first, so that a reply that arrives together with a bound wins.
+                if let Poll::Ready(result) = running.as_mut().poll(cx) {
+                    return Poll::Ready(result);
+                }
+                is_cut_off = is_cut_off || cut_off.as_mut().poll(cx).is_ready();
+                if is_cut_off && !progress.is_inside() {
+                    return Poll::Ready(Err(ToolError::ShuttingDown { delivered: progress.has_begun() }));
+                }
+                let Some(timer) = &mut timer else { return Poll::Pending };
+                while timer.as_mut().poll(cx).is_ready() {
+                    if is_late || !progress.is_inside() {
+                        return Poll::Ready(Err(deadline_exceeded(progress.has_begun())));
+                    }
+                    is_late = true;
+                    timer.as_mut().reset(Instant::now() + GRACE);
+                }
+                if is_late && !progress.is_inside() {
+                    return Poll::Ready(Err(deadline_exceeded(progress.has_begun())));
+                }
+                Poll::Pending
+            })
+            .await
+        })
+    }
+}
+
+impl Clone for CallService {
+    fn clone(&self) -> Self {
+        Self(self.0.boxed_clone())
+    }
+}
+
+impl fmt::Debug for CallService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CallService")
+    }
+}
+
+impl Service<ToolCall> for CallService {
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = CallFuture<'static>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        self.0.poll_ready_erased(cx)
+    }
+
+    fn call(&mut self, call: ToolCall) -> Self::Future {
+        self.0.call_erased(call)
+    }
+}
+
+/// A [`ToolHandler`] as a [`tower::Service`]. Always ready.
+#[derive(Debug, Clone)]
+pub struct HandlerService(Arc<dyn ToolHandler>);
+
+impl HandlerService {
+    /// Creates a service that runs its calls with this handler.
+    #[must_use]
+    pub fn new(handler: Arc<dyn ToolHandler>) -> Self {
+        Self(handler)
+    }
+}
+
+impl Service<ToolCall> for HandlerService {
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = CallFuture<'static>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: ToolCall) -> Self::Future {
+        let handler = Arc::clone(&self.0);
+        Box::pin(async move { handler.call(call).await })
+    }
+}
+
+/// A [`tower::Service`] as a [`ToolHandler`], with any layers around it. Each call waits until a clone of the service is ready.
+///
+/// Calls end when their future is dropped. The host enforces their deadlines, because a layer may hold a call that the handler
+/// inside does not know yet.
+///
+/// ```
+/// use std::{collections::HashMap, sync::Arc};
+///
+/// use snakepit_registry::{FnTool, HandlerService, ServiceHandler, ToolCall, ToolHandler};
+/// use tower::ServiceBuilder;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), snakepit_registry::ToolError> {
+/// let double = FnTool::typed("double", |args: HashMap<String, i64>| async move { args["n"] * 2 });
+/// let service = ServiceBuilder::new()
+///     .map_request(|mut call: ToolCall| {
+///         call.metadata.insert("tenant".to_owned(), "acme".to_owned());
+///         call
+///     })
+///     .service(HandlerService::new(Arc::new(double)));
+/// let handler = ServiceHandler::new(service);
+/// # let call = ToolCall::new("double").try_with_argument("n", &21).expect("a number serializes");
+/// handler.call(call).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct ServiceHandler(CallService);
+
+impl ServiceHandler {
+    /// Creates a handler that runs its calls with this service. [`CallService::new`] lists the conversions of errors.
+    pub fn new<S>(service: S) -> Self
+    where
+        S: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+    {
+        Self(CallService::new(service))
+    }
+}
+
+#[async_trait]
+impl ToolHandler for ServiceHandler {
+    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+        self.0.run(call).await
+    }
+}

@@ -1,0 +1,80 @@
+//! [`CallLayers`]: the layers that a program puts around calls or attempts, until the service that they wrap exists.
+
+use std::{
+    fmt,
+    task::{Context, Poll},
+};
+
+use tower::{BoxError, Layer, Service};
+
+use super::{CallProgress, CallService};
+use crate::{CallFuture, ToolCall, ToolError, ToolReply};
+
+type Wrap = Box<dyn FnOnce(CallService) -> CallService + Send + Sync>;
+
+/// Layers around calls, in the order in which a call passes them.
+///
+/// Each layer wraps a [`CallService`] with the layers after it. It sees their errors as [`ToolError`]s.
+#[derive(Default)]
+pub struct CallLayers(Vec<Wrap>);
+
+impl CallLayers {
+    /// Adds a layer inside of the layers that were added before.
+    pub fn push<L>(&mut self, layer: L)
+    where
+        L: Layer<CallService> + Send + Sync + 'static,
+        L::Service: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<ToolCall>>::Future: Send + 'static,
+        <L::Service as Service<ToolCall>>::Error: Into<BoxError>,
+    {
+        self.0.push(Box::new(move |inner| CallService::new(layer.layer(inner))));
+    }
+
+    /// Wraps a service. Returns `None` if there are no layers.
+    pub fn wrap<S>(self, service: S) -> Option<CallService>
+    where
+        S: Service<ToolCall, Response = ToolReply, Error = ToolError, Future = CallFuture<'static>>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        if self.0.is_empty() {
+            return None;
+        }
+        let innermost = CallService::new(Innermost(service));
+        Some(self.0.into_iter().rev().fold(innermost, |inner, wrap| wrap(inner)))
+    }
+}
+
+impl fmt::Debug for CallLayers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CallLayers").field(&self.0.len()).finish()
+    }
+}
+
+/// Records that a call has passed all layers.
+#[derive(Debug, Clone)]
+struct Innermost<S>(S);
+
+impl<S> Service<ToolCall> for Innermost<S>
+where
+    S: Service<ToolCall, Response = ToolReply, Error = ToolError, Future = CallFuture<'static>>,
+{
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = CallFuture<'static>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: ToolCall) -> Self::Future {
+        let inside = CallProgress::of(&call).map(CallProgress::enter);
+        let reply = self.0.call(call);
+        Box::pin(async move {
+            let _inside = inside;
+            reply.await
+        })
+    }
+}

@@ -1,0 +1,162 @@
+//! Tests of the conversion of errors, of the bounds of calls in layers, and of the adapters.
+
+use std::error::Error;
+
+use futures_util::FutureExt;
+use tokio::sync::{Notify, Semaphore};
+use tower::{ServiceBuilder, ServiceExt, service_fn, timeout::TimeoutLayer};
+
+use super::*;
+use crate::{
+    ErrorKind, FnTool,
+    contract::{ContractCalls, tool_handler_contract},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A service that marks its call as begun and waits for a permit.
+fn gated(
+    permits: &Arc<Semaphore>,
+) -> impl Service<ToolCall, Response = ToolReply, Error = ToolError, Future = CallFuture<'static>> + Clone + use<>
+{
+    let permits = Arc::clone(permits);
+    service_fn(move |call: ToolCall| {
+        let permits = Arc::clone(&permits);
+        Box::pin(async move {
+            if let Some(progress) = CallProgress::of(&call) {
+                progress.begin();
+            }
+            permits.acquire().await.unwrap().forget();
+            Ok(ToolReply::value(snakepit_session::Payload::null()))
+        }) as CallFuture<'static>
+    })
+}
+
+fn layered(permits: &Arc<Semaphore>, add: impl FnOnce(&mut CallLayers)) -> CallService {
+    let mut layers = CallLayers::default();
+    add(&mut layers);
+    layers.wrap(gated(permits)).unwrap()
+}
+
+fn call() -> ToolCall {
+    ToolCall::new("t")
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_of_towers_layers_have_the_right_kind_and_keep_their_source() {
+    let permits = Arc::new(Semaphore::new(0));
+    let timeout = layered(&permits, |layers| layers.push(TimeoutLayer::new(SECOND)));
+    let late = timeout.run_bounded(call(), std::future::pending()).await.unwrap_err();
+    assert!(late.is_timeout() && late.may_have_run(), "{late:?}");
+    assert!(late.source().unwrap().is::<tower::timeout::error::Elapsed>());
+    assert_eq!(late.to_string(), "a layer of the host ended the call: request timed out");
+
+    // The shed call did not begin, so a retry is safe.
+    let shed = layered(&permits, |layers| {
+        layers.push(ServiceBuilder::new().load_shed().concurrency_limit(1));
+    });
+    let mut first = shed.run(call());
+    assert!((&mut first).now_or_never().is_none());
+    let overloaded = shed.run_bounded(call(), std::future::pending()).await.unwrap_err();
+    assert!(overloaded.is_overloaded() && overloaded.is_retryable(), "{overloaded:?}");
+    drop(first);
+    permits.add_permits(1);
+    shed.run(call()).await.unwrap();
+}
+
+#[tokio::test]
+async fn other_errors_of_layers_are_rejections_unless_a_tool_error_is_among_their_sources() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("the tenant has no quota")]
+    struct NoQuota(#[source] Option<ToolError>);
+
+    let failing = |source: Option<ToolError>| {
+        let fail =
+            service_fn(move |_: ToolCall| std::future::ready(Err::<ToolReply, _>(NoQuota(source.clone()))));
+        CallService::new(fail).run(call())
+    };
+    let rejected = failing(None).await.unwrap_err();
+    assert_eq!((rejected.kind(), rejected.is_retryable()), (ErrorKind::Rejected, false));
+    assert_eq!(rejected.to_string(), "a layer of the host ended the call: the tenant has no quota");
+    let inner = ToolError::ShuttingDown { delivered: false };
+    assert_eq!(failing(Some(inner)).await.unwrap_err().kind(), ErrorKind::ShuttingDown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_in_a_layer_ends_at_its_deadline_and_at_the_cut_off() {
+    let permits = Arc::new(Semaphore::new(0));
+    let limited = layered(&permits, |layers| {
+        layers.push(ServiceBuilder::new().concurrency_limit(1).into_inner());
+    });
+    let mut first = limited.run(call());
+    assert!((&mut first).now_or_never().is_none());
+
+    let start = Instant::now();
+    let late = limited.run_bounded(call().with_deadline(start + SECOND), std::future::pending());
+    let late = late.await.unwrap_err();
+    assert!(matches!(late, ToolError::DeadlineExceeded { stage: CallStage::Queued, .. }), "{late}");
+    assert_eq!(start.elapsed(), SECOND);
+
+    let cut_off = Arc::new(Notify::new());
+    let wait = Arc::clone(&cut_off);
+    let mut waiting = limited.run_bounded(call(), async move { wait.notified().await });
+    assert!((&mut waiting).now_or_never().is_none());
+    cut_off.notify_one();
+    assert!(matches!(waiting.await, Err(ToolError::ShuttingDown { delivered: false })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_reports_no_deadline_gets_a_short_grace_period() {
+    let permits = Arc::new(Semaphore::new(0));
+    let plain = layered(&permits, |layers| layers.push(tower::layer::util::Identity::new()));
+    let start = Instant::now();
+    let late = plain.run_bounded(call().with_deadline(start + SECOND), std::future::pending()).await;
+    assert!(matches!(late, Err(ToolError::DeadlineExceeded { stage: CallStage::Running, .. })), "{late:?}");
+    assert_eq!(start.elapsed(), SECOND + GRACE);
+}
+
+#[tokio::test]
+async fn a_layer_that_was_added_first_sees_a_call_first() {
+    let permits = Arc::new(Semaphore::new(1));
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let service = layered(&permits, |layers| {
+        for name in ["outer", "inner"] {
+            let order = Arc::clone(&order);
+            layers.push(tower::util::MapRequestLayer::new(move |call: ToolCall| {
+                order.lock().unwrap().push(name);
+                call
+            }));
+        }
+    });
+    let mut tracked = call();
+    let _progress = CallProgress::track(&mut tracked);
+    service.clone().oneshot(tracked).await.unwrap();
+    assert_eq!(*order.lock().unwrap(), ["outer", "inner"]);
+    assert!(CallLayers::default().wrap(gated(&permits)).is_none(), "without layers nothing is wrapped");
+}
+
+#[tokio::test]
+async fn adapters_keep_the_contract_of_handlers() {
+    let tool = FnTool::stream("any", |_: serde_json::Value, _| futures_util::stream::iter([1, 2]));
+    let stream = Arc::new(tool) as Arc<dyn ToolHandler>;
+    let value = Arc::new(FnTool::typed("any", |args: std::collections::HashMap<String, bool>| async move {
+        if args.contains_key("endless") {
+            std::future::pending::<()>().await;
+        }
+        if args.contains_key("fail") { Err("on purpose") } else { Ok(1) }
+    })) as Arc<dyn ToolHandler>;
+    // Routes by mode, like a handler with both kinds of tools.
+    let (values, streams) = (HandlerService::new(value), HandlerService::new(stream));
+    let service = service_fn(move |call: ToolCall| {
+        let mut service = if call.mode == crate::CallMode::Unary { values.clone() } else { streams.clone() };
+        service.call(call)
+    });
+    let with = |name: &'static str| move || call().try_with_argument(name, &true).unwrap();
+    let calls = ContractCalls {
+        value: Box::new(call),
+        stream: Box::new(|| call().streaming()),
+        failure: Box::new(with("fail")),
+        endless: Box::new(with("endless")),
+    };
+    tool_handler_contract(Arc::new(ServiceHandler::new(service)), &calls).await;
+}

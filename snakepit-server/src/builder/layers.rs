@@ -1,0 +1,62 @@
+//! Adds the layers of the program to a host.
+
+use snakepit_registry::{CallService, ToolCall, ToolReply};
+use tower::{BoxError, Layer, Service};
+
+use super::Builder;
+
+impl Builder {
+    /// Puts a [`tower::Layer`] around calls of Python tools and host tools. A call passes the layers in the order in which you
+    /// add them:
+    ///
+    /// ```text
+    /// caller > host > [layers] > retry > [attempt layers] > queue > worker
+    ///                          > host tool
+    /// ```
+    ///
+    /// - The host looks up the session before the layers, and enforces the deadline of a call that waits in them.
+    /// - A nested call, which a running tool makes, does not pass the layers again. Otherwise, a concurrency limit would make
+    ///   it wait for its own caller.
+    /// - A layer sees the reply of a streaming call when the stream begins. The permit of a concurrency limit returns to the
+    ///   limit at that time.
+    /// - Dropping a call cancels it through the layers.
+    /// - [`CallService::new`] lists the conversions of errors.
+    ///
+    /// The service must be `Clone`, because calls are concurrent. Put a service that is not, such as tower's rate limit, behind
+    /// a buffer.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use snakepit_server::Snakepit;
+    /// use tower::ServiceBuilder;
+    ///
+    /// let builder = Snakepit::builder()
+    ///     .layer(ServiceBuilder::new().load_shed().concurrency_limit(100))
+    ///     .layer(ServiceBuilder::new().buffer(16).rate_limit(50, Duration::from_secs(1)));
+    /// ```
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<CallService> + Send + Sync + 'static,
+        L::Service: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<ToolCall>>::Future: Send + 'static,
+        <L::Service as Service<ToolCall>>::Error: Into<BoxError>,
+    {
+        self.call_layers.push(layer);
+        self
+    }
+
+    /// Puts a [`tower::Layer`] around each attempt at a call of a Python tool: outside of the wait for a worker, and inside of
+    /// the retries. [`layer`](Self::layer) has the figure and the rules. The host retries an attempt only if its worker was
+    /// lost, so an error of a layer ends the call.
+    pub fn attempt_layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<CallService> + Send + Sync + 'static,
+        L::Service: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<ToolCall>>::Future: Send + 'static,
+        <L::Service as Service<ToolCall>>::Error: Into<BoxError>,
+    {
+        self.attempt_layers.push(layer);
+        self
+    }
+}

@@ -1,0 +1,67 @@
+//! The layers that the program puts around calls. They wrap the service that resolves and runs a call.
+//!
+//! ```text
+//! caller > host: session, telemetry > [call layers] > registry > host tool
+//!                                                              > pool: retry > [attempt layers] > dispatch > worker
+//! ```
+//!
+//! A nested call, which a running tool makes through the host, belongs to a call that has passed the layers. It does not
+//! pass them again, because a concurrency limit would then make it wait for its own caller.
+
+use std::{
+    sync::{OnceLock, Weak},
+    task::{Context, Poll},
+};
+
+use snakepit_registry::{CallFuture, CallLayers, CallService, ToolCall, ToolError, ToolReply};
+use tower::Service;
+
+use super::{ANCESTORS, Host};
+
+/// The service with the layers of the program; empty without layers.
+#[derive(Debug, Default)]
+pub(super) struct HostLayers(OnceLock<CallService>);
+
+impl HostLayers {
+    /// Sets the layers. Only the first call has an effect.
+    pub(super) fn set(&self, layers: CallLayers, host: Weak<Host>) {
+        if let Some(service) = layers.wrap(HostService(host)) {
+            // The builder calls this once.
+            let _ = self.0.set(service);
+        }
+    }
+
+    /// The layers that this call passes; `None` if there are none, or the call is nested.
+    #[inline]
+    pub(super) fn around(&self, call: &ToolCall) -> Option<&CallService> {
+        let service = self.0.get()?;
+        let is_nested = call.ancestors.is_some() || ANCESTORS.try_with(|_| ()).is_ok();
+        (!is_nested).then_some(service)
+    }
+}
+
+/// The service inside of the layers. Weak, because the host owns it.
+#[derive(Debug, Clone)]
+struct HostService(Weak<Host>);
+
+impl Service<ToolCall> for HostService {
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = CallFuture<'static>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: ToolCall) -> Self::Future {
+        let host = self.0.upgrade();
+        Box::pin(async move {
+            let host = host.ok_or_else(|| ToolError::Unavailable {
+                reason: "the host was dropped".to_owned(),
+                retry_after: None,
+            })?;
+            // Marks the calls of a host tool as nested.
+            ANCESTORS.scope(None, host.resolve_and_call(call)).await
+        })
+    }
+}

@@ -1,0 +1,10 @@
+//! Runs the examples of docs/embedding.md. They stop with an error if a step fails.
+
+#[allow(dead_code, reason = "the test calls `run`")]
+#[path = "../../snakepit-server/examples/layered_pool.rs"]
+mod layered_pool;
+
+#[tokio::test]
+async fn the_example_with_layers_runs() {
+    layered_pool::run().await.unwrap();
+}
