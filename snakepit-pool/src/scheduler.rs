@@ -3,10 +3,12 @@
 //! A pure state machine: it maps an [`Event`] and a time to [`Effect`]s. It does no IO, starts no tasks, takes no locks
 //! and reads no clock. The [`driver`](crate::driver) connects it to the outside.
 
+mod admission;
 mod ahead;
 mod capacity;
 mod event;
 mod load;
+mod overflow;
 mod queue;
 mod slot;
 mod stop;
@@ -19,6 +21,7 @@ use tokio::time::Instant;
 
 use self::{
     capacity::Capacity,
+    overflow::Overflow,
     queue::{Queue, QueuedCall},
     slot::Up,
 };
@@ -67,6 +70,8 @@ pub(crate) struct Scheduler {
     slots: Vec<Slot>,
     capacity: Capacity,
     queue: Queue,
+    /// The calls that wait for room in the queue.
+    overflow: Overflow,
     /// The slot of the last brief call.
     last_brief_slot: u32,
     /// The number of calls that hold a worker, including lost workers.
@@ -88,6 +93,7 @@ impl Scheduler {
             slots: indices.map(|index| Slot::new(index, now)).collect(),
             capacity: Capacity::new(limits.slots, limits.concurrency + MAX_AHEAD),
             queue: Queue::default(),
+            overflow: Overflow::default(),
             last_brief_slot: 0,
             in_flight: 0,
             workers_up: 0,
@@ -99,11 +105,14 @@ impl Scheduler {
     /// Handles an event. Returns the effects in the order in which they must be applied.
     pub(crate) fn handle_event(&mut self, event: Event, now: Instant) -> Drain<'_, Effect> {
         match event {
-            Event::Submit { ticket, preferred, deadline, load, bytes } => {
-                self.on_submit(QueuedCall { ticket, preferred, deadline, queued_at: now, load, bytes }, now);
+            Event::Submit { ticket, preferred, deadline, load, bytes, room_wait } => {
+                let call = QueuedCall { ticket, preferred, deadline, queued_at: now, load, bytes };
+                self.on_submit(call, room_wait, now);
             }
             Event::Withdraw(ticket) => {
-                self.queue.remove(ticket);
+                if self.queue.remove(ticket).is_none() {
+                    self.overflow.remove(ticket);
+                }
                 // The next call may be brief, and so fit on a busy worker.
                 self.dispatch(now);
                 self.stop_if_drained();
@@ -144,6 +153,9 @@ impl Scheduler {
             Event::Tick => self.on_tick(now),
             Event::Drain { until } => self.on_drain(until, now),
         }
+        if !self.overflow.is_empty() {
+            self.admit(now);
+        }
         self.effects.drain(..)
     }
 
@@ -168,7 +180,7 @@ impl Scheduler {
         &self.slots
     }
 
-    fn on_submit(&mut self, call: QueuedCall, now: Instant) {
+    fn on_submit(&mut self, call: QueuedCall, room_wait: Option<Duration>, now: Instant) {
         let ticket = call.ticket;
         if self.phase != Phase::Serving {
             return self.reject(ticket, Rejection::Draining);
@@ -178,6 +190,7 @@ impl Scheduler {
         }
         // A new call must not overtake queued ones.
         if self.queue.len() == 0
+            && self.overflow.is_empty()
             && let Some(slot) = self.slot_for(&call, now)
         {
             return self.assign(ticket, slot, call.load, now);
@@ -185,19 +198,7 @@ impl Scheduler {
         if self.cannot_start_workers() {
             return self.reject(ticket, Rejection::NoWorkers { next_attempt: self.next_attempt() });
         }
-        let queued = self.queue.len();
-        if queued >= self.limits.queue {
-            let oldest = self.queue.oldest(now);
-            return self.reject(ticket, Rejection::Overloaded { queued, oldest });
-        }
-        let used = self.queue.bytes();
-        if queued > 0 && used.saturating_add(call.bytes) > self.limits.queue_bytes {
-            let oldest = self.queue.oldest(now);
-            return self.reject(ticket, Rejection::TooManyBytes { used, oldest });
-        }
-        let earliest = earlier(self.next_tick, call.deadline);
-        self.queue.push(call);
-        self.next_tick = earliest;
+        self.enqueue(call, room_wait, now);
     }
 
     fn reject(&mut self, ticket: Ticket, rejection: Rejection) {
@@ -396,6 +397,7 @@ impl Scheduler {
             while let Some(call) = self.queue.take_first() {
                 self.reject(call.ticket, Rejection::NoWorkers { next_attempt });
             }
+            self.reject_overflow(Rejection::NoWorkers { next_attempt });
             self.stop_if_drained();
         }
     }
@@ -418,6 +420,7 @@ impl Scheduler {
         for ticket in self.queue.take_expired(now) {
             self.effects.push(Effect::Expire(ticket));
         }
+        self.end_waits_for_room(now);
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             match slot.state {
@@ -443,7 +446,8 @@ impl Scheduler {
             }
             _ => {}
         }
-        self.next_tick = earlier(self.next_tick, self.queue.earliest_deadline());
+        self.next_tick =
+            earlier(self.next_tick, earlier(self.queue.earliest_deadline(), self.overflow.next_end()));
     }
 
     /// Whether the key names the current worker of its slot, not a previous one.

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -65,6 +66,9 @@ pub struct TraceContext {
     pub tracestate: Option<String>,
 }
 
+/// The extension of [`ToolCall::with_room_wait`], because few calls have it.
+struct RoomWait(Duration);
+
 /// A call of a tool.
 #[derive(Debug, Clone)]
 pub struct ToolCall {
@@ -121,6 +125,21 @@ impl ToolCall {
     pub fn size(&self) -> usize {
         let metadata = self.metadata.iter().map(|(key, value)| key.len() + value.len());
         self.arguments.size() + metadata.sum::<usize>()
+    }
+
+    /// Lets the call wait for room in a full queue for up to this time, instead of failing with
+    /// [`ToolError::Overloaded`](crate::ToolError::Overloaded) immediately. The deadline applies in addition.
+    #[must_use]
+    pub fn with_room_wait(mut self, limit: Duration) -> Self {
+        self.extensions.insert(RoomWait(limit));
+        self
+    }
+
+    /// The time that the call may wait for room in a full queue.
+    #[inline]
+    #[must_use]
+    pub fn room_wait(&self) -> Option<Duration> {
+        self.extensions.get::<RoomWait>().map(|wait| wait.0)
     }
 
     /// Adds an argument.

@@ -65,7 +65,7 @@ pub type WatchBuilder<H = LocalHost> = snakepit_client::WatchBuilder<H>;
 pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
 
 pub use snakepit_client::{
-    Caller, Client, ClientBuilder, Error, EventStream, HostHandle, RemoteHost, Reply, ReplyStream,
+    CallBatch, Caller, Client, ClientBuilder, Error, EventStream, HostHandle, RemoteHost, Reply, ReplyStream,
     SessionWatch,
 };
 pub use snakepit_pool::{CallTotals, PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus};

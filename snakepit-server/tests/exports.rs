@@ -3,12 +3,13 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The files whose public signatures a program that depends on `snakepit-server` uses.
-const FILES: [&str; 33] = [
+const FILES: [&str; 34] = [
     "snakepit-server/src/builder.rs",
     "snakepit-server/src/builder/layers.rs",
     "snakepit-server/src/builder/start.rs",
     "snakepit-server/src/error.rs",
     "snakepit-server/src/snakepit.rs",
+    "snakepit-server/client/src/batch.rs",
     "snakepit-server/client/src/call.rs",
     "snakepit-server/client/src/caller.rs",
     "snakepit-server/client/src/client.rs",

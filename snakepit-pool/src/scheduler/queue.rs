@@ -13,7 +13,7 @@ use crate::collections::VecDeque;
 /// The number of entries at the head that are searched for a call that prefers the free worker.
 const AFFINITY_WINDOW: usize = 8;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct QueuedCall {
     pub(super) ticket: Ticket,
     pub(super) preferred: Option<WorkerKey>,

@@ -12,6 +12,8 @@ impl Scheduler {
             Phase::Stopping | Phase::Stopped => return,
         };
         self.phase = Phase::Draining { until };
+        // The pool has not accepted these calls.
+        self.reject_overflow(Rejection::Draining);
         self.tick_at(until);
         if until <= now {
             return self.stop();

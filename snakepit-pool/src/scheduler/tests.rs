@@ -1,6 +1,7 @@
 //! Tests of single rules of the scheduler. [`properties`] tests all of them under random events.
 
 mod properties;
+mod room;
 
 use std::time::Duration;
 
@@ -46,7 +47,17 @@ impl SchedulerHarness {
     fn submit_with(&mut self, preferred: Option<WorkerKey>, timeout: Option<u64>) -> (Ticket, Vec<Effect>) {
         let ticket = self.ticket();
         let deadline = timeout.map(|millis| self.now + Duration::from_millis(millis));
-        (ticket, self.on(Event::Submit { ticket, preferred, deadline, load: Load::LONG, bytes: 0 }))
+        (
+            ticket,
+            self.on(Event::Submit {
+                ticket,
+                preferred,
+                deadline,
+                load: Load::LONG,
+                bytes: 0,
+                room_wait: None,
+            }),
+        )
     }
 
     fn submit(&mut self) -> (Ticket, Vec<Effect>) {
@@ -139,7 +150,8 @@ fn slot_of_brief(harness: &mut SchedulerHarness, micros: u64) -> u32 {
 
 fn slot_of_preferring(harness: &mut SchedulerHarness, micros: u64, preferred: Option<WorkerKey>) -> u32 {
     let (ticket, load) = (harness.ticket(), Load::of(Duration::from_micros(micros)));
-    match harness.on(Event::Submit { ticket, preferred, deadline: None, load, bytes: 0 })[..] {
+    match harness.on(Event::Submit { ticket, preferred, deadline: None, load, bytes: 0, room_wait: None })[..]
+    {
         [Effect::Assign { worker, .. }] => worker.slot,
         ref effects => panic!("{effects:?}"),
     }
@@ -202,7 +214,14 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
     let mut harness = SchedulerHarness::up(1, 1, 10);
     let mut submit = |bytes| {
         let ticket = harness.ticket();
-        let submit = Event::Submit { ticket, preferred: None, deadline: None, load: Load::LONG, bytes };
+        let submit = Event::Submit {
+            ticket,
+            preferred: None,
+            deadline: None,
+            load: Load::LONG,
+            bytes,
+            room_wait: None,
+        };
         (ticket, harness.on(submit))
     };
     // This call runs, so its bytes do not count.
@@ -215,14 +234,28 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
     assert_eq!(harness.on(Event::Withdraw(large)), []);
     let mut submit = |bytes| {
         let ticket = harness.ticket();
-        let submit = Event::Submit { ticket, preferred: None, deadline: None, load: Load::LONG, bytes };
+        let submit = Event::Submit {
+            ticket,
+            preferred: None,
+            deadline: None,
+            load: Load::LONG,
+            bytes,
+            room_wait: None,
+        };
         harness.on(submit)
     };
     assert_eq!((submit(60), submit(40)), (vec![], vec![]));
     assert!(matches!(submit(1)[..], [Effect::Reject { .. }]));
     harness.on(Event::Finished(worker(0, 1), Load::LONG));
     let ticket = harness.ticket();
-    let submit = Event::Submit { ticket, preferred: None, deadline: None, load: Load::LONG, bytes: 60 };
+    let submit = Event::Submit {
+        ticket,
+        preferred: None,
+        deadline: None,
+        load: Load::LONG,
+        bytes: 60,
+        room_wait: None,
+    };
     assert_eq!(harness.on(submit), [], "the bytes of the call that left the queue are free");
 }
 

@@ -117,6 +117,21 @@ impl<H: HostHandle> CallBuilder<H> {
         self
     }
 
+    /// Waits for up to this time if the queue of the host is full, instead of failing with [`ToolError::Overloaded`] immediately.
+    /// The [`timeout`](Self::timeout) of the call includes the wait. If the queue stays full, the call fails with `Overloaded`.
+    ///
+    /// - On a host in this process, calls get room in the order in which they were made. A call that does not wait cannot
+    ///   overtake them.
+    /// - On a remote host, the client repeats a rejected call after the delay that the host suggests, extended by a random
+    ///   part of up to half (jitter). Calls of several clients therefore have no order. If the delay would exceed the limit,
+    ///   the call fails without another attempt. A call that may have run is not repeated.
+    ///
+    /// Dropping the call ends the wait.
+    pub fn wait_for_room(mut self, limit: Duration) -> Self {
+        *self.call = self.call.with_room_wait(limit);
+        self
+    }
+
     /// Declares that the call may run more than once. The host then retries it if its worker is lost, and a client if its
     /// connection breaks.
     pub fn idempotent(mut self) -> Self {

@@ -19,6 +19,7 @@
 //! offers the same API.
 #![warn(missing_docs)]
 
+mod batch;
 mod call;
 mod caller;
 mod client;
@@ -39,6 +40,7 @@ pub use snakepit_session::{
 };
 
 pub use self::{
+    batch::CallBatch,
     call::{CallBuilder, Reply, ReplyStream},
     caller::Caller,
     client::{Client, ClientBuilder},

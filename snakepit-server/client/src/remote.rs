@@ -3,6 +3,7 @@
 mod calls;
 mod deadline;
 mod request_timeout;
+mod room;
 mod state;
 
 use std::{

@@ -257,7 +257,8 @@ impl Model {
         let preferred = preferred.map(|(slot, generation)| worker(slot, generation));
         let deadline = timeout.map(|millis| self.harness.now + Duration::from_millis(millis));
         let before = self.queued.len();
-        let effects = self.harness.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0 });
+        let effects =
+            self.harness.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0, room_wait: None });
         let is_resolved = !effects.is_empty();
         effects.into_iter().for_each(|effect| self.effect(effect, Some((load, deadline))));
         if !is_resolved {

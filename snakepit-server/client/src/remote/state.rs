@@ -48,7 +48,10 @@ macro_rules! read_rpc {
 impl HostHandle for RemoteHost {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         // Boxed, so that the large future of a remote call does not become part of the caller's.
-        Box::pin(self.0.call(call)).await
+        match call.room_wait() {
+            None => Box::pin(self.0.call(call)).await,
+            Some(limit) => Box::pin(self.0.call_when_there_is_room(call, limit)).await,
+        }
     }
 
     async fn open_session(&self, id: &SessionId, new: NewSession) -> Result<(), Error> {

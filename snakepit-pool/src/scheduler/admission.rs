@@ -1,0 +1,84 @@
+//! Admits calls to the queue: the limits of the queue, and the calls that wait for room in it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Effect, Rejection, Scheduler, earlier, queue::QueuedCall};
+
+impl Scheduler {
+    /// Queues a call. A call above the limits waits for room, if it may, or is rejected.
+    pub(super) fn enqueue(&mut self, call: QueuedCall, room_wait: Option<Duration>, now: Instant) {
+        // A new call must not overtake calls that wait for room.
+        let rejection = match self.limit_reached(&call, now) {
+            None if self.overflow.is_empty() => return self.push(call),
+            None => self.overloaded(now),
+            Some(rejection) => rejection,
+        };
+        let ticket = call.ticket;
+        if room_wait.is_some_and(|wait| self.overflow.push(call, wait, now)) {
+            self.next_tick = earlier(self.next_tick, self.overflow.next_end());
+        } else {
+            self.reject(ticket, rejection);
+        }
+    }
+
+    fn push(&mut self, call: QueuedCall) {
+        self.next_tick = earlier(self.next_tick, call.deadline);
+        self.queue.push(call);
+    }
+
+    /// The limit of the queue that leaves no room for this call.
+    fn limit_reached(&self, call: &QueuedCall, now: Instant) -> Option<Rejection> {
+        let (queued, used) = (self.queue.len(), self.queue.bytes());
+        if queued >= self.limits.queue {
+            return Some(self.overloaded(now));
+        }
+        let is_too_large = queued > 0 && used.saturating_add(call.bytes) > self.limits.queue_bytes;
+        is_too_large.then(|| Rejection::TooManyBytes { used, oldest: self.queue.oldest(now) })
+    }
+
+    fn overloaded(&self, now: Instant) -> Rejection {
+        Rejection::Overloaded { queued: self.queue.len(), oldest: self.queue.oldest(now) }
+    }
+
+    /// Moves calls that wait for room to a worker or to the queue, in order.
+    pub(super) fn admit(&mut self, now: Instant) {
+        while let Some(&call) = self.overflow.first() {
+            if call.deadline.is_some_and(|at| at <= now) {
+                self.overflow.take_first();
+                self.effects.push(Effect::Expire(call.ticket));
+                continue;
+            }
+            // With a `queue_limit` of 0, this is the only way out.
+            let idle_slot = if self.queue.len() == 0 { self.slot_for(&call, now) } else { None };
+            if idle_slot.is_none() && self.limit_reached(&call, now).is_some() {
+                return;
+            }
+            self.overflow.take_first();
+            match idle_slot {
+                Some(slot) => self.assign(call.ticket, slot, call.load, now),
+                None => self.push(QueuedCall { queued_at: now, ..call }),
+            }
+        }
+    }
+
+    /// Fails the calls that got no room in time.
+    pub(super) fn end_waits_for_room(&mut self, now: Instant) {
+        for call in self.overflow.take_ended(now) {
+            if call.deadline.is_some_and(|at| at <= now) {
+                self.effects.push(Effect::Expire(call.ticket));
+            } else {
+                let rejection = self.limit_reached(&call, now).unwrap_or_else(|| self.overloaded(now));
+                self.reject(call.ticket, rejection);
+            }
+        }
+    }
+
+    /// Rejects all calls that wait for room.
+    pub(super) fn reject_overflow(&mut self, rejection: Rejection) {
+        while let Some(call) = self.overflow.take_first() {
+            self.reject(call.ticket, rejection);
+        }
+    }
+}

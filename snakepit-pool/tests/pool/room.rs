@@ -1,0 +1,86 @@
+//! Tests of calls that wait for room in the full queue of a pool.
+#![allow(clippy::disallowed_methods, reason = "tests may panic and detach tasks")]
+
+use std::time::Duration;
+
+use snakepit_pool::PoolConfig;
+use snakepit_registry::{CallStage, ToolCall, ToolError, ToolHandler};
+use tokio::time::Instant;
+
+use crate::puppet::{PoolHarness, config};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn waiting() -> ToolCall {
+    ToolCall::new("waiting").with_room_wait(SECOND)
+}
+
+/// A pool with a running call and a full queue.
+async fn full() -> (PoolHarness, crate::puppet::Call, Vec<crate::puppet::PuppetWorker>) {
+    let (mut harness, workers) = PoolHarness::up(PoolConfig { queue_limit: 1, ..config(1) }).await;
+    let _running = harness.call_tool("running").await;
+    let running = harness.next_call().await;
+    let _queued = harness.call_tool("queued").await;
+    (harness, running, workers)
+}
+
+/// Makes a call in a new task, which waits for room.
+async fn wait(harness: &PoolHarness, call: ToolCall) -> tokio::task::JoinHandle<crate::puppet::Answer> {
+    let tool = harness.tool();
+    let waiting = tokio::spawn(async move { tool.call(call).await });
+    harness.settle().await;
+    waiting
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_wait_for_room_in_order() {
+    let (mut harness, running, _workers) = full().await;
+    let calls = [waiting(), waiting()];
+    let ids = calls.each_ref().map(|call| call.id);
+    let mut answers = Vec::new();
+    for call in calls {
+        answers.push(wait(&harness, call).await);
+    }
+    assert!(harness.tool().call(ToolCall::new("t")).await.unwrap_err().is_overloaded(), "it does not wait");
+    assert_eq!(harness.status().queued, 1, "the limit holds");
+    running.succeed();
+    harness.next_call().await.succeed();
+    for (id, answer) in ids.into_iter().zip(answers) {
+        let call = harness.next_call().await;
+        assert_eq!(call.call.id, id);
+        call.succeed();
+        answer.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_room_ends_at_its_limit_and_at_the_deadline() {
+    let (harness, _running, _workers) = full().await;
+    let start = Instant::now();
+    let late = harness.tool().call(waiting().with_deadline(start + SECOND / 2)).await.unwrap_err();
+    assert!(matches!(late, ToolError::DeadlineExceeded { stage: CallStage::Queued, .. }), "{late}");
+    assert_eq!(start.elapsed(), SECOND / 2);
+    let overloaded = harness.tool().call(waiting()).await.unwrap_err();
+    assert!(matches!(overloaded, ToolError::Overloaded { queued: 1, limit: 1, .. }), "{overloaded}");
+    assert_eq!(start.elapsed(), SECOND * 3 / 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_or_cancelled_call_no_longer_waits_for_room() {
+    let (mut harness, running, _workers) = full().await;
+    let dropped = wait(&harness, waiting()).await;
+    let cancelled = waiting();
+    let id = cancelled.id;
+    let cancelled = wait(&harness, cancelled).await;
+    let last = wait(&harness, ToolCall::new("last").with_room_wait(SECOND)).await;
+    dropped.abort();
+    assert!(dropped.await.unwrap_err().is_cancelled());
+    harness.tool().cancel(id).await.unwrap();
+    assert!(matches!(cancelled.await.unwrap(), Err(ToolError::Cancelled { .. })));
+    running.succeed();
+    harness.next_call().await.succeed();
+    let call = harness.next_call().await;
+    assert_eq!(&*call.call.tool, "last");
+    call.succeed();
+    last.await.unwrap().unwrap();
+}
