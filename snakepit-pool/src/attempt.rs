@@ -63,8 +63,10 @@ impl Service<Arc<ToolCall>> for Attempts {
 
     fn call(&mut self, call: Arc<ToolCall>) -> Self::Future {
         match &self.layered {
-            None => self.dispatch.call(call),
-            Some(layered) => layered.run(ToolCall::clone(&call)),
+            // A call that a tool of a worker makes belongs to an attempt that has passed the layers. In a concurrency limit, it
+            // would wait for its own caller.
+            Some(layered) if call.ancestors.is_none() => layered.run(ToolCall::clone(&call)),
+            _ => self.dispatch.call(call),
         }
     }
 }

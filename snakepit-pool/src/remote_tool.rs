@@ -27,7 +27,7 @@ impl RemoteTool {
     /// The call that runs on this worker and the calls that wait for it, outermost first. These are the
     /// [ancestors](ToolCall::ancestors) of a call that the worker makes.
     ///
-    /// Returns `None` if the worker is idle or unknown, or if the pool's `concurrency` is not 1.
+    /// Returns `None` if the worker is idle or unknown, and an empty list if the pool's `concurrency` is not 1.
     #[must_use]
     pub fn ancestors_on(&self, worker: &str) -> Option<Arc<[CallId]>> {
         self.driver.ancestors_on(worker)

@@ -94,9 +94,10 @@ pub struct ToolCall {
     /// The trace of the call.
     pub trace: Option<TraceContext>,
     /// The running calls that wait for this one, outermost first: the tool of each called a host tool, which made the next call.
-    /// `None` for a call that is not nested.
+    /// Empty for a nested call if they are unknown. `None` for a call that is not nested.
     pub ancestors: Option<Arc<[CallId]>>,
-    /// Typed values that layers attach to the call, for other layers of this process.
+    /// Typed values that layers attach to the call, for other layers of this process. The host keeps its own values here, so a
+    /// layer changes the call that it receives and does not replace it with a new one.
     pub extensions: Extensions,
 }
 

@@ -194,9 +194,13 @@ fn tool_failed(tool: &str, mut failure: Box<ToolFailure>) -> ToolError {
 }
 
 pub(crate) fn panic_failure(tool: &str, panic: &(dyn Any + Send)) -> ToolError {
-    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-    failure(tool, "panic", format!("panicked: {text}"))
+    failure(tool, "panic", format!("panicked: {}", panic_text(panic)))
+}
+
+/// The message of a panic; empty if it has none.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or_default()
 }
 
 fn failure(tool: &str, error_type: &str, message: String) -> ToolError {

@@ -208,17 +208,21 @@ impl Registry {
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub async fn call_host_tool(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        check::tool_name(&call.tool)?;
-        let tool = {
-            let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
-            let is_host_tool = |tool: &&Arc<ResolvedTool>| tool.provider == HOST_PROVIDER;
-            tools.get(&call.tool).filter(is_host_tool).cloned().ok_or_else(|| {
-                let names =
-                    tools.iter().filter(|(_, tool)| is_host_tool(tool)).map(|(name, _)| name.as_ref());
-                not_found(&call.tool, names)
-            })?
-        };
-        tool.begin(call)?.await
+        self.resolve_host_tool(&call.tool)?.begin(call)?.await
+    }
+
+    /// Resolves the name of a host tool.
+    ///
+    /// # Errors
+    /// [`ToolError::NotFound`] unless a host tool has this name, and [`ToolError::InvalidArgument`] if it is not a valid name.
+    pub fn resolve_host_tool(&self, name: &str) -> Result<Arc<ResolvedTool>, ToolError> {
+        check::tool_name(name)?;
+        let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+        let is_host_tool = |tool: &&Arc<ResolvedTool>| tool.provider == HOST_PROVIDER;
+        tools.get(name).filter(is_host_tool).cloned().ok_or_else(|| {
+            let names = tools.iter().filter(|(_, tool)| is_host_tool(tool)).map(|(name, _)| name.as_ref());
+            not_found(name, names)
+        })
     }
 
     /// The specs of all host tools, ordered by name.

@@ -6,8 +6,10 @@ mod progress;
 mod tests;
 
 use std::{
+    any::Any,
     fmt,
     future::{Future, poll_fn},
+    panic::AssertUnwindSafe,
     pin::pin,
     sync::Arc,
     task::{Context, Poll},
@@ -15,11 +17,15 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
 use tower::{BoxError, Service};
 
 pub use self::{layers::CallLayers, progress::CallProgress};
-use crate::{CallFuture, CallStage, ToolCall, ToolError, ToolHandler, ToolReply};
+use crate::{
+    CallFuture, CallStage, ErrorKind, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply,
+    fn_tool::panic_text,
+};
 
 /// The time after a deadline in which the handler inside of the layers may report the deadline itself.
 const GRACE: Duration = Duration::from_millis(200);
@@ -105,6 +111,8 @@ impl CallService {
 
     /// Runs a call, and ends it at its deadline or after `cut_off` while it waits in a layer. The handler inside of the
     /// layers ends it otherwise, because it can report how far the call got.
+    ///
+    /// A panic of a layer fails only this call. If a layer repeats the call, the error takes all passes into account.
     #[doc(hidden)]
     #[must_use]
     pub fn run_bounded(
@@ -126,13 +134,18 @@ impl CallService {
             if deadline.is_some() && tokio::runtime::Handle::try_current().is_err() {
                 return Err(ToolError::outside_runtime(false));
             }
-            let (mut running, mut cut_off) = (pin!(running), pin!(cut_off));
+            let (mut running, mut cut_off) = (pin!(AssertUnwindSafe(running).catch_unwind()), pin!(cut_off));
             let mut timer = deadline.map(|at| Box::pin(sleep_until(at)));
             let (mut is_cut_off, mut is_late) = (false, false);
             poll_fn(|cx| {
                 // Polls the call first, so that a reply that arrives together with a bound wins.
                 if let Poll::Ready(result) = running.as_mut().poll(cx) {
-                    return Poll::Ready(result);
+                    let result =
+                        result.unwrap_or_else(|panic| Err(layer_panicked(&*panic, progress.has_begun())));
+                    return Poll::Ready(match result {
+                        Ok(reply) => Ok(catch_panics_of_stream(reply)),
+                        Err(error) => Err(progress.with_earlier_pass(error)),
+                    });
                 }
                 is_cut_off = is_cut_off || cut_off.as_mut().poll(cx).is_ready();
                 if is_cut_off && !progress.is_inside() {
@@ -154,6 +167,23 @@ impl CallService {
             .await
         })
     }
+}
+
+/// The error of a call whose layer panicked.
+fn layer_panicked(panic: &(dyn Any + Send), delivered: bool) -> ToolError {
+    let problem = format!("it panicked: {}", panic_text(panic));
+    ToolError::Layer { kind: ErrorKind::Rejected, delivered, problem, source: None }
+}
+
+/// Ends a streamed reply with an error if a layer that wraps the stream panics.
+fn catch_panics_of_stream(mut reply: ToolReply) -> ToolReply {
+    if let ReplyBody::Stream(chunks) = reply.body {
+        let items = AssertUnwindSafe(chunks)
+            .catch_unwind()
+            .map(|item| item.unwrap_or_else(|panic| Err(layer_panicked(&*panic, true))));
+        reply.body = ReplyBody::Stream(Box::pin(items));
+    }
+    reply
 }
 
 impl Clone for CallService {

@@ -193,7 +193,11 @@ impl Host {
 
     /// Resolves and runs a call that has passed the layers of the program.
     async fn resolve_and_call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        let tool = self.registry.resolve(&call.tool).map_err(|unknown| self.unknown_tool_error(unknown))?;
+        let tool = if call.extensions.get::<HostToolOnly>().is_some() {
+            self.registry.resolve_host_tool(&call.tool)?
+        } else {
+            self.registry.resolve(&call.tool).map_err(|unknown| self.unknown_tool_error(unknown))?
+        };
         // The pool records when a call begins on a worker.
         if tool.is_host_tool()
             && let Some(progress) = CallProgress::of(&call)
@@ -218,17 +222,23 @@ impl Host {
         }
     }
 
-    /// Runs a call of a host tool for a worker. The drain already waits for the worker's own call.
+    /// Runs a call of a host tool for a worker. The drain already waits for the worker's own call. A call of a client, or of a
+    /// worker that runs no call, is not nested, so it passes the layers of the program.
     pub(crate) async fn call_host_tool(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
         let session = match call.session.clone() {
             Some(id) => Some(self.use_session(id, &mut call).await?),
             None => None,
         };
-        let bounds = self.bounds(&mut call)?;
-        let ancestors = call.ancestors.clone();
-        let running = ANCESTORS.scope(ancestors, self.registry.call_host_tool(call));
-        let reply = bounds.within(CallStage::Running, running).await?;
-        let reply = bounds.bound(reply, None);
+        let reply = if let Some(layers) = self.layers.around(&call) {
+            call.extensions.insert(HostToolOnly);
+            self.begin_in(layers, call)?.await?
+        } else {
+            let bounds = self.bounds(&mut call)?;
+            let ancestors = call.ancestors.clone();
+            let running = ANCESTORS.scope(ancestors, self.registry.call_host_tool(call));
+            let reply = bounds.within(CallStage::Running, running).await?;
+            bounds.bound(reply, None)
+        };
         Ok(match session {
             Some(session) => session.finish(reply, &self.affinity),
             None => reply,
@@ -290,6 +300,9 @@ impl Host {
         self.cut.cancel();
     }
 }
+
+/// The extension of a call that may run a host tool only.
+struct HostToolOnly;
 
 /// The session of a call.
 struct CallSession {

@@ -13,8 +13,8 @@ use std::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use snakepit_server::{
-    Builder, Client, Error, ErrorKind, FnTool, ReplyBody, Snakepit, ToolCall, ToolError, ToolHandler,
-    ToolReply, ToolSpec, testing::InProcessWorkers,
+    Builder, CallService, Client, Error, ErrorKind, FnTool, ReplyBody, Snakepit, ToolCall, ToolError,
+    ToolHandler, ToolReply, ToolSpec, testing::InProcessWorkers,
 };
 use tokio::sync::Semaphore;
 use tower::{
@@ -197,6 +197,66 @@ async fn host_tools_pass_the_layers_but_their_own_calls_do_not_pass_them_again()
     assert_eq!(count.load(Ordering::Relaxed), 1);
     let missing = fixture.snakepit.execute::<i64>("no_such", ()).await.unwrap_err();
     assert_eq!((missing.kind(), count.load(Ordering::Relaxed)), (ErrorKind::ToolNotFound, 2));
+    fixture.snakepit.shutdown().await.unwrap();
+}
+
+/// A layer that rejects every call.
+fn rejecting() -> impl tower::Layer<
+    CallService,
+    Service: Service<ToolCall, Response = ToolReply, Error = ToolError, Future: Send> + Clone + Send + Sync,
+> + Send
++ Sync {
+    tower::layer::layer_fn(|_| {
+        tower::service_fn(|_: ToolCall| async {
+            Err::<ToolReply, _>(ToolError::Rejected { problem: "no calls".to_owned() })
+        })
+    })
+}
+
+#[tokio::test]
+async fn a_client_that_calls_a_host_tool_as_workers_do_passes_the_layers() {
+    use snakepit_proto::pb;
+
+    for (rejects, tool, code) in [
+        (true, "one", tonic::Code::FailedPrecondition),
+        (false, "one", tonic::Code::Ok),
+        (false, "gated", tonic::Code::NotFound),
+    ] {
+        let fixture = Fixture::start(|b| {
+            let b = b.host_tool("one", |_: Value| async { 1 });
+            if rejects { b.layer(rejecting()) } else { b.layer(ConcurrencyLimitLayer::new(1)) }
+        })
+        .await;
+        let url = format!("unix://{}", fixture.snakepit.socket().display());
+        let channel = tonic::transport::Endpoint::try_from(url).unwrap().connect().await.unwrap();
+        let mut client = pb::bridge_service_client::BridgeServiceClient::new(channel);
+        let request = pb::ExecuteElixirToolRequest { tool_name: tool.to_owned(), ..Default::default() };
+        let reply = client.execute_elixir_tool(request).await;
+        assert_eq!(reply.as_ref().err().map_or(tonic::Code::Ok, tonic::Status::code), code, "{reply:?}");
+        fixture.snakepit.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_a_layer_fails_only_its_call() {
+    let panicking = MapRequestLayer::new(|call: ToolCall| {
+        assert!(!call.metadata.contains_key("panic"), "on purpose");
+        call
+    });
+    let fixture = Fixture::start(|b| b.layer(panicking)).await;
+    let client = fixture.client().await;
+    let caller = client.clone();
+    let other = tokio::spawn(async move { caller.execute::<i64>("gated", ()).await });
+    fixture.started.acquire().await.unwrap().forget();
+    for error in [
+        client.call("gated").metadata("panic", "1").unary::<i64>().await.unwrap_err(),
+        fixture.snakepit.call("gated").metadata("panic", "1").unary::<i64>().await.unwrap_err(),
+    ] {
+        assert_eq!((error.kind(), error.may_have_run()), (ErrorKind::Rejected, false), "{error:?}");
+        assert_eq!(error.to_string(), "a layer of the host ended the call: it panicked: on purpose");
+    }
+    fixture.permits.add_permits(1);
+    assert_eq!(other.await.unwrap().unwrap(), 1, "the connection and its other call remain");
     fixture.snakepit.shutdown().await.unwrap();
 }
 

@@ -83,16 +83,17 @@ impl NestedCalls {
 }
 
 impl Driver {
-    /// The call that runs on this worker, after its own ancestors. `None` if workers run several calls concurrently,
-    /// because a worker does not report which of them makes a nested call.
+    /// The call that runs on this worker, after its own ancestors. `None` if it runs no call. Empty if workers run several calls
+    /// concurrently, because a worker does not report which of them makes a nested call.
     pub(crate) fn ancestors_on(&self, worker: &str) -> Option<Arc<[CallId]>> {
-        if self.config.concurrency != 1 {
-            return None;
-        }
         let key = self.worker_key(worker)?;
         let state = self.lock();
         // The running call has the lowest number, because the others were handed over ahead of their turn.
-        let on_worker = state.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker_key == key);
+        let mut on_worker =
+            state.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker_key == key);
+        if self.config.concurrency != 1 {
+            return on_worker.next().map(|_| Arc::default());
+        }
         let call = on_worker.min_by_key(|lease| lease.number)?.call;
         let outer = state.nested.of(call).unwrap_or_default();
         Some(outer.iter().copied().chain([call]).collect())

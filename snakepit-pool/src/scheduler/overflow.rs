@@ -14,6 +14,9 @@ use super::{
 /// The most calls that wait for room. Bounds the memory of the entries, about 100 bytes each.
 const MAX_CALLS: usize = 100_000;
 
+/// The longest wait, which stands for a wait without a limit. The range of the clock contains its end.
+const MAX_WAIT: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 #[derive(Debug, Default)]
 pub(super) struct Overflow {
     /// The calls by the number of their ticket, each with the end of its wait.
@@ -37,8 +40,7 @@ impl Overflow {
         if wait.is_zero() || self.calls.len() >= MAX_CALLS {
             return false;
         }
-        // A wait beyond the range of the clock ends with the deadline.
-        let end = now.checked_add(wait).or(call.deadline);
+        let end = now.checked_add(wait.min(MAX_WAIT));
         let Some(end) = earlier(end, call.deadline) else { return false };
         self.next_end = earlier(self.next_end, Some(end));
         self.calls.insert(call.ticket.number, (call, end));

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use snakepit_pool::PoolConfig;
 use snakepit_registry::{CallLayers, CallService, CallStage, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_worker::ExitReason;
 use tokio::time::Instant;
@@ -102,6 +103,27 @@ async fn an_attempt_that_waits_in_a_layer_ends_at_the_deadline_when_dropped_and_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_a_tool_of_a_worker_makes_does_not_wait_for_the_layers_of_its_caller() {
+    for concurrency in [1, 2] {
+        let limit = layers(ConcurrencyLimitLayer::new(1));
+        let (mut harness, _workers) =
+            PoolHarness::up_with_layers(PoolConfig { concurrency, ..config(2) }, limit).await;
+        let outer = harness.call_tool("outer").await;
+        let one = harness.next_call().await;
+        let ancestors = harness.tool().ancestors_on(one.worker.as_str());
+        let expected = if concurrency == 1 { &[one.call.id][..] } else { &[] };
+        assert_eq!(ancestors.as_deref(), Some(expected));
+        let nested = harness.call(ToolCall { ancestors, ..ToolCall::new("nested") }).await;
+        harness.next_call().await.succeed();
+        nested.answer().await.unwrap();
+        let worker = one.worker.clone();
+        one.succeed();
+        outer.answer().await.unwrap();
+        assert_eq!(harness.tool().ancestors_on(worker.as_str()), None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn streams_pass_attempt_layers_and_end_at_their_deadline() {
     let (mut harness, _workers) =
         PoolHarness::up_with_layers(config(1), layers(TimeoutLayer::new(SECOND))).await;
@@ -128,6 +150,7 @@ async fn a_call_that_kills_its_workers_is_not_retried_more_often_with_layers() {
             reason: "it exited".into(),
             delivered: false,
             output_lines: vec![],
+            retry_after: None,
         };
         let mut attempts = 0;
         let answer = caller.answer();

@@ -73,6 +73,9 @@ impl ToolError {
             }
             Self::ShuttingDown { .. } => Self::ShuttingDown { delivered: true },
             Self::NoRuntime { problem, .. } => Self::NoRuntime { problem, delivered: true },
+            Self::Layer { kind: kind @ ErrorKind::DeadlineExceeded, problem, source, .. } => {
+                Self::Layer { kind, delivered: true, problem, source }
+            }
             later => earlier.with_retry_after(later.retry_after()),
         }
     }
@@ -207,6 +210,11 @@ mod tests {
             assert_eq!((combined.kind(), combined.retry_after()), (kind, retry_after));
         }
         assert!(overloaded().with_earlier_attempt(overloaded()).is_overloaded());
+        let layer = |kind| ToolError::Layer { kind, delivered: false, problem: "busy".into(), source: None };
+        let late = layer(ErrorKind::DeadlineExceeded).with_earlier_attempt(lost(true));
+        assert!(matches!(late, ToolError::Layer { delivered: true, .. }) && late.is_timeout(), "{late}");
+        let shed = layer(ErrorKind::Overloaded).with_earlier_attempt(lost(true));
+        assert!(matches!(shed, ToolError::WorkerLost { delivered: true, .. }), "{shed}");
         let failed = ToolError::Failed(Box::default()).with_earlier_attempt(lost(true));
         assert!(matches!(failed, ToolError::Failed(_)));
     }

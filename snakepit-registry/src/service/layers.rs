@@ -53,7 +53,7 @@ impl fmt::Debug for CallLayers {
     }
 }
 
-/// Records that a call has passed all layers.
+/// Records that a call has passed all layers, and how each pass ended.
 #[derive(Debug, Clone)]
 struct Innermost<S>(S);
 
@@ -73,8 +73,11 @@ where
         let inside = CallProgress::of(&call).map(CallProgress::enter);
         let reply = self.0.call(call);
         Box::pin(async move {
-            let _inside = inside;
-            reply.await
+            let result = reply.await;
+            if let Some(inside) = inside {
+                inside.end(&result);
+            }
+            result
         })
     }
 }

@@ -1,11 +1,11 @@
 //! [`CallProgress`]: how far a call got on its way through layers.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use crate::ToolCall;
+use crate::{ErrorKind, ToolCall, ToolError, ToolReply};
 
 /// The progress of a call through layers, an [extension](ToolCall::extensions) that all copies of the call share.
 #[doc(hidden)]
@@ -17,8 +17,18 @@ struct Progress {
     /// The number of copies of the call that the handler inside of the layers runs.
     inside: AtomicUsize,
     has_begun: AtomicBool,
+    /// The first pass through the layers after which the tool may have run.
+    earlier_pass: OnceLock<EarlierPass>,
     /// The progress through the layers outside of these.
     outer: Option<CallProgress>,
+}
+
+/// A pass that may have run the tool. A layer, such as a retry, may make another pass afterwards.
+#[derive(Debug)]
+enum EarlierPass {
+    Failed(ToolError),
+    /// The tool replied, or a layer dropped the call.
+    Ended,
 }
 
 impl CallProgress {
@@ -61,15 +71,55 @@ impl CallProgress {
     /// Counts the call as inside until the guard is dropped.
     pub(super) fn enter(&self) -> InsideGuard {
         self.0.inside.fetch_add(1, Ordering::Relaxed);
-        InsideGuard(self.clone())
+        InsideGuard { progress: self.clone(), has_ended: false }
+    }
+
+    /// Combines the error of the call with an earlier pass through the layers, after which the tool may have run.
+    pub(super) fn with_earlier_pass(&self, error: ToolError) -> ToolError {
+        match self.0.earlier_pass.get() {
+            Some(_) if error.may_have_run() => error,
+            Some(EarlierPass::Failed(earlier)) => error.with_earlier_attempt(earlier.clone()),
+            Some(EarlierPass::Ended) => {
+                let kind = match error.kind() {
+                    kind @ (ErrorKind::Overloaded | ErrorKind::DeadlineExceeded) => kind,
+                    _ => ErrorKind::Rejected,
+                };
+                let problem = format!("an earlier attempt may have run, and the last one failed: {error}");
+                error.with_earlier_attempt(ToolError::Layer { kind, delivered: true, problem, source: None })
+            }
+            None => error,
+        }
     }
 }
 
-/// Keeps a call counted as inside.
-pub(super) struct InsideGuard(CallProgress);
+/// Keeps a call counted as inside. Records a pass that may have run the tool.
+pub(super) struct InsideGuard {
+    progress: CallProgress,
+    has_ended: bool,
+}
+
+impl InsideGuard {
+    /// Ends the pass.
+    pub(super) fn end(mut self, result: &Result<ToolReply, ToolError>) {
+        self.has_ended = true;
+        match result {
+            Ok(_) => self.record(EarlierPass::Ended),
+            Err(error) if error.may_have_run() => self.record(EarlierPass::Failed(error.clone())),
+            Err(_) => {}
+        }
+    }
+
+    fn record(&self, pass: EarlierPass) {
+        // The first pass suffices.
+        let _ = self.progress.0.earlier_pass.set(pass);
+    }
+}
 
 impl Drop for InsideGuard {
     fn drop(&mut self) {
-        self.0.0.inside.fetch_sub(1, Ordering::Relaxed);
+        if !self.has_ended && self.progress.has_begun() {
+            self.record(EarlierPass::Ended);
+        }
+        self.progress.0.inside.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -135,6 +135,80 @@ async fn a_layer_that_was_added_first_sees_a_call_first() {
     assert!(CallLayers::default().wrap(gated(&permits)).is_none(), "without layers nothing is wrapped");
 }
 
+/// Runs a call through a layer that repeats it once if it fails. Each pass ends with the next of these results.
+async fn repeated(passes: Vec<Option<Result<ToolReply, ToolError>>>, discards_replies: bool) -> ToolError {
+    let passes = Arc::new(std::sync::Mutex::new(passes.into_iter()));
+    let tool = service_fn(move |call: ToolCall| {
+        let result = passes.lock().unwrap().next().unwrap();
+        Box::pin(async move {
+            CallProgress::of(&call).unwrap().begin();
+            match result {
+                Some(result) => result,
+                None => std::future::pending().await,
+            }
+        }) as CallFuture<'static>
+    });
+    let mut layers = CallLayers::default();
+    layers.push(tower::layer::layer_fn(move |inner: CallService| {
+        service_fn(move |call: ToolCall| {
+            let inner = inner.clone();
+            async move {
+                // A pass without a result is dropped.
+                match tokio::time::timeout(SECOND, inner.run(call.clone())).await {
+                    Ok(Ok(reply)) if !discards_replies => Ok(reply),
+                    _ => inner.run(call).await,
+                }
+            }
+        })
+    }));
+    layers.wrap(tool).unwrap().run_bounded(call(), std::future::pending()).await.unwrap_err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_after_a_repetition_takes_the_earlier_passes_into_account() {
+    let lost = |delivered| ToolError::WorkerLost {
+        worker: "w".into(),
+        reason: "it exited".into(),
+        delivered,
+        output_lines: vec![],
+        retry_after: None,
+    };
+    let overloaded = || Some(Err(ToolError::Overloaded { queued: 1, limit: 1, retry_after: None }));
+    let never_ran = repeated(vec![Some(Err(lost(false))), overloaded()], false).await;
+    assert!(matches!(never_ran, ToolError::Overloaded { .. }) && never_ran.is_retryable(), "{never_ran:?}");
+    let may_have_run = repeated(vec![Some(Err(lost(true))), overloaded()], false).await;
+    assert!(matches!(may_have_run, ToolError::WorkerLost { delivered: true, .. }), "{may_have_run:?}");
+    let discarded = Some(Ok(ToolReply::value(snakepit_session::Payload::null())));
+    for first in [discarded, None] {
+        let error = repeated(vec![first, overloaded()], true).await;
+        assert!(error.is_overloaded() && error.may_have_run() && !error.is_retryable(), "{error:?}");
+        assert!(error.to_string().contains("an earlier attempt may have run"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_a_layer_fails_the_call_or_ends_its_stream() {
+    let permits = Arc::new(Semaphore::new(1));
+    let panicking = layered(&permits, |layers| {
+        layers.push(tower::util::MapResponseLayer::new(|_: ToolReply| -> ToolReply { panic!("on purpose") }));
+    });
+    let error = panicking.run_bounded(call(), std::future::pending()).await.unwrap_err();
+    assert!(error.may_have_run() && error.kind() == ErrorKind::Rejected, "{error:?}");
+    assert_eq!(error.to_string(), "a layer of the host ended the call: it panicked: on purpose");
+
+    permits.add_permits(1);
+    let panicking = layered(&permits, |layers| {
+        layers.push(tower::util::MapResponseLayer::new(|_: ToolReply| {
+            let chunks = futures_util::stream::poll_fn(|_| panic!("on purpose"));
+            ToolReply::stream(Box::pin(chunks))
+        }));
+    });
+    let reply = panicking.run_bounded(call(), std::future::pending()).await.unwrap();
+    let ReplyBody::Stream(chunks) = reply.body else { panic!("not a stream") };
+    let items: Vec<_> = chunks.collect().await;
+    assert!(matches!(&items[..], [Err(ToolError::Layer { delivered: true, .. })]), "{items:?}");
+}
+
 #[tokio::test]
 async fn adapters_keep_the_contract_of_handlers() {
     let tool = FnTool::stream("any", |_: serde_json::Value, _| futures_util::stream::iter([1, 2]));

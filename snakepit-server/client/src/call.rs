@@ -123,8 +123,8 @@ impl<H: HostHandle> CallBuilder<H> {
     /// - On a host in this process, calls get room in the order in which they were made. A call that does not wait cannot
     ///   overtake them.
     /// - On a remote host, the client repeats a rejected call after the delay that the host suggests, extended by a random
-    ///   part of up to half (jitter). Calls of several clients therefore have no order. If the delay would exceed the limit,
-    ///   the call fails without another attempt. A call that may have run is not repeated.
+    ///   part of up to half (jitter). Calls of several clients therefore have no order. The last attempt is at the end of the
+    ///   limit, or shortly before the deadline. A call that may have run is not repeated.
     ///
     /// Dropping the call ends the wait.
     pub fn wait_for_room(mut self, limit: Duration) -> Self {

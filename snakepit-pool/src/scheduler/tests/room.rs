@@ -73,6 +73,8 @@ fn a_wait_ends_after_its_limit_or_at_the_deadline() {
         harness.submit_waiting(Duration::ZERO, None, 0)
     };
     assert!(is_rejected(&effects, zero), "{effects:?}");
+    let (_, effects) = harness.submit_waiting(Duration::MAX, None, 0);
+    assert_eq!(effects, [], "it waits without a limit");
 }
 
 #[test]

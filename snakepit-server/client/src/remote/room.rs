@@ -15,6 +15,12 @@ use super::Connection;
 /// The delay if the host suggests none.
 const DEFAULT_DELAY: Duration = Duration::from_millis(100);
 
+/// The shortest delay.
+const MIN_DELAY: Duration = Duration::from_millis(10);
+
+/// The time that the last attempt before the deadline has.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
+
 impl Connection {
     /// Runs a call, and repeats it for up to `limit` while the host is overloaded.
     pub(super) async fn call_when_there_is_room(
@@ -22,22 +28,32 @@ impl Connection {
         call: ToolCall,
         limit: Duration,
     ) -> Result<ToolReply, ToolError> {
-        let start = Instant::now();
+        let end = last_attempt(Instant::now(), limit, call.deadline);
         loop {
             let error = match self.call(call.clone()).await {
                 Err(error) if error.is_overloaded() && error.is_retryable() => error,
                 result => return result,
             };
-            let time_left = limit.saturating_sub(start.elapsed());
-            let delay = error.retry_after().unwrap_or(DEFAULT_DELAY);
-            let is_too_late =
-                call.deadline.is_some_and(|at| at.saturating_duration_since(Instant::now()) <= delay);
-            if delay > time_left || is_too_late {
-                return Err(error);
+            match next_delay(&error, Instant::now(), end) {
+                Some(delay) => sleep(delay).await,
+                None => return Err(error),
             }
-            sleep(with_jitter(delay).min(time_left)).await;
         }
     }
+}
+
+/// The time of the last attempt; `None` without a limit. An attempt at the deadline would fail before the host receives it.
+fn last_attempt(now: Instant, limit: Duration, deadline: Option<Instant>) -> Option<Instant> {
+    let before_deadline = deadline.map(|at| at.checked_sub(DEADLINE_MARGIN).unwrap_or(now));
+    now.checked_add(limit).into_iter().chain(before_deadline).min()
+}
+
+/// The time until the next attempt. `None` if this error ended the last attempt.
+fn next_delay(error: &ToolError, now: Instant, end: Option<Instant>) -> Option<Duration> {
+    let delay = with_jitter(error.retry_after().unwrap_or(DEFAULT_DELAY).max(MIN_DELAY));
+    let Some(end) = end else { return Some(delay) };
+    let time_left = end.saturating_duration_since(now);
+    (!time_left.is_zero()).then(|| delay.min(time_left))
 }
 
 /// Extends a delay by up to half, so that clients that were rejected together do not return together.
@@ -51,6 +67,28 @@ fn with_jitter(delay: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_keeps_to_the_limit_and_the_deadline_and_ends_with_an_attempt() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let overloaded = |retry_after| ToolError::Overloaded { queued: 1, limit: 1, retry_after };
+        let long = overloaded(Some(10 * second));
+        let end = last_attempt(start, second, None);
+        assert_eq!(next_delay(&long, start, end), Some(second), "a delay beyond the limit ends with it");
+        assert_eq!(next_delay(&long, start + second, end), None);
+        // With the jitter, the delay of 0.9 s could exceed the deadline.
+        let end = last_attempt(start, 60 * second, Some(start + second));
+        assert_eq!(
+            next_delay(&overloaded(Some(second * 9 / 10)), start, end),
+            Some(second - DEADLINE_MARGIN)
+        );
+        assert_eq!(next_delay(&long, start + second, end), None);
+        assert_eq!(last_attempt(start, Duration::MAX, None), None);
+        assert!(
+            next_delay(&overloaded(Some(Duration::ZERO)), start, None) >= Some(MIN_DELAY),
+            "no busy loop"
+        );
+    }
 
     #[test]
     fn jitter_extends_a_delay_by_up_to_half() {
