@@ -196,8 +196,9 @@ async fn a_failed_start_reports_its_cause_and_leaves_no_process() {
     let exits = format!("python3 {root}/tests/workers/exits_at_once.py");
     let cases = [
         (
+            // Any of the three workers may fail first.
             Sandbox::adapter("no.such.module:Adapter", 3),
-            vec!["worker `default-0-1` did not start", "no.such.module"],
+            vec!["worker `default-", "` did not start", "no.such.module"],
         ),
         (
             Sandbox::adapter("broken_import:Adapter", 1),
@@ -230,7 +231,10 @@ async fn a_failed_start_reports_its_cause_and_leaves_no_process() {
         let options = format!("{builder:?}");
         let failure = builder.try_start().await.unwrap_err();
         assert_eq!(failure.code, Some(5), "{options}: {}", failure.stderr);
-        assert!(!failure.stderr.contains("worker did not start"), "the log repeats it: {}", failure.stderr);
+        // The debug log, which the test enables, names the worker of each failed launch.
+        let warning =
+            failure.stderr.lines().find(|line| line.contains(" WARN ") && line.contains("did not start"));
+        assert!(warning.is_none(), "the log repeats the cause: {}", failure.stderr);
         let line = failure.line();
         for needle in needles {
             assert!(line.contains(needle), "{options}: no {needle:?} in {line}\n{}", failure.stderr);
