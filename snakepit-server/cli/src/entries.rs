@@ -36,27 +36,38 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 }
 
-/// The path of a key that occurs twice in the same object, at any depth.
+/// The deepest level that [`duplicate_key`] searches, as deep as `serde_json` reads a value. Deeper text passes unchecked, so that
+/// it cannot overflow the stack.
+const MAX_DEPTH: usize = 128;
+
+/// The path of a key that occurs twice in the same object, down to [`MAX_DEPTH`] levels.
 pub(crate) fn duplicate_key(entries: &[(String, &RawValue)]) -> Option<String> {
+    duplicate_among(entries, 1)
+}
+
+fn duplicate_among(entries: &[(String, &RawValue)], depth: usize) -> Option<String> {
     let mut seen = HashSet::new();
     for (key, value) in entries {
         if !seen.insert(key) {
             return Some(format!("`{key}`"));
         }
-        if let Some(inner) = duplicate_inside(value) {
+        if let Some(inner) = duplicate_inside(value, depth) {
             return Some(format!("`{key}`.{inner}"));
         }
     }
     None
 }
 
-fn duplicate_inside(value: &RawValue) -> Option<String> {
+fn duplicate_inside(value: &RawValue, depth: usize) -> Option<String> {
+    if depth >= MAX_DEPTH {
+        return None;
+    }
     let json = value.get();
     match json.as_bytes().first()? {
-        b'{' => duplicate_key(&serde_json::from_str::<Entries<'_>>(json).ok()?.0),
+        b'{' => duplicate_among(&serde_json::from_str::<Entries<'_>>(json).ok()?.0, depth + 1),
         b'[' => {
             let items: Vec<&RawValue> = serde_json::from_str(json).ok()?;
-            items.into_iter().find_map(duplicate_inside)
+            items.into_iter().find_map(|item| duplicate_inside(item, depth + 1))
         }
         _ => None,
     }
@@ -74,5 +85,13 @@ mod tests {
         assert_eq!(duplicate(r#"{"a": 1, "\u0061": 1}"#).as_deref(), Some("`a`"));
         let nested = r#"{"a": [1, {"b": "}", "b": 1e999}]}"#;
         assert_eq!(duplicate(nested).as_deref(), Some("`a`.`b`"));
+    }
+
+    #[test]
+    fn deeply_nested_text_does_not_overflow_the_stack() {
+        for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+            let json = format!("{{\"a\":{}1{}}}", open.repeat(100_000), close.repeat(100_000));
+            assert_eq!(duplicate_key(&serde_json::from_str::<Entries<'_>>(&json).unwrap().0), None);
+        }
     }
 }
