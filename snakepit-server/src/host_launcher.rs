@@ -1,5 +1,5 @@
-//! [`HostLauncher`]: connects a launcher to the host. It tells workers how to reach the host, and registers the tools that they
-//! announce.
+//! [`HostLauncher`]: connects a launcher to the host. It passes the host's address to workers, and registers the tools that
+//! they announce.
 
 use std::{
     sync::{Arc, Weak},

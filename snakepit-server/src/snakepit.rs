@@ -63,7 +63,7 @@ impl Snakepit {
         &self.caller.host().0
     }
 
-    /// The host as a [`tower::Service`] of [`ToolCall`](crate::ToolCall)s, for a stack of your own. Its calls pass the
+    /// The host as a [`tower::Service`] of [`ToolCall`](crate::ToolCall)s, for use in another stack. Its calls pass the
     /// [layers](Builder::layer) of the builder.
     #[must_use]
     pub fn service(&self) -> LocalHost {

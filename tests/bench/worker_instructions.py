@@ -4,7 +4,7 @@
 
 It starts a worker without a host, and is its only client. The profile of the counted calls stays in the current
 directory, one file per thread. Under valgrind, a call takes longer than the delay after which answers leave, so each
-answer is a write of its own, even with many calls in flight.
+answer is a separate write, even with many calls in flight.
 """
 
 import argparse

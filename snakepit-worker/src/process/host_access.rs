@@ -47,7 +47,7 @@ impl HostAccess {
         self.launches.begin(worker, &self.socket, &self.run_id)
     }
 
-    /// Admits a worker that cannot present a token to a loopback listener of its own, and returns the address of the
+    /// Admits a worker that cannot present a token to a separate loopback listener, and returns the address of the
     /// listener. On Linux, the listener serves only processes of the launch, so call [`LaunchGuard::record_pid`].
     ///
     /// # Errors

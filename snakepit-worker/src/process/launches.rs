@@ -284,7 +284,7 @@ impl LaunchGuard {
     }
 
     /// The first line on the control channel, with the token and a line feed. Write it before the process starts. Empty if
-    /// the worker connects to a listener of its own.
+    /// the worker connects to a separate listener.
     #[must_use]
     pub fn first_line(&self) -> Vec<u8> {
         if self.token.is_empty() {
