@@ -37,7 +37,7 @@ impl Pool {
     }
 
     /// Like [`start`](Self::start), with layers around each attempt at a call: outside of the wait for a worker, and inside of
-    /// the retries. A pool without layers does not pay for them.
+    /// the retries.
     ///
     /// # Errors
     /// As for `start`.
