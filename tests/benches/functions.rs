@@ -3,6 +3,7 @@
 
 use std::{convert::Infallible, hint::black_box, sync::Arc};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use prost::Message;
 use snakepit_pool::{Pool, PoolConfig, RemoteTool};
@@ -10,7 +11,7 @@ use snakepit_proto::pb;
 use snakepit_registry::{FnTool, ToolCall, ToolHandler};
 use snakepit_session::{MemoryBackend, NewSession, Payload, SessionBackend, SessionId, SessionLimits};
 use snakepit_wire::{payload_from_wire, payload_to_wire, value_from_wire, value_to_wire};
-use snakepit_worker::testing::InProcessWorkers;
+use snakepit_worker::{ExitReason, LaunchRequest, Worker, WorkerError, WorkerExit, WorkerLauncher};
 use tokio::runtime::Runtime;
 
 /// An integer argument.
@@ -61,7 +62,7 @@ impl FakePool {
     pub fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let unit = FnTool::typed("unit", |(): ()| async { Ok::<_, Infallible>(()) });
-        let launcher = Arc::new(InProcessWorkers::new().tool(unit));
+        let launcher = Arc::new(BareLauncher(Arc::new(unit)));
         let pool = runtime.block_on(async {
             let pool = Pool::start(PoolConfig::default(), launcher).unwrap();
             pool.ready().await.unwrap();
@@ -72,6 +73,22 @@ impl FakePool {
 
     pub fn call(&self) {
         self.runtime.block_on(self.tool.call(ToolCall::new("unit"))).unwrap();
+    }
+}
+
+/// Launches workers that pass each call to a handler without any other work, so that the benchmark counts the pool alone.
+#[derive(Debug)]
+struct BareLauncher(Arc<dyn ToolHandler>);
+
+#[async_trait]
+impl WorkerLauncher for BareLauncher {
+    async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
+        let (worker, mut launcher_end) = Worker::new(request.id, None, "in-process", Arc::clone(&self.0));
+        tokio::spawn(async move {
+            launcher_end.command().await;
+            launcher_end.exited(WorkerExit { reason: ExitReason::Stopped, output_lines: Vec::new() });
+        });
+        Ok(worker)
     }
 }
 
