@@ -5,8 +5,13 @@ To start a worker manually, run ``python -m snakepit_bridge.worker``.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+
+# Nothing that these imports create becomes garbage, so collections would only delay the start.
+_COLLECTS_GARBAGE = gc.isenabled()
+gc.disable()
 
 from snakepit_bridge import _native
 from snakepit_bridge._event_loop import EventLoop
@@ -14,6 +19,11 @@ from snakepit_bridge._hooks import Hooks
 from snakepit_bridge._output import Output
 from snakepit_bridge._plan import AdapterError, Plan, construct, init_process, load, plan_of
 from snakepit_bridge._signals import Signals
+
+# No later collection visits the objects of the imports either, because they live as long as the process.
+gc.freeze()
+if _COLLECTS_GARBAGE:
+    gc.enable()
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,10 @@ use snakepit_registry::Announcer;
 use tokio::{net::TcpListener, sync::SetOnce};
 use tokio_util::sync::CancellationToken;
 
-use super::{host_access::HostAccess, lineage};
+use super::{
+    host_access::HostAccess,
+    lineage::{self, Leader, Lineage},
+};
 use crate::WorkerId;
 
 /// Serves the host's API to the worker of one launch, on the launch's listener, until the launch [ends](Launch::ended).
@@ -37,9 +40,8 @@ pub struct Launches {
 #[derive(Debug)]
 pub struct Launch {
     id: WorkerId,
-    /// The pid of the worker's process, which its descendants and its process group belong to. `None` if the launcher does not
-    /// know it.
-    leader: SetOnce<Option<u32>>,
+    /// The worker's process, which its descendants and its process group belong to. `None` if the launcher does not know its pid.
+    leader: SetOnce<Option<Leader>>,
     ended: CancellationToken,
     announcer: Announcer,
 }
@@ -164,10 +166,12 @@ impl Launches {
     #[must_use]
     pub fn find_by_pid(&self, pid: u32) -> Option<Arc<Launch>> {
         let live: Vec<_> = lock(&self.live).iter().filter_map(Weak::upgrade).collect();
-        let lineage = lineage::Lineage::of(pid);
-        live.into_iter().find(|launch| {
-            !launch.ended.is_cancelled() && launch.process().is_some_and(|leader| lineage.includes(leader))
-        })
+        let mut led: Vec<_> =
+            live.iter().filter_map(|launch| Some((launch, launch.running_process()?))).collect();
+        let oldest_start = led.iter().map(|(_, leader)| leader.start_time).min()?;
+        let lineage = Lineage::of(pid, oldest_start);
+        led.retain(|(_, leader)| lineage.includes(*leader));
+        led.first().map(|(launch, _)| Arc::clone(launch))
     }
 
     /// Adds a launch for an existing process. Dropping the returned guard ends the launch.
@@ -198,18 +202,18 @@ impl Launch {
         &self.announcer
     }
 
-    /// Waits until the process has started. Returns its pid, `Some(None)` if the launcher does not know it, and `None` if the
+    /// Waits until the process has started. Returns it, `Some(None)` if the launcher does not know its pid, and `None` if the
     /// launch has ended.
-    async fn leader(&self) -> Option<Option<u32>> {
+    async fn leader(&self) -> Option<Option<Leader>> {
         tokio::select! {
             leader = self.leader.wait() => Some(*leader),
             () = self.ended() => None,
         }
     }
 
-    /// The pid of the worker's process, once it is known.
-    fn process(&self) -> Option<u32> {
-        self.leader.get().copied().flatten()
+    /// The worker's process, once it is known and until the launch ends.
+    fn running_process(&self) -> Option<Leader> {
+        if self.ended.is_cancelled() { None } else { self.leader.get().copied().flatten() }
     }
 
     /// Waits until the process is reaped or has failed to start. Cancel safe.
@@ -253,7 +257,7 @@ impl LaunchGuard {
     /// Records the pid of the started process. From now on, the host accepts this process, its descendants and its process
     /// group as the worker. No effect after the first call of this method or [`accept_any_process`](Self::accept_any_process).
     pub fn record_pid(&self, pid: u32) {
-        let _ = self.launch.leader.set(Some(pid));
+        let _ = self.launch.leader.set(Some(Leader::new(pid)));
     }
 
     /// Accepts the first connection that presents the token as the worker's, for launchers that do not know the pid: the worker

@@ -2,6 +2,9 @@
 
 use std::net::SocketAddr;
 
+#[cfg(target_os = "linux")]
+use super::os_process::Stat;
+
 /// The maximum number of ancestors to follow.
 #[cfg(target_os = "linux")]
 const MAX_ANCESTORS: usize = 64;
@@ -14,8 +17,22 @@ const MAX_ANCESTORS: usize = 64;
 ///   starts in another group or session.
 ///
 /// A daemonized process does not belong to any launch.
-pub(super) fn belongs_to_launch(pid: u32, leader: u32) -> bool {
-    Lineage::of(pid).includes(leader)
+pub(super) fn belongs_to_launch(pid: u32, leader: Leader) -> bool {
+    Lineage::of(pid, leader.start_time).includes(leader)
+}
+
+/// The process that a launch started.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leader {
+    pub(super) pid: u32,
+    /// In clock ticks since boot. 0 if it is unknown.
+    pub(super) start_time: u64,
+}
+
+impl Leader {
+    pub(super) fn new(pid: u32) -> Self {
+        Self { pid, start_time: super::os_process::start_time(pid).unwrap_or(0) }
+    }
 }
 
 /// The possible leaders of the launch that a process [belongs to](belongs_to_launch). Computed once, and then compared with the
@@ -23,7 +40,9 @@ pub(super) fn belongs_to_launch(pid: u32, leader: u32) -> bool {
 pub(super) struct Lineage(Vec<u32>);
 
 impl Lineage {
-    pub(super) fn of(pid: u32) -> Self {
+    /// Finds the leaders that started at `oldest_start` or later, in clock ticks since boot. Reading `/proc` is slow, and an older
+    /// process descends from none of them.
+    pub(super) fn of(pid: u32, oldest_start: u64) -> Self {
         use nix::unistd::{Pid, getpgid, getsid};
 
         // To `getpgid`, pid 0 means the calling process, which is the host.
@@ -33,53 +52,55 @@ impl Lineage {
         let pid_of = |process: Result<Pid, _>| process.ok().map(|process| process.as_raw().cast_unsigned());
         let mut lineage = vec![pid];
         let group_and_session_leaders = [pid_of(getpgid(Some(process))), pid_of(getsid(Some(process)))];
-        add_ancestors(&mut lineage, pid);
+        add_ancestors(&mut lineage, pid, oldest_start);
         for leader in group_and_session_leaders.into_iter().flatten() {
             if !lineage.contains(&leader) {
                 lineage.push(leader);
-                add_ancestors(&mut lineage, leader);
+                add_ancestors(&mut lineage, leader, oldest_start);
             }
         }
         Self(lineage)
     }
 
-    pub(super) fn includes(&self, leader: u32) -> bool {
-        leader != 0 && self.0.contains(&leader)
+    pub(super) fn includes(&self, leader: Leader) -> bool {
+        leader.pid != 0 && self.0.contains(&leader.pid)
     }
 }
 
-/// Adds the ancestors of a process, up to the first one that the list contains already.
+/// Adds the ancestors of a process, up to the first one that the list contains already or that is older than `oldest_start`.
 #[cfg(target_os = "linux")]
-fn add_ancestors(lineage: &mut Vec<u32>, pid: u32) {
-    let parents =
-        std::iter::successors(super::os_process::parent(pid), |pid| super::os_process::parent(*pid));
-    for parent in parents.take(MAX_ANCESTORS).take_while(|parent| *parent > 1) {
-        if lineage.contains(&parent) {
+fn add_ancestors(lineage: &mut Vec<u32>, pid: u32, oldest_start: u64) {
+    let mut pid = pid;
+    for _ in 0..MAX_ANCESTORS {
+        let Some(stat) = Stat::of(pid).filter(|stat| stat.start_time >= oldest_start) else { return };
+        if stat.parent <= 1 || lineage.contains(&stat.parent) {
             return;
         }
-        lineage.push(parent);
+        lineage.push(stat.parent);
+        pid = stat.parent;
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn add_ancestors(_: &mut Vec<u32>, _: u32) {}
+fn add_ancestors(_: &mut Vec<u32>, _: u32, _: u64) {}
 
 /// Whether a process of `leader`'s launch holds the peer end of a TCP connection, accepted at `local` from `peer`.
 ///
 /// Only Linux exposes the owner of a connection. Other systems accept every process of the machine, as the documentation of
 /// `Builder::worker_command` warns.
 #[cfg(target_os = "linux")]
-pub(super) fn owns_connection(leader: u32, peer: SocketAddr, local: SocketAddr) -> bool {
+pub(super) fn owns_connection(leader: Leader, peer: SocketAddr, local: SocketAddr) -> bool {
     let Some(inode) = linux::socket_inode(peer, local) else { return false };
     let link = format!("socket:[{inode}]");
     // Checks the leader first, because it usually is the worker.
-    linux::has_descriptor(leader, &link)
-        || linux::processes()
-            .any(|pid| pid != leader && linux::has_descriptor(pid, &link) && belongs_to_launch(pid, leader))
+    linux::has_descriptor(leader.pid, &link)
+        || linux::processes().any(|pid| {
+            pid != leader.pid && linux::has_descriptor(pid, &link) && belongs_to_launch(pid, leader)
+        })
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn owns_connection(_: u32, _: SocketAddr, _: SocketAddr) -> bool {
+pub(super) fn owns_connection(_: Leader, _: SocketAddr, _: SocketAddr) -> bool {
     true
 }
 
@@ -209,7 +230,7 @@ mod tests {
         program.args(&command[1..]).args(["python3", "-c", CONNECT_PROGRAM, &local.port().to_string()]);
         let child = KilledOnDrop(program.process_group(0).stdin(Stdio::piped()).spawn().unwrap());
         let (_connection, peer) = listener.accept().unwrap();
-        owns_connection(leader.unwrap_or_else(|| child.0.id()), peer, local)
+        owns_connection(Leader::new(leader.unwrap_or_else(|| child.0.id())), peer, local)
     }
 
     #[test]
@@ -235,8 +256,8 @@ mod tests {
         let local = listener.local_addr().unwrap();
         let _ours = std::net::TcpStream::connect(local).unwrap();
         let (_connection, peer) = listener.accept().unwrap();
-        assert!(!owns_connection(worker.0.id(), peer, local));
-        assert!(owns_connection(std::process::id(), peer, local));
+        assert!(!owns_connection(Leader::new(worker.0.id()), peer, local));
+        assert!(owns_connection(Leader::new(std::process::id()), peer, local));
     }
 
     #[test]
@@ -246,7 +267,7 @@ mod tests {
         drop(std::net::TcpStream::connect(local).unwrap());
         let (mut connection, peer) = listener.accept().unwrap();
         assert_eq!(connection.read(&mut [0]).unwrap(), 0);
-        assert!(!owns_connection(std::process::id(), peer, local));
+        assert!(!owns_connection(Leader::new(std::process::id()), peer, local));
     }
 
     #[test]
@@ -262,13 +283,27 @@ mod tests {
         let orphan = lines.iter().find_map(|line| line.parse().ok()).unwrap();
         let _orphan = OrphanKilledOnDrop(orphan);
         assert!(lines.iter().any(|line| line == "ended"), "{lines:?}");
-        let leader = shell.0.id();
+        let leader = Leader::new(shell.0.id());
         assert!(!belongs_to_launch(orphan, leader));
-        assert!(belongs_to_launch(leader, leader) && !belongs_to_launch(std::process::id(), leader));
+        assert!(belongs_to_launch(leader.pid, leader) && !belongs_to_launch(std::process::id(), leader));
         // To the kernel, pid 0 means the calling process.
-        let own_group = nix::unistd::getpgrp().as_raw().cast_unsigned();
+        let own_group = Leader::new(nix::unistd::getpgrp().as_raw().cast_unsigned());
         assert!(belongs_to_launch(std::process::id(), own_group));
-        assert!(!belongs_to_launch(0, own_group) && !belongs_to_launch(0, 0));
+        assert!(!belongs_to_launch(0, own_group) && !belongs_to_launch(0, Leader::new(0)));
+    }
+
+    #[test]
+    fn the_search_stops_at_processes_that_are_older_than_the_launches() {
+        let child = KilledOnDrop(Command::new("cat").stdin(Stdio::piped()).spawn().unwrap());
+        let pid = child.0.id();
+        let Stat { parent, start_time, .. } = Stat::of(pid).unwrap();
+        assert_eq!(parent, std::process::id());
+        let all = Lineage::of(pid, 0);
+        assert!(all.0.contains(&pid) && all.0.contains(&parent));
+        // The child shares the group and the session of this process, so their leaders are candidates, but not their ancestors.
+        let young = Lineage::of(pid, start_time + 1);
+        assert!(young.0.len() <= 3 && young.0.contains(&pid), "{:?}", young.0);
+        assert!(Lineage::of(pid, start_time).0.contains(&parent));
     }
 
     #[test]

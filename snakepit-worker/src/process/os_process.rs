@@ -9,29 +9,55 @@ use nix::{
     unistd::Pid,
 };
 
-/// The start time of a process, in clock ticks since boot. Pid and start time together identify a process.
+/// What `/proc/<pid>/stat` reports about a process.
 #[cfg(target_os = "linux")]
-pub(super) fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 2 is the command's name in parentheses and may contain any character, so parsing starts after it, at field 3.
-    // The start time is field 22.
-    stat.rsplit_once(") ")?.1.split(' ').nth(22 - 3)?.parse().ok()
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stat {
+    /// The state as a letter. `Z` is a zombie.
+    state: u8,
+    /// The parent's pid.
+    pub(super) parent: u32,
+    /// The id of the process group.
+    group: u32,
+    /// The start time, in clock ticks since boot. Pid and start time together identify a process.
+    pub(super) start_time: u64,
 }
 
-/// The parent's pid.
 #[cfg(target_os = "linux")]
-pub(super) fn parent(pid: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The parent is field 4.
-    stat.rsplit_once(") ")?.1.split(' ').nth(4 - 3)?.parse().ok()
+impl Stat {
+    pub(super) fn of(pid: u32) -> Option<Self> {
+        use std::io::Read;
+
+        // Holds the fields below in one read.
+        let mut text = [0; 1024];
+        let length = std::fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut text).ok()?;
+        Self::parse(&text[..length])
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        // Field 2 is the command's name in parentheses and may contain any bytes, so parsing starts after it, at field 3.
+        let name_end = text.iter().rposition(|byte| *byte == b')')?;
+        let fields = str::from_utf8(text.get(name_end + 2..)?).ok()?;
+        let mut fields = fields.split(' ');
+        Some(Self {
+            state: *fields.next()?.as_bytes().first()?,
+            parent: fields.next()?.parse().ok()?,
+            group: fields.next()?.parse().ok()?,
+            start_time: fields.nth(22 - 6)?.parse().ok()?,
+        })
+    }
+}
+
+/// The start time of a process, in clock ticks since boot.
+#[cfg(target_os = "linux")]
+pub(super) fn start_time(pid: u32) -> Option<u64> {
+    Stat::of(pid).map(|stat| stat.start_time)
 }
 
 /// Whether a process has ended and waits for its parent to collect its exit status.
 #[cfg(target_os = "linux")]
 pub(super) fn is_zombie(pid: u32) -> bool {
-    // The state is field 3.
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('Z'))
+    Stat::of(pid).is_some_and(|stat| stat.state == b'Z')
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -94,10 +120,7 @@ pub(super) fn members_of(entries_by_group: &HashMap<u32, Vec<(usize, String)>>) 
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.filter_map(|process| process.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let member = |pid: u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The group is field 5; the first field after the name is field 3.
-        let group = stat.rsplit_once(") ")?.1.split(' ').nth(5 - 3)?.parse::<u32>().ok()?;
-        let entries = entries_by_group.get(&group)?;
+        let entries = entries_by_group.get(&Stat::of(pid)?.group)?;
         let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
         let has_entry = |entry: &str| environment.split(|byte| *byte == 0).any(|e| e == entry.as_bytes());
         entries.iter().find(|(_, entry)| has_entry(entry)).map(|(tag, _)| (*tag, pid))
