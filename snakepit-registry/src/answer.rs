@@ -22,7 +22,7 @@ use crate::ToolFailure;
 /// | [`Json<T>`], `T: Serialize` | `T`, for structs and enums without a `Result` |
 /// | numbers, `bool`, `char`, strings, `()`, `serde_json::Value` | the value |
 /// | `Option<T>`, `Vec<T>`, arrays, maps, sets, tuples, `Arc<T>` of `T: Serialize` | the value |
-/// | [`Payload`], `Result<Payload, E>` | the payload, including a buffer |
+/// | [`Payload`], `Option<Payload>`, and a `Result` of them | the payload, including a buffer; `None` is null |
 ///
 /// Implement the trait for your own types, or wrap them in [`Json`]. The compiler suggests the wrapper:
 ///
@@ -168,10 +168,14 @@ fn serialize<T: Serialize + 'static>(value: T) -> Result<Payload, Box<ToolFailur
 
 fn serialize_shared<T: Serialize + 'static>(value: &T) -> Result<Payload, Box<ToolFailure>> {
     // Serializing a payload would produce its storage format, but callers receive the payload itself.
-    match (value as &dyn Any).downcast_ref::<Payload>() {
-        Some(payload) => Ok(payload.clone()),
-        None => Payload::try_from_serde(value).map_err(failure),
+    let any = value as &dyn Any;
+    if let Some(payload) = any.downcast_ref::<Payload>() {
+        return Ok(payload.clone());
     }
+    if let Some(payload) = any.downcast_ref::<Option<Payload>>() {
+        return Ok(payload.clone().unwrap_or_else(Payload::null));
+    }
+    Payload::try_from_serde(value).map_err(failure)
 }
 
 fn failure<E: fmt::Display>(error: E) -> Box<ToolFailure> {

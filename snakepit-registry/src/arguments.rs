@@ -156,6 +156,14 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
         if self.arguments.is_empty() { visitor.visit_unit() } else { self.deserialize_any(visitor) }
     }
 
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        self.deserialize_unit(visitor)
+    }
+
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
         if self.arguments.is_empty() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
@@ -169,8 +177,8 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit_struct seq tuple
-        tuple_struct map struct enum identifier ignored_any
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf seq tuple tuple_struct map
+        struct enum identifier ignored_any
     }
 }
 

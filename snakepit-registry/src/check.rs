@@ -61,48 +61,96 @@ pub(crate) fn truncated(name: &str) -> String {
 }
 
 /// Checks that every required argument is present, and that each argument has the type of its parameter. A closed spec also
-/// rejects other arguments.
+/// rejects other arguments. The error reports all problems.
 pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), ToolError> {
+    let is_valid = |parameter: &ParameterSpec| match arguments.get(&parameter.name) {
+        Some(argument) => matches_type(parameter, argument),
+        None => !parameter.required,
+    };
+    if spec.parameters.iter().all(is_valid) && unknown_names(spec, arguments).next().is_none() {
+        return Ok(());
+    }
+    let aliases = spec.aliases();
+    let is_alias = |name: &str| aliases.iter().any(|alias| alias == name);
+    // An alias may stand for any parameter. serde reports missing arguments of such a call.
+    let has_alias = arguments.iter().any(|(name, _)| is_alias(name));
+    let mut problems = Problems { spec, found: Vec::new(), omitted: 0, shows_signature: false };
     for parameter in &spec.parameters {
         match arguments.get(&parameter.name) {
             Some(argument) if matches_type(parameter, argument) => {}
             Some(argument) => {
-                let problem = format!(
-                    "is {} {}, expected {}",
-                    article(argument.ty().as_str()),
-                    argument.ty(),
-                    parameter.type_name
-                );
-                return Err(invalid(spec, &parameter.name, problem));
+                let ty = argument.ty();
+                let problem = format!("is {} {ty}, expected {}", article(ty.as_str()), parameter.type_name);
+                problems.add(&parameter.name, problem);
             }
-            None if parameter.required => {
-                let unknown = unknown_argument(spec, arguments)
-                    .map(|(name, suggestion)| format!(", and `{name}` is unknown{suggestion}"));
-                let problem =
-                    format!("is missing{}; the tool takes {}", unknown.unwrap_or_default(), signature(spec));
-                return Err(invalid(spec, &parameter.name, problem));
+            None if parameter.required && !has_alias => {
+                problems.shows_signature = true;
+                problems.add(&parameter.name, "is missing".to_owned());
             }
             None => {}
         }
     }
-    if let Some((name, suggestion)) = unknown_argument(spec, arguments) {
-        let problem = format!("is unknown{suggestion}; the tool takes {}", signature(spec));
-        return Err(invalid(spec, name, problem));
+    let names = || spec.parameters.iter().map(|parameter| parameter.name.as_str());
+    for name in unknown_names(spec, arguments).filter(|name| !is_alias(name)) {
+        problems.shows_signature = true;
+        let near = nearest(name, names().chain(aliases.iter().map(String::as_str)));
+        let suggestion = near.map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
+        problems.add(name, format!("is unknown{suggestion}"));
     }
-    Ok(())
+    problems.into_result()
 }
 
-/// Returns an argument that a closed spec does not have, and a suggestion of the most similar parameter. The suggestion is
-/// empty if no parameter is similar.
-fn unknown_argument<'a>(spec: &ToolSpec, arguments: &'a Arguments) -> Option<(&'a str, String)> {
-    if !spec.closed {
-        return None;
+/// The names of arguments that are not parameters of a closed spec.
+fn unknown_names<'a>(spec: &ToolSpec, arguments: &'a Arguments) -> impl Iterator<Item = &'a str> {
+    let is_known = |name: &str| spec.parameters.iter().any(|parameter| parameter.name == name);
+    let names = arguments.iter().map(|(name, _)| name);
+    names.filter(move |name| spec.closed && !is_known(name))
+}
+
+/// The most problems of one call that its error describes.
+const MAX_PROBLEMS: usize = 8;
+
+/// The problems of the arguments of one call.
+struct Problems<'a> {
+    spec: &'a ToolSpec,
+    /// The names of arguments, each with the rest of a sentence.
+    found: Vec<(String, String)>,
+    omitted: usize,
+    shows_signature: bool,
+}
+
+impl Problems<'_> {
+    fn add(&mut self, name: &str, problem: String) {
+        if self.found.len() < MAX_PROBLEMS {
+            self.found.push((name.to_owned(), problem));
+        } else {
+            self.omitted += 1;
+        }
     }
-    let names = || spec.parameters.iter().map(|parameter| parameter.name.as_str());
-    let (name, _) = arguments.iter().find(|(name, _)| !names().any(|known| known == *name))?;
-    let suggestion =
-        nearest(name, names()).map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
-    Some((name, suggestion))
+
+    /// One error for all problems, about the first argument: "is missing, and `b` is unknown; the tool takes ...".
+    fn into_result(self) -> Result<(), ToolError> {
+        let Self { spec, found, omitted, shows_signature } = self;
+        let mut found = found.into_iter();
+        let Some((argument, mut problem)) = found.next() else { return Ok(()) };
+        let mut others: Vec<String> = found.map(|(name, problem)| format!("`{name}` {problem}")).collect();
+        if omitted > 0 {
+            others.push(format!("{omitted} more are wrong"));
+        }
+        if let Some(last) = others.pop() {
+            for other in others {
+                problem.push_str(", ");
+                problem.push_str(&other);
+            }
+            problem.push_str(", and ");
+            problem.push_str(&last);
+        }
+        if shows_signature {
+            problem.push_str("; the tool takes ");
+            problem.push_str(&signature(spec));
+        }
+        Err(ToolError::InvalidArgument { tool: spec.name.clone(), argument, problem })
+    }
 }
 
 /// Finds the most similar name, if any is similar. Skips long names, and stops after [`MAX_COMPARED_PAIRS`].
@@ -165,10 +213,6 @@ fn article(word: &str) -> &'static str {
     if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }
 
-fn invalid(spec: &ToolSpec, argument: &str, problem: String) -> ToolError {
-    ToolError::InvalidArgument { tool: spec.name.clone(), argument: argument.to_owned(), problem }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -219,6 +263,34 @@ mod tests {
         let open = ToolSpec::new("scale").parameter("factor", "float", "");
         let error = check(&open, json!({"factr": 1})).unwrap_err();
         assert!(!error.contains("unknown"), "{error}");
+    }
+
+    #[test]
+    fn one_error_reports_all_problems() {
+        assert_eq!(
+            check(&add(), json!({"a": "x", "c": 1, "x": 2})).unwrap_err(),
+            "argument `a` of tool `add` is a string, expected float, `b` is missing, `c` is unknown, and `x` is unknown; \
+             the tool takes a (float), b (integer)"
+        );
+        let many: serde_json::Map<_, _> = (0..20).map(|n| (format!("x{n}"), json!(n))).collect();
+        let error = check(&ToolSpec::new("t").closed(), Value::Object(many)).unwrap_err();
+        assert!(
+            error.ends_with("`x15` is unknown, and 12 more are wrong; the tool takes no arguments"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn aliases_are_known_names_and_may_stand_for_any_parameter() {
+        let mut spec = add();
+        spec.set_aliases(&["first".to_owned()]);
+        assert_eq!(check(&spec, json!({"first": 1, "b": 2})), Ok(()));
+        assert_eq!(check(&spec, json!({"first": 1})), Ok(()), "serde reports the missing argument");
+        let error = check(&spec, json!({"frist": 1, "b": 2})).unwrap_err();
+        assert!(
+            error.contains("`a` of tool `add` is missing, and `frist` is unknown (did you mean `first`?)"),
+            "{error}"
+        );
     }
 
     #[test]

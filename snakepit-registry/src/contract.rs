@@ -143,7 +143,7 @@ mod tests {
         let registry = Registry::new();
         let tools = [
             FnTool::typed("value", |(): ()| async { Ok::<_, Infallible>(1) }),
-            FnTool::stream("stream", |(): (), _| futures_util::stream::iter([Ok::<_, Infallible>(1), Ok(2)])),
+            FnTool::new("stream", || futures_util::stream::iter([Ok::<_, Infallible>(1), Ok(2)])),
             FnTool::typed("failure", |(): ()| async { Err::<(), _>("on purpose") }),
             FnTool::typed("endless", |(): ()| std::future::pending::<Result<(), Infallible>>()),
         ];

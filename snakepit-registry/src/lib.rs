@@ -41,6 +41,7 @@ mod error;
 mod extensions;
 mod fn_tool;
 mod handler;
+mod meter;
 mod panic_guard;
 mod registry;
 mod reply;
@@ -54,10 +55,16 @@ pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use check::MAX_NAME_BYTES;
 pub use error::{CallStage, ErrorKind, LayerError, ToolError, ToolFailure};
 pub use extensions::Extensions;
-pub use fn_tool::{FnTool, ToolContext};
+pub use fn_tool::{
+    Args, CallScope, Extension, Extractor, FnTool, HostState, OptionalExtractor, Requirements, State,
+    ToolContext, ToolFn,
+};
 pub use handler::ToolHandler;
+pub use meter::HostToolStatus;
 pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError, ResolvedTool};
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
+/// The crate of [`schemars::JsonSchema`], which the argument types of host tools derive.
+pub use schemars;
 pub use service::{CallLayers, CallProgress, CallService, HandlerService, ServiceHandler};
 pub use spec::{ParameterSpec, ToolSpec};
 

@@ -5,37 +5,49 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
 
-use crate::{CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply, fn_tool::panic_failure};
+use tracing::Instrument;
 
-/// Converts panics of a handler and of its streams into failures of the tool.
+use crate::{
+    CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply, fn_tool::panic_failure, meter::Meter,
+};
+
+/// Converts panics of a handler and of its streams into failures of the tool, and counts its calls.
 #[derive(Debug)]
-pub(crate) struct PanicGuard(pub(crate) Arc<dyn ToolHandler>);
+pub(crate) struct PanicGuard {
+    pub(crate) handler: Arc<dyn ToolHandler>,
+    pub(crate) meter: Arc<Meter>,
+}
 
 #[async_trait]
 impl ToolHandler for PanicGuard {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let tool = Arc::clone(&call.tool);
         // The block also covers a panic before the handler returns its future.
-        let answer = AssertUnwindSafe(async { self.0.call(call).await }).catch_unwind().await;
-        let mut reply = answer.unwrap_or_else(|panic| Err(panic_failure(&tool, panic.as_ref())))?;
-        if let ReplyBody::Stream(chunks) = reply.body {
-            let chunks = AssertUnwindSafe(chunks).catch_unwind();
-            let chunks = chunks
-                .map(move |item| item.unwrap_or_else(|panic| Err(panic_failure(&tool, panic.as_ref()))));
-            reply.body = ReplyBody::Stream(Box::pin(chunks));
-        }
-        Ok(reply)
+        let measured = self.meter.begin(&call);
+        let run = AssertUnwindSafe(async { self.handler.call(call).await }).catch_unwind();
+        let answer = run.instrument(measured.span().clone()).await;
+        let result = answer.unwrap_or_else(|panic| Err(panic_failure(&tool, panic.as_ref())));
+        let result = result.map(|mut reply| {
+            if let ReplyBody::Stream(chunks) = reply.body {
+                let chunks = AssertUnwindSafe(chunks).catch_unwind();
+                let chunks = chunks
+                    .map(move |item| item.unwrap_or_else(|panic| Err(panic_failure(&tool, panic.as_ref()))));
+                reply.body = ReplyBody::Stream(Box::pin(chunks));
+            }
+            reply
+        });
+        measured.finish(result)
     }
 
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
-        self.0.cancel(call).await
+        self.handler.cancel(call).await
     }
 
     // `keeps_deadlines` stays false also for a handler that keeps them, so that the host applies its default deadline to the
     // call, counts it, and waits for it or cuts it off at a shutdown.
 
     fn recall(&self, call: CallId) {
-        self.0.recall(call);
+        self.handler.recall(call);
     }
 }
 

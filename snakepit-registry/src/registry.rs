@@ -13,8 +13,9 @@ use std::{
 pub use remote::Announcer;
 
 use crate::{
-    CallMode, FnTool, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
+    CallMode, FnTool, HostToolStatus, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
     check::{self, MAX_NAME_BYTES},
+    meter::Meter,
     panic_guard::PanicGuard,
     spec::IDEMPOTENT_KEY,
     sync::{AtomicU64, Mutex, RwLock},
@@ -52,6 +53,14 @@ pub enum RegistryError {
         /// The name, shortened if it is too long.
         name: String,
         /// The problem.
+        problem: String,
+    },
+    /// The closure of a host tool cannot serve calls of this host.
+    #[error("host tool `{name}` {problem}")]
+    InvalidHostTool {
+        /// The name.
+        name: String,
+        /// The problem, as the end of a sentence: "takes `i64`, which is an integer; ...".
         problem: String,
     },
     /// A live worker serves the name with another spec. Workers of the original Snakepit search the message for
@@ -116,6 +125,8 @@ pub struct ResolvedTool {
     /// The handler of its calls.
     pub handler: Arc<dyn ToolHandler>,
     idempotent: bool,
+    /// The counters of a host tool. `None` for other tools.
+    meter: Option<Arc<Meter>>,
 }
 
 /// All tools of a host.
@@ -135,16 +146,21 @@ impl Registry {
         Self::default()
     }
 
-    /// Adds a host tool. Workers can call it too.
+    /// Adds a host tool. Workers can call it too, unless it is [hidden](FnTool::exposed).
     ///
     /// # Errors
-    /// [`RegistryError::InvalidName`], or [`RegistryError::NameTaken`].
+    /// [`RegistryError::InvalidName`], [`RegistryError::NameTaken`], or [`RegistryError::InvalidHostTool`] if its closure takes
+    /// arguments that the host cannot provide.
     pub fn register_host_tool(&self, tool: FnTool) -> Result<(), RegistryError> {
         let spec = tool.spec().clone();
-        self.insert_host_tool(spec, Arc::new(tool))
+        tool.check()
+            .map_err(|problem| RegistryError::InvalidHostTool { name: spec.name.clone(), problem })?;
+        let meter = Arc::default();
+        self.insert_host_tool(spec, Arc::new(tool.with_meter(Arc::clone(&meter))), meter)
     }
 
-    /// Adds a host tool with any handler. Workers can call it too. A panic of the handler fails only the call.
+    /// Adds a host tool with any handler. Workers can call it too, unless it is [hidden](ToolSpec::exposed). A panic of the handler
+    /// fails only the call.
     ///
     /// # Errors
     /// [`RegistryError::InvalidName`], or [`RegistryError::NameTaken`].
@@ -153,17 +169,25 @@ impl Registry {
         spec: ToolSpec,
         handler: Arc<dyn ToolHandler>,
     ) -> Result<(), RegistryError> {
-        self.insert_host_tool(spec, Arc::new(PanicGuard(handler)))
+        let meter = Arc::default();
+        self.insert_host_tool(spec, Arc::new(PanicGuard { handler, meter: Arc::clone(&meter) }), meter)
     }
 
-    fn insert_host_tool(&self, spec: ToolSpec, handler: Arc<dyn ToolHandler>) -> Result<(), RegistryError> {
+    fn insert_host_tool(
+        &self,
+        spec: ToolSpec,
+        handler: Arc<dyn ToolHandler>,
+        meter: Arc<Meter>,
+    ) -> Result<(), RegistryError> {
         check_name(&spec.name)?;
         let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(existing) = tools.get(spec.name.as_str()) {
             return Err(RegistryError::NameTaken { name: spec.name, owner: existing.provider.clone() });
         }
         let name = Arc::from(spec.name.as_str());
-        tools.insert(name, Arc::new(ResolvedTool::new(Some(spec), HOST_PROVIDER, handler)));
+        let mut tool = ResolvedTool::new(Some(spec), HOST_PROVIDER, handler);
+        tool.meter = Some(meter);
+        tools.insert(name, Arc::new(tool));
         self.increment_revision();
         Ok(())
     }
@@ -181,15 +205,39 @@ impl Registry {
     /// [`ToolError::NotFound`], with the most similar name, if any is similar. [`ToolError::InvalidArgument`] for a name that is
     /// longer than [`MAX_NAME_BYTES`].
     pub fn resolve(&self, tool: &str) -> Result<Arc<ResolvedTool>, ToolError> {
+        self.resolve_where(tool, |_| true)
+    }
+
+    /// Like [`resolve`](Self::resolve), for a worker: as if there were no [hidden](ToolSpec::exposed) host tools.
+    ///
+    /// # Errors
+    /// As for `resolve`.
+    pub fn resolve_exposed(&self, tool: &str) -> Result<Arc<ResolvedTool>, ToolError> {
+        self.resolve_where(tool, ResolvedTool::is_exposed)
+    }
+
+    fn resolve_where(
+        &self,
+        tool: &str,
+        is_visible: impl Fn(&ResolvedTool) -> bool,
+    ) -> Result<Arc<ResolvedTool>, ToolError> {
         check::tool_name(tool)?;
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(registered) = tools.get(tool) {
+        if let Some(registered) = tools.get(tool).filter(|tool| is_visible(tool)) {
             return Ok(Arc::clone(registered));
         }
         if let Some(fallback) = &*self.fallback.read().unwrap_or_else(PoisonError::into_inner) {
             return Ok(Arc::clone(fallback));
         }
-        Err(not_found(tool, tools.keys().map(AsRef::as_ref)))
+        let names = tools.iter().filter(|(_, tool)| is_visible(tool)).map(|(name, _)| name.as_ref());
+        Err(not_found(tool, names))
+    }
+
+    /// Whether this is the name of a host tool that is [hidden](ToolSpec::exposed) from workers.
+    #[must_use]
+    pub fn is_hidden(&self, tool: &str) -> bool {
+        let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+        tools.get(tool).is_some_and(|tool| !tool.is_exposed())
     }
 
     /// Whether any worker has announced tools.
@@ -202,7 +250,7 @@ impl Registry {
     /// Resolves a call of a host tool, checks its arguments and runs it. Serves the calls that workers make.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`] unless a host tool has this name, [`ToolError::InvalidArgument`],
+    /// [`ToolError::NotFound`] unless an exposed host tool has this name, [`ToolError::InvalidArgument`],
     /// [`ToolError::Unsupported`], and all errors of the tool.
     ///
     /// # Cancel safety
@@ -211,35 +259,52 @@ impl Registry {
         self.resolve_host_tool(&call.tool)?.begin(call)?.await
     }
 
-    /// Resolves the name of a host tool.
+    /// Resolves the name of a host tool that workers may call.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`] unless a host tool has this name, and [`ToolError::InvalidArgument`] if it is not a valid name.
+    /// [`ToolError::NotFound`] unless an [exposed](ToolSpec::exposed) host tool has this name, and [`ToolError::InvalidArgument`] if it is not a valid name.
     pub fn resolve_host_tool(&self, name: &str) -> Result<Arc<ResolvedTool>, ToolError> {
         check::tool_name(name)?;
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
-        let is_host_tool = |tool: &&Arc<ResolvedTool>| tool.provider == HOST_PROVIDER;
+        let is_host_tool = |tool: &&Arc<ResolvedTool>| tool.is_host_tool() && tool.is_exposed();
         tools.get(name).filter(is_host_tool).cloned().ok_or_else(|| {
             let names = tools.iter().filter(|(_, tool)| is_host_tool(tool)).map(|(name, _)| name.as_ref());
             not_found(name, names)
         })
     }
 
-    /// The specs of all host tools, ordered by name.
+    /// The specs of the [exposed](ToolSpec::exposed) host tools, ordered by name.
     #[must_use]
     pub fn host_tools(&self) -> Vec<ToolSpec> {
-        self.tools()
-            .into_iter()
-            .filter(|(_, provider)| provider == HOST_PROVIDER)
-            .map(|(spec, _)| spec)
-            .collect()
+        let host_tools = self.exposed_tools().into_iter().filter(|(_, provider)| provider == HOST_PROVIDER);
+        host_tools.map(|(spec, _)| spec).collect()
+    }
+
+    /// The specs of all tools that workers may see, ordered by name, each with its provider: those of
+    /// [`tools`](Self::tools), without hidden host tools.
+    #[must_use]
+    pub fn exposed_tools(&self) -> Vec<(ToolSpec, String)> {
+        self.tools_where(ResolvedTool::is_exposed)
+    }
+
+    /// The calls of each host tool, ordered by name.
+    #[must_use]
+    pub fn host_tool_status(&self) -> Vec<HostToolStatus> {
+        let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+        let measured = tools.iter().filter_map(|(name, tool)| Some((name, tool, tool.meter.as_ref()?)));
+        measured.map(|(name, tool, meter)| meter.status(name, tool.is_exposed())).collect()
     }
 
     /// The specs of all tools, ordered by name, each with its provider: `host`, or the name of a pool.
     #[must_use]
     pub fn tools(&self) -> Vec<(ToolSpec, String)> {
+        self.tools_where(|_| true)
+    }
+
+    fn tools_where(&self, is_visible: impl Fn(&ResolvedTool) -> bool) -> Vec<(ToolSpec, String)> {
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
-        tools.values().filter_map(|tool| Some((tool.spec.clone()?, tool.provider.clone()))).collect()
+        let visible = tools.values().filter(|tool| is_visible(tool));
+        visible.filter_map(|tool| Some((tool.spec.clone()?, tool.provider.clone()))).collect()
     }
 
     /// A number that changes whenever the result of [`tools`](Self::tools) changes. It may also change otherwise, for
@@ -274,7 +339,12 @@ impl ResolvedTool {
         let idempotent = spec
             .as_ref()
             .is_some_and(|spec| spec.metadata.get(IDEMPOTENT_KEY).is_some_and(|flag| flag == "true"));
-        Self { spec, provider: provider.to_owned(), handler, idempotent }
+        Self { spec, provider: provider.to_owned(), handler, idempotent, meter: None }
+    }
+
+    /// Whether workers may see the tool. Only host tools can be [hidden](ToolSpec::exposed).
+    fn is_exposed(&self) -> bool {
+        !self.is_host_tool() || self.spec.as_ref().is_none_or(ToolSpec::is_exposed)
     }
 
     /// Whether the tool is a host tool, not a tool of a pool.

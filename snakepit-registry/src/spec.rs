@@ -6,6 +6,10 @@ use snakepit_session::Payload;
 
 /// The metadata key that declares a tool idempotent.
 pub(crate) const IDEMPOTENT_KEY: &str = "snakepit.idempotent";
+/// The metadata key that hides a host tool from Python, with the value `false`.
+const EXPOSED_KEY: &str = "snakepit.exposed";
+/// The metadata key of further names of parameters, as a JSON list.
+const ALIASES_KEY: &str = "snakepit.aliases";
 
 /// The description of a tool. The host lists it, and checks arguments against it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,7 +20,11 @@ pub struct ToolSpec {
     pub description: String,
     /// The parameters, in the order of the signature.
     pub parameters: Vec<ParameterSpec>,
-    /// Key-value pairs of the tool's owner. With `snakepit.idempotent` set to `true`, all calls are idempotent.
+    /// Key-value pairs of the tool's owner. Keys of this project:
+    ///
+    /// - `snakepit.idempotent`, `true` if all calls are idempotent,
+    /// - `snakepit.exposed`, `false` for a host tool that is hidden from Python,
+    /// - `snakepit.aliases`, further names of parameters as a JSON list.
     pub metadata: BTreeMap<String, String>,
     /// Whether streaming calls are allowed.
     pub supports_streaming: bool,
@@ -38,7 +46,7 @@ pub struct ParameterSpec {
     pub required: bool,
     /// The value that the tool uses if the call lacks this argument.
     pub default: Option<Payload>,
-    /// Further constraints as JSON. The host does not check them.
+    /// Further constraints: for a host tool, the JSON Schema (2020-12) of the argument. The host does not check them.
     pub validation_json: String,
 }
 
@@ -96,6 +104,30 @@ impl ToolSpec {
         self
     }
 
+    /// Sets whether Python tools can list and call a host tool. The default is `true`. Has no effect on tools of workers.
+    ///
+    /// ```
+    /// use snakepit_registry::ToolSpec;
+    ///
+    /// assert!(ToolSpec::new("price").is_exposed());
+    /// assert!(!ToolSpec::new("audit").exposed(false).is_exposed());
+    /// ```
+    #[must_use]
+    pub fn exposed(mut self, exposed: bool) -> Self {
+        if exposed {
+            self.metadata.remove(EXPOSED_KEY);
+        } else {
+            self.metadata.insert(EXPOSED_KEY.to_owned(), "false".to_owned());
+        }
+        self
+    }
+
+    /// Whether Python tools can list and call the tool, if it is a host tool.
+    #[must_use]
+    pub fn is_exposed(&self) -> bool {
+        self.metadata.get(EXPOSED_KEY).is_none_or(|flag| flag != "false")
+    }
+
     /// Closes the spec, so that unknown arguments are errors.
     #[must_use]
     pub fn closed(mut self) -> Self {
@@ -105,6 +137,19 @@ impl ToolSpec {
 }
 
 impl ToolSpec {
+    /// Sets further names under which the tool accepts arguments.
+    pub(crate) fn set_aliases(&mut self, aliases: &[String]) {
+        if !aliases.is_empty() {
+            self.metadata.insert(ALIASES_KEY.to_owned(), serde_json::json!(aliases).to_string());
+        }
+    }
+
+    /// Further names under which the tool accepts arguments.
+    pub(crate) fn aliases(&self) -> Vec<String> {
+        let aliases = self.metadata.get(ALIASES_KEY);
+        aliases.and_then(|aliases| serde_json::from_str(aliases).ok()).unwrap_or_default()
+    }
+
     /// The approximate size of the spec in memory, in bytes.
     pub(crate) fn size(&self) -> usize {
         let metadata: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();

@@ -14,6 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use snakepit_server::{Error, Json, SessionHandle, Snakepit, find_python};
@@ -49,7 +50,7 @@ struct DigitsInfo {
 }
 
 /// The arguments of the host tool.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Predictions {
     predicted: Vec<u8>,
     expected: Vec<u8>,

@@ -4,11 +4,12 @@
 #![allow(clippy::print_stdout, reason = "an example prints its results")]
 
 use futures_util::TryStreamExt;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_server::{Error, Snakepit};
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Greeting {
     name: String,
 }

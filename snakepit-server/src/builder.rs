@@ -2,10 +2,9 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use serde::de::DeserializeOwned;
 use snakepit_pool::PoolConfig;
 use snakepit_proto::headers::MAX_TIMEOUT;
-use snakepit_registry::{CallLayers, FnTool, IntoAnswer, ToolHandler, ToolSpec};
+use snakepit_registry::{CallLayers, FnTool, HostState, ToolFn, ToolHandler, ToolSpec};
 use snakepit_session::SessionBackend;
 use snakepit_worker::WorkerLauncher;
 
@@ -58,6 +57,7 @@ pub struct Builder {
     sessions: Option<Arc<dyn SessionBackend>>,
     host_tools: Vec<FnTool>,
     host_handlers: Vec<(ToolSpec, Arc<dyn ToolHandler>)>,
+    state: HostState,
     call_layers: CallLayers,
     attempt_layers: CallLayers,
 }
@@ -296,17 +296,26 @@ impl Builder {
         self
     }
 
-    /// Registers a typed async closure as a tool for Python and for clients. Arguments have names, so `A` is a struct or a map.
-    /// Host tools and Python tools share one namespace, so the name must be unique.
+    /// Registers an async closure as a tool for Python and for clients. Host tools and Python tools share one namespace, so the name
+    /// must be unique.
     ///
-    /// The closure returns any [`IntoAnswer`]:
+    /// The closure takes up to eight arguments: the tool's own arguments as a struct or a map, and
+    /// [extractors](crate::Extractor) such as [`State`](crate::State), [`ToolContext`](crate::ToolContext),
+    /// [`SessionHandle`](crate::SessionHandle) and [`Host`](crate::Host). [`ToolFn`] lists them. The struct derives
+    /// [`JsonSchema`](crate::schemars::JsonSchema), from which the host takes the tool's parameters: it lists them, and rejects calls with
+    /// missing or unknown arguments before the closure runs. [`FnTool`] describes the derivation.
+    ///
+    /// The closure returns a future of any [`IntoAnswer`](crate::IntoAnswer), or a stream of them:
     ///
     /// ```no_run
+    /// use futures_util::stream;
+    /// use schemars::JsonSchema;
     /// use serde::{Deserialize, Serialize};
-    /// use snakepit_server::{Json, Snakepit};
+    /// use snakepit_server::{Json, SessionHandle, Snakepit, State};
     ///
-    /// #[derive(Deserialize)]
+    /// #[derive(Deserialize, JsonSchema)]
     /// struct Item {
+    ///     /// The name on the label.
     ///     name: String,
     /// }
     ///
@@ -315,35 +324,57 @@ impl Builder {
     ///     left: u32,
     /// }
     ///
+    /// #[derive(Clone)]
+    /// struct Shop {
+    ///     shelves: u32,
+    /// }
+    ///
     /// let builder = Snakepit::builder()
+    ///     .state(Shop { shelves: 3 })
     ///     // A number, text, a collection, `()` or a `serde_json::Value` is the result itself.
     ///     .host_tool("shelf", |item: Item| async move { format!("shelf of {}", item.name) })
     ///     // A struct or an enum needs `Json`, unless it is in a `Result`.
-    ///     .host_tool("stock", |_: Item| async move { Json(Stock { left: 3 }) })
+    ///     .host_tool("stock", |State(shop): State<Shop>| async move { Json(Stock { left: shop.shelves }) })
     ///     // An error becomes an exception in Python, with the error's message.
-    ///     .host_tool("take", |item: Item| async move {
-    ///         if item.name == "tea" { Ok(Stock { left: 2 }) } else { Err("out of stock") }
-    ///     });
+    ///     .host_tool("take", |item: Item, session: SessionHandle| async move {
+    ///         if item.name == "tea" { Ok(format!("tea for {}", session.id())) } else { Err("out of stock") }
+    ///     })
+    ///     // A stream makes a streaming tool.
+    ///     .host_tool("names", |item: Item| stream::iter([item.name.clone(), item.name]));
     /// ```
-    pub fn host_tool<A, R, F, Fut>(self, name: &str, tool: F) -> Self
-    where
-        A: DeserializeOwned + Send + 'static,
-        R: IntoAnswer + Send + 'static,
-        F: Fn(A) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = R> + Send + 'static,
-    {
-        self.fn_tool(FnTool::typed(name, tool))
+    ///
+    /// A closure that the host cannot call fails the start: one whose argument type is a text, a number or a list, and one that
+    /// takes a `State` that the host does not have.
+    pub fn host_tool<M>(self, name: &str, tool: impl ToolFn<M>) -> Self {
+        self.fn_tool(FnTool::new(name, tool))
     }
 
-    /// Registers a host tool that needs more than [`host_tool`](Self::host_tool) offers, such as a description, parameters, the
-    /// context of the call, or a stream of results.
+    /// Registers a host tool with further settings, such as a [description](FnTool::describe), or
+    /// [hidden](FnTool::exposed) from Python.
+    ///
+    /// ```no_run
+    /// use snakepit_server::{FnTool, Snakepit};
+    ///
+    /// let audit = FnTool::new("audit", || async { "all is well" })
+    ///     .describe(|spec| spec.description("Checks the books"))
+    ///     .exposed(false);
+    /// let builder = Snakepit::builder().fn_tool(audit);
+    /// ```
     pub fn fn_tool(mut self, tool: FnTool) -> Self {
         self.host_tools.push(tool);
         self
     }
 
+    /// Sets a value that host tools take as [`State<S>`](crate::State). A host has one value of each type. Each call gets a clone,
+    /// so wrap a value that is expensive to clone in an `Arc`.
+    pub fn state<S: Clone + Send + Sync + 'static>(mut self, value: S) -> Self {
+        self.state.insert(value);
+        self
+    }
+
     /// Registers any [`ToolHandler`] as a host tool, for Python and for clients. The handler may stream
-    /// ([`ToolSpec::supports_streaming`]), forward calls, or run in another process. The host
+    /// ([`ToolSpec::supports_streaming`]), forward calls, or run in another process. [`ToolSpec::exposed`] hides it from Python. The
+    /// host
     ///
     /// - checks the arguments against the spec,
     /// - drops the future or the stream at the deadline or when the caller cancels the call,

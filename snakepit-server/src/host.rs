@@ -162,7 +162,7 @@ impl Host {
                 }
             } else {
                 // Repeats `resolve_and_call`, whose future would reserve space for the call a second time.
-                match self.registry.resolve(&call.tool) {
+                match self.resolve(&call) {
                     // The pool enforces the deadline, because it can report how far the call got.
                     Ok(tool) if tool.keeps_deadlines() => match tool.begin(call) {
                         Ok(running) => running.await,
@@ -196,7 +196,7 @@ impl Host {
         let tool = if call.extensions.get::<HostToolOnly>().is_some() {
             self.registry.resolve_host_tool(&call.tool)?
         } else {
-            self.registry.resolve(&call.tool).map_err(|unknown| self.unknown_tool_error(unknown))?
+            self.resolve(&call).map_err(|unknown| self.unknown_tool_error(unknown))?
         };
         // The pool records when a call begins on a worker.
         if tool.is_host_tool()
@@ -208,6 +208,14 @@ impl Host {
             return tool.begin(call)?.await;
         }
         self.call_here(&tool, call).await
+    }
+
+    /// Finds the tool of a call. Hidden host tools do not exist for a worker.
+    fn resolve(&self, call: &ToolCall) -> Result<Arc<ResolvedTool>, ToolError> {
+        match call.extensions.get::<FromWorker>() {
+            None => self.registry.resolve(&call.tool),
+            Some(FromWorker) => self.registry.resolve_exposed(&call.tool),
+        }
     }
 
     /// The error for an unknown tool. Before the first worker has registered its tools, the call may be repeated instead.
@@ -303,6 +311,12 @@ impl Host {
 
 /// The extension of a call that may run a host tool only.
 struct HostToolOnly;
+
+/// The extension of a call that a process of a worker makes as a client.
+pub(crate) struct FromWorker;
+
+/// The extension of a call that a host tool without ancestors makes through its handle to the host.
+pub(crate) struct NestedCall;
 
 /// The session of a call.
 struct CallSession {

@@ -1,11 +1,12 @@
 //! The host of Snakepit: sessions, registry, pool and workers behind one API and one gRPC service.
 //!
 //! ```no_run
+//! use schemars::JsonSchema;
 //! use serde::Deserialize;
 //! use serde_json::json;
 //! use snakepit_server::Snakepit;
 //!
-//! #[derive(Deserialize)]
+//! #[derive(Deserialize, JsonSchema)]
 //! struct Double {
 //!     n: i64,
 //! }
@@ -33,6 +34,7 @@
 mod blocking;
 mod builder;
 mod error;
+mod extract;
 mod grpc;
 mod host;
 mod host_launcher;
@@ -61,6 +63,27 @@ pub type CallBuilder<H = LocalHost> = snakepit_client::CallBuilder<H>;
 /// A builder of a watch, by default on a host in this process.
 pub type WatchBuilder<H = LocalHost> = snakepit_client::WatchBuilder<H>;
 
+/// The host of this process, as an argument of a host tool ([`Extractor`]). It calls other tools. Its calls are nested: they
+/// belong to the call of the host tool, also from a task that the tool spawns.
+///
+/// ```no_run
+/// use schemars::JsonSchema;
+/// use serde::Deserialize;
+/// use serde_json::json;
+/// use snakepit_server::{Error, Host, Snakepit};
+///
+/// #[derive(Deserialize, JsonSchema)]
+/// struct Order {
+///     item: String,
+/// }
+///
+/// let builder = Snakepit::builder().adapter("shop:Shop").host_tool("quote", |order: Order, host: Host| async move {
+///     let price: f64 = host.execute("price", json!({"item": order.item})).await?;
+///     Ok::<_, Error>(price * 1.2)
+/// });
+/// ```
+pub type Host = Caller<LocalHost>;
+
 /// A session of a host in this process, unless `H` is [`RemoteHost`].
 pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
 
@@ -70,10 +93,11 @@ pub use snakepit_client::{
 };
 pub use snakepit_pool::{CallTotals, PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{
-    Announcer, Arguments, CallId, CallMode, CallService, CallStage, Chunk, ChunkStream, ErrorKind,
-    Extensions, FnTool, HandlerService, IntoAnswer, Json, LayerError, ParameterSpec, RegistryError,
-    ReplyBody, ServiceHandler, ToolCall, ToolContext, ToolError, ToolFailure, ToolHandler, ToolReply,
-    ToolSpec, TraceContext,
+    Announcer, Args, Arguments, CallId, CallMode, CallScope, CallService, CallStage, Chunk, ChunkStream,
+    ErrorKind, Extension, Extensions, Extractor, FnTool, HandlerService, HostState, HostToolStatus,
+    IntoAnswer, Json, LayerError, OptionalExtractor, ParameterSpec, RegistryError, ReplyBody, Requirements,
+    ServiceHandler, State, ToolCall, ToolContext, ToolError, ToolFailure, ToolFn, ToolHandler, ToolReply,
+    ToolSpec, TraceContext, schemars,
 };
 pub use snakepit_session::{
     Batch, Created, InclusiveRange, IntoVariableType, MemoryBackend, Metadata, NewSession, NewVariable, Note,

@@ -11,7 +11,7 @@ use futures_util::{
     stream::{self, PollNext},
 };
 use snakepit_client::{Error, EventStream, HostHandle};
-use snakepit_registry::{CallFuture, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallFuture, CallId, ToolCall, ToolError, ToolReply};
 use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session,
     SessionId, SetVariable, Variable, VariableId, VariableName, VariableVersion,
@@ -19,7 +19,7 @@ use snakepit_session::{
 
 use tower::Service;
 
-use crate::host::{ANCESTORS, Host};
+use crate::host::{ANCESTORS, Host, NestedCall};
 
 /// A handle to the host of this process. Cheap to clone. It does not keep the workers alive; [`Snakepit`](crate::Snakepit)
 /// does.
@@ -27,7 +27,28 @@ use crate::host::{ANCESTORS, Host};
 /// It is a [`tower::Service`] of [`ToolCall`]s ([`Snakepit::service`](crate::Snakepit::service)) and always ready, because each
 /// call waits for its own worker. Dropping the future of a call, or the stream that it returned, cancels the call.
 #[derive(Debug, Clone)]
-pub struct LocalHost(pub(crate) Arc<Host>);
+pub struct LocalHost {
+    host: Arc<Host>,
+    /// Whether the handle belongs to a call of a host tool.
+    is_nested: bool,
+    /// The calls that wait for those of this handle, if it belongs to a call.
+    ancestors: Option<Arc<[CallId]>>,
+}
+
+impl LocalHost {
+    pub(crate) const fn new(host: Arc<Host>) -> Self {
+        Self { host, is_nested: false, ancestors: None }
+    }
+
+    /// A handle whose calls are nested in a call of a host tool, also outside of the tool's task.
+    pub(crate) fn nested_in(host: Arc<Host>, call: &ToolCall) -> Self {
+        Self { host, is_nested: true, ancestors: call.ancestors.clone() }
+    }
+
+    pub(crate) fn inner(&self) -> &Host {
+        &self.host
+    }
+}
 
 impl Service<ToolCall> for LocalHost {
     type Response = ToolReply;
@@ -51,20 +72,27 @@ fn owner(id: &SessionId) -> ProgramOwner {
 impl HostHandle for LocalHost {
     // This is not an `async fn`, whose future would store the call twice.
     fn call(&self, mut call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
-        call.ancestors = ANCESTORS.try_with(Clone::clone).unwrap_or_default();
-        self.0.call(call)
+        if self.is_nested {
+            call.ancestors.clone_from(&self.ancestors);
+            if call.ancestors.is_none() {
+                call.extensions.insert(NestedCall);
+            }
+        } else {
+            call.ancestors = ANCESTORS.try_with(Clone::clone).unwrap_or_default();
+        }
+        self.host.call(call)
     }
 
     async fn open_session(&self, id: &SessionId, new: NewSession) -> Result<(), Error> {
-        Ok(self.0.sessions.create(id, new).await.map(drop)?)
+        Ok(self.host.sessions.create(id, new).await.map(drop)?)
     }
 
     async fn session(&self, id: &SessionId) -> Result<Session, Error> {
-        Ok(self.0.sessions.get(id).await?)
+        Ok(self.host.sessions.get(id).await?)
     }
 
     async fn delete_session(&self, id: &SessionId) -> Result<(), Error> {
-        Ok(self.0.sessions.delete(id).await.map(drop)?)
+        Ok(self.host.sessions.delete(id).await.map(drop)?)
     }
 
     async fn register_variable(
@@ -73,28 +101,28 @@ impl HostHandle for LocalHost {
         name: &VariableName,
         new: NewVariable,
     ) -> Result<VariableId, Error> {
-        Ok(self.0.sessions.register_variable(id, name, new).await?.id)
+        Ok(self.host.sessions.register_variable(id, name, new).await?.id)
     }
 
     async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, Error> {
-        Ok(self.0.sessions.variable(id, identifier).await?)
+        Ok(self.host.sessions.variable(id, identifier).await?)
     }
 
     async fn variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, Error> {
-        Ok(self.0.sessions.list_variables(id, pattern).await?)
+        Ok(self.host.sessions.list_variables(id, pattern).await?)
     }
 
     async fn set_variable(&self, id: &SessionId, write: SetVariable) -> Result<u32, Error> {
-        Ok(self.0.sessions.set_variable(id, write).await?)
+        Ok(self.host.sessions.set_variable(id, write).await?)
     }
 
     async fn set_variables(&self, id: &SessionId, writes: Vec<SetVariable>) -> Result<Vec<u32>, Error> {
-        let versions = self.0.sessions.set_variables(id, writes, Batch::Atomic).await?;
+        let versions = self.host.sessions.set_variables(id, writes, Batch::Atomic).await?;
         Ok(versions.into_iter().collect::<Result<_, _>>()?)
     }
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<(), Error> {
-        Ok(self.0.sessions.delete_variable(id, identifier).await.map(drop)?)
+        Ok(self.host.sessions.delete_variable(id, identifier).await.map(drop)?)
     }
 
     async fn history(
@@ -103,11 +131,11 @@ impl HostHandle for LocalHost {
         identifier: &str,
         limit: usize,
     ) -> Result<Vec<VariableVersion>, Error> {
-        Ok(self.0.sessions.variable_history(id, identifier, limit).await?)
+        Ok(self.host.sessions.variable_history(id, identifier, limit).await?)
     }
 
     async fn rollback(&self, id: &SessionId, identifier: &str, version: u32) -> Result<Variable, Error> {
-        Ok(self.0.sessions.rollback_variable(id, identifier, version, Note::default()).await?)
+        Ok(self.host.sessions.rollback_variable(id, identifier, version, Note::default()).await?)
     }
 
     async fn watch(
@@ -116,9 +144,9 @@ impl HostHandle for LocalHost {
         identifiers: Vec<String>,
         include_initial: bool,
     ) -> Result<EventStream, Error> {
-        let watch = self.0.sessions.watch_variables(id, &identifiers, include_initial).await?;
+        let watch = self.host.sessions.watch_variables(id, &identifiers, include_initial).await?;
         let events = watch.map(|event| event.map_err(Error::from));
-        let stopped = self.0.stop.clone().cancelled_owned();
+        let stopped = self.host.stop.clone().cancelled_owned();
         let end = stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { delivered: false }.into()));
         // Events first, so that the watch delivers all changes from before the shutdown.
         let events = stream::select_with_strategy(events, Box::pin(end), |(): &mut ()| PollNext::Left);
@@ -131,19 +159,19 @@ impl HostHandle for LocalHost {
         name: &ProgramName,
         program: Program,
     ) -> Result<Created, Error> {
-        Ok(self.0.sessions.put_program(&owner(id), name, program).await?)
+        Ok(self.host.sessions.put_program(&owner(id), name, program).await?)
     }
 
     async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
-        Ok(self.0.sessions.program(&owner(id), name).await?)
+        Ok(self.host.sessions.program(&owner(id), name).await?)
     }
 
     async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
-        Ok(self.0.sessions.programs(&owner(id)).await?)
+        Ok(self.host.sessions.programs(&owner(id)).await?)
     }
 
     async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), Error> {
-        Ok(self.0.sessions.delete_program(&owner(id), name).await?)
+        Ok(self.host.sessions.delete_program(&owner(id), name).await?)
     }
 }
 
@@ -179,7 +207,7 @@ mod tests {
         let sessions = Arc::new(MemoryBackend::new(SessionLimits::default()));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let host = Host::new(sessions, registry, Arc::default(), None, &tasks, stop);
-        let caller = Caller::new(LocalHost(Arc::new(host)));
+        let caller = Caller::new(LocalHost::new(Arc::new(host)));
 
         let one = || Payload::try_from_serde(&1).unwrap();
         let call = caller.call("echo").payload("x", one()).args(json!({"y": 2})).arg("z", 3);

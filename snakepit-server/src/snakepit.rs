@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::Deref, path::Path, sync::Arc, time::Duration};
 
 use snakepit_client::{Caller, Error};
 use snakepit_pool::{Pool, PoolStatus};
-use snakepit_registry::{ToolError, ToolSpec};
+use snakepit_registry::{HostToolStatus, ToolError, ToolSpec};
 use snakepit_session::{NewSession, SessionBackend};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -56,11 +56,11 @@ impl Snakepit {
     }
 
     pub(crate) const fn new(host: Arc<Host>, pool: Arc<Pool>, service: Arc<Service>) -> Self {
-        Self { caller: Caller::new(LocalHost(host)), pool, service }
+        Self { caller: Caller::new(LocalHost::new(host)), pool, service }
     }
 
     fn host(&self) -> &Host {
-        &self.caller.host().0
+        self.caller.host().inner()
     }
 
     /// The host as a [`tower::Service`] of [`ToolCall`](crate::ToolCall)s, for use in another stack. Its calls pass the
@@ -103,6 +103,20 @@ impl Snakepit {
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         self.pool.status()
+    }
+
+    /// Returns the calls of each host tool, ordered by name.
+    ///
+    /// ```no_run
+    /// # async fn example(snakepit: snakepit_server::Snakepit) {
+    /// for tool in snakepit.host_tool_status() {
+    ///     println!("{}: {} calls, {} failed, {} run now", tool.name, tool.calls, tool.failures, tool.in_flight);
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn host_tool_status(&self) -> Vec<HostToolStatus> {
+        self.host().registry.host_tool_status()
     }
 
     /// The TCP address of the gRPC service, if [`Builder::listen`] set one.

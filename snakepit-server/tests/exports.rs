@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The files whose public signatures a program that depends on `snakepit-server` uses.
-const FILES: [&str; 34] = [
+const FILES: [&str; 37] = [
     "snakepit-server/src/builder.rs",
     "snakepit-server/src/builder/layers.rs",
     "snakepit-server/src/builder/start.rs",
@@ -23,7 +23,10 @@ const FILES: [&str; 34] = [
     "snakepit-registry/src/error.rs",
     "snakepit-registry/src/error/classification.rs",
     "snakepit-registry/src/fn_tool.rs",
+    "snakepit-registry/src/fn_tool/context.rs",
+    "snakepit-registry/src/fn_tool/extract.rs",
     "snakepit-registry/src/handler.rs",
+    "snakepit-registry/src/meter.rs",
     "snakepit-registry/src/reply.rs",
     "snakepit-registry/src/spec.rs",
     "snakepit-session/src/backend.rs",

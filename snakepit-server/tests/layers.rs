@@ -13,8 +13,8 @@ use std::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use snakepit_server::{
-    Builder, CallService, Client, Error, ErrorKind, FnTool, ReplyBody, Snakepit, ToolCall, ToolError,
-    ToolHandler, ToolReply, ToolSpec, testing::InProcessWorkers,
+    Builder, CallService, Client, Error, ErrorKind, FnTool, ReplyBody, Snakepit, ToolCall, ToolContext,
+    ToolError, ToolHandler, ToolReply, ToolSpec, testing::InProcessWorkers,
 };
 use tokio::sync::Semaphore;
 use tower::{
@@ -180,7 +180,7 @@ async fn host_tools_pass_the_layers_but_their_own_calls_do_not_pass_them_again()
     });
     let handle: Arc<std::sync::OnceLock<Snakepit>> = Arc::default();
     let inner = Arc::clone(&handle);
-    let outer = FnTool::with_context("outer", move |_: HashMap<String, Value>, context| {
+    let outer = FnTool::new("outer", move |_: HashMap<String, Value>, context: ToolContext| {
         let snakepit = inner.get().unwrap().clone();
         async move {
             let sum: i64 = snakepit.execute("gated", ()).await.map_err(|error| error.to_string())?;

@@ -366,12 +366,12 @@ mod tests {
     }
 
     fn workers() -> InProcessWorkers {
-        let endless = |(): (), _| stream::iter([1, 2]).chain(stream::pending());
+        let endless = || stream::iter([1, 2]).chain(stream::pending());
         InProcessWorkers::new()
             .tool(FnTool::typed("unit", |(): ()| async {}))
             .tool(FnTool::typed("hang", |(): ()| std::future::pending::<()>()))
-            .tool(FnTool::stream("count", |(): (), _| stream::iter([1, 2])))
-            .tool(FnTool::stream("endless", endless))
+            .tool(FnTool::new("count", || stream::iter([1, 2])))
+            .tool(FnTool::new("endless", endless))
     }
 
     async fn chunks(worker: &Worker, tool: &str) -> snakepit_registry::ChunkStream {

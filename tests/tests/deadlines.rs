@@ -7,12 +7,13 @@ use std::{
 };
 
 use futures_util::FutureExt;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_registry::{CallStage, FnTool as Tool};
 use snakepit_server::{
     Builder, Client, Error, FnTool, NewSession, NewVariable, Note, Payload, PoolError, SessionLimits,
-    Snakepit, StartError, ToolError, TraceContext, ValueType, VariableType,
+    Snakepit, StartError, ToolContext, ToolError, TraceContext, ValueType, VariableType,
 };
 use snakepit_session_redis::{RedisBackend, RedisConfig};
 use snakepit_tests::{Redis, SHOWCASE, Sandbox, Signal, python, root, signal};
@@ -180,7 +181,7 @@ fn outside_a_runtime_operations_return_errors_instead_of_panicking() {
     runtime.block_on(host.shutdown()).unwrap();
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Depth {
     depth: u32,
 }
@@ -240,7 +241,7 @@ async fn deadlocks_between_two_chains_of_nested_calls_are_detected() {
 #[tokio::test]
 async fn traceparent_and_tracestate_reach_python_and_host_tools() {
     let dir = tempfile::tempdir().unwrap();
-    let trace = FnTool::with_context("trace", |_: Value, context| async move {
+    let trace = FnTool::new("trace", |context: ToolContext| async move {
         let trace = context.trace.map(|trace| (trace.traceparent, trace.tracestate));
         Ok::<_, Infallible>(trace)
     });

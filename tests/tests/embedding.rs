@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_proto::pb;
@@ -23,7 +24,7 @@ use snakepit_tests::{Client, SHOWCASE, Signal, eventually, is_alive, python, roo
 use tokio::sync::Notify;
 use tonic::transport::Endpoint;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Pair {
     a: i64,
     b: i64,

@@ -1,6 +1,7 @@
 //! The shop adapter of the README, called from Rust and from the command line.
 
 use futures_util::TryStreamExt;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_server::{Builder, Snakepit};
@@ -8,7 +9,7 @@ use snakepit_tests::{Sandbox, python, root};
 
 const SHOP: &str = "shop:Shop";
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Discount {
     item: String,
 }

@@ -211,7 +211,7 @@ async fn a_panic_of_a_layer_fails_the_call_or_ends_its_stream() {
 
 #[tokio::test]
 async fn adapters_keep_the_contract_of_handlers() {
-    let tool = FnTool::stream("any", |_: serde_json::Value, _| futures_util::stream::iter([1, 2]));
+    let tool = FnTool::new("any", |_: serde_json::Value| futures_util::stream::iter([1, 2]));
     let stream = Arc::new(tool) as Arc<dyn ToolHandler>;
     let value = Arc::new(FnTool::typed("any", |args: std::collections::HashMap<String, bool>| async move {
         if args.contains_key("endless") {

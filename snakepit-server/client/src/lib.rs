@@ -24,6 +24,7 @@ mod call;
 mod caller;
 mod client;
 mod error;
+mod extract;
 mod host;
 mod remote;
 mod session;
@@ -31,6 +32,8 @@ pub mod status;
 
 #[doc(hidden)]
 pub use error::write_with_sources;
+#[doc(hidden)]
+pub use extract::ExtractFrom;
 pub use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure, TraceContext};
 pub use snakepit_session::{
     Created, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable, Note, Number, Payload,

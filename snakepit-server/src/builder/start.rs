@@ -15,7 +15,9 @@ use tonic_health::server::HealthReporter;
 
 use super::Builder;
 use crate::{
-    Snakepit, StartError, grpc,
+    Snakepit, StartError,
+    extract::HostRef,
+    grpc,
     host::Host,
     host_launcher::HostLauncher,
     listen::{self, ArrivalBudgets, ListenLimits, ResponseBudget, default_connections},
@@ -119,8 +121,11 @@ impl Builder {
             listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config_error(&problem))?;
         }
         let registry = Registry::new();
+        let (host_ref, mut state) = (HostRef::default(), self.state);
+        state.insert(host_ref.clone());
+        let state = Arc::new(state);
         for tool in self.host_tools {
-            registry.register_host_tool(tool)?;
+            registry.register_host_tool(tool.with_state(Arc::clone(&state)))?;
         }
         for (spec, handler) in self.host_handlers {
             registry.register_host_handler(spec, handler)?;
@@ -133,6 +138,7 @@ impl Builder {
         let launches = Launches::new();
         let host =
             Arc::new(Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone()));
+        host_ref.set(&host);
         host.set_layers(self.call_layers);
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;
 

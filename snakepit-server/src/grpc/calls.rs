@@ -8,7 +8,10 @@ use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolRe
 use snakepit_wire::{failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
-use super::{bridge::Bridge, request::tool_call};
+use super::{
+    bridge::Bridge,
+    request::{mark_worker, tool_call},
+};
 use crate::{
     listen::Connection,
     status::{from_tool_error, unexpected_reply},
@@ -24,7 +27,8 @@ impl Bridge {
     ) -> Result<Response<pb::ExecuteToolResponse>, Status> {
         let (headers, extensions, request) = request.into_parts();
         let session_id = request.session_id.clone();
-        let call = tool_call(&headers, &extensions, request, CallMode::Unary)?;
+        let mut call = tool_call(&headers, &extensions, request, CallMode::Unary)?;
+        mark_worker(&mut call, &extensions);
         let tool = call.tool.clone();
         match self.host().call(call).await {
             Ok(reply) => unary_response(&tool, reply),
@@ -43,7 +47,8 @@ impl Bridge {
         request: Request<pb::ExecuteToolRequest>,
     ) -> Result<Response<ChunkResponse>, Status> {
         let (headers, extensions, request) = request.into_parts();
-        let call = tool_call(&headers, &extensions, request, CallMode::Streaming)?;
+        let mut call = tool_call(&headers, &extensions, request, CallMode::Streaming)?;
+        mark_worker(&mut call, &extensions);
         let tool = call.tool.clone();
         let ToolReply { body, worker, .. } = self.host().call(call).await.map_err(from_tool_error)?;
         let ReplyBody::Stream(chunks) = body else {

@@ -31,9 +31,9 @@ use super::bridge::Bridge;
 
 const PATH: &str = "/snakepit.bridge.BridgeService/InitializeSession";
 
-/// The response to a successful `InitializeSession`.
+/// The response to a successful `InitializeSession`. Without hidden host tools, because workers request it too.
 pub(super) fn response(registry: &Registry) -> pb::InitializeSessionResponse {
-    let tools = registry.tools().into_iter();
+    let tools = registry.exposed_tools().into_iter();
     pb::InitializeSessionResponse {
         success: true,
         available_tools: tools.map(|(spec, _)| (spec.name.clone(), spec_to_wire(spec))).collect(),

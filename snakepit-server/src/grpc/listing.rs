@@ -7,18 +7,21 @@ use futures_util::stream;
 use snakepit_proto::pb;
 use snakepit_session::{PageRequest, Session, SessionStats};
 use snakepit_wire::spec_to_wire;
-use tonic::Status;
+use tonic::{Extensions, Status};
 
 use super::{
     bridge::Bridge,
     open_ended::OpenEndedStream,
-    request::{count_to_wire, read_status},
+    request::{count_to_wire, is_from_worker, read_status},
 };
 use crate::status::invalid_field;
 
 impl Bridge {
-    pub(super) fn tools(&self) -> pb::ListToolsResponse {
-        let tools = self.host().registry.tools().into_iter();
+    /// Lists all tools. A process of a worker does not see hidden host tools.
+    pub(super) fn tools(&self, extensions: &Extensions) -> pb::ListToolsResponse {
+        let registry = &self.host().registry;
+        let tools = if is_from_worker(extensions) { registry.exposed_tools() } else { registry.tools() };
+        let tools = tools.into_iter();
         let tools =
             tools.map(|(spec, provider)| pb::ToolInfo { spec: Some(spec_to_wire(spec)), provider }).collect();
         pb::ListToolsResponse { tools }

@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 
 use super::{bridge::Bridge, open_ended::OpenEndedStream};
 use crate::{
-    host::Host,
+    host::{FromWorker, Host},
     listen::{Connection, StreamUse},
     status::{
         answer_dropped, connection_budget_exhausted, connection_evicted, from_tool_error,
@@ -39,7 +39,8 @@ impl Bridge {
         let replies = Replies::new();
         let evicted = connection.as_ref().map(|connection| Box::pin(connection.evicted()));
         let stream_use = connection.clone().map(StreamUse::new);
-        let service = ClientCalls { host: Arc::clone(self.host()), connection };
+        let is_worker = connection.as_ref().is_some_and(|connection| connection.launch().is_some());
+        let service = ClientCalls { host: Arc::clone(self.host()), connection, is_worker };
         let calls = UseTracker { calls: MuxCalls::new(Arc::new(service), replies.clone()), stream_use };
         let (call_loop, batches) = Serve::new(inbound, calls, replies).split();
         let mut task = JoinSet::new();
@@ -104,6 +105,8 @@ struct ClientCalls {
     host: Arc<Host>,
     /// The connection whose budgets the calls use.
     connection: Option<Arc<Connection>>,
+    /// Whether the client is a process of a worker.
+    is_worker: bool,
 }
 
 impl MuxService for ClientCalls {
@@ -141,7 +144,10 @@ impl MuxService for ClientCalls {
 
 #[async_trait]
 impl ToolHandler for ClientCalls {
-    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+    async fn call(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+        if self.is_worker {
+            call.extensions.insert(FromWorker);
+        }
         let Some(connection) = &self.connection else { return self.host.call(call).await };
         connection.response_capacity(call.deadline).await.map_err(response_budget_exhausted)?;
         let mut reply = self.host.call(call).await?;

@@ -1,6 +1,6 @@
 //! Converts requests: headers to deadlines and traces, messages to calls, and errors of sessions to statuses.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use snakepit_proto::{headers, pb};
@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use tonic::{Extensions, Status, metadata::MetadataMap};
 
 use crate::{
-    listen::CallDeadline,
+    host::FromWorker,
+    listen::{CallDeadline, Connection},
     status::{from_session_error, from_write_error, invalid_field},
 };
 
@@ -67,6 +68,18 @@ pub(super) fn tool_call(
     call.idempotent = headers.get(headers::IDEMPOTENT).is_some_and(|flag| flag == "true");
     call.trace = trace(headers);
     Ok(call)
+}
+
+/// Marks the call of a client that is a process of a worker.
+pub(super) fn mark_worker(call: &mut ToolCall, extensions: &Extensions) {
+    if is_from_worker(extensions) {
+        call.extensions.insert(FromWorker);
+    }
+}
+
+/// Whether a request comes from a process of a worker. Only the requests whose answer depends on it have a connection.
+pub(super) fn is_from_worker(extensions: &Extensions) -> bool {
+    extensions.get::<Arc<Connection>>().is_some_and(|connection| connection.launch().is_some())
 }
 
 fn arguments(

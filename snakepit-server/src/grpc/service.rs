@@ -118,7 +118,8 @@ impl BridgeService for Bridge {
         &self,
         request: Request<Streaming<pb::TelemetryControl>>,
     ) -> RpcResult<Self::StreamTelemetryStream> {
-        Ok(Response::new(self.telemetry(request.into_inner())))
+        let (_, extensions, controls) = request.into_parts();
+        Ok(Response::new(self.telemetry(controls, &extensions)))
     }
 
     async fn put_program(
@@ -149,9 +150,9 @@ impl BridgeService for Bridge {
         self.remove_program(request.get_ref()).await.map(|()| Response::new(pb::DeleteProgramResponse {}))
     }
 
-    async fn list_tools(&self, _: Request<pb::ListToolsRequest>) -> RpcResult<pb::ListToolsResponse> {
+    async fn list_tools(&self, request: Request<pb::ListToolsRequest>) -> RpcResult<pb::ListToolsResponse> {
         self.require_client("ListTools")?;
-        Ok(Response::new(self.tools()))
+        Ok(Response::new(self.tools(request.extensions())))
     }
 
     async fn list_workers(&self, _: Request<pb::ListWorkersRequest>) -> RpcResult<pb::ListWorkersResponse> {

@@ -11,10 +11,11 @@ use std::{
 use futures_core::Stream;
 use snakepit_proto::pb::{self, telemetry_control::Control, telemetry_value::Value};
 use tokio::sync::broadcast::{self, error::RecvError};
-use tonic::{Status, Streaming};
+use tonic::{Extensions, Status, Streaming};
 
-use super::{bridge::Bridge, open_ended::OpenEndedStream};
+use super::{bridge::Bridge, open_ended::OpenEndedStream, request::is_from_worker};
 use crate::{
+    host::Host,
     status::invalid_field,
     telemetry::{CallEvent, CallEventKind},
 };
@@ -23,10 +24,12 @@ impl Bridge {
     pub(super) fn telemetry(
         &self,
         controls: Streaming<pb::TelemetryControl>,
+        extensions: &Extensions,
     ) -> Pin<Box<dyn Stream<Item = Result<pb::TelemetryEvent, Status>> + Send>> {
         let subscription = Subscription {
             controls: Some(controls),
             events: self.host().telemetry.subscribe(),
+            hiding: is_from_worker(extensions).then(|| Arc::clone(self.host())),
             filter: EventFilter::default(),
             is_rejected: false,
         };
@@ -42,12 +45,18 @@ struct Subscription {
     /// `None` after the last control. The filter stays in force.
     controls: Option<Streaming<pb::TelemetryControl>>,
     events: broadcast::Receiver<Arc<CallEvent>>,
+    /// The host, if it hides calls of hidden host tools from the subscriber.
+    hiding: Option<Arc<Host>>,
     filter: EventFilter,
     /// Whether a control was rejected, which ends the subscription.
     is_rejected: bool,
 }
 
 impl Subscription {
+    fn hides(&self, event: &CallEvent) -> bool {
+        self.hiding.as_ref().is_some_and(|host| host.registry.is_hidden(&event.tool))
+    }
+
     /// The next event that passes the filter. `None` after the subscriber has disconnected or the host has ended. The last item may
     /// be the rejection of a control.
     async fn next(&mut self) -> Option<Result<pb::TelemetryEvent, Status>> {
@@ -71,6 +80,7 @@ impl Subscription {
                     Err(_) => return None,
                 },
                 event = self.events.recv() => match event {
+                    Ok(event) if self.hides(&event) => {}
                     Ok(event) if self.filter.passes(&event) => return Some(Ok(event_to_wire(&event))),
                     Ok(_) => {}
                     Err(RecvError::Lagged(count)) => return Some(Ok(lost_events(count))),

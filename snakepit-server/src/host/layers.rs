@@ -16,7 +16,7 @@ use std::{
 use snakepit_registry::{CallFuture, CallLayers, CallService, ToolCall, ToolError, ToolReply};
 use tower::Service;
 
-use super::{ANCESTORS, Host};
+use super::{ANCESTORS, Host, NestedCall};
 
 /// The service with the layers of the program; empty without layers.
 #[derive(Debug, Default)]
@@ -35,7 +35,9 @@ impl HostLayers {
     #[inline]
     pub(super) fn around(&self, call: &ToolCall) -> Option<&CallService> {
         let service = self.0.get()?;
-        let is_nested = call.ancestors.is_some() || ANCESTORS.try_with(|_| ()).is_ok();
+        let is_nested = call.ancestors.is_some()
+            || call.extensions.get::<NestedCall>().is_some()
+            || ANCESTORS.try_with(|_| ()).is_ok();
         (!is_nested).then_some(service)
     }
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_proto::pb;
@@ -49,7 +50,7 @@ fn expected(kind: &str, event: &str) -> Option<String> {
     Some(row[column].clone()).filter(|cell| cell != "-")
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Args {
     how: String,
     marker: PathBuf,
@@ -92,7 +93,7 @@ impl HostWithClients {
             }
         };
         let counted = Arc::clone(&ended);
-        let host_stream = FnTool::stream("host_stream", move |args: Args, _| {
+        let host_stream = FnTool::new("host_stream", move |args: Args| {
             let guard = CountOnDrop(Arc::clone(&counted));
             let rest = async move {
                 let _guard = guard;

@@ -46,7 +46,7 @@ async fn a_future_ends_at_the_deadline_or_at_the_cut_off() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_a_host_tool_ends_at_the_deadline() {
-    let tool = FnTool::stream("count", |_: serde_json::Value, _| {
+    let tool = FnTool::new("count", |_: serde_json::Value| {
         futures_util::stream::unfold(0, |n| async move {
             tokio::time::sleep(Duration::from_millis(50)).await;
             Some((Ok::<_, String>(n), n + 1))

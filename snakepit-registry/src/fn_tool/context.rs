@@ -1,0 +1,55 @@
+//! [`ToolContext`]: what a call of a host tool carries besides its arguments.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use snakepit_session::SessionId;
+use tokio::time::Instant;
+
+use super::extract::{CallScope, Extractor};
+use crate::{CallId, CallMode, Extensions, ToolCall, ToolError, TraceContext};
+
+/// The context of a call of a host tool: the call without its arguments. An [`Extractor`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ToolContext {
+    /// The id of the call.
+    pub call: CallId,
+    /// The name of the tool.
+    pub tool: Arc<str>,
+    /// Whether the caller expects one value or a stream.
+    pub mode: CallMode,
+    /// The session of the call.
+    pub session: Option<SessionId>,
+    /// Key-value pairs from the caller.
+    pub metadata: BTreeMap<String, String>,
+    /// The time at which the call fails.
+    pub deadline: Option<Instant>,
+    /// The trace of the call.
+    pub trace: Option<TraceContext>,
+    /// The running calls that wait for this one, outermost first. `None` for a call that is not nested.
+    pub ancestors: Option<Arc<[CallId]>>,
+    /// The values that layers attached to the call.
+    pub extensions: Extensions,
+}
+
+impl ToolContext {
+    pub(super) fn of(call: &ToolCall) -> Self {
+        Self {
+            call: call.id,
+            tool: Arc::clone(&call.tool),
+            mode: call.mode,
+            session: call.session.clone(),
+            metadata: call.metadata.clone(),
+            deadline: call.deadline,
+            trace: call.trace.clone(),
+            ancestors: call.ancestors.clone(),
+            extensions: call.extensions.clone(),
+        }
+    }
+}
+
+impl Extractor for ToolContext {
+    fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError> {
+        Ok(Self::of(scope.call()))
+    }
+}

@@ -1,0 +1,263 @@
+//! Derives the parameters of a host tool from the type of its arguments.
+//!
+//! The JSON Schema of the type has the types, descriptions and defaults. serde knows more about names: the struct's fields in their
+//! order, with aliases, and whether the type accepts other names.
+
+#[cfg(test)]
+mod tests;
+
+use std::{any::type_name, fmt};
+
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::{
+    Deserializer,
+    de::{DeserializeOwned, Visitor},
+    forward_to_deserialize_any,
+};
+use serde_json::{Map, Value};
+use snakepit_session::{Payload, ValueType};
+
+use crate::{ParameterSpec, ToolSpec};
+
+/// The arguments that a type takes.
+#[derive(Debug)]
+pub(super) struct DerivedArguments {
+    parameters: Vec<ParameterSpec>,
+    /// Further names of parameters.
+    aliases: Vec<String>,
+    /// Whether all other names are errors.
+    closed: bool,
+}
+
+impl DerivedArguments {
+    /// No arguments.
+    pub(super) const fn none() -> Self {
+        Self { parameters: Vec::new(), aliases: Vec::new(), closed: true }
+    }
+
+    /// The arguments that deserialize into a type.
+    ///
+    /// # Errors
+    /// The type is not a map of names, as a sentence without a subject.
+    pub(super) fn of<T: DeserializeOwned + JsonSchema>() -> Result<Self, String> {
+        let settings = SchemaSettings::draft2020_12().for_deserialize();
+        // Schemas of parameters stand alone, so they contain what they refer to.
+        let settings = settings.with(|settings| settings.inline_subschemas = true);
+        let schema = settings.into_generator().into_root_schema_for::<T>();
+        let schema = schema.as_value();
+        let (schema, is_optional) = without_null(schema).unwrap_or((schema, false));
+        if let Some(kind @ ("string" | "number" | "integer" | "boolean" | "array")) = scalar_type(schema) {
+            let article = if kind.starts_with(['a', 'i']) { "an" } else { "a" };
+            return Err(format!(
+                "takes `{}`, which is {article} {kind}; arguments have names, so take a struct or a map",
+                type_name::<T>()
+            ));
+        }
+        if schema.get("type").is_some_and(|ty| ty == "null") {
+            return Ok(Self::none());
+        }
+        let fields = fields_of::<T>();
+        let no_properties = Map::new();
+        let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&no_properties);
+        let required: Vec<&str> = match schema.get("required").and_then(Value::as_array) {
+            Some(names) if !is_optional => names.iter().filter_map(Value::as_str).collect(),
+            _ => Vec::new(),
+        };
+        let mut parameters: Vec<ParameterSpec> = properties
+            .iter()
+            .map(|(name, field)| {
+                parameter(name, field, required.contains(&name.as_str()), schema.get("$defs"))
+            })
+            .collect();
+        // The schema is sorted by name. Fields that serde does not list keep that order, at the end.
+        let position = |name: &str| {
+            fields.unwrap_or_default().iter().position(|field| *field == name).unwrap_or(usize::MAX)
+        };
+        parameters.sort_by_key(|parameter| position(&parameter.name));
+        let rejects_others = schema.get("additionalProperties") == Some(&Value::Bool(false));
+        let aliases = fields.unwrap_or_default().iter().filter(|field| !properties.contains_key(**field));
+        Ok(Self {
+            parameters,
+            aliases: aliases.map(|alias| (*alias).to_owned()).collect(),
+            closed: fields.is_some() || rejects_others,
+        })
+    }
+
+    /// The arguments of a function that takes both.
+    pub(super) fn merge(mut self, other: Self) -> Self {
+        for parameter in other.parameters {
+            if self.parameters.iter().all(|own| own.name != parameter.name) {
+                self.parameters.push(parameter);
+            }
+        }
+        self.aliases.extend(other.aliases);
+        self.closed &= other.closed;
+        self
+    }
+
+    /// Accepts all names.
+    pub(super) fn opened(mut self) -> Self {
+        self.closed = false;
+        self
+    }
+
+    /// Adds the arguments to a spec.
+    pub(super) fn describe(&self, spec: &mut ToolSpec) {
+        spec.parameters.clone_from(&self.parameters);
+        spec.closed = self.closed;
+        spec.set_aliases(&self.aliases);
+    }
+}
+
+/// Describes a field. `definitions` are those of recursive types.
+fn parameter(name: &str, schema: &Value, required: bool, definitions: Option<&Value>) -> ParameterSpec {
+    let is_nullable = without_null(schema).is_some();
+    let default = match schema.get("default") {
+        Some(default) => Payload::try_from_serde(default).ok(),
+        None => (is_nullable && !required).then(Payload::null),
+    };
+    // The host accepts null for a parameter of a type only if null is its default.
+    let is_null_unexpected = default.as_ref().is_none_or(|default| default.ty() != ValueType::Null);
+    let type_name = if is_nullable && is_null_unexpected { "any" } else { value_type(schema) };
+    let description = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+    ParameterSpec {
+        name: name.to_owned(),
+        type_name: type_name.to_owned(),
+        description: description.to_owned(),
+        required,
+        default,
+        validation_json: constraints(schema, definitions),
+    }
+}
+
+/// The schema of a parameter without what other fields of the spec tell. Empty if it cannot stand alone.
+fn constraints(schema: &Value, definitions: Option<&Value>) -> String {
+    let mut schema = schema.clone();
+    if let Value::Object(keywords) = &mut schema {
+        keywords.remove("description");
+        keywords.remove("default");
+    }
+    let text = schema.to_string();
+    if !text.contains("\"$ref\":") {
+        return text;
+    }
+    match (&mut schema, definitions) {
+        (Value::Object(keywords), Some(definitions)) if !text.contains("\"$ref\":\"#\"") => {
+            keywords.insert("$defs".to_owned(), definitions.clone());
+            schema.to_string()
+        }
+        _ => String::new(),
+    }
+}
+
+/// The name of the [`ValueType`](snakepit_session::ValueType) that a schema describes, or `any`.
+fn value_type(schema: &Value) -> &'static str {
+    let schema = without_null(schema).map_or(schema, |(inner, _)| inner);
+    match scalar_type(schema) {
+        Some("integer") => "integer",
+        Some("number") => "float",
+        Some("string") => "string",
+        Some("boolean") => "boolean",
+        // Bytes have the schema of a list of small numbers, but a call may also pass them as binary data.
+        Some("array") if schema.pointer("/items/format").is_some_and(|format| format == "uint8") => "any",
+        Some("array") => "list",
+        Some("object") => "map",
+        _ => "any",
+    }
+}
+
+/// The type of a schema with exactly one type besides null.
+fn scalar_type(schema: &Value) -> Option<&str> {
+    match schema.get("type")? {
+        Value::String(ty) => Some(ty),
+        Value::Array(types) => {
+            let mut types = types.iter().filter_map(Value::as_str).filter(|ty| *ty != "null");
+            types.next().filter(|_| types.next().is_none())
+        }
+        _ => None,
+    }
+}
+
+/// The schema of the value of an `Option`, and `true`. `None` for a schema that does not accept null.
+fn without_null(schema: &Value) -> Option<(&Value, bool)> {
+    let is_null = |schema: &Value| schema.get("type").is_some_and(|ty| ty == "null");
+    if let Some(types) = schema.get("type").and_then(Value::as_array)
+        && types.iter().any(|ty| ty == "null")
+    {
+        return Some((schema, true));
+    }
+    let variants = schema.get("anyOf").or_else(|| schema.get("oneOf"))?.as_array()?;
+    let mut others = variants.iter().filter(|variant| !is_null(variant));
+    let has_null = variants.iter().any(is_null);
+    match (others.next(), others.next()) {
+        (Some(value), None) if has_null => Some((value, true)),
+        (Some(_), Some(_)) if has_null => Some((schema, true)),
+        _ => None,
+    }
+}
+
+/// The names of the fields of a struct, with aliases, in their order. `None` for a type that accepts other names too.
+fn fields_of<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
+    let mut fields = None;
+    // The probe always fails, after it has recorded the fields.
+    let _ = T::deserialize(FieldProbe { fields: &mut fields });
+    fields
+}
+
+/// Records the fields of the struct that is to be deserialized.
+struct FieldProbe<'a> {
+    fields: &'a mut Option<&'static [&'static str]>,
+}
+
+impl<'de> Deserializer<'de> for FieldProbe<'_> {
+    type Error = ProbeEnd;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
+        Err(ProbeEnd)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, ProbeEnd> {
+        *self.fields = Some(fields);
+        Err(ProbeEnd)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, ProbeEnd> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
+        visitor.visit_some(self)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
+        tuple_struct map enum identifier ignored_any
+    }
+}
+
+/// The end of a [`FieldProbe`].
+#[derive(Debug)]
+struct ProbeEnd;
+
+impl fmt::Display for ProbeEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the probe has no value")
+    }
+}
+
+impl std::error::Error for ProbeEnd {}
+
+impl serde::de::Error for ProbeEnd {
+    fn custom<T: fmt::Display>(_: T) -> Self {
+        Self
+    }
+}

@@ -1,0 +1,157 @@
+//! Host tools made from closures: state, the session, nested calls, streams, counters, and their errors at the start.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests may panic and detach tasks")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use snakepit_server::{
+    Builder, Error, FnTool, Host, HostToolStatus, SessionHandle, Snakepit, State, ToolCall, ToolContext,
+    ToolError, testing::InProcessWorkers,
+};
+use tower::util::MapRequestLayer;
+
+#[derive(Deserialize, JsonSchema)]
+struct Order {
+    /// The name on the label.
+    item: String,
+    #[serde(default)]
+    count: Option<u32>,
+}
+
+#[derive(Debug, Clone)]
+struct Prices(Arc<[(&'static str, f64)]>);
+
+fn builder(dir: &tempfile::TempDir) -> Builder {
+    let double =
+        FnTool::typed("double", |args: std::collections::HashMap<String, i64>| async move { args["n"] * 2 });
+    let workers = InProcessWorkers::new().tool(double);
+    Snakepit::builder().launcher(Arc::new(workers)).workers(2).run_dir(dir.path())
+}
+
+fn status(snakepit: &Snakepit, name: &str) -> HostToolStatus {
+    snakepit.host_tool_status().into_iter().find(|status| status.name == name).unwrap()
+}
+
+#[tokio::test]
+async fn closures_get_state_the_session_and_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let price = |order: Order, State(Prices(prices)): State<Prices>, host: Host, session: SessionHandle| async move {
+        let (_, price) = prices.iter().find(|(item, _)| *item == order.item).ok_or("no such item")?;
+        let count: i64 =
+            host.execute("double", json!({"n": order.count.unwrap_or(1)})).await.map_err(|_| "double")?;
+        // The handle of the session calls tools and has the variables of the session.
+        let again: i64 = session.execute("double", json!({"n": count})).await.map_err(|_| "double")?;
+        Ok::<_, &str>(json!([session.id().as_str(), price * f64::from(u8::try_from(again).unwrap())]))
+    };
+    let snakepit = builder(&dir)
+        .state(Prices(Arc::new([("tea", 1.5)])))
+        .host_tool("price", price)
+        .start()
+        .await
+        .unwrap();
+    let session = snakepit.session("alice").await.unwrap();
+    let answer: Value = session.execute("price", json!({"item": "tea", "count": 3})).await.unwrap();
+    assert_eq!(answer, json!(["alice", 18.0]));
+    let error = snakepit.execute::<Value>("price", json!({"item": "tea"})).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "argument `session_id` of tool `price` is missing; the tool uses a session, so call it in one"
+    );
+    let error =
+        session.execute::<Value>("price", json!({"name": "tea", "size": 1})).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "argument `item` of tool `price` is missing, `name` is unknown, and `size` is unknown; the tool takes item (string), \
+         count (integer, optional)"
+    );
+    let (spec, provider) = &snakepit.tools().into_iter().find(|(spec, _)| spec.name == "price").unwrap();
+    assert_eq!(
+        (provider.as_str(), spec.parameters[0].description.as_str()),
+        ("host", "The name on the label.")
+    );
+    snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn tools_that_the_host_cannot_call_fail_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    for (builder, problem) in [
+        (
+            builder(&dir).host_tool("greet", |name: String| async move { name }),
+            "host tool `greet` takes `alloc::string::String`, which is a string",
+        ),
+        (
+            builder(&dir).host_tool("price", |State(prices): State<Prices>| async move { prices.0.len() }),
+            "host tool `price` needs a `State<host_tools::Prices>`, which the host does not have",
+        ),
+    ] {
+        let error = builder.start().await.unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_handle_marks_calls_as_nested_in_spawned_tasks_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let passed = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&passed);
+    let counting = MapRequestLayer::new(move |call: ToolCall| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        call
+    });
+    let spawning = |host: Host| async move {
+        let nested = tokio::spawn(async move { host.execute::<i64>("double", json!({"n": 2})).await });
+        nested.await.unwrap().map_err(|error| error.to_string())
+    };
+    let snakepit = builder(&dir).layer(counting).host_tool("spawning", spawning).start().await.unwrap();
+    assert_eq!(snakepit.execute::<i64>("spawning", ()).await.unwrap(), 4);
+    assert_eq!(passed.load(Ordering::Relaxed), 1, "only the outer call passes the layers");
+    snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn counters_show_every_end_of_a_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let fail = |_: ToolContext| async { Err::<(), _>("on purpose") };
+    let count = |order: Order| stream::iter(0..order.count.unwrap_or(0));
+    let snakepit = builder(&dir)
+        .host_tool("fail", fail)
+        .host_tool("count", count)
+        .host_tool("endless", || stream::iter([1]).chain(stream::pending()))
+        .host_tool("hang", std::future::pending::<()>)
+        .start()
+        .await
+        .unwrap();
+    snakepit.execute::<()>("fail", ()).await.unwrap_err();
+    let failed = status(&snakepit, "fail");
+    assert_eq!((failed.calls, failed.failures, failed.in_flight, failed.exposed), (1, 1, 0, true));
+
+    let items = snakepit.execute_stream::<u32>("count", json!({"item": "x", "count": 3})).await.unwrap();
+    assert_eq!(status(&snakepit, "count").in_flight, 1, "the stream has not ended");
+    assert_eq!(items.try_collect::<Vec<_>>().await.unwrap(), [0, 1, 2]);
+    let counted = status(&snakepit, "count");
+    assert_eq!((counted.calls, counted.failures, counted.in_flight), (1, 0, 0));
+    let unary = snakepit.execute::<u32>("count", json!({"item": "x"})).await.unwrap_err();
+    assert!(unary.to_string().contains("streams its results"), "{unary}");
+
+    let mut endless = snakepit.execute_stream::<u32>("endless", ()).await.unwrap();
+    assert_eq!(endless.try_next().await.unwrap(), Some(1));
+    drop(endless);
+    let hang = snakepit.call("hang").timeout(Duration::from_millis(20)).unary::<()>().await.unwrap_err();
+    assert!(matches!(hang, Error::Tool(ToolError::DeadlineExceeded { .. })), "{hang}");
+    for name in ["endless", "hang"] {
+        let dropped = status(&snakepit, name);
+        assert_eq!((dropped.calls, dropped.cancelled, dropped.in_flight), (1, 1, 0), "{name}");
+    }
+    assert!(status(&snakepit, "hang").total_time >= Duration::from_millis(20));
+    snakepit.shutdown().await.unwrap();
+}
