@@ -22,7 +22,7 @@ pub(crate) async fn run() -> Result<(), Error> {
         .start()
         .await?;
 
-    // Eight calls are in flight at any time. The replies arrive in the order of the numbers.
+    // Up to eight calls are in flight. The replies arrive in the order of the numbers.
     let doubles = snakepit.call_many(1..=100, 8, |caller, n| {
         let call = caller.call("add").args(json!({"a": n, "b": n}));
         // Two workers run two calls and the queue holds four, so the other two wait for room.
