@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 /// The version of this crate, and of a host or worker that is built with it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The revision of the conventions between a host and workers of this project that the .proto does not contain. An
-/// incompatible change increments it.
+/// The revision of the launch contract and of the other conventions that the `.proto` does not define. Every incompatible change
+/// increments it.
 pub const PROTOCOL: u32 = 1;
 
 /// Argument: the TCP port to listen on. With 0 the worker chooses a port and reports it.
@@ -25,7 +25,7 @@ pub const ARG_PORT: &str = "--port";
 pub const ARG_ADAPTER: &str = "--adapter";
 /// Argument: the address of the host, which is `host:port`, or `unix:/path/to/socket` for workers of this project.
 pub const ARG_HOST_ADDRESS: &str = "--elixir-address";
-/// Argument: the id of the host's run, which distinguishes leftovers of a crashed host from other processes.
+/// Argument: the id of the host's run. After a crash, the next host recognizes the processes of that run by it.
 pub const ARG_RUN_ID: &str = "--snakepit-run-id";
 
 /// Environment: the file to which a v0.13 worker writes its port.
@@ -65,7 +65,7 @@ pub mod progress {
     pub const OUTPUT: usize = 64;
     /// The size of the ring buffer.
     pub const OUTPUT_BYTES: usize = 8 * 1024;
-    /// Offsets of the used sizes of the two halves with answers, in bytes.
+    /// Offsets of the fill levels, in bytes, of the two halves of [`ANSWERS`].
     pub const ANSWER_ENDS: [usize; 2] = [24, 32];
     /// Offset of the latest answers, in two halves of [`HALF_BYTES`]; see [`answers`](crate::answers).
     pub const ANSWERS: usize = OUTPUT + OUTPUT_BYTES;
@@ -101,7 +101,7 @@ impl std::fmt::Debug for HostMessage {
 /// The error of a worker whose version is incompatible with the host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "snakepit_bridge {worker} (protocol {worker_protocol}) does not fit this host, which is snakepit {VERSION} (protocol \
+    "snakepit_bridge {worker} (protocol {worker_protocol}) is incompatible with this host, snakepit {VERSION} (protocol \
      {PROTOCOL}); install the same version of both"
 )]
 pub struct Incompatible {

@@ -1,5 +1,5 @@
-//! [`OpenStreams`]: the `Multiplex` streams of this worker, which end with it even if the host keeps its half open. The
-//! server waits for open responses before it ends.
+//! [`OpenStreams`]: the open `Multiplex` streams of a worker. The worker ends them after its last call, because the gRPC server
+//! waits for open responses, and the host may keep its half of a stream open.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -8,8 +8,8 @@ use std::{
 
 /// Typed values that layers and handlers attach to a [`ToolCall`](crate::ToolCall), at most one of each type.
 ///
-/// They stay in this process: neither workers nor remote hosts receive them. Clones of a call share the values. A call without
-/// extensions allocates nothing for them.
+/// They stay in this process: neither workers nor remote hosts receive them. Cloning a call copies the set but shares the values.
+/// A call without extensions allocates nothing for them.
 ///
 /// ```
 /// use snakepit_registry::ToolCall;

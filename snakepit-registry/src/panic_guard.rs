@@ -43,8 +43,8 @@ impl ToolHandler for PanicGuard {
         self.handler.cancel(call).await
     }
 
-    // `keeps_deadlines` stays false also for a handler that keeps them, so that the host applies its default deadline to the
-    // call, counts it, and waits for it or cuts it off at a shutdown.
+    // Does not forward `keeps_deadlines`, so it is always false. The host therefore applies its default deadline to the call,
+    // counts it, and ends it at a shutdown.
 
     fn recall(&self, call: CallId) {
         self.handler.recall(call);

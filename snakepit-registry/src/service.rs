@@ -109,10 +109,11 @@ impl CallService {
         })
     }
 
-    /// Runs a call, and ends it at its deadline or after `cut_off` while it waits in a layer. The handler inside of the
-    /// layers ends it otherwise, because it can report how far the call got.
+    /// Runs a call within bounds. While the call waits in a layer, this function ends it at its deadline, or when `cut_off`
+    /// completes. While the handler inside of the layers runs the call, the handler must end it, because it knows how far the
+    /// call got. If the handler does not do so within [`GRACE`] after the deadline, this function drops the call.
     ///
-    /// A panic of a layer fails only this call. If a layer repeats the call, the error takes all passes into account.
+    /// A panic of a layer fails only this call. If a layer repeats the call, the error covers all passes.
     #[doc(hidden)]
     #[must_use]
     pub fn run_bounded(
@@ -138,7 +139,7 @@ impl CallService {
             let mut timer = deadline.map(|at| Box::pin(sleep_until(at)));
             let (mut is_cut_off, mut is_late) = (false, false);
             poll_fn(|cx| {
-                // Polls the call first, so that a reply that arrives together with a bound wins.
+                // Polls the call first, so that a reply takes precedence over a deadline at the same time.
                 if let Poll::Ready(result) = running.as_mut().poll(cx) {
                     let result =
                         result.unwrap_or_else(|panic| Err(layer_panicked(&*panic, progress.has_begun())));
@@ -241,8 +242,8 @@ impl Service<ToolCall> for HandlerService {
 
 /// A [`tower::Service`] as a [`ToolHandler`], with any layers around it. Each call waits until a clone of the service is ready.
 ///
-/// Calls end when their future is dropped. The host enforces their deadlines, because a layer may hold a call that the handler
-/// inside does not know yet.
+/// Dropping the future of a call cancels the call. The host enforces the deadline, because a layer can hold a call before the
+/// handler inside receives it.
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Arc};

@@ -36,7 +36,8 @@ use self::{
 use crate::telemetry::Telemetry;
 
 tokio::task_local! {
-    /// The calls that wait for the host tool that this task runs for a worker.
+    /// Set in tasks that run a host tool, or a call that has passed the layers. Contains the calls that wait for the host tool,
+    /// if a worker called it.
     pub(crate) static ANCESTORS: Option<Arc<[CallId]>>;
 }
 

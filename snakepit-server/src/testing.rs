@@ -34,9 +34,9 @@
 //! # }
 //! ```
 //!
-//! The suites of the contracts check implementations of the traits: [`launcher_contract`] a
-//! [`WorkerLauncher`](crate::WorkerLauncher), and [`tool_handler_contract`] a [`ToolHandler`](crate::ToolHandler). The crate
-//! `snakepit-session-testkit` has those for a [`SessionBackend`](crate::SessionBackend).
+//! The contract suites check your implementations: [`launcher_contract`] checks a [`WorkerLauncher`](crate::WorkerLauncher), and
+//! [`tool_handler_contract`] checks a [`ToolHandler`](crate::ToolHandler). For a [`SessionBackend`](crate::SessionBackend), use
+//! the crate `snakepit-session-testkit`.
 
 pub use snakepit_registry::contract::{ContractCalls, tool_handler_contract};
 pub use snakepit_worker::{contract::launcher_contract, testing::InProcessWorkers};

@@ -75,7 +75,7 @@ impl Fixture {
     }
 }
 
-/// Echoes 0 to 99, with 5 calls in flight.
+/// Echoes 100 to 199 with 5 calls in flight, in order and as completed.
 async fn echo_hundred<H: HostHandle>(caller: &Caller<H>) {
     let batch = caller.call_many(0..100_u64, 5, |caller, n| caller.call("echo").arg("n", n + 100));
     let values: Vec<u64> = batch.in_order::<u64>().map_ok(|reply| reply.value).try_collect().await.unwrap();
@@ -140,7 +140,7 @@ async fn a_batch_takes_items_only_when_it_has_room_and_cancels_its_calls_when_dr
     fixture.snakepit.shutdown().await.unwrap();
 }
 
-/// Makes more calls than worker and queue hold.
+/// Makes more calls than worker and queue hold. Returns the numbers of rejected calls, first without and then with `wait_for_room`.
 async fn overload<H: HostHandle>(caller: &Caller<H>) -> (usize, usize) {
     let run = async |wait: Option<Duration>| {
         let batch = caller.call_many(0..20_u64, 20, |caller, n| {

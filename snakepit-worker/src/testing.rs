@@ -49,7 +49,7 @@ struct Shared {
     state: Mutex<State>,
     /// The number of successful launches.
     launched: watch::Sender<usize>,
-    /// Dropping the last handle aborts these tasks, and their workers count as killed.
+    /// The tasks that supervise the workers. They are aborted when neither a launcher handle nor a handler of a worker exists.
     drivers: Mutex<JoinSet<()>>,
 }
 
@@ -146,7 +146,7 @@ impl InProcessWorkers {
         life.is_some_and(|life| life.crash())
     }
 
-    /// The number of launches so far, with those that failed.
+    /// The number of launches so far, including failed ones.
     #[must_use]
     pub fn launches(&self) -> usize {
         self.state().launches
@@ -422,10 +422,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_end_when_the_last_handle_of_the_launcher_is_dropped() {
+    async fn calls_end_when_the_driver_of_their_worker_is_aborted() {
         let workers = workers();
         let worker = workers.launch(request("w")).await.unwrap();
-        // The handler of a worker also keeps the launcher's state, so only its drivers end here.
         workers.shared.drivers.lock().unwrap().abort_all();
         let lost = worker.handler().call(ToolCall::new("hang")).await.unwrap_err();
         assert!(matches!(&lost, ToolError::WorkerLost { .. }), "{lost}");

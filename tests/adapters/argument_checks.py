@@ -23,7 +23,7 @@ TEXT: Invalid = [
     (5, InvalidTypeError, "` is an `int`, expected a str"),
     (None, InvalidTypeError, "` is None, expected a str"),
     (b"n", InvalidTypeError, "` is a `bytes`, expected a str"),
-    ("\ud800", InvalidArgumentError, "` is '\\ud800', which has no UTF-8 form"),
+    ("\ud800", InvalidArgumentError, "` is '\\ud800', which cannot be encoded as UTF-8"),
 ]
 NAME: Invalid = [
     *TEXT,
@@ -81,7 +81,7 @@ METADATA: Invalid = [
     ({5: "x"}, InvalidTypeError, " key 5` is an `int`, expected a str"),
     ({"a": 5}, InvalidTypeError, "['a']` is an `int`, expected a str"),
     ({"a": None}, InvalidTypeError, "['a']` is None, expected a str"),
-    ({"a": "\ud800"}, InvalidArgumentError, "['a']` is '\\ud800', which has no UTF-8 form"),
+    ({"a": "\ud800"}, InvalidArgumentError, "['a']` is '\\ud800', which cannot be encoded as UTF-8"),
 ]
 UPDATES: Invalid = [
     (None, InvalidTypeError, "` is None, expected a mapping"),

@@ -48,5 +48,5 @@ class UnluckyTools(BaseAdapter):
 
     @tool
     def fail(self) -> None:
-        """Raises an exception whose message has no UTF-8 form."""
+        """Raises an exception whose message cannot be encoded as UTF-8."""
         raise ValueError("caf\udce9")

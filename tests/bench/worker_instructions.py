@@ -3,8 +3,8 @@
     .venv/bin/python tests/bench/worker_instructions.py [--calls 4000] [--in-flight 1] [--tree ANOTHER_WORKTREE]
 
 It starts a worker without a host, and is its only client. The profile of the counted calls stays in the current
-directory, one file per thread. Under valgrind, a call takes longer than the delay after which answers leave, so each
-answer is a separate write, even with many calls in flight.
+directory, one file per thread. Under valgrind, a call takes longer than the worker waits to batch answers, so it writes
+each answer separately, even with many calls in flight.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import snakepit_bridge_pb2 as pb  # noqa: E402
 import snakepit_bridge_pb2_grpc as rpc  # noqa: E402
 
 PROFILE = "worker-instructions.out"
-#: More than the host's file of progress and answers has.
+#: At least the size of the progress file that a host creates.
 PROGRESS_BYTES = 256 * 1024
 WARM_UP_CALLS = 300
 INTEGER = 2
@@ -112,7 +112,7 @@ def main() -> None:
         caller.batches.put(None)
         worker.wait()
     calls, total = rounds * arguments.in_flight, 0
-    # The first dump has the counted calls. The dump at the end has the stop.
+    # The first dump contains the counted calls. The second one, at exit, contains the shutdown.
     for profile in sorted(Path().glob(f"{PROFILE}.1-*")):
         found = re.search(r"^(?:totals|summary): (\d+)", profile.read_text(), re.MULTILINE)
         count = int(found[1]) if found else 0

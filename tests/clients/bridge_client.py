@@ -98,9 +98,10 @@ def check_invalid_arguments(client: Client, address: str) -> None:
             client.session("bob").set_variable("v", value)
     with pytest.raises(InvalidTypeError, match="`name` is an `int`, expected a str"):
         client.call(5)  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgumentError, match=r"`name` is '.ud800', which has no UTF-8 form"):
+    with pytest.raises(InvalidArgumentError, match=r"`name` is '.ud800', which cannot be encoded as UTF-8"):
         client.call("\ud800")
-    with pytest.raises(InvalidArgumentError, match=r"`name of an argument` is '.ud800', which has no UTF-8 form"):
+    problem = r"`name of an argument` is '.ud800', which cannot be encoded as UTF-8"
+    with pytest.raises(InvalidArgumentError, match=problem):
         client.call("add", **{"\ud800": 1})
     with pytest.raises(InvalidTypeError, match="`idempotent` is a `str`, expected a bool"):
         client.options(idempotent="no")  # type: ignore[arg-type]

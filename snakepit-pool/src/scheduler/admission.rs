@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use super::{Effect, Rejection, Scheduler, earlier, queue::QueuedCall};
 
 impl Scheduler {
-    /// Queues a call. A call above the limits waits for room, if it may, or is rejected.
+    /// Queues a call. If a limit is reached, the call waits for room for up to `room_wait`; without a `room_wait`, it is
+    /// rejected.
     pub(super) fn enqueue(&mut self, call: QueuedCall, room_wait: Option<Duration>, now: Instant) {
         // A new call must not overtake calls that wait for room.
         let rejection = match self.limit_reached(&call, now) {
@@ -50,7 +51,7 @@ impl Scheduler {
                 self.effects.push(Effect::Expire(call.ticket));
                 continue;
             }
-            // With a `queue_limit` of 0, this is the only way out.
+            // With a `queue_limit` of 0, a waiting call can only go to an idle worker.
             let idle_slot = if self.queue.len() == 0 { self.slot_for(&call, now) } else { None };
             if idle_slot.is_none() && self.limit_reached(&call, now).is_some() {
                 return;
@@ -63,7 +64,7 @@ impl Scheduler {
         }
     }
 
-    /// Fails the calls that got no room in time.
+    /// Fails the calls whose wait for room has ended.
     pub(super) fn end_waits_for_room(&mut self, now: Instant) {
         for call in self.overflow.take_ended(now) {
             if call.deadline.is_some_and(|at| at <= now) {

@@ -14,7 +14,7 @@ use super::{
 /// The most calls that wait for room. Bounds the memory of the entries, about 100 bytes each.
 const MAX_CALLS: usize = 100_000;
 
-/// The longest wait, which stands for a wait without a limit. The range of the clock contains its end.
+/// The longest wait. Longer waits are shortened to it, so that their end does not overflow the clock.
 const MAX_WAIT: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 #[derive(Debug, Default)]

@@ -131,7 +131,7 @@ async fn streams_pass_attempt_layers_and_end_at_their_deadline() {
     let running = harness.call(call).await;
     let chunks = harness.next_call().await.stream();
     let mut reply = running.answer().await.unwrap();
-    // The timeout of the layer ends with the start of the stream.
+    // The layer's timeout covers only the time until the stream starts.
     tokio::time::sleep(3 * SECOND).await;
     chunks.send(chunk()).unwrap();
     assert!(matches!(next(&mut reply).await, Some(Ok(_))));

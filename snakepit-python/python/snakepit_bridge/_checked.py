@@ -34,7 +34,7 @@ def text(what: str, value: object, expected: str = "a str") -> str:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise InvalidArgumentError(f"`{what}` is {value!a}, which has no UTF-8 form") from None
+            raise InvalidArgumentError(f"`{what}` is {value!a}, which cannot be encoded as UTF-8") from None
     return value
 
 

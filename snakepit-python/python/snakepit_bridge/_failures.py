@@ -46,7 +46,7 @@ def describe(
 
 
 def _text(text: str) -> str:
-    """Escape lone surrogates, which have no UTF-8 form. Names of files that are not UTF-8 contain them."""
+    """Escape lone surrogates, which cannot be encoded as UTF-8. Names of files that are not UTF-8 contain them."""
     return str.encode(text, "utf-8", "backslashreplace").decode("utf-8")
 
 

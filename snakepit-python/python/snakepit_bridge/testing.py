@@ -55,13 +55,14 @@ def call_tool(
     Args:
         adapter: The adapter class.
         name: The name of the tool.
-        arguments: Arguments of the tool. Required for arguments with names of this function's own parameters.
+        arguments: Arguments of the tool. Use it for arguments whose names are also parameters of this function, such as
+            ``session_id``.
         session_id: The session of the call. Empty for none.
         host_tools: Functions that replace the host's tools, by name.
         more: Arguments of the tool as keywords.
 
     Raises:
-        ToolFailed: The tool raised the cause of this error, or its result has no wire form.
+        ToolFailed: The tool raised an exception, which is the ``__cause__``, or its result cannot be sent.
         NotFoundError: The adapter has no such tool.
         InvalidArgumentError: A host would reject the arguments.
     """
@@ -160,7 +161,7 @@ class ToolTester:
         if not isinstance(adapter, type):
             kind = type(adapter).__qualname__
             raise TypeError(
-                f"adapter is an object of class `{kind}`; pass the class, of which each call creates an object"
+                f"adapter is an instance of `{kind}`; pass the class itself, because each call creates an instance"
             )
         #: The programs of the session, as content and content type.
         self.programs: dict[str, tuple[bytes, str]] = {}

@@ -39,7 +39,7 @@ pub(super) fn timeout(name: &str, value: &Bound<'_, PyAny>, shortest: Shortest) 
         return Err(not_a_number());
     }
     let Ok(seconds) = value.extract::<f64>() else {
-        // Only an integer beyond the range of floats is a number that has no float.
+        // The conversion of a number fails if the number is too large for a float, or if its `__float__` raises.
         return Err(match value.hasattr("__float__")? {
             true => InvalidArgumentError::new_err(format!("`{name}` is too large, expected {}", range())),
             false => not_a_number(),
@@ -59,12 +59,12 @@ pub(super) fn timeout(name: &str, value: &Bound<'_, PyAny>, shortest: Shortest) 
 /// Reads a string.
 ///
 /// # Errors
-/// [`InvalidTypeError`] if the value is not a string, or [`InvalidArgumentError`] if it has no UTF-8 form.
+/// [`InvalidTypeError`] if the value is not a string, or [`InvalidArgumentError`] if it cannot be encoded as UTF-8.
 pub(super) fn text<'a>(name: &str, value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
     let text = value.cast::<PyString>().map_err(|_| wrong_type(name, value, "a str"))?;
     text.to_str().map_err(|_| {
         let shown = value.repr().map(|shown| shown.to_string_lossy().into_owned()).unwrap_or_default();
-        InvalidArgumentError::new_err(format!("`{name}` is {shown}, which has no UTF-8 form"))
+        InvalidArgumentError::new_err(format!("`{name}` is {shown}, which cannot be encoded as UTF-8"))
     })
 }
 

@@ -1,4 +1,4 @@
-//! [`Entry`]: one entry of a dict, which calls compare with its original value.
+//! [`Entry`]: detects and undoes a change of one dict entry, such as `sys.stdout`, after a call.
 
 use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 
@@ -10,7 +10,7 @@ use pyo3::{
 
 /// A key of a dict, and the object that was its value at the start.
 ///
-/// A comparison costs a fraction of a lookup, because the position of a key in its dict rarely changes.
+/// A comparison reads the entry at its last known position, which costs a fraction of a lookup. The position rarely changes.
 #[derive(Debug)]
 pub(super) struct Entry {
     dict: Py<PyDict>,
@@ -68,7 +68,7 @@ impl Entry {
             }
             position = next;
         }
-        // A key that is equal, but another object, has no position here.
+        // The scan compares pointers, so it does not find an equal key that is another object. The lookup does.
         let value = self.dict.bind(py).get_item(&self.name).ok().flatten();
         value.is_some_and(|value| value.is(&self.original))
     }

@@ -16,7 +16,7 @@ pub(super) fn with_name(py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>, 
     }
     if error.is_instance_of::<PyUnicodeEncodeError>(py) {
         let reason = format!(
-            "{what} contains a lone surrogate, which has no UTF-8 form; replace it, for example with \
+            "{what} contains a lone surrogate, which cannot be encoded as UTF-8; replace it, for example with \
              text.encode(errors=\"replace\").decode()"
         );
         // `UnicodeEncodeError` accepts any reason. If a subclass rejects it, the error is still correct.

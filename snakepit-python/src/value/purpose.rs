@@ -1,4 +1,4 @@
-//! [`Purpose`]: the use of a value that Python code sends, which decides the exception and the advice of its errors.
+//! [`Purpose`]: the purpose of a value from Python code. It selects the exception class and the advice in error messages.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use pyo3::{
 use super::error::with_name;
 use crate::errors::{InvalidArgumentError, InvalidTypeError};
 
-/// The use of a value that Python code sends.
+/// The purpose of a value from Python code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// An argument of a call.
@@ -50,7 +50,7 @@ impl Purpose {
             true => InvalidTypeError::new_err(message),
             false => InvalidArgumentError::new_err(message),
         };
-        // The exception below `error`, if there is one, shows where it was raised.
+        // The new exception replaces `error`, so it takes over its cause, which shows the origin.
         invalid.set_cause(py, error.cause(py));
         invalid
     }

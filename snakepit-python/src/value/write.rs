@@ -142,7 +142,7 @@ fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<()
 }
 
 fn write_text(text: &Bound<'_, PyString>, out: &mut Vec<u8>) -> Result<(), WriteError> {
-    // Python strings may contain lone surrogates, which have no UTF-8 form. The UnicodeEncodeError reports them.
+    // Python strings may contain lone surrogates, which cannot be encoded as UTF-8. The UnicodeEncodeError reports them.
     let text = text.to_cow()?;
     // Writing to a vector and serializing a string cannot fail.
     serde_json::to_writer(out, text.as_ref()).map_err(|e| PyValueError::new_err(e.to_string()).into())

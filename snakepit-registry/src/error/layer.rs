@@ -19,7 +19,7 @@ impl Deref for LayerError {
 }
 
 impl ToolError {
-    /// Converts the error of a layer. `delivered` is whether the call may have begun to run.
+    /// Converts the error of a layer. `delivered`: whether the call may have begun to run.
     pub(crate) fn from_layer(error: BoxError, delivered: bool) -> Self {
         let error = match error.downcast::<Self>() {
             Ok(error) => return *error,

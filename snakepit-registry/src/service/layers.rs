@@ -1,4 +1,4 @@
-//! [`CallLayers`]: the layers that a program puts around calls or attempts, until the service that they wrap exists.
+//! [`CallLayers`]: collects the layers of a program, and applies them when the service exists.
 
 use std::{
     fmt,

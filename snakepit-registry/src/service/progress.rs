@@ -17,9 +17,9 @@ struct Progress {
     /// The number of copies of the call that the handler inside of the layers runs.
     inside: AtomicUsize,
     has_begun: AtomicBool,
-    /// The first pass through the layers after which the tool may have run.
+    /// The first pass through the layers that may have run the tool.
     earlier_pass: OnceLock<EarlierPass>,
-    /// The progress through the layers outside of these.
+    /// The record of the enclosing layers: an attempt has its own record, inside of the record of its call.
     outer: Option<CallProgress>,
 }
 
@@ -74,7 +74,7 @@ impl CallProgress {
         InsideGuard { progress: self.clone(), has_ended: false }
     }
 
-    /// Combines the error of the call with an earlier pass through the layers, after which the tool may have run.
+    /// Combines the error of the last pass with that of an earlier pass that may have run the tool.
     pub(super) fn with_earlier_pass(&self, error: ToolError) -> ToolError {
         match self.0.earlier_pass.get() {
             Some(_) if error.may_have_run() => error,
@@ -84,7 +84,9 @@ impl CallProgress {
                     kind @ (ErrorKind::Overloaded | ErrorKind::DeadlineExceeded) => kind,
                     _ => ErrorKind::Rejected,
                 };
-                let problem = format!("an earlier attempt may have run, and the last one failed: {error}");
+                let problem = format!(
+                    "an earlier pass through the layers may have run the tool; the last one failed: {error}"
+                );
                 error.with_earlier_attempt(ToolError::Layer { kind, delivered: true, problem, source: None })
             }
             None => error,

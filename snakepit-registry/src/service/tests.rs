@@ -153,7 +153,7 @@ async fn repeated(passes: Vec<Option<Result<ToolReply, ToolError>>>, discards_re
         service_fn(move |call: ToolCall| {
             let inner = inner.clone();
             async move {
-                // A pass without a result is dropped.
+                // `None` never completes, so the timeout drops that pass.
                 match tokio::time::timeout(SECOND, inner.run(call.clone())).await {
                     Ok(Ok(reply)) if !discards_replies => Ok(reply),
                     _ => inner.run(call).await,
@@ -165,7 +165,7 @@ async fn repeated(passes: Vec<Option<Result<ToolReply, ToolError>>>, discards_re
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_after_a_repetition_takes_the_earlier_passes_into_account() {
+async fn the_error_of_the_last_pass_covers_earlier_passes() {
     let lost = |delivered| ToolError::WorkerLost {
         worker: "w".into(),
         reason: "it exited".into(),
@@ -182,7 +182,10 @@ async fn an_error_after_a_repetition_takes_the_earlier_passes_into_account() {
     for first in [discarded, None] {
         let error = repeated(vec![first, overloaded()], true).await;
         assert!(error.is_overloaded() && error.may_have_run() && !error.is_retryable(), "{error:?}");
-        assert!(error.to_string().contains("an earlier attempt may have run"), "{error}");
+        assert!(
+            error.to_string().contains("an earlier pass through the layers may have run the tool"),
+            "{error}"
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! [`Entries`]: the entries of a JSON object, with duplicate keys, of which parsers silently take the last one.
+//! [`Entries`]: the entries of a JSON object, including duplicate keys. Parsers usually keep only the last value of a key.
 
 use std::{collections::HashSet, fmt};
 
@@ -36,8 +36,8 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 }
 
-/// The deepest level that [`duplicate_key`] searches, as deep as `serde_json` reads a value. Deeper text passes unchecked, so that
-/// it cannot overflow the stack.
+/// The deepest level that [`duplicate_key`] searches: the recursion limit of `serde_json`. The search skips deeper values, so that
+/// they cannot overflow the stack.
 const MAX_DEPTH: usize = 128;
 
 /// The path of a key that occurs twice in the same object, down to [`MAX_DEPTH`] levels.

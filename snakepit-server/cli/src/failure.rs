@@ -13,8 +13,8 @@ pub(crate) mod exit {
     pub(crate) const CANNOT_START: u8 = 5;
 }
 
-/// The codes that this program sets itself. All others are reasons of the server's status table. The page
-/// `docs/command-line.md` lists both.
+/// The codes that this program sets itself. All others are reasons of the server's status table. `docs/command-line.md` lists both,
+/// except `CANNOT_START`, because `serve` prints no JSON.
 pub(crate) mod code {
     pub(crate) const TOOL_FAILED: &str = "TOOL_FAILED";
     pub(crate) const USAGE: &str = "USAGE";
@@ -120,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    /// The texts in backquotes of a line of Markdown that are written in capitals.
+    /// Returns the upper-case code spans of a line of Markdown.
     fn codes(line: &str) -> impl Iterator<Item = String> {
         let quoted = line.split('`').skip(1).step_by(2).map(str::to_owned);
         quoted.filter(|text| text.chars().all(|c| c.is_ascii_uppercase() || c == '_') && text.len() > 2)

@@ -1,11 +1,11 @@
-//! Batches of calls, of which a fixed number is in flight.
+//! Batches of calls with a limit on the number of calls in flight.
 
 use futures_util::{Stream, StreamExt, stream};
 use serde::de::DeserializeOwned;
 
 use crate::{CallBuilder, Caller, Error, HostHandle, Reply};
 
-/// Calls of a batch: [`Caller::call_many`] or [`Caller::call_many_from`].
+/// A batch of calls, created by [`Caller::call_many`] or [`Caller::call_many_from`].
 #[derive(Debug)]
 #[must_use = "a batch does nothing until you poll the stream of `in_order` or `as_completed`"]
 pub struct CallBatch<S> {
@@ -29,8 +29,8 @@ impl<H: HostHandle> Caller<H> {
     /// }
     /// ```
     ///
-    /// If other programs share the host, add [`wait_for_room`](CallBuilder::wait_for_room), because their calls can fill the
-    /// queue.
+    /// Add [`wait_for_room`](CallBuilder::wait_for_room) if `concurrency` exceeds the workers and the queue of the host, or if
+    /// other callers share the host. Otherwise, calls can fail with `Overloaded`.
     pub fn call_many<I, F>(
         &self,
         items: I,
@@ -73,10 +73,10 @@ where
     /// error.
     ///
     /// # Errors
-    /// Each item as [`CallBuilder::unary`].
+    /// Each item fails as [`CallBuilder::unary`] does.
     ///
     /// # Cancel safety
-    /// Calls make progress only while you poll the stream. Dropping it cancels the calls in flight, and makes no others.
+    /// Calls make progress only while you poll the stream. Dropping it cancels the calls in flight and starts no further ones.
     pub fn in_order<T: DeserializeOwned>(self) -> impl Stream<Item = Result<Reply<T>, Error>> {
         self.calls.map(CallBuilder::unary::<T>).buffered(self.concurrency)
     }

@@ -17,15 +17,15 @@ impl Builder {
     /// - The host looks up the session before the layers, and enforces the deadline of a call that waits in them.
     /// - A nested call, which a running tool makes through the host, does not pass the layers again. Otherwise, a concurrency
     ///   limit would make it wait for its own caller.
-    /// - A layer that calls tools of the host itself, for example to authorize a call, passes the layers again. Let the layer
-    ///   pass such calls through, or they recurse without end.
-    /// - A layer changes the call that it receives. A new [`ToolCall`] in its place loses the host's record of its progress.
-    ///   Only one copy of a call may run at a time.
-    /// - A layer may repeat a call. The error then takes all repetitions into account
-    ///   ([`may_have_run`](snakepit_registry::ToolError::may_have_run)).
+    /// - Calls that a layer itself makes, for example to authorize a call, pass the layers too. The layer must exempt them, or
+    ///   they recurse endlessly.
+    /// - A layer must forward the call that it received, changed or unchanged. A new [`ToolCall`] loses the host's record of its
+    ///   progress. A layer must not run two copies of a call at the same time.
+    /// - A layer may repeat a call. [`may_have_run`](snakepit_registry::ToolError::may_have_run) of the final error covers all
+    ///   passes.
     /// - A panic of a layer fails only its call.
-    /// - A layer sees the reply of a streaming call when the stream begins. The permit of a concurrency limit returns to the
-    ///   limit at that time.
+    /// - A layer sees the reply of a streaming call when the stream begins. A concurrency limit releases its permit at that
+    ///   time.
     /// - Dropping a call cancels it through the layers.
     /// - [`CallService::new`] lists the conversions of errors.
     ///
@@ -54,8 +54,8 @@ impl Builder {
     }
 
     /// Puts a [`tower::Layer`] around each attempt at a call of a Python tool: outside of the wait for a worker, and inside of
-    /// the retries. [`layer`](Self::layer) has the figure and the rules. The host retries an attempt only if its worker was
-    /// lost, so an error of a layer ends the call. A call that a Python tool makes through a host tool belongs to the attempt of
+    /// the retries. See [`layer`](Self::layer) for the diagram and the rules. The host retries an attempt only if it loses the
+    /// worker, so an error of a layer ends the call. A call that a Python tool makes through a host tool belongs to the attempt of
     /// that tool and does not pass the layers.
     pub fn attempt_layer<L>(mut self, layer: L) -> Self
     where

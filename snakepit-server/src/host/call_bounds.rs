@@ -53,7 +53,7 @@ impl CallBounds {
         }
         let (mut future, mut early_end) = (pin!(future), None);
         poll_fn(|cx| {
-            // Polls the future first, so that a reply that arrives together with a bound wins.
+            // Polls the future first, so that a reply takes precedence over a deadline at the same time.
             if let Poll::Ready(output) = future.as_mut().poll(cx) {
                 return Poll::Ready(output);
             }

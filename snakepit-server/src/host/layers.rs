@@ -62,7 +62,7 @@ impl Service<ToolCall> for HostService {
                 reason: "the host was dropped".to_owned(),
                 retry_after: None,
             })?;
-            // Marks the calls of a host tool as nested.
+            // Marks the calls that this task makes from now on as nested. `None`: no known call waits for them.
             ANCESTORS.scope(None, host.resolve_and_call(call)).await
         })
     }

@@ -91,7 +91,7 @@ impl<F> LaunchListener<F> {
     /// Logs the first foreign connection only, because a process may connect any number of times.
     fn warn(&mut self, peer: SocketAddr) {
         if !std::mem::replace(&mut self.has_warned, true) {
-            tracing::warn!(worker = %self.launch.id(), %peer, "closed a connection of a process that is not this worker's");
+            tracing::warn!(worker = %self.launch.id(), %peer, "closed a connection of a process that does not belong to this worker");
         }
     }
 }

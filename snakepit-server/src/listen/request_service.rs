@@ -48,7 +48,8 @@ const STREAMING_RPCS: [&str; 4] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
-/// RPCs whose requests carry large values, each with the tags of the fields that hold messages with many fields.
+/// RPCs whose requests carry large values. The numbers are those of their message fields whose own fields count towards the limit
+/// ([`MessageLimits::nested`]).
 const VALUE_RPCS: [(&str, &[u32]); 8] = [
     (MULTIPLEX, &[1]),
     ("/snakepit.bridge.BridgeService/ExecuteTool", &[]),
@@ -164,7 +165,7 @@ async fn handle(
         };
         call(routes, Request::from_parts(parts, body)).await
     } else {
-        // The memory counts until the service has responded, or until its response stream has begun.
+        // Holds the reservation until the service has responded, or until its response stream has begun.
         let (mut message, mut memory) = read_message(body, limits, connection).await?;
         if is_gzip {
             let decompressed;

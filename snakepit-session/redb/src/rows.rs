@@ -1,7 +1,7 @@
 //! The tables of a file, and functions that read their rows. The module `group` writes them.
 //!
-//! Every key starts with the session id, so the rows of a session are a contiguous range. Global rows have an empty string
-//! instead, which is not a valid id.
+//! The first part of every key is the owner: a session id, or the empty string for global rows, which is not a valid id. The rows of
+//! an owner are therefore a contiguous range.
 
 use std::{borrow::Borrow, ops::Range, sync::Arc};
 
@@ -35,7 +35,7 @@ pub(super) const EXPIRIES: Definition = Definition::new("leases");
 /// One row with the schema version.
 pub(super) const SCHEMA: TableDefinition<'static, (), u64> = TableDefinition::new("schema");
 
-/// The owner in keys of rows that do not belong to a session.
+/// The owner of global rows.
 pub(super) const GLOBAL_OWNER: &str = "";
 
 /// The session header without its metadata.

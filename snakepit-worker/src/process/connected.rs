@@ -66,7 +66,7 @@ impl ConnectedWorker {
                 (None, Box::pin(std::future::pending()))
             }
             Ok(Err(status)) => return Err(failed(status.message().to_owned())),
-            Err(_) => return Err(failed("it did not open its stream for calls in time".to_owned())),
+            Err(_) => return Err(failed("it did not open the `Multiplex` stream in time".to_owned())),
         };
         let (exit_sender, exit) = watch::channel(None);
         let diagnostics = WorkerDiagnostics {

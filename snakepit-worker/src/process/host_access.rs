@@ -34,7 +34,7 @@ impl HostAccess {
         &self.run_id
     }
 
-    /// Sets the id of another run, whose [`RunDir`](super::RunDir) lists the processes of the worker.
+    /// Replaces the run id, for a launcher that records its processes in its own [`RunDir`](super::RunDir).
     #[must_use]
     pub fn with_run_id(mut self, run_id: impl Into<Arc<str>>) -> Self {
         self.run_id = run_id.into();
@@ -47,8 +47,8 @@ impl HostAccess {
         self.launches.begin(worker, &self.socket, &self.run_id)
     }
 
-    /// Admits a worker that cannot present a token to a separate loopback listener, and returns the address of the
-    /// listener. On Linux, the listener serves only processes of the launch, so call [`LaunchGuard::record_pid`].
+    /// Opens a loopback listener for a worker that cannot present a token, and returns the address of the listener. On Linux, the
+    /// listener serves only processes of the launch, so call [`LaunchGuard::record_pid`].
     ///
     /// # Errors
     /// [`WorkerError::NoHost`] if no port is free, or the host does not serve such listeners.

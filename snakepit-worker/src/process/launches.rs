@@ -26,8 +26,8 @@ use crate::WorkerId;
 /// Serves the host's API to the worker of one launch, on the launch's listener, until the launch [ends](Launch::ended).
 pub type ServeLaunch = Box<dyn Fn(TcpListener, Arc<Launch>) + Send + Sync>;
 
-/// The launches of a host. The host claims the workers in it, and launchers add to it through their
-/// [`HostAccess`](super::HostAccess).
+/// The launches of a host. Launchers add launches through their [`HostAccess`](super::HostAccess), and the host redeems the tokens
+/// of their workers.
 #[derive(Default)]
 pub struct Launches {
     live: Mutex<Vec<Weak<Launch>>>,
@@ -40,7 +40,8 @@ pub struct Launches {
 #[derive(Debug)]
 pub struct Launch {
     id: WorkerId,
-    /// The worker's process, which its descendants and its process group belong to. `None` if the launcher does not know its pid.
+    /// The worker's process, which leads the launch: its descendants and its process group belong to the launch too. `None` if the
+    /// launcher does not know the pid.
     leader: SetOnce<Option<Leader>>,
     ended: CancellationToken,
     announcer: Announcer,
@@ -50,7 +51,7 @@ pub struct Launch {
 /// closes, and other workers of the pool may redefine its tools.
 ///
 /// Call [`record_pid`](Self::record_pid) with the pid of the process, or [`accept_any_process`](Self::accept_any_process) if the
-/// launcher does not know it. The host otherwise does not answer the worker's registration.
+/// launcher does not know it. The host does not answer the worker's registration before that.
 ///
 /// [`arguments`](Self::arguments), [`environment`](Self::environment) and [`first_line`](Self::first_line) are the parts of
 /// the launch contract that concern the host, for workers with this project's runtime.
@@ -144,7 +145,7 @@ impl Launches {
     }
 
     /// Redeems a token that the process `peer_pid` presents. Returns `None` if the token is unknown or used, or if the process does
-    /// not belong to the launch. Either outcome invalidates a known token.
+    /// not belong to the launch. A known token is invalid afterwards, even if the process was rejected.
     ///
     /// # Cancel safety
     /// Cancel safe. Dropping the future leaves the token unused.
@@ -262,7 +263,9 @@ impl LaunchGuard {
 
     /// Accepts the first connection that presents the token as the worker's, for launchers that do not know the pid: the worker
     /// runs in a container, or connects through a tunnel. The token alone then proves the identity of the worker, so the host
-    /// treats every other connection of that process as a client's. Listeners accept no process.
+    /// treats every other connection of that process as a client's. A listener of
+    /// [`HostAccess::admit_on_listener`](super::HostAccess::admit_on_listener) then rejects all connections, because it needs the
+    /// pid.
     pub fn accept_any_process(&self) {
         let _ = self.launch.leader.set(None);
     }

@@ -65,7 +65,7 @@ fn a_wait_ends_after_its_limit_or_at_the_deadline() {
     assert_eq!(harness.advance(999), []);
     assert!(is_rejected(&harness.advance(1), limited));
     assert_eq!(harness.advance(500), [Effect::Expire(late)]);
-    // It keeps its deadline in the queue.
+    // The call without a limit moves to the queue and keeps its deadline.
     harness.finish();
     assert_eq!(harness.advance(7500), [Effect::Expire(unlimited)]);
     let (zero, effects) = {
@@ -74,7 +74,7 @@ fn a_wait_ends_after_its_limit_or_at_the_deadline() {
     };
     assert!(is_rejected(&effects, zero), "{effects:?}");
     let (_, effects) = harness.submit_waiting(Duration::MAX, None, 0);
-    assert_eq!(effects, [], "it waits without a limit");
+    assert_eq!(effects, [], "a call without limit and deadline waits");
 }
 
 #[test]

@@ -19,8 +19,8 @@ const MAX_CALLS_PER_BATCH: usize = BATCH_BYTES / ITEM_BYTES;
 /// The maximum number of messages to read before sending replies, so that a caller that never pauses gets its replies.
 const MAX_BATCHES_PER_POLL: usize = 16;
 
-/// Reads the messages of the caller and polls the calls. The future completes when all calls have ended, or when the response is
-/// dropped. Dropping it ends the response.
+/// Reads the messages of the caller and polls the calls. The future completes when all calls have ended, when the stream of the
+/// caller breaks, or when the response is dropped. Dropping the future before that ends the response with UNAVAILABLE.
 #[must_use = "calls run only while this is polled"]
 pub struct CallLoop<C> {
     pub(super) inbound: Option<Inbound>,
@@ -32,7 +32,7 @@ impl<C: Calls> CallLoop<C> {
     /// Reads the messages that are ready.
     ///
     /// # Errors
-    /// The status with which the stream of the caller broke.
+    /// The status of a broken stream, or RESOURCE_EXHAUSTED for a message with too many calls.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
         for _ in 0..MAX_BATCHES_PER_POLL {
             let Some(inbound) = &mut self.inbound else { return Ok(()) };
@@ -110,7 +110,7 @@ impl<C> Drop for CallLoop<C> {
     fn drop(&mut self) {
         let waker = {
             let mut outbox = self.replies.lock();
-            let aborted = || Err(Status::unavailable("the calls of this stream are no longer run"));
+            let aborted = || Err(Status::unavailable("the server no longer runs the calls of this stream"));
             outbox.end.get_or_insert_with(aborted);
             outbox.sender_waker.take()
         };

@@ -1,7 +1,8 @@
 //! [`Inbound`]: the messages of the caller.
 //!
-//! The task of a stream is woken for many reasons: by replies, by calls, and by the transport after each write. Polling
-//! a stream of gRPC messages that has none costs as much as decoding a small one, so only its own wake-ups cause a poll.
+//! Replies, calls, and the transport after each write also wake the task of a stream. Polling a message stream costs as much as
+//! decoding a small message, even if the stream is empty. The call loop therefore polls a message stream only after a wake-up by
+//! that stream.
 
 use std::{
     pin::Pin,
@@ -39,8 +40,8 @@ impl Inbound {
         Self { messages, waker: Arc::clone(&signal).into(), signal }
     }
 
-    /// Returns whether a message may have arrived. The call loop must have registered its waker in the outbox before: an
-    /// earlier wake-up is noticed here, and a later one wakes the call loop.
+    /// Returns whether a message may have arrived. Register the waker of the call loop in the outbox first, so that no wake-up
+    /// is lost: this method sees the wake-ups before it, and the waker receives those after it.
     pub(super) fn is_signalled(&self) -> bool {
         self.signal.is_set.load(SeqCst)
     }

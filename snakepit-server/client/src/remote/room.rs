@@ -18,7 +18,7 @@ const DEFAULT_DELAY: Duration = Duration::from_millis(100);
 /// The shortest delay.
 const MIN_DELAY: Duration = Duration::from_millis(10);
 
-/// The time that the last attempt before the deadline has.
+/// The last attempt starts this long before the deadline.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
 
 impl Connection {
@@ -58,7 +58,7 @@ fn next_delay(error: &ToolError, now: Instant, end: Option<Instant>) -> Option<D
 
 /// Extends a delay by up to half, so that clients that were rejected together do not return together.
 fn with_jitter(delay: Duration) -> Duration {
-    // Each state has other keys.
+    // `RandomState` has random keys, so the hash of a constant is random.
     let random = RandomState::new().hash_one(());
     let fraction = (random >> 40) as f64 / (1_u64 << 24) as f64;
     delay + delay.mul_f64(fraction / 2.0)

@@ -72,7 +72,7 @@ async fn a_multiplex_stream_protects_its_connection_only_while_calls_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_is_without_requests_from_the_end_of_a_multiplex_stream_that_ran_no_call() {
+async fn an_idle_multiplex_stream_counts_as_an_open_request_but_not_as_a_use() {
     let connections = connections(1);
     let permit = admit(&connections).unwrap();
     let connection = permit.connection();
