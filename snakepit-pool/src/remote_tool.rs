@@ -63,7 +63,7 @@ impl ToolHandler for RemoteTool {
     }
 
     /// The driver has one timer for all calls of the pool and knows whether a call is queued or running.
-    fn keeps_deadlines(&self) -> bool {
+    fn enforces_deadlines(&self) -> bool {
         true
     }
 

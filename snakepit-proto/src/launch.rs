@@ -74,7 +74,7 @@ pub mod progress {
     /// The initial length of the file, which the host reserves on the disk and the worker maps.
     pub const RESERVED_BYTES: usize = ANSWERS + 2 * HALF_BYTES;
     /// Offset of the stacks that Python's fault handler appends after the reserved bytes.
-    pub const STACK_OFFSET: usize = RESERVED_BYTES;
+    pub const STACKS: usize = RESERVED_BYTES;
     /// The bit that marks the id of a multiplexed call.
     pub const MULTIPLEXED: u64 = 1 << 62;
 }
@@ -116,7 +116,8 @@ pub struct Incompatible {
 /// # Errors
 /// [`Incompatible`] with both versions.
 pub fn check_version(version: &str, protocol: u32) -> Result<(), Incompatible> {
-    if protocol == PROTOCOL && release(version).is_some_and(|worker| Some(worker) == release(VERSION)) {
+    if protocol == PROTOCOL && major_minor(version).is_some_and(|worker| Some(worker) == major_minor(VERSION))
+    {
         return Ok(());
     }
     let version = if version.is_empty() { "of an unknown version" } else { version };
@@ -124,7 +125,7 @@ pub fn check_version(version: &str, protocol: u32) -> Result<(), Incompatible> {
 }
 
 /// The major and minor version.
-fn release(version: &str) -> Option<(u32, u32)> {
+fn major_minor(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
@@ -154,7 +155,7 @@ mod tests {
 
     #[test]
     fn workers_of_another_release_are_rejected_with_both_versions() {
-        let (major, minor) = release(VERSION).unwrap();
+        let (major, minor) = major_minor(VERSION).unwrap();
         check_version(VERSION, PROTOCOL).unwrap();
         check_version(&format!("{major}.{minor}.999"), PROTOCOL).unwrap();
         for (version, protocol) in [

@@ -100,7 +100,7 @@ impl CallOutput {
     /// If the file was removed.
     pub(crate) fn open_stacks(&self) -> io::Result<RawFd> {
         let mut file = OpenOptions::new().write(true).open(&self.path)?;
-        file.seek(SeekFrom::Start(layout::STACK_OFFSET as u64))?;
+        file.seek(SeekFrom::Start(layout::STACKS as u64))?;
         Ok(file.into_raw_fd())
     }
 

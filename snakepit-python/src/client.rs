@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::call::HostCall;
 use self::{
-    arguments::{Shortest, text, timeout},
+    arguments::{MinTimeout, text, timeout},
     call::NewCall,
     connection::{Connection, OpenError},
 };
@@ -45,7 +45,7 @@ impl HostClient {
     #[new]
     fn new(py: Python<'_>, address: &Bound<'_, PyAny>, connect_timeout: &Bound<'_, PyAny>) -> PyResult<Self> {
         let address = text("address", address)?;
-        let bound = timeout("connect_timeout", connect_timeout, Shortest::AboveZero)?;
+        let bound = timeout("connect_timeout", connect_timeout, MinTimeout::Nanosecond)?;
         let target = Target::parse(address).map_err(InvalidArgumentError::new_err)?;
         let runtime = RuntimeHandle::Background(BackgroundRuntime::get()?);
         let connection =
@@ -101,8 +101,8 @@ impl HostClient {
         let mut values = Vec::with_capacity(arguments.len());
         for (name, argument) in arguments {
             let name = text("name of an argument", &name)?.to_owned();
-            let what = format_args!("argument `{name}` of tool `{tool_name}`");
-            let payload = value::from_python(&argument, Purpose::Argument, what)?;
+            let description = format_args!("argument `{name}` of tool `{tool_name}`");
+            let payload = value::from_python(&argument, Purpose::Argument, description)?;
             values.push(pb::CallArgument { name, value: Some(value_to_wire(payload)) });
         }
         let start = pb::CallStart {
@@ -123,7 +123,8 @@ impl HostClient {
     /// Rejects further calls and ends watches. Running calls continue, with `timeout` for at most that many seconds.
     #[pyo3(signature = (timeout))]
     fn close(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        let bound = timeout.map(|value| arguments::timeout("timeout", value, Shortest::Zero)).transpose()?;
+        let bound =
+            timeout.map(|value| arguments::timeout("timeout", value, MinTimeout::Zero)).transpose()?;
         let runtime = self.connection.host.runtime();
         if runtime.is_forked() {
             // The connection belongs to the parent.
@@ -151,5 +152,5 @@ impl From<OpenError> for HostError {
 
 /// Reads the timeout of the option `timeout`.
 fn option_timeout(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Duration>> {
-    value.map(|value| timeout("timeout", value, Shortest::AboveZero)).transpose()
+    value.map(|value| timeout("timeout", value, MinTimeout::Nanosecond)).transpose()
 }

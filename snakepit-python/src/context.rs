@@ -41,8 +41,8 @@ impl Call {
         let mut parameters = BTreeMap::new();
         for (key, argument) in arguments {
             let key: String = key.extract()?;
-            let what = format_args!("argument `{key}` of host tool `{name}`");
-            let payload = value::from_python(&argument, Purpose::Argument, what)?;
+            let description = format_args!("argument `{key}` of host tool `{name}`");
+            let payload = value::from_python(&argument, Purpose::Argument, description)?;
             parameters.insert(key, payload_to_wire_inline(payload));
         }
         Ok(pb::ExecuteElixirToolRequest {

@@ -4,9 +4,9 @@
 //! runs inside [`Executor::invoke`]. Even if that code fails, the call ends and the next one starts in a clean state.
 
 mod answer;
-mod entry;
 mod fitness;
 mod globals;
+mod guarded_entry;
 mod pending_answers;
 mod runner;
 mod stream;
@@ -351,8 +351,8 @@ impl Executor {
                     objects.iterator = Some(result);
                     return Err(Failure::Reported(unary_unsupported(tool, true)));
                 }
-                let what = format_args!("the result of tool `{tool}`");
-                Ok(Some(value::from_python(&result, Purpose::Result, what)?))
+                let description = format_args!("the result of tool `{tool}`");
+                Ok(Some(value::from_python(&result, Purpose::Result, description)?))
             }
             CallMode::Streaming => self.stream(py, tool, result, state, answer, objects).map(|()| None),
         }

@@ -71,8 +71,8 @@ struct Shared {
     backpressure: Backpressure,
     /// Tasks that the executor has work for. The next thread that enters the runtime wakes them.
     delayed_wakers: Mutex<Vec<Waker>>,
-    /// The number of threads in the runtime, without the executor's own turns.
-    guests: AtomicUsize,
+    /// The number of threads that drive the runtime, except the executor.
+    driving_threads: AtomicUsize,
     /// Counts each time that the executor starts and stops driving. Odd while it does not drive.
     steps: AtomicU64,
     /// Notified when the executor returns.
@@ -100,7 +100,7 @@ impl Io {
             tick,
             backpressure: Backpressure::default(),
             delayed_wakers: Mutex::default(),
-            guests: AtomicUsize::new(0),
+            driving_threads: AtomicUsize::new(0),
             // The executor does not drive yet.
             steps: AtomicU64::new(1),
             executor_returned: Notify::new(),
@@ -144,8 +144,8 @@ impl Io {
     /// executor, which must not drive at this time.
     pub(crate) fn wake_later(self, waker: Waker) {
         self.0.delayed_wakers().push(waker);
-        // A guest that enters after the push wakes the task itself.
-        if self.0.guests.load(SeqCst) > 0 {
+        // A thread that starts to drive after the push wakes the task itself.
+        if self.0.driving_threads.load(SeqCst) > 0 {
             self.0.wake_delayed();
         }
     }
@@ -159,7 +159,7 @@ impl Io {
     /// Waits for a future on any thread, and drives the runtime if no other thread does. Must not be called with the
     /// GIL held.
     pub(crate) fn block_on<T>(self, future: impl Future<Output = T>) -> T {
-        self.0.block_on_as_guest(future)
+        self.0.block_on_beside_executor(future)
     }
 
     /// Shows whether written data has left the process.
@@ -180,9 +180,9 @@ impl Io {
 }
 
 impl Shared {
-    /// Enters the runtime beside the executor.
-    fn block_on_as_guest<T>(&self, future: impl Future<Output = T>) -> T {
-        let _guest = Guest::enter(&self.guests);
+    /// Drives the runtime on this thread, beside the executor.
+    fn block_on_beside_executor<T>(&self, future: impl Future<Output = T>) -> T {
+        let _driving = DrivingThread::enter(&self.driving_threads);
         self.runtime.block_on(self.after_delayed_wakes(future))
     }
 
@@ -239,7 +239,7 @@ impl Shared {
     }
 
     fn drive_until_executor_returns(&self, steps: u64) {
-        self.block_on_as_guest(async {
+        self.block_on_beside_executor(async {
             loop {
                 let returned = self.executor_returned.notified();
                 if self.steps.load(SeqCst) != steps {
@@ -251,17 +251,17 @@ impl Shared {
     }
 }
 
-/// A thread in the runtime beside the executor.
-struct Guest<'a>(&'a AtomicUsize);
+/// Counts a thread that drives the runtime beside the executor, until it is dropped.
+struct DrivingThread<'a>(&'a AtomicUsize);
 
-impl<'a> Guest<'a> {
-    fn enter(guests: &'a AtomicUsize) -> Self {
-        guests.fetch_add(1, SeqCst);
-        Self(guests)
+impl<'a> DrivingThread<'a> {
+    fn enter(driving_threads: &'a AtomicUsize) -> Self {
+        driving_threads.fetch_add(1, SeqCst);
+        Self(driving_threads)
     }
 }
 
-impl Drop for Guest<'_> {
+impl Drop for DrivingThread<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, SeqCst);
     }

@@ -77,11 +77,15 @@ mod _native {
     #[allow(non_upper_case_globals, reason = "the Python name")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    /// Converts the value of a program to JSON. Raises `InvalidTypeError` with the path of a value in `what` that has no
+    /// Converts the value of a program to JSON. Raises `InvalidTypeError` with the path of a nested value that has no
     /// JSON form.
     #[pyfunction]
-    fn to_json<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, what: &str) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &value::python_to_json(value, Purpose::Variable, format_args!("{what}"))?))
+    fn to_json<'py>(
+        py: Python<'py>,
+        value: &Bound<'py, PyAny>,
+        description: &str,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &value::python_to_json(value, Purpose::Variable, format_args!("{description}"))?))
     }
 
     /// Parses JSON.
@@ -95,15 +99,16 @@ mod _native {
 
     /// Converts an argument or a result to its wire form. `bytes` and arrays have a raw buffer.
     #[pyfunction]
-    #[pyo3(signature = (value, what, *, is_argument=false))]
+    #[pyo3(signature = (value, description, *, is_argument=false))]
     fn encode<'py>(
         py: Python<'py>,
         value: &Bound<'py, PyAny>,
-        what: &str,
+        description: &str,
         is_argument: bool,
     ) -> PyResult<WireForm<'py>> {
         let purpose = if is_argument { Purpose::Argument } else { Purpose::Result };
-        let (ty, json, binary) = value::from_python(value, purpose, format_args!("{what}"))?.into_parts();
+        let (ty, json, binary) =
+            value::from_python(value, purpose, format_args!("{description}"))?.into_parts();
         Ok((ty.as_str(), PyBytes::new(py, &json), binary.map(|buffer| PyBytes::new(py, &buffer))))
     }
 

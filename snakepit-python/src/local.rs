@@ -121,8 +121,8 @@ impl LocalRunner {
         };
         for (name, argument) in arguments {
             let name: String = name.extract()?;
-            let what = format_args!("argument `{name}` of tool `{tool}`");
-            let payload = value::from_python(&argument, Purpose::Argument, what)?;
+            let description = format_args!("argument `{name}` of tool `{tool}`");
+            let payload = value::from_python(&argument, Purpose::Argument, description)?;
             call.arguments.insert(name, payload);
         }
         let state = Arc::new(CallState::new(call.id, None));

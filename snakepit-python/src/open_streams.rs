@@ -12,8 +12,8 @@ pub(crate) struct OpenStreams(Arc<Mutex<Streams>>);
 #[derive(Debug, Default)]
 struct Streams {
     open: Vec<Replies>,
-    /// Whether the worker is done, so that new streams end immediately.
-    is_done: bool,
+    /// Whether [`end`](OpenStreams::end) was called. New streams then end immediately.
+    has_ended: bool,
 }
 
 impl OpenStreams {
@@ -22,7 +22,7 @@ impl OpenStreams {
         let mut streams = self.lock();
         streams.open.retain(|open| !open.is_closed());
         streams.open.push(replies.clone());
-        if streams.is_done {
+        if streams.has_ended {
             drop(streams);
             replies.end();
         }
@@ -32,7 +32,7 @@ impl OpenStreams {
     pub(crate) fn end(&self) {
         let open = {
             let mut streams = self.lock();
-            streams.is_done = true;
+            streams.has_ended = true;
             std::mem::take(&mut streams.open)
         };
         open.iter().for_each(Replies::end);

@@ -80,16 +80,20 @@ pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Boun
 /// Converts a Python object to a payload.
 ///
 /// # Errors
-/// The exception of the [purpose](Purpose), with the Python type that has no wire form, and its path in `what`.
+/// The exception of the [purpose](Purpose), with the Python type that has no wire form, and its path in the value.
 pub(crate) fn from_python(
     value: &Bound<'_, PyAny>,
     purpose: Purpose,
-    what: fmt::Arguments<'_>,
+    description: fmt::Arguments<'_>,
 ) -> PyResult<Payload> {
-    payload_of(value, purpose, what).map_err(|error| purpose.error(value.py(), error, what))
+    payload_of(value, purpose, description).map_err(|error| purpose.error(value.py(), error, description))
 }
 
-fn payload_of(value: &Bound<'_, PyAny>, purpose: Purpose, what: fmt::Arguments<'_>) -> PyResult<Payload> {
+fn payload_of(
+    value: &Bound<'_, PyAny>,
+    purpose: Purpose,
+    description: fmt::Arguments<'_>,
+) -> PyResult<Payload> {
     let ty = if value.is_none() {
         return Ok(Payload::null());
     } else if value.is_instance_of::<PyString>() {
@@ -107,40 +111,40 @@ fn payload_of(value: &Bound<'_, PyAny>, purpose: Purpose, what: fmt::Arguments<'
     } else if let Some(buffer) = raw_bytes(value)? {
         return Ok(Payload::bytes(buffer));
     } else if array::is_array(value)? {
-        return array::from_python(value, what);
+        return array::from_python(value, description);
     } else if let Some(plain) = array::scalar_to_plain(value)? {
-        let plain = plain.map_err(|problem| type_error(format!("{what} {problem}")))?;
-        return payload_of(&plain, purpose, what);
+        let plain = plain.map_err(|problem| type_error(format!("{description} {problem}")))?;
+        return payload_of(&plain, purpose, description);
     } else {
-        return Err(write::type_without_wire_form(value, purpose, what));
+        return Err(write::type_without_wire_form(value, purpose, description));
     };
     if ty == ValueType::Float {
         // `Payload::float` writes NaN and infinities as strings. The type distinguishes them from text.
         return Ok(Payload::float(value.extract()?));
     }
-    Ok(Payload::from_json(ty, write::to_json(value, purpose, what)?.into()))
+    Ok(Payload::from_json(ty, write::to_json(value, purpose, description)?.into()))
 }
 
 /// Converts a Python object to JSON: the form of chunks, and of values inside other values.
 ///
 /// # Errors
-/// The exception of the [purpose](Purpose), with the Python type that has no JSON form, and its path in `what`.
+/// The exception of the [purpose](Purpose), with the Python type that has no JSON form, and its path in the value.
 pub(crate) fn python_to_json(
     value: &Bound<'_, PyAny>,
     purpose: Purpose,
-    what: fmt::Arguments<'_>,
+    description: fmt::Arguments<'_>,
 ) -> PyResult<Bytes> {
-    let json = write::to_json(value, purpose, what);
-    json.map(Bytes::from).map_err(|error| purpose.error(value.py(), error, what))
+    let json = write::to_json(value, purpose, description);
+    json.map(Bytes::from).map_err(|error| purpose.error(value.py(), error, description))
 }
 
 /// Adds the name of the value to an error. Used for values from the host, whose sender does not appear in the traceback.
 pub(crate) fn name_read_error<'py>(
     value: PyResult<Bound<'py, PyAny>>,
     py: Python<'py>,
-    what: fmt::Arguments<'_>,
+    description: fmt::Arguments<'_>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    value.map_err(|error| with_name(py, error, what, "cannot be read"))
+    value.map_err(|error| with_name(py, error, description, "cannot be read"))
 }
 
 /// Returns the content of a `bytes`, `bytearray` or `memoryview`, and `None` for other objects. `bytes` are not copied.

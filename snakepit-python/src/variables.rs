@@ -272,8 +272,8 @@ pub(crate) fn with_author(call: &Call, mut metadata: BTreeMap<String, String>) -
 
 /// Converts the constraints of a new variable.
 pub(crate) fn constraints_to_json(constraints: &Bound<'_, PyAny>, name: &str) -> PyResult<Bytes> {
-    let what = format_args!("the constraints of variable `{name}`");
-    value::python_to_json(constraints, Purpose::Variable, what)
+    let description = format_args!("the constraints of variable `{name}`");
+    value::python_to_json(constraints, Purpose::Variable, description)
 }
 
 /// Converts the value of a new variable of type `kind`.
@@ -298,8 +298,8 @@ pub(crate) fn payload_for_existing(
     value: &Bound<'_, PyAny>,
     get: impl FnOnce() -> PyResult<Variable>,
 ) -> PyResult<Payload> {
-    let what = format_args!("the value of variable `{identifier}`");
-    let payload = value::from_python(value, Purpose::Variable, what)?;
+    let description = format_args!("the value of variable `{identifier}`");
+    let payload = value::from_python(value, Purpose::Variable, description)?;
     let Some(numbers) = Numbers::from_large_list(value, &payload)? else { return Ok(payload) };
     match get() {
         Ok(variable) => match variable.kind() {

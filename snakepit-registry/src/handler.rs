@@ -14,7 +14,7 @@ pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
     /// Runs a call. Returns [`ReplyBody::Stream`](crate::ReplyBody::Stream) if and only if the call is streaming.
     ///
     /// The host drops the future at [`ToolCall::deadline`], unless the handler
-    /// [keeps deadlines](ToolHandler::keeps_deadlines).
+    /// [enforces deadlines](ToolHandler::enforces_deadlines).
     ///
     /// # Errors
     /// Any [`ToolError`]. A failure during a stream is the last item of the stream.
@@ -38,7 +38,7 @@ pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
     /// call ends.
     ///
     /// The default implementation returns `false`.
-    fn keeps_deadlines(&self) -> bool {
+    fn enforces_deadlines(&self) -> bool {
         false
     }
 

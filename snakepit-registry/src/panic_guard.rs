@@ -43,7 +43,7 @@ impl ToolHandler for PanicGuard {
         self.handler.cancel(call).await
     }
 
-    // Does not forward `keeps_deadlines`, so it is always false. The host therefore applies its default deadline to the call,
+    // Does not forward `enforces_deadlines`, so it is always false. The host therefore applies its default deadline to the call,
     // counts it, and ends it at a shutdown.
 
     fn recall(&self, call: CallId) {

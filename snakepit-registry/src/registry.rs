@@ -353,10 +353,10 @@ impl ResolvedTool {
         self.provider == HOST_PROVIDER
     }
 
-    /// Whether the handler [keeps deadlines](ToolHandler::keeps_deadlines).
+    /// Whether the handler [enforces deadlines](ToolHandler::enforces_deadlines).
     #[must_use]
-    pub fn keeps_deadlines(&self) -> bool {
-        self.handler.keeps_deadlines()
+    pub fn enforces_deadlines(&self) -> bool {
+        self.handler.enforces_deadlines()
     }
 
     /// Checks a call and passes it to the handler. Returns the handler's future without wrapping it, because a wrapper

@@ -149,18 +149,18 @@ impl CallService {
                     });
                 }
                 is_cut_off = is_cut_off || cut_off.as_mut().poll(cx).is_ready();
-                if is_cut_off && !progress.is_inside() {
+                if is_cut_off && !progress.is_running() {
                     return Poll::Ready(Err(ToolError::ShuttingDown { delivered: progress.has_begun() }));
                 }
                 let Some(timer) = &mut timer else { return Poll::Pending };
                 while timer.as_mut().poll(cx).is_ready() {
-                    if is_late || !progress.is_inside() {
+                    if is_late || !progress.is_running() {
                         return Poll::Ready(Err(deadline_exceeded(progress.has_begun())));
                     }
                     is_late = true;
                     timer.as_mut().reset(Instant::now() + GRACE);
                 }
-                if is_late && !progress.is_inside() {
+                if is_late && !progress.is_running() {
                     return Poll::Ready(Err(deadline_exceeded(progress.has_begun())));
                 }
                 Poll::Pending

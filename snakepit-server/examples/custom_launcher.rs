@@ -28,10 +28,11 @@ impl WorkerLauncher for ThreadLauncher {
     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
         // The pool sends a worker as many calls at a time as its concurrency, so the channel is bounded.
         let (jobs, mut received) = mpsc::channel::<Job>(256);
-        let handler = Arc::new(Handler { worker: request.id.to_string(), jobs });
+        let handler = Arc::new(ThreadHandler { worker_id: request.id.to_string(), jobs });
         let (worker, mut launcher_end) = Worker::new(request.id.clone(), None, "thread", handler);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| WorkerError::start_failed(error.to_string()))?;
+        let worker_id = request.id.to_string();
         let run = move || {
             let sum = Cell::new(0);
             let reason = runtime.block_on(async {
@@ -39,7 +40,7 @@ impl WorkerLauncher for ThreadLauncher {
                     tokio::select! {
                         command = launcher_end.command() => break match command {
                             WorkerCommand::Stop { .. } => ExitReason::Stopped,
-                            WorkerCommand::Kill { why } => ExitReason::Killed { why },
+                            WorkerCommand::Kill { reason } => ExitReason::Killed { reason },
                         },
                         Some(Job { call, answer }) = received.recv() => {
                             // A call that its caller has dropped must not run.
@@ -50,8 +51,11 @@ impl WorkerLauncher for ThreadLauncher {
                     }
                 }
             });
-            // Jobs that are still queued fail, because their `answer` is dropped.
-            drop(received);
+            // Rejects further jobs. Jobs that are still queued did not run.
+            received.close();
+            while let Some(Job { answer, .. }) = received.blocking_recv() {
+                let _ = answer.send(Err(lost(&worker_id, false)));
+            }
             launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
         };
         let spawned = thread::Builder::new().name(request.id.to_string()).spawn(run);
@@ -74,26 +78,31 @@ fn add(sum: &Cell<i64>, call: &ToolCall) -> Result<ToolReply, ToolError> {
     value.map(ToolReply::value).map_err(|error| ToolError::Internal { problem: error.to_string() })
 }
 
+/// The error of a call whose worker has ended. `delivered`: whether the call may have run, so that a retry may run it twice.
+fn lost(worker_id: &str, delivered: bool) -> ToolError {
+    ToolError::WorkerLost {
+        worker: worker_id.to_owned(),
+        reason: "its thread ended".to_owned(),
+        delivered,
+        output_lines: Vec::new(),
+        retry_after: None,
+    }
+}
+
 /// The pool's handle to the thread of a worker.
 #[derive(Debug)]
-struct Handler {
-    worker: String,
+struct ThreadHandler {
+    worker_id: String,
     jobs: mpsc::Sender<Job>,
 }
 
 #[async_trait::async_trait]
-impl ToolHandler for Handler {
+impl ToolHandler for ThreadHandler {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let (answer, answered) = oneshot::channel();
-        let lost = |delivered| ToolError::WorkerLost {
-            worker: self.worker.clone(),
-            reason: "its thread ended".to_owned(),
-            delivered,
-            output_lines: Vec::new(),
-            retry_after: None,
-        };
-        self.jobs.send(Job { call, answer }).await.map_err(|_| lost(false))?;
-        answered.await.map_err(|_| lost(true))?
+        self.jobs.send(Job { call, answer }).await.map_err(|_| lost(&self.worker_id, false))?;
+        // The thread panicked while it ran the call.
+        answered.await.map_err(|_| lost(&self.worker_id, true))?
     }
 }
 

@@ -165,7 +165,7 @@ impl Host {
                 // Repeats `resolve_and_call`, whose future would reserve space for the call a second time.
                 match self.resolve(&call) {
                     // The pool enforces the deadline, because it can report how far the call got.
-                    Ok(tool) if tool.keeps_deadlines() => match tool.begin(call) {
+                    Ok(tool) if tool.enforces_deadlines() => match tool.begin(call) {
                         Ok(running) => running.await,
                         Err(error) => Err(error),
                     },
@@ -205,7 +205,7 @@ impl Host {
         {
             progress.begin();
         }
-        if tool.keeps_deadlines() {
+        if tool.enforces_deadlines() {
             return tool.begin(call)?.await;
         }
         self.call_here(&tool, call).await

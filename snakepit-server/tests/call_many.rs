@@ -35,10 +35,10 @@ struct Fixture {
     _run_dir: tempfile::TempDir,
 }
 
-/// Counts a running call.
-struct Running(Arc<AtomicUsize>);
+/// Decrements the number of running calls when dropped.
+struct RunningGuard(Arc<AtomicUsize>);
 
-impl Drop for Running {
+impl Drop for RunningGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -54,7 +54,7 @@ impl Fixture {
             let (permits, running, most_running) = shared.clone();
             async move {
                 most_running.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                let _running = Running(running);
+                let _running = RunningGuard(running);
                 // Other calls can arrive meanwhile.
                 tokio::task::yield_now().await;
                 if args.gated {

@@ -22,15 +22,15 @@ use tower::{
     util::MapRequestLayer,
 };
 
-/// A worker whose calls wait for permits of the test.
+/// A handler whose calls wait for a permit of the test.
 #[derive(Debug)]
-struct GatedWorker {
+struct GatedHandler {
     started: Arc<Semaphore>,
     permits: Arc<Semaphore>,
 }
 
 #[async_trait::async_trait]
-impl ToolHandler for GatedWorker {
+impl ToolHandler for GatedHandler {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         self.started.add_permits(1);
         self.permits.acquire().await.expect("the test keeps the semaphore").forget();
@@ -55,7 +55,7 @@ impl Fixture {
     async fn start(configure: impl FnOnce(Builder) -> Builder) -> Self {
         let run_dir = tempfile::tempdir().unwrap();
         let (started, permits) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-        let gated = GatedWorker { started: Arc::clone(&started), permits: Arc::clone(&permits) };
+        let gated = GatedHandler { started: Arc::clone(&started), permits: Arc::clone(&permits) };
         let mut stream = ToolSpec::new("stream");
         stream.supports_streaming = true;
         let handler: Arc<dyn ToolHandler> = Arc::new(gated);
@@ -297,7 +297,7 @@ async fn a_retry_layer_sees_the_errors_of_the_layers_inside_of_it() {
 }
 
 #[tokio::test]
-async fn attempt_layers_and_the_service_of_a_host() {
+async fn calls_of_host_tools_through_the_service_pass_no_attempt_layers() {
     let count = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&count);
     let counting = MapRequestLayer::new(move |call: ToolCall| {

@@ -23,7 +23,7 @@
 //! | `watch_variables` | the watched variables | [`Watcher::for_record`](crate::Watcher::for_record), [`Watchers`] |
 //!
 //! An identifier is a name or an id; [`variable_name_in`] returns the name under which to load the variable.
-//! Every operation that can grow a session takes a [`Budget`], through which the backend counts the total size.
+//! Every operation that can grow a session takes a [`SizeGuard`], through which the backend counts the total size.
 //! [`WritePreparation`] and [`CheckedValue`] move expensive checks out of the lock; backends without a lock can
 //! ignore them.
 //!
@@ -63,7 +63,7 @@ pub use crate::{
 };
 #[cfg(feature = "codec")]
 pub use codec::{decode, encode};
-pub use header::{Budget, SessionHeader};
+pub use header::{SessionHeader, SizeGuard};
 pub use lookup::{matches_pattern, program_not_found, variable_name_in, variable_not_found};
 pub use prepare::{PreparedWrite, WritePreparation};
 pub use program::ProgramRecord;

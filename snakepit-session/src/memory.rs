@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::{
     Created, NewSession, Session, SessionError, SessionEventKind, SessionId, SessionLimits, UpdateKind,
     events::SessionEventSender,
-    kit::{Budget, SessionHeader, SessionRecord, VariableRecord, Watchers, size_of_metadata},
+    kit::{SessionHeader, SessionRecord, SizeGuard, VariableRecord, Watchers, size_of_metadata},
 };
 
 mod globals;
@@ -39,7 +39,7 @@ pub struct MemoryBackend {
     epoch: Instant,
     /// The hasher is fast, with a random seed in each process. It does not fully protect against hash flooding. That suffices,
     /// because a client that can choose ids can also run tools.
-    sessions: DashMap<SessionId, Box<SessionSlot>, RandomState>,
+    sessions: DashMap<SessionId, Box<SessionEntry>, RandomState>,
     /// The number of sessions. Incremented before a session is created, so that racing creators cannot exceed the limit.
     count: AtomicUsize,
     /// The size of all sessions and global programs, increased before they are stored for the same reason.
@@ -73,9 +73,9 @@ struct Counters {
     programs: AtomicUsize,
 }
 
-/// A session in the map.
+/// The entry of a session in the map.
 #[derive(Debug)]
-struct SessionSlot {
+struct SessionEntry {
     record: SessionRecord,
     /// Nanoseconds since the epoch of the backend. Atomic, because readers share the lock and renew the session too.
     expires_at: AtomicU64,
@@ -85,7 +85,7 @@ struct SessionSlot {
     watchers: Option<Box<Watchers>>,
 }
 
-impl SessionSlot {
+impl SessionEntry {
     fn new(new: NewSession, limits: &SessionLimits, now: u64) -> Self {
         let header = SessionHeader::new(new, limits);
         let expires_at = expiry(now, header.ttl);
@@ -162,40 +162,40 @@ impl MemoryBackend {
 
     /// Returns the live session, read-locked, and the time. The clock is read under the lock, so that times follow the order of
     /// operations.
-    fn slot(&self, id: &SessionId) -> Result<(Ref<'_, SessionId, Box<SessionSlot>>, u64), SessionError> {
+    fn entry(&self, id: &SessionId) -> Result<(Ref<'_, SessionId, Box<SessionEntry>>, u64), SessionError> {
         let found = self.sessions.get(id);
         let now = self.now();
         match found {
-            Some(slot) if !slot.is_expired(now) => Ok((slot, now)),
+            Some(entry) if !entry.is_expired(now) => Ok((entry, now)),
             _ => Err(SessionError::NotFound { id: id.clone() }),
         }
     }
 
-    /// Like [`slot`](Self::slot), with a write lock.
-    fn slot_mut(
+    /// Like [`entry`](Self::entry), with a write lock.
+    fn entry_mut(
         &self,
         id: &SessionId,
-    ) -> Result<(RefMut<'_, SessionId, Box<SessionSlot>>, u64), SessionError> {
+    ) -> Result<(RefMut<'_, SessionId, Box<SessionEntry>>, u64), SessionError> {
         let found = self.sessions.get_mut(id);
         let now = self.now();
         match found {
-            Some(slot) if !slot.is_expired(now) => Ok((slot, now)),
+            Some(entry) if !entry.is_expired(now) => Ok((entry, now)),
             _ => Err(SessionError::NotFound { id: id.clone() }),
         }
     }
 
     /// Renews the live session and returns it, read-locked.
-    fn touch(&self, id: &SessionId) -> Result<Ref<'_, SessionId, Box<SessionSlot>>, SessionError> {
-        let (slot, now) = self.slot(id)?;
-        slot.renew(now);
-        Ok(slot)
+    fn touch(&self, id: &SessionId) -> Result<Ref<'_, SessionId, Box<SessionEntry>>, SessionError> {
+        let (entry, now) = self.entry(id)?;
+        entry.renew(now);
+        Ok(entry)
     }
 
     /// Like [`touch`](Self::touch), with a write lock.
-    fn touch_mut(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Box<SessionSlot>>, SessionError> {
-        let (slot, now) = self.slot_mut(id)?;
-        slot.renew(now);
-        Ok(slot)
+    fn touch_mut(&self, id: &SessionId) -> Result<RefMut<'_, SessionId, Box<SessionEntry>>, SessionError> {
+        let (entry, now) = self.entry_mut(id)?;
+        entry.renew(now);
+        Ok(entry)
     }
 
     /// Runs an operation that may change the size of a session. `max_growth` is in bytes.
@@ -203,12 +203,12 @@ impl MemoryBackend {
         &self,
         id: &SessionId,
         max_growth: usize,
-        operation: impl FnOnce(&mut SessionSlot, &mut Budget<'_>) -> Result<T, SessionError>,
+        operation: impl FnOnce(&mut SessionEntry, &mut SizeGuard<'_>) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         self.reclaim_for(max_growth).await;
-        let mut slot = self.touch_mut(id)?;
+        let mut entry = self.touch_mut(id)?;
         let mut resize = |from, to| self.resize(from, to);
-        operation(&mut slot, &mut Budget { session: id, limits: &self.limits, resize: &mut resize })
+        operation(&mut entry, &mut SizeGuard { session: id, limits: &self.limits, resize: &mut resize })
     }
 
     /// Reserves one session. Returns false at the limit.
@@ -248,13 +248,13 @@ impl MemoryBackend {
     }
 
     /// Ends a locked session before its removal from the map: updates the counters, ends its watches, and sends the event.
-    fn retire(&self, id: &SessionId, slot: &SessionSlot, kind: SessionEventKind) {
-        let SessionHeader { bytes, programs, variables, .. } = slot.record.header;
+    fn retire(&self, id: &SessionId, entry: &SessionEntry, kind: SessionEventKind) {
+        let SessionHeader { bytes, programs, variables, .. } = entry.record.header;
         self.count.fetch_sub(1, Relaxed);
         self.bytes.fetch_sub(bytes, Relaxed);
         self.counters.programs.fetch_sub(programs, Relaxed);
         self.counters.variables.fetch_sub(variables, Relaxed);
-        if let Some(watchers) = &slot.watchers {
+        if let Some(watchers) = &entry.watchers {
             watchers.end(&SessionError::NotFound { id: id.clone() });
         }
         let counter = match kind {
@@ -286,7 +286,7 @@ impl MemoryBackend {
             }
             Entry::Occupied(_) | Entry::Vacant(_) if !is_reserved => None,
             entry => {
-                let created = Box::new(SessionSlot::new(new.clone(), &self.limits, now));
+                let created = Box::new(SessionEntry::new(new.clone(), &self.limits, now));
                 let (indexed_expiry, session) = (created.indexed_expiry, created.snapshot(id, now));
                 // Keep the lock until the index is updated and the event is sent. Otherwise a concurrent deletion could miss the
                 // index entry or send its event first.

@@ -54,7 +54,7 @@ async fn a_killed_worker_exits_with_the_reason(launcher: &dyn WorkerLauncher) {
     let worker = launch(launcher, "killed").await;
     worker.kill("the contract says so");
     let exit = timeout(STEP_TIMEOUT, worker.exited()).await.expect("a killed worker ends");
-    assert_eq!(exit.reason, ExitReason::Killed { why: "the contract says so".to_owned() });
+    assert_eq!(exit.reason, ExitReason::Killed { reason: "the contract says so".to_owned() });
 }
 
 async fn dropping_the_last_handle_ends_a_worker(launcher: &dyn WorkerLauncher) {

@@ -35,12 +35,12 @@ impl Mark {
     #[must_use]
     pub fn own(run_id: &str) -> Option<Self> {
         let mark = read(std::process::id())?;
-        mark.is_of(run_id).then_some(mark)
+        mark.belongs_to_run(run_id).then_some(mark)
     }
 
     /// Whether the mark belongs to a worker of this run.
     #[must_use]
-    pub fn is_of(self, run_id: &str) -> bool {
+    pub fn belongs_to_run(self, run_id: &str) -> bool {
         parse_run_id(run_id).is_some_and(|run| self.0 >> 32 == u64::from(run))
     }
 
@@ -262,7 +262,7 @@ mod tests {
         assert!(is_zombie(daemon) || read(daemon).is_none());
         assert!(kill_marked(|mark| mark == ours).is_empty());
         assert!(read(other_daemon) == Some(other) && read(unmarked_daemon).is_none());
-        assert_eq!(kill_marked(|mark| mark.is_of("dead00aa")), HashSet::from([other_daemon]));
+        assert_eq!(kill_marked(|mark| mark.belongs_to_run("dead00aa")), HashSet::from([other_daemon]));
         assert!(!is_zombie(unmarked_daemon));
         kill(unmarked_daemon);
     }
@@ -315,8 +315,8 @@ mod tests {
 
     #[test]
     fn a_run_id_must_have_eight_hexadecimal_digits() {
-        assert!(Mark::next("12345678").unwrap().is_of("12345678"));
-        assert!(!Mark::next("12345678").unwrap().is_of("12345679"));
+        assert!(Mark::next("12345678").unwrap().belongs_to_run("12345678"));
+        assert!(!Mark::next("12345678").unwrap().belongs_to_run("12345679"));
         for invalid in ["", "1234567", "123456789", "+1234567", "lock"] {
             assert_eq!(Mark::next(invalid), None, "{invalid}");
         }

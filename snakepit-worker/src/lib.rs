@@ -40,7 +40,7 @@
 //!         tasks.spawn(async move {
 //!             let reason = match launcher_end.command().await {
 //!                 WorkerCommand::Stop { .. } => ExitReason::Stopped,
-//!                 WorkerCommand::Kill { why } => ExitReason::Killed { why },
+//!                 WorkerCommand::Kill { reason } => ExitReason::Killed { reason },
 //!             };
 //!             launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
 //!         });

@@ -59,12 +59,12 @@ struct State {
     /// Runs the calls of all other tools.
     any_tool: Option<Arc<dyn ToolHandler>>,
     /// The outcomes of the next launches. Later ones succeed immediately.
-    script: VecDeque<Outcome>,
+    script: VecDeque<LaunchOutcome>,
     /// The number of next calls that crash their worker, by tool.
     crashes: BTreeMap<String, usize>,
     calls: BTreeMap<String, usize>,
     launches: usize,
-    live: BTreeMap<WorkerId, Arc<Life>>,
+    live: BTreeMap<WorkerId, Arc<Lifecycle>>,
 }
 
 #[derive(Debug, Clone)]
@@ -75,15 +75,16 @@ struct Tool {
     only_streams: bool,
 }
 
+/// The scripted outcome of a launch.
 #[derive(Debug)]
-enum Outcome {
-    Fails(String),
-    Takes(Duration),
+enum LaunchOutcome {
+    Fail(String),
+    Delay(Duration),
 }
 
-/// The life of a worker. The reason is set when it must end, and the watch serves its calls, which end with it.
+/// The lifecycle of a worker. `crash` asks its driver to end it, and `end` ends its calls. Both hold the reason.
 #[derive(Debug, Default)]
-struct Life {
+struct Lifecycle {
     crash: watch::Sender<Option<ExitReason>>,
     end: watch::Sender<Option<ExitReason>>,
 }
@@ -124,13 +125,13 @@ impl InProcessWorkers {
     /// Makes the next `count` launches fail with this problem. Launches take the outcomes of this method and of
     /// [`delay_launches`](Self::delay_launches) in the order in which they were added.
     pub fn fail_launches(&self, count: usize, problem: &str) {
-        let outcomes = (0..count).map(|_| Outcome::Fails(problem.to_owned()));
+        let outcomes = (0..count).map(|_| LaunchOutcome::Fail(problem.to_owned()));
         self.state().script.extend(outcomes);
     }
 
     /// Makes the next `count` launches take this time.
     pub fn delay_launches(&self, count: usize, time: Duration) {
-        let outcomes = (0..count).map(|_| Outcome::Takes(time));
+        let outcomes = (0..count).map(|_| LaunchOutcome::Delay(time));
         self.state().script.extend(outcomes);
     }
 
@@ -142,8 +143,8 @@ impl InProcessWorkers {
 
     /// Crashes a worker now. Its calls fail with [`ToolError::WorkerLost`]. Returns whether it was alive.
     pub fn crash(&self, worker: &WorkerId) -> bool {
-        let life = self.state().live.get(worker).cloned();
-        life.is_some_and(|life| life.crash())
+        let lifecycle = self.state().live.get(worker).cloned();
+        lifecycle.is_some_and(|lifecycle| lifecycle.crash())
     }
 
     /// The number of launches so far, including failed ones.
@@ -185,20 +186,23 @@ impl WorkerLauncher for InProcessWorkers {
             state.script.pop_front()
         };
         match outcome {
-            Some(Outcome::Fails(problem)) => return Err(WorkerError::start_failed(problem)),
-            Some(Outcome::Takes(time)) => tokio::time::sleep(time).await,
+            Some(LaunchOutcome::Fail(problem)) => return Err(WorkerError::start_failed(problem)),
+            Some(LaunchOutcome::Delay(time)) => tokio::time::sleep(time).await,
             None => {}
         }
-        let (id, life) = (request.id, Arc::<Life>::default());
-        let handler =
-            Handler { worker: id.clone(), shared: Arc::clone(&self.shared), life: Arc::clone(&life) };
+        let (id, lifecycle) = (request.id, Arc::<Lifecycle>::default());
+        let handler = Handler {
+            worker: id.clone(),
+            shared: Arc::clone(&self.shared),
+            lifecycle: Arc::clone(&lifecycle),
+        };
         let (worker, launcher_end) = Worker::new(id.clone(), None, "in-process", Arc::new(handler));
         let tools: Vec<_> = {
             let mut state = self.state();
-            state.live.insert(id.clone(), Arc::clone(&life));
+            state.live.insert(id.clone(), Arc::clone(&lifecycle));
             state.tools.values().map(|tool| tool.spec.clone()).collect()
         };
-        let drive = drive(launcher_end, id, EndGuard(life), Arc::downgrade(&self.shared));
+        let drive = drive(launcher_end, id, EndGuard(lifecycle), Arc::downgrade(&self.shared));
         let mut drivers = self.shared.drivers.lock().unwrap_or_else(PoisonError::into_inner);
         // Removes the tasks that have ended.
         while drivers.try_join_next().is_some() {}
@@ -211,38 +215,35 @@ impl WorkerLauncher for InProcessWorkers {
 
 /// Executes the pool's commands until the worker ends.
 async fn drive(mut launcher_end: LauncherEnd, id: WorkerId, guard: EndGuard, shared: Weak<Shared>) {
-    let life = &guard.0;
-    let mut crash = life.crash.subscribe();
+    let lifecycle = &guard.0;
+    let mut crash = lifecycle.crash.subscribe();
     let reason = tokio::select! {
         biased;
         crash = crash.wait_for(Option::is_some) => crash.ok().and_then(|reason| reason.clone()),
         command = launcher_end.command() => Some(match command {
             WorkerCommand::Stop { .. } => ExitReason::Stopped,
-            WorkerCommand::Kill { why } => ExitReason::Killed { why },
+            WorkerCommand::Kill { reason } => ExitReason::Killed { reason },
         }),
     };
     if let Some(shared) = shared.upgrade() {
         shared.state().live.remove(&id);
     }
-    // `life` holds the sender, so there is a reason.
+    // `lifecycle` holds the sender, so there is a reason.
     if let Some(reason) = reason {
         launcher_end.exited(WorkerExit { reason: reason.clone(), output_lines: Vec::new() });
-        life.end.send_replace(Some(reason));
+        lifecycle.end.send_replace(Some(reason));
     }
 }
 
 /// Ends the calls of a worker whose driver is aborted.
 #[derive(Debug)]
-struct EndGuard(Arc<Life>);
+struct EndGuard(Arc<Lifecycle>);
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
         self.0.end.send_if_modified(|end| {
             let is_aborted = end.is_none();
-            // The reason that `Worker::exited` reports, too.
-            end.get_or_insert_with(|| ExitReason::Killed {
-                why: "the task that supervises it has ended".to_owned(),
-            });
+            end.get_or_insert_with(ExitReason::supervisor_ended);
             is_aborted
         });
     }
@@ -254,7 +255,7 @@ impl Shared {
     }
 }
 
-impl Life {
+impl Lifecycle {
     /// Returns whether the worker was alive.
     fn crash(&self) -> bool {
         let reason = ExitReason::Signal { name: "SIGSEGV".to_owned() };
@@ -278,7 +279,7 @@ impl Life {
 struct Handler {
     worker: WorkerId,
     shared: Arc<Shared>,
-    life: Arc<Life>,
+    lifecycle: Arc<Lifecycle>,
 }
 
 impl Handler {
@@ -299,7 +300,7 @@ impl Handler {
         let crash = crashes.map(|crashes| *crashes -= 1).is_some();
         drop(state);
         if crash {
-            self.life.crash();
+            self.lifecycle.crash();
         }
         Ok((!crash).then_some(handler))
     }
@@ -314,17 +315,17 @@ fn lost(worker: &WorkerId, reason: &ExitReason) -> ToolError {
 impl ToolHandler for Handler {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let Some(handler) = self.begin(&call)? else {
-            return Err(lost(&self.worker, &self.life.ended().await));
+            return Err(lost(&self.worker, &self.lifecycle.ended().await));
         };
         let mut reply = tokio::select! {
             biased;
-            reason = self.life.ended() => return Err(lost(&self.worker, &reason)),
+            reason = self.lifecycle.ended() => return Err(lost(&self.worker, &reason)),
             reply = handler.call(call) => reply?,
         };
         if let ReplyBody::Stream(chunks) = reply.body {
             // The stream ends with its worker.
-            let (life, worker) = (Arc::clone(&self.life), self.worker.clone());
-            let ended = Box::pin(async move { lost(&worker, &life.ended().await) });
+            let (lifecycle, worker) = (Arc::clone(&self.lifecycle), self.worker.clone());
+            let ended = Box::pin(async move { lost(&worker, &lifecycle.ended().await) });
             let bounded = stream::unfold(Some((chunks, ended)), async |open| {
                 let (mut chunks, mut ended) = open?;
                 tokio::select! {

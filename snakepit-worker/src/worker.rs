@@ -32,7 +32,7 @@ pub enum WorkerCommand {
     /// Kill the worker and its descendants.
     Kill {
         /// The reason, as the end of a sentence: "it did not stop within 2 s".
-        why: String,
+        reason: String,
     },
 }
 
@@ -146,8 +146,8 @@ impl Worker {
     }
 
     /// Kills the worker and its descendants. Returns immediately; await [`exited`](Self::exited) to wait for the exit.
-    pub fn kill(&self, why: impl Into<String>) {
-        let _ = self.commands.send(WorkerCommand::Kill { why: why.into() });
+    pub fn kill(&self, reason: impl Into<String>) {
+        let _ = self.commands.send(WorkerCommand::Kill { reason: reason.into() });
     }
 
     /// Waits until the worker has exited. Returns the same exit however often it is called.
@@ -159,10 +159,7 @@ impl Worker {
         match exit.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(exit)) => exit.clone(),
             // The `LauncherEnd` was dropped without a report, because the runtime aborted its task.
-            _ => WorkerExit {
-                reason: ExitReason::Killed { why: "the task that supervised it has ended".to_owned() },
-                output_lines: Vec::new(),
-            },
+            _ => WorkerExit { reason: ExitReason::supervisor_ended(), output_lines: Vec::new() },
         }
     }
 
@@ -191,7 +188,7 @@ impl LauncherEnd {
         self.commands
             .recv()
             .await
-            .unwrap_or_else(|| WorkerCommand::Kill { why: "its last handle was dropped".to_owned() })
+            .unwrap_or_else(|| WorkerCommand::Kill { reason: "its last handle was dropped".to_owned() })
     }
 
     /// Reports the exit. Calls in flight must have failed by then, or fail without further action.

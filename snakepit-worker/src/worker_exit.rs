@@ -18,8 +18,15 @@ pub enum ExitReason {
     /// The host killed the worker.
     Killed {
         /// The reason, as the end of a sentence: "it did not stop within 2 s".
-        why: String,
+        reason: String,
     },
+}
+
+impl ExitReason {
+    /// The reason if the task that supervises a worker ended without reporting the exit, because its runtime aborted it.
+    pub(crate) fn supervisor_ended() -> Self {
+        Self::Killed { reason: "the task that supervised it has ended".to_owned() }
+    }
 }
 
 impl fmt::Display for ExitReason {
@@ -31,7 +38,7 @@ impl fmt::Display for ExitReason {
             }
             Self::Signal { name } => write!(f, "it was killed by {name}"),
             Self::Stopped => f.write_str("it was asked to stop"),
-            Self::Killed { why } => write!(f, "it was killed because {why}"),
+            Self::Killed { reason } => write!(f, "it was killed because {reason}"),
         }
     }
 }

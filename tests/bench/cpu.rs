@@ -14,14 +14,14 @@ pub(crate) struct Processes {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CpuTime {
     /// This process.
-    pub(crate) here: u64,
+    pub(crate) client: u64,
     pub(crate) host: u64,
     pub(crate) workers: u64,
 }
 
 impl Processes {
     pub(crate) fn cpu_time(&self) -> CpuTime {
-        CpuTime { here: own_cpu_time(), host: cpu_time_of(&self.host), workers: cpu_time_of(&self.workers) }
+        CpuTime { client: own_cpu_time(), host: cpu_time_of(&self.host), workers: cpu_time_of(&self.workers) }
     }
 }
 

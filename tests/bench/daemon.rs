@@ -15,7 +15,7 @@ use snakepit_tests::{Client, Sandbox, result_of, tool_request};
 use crate::{
     connect::{call_of, connect, integer, multiplex},
     cpu::Processes,
-    load::{Timing, closed_loop, is_right},
+    load::{Timing, check_result, closed_loop},
     product::{ADAPTER, adapters, per_chunk},
     sample::{Sample, Times},
 };
@@ -54,7 +54,7 @@ impl Daemon {
         self.rpcs(in_flight, timing, |mut client, number| async move {
             let request = tool_request("add", &json!({"a": number, "b": 1}));
             let response = client.execute_tool(request).await;
-            is_right(response, |response| result_of(response.get_ref().clone()) == number + 1)
+            check_result(response, |response| result_of(response.get_ref().clone()) == number + 1)
         })
         .await
     }
@@ -80,7 +80,7 @@ impl Daemon {
         self.rpcs(in_flight, timing, |mut client, number| async move {
             let message = number.to_string();
             let response = client.ping(pb::PingRequest { message: message.clone() }).await;
-            is_right(response, |response| response.get_ref().message.ends_with(&message))
+            check_result(response, |response| response.get_ref().message.ends_with(&message))
         })
         .await
     }
@@ -93,7 +93,7 @@ impl Daemon {
             async move {
                 let response =
                     client.get_session(pb::GetSessionRequest { session_id: session_id.clone() }).await;
-                is_right(response, |response| response.get_ref().session_id == session_id)
+                check_result(response, |response| response.get_ref().session_id == session_id)
             }
         })
         .await
@@ -106,7 +106,7 @@ impl Daemon {
             let session_id = sessions[number as usize % sessions.len()].clone();
             async move {
                 let response = client.heartbeat(pb::HeartbeatRequest { session_id, client_time: None }).await;
-                is_right(response, |response| response.get_ref().session_valid)
+                check_result(response, |response| response.get_ref().session_valid)
             }
         })
         .await
@@ -123,7 +123,7 @@ impl Daemon {
                 let request =
                     pb::GetVariableRequest { session_id, variable_identifier, ..Default::default() };
                 let response = client.get_variable(request).await;
-                is_right(response, |response| {
+                check_result(response, |response| {
                     response.get_ref().variable.as_ref().is_some_and(|found| found.name == RATE)
                 })
             }
@@ -143,7 +143,7 @@ impl Daemon {
                 let request =
                     pb::SetVariableRequest { session_id, variable_identifier, value, ..Default::default() };
                 let response = client.set_variable(request).await;
-                is_right(response, |response| response.get_ref().new_version > 0)
+                check_result(response, |response| response.get_ref().new_version > 0)
             }
         })
         .await
@@ -190,14 +190,14 @@ impl Daemon {
     pub(crate) async fn chunks(&self, count: u64, multiplexed: bool) -> Sample {
         let (mut first, mut errors) = (Times::new(), 0.0);
         for _ in 0..60 {
-            let (_, took, is_right) = self.stream(16, multiplexed).await;
+            let (_, took, is_correct) = self.stream(16, multiplexed).await;
             first.record(took);
-            errors += f64::from(u8::from(!is_right));
+            errors += f64::from(u8::from(!is_correct));
         }
         let before = self.processes.cpu_time();
-        let (took, _, is_right) = self.stream(count, multiplexed).await;
+        let (took, _, is_correct) = self.stream(count, multiplexed).await;
         let after = self.processes.cpu_time();
-        errors += f64::from(u8::from(!is_right));
+        errors += f64::from(u8::from(!is_correct));
         per_chunk(count, took)
             .with("errors", errors)
             .with("first_p50_us", first.micros(0.5))
@@ -208,13 +208,13 @@ impl Daemon {
     /// Reads a stream. Returns the times to its end and to its first chunk, and whether every chunk was right.
     pub(crate) async fn stream(&self, count: u64, multiplexed: bool) -> (Duration, Duration, bool) {
         let mut checker =
-            ChunkChecker { began: Instant::now(), first: Duration::ZERO, next: 0, is_right: true };
+            ChunkChecker { began: Instant::now(), first: Duration::ZERO, next: 0, is_correct: true };
         if multiplexed {
             self.multiplexed_stream(count, &mut checker).await;
         } else {
             self.plain_stream(count, &mut checker).await;
         }
-        (checker.began.elapsed(), checker.first, checker.is_right && checker.next == count)
+        (checker.began.elapsed(), checker.first, checker.is_correct && checker.next == count)
     }
 
     async fn plain_stream(&self, count: u64, checker: &mut ChunkChecker) {
@@ -243,11 +243,11 @@ impl Daemon {
                     call.grant(chunks.iter().map(chunk_cost).sum());
                 }
                 CallEvent::End(CallEnd::Reply(reply)) => {
-                    checker.is_right &= reply.failure.is_none() && reply.status.is_none();
+                    checker.is_correct &= reply.failure.is_none() && reply.status.is_none();
                     return;
                 }
                 CallEvent::End(_) => {
-                    checker.is_right = false;
+                    checker.is_correct = false;
                     return;
                 }
             }
@@ -260,7 +260,7 @@ struct ChunkChecker {
     began: Instant,
     first: Duration,
     next: u64,
-    is_right: bool,
+    is_correct: bool,
 }
 
 impl ChunkChecker {
@@ -268,7 +268,7 @@ impl ChunkChecker {
         if self.next == 0 {
             self.first = self.began.elapsed();
         }
-        self.is_right &= serde_json::from_slice::<u64>(json).is_ok_and(|number| number == self.next);
+        self.is_correct &= serde_json::from_slice::<u64>(json).is_ok_and(|number| number == self.next);
         self.next += 1;
     }
 }

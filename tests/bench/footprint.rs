@@ -92,15 +92,15 @@ async fn growth(pids: &[u32], run: impl AsyncFn(u64) -> bool, chunks: u64) -> Sa
     let long = run(chunks);
     tokio::pin!(long);
     let mut ticks = tokio::time::interval(Duration::from_millis(50));
-    let is_right = loop {
+    let is_correct = loop {
         tokio::select! {
-            is_right = &mut long => break is_right,
+            is_correct = &mut long => break is_correct,
             _ = ticks.tick() => peak = peak.max(all()),
         }
     };
     Sample::default()
         .with("grown_mib", mib(peak.max(all()) - before))
-        .with("errors", f64::from(u8::from(!short)) + f64::from(u8::from(!is_right)))
+        .with("errors", f64::from(u8::from(!short)) + f64::from(u8::from(!is_correct)))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "memory of a few processes")]

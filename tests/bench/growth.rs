@@ -29,7 +29,7 @@ pub(crate) struct Curve {
 
 /// The lines of curves that measure calls.
 const PER_CALL: &[(&str, &str)] =
-    &[("host", "here_cpu_us"), ("workers", "workers_cpu_us"), ("whole time", "each_us")];
+    &[("host", "client_cpu_us"), ("workers", "workers_cpu_us"), ("whole time", "each_us")];
 
 impl Curve {
     /// Returns the rows of the table, starting with the header.

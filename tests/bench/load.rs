@@ -36,8 +36,11 @@ pub(crate) fn runtime(threads: usize) -> Runtime {
     builder.worker_threads(threads.max(2)).enable_all().build().expect("a runtime starts")
 }
 
-/// Whether a call succeeded with the right result. Prints the first failures.
-pub(crate) fn is_right<T, E: fmt::Display>(outcome: Result<T, E>, check: impl FnOnce(&T) -> bool) -> bool {
+/// Checks the result of a call. Returns whether it is correct. Prints the first failures, and counts all.
+pub(crate) fn check_result<T, E: fmt::Display>(
+    outcome: Result<T, E>,
+    check: impl FnOnce(&T) -> bool,
+) -> bool {
     const PRINTED: u64 = 3;
     static FAILURES: AtomicU64 = AtomicU64::new(0);
     let problem = match outcome {
@@ -77,9 +80,9 @@ where
             let mut due = Instant::now();
             while !stop.load(Ordering::Relaxed) {
                 number += 1;
-                let is_right = call(number).await;
+                let is_correct = call(number).await;
                 let now = Instant::now();
-                if !is_right {
+                if !is_correct {
                     errors.fetch_add(1, Ordering::Relaxed);
                     // If calls fail without waiting, the other tasks must still run.
                     tokio::task::yield_now().await;
@@ -125,8 +128,8 @@ where
         while due <= now && due < total {
             let (call, calls, is_measured) = (call(number), Arc::clone(&calls), due >= timing.warm_up);
             tokio::spawn(async move {
-                let is_right = call.await;
-                calls.record_end(is_right, is_measured.then(|| began.elapsed() - due));
+                let is_correct = call.await;
+                calls.record_end(is_correct, is_measured.then(|| began.elapsed() - due));
             });
             number += 1;
             due = Duration::from_secs_f64(number as f64 / rate);
@@ -161,8 +164,8 @@ impl Default for OpenCalls {
 
 impl OpenCalls {
     /// Records the end of a call. `took` is `None` during the warm-up.
-    fn record_end(&self, is_right: bool, took: Option<Duration>) {
-        match (is_right, took) {
+    fn record_end(&self, is_correct: bool, took: Option<Duration>) {
+        match (is_correct, took) {
             (true, Some(took)) => self.times.lock().expect("no call panics").record(took),
             (true, None) => {}
             (false, _) => drop(self.errors.fetch_add(1, Ordering::Relaxed)),
@@ -177,7 +180,7 @@ fn sample(times: &Times, took: Duration, errors: u64, before: CpuTime, after: Cp
     Sample::default()
         .with("per_second", times.count() / took.as_secs_f64())
         .with("errors", errors as f64)
-        .with("here_cpu_us", per_call(before.here, after.here))
+        .with("client_cpu_us", per_call(before.client, after.client))
         .with("host_cpu_us", per_call(before.host, after.host))
         .with("workers_cpu_us", per_call(before.workers, after.workers))
         .with_times(times)

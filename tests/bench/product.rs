@@ -13,7 +13,7 @@ use snakepit_tests::{python, root};
 
 use crate::{
     cpu::Processes,
-    load::{Timing, closed_loop, is_right, open_loop},
+    load::{Timing, check_result, closed_loop, open_loop},
     sample::{Sample, Times},
 };
 
@@ -70,7 +70,7 @@ pub(crate) async fn calls_at(host: &Snakepit, rate: f64, timing: Timing) -> Samp
 }
 
 async fn add(host: Snakepit, number: u64) -> bool {
-    is_right(host.execute::<u64>("add", Pair { a: number, b: 1 }).await, |sum| *sum == number + 1)
+    check_result(host.execute::<u64>("add", Pair { a: number, b: 1 }).await, |sum| *sum == number + 1)
 }
 
 /// Measures one long stream, and the first chunks of short streams.
@@ -78,9 +78,9 @@ pub(crate) async fn chunks(host: &Snakepit, count: u64) -> Sample {
     let mut first = Times::new();
     let mut errors = 0.0;
     for _ in 0..60 {
-        let (took, is_right) = stream(host, 16).await;
+        let (took, is_correct) = stream(host, 16).await;
         first.record(took);
-        errors += f64::from(u8::from(!is_right));
+        errors += f64::from(u8::from(!is_correct));
     }
     let (before, began) = (processes(host).cpu_time(), Instant::now());
     errors += f64::from(u8::from(!stream(host, count).await.1));
@@ -112,7 +112,7 @@ pub(crate) async fn stream(host: &Snakepit, count: u64) -> (Duration, bool) {
         }
         Ok::<_, snakepit_server::Error>(in_order)
     };
-    let in_order = is_right(all.await, |in_order| *in_order);
+    let in_order = check_result(all.await, |in_order| *in_order);
     (first, in_order && next == count)
 }
 
@@ -126,7 +126,7 @@ pub(crate) async fn echo(host: &Snakepit, size: usize, times: usize) -> Sample {
         let began = Instant::now();
         let reply = call.payload_reply().await;
         let took = began.elapsed();
-        if !is_right(reply, |reply| reply.value.binary() == Some(&data)) {
+        if !check_result(reply, |reply| reply.value.binary() == Some(&data)) {
             errors += 1.0;
         } else if run > 0 {
             // The first echo is a warm-up.

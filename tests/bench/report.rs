@@ -62,7 +62,7 @@ The figures are medians over the rounds. Each ratio is the median of the ratios 
   separate processes on the same machine. Each client uses one connection to a Unix socket.
 - grpc.aio workers: run in the same pool as native ones, over loopback TCP.
 - Latencies: measured from the moment a call was due.
-- `here`: the process of the load generator and, in embedded measurements, of the host.
+- `client`: the load generator; in embedded measurements, its process contains the host.
 
 docs/performance.md explains the results.
 ";
@@ -97,8 +97,8 @@ fn cells(verdict: &Verdict) -> [String; 6] {
 /// Renders the cost of each call, which helps to estimate the rate on more cores.
 fn costs(runs: &Runs) -> String {
     let header =
-        ["measurement", "per second", "p50 us", "p99 us", "CPU us here", "CPU us host", "CPU us workers"];
-    let figures = ["per_second", "p50_us", "p99_us", "here_cpu_us", "host_cpu_us", "workers_cpu_us"];
+        ["measurement", "per second", "p50 us", "p99 us", "CPU us client", "CPU us host", "CPU us workers"];
+    let figures = ["per_second", "p50_us", "p99_us", "client_cpu_us", "host_cpu_us", "workers_cpu_us"];
     let mut rows = vec![header.map(str::to_owned)];
     for name in runs.names().filter(|name| runs.median((name, "per_second")).is_some_and(|rate| rate > 0.0)) {
         let figure = |figure| match runs.median((name, figure)) {
@@ -166,7 +166,7 @@ pub(crate) fn write(report: &Report, runs: &Runs, save: bool) -> bool {
 /// Writes plots and tables of the curves.
 pub(crate) fn write_growth(curves: &[Curve], save: bool) {
     let dir = if save { docs() } else { scratch() };
-    let mut page = "# Results of `cargo xtask bench growth`\n\nCPU time per call in microseconds. `here` is the process of \
+    let mut page = "# Results of `cargo xtask bench growth`\n\nCPU time per call in microseconds. `client` is the process of \
                     the load generator and the embedded host. docs/performance.md explains the results.\n"
         .to_owned();
     for curve in curves {

@@ -12,7 +12,7 @@ use snakepit_tests::Redis;
 
 use crate::{
     cpu::Processes,
-    load::{Timing, closed_loop, is_right},
+    load::{Timing, check_result, closed_loop},
     measurements::Runs,
     sample::Sample,
 };
@@ -66,7 +66,7 @@ async fn set(backend: &Arc<dyn SessionBackend>, in_flight: usize, timing: Timing
         let backend = Arc::clone(&backend);
         async move {
             let update = SetVariable::new(VARIABLE, Payload::float(0.25));
-            is_right(backend.set_variable(&id(n), update).await, |version| *version > 0)
+            check_result(backend.set_variable(&id(n), update).await, |version| *version > 0)
         }
     })
     .await
@@ -79,7 +79,7 @@ async fn get(backend: &Arc<dyn SessionBackend>, in_flight: usize, timing: Timing
         async move {
             // The file backend may answer without waiting, and the timer must still run.
             tokio::task::coop::consume_budget().await;
-            is_right(backend.variable(&id(n), VARIABLE).await, |found| found.value.to_float().is_some())
+            check_result(backend.variable(&id(n), VARIABLE).await, |found| found.value.to_float().is_some())
         }
     })
     .await
@@ -113,7 +113,7 @@ async fn set_field(server: &Redis, in_flight: usize, timing: Timing) -> Sample {
         async move {
             let mut command = redis::cmd("HSET");
             command.arg(format!("bare_{}", n % SESSIONS as u64)).arg(VARIABLE).arg("0.25");
-            is_right(command.query_async::<i64>(&mut connection).await, |new| (0..=1).contains(new))
+            check_result(command.query_async::<i64>(&mut connection).await, |new| (0..=1).contains(new))
         }
     })
     .await

@@ -9,7 +9,7 @@ mod redis;
 mod sandbox;
 mod wire;
 
-pub use processes::{Signal, eventually, is_alive, processes_with, signal};
+pub use processes::{EVENT_TIMEOUT, Signal, eventually, is_alive, processes_with, signal};
 pub use proxy::Proxy;
 pub use redis::Redis;
 pub use sandbox::{

@@ -6,6 +6,9 @@ pub use nix::sys::signal::Signal;
 use nix::{sys::signal::kill, unistd::Pid};
 use tokio::time::Instant;
 
+/// The time limit for an event that a test expects. Long, because only a failing test waits for it.
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Whether a process is running. A zombie counts as ended.
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
@@ -37,14 +40,14 @@ pub fn signal(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.cast_signed()), signal).unwrap_or_else(|e| panic!("cannot signal {pid}: {e}"));
 }
 
-/// Polls a condition until it is true. Panics with `what`, a description of the condition, if it is still false after `bound`.
-pub async fn eventually<F>(what: &str, bound: Duration, mut condition: impl FnMut() -> F)
+/// Polls a condition until it is true. Panics with the description if the condition is still false after `timeout`.
+pub async fn eventually<F>(description: &str, timeout: Duration, mut condition: impl FnMut() -> F)
 where
     F: Future<Output = bool>,
 {
     let began = Instant::now();
     while !condition().await {
-        assert!(began.elapsed() < bound, "not within {bound:?}: {what}");
+        assert!(began.elapsed() < timeout, "not within {timeout:?}: {description}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use snakepit_proto::{headers, pb, value};
-use snakepit_tests::{Client, SHOWCASE, Sandbox, eventually, execute, execute_within, tool_request};
+use snakepit_tests::{
+    Client, EVENT_TIMEOUT, SHOWCASE, Sandbox, eventually, execute, execute_within, tool_request,
+};
 use tonic::Code;
 use tonic_types::StatusExt;
-
-const SOON: Duration = Duration::from_secs(10);
 
 async fn chunks(client: &mut Client, tool: &str, args: &Value) -> Vec<pb::ToolChunk> {
     let mut stream = client.execute_streaming_tool(tool_request(tool, args)).await.unwrap().into_inner();
@@ -144,7 +144,8 @@ async fn a_deadline_includes_the_time_in_the_queue() {
     let mut busy = sandbox.client().await;
     let blocker =
         tokio::spawn(async move { execute(&mut busy, "sleep_for", &json!({"seconds": 2.0})).await });
-    eventually("the worker is busy", SOON, async || sandbox.workers().await[0].state == "busy").await;
+    eventually("the worker is busy", EVENT_TIMEOUT, async || sandbox.workers().await[0].state == "busy")
+        .await;
     let status = execute_within(sandbox.url(), Duration::from_millis(300), "add", &json!({"a": 1, "b": 2}))
         .await
         .unwrap_err();

@@ -67,9 +67,9 @@ impl WorkerLauncher for OwnProcesses {
             let reason = tokio::select! {
                 command = launcher_end.command() => match command {
                     WorkerCommand::Stop { .. } => ExitReason::Stopped,
-                    WorkerCommand::Kill { why } => ExitReason::Killed { why },
+                    WorkerCommand::Kill { reason } => ExitReason::Killed { reason },
                 },
-                () = connection => ExitReason::Killed { why: "its connection broke".to_owned() },
+                () = connection => ExitReason::Killed { reason: "its connection broke".to_owned() },
             };
             let _ = child.kill().await;
             launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
@@ -78,18 +78,18 @@ impl WorkerLauncher for OwnProcesses {
     }
 }
 
-async fn check(knows_pid: bool) {
+async fn run_calls_and_replace_worker(knows_pid: bool) {
     let dir = tempfile::tempdir().unwrap();
-    let again = FnTool::typed("again", |args: Value| async move { args });
+    let echo = FnTool::typed("echo", |args: Value| async move { args });
     let host = Snakepit::builder()
         .launcher(Arc::new(OwnProcesses::new(&dir, knows_pid)))
-        .fn_tool(again)
+        .fn_tool(echo)
         .workers(1)
         .run_dir(dir.path().join("run"));
     let host = host.start().await.unwrap();
     assert_eq!(host.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap(), 3);
     // The worker calls the host, too.
-    let arguments = json!({"tool_name": "again", "arguments": {"n": 1}});
+    let arguments = json!({"tool_name": "echo", "arguments": {"n": 1}});
     let answer: Value = host.execute("call_host", arguments).await.unwrap();
     assert_eq!(answer["n"], 1, "{answer}");
 
@@ -110,12 +110,12 @@ async fn check(knows_pid: bool) {
 
 #[tokio::test]
 async fn a_launcher_starts_python_workers_that_register_with_their_token() {
-    check(true).await;
+    run_calls_and_replace_worker(true).await;
 }
 
 #[tokio::test]
 async fn a_launcher_that_does_not_know_the_pid_admits_the_first_process_with_the_token() {
-    check(false).await;
+    run_calls_and_replace_worker(false).await;
 }
 
 /// Nested calls of a worker are identified although the launcher does not know its pid.
@@ -124,16 +124,16 @@ async fn a_deadlock_through_an_unknown_process_is_detected() {
     let dir = tempfile::tempdir().unwrap();
     let this: Arc<std::sync::OnceLock<Snakepit>> = Arc::default();
     let host = Arc::clone(&this);
-    let again = move |()| {
+    let call_again = move |()| {
         let host = host.get().unwrap().clone();
         async move { host.execute::<f64>("add", json!({"a": 1, "b": 2})).await.map_err(|error| error.to_string()) }
     };
     let launcher = Arc::new(OwnProcesses::new(&dir, false));
     let host = Snakepit::builder().launcher(launcher).workers(1).run_dir(dir.path().join("run"));
-    let host = host.fn_tool(FnTool::typed("again", again)).start().await.unwrap();
+    let host = host.fn_tool(FnTool::typed("call_again", call_again)).start().await.unwrap();
     assert!(this.set(host.clone()).is_ok());
     let nested =
-        host.execute::<Value>("call_host", json!({"tool_name": "again"})).await.unwrap_err().to_string();
+        host.execute::<Value>("call_host", json!({"tool_name": "call_again"})).await.unwrap_err().to_string();
     assert!(nested.contains("would wait for itself"), "{nested}");
     host.shutdown().await.unwrap();
 }

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use snakepit_proto::pb::ListWorkersRequest;
-use snakepit_tests::{Client, Sandbox, eventually, execute, execute_within, result_of, tool_request};
+use snakepit_tests::{
+    Client, EVENT_TIMEOUT, Sandbox, eventually, execute, execute_within, result_of, tool_request,
+};
 
 const LEFTOVERS: &str = "leftovers:Leftovers";
-const SOON: Duration = Duration::from_secs(10);
 
 /// Checks that each kind of leftover of one call is invisible to the next calls.
 async fn check_leftovers(client: &mut Client, suffix: &str) {
@@ -48,7 +49,8 @@ async fn the_error_of_a_call_contains_only_the_output_of_that_call() {
     assert!(status.message().contains("its last output: my own"), "{status:?}");
     assert!(!status.message().contains("the worker's own"), "{status:?}");
     // The log contains the output of all calls.
-    eventually("the log contains the output", SOON, async || sandbox.log().contains("card 4111")).await;
+    eventually("the log contains the output", EVENT_TIMEOUT, async || sandbox.log().contains("card 4111"))
+        .await;
 }
 
 #[tokio::test]
@@ -75,7 +77,7 @@ async fn tasks_left_by_a_call_do_not_delay_other_calls() {
             }
         }
     }
-    eventually("all workers are replaced and idle", SOON, async || {
+    eventually("all workers are replaced and idle", EVENT_TIMEOUT, async || {
         let workers = client.clone().list_workers(ListWorkersRequest {}).await.unwrap().into_inner().workers;
         workers.len() == 2 && workers.iter().all(|worker| worker.state == "idle" && worker.restarts > 0)
     })

@@ -4,20 +4,19 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use snakepit_tests::{
-    Client, SHOWCASE, Sandbox, Signal, eventually, execute, execute_within, is_alive, processes_with, signal,
-    tool_request,
+    Client, EVENT_TIMEOUT, SHOWCASE, Sandbox, Signal, eventually, execute, execute_within, is_alive,
+    processes_with, signal, tool_request,
 };
 use tonic::Code;
 
 const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
-const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn a_killed_worker_is_replaced() {
     let sandbox = Sandbox::adapter(SHOWCASE, 2).start().await;
     let before = sandbox.worker_pids().await;
     signal(before[0], Signal::SIGKILL);
-    eventually("the killed worker is replaced", SOON, async || {
+    eventually("the killed worker is replaced", EVENT_TIMEOUT, async || {
         let workers = sandbox.workers().await;
         workers.iter().filter(|w| w.state == "idle").count() == 2
             && workers.iter().all(|w| w.pid != before[0])
@@ -39,8 +38,9 @@ async fn an_idle_worker_that_closes_its_connection_is_replaced() {
     let mut client = sandbox.client().await;
     let pid = execute(&mut client, "hang_up", &json!({})).await.unwrap();
     let pid = u32::try_from(pid.as_u64().unwrap()).unwrap();
-    eventually("the worker is killed", SOON, async || !is_alive(pid)).await;
-    eventually("the worker is replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
+    eventually("the worker is killed", EVENT_TIMEOUT, async || !is_alive(pid)).await;
+    eventually("the worker is replaced", EVENT_TIMEOUT, async || sandbox.workers().await[0].state == "idle")
+        .await;
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
     assert!(sandbox.log().contains("the stream of its calls ended"), "{}", sandbox.log());
 }
@@ -55,7 +55,10 @@ async fn a_call_that_kills_its_worker_fails_with_the_cause_and_the_last_output()
         for needle in needles {
             assert!(status.message().contains(needle), "{tool}: no {needle:?} in {}", status.message());
         }
-        eventually("the worker is replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
+        eventually("the worker is replaced", EVENT_TIMEOUT, async || {
+            sandbox.workers().await[0].state == "idle"
+        })
+        .await;
     }
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
 }
@@ -83,7 +86,7 @@ async fn a_tool_that_ignores_its_deadline_loses_its_worker_but_delays_no_other_c
         // The other worker answers while the host replaces the hung one.
         assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
     }
-    eventually("both hung workers are replaced", SOON, async || {
+    eventually("both hung workers are replaced", EVENT_TIMEOUT, async || {
         let workers = sandbox.workers().await;
         workers.iter().map(|w| w.restarts).sum::<u64>() == 2 && workers.iter().all(|w| w.state == "idle")
     })
@@ -97,7 +100,7 @@ async fn a_cancelled_call_frees_its_worker_without_replacing_it() {
     for tool in ["busy", "sleep", "sleep_async"] {
         let mut client = sandbox.client().await;
         let call = tokio::spawn(async move { client.execute_tool(tool_request(tool, &json!({}))).await });
-        eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
+        eventually("the call runs", EVENT_TIMEOUT, async || sandbox.workers().await[0].state == "busy").await;
         call.abort();
         let mut client = sandbox.client().await;
         assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong", "after {tool}");
@@ -119,13 +122,13 @@ async fn no_worker_outlives_a_killed_host() {
         let mut client = sandbox.client().await;
         load.spawn(async move { client.execute_tool(tool_request(tool, &json!({}))).await.map(drop) });
     }
-    eventually("all workers are busy", SOON, async || {
+    eventually("all workers are busy", EVENT_TIMEOUT, async || {
         sandbox.workers().await.iter().all(|worker| worker.state == "busy")
     })
     .await;
 
     signal(sandbox.pid(), Signal::SIGKILL);
-    sandbox.wait(SOON).await;
+    sandbox.wait(EVENT_TIMEOUT).await;
     eventually("every worker has ended", Duration::from_secs(2), async || {
         pids.iter().all(|pid| !is_alive(*pid)) && !is_alive(grandchild)
     })
@@ -141,7 +144,7 @@ async fn no_worker_outlives_a_host_that_is_killed_during_launches() {
         // The path of the host's socket is in the command line of each worker.
         let run_dir = starting.run_dir().display().to_string();
         let workers = || processes_with(&run_dir).into_iter().filter(|pid| *pid != host).count();
-        eventually("a worker starts", SOON, async || workers() > 0).await;
+        eventually("a worker starts", EVENT_TIMEOUT, async || workers() > 0).await;
         signal(host, Signal::SIGKILL);
         eventually("every worker has ended", Duration::from_secs(2), async || workers() == 0).await;
     }
@@ -157,14 +160,15 @@ async fn a_new_host_kills_processes_left_by_a_killed_host() {
     // The killed worker cannot end its child, and the stopped host cannot either.
     signal(first.pid(), Signal::SIGSTOP);
     signal(worker, Signal::SIGKILL);
-    eventually("the worker is dead", SOON, async || !is_alive(worker)).await;
+    eventually("the worker is dead", EVENT_TIMEOUT, async || !is_alive(worker)).await;
     signal(first.pid(), Signal::SIGKILL);
-    first.wait(SOON).await;
+    first.wait(EVENT_TIMEOUT).await;
     assert!(is_alive(grandchild), "the second host has no process to kill");
     assert!(old_run.exists());
 
     let second = Sandbox::adapter(SHOWCASE, 1).after(first).start().await;
-    eventually("the process of the first host has ended", SOON, async || !is_alive(grandchild)).await;
+    eventually("the process of the first host has ended", EVENT_TIMEOUT, async || !is_alive(grandchild))
+        .await;
     assert!(second.log().contains("cleaned up after a dead host"), "{}", second.log());
     assert!(!old_run.exists(), "the directory of the dead host still exists");
     let mut client = second.client().await;
@@ -186,7 +190,7 @@ async fn sigterm_during_launches_leaves_no_process() {
     let starting = Sandbox::adapter("slow_import:Adapter", 2)
         .env("SNAKEPIT_TEST_PIDS", pids.path().display().to_string())
         .spawn();
-    eventually("both workers import their adapter", SOON, async || started().len() == 4).await;
+    eventually("both workers import their adapter", EVENT_TIMEOUT, async || started().len() == 4).await;
     signal(starting.pid(), Signal::SIGTERM);
     let failure = starting.outcome().await.unwrap_err();
     let running: Vec<_> = started().into_iter().filter(|pid| is_alive(*pid)).collect();
@@ -204,14 +208,14 @@ async fn a_failed_or_interrupted_start_leaves_no_directory() {
     for wait in [0, 2, 5, 10, 20, 40] {
         let starting = Sandbox::adapter(SHOWCASE, 16).spawn();
         let directory = || std::fs::read_dir(starting.run_dir()).unwrap().count() > 1;
-        eventually("the daemon has its directory", SOON, async || directory()).await;
+        eventually("the daemon has its directory", EVENT_TIMEOUT, async || directory()).await;
         // Vary the moment of the signal during the launches. No observable condition marks these moments.
         tokio::time::sleep(Duration::from_millis(wait)).await;
         signal(starting.pid(), Signal::SIGTERM);
         match starting.outcome().await {
             Err(failure) => assert_eq!(failure.code, Some(0), "{}", failure.stderr),
             // The daemon was ready before the signal.
-            Ok(mut sandbox) => assert_eq!(sandbox.wait(SOON).await, Some(0)),
+            Ok(mut sandbox) => assert_eq!(sandbox.wait(EVENT_TIMEOUT).await, Some(0)),
         }
     }
 }
@@ -235,7 +239,7 @@ async fn open_streams_of_clients_do_not_delay_shutdown() {
     let cut_off = "the host is shutting down; the call was cut off and may have run";
     assert_eq!(calls.message().await.unwrap_err().message(), cut_off);
     while states.message().await.unwrap().is_some() {}
-    assert_eq!(sandbox.wait(SOON).await, Some(0));
+    assert_eq!(sandbox.wait(EVENT_TIMEOUT).await, Some(0));
     assert!(!sandbox.log().contains("cutting connections"), "{}", sandbox.log());
 }
 
@@ -250,7 +254,7 @@ async fn idle_workers_stop_quickly_and_run_their_exit_handlers() {
     let pids = sandbox.worker_pids().await;
     let signalled = Instant::now();
     signal(sandbox.pid(), Signal::SIGTERM);
-    assert_eq!(sandbox.wait(SOON).await, Some(0));
+    assert_eq!(sandbox.wait(EVENT_TIMEOUT).await, Some(0));
     // If a worker waited for the host to close the connection, the host would kill it after two seconds.
     let took = signalled.elapsed();
     assert!(took < Duration::from_secs(1), "{took:?}");
@@ -258,8 +262,10 @@ async fn idle_workers_stop_quickly_and_run_their_exit_handlers() {
         let note = std::fs::read_to_string(notes.path().join(pid.to_string()));
         assert_eq!(note.expect("no `atexit` function ran"), "ended in order");
     }
-    eventually("the log is complete", SOON, async || sandbox.log().matches("process reaped").count() == 2)
-        .await;
+    eventually("the log is complete", EVENT_TIMEOUT, async || {
+        sandbox.log().matches("process reaped").count() == 2
+    })
+    .await;
     let log = sandbox.log();
     let ends: Vec<_> = log.lines().filter(|line| line.contains("process reaped")).collect();
     assert!(ends.iter().all(|line| line.contains("it was asked to stop")), "{ends:?}");
@@ -271,7 +277,7 @@ async fn sigterm_lets_running_calls_finish_and_leaves_no_process() {
     let pids = sandbox.worker_pids().await;
     let mut client = sandbox.client().await;
     let call = tokio::spawn(async move { execute(&mut client, "sleep_for", &json!({"seconds": 1.0})).await });
-    eventually("the call runs", SOON, async || {
+    eventually("the call runs", EVENT_TIMEOUT, async || {
         sandbox.workers().await.iter().any(|worker| worker.state == "busy")
     })
     .await;
@@ -288,16 +294,16 @@ async fn a_call_cancelled_by_a_second_signal_may_clean_up() {
     let mut client = sandbox.client().await;
     let arguments = json!({"path": file});
     let call = tokio::spawn(async move { execute(&mut client, "sleep_and_clean_up", &arguments).await });
-    eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
+    eventually("the call runs", EVENT_TIMEOUT, async || sandbox.workers().await[0].state == "busy").await;
     for _ in 0..2 {
         signal(sandbox.pid(), Signal::SIGTERM);
-        eventually("the signal is logged", SOON, async || {
+        eventually("the signal is logged", EVENT_TIMEOUT, async || {
             let log = sandbox.log();
             log.contains("cutting off") || log.contains("draining")
         })
         .await;
     }
-    assert_eq!(sandbox.wait(SOON).await, Some(0));
+    assert_eq!(sandbox.wait(EVENT_TIMEOUT).await, Some(0));
     call.await.unwrap().unwrap_err();
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "clean");
 }
@@ -322,7 +328,7 @@ async fn health_reports_the_state_of_the_workers() {
 
     let mut client = sandbox.client().await;
     let call = tokio::spawn(async move { execute(&mut client, "sleep_for", &json!({"seconds": 1.0})).await });
-    eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
+    eventually("the call runs", EVENT_TIMEOUT, async || sandbox.workers().await[0].state == "busy").await;
     signal(sandbox.pid(), Signal::SIGTERM);
     assert_eq!(next().await, ServingStatus::NotServing, "the first SIGTERM ends serving");
     assert!(!call.is_finished(), "the running call continues");
@@ -352,9 +358,13 @@ async fn daemonized_processes_end_with_their_worker() {
             "kill" => signal(worker, Signal::SIGKILL),
             _ => signal(worker, Signal::SIGTERM),
         }
-        eventually("the daemons end", SOON, async || daemons.iter().all(|pid| !is_alive(*pid))).await;
+        eventually("the daemons end", EVENT_TIMEOUT, async || daemons.iter().all(|pid| !is_alive(*pid)))
+            .await;
         assert!(!is_alive(worker), "{end}");
-        eventually("the worker is replaced", SOON, async || sandbox.workers().await[0].state == "idle").await;
+        eventually("the worker is replaced", EVENT_TIMEOUT, async || {
+            sandbox.workers().await[0].state == "idle"
+        })
+        .await;
     }
     assert_eq!(sandbox.stop().await, Some(0));
 }
@@ -364,8 +374,8 @@ async fn daemonized_processes_end_with_a_killed_host() {
     let mut sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
     let daemons = daemons(&mut sandbox.client().await).await;
     signal(sandbox.pid(), Signal::SIGKILL);
-    sandbox.wait(SOON).await;
-    eventually("the daemons end", SOON, async || daemons.iter().all(|pid| !is_alive(*pid))).await;
+    sandbox.wait(EVENT_TIMEOUT).await;
+    eventually("the daemons end", EVENT_TIMEOUT, async || daemons.iter().all(|pid| !is_alive(*pid))).await;
 }
 
 #[tokio::test]
@@ -376,9 +386,9 @@ async fn a_new_host_kills_processes_daemonized_under_a_killed_host() {
     // Neither the stopped host nor the dead worker can kill the daemons.
     signal(first.pid(), Signal::SIGSTOP);
     signal(worker, Signal::SIGKILL);
-    eventually("the worker is dead", SOON, async || !is_alive(worker)).await;
+    eventually("the worker is dead", EVENT_TIMEOUT, async || !is_alive(worker)).await;
     signal(first.pid(), Signal::SIGKILL);
-    first.wait(SOON).await;
+    first.wait(EVENT_TIMEOUT).await;
     assert!(daemons.iter().all(|pid| is_alive(*pid)), "the second host has no process to kill");
     let _second = Sandbox::adapter(SHOWCASE, 1).after(first).start().await;
     assert!(daemons.iter().all(|pid| !is_alive(*pid)));
@@ -392,7 +402,7 @@ async fn a_process_that_removes_its_mark_outlives_its_worker_and_does_not_delay_
     let daemon = u32::try_from(daemon.as_u64().unwrap()).unwrap();
     execute(&mut client, "crash", &json!({})).await.unwrap_err();
     signal(sandbox.pid(), Signal::SIGTERM);
-    let code = sandbox.wait(SOON).await;
+    let code = sandbox.wait(EVENT_TIMEOUT).await;
     let is_running = is_alive(daemon);
     signal(daemon, Signal::SIGKILL);
     assert_eq!((code, is_running), (Some(0), true));

@@ -4,14 +4,14 @@ use std::{
     io::Read,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use serde_json::json;
-use snakepit_tests::{Client, Sandbox, SandboxBuilder, Signal, eventually, execute, is_alive, signal};
+use snakepit_tests::{
+    Client, EVENT_TIMEOUT, Sandbox, SandboxBuilder, Signal, eventually, execute, is_alive, signal,
+};
 
 const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
-const SOON: Duration = Duration::from_secs(20);
 
 /// Creates a named pipe, and opens its read end.
 fn fifo(dir: &Path) -> (PathBuf, std::fs::File) {
@@ -39,7 +39,7 @@ async fn exercise(client: &mut Client) {
     for _ in 0..2 {
         let before = workers(client).await;
         before.iter().for_each(|worker| signal(worker.pid, Signal::SIGKILL));
-        eventually("the killed workers are replaced", SOON, async || {
+        eventually("the killed workers are replaced", EVENT_TIMEOUT, async || {
             let is_new = |pid: u32| before.iter().all(|old| old.pid != pid);
             workers(client).await.iter().all(|worker| worker.state == "idle" && is_new(worker.pid))
         })
@@ -84,11 +84,14 @@ async fn a_stalled_log_reader_does_not_delay_the_daemon() {
         }
         String::from_utf8_lossy(&log).into_owned()
     };
-    eventually("the log is read", SOON, || std::future::ready(read().contains("dropped output above"))).await;
+    eventually("the log is read", EVENT_TIMEOUT, || {
+        std::future::ready(read().contains("dropped output above"))
+    })
+    .await;
     // The daemon also ends while the reader stalls.
     exercise(&mut client).await;
     signal(sandbox.pid(), Signal::SIGTERM);
-    assert_eq!(sandbox.wait(SOON).await, Some(0));
+    assert_eq!(sandbox.wait(EVENT_TIMEOUT).await, Some(0));
 }
 
 #[tokio::test]
@@ -97,14 +100,14 @@ async fn the_daemon_works_with_closed_standard_streams() {
     let listen = format!("127.0.0.1:{port}");
     let mut starting = daemon().listen(&listen).shell("exec \"$@\" <&- >&- 2>&-").spawn();
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{listen}")).unwrap();
-    eventually("the daemon serves", SOON, async || endpoint.connect().await.is_ok()).await;
+    eventually("the daemon serves", EVENT_TIMEOUT, async || endpoint.connect().await.is_ok()).await;
     let mut client = Client::new(endpoint.connect().await.unwrap());
     let are_idle = async || workers(&client).await.iter().all(|worker| worker.state == "idle");
-    eventually("its workers are idle", SOON, are_idle).await;
+    eventually("its workers are idle", EVENT_TIMEOUT, are_idle).await;
     exercise(&mut client).await;
     let pid = starting.pid();
     signal(pid, Signal::SIGTERM);
-    assert_eq!(starting.wait(SOON).await, Some(0));
+    assert_eq!(starting.wait(EVENT_TIMEOUT).await, Some(0));
     assert!(!is_alive(pid));
 }
 
@@ -121,10 +124,10 @@ async fn a_full_stdout_delays_only_the_ready_line() {
     let shell = format!("exec \"$@\" >{}", path.display());
     let mut starting = daemon().listen(&listen).shell(shell).spawn();
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{listen}")).unwrap();
-    eventually("the daemon serves", SOON, async || endpoint.connect().await.is_ok()).await;
+    eventually("the daemon serves", EVENT_TIMEOUT, async || endpoint.connect().await.is_ok()).await;
     let mut client = Client::new(endpoint.connect().await.unwrap());
     let are_idle = async || workers(&client).await.iter().all(|worker| worker.state == "idle");
-    eventually("its workers are idle", SOON, are_idle).await;
+    eventually("its workers are idle", EVENT_TIMEOUT, are_idle).await;
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
     let mut text = Vec::new();
     let mut read = || {
@@ -134,10 +137,11 @@ async fn a_full_stdout_delays_only_the_ready_line() {
         }
         String::from_utf8_lossy(&text).trim().ends_with('}')
     };
-    eventually("the ready line arrives when the pipe is read", SOON, || std::future::ready(read())).await;
+    eventually("the ready line arrives when the pipe is read", EVENT_TIMEOUT, || std::future::ready(read()))
+        .await;
     while std::io::Write::write(&mut writer, &[b' '; 4096]).is_ok() {}
     signal(starting.pid(), Signal::SIGTERM);
-    assert_eq!(starting.wait(SOON).await, Some(0));
+    assert_eq!(starting.wait(EVENT_TIMEOUT).await, Some(0));
 }
 
 #[tokio::test]
@@ -159,7 +163,7 @@ async fn log_lines_are_escaped_and_long_ones_truncated() {
     execute(&mut client, &unknown, &json!({})).await.unwrap_err();
     let long = 100 * 1024 * 1024;
     assert_eq!(execute(&mut client, "print_without_newline", &json!({"n": long})).await.unwrap(), long);
-    eventually("the long line is counted", SOON, async || {
+    eventually("the long line is counted", EVENT_TIMEOUT, async || {
         // The next printed line contains the newline that ends the long one.
         execute(&mut client.clone(), "say", &json!({"text": ""})).await.unwrap();
         sandbox.log().contains(&format!("[{} more bytes of this line]", long - 8 * 1024))

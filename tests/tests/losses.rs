@@ -14,9 +14,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 use snakepit_server::{Error, Snakepit, ToolError};
-use snakepit_tests::{eventually, python, root};
-
-const SOON: Duration = Duration::from_secs(30);
+use snakepit_tests::{EVENT_TIMEOUT, eventually, python, root};
 
 async fn start(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
     Snakepit::builder()
@@ -55,7 +53,7 @@ async fn results_of_finished_calls_arrive_although_a_later_call_kills_the_worker
     for (round, padding) in
         [0, 100, 3000, 20_000, 300_000, 0, 20_000, 300_000, 300_000, 300_000].into_iter().enumerate()
     {
-        eventually("the worker runs", SOON, async || pids(&snakepit).len() == 1).await;
+        eventually("the worker runs", EVENT_TIMEOUT, async || pids(&snakepit).len() == 1).await;
         // The pool measures that the tool is brief, and then dispatches calls ahead.
         for i in 0..30 {
             assert!(!call_is_lost(&snakepit, i, json!({"i": i, "padding": padding})).await);
@@ -92,12 +90,15 @@ async fn a_kill_under_load_loses_at_most_one_call_even_if_the_host_is_blocked() 
     };
     let killer = async {
         for round in 0..KILLS {
-            eventually("both workers run", SOON, async || pids(&snakepit).len() == 2).await;
+            eventually("both workers run", EVENT_TIMEOUT, async || pids(&snakepit).len() == 2).await;
             let is_slow = round % 2 == 1;
             millis.set(if is_slow { 20 } else { 0 });
             let calls = if is_slow { 20 } else { 500 };
             let (first_call, lost_before) = (next.load(Ordering::Relaxed), lost.get());
-            eventually("calls run", SOON, async || next.load(Ordering::Relaxed) > first_call + calls).await;
+            eventually("calls run", EVENT_TIMEOUT, async || {
+                next.load(Ordering::Relaxed) > first_call + calls
+            })
+            .await;
             let victim = pids(&snakepit)[round / 2 % 2];
             let killer_thread = thread::spawn(move || {
                 thread::sleep(Duration::from_millis(5));
@@ -105,8 +106,9 @@ async fn a_kill_under_load_loses_at_most_one_call_even_if_the_host_is_blocked() 
             });
             thread::sleep(Duration::from_millis(20));
             killer_thread.join().unwrap();
-            eventually("the worker has ended", SOON, async || !pids(&snakepit).contains(&victim)).await;
-            eventually("the worker is replaced", SOON, async || pids(&snakepit).len() == 2).await;
+            eventually("the worker has ended", EVENT_TIMEOUT, async || !pids(&snakepit).contains(&victim))
+                .await;
+            eventually("the worker is replaced", EVENT_TIMEOUT, async || pids(&snakepit).len() == 2).await;
             assert!(lost.get() - lost_before <= 1, "kill {round} lost {} calls", lost.get() - lost_before);
         }
         stop.set(true);

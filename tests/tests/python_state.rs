@@ -6,11 +6,10 @@ use std::{collections::BTreeSet, time::Duration};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use snakepit_proto::{headers, pb};
-use snakepit_tests::{Client, Sandbox, eventually, result_of, tool_request};
+use snakepit_tests::{Client, EVENT_TIMEOUT, Sandbox, eventually, result_of, tool_request};
 use tonic::{Code, Request, Status, Streaming};
 
 const TOOLS: &str = "state_tools:StateTools";
-const SOON: Duration = Duration::from_secs(10);
 
 async fn open(client: &mut Client, id: &str) {
     let request = pb::InitializeSessionRequest { session_id: id.to_owned(), ..Default::default() };
@@ -49,7 +48,8 @@ async fn set(client: &mut Client, session: &str, name: &str, value: u64) {
 }
 
 async fn next(chunks: &mut Streaming<pb::ToolChunk>) -> Result<Value, Status> {
-    let chunk = tokio::time::timeout(SOON, chunks.message()).await.expect("a chunk arrives")?.unwrap();
+    let chunk =
+        tokio::time::timeout(EVENT_TIMEOUT, chunks.message()).await.expect("a chunk arrives")?.unwrap();
     Ok(serde_json::from_slice(&chunk.data).unwrap())
 }
 
@@ -150,7 +150,7 @@ async fn a_tool_streams_the_writes_of_a_client_until_its_caller_drops_the_stream
             assert_eq!(next(&mut chunks).await.unwrap(), json!({"kind": "set", "value": value, "lost": 0}));
         }
         drop(chunks);
-        eventually("the worker is idle again", SOON, async || is_idle(&sandbox).await).await;
+        eventually("the worker is idle again", EVENT_TIMEOUT, async || is_idle(&sandbox).await).await;
         let pid = sandbox.worker_pids().await;
         let request = in_session("s", "checks", &json!({}));
         client.execute_tool(request).await.unwrap();
@@ -172,7 +172,7 @@ async fn a_deadline_ends_a_watch() {
         next(&mut chunks).await.unwrap();
         let status = next(&mut chunks).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{tool}: {status:?}");
-        eventually("the worker is idle again", SOON, async || is_idle(&sandbox).await).await;
+        eventually("the worker is idle again", EVENT_TIMEOUT, async || is_idle(&sandbox).await).await;
     }
     assert_eq!(sandbox.worker_pids().await, pid, "the worker was killed instead of cancelled");
 }

@@ -1,19 +1,18 @@
 //! Recovery from removed directories and crashed workers, and graceful shutdown on signals.
 
-use std::time::Duration;
-
 use serde_json::json;
 use snakepit_proto::status::details_of;
-use snakepit_tests::{Sandbox, Signal, eventually, execute, is_alive, processes_with, signal, tool_request};
+use snakepit_tests::{
+    EVENT_TIMEOUT, Sandbox, Signal, eventually, execute, is_alive, processes_with, signal, tool_request,
+};
 
 const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
-const SOON: Duration = Duration::from_secs(20);
 
 /// Kills all workers, and waits until new workers are idle and serve calls.
 async fn replace_workers(sandbox: &Sandbox) {
     let before = sandbox.worker_pids().await;
     before.iter().for_each(|pid| signal(*pid, Signal::SIGKILL));
-    eventually("the workers are replaced", SOON, async || {
+    eventually("the workers are replaced", EVENT_TIMEOUT, async || {
         sandbox.workers().await.iter().all(|worker| worker.state == "idle" && !before.contains(&worker.pid))
     })
     .await;
@@ -60,7 +59,7 @@ async fn the_error_of_a_crash_contains_only_the_output_of_that_call() {
         assert!(!format!("{text} {lost:?}").contains("alice"), "{lost:?}");
         assert_eq!(text.contains("in say_and_die"), has_stack, "{text}");
     }
-    eventually("the log contains the output of all calls", SOON, async || {
+    eventually("the log contains the output of all calls", EVENT_TIMEOUT, async || {
         let log = sandbox.log();
         log.contains("the card of alice") && log.matches("in say_and_die").count() >= 2
     })
@@ -75,13 +74,13 @@ async fn a_crash_during_cancellation_is_reported_as_a_crash() {
         let pid = sandbox.worker_pids().await[0];
         let call = async move { client.execute_tool(tool_request("die_when_cancelled", &json!({}))).await };
         let call = tokio::spawn(call);
-        eventually("the call sleeps", SOON, async || {
+        eventually("the call sleeps", EVENT_TIMEOUT, async || {
             let sleeping = sandbox.log().matches("going to sleep").count();
             sleeping == round
         })
         .await;
         call.abort();
-        eventually("the worker is replaced", SOON, async || {
+        eventually("the worker is replaced", EVENT_TIMEOUT, async || {
             let worker = &sandbox.workers().await[0];
             worker.pid != pid && worker.state == "idle"
         })
@@ -101,10 +100,10 @@ async fn sigquit_and_sighup_shut_down_gracefully() {
         let mut sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
         let workers = sandbox.worker_pids().await;
         signal(sandbox.pid(), cause);
-        assert_eq!(sandbox.wait(SOON).await, Some(0), "{cause}");
+        assert_eq!(sandbox.wait(EVENT_TIMEOUT).await, Some(0), "{cause}");
         assert!(workers.iter().all(|pid| !is_alive(*pid)), "{cause}");
         let logged = format!("signal=\"{cause}\"");
-        eventually("the log names the signal", SOON, async || sandbox.log().contains(&logged)).await;
+        eventually("the log names the signal", EVENT_TIMEOUT, async || sandbox.log().contains(&logged)).await;
     }
     // `nohup` starts programs with SIGHUP ignored.
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).shell("trap '' HUP; exec \"$@\"").start().await;
@@ -126,7 +125,7 @@ async fn stop_grace_limits_the_time_of_workers_to_exit() {
             .await;
         let pid = sandbox.worker_pids().await[0];
         signal(sandbox.pid(), Signal::SIGTERM);
-        assert_eq!(sandbox.wait(SOON).await, Some(0));
+        assert_eq!(sandbox.wait(EVENT_TIMEOUT).await, Some(0));
         assert_eq!(notes.path().join(pid.to_string()).exists(), exits_cleanly, "{grace:?}");
     }
 }
@@ -157,7 +156,7 @@ async fn as_the_first_process_of_a_container_the_host_reaps_zombies() {
     let host = processes_with(&run_dir).into_iter().filter(|pid| *pid != outside).min().unwrap();
     let mut client = sandbox.client().await;
     execute(&mut client, "daemonize", &json!({"count": 6})).await.unwrap();
-    eventually("the daemonized processes are reaped", SOON, async || {
+    eventually("the daemonized processes are reaped", EVENT_TIMEOUT, async || {
         sandbox.log().matches("reaped a process that a tool left behind").count() >= 6
             && zombies_of(host) == 0
     })
@@ -168,5 +167,5 @@ async fn as_the_first_process_of_a_container_the_host_reaps_zombies() {
     assert_eq!(execute(&mut client, "ping", &json!({})).await.unwrap(), "pong");
     // `host` is the pid outside the namespace.
     signal(host, Signal::SIGTERM);
-    eventually("the host ends", SOON, async || !is_alive(host)).await;
+    eventually("the host ends", EVENT_TIMEOUT, async || !is_alive(host)).await;
 }

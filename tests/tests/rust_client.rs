@@ -6,9 +6,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use snakepit_server::{Client, Error, Payload, SessionId, ToolError};
-use snakepit_tests::{SHOWCASE, Sandbox, eventually};
+use snakepit_tests::{EVENT_TIMEOUT, SHOWCASE, Sandbox, eventually};
 
-const SOON: Duration = Duration::from_secs(10);
 const MISBEHAVING: &str = "misbehaving:MisbehavingAdapter";
 
 async fn connect(sandbox: &Sandbox) -> Client {
@@ -89,7 +88,8 @@ async fn dropping_a_call_frees_its_worker() {
     let mut stream = client.execute_stream::<u64>("count", json!({"n": 1_000_000_000})).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), 1);
     drop(stream);
-    eventually("the worker is idle", SOON, async || sandbox.workers().await[0].state == "idle").await;
+    eventually("the worker is idle", EVENT_TIMEOUT, async || sandbox.workers().await[0].state == "idle")
+        .await;
     assert_eq!(sandbox.workers().await[0].restarts, 0);
 }
 
@@ -168,9 +168,9 @@ async fn calls_fail_with_an_error_if_the_server_dies() {
         let client = client.clone();
         async move { client.execute::<f64>("sleep_for", json!({"seconds": 600})).await }
     });
-    eventually("the call runs", SOON, async || sandbox.workers().await[0].state == "busy").await;
+    eventually("the call runs", EVENT_TIMEOUT, async || sandbox.workers().await[0].state == "busy").await;
     snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGKILL);
-    sandbox.wait(SOON).await;
+    sandbox.wait(EVENT_TIMEOUT).await;
     let Error::Tool(error) = call.await.unwrap().unwrap_err() else {
         panic!("the call failed with another kind of error")
     };
@@ -188,7 +188,7 @@ async fn the_client_reconnects_to_a_restarted_server() {
     assert_eq!(add().await.unwrap(), 3);
     let address = sandbox.url().strip_prefix("http://").unwrap().to_owned();
     snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGKILL);
-    sandbox.wait(SOON).await;
+    sandbox.wait(EVENT_TIMEOUT).await;
     let (one, other) = tokio::join!(add(), add());
     assert!(one.is_err() && other.is_err(), "the server is down");
 

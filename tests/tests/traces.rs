@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use snakepit_proto::pb;
 use snakepit_tests::{
-    Client, Sandbox, Signal, eventually, execute, execute_within, is_alive, signal, tool_request,
+    Client, EVENT_TIMEOUT, Sandbox, Signal, eventually, execute, execute_within, is_alive, signal,
+    tool_request,
 };
 use tonic::Code;
 
 const TRACES: &str = "traces:Traces";
-const SOON: Duration = Duration::from_secs(10);
 
 async fn start() -> (Sandbox, Client) {
     let sandbox = Sandbox::adapter(TRACES, 1).start().await;
@@ -19,7 +19,7 @@ async fn start() -> (Sandbox, Client) {
 }
 
 async fn call(client: &mut Client, tool: &str, args: Value) -> Value {
-    let outcome = tokio::time::timeout(SOON, execute(client, tool, &args)).await;
+    let outcome = tokio::time::timeout(EVENT_TIMEOUT, execute(client, tool, &args)).await;
     outcome.expect(tool).unwrap_or_else(|status| panic!("{tool}: {status:?}"))
 }
 
@@ -87,7 +87,8 @@ async fn changed_signal_handlers_are_restored_and_logged() {
     call(&mut client, "borrow_sigterm", json!({})).await;
     let pid = u32::try_from(pid.as_u64().unwrap()).unwrap();
     signal(pid, Signal::SIGTERM);
-    eventually("the worker exits", SOON, async || sandbox.log().contains("exited with code 0")).await;
+    eventually("the worker exits", EVENT_TIMEOUT, async || sandbox.log().contains("exited with code 0"))
+        .await;
     assert!(!is_alive(pid));
 }
 
@@ -137,14 +138,14 @@ async fn a_cancelled_tool_may_clean_up_within_the_grace_period() {
     let (sandbox, _client) = start().await;
     let file = sandbox.run_dir().join("cleaned");
     let_deadline_pass(&sandbox, "clean_up", json!({"path": file})).await;
-    eventually("the tool has cleaned up", SOON, async || file.exists()).await;
+    eventually("the tool has cleaned up", EVENT_TIMEOUT, async || file.exists()).await;
 }
 
 #[tokio::test]
 async fn tasks_left_by_a_call_are_logged_and_worker_tasks_run_between_calls() {
     let (sandbox, mut client) = start().await;
     call(&mut client, "leave_task", json!({})).await;
-    eventually("the task is named", SOON, async || sandbox.log().contains("`forgotten`")).await;
+    eventually("the task is named", EVENT_TIMEOUT, async || sandbox.log().contains("`forgotten`")).await;
     call(&mut client, "start_ticker", json!({})).await;
     assert_ticks_between_calls(&mut client).await;
 
@@ -163,7 +164,8 @@ async fn assert_ticks_between_calls(client: &mut Client) {
         if now > before + 30 {
             break;
         }
-        assert!(began.elapsed() < SOON, "{now} ticks, {before} before");
+        // Short, so that the ticks of the calls alone do not suffice.
+        assert!(began.elapsed() < Duration::from_secs(10), "{now} ticks, {before} before");
     }
 }
 

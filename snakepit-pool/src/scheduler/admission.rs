@@ -11,7 +11,7 @@ impl Scheduler {
     /// rejected.
     pub(super) fn enqueue(&mut self, call: QueuedCall, room_wait: Option<Duration>, now: Instant) {
         // A new call must not overtake calls that wait for room.
-        let rejection = match self.limit_reached(&call, now) {
+        let rejection = match self.rejection_of(&call, now) {
             None if self.overflow.is_empty() => return self.push(call),
             None => self.overloaded(now),
             Some(rejection) => rejection,
@@ -29,14 +29,14 @@ impl Scheduler {
         self.queue.push(call);
     }
 
-    /// The limit of the queue that leaves no room for this call.
-    fn limit_reached(&self, call: &QueuedCall, now: Instant) -> Option<Rejection> {
+    /// Returns the rejection of a call for which the queue has no room, or `None` if it has room.
+    fn rejection_of(&self, call: &QueuedCall, now: Instant) -> Option<Rejection> {
         let (queued, used) = (self.queue.len(), self.queue.bytes());
         if queued >= self.limits.queue {
             return Some(self.overloaded(now));
         }
-        let is_too_large = queued > 0 && used.saturating_add(call.bytes) > self.limits.queue_bytes;
-        is_too_large.then(|| Rejection::TooManyBytes { used, oldest: self.queue.oldest(now) })
+        let exceeds_bytes = queued > 0 && used.saturating_add(call.bytes) > self.limits.queue_bytes;
+        exceeds_bytes.then(|| Rejection::TooManyBytes { used, oldest: self.queue.oldest(now) })
     }
 
     fn overloaded(&self, now: Instant) -> Rejection {
@@ -53,7 +53,7 @@ impl Scheduler {
             }
             // With a `queue_limit` of 0, a waiting call can only go to an idle worker.
             let idle_slot = if self.queue.len() == 0 { self.slot_for(&call, now) } else { None };
-            if idle_slot.is_none() && self.limit_reached(&call, now).is_some() {
+            if idle_slot.is_none() && self.rejection_of(&call, now).is_some() {
                 return;
             }
             self.overflow.take_first();
@@ -70,7 +70,7 @@ impl Scheduler {
             if call.deadline.is_some_and(|at| at <= now) {
                 self.effects.push(Effect::Expire(call.ticket));
             } else {
-                let rejection = self.limit_reached(&call, now).unwrap_or_else(|| self.overloaded(now));
+                let rejection = self.rejection_of(&call, now).unwrap_or_else(|| self.overloaded(now));
                 self.reject(call.ticket, rejection);
             }
         }

@@ -55,10 +55,10 @@ async fn a_worker_that_does_not_end_a_cancelled_call_is_killed_and_replaced() {
     assert!(matches!(error, ToolError::DeadlineExceeded { stage: CallStage::Running, .. }), "{error}");
     assert!(start.elapsed() < Duration::from_millis(1010), "the caller does not wait for the worker");
     let _unanswered = harness.next_cancel().await;
-    let WorkerCommand::Kill { why } = workers.remove(0).exit_on_command().await else {
+    let WorkerCommand::Kill { reason } = workers.remove(0).exit_on_command().await else {
         panic!("it must be killed")
     };
-    assert_eq!(why, "a cancelled call did not end within 2s");
+    assert_eq!(reason, "a cancelled call did not end within 2s");
     let waited = start.elapsed();
     assert!(waited >= Duration::from_secs(3) && waited < Duration::from_millis(3010), "{waited:?}");
     let _worker = harness.launch().await.succeed();
@@ -76,10 +76,10 @@ async fn a_worker_that_cannot_confirm_a_cancellation_is_killed() {
     running.drop_call().await;
     let problem = ToolError::Internal { problem: "unknown call".to_owned() };
     harness.next_cancel().await.answer.send(Err(problem)).unwrap();
-    let WorkerCommand::Kill { why } = workers.remove(0).exit_on_command().await else {
+    let WorkerCommand::Kill { reason } = workers.remove(0).exit_on_command().await else {
         panic!("it must be killed")
     };
-    assert_eq!(why, "it could not confirm the end of a cancelled call");
+    assert_eq!(reason, "it could not confirm the end of a cancelled call");
     assert_eq!(harness.launch().await.id.as_str(), "p-0-2");
 }
 

@@ -49,7 +49,7 @@ async fn attempt_layers_see_each_attempt() {
     let caller = harness.call(ToolCall { idempotent: true, ..ToolCall::new("t") }).await;
     let call = harness.next_call().await;
     let index = workers.iter().position(|worker| worker.id == call.worker).unwrap();
-    workers.remove(index).exit(ExitReason::Killed { why: "by the test".to_owned() });
+    workers.remove(index).exit(ExitReason::Killed { reason: "by the test".to_owned() });
     harness.next_call().await.succeed();
     caller.answer().await.unwrap();
     assert_eq!(attempts.load(Ordering::Relaxed), 2);

@@ -49,7 +49,7 @@ impl WorkerLauncher for Launcher {
         self.0.drivers.lock().unwrap().spawn(async move {
             let reason = match launcher_end.command().await {
                 WorkerCommand::Stop { .. } => ExitReason::Stopped,
-                WorkerCommand::Kill { why } => ExitReason::Killed { why },
+                WorkerCommand::Kill { reason } => ExitReason::Killed { reason },
             };
             panic_once(&points.in_driver);
             launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });

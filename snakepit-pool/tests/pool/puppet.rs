@@ -156,7 +156,7 @@ impl PuppetWorker {
         let command = self.command().await;
         self.exit(match &command {
             WorkerCommand::Stop { .. } => ExitReason::Stopped,
-            WorkerCommand::Kill { why } => ExitReason::Killed { why: why.clone() },
+            WorkerCommand::Kill { reason } => ExitReason::Killed { reason: reason.clone() },
         });
         command
     }

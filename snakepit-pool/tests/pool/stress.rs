@@ -110,7 +110,7 @@ impl WorkerLauncher for StressLauncher {
                 () = crash.notified() => ExitReason::Code(1),
                 command = launcher_end.command() => match command {
                     WorkerCommand::Stop { .. } => ExitReason::Stopped,
-                    WorkerCommand::Kill { why } => ExitReason::Killed { why },
+                    WorkerCommand::Kill { reason } => ExitReason::Killed { reason },
                 },
             };
             launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });

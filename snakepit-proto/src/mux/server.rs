@@ -10,14 +10,14 @@ use std::{
 use futures_core::Stream;
 use tonic::{Status, Streaming};
 
-mod batch_budget;
+mod batch_packer;
 mod call_loop;
 mod inbound;
 mod large_items;
 
 pub use self::call_loop::CallLoop;
 use self::{
-    batch_budget::BatchBudget,
+    batch_packer::BatchPacker,
     inbound::Inbound,
     large_items::{LargeItems, data_len},
 };
@@ -280,14 +280,14 @@ impl Outbox {
             self.bytes = 0;
             return Some(std::mem::take(&mut self.batch));
         }
-        let mut budget = BatchBudget::new(if has_large { BATCH_BYTES - PART_BYTES } else { BATCH_BYTES });
-        let opened = budget.take(&mut self.batch.opened, opened_size);
-        let chunks = budget.take_runs(&mut self.batch.chunks, self.large.is_large_chunk());
-        let replies = budget.take_replies(&mut self.batch.replies, self.large.is_large_reply());
+        let mut packer = BatchPacker::new(if has_large { BATCH_BYTES - PART_BYTES } else { BATCH_BYTES });
+        let opened = packer.take(&mut self.batch.opened, opened_size);
+        let chunks = packer.take_runs(&mut self.batch.chunks, self.large.is_large_chunk());
+        let replies = packer.take_replies(&mut self.batch.replies, self.large.is_large_reply());
         // A recalled call has no other items, so these cannot overtake any.
-        let recalled = budget.take(&mut self.batch.recalled, |_| FIELD_BYTES);
+        let recalled = packer.take(&mut self.batch.recalled, |_| FIELD_BYTES);
         let parts = if has_large { Vec::from_iter(self.large.take(&mut self.batch)) } else { Vec::new() };
-        self.bytes -= budget.used + parts.iter().map(|part| part.data.len()).sum::<usize>();
+        self.bytes -= packer.used + parts.iter().map(|part| part.data.len()).sum::<usize>();
         Some(ReplyBatch { opened, chunks, replies, recalled, parts })
     }
 }

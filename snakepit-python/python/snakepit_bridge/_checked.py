@@ -19,73 +19,73 @@ if TYPE_CHECKING:
 _LARGEST = 2**31 - 1
 
 
-def wrong_type(what: str, value: object, expected: str) -> InvalidTypeError:
+def wrong_type(description: str, value: object, expected: str) -> InvalidTypeError:
     """Return the error for an argument of the wrong type."""
     kind = type_name(type(value))
     described = "None" if value is None else f"{'an' if kind[0] in 'aeiou' else 'a'} `{kind}`"
-    return InvalidTypeError(f"`{what}` is {described}, expected {expected}")
+    return InvalidTypeError(f"`{description}` is {described}, expected {expected}")
 
 
-def text(what: str, value: object, expected: str = "a str") -> str:
+def text(description: str, value: object, expected: str = "a str") -> str:
     """Check a string, which may be empty."""
     if not isinstance(value, str):
-        raise wrong_type(what, value, expected)
+        raise wrong_type(description, value, expected)
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise InvalidArgumentError(f"`{what}` is {value!a}, which cannot be encoded as UTF-8") from None
+            raise InvalidArgumentError(f"`{description}` is {value!a}, which cannot be encoded as UTF-8") from None
     return value
 
 
-def name(what: str, value: object) -> str:
+def name(description: str, value: object) -> str:
     """Check a name or id, which must not be empty."""
-    checked = text(what, value)
+    checked = text(description, value)
     if not checked:
-        raise InvalidArgumentError(f"`{what}` is empty, expected a name")
+        raise InvalidArgumentError(f"`{description}` is empty, expected a name")
     return checked
 
 
-def names(what: str, value: object) -> list[str]:
+def names(description: str, value: object) -> list[str]:
     """Check several names. Reject a single string, because Python would iterate over its letters."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise wrong_type(what, value, "a list of str")
-    return [name(f"{what}[{index}]", item) for index, item in enumerate(value)]
+        raise wrong_type(description, value, "a list of str")
+    return [name(f"{description}[{index}]", item) for index, item in enumerate(value)]
 
 
-def flag(what: str, value: object) -> bool:
+def flag(description: str, value: object) -> bool:
     """Check a boolean. Reject other values, because `"no"` would count as true."""
     if not isinstance(value, bool):
-        raise wrong_type(what, value, "a bool")
+        raise wrong_type(description, value, "a bool")
     return value
 
 
-def integer(what: str, value: object, expected: str = "an int", least: int = 0, most: int = _LARGEST) -> int:
+def integer(description: str, value: object, expected: str = "an int", least: int = 0, most: int = _LARGEST) -> int:
     """Check an integer, which may be a numpy integer but not a boolean."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise wrong_type(what, value, expected)
+        raise wrong_type(description, value, expected)
     number = operator.index(value)
     if not least <= number <= most:
-        raise InvalidArgumentError(f"`{what}` is {number}, expected an int from {least} to {most}")
+        raise InvalidArgumentError(f"`{description}` is {number}, expected an int from {least} to {most}")
     return number
 
 
-def version(what: str, value: object) -> int | None:
+def version(description: str, value: object) -> int | None:
     """Check an expected version of a variable."""
-    return None if value is None else integer(what, value, "an int or None")
+    return None if value is None else integer(description, value, "an int or None")
 
 
-def mapping(what: str, value: object, expected: str = "a mapping") -> dict[str, Any]:
+def mapping(description: str, value: object, expected: str = "a mapping") -> dict[str, Any]:
     """Check a mapping with names as keys."""
     if not isinstance(value, Mapping):
-        raise wrong_type(what, value, expected)
-    return {name(f"{what} key {key!r}", key): item for key, item in value.items()}
+        raise wrong_type(description, value, expected)
+    return {name(f"{description} key {key!r}", key): item for key, item in value.items()}
 
 
-def versions(what: str, value: object) -> dict[str, int]:
+def versions(description: str, value: object) -> dict[str, int]:
     """Check expected versions of variables."""
-    checked = {} if value is None else mapping(what, value, "a mapping or None")
-    return {key: integer(f"{what}[{key!r}]", item) for key, item in checked.items()}
+    checked = {} if value is None else mapping(description, value, "a mapping or None")
+    return {key: integer(f"{description}[{key!r}]", item) for key, item in checked.items()}
 
 
 def metadata(value: object) -> dict[str, str]:

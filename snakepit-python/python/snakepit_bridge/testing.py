@@ -421,5 +421,5 @@ class _Completed:
         return self._value
 
 
-def _round_trip(value: Any, what: str, *, is_argument: bool = False) -> Any:
-    return _native.decode(*_native.encode(value, what, is_argument=is_argument))
+def _round_trip(value: Any, description: str, *, is_argument: bool = False) -> Any:
+    return _native.decode(*_native.encode(value, description, is_argument=is_argument))

@@ -13,24 +13,23 @@ use crate::{
     value::type_name,
 };
 
-/// The shortest timeout that an argument takes.
+/// The minimum of a timeout argument.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Shortest {
-    /// Zero: the client does not wait.
+pub(super) enum MinTimeout {
+    /// The client may give up immediately.
     Zero,
-    /// A nanosecond.
-    AboveZero,
+    Nanosecond,
 }
 
 /// Reads a timeout in seconds. Infinity becomes the maximum of the protocol.
 ///
 /// # Errors
 /// [`InvalidTypeError`] if the value is not a number, or [`InvalidArgumentError`] if it is out of range.
-pub(super) fn timeout(name: &str, value: &Bound<'_, PyAny>, shortest: Shortest) -> PyResult<Duration> {
+pub(super) fn timeout(name: &str, value: &Bound<'_, PyAny>, min: MinTimeout) -> PyResult<Duration> {
     let range = || {
-        let min = match shortest {
-            Shortest::Zero => "0",
-            Shortest::AboveZero => "1e-9",
+        let min = match min {
+            MinTimeout::Zero => "0",
+            MinTimeout::Nanosecond => "1e-9",
         };
         format!("seconds from {min} to {}, or inf for the maximum", MAX_TIMEOUT.as_secs())
     };
@@ -49,7 +48,7 @@ pub(super) fn timeout(name: &str, value: &Bound<'_, PyAny>, shortest: Shortest) 
         f64::INFINITY => Some(MAX_TIMEOUT),
         seconds => Duration::try_from_secs_f64(seconds).ok().filter(|timeout| *timeout <= MAX_TIMEOUT),
     };
-    let is_valid = |timeout: &Duration| matches!(shortest, Shortest::Zero) || !timeout.is_zero();
+    let is_valid = |timeout: &Duration| matches!(min, MinTimeout::Zero) || !timeout.is_zero();
     timeout.filter(is_valid).ok_or_else(|| {
         // Writes large and small numbers with an exponent.
         InvalidArgumentError::new_err(format!("`{name}` is {seconds:?}, expected {}", range()))

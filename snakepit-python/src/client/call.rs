@@ -291,10 +291,11 @@ impl HostCall {
         match end {
             Some(end) => match self.convert_end(py, end, wait_mode)? {
                 Some(value) => {
-                    let what = format_args!("the result of tool `{}`", self.tool.bind(py));
+                    let description = format_args!("the result of tool `{}`", self.tool.bind(py));
                     let value = value_from_wire(value);
-                    let value = value.map_err(|error| SnakepitError::new_err(format!("{what}: {error}")))?;
-                    value::name_read_error(value::to_python(py, value), py, what)
+                    let value =
+                        value.map_err(|error| SnakepitError::new_err(format!("{description}: {error}")))?;
+                    value::name_read_error(value::to_python(py, value), py, description)
                 }
                 None => Err(SnakepitError::new_err("the host ended the call without an answer")),
             },
@@ -313,8 +314,8 @@ impl HostCall {
         };
         match (chunk, end) {
             (Some(chunk), _) => {
-                let what = format_args!("a chunk of tool `{}`", self.tool.bind(py));
-                value::name_read_error(value::json_to_python(py, &chunk.data), py, what)
+                let description = format_args!("a chunk of tool `{}`", self.tool.bind(py));
+                value::name_read_error(value::json_to_python(py, &chunk.data), py, description)
             }
             (None, Some(end)) => {
                 self.convert_end(py, end, wait_mode)?;

@@ -5,7 +5,7 @@ use pyo3::{
     types::{PyDict, PyString},
 };
 
-use super::entry::Entry;
+use super::guarded_entry::GuardedEntry;
 
 /// The state of the interpreter before the first call.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub(crate) struct Fitness {
     builtins: Py<PyDict>,
     builtin_count: usize,
     /// `sys.modules` as an attribute of `sys`.
-    modules_entry: Entry,
+    modules_entry: GuardedEntry,
     modules: Py<PyDict>,
     module_count: usize,
     /// The Python function that returns a description of the problem, or `None`.
@@ -28,7 +28,7 @@ impl Fitness {
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         let builtins = py.import("builtins")?.dict();
         let sys = py.import("sys")?.dict();
-        let modules_entry = Entry::new(&sys, "modules")?;
+        let modules_entry = GuardedEntry::new(&sys, "modules")?;
         let modules = modules_entry.original().bind(py).cast::<PyDict>()?.clone();
         Ok(Self {
             builtin_count: builtins.len(),

@@ -2,7 +2,7 @@
 
 use pyo3::{ffi, prelude::*, types::PyList};
 
-use super::entry::Entry;
+use super::guarded_entry::GuardedEntry;
 
 /// Attributes of `sys`.
 const NAMES: [&str; 4] = ["stdin", "stdout", "stderr", "argv"];
@@ -11,7 +11,7 @@ const NAMES: [&str; 4] = ["stdin", "stdout", "stderr", "argv"];
 #[derive(Debug)]
 pub(crate) struct Globals {
     /// Attributes of `sys`.
-    attributes: [Entry; NAMES.len()],
+    attributes: [GuardedEntry; NAMES.len()],
     argv: Py<PyList>,
     arguments: Vec<Py<PyAny>>,
     is_gc_enabled: bool,
@@ -25,7 +25,7 @@ impl Globals {
     /// If an attribute of `sys` is missing or of another type.
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         let sys = py.import("sys")?.dict();
-        let [stdin, stdout, stderr, argv] = NAMES.map(|name| Entry::new(&sys, name));
+        let [stdin, stdout, stderr, argv] = NAMES.map(|name| GuardedEntry::new(&sys, name));
         let attributes = [stdin?, stdout?, stderr?, argv?];
         let [.., argv] = &attributes;
         let argv = argv.original().bind(py).cast::<PyList>()?.clone();

@@ -91,22 +91,22 @@ impl Item {
     fn read(
         item: &Bound<'_, PyAny>,
         chunk_type: &Bound<'_, PyAny>,
-        what: fmt::Arguments<'_>,
+        description: fmt::Arguments<'_>,
     ) -> PyResult<Self> {
         let py = item.py();
         if !item.is_instance(chunk_type)? {
-            let data = value::python_to_json(item, Purpose::Result, what)?;
+            let data = value::python_to_json(item, Purpose::Result, description)?;
             return Ok(Self { chunk: Chunk { data, metadata: BTreeMap::new() }, is_final: false });
         }
-        let data = value::python_to_json(&item.getattr(intern!(py, "data"))?, Purpose::Result, what)?;
+        let data = value::python_to_json(&item.getattr(intern!(py, "data"))?, Purpose::Result, description)?;
         let mut metadata = BTreeMap::new();
         if let Ok(entries) = item.getattr(intern!(py, "metadata"))?.cast::<PyDict>() {
             for (key, entry) in entries {
                 let name = key.str()?.to_string();
-                let text = text_of(&entry, what)?;
+                let text = text_of(&entry, description)?;
                 if metadata.insert(name.clone(), text).is_some() {
                     return Err(PyTypeError::new_err(format!(
-                        "the metadata of {what} has two keys that are both `{name}`; make them different strings"
+                        "the metadata of {description} has two keys that are both `{name}`; make them different strings"
                     )));
                 }
             }
@@ -117,11 +117,11 @@ impl Item {
 }
 
 /// Converts a metadata value to text. Strings remain unchanged, and other values become JSON.
-fn text_of(value: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<String> {
+fn text_of(value: &Bound<'_, PyAny>, description: fmt::Arguments<'_>) -> PyResult<String> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(text.to_cow()?.into_owned());
     }
-    let json = value::python_to_json(value, Purpose::Result, format_args!("the metadata of {what}"))?;
+    let json = value::python_to_json(value, Purpose::Result, format_args!("the metadata of {description}"))?;
     Ok(String::from_utf8_lossy(&json).into_owned())
 }
 
@@ -140,8 +140,8 @@ impl ChunkWriter {
     fn put(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Put> {
         fork::exit_if_fork();
         self.count += 1;
-        let what = format_args!("chunk {} of tool `{}`", self.count, self.tool);
-        let Item { chunk, is_final } = Item::read(item, self.chunk_type.bind(item.py()), what)?;
+        let description = format_args!("chunk {} of tool `{}`", self.count, self.tool);
+        let Item { chunk, is_final } = Item::read(item, self.chunk_type.bind(item.py()), description)?;
         let put = self.sink.put(chunk);
         Ok(if is_final { Put::Closed } else { put })
     }

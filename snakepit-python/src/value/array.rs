@@ -156,9 +156,9 @@ pub(super) fn scalar_to_plain<'py>(
 }
 
 /// Converts a numpy array to a raw buffer.
-pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) -> PyResult<Payload> {
+pub(super) fn from_python(array: &Bound<'_, PyAny>, description: fmt::Arguments<'_>) -> PyResult<Payload> {
     if let Some(problem) = conversion_problem(array)? {
-        return Err(type_error(format!("{what} {problem}")));
+        return Err(type_error(format!("{description} {problem}")));
     }
     let dtype = array.getattr("dtype")?;
     let kind: String = dtype.getattr("kind")?.extract()?;
@@ -166,7 +166,7 @@ pub(super) fn from_python(array: &Bound<'_, PyAny>, what: fmt::Arguments<'_>) ->
     if !NUMBER_KINDS.contains(&kind) {
         let ty = type_name(array);
         return Err(type_error(format!(
-            "{what} is a `{ty}` of dtype `{name}`, which has no raw form; convert it to a list with tolist()"
+            "{description} is a `{ty}` of dtype `{name}`, which has no raw form; convert it to a list with tolist()"
         )));
     }
     let metadata = Metadata {

@@ -9,21 +9,26 @@ use pyo3::{
 
 /// Adds the name of the value to an error of Python, a library or the value itself. Leaves errors that contain the name,
 /// and exceptions such as a cancellation, unchanged.
-pub(super) fn with_name(py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>, problem: &str) -> PyErr {
-    let (what, text) = (what.to_string(), error.value(py).to_string());
-    if !error.is_instance_of::<PyException>(py) || text.contains(&what) {
+pub(super) fn with_name(
+    py: Python<'_>,
+    error: PyErr,
+    description: fmt::Arguments<'_>,
+    problem: &str,
+) -> PyErr {
+    let (description, text) = (description.to_string(), error.value(py).to_string());
+    if !error.is_instance_of::<PyException>(py) || text.contains(&description) {
         return error;
     }
     if error.is_instance_of::<PyUnicodeEncodeError>(py) {
         let reason = format!(
-            "{what} contains a lone surrogate, which cannot be encoded as UTF-8; replace it, for example with \
+            "{description} contains a lone surrogate, which cannot be encoded as UTF-8; replace it, for example with \
              text.encode(errors=\"replace\").decode()"
         );
         // `UnicodeEncodeError` accepts any reason. If a subclass rejects it, the error is still correct.
         let _ = error.value(py).setattr("reason", reason);
         return error;
     }
-    let message = format!("{what} {problem}: {text}");
+    let message = format!("{description} {problem}: {text}");
     let wrapped = match error.is_instance_of::<PyTypeError>(py) {
         true => PyTypeError::new_err(message),
         false => PyValueError::new_err(message),

@@ -35,8 +35,8 @@ impl Purpose {
     /// Converts the error of a value that cannot be sent. Callers get an [`InvalidArgumentError`], which is a
     /// `ValueError`, or an [`InvalidTypeError`], which is a `TypeError` too. Tools get the plain exceptions. Exceptions
     /// such as a cancellation remain unchanged.
-    pub(super) fn error(self, py: Python<'_>, error: PyErr, what: fmt::Arguments<'_>) -> PyErr {
-        let error = with_name(py, error, what, "cannot be converted");
+    pub(super) fn error(self, py: Python<'_>, error: PyErr, description: fmt::Arguments<'_>) -> PyErr {
+        let error = with_name(py, error, description, "cannot be converted");
         if self == Self::Result || !error.is_instance_of::<PyException>(py) {
             return error;
         }

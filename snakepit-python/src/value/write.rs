@@ -19,25 +19,25 @@ use super::{
 pub(super) fn to_json(
     value: &Bound<'_, PyAny>,
     purpose: Purpose,
-    what: fmt::Arguments<'_>,
+    description: fmt::Arguments<'_>,
 ) -> PyResult<Vec<u8>> {
     let verb = purpose.verb();
     let mut out = Vec::with_capacity(64);
     write(value, &mut out, 0).map_err(|error| match error {
         WriteError::Python { error, path } => {
             let path: String = path.into_iter().rev().collect();
-            with_name(value.py(), error, format_args!("{what}{path}"), "cannot be converted")
+            with_name(value.py(), error, format_args!("{description}{path}"), "cannot be converted")
         }
         WriteError::TooDeep => PyValueError::new_err(format!(
-            "{what} is nested deeper than {MAX_DEPTH} levels, or contains itself; {verb} a flatter structure"
+            "{description} is nested deeper than {MAX_DEPTH} levels, or contains itself; {verb} a flatter structure"
         )),
         WriteError::Type { name, path } => {
             let path: String = path.into_iter().rev().collect();
-            type_error(format!("{what}{path} is a `{name}`, {}", hint(&name, purpose)))
+            type_error(format!("{description}{path} is a `{name}`, {}", hint(&name, purpose)))
         }
         WriteError::Value { problem, path } => {
             let path: String = path.into_iter().rev().collect();
-            type_error(format!("{what}{path} {problem}"))
+            type_error(format!("{description}{path} {problem}"))
         }
     })?;
     Ok(out)
@@ -47,10 +47,10 @@ pub(super) fn to_json(
 pub(super) fn type_without_wire_form(
     value: &Bound<'_, PyAny>,
     purpose: Purpose,
-    what: fmt::Arguments<'_>,
+    description: fmt::Arguments<'_>,
 ) -> PyErr {
     let name = type_name(value);
-    type_error(format!("{what} is a `{name}`, {}", hint(&name, purpose)))
+    type_error(format!("{description} is a `{name}`, {}", hint(&name, purpose)))
 }
 
 /// Describes why a type has no JSON form, and the alternative.

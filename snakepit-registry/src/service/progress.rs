@@ -15,7 +15,7 @@ pub struct CallProgress(Arc<Progress>);
 #[derive(Debug, Default)]
 struct Progress {
     /// The number of copies of the call that the handler inside of the layers runs.
-    inside: AtomicUsize,
+    running: AtomicUsize,
     has_begun: AtomicBool,
     /// The first pass through the layers that may have run the tool.
     earlier_pass: OnceLock<EarlierPass>,
@@ -64,14 +64,14 @@ impl CallProgress {
 
     /// Whether the handler inside of the layers runs the call now.
     #[must_use]
-    pub fn is_inside(&self) -> bool {
-        self.0.inside.load(Ordering::Relaxed) > 0
+    pub fn is_running(&self) -> bool {
+        self.0.running.load(Ordering::Relaxed) > 0
     }
 
-    /// Counts the call as inside until the guard is dropped.
-    pub(super) fn enter(&self) -> InsideGuard {
-        self.0.inside.fetch_add(1, Ordering::Relaxed);
-        InsideGuard { progress: self.clone(), has_ended: false }
+    /// Begins a pass through the innermost service.
+    pub(super) fn enter(&self) -> PassGuard {
+        self.0.running.fetch_add(1, Ordering::Relaxed);
+        PassGuard { progress: self.clone(), has_ended: false }
     }
 
     /// Combines the error of the last pass with that of an earlier pass that may have run the tool.
@@ -94,13 +94,13 @@ impl CallProgress {
     }
 }
 
-/// Keeps a call counted as inside. Records a pass that may have run the tool.
-pub(super) struct InsideGuard {
+/// Counts a pass as running until it is dropped, and records a pass that may have run the tool.
+pub(super) struct PassGuard {
     progress: CallProgress,
     has_ended: bool,
 }
 
-impl InsideGuard {
+impl PassGuard {
     /// Ends the pass.
     pub(super) fn end(mut self, result: &Result<ToolReply, ToolError>) {
         self.has_ended = true;
@@ -117,11 +117,11 @@ impl InsideGuard {
     }
 }
 
-impl Drop for InsideGuard {
+impl Drop for PassGuard {
     fn drop(&mut self) {
         if !self.has_ended && self.progress.has_begun() {
             self.record(EarlierPass::Ended);
         }
-        self.progress.0.inside.fetch_sub(1, Ordering::Relaxed);
+        self.progress.0.running.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -2,7 +2,7 @@
 //! deadline of its call, or when the host cuts off its calls at the end of the drain.
 //!
 //! The pool bounds calls on workers, because it can report how far each got
-//! ([`ToolHandler::keeps_deadlines`](snakepit_registry::ToolHandler::keeps_deadlines)).
+//! ([`ToolHandler::enforces_deadlines`](snakepit_registry::ToolHandler::enforces_deadlines)).
 
 #[cfg(test)]
 mod tests;

@@ -29,7 +29,7 @@ pub(crate) fn serve_launch(
     limits: &ListenLimits,
     launch: Arc<Launch>,
 ) {
-    let ended = launch.end();
+    let ended = launch.ended_token();
     let owner = Arc::clone(&launch);
     let owns = move |peer, local| {
         let launch = Arc::clone(&owner);

@@ -12,7 +12,7 @@ use snakepit_session::{
     ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionEventKind, SessionEventSender,
     SessionEvents, SessionId, SessionLimits, SessionStats, SetVariable, UpdateKind, ValueType, Variable,
     VariableName, VariableType, VariableUpdate, VariableVersion, VariableWatch, Watcher,
-    kit::{Budget, ProgramRecord, SessionHeader, SessionRecord, VariableRecord, matches_pattern},
+    kit::{ProgramRecord, SessionHeader, SessionRecord, SizeGuard, VariableRecord, matches_pattern},
 };
 use tokio::time::Instant;
 
@@ -94,7 +94,7 @@ impl KeyValueBackend {
         operation: impl FnOnce(
             &mut Store,
             &mut SessionRecord,
-            &mut Budget<'_>,
+            &mut SizeGuard<'_>,
             &mut Vec<VariableUpdate>,
         ) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
@@ -106,8 +106,8 @@ impl KeyValueBackend {
             (record.header.programs as u64, record.header.variables as u64);
         let (mut total, mut updates) = (store.stats.bytes, Vec::new());
         let mut resize = |from, to| self.resize(&mut total, from, to);
-        let mut budget = Budget { session: id, limits: &self.limits, resize: &mut resize };
-        let result = operation(store, &mut record, &mut budget, &mut updates)?;
+        let mut size_guard = SizeGuard { session: id, limits: &self.limits, resize: &mut resize };
+        let result = operation(store, &mut record, &mut size_guard, &mut updates)?;
         store.put(row(Table::Header, id.as_str(), ""), &record.header)?;
         for update in &updates {
             let name = &update.variable.name;
@@ -202,10 +202,10 @@ impl SessionBackend for KeyValueBackend {
             store.stats.programs += u64::from(replaced.is_none());
             return Ok(if replaced.is_some() { Created::Existing } else { Created::New });
         };
-        self.change(id, &[], |store, record, budget, _| {
+        self.change(id, &[], |store, record, size_guard, _| {
             let replaced = store.load_program(id.as_str(), name, false)?;
             record.programs.extend(replaced.map(|program| (name.clone(), program)));
-            let created = record.put_program(budget, name, program)?;
+            let created = record.put_program(size_guard, name, program)?;
             store.store_program(id.as_str(), &record.programs[name])?;
             Ok(created)
         })
@@ -248,10 +248,10 @@ impl SessionBackend for KeyValueBackend {
             store.global(name)?;
             return store.delete_global(name);
         };
-        self.change(id, &[], |store, record, budget, _| {
+        self.change(id, &[], |store, record, size_guard, _| {
             let program = store.load_program(id.as_str(), name, false)?;
             record.programs.extend(program.map(|program| (name.clone(), program)));
-            record.delete_program(budget, name)?;
+            record.delete_program(size_guard, name)?;
             store.delete_program(id.as_str(), name);
             Ok(())
         })
@@ -263,8 +263,8 @@ impl SessionBackend for KeyValueBackend {
         name: &VariableName,
         new: NewVariable,
     ) -> Result<Variable, SessionError> {
-        self.change(id, &[name.as_str()], |_, record, budget, updates| {
-            let created = record.register(budget, name, new, None)?;
+        self.change(id, &[name.as_str()], |_, record, size_guard, updates| {
+            let created = record.register(size_guard, name, new, None)?;
             updates.push(created.update(UpdateKind::Registered));
             Ok(created.variable.clone())
         })
@@ -292,8 +292,9 @@ impl SessionBackend for KeyValueBackend {
         self.limits.check_names(writes.len())?;
         let identifiers: Vec<_> = writes.iter().map(|write| write.identifier.clone()).collect();
         let identifiers: Vec<_> = identifiers.iter().map(|identifier| &**identifier).collect();
-        self.change(id, &identifiers, |_, record, budget, updates| {
-            record.set_batch(budget, writes, batch, |written| updates.push(written.update(UpdateKind::Set)))
+        self.change(id, &identifiers, |_, record, size_guard, updates| {
+            record
+                .set_batch(size_guard, writes, batch, |written| updates.push(written.update(UpdateKind::Set)))
         })
     }
 
@@ -306,8 +307,8 @@ impl SessionBackend for KeyValueBackend {
     }
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
-        self.change(id, &[identifier], |_, record, budget, updates| {
-            let deleted = record.delete_variable(budget, identifier)?;
+        self.change(id, &[identifier], |_, record, size_guard, updates| {
+            let deleted = record.delete_variable(size_guard, identifier)?;
             updates.push(deleted.update(UpdateKind::Deleted));
             Ok(deleted.variable)
         })
@@ -334,11 +335,11 @@ impl SessionBackend for KeyValueBackend {
         version: u32,
         note: Note,
     ) -> Result<Variable, SessionError> {
-        self.change(id, &[identifier], |store, record, budget, updates| {
+        self.change(id, &[identifier], |store, record, size_guard, updates| {
             if let Some(variable) = record.variables.values_mut().next() {
                 store.load_history(id, variable)?;
             }
-            let written = record.rollback(budget, identifier, version, note)?;
+            let written = record.rollback(size_guard, identifier, version, note)?;
             updates.push(written.update(UpdateKind::RolledBack));
             Ok(written.variable.clone())
         })

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     RedbBackend, SWEEP_ROWS, Shared,
-    expiry::Holder,
+    expiry::Owner,
     open::in_file,
     rows::{GLOBAL_OWNER, View},
 };
@@ -70,7 +70,7 @@ impl SessionBackend for RedbBackend {
 
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
         let set = |expiry: &mut super::Expiry| expiry.last_worker = Some(worker);
-        let expiry = self.shared.expiries.change(&Holder::Session(id.clone()), Instant::now(), set);
+        let expiry = self.shared.expiries.change(&Owner::Session(id.clone()), Instant::now(), set);
         expiry.map(drop).ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
@@ -105,7 +105,7 @@ impl SessionBackend for RedbBackend {
         let ProgramOwner::Session(id) = owner else {
             let now = Instant::now();
             let live = |info: &ProgramInfo| {
-                self.shared.expiries.live(&Holder::Global(info.name.clone()), now).is_some()
+                self.shared.expiries.live(&Owner::Global(info.name.clone()), now).is_some()
             };
             let mut has_retried = false;
             loop {
@@ -137,8 +137,8 @@ impl SessionBackend for RedbBackend {
         let (id, name) = (id.clone(), name.clone());
         let checked = CheckedValue::for_new_variable(&self.shared.limits, &new).await;
         self.write(size_of_version(&new.value, &new.note), move |group| {
-            group.change_variables(&id, &[name.to_string()], |record, budget, changes| {
-                let registered = record.register(budget, &name, new, checked)?;
+            group.change_variables(&id, &[name.to_string()], |record, size_guard, changes| {
+                let registered = record.register(size_guard, &name, new, checked)?;
                 changes.add(UpdateKind::Registered, registered);
                 Ok(registered.variable.clone())
             })
@@ -173,8 +173,8 @@ impl SessionBackend for RedbBackend {
         let updates = self.prepare(id, &identifiers, updates).await;
         let id = id.clone();
         self.write(size, move |group| {
-            group.change_variables(&id, &identifiers, |record, budget, changes| {
-                record.set_batch(budget, updates, batch, |changed| changes.add(UpdateKind::Set, changed))
+            group.change_variables(&id, &identifiers, |record, size_guard, changes| {
+                record.set_batch(size_guard, updates, batch, |changed| changes.add(UpdateKind::Set, changed))
             })
         })
         .await
@@ -191,8 +191,8 @@ impl SessionBackend for RedbBackend {
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
         let (id, identifier) = (id.clone(), identifier.to_owned());
         self.write(0, move |group| {
-            group.change_variables(&id, std::slice::from_ref(&identifier), |record, budget, changes| {
-                let deleted = record.delete_variable(budget, &identifier)?;
+            group.change_variables(&id, std::slice::from_ref(&identifier), |record, size_guard, changes| {
+                let deleted = record.delete_variable(size_guard, &identifier)?;
                 changes.add(UpdateKind::Deleted, &deleted);
                 Ok(deleted.variable)
             })
@@ -279,7 +279,7 @@ impl RedbBackend {
 
     async fn global_program(&self, name: ProgramName) -> Result<Program, SessionError> {
         let missing = || program_not_found(None, &name);
-        self.shared.expiries.renew(&Holder::Global(name.clone()), Instant::now()).ok_or_else(missing)?;
+        self.shared.expiries.renew(&Owner::Global(name.clone()), Instant::now()).ok_or_else(missing)?;
         let mut has_retried = false;
         loop {
             let read = async {
@@ -304,7 +304,7 @@ fn list(
 ) -> Result<Page<Session>, SessionError> {
     let (mut items, mut has_more, now) = (Vec::new(), false, Instant::now());
     view.headers(after, |id, row| {
-        let Some(expiry) = shared.expiries.live(&Holder::Session(id.clone()), now) else {
+        let Some(expiry) = shared.expiries.live(&Owner::Session(id.clone()), now) else {
             return Ok(true);
         };
         has_more = items.len() == size;

@@ -13,14 +13,14 @@ use tokio::time::Instant;
 
 use super::rows::{GLOBAL_OWNER, header_key};
 
-/// The holder of an [`Expiry`]: a session or a global program.
+/// The owner of an [`Expiry`]: a session or a global program.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Holder {
+pub(super) enum Owner {
     Session(SessionId),
     Global(ProgramName),
 }
 
-impl Holder {
+impl Owner {
     pub(super) fn key(&self) -> (&str, &str) {
         match self {
             Self::Session(id) => header_key(id),
@@ -29,12 +29,12 @@ impl Holder {
     }
 }
 
-/// When a holder expires, and other state that a crash loses.
+/// When an owner expires, and other state that a crash loses.
 #[derive(Debug, Clone)]
 pub(super) struct Expiry {
     ttl: Duration,
     expires_at: Instant,
-    /// The holder's key in the writer's expiry queue. A renewal does not update it, so it may be earlier than `expires_at`.
+    /// The owner's key in the writer's expiry queue. A renewal does not update it, so it may be earlier than `expires_at`.
     pub(super) queue_key: Instant,
     /// A hint. It is not stored on each call, because a crash of the host ends its workers too.
     pub(super) last_worker: Option<Arc<str>>,
@@ -85,59 +85,59 @@ impl Expiry {
 /// The expiries of all committed sessions and global programs. Every caller renews them; only the writer adds and removes them.
 #[derive(Debug, Default)]
 pub(super) struct Expiries {
-    expiries: DashMap<Holder, Expiry>,
+    expiries: DashMap<Owner, Expiry>,
 }
 
 impl Expiries {
-    /// Renews a holder that has not expired, and returns its expiry.
-    pub(super) fn renew(&self, holder: &Holder, now: Instant) -> Option<Expiry> {
-        self.change(holder, now, |expiry| expiry.renew(now))
+    /// Renews an owner that has not expired, and returns its expiry.
+    pub(super) fn renew(&self, owner: &Owner, now: Instant) -> Option<Expiry> {
+        self.change(owner, now, |expiry| expiry.renew(now))
     }
 
-    /// Changes the expiry of a holder that has not expired, and returns it.
+    /// Changes the expiry of an owner that has not expired, and returns it.
     pub(super) fn change(
         &self,
-        holder: &Holder,
+        owner: &Owner,
         now: Instant,
         change: impl FnOnce(&mut Expiry),
     ) -> Option<Expiry> {
-        let mut expiry = self.expiries.get_mut(holder).filter(|expiry| !expiry.is_expired(now))?;
+        let mut expiry = self.expiries.get_mut(owner).filter(|expiry| !expiry.is_expired(now))?;
         change(&mut expiry);
         Some(expiry.clone())
     }
 
-    /// Returns the expiry of a holder that has not expired.
-    pub(super) fn live(&self, holder: &Holder, now: Instant) -> Option<Expiry> {
-        self.get(holder).filter(|expiry| !expiry.is_expired(now))
+    /// Returns the expiry of an owner that has not expired.
+    pub(super) fn live(&self, owner: &Owner, now: Instant) -> Option<Expiry> {
+        self.get(owner).filter(|expiry| !expiry.is_expired(now))
     }
 
-    /// Returns the expiry of a holder, expired or not.
-    pub(super) fn get(&self, holder: &Holder) -> Option<Expiry> {
-        self.expiries.get(holder).map(|expiry| expiry.clone())
+    /// Returns the expiry of an owner, expired or not.
+    pub(super) fn get(&self, owner: &Owner) -> Option<Expiry> {
+        self.expiries.get(owner).map(|expiry| expiry.clone())
     }
 
     /// Adds an expiry and returns the previous one.
-    pub(super) fn insert(&self, holder: Holder, expiry: Expiry) -> Option<Expiry> {
-        self.expiries.insert(holder, expiry)
+    pub(super) fn insert(&self, owner: Owner, expiry: Expiry) -> Option<Expiry> {
+        self.expiries.insert(owner, expiry)
     }
 
-    pub(super) fn remove(&self, holder: &Holder) -> Option<Expiry> {
-        self.expiries.remove(holder).map(|(_, expiry)| expiry)
+    pub(super) fn remove(&self, owner: &Owner) -> Option<Expiry> {
+        self.expiries.remove(owner).map(|(_, expiry)| expiry)
     }
 
-    pub(super) fn holders(&self) -> impl Iterator<Item = Holder> {
+    pub(super) fn owners(&self) -> impl Iterator<Item = Owner> {
         self.expiries.iter().map(|expiry| expiry.key().clone())
     }
 
-    /// Moves a holder in the queue to its current expiry time, and returns that time.
-    pub(super) fn requeue(&self, holder: &Holder) -> Option<Instant> {
-        let mut expiry = self.expiries.get_mut(holder)?;
+    /// Moves an owner in the queue to its current expiry time, and returns that time.
+    pub(super) fn requeue(&self, owner: &Owner) -> Option<Instant> {
+        let mut expiry = self.expiries.get_mut(owner)?;
         expiry.queue_key = expiry.expires_at;
         Some(expiry.queue_key)
     }
 
-    /// Returns all expiries in the order of their holders' keys.
-    pub(super) fn rows(&self, now: Instant) -> Vec<(Holder, ExpiryRow)> {
+    /// Returns all expiries in the order of their owners' keys.
+    pub(super) fn rows(&self, now: Instant) -> Vec<(Owner, ExpiryRow)> {
         let rows = self.expiries.iter().map(|expiry| (expiry.key().clone(), expiry.to_row(now)));
         let mut rows: Vec<_> = rows.collect();
         rows.sort_unstable_by(|(one, _), (other, _)| one.key().cmp(&other.key()));

@@ -11,13 +11,13 @@ use redb::{Table, WriteTransaction};
 use snakepit_session::{
     Created, NewSession, Program, ProgramInfo, ProgramName, Session, SessionError, SessionEventKind,
     SessionId,
-    kit::{Budget, ProgramRecord, SessionHeader, SessionRecord, encode, program_not_found},
+    kit::{ProgramRecord, SessionHeader, SessionRecord, SizeGuard, encode, program_not_found},
 };
 use tokio::time::Instant;
 
 use super::{
     Shared,
-    expiry::{Expiry, Holder},
+    expiry::{Expiry, Owner},
     rows::{
         DATA, GLOBAL_OWNER, HeaderSummary, Key, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey,
         damaged, end_of, failed, get, header_key, rows_of,
@@ -86,28 +86,28 @@ impl<'a> Group<'a> {
         put(&mut self.sessions, header_key(id), &encode(header)?)
     }
 
-    /// Returns the expiry of a holder, expired or not, including changes of this group.
-    fn expiry(&self, holder: &Holder) -> Option<Expiry> {
-        match self.state.staged.expiries.get(holder) {
+    /// Returns the expiry of an owner, expired or not, including changes of this group.
+    fn expiry(&self, owner: &Owner) -> Option<Expiry> {
+        match self.state.staged.expiries.get(owner) {
             Some(staged) => staged.clone(),
-            None => self.shared.expiries.get(holder),
+            None => self.shared.expiries.get(owner),
         }
     }
 
-    /// Returns the expiry of a holder that has not expired.
-    fn live_expiry(&self, holder: &Holder) -> Option<Expiry> {
-        self.expiry(holder).filter(|expiry| !expiry.is_expired(self.now))
+    /// Returns the expiry of an owner that has not expired.
+    fn live_expiry(&self, owner: &Owner) -> Option<Expiry> {
+        self.expiry(owner).filter(|expiry| !expiry.is_expired(self.now))
     }
 
-    /// Renews a holder that has not expired, and returns its expiry.
-    fn renew(&mut self, holder: &Holder) -> Option<Expiry> {
-        match self.state.staged.expiries.get_mut(holder) {
+    /// Renews an owner that has not expired, and returns its expiry.
+    fn renew(&mut self, owner: &Owner) -> Option<Expiry> {
+        match self.state.staged.expiries.get_mut(owner) {
             Some(staged) => {
                 let expiry = staged.as_mut().filter(|expiry| !expiry.is_expired(self.now))?;
                 expiry.renew(self.now);
                 Some(expiry.clone())
             }
-            None => self.shared.expiries.renew(holder, self.now),
+            None => self.shared.expiries.renew(owner, self.now),
         }
     }
 
@@ -118,7 +118,7 @@ impl<'a> Group<'a> {
 
     /// Renews a live session and returns its header.
     fn renew_and_load(&mut self, id: &SessionId) -> Result<SessionRecord, SessionError> {
-        match self.renew(&Holder::Session(id.clone())) {
+        match self.renew(&Owner::Session(id.clone())) {
             Some(_) => self.record(id).map_err(|error| match error {
                 SessionError::NotFound { .. } => damaged(&format!("session `{id}` is missing")),
                 error => error,
@@ -132,11 +132,11 @@ impl<'a> Group<'a> {
         id: &SessionId,
         new: NewSession,
     ) -> Result<(Session, Created), SessionError> {
-        let holder = Holder::Session(id.clone());
-        if let Some(expiry) = self.renew(&holder) {
+        let owner = Owner::Session(id.clone());
+        if let Some(expiry) = self.renew(&owner) {
             return Ok((expiry.snapshot(id, self.record(id)?.header, self.now), Created::Existing));
         }
-        self.expire(&holder)?;
+        self.expire(&owner)?;
         // Reclaim expired sessions before rejecting.
         let limit = self.shared.limits.max_sessions;
         self.reclaim(|staged| staged.totals.sessions < limit)?;
@@ -148,7 +148,7 @@ impl<'a> Group<'a> {
         self.put_header(id, &header)?;
         let expiry = Expiry::new(header.ttl, self.now);
         let session = expiry.snapshot(id, header, self.now);
-        self.state.staged.expiries.insert(holder, Some(expiry));
+        self.state.staged.expiries.insert(owner, Some(expiry));
         self.state.staged.notifications.push(Notification::Created(id.clone()));
         self.totals().sessions += 1;
         self.totals().created += 1;
@@ -156,10 +156,10 @@ impl<'a> Group<'a> {
     }
 
     pub(super) fn delete(&mut self, id: &SessionId) -> Result<Session, SessionError> {
-        let holder = Holder::Session(id.clone());
-        let expiry = self.live_expiry(&holder).ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
+        let owner = Owner::Session(id.clone());
+        let expiry = self.live_expiry(&owner).ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
         let session = expiry.snapshot(id, self.record(id)?.header, self.now);
-        self.remove(&holder, SessionEventKind::Deleted)?;
+        self.remove(&owner, SessionEventKind::Deleted)?;
         Ok(session)
     }
 
@@ -168,13 +168,13 @@ impl<'a> Group<'a> {
         &mut self,
         id: &SessionId,
         record: &mut SessionRecord,
-        operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>) -> Result<T, SessionError>,
+        operation: impl FnOnce(&mut SessionRecord, &mut SizeGuard<'_>) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         let usage = |header: &SessionHeader| (header.bytes, header.programs, header.variables);
         let before = usage(&record.header);
         let limits = &self.shared.limits;
         let mut resize = |from, to| self.resize(from, to);
-        let result = operation(record, &mut Budget { session: id, limits, resize: &mut resize })?;
+        let result = operation(record, &mut SizeGuard { session: id, limits, resize: &mut resize })?;
         if usage(&record.header) != before {
             let totals = self.totals();
             totals.session_programs = totals.session_programs + record.header.programs - before.1;
@@ -192,7 +192,7 @@ impl<'a> Group<'a> {
     ) -> Result<Created, SessionError> {
         let mut record = self.with_program(id, name)?;
         let created =
-            self.edit(id, &mut record, |record, budget| record.put_program(budget, name, program))?;
+            self.edit(id, &mut record, |record, size_guard| record.put_program(size_guard, name, program))?;
         if let Some(program) = record.programs.get(name) {
             self.write_program(id.as_str(), program)?;
         }
@@ -201,7 +201,7 @@ impl<'a> Group<'a> {
 
     pub(super) fn delete_program(&mut self, id: &SessionId, name: &ProgramName) -> Result<(), SessionError> {
         let mut record = self.with_program(id, name)?;
-        self.edit(id, &mut record, |record, budget| record.delete_program(budget, name))?;
+        self.edit(id, &mut record, |record, size_guard| record.delete_program(size_guard, name))?;
         self.erase_program(id.as_str(), name)
     }
 
@@ -221,10 +221,10 @@ impl<'a> Group<'a> {
     ) -> Result<Created, SessionError> {
         let limits = &self.shared.limits;
         let program = ProgramRecord::global(limits, name, program)?;
-        let holder = Holder::Global(name.clone());
-        let is_live = self.live_expiry(&holder).is_some();
+        let owner = Owner::Global(name.clone());
+        let is_live = self.live_expiry(&owner).is_some();
         if !is_live {
-            self.expire(&holder)?;
+            self.expire(&owner)?;
             let limit = limits.max_programs;
             self.reclaim(|staged| staged.totals.global_programs < limit)?;
             if self.totals().global_programs >= limit {
@@ -234,7 +234,7 @@ impl<'a> Group<'a> {
         self.resize(self.size_of_global(name)?, program.size())?;
         self.write_program(GLOBAL_OWNER, &program)?;
         let expiry = Expiry::new(limits.ttl(program.info.ttl), self.now);
-        self.state.staged.expiries.insert(holder, Some(expiry));
+        self.state.staged.expiries.insert(owner, Some(expiry));
         if is_live {
             return Ok(Created::Existing);
         }
@@ -243,11 +243,11 @@ impl<'a> Group<'a> {
     }
 
     pub(super) fn delete_global(&mut self, name: &ProgramName) -> Result<(), SessionError> {
-        let holder = Holder::Global(name.clone());
-        if self.live_expiry(&holder).is_none() {
+        let owner = Owner::Global(name.clone());
+        if self.live_expiry(&owner).is_none() {
             return Err(program_not_found(None, name));
         }
-        self.remove(&holder, SessionEventKind::Deleted)
+        self.remove(&owner, SessionEventKind::Deleted)
     }
 
     /// Reclaims expired sessions and programs, up to about `max_rows` rows. Returns the number of sessions, and whether more may
@@ -268,41 +268,41 @@ impl<'a> Group<'a> {
             let after = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
             let next = self.state.queue.range((after, Bound::Unbounded)).next();
             let Some(due) = next.filter(|(expiry, _)| *expiry <= self.now).cloned() else { break };
-            let holder = &due.1;
-            if self.state.staged.expiries.contains_key(holder) {
-                // This group has replaced or ended the holder; the entry is removed with the commit.
-            } else if self.shared.expiries.get(holder).is_some_and(|expiry| expiry.is_expired(self.now)) {
-                self.remove(holder, SessionEventKind::Expired)?;
+            let owner = &due.1;
+            if self.state.staged.expiries.contains_key(owner) {
+                // This group has replaced or ended the owner; the entry is removed with the commit.
+            } else if self.shared.expiries.get(owner).is_some_and(|expiry| expiry.is_expired(self.now)) {
+                self.remove(owner, SessionEventKind::Expired)?;
             } else {
                 self.state.queue.remove(&due);
-                let requeued = self.shared.expiries.requeue(holder);
-                self.state.queue.extend(requeued.map(|expiry| (expiry, holder.clone())));
+                let requeued = self.shared.expiries.requeue(owner);
+                self.state.queue.extend(requeued.map(|expiry| (expiry, owner.clone())));
             }
             last = Some(due);
         }
         Ok(())
     }
 
-    /// Removes the rows of an expired holder.
-    fn expire(&mut self, holder: &Holder) -> Result<(), SessionError> {
-        match self.expiry(holder) {
-            Some(_) => self.remove(holder, SessionEventKind::Expired),
+    /// Removes the rows of an expired owner.
+    fn expire(&mut self, owner: &Owner) -> Result<(), SessionError> {
+        match self.expiry(owner) {
+            Some(_) => self.remove(owner, SessionEventKind::Expired),
             None => Ok(()),
         }
     }
 
     /// Removes a session or a global program with all its rows.
-    fn remove(&mut self, holder: &Holder, kind: SessionEventKind) -> Result<(), SessionError> {
-        match holder {
-            Holder::Session(id) => self.remove_session(id, kind)?,
-            Holder::Global(name) => {
+    fn remove(&mut self, owner: &Owner, kind: SessionEventKind) -> Result<(), SessionError> {
+        match owner {
+            Owner::Session(id) => self.remove_session(id, kind)?,
+            Owner::Global(name) => {
                 let size = self.size_of_global(name)?;
                 self.erase_program(GLOBAL_OWNER, name)?;
                 self.totals().global_programs -= 1;
                 self.totals().bytes -= size;
             }
         }
-        self.state.staged.expiries.insert(holder.clone(), None);
+        self.state.staged.expiries.insert(owner.clone(), None);
         Ok(())
     }
 

@@ -31,7 +31,7 @@ mod rows;
 mod state;
 mod writer;
 
-use expiry::{Expiries, Expiry, Holder};
+use expiry::{Expiries, Expiry, Owner};
 use group::Group;
 use open::in_file;
 use rows::{View, damaged, failed, is_disk_error};
@@ -188,7 +188,7 @@ impl RedbBackend {
         drop(view);
         // The session may end with the current group of the writer. If it does not, the file has lost the session.
         self.writer.run(0, |_| Ok(())).await?;
-        match self.shared.expiries.live(&Holder::Session(id.clone()), Instant::now()) {
+        match self.shared.expiries.live(&Owner::Session(id.clone()), Instant::now()) {
             Some(_) => Err(damaged(&format!("session `{id}` is missing"))),
             None => Err(SessionError::NotFound { id: id.clone() }),
         }
@@ -196,7 +196,7 @@ impl RedbBackend {
 
     /// Renews a live session and returns its expiry.
     fn renew(&self, id: &SessionId) -> Result<Expiry, SessionError> {
-        let expiry = self.shared.expiries.renew(&Holder::Session(id.clone()), Instant::now());
+        let expiry = self.shared.expiries.renew(&Owner::Session(id.clone()), Instant::now());
         expiry.ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 

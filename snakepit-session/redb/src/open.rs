@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::{
     checked_storage::{CheckedStorage, HEADER_BYTES},
-    expiry::{Expiries, Expiry, ExpiryRow, Holder},
+    expiry::{Expiries, Expiry, ExpiryRow, Owner},
     file::FileIdentity,
     rows::{
         DATA, EXPIRIES, GLOBAL_OWNER, HeaderSummary, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS,
@@ -52,7 +52,7 @@ pub(super) struct Opened {
     pub(super) identity: FileIdentity,
     pub(super) guard: CheckedStorage,
     pub(super) totals: Totals,
-    pub(super) expiries: Vec<(Holder, Expiry)>,
+    pub(super) expiries: Vec<(Owner, Expiry)>,
 }
 
 /// Opens a file and reads its expiries. Creates the file if it is missing. `known` identifies a file that was open before. It must
@@ -187,7 +187,7 @@ fn is_unfinished(storage: &impl StorageBackend) -> io::Result<bool> {
 fn resume(
     database: &Database,
     limits: &SessionLimits,
-) -> Result<(Totals, Vec<(Holder, Expiry)>), SessionError> {
+) -> Result<(Totals, Vec<(Owner, Expiry)>), SessionError> {
     let transaction = database.begin_write().map_err(failed)?;
     let is_new = check_schema(&transaction)?;
     let was_closed = transaction.list_tables().map_err(failed)?.any(|table| table.name() == EXPIRIES.name());
@@ -232,17 +232,17 @@ fn load_expiries(
     transaction: &WriteTransaction,
     limits: &SessionLimits,
     was_closed: bool,
-) -> Result<(Totals, Vec<(Holder, Expiry)>), SessionError> {
+) -> Result<(Totals, Vec<(Owner, Expiry)>), SessionError> {
     let now = Instant::now();
     let (mut totals, mut expiries) = (Totals::default(), Vec::new());
     let stored = was_closed.then(|| transaction.open_table(EXPIRIES)).transpose().map_err(failed)?;
-    let expiry = |holder: Holder, ttl| {
+    let expiry = |owner: Owner, ttl| {
         let row: Option<ExpiryRow> = match &stored {
-            Some(stored) => get(stored, holder.key())?,
+            Some(stored) => get(stored, owner.key())?,
             None => None,
         };
         let expiry = row.map_or_else(|| Expiry::new(ttl, now), |row| Expiry::from_row(ttl, row, now));
-        Ok::<_, SessionError>((holder, expiry))
+        Ok::<_, SessionError>((owner, expiry))
     };
     let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
     for entry in sessions.iter().map_err(failed)? {
@@ -252,12 +252,12 @@ fn load_expiries(
         totals.bytes += bytes;
         totals.session_programs += programs;
         totals.variables += variables;
-        expiries.push(expiry(Holder::Session(SessionId::try_new(key.value().0)?), ttl)?);
+        expiries.push(expiry(Owner::Session(SessionId::try_new(key.value().0)?), ttl)?);
     }
     let programs = transaction.open_table(PROGRAMS).map_err(failed)?;
     for info in scan::<ProgramInfo>(&programs, GLOBAL_OWNER, |_| true)? {
         totals.global_programs += 1;
-        expiries.push(expiry(Holder::Global(info.name.clone()), limits.ttl(info.ttl))?);
+        expiries.push(expiry(Owner::Global(info.name.clone()), limits.ttl(info.ttl))?);
         totals.bytes += ProgramRecord { info, data: Bytes::new() }.size();
     }
     Ok((totals, expiries))
@@ -267,8 +267,8 @@ fn load_expiries(
 pub(super) fn store_expiries(database: &Database, expiries: &Expiries) -> Result<(), SessionError> {
     let transaction = database.begin_write().map_err(failed)?;
     let mut table = transaction.open_table(EXPIRIES).map_err(failed)?;
-    for (holder, row) in expiries.rows(Instant::now()) {
-        table.insert(holder.key(), encode(&row)?.as_slice()).map_err(failed)?;
+    for (owner, row) in expiries.rows(Instant::now()) {
+        table.insert(owner.key(), encode(&row)?.as_slice()).map_err(failed)?;
     }
     drop(table);
     transaction.commit().map_err(failed)

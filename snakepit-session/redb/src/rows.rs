@@ -1,7 +1,7 @@
 //! The tables of a file, and functions that read their rows. The module `group` writes them.
 //!
-//! The first part of every key is the owner: a session id, or the empty string for global rows, which is not a valid id. The rows of
-//! an owner are therefore a contiguous range.
+//! The first part of every key is the owner: a session id, or the empty string for global rows, which is not a valid id. The
+//! rows of an owner are therefore a contiguous range.
 
 use std::{borrow::Borrow, ops::Range, sync::Arc};
 
@@ -161,11 +161,11 @@ fn check_missing(
     check_count(owner, "rows", rows, expected)
 }
 
-fn check_count(owner: &str, what: &str, found: usize, expected: usize) -> Result<(), SessionError> {
+fn check_count(owner: &str, unit: &str, found: usize, expected: usize) -> Result<(), SessionError> {
     if found == expected {
         return Ok(());
     }
-    Err(damaged(&format!("session `{owner}` has {found} {what} instead of {expected}")))
+    Err(damaged(&format!("session `{owner}` has {found} {unit} instead of {expected}")))
 }
 
 /// A consistent snapshot of the file.

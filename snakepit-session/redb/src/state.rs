@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Shared,
-    expiry::{Expiry, Holder},
+    expiry::{Expiry, Owner},
 };
 
 /// The counters of the backend.
@@ -46,9 +46,9 @@ impl Totals {
 #[derive(Debug, Default)]
 pub(super) struct State {
     totals: Totals,
-    /// All holders by their last known expiry time. Renewals do not update the queue; a sweep moves the holders that were
+    /// All owners by their last known expiry time. Renewals do not update the queue; a sweep moves the owners that were
     /// renewed.
-    pub(super) queue: BTreeSet<(Instant, Holder)>,
+    pub(super) queue: BTreeSet<(Instant, Owner)>,
     pub(super) watchers: HashMap<SessionId, Watchers>,
     pub(super) staged: Staged,
 }
@@ -57,8 +57,8 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Staged {
     pub(super) totals: Totals,
-    /// New expiries by holder, and `None` for holders that ended.
-    pub(super) expiries: HashMap<Holder, Option<Expiry>>,
+    /// New expiries by owner, and `None` for owners that ended.
+    pub(super) expiries: HashMap<Owner, Option<Expiry>>,
     /// The notifications, in the order of the changes.
     pub(super) notifications: Vec<Notification>,
     /// The number of rows written.
@@ -83,36 +83,36 @@ pub(super) enum Notification {
 
 impl State {
     /// Adopts the contents of a file.
-    pub(super) fn resume(&mut self, shared: &Shared, totals: Totals, expiries: Vec<(Holder, Expiry)>) {
+    pub(super) fn resume(&mut self, shared: &Shared, totals: Totals, expiries: Vec<(Owner, Expiry)>) {
         self.totals = totals;
-        for (holder, expiry) in expiries {
-            self.queue.insert((expiry.queue_key, holder.clone()));
-            shared.expiries.insert(holder, expiry);
+        for (owner, expiry) in expiries {
+            self.queue.insert((expiry.queue_key, owner.clone()));
+            shared.expiries.insert(owner, expiry);
         }
         shared.publish(self.totals.stats());
     }
 
     /// Continues with the contents of a reopened file, which may contain the failed group. Keeps existing expiries.
-    pub(super) fn reload(&mut self, shared: &Shared, in_file: Totals, expiries: Vec<(Holder, Expiry)>) {
+    pub(super) fn reload(&mut self, shared: &Shared, in_file: Totals, expiries: Vec<(Owner, Expiry)>) {
         let Totals { sessions, variables, session_programs, global_programs, bytes, .. } = in_file;
         self.totals = Totals { sessions, variables, session_programs, global_programs, bytes, ..self.totals };
-        let mut missing: HashSet<_> = shared.expiries.holders().collect();
-        for (holder, expiry) in expiries {
-            if missing.remove(&holder) {
+        let mut missing: HashSet<_> = shared.expiries.owners().collect();
+        for (owner, expiry) in expiries {
+            if missing.remove(&owner) {
                 continue;
             }
-            self.queue.insert((expiry.queue_key, holder.clone()));
-            shared.expiries.insert(holder.clone(), expiry);
-            if let Holder::Session(id) = &holder {
+            self.queue.insert((expiry.queue_key, owner.clone()));
+            shared.expiries.insert(owner.clone(), expiry);
+            if let Owner::Session(id) = &owner {
                 self.totals.created += 1;
                 shared.events.notify(id, SessionEventKind::Created);
             }
         }
-        for holder in missing {
-            if let Some(expiry) = shared.expiries.remove(&holder) {
-                self.queue.remove(&(expiry.queue_key, holder.clone()));
+        for owner in missing {
+            if let Some(expiry) = shared.expiries.remove(&owner) {
+                self.queue.remove(&(expiry.queue_key, owner.clone()));
             }
-            if let Holder::Session(id) = &holder {
+            if let Owner::Session(id) = &owner {
                 self.totals.deleted += 1;
                 shared.events.notify(id, SessionEventKind::Deleted);
             }
@@ -133,16 +133,16 @@ impl State {
     /// Publishes the changes of a committed group and sends its notifications.
     pub(super) fn publish(&mut self, shared: &Shared) {
         let Staged { totals, expiries, notifications, writes: _ } = std::mem::take(&mut self.staged);
-        for (holder, expiry) in expiries {
+        for (owner, expiry) in expiries {
             let queue_key = expiry.as_ref().map(|expiry| expiry.queue_key);
             let previous = match expiry {
-                Some(expiry) => shared.expiries.insert(holder.clone(), expiry),
-                None => shared.expiries.remove(&holder),
+                Some(expiry) => shared.expiries.insert(owner.clone(), expiry),
+                None => shared.expiries.remove(&owner),
             };
             if let Some(previous) = previous {
-                self.queue.remove(&(previous.queue_key, holder.clone()));
+                self.queue.remove(&(previous.queue_key, owner.clone()));
             }
-            self.queue.extend(queue_key.map(|queue_key| (queue_key, holder)));
+            self.queue.extend(queue_key.map(|queue_key| (queue_key, owner)));
         }
         self.totals = totals;
         shared.publish(totals.stats());

@@ -147,8 +147,8 @@ impl SessionBackend for RedisBackend {
         program: Program,
     ) -> Result<Created, SessionError> {
         let ProgramOwner::Session(id) = owner else { return self.put_global(name, program).await };
-        self.change(id, &LoadPlan::program(name), |record, budget, changes| {
-            let created = record.put_program(budget, name, program.clone())?;
+        self.change(id, &LoadPlan::program(name), |record, size_guard, changes| {
+            let created = record.put_program(size_guard, name, program.clone())?;
             record.programs.get(name).into_iter().for_each(|stored| changes.add_program(stored));
             Ok(created)
         })
@@ -170,8 +170,8 @@ impl SessionBackend for RedisBackend {
 
     async fn delete_program(&self, owner: &ProgramOwner, name: &ProgramName) -> Result<(), SessionError> {
         let ProgramOwner::Session(id) = owner else { return self.delete_global(name).await };
-        self.change(id, &LoadPlan::program(name), |record, budget, changes| {
-            record.delete_program(budget, name)?;
+        self.change(id, &LoadPlan::program(name), |record, size_guard, changes| {
+            record.delete_program(size_guard, name)?;
             changes.delete_program(name);
             Ok(())
         })
@@ -185,8 +185,8 @@ impl SessionBackend for RedisBackend {
         new: NewVariable,
     ) -> Result<Variable, SessionError> {
         let checked = CheckedValue::for_new_variable(&self.limits, &new).await;
-        self.change(id, &LoadPlan::variables([name.as_str()]), |record, budget, changes| {
-            let created = record.register(budget, name, new.clone(), checked.clone())?;
+        self.change(id, &LoadPlan::variables([name.as_str()]), |record, size_guard, changes| {
+            let created = record.register(size_guard, name, new.clone(), checked.clone())?;
             changes.add_variable(UpdateKind::Registered, created);
             Ok(created.variable.clone())
         })
@@ -212,8 +212,10 @@ impl SessionBackend for RedisBackend {
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
         self.limits.check_names(updates.len())?;
         let plan = LoadPlan::variables(updates.iter().map(|update| &*update.identifier));
-        self.change_variables(id, &plan, updates, |record, budget, changes, updates| {
-            record.set_batch(budget, updates, batch, |changed| changes.add_variable(UpdateKind::Set, changed))
+        self.change_variables(id, &plan, updates, |record, size_guard, changes, updates| {
+            record.set_batch(size_guard, updates, batch, |changed| {
+                changes.add_variable(UpdateKind::Set, changed);
+            })
         })
         .await
     }
@@ -225,8 +227,8 @@ impl SessionBackend for RedisBackend {
     }
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
-        self.change(id, &LoadPlan::variables([identifier]), |record, budget, changes| {
-            let deleted = record.delete_variable(budget, identifier)?;
+        self.change(id, &LoadPlan::variables([identifier]), |record, size_guard, changes| {
+            let deleted = record.delete_variable(size_guard, identifier)?;
             changes.delete_variable(&deleted);
             Ok(deleted.variable)
         })
@@ -249,8 +251,8 @@ impl SessionBackend for RedisBackend {
         version: u32,
         note: Note,
     ) -> Result<Variable, SessionError> {
-        self.change(id, &LoadPlan::version(identifier, version), |record, budget, changes| {
-            let changed = record.rollback(budget, identifier, version, note.clone())?;
+        self.change(id, &LoadPlan::version(identifier, version), |record, size_guard, changes| {
+            let changed = record.rollback(size_guard, identifier, version, note.clone())?;
             changes.add_variable(UpdateKind::RolledBack, changed);
             Ok(changed.variable.clone())
         })

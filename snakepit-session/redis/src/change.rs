@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use snakepit_session::{
     ProgramName, SessionError, SessionId, SetVariable, UpdateKind, VariableName,
-    kit::{Budget, PreparedWrite, ProgramRecord, SessionRecord, VariableRecord, WritePreparation, encode},
+    kit::{PreparedWrite, ProgramRecord, SessionRecord, SizeGuard, VariableRecord, WritePreparation, encode},
 };
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -147,10 +147,10 @@ impl RedisBackend {
         operation: F,
     ) -> Result<T, SessionError>
     where
-        F: Fn(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError> + Send + Sync,
+        F: Fn(&mut SessionRecord, &mut SizeGuard<'_>, &mut Changes) -> Result<T, SessionError> + Send + Sync,
     {
-        self.change_variables(id, plan, Vec::new(), |record, budget, changes, _| {
-            operation(record, budget, changes)
+        self.change_variables(id, plan, Vec::new(), |record, size_guard, changes, _| {
+            operation(record, size_guard, changes)
         })
         .await
     }
@@ -166,7 +166,7 @@ impl RedisBackend {
     where
         F: Fn(
                 &mut SessionRecord,
-                &mut Budget<'_>,
+                &mut SizeGuard<'_>,
                 &mut Changes,
                 Vec<PreparedWrite>,
             ) -> Result<T, SessionError>
@@ -192,9 +192,10 @@ impl RedisBackend {
                 }
                 None => prepared.insert(updates.iter().cloned().map(PreparedWrite::from).collect()).clone(),
             };
-            let operation = |record: &mut SessionRecord, budget: &mut Budget<'_>, changes: &mut Changes| {
-                operation(record, budget, changes, writes)
-            };
+            let operation =
+                |record: &mut SessionRecord, size_guard: &mut SizeGuard<'_>, changes: &mut Changes| {
+                    operation(record, size_guard, changes, writes)
+                };
             let (result, changes, is_full) = self.apply(id, &mut loaded, operation);
             // Reclaim expired sessions before rejecting.
             if is_full && !has_reclaimed {
@@ -224,7 +225,7 @@ impl RedisBackend {
         &self,
         id: &SessionId,
         loaded: &mut LoadedSession,
-        operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
+        operation: impl FnOnce(&mut SessionRecord, &mut SizeGuard<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> (Result<T, SessionError>, Changes, bool) {
         let mut changes = Changes::new(loaded);
         let (mut is_full, limit) = (false, self.limits.max_total_bytes);
@@ -238,8 +239,8 @@ impl RedisBackend {
             *total = size;
             Ok(())
         };
-        let mut budget = Budget { session: id, limits: &self.limits, resize: &mut resize };
-        let result = operation(&mut loaded.record, &mut budget, &mut changes);
+        let mut size_guard = SizeGuard { session: id, limits: &self.limits, resize: &mut resize };
+        let result = operation(&mut loaded.record, &mut size_guard, &mut changes);
         (result, changes, is_full)
     }
 

@@ -29,9 +29,9 @@ pub struct SessionHeader {
     pub variables: usize,
 }
 
-/// The limits that apply to an operation, and the space that it may claim from the backend.
+/// Enforces the limits on the size of a session, and reports changes of the size to the backend.
 #[expect(missing_debug_implementations, reason = "it borrows a closure")]
-pub struct Budget<'a> {
+pub struct SizeGuard<'a> {
     /// The session, for error messages.
     pub session: &'a SessionId,
     /// The limits of the backend.
@@ -71,14 +71,14 @@ impl SessionHeader {
     }
 
     /// Changes the size of the session if the limits allow it.
-    pub(super) fn resize(&mut self, budget: &mut Budget<'_>, size: usize) -> Result<(), SessionError> {
+    pub(super) fn resize(&mut self, size_guard: &mut SizeGuard<'_>, size: usize) -> Result<(), SessionError> {
         if size == self.bytes {
             return Ok(());
         }
         if size > self.bytes {
-            budget.limits.check_size(budget.session, size)?;
+            size_guard.limits.check_size(size_guard.session, size)?;
         }
-        (budget.resize)(self.bytes, size)?;
+        (size_guard.resize)(self.bytes, size)?;
         self.bytes = size;
         Ok(())
     }

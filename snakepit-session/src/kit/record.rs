@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Budget, CheckedValue, PreparedWrite, ProgramRecord, SessionHeader, VariableRecord, program_not_found,
+    CheckedValue, PreparedWrite, ProgramRecord, SessionHeader, SizeGuard, VariableRecord, program_not_found,
     size_of_program, variable::Write, variable_name_in, variable_not_found,
 };
 use crate::{
@@ -44,18 +44,18 @@ impl SessionRecord {
     /// Those of [`SessionBackend::put_program`](crate::SessionBackend::put_program) for a session's program.
     pub fn put_program(
         &mut self,
-        budget: &mut Budget<'_>,
+        size_guard: &mut SizeGuard<'_>,
         name: &ProgramName,
         program: Program,
     ) -> Result<Created, SessionError> {
-        budget.limits.check_program(name, &program)?;
+        size_guard.limits.check_program(name, &program)?;
         let replaced = self.programs.get(name).map(ProgramRecord::size);
-        let limit = budget.limits.max_programs;
+        let limit = size_guard.limits.max_programs;
         if replaced.is_none() && self.header.programs >= limit {
-            return Err(SessionError::TooManyPrograms { session: budget.session.clone(), limit });
+            return Err(SessionError::TooManyPrograms { session: size_guard.session.clone(), limit });
         }
         let size = self.header.bytes - replaced.unwrap_or(0) + size_of_program(name, &program);
-        self.header.resize(budget, size)?;
+        self.header.resize(size_guard, size)?;
         let program = Program { updated_at: SystemTime::now(), ttl: None, ..program };
         self.programs.insert(name.clone(), ProgramRecord::new(name, program));
         if replaced.is_some() {
@@ -79,12 +79,12 @@ impl SessionRecord {
     /// [`SessionError::ProgramNotFound`].
     pub fn delete_program(
         &mut self,
-        budget: &mut Budget<'_>,
+        size_guard: &mut SizeGuard<'_>,
         name: &ProgramName,
     ) -> Result<(), SessionError> {
         let program =
-            self.programs.remove(name).ok_or_else(|| program_not_found(Some(budget.session), name))?;
-        self.header.resize(budget, self.header.bytes - program.size())?;
+            self.programs.remove(name).ok_or_else(|| program_not_found(Some(size_guard.session), name))?;
+        self.header.resize(size_guard, self.header.bytes - program.size())?;
         self.header.programs -= 1;
         Ok(())
     }
@@ -107,15 +107,15 @@ impl SessionRecord {
     /// Applies the write that `check` returns for a variable, if the limits allow it.
     fn write(
         &mut self,
-        budget: &mut Budget<'_>,
+        size_guard: &mut SizeGuard<'_>,
         identifier: &str,
         check: impl FnOnce(&VariableRecord, &SessionLimits) -> Result<Write, SessionError>,
     ) -> Result<&VariableRecord, SessionError> {
         let Self { header, variables, .. } = self;
         let found = variables.get_mut(variable_name_in(identifier)).filter(|found| found.is(identifier));
-        let variable = found.ok_or_else(|| variable_not_found(budget.session, identifier))?;
-        let write = check(variable, budget.limits)?;
-        header.resize(budget, header.bytes + write.added_bytes - write.removed_bytes)?;
+        let variable = found.ok_or_else(|| variable_not_found(size_guard.session, identifier))?;
+        let write = check(variable, size_guard.limits)?;
+        header.resize(size_guard, header.bytes + write.added_bytes - write.removed_bytes)?;
         variable.apply(write);
         Ok(variable)
     }
@@ -126,23 +126,23 @@ impl SessionRecord {
     /// Those of [`SessionBackend::register_variable`](crate::SessionBackend::register_variable).
     pub fn register(
         &mut self,
-        budget: &mut Budget<'_>,
+        size_guard: &mut SizeGuard<'_>,
         name: &VariableName,
         new: NewVariable,
         checked: Option<CheckedValue>,
     ) -> Result<&VariableRecord, SessionError> {
         if self.variables.contains_key(name) {
             return Err(SessionError::VariableExists {
-                session: budget.session.clone(),
+                session: size_guard.session.clone(),
                 name: name.to_string(),
             });
         }
-        let limit = budget.limits.max_variables;
+        let limit = size_guard.limits.max_variables;
         if self.header.variables >= limit {
-            return Err(SessionError::TooManyVariables { session: budget.session.clone(), limit });
+            return Err(SessionError::TooManyVariables { session: size_guard.session.clone(), limit });
         }
-        let registered = VariableRecord::new(budget.limits, name, new, checked)?;
-        self.header.resize(budget, self.header.bytes + registered.size())?;
+        let registered = VariableRecord::new(size_guard.limits, name, new, checked)?;
+        self.header.resize(size_guard, self.header.bytes + registered.size())?;
         self.header.variables += 1;
         Ok(self.variables.entry(name.clone()).or_insert(Box::new(registered)))
     }
@@ -153,12 +153,12 @@ impl SessionRecord {
     /// Those of [`SessionBackend::set_variable`](crate::SessionBackend::set_variable).
     pub fn set(
         &mut self,
-        budget: &mut Budget<'_>,
+        size_guard: &mut SizeGuard<'_>,
         update: impl Into<PreparedWrite>,
     ) -> Result<&VariableRecord, SessionError> {
         let PreparedWrite { update, checked } = update.into();
         let SetVariable { identifier, value, note, expected_version } = update;
-        self.write(budget, &identifier, |variable, limits| {
+        self.write(size_guard, &identifier, |variable, limits| {
             variable.check(limits, value, note, expected_version, checked)
         })
     }
@@ -171,16 +171,16 @@ impl SessionRecord {
     /// contains the reason for each rejected write, or with an error of the size limits.
     pub fn set_batch(
         &mut self,
-        budget: &mut Budget<'_>,
+        size_guard: &mut SizeGuard<'_>,
         updates: impl IntoIterator<Item: Into<PreparedWrite>>,
         batch: Batch,
         mut on_write: impl FnMut(&VariableRecord),
     ) -> Result<Vec<Result<u32, SessionError>>, SessionError> {
         match batch {
             Batch::Atomic => {
-                let names = self.set_all(budget, updates)?;
+                let names = self.set_all(size_guard, updates)?;
                 let version = |name: &VariableName| {
-                    let changed = self.variable(budget.session, name.as_str())?;
+                    let changed = self.variable(size_guard.session, name.as_str())?;
                     on_write(changed);
                     Ok(Ok(changed.variable.version))
                 };
@@ -188,7 +188,7 @@ impl SessionRecord {
             }
             Batch::Each => {
                 let write = |update| {
-                    let changed = self.set(budget, update)?;
+                    let changed = self.set(size_guard, update)?;
                     on_write(changed);
                     Ok(changed.variable.version)
                 };
@@ -200,20 +200,20 @@ impl SessionRecord {
     /// Writes all of these variables or none, and returns their names.
     fn set_all(
         &mut self,
-        budget: &mut Budget<'_>,
+        size_guard: &mut SizeGuard<'_>,
         updates: impl IntoIterator<Item: Into<PreparedWrite>>,
     ) -> Result<Vec<VariableName>, SessionError> {
         let (mut names, mut writes, mut errors) = (Vec::new(), Vec::new(), BTreeMap::new());
         let mut written = BTreeSet::new();
         for PreparedWrite { update, checked } in updates.into_iter().map(Into::into) {
             let SetVariable { identifier, value, note, expected_version } = update;
-            let write = self.variable(budget.session, &identifier).and_then(|variable| {
+            let write = self.variable(size_guard.session, &identifier).and_then(|variable| {
                 let name = &variable.variable.name;
                 if !written.insert(name.clone()) {
                     return Err(SessionError::WrittenTwice { variable: name.to_string() });
                 }
                 names.push(name.clone());
-                variable.check(budget.limits, value, note, expected_version, checked)
+                variable.check(size_guard.limits, value, note, expected_version, checked)
             });
             match write {
                 Ok(write) => writes.push(write),
@@ -226,10 +226,10 @@ impl SessionRecord {
         // Add first, so that no intermediate sum is negative.
         let grown = writes.iter().fold(self.header.bytes, |bytes, write| bytes + write.added_bytes);
         let size = writes.iter().fold(grown, |bytes, write| bytes - write.removed_bytes);
-        self.header.resize(budget, size)?;
+        self.header.resize(size_guard, size)?;
         for (name, write) in names.iter().zip(writes) {
             let variable = self.variables.get_mut(name);
-            variable.ok_or_else(|| variable_not_found(budget.session, name.as_str()))?.apply(write);
+            variable.ok_or_else(|| variable_not_found(size_guard.session, name.as_str()))?.apply(write);
         }
         Ok(names)
     }
@@ -240,12 +240,12 @@ impl SessionRecord {
     /// Those of [`SessionBackend::rollback_variable`](crate::SessionBackend::rollback_variable).
     pub fn rollback(
         &mut self,
-        budget: &mut Budget<'_>,
+        size_guard: &mut SizeGuard<'_>,
         identifier: &str,
         version: u32,
         note: Note,
     ) -> Result<&VariableRecord, SessionError> {
-        self.write(budget, identifier, |variable, limits| {
+        self.write(size_guard, identifier, |variable, limits| {
             let value = variable.value_of(version)?;
             let checked = CheckedValue::valid(Arc::clone(&variable.variable.ty), value.clone());
             variable.check(limits, value, note, None, Some(checked))
@@ -258,13 +258,13 @@ impl SessionRecord {
     /// [`SessionError::VariableNotFound`].
     pub fn delete_variable(
         &mut self,
-        budget: &mut Budget<'_>,
+        size_guard: &mut SizeGuard<'_>,
         identifier: &str,
     ) -> Result<Box<VariableRecord>, SessionError> {
-        let name = self.variable(budget.session, identifier)?.variable.name.clone();
+        let name = self.variable(size_guard.session, identifier)?.variable.name.clone();
         let variable =
-            self.variables.remove(&name).ok_or_else(|| variable_not_found(budget.session, identifier))?;
-        self.header.resize(budget, self.header.bytes - variable.size())?;
+            self.variables.remove(&name).ok_or_else(|| variable_not_found(size_guard.session, identifier))?;
+        self.header.resize(size_guard, self.header.bytes - variable.size())?;
         self.header.variables -= 1;
         Ok(variable)
     }

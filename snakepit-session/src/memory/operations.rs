@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use dashmap::Entry;
 
-use super::{Counters, MemoryBackend, SessionSlot, notify};
+use super::{Counters, MemoryBackend, SessionEntry, notify};
 use crate::{
     Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Payload, Program, ProgramInfo,
     ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionEventKind, SessionEvents,
@@ -35,10 +35,10 @@ impl MemoryBackend {
         if !WritePreparation::is_needed(&updates) {
             return updates.into_iter().map(PreparedWrite::from).collect();
         }
-        let slot = self.slot(id).ok();
-        let record = slot.as_ref().map(|(slot, _)| &slot.record);
+        let entry = self.entry(id).ok();
+        let record = entry.as_ref().map(|(entry, _)| &entry.record);
         let preparation = WritePreparation::of(&self.limits, record, updates);
-        drop(slot);
+        drop(entry);
         preparation.prepare().await
     }
 }
@@ -73,9 +73,9 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn get(&self, id: &SessionId) -> Result<Session, SessionError> {
-        let (slot, now) = self.slot(id)?;
-        slot.renew(now);
-        Ok(slot.snapshot(id, now))
+        let (entry, now) = self.entry(id)?;
+        entry.renew(now);
+        Ok(entry.snapshot(id, now))
     }
 
     async fn delete(&self, id: &SessionId) -> Result<Session, SessionError> {
@@ -104,8 +104,8 @@ impl SessionBackend for MemoryBackend {
             let wanted = size + 1 - items.len();
             let ids = self.ids_after(last.as_ref(), wanted);
             items.extend(ids.iter().filter_map(|id| {
-                let (slot, now) = self.slot(id).ok()?;
-                Some(slot.snapshot(id, now))
+                let (entry, now) = self.entry(id).ok()?;
+                Some(entry.snapshot(id, now))
             }));
             if ids.len() < wanted || items.len() > size {
                 break;
@@ -121,7 +121,7 @@ impl SessionBackend for MemoryBackend {
     }
 
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
-        self.slot_mut(id)?.0.record.header.last_worker = Some(worker);
+        self.entry_mut(id)?.0.record.header.last_worker = Some(worker);
         Ok(())
     }
 
@@ -137,8 +137,8 @@ impl SessionBackend for MemoryBackend {
             let resize = |from, to| self.resize(from, to);
             return self.globals().put(&self.limits, name, program, resize);
         };
-        self.change(id, max_growth, |slot, budget| {
-            let created = slot.record.put_program(budget, name, program)?;
+        self.change(id, max_growth, |entry, size_guard| {
+            let created = entry.record.put_program(size_guard, name, program)?;
             self.counters.programs.fetch_add(usize::from(created == Created::New), Relaxed);
             Ok(created)
         })
@@ -167,8 +167,8 @@ impl SessionBackend for MemoryBackend {
             self.bytes.fetch_sub(freed_bytes, Relaxed);
             return Ok(());
         };
-        self.change(id, 0, |slot, budget| {
-            slot.record.delete_program(budget, name)?;
+        self.change(id, 0, |entry, size_guard| {
+            entry.record.delete_program(size_guard, name)?;
             self.counters.programs.fetch_sub(1, Relaxed);
             Ok(())
         })
@@ -185,8 +185,8 @@ impl SessionBackend for MemoryBackend {
         let names_size = 3 * VariableName::MAX_BYTES;
         let max_growth = max_write_size(&new.value, &new.note) + new.ty.constraints_json().len() + names_size;
         let checked = CheckedValue::for_new_variable(&self.limits, &new).await;
-        self.change(id, max_growth, |SessionSlot { record, watchers, .. }, budget| {
-            let registered = record.register(budget, name, new, checked)?;
+        self.change(id, max_growth, |SessionEntry { record, watchers, .. }, size_guard| {
+            let registered = record.register(size_guard, name, new, checked)?;
             self.counters.variables.fetch_add(1, Relaxed);
             notify(watchers, UpdateKind::Registered, registered);
             Ok(registered.variable.clone())
@@ -200,8 +200,8 @@ impl SessionBackend for MemoryBackend {
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, SessionError> {
         self.limits.check_names(identifiers.len())?;
-        let slot = self.touch(id)?;
-        let find = |identifier: &&str| Some(slot.record.find(identifier)?.variable.clone());
+        let entry = self.touch(id)?;
+        let find = |identifier: &&str| Some(entry.record.find(identifier)?.variable.clone());
         Ok(identifiers.iter().map(find).collect())
     }
 
@@ -214,21 +214,21 @@ impl SessionBackend for MemoryBackend {
         self.limits.check_names(updates.len())?;
         let max_growth = updates.iter().map(|update| max_write_size(&update.value, &update.note)).sum();
         let updates = self.prepare(id, updates).await;
-        self.change(id, max_growth, |SessionSlot { record, watchers, .. }, budget| {
-            record.set_batch(budget, updates, batch, |changed| notify(watchers, UpdateKind::Set, changed))
+        self.change(id, max_growth, |SessionEntry { record, watchers, .. }, size_guard| {
+            record.set_batch(size_guard, updates, batch, |changed| notify(watchers, UpdateKind::Set, changed))
         })
         .await
     }
 
     async fn list_variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, SessionError> {
-        let slot = self.touch(id)?;
-        let variables = slot.record.variables.values().map(|record| &record.variable);
+        let entry = self.touch(id)?;
+        let variables = entry.record.variables.values().map(|record| &record.variable);
         Ok(variables.filter(|variable| matches_pattern(pattern, variable.name.as_str())).cloned().collect())
     }
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError> {
-        self.change(id, 0, |SessionSlot { record, watchers, .. }, budget| {
-            let deleted = record.delete_variable(budget, identifier)?;
+        self.change(id, 0, |SessionEntry { record, watchers, .. }, size_guard| {
+            let deleted = record.delete_variable(size_guard, identifier)?;
             self.counters.variables.fetch_sub(1, Relaxed);
             notify(watchers, UpdateKind::Deleted, &deleted);
             Ok(deleted.variable)
@@ -254,8 +254,8 @@ impl SessionBackend for MemoryBackend {
     ) -> Result<Variable, SessionError> {
         // The size of the earlier value is not known before the session is locked, so use its limit.
         let max_growth = self.limits.max_value_bytes.saturating_add(max_write_size(&Payload::null(), &note));
-        self.change(id, max_growth, |SessionSlot { record, watchers, .. }, budget| {
-            let changed = record.rollback(budget, identifier, version, note)?;
+        self.change(id, max_growth, |SessionEntry { record, watchers, .. }, size_guard| {
+            let changed = record.rollback(size_guard, identifier, version, note)?;
             notify(watchers, UpdateKind::RolledBack, changed);
             Ok(changed.variable.clone())
         })
@@ -269,8 +269,8 @@ impl SessionBackend for MemoryBackend {
         initial: bool,
     ) -> Result<VariableWatch, SessionError> {
         self.limits.check_names(identifiers.len())?;
-        let mut slot = self.touch_mut(id)?;
-        let SessionSlot { record, watchers, .. } = &mut **slot;
+        let mut entry = self.touch_mut(id)?;
+        let SessionEntry { record, watchers, .. } = &mut **entry;
         let (watcher, watch) = Watcher::for_record(&self.limits, id, record, identifiers, initial)?;
         watchers.get_or_insert_default().add(watcher, self.limits.max_watches)?;
         Ok(watch)
@@ -287,8 +287,8 @@ impl SessionBackend for MemoryBackend {
             return results.into_iter().next().unwrap_or_else(|| Err(variable_not_found(id, &identifier)));
         }
         let max_growth = max_write_size(&update.value, &update.note);
-        self.change(id, max_growth, |SessionSlot { record, watchers, .. }, budget| {
-            let changed = record.set(budget, update)?;
+        self.change(id, max_growth, |SessionEntry { record, watchers, .. }, size_guard| {
+            let changed = record.set(size_guard, update)?;
             notify(watchers, UpdateKind::Set, changed);
             Ok(changed.variable.version)
         })

@@ -29,7 +29,7 @@ impl ExitWatch {
         match receiver.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(exit)) => exit.clone(),
             _ => WorkerExit {
-                reason: ExitReason::Killed { why: "its supervisor was dropped".to_owned() },
+                reason: ExitReason::Killed { reason: "its supervisor was dropped".to_owned() },
                 output_lines: Vec::new(),
             },
         }

@@ -36,13 +36,21 @@ pub struct Launches {
     serve: OnceLock<ServeLaunch>,
 }
 
+/// The process that leads a launch. Its descendants and its process group belong to the launch too.
+#[derive(Debug, Clone, Copy)]
+enum LaunchLeader {
+    /// The worker's process.
+    Process(Leader),
+    /// The launcher does not know the pid of the worker.
+    Unknown,
+}
+
 /// One launch of a worker. It begins before the process starts, and ends when the process is reaped.
 #[derive(Debug)]
 pub struct Launch {
     id: WorkerId,
-    /// The worker's process, which leads the launch: its descendants and its process group belong to the launch too. `None` if the
-    /// launcher does not know the pid.
-    leader: SetOnce<Option<Leader>>,
+    /// Set when the process has started.
+    leader: SetOnce<LaunchLeader>,
     ended: CancellationToken,
     announcer: Announcer,
 }
@@ -156,7 +164,10 @@ impl Launches {
         lock(&self.unclaimed).remove(token)?;
         // Without a pid, the token is the only proof. It does not cover other connections of the peer, which may be a tunnel that
         // several workers and clients share.
-        let is_member = leader.is_none_or(|leader| lineage::belongs_to_launch(peer_pid, leader));
+        let is_member = match leader {
+            LaunchLeader::Process(leader) => lineage::belongs_to_launch(peer_pid, leader),
+            LaunchLeader::Unknown => true,
+        };
         if !is_member {
             tracing::warn!(worker = %launch.id, pid = peer_pid, "a process outside of the launch presented a worker's token");
         }
@@ -203,9 +214,8 @@ impl Launch {
         &self.announcer
     }
 
-    /// Waits until the process has started. Returns it, `Some(None)` if the launcher does not know its pid, and `None` if the
-    /// launch has ended.
-    async fn leader(&self) -> Option<Option<Leader>> {
+    /// Waits until the process has started. Returns `None` if the launch ends before.
+    async fn leader(&self) -> Option<LaunchLeader> {
         tokio::select! {
             leader = self.leader.wait() => Some(*leader),
             () = self.ended() => None,
@@ -214,7 +224,10 @@ impl Launch {
 
     /// The worker's process, once it is known and until the launch ends.
     fn running_process(&self) -> Option<Leader> {
-        if self.ended.is_cancelled() { None } else { self.leader.get().copied().flatten() }
+        match self.leader.get() {
+            Some(LaunchLeader::Process(leader)) if !self.ended.is_cancelled() => Some(*leader),
+            _ => None,
+        }
     }
 
     /// Waits until the process is reaped or has failed to start. Cancel safe.
@@ -224,7 +237,7 @@ impl Launch {
 
     /// Returns a token that is cancelled when the process is reaped or has failed to start.
     #[must_use]
-    pub fn end(&self) -> CancellationToken {
+    pub fn ended_token(&self) -> CancellationToken {
         self.ended.clone()
     }
 
@@ -234,7 +247,7 @@ impl Launch {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn owns(&self, peer: SocketAddr, local: SocketAddr) -> bool {
-        let Some(Some(leader)) = self.leader().await else { return false };
+        let Some(LaunchLeader::Process(leader)) = self.leader().await else { return false };
         // Reading `/proc` takes milliseconds on a machine with many processes.
         let owns = move || lineage::owns_connection(leader, peer, local);
         tokio::task::spawn_blocking(owns).await.unwrap_or(false)
@@ -258,7 +271,7 @@ impl LaunchGuard {
     /// Records the pid of the started process. From now on, the host accepts this process, its descendants and its process
     /// group as the worker. No effect after the first call of this method or [`accept_any_process`](Self::accept_any_process).
     pub fn record_pid(&self, pid: u32) {
-        let _ = self.launch.leader.set(Some(Leader::new(pid)));
+        let _ = self.launch.leader.set(LaunchLeader::Process(Leader::new(pid)));
     }
 
     /// Accepts the first connection that presents the token as the worker's, for launchers that do not know the pid: the worker
@@ -267,7 +280,7 @@ impl LaunchGuard {
     /// [`HostAccess::admit_on_listener`](super::HostAccess::admit_on_listener) then rejects all connections, because it needs the
     /// pid.
     pub fn accept_any_process(&self) {
-        let _ = self.launch.leader.set(None);
+        let _ = self.launch.leader.set(LaunchLeader::Unknown);
     }
 
     /// The arguments of the launch contract: the port, the host's address and the run id.

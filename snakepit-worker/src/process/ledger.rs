@@ -233,7 +233,7 @@ pub(super) fn clean_up(dead: &[DeadRun]) -> usize {
     // Descendants that inherited a worker's mark.
     let marked: HashSet<u32> = match dead {
         [] => HashSet::new(),
-        _ => kill_marked(|mark| dead.iter().any(|dead| mark.is_of(&dead.run_id))),
+        _ => kill_marked(|mark| dead.iter().any(|dead| mark.belongs_to_run(&dead.run_id))),
     };
     // Groups whose leader has exited. Another process may have its pid by now, so only members with the run id in their
     // environment belong to the run.

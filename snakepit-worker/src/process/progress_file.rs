@@ -76,7 +76,7 @@ impl ProgressFile {
 
     /// The stacks that Python's `faulthandler` wrote. Empty if no fatal signal arrived.
     pub(super) fn stack(&self) -> Vec<String> {
-        let Some(text) = self.read_bytes(layout::STACK_OFFSET, MAX_STACK_BYTES) else { return Vec::new() };
+        let Some(text) = self.read_bytes(layout::STACKS, MAX_STACK_BYTES) else { return Vec::new() };
         let text = String::from_utf8_lossy(&text);
         text.lines().take(MAX_STACK_LINES).map(|line| escape(line.trim_end()).into_owned()).collect()
     }
@@ -170,7 +170,7 @@ mod tests {
             (lines.len(), lines[0].starts_with("new---"), lines[0].ends_with("---d")),
             (1, true, true)
         );
-        write(&path, layout::STACK_OFFSET, b"Fatal Python error: Segmentation fault\n\nCurrent thread\n");
+        write(&path, layout::STACKS, b"Fatal Python error: Segmentation fault\n\nCurrent thread\n");
         assert_eq!(progress.stack(), ["Fatal Python error: Segmentation fault", "", "Current thread"]);
         assert!(ProgressFile::default().output_of(7, 20).is_empty());
     }

@@ -111,7 +111,7 @@ impl SupervisedProcess {
             drop(launch);
             files.remove();
             let (exit, launcher_end) = outcome.unwrap_or_else(|_| {
-                let reason = ExitReason::Killed { why: "the task that supervised it panicked".to_owned() };
+                let reason = ExitReason::Killed { reason: "the task that supervised it panicked".to_owned() };
                 (WorkerExit { reason, output_lines: Vec::new() }, None)
             });
             // Reports to the pool first, so that the exit is visible there before it is in the watch.
@@ -247,7 +247,7 @@ impl Supervisor {
             biased;
             reason = self.exited() => reason,
             command = launcher_end.command() => match command {
-                WorkerCommand::Kill { why } => self.kill(&why).await,
+                WorkerCommand::Kill { reason } => self.kill(&reason).await,
                 WorkerCommand::Stop { grace } => self.stop(grace, launcher_end, stop).await,
             },
             () = stream_ended => self.kill("the stream of its calls ended").await,
@@ -266,19 +266,19 @@ impl Supervisor {
         let timeout_reason = format!("it did not stop within {grace:?}");
         let kill_command = async {
             loop {
-                if let WorkerCommand::Kill { why } = launcher_end.command().await {
-                    return why;
+                if let WorkerCommand::Kill { reason } = launcher_end.command().await {
+                    return reason;
                 }
             }
         };
-        let why = tokio::select! {
+        let reason = tokio::select! {
             biased;
             _ = self.exited() => return ExitReason::Stopped,
             () = tokio::time::sleep(grace) => timeout_reason,
-            why = kill_command => why,
+            reason = kill_command => reason,
             () = stop.cancelled() => "its launcher was dropped".to_owned(),
         };
-        match self.kill(&why).await {
+        match self.kill(&reason).await {
             killed @ ExitReason::Killed { .. } => killed,
             _ => ExitReason::Stopped,
         }
@@ -286,10 +286,12 @@ impl Supervisor {
 
     /// Kills the process. If it was exiting already, returns its own exit reason. The connections of a crashing process break
     /// before its exit is visible, so the pool may order the kill in between.
-    async fn kill(&mut self, why: &str) -> ExitReason {
+    async fn kill(&mut self, reason: &str) -> ExitReason {
         os_process::kill_group(self.pid);
         match self.exited().await {
-            ExitReason::Signal { name } if name == "SIGKILL" => ExitReason::Killed { why: why.to_owned() },
+            ExitReason::Signal { name } if name == "SIGKILL" => {
+                ExitReason::Killed { reason: reason.to_owned() }
+            }
             own_reason => own_reason,
         }
     }
@@ -303,7 +305,7 @@ impl Supervisor {
             Ok(status) => exit_reason(status),
             Err(error) => {
                 tracing::error!(worker = %self.id, %error, "failed to wait for a worker");
-                ExitReason::Killed { why: format!("the host could not wait for its exit: {error}") }
+                ExitReason::Killed { reason: format!("the host could not wait for its exit: {error}") }
             }
         }
     }

@@ -9,11 +9,11 @@ use futures_util::{TryStreamExt, future::BoxFuture};
 use serde_json::{Value, json};
 use snakepit_proto::{pb, status::details_of};
 use snakepit_server::{CallBuilder, Client as Remote, Error, HostHandle, Snakepit, status::from_tool_error};
-use snakepit_tests::{Client, eventually, tool_request};
+use snakepit_tests::{Client, EVENT_TIMEOUT, eventually, tool_request};
 use tokio::task::JoinSet;
 use tonic::{Request, Status, transport::Endpoint};
 
-use crate::{SOON, python::PythonClient};
+use crate::python::PythonClient;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ClientKind {
@@ -95,7 +95,8 @@ impl Clients {
         task.spawn(outcome);
         // Other calls may have ended before this check.
         if how == "hang" {
-            eventually(&format!("{tool} runs, called by {kind:?}"), SOON, async || marker.exists()).await;
+            eventually(&format!("{tool} runs, called by {kind:?}"), EVENT_TIMEOUT, async || marker.exists())
+                .await;
         }
         RunningCall(task)
     }
@@ -107,7 +108,11 @@ pub struct RunningCall(JoinSet<String>);
 
 impl RunningCall {
     pub async fn outcome(mut self) -> String {
-        tokio::time::timeout(SOON, self.0.join_next()).await.expect("the call ends").unwrap().unwrap()
+        tokio::time::timeout(EVENT_TIMEOUT, self.0.join_next())
+            .await
+            .expect("the call ends")
+            .unwrap()
+            .unwrap()
     }
 }
 

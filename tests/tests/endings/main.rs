@@ -18,11 +18,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_proto::pb;
 use snakepit_server::{Error, FnTool, SessionWatch, Snakepit, ToolError};
-use snakepit_tests::{Sandbox, Signal, eventually, python, root, signal};
+use snakepit_tests::{EVENT_TIMEOUT, Sandbox, Signal, eventually, python, root, signal};
 
 use crate::calls::{ClientKind, Clients, reason, reason_of};
-
-const SOON: Duration = Duration::from_secs(20);
 
 /// The kinds of tools: the row of the table, the tool's name, whether it streams, and whether the host runs it.
 const KINDS: [(&str, &str, bool, bool); 7] = [
@@ -133,7 +131,7 @@ impl HostWithClients {
     }
 
     async fn wait_until_idle(&self) {
-        eventually("all workers are idle", SOON, async || {
+        eventually("all workers are idle", EVENT_TIMEOUT, async || {
             let workers = self.snakepit.status().workers;
             workers.iter().all(|worker| worker.state == snakepit_server::WorkerState::Idle)
         })
@@ -162,7 +160,7 @@ async fn check(host: &HostWithClients, client: ClientKind, event: &str) {
                     true => host.ended.load(Ordering::SeqCst) > ended,
                     false => host.snakepit.status().calls.cancelled > before.cancelled,
                 };
-                eventually("the call is recorded as cancelled", SOON, recorded).await;
+                eventually("the call is recorded as cancelled", EVENT_TIMEOUT, recorded).await;
                 "CANCELLED".to_owned()
             }
             "worker lost" => {
@@ -268,7 +266,7 @@ async fn begin_watch(clients: &Clients, client: ClientKind) -> BoxFuture<'static
 /// Waits for all outcomes and compares them with the table.
 async fn check_all(all: Vec<(&'static str, ClientKind, BoxFuture<'static, String>)>, event: &str) {
     for (kind, client, outcome) in all {
-        let outcome = tokio::time::timeout(SOON, outcome).await.expect("the call or watch ends");
+        let outcome = tokio::time::timeout(EVENT_TIMEOUT, outcome).await.expect("the call or watch ends");
         assert_eq!(Some(outcome), expected(kind, event), "{kind}, {event}, {client:?}");
     }
 }
@@ -332,10 +330,10 @@ async fn signal_twice(clients_to_check: &[ClientKind]) {
     let all = begin_all(&clients, clients_to_check, kinds).await;
     for logged in ["draining; a second signal cuts off", "cutting off calls in flight"] {
         signal(daemon.pid(), Signal::SIGTERM);
-        eventually(logged, SOON, async || daemon.log().contains(logged)).await;
+        eventually(logged, EVENT_TIMEOUT, async || daemon.log().contains(logged)).await;
     }
     check_all(all, "second signal").await;
-    assert_eq!(daemon.wait(SOON).await, Some(0));
+    assert_eq!(daemon.wait(EVENT_TIMEOUT).await, Some(0));
 }
 
 #[tokio::test]

@@ -193,8 +193,8 @@ impl Callee for HostCallee {
         ToolError::Internal { problem: format!("the host answered with a bad value: {error}") }
     }
 
-    fn protocol_error(&self, what: &str) -> ToolError {
-        ToolError::Internal { problem: format!("the host {what}") }
+    fn protocol_error(&self, problem: &str) -> ToolError {
+        ToolError::Internal { problem: format!("the host {problem}") }
     }
 
     fn worker(&self, id: &str) -> Option<Arc<str>> {

@@ -50,7 +50,7 @@ impl HostHandle for RemoteHost {
         // Boxed, so that the large future of a remote call does not become part of the caller's.
         match call.room_wait() {
             None => Box::pin(self.0.call(call)).await,
-            Some(limit) => Box::pin(self.0.call_when_there_is_room(call, limit)).await,
+            Some(limit) => Box::pin(self.0.call_with_room_wait(call, limit)).await,
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use snakepit_session::{
     Note, SessionError, SessionId, UpdateKind, Variable, VariableName, VariableUpdate, VariableWatch,
     Watcher,
-    kit::{Budget, SessionRecord, VariableRecord, encode, variable_name_in},
+    kit::{SessionRecord, SizeGuard, VariableRecord, encode, variable_name_in},
 };
 
 use super::{Group, erase, put};
@@ -40,7 +40,7 @@ impl Group<'_> {
         &mut self,
         id: &SessionId,
         identifiers: &[String],
-        operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
+        operation: impl FnOnce(&mut SessionRecord, &mut SizeGuard<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         let mut record = self.renew_and_load(id)?;
         load_variables(&self.variables, id, identifiers, &mut record)?;
@@ -62,8 +62,8 @@ impl Group<'_> {
         {
             variable.load(older);
         }
-        self.change_loaded(id, record, |record, budget, changes| {
-            let changed = record.rollback(budget, identifier, version, note)?;
+        self.change_loaded(id, record, |record, size_guard, changes| {
+            let changed = record.rollback(size_guard, identifier, version, note)?;
             changes.add(UpdateKind::RolledBack, changed);
             Ok(changed.variable.clone())
         })
@@ -73,14 +73,15 @@ impl Group<'_> {
         &mut self,
         id: &SessionId,
         mut record: SessionRecord,
-        operation: impl FnOnce(&mut SessionRecord, &mut Budget<'_>, &mut Changes) -> Result<T, SessionError>,
+        operation: impl FnOnce(&mut SessionRecord, &mut SizeGuard<'_>, &mut Changes) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         let variables = record.variables.iter();
         let older_before: BTreeMap<_, _> =
             variables.map(|(name, variable)| (name.clone(), variable.older())).collect();
         let watchers = self.state.watchers.get_mut(id).and_then(|watchers| watchers.snapshot());
         let mut changes = Changes { names: BTreeSet::new(), updates: watchers.is_some().then(Vec::new) };
-        let result = self.edit(id, &mut record, |record, budget| operation(record, budget, &mut changes))?;
+        let result =
+            self.edit(id, &mut record, |record, size_guard| operation(record, size_guard, &mut changes))?;
         for name in changes.names {
             let older_before = older_before.get(&name).cloned().unwrap_or_default();
             self.write_variable(

@@ -271,7 +271,7 @@ mod tests {
     use snakepit_session::{
         NewSession, NewVariable, Note, Payload, SessionLimits, UpdateKind, ValueType, VariableName,
         VariableType, VariableWatch, WatchEvent,
-        kit::{Budget, SessionHeader, SessionRecord},
+        kit::{SessionHeader, SessionRecord, SizeGuard},
     };
 
     /// A watched session with simulated reads.
@@ -287,8 +287,9 @@ mod tests {
             let mut record = SessionRecord::new(SessionHeader::new(NewSession::default(), &limits));
             let ty = VariableType::new(ValueType::Integer).unwrap();
             let new = NewVariable { ty, value: Payload::try_from_serde(&0).unwrap(), note: Note::default() };
-            let mut budget = Budget { session: &id(), limits: &limits, resize: &mut |_, _| Ok(()) };
-            let x = record.register(&mut budget, &VariableName::try_new("x").unwrap(), new, None).unwrap();
+            let mut size_guard = SizeGuard { session: &id(), limits: &limits, resize: &mut |_, _| Ok(()) };
+            let x =
+                record.register(&mut size_guard, &VariableName::try_new("x").unwrap(), new, None).unwrap();
             let update = x.update(UpdateKind::Set);
             Self { watched: WatchedSessions::default(), record, update }
         }

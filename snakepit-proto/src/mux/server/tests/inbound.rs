@@ -65,15 +65,3 @@ fn messages_are_polled_only_after_their_own_wake_up() {
     body.wake();
     assert_eq!((poll(), poll(), body.polls()), (true, false, 3));
 }
-
-#[test]
-fn a_response_that_is_ended_sends_its_queued_items_first() {
-    let replies = Replies::new();
-    let wake_ups = Arc::new(WakeCount::default());
-    assert!(replies.poll_take(&Context::from_waker(&Waker::from(Arc::clone(&wake_ups)))).is_pending());
-    replies.end();
-    assert_eq!(wake_ups.0.load(Ordering::Relaxed), 1);
-    replies.send_reply(reply_of(1, 1));
-    assert_eq!(take(&replies).replies.len(), 1);
-    assert!(matches!(replies.poll_take(&Context::from_waker(Waker::noop())), Poll::Ready(None)));
-}

@@ -1,26 +1,28 @@
-//! Divides the outbox into messages of bounded size.
+//! [`BatchPacker`]: divides the outbox into messages of bounded size.
 
 use std::collections::HashSet;
 
 use super::{ITEM_BYTES, chunk_size, reply_size};
 use crate::pb::{CallChunk, CallChunks, CallReply};
 
-/// The budget of a message in bytes. The first item may exceed it.
-pub(super) struct BatchBudget {
+/// Selects the items of the next message, within a size limit in bytes and without reordering the items of a call. The first item
+/// may exceed the limit.
+pub(super) struct BatchPacker {
     pub(super) used: usize,
     limit: usize,
-    /// Whether an item exceeded the budget. Items that must not overtake it then stay in the outbox.
+    /// Whether the last item did not fit. Later items then stay in the outbox, because they must not overtake it. Recalled calls,
+    /// which have no other items, are the exception.
     is_full: bool,
     /// The ids of calls whose next item is sent in parts. Later items of these calls wait.
     blocked_calls: HashSet<u64>,
 }
 
-impl BatchBudget {
+impl BatchPacker {
     pub(super) fn new(limit: usize) -> Self {
         Self { used: 0, limit, is_full: false, blocked_calls: HashSet::new() }
     }
 
-    /// Adds an item of this size, unless it exceeds the budget. Returns whether it was added.
+    /// Adds an item of this size if it fits. Returns whether it was added.
     const fn try_add(&mut self, size: usize) -> bool {
         self.is_full = self.used > 0 && self.used + size > self.limit;
         if !self.is_full {
@@ -29,15 +31,15 @@ impl BatchBudget {
         !self.is_full
     }
 
-    /// Takes items from the front within the budget.
+    /// Takes the items from the front that fit.
     pub(super) fn take<T>(&mut self, items: &mut Vec<T>, size: impl Fn(&T) -> usize) -> Vec<T> {
         let count = items.iter().take_while(|item| self.try_add(size(item))).count();
         let rest = items.split_off(count);
         std::mem::replace(items, rest)
     }
 
-    /// Takes runs of chunks from the front within the budget, and divides a run if necessary. Of each call, it takes only the
-    /// chunks before the first large one.
+    /// Takes the runs of chunks from the front that fit, and divides a run if necessary. Takes only the chunks before the first
+    /// large chunk of each call.
     pub(super) fn take_runs(
         &mut self,
         runs: &mut Vec<CallChunks>,
@@ -66,7 +68,7 @@ impl BatchBudget {
         taken
     }
 
-    /// Adds chunks from the front of a run within the budget. Returns their number.
+    /// Adds the chunks from the front of a run that fit. Returns their number.
     fn add_chunks(&mut self, run: &CallChunks, is_large: impl Fn(&CallChunk) -> bool) -> usize {
         let count = run.chunks.len();
         for (i, chunk) in run.chunks.iter().enumerate() {
@@ -83,7 +85,7 @@ impl BatchBudget {
         count
     }
 
-    /// Takes replies from the front within the budget, except large ones and those behind a large chunk of their call.
+    /// Takes the replies from the front that fit, except large ones and those behind a large chunk of their call.
     pub(super) fn take_replies(
         &mut self,
         replies: &mut Vec<CallReply>,

@@ -1,4 +1,4 @@
-//! [`Entry`]: detects and undoes a change of one dict entry, such as `sys.stdout`, after a call.
+//! [`GuardedEntry`]: detects and undoes a change of one dict entry, such as `sys.stdout`, after a call.
 
 use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 
@@ -12,7 +12,7 @@ use pyo3::{
 ///
 /// A comparison reads the entry at its last known position, which costs a fraction of a lookup. The position rarely changes.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct GuardedEntry {
     dict: Py<PyDict>,
     /// The key, as it is interned in the dict.
     name: Py<PyString>,
@@ -21,7 +21,7 @@ pub(super) struct Entry {
     position: AtomicIsize,
 }
 
-impl Entry {
+impl GuardedEntry {
     /// Records the current value of a key.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ mod tests {
             for name in ["a", "b", "c"] {
                 dict.set_item(PyString::intern(py, name), name).unwrap();
             }
-            let entry = Entry::new(&dict, "b").unwrap();
+            let entry = GuardedEntry::new(&dict, "b").unwrap();
             let assert_unchanged = |expected: bool| {
                 // Twice, because the first comparison may update the position.
                 assert_eq!([entry.is_unchanged(py), entry.is_unchanged(py)], [expected; 2]);
