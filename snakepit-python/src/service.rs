@@ -18,17 +18,16 @@ use snakepit_proto::{
     status::{self, bounded_text, error_status},
 };
 use snakepit_registry::{
-    Arguments, CallId, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply,
-    TraceContext,
+    Arguments, CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply, TraceContext,
 };
 use snakepit_session::{Payload, SessionId};
 use snakepit_wire::{
-    bad_argument, bad_field, failure_to_wire,
+    bad_argument, bad_field, chunks_to_wire, failure_to_wire,
     mux::{Replies, Serve},
     payload_from_wire, payload_to_wire,
 };
 use tokio::time::Instant;
-use tokio_stream::{Stream, StreamExt};
+use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
@@ -90,7 +89,8 @@ impl WorkerService {
         let tool = Arc::clone(&call.tool);
         match self.tools.call(call).await {
             Ok(ToolReply { body: ReplyBody::Stream(chunks), .. }) => {
-                Ok(Response::new(tool_chunks(tool, session_id, chunks)))
+                let chunks = chunks_to_wire(&tool, chunks, move |error| to_status(error, session_id.clone()));
+                Ok(Response::new(Box::pin(chunks)))
             }
             Ok(_) => Err(error_status(
                 Code::Internal,
@@ -115,24 +115,6 @@ impl WorkerService {
         self.tools.cancel(id).await.map_err(|error| to_status(error, String::new()))?;
         Ok(Response::new(pb::CancelToolResponse { was_active }))
     }
-}
-
-/// Numbers the chunks from 1 and marks the end, which distinguishes a complete stream from a broken one.
-fn tool_chunks(tool: Arc<str>, session_id: String, chunks: ChunkStream) -> ToolChunks {
-    let mut count = 0_u64;
-    let numbered = chunks.map(move |chunk| {
-        let chunk = chunk.map_err(|error| to_status(error, session_id.clone()))?;
-        count += 1;
-        Ok(pb::ToolChunk {
-            chunk_id: format!("{tool}-{count}"),
-            data: chunk.data,
-            is_final: false,
-            metadata: chunk.metadata,
-        })
-    });
-    // An error ends a gRPC stream, so the end mark after it is not sent.
-    let end = tokio_stream::once(Ok(pb::ToolChunk { is_final: true, ..pb::ToolChunk::default() }));
-    Box::pin(numbered.chain(end))
 }
 
 fn read_call(request: Request<pb::ExecuteToolRequest>, mode: CallMode) -> Result<(ToolCall, String), Status> {

@@ -14,6 +14,7 @@
 #![warn(missing_docs)]
 
 mod backlog;
+mod chunks;
 mod failure;
 pub mod mux;
 mod request;
@@ -23,6 +24,7 @@ mod value;
 
 pub use self::{
     backlog::{Backlog, read_ahead},
+    chunks::chunks_to_wire,
     failure::{bad_argument, bad_field, failure_from_wire, failure_to_wire},
     request::{check_size, request_to_wire},
     spec::{spec_from_registration, spec_to_registration, spec_to_wire},

@@ -2,10 +2,9 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
 use snakepit_proto::{headers, pb, status::bounded_text};
 use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
-use snakepit_wire::{failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
+use snakepit_wire::{chunks_to_wire, failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
@@ -54,23 +53,8 @@ impl Bridge {
         let ReplyBody::Stream(chunks) = body else {
             return Err(unexpected_reply(&tool, "a value", "a stream"));
         };
-        // Chunks are numbered from 1. A final one without data distinguishes the end from a broken connection.
-        let mut count = 0_u64;
-        let chunks = chunks.map(move |item| {
-            count += 1;
-            let chunk = item.map_err(from_tool_error)?;
-            Ok(pb::ToolChunk {
-                chunk_id: format!("{tool}-{count}"),
-                data: chunk.data,
-                is_final: false,
-                metadata: chunk.metadata,
-            })
-        });
-        let end = futures_util::stream::once(async {
-            Ok(pb::ToolChunk { is_final: true, ..pb::ToolChunk::default() })
-        });
-        // An error ends a gRPC stream, so the final chunk is not sent after one.
-        let mut response = Response::new(Box::pin(chunks.chain(end)) as ChunkResponse);
+        let chunks: ChunkResponse = Box::pin(chunks_to_wire(&tool, chunks, from_tool_error));
+        let mut response = Response::new(chunks);
         set_worker_header(response.metadata_mut(), worker.as_deref());
         Ok(response)
     }

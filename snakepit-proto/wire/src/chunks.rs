@@ -1,0 +1,54 @@
+//! Streams of chunks as `ExecuteStreamingTool` sends them.
+
+use futures_util::{Stream, StreamExt, stream};
+use snakepit_proto::pb;
+use snakepit_registry::{Chunk, ToolError};
+use tonic::Status;
+
+/// The digits of the largest number of a chunk.
+const MAX_DIGITS: usize = 20;
+
+/// Returns the messages of a stream of `tool`. Chunks have the ids `tool-1`, `tool-2` and so on. A final message without data
+/// marks the end, which distinguishes a complete stream from a broken connection. An error ends a gRPC stream, so a client does
+/// not receive the final message after one.
+pub fn chunks_to_wire<S>(
+    tool: &str,
+    chunks: S,
+    to_status: impl Fn(ToolError) -> Status + Send + 'static,
+) -> impl Stream<Item = Result<pb::ToolChunk, Status>> + Send + 'static
+where
+    S: Stream<Item = Result<Chunk, ToolError>> + Send + 'static,
+{
+    let prefix = format!("{tool}-");
+    let mut count = 0_u64;
+    let numbered = chunks.map(move |chunk| {
+        let Chunk { data, metadata } = chunk.map_err(&to_status)?;
+        count += 1;
+        // One allocation, because a stream may have millions of chunks.
+        let mut chunk_id = String::with_capacity(prefix.len() + MAX_DIGITS);
+        chunk_id.push_str(&prefix);
+        chunk_id.push_str(itoa::Buffer::new().format(count));
+        Ok(pb::ToolChunk { chunk_id, data, is_final: false, metadata })
+    });
+    numbered.chain(stream::iter([Ok(pb::ToolChunk { is_final: true, ..pb::ToolChunk::default() })]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn chunks_are_numbered_and_the_end_is_marked() {
+        let chunk = |data: &'static str| Chunk { data: data.into(), metadata: BTreeMap::new() };
+        let items = [Ok(chunk("1")), Ok(chunk("2")), Err(ToolError::Cancelled { tool: "count".into() })];
+        let chunks = chunks_to_wire("count", stream::iter(items), |error| Status::aborted(error.to_string()));
+        let messages: Vec<_> = chunks.collect().await;
+        let ids: Vec<_> =
+            messages.iter().map(|message| message.as_ref().map(|it| it.chunk_id.as_str()).ok()).collect();
+        assert_eq!(ids, [Some("count-1"), Some("count-2"), None, Some("")]);
+        assert_eq!(messages[1].as_ref().unwrap().data, "2");
+        assert!(messages[3].as_ref().unwrap().is_final && !messages[0].as_ref().unwrap().is_final);
+    }
+}
