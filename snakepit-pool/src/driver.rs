@@ -109,7 +109,7 @@ pub(crate) enum Startup {
 
 /// Work that runs foreign code and therefore waits until the lock is released.
 #[derive(Default)]
-struct Deferred {
+struct DeferredWork {
     /// The tasks to wake, usually only one.
     waker: Option<Waker>,
     more_wakers: Vec<Waker>,
@@ -121,7 +121,7 @@ struct Deferred {
     streams: Vec<SharedChunks>,
 }
 
-impl Deferred {
+impl DeferredWork {
     fn wake(&mut self, waker: Option<Waker>) {
         match (waker, &self.waker) {
             (Some(waker), None) => self.waker = Some(waker),
@@ -219,15 +219,15 @@ impl Driver {
     }
 
     /// Runs `run` under the lock, and its deferred work after the lock is released.
-    fn with_state<T>(&self, run: impl FnOnce(&mut State, &mut Deferred) -> T) -> T {
-        let mut deferred = Deferred::default();
+    fn with_state<T>(&self, run: impl FnOnce(&mut State, &mut DeferredWork) -> T) -> T {
+        let mut deferred = DeferredWork::default();
         let output = run(&mut self.lock(), &mut deferred);
         deferred.run();
         output
     }
 
     /// Runs the scheduler and applies its effects. None of them blocks; slow work becomes a [`Command`].
-    fn apply(&self, state: &mut State, event: Event, now: Instant, deferred: &mut Deferred) {
+    fn apply(&self, state: &mut State, event: Event, now: Instant, deferred: &mut DeferredWork) {
         let may_deadlock = Self::may_deadlock(state, &event);
         let State { scheduler, waiters, leases, live_workers, cancelling, .. } = state;
         for effect in scheduler.handle_event(event, now) {
@@ -329,7 +329,13 @@ impl Driver {
     }
 
     /// Removes the record of a lease and submits the event that ended it.
-    fn end_lease(&self, state: &mut State, key: usize, event: Event, deferred: &mut Deferred) -> LeaseRecord {
+    fn end_lease(
+        &self,
+        state: &mut State,
+        key: usize,
+        event: Event,
+        deferred: &mut DeferredWork,
+    ) -> LeaseRecord {
         let lease = state.leases.remove(key);
         if !lease.is_revoked {
             self.apply(state, event, Instant::now(), deferred);
@@ -349,7 +355,7 @@ impl Driver {
         worker_key: WorkerKey,
         tool: Arc<str>,
         load: Load,
-        deferred: &mut Deferred,
+        deferred: &mut DeferredWork,
     ) -> (LeaseRecord, Acquire) {
         let lease = state.leases.remove(key);
         let deadline = lease.deadline;

@@ -45,20 +45,20 @@ impl Backpressure {
     }
 
     /// Wraps a connection to track its writes.
-    pub(crate) fn monitor<S>(&self, stream: S) -> Monitored<S> {
-        Monitored { stream, backpressure: self.clone(), is_full: false }
+    pub(crate) fn monitor<S>(&self, stream: S) -> MonitoredStream<S> {
+        MonitoredStream { stream, backpressure: self.clone(), is_full: false }
     }
 }
 
 /// A connection that reports whether its socket buffer is full.
 #[derive(Debug)]
-pub(crate) struct Monitored<S> {
+pub(crate) struct MonitoredStream<S> {
     stream: S,
     backpressure: Backpressure,
     is_full: bool,
 }
 
-impl<S> Monitored<S> {
+impl<S> MonitoredStream<S> {
     fn track<T>(&mut self, written: Poll<T>) -> Poll<T> {
         if written.is_pending() != self.is_full {
             self.is_full = written.is_pending();
@@ -77,7 +77,7 @@ impl<S> Monitored<S> {
     }
 }
 
-impl<S> Drop for Monitored<S> {
+impl<S> Drop for MonitoredStream<S> {
     fn drop(&mut self) {
         if self.is_full {
             self.release();
@@ -85,7 +85,7 @@ impl<S> Drop for Monitored<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Monitored<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for MonitoredStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -95,7 +95,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Monitored<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Monitored<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.track(written)
@@ -123,7 +123,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Monitored<S> {
     }
 }
 
-impl<S: Connected> Connected for Monitored<S> {
+impl<S: Connected> Connected for MonitoredStream<S> {
     type ConnectInfo = S::ConnectInfo;
 
     fn connect_info(&self) -> S::ConnectInfo {

@@ -11,7 +11,7 @@ use crate::{CallId, ToolCall, ToolError, ToolReply};
 /// still run for a while, depending on the handler. [`cancel`](ToolHandler::cancel) waits for its end.
 #[async_trait]
 pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
-    /// Runs a call. Returns [`ReplyBody::Stream`](crate::ReplyBody::Stream) if and only if the call is streaming.
+    /// Runs a call. Must return [`ReplyBody::Stream`](crate::ReplyBody::Stream) if and only if the call is streaming.
     ///
     /// The host drops the future at [`ToolCall::deadline`], unless the handler
     /// [enforces deadlines](ToolHandler::enforces_deadlines).
@@ -20,30 +20,30 @@ pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
     /// Any [`ToolError`]. A failure during a stream is the last item of the stream.
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError>;
 
-    /// Cancels a call if it still runs, and returns once it has provably ended. Also succeeds for calls that have ended
-    /// and for unknown calls.
+    /// Cancels a call if it still runs. Must return `Ok` only once the call has provably ended. Must also succeed for calls that
+    /// have ended and for unknown calls.
     ///
     /// The default implementation returns immediately. It suits handlers whose calls end when their future is dropped.
     ///
     /// # Errors
-    /// Any [`ToolError`] if the handler could not confirm the end of the call. The caller must then assume that it
+    /// Any [`ToolError`] if the handler could not confirm the end of the call. The caller must then assume that the call
     /// still runs.
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
         let _ = call;
         Ok(())
     }
 
-    /// Whether the handler enforces deadlines and the shutdown itself. It then ends calls and their streams at the deadline, and
-    /// reports the stage that they had reached. The host sets no timer for them, so that exactly one component decides how a
-    /// call ends.
+    /// Whether the handler enforces deadlines and the shutdown itself. Such a handler must end calls and their streams at the
+    /// deadline and at a shutdown, and must report the stage that they had reached. The host sets no timer for them, so that
+    /// exactly one component decides how a call ends.
     ///
     /// The default implementation returns `false`.
     fn enforces_deadlines(&self) -> bool {
         false
     }
 
-    /// Asks the handler to return a call that it has accepted but may not have begun. If the call has not begun, it
-    /// never will, and its future soon fails with [`ToolError::Recalled`]. Otherwise the call is not affected.
+    /// Asks the handler to return a call that it has accepted but may not have begun. If the call has not begun, the handler must
+    /// never begin it, and its future must soon fail with [`ToolError::Recalled`]. Otherwise the call must not be affected.
     ///
     /// Must not block. The default implementation does nothing. It suits handlers that begin every call immediately.
     fn recall(&self, call: CallId) {

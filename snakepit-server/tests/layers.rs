@@ -201,7 +201,7 @@ async fn host_tools_pass_the_layers_but_their_own_calls_do_not_pass_them_again()
 }
 
 /// A layer that rejects every call.
-fn rejecting() -> impl tower::Layer<
+fn rejecting_layer() -> impl tower::Layer<
     CallService,
     Service: Service<ToolCall, Response = ToolReply, Error = ToolError, Future: Send> + Clone + Send + Sync,
 > + Send
@@ -224,7 +224,7 @@ async fn a_client_that_calls_a_host_tool_as_workers_do_passes_the_layers() {
     ] {
         let fixture = Fixture::start(|b| {
             let b = b.host_tool("one", |_: Value| async { 1 });
-            if rejects { b.layer(rejecting()) } else { b.layer(ConcurrencyLimitLayer::new(1)) }
+            if rejects { b.layer(rejecting_layer()) } else { b.layer(ConcurrencyLimitLayer::new(1)) }
         })
         .await;
         let url = format!("unix://{}", fixture.snakepit.socket().display());

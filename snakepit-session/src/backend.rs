@@ -63,23 +63,23 @@ pub struct Page<T> {
 
 /// Stores sessions.
 ///
-/// Operations on one session are linearizable, also between hosts that share a backend. Once a session expires, every operation
-/// treats it as missing, even if its memory is not reclaimed yet.
+/// Operations on one session must be linearizable, also between hosts that share a backend. Once a session expires, every operation
+/// must treat it as missing, even if its memory is not reclaimed yet.
 ///
 /// To implement a backend, use [`kit`](crate::kit), which contains the semantics of every operation, and test it with the
 /// suites of `snakepit-session-testkit`.
 ///
 /// # Cancel safety
-/// If a future is dropped, its operation happens completely or not at all.
+/// If a future is dropped, its operation must happen completely or not at all.
 ///
 /// # Errors
-/// Operations on a missing or expired session return [`SessionError::NotFound`]. A backend that cannot reach its storage
-/// returns [`SessionError::Backend`]. With remote storage, a write that returns this error may have been applied. Repeat such
+/// Operations on a missing or expired session must return [`SessionError::NotFound`]. A backend that cannot reach its storage
+/// must return [`SessionError::Backend`]. With remote storage, a write that returns this error may have been applied. Repeat such
 /// a write only if it is idempotent, for example because it has an expected version. A
-/// backend that knows that it wrote nothing returns [`SessionError::NotWritten`].
+/// backend that knows that it wrote nothing should return [`SessionError::NotWritten`].
 ///
 /// # Renewal
-/// Every operation on a session renews its TTL, except [`list`](Self::list) and [`set_last_worker`](Self::set_last_worker).
+/// Every operation on a session must renew its TTL, except [`list`](Self::list) and [`set_last_worker`](Self::set_last_worker).
 #[async_trait]
 pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// Returns the session with this id, and creates it if it does not exist. Racing creators get the same session, and exactly

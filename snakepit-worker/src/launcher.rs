@@ -14,18 +14,18 @@ use crate::{Worker, WorkerError, WorkerId};
 /// example.
 #[async_trait]
 pub trait WorkerLauncher: Send + Sync + std::fmt::Debug + 'static {
-    /// Starts a worker and returns when it accepts calls. Launches may run concurrently.
+    /// Starts a worker and returns when the worker accepts calls. Launches may run concurrently.
     ///
-    /// The [`Worker`] has the id of the request. A host registers the tools that the worker
+    /// The returned [`Worker`] must have the id of the request. A host registers the tools that the worker
     /// [announces](Worker::with_tools) before it sends the first call. Processes may also register their tools over the
     /// host's socket, with the token that [`LaunchRequest::host`] provides.
     ///
     /// # Errors
-    /// [`WorkerError`] if the worker could not be started. A process that the launch started has exited by then. The pool
+    /// [`WorkerError`] if the worker could not be started. A process that the launch started must have exited by then. The pool
     /// launches again after a backoff.
     ///
     /// # Cancel safety
-    /// Dropping the future kills the process that it started.
+    /// Dropping the future must kill the process that the launch started.
     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError>;
 }
 

@@ -180,7 +180,7 @@ fn finish_unary(kind: &'static str, tally: &Tally, nonce: u64, started_at: Insta
         tally.violation(format!("{kind}: the result for nonce {nonce} is {value}"));
     }
     tally.must_have_run(nonce);
-    tally.succeeded(kind, started_at);
+    tally.record_success(kind, started_at);
 }
 
 async fn plain_stream(mut client: Client, tally: Arc<Tally>, nonce: u64) {
@@ -226,7 +226,7 @@ fn finish_stream(kind: &'static str, tally: &Tally, nonce: u64, started_at: Inst
     if !received.iter().copied().eq(first..first + chunks(nonce)) {
         tally.violation(format!("{kind}: the {} chunks of nonce {nonce} are wrong", received.len()));
     }
-    tally.succeeded(kind, started_at);
+    tally.record_success(kind, started_at);
 }
 
 fn record_failure(kind: &'static str, tally: &Tally, nonce: u64, started_at: Instant, status: &Status) {
@@ -237,9 +237,9 @@ fn record_failure(kind: &'static str, tally: &Tally, nonce: u64, started_at: Ins
     } else {
         reason
     };
-    tally.failed(kind, caller(nonce), started_at, reason, status.message());
+    tally.record_failure(kind, caller(nonce), started_at, reason, status.message());
 }
 
 fn record_error(kind: &'static str, tally: &Tally, nonce: u64, started_at: Instant, error: &Error) {
-    tally.failed(kind, caller(nonce), started_at, crate::report::reason(error), &error.to_string());
+    tally.record_failure(kind, caller(nonce), started_at, crate::report::reason(error), &error.to_string());
 }

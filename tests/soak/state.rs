@@ -115,11 +115,11 @@ async fn write(mut client: Client, session: String, tally: Arc<Tally>) -> i32 {
                     tally.violation(format!("write {next} was acknowledged as {}", response.new_version));
                 }
                 version = next;
-                tally.succeeded("write", began);
+                tally.record_success("write", began);
             }
             Err(status) => {
                 let reason = reason(&status, began);
-                tally.failed("write", Caller::Session, began, reason, status.message());
+                tally.record_failure("write", Caller::Session, began, reason, status.message());
                 // The write may be stored. Reading the version shows it.
                 version = read_after_failure(&mut client, &session, version, &tally).await;
             }
@@ -186,7 +186,13 @@ async fn watch(mut client: Client, session: String, tally: Arc<Tally>) -> Option
             Ok(response) => response.into_inner(),
             Err(status) if details_of(&status).reason.as_deref() == Some("SESSION_NOT_FOUND") => return last,
             Err(status) => {
-                tally.failed("watch", Caller::Session, began, reason(&status, began), status.message());
+                tally.record_failure(
+                    "watch",
+                    Caller::Session,
+                    began,
+                    reason(&status, began),
+                    status.message(),
+                );
                 sleep(Duration::from_millis(50)).await;
                 continue;
             }

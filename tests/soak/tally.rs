@@ -42,13 +42,13 @@ impl Tally {
     }
 
     /// Counts a call that succeeded.
-    pub(crate) fn succeeded(&self, kind: &'static str, began: Instant) {
+    pub(crate) fn record_success(&self, kind: &'static str, began: Instant) {
         self.check_duration(kind, began, "ok");
         self.count(kind, "ok", 1);
     }
 
     /// Counts a call that failed. The failure is a violation unless a fault explains it.
-    pub(crate) fn failed(
+    pub(crate) fn record_failure(
         &self,
         kind: &'static str,
         caller: Caller,

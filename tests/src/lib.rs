@@ -13,7 +13,7 @@ pub use processes::{EVENT_TIMEOUT, Signal, eventually, is_alive, processes_with,
 pub use proxy::Proxy;
 pub use redis::Redis;
 pub use sandbox::{
-    Sandbox, SandboxBuilder, StartFailure, Starting, daemon_binary, plain_calls, python, root,
+    Sandbox, SandboxBuilder, StartFailure, StartingSandbox, daemon_binary, plain_calls, python, root,
 };
 pub use wire::{Client, arguments, execute, execute_within, result_of, tool_request};
 

@@ -100,7 +100,7 @@ pub struct SandboxBuilder {
 
 /// A daemon that is starting.
 #[derive(Debug)]
-pub struct Starting {
+pub struct StartingSandbox {
     child: Child,
     stdout: Lines<BufReader<ChildStdout>>,
     dir: tempfile::TempDir,
@@ -308,7 +308,7 @@ impl SandboxBuilder {
 
     /// Starts the process without waiting.
     #[must_use]
-    pub fn spawn(self) -> Starting {
+    pub fn spawn(self) -> StartingSandbox {
         let mut command = match &self.shell {
             Some(line) => {
                 let mut command = Command::new("bash");
@@ -340,11 +340,11 @@ impl SandboxBuilder {
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let drain = tokio::task::spawn(drain(stderr, Arc::clone(&log)));
         let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
-        Starting { child, stdout, dir: self.dir, log, drain }
+        StartingSandbox { child, stdout, dir: self.dir, log, drain }
     }
 }
 
-impl Starting {
+impl StartingSandbox {
     /// Returns the pid.
     #[must_use]
     pub fn pid(&self) -> u32 {

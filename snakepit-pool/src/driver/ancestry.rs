@@ -12,7 +12,7 @@ use std::{
 use snakepit_registry::{CallId, ToolCall};
 use tokio::time::Instant;
 
-use super::{AcquireError, Deferred, Driver, Event, State};
+use super::{AcquireError, DeferredWork, Driver, Event, State};
 use crate::scheduler::{Slot, SlotState, Ticket};
 
 /// Records the ancestors of one call. Dropping it removes the record.
@@ -114,7 +114,7 @@ impl Driver {
     }
 
     /// Rejects the newest queued nested call if ancestors of queued calls hold every worker.
-    pub(super) fn end_deadlock(&self, state: &mut State, deferred: &mut Deferred) {
+    pub(super) fn end_deadlock(&self, state: &mut State, deferred: &mut DeferredWork) {
         // A cheap check that is usually decisive: every worker must run an ancestor of some nested call.
         if !holds_every_slot(state, |call| state.nested.has_descendants(call)) {
             return;

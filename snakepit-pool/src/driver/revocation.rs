@@ -6,7 +6,7 @@ use snakepit_registry::CallId;
 use tokio::time::Instant;
 
 use super::{
-    AcquireError, Deferred, Driver, Event, State,
+    AcquireError, DeferredWork, Driver, Event, State,
     lease::{LeaseRecord, LeaseSignal},
 };
 use crate::scheduler::earlier;
@@ -39,7 +39,7 @@ impl Driver {
     fn send_signal(
         &self,
         state: &mut State,
-        deferred: &mut Deferred,
+        deferred: &mut DeferredWork,
         signal: LeaseSignal,
         matches: impl Fn(&LeaseRecord) -> bool,
     ) {
@@ -55,7 +55,7 @@ impl Driver {
 
     /// Revokes the leases of calls that did not react to a signal, because they are not polled. Otherwise a stream with
     /// a stalled reader would hold its worker beyond the deadline.
-    fn revoke(&self, state: &mut State, deferred: &mut Deferred, now: Instant) {
+    fn revoke(&self, state: &mut State, deferred: &mut DeferredWork, now: Instant) {
         let mut abandoned = Vec::new();
         for (_, lease) in &mut state.leases {
             if lease.must_end() && !lease.is_revoked && lease.deadline.is_some_and(|at| at <= now) {

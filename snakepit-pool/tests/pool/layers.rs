@@ -34,7 +34,7 @@ where
 }
 
 /// A layer that counts attempts.
-fn counting(attempts: &Arc<AtomicUsize>) -> CallLayers {
+fn counting_layers(attempts: &Arc<AtomicUsize>) -> CallLayers {
     let attempts = Arc::clone(attempts);
     layers(tower::util::MapRequestLayer::new(move |call: ToolCall| {
         attempts.fetch_add(1, Ordering::Relaxed);
@@ -45,7 +45,7 @@ fn counting(attempts: &Arc<AtomicUsize>) -> CallLayers {
 #[tokio::test(start_paused = true)]
 async fn attempt_layers_see_each_attempt() {
     let attempts = Arc::new(AtomicUsize::new(0));
-    let (mut harness, mut workers) = PoolHarness::up_with_layers(config(2), counting(&attempts)).await;
+    let (mut harness, mut workers) = PoolHarness::up_with_layers(config(2), counting_layers(&attempts)).await;
     let caller = harness.call(ToolCall { idempotent: true, ..ToolCall::new("t") }).await;
     let call = harness.next_call().await;
     let index = workers.iter().position(|worker| worker.id == call.worker).unwrap();

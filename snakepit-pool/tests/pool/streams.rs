@@ -10,7 +10,7 @@ use tokio::{sync::mpsc, time::Instant};
 use crate::puppet::{Item, PoolHarness, PuppetWorker, chunk, config, next};
 
 /// A pool of one worker that runs a stream, after its first chunk.
-async fn streaming(call: ToolCall) -> (PoolHarness, PuppetWorker, ToolReply, mpsc::UnboundedSender<Item>) {
+async fn start_stream(call: ToolCall) -> (PoolHarness, PuppetWorker, ToolReply, mpsc::UnboundedSender<Item>) {
     let (mut harness, mut workers) = PoolHarness::up(config(1)).await;
     let caller = harness.call(call.streaming()).await;
     let chunk_sender = harness.next_call().await.stream();
@@ -23,7 +23,7 @@ async fn streaming(call: ToolCall) -> (PoolHarness, PuppetWorker, ToolReply, mps
 
 #[tokio::test(start_paused = true)]
 async fn the_worker_is_busy_until_the_stream_ends() {
-    let (mut harness, _worker, mut reply, chunk_sender) = streaming(ToolCall::new("s")).await;
+    let (mut harness, _worker, mut reply, chunk_sender) = start_stream(ToolCall::new("s")).await;
     let behind = harness.call_tool("t").await;
     harness.settle().await;
     assert_eq!(harness.state(0), WorkerState::Busy);
@@ -41,7 +41,7 @@ async fn the_worker_is_busy_until_the_stream_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_ends_the_stream_and_frees_the_worker() {
-    let (harness, _worker, mut reply, chunk_sender) = streaming(ToolCall::new("s")).await;
+    let (harness, _worker, mut reply, chunk_sender) = start_stream(ToolCall::new("s")).await;
     chunk_sender.send(Err(ToolError::Failed(Box::default()))).unwrap();
     assert!(matches!(next(&mut reply).await, Some(Err(ToolError::Failed(_)))));
     assert_eq!(harness.state(0), WorkerState::Idle);
@@ -51,7 +51,7 @@ async fn an_error_ends_the_stream_and_frees_the_worker() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_dropped_early_quarantines_the_worker() {
-    let (mut harness, _worker, reply, chunk_sender) = streaming(ToolCall::new("s")).await;
+    let (mut harness, _worker, reply, chunk_sender) = start_stream(ToolCall::new("s")).await;
     drop(reply);
     assert!(chunk_sender.is_closed());
     assert_eq!(harness.state(0), WorkerState::Quarantined);
@@ -63,7 +63,7 @@ async fn a_stream_dropped_early_quarantines_the_worker() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_fails_when_its_worker_is_lost() {
-    let (mut harness, worker, mut reply, _chunk_sender) = streaming(ToolCall::new("s")).await;
+    let (mut harness, worker, mut reply, _chunk_sender) = start_stream(ToolCall::new("s")).await;
     let start = Instant::now();
     worker.exit(ExitReason::Code(3));
     let error = next(&mut reply).await.unwrap().unwrap_err();
@@ -79,7 +79,7 @@ async fn a_stream_fails_when_its_worker_is_lost() {
 async fn a_stream_ends_at_its_deadline() {
     let start = Instant::now();
     let call = ToolCall::new("s").with_deadline(start + Duration::from_secs(1));
-    let (mut harness, _worker, mut reply, chunk_sender) = streaming(call).await;
+    let (mut harness, _worker, mut reply, chunk_sender) = start_stream(call).await;
     let error = next(&mut reply).await.unwrap().unwrap_err();
     assert!(matches!(error, ToolError::DeadlineExceeded { .. }), "{error}");
     assert!(chunk_sender.is_closed());
@@ -93,7 +93,7 @@ async fn a_stream_ends_at_its_deadline() {
 async fn a_stalled_reader_does_not_hold_the_worker_beyond_the_deadline() {
     let start = Instant::now();
     let call = ToolCall::new("s").with_deadline(start + Duration::from_secs(1));
-    let (mut harness, _worker, mut reply, chunk_sender) = streaming(call).await;
+    let (mut harness, _worker, mut reply, chunk_sender) = start_stream(call).await;
     let behind = harness.call_tool("t").await;
     // The stream is not polled, but its worker must become free.
     harness.next_cancel().await.answer.send(Ok(())).unwrap();
@@ -110,7 +110,7 @@ async fn a_stalled_reader_does_not_hold_the_worker_beyond_the_deadline() {
 async fn a_stream_cancelled_by_id_fails_even_if_it_is_not_polled() {
     let call = ToolCall::new("s");
     let id = call.id;
-    let (mut harness, _worker, mut reply, chunk_sender) = streaming(call).await;
+    let (mut harness, _worker, mut reply, chunk_sender) = start_stream(call).await;
     let tool = harness.tool();
     let (cancelled, ()) = tokio::join!(snakepit_registry::ToolHandler::cancel(&*tool, id), async {
         harness.next_cancel().await.answer.send(Ok(())).unwrap();

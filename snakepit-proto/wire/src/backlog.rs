@@ -203,7 +203,7 @@ mod tests {
     }
 
     /// The versions that a reader receives, with the number of lost updates as a negative number.
-    async fn received(backlog: Backlog) -> Vec<i64> {
+    async fn receive_all(backlog: Backlog) -> Vec<i64> {
         let version_or_loss = |update: Result<VariableUpdate, Status>| {
             let update = update.unwrap();
             match update.variable {
@@ -220,13 +220,13 @@ mod tests {
         let updates = (1..=40).map(|version| Ok(update(version, MIB)));
         let (reading, backlog) = read_ahead(stream::iter(updates));
         reading.await;
-        let received = received(backlog).await;
+        let received = receive_all(backlog).await;
         assert_eq!(received[..2], [-25, 26]);
         assert_eq!(received[1..], Vec::from_iter(26..=40));
         // The newest update is kept, even above the limit.
         let (reading, backlog) = read_ahead(stream::iter([Ok(update(1, 1)), Ok(update(2, 2 * MAX_BYTES))]));
         reading.await;
-        assert_eq!(self::received(backlog).await, [-1, 2]);
+        assert_eq!(self::receive_all(backlog).await, [-1, 2]);
     }
 
     #[tokio::test]
@@ -236,11 +236,11 @@ mod tests {
         let updates = [initial.clone(), initial, update(1, 10)].map(Ok);
         let (reading, backlog) = read_ahead(stream::iter(updates));
         reading.await;
-        assert_eq!(received(backlog).await, [0, 0, 1]);
+        assert_eq!(receive_all(backlog).await, [0, 0, 1]);
         let updates = [lost, update(1, 10), update(2, MAX_BYTES)].map(Ok);
         let (reading, backlog) = read_ahead(stream::iter(updates));
         reading.await;
-        assert_eq!(received(backlog).await, [-8, 2]);
+        assert_eq!(receive_all(backlog).await, [-8, 2]);
     }
 
     #[tokio::test]
@@ -260,10 +260,10 @@ mod tests {
         assert_eq!((lost.update_type.as_str(), lost.lost_updates), (LOST, 1));
         drop(sender);
         reading.await;
-        assert_eq!(received(backlog).await, [2]);
+        assert_eq!(receive_all(backlog).await, [2]);
         let (reading, backlog) = read_ahead(stream::iter([Ok(initial)].into_iter().chain(updates)));
         reading.await;
-        assert_eq!(received(backlog).await, [-2, 2], "the initial value is older than the updates");
+        assert_eq!(receive_all(backlog).await, [-2, 2], "the initial value is older than the updates");
     }
 
     #[tokio::test]

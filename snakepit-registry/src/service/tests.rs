@@ -15,7 +15,7 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A service that marks its call as begun and waits for a permit.
-fn gated(
+fn gated_tool(
     permits: &Arc<Semaphore>,
 ) -> impl Service<ToolCall, Response = ToolReply, Error = ToolError, Future = CallFuture<'static>> + Clone + use<>
 {
@@ -32,10 +32,10 @@ fn gated(
     })
 }
 
-fn layered(permits: &Arc<Semaphore>, add: impl FnOnce(&mut CallLayers)) -> CallService {
+fn layered_service(permits: &Arc<Semaphore>, add: impl FnOnce(&mut CallLayers)) -> CallService {
     let mut layers = CallLayers::default();
     add(&mut layers);
-    layers.wrap(gated(permits)).unwrap()
+    layers.wrap(gated_tool(permits)).unwrap()
 }
 
 fn call() -> ToolCall {
@@ -45,14 +45,14 @@ fn call() -> ToolCall {
 #[tokio::test(start_paused = true)]
 async fn errors_of_towers_layers_have_the_right_kind_and_keep_their_source() {
     let permits = Arc::new(Semaphore::new(0));
-    let timeout = layered(&permits, |layers| layers.push(TimeoutLayer::new(SECOND)));
+    let timeout = layered_service(&permits, |layers| layers.push(TimeoutLayer::new(SECOND)));
     let late = timeout.run_bounded(call(), std::future::pending()).await.unwrap_err();
     assert!(late.is_timeout() && late.may_have_run(), "{late:?}");
     assert!(late.source().unwrap().is::<tower::timeout::error::Elapsed>());
     assert_eq!(late.to_string(), "a layer of the host ended the call: request timed out");
 
     // The shed call did not begin, so a retry is safe.
-    let shed = layered(&permits, |layers| {
+    let shed = layered_service(&permits, |layers| {
         layers.push(ServiceBuilder::new().load_shed().concurrency_limit(1));
     });
     let mut first = shed.run(call());
@@ -85,7 +85,7 @@ async fn other_errors_of_layers_are_rejections_unless_a_tool_error_is_among_thei
 #[tokio::test(start_paused = true)]
 async fn a_call_that_waits_in_a_layer_ends_at_its_deadline_and_at_the_cut_off() {
     let permits = Arc::new(Semaphore::new(0));
-    let limited = layered(&permits, |layers| {
+    let limited = layered_service(&permits, |layers| {
         layers.push(ServiceBuilder::new().concurrency_limit(1).into_inner());
     });
     let mut first = limited.run(call());
@@ -108,7 +108,7 @@ async fn a_call_that_waits_in_a_layer_ends_at_its_deadline_and_at_the_cut_off() 
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_reports_no_deadline_gets_a_short_grace_period() {
     let permits = Arc::new(Semaphore::new(0));
-    let plain = layered(&permits, |layers| layers.push(tower::layer::util::Identity::new()));
+    let plain = layered_service(&permits, |layers| layers.push(tower::layer::util::Identity::new()));
     let start = Instant::now();
     let late = plain.run_bounded(call().with_deadline(start + SECOND), std::future::pending()).await;
     assert!(matches!(late, Err(ToolError::DeadlineExceeded { stage: CallStage::Running, .. })), "{late:?}");
@@ -119,7 +119,7 @@ async fn a_handler_that_reports_no_deadline_gets_a_short_grace_period() {
 async fn a_layer_that_was_added_first_sees_a_call_first() {
     let permits = Arc::new(Semaphore::new(1));
     let order = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let service = layered(&permits, |layers| {
+    let service = layered_service(&permits, |layers| {
         for name in ["outer", "inner"] {
             let order = Arc::clone(&order);
             layers.push(tower::util::MapRequestLayer::new(move |call: ToolCall| {
@@ -132,11 +132,14 @@ async fn a_layer_that_was_added_first_sees_a_call_first() {
     let _progress = CallProgress::track(&mut tracked);
     service.clone().oneshot(tracked).await.unwrap();
     assert_eq!(*order.lock().unwrap(), ["outer", "inner"]);
-    assert!(CallLayers::default().wrap(gated(&permits)).is_none(), "without layers nothing is wrapped");
+    assert!(CallLayers::default().wrap(gated_tool(&permits)).is_none(), "without layers nothing is wrapped");
 }
 
 /// Runs a call through a layer that repeats it once if it fails. Each pass ends with the next of these results.
-async fn repeated(passes: Vec<Option<Result<ToolReply, ToolError>>>, discards_replies: bool) -> ToolError {
+async fn run_repeating(
+    passes: Vec<Option<Result<ToolReply, ToolError>>>,
+    discards_replies: bool,
+) -> ToolError {
     let passes = Arc::new(std::sync::Mutex::new(passes.into_iter()));
     let tool = service_fn(move |call: ToolCall| {
         let result = passes.lock().unwrap().next().unwrap();
@@ -174,13 +177,13 @@ async fn the_error_of_the_last_pass_covers_earlier_passes() {
         retry_after: None,
     };
     let overloaded = || Some(Err(ToolError::Overloaded { queued: 1, limit: 1, retry_after: None }));
-    let never_ran = repeated(vec![Some(Err(lost(false))), overloaded()], false).await;
+    let never_ran = run_repeating(vec![Some(Err(lost(false))), overloaded()], false).await;
     assert!(matches!(never_ran, ToolError::Overloaded { .. }) && never_ran.is_retryable(), "{never_ran:?}");
-    let may_have_run = repeated(vec![Some(Err(lost(true))), overloaded()], false).await;
+    let may_have_run = run_repeating(vec![Some(Err(lost(true))), overloaded()], false).await;
     assert!(matches!(may_have_run, ToolError::WorkerLost { delivered: true, .. }), "{may_have_run:?}");
     let discarded = Some(Ok(ToolReply::value(snakepit_session::Payload::null())));
     for first in [discarded, None] {
-        let error = repeated(vec![first, overloaded()], true).await;
+        let error = run_repeating(vec![first, overloaded()], true).await;
         assert!(error.is_overloaded() && error.may_have_run() && !error.is_retryable(), "{error:?}");
         assert!(
             error.to_string().contains("an earlier pass through the layers may have run the tool"),
@@ -192,7 +195,7 @@ async fn the_error_of_the_last_pass_covers_earlier_passes() {
 #[tokio::test]
 async fn a_panic_of_a_layer_fails_the_call_or_ends_its_stream() {
     let permits = Arc::new(Semaphore::new(1));
-    let panicking = layered(&permits, |layers| {
+    let panicking = layered_service(&permits, |layers| {
         layers.push(tower::util::MapResponseLayer::new(|_: ToolReply| -> ToolReply { panic!("on purpose") }));
     });
     let error = panicking.run_bounded(call(), std::future::pending()).await.unwrap_err();
@@ -200,7 +203,7 @@ async fn a_panic_of_a_layer_fails_the_call_or_ends_its_stream() {
     assert_eq!(error.to_string(), "a layer of the host ended the call: it panicked: on purpose");
 
     permits.add_permits(1);
-    let panicking = layered(&permits, |layers| {
+    let panicking = layered_service(&permits, |layers| {
         layers.push(tower::util::MapResponseLayer::new(|_: ToolReply| {
             let chunks = futures_util::stream::poll_fn(|_| panic!("on purpose"));
             ToolReply::stream(Box::pin(chunks))

@@ -45,7 +45,7 @@ impl Args {
         self.server.start_clock(Some(self.timeout))
     }
 
-    fn rejected(&self, status: Status) -> Failure {
+    fn rejection(&self, status: Status) -> Failure {
         self.server.status_failure(status)
     }
 
@@ -78,7 +78,7 @@ pub(crate) async fn tools(args: Args) -> Result<(), Failure> {
         .await?
         .list_tools(pb::ListToolsRequest {})
         .await
-        .map_err(|status| args.rejected(status))?;
+        .map_err(|status| args.rejection(status))?;
     let rows = tools.into_inner().tools.into_iter().map(|tool| {
         let spec = tool.spec.unwrap_or_default();
         // The registry sets this key for tools that accept only their declared parameters.
@@ -117,7 +117,7 @@ pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
         .await?
         .list_workers(pb::ListWorkersRequest {})
         .await
-        .map_err(|status| args.rejected(status))?;
+        .map_err(|status| args.rejection(status))?;
     let rows = workers.into_inner().workers.into_iter().map(|worker| {
         let object = json!({
             "worker_id": worker.worker_id,
@@ -161,7 +161,7 @@ pub(crate) async fn sessions(SessionArgs { stats, list: args }: SessionArgs) -> 
     let mut page_token = String::new();
     loop {
         let request = pb::ListSessionsRequest { page_size: 1000, page_token };
-        let page = client.list_sessions(request).await.map_err(|status| args.rejected(status))?.into_inner();
+        let page = client.list_sessions(request).await.map_err(|status| args.rejection(status))?.into_inner();
         rows.extend(page.sessions.into_iter().map(session_row));
         if page.next_page_token.is_empty() {
             break;
@@ -176,7 +176,7 @@ async fn session_stats(args: Args) -> Result<(), Failure> {
     let stats = client
         .get_session_stats(pb::GetSessionStatsRequest {})
         .await
-        .map_err(|status| args.rejected(status))?
+        .map_err(|status| args.rejection(status))?
         .into_inner();
     let pb::GetSessionStatsResponse { created, deleted, expired, sweeps, live, variables, programs, bytes } =
         stats;
@@ -213,7 +213,7 @@ pub(crate) async fn variables(args: VariableArgs) -> Result<(), Failure> {
     let mut client = args.server.connect().await?;
     let request = pb::ListVariablesRequest { session_id, pattern };
     let listed =
-        client.list_variables(request).await.map_err(|status| args.rejected(status))?.into_inner().variables;
+        client.list_variables(request).await.map_err(|status| args.rejection(status))?.into_inner().variables;
     let rows = listed.into_iter().map(variable_row).collect();
     args.print(&["VARIABLE", "TYPE", "VALUE", "VERSION", "SOURCE", "WRITTEN", "CONSTRAINTS"], rows)
 }
@@ -241,17 +241,17 @@ fn variable_row(variable: pb::Variable) -> (Vec<String>, Value) {
     let cells = vec![
         variable.name,
         variable.r#type,
-        shortened(shown),
+        shorten(shown),
         variable.version.to_string(),
         source.to_owned(),
         variable.last_updated_at.map(|at| age(at) + " ago").unwrap_or_default(),
-        shortened(&constraints),
+        shorten(&constraints),
     ];
     (cells, object)
 }
 
 /// Shortens a text for a table, and replaces control characters.
-fn shortened(text: &str) -> String {
+fn shorten(text: &str) -> String {
     const MAX_CHARS: usize = 48;
     let mut shown: String = text
         .chars()

@@ -22,7 +22,7 @@ use super::{
         DATA, GLOBAL_OWNER, HeaderSummary, Key, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey,
         damaged, end_of, failed, get, header_key, rows_of,
     },
-    state::{Notification, Staged, State, Totals},
+    state::{Notification, StagedChanges, State, Totals},
 };
 
 mod variables;
@@ -261,7 +261,7 @@ impl<'a> Group<'a> {
     }
 
     /// Reclaims expired sessions and programs until `is_enough`.
-    fn reclaim(&mut self, is_enough: impl Fn(&Staged) -> bool) -> Result<(), SessionError> {
+    fn reclaim(&mut self, is_enough: impl Fn(&StagedChanges) -> bool) -> Result<(), SessionError> {
         let mut last = None;
         while !is_enough(&self.state.staged) {
             // Holders that ended in this group stay in the queue until the commit, so continue after the last entry.
@@ -342,7 +342,7 @@ impl<'a> Group<'a> {
     /// [`SessionError::BackendFull`].
     fn resize(&mut self, from: usize, to: usize) -> Result<(), SessionError> {
         let limit = self.shared.limits.max_total_bytes;
-        let size = |staged: &Staged| (staged.totals.bytes - from).saturating_add(to);
+        let size = |staged: &StagedChanges| (staged.totals.bytes - from).saturating_add(to);
         if to > from {
             self.reclaim(|staged| size(staged) <= limit)?;
             let size = size(&self.state.staged);

@@ -50,12 +50,12 @@ pub(super) struct State {
     /// renewed.
     pub(super) queue: BTreeSet<(Instant, Owner)>,
     pub(super) watchers: HashMap<SessionId, Watchers>,
-    pub(super) staged: Staged,
+    pub(super) staged: StagedChanges,
 }
 
 /// Changes that take effect when the current group commits.
 #[derive(Debug, Default)]
-pub(super) struct Staged {
+pub(super) struct StagedChanges {
     pub(super) totals: Totals,
     /// New expiries by owner, and `None` for owners that ended.
     pub(super) expiries: HashMap<Owner, Option<Expiry>>,
@@ -127,12 +127,12 @@ impl State {
 
     /// Starts a group without changes.
     pub(super) fn begin_group(&mut self) {
-        self.staged = Staged { totals: self.totals, ..Staged::default() };
+        self.staged = StagedChanges { totals: self.totals, ..StagedChanges::default() };
     }
 
     /// Publishes the changes of a committed group and sends its notifications.
     pub(super) fn publish(&mut self, shared: &Shared) {
-        let Staged { totals, expiries, notifications, writes: _ } = std::mem::take(&mut self.staged);
+        let StagedChanges { totals, expiries, notifications, writes: _ } = std::mem::take(&mut self.staged);
         for (owner, expiry) in expiries {
             let queue_key = expiry.as_ref().map(|expiry| expiry.queue_key);
             let previous = match expiry {

@@ -37,7 +37,7 @@ const RUST_CLIENTS: [ClientKind; 3] = [ClientKind::Embedded, ClientKind::Grpc, C
 const PYTHON_CLIENTS: [ClientKind; 2] = [ClientKind::Grpcio, ClientKind::Package];
 
 /// The expected outcome for a kind of tool and an event. `None` if the table has no entry.
-fn expected(kind: &str, event: &str) -> Option<String> {
+fn expected_outcome(kind: &str, event: &str) -> Option<String> {
     let text = std::fs::read_to_string(root().join("docs/endings.md")).unwrap();
     let cells = |line: &str| -> Vec<String> {
         line.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect()
@@ -142,7 +142,7 @@ impl HostWithClients {
 /// Checks the outcome of one event for all kinds of tools.
 async fn check(host: &HostWithClients, client: ClientKind, event: &str) {
     for (kind, tool, is_stream, runs_in_host) in KINDS {
-        let Some(expected) = expected(kind, event) else { continue };
+        let Some(expected) = expected_outcome(kind, event) else { continue };
         let before = host.snakepit.status().calls;
         let ended = host.ended.load(Ordering::SeqCst);
         let outcome = match event {
@@ -267,7 +267,7 @@ async fn begin_watch(clients: &Clients, client: ClientKind) -> BoxFuture<'static
 async fn check_all(all: Vec<(&'static str, ClientKind, BoxFuture<'static, String>)>, event: &str) {
     for (kind, client, outcome) in all {
         let outcome = tokio::time::timeout(EVENT_TIMEOUT, outcome).await.expect("the call or watch ends");
-        assert_eq!(Some(outcome), expected(kind, event), "{kind}, {event}, {client:?}");
+        assert_eq!(Some(outcome), expected_outcome(kind, event), "{kind}, {event}, {client:?}");
     }
 }
 

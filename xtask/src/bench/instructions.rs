@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let rustc = rustc()?;
     // With --save, a malformed file is replaced.
-    let saved = if args.save { saved().unwrap_or_default() } else { saved()? };
+    let saved = if args.save { saved_counts().unwrap_or_default() } else { saved_counts()? };
     if args.check && saved.rustc != rustc {
         println!(
             "skipped: the saved counts are from {}, but this is {rustc}; save new ones with `cargo xtask bench instructions --save`",
@@ -145,7 +145,7 @@ fn rustc() -> Result<String> {
     Ok(output(program("rustc").arg("--version"))?.trim().to_owned())
 }
 
-fn saved() -> Result<SavedCounts> {
+fn saved_counts() -> Result<SavedCounts> {
     match fs::read_to_string(path()) {
         Ok(json) => serde_json::from_str(&json).context("docs/bench/instructions.json is malformed"),
         Err(_) => Ok(SavedCounts::default()),
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn the_saved_counts_are_well_formed() {
-        let saved = saved().unwrap();
+        let saved = saved_counts().unwrap();
         assert!(saved.rustc.starts_with("rustc ") && !saved.counts.is_empty(), "{saved:?}");
     }
 

@@ -67,7 +67,7 @@ struct ModelWorker {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Queued {
+struct QueuedModel {
     deadline: Option<Instant>,
     /// The number of calls before it in the queue.
     before: usize,
@@ -79,7 +79,7 @@ struct Queued {
 struct Model {
     harness: SchedulerHarness,
     limits: Limits,
-    queued: BTreeMap<u64, Queued>,
+    queued: BTreeMap<u64, QueuedModel>,
     /// The calls that hold a worker, including lost workers.
     running: Vec<(WorkerKey, Load, u64, Option<Instant>)>,
     workers: HashMap<WorkerKey, ModelWorker>,
@@ -217,7 +217,7 @@ impl Model {
     }
 
     /// Checks that the ticket is resolved only once. Returns the call if it was queued.
-    fn resolve(&mut self, ticket: Ticket) -> Option<Queued> {
+    fn resolve(&mut self, ticket: Ticket) -> Option<QueuedModel> {
         assert!(self.resolved.insert(ticket.number), "{ticket:?} was resolved twice");
         self.queued.remove(&ticket.number)
     }
@@ -264,7 +264,7 @@ impl Model {
         if !is_resolved {
             // Only returned calls may exceed the limit of the queue.
             assert!(before < self.limits.queue, "a call was queued beyond the limit");
-            self.queued.insert(ticket.number, Queued { deadline, before, load, assigned_since: 0 });
+            self.queued.insert(ticket.number, QueuedModel { deadline, before, load, assigned_since: 0 });
         }
         assert_eq!(self.resolved.contains(&ticket.number), is_resolved);
         self.check();
@@ -285,7 +285,7 @@ impl Model {
             let before = self.queued.range(..number).count();
             // It is queued before calls that were submitted later.
             self.queued.range_mut(number..).for_each(|(_, call)| call.before += 1);
-            self.queued.insert(number, Queued { deadline, before, load, assigned_since: 0 });
+            self.queued.insert(number, QueuedModel { deadline, before, load, assigned_since: 0 });
             return self.on(Event::Returned { worker, ticket, deadline, load });
         }
         self.on(match ending {
@@ -327,7 +327,7 @@ impl Model {
         }
         let now = self.harness.now;
         assert!(self.harness.scheduler.next_tick().is_none_or(|at| at > now), "one tick is enough");
-        let overdue = |call: &Queued| call.deadline.is_some_and(|at| at <= now);
+        let overdue = |call: &QueuedModel| call.deadline.is_some_and(|at| at <= now);
         assert!(!self.queued.values().any(overdue), "a queued call outlived its deadline");
         for (worker, up) in &self.workers {
             let holds_calls =

@@ -81,15 +81,15 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// The expected state of a call at its caller.
 #[derive(Debug, Default)]
-struct Expected {
+struct ExpectedCall {
     /// Numbers of the chunks that arrived but were not polled yet.
     chunks: Vec<u64>,
-    end: Option<Ends>,
+    end: Option<ExpectedEnd>,
 }
 
 /// An end, identified by the number of the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ends {
+enum ExpectedEnd {
     Reply(u64),
     Recalled,
     Broken,
@@ -98,7 +98,7 @@ enum Ends {
 
 /// A call at the callee.
 #[derive(Debug, Default)]
-struct Served {
+struct ServedCall {
     begun: bool,
     streams: bool,
     ended: bool,
@@ -109,9 +109,9 @@ struct Run {
     shared: Arc<SharedCalls>,
     outgoing: Outgoing,
     calls: Vec<(Call, u64)>,
-    expected: HashMap<u64, Expected>,
+    expected: HashMap<u64, ExpectedCall>,
     to_callee: Vec<CallBatch>,
-    served: HashMap<u64, Served>,
+    served: HashMap<u64, ServedCall>,
     last_served: u64,
     replies: Replies,
     to_caller: Vec<ReplyBatch>,
@@ -189,7 +189,7 @@ impl Run {
         let value = CallValue { binary: Some(vec![0; bytes].into()), ..CallValue::default() };
         let arguments = vec![CallArgument { name: "x".to_owned(), value: Some(value) }];
         let call = multiplexer.start(CallStart { arguments, ..CallStart::default() }, tag);
-        self.expected.insert(call.id(), Expected::default());
+        self.expected.insert(call.id(), ExpectedCall::default());
         self.calls.push((call, tag));
     }
 
@@ -220,11 +220,11 @@ impl Run {
                         let value = reply.value.unwrap();
                         let number = reply.execution_time_ns;
                         assert_eq!((value.binary.as_ref(), value.sent_in_parts), (self.sent.get(&number), 0));
-                        Ends::Reply(number)
+                        ExpectedEnd::Reply(number)
                     }
-                    CallEnd::Recalled => Ends::Recalled,
-                    CallEnd::Broken(_) => Ends::Broken,
-                    CallEnd::Unsent(..) => Ends::Unsent,
+                    CallEnd::Recalled => ExpectedEnd::Recalled,
+                    CallEnd::Broken(_) => ExpectedEnd::Broken,
+                    CallEnd::Unsent(..) => ExpectedEnd::Unsent,
                 };
                 assert_eq!(Some(end), expected.end, "call {id}");
                 self.calls.swap_remove(pick);
@@ -236,7 +236,7 @@ impl Run {
     fn cancel(&mut self, pick: usize) {
         let id = self.calls[pick].0.id();
         if self.is_unsent(id) {
-            self.expected.get_mut(&id).unwrap().end.get_or_insert(Ends::Recalled);
+            self.expected.get_mut(&id).unwrap().end.get_or_insert(ExpectedEnd::Recalled);
         }
         (0..2).for_each(|_| self.shared.update(|state, wakers| state.cancel(id, wakers)));
         self.check_outbox();
@@ -258,7 +258,7 @@ impl Run {
         let unsent: Vec<u64> = self.shared.lock().outbox.calls.iter().map(|call| call.id).collect();
         for (call, of) in &self.calls {
             if *of == tag && unsent.contains(&call.id()) {
-                self.expected.get_mut(&call.id()).unwrap().end.get_or_insert(Ends::Recalled);
+                self.expected.get_mut(&call.id()).unwrap().end.get_or_insert(ExpectedEnd::Recalled);
             }
         }
         let ended = Box::pin(multiplexer.cancel(tag)).as_mut().poll(&mut noop());
@@ -287,7 +287,7 @@ impl Run {
             assert!(call.id > self.last_served, "ids rise");
             assert!(!call.arguments.is_empty(), "a withdrawn call was sent");
             self.last_served = call.id;
-            self.served.insert(call.id, Served::default());
+            self.served.insert(call.id, ServedCall::default());
         }
         for id in &batch.cancels {
             assert!(self.served.contains_key(id), "call {id} is unknown");
@@ -384,12 +384,12 @@ impl Run {
         }
         for reply in &batch.replies {
             if let Some(expected) = self.expected.get_mut(&reply.id) {
-                expected.end.get_or_insert(Ends::Reply(reply.execution_time_ns));
+                expected.end.get_or_insert(ExpectedEnd::Reply(reply.execution_time_ns));
             }
         }
         for id in &batch.recalled {
             if let Some(expected) = self.expected.get_mut(id) {
-                expected.end.get_or_insert(Ends::Recalled);
+                expected.end.get_or_insert(ExpectedEnd::Recalled);
             }
         }
         self.shared.update(|state, wakers| state.deliver(batch, wakers)).unwrap();
@@ -399,7 +399,11 @@ impl Run {
     fn cut(&mut self) {
         let unsent: Vec<u64> = self.shared.lock().outbox.calls.iter().map(|call| call.id).collect();
         for (id, expected) in &mut self.expected {
-            expected.end.get_or_insert(if unsent.contains(id) { Ends::Unsent } else { Ends::Broken });
+            expected.end.get_or_insert(if unsent.contains(id) {
+                ExpectedEnd::Unsent
+            } else {
+                ExpectedEnd::Broken
+            });
         }
         self.shared.update(|state, wakers| state.fail(&Status::unavailable("cut"), wakers));
         drop(self.replies.body());

@@ -179,7 +179,7 @@ impl Tools {
             let next = self.poll(call, cx, |work| match (work.chunks.pop_front(), &work.end) {
                 (Some(data), _) => Some(Some(Ok(Chunk { data, metadata: Default::default() }))),
                 (None, Some(ToolEnd::Returned(_))) => Some(None),
-                (None, Some(_)) => Some(Some(Err(failed()))),
+                (None, Some(_)) => Some(Some(Err(failure()))),
                 (None, None) => None,
             });
             if matches!(next, Poll::Ready(None | Some(Err(_)))) {
@@ -190,7 +190,7 @@ impl Tools {
     }
 }
 
-fn failed() -> ToolError {
+fn failure() -> ToolError {
     ToolError::Failed(Box::new(ToolFailure { message: "boom".to_owned(), ..ToolFailure::default() }))
 }
 
@@ -213,7 +213,7 @@ impl ToolHandler for Tools {
         match end.await {
             None => Ok(ToolReply::stream(self.clone().chunks(id, guard))),
             Some(ToolEnd::Returned(data)) => Ok(ToolReply::value(Payload::bytes(data))),
-            Some(ToolEnd::Failed) => Err(failed()),
+            Some(ToolEnd::Failed) => Err(failure()),
             Some(ToolEnd::Recalled) => Err(ToolError::Recalled { tool: call.tool.to_string() }),
         }
     }

@@ -345,7 +345,7 @@ mod tests {
 
     /// Returns the events of a watch since the last call: the number of each change, the negated count of lost changes, and 0 for
     /// the end.
-    async fn delivered(watch: &mut VariableWatch) -> Vec<i64> {
+    async fn take_delivered(watch: &mut VariableWatch) -> Vec<i64> {
         let mut delivered = Vec::new();
         while let Ok(event) = tokio::time::timeout(std::time::Duration::from_millis(1), watch.next()).await {
             delivered.push(match event {
@@ -370,13 +370,13 @@ mod tests {
         // The cursors of these watchers are before and after the current read.
         let (mut second, mut third) = (session.watch(6), session.watch(11));
         session.notify(8, 9..=10, 10, true);
-        assert_eq!(delivered(&mut first).await, [6, 7, 8, 9, 10]);
-        assert_eq!(delivered(&mut second).await, [0; 0]);
+        assert_eq!(take_delivered(&mut first).await, [6, 7, 8, 9, 10]);
+        assert_eq!(take_delivered(&mut second).await, [0; 0]);
         assert_eq!(session.due(), [6]);
         session.notify(6, 7..=11, 11, false);
-        assert_eq!(delivered(&mut second).await, [7, 8, 9, 10, 11, 0], "then the watch ends");
-        assert_eq!(delivered(&mut first).await, [11, 0], "nothing is delivered twice");
-        assert_eq!(delivered(&mut third).await, [0], "nothing is lost");
+        assert_eq!(take_delivered(&mut second).await, [7, 8, 9, 10, 11, 0], "then the watch ends");
+        assert_eq!(take_delivered(&mut first).await, [11, 0], "nothing is delivered twice");
+        assert_eq!(take_delivered(&mut third).await, [0], "nothing is lost");
         assert!(session.watched.sessions.is_empty() && session.watched.checks.is_empty());
     }
 
@@ -386,11 +386,15 @@ mod tests {
         let mut watch = session.watch(0);
         assert_eq!(session.due(), [0]);
         session.notify(0, [3, 4, 7], 7, true);
-        assert_eq!(delivered(&mut watch).await, [-6, 7], "queued changes before lost ones are dropped too");
+        assert_eq!(
+            take_delivered(&mut watch).await,
+            [-6, 7],
+            "queued changes before lost ones are dropped too"
+        );
         session.notify(7, [8], 10, true);
-        assert_eq!(delivered(&mut watch).await, [-3], "the latest changes are missing");
+        assert_eq!(take_delivered(&mut watch).await, [-3], "the latest changes are missing");
         session.notify(10, [11], 11, true);
-        assert_eq!(delivered(&mut watch).await, [11]);
+        assert_eq!(take_delivered(&mut watch).await, [11]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -411,7 +415,7 @@ mod tests {
         session.watched.deliver(&"born".into(), &read);
         assert_eq!(session.due(), [16]);
         session.notify(16, 17..=20, 20, true);
-        assert_eq!(delivered(&mut watch).await, [-16, 17, 18, 19, 20]);
+        assert_eq!(take_delivered(&mut watch).await, [-16, 17, 18, 19, 20]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -431,19 +435,19 @@ mod tests {
             let mut watch = session.watch(4);
             assert_eq!(session.due(), [4]);
             session.deliver_marked(Some(4), [(5, 50, Predecessor::Unrecorded)], cursor(5, 50), check);
-            assert_eq!(delivered(&mut watch).await, [5]);
+            assert_eq!(take_delivered(&mut watch).await, [5]);
             let changed = changes.len();
             session.deliver_marked(Some(5), changes.clone(), now, check);
             if !is_lost {
-                assert_eq!(delivered(&mut watch).await.len(), changed, "{changes:?}");
+                assert_eq!(take_delivered(&mut watch).await.len(), changed, "{changes:?}");
                 continue;
             }
-            assert_eq!(delivered(&mut watch).await, [-1], "{changes:?}");
+            assert_eq!(take_delivered(&mut watch).await, [-1], "{changes:?}");
             assert_eq!(session.due_or_now(), [None]);
             session.deliver_marked(None, [(2, 0, Predecessor::Unknown)], cursor(3, 30), check);
-            assert_eq!(delivered(&mut watch).await, [2]);
+            assert_eq!(take_delivered(&mut watch).await, [2]);
             session.deliver_marked(Some(3), [(4, 40, Predecessor::Mark(30))], cursor(4, 40), check);
-            assert_eq!(delivered(&mut watch).await, [4]);
+            assert_eq!(take_delivered(&mut watch).await, [4]);
         }
     }
 

@@ -130,7 +130,7 @@ fn dead_run(base: &Path, run_id: &str, lines: &[String]) -> PathBuf {
     run
 }
 
-fn started(pid: u32, start_time: u64) -> String {
+fn started_line(pid: u32, start_time: u64) -> String {
     format!(r#"{{"started":{{"pid":{pid},"start_time":{start_time}}}}}"#)
 }
 
@@ -145,7 +145,7 @@ fn a_zombie_does_not_count_as_killed() {
     // Waits for its exit, but leaves its exit status uncollected.
     let flags = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
     nix::sys::wait::waitid(nix::sys::wait::Id::Pid(pid), flags).unwrap();
-    dead_run(base.path(), "dead0002", &[started(zombie.id(), start)]);
+    dead_run(base.path(), "dead0002", &[started_line(zombie.id(), start)]);
     let host = RunDir::create(Some(base.path())).unwrap();
     assert_eq!(host.killed_leftovers(), 0);
     zombie.wait().unwrap();
@@ -159,10 +159,10 @@ fn only_workers_of_a_dead_host_are_killed() {
         (spawn_leftover("dead0001"), spawn_leftover("other"), spawn_leftover("other"));
     let start_time = |child: &std::process::Child| super::super::os_process::start_time(child.id()).unwrap();
     let lines = [
-        started(leftover.id(), start_time(&leftover)),
+        started_line(leftover.id(), start_time(&leftover)),
         // The pid of an earlier worker, now of another process: the start times differ.
-        started(foreign.id(), start_time(&foreign) - 1),
-        started(ended.id(), start_time(&ended)),
+        started_line(foreign.id(), start_time(&foreign) - 1),
+        started_line(ended.id(), start_time(&ended)),
         format!(r#"{{"ended":{{"pid":{}}}}}"#, ended.id()),
         r#"{"started":{"pid":1"#.to_owned(),
     ];
@@ -209,7 +209,7 @@ fn a_torn_line_does_not_hide_later_lines() {
     dead_run(
         base.path(),
         "dead0003",
-        &[r#"{"started":{"pid":1"#.to_owned(), started(leftover.id(), start_time)],
+        &[r#"{"started":{"pid":1"#.to_owned(), started_line(leftover.id(), start_time)],
     );
     assert_eq!(RunDir::create(Some(base.path())).unwrap().killed_leftovers(), 1);
     leftover.wait().unwrap();
@@ -247,7 +247,7 @@ fn runs_of_another_pid_namespace_are_ignored() {
     let base = tempfile::tempdir().unwrap();
     let mut foreign = spawn_leftover("dead0004");
     let start_time = super::super::os_process::start_time(foreign.id()).unwrap();
-    let run = dead_run(base.path(), "dead0004", &[started(foreign.id(), start_time)]);
+    let run = dead_run(base.path(), "dead0004", &[started_line(foreign.id(), start_time)]);
     let ledger = std::fs::read_to_string(run.join("ledger")).unwrap();
     let in_another_namespace = ledger.replacen(r#""pid":1,"#, r#""pid":1,"pid_namespace":"pid:[1]","#, 1);
     std::fs::write(run.join("ledger"), in_another_namespace).unwrap();
@@ -263,7 +263,7 @@ fn members_of_a_leaderless_group_are_found_by_their_run_id() {
     let base = tempfile::tempdir().unwrap();
     let (mut ours, mut foreign) = (spawn_leftover("dead0002"), spawn_leftover("other"));
     // Both entries list a start time that differs from that of the current process with this pid.
-    let lines = [started(ours.id(), 1), started(foreign.id(), 1)];
+    let lines = [started_line(ours.id(), 1), started_line(foreign.id(), 1)];
     dead_run(base.path(), "dead0002", &lines);
     let host = RunDir::create(Some(base.path())).unwrap();
     assert_eq!(host.killed_leftovers(), 1);

@@ -275,7 +275,7 @@ impl Callee for TestCallee {
     }
 }
 
-fn streaming(count: usize, size: usize) -> ToolCall {
+fn streaming_call(count: usize, size: usize) -> ToolCall {
     let mut call = ToolCall::new("stream");
     call.mode = CallMode::Streaming;
     call.metadata = [("count".to_owned(), count.to_string()), ("size".to_owned(), size.to_string())].into();
@@ -319,7 +319,7 @@ async fn calls_of_all_kinds_end_and_release_their_resources() {
                 assert!(ended);
             }
             4 => {
-                let reply = call(&multiplexer, &TestCallee, streaming(100, 10_000)).await.unwrap();
+                let reply = call(&multiplexer, &TestCallee, streaming_call(100, 10_000)).await.unwrap();
                 let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
                 let mut count = 0;
                 while let Some(chunk) = chunks.next().await {
@@ -332,7 +332,7 @@ async fn calls_of_all_kinds_end_and_release_their_resources() {
                 assert_eq!(count, 100);
             }
             _ => {
-                let reply = call(&multiplexer, &TestCallee, streaming(1000, 10_000)).await.unwrap();
+                let reply = call(&multiplexer, &TestCallee, streaming_call(1000, 10_000)).await.unwrap();
                 let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
                 chunks.next().await.unwrap().unwrap();
             }
@@ -414,7 +414,7 @@ async fn a_chunk_above_the_limit_of_a_message_fails_its_call_alone() {
     let (multiplexer, incoming) = open(&tools).await;
     let mut tasks = JoinSet::new();
     tasks.spawn(incoming);
-    let reply = call(&multiplexer, &TestCallee, streaming(1, MAX_ITEM_BYTES + 1)).await.unwrap();
+    let reply = call(&multiplexer, &TestCallee, streaming_call(1, MAX_ITEM_BYTES + 1)).await.unwrap();
     let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
     let Some(Err(ToolError::Failed(failure))) = chunks.next().await else { panic!("it fails") };
     assert_eq!(failure.error_type, TOO_LARGE);

@@ -25,7 +25,7 @@ async fn at_most_the_credit_and_two_chunks_are_in_transit() {
     let (multiplexer, incoming) = open(&tools).await;
     let mut tasks = JoinSet::new();
     tasks.spawn(incoming);
-    let mut uneven = streaming(13 * 50, SIZE);
+    let mut uneven = streaming_call(13 * 50, SIZE);
     uneven.metadata.insert("uneven".to_owned(), String::new());
     let reply = call(&multiplexer, &TestCallee, uneven).await.unwrap();
     let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
