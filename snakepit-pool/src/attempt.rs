@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use snakepit_registry::{CallFuture, CallLayers, CallService, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallLayers, CallService, ToolCall, ToolError, ToolReply};
 use tower::Service;
 
 use crate::{dispatch::Dispatch, driver::Driver};
@@ -93,25 +93,15 @@ struct OnlyCallMark(Arc<AtomicBool>);
 #[derive(Debug, Clone)]
 struct LayeredDispatch(Dispatch);
 
-impl Service<ToolCall> for LayeredDispatch {
-    type Response = ToolReply;
-    type Error = ToolError;
-    type Future = CallFuture<'static>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: ToolCall) -> Self::Future {
-        let mark = call.extensions.get::<OnlyCallMark>().cloned();
-        let attempt = self.0.call(Arc::new(call));
-        Box::pin(async move {
-            attempt.await.map_err(|AttemptError { error, was_only_call }| {
-                if let Some(mark) = mark {
-                    mark.0.store(was_only_call, Ordering::Relaxed);
-                }
-                error
-            })
+snakepit_registry::always_ready!(LayeredDispatch, |service, call| {
+    let mark = call.extensions.get::<OnlyCallMark>().cloned();
+    let attempt = service.0.clone().call(Arc::new(call));
+    Box::pin(async move {
+        attempt.await.map_err(|AttemptError { error, was_only_call }| {
+            if let Some(mark) = mark {
+                mark.0.store(was_only_call, Ordering::Relaxed);
+            }
+            error
         })
-    }
-}
+    })
+});

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::PoolError;
+use crate::{
+    PoolError,
+    settings::{self, Setting},
+};
 
 /// The longest name. Worker ids travel in headers and command lines, and appear in each line of a worker's log.
 const MAX_NAME_BYTES: usize = 64;
@@ -68,12 +71,12 @@ impl Default for PoolConfig {
 
 impl PoolConfig {
     pub(crate) fn validate(&self) -> Result<(), PoolError> {
-        let check_range = |field: &'static str, value: usize, min: usize, max: usize| {
+        let check_range = |setting: Setting, value: usize, min: usize, max: usize| {
             if (min..=max).contains(&value) {
                 return Ok(());
             }
             let problem = format!("is {value}; set it to a value from {min} to {max}");
-            Err(PoolError::InvalidConfig { field, problem })
+            Err(PoolError::InvalidConfig { setting, problem })
         };
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if !(1..=MAX_NAME_BYTES).contains(&self.name.len()) || !self.name.chars().all(is_allowed) {
@@ -82,25 +85,26 @@ impl PoolConfig {
             let problem = format!(
                 "is {shown:?}{cut}; give it 1 to {MAX_NAME_BYTES} ASCII letters, digits, `-`, `_` and `.`"
             );
-            return Err(PoolError::InvalidConfig { field: "name", problem });
+            return Err(PoolError::InvalidConfig { setting: settings::NAME, problem });
         }
         if self.queue_bytes == 0 {
             let problem = "is 0, so that no call could wait; set it to at least 1".to_owned();
-            return Err(PoolError::InvalidConfig { field: "queue_bytes", problem });
+            return Err(PoolError::InvalidConfig { setting: settings::QUEUE_BYTES, problem });
         }
         if self.default_timeout.is_some_and(|timeout| timeout.is_zero()) {
             let problem = "is zero, so that no call could end in time; raise it or leave it out".to_owned();
-            return Err(PoolError::InvalidConfig { field: "default_timeout", problem });
+            return Err(PoolError::InvalidConfig { setting: settings::DEFAULT_TIMEOUT, problem });
         }
-        for (field, grace) in [("stop_grace", self.stop_grace), ("cancel_grace", self.cancel_grace)] {
+        let graces = [(settings::STOP_GRACE, self.stop_grace), (settings::CANCEL_GRACE, self.cancel_grace)];
+        for (setting, grace) in graces {
             if grace > MAX_GRACE {
                 let problem = format!("is {grace:?}; set it to at most one day");
-                return Err(PoolError::InvalidConfig { field, problem });
+                return Err(PoolError::InvalidConfig { setting, problem });
             }
         }
-        check_range("workers", self.workers, 1, 1024)?;
-        check_range("concurrency", self.concurrency, 1, 256)?;
-        check_range("max_attempts", self.max_attempts, 1, 10)
+        check_range(settings::WORKERS, self.workers, 1, 1024)?;
+        check_range(settings::CONCURRENCY, self.concurrency, 1, 256)?;
+        check_range(settings::MAX_ATTEMPTS, self.max_attempts, 1, 10)
     }
 }
 

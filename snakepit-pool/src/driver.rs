@@ -25,7 +25,7 @@ use std::{
 };
 
 use snakepit_registry::CallId;
-use snakepit_worker::{Worker, WorkerError, WorkerId};
+use snakepit_worker::{Worker, WorkerError, WorkerId, error_chain};
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
@@ -413,7 +413,7 @@ impl Driver {
     /// cause.
     fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) -> bool {
         let failure = PoolError::Start { worker: id.clone(), error: error.clone() };
-        self.lock().last_failure = Some(LastFailure::Launch { error: failure.to_string() });
+        self.lock().last_failure = Some(LastFailure::Launch { error: error_chain(&failure).to_string() });
         self.end_startup(Startup::Failed(failure));
         let is_reported = match &*self.startup.borrow() {
             Startup::Failed(PoolError::Start { error: first, .. }) => {

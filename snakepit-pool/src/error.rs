@@ -1,28 +1,31 @@
 //! Errors of a pool as a whole. Errors of calls are `ToolError`s.
 
-use snakepit_worker::{WorkerError, WorkerId};
+use snakepit_worker::{WorkerError, WorkerId, settings::Setting};
 
 /// An error of starting a pool or of waiting until it is ready.
+///
+/// The message omits the cause, which is the [`source`](std::error::Error::source).
+/// [`error_chain`](snakepit_worker::error_chain) prints both.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
     /// A setting is invalid.
-    #[error("pool setting `{field}` {problem}")]
+    #[error("pool setting {setting} {problem}")]
     InvalidConfig {
-        /// The name of the field of [`PoolConfig`](crate::PoolConfig).
-        field: &'static str,
-        /// The problem, as the end of a sentence that begins with the field.
+        /// The setting. Its [`method`](Setting::method) is the name of the field of [`PoolConfig`](crate::PoolConfig).
+        setting: Setting,
+        /// The problem, as the end of a sentence that begins with the setting.
         problem: String,
     },
     /// The pool was started outside a tokio runtime.
     #[error("pool needs a tokio runtime; start it inside `Runtime::block_on` or an async main")]
     NoRuntime,
     /// The launch of a worker failed.
-    #[error("worker `{worker}` did not start: {error}")]
+    #[error("worker `{worker}` did not start")]
     Start {
         /// The worker's id.
         worker: WorkerId,
-        /// The cause. The error's message includes it.
+        /// The cause.
         #[source]
         error: WorkerError,
     },

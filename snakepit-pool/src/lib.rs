@@ -39,6 +39,7 @@
 //! # }
 //! ```
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod attempt;
 mod chunks;
@@ -52,6 +53,7 @@ mod pool;
 mod remote_tool;
 mod retry;
 mod scheduler;
+pub mod settings;
 mod stack;
 mod status;
 mod sync;

@@ -12,6 +12,29 @@ use crate::{
 };
 
 /// A handle of a pool of workers. Clones share the workers. Dropping the last clone kills them.
+///
+/// ```
+/// use std::{collections::HashMap, sync::Arc, time::Duration};
+///
+/// use snakepit_pool::{Pool, PoolConfig};
+/// use snakepit_registry::{FnTool, ToolCall, ToolHandler};
+/// use snakepit_worker::testing::InProcessWorkers;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let double = FnTool::typed("double", |args: HashMap<String, i64>| async move { args["n"] * 2 });
+/// let launcher = Arc::new(InProcessWorkers::new().tool(double));
+/// let pool = Pool::start(PoolConfig { workers: 2, ..PoolConfig::default() }, launcher)?;
+/// pool.ready().await?;
+///
+/// let call = ToolCall::new("double").try_with_argument("n", &21)?;
+/// let reply = pool.tool().call(call).await?;
+/// assert!(reply.worker.is_some_and(|worker| worker.starts_with("default-")));
+/// assert_eq!(pool.status().calls.succeeded, 1);
+/// pool.shutdown(Duration::from_secs(10)).await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Pool {
     owner: Arc<Owner>,

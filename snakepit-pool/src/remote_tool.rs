@@ -1,13 +1,9 @@
 //! The handler that runs calls on a pool's workers.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
-use snakepit_registry::{CallFuture, CallId, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use tokio::time::Instant;
 use tower::Service;
 
@@ -93,16 +89,4 @@ impl PoolService {
     }
 }
 
-impl Service<ToolCall> for PoolService {
-    type Response = ToolReply;
-    type Error = ToolError;
-    type Future = CallFuture<'static>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: ToolCall) -> Self::Future {
-        Box::pin(self.0.start(call))
-    }
-}
+snakepit_registry::always_ready!(PoolService, |service, call| Box::pin(service.0.start(call)));

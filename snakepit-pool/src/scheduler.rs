@@ -172,6 +172,11 @@ impl Scheduler {
         self.queue.len()
     }
 
+    /// The number of calls that wait for room in the queue.
+    pub(crate) fn waiting_for_room(&self) -> usize {
+        self.overflow.len()
+    }
+
     pub(crate) const fn in_flight(&self) -> usize {
         self.in_flight
     }

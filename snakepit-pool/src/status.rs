@@ -15,6 +15,10 @@ pub struct PoolStatus {
     pub name: String,
     /// The number of calls that wait for a worker.
     pub queued: usize,
+    /// The number of calls that wait for room in the full queue
+    /// ([`ToolCall::with_room_wait`](snakepit_registry::ToolCall::with_room_wait)). At most 100,000; the pool rejects further
+    /// calls.
+    pub waiting_for_room: usize,
     /// The number of calls that hold a worker.
     pub in_flight: usize,
     /// The workers, by slot.
@@ -104,11 +108,19 @@ mod tests {
             restarts: 0,
         };
         let calls = CallTotals { succeeded: 2, ..CallTotals::default() };
-        let status = PoolStatus { name: "gpu".into(), queued: 0, in_flight: 1, workers: vec![worker], calls };
+        let status = PoolStatus {
+            name: "gpu".into(),
+            queued: 0,
+            waiting_for_room: 3,
+            in_flight: 1,
+            workers: vec![worker],
+            calls,
+        };
         let value = serde_json::to_value(&status).unwrap();
         assert_eq!(value["workers"][0]["id"], "gpu-0-1");
         assert_eq!(value["workers"][0]["state"], "busy");
         assert_eq!(value["workers"][0]["started_at"], 1.5);
         assert_eq!(value["calls"]["succeeded"], json!(2));
+        assert_eq!(value["waiting_for_room"], 3);
     }
 }

@@ -71,7 +71,7 @@ fn describe_answer(bytes: &[u8]) -> Option<String> {
         )),
         [b'-', ..] if contains("PRI") || contains("NOAUTH") || contains("HTTP") || contains("command") => {
             Some(format!(
-                "it is a Redis server (`{}`), not a host; pass it to `snakepit serve --sessions`",
+                "it is a Redis server (`{}`), not a host; connect to the host that stores its sessions there",
                 first_line()
             ))
         }

@@ -4,6 +4,7 @@
 //! This crate depends on no other crate of the workspace, and the domain crates do not depend on it. `snakepit-wire`
 //! converts between the two.
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod address;
 pub mod answers;

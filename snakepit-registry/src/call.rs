@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -67,9 +67,28 @@ pub struct TraceContext {
 }
 
 /// The extension of [`ToolCall::with_room_wait`], because few calls have it.
-struct RoomWait(Duration);
+struct RoomWait {
+    limit: Duration,
+    /// The end of the wait, which begins with the first attempt. Copies of the call share it. `None` if it is beyond the range
+    /// of the clock.
+    end: OnceLock<Option<Instant>>,
+}
 
 /// A call of a tool.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use snakepit_registry::ToolCall;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), snakepit_session::PayloadError> {
+/// let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+/// let call = ToolCall::new("add").try_with_argument("a", &1)?.try_with_argument("b", &2)?.with_deadline(deadline);
+/// assert_eq!((&*call.tool, call.arguments.len()), ("add", 2));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct ToolCall {
     /// The id of this call.
@@ -130,9 +149,12 @@ impl ToolCall {
 
     /// Lets the call wait for room in a full queue for up to this time, instead of failing with
     /// [`ToolError::Overloaded`](crate::ToolError::Overloaded) immediately. The deadline applies in addition.
+    ///
+    /// The time begins with the first attempt of the call, and covers the waits of all attempts together. At most 100,000 calls wait
+    /// for room in one pool, which rejects further calls.
     #[must_use]
     pub fn with_room_wait(mut self, limit: Duration) -> Self {
-        self.extensions.insert(RoomWait(limit));
+        self.extensions.insert(RoomWait { limit, end: OnceLock::new() });
         self
     }
 
@@ -140,7 +162,17 @@ impl ToolCall {
     #[inline]
     #[must_use]
     pub fn room_wait(&self) -> Option<Duration> {
-        self.extensions.get::<RoomWait>().map(|wait| wait.0)
+        self.extensions.get::<RoomWait>().map(|wait| wait.limit)
+    }
+
+    /// The time that the call may still wait for room. The first call of this method begins the time.
+    #[inline]
+    #[must_use]
+    pub fn remaining_room_wait(&self) -> Option<Duration> {
+        let RoomWait { limit, end } = self.extensions.get()?;
+        let now = Instant::now();
+        let end = end.get_or_init(|| now.checked_add(*limit));
+        Some(end.map_or(*limit, |end| end.saturating_duration_since(now)))
     }
 
     /// Adds an argument.

@@ -2,14 +2,13 @@
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use snakepit_session::SessionError;
+use snakepit_session::{SessionError, SharedError};
 
 mod classification;
 mod kind;
 mod layer;
 
 pub use kind::ErrorKind;
-pub use layer::LayerError;
 
 /// The exception that a tool raised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -225,7 +224,7 @@ pub enum ToolError {
         /// The message of the layer's error.
         problem: String,
         /// The layer's error, if the layer is in this process.
-        source: Option<LayerError>,
+        source: Option<SharedError>,
     },
     /// The session of the call caused an error, for example because it does not exist.
     #[error(transparent)]

@@ -30,6 +30,7 @@
 //! # }
 //! ```
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod answer;
 mod arguments;
@@ -49,11 +50,16 @@ mod service;
 mod spec;
 mod sync;
 
+/// The trait of streams such as [`ChunkStream`], from `futures-core`.
+pub use futures_core::Stream;
+/// The crate of the layers and services that wrap calls.
+pub use tower;
+
 pub use answer::{IntoAnswer, Json};
 pub use arguments::Arguments;
 pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use check::MAX_NAME_BYTES;
-pub use error::{CallStage, ErrorKind, LayerError, ToolError, ToolFailure};
+pub use error::{CallStage, ErrorKind, ToolError, ToolFailure};
 pub use extensions::Extensions;
 pub use fn_tool::{
     Args, CallScope, Extension, Extractor, FnTool, HostState, OptionalExtractor, Requirements, State,
@@ -65,7 +71,7 @@ pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError,
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 /// The crate of [`schemars::JsonSchema`], which the argument types of host tools derive.
 pub use schemars;
-pub use service::{CallLayers, CallProgress, CallService, HandlerService, ServiceHandler};
+pub use service::{CallLayer, CallLayers, CallProgress, CallService, HandlerService, ServiceHandler};
 pub use spec::{ParameterSpec, ToolSpec};
 
 /// Runs the example of the README.

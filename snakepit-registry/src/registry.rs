@@ -26,6 +26,7 @@ const HOST_PROVIDER: &str = "host";
 
 /// The outcome of registering a spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Registration {
     /// The name was new.
     New,
@@ -130,6 +131,25 @@ pub struct ResolvedTool {
 }
 
 /// All tools of a host.
+///
+/// ```
+/// use std::collections::HashMap;
+///
+/// use snakepit_registry::{FnTool, Registry, ToolCall, ToolError};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::new();
+/// registry.register_host_tool(FnTool::typed("double", |args: HashMap<String, i64>| async move { args["n"] * 2 }))?;
+///
+/// let call = ToolCall::new("double").try_with_argument("n", &21)?;
+/// registry.call_host_tool(call).await?;
+///
+/// let unknown = registry.call_host_tool(ToolCall::new("dubble")).await.unwrap_err();
+/// assert!(matches!(unknown, ToolError::NotFound { .. }));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Default)]
 pub struct Registry {
     tools: RwLock<BTreeMap<Arc<str>, Arc<ResolvedTool>>>,

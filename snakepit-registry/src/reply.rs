@@ -40,6 +40,14 @@ impl fmt::Debug for ReplyBody {
 }
 
 /// The reply to a call.
+///
+/// ```
+/// use snakepit_registry::{ReplyBody, ToolReply};
+/// use snakepit_session::Payload;
+///
+/// let reply = ToolReply::value(Payload::float(0.5));
+/// assert!(matches!(reply.body, ReplyBody::Value(value) if value.to_float() == Some(0.5)));
+/// ```
 #[derive(Debug)]
 pub struct ToolReply {
     /// The value or the chunks.

@@ -1,5 +1,6 @@
 //! Calls as [`tower::Service`]s: the boxed service that layers wrap, and adapters from and to [`ToolHandler`].
 
+mod always_ready;
 mod layers;
 mod progress;
 #[cfg(test)]
@@ -21,7 +22,10 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
 use tower::{BoxError, Service};
 
-pub use self::{layers::CallLayers, progress::CallProgress};
+pub use self::{
+    layers::{CallLayer, CallLayers},
+    progress::CallProgress,
+};
 use crate::{
     CallFuture, CallStage, ErrorKind, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply,
     fn_tool::panic_text,
@@ -225,20 +229,10 @@ impl HandlerService {
     }
 }
 
-impl Service<ToolCall> for HandlerService {
-    type Response = ToolReply;
-    type Error = ToolError;
-    type Future = CallFuture<'static>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: ToolCall) -> Self::Future {
-        let handler = Arc::clone(&self.0);
-        Box::pin(async move { handler.call(call).await })
-    }
-}
+crate::always_ready!(HandlerService, |service, call| {
+    let handler = Arc::clone(&service.0);
+    Box::pin(async move { handler.call(call).await })
+});
 
 /// A [`tower::Service`] as a [`ToolHandler`], with any layers around it. Each call waits until a clone of the service is ready.
 ///

@@ -12,6 +12,19 @@ const EXPOSED_KEY: &str = "snakepit.exposed";
 const ALIASES_KEY: &str = "snakepit.aliases";
 
 /// The description of a tool. The host lists it, and checks arguments against it.
+///
+/// ```
+/// use snakepit_registry::ToolSpec;
+///
+/// let spec = ToolSpec::new("resize")
+///     .description("Resizes an image")
+///     .parameter("image", "bytes", "The image")
+///     .optional_parameter("width", "integer", "The width in pixels")
+///     .idempotent()
+///     .closed();
+/// assert_eq!(spec.parameters.len(), 2);
+/// assert!(spec.parameters[0].required && !spec.parameters[1].required);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolSpec {
     /// The tool's name, at most [`MAX_NAME_BYTES`](crate::MAX_NAME_BYTES) long.

@@ -31,7 +31,8 @@ impl WorkerLauncher for ThreadLauncher {
         let handler = Arc::new(ThreadHandler { worker_id: request.id.to_string(), jobs });
         let (worker, mut launcher_end) = Worker::new(request.id.clone(), None, "thread", handler);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| WorkerError::start_failed(error.to_string()))?;
+        let failed = |error: std::io::Error| WorkerError::start_failed("it has no thread").with_source(error);
+        let runtime = runtime.map_err(failed)?;
         let worker_id = request.id.to_string();
         let run = move || {
             let sum = Cell::new(0);
@@ -59,7 +60,7 @@ impl WorkerLauncher for ThreadLauncher {
             launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
         };
         let spawned = thread::Builder::new().name(request.id.to_string()).spawn(run);
-        spawned.map_err(|error| WorkerError::start_failed(format!("no thread: {error}")))?;
+        spawned.map_err(failed)?;
         // The host registers these tools when the launch returns.
         Ok(worker.with_tools([ToolSpec::new("add").parameter("n", "integer", "The summand").closed()]))
     }

@@ -12,7 +12,8 @@ use std::{
 };
 
 use snakepit_server::{
-    Error, LaunchRequest, Snakepit, Worker, WorkerError, WorkerLauncher, testing::InProcessWorkers,
+    Builder, Error, LaunchRequest, Snakepit, StartError, Worker, WorkerError, WorkerLauncher,
+    testing::InProcessWorkers,
 };
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -51,6 +52,11 @@ impl WorkerLauncher for Limited {
     }
 }
 
+/// Starts a host that launches at most two workers at a time.
+async fn start(builder: Builder) -> Result<Snakepit, StartError> {
+    builder.decorate_launcher(|inner| Arc::new(Limited { inner, launches: Semaphore::new(2) })).start().await
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let finished = Arc::new(AtomicUsize::new(0));
@@ -59,13 +65,11 @@ async fn main() -> Result<(), Error> {
     let workers = InProcessWorkers::new();
     workers.delay_launches(4, Duration::from_millis(20));
 
-    let snakepit = Snakepit::builder()
+    let builder = Snakepit::builder()
         .launcher(Arc::new(workers))
         .workers(4)
-        .decorate_launcher(|inner| Arc::new(Timed { inner, finished: count }))
-        .decorate_launcher(|inner| Arc::new(Limited { inner, launches: Semaphore::new(2) }))
-        .start()
-        .await?;
+        .decorate_launcher(|inner| Arc::new(Timed { inner, finished: count }));
+    let snakepit = start(builder).await?;
     assert_eq!(finished.load(Ordering::Relaxed), 4);
 
     snakepit.shutdown().await

@@ -35,7 +35,7 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use serde::Deserialize;
-    use snakepit_server::{FnTool, ToolError, ToolSpec, testing::InProcessWorkers};
+    use snakepit_server::{FnTool, ToolError, ToolSpec, error_chain, testing::InProcessWorkers};
 
     use super::*;
 
@@ -98,6 +98,6 @@ mod tests {
         let workers = workers();
         workers.fail_launches(1, "no memory");
         let error = Shop::open(builder(&workers)).await.unwrap_err();
-        assert!(error.to_string().contains("worker cannot start: no memory"), "{error}");
+        assert!(error_chain(&error).to_string().ends_with("worker cannot start: no memory"), "{error:?}");
     }
 }

@@ -7,10 +7,19 @@ use snakepit_pool::PoolError;
 use snakepit_registry::RegistryError;
 use snakepit_worker::WorkerError;
 
+use crate::{InterpreterOrigin, settings};
+
+mod kind;
+
+pub use kind::StartErrorKind;
+
 /// The reason why a host did not start.
 ///
-/// `{:?}` prints the message and its sources, because `main` prints a returned error that way. `?` converts the error to
-/// [`Error`], so a program that starts a host and calls it needs one error type.
+/// The message omits the cause, which is the [`source`](std::error::Error::source). [`error_chain`](crate::error_chain) prints
+/// both in one line, and `{:?}` one per line, because `main` prints a returned error that way.
+/// To branch on an error, match on its [`kind`](Self::kind).
+///
+/// `?` converts the error to [`Error`], so a program that starts a host and calls it needs one error type.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -21,7 +30,7 @@ pub enum StartError {
         problem: String,
     },
     /// The host cannot listen on an address.
-    #[error("cannot listen on {address}: {source}; choose another address, or port 0 for a free one")]
+    #[error("cannot listen on {address}; choose another address, or port 0 for a free one")]
     Listen {
         /// The requested address.
         address: String,
@@ -30,8 +39,9 @@ pub enum StartError {
     },
     /// Other machines can reach the address, and [`Builder::allow_remote`](crate::Builder::allow_remote) was not called.
     #[error(
-        "refusing to listen on {address}: it is not a loopback address and there is no encryption; \
-         pass --allow-remote, or call `Builder::allow_remote`, if the network is trusted"
+        "refusing to listen on {address}: it is not a loopback address and there is no encryption; set {} if the network \
+         is trusted",
+        settings::ALLOW_REMOTE
     )]
     NotLoopback {
         /// The requested address, with the resolved one if it is a name.
@@ -43,15 +53,15 @@ pub enum StartError {
     /// The Python interpreter of the workers lacks the package `snakepit_bridge`.
     #[error(
         "Python `{0}`, chosen {origin}, has no package `snakepit_bridge`; install it with \
-         `{0} -m pip install CHECKOUT/snakepit-python`, or choose another Python by --python, $SNAKEPIT_PYTHON or \
-         `Builder::python`",
-        python.display()
+         `{0} -m pip install CHECKOUT/snakepit-python`, or choose another Python by {1} or $SNAKEPIT_PYTHON",
+        python.display(),
+        settings::PYTHON
     )]
     NoBridge {
         /// The interpreter.
         python: PathBuf,
-        /// The origin of the interpreter, in words that can follow "chosen", such as "by $VIRTUAL_ENV".
-        origin: &'static str,
+        /// The origin of the interpreter.
+        origin: InterpreterOrigin,
     },
     /// The workers did not start.
     #[error(transparent)]
@@ -77,7 +87,7 @@ impl StartError {
     /// Whether a worker was not ready within [`Builder::start_timeout`](crate::Builder::start_timeout).
     #[must_use]
     pub const fn is_timeout(&self) -> bool {
-        matches!(self.worker_error(), Some(WorkerError::NotReady { .. }))
+        matches!(self.kind(), StartErrorKind::Timeout)
     }
 }
 
@@ -110,8 +120,7 @@ mod tests {
         let error = WorkerError::NotReady { timeout: Duration::from_secs(1), output_lines: vec![] };
         let late = StartError::from(PoolError::Start { worker: WorkerId::new("w"), error });
         assert!(late.is_timeout() && late.source().unwrap().is::<WorkerError>(), "{late}");
-        let failed =
-            StartError::from(WorkerError::StartFailed { error: "no module".into(), traceback: None });
+        let failed = StartError::from(WorkerError::start_failed("no module"));
         assert!(failed.worker_error().is_some() && !failed.is_timeout());
         let busy = StartError::Listen { address: "h:1".into(), source: io::ErrorKind::AddrInUse.into() };
         assert!(busy.source().unwrap().is::<io::Error>() && busy.worker_error().is_none());
@@ -121,7 +130,8 @@ mod tests {
     fn main_prints_the_message_of_a_failed_start() {
         let error =
             || StartError::Listen { address: "1.2.3.4:1".to_owned(), source: io::Error::other("in use") };
-        let message = "cannot listen on 1.2.3.4:1: in use; choose another address, or port 0 for a free one";
+        let message = "cannot listen on 1.2.3.4:1; choose another address, or port 0 for a free one\n\n\
+                       Caused by:\n    in use";
         assert_eq!(format!("{:?}", error()), message);
         // `main` may return either error.
         assert_eq!(format!("{:?}", Error::from(error())), message);

@@ -30,7 +30,7 @@ pub(crate) struct HostLauncher {
 impl HostLauncher {
     async fn register(&self, worker: &Worker) -> Result<(), WorkerError> {
         let Some(tools) = worker.tools() else { return Ok(()) };
-        let ended = || WorkerError::NoHost { problem: "the host was dropped".to_owned() };
+        let ended = || WorkerError::no_host("the host was dropped");
         let host = self.host.upgrade().ok_or_else(ended)?;
         let pool = host.pool().await.map_err(|_| ended())?;
         let name = pool.status().name;
@@ -41,7 +41,7 @@ impl HostLauncher {
 }
 
 fn rejected(worker: &Worker, error: RegistryError) -> WorkerError {
-    WorkerError::ToolsRejected { worker: worker.id().to_string(), error }
+    WorkerError::ToolsRejected { worker: worker.id().to_string(), source: error }
 }
 
 #[async_trait]
@@ -79,7 +79,7 @@ mod tests {
     use snakepit_registry::{FnTool, ToolSpec};
     use snakepit_worker::{WorkerId, testing::InProcessWorkers};
 
-    use crate::{Builder, Error, Snakepit, StartError};
+    use crate::{Builder, Error, Snakepit, StartError, error_chain};
 
     use super::*;
 
@@ -112,7 +112,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let workers = InProcessWorkers::new().tool(double());
         let error = host(&dir, workers.clone()).fn_tool(double()).start().await.unwrap_err();
-        let text = error.to_string();
+        let text = error_chain(&error).to_string();
         assert!(text.contains("tool name `double` is taken by host") && text.contains("default-"), "{text}");
         assert!(matches!(error, StartError::Pool(_)), "{error:?}");
         assert!(workers.workers().is_empty(), "the rejected worker was killed");
@@ -137,7 +137,7 @@ mod tests {
             worker.with_tools([ToolSpec::new("double").description(request.id.as_str())])
         }
         let changing = Changing(InProcessWorkers::new(), describe);
-        let text = host(&dir, changing).start().await.unwrap_err().to_string();
+        let text = error_chain(&host(&dir, changing).start().await.unwrap_err()).to_string();
         assert!(text.contains("duplicate_tool: tool `double`"), "{text}");
     }
 
@@ -168,7 +168,7 @@ mod tests {
             Worker::new(WorkerId::new("mine"), None, "nowhere", handler).0
         }
         let changing = Changing(InProcessWorkers::new(), rename);
-        let text = host(&dir, changing).start().await.unwrap_err().to_string();
+        let text = error_chain(&host(&dir, changing).start().await.unwrap_err()).to_string();
         assert!(text.contains("returned worker `mine` for the launch of `default-"), "{text}");
     }
 
@@ -178,11 +178,11 @@ mod tests {
         let workers = InProcessWorkers::new();
         workers.delay_launches(2, Duration::from_secs(100));
         let slow = host(&dir, workers).start_timeout(Duration::from_secs(3)).start().await.unwrap_err();
-        assert!(slow.to_string().contains("not ready within 3s"), "{slow}");
+        assert!(error_chain(&slow).to_string().contains("not ready within 3s"), "{slow:?}");
         let workers = InProcessWorkers::new();
         workers.delay_launches(2, Duration::from_secs(100));
         let by_default = host(&dir, workers).start().await.unwrap_err();
-        assert!(by_default.to_string().contains("not ready within 60s"), "{by_default}");
+        assert!(error_chain(&by_default).to_string().contains("not ready within 60s"), "{by_default:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -233,7 +233,7 @@ mod tests {
         let spec = || ToolSpec::new("echo").parameter("text", "string", "").closed();
         let echo = || host(&dir, InProcessWorkers::new()).tool(spec(), Arc::new(Echo));
         let twice = echo().tool(spec(), Arc::new(Echo)).start().await.unwrap_err();
-        assert!(twice.to_string().contains("tool name `echo` is taken by host"), "{twice}");
+        assert!(error_chain(&twice).to_string().contains("tool name `echo` is taken by host"), "{twice:?}");
         let snakepit = echo().start().await.unwrap();
         let answer: String = snakepit.execute("echo", serde_json::json!({"text": "hi"})).await.unwrap();
         assert_eq!(answer, "hi");

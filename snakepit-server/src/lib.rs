@@ -30,6 +30,7 @@
 //! client depends on `snakepit-client`. The module [`status`] maps errors to gRPC statuses. The module `testing`, behind the
 //! feature of the same name, runs a host in a test without Python.
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod blocking;
 mod builder;
@@ -43,6 +44,7 @@ mod listen;
 mod local_host;
 mod panics;
 mod python;
+pub mod settings;
 mod snakepit;
 pub mod status;
 mod sync;
@@ -51,13 +53,39 @@ mod telemetry;
 pub mod testing;
 
 pub use builder::Builder;
-pub use error::StartError;
+pub use error::{StartError, StartErrorKind};
 pub use listen::{default_connections, raise_descriptor_limit};
 pub use local_host::LocalHost;
-pub use python::find_python;
+pub use python::{InterpreterOrigin, find_python};
 pub use snakepit::Snakepit;
 
 /// A call on a host in this process, unless `H` is [`RemoteHost`].
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+///
+/// use futures_util::TryStreamExt;
+/// use serde_json::json;
+/// use snakepit_server::{FnTool, Reply, ReplyStream, Snakepit, testing::InProcessWorkers};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), snakepit_server::Error> {
+/// # let double = FnTool::typed("double", |args: std::collections::HashMap<String, i64>| async move { args["n"] * 2 });
+/// # let count = FnTool::stream("count", |args: std::collections::HashMap<String, u32>, _| {
+/// #     futures_util::stream::iter(0..args["n"])
+/// # });
+/// # let workers = Arc::new(InProcessWorkers::new().tool(double).tool(count));
+/// # let snakepit = Snakepit::builder().launcher(workers).workers(1).start().await?;
+/// let call = snakepit.call("double").arg("n", 4).timeout(Duration::from_secs(1)).idempotent();
+/// let Reply { value, worker, .. } = call.unary::<i64>().await?;
+/// assert_eq!((value, worker.as_deref()), (8, Some("default-0-1")));
+///
+/// let items: ReplyStream<u32> = snakepit.call("count").arg("n", 3).stream().await?;
+/// assert_eq!(items.try_collect::<Vec<_>>().await?, [0, 1, 2]);
+/// # snakepit.shutdown().await?;
+/// # Ok(())
+/// # }
+/// ```
 pub type CallBuilder<H = LocalHost> = snakepit_client::CallBuilder<H>;
 
 /// A builder of a watch, by default on a host in this process.
@@ -85,6 +113,27 @@ pub type WatchBuilder<H = LocalHost> = snakepit_client::WatchBuilder<H>;
 pub type Host = Caller<LocalHost>;
 
 /// A session of a host in this process, unless `H` is [`RemoteHost`].
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use snakepit_server::{SessionError, Snakepit, VariableType, testing::InProcessWorkers};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), snakepit_server::Error> {
+/// # let workers = Arc::new(InProcessWorkers::new());
+/// # let snakepit = Snakepit::builder().launcher(workers).workers(1).start().await?;
+/// let session = snakepit.session("alice").await?;
+/// session.register("rate", VariableType::float().range(0.0..=1.0), 0.1).await?;
+/// session.set("rate", 0.5).await?;
+/// assert_eq!(session.get::<f64>("rate").await?, 0.5);
+///
+/// let rejected = session.set("rate", 2).await.unwrap_err();
+/// assert_eq!(rejected.to_string(), "variable `rate`: value 2 is above maximum 1");
+/// # snakepit.shutdown().await?;
+/// # Ok(())
+/// # }
+/// ```
 pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
 
 pub use snakepit_client::{
@@ -93,19 +142,19 @@ pub use snakepit_client::{
 };
 pub use snakepit_pool::{CallTotals, PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{
-    Announcer, Args, Arguments, CallId, CallMode, CallScope, CallService, CallStage, Chunk, ChunkStream,
-    ErrorKind, Extension, Extensions, Extractor, FnTool, HandlerService, HostState, HostToolStatus,
-    IntoAnswer, Json, LayerError, OptionalExtractor, ParameterSpec, RegistryError, ReplyBody, Requirements,
-    ServiceHandler, State, ToolCall, ToolContext, ToolError, ToolFailure, ToolFn, ToolHandler, ToolReply,
-    ToolSpec, TraceContext, schemars,
+    Announcer, Args, Arguments, CallId, CallLayer, CallMode, CallScope, CallService, CallStage, Chunk,
+    ChunkStream, ErrorKind, Extension, Extensions, Extractor, FnTool, HandlerService, HostState,
+    HostToolStatus, IntoAnswer, Json, OptionalExtractor, ParameterSpec, RegistryError, ReplyBody,
+    Requirements, ServiceHandler, State, ToolCall, ToolContext, ToolError, ToolFailure, ToolFn, ToolHandler,
+    ToolReply, ToolSpec, TraceContext, schemars,
 };
 pub use snakepit_session::{
-    Batch, Created, InclusiveRange, IntoVariableType, MemoryBackend, Metadata, NewSession, NewVariable, Note,
-    Number, Page, PageRequest, Payload, PayloadError, Program, ProgramInfo, ProgramName, ProgramOwner,
-    Session, SessionBackend, SessionError, SessionErrorKind, SessionEvent, SessionEventKind,
-    SessionEventSender, SessionEvents, SessionId, SessionLimits, SessionStats, SetVariable, Source,
-    UpdateKind, ValueType, Variable, VariableId, VariableName, VariableType, VariableTypeBuilder,
-    VariableUpdate, VariableVersion, VariableWatch, WatchEvent, Watcher, variable_kinds,
+    Batch, Created, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata, NewSession,
+    NewVariable, Note, Number, Page, PageRequest, Payload, PayloadError, Program, ProgramInfo, ProgramName,
+    ProgramOwner, Session, SessionBackend, SessionError, SessionErrorKind, SessionEvent, SessionEventKind,
+    SessionEventSender, SessionEvents, SessionId, SessionLimits, SessionStats, SetVariable, SharedError,
+    Source, UpdateKind, ValueType, Variable, VariableId, VariableName, VariableType, VariableTypeBuilder,
+    VariableUpdate, VariableVersion, VariableWatch, WatchEvent, Watcher, error_chain, variable_kinds,
 };
 #[cfg(feature = "redb")]
 pub use snakepit_session_redb::RedbBackend;

@@ -1,9 +1,6 @@
 //! [`LocalHost`]: the host of this process, as an implementation of [`HostHandle`], which remote hosts implement too.
 
-use std::{
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::sync::Arc;
 
 use futures_core::Stream;
 use futures_util::{
@@ -11,13 +8,11 @@ use futures_util::{
     stream::{self, PollNext},
 };
 use snakepit_client::{Error, EventStream, HostHandle};
-use snakepit_registry::{CallFuture, CallId, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallId, ToolCall, ToolError, ToolReply};
 use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session,
     SessionId, SetVariable, Variable, VariableId, VariableName, VariableVersion,
 };
-
-use tower::Service;
 
 use crate::host::{ANCESTORS, Host, NestedCall};
 
@@ -50,20 +45,10 @@ impl LocalHost {
     }
 }
 
-impl Service<ToolCall> for LocalHost {
-    type Response = ToolReply;
-    type Error = ToolError;
-    type Future = CallFuture<'static>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: ToolCall) -> Self::Future {
-        let host = self.clone();
-        Box::pin(async move { HostHandle::call(&host, call).await })
-    }
-}
+snakepit_registry::always_ready!(LocalHost, |service, call| {
+    let host = service.clone();
+    Box::pin(async move { HostHandle::call(&host, call).await })
+});
 
 fn owner(id: &SessionId) -> ProgramOwner {
     ProgramOwner::Session(id.clone())

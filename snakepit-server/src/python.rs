@@ -1,21 +1,50 @@
 //! Finds the Python interpreter for workers, and explains a missing package.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use snakepit_pool::PoolError;
 use snakepit_worker::WorkerError;
 
-use crate::StartError;
+use crate::{StartError, settings};
 
 const PYTHON_VARIABLE: &str = "SNAKEPIT_PYTHON";
-const BY_VARIABLE: &str = "by $SNAKEPIT_PYTHON";
+
+/// The origin of the Python interpreter of the workers. Its text can follow "chosen".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InterpreterOrigin {
+    /// [`Builder::python`](crate::Builder::python), or the daemon's flag `--python`.
+    Setting,
+    /// The environment variable `SNAKEPIT_PYTHON`.
+    Variable,
+    /// The virtual environment in the environment variable `VIRTUAL_ENV`.
+    ActiveEnvironment,
+    /// The nearest `.venv` of the working directory and its ancestors.
+    NearestEnvironment,
+    /// `python3` from `PATH`, because there is no virtual environment.
+    Path,
+}
+
+impl fmt::Display for InterpreterOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Setting => return write!(f, "by {}", settings::PYTHON),
+            Self::Variable => "by $SNAKEPIT_PYTHON",
+            Self::ActiveEnvironment => "by $VIRTUAL_ENV",
+            Self::NearestEnvironment => "as the nearest .venv",
+            Self::Path => "from $PATH, because there is no .venv",
+        })
+    }
+}
 
 /// A Python interpreter and its origin.
 #[derive(Debug)]
 pub(crate) struct Interpreter {
     pub(crate) path: PathBuf,
-    /// The origin, in words that can follow "chosen", such as "by $VIRTUAL_ENV".
-    origin: &'static str,
+    origin: InterpreterOrigin,
 }
 
 /// Returns the interpreter for workers: the first of these that is set or exists.
@@ -34,7 +63,8 @@ impl Interpreter {
     pub(crate) fn named(path: PathBuf) -> Self {
         // The command line also reads `--python` from this variable.
         let by_variable = std::env::var_os(PYTHON_VARIABLE).is_some_and(|value| value == path);
-        Self { path, origin: if by_variable { BY_VARIABLE } else { "by --python or `Builder::python`" } }
+        let origin = if by_variable { InterpreterOrigin::Variable } else { InterpreterOrigin::Setting };
+        Self { path, origin }
     }
 
     /// Finds the interpreter from the environment and the current directory.
@@ -42,13 +72,11 @@ impl Interpreter {
         let variable =
             |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         if let Some(path) = variable(PYTHON_VARIABLE) {
-            return Self { path, origin: BY_VARIABLE };
+            return Self { path, origin: InterpreterOrigin::Variable };
         }
         let start_dir = std::env::current_dir().unwrap_or_default();
-        find_in(variable("VIRTUAL_ENV").as_deref(), &start_dir).unwrap_or_else(|| Self {
-            path: "python3".into(),
-            origin: "from $PATH, because there is no .venv",
-        })
+        find_in(variable("VIRTUAL_ENV").as_deref(), &start_dir)
+            .unwrap_or_else(|| Self { path: "python3".into(), origin: InterpreterOrigin::Path })
     }
 
     /// Converts the error of a worker that ended because its interpreter lacks `snakepit_bridge`.
@@ -71,8 +99,8 @@ fn reports_missing_bridge(line: &str) -> bool {
 }
 
 fn find_in(active: Option<&Path>, start_dir: &Path) -> Option<Interpreter> {
-    let active = active.map(|venv| (venv.to_owned(), "by $VIRTUAL_ENV"));
-    let nearby = start_dir.ancestors().map(|dir| (dir.join(".venv"), "as the nearest .venv"));
+    let active = active.map(|venv| (venv.to_owned(), InterpreterOrigin::ActiveEnvironment));
+    let nearby = start_dir.ancestors().map(|dir| (dir.join(".venv"), InterpreterOrigin::NearestEnvironment));
     let interpreters = active.into_iter().chain(nearby);
     interpreters
         .map(|(venv, origin)| Interpreter { path: venv.join("bin/python"), origin })
@@ -96,8 +124,11 @@ mod tests {
         let found = |active: Option<&Path>, start_dir: &Path| {
             find_in(active, start_dir).map(|interpreter| (interpreter.path, interpreter.origin))
         };
-        let nearest = Some((project.join(".venv/bin/python"), "as the nearest .venv"));
-        assert_eq!(found(Some(&active), &deep), Some((active.join("bin/python"), "by $VIRTUAL_ENV")));
+        let nearest = Some((project.join(".venv/bin/python"), InterpreterOrigin::NearestEnvironment));
+        assert_eq!(
+            found(Some(&active), &deep),
+            Some((active.join("bin/python"), InterpreterOrigin::ActiveEnvironment))
+        );
         assert_eq!(found(None, &deep), nearest);
         assert_eq!(found(Some(&dir.path().join("missing")), &deep), nearest);
         assert_eq!(found(None, dir.path()), None);

@@ -17,6 +17,33 @@ use crate::{Builder, LocalHost, SessionHandle, host::Host};
 ///
 /// Call [`shutdown`](Snakepit::shutdown) for a graceful end. If you drop the last clone instead, the host kills its workers in
 /// the background and calls in flight fail. Sessions, calls and streams do not keep the host alive.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use serde::Deserialize;
+/// use serde_json::json;
+/// use snakepit_server::{FnTool, Snakepit, testing::InProcessWorkers};
+///
+/// #[derive(Deserialize)]
+/// struct Pair {
+///     a: i64,
+///     b: i64,
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), snakepit_server::Error> {
+/// // These workers run Rust closures. `Builder::adapter` starts Python workers.
+/// let workers = InProcessWorkers::new().tool(FnTool::typed("add", |pair: Pair| async move { pair.a + pair.b }));
+/// let snakepit = Snakepit::builder().launcher(Arc::new(workers)).workers(2).start().await?;
+///
+/// assert_eq!(snakepit.execute::<i64>("add", json!({"a": 1, "b": 2})).await?, 3);
+/// let status = snakepit.status();
+/// assert_eq!((status.workers.len(), status.calls.succeeded), (2, 1));
+/// snakepit.shutdown().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Snakepit {
     caller: Caller<LocalHost>,

@@ -53,9 +53,11 @@ use snakepit_proto::{
     },
 };
 use snakepit_registry::{CallStage, ErrorKind, ToolError};
-use snakepit_session::SessionError;
+use snakepit_session::{SessionError, error_chain};
 use snakepit_wire::failure_to_wire;
-use tonic::{Code, Status};
+use tonic::Code;
+/// The gRPC status of the version of `tonic` that this crate uses.
+pub use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 
 pub use snakepit_client::status::to_tool_error;
@@ -68,7 +70,11 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Converts the error of a call to a gRPC status with details.
 #[must_use]
 pub fn from_tool_error(error: ToolError) -> Status {
-    let message = error.to_string();
+    let message = match &error {
+        // A client cannot follow the sources.
+        ToolError::Layer { .. } => error_chain(&error).to_string(),
+        error => error.to_string(),
+    };
     match error {
         ToolError::NotFound { suggestion, .. } => {
             let suggestion = suggestion.map(|name| ("suggestion", brief(&name)));
@@ -218,7 +224,8 @@ fn session_status(error: &SessionError, may_have_succeeded: bool) -> Status {
     if let Some(field) = field_of(error) {
         details.add_bad_request_violation(field, brief(&error.to_string()));
     }
-    with_details(code, error.to_string(), details)
+    // A client cannot follow the sources.
+    with_details(code, error_chain(error).to_string(), details)
 }
 
 /// The field of a request that an error refers to.
@@ -292,8 +299,9 @@ fn entries_of(error: &SessionError) -> Vec<(&'static str, String)> {
         SessionError::BackendFull { size, limit } => {
             vec![("size", size.to_string()), ("limit", limit.to_string())]
         }
-        SessionError::Backend { problem } | SessionError::NotWritten { problem } => {
-            vec![("problem", brief(problem))]
+        SessionError::Backend { problem, source } | SessionError::NotWritten { problem, source } => {
+            let causes = source.as_ref().map(|source| format!(": {}", error_chain(&**source)));
+            vec![("problem", brief(&(problem.clone() + &causes.unwrap_or_default())))]
         }
         _ => Vec::new(),
     }

@@ -1,14 +1,19 @@
 //! The errors of session backends.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, error::Error};
 
-use crate::SessionId;
+use crate::{SessionId, settings};
 
+mod chain;
 mod kind;
 
+pub use chain::{ErrorChain, SharedError, error_chain};
 pub use kind::SessionErrorKind;
 
 /// Why an operation on a session failed.
+///
+/// The message of a backend's failure omits its cause, which is the [`source`](std::error::Error::source).
+/// [`error_chain`] prints both.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
@@ -26,7 +31,8 @@ pub enum SessionError {
     },
     /// The backend has reached its session limit.
     #[error(
-        "session limit of {limit} reached; delete sessions, shorten their ttl or raise the host's `max-sessions`"
+        "session limit of {limit} reached; delete sessions, shorten their ttl or raise {}",
+        settings::MAX_SESSIONS
     )]
     TooManySessions {
         /// The maximum number of sessions.
@@ -47,7 +53,7 @@ pub enum SessionError {
         name: String,
     },
     /// The backend has reached its limit of global programs.
-    #[error("limit of {limit} global programs reached; delete some or raise the host's `max-programs`")]
+    #[error("limit of {limit} global programs reached; delete some or raise {}", settings::MAX_PROGRAMS)]
     TooManyGlobalPrograms {
         /// The maximum number of global programs.
         limit: usize,
@@ -60,8 +66,8 @@ pub enum SessionError {
     },
     /// The program is larger than the backend accepts.
     #[error(
-        "program `{name}` has {size} bytes, above the limit of {limit}; raise the host's `max-program-bytes` or store \
-         it elsewhere"
+        "program `{name}` has {size} bytes, above the limit of {limit}; raise {} or store it elsewhere",
+        settings::MAX_PROGRAM_BYTES
     )]
     ProgramTooLarge {
         /// The program's name.
@@ -95,7 +101,8 @@ pub enum SessionError {
     /// The backend would exceed its total size limit.
     #[error(
         "all sessions together would hold {size} bytes, above the limit of {limit}; delete programs or sessions, shorten \
-         their ttl or raise the host's `max-total-bytes`"
+         their ttl or raise {}",
+        settings::MAX_TOTAL_BYTES
     )]
     BackendFull {
         /// The total size that it would have, in bytes.
@@ -158,8 +165,8 @@ pub enum SessionError {
     },
     /// The value is larger than the backend accepts.
     #[error(
-        "variable `{variable}`: value has {size} bytes, above the limit of {limit}; raise the host's `max-value-bytes` \
-         or store it as a program"
+        "variable `{variable}`: value has {size} bytes, above the limit of {limit}; raise {} or store it as a program",
+        settings::MAX_VALUE_BYTES
     )]
     ValueTooLarge {
         /// The variable.
@@ -233,21 +240,57 @@ pub enum SessionError {
     /// The backend cannot write now, for example because its disk is full. Nothing was written.
     #[error("session backend failed: {problem}")]
     NotWritten {
-        /// The report of the backend.
+        /// The problem.
         problem: String,
+        /// The cause, if the backend knows it. An error from a remote host has its text in `problem`.
+        source: Option<SharedError>,
     },
     /// The backend itself failed: its disk, its network, its server. A write may have been applied.
     #[error("session backend failed: {problem}")]
     Backend {
-        /// The report of the backend.
+        /// The problem.
         problem: String,
+        /// The cause, if the backend knows it. An error from a remote host has its text in `problem`.
+        source: Option<SharedError>,
     },
+}
+
+impl SessionError {
+    /// Creates the error of a backend that failed. A write may have been applied.
+    ///
+    /// ```
+    /// use std::{error::Error, io};
+    ///
+    /// use snakepit_session::SessionError;
+    ///
+    /// let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+    /// let error = SessionError::backend("cannot read from the server").with_source(reset);
+    /// assert!(error.source().unwrap().is::<io::Error>());
+    /// ```
+    pub fn backend(problem: impl Into<String>) -> Self {
+        Self::Backend { problem: problem.into(), source: None }
+    }
+
+    /// Creates the error of a backend that cannot write now. Nothing was written.
+    pub fn not_written(problem: impl Into<String>) -> Self {
+        Self::NotWritten { problem: problem.into(), source: None }
+    }
+
+    /// Sets the cause of a backend's failure. Has no effect on other errors, which have no source.
+    #[must_use]
+    pub fn with_source(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        if let Self::Backend { source, .. } | Self::NotWritten { source, .. } = &mut self {
+            *source = Some(SharedError::new(cause));
+        }
+        self
+    }
 }
 
 /// Lists the first few reasons of a rejected batch.
 fn reasons(errors: &BTreeMap<String, SessionError>) -> String {
     const MAX_LISTED: usize = 5;
-    let mut reasons: Vec<_> = errors.values().take(MAX_LISTED).map(ToString::to_string).collect();
+    let mut reasons: Vec<_> =
+        errors.values().take(MAX_LISTED).map(|error| error_chain(error).to_string()).collect();
     if errors.len() > MAX_LISTED {
         reasons.push(format!("and {} more", errors.len() - MAX_LISTED));
     }

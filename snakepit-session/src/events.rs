@@ -34,6 +34,7 @@ impl SessionEventKind {
 
 /// A lifecycle event of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SessionEvent {
     /// The session.
     pub id: SessionId,

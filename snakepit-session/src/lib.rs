@@ -21,6 +21,7 @@
 //! | `snakepit-session-redis` | `RedisBackend` |
 //! | `snakepit-session-testkit` | test suites for any backend |
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
 mod error;
@@ -33,12 +34,16 @@ mod metadata;
 mod payload;
 mod program;
 mod session;
+pub mod settings;
 mod variable;
 mod variable_type;
 mod watch;
 
+/// The trait of streams such as [`VariableWatch`], from `futures-core`.
+pub use futures_core::Stream;
+
 pub use backend::{Batch, Created, Page, PageRequest, SessionBackend};
-pub use error::{SessionError, SessionErrorKind};
+pub use error::{ErrorChain, SessionError, SessionErrorKind, SharedError, error_chain};
 pub use events::{SessionEvent, SessionEventKind, SessionEventSender, SessionEvents, SessionStats};
 pub use id::SessionId;
 pub use limits::SessionLimits;

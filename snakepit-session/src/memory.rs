@@ -32,6 +32,19 @@ use globals::Globals;
 const SHARDS_PER_CPU: usize = 32;
 
 /// Sessions in the memory of this process.
+///
+/// ```
+/// use snakepit_session::{MemoryBackend, NewSession, SessionBackend, SessionError, SessionId, SessionLimits};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), SessionError> {
+/// let backend = MemoryBackend::new(SessionLimits { max_sessions: 1, ..SessionLimits::default() });
+/// backend.create(&SessionId::try_new("alice")?, NewSession::default()).await?;
+/// let full = backend.create(&SessionId::try_new("bob")?, NewSession::default()).await.unwrap_err();
+/// assert_eq!(full, SessionError::TooManySessions { limit: 1 });
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct MemoryBackend {
     limits: SessionLimits,

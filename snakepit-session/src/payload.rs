@@ -134,6 +134,20 @@ pub enum PayloadError {
 /// A typed value: JSON, and a raw buffer for arrays and bytes.
 ///
 /// Clones are cheap and share the bytes. The JSON is validated when the value is read.
+///
+/// ```
+/// use snakepit_session::{Payload, ValueType};
+///
+/// let number = Payload::try_from_serde(&5)?;
+/// assert_eq!((number.ty(), number.to_serde::<f64>()?), (ValueType::Integer, 5.0));
+///
+/// let misfit = number.to_serde::<String>().unwrap_err();
+/// assert!(misfit.to_string().starts_with("integer value does not fit"));
+///
+/// let buffer = Payload::bytes(bytes::Bytes::from_static(b"PNG"));
+/// assert_eq!(buffer.binary().map(|bytes| &bytes[..]), Some(&b"PNG"[..]));
+/// # Ok::<(), snakepit_session::PayloadError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payload {
     ty: ValueType,

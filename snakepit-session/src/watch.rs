@@ -15,6 +15,7 @@ use crate::{Note, SessionError, SessionId, SessionLimits, Variable, kit::Session
 /// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum UpdateKind {
     /// No change: the update shows the variable when the watch began.
     Initial,

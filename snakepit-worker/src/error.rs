@@ -1,30 +1,39 @@
 //! [`WorkerError`], the error of a launch.
 
-use std::{path::PathBuf, time::Duration};
+use std::{error::Error, path::PathBuf, time::Duration};
 
 use snakepit_registry::RegistryError;
+use snakepit_session::SharedError;
+
+use crate::settings;
 
 /// The error of a launch.
+///
+/// The message omits the cause, which is the [`source`](std::error::Error::source). [`error_chain`](crate::error_chain) prints both.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
     /// The program does not exist or cannot be executed.
     #[error(
-        "cannot start worker program `{program}`: {problem}; check the path, or pass another with --python or --worker-command"
+        "cannot start worker program `{program}`; check the path, or choose another with {} or {}",
+        settings::PYTHON,
+        settings::WORKER_COMMAND
     )]
     Spawn {
         /// The program as configured.
         program: String,
         /// The error of the operating system.
-        problem: String,
+        source: SharedError,
     },
-    /// The worker reported that it cannot start, for example because its adapter cannot be imported.
+    /// The worker or its launcher reported that the worker cannot start, for example because its adapter cannot be imported.
     #[error("worker cannot start: {error}")]
     StartFailed {
-        /// The worker's message.
+        /// The message of the worker or the launcher.
         error: String,
         /// The Python traceback, if an exception was the cause.
         traceback: Option<String>,
+        /// The cause, if the launcher reported the problem and knows it.
+        source: Option<SharedError>,
     },
     /// The worker exited before it was ready.
     #[error("worker ended before it was ready: {reason}{}", tail(output_lines))]
@@ -36,7 +45,8 @@ pub enum WorkerError {
     },
     /// The worker did not report readiness before the start timeout, and was killed.
     #[error(
-        "worker was not ready within {timeout:?} and was killed; raise the start timeout or see its output{}",
+        "worker was not ready within {timeout:?} and was killed; raise {} or see its output{}",
+        settings::START_TIMEOUT,
         tail(output_lines)
     )]
     NotReady {
@@ -50,40 +60,84 @@ pub enum WorkerError {
     Connect {
         /// The address that the worker reported.
         address: String,
-        /// The error of the last attempt.
+        /// The problem of the last attempt, with its root cause.
         problem: String,
         /// Its last lines on stdout and stderr, oldest first.
         output_lines: Vec<String>,
+        /// The error of the last attempt, if there was one.
+        source: Option<SharedError>,
     },
     /// The worker needs a host, and the launch has no access to one.
     #[error("worker cannot call a host: {problem}")]
     NoHost {
         /// The problem.
         problem: String,
+        /// The error of the operating system, if there was one.
+        source: Option<SharedError>,
     },
     /// The host rejected the tools that the worker announced, for example because another provider has a tool with one of their
     /// names.
-    #[error("the host rejected the tools of worker `{worker}`: {error}")]
+    #[error("the host rejected the tools of worker `{worker}`")]
     ToolsRejected {
         /// The id of the worker.
         worker: String,
         /// The reason, which names the tool.
-        error: RegistryError,
+        source: RegistryError,
     },
     /// The launcher could not use its run directory or ledger.
     #[error("cannot use `{}`: {problem}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// The error of the operating system.
+        /// The problem.
         problem: String,
+        /// The error of the operating system, if there was one.
+        source: Option<SharedError>,
     },
 }
 
 impl WorkerError {
     /// Creates the error of a launcher whose worker cannot start. `error` names the problem and its fix.
+    ///
+    /// ```
+    /// use std::io;
+    ///
+    /// use snakepit_worker::{WorkerError, error_chain};
+    ///
+    /// let refused = io::Error::from(io::ErrorKind::PermissionDenied);
+    /// let error = WorkerError::start_failed("no container runtime; start it").with_source(refused);
+    /// assert_eq!(
+    ///     error_chain(&error).to_string(),
+    ///     "worker cannot start: no container runtime; start it: permission denied"
+    /// );
+    /// ```
     pub fn start_failed(error: impl Into<String>) -> Self {
-        Self::StartFailed { error: error.into(), traceback: None }
+        Self::StartFailed { error: error.into(), traceback: None, source: None }
+    }
+
+    /// Creates the error of a worker that needs a host, in a launch that has no access to one.
+    pub fn no_host(problem: impl Into<String>) -> Self {
+        Self::NoHost { problem: problem.into(), source: None }
+    }
+
+    /// Creates the error of a file or directory that cannot be used.
+    pub fn io(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+        Self::Io { path: path.into(), problem: problem.into(), source: None }
+    }
+
+    /// Sets the cause. Has no effect on errors without one: [`EndedEarly`](Self::EndedEarly), [`NotReady`](Self::NotReady) and
+    /// [`ToolsRejected`](Self::ToolsRejected), whose source is the error of the registry.
+    #[must_use]
+    pub fn with_source(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        match &mut self {
+            Self::Spawn { source, .. } => *source = SharedError::new(cause),
+            Self::StartFailed { source, .. }
+            | Self::Connect { source, .. }
+            | Self::NoHost { source, .. }
+            | Self::Io { source, .. } => *source = Some(SharedError::new(cause)),
+            Self::EndedEarly { .. } | Self::NotReady { .. } | Self::ToolsRejected { .. } => {}
+        }
+        self
     }
 }
 

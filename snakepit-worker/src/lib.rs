@@ -50,6 +50,7 @@
 //! }
 //! ```
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "test-util")]
 pub mod contract;
@@ -61,6 +62,7 @@ mod id;
 mod launcher;
 #[cfg(feature = "process")]
 pub mod process;
+pub mod settings;
 #[cfg(feature = "test-util")]
 pub mod testing;
 mod worker;
@@ -71,6 +73,7 @@ pub use id::WorkerId;
 pub use launcher::{LaunchRequest, WorkerLauncher};
 #[cfg(feature = "process")]
 pub use process::{ProcessConfig, ProcessLauncher};
+pub use snakepit_session::{ErrorChain, SharedError, error_chain};
 pub use worker::{LauncherEnd, Worker, WorkerCommand};
 pub use worker_exit::{ExitReason, WorkerExit};
 

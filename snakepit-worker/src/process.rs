@@ -33,8 +33,11 @@ use std::{path::PathBuf, sync::Arc};
 use async_trait::async_trait;
 use snakepit_proto::mux::Multiplexer;
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tonic::Code;
+
+/// Ends tasks such as [`reap_orphans`].
+pub use tokio_util::sync::CancellationToken;
 
 pub use config::{ProcessConfig, WorkerProgram};
 pub use connected::{ConnectedWorker, WorkerConnection};
@@ -44,7 +47,7 @@ pub use orphans::{inherits_orphans, reap_orphans};
 pub use run_dir::RunDir;
 
 use crate::{LaunchRequest, Worker, WorkerError, WorkerLauncher};
-use connect::Client;
+use connect::{Client, Failure};
 use progress_file::ProgressFile;
 use readiness::WorkerAddress;
 use remote_worker::{RemoteWorker, WorkerDiagnostics};
@@ -116,10 +119,11 @@ impl ProcessLauncher {
         supervised: &SupervisedProcess,
         deadline: Instant,
     ) -> Result<Option<Multiplexer>, WorkerError> {
-        let failed = |problem: &str| WorkerError::Connect {
+        let failed = |Failure { problem, source }| WorkerError::Connect {
             address: address.to_string(),
             problem: format!("its stream for calls cannot be opened: {problem}"),
             output_lines: supervised.output().lines(),
+            source,
         };
         match tokio::time::timeout_at(deadline, Multiplexer::open(client.clone())).await {
             Ok(Ok((multiplexer, incoming))) => {
@@ -137,8 +141,8 @@ impl ProcessLauncher {
                 Ok(Some(multiplexer))
             }
             Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),
-            Ok(Err(status)) => Err(failed(status.message())),
-            Err(_) => Err(failed("it did not answer in time")),
+            Ok(Err(status)) => Err(failed(Failure::of_status(status))),
+            Err(_) => Err(failed(Failure::new("it did not answer in time"))),
         }
     }
 }
@@ -152,9 +156,10 @@ impl Drop for ProcessLauncher {
 #[async_trait]
 impl WorkerLauncher for ProcessLauncher {
     async fn launch(&self, LaunchRequest { id, host, .. }: LaunchRequest) -> Result<Worker, WorkerError> {
-        let host = host.ok_or_else(|| WorkerError::NoHost {
-            problem: "its launcher starts processes, which need one; call `LaunchRequest::with_host`"
-                .to_owned(),
+        let host = host.ok_or_else(|| {
+            WorkerError::no_host(
+                "its launcher starts processes, which need one; call `LaunchRequest::with_host`",
+            )
         })?;
         // The ledger of this launcher's run directory finds processes by this id.
         let host = host.with_run_id(self.run_dir.id());
@@ -162,9 +167,8 @@ impl WorkerLauncher for ProcessLauncher {
         self.run_dir.restore(&self.tasks).await?;
         let files = self.run_dir.worker_files(&id);
         let progress = if self.config.is_native() {
-            ProgressFile::create(&files.progress).map_err(|error| WorkerError::Io {
-                path: files.progress.clone(),
-                problem: error.to_string(),
+            ProgressFile::create(&files.progress).map_err(|error| {
+                WorkerError::io(&files.progress, "it cannot be created").with_source(error)
             })?
         } else {
             ProgressFile::default()

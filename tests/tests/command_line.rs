@@ -214,10 +214,18 @@ async fn a_failed_start_reports_its_cause_and_leaves_no_process() {
         (Sandbox::adapter(SHOWCASE, 1).listen("0.0.0.0:0"), vec!["listen on 0.0.0.0:0", "--allow-remote"]),
         (
             Sandbox::worker_command(&never_ready, 1).args(&["--start-timeout", "500ms"]),
-            vec!["`default-0-1`", "not ready within 500ms", "raise the start timeout"],
+            vec![
+                "`default-0-1`",
+                "not ready within 500ms",
+                "raise --start-timeout (`start-timeout` in snakepit.toml)",
+            ],
         ),
         (Sandbox::worker_command(&exits, 1), vec!["`default-0-1`", "before it was ready", "code 3"]),
         (Sandbox::worker_command("/no/such/worker", 1), vec!["/no/such/worker", "--worker-command"]),
+        (
+            Sandbox::adapter(SHOWCASE, 1).args(&["--default-timeout", "0s"]),
+            vec!["pool setting --default-timeout (`default-timeout` in snakepit.toml) is zero"],
+        ),
         (
             Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "redis://127.0.0.1:1?prefx=a"]),
             vec!["--sessions", "unknown parameter `prefx`", "it takes prefix"],
@@ -235,6 +243,7 @@ async fn a_failed_start_reports_its_cause_and_leaves_no_process() {
         let warning =
             failure.stderr.lines().find(|line| line.contains(" WARN ") && line.contains("did not start"));
         assert!(warning.is_none(), "the log repeats the cause: {}", failure.stderr);
+        assert!(!failure.stderr.contains("Builder::"), "{options} names a method: {}", failure.stderr);
         let line = failure.line();
         for needle in needles {
             assert!(line.contains(needle), "{options}: no {needle:?} in {line}\n{}", failure.stderr);
@@ -311,7 +320,11 @@ async fn the_configuration_file_sets_options_that_flags_and_environment_do_not_s
         ..Default::default()
     };
     let rejected = client.register_variable(note(&"a".repeat(1025))).await.unwrap_err();
-    assert!(rejected.message().contains("above the limit of 1024"), "{rejected}");
+    let advice = "above the limit of 1024; raise --max-value-bytes (`max-value-bytes` in snakepit.toml)";
+    assert!(
+        rejected.message().contains(advice) && !rejected.message().contains("SessionLimits"),
+        "{rejected}"
+    );
     client.register_variable(note("kept in the file")).await.unwrap();
     let another = pb::RegisterVariableRequest { name: "another".into(), ..note("one too many") };
     let rejected = client.register_variable(another).await.unwrap_err();

@@ -40,7 +40,9 @@ impl OwnProcesses {
 #[async_trait::async_trait]
 impl WorkerLauncher for OwnProcesses {
     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
-        let failed = |error: std::io::Error| WorkerError::start_failed(error.to_string());
+        let failed = |error: std::io::Error| {
+            WorkerError::start_failed("its process cannot be started").with_source(error)
+        };
         let host = request.host.ok_or_else(|| WorkerError::start_failed("no host"))?;
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let socket = self.dir.join(format!("own-{number}.sock"));
@@ -61,7 +63,7 @@ impl WorkerLauncher for OwnProcesses {
         let address = format!("unix:{}", socket.display());
         let connected =
             ConnectedWorker::connect(request.id, child.id(), &address, Duration::from_secs(60)).await?;
-        let ConnectedWorker { worker, mut launcher_end, connection } = connected;
+        let ConnectedWorker { worker, mut launcher_end, connection, .. } = connected;
         self.supervisors.lock().unwrap().spawn(async move {
             let _alive = (guard, control);
             let reason = tokio::select! {

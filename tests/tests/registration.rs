@@ -11,7 +11,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use snakepit_proto::{launch::ENV_HOST_VERSION, pb};
-use snakepit_server::{FnTool, Snakepit, WorkerState};
+use snakepit_server::{FnTool, Snakepit, WorkerState, error_chain};
 use snakepit_tests::{
     Client, SHOWCASE, Sandbox, Signal, eventually, execute, processes_with, python, root, signal,
     tool_request,
@@ -203,7 +203,7 @@ async fn start_with(kind: &str) -> String {
         .env("OTHER_BRIDGE", kind)
         .workers(1)
         .run_dir(dir.path().join("run"));
-    host.start().await.unwrap_err().to_string()
+    error_chain(&host.start().await.unwrap_err()).to_string()
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use futures_util::TryStreamExt;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use snakepit_server::{Builder, Snakepit};
+use snakepit_server::{Builder, Snakepit, error_chain};
 use snakepit_tests::{Sandbox, python, root};
 
 const SHOP: &str = "shop:Shop";
@@ -63,6 +63,6 @@ async fn the_shop_works_from_the_command_line_except_for_its_host_tool() {
 async fn a_host_tool_with_the_name_of_a_python_tool_fails_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let taken = shop(&dir).host_tool("price", |_: Value| async move { 1 });
-    let error = taken.start().await.unwrap_err().to_string();
+    let error = error_chain(&taken.start().await.unwrap_err()).to_string();
     assert!(error.contains("tool name `price` is taken by host; rename one of the two"), "{error}");
 }

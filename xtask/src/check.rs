@@ -5,7 +5,9 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::{
-    codegen, deny, layers, loom, msrv, setup,
+    api, codegen, deny, layers, loom,
+    manifests::{self, PUBLISHED},
+    msrv, setup,
     shell::{cargo, program, run as sh},
     tidy,
 };
@@ -25,6 +27,10 @@ enum Check {
     Tidy,
     /// The layering of ARCHITECTURE.md
     Layers,
+    /// The published crates have licences, settings for docs.rs and tables of their features
+    Manifests,
+    /// Types that may grow are non-exhaustive, and public signatures name only stable crates
+    Api,
     /// The generated code matches the .proto
     Codegen,
     /// Clippy, with warnings as errors
@@ -44,22 +50,6 @@ enum Check {
     /// The oldest supported compiler. Needs that toolchain, so it runs only if you name it.
     Msrv,
 }
-
-/// The published crates.
-const PUBLISHED: [&str; 12] = [
-    "snakepit-proto",
-    "snakepit-session",
-    "snakepit-session-redb",
-    "snakepit-session-redis",
-    "snakepit-session-testkit",
-    "snakepit-registry",
-    "snakepit-wire",
-    "snakepit-worker",
-    "snakepit-pool",
-    "snakepit-client",
-    "snakepit-server",
-    "snakepit-cli",
-];
 
 impl Args {
     pub(crate) const fn all() -> Self {
@@ -99,6 +89,8 @@ impl Check {
             Self::Fmt => sh(cargo().args(["fmt", "--all", "--check"])),
             Self::Tidy => tidy::run(),
             Self::Layers => layers::run(),
+            Self::Manifests => manifests::run(),
+            Self::Api => api::run(),
             Self::Codegen => codegen::run(&codegen::Args::check()),
             Self::Clippy => {
                 sh(cargo().args(["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"]))?;
@@ -116,7 +108,7 @@ impl Check {
                 ]);
                 sh(clippy.env("PYO3_PYTHON", python))
             }
-            Self::Features => PUBLISHED.iter().try_for_each(|package| {
+            Self::Features => PUBLISHED.iter().try_for_each(|(package, ..)| {
                 sh(cargo().args(["check", "--quiet", "-p", package]))?;
                 sh(cargo().args(["check", "--quiet", "-p", package, "--no-default-features"]))?;
                 sh(cargo().args(["check", "--quiet", "-p", package, "--all-features"]))

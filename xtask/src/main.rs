@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod api;
 mod bench;
 mod check;
 mod codegen;
@@ -18,8 +19,11 @@ mod deny;
 mod fuzz;
 mod layers;
 mod loom;
+mod manifests;
 mod miri;
 mod msrv;
+mod package;
+mod semver;
 mod setup;
 mod shell;
 mod soak;
@@ -56,6 +60,10 @@ enum Verb {
     Miri,
     /// Check that crates depend on each other only as ARCHITECTURE.md allows.
     Layers,
+    /// Build the packages of the published crates, and check their contents.
+    Package(package::Args),
+    /// Compare the public API with that of an earlier commit (builds cargo-semver-checks once).
+    Semver(semver::Args),
     /// Generate the Rust code of the wire protocol, without protoc.
     Codegen(codegen::Args),
 }
@@ -71,6 +79,8 @@ fn main() -> ExitCode {
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Miri => miri::run(),
         Verb::Layers => layers::run(),
+        Verb::Package(args) => package::run(&args),
+        Verb::Semver(args) => semver::run(&args),
         Verb::Codegen(args) => codegen::run(&args),
     };
     match outcome {

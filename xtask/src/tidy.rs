@@ -51,7 +51,9 @@ pub(crate) fn run() -> Result<()> {
     for (page, language, index, source) in EXAMPLES {
         let text =
             |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("cannot read {path}"));
-        if let Some(problem) = difference(&text(page)?, language, index, &text(source)?) {
+        // Guides quote Rust without gaps, so that each name in a block is defined there.
+        let find = if page.starts_with("docs/") && language == "rust" { gap } else { difference };
+        if let Some(problem) = find(&text(page)?, language, index, &text(source)?) {
             violations.push(format!("{page}: its {language} code differs from {source}: {problem}"));
         }
     }
@@ -104,19 +106,40 @@ fn constructs_status(line: &str) -> bool {
     })
 }
 
-/// Finds the first line of a page's code block that the source file does not contain in the same order. Ignores
-/// indentation, empty lines and `println!`.
+/// A code block of a page.
+fn block<'a>(page: &'a str, language: &str, index: usize) -> Option<&'a str> {
+    let rest = page.split(&format!("```{language}\n")).nth(index + 1)?;
+    Some(rest.split_once("```").map_or(rest, |(block, _)| block))
+}
+
+/// The lines of code without indentation, empty lines and `println!`.
+fn code(text: &str) -> Vec<&str> {
+    let lines = text.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with("println!")).collect()
+}
+
+/// Finds the first line of a page's code block that the source file does not contain in the same order.
 fn difference(page: &str, language: &str, index: usize, source: &str) -> Option<String> {
-    let code = |text: &str| {
-        let lines = text.lines().map(|line| line.trim().to_owned());
-        lines.filter(|line| !line.is_empty() && !line.starts_with("println!")).collect::<Vec<_>>()
-    };
-    let Some(rest) = page.split(&format!("```{language}\n")).nth(index + 1) else {
-        return Some(format!("no block {index}"));
-    };
-    let block = rest.split_once("```").map_or(rest, |(block, _)| block);
+    let Some(block) = block(page, language, index) else { return Some(format!("no block {index}")) };
     let mut source = code(source).into_iter();
     code(block).into_iter().find(|line| !source.any(|other| other == *line)).map(|line| format!("`{line}`"))
+}
+
+/// Finds the first part of a page's code block, up to an empty line, that the source file does not contain without gaps. The
+/// parts must have the same order as in the file.
+fn gap(page: &str, language: &str, index: usize, source: &str) -> Option<String> {
+    let Some(block) = block(page, language, index) else { return Some(format!("no block {index}")) };
+    let source = code(source);
+    let mut rest = &source[..];
+    for part in block.split("\n\n") {
+        let part = code(part);
+        let Some(first) = part.first() else { continue };
+        let Some(at) = rest.windows(part.len()).position(|lines| lines == part) else {
+            return Some(format!("the lines from `{first}` to the next empty line"));
+        };
+        rest = &rest[at + part.len()..];
+    }
+    None
 }
 
 #[cfg(test)]
@@ -134,6 +157,19 @@ mod tests {
         let second = format!("{}{}", page("one();\n"), page("four();\n"));
         assert_eq!((difference(&second, 0), difference(&second, 1)), (None, Some("`four();`".to_owned())));
         assert!(difference(&second, 2).is_some() && difference("# Page\n", 0).is_some());
+    }
+
+    #[test]
+    fn code_in_guides_must_have_no_gaps() {
+        let example = "fn main() {\n    one();\n\n    two();\n    println!(\"2\");\n    three();\n}\n";
+        let gap = |block: &str| gap(&format!("```rust\n{block}```\n"), "rust", 0, example);
+        for good in ["one();\ntwo();\n", "one();\n\nthree();\n", "two();\nthree();\n}\n", "\none();\n"] {
+            assert_eq!(gap(good), None, "{good}");
+        }
+        for bad in ["one();\nthree();\n", "two();\n\none();\n", "four();\n"] {
+            assert!(gap(bad).is_some(), "{bad}");
+        }
+        assert!(super::gap("# Page\n", "rust", 0, example).is_some());
     }
 
     #[test]

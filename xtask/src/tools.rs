@@ -17,6 +17,7 @@ pub(crate) struct Extension {
 }
 
 pub(crate) const DENY: Extension = Extension { name: "cargo-deny", version: "0.20.2" };
+pub(crate) const SEMVER_CHECKS: Extension = Extension { name: "cargo-semver-checks", version: "0.51.0" };
 pub(crate) const FUZZ: Extension = Extension { name: "cargo-fuzz", version: "0.13.2" };
 
 impl Extension {

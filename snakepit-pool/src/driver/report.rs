@@ -66,6 +66,7 @@ impl Driver {
         PoolStatus {
             name: self.config.name.clone(),
             queued: state.scheduler.queued(),
+            waiting_for_room: state.scheduler.waiting_for_room(),
             in_flight: state.scheduler.in_flight(),
             workers: workers.collect(),
             calls: self.totals.read(),

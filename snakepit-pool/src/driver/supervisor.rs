@@ -3,7 +3,9 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use snakepit_registry::{CallId, ToolError};
-use snakepit_worker::{ExitReason, LaunchRequest, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher};
+use snakepit_worker::{
+    ExitReason, LaunchRequest, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher, error_chain,
+};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinError, JoinSet},
@@ -142,11 +144,11 @@ impl Supervisor {
             }
             (Some(Job::Launch { key, id, .. }), Err(error)) => {
                 let error_text = format!("its launch {}", describe_join_error(&error));
-                let failure = WorkerError::StartFailed { error: error_text, traceback: None };
+                let failure = WorkerError::start_failed(error_text);
                 if error.is_cancelled() {
                     // The pool aborted the launch itself.
                     self.driver.on_launch_failed(key, &id, &failure);
-                    tracing::debug!(worker = %id, error = %failure, "worker did not start");
+                    tracing::debug!(worker = %id, error = %error_chain(&failure), "worker did not start");
                 } else {
                     self.on_launch_failed(key, &id, &failure);
                 }
@@ -205,9 +207,9 @@ impl Supervisor {
     fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) {
         if self.driver.on_launch_failed(key, id, error) {
             // Several workers usually fail for the same cause, which the caller of `Pool::ready` receives.
-            tracing::debug!(worker = %id, %error, "worker did not start");
+            tracing::debug!(worker = %id, error = %error_chain(error), "worker did not start");
         } else {
-            tracing::warn!(worker = %id, %error, "worker did not start");
+            tracing::warn!(worker = %id, error = %error_chain(error), "worker did not start");
         }
     }
 }

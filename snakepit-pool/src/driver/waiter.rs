@@ -87,7 +87,7 @@ impl Acquire {
     pub(crate) fn new(driver: Arc<Driver>, call: &ToolCall) -> Self {
         let preferred = call.preferred_worker.as_deref().and_then(|id| driver.worker_key(id));
         let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
-        let (bytes, room_wait) = (call.size(), call.room_wait());
+        let (bytes, room_wait) = (call.size(), call.remaining_room_wait());
         let ticket = driver.with_state(|state, deferred| {
             state.last_ticket += 1;
             let number = state.last_ticket;

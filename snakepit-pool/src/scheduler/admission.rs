@@ -66,7 +66,7 @@ impl Scheduler {
 
     /// Fails the calls whose wait for room has ended.
     pub(super) fn end_waits_for_room(&mut self, now: Instant) {
-        for call in self.overflow.take_ended(now) {
+        while let Some(call) = self.overflow.take_ended(now) {
             if call.deadline.is_some_and(|at| at <= now) {
                 self.effects.push(Effect::Expire(call.ticket));
             } else {

@@ -2,7 +2,10 @@
 //!
 //! They do not count towards the limits of the queue. Each entry holds a few numbers; the arguments stay with the caller.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -21,8 +24,8 @@ const MAX_WAIT: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 pub(super) struct Overflow {
     /// The calls by the number of their ticket, each with the end of its wait.
     calls: BTreeMap<u64, (QueuedCall, Instant)>,
-    /// A lower bound of the times at which a call leaves without room. [`Overflow::take_ended`] makes it exact.
-    next_end: Option<Instant>,
+    /// The same calls, ordered by the ends of their waits.
+    ends: BTreeSet<(Instant, u64)>,
 }
 
 impl Overflow {
@@ -30,9 +33,13 @@ impl Overflow {
         self.calls.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.calls.len()
+    }
+
     /// The time at which [`take_ended`](Self::take_ended) is due.
-    pub(super) const fn next_end(&self) -> Option<Instant> {
-        self.next_end
+    pub(super) fn next_end(&self) -> Option<Instant> {
+        self.ends.first().map(|(end, _)| *end)
     }
 
     /// Adds a call that waits for this time. Returns `false` if too many calls wait, or there is no time to wait.
@@ -42,7 +49,7 @@ impl Overflow {
         }
         let end = now.checked_add(wait.min(MAX_WAIT));
         let Some(end) = earlier(end, call.deadline) else { return false };
-        self.next_end = earlier(self.next_end, Some(end));
+        self.ends.insert((end, call.ticket.number));
         self.calls.insert(call.ticket.number, (call, end));
         true
     }
@@ -53,23 +60,23 @@ impl Overflow {
     }
 
     pub(super) fn take_first(&mut self) -> Option<QueuedCall> {
-        self.calls.pop_first().map(|(_, (call, _))| call)
+        let (number, (call, end)) = self.calls.pop_first()?;
+        self.ends.remove(&(end, number));
+        Some(call)
     }
 
     pub(super) fn remove(&mut self, ticket: Ticket) {
-        self.calls.remove(&ticket.number);
+        if let Some((_, end)) = self.calls.remove(&ticket.number) {
+            self.ends.remove(&(end, ticket.number));
+        }
     }
 
-    /// Takes all calls whose wait has ended.
-    pub(super) fn take_ended(&mut self, now: Instant) -> Vec<QueuedCall> {
-        if self.next_end.is_none_or(|at| at > now) {
-            return Vec::new();
+    /// Takes a call whose wait has ended, the one that ended first.
+    pub(super) fn take_ended(&mut self, now: Instant) -> Option<QueuedCall> {
+        if self.next_end()? > now {
+            return None;
         }
-        let ended: Vec<u64> =
-            self.calls.iter().filter(|(_, (_, end))| *end <= now).map(|(number, _)| *number).collect();
-        let taken =
-            ended.iter().filter_map(|number| self.calls.remove(number)).map(|(call, _)| call).collect();
-        self.next_end = self.calls.values().map(|(_, end)| *end).min();
-        taken
+        let (_, number) = self.ends.pop_first()?;
+        self.calls.remove(&number).map(|(call, _)| call)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use snakepit_pool::{PoolError, WorkerState};
+use snakepit_pool::{PoolError, WorkerState, settings};
 use snakepit_registry::{ToolCall, ToolError, ToolHandler};
-use snakepit_worker::ExitReason;
+use snakepit_worker::{ExitReason, error_chain};
 use tokio::time::Instant;
 
 use crate::puppet::{PoolHarness, config};
@@ -44,9 +44,9 @@ async fn ready_returns_the_first_failed_launch_and_the_pool_retries() {
     let mut harness = PoolHarness::start(config(1));
     harness.launch().await.fail();
     let error = harness.pool.ready().await.unwrap_err();
-    let error = error.to_string();
-    assert!(error.starts_with("worker `p-0-1` did not start: "), "{error}");
-    assert!(error.contains("no such adapter"), "the cause is part of the message: {error}");
+    assert_eq!(error.to_string(), "worker `p-0-1` did not start", "the cause is the source");
+    let chain = error_chain(&error).to_string();
+    assert_eq!(chain, "worker `p-0-1` did not start: worker cannot start: no such adapter");
     assert!(!harness.pool.is_ready());
 
     let _worker = harness.launch().await.succeed();
@@ -155,7 +155,7 @@ fn a_pool_needs_a_runtime_and_valid_settings() {
         }
     }
     let start = |workers| snakepit_pool::Pool::start(config(workers), std::sync::Arc::new(UnusedLauncher));
-    assert!(matches!(start(0), Err(PoolError::InvalidConfig { field: "workers", .. })));
+    assert!(matches!(start(0), Err(PoolError::InvalidConfig { setting: settings::WORKERS, .. })));
     assert!(matches!(start(1), Err(PoolError::NoRuntime)));
 }
 

@@ -13,7 +13,7 @@ use snakepit_pool::{Pool, PoolConfig, WorkerState};
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_session::Payload;
 use snakepit_worker::{
-    ExitReason, LaunchRequest, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerLauncher,
+    ExitReason, LaunchRequest, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerLauncher, error_chain,
 };
 use tokio::task::JoinSet;
 
@@ -106,7 +106,7 @@ async fn a_launch_that_panics_is_retried() {
     let points = Arc::new(PanicPoints::default());
     points.in_launch.store(true, Ordering::SeqCst);
     let pool = pool(&points).await;
-    let error = pool.ready().await.unwrap_err().to_string();
+    let error = error_chain(&pool.ready().await.unwrap_err()).to_string();
     assert!(error.contains("its launch panicked"), "{error}");
     wait_until_idle(&pool).await;
     assert_eq!(points.launches.load(Ordering::SeqCst), 2);

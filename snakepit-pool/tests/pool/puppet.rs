@@ -115,7 +115,7 @@ impl Launch {
     }
 
     pub(crate) fn fail(self) {
-        let error = WorkerError::StartFailed { error: "no such adapter".to_owned(), traceback: None };
+        let error = WorkerError::start_failed("no such adapter");
         assert!(self.answer.send(Err(error)).is_ok(), "the pool waits for the launch");
     }
 

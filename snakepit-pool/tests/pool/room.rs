@@ -42,7 +42,8 @@ async fn calls_wait_for_room_in_order() {
         answers.push(wait(&harness, call).await);
     }
     assert!(harness.tool().call(ToolCall::new("t")).await.unwrap_err().is_overloaded(), "it does not wait");
-    assert_eq!(harness.status().queued, 1, "the limit holds");
+    let status = harness.status();
+    assert_eq!((status.queued, status.waiting_for_room), (1, 2), "the limit holds");
     running.succeed();
     harness.next_call().await.succeed();
     for (id, answer) in ids.into_iter().zip(answers) {
@@ -83,4 +84,26 @@ async fn a_dropped_or_cancelled_call_no_longer_waits_for_room() {
     assert_eq!(&*call.call.tool, "last");
     call.succeed();
     last.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_attempts_of_a_call_share_one_wait_for_room() {
+    let call = waiting();
+    assert_eq!(call.remaining_room_wait(), Some(SECOND));
+    let copy = call.clone();
+    tokio::time::advance(SECOND / 4).await;
+    assert_eq!(copy.remaining_room_wait(), Some(SECOND * 3 / 4), "a later attempt");
+    assert_eq!(call.room_wait(), Some(SECOND), "the limit itself does not change");
+    let endless = ToolCall::new("t").with_room_wait(Duration::MAX);
+    assert_eq!(endless.remaining_room_wait(), Some(Duration::MAX));
+    assert_eq!(ToolCall::new("t").remaining_room_wait(), None);
+
+    let (harness, _running, _workers) = full().await;
+    let began = Instant::now();
+    let rejected = harness.tool().call(copy).await.unwrap_err();
+    assert!(rejected.is_overloaded(), "{rejected}");
+    assert_eq!(began.elapsed(), SECOND * 3 / 4, "the attempt waits only for the rest");
+    // A call whose wait has ended is rejected immediately.
+    assert!(harness.tool().call(call).await.unwrap_err().is_overloaded());
+    assert_eq!(began.elapsed(), SECOND * 3 / 4);
 }

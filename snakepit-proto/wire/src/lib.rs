@@ -12,6 +12,7 @@
 //! The domain crates do not depend on protobuf, and `snakepit-proto` does not depend on the domain. [`mux`] makes and
 //! serves multiplexed calls in terms of the domain.
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backlog;
 mod chunks;

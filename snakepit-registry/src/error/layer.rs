@@ -1,22 +1,11 @@
 //! Converts the errors of layers.
 
-use std::{error::Error, iter::successors, ops::Deref, sync::Arc};
+use std::{error::Error, iter::successors};
 
+use snakepit_session::SharedError;
 use tower::BoxError;
 
 use super::{ErrorKind, ToolError};
-
-/// The error of a layer, shared by the clones of a [`ToolError::Layer`]. It dereferences to the error, so that you can downcast it.
-#[derive(Debug, Clone)]
-pub struct LayerError(Arc<dyn Error + Send + Sync>);
-
-impl Deref for LayerError {
-    type Target = dyn Error + Send + Sync;
-
-    fn deref(&self) -> &Self::Target {
-        &*self.0
-    }
-}
 
 impl ToolError {
     /// Converts the error of a layer. `delivered`: whether the call may have begun to run.
@@ -37,6 +26,6 @@ impl ToolError {
                 kind = ErrorKind::Overloaded;
             }
         }
-        Self::Layer { kind, delivered, problem: error.to_string(), source: Some(LayerError(error.into())) }
+        Self::Layer { kind, delivered, problem: error.to_string(), source: Some(SharedError::new(error)) }
     }
 }

@@ -10,24 +10,54 @@ use tower::{BoxError, Layer, Service};
 use super::{CallProgress, CallService};
 use crate::{CallFuture, ToolCall, ToolError, ToolReply};
 
-type Wrap = Box<dyn FnOnce(CallService) -> CallService + Send + Sync>;
+/// A [`tower::Layer`] that can wrap calls: around those of a host, or around the attempts of a pool.
+///
+/// Every layer implements it whose service takes [`ToolCall`]s, returns [`ToolReply`]s and is `Clone`. Calls are concurrent, so each
+/// uses its own clone. Put a service that is not `Clone`, such as tower's rate limit, behind a buffer.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use snakepit_registry::CallLayer;
+/// use tower::ServiceBuilder;
+///
+/// fn limits() -> impl CallLayer {
+///     ServiceBuilder::new().load_shed().concurrency_limit(100).timeout(Duration::from_secs(5))
+/// }
+/// # limits();
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot wrap calls",
+    note = "the service of the layer takes a `ToolCall`, returns a `ToolReply`, and is `Clone + Send + Sync`",
+    note = "put a service that is not `Clone` behind a buffer: `ServiceBuilder::new().buffer(16).layer(..)`"
+)]
+pub trait CallLayer: Send + Sync + 'static {
+    /// Wraps the service of calls. [`CallService::new`] lists the conversions of errors.
+    fn wrap(&self, inner: CallService) -> CallService;
+}
+
+impl<L> CallLayer for L
+where
+    L: Layer<CallService> + Send + Sync + 'static,
+    L::Service: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
+    <L::Service as Service<ToolCall>>::Future: Send + 'static,
+    <L::Service as Service<ToolCall>>::Error: Into<BoxError>,
+{
+    fn wrap(&self, inner: CallService) -> CallService {
+        CallService::new(self.layer(inner))
+    }
+}
 
 /// Layers around calls, in the order in which a call passes them.
 ///
 /// Each layer wraps a [`CallService`] with the layers after it. It sees their errors as [`ToolError`]s.
 #[derive(Default)]
-pub struct CallLayers(Vec<Wrap>);
+pub struct CallLayers(Vec<Box<dyn CallLayer>>);
 
 impl CallLayers {
     /// Adds a layer inside of the layers that were added before.
-    pub fn push<L>(&mut self, layer: L)
-    where
-        L: Layer<CallService> + Send + Sync + 'static,
-        L::Service: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
-        <L::Service as Service<ToolCall>>::Future: Send + 'static,
-        <L::Service as Service<ToolCall>>::Error: Into<BoxError>,
-    {
-        self.0.push(Box::new(move |inner| CallService::new(layer.layer(inner))));
+    pub fn push(&mut self, layer: impl CallLayer) {
+        self.0.push(Box::new(layer));
     }
 
     /// Wraps a service. Returns `None` if there are no layers.
@@ -43,7 +73,7 @@ impl CallLayers {
             return None;
         }
         let innermost = CallService::new(Innermost(service));
-        Some(self.0.into_iter().rev().fold(innermost, |inner, wrap| wrap(inner)))
+        Some(self.0.iter().rev().fold(innermost, |inner, layer| layer.wrap(inner)))
     }
 }
 

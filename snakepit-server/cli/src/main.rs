@@ -19,6 +19,7 @@ mod suggestion;
 use std::{ffi::OsString, process::ExitCode, thread::available_parallelism};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use snakepit_server::settings::Setting;
 use tokio::runtime::{Builder, Runtime};
 
 use self::{
@@ -104,6 +105,8 @@ impl Command {
 }
 
 fn main() -> ExitCode {
+    // Users of this program set flags, not methods of a builder.
+    Setting::name_flags();
     let words: Vec<OsString> = std::env::args_os().collect();
     // This reports errors of the command line before those of the configuration file.
     let matches = environment::matches(&command_line(), &words);
@@ -213,6 +216,22 @@ mod tests {
     #[test]
     fn the_command_line_is_valid() {
         command_line().debug_assert();
+    }
+
+    #[test]
+    fn the_settings_of_the_library_have_the_names_of_the_flags() {
+        let cli = all_flags();
+        let serve = cli.find_subcommand("serve").unwrap();
+        let flags: Vec<&str> = serve.get_arguments().filter_map(clap::Arg::get_long).collect();
+        let named: Vec<&str> = snakepit_server::settings::all().filter_map(Setting::flag).collect();
+        for flag in &named {
+            assert!(flags.contains(flag), "there is no flag --{flag}");
+        }
+        // The daemon itself, not the host, uses these flags.
+        let own = ["config", "drain"];
+        for flag in flags.iter().filter(|flag| !own.contains(flag)) {
+            assert!(named.contains(flag), "no setting has the name of --{flag}");
+        }
     }
 
     #[test]

@@ -5,8 +5,7 @@ use std::{
     time::Duration,
 };
 
-use snakepit_pool::PoolError;
-use snakepit_server::{Snakepit, StartError, raise_descriptor_limit};
+use snakepit_server::{Snakepit, StartError, error_chain, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
 use tracing_subscriber::EnvFilter;
 
@@ -110,7 +109,7 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
         tracing::info!(signal = %name, "stopped before the workers were ready; no process is left");
     };
     let sessions = tokio::select! {
-        opened = sessions.open(args.limits.into()) => opened.map_err(|e| cannot_start(unusable(e.to_string())))?,
+        opened = sessions.open(args.limits.into()) => opened.map_err(|e| cannot_start(unusable(error_chain(&e).to_string())))?,
         name = signals.next() => {
             log_early_stop(name);
             return Ok(());
@@ -125,7 +124,9 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
             log_early_stop(name);
             return Ok(());
         }
-        Err(error) => return Err(cannot_start(error.to_string()).traceback(traceback_of(&error))),
+        Err(error) => {
+            return Err(cannot_start(error_chain(&error).to_string()).traceback(traceback_of(&error)));
+        }
     };
     memory::start_collector();
     print_ready_line(&snakepit);
@@ -140,7 +141,7 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
         }
     };
     if let Err(error) = stopped {
-        tracing::error!(%error, "stopped, but not gracefully");
+        tracing::error!(error = %error_chain(&error), "stopped, but not gracefully");
     }
     Ok(())
 }
@@ -157,10 +158,8 @@ fn split_command(command: &str) -> Result<Vec<String>, Failure> {
 
 /// The traceback of a worker that cannot start, for example because its adapter cannot be imported.
 fn traceback_of(error: &StartError) -> &str {
-    match error {
-        StartError::Pool(PoolError::Start { error: WorkerError::StartFailed { traceback, .. }, .. }) => {
-            traceback.as_deref().unwrap_or_default()
-        }
+    match error.worker_error() {
+        Some(WorkerError::StartFailed { traceback, .. }) => traceback.as_deref().unwrap_or_default(),
         _ => "",
     }
 }

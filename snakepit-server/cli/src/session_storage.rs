@@ -69,10 +69,9 @@ impl SessionStorage {
                 Ok(Arc::new(snakepit_session_redis::RedisBackend::connect(&url, config, limits).await?))
             }
             #[cfg(not(all(feature = "redb", feature = "redis")))]
-            Self::File(_) | Self::Redis(_) => Err(SessionError::Backend {
-                problem: "this server was built without it; build with the features `redb` and `redis`"
-                    .to_owned(),
-            }),
+            Self::File(_) | Self::Redis(_) => Err(SessionError::backend(
+                "this server was built without it; build with the features `redb` and `redis`",
+            )),
         }
     }
 }

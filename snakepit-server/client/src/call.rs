@@ -38,6 +38,7 @@ pub struct CallBuilder<H = RemoteHost> {
 
 /// The reply to a unary call.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Reply<T> {
     /// The value that the tool returned.
     pub value: T,

@@ -45,6 +45,21 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// The client dereferences to a [`Caller`], whose methods [`execute`](Caller::execute),
 /// [`execute_stream`](Caller::execute_stream) and [`call`](Caller::call) run tools.
+///
+/// ```no_run
+/// use serde_json::json;
+/// use snakepit_client::{Client, ErrorKind};
+///
+/// # async fn example() -> Result<(), snakepit_client::Error> {
+/// let client = Client::connect("127.0.0.1:50051").await?;
+/// match client.execute::<i64>("add", json!({"a": 1, "b": 2})).await {
+///     Ok(sum) => println!("{sum}"),
+///     Err(error) if error.kind() == ErrorKind::ToolNotFound => println!("{error}"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Client {
     caller: Caller<RemoteHost>,

@@ -18,6 +18,7 @@
 //! session. All three are generic over a [`HostHandle`], because `snakepit-server`, which runs a host inside your program,
 //! offers the same API.
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod batch;
 mod call;
@@ -30,16 +31,20 @@ mod remote;
 mod session;
 pub mod status;
 
+/// The trait of streams such as [`ReplyStream`], from `futures-core`.
+pub use futures_core::Stream;
+
 #[doc(hidden)]
 pub use error::write_with_sources;
 #[doc(hidden)]
 pub use extract::ExtractFrom;
 pub use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure, TraceContext};
 pub use snakepit_session::{
-    Created, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable, Note, Number, Payload,
-    PayloadError, Program, ProgramInfo, ProgramName, Session, SessionError, SessionErrorKind, SessionId,
-    SetVariable, Source, UpdateKind, ValueType, Variable, VariableId, VariableName, VariableType,
-    VariableTypeBuilder, VariableUpdate, VariableVersion, WatchEvent, variable_kinds,
+    Created, ErrorChain, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable, Note, Number,
+    Payload, PayloadError, Program, ProgramInfo, ProgramName, Session, SessionError, SessionErrorKind,
+    SessionId, SetVariable, SharedError, Source, UpdateKind, ValueType, Variable, VariableId, VariableName,
+    VariableType, VariableTypeBuilder, VariableUpdate, VariableVersion, WatchEvent, error_chain,
+    variable_kinds,
 };
 
 pub use self::{

@@ -25,6 +25,18 @@ use crate::{Caller, Error, HostHandle, RemoteHost};
 /// - [`Error::Unreachable`] if the connection fails,
 /// - [`Error::TimedOut`] after the client's [`request_timeout`](crate::ClientBuilder::request_timeout),
 /// - [`Error::Rejected`] if the host rejects the request for another reason.
+///
+/// ```no_run
+/// use snakepit_client::{Client, VariableType};
+///
+/// # async fn example() -> Result<(), snakepit_client::Error> {
+/// let client = Client::connect("127.0.0.1:50051").await?;
+/// let session = client.session("alice").await?;
+/// session.register("rate", VariableType::float().range(0.0..=1.0), 0.1).await?;
+/// session.update("rate", |rate: f64| rate / 2.0).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct SessionHandle<H = RemoteHost> {
     caller: Caller<H>,

@@ -11,7 +11,9 @@ use snakepit_proto::{
 use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId};
 use snakepit_wire::failure_from_wire;
-use tonic::{Code, Status};
+use tonic::Code;
+/// The gRPC status of the version of `tonic` that this crate uses.
+pub use tonic::Status;
 use tonic_types::StatusExt;
 
 /// The name of the other end in errors.
@@ -215,8 +217,8 @@ pub(crate) fn session_error(
         "BACKEND_FAILED" => {
             let problem = entry("problem").unwrap_or_else(|| message.to_owned());
             match entry(DELIVERED).as_deref() {
-                Some("false") => SessionError::NotWritten { problem },
-                _ => SessionError::Backend { problem },
+                Some("false") => SessionError::not_written(problem),
+                _ => SessionError::backend(problem),
             }
         }
         _ => return None,

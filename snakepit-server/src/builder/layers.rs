@@ -1,7 +1,6 @@
 //! Adds the layers of the program to a host.
 
-use snakepit_registry::{CallService, ToolCall, ToolReply};
-use tower::{BoxError, Layer, Service};
+use snakepit_registry::CallLayer;
 
 use super::Builder;
 
@@ -19,7 +18,7 @@ impl Builder {
     ///   limit would make it wait for its own caller.
     /// - Calls that a layer itself makes, for example to authorize a call, pass the layers too. The layer must exempt them, or
     ///   they recurse endlessly.
-    /// - A layer must forward the call that it received, changed or unchanged. A new [`ToolCall`] loses the host's record of its
+    /// - A layer must forward the call that it received, changed or unchanged. A new [`ToolCall`](snakepit_registry::ToolCall) loses the host's record of its
     ///   progress. A layer must not run two copies of a call at the same time.
     /// - A layer may repeat a call. [`may_have_run`](snakepit_registry::ToolError::may_have_run) of the final error covers all
     ///   passes.
@@ -27,7 +26,7 @@ impl Builder {
     /// - A layer sees the reply of a streaming call when the stream begins. A concurrency limit releases its permit at that
     ///   time.
     /// - Dropping a call cancels it through the layers.
-    /// - [`CallService::new`] lists the conversions of errors.
+    /// - [`CallService::new`](snakepit_registry::CallService::new) lists the conversions of errors.
     ///
     /// The service must be `Clone`, because calls are concurrent. Put a service that is not, such as tower's rate limit, behind
     /// a buffer.
@@ -42,13 +41,7 @@ impl Builder {
     ///     .layer(ServiceBuilder::new().load_shed().concurrency_limit(100))
     ///     .layer(ServiceBuilder::new().buffer(16).rate_limit(50, Duration::from_secs(1)));
     /// ```
-    pub fn layer<L>(mut self, layer: L) -> Self
-    where
-        L: Layer<CallService> + Send + Sync + 'static,
-        L::Service: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
-        <L::Service as Service<ToolCall>>::Future: Send + 'static,
-        <L::Service as Service<ToolCall>>::Error: Into<BoxError>,
-    {
+    pub fn layer(mut self, layer: impl CallLayer) -> Self {
         self.call_layers.push(layer);
         self
     }
@@ -57,13 +50,7 @@ impl Builder {
     /// the retries. See [`layer`](Self::layer) for the diagram and the rules. The host retries an attempt only if it loses the
     /// worker, so an error of a layer ends the call. A call that a Python tool makes through a host tool belongs to the attempt of
     /// that tool and does not pass the layers.
-    pub fn attempt_layer<L>(mut self, layer: L) -> Self
-    where
-        L: Layer<CallService> + Send + Sync + 'static,
-        L::Service: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
-        <L::Service as Service<ToolCall>>::Future: Send + 'static,
-        <L::Service as Service<ToolCall>>::Error: Into<BoxError>,
-    {
+    pub fn attempt_layer(mut self, layer: impl CallLayer) -> Self {
         self.attempt_layers.push(layer);
         self
     }

@@ -5,9 +5,9 @@ use std::{panic::AssertUnwindSafe, path::Path, pin::pin, sync::Arc, time::Durati
 use futures_util::FutureExt;
 use snakepit_pool::{Pool, PoolError};
 use snakepit_registry::{Registry, ToolHandler};
-use snakepit_session::{MemoryBackend, SessionLimits};
+use snakepit_session::{MemoryBackend, SessionLimits, error_chain};
 use snakepit_worker::{
-    ProcessConfig, ProcessLauncher, WorkerLauncher,
+    ProcessConfig, ProcessLauncher, WorkerError, WorkerLauncher,
     process::{Launches, RunDir, WorkerProgram, reap_orphans},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,6 +22,7 @@ use crate::{
     host_launcher::HostLauncher,
     listen::{self, ArrivalBudgets, ListenLimits, ResponseBudget, default_connections},
     python::Interpreter,
+    settings::{ADAPTER, CONCURRENCY, CONNECTION_BYTES, LAUNCHER, QUEUE_BYTES, WORKER_COMMAND, WORKERS},
     snakepit::Service,
 };
 
@@ -88,9 +89,9 @@ impl Builder {
     /// starts, so an error or a dropped future leaves nothing behind.
     async fn compose(self, python: &Interpreter) -> Result<(Snakepit, HealthReporter), StartError> {
         if self.connection_bytes == Some(0) || self.pool.queue_bytes == 0 {
-            return Err(config_error(
-                "`connection_bytes` and `queue_bytes` must be at least 1 byte, because no call fits into 0 bytes",
-            ));
+            return Err(config_error(format!(
+                "{CONNECTION_BYTES} and {QUEUE_BYTES} must be at least 1 byte, because no call fits into 0 bytes"
+            )));
         }
         let foreign_worker = self.worker_command.is_some();
         let program = match (self.worker_command, self.adapter) {
@@ -101,24 +102,24 @@ impl Builder {
         if program.is_some() == self.launcher.is_some() {
             return Err(config_error(match program {
                 Some(_) => {
-                    "`Builder::launcher` excludes `Builder::adapter` and `Builder::worker_command`; call only one of them"
+                    format!("{LAUNCHER} excludes {ADAPTER} and {WORKER_COMMAND}; set only one of them")
                 }
                 None => {
-                    "nothing to run; call `Builder::adapter` with `module.path:Class`, or `Builder::worker_command`"
+                    format!("nothing to run; set {ADAPTER} to `module.path:Class`, or set {WORKER_COMMAND}")
                 }
             }));
         }
         if let Some(WorkerProgram::Python { .. }) = program
             && self.pool.concurrency != 1
         {
-            return Err(config_error(
-                "`PoolConfig::concurrency` is not 1, but a Python worker runs one call at a time; set it to 1, or call \
-                 `Builder::workers` for more workers",
-            ));
+            return Err(config_error(format!(
+                "{CONCURRENCY} is not 1, but a Python worker runs one call at a time; set it to 1, or set {WORKERS} for \
+                 more workers"
+            )));
         }
         // Workers of a custom launcher do not necessarily need file descriptors.
         if program.is_some() {
-            listen::check_descriptor_limit(self.pool.workers).map_err(|problem| config_error(&problem))?;
+            listen::check_descriptor_limit(self.pool.workers).map_err(config_error)?;
         }
         let registry = Registry::new();
         let (host_ref, mut state) = (HostRef::default(), self.state);
@@ -150,10 +151,11 @@ impl Builder {
         let address = tcp.as_ref().map(listen::local_address).transpose()?;
         // Runs on a blocking thread, because it waits for other starting hosts and may scan all processes.
         let base = self.run_dir;
+        let shown = base.clone().unwrap_or_else(|| "the default run directory".into());
         let created = tokio::task::spawn_blocking(move || RunDir::create(base.as_deref())).await;
-        let run_dir =
-            created.map_err(|error| config_error(&format!("cannot create the run directory: {error}")))?;
-        let run_dir = Arc::new(run_dir?);
+        let created =
+            created.map_err(|error| WorkerError::io(shown, "its creation did not end").with_source(error))?;
+        let run_dir = Arc::new(created?);
 
         let start_timeout = self.start_timeout.unwrap_or(DEFAULT_START_TIMEOUT);
         let process_launcher = program.map(|program| {
@@ -166,7 +168,7 @@ impl Builder {
         });
         let launcher = match &process_launcher {
             Some(processes) => Arc::clone(processes) as Arc<dyn WorkerLauncher>,
-            None => self.launcher.ok_or_else(|| config_error("no launcher"))?,
+            None => self.launcher.ok_or_else(|| config_error("no launcher".to_owned()))?,
         };
         let launcher = self.decorators.into_iter().fold(launcher, |inner, decorate| decorate(inner));
         let launcher = HostLauncher {
@@ -236,8 +238,8 @@ impl Builder {
     }
 }
 
-fn config_error(problem: &str) -> StartError {
-    StartError::Config { problem: problem.to_owned() }
+const fn config_error(problem: String) -> StartError {
+    StartError::Config { problem }
 }
 
 /// Frees the memory of expired sessions periodically.
@@ -251,7 +253,7 @@ async fn sweep(host: Arc<Host>, stop: CancellationToken) {
             _ = ticks.tick() => match AssertUnwindSafe(host.sessions.sweep()).catch_unwind().await {
                 Ok(Ok(0)) => {}
                 Ok(Ok(expired)) => tracing::debug!(expired, "sessions expired"),
-                Ok(Err(error)) => tracing::warn!(%error, "failed to sweep expired sessions"),
+                Ok(Err(error)) => tracing::warn!(error = %error_chain(&error), "failed to sweep expired sessions"),
                 Err(_) => tracing::error!("the sweep of expired sessions panicked; the host will retry at the next interval"),
             },
         }

@@ -12,7 +12,7 @@ use snakepit_proto::{
 };
 use snakepit_session::{
     Batch, NewVariable, Note, Payload, SessionError, SetVariable, Source, ValueType, Variable, VariableId,
-    VariableName, VariableType, VariableUpdate, VariableVersion, WatchEvent,
+    VariableName, VariableType, VariableUpdate, VariableVersion, WatchEvent, error_chain,
 };
 use snakepit_wire::{payload_from_wire, payload_to_wire};
 use tonic::{Request, Status};
@@ -190,14 +190,24 @@ impl Bridge {
                     match outcome {
                         Ok(version) => drop(response.new_versions.insert(name, version_to_wire(version))),
                         Err(error) => {
-                            reject_write(&mut response, name, error.to_string(), &from_write_error(&error));
+                            reject_write(
+                                &mut response,
+                                name,
+                                error_chain(&error).to_string(),
+                                &from_write_error(&error),
+                            );
                         }
                     }
                 }
             }
             Err(SessionError::BatchRejected { errors }) => {
                 for (name, error) in errors {
-                    reject_write(&mut response, name, error.to_string(), &from_write_error(&error));
+                    reject_write(
+                        &mut response,
+                        name,
+                        error_chain(&error).to_string(),
+                        &from_write_error(&error),
+                    );
                 }
             }
             Err(error) => return Err(write_status(error)),

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use snakepit_session::{SessionBackend, SessionError, SessionId};
+use snakepit_session::{SessionBackend, SessionError, SessionId, error_chain};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -105,6 +105,9 @@ impl AffinityWriter {
 async fn write_hint(sessions: &dyn SessionBackend, id: &SessionId, worker: Arc<str>) {
     match sessions.set_last_worker(id, worker).await {
         Ok(()) | Err(SessionError::NotFound { .. }) => {}
-        Err(error) => tracing::warn!(session = %id, %error, "failed to store the last worker of a session"),
+        Err(error) => {
+            let error = error_chain(&error);
+            tracing::warn!(session = %id, %error, "failed to store the last worker of a session");
+        }
     }
 }

@@ -8,13 +8,9 @@
 //! A nested call, which a running tool makes through the host, belongs to a call that has passed the layers. It does not
 //! pass them again, because a concurrency limit would then make it wait for its own caller.
 
-use std::{
-    sync::{OnceLock, Weak},
-    task::{Context, Poll},
-};
+use std::sync::{OnceLock, Weak};
 
-use snakepit_registry::{CallFuture, CallLayers, CallService, ToolCall, ToolError, ToolReply};
-use tower::Service;
+use snakepit_registry::{CallLayers, CallService, ToolCall, ToolError};
 
 use super::{ANCESTORS, Host, NestedCall};
 
@@ -46,24 +42,14 @@ impl HostLayers {
 #[derive(Debug, Clone)]
 struct HostService(Weak<Host>);
 
-impl Service<ToolCall> for HostService {
-    type Response = ToolReply;
-    type Error = ToolError;
-    type Future = CallFuture<'static>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: ToolCall) -> Self::Future {
-        let host = self.0.upgrade();
-        Box::pin(async move {
-            let host = host.ok_or_else(|| ToolError::Unavailable {
-                reason: "the host was dropped".to_owned(),
-                retry_after: None,
-            })?;
-            // Marks the calls that this task makes from now on as nested. `None`: no known call waits for them.
-            ANCESTORS.scope(None, host.resolve_and_call(call)).await
-        })
-    }
-}
+snakepit_registry::always_ready!(HostService, |service, call| {
+    let host = service.0.upgrade();
+    Box::pin(async move {
+        let host = host.ok_or_else(|| ToolError::Unavailable {
+            reason: "the host was dropped".to_owned(),
+            retry_after: None,
+        })?;
+        // Marks the calls that this task makes from now on as nested. `None`: no known call waits for them.
+        ANCESTORS.scope(None, host.resolve_and_call(call)).await
+    })
+});

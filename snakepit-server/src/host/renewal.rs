@@ -17,7 +17,7 @@ use std::{
 use futures_core::Stream;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use snakepit_registry::{Chunk, ChunkStream, ReplyBody, ToolError, ToolReply};
-use snakepit_session::{SessionBackend, SessionError, SessionId};
+use snakepit_session::{SessionBackend, SessionError, SessionId, error_chain};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -126,7 +126,10 @@ async fn renew(backend: &dyn SessionBackend, id: SessionId) {
     match backend.get(&id).await {
         // A client deleted the session. The call gets an error when it next uses the session.
         Ok(_) | Err(SessionError::NotFound { .. }) => {}
-        Err(error) => tracing::warn!(session = %id, %error, "failed to renew a session that a call uses"),
+        Err(error) => {
+            let error = error_chain(&error);
+            tracing::warn!(session = %id, %error, "failed to renew a session that a call uses");
+        }
     }
 }
 

@@ -117,8 +117,8 @@ fn session_errors_survive_the_round_trip() {
         SessionError::TooManyWatches { limit: 9 },
         SessionError::SessionTooLarge { session: session(), size: 10, limit: 9 },
         SessionError::BackendFull { size: 10, limit: 9 },
-        SessionError::Backend { problem: "disk full".into() },
-        SessionError::NotWritten { problem: "disk full".into() },
+        SessionError::backend("disk full"),
+        SessionError::not_written("disk full"),
     ] {
         for status in [from_session_error(&error), from_write_error(&error)] {
             let back = to_tool_error("SetVariable", &status);

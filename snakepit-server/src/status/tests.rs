@@ -36,13 +36,13 @@ fn long_texts_do_not_make_a_status_too_large() {
 
 #[test]
 fn a_failed_write_that_may_have_succeeded_has_no_retryable_code() {
-    let failed = SessionError::Backend { problem: "timed out".into() };
+    let failed = SessionError::backend("timed out");
     let (read, written) = (from_session_error(&failed), from_write_error(&failed));
     assert_eq!((read.code(), written.code()), (Code::Unavailable, Code::Internal));
     let info = |status: &Status| status.get_error_details().error_info().cloned().unwrap();
     assert_eq!(info(&written).reason, info(&read).reason);
     assert_eq!(info(&written).metadata[DELIVERED], "true");
-    let full = SessionError::NotWritten { problem: "the disk is full".into() };
+    let full = SessionError::not_written("the disk is full");
     for status in [from_session_error(&full), from_write_error(&full)] {
         assert_eq!(status.code(), Code::Unavailable, "a retry is safe");
         assert_eq!(
@@ -121,7 +121,7 @@ fn errors() -> Vec<ToolError> {
             max_bytes: 100,
         }),
         ToolError::Session(SessionError::InvalidPageToken),
-        ToolError::Session(SessionError::Backend { problem: "disk full".into() }),
+        ToolError::Session(SessionError::backend("disk full")),
         ToolError::Session(SessionError::GlobalProgramNotFound { name: "m".into() }),
         ToolError::Session(SessionError::TooManyGlobalPrograms { limit: 9 }),
         ToolError::Session(SessionError::VariableNotFound { session: id(), identifier: "x".into() }),
@@ -189,7 +189,7 @@ fn the_status_table_is_as_documented() {
         .into_iter()
         .map(from_tool_error)
         .chain([
-            from_write_error(&SessionError::Backend { problem: "disk full".into() }),
+            from_write_error(&SessionError::backend("disk full")),
             reserved_for_workers(),
             reserved_for_clients("ListTools"),
             incompatible_worker("another version"),

@@ -40,12 +40,12 @@ pub(crate) const GLOBAL: &str = "";
 
 impl Store {
     pub(crate) fn get<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>, SessionError> {
-        let decode = |row: &Bytes| serde_json::from_slice(row).map_err(|error| codec_error(&error));
+        let decode = |row: &Bytes| serde_json::from_slice(row).map_err(codec_error);
         self.rows.get(key).map(decode).transpose()
     }
 
     pub(crate) fn put(&mut self, key: Key, value: &impl Serialize) -> Result<(), SessionError> {
-        let row = serde_json::to_vec(value).map_err(|error| codec_error(&error))?;
+        let row = serde_json::to_vec(value).map_err(codec_error)?;
         self.rows.insert(key, row.into());
         Ok(())
     }
@@ -58,7 +58,7 @@ impl Store {
     ) -> Result<Vec<T>, SessionError> {
         let first = (table, owner.to_owned(), String::new(), 0);
         let rows = self.rows.range(first..).take_while(|(key, _)| key.0 == table && key.1 == owner);
-        rows.map(|(_, row)| serde_json::from_slice(row).map_err(|error| codec_error(&error))).collect()
+        rows.map(|(_, row)| serde_json::from_slice(row).map_err(codec_error)).collect()
     }
 
     /// Loads the header of a live session and renews its TTL.
@@ -192,6 +192,6 @@ pub(crate) fn row(table: Table, owner: &str, name: &str) -> Key {
     (table, owner.to_owned(), name.to_owned(), 0)
 }
 
-fn codec_error(error: &serde_json::Error) -> SessionError {
-    SessionError::Backend { problem: error.to_string() }
+fn codec_error(error: serde_json::Error) -> SessionError {
+    SessionError::backend("a row is not valid JSON").with_source(error)
 }

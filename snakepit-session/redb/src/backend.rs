@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Program, ProgramInfo, ProgramName,
     ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
-    UpdateKind, Variable, VariableName, VariableVersion, VariableWatch,
+    UpdateKind, Variable, VariableName, VariableVersion, VariableWatch, error_chain,
     kit::{
         CheckedValue, PreparedWrite, WritePreparation, decode, matches_pattern, program_not_found,
         size_of_metadata, size_of_program, size_of_version,
@@ -313,7 +313,7 @@ fn list(
                 Ok(header) => items.push(expiry.snapshot(&id, header, now)),
                 // An unreadable session must not hide the others.
                 Err(error) => {
-                    tracing::error!(session = %id, %error, "omitted an unreadable session from a listing");
+                    tracing::error!(session = %id, error = %error_chain(&error), "omitted an unreadable session from a listing");
                 }
             }
         }

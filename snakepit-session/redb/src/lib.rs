@@ -9,6 +9,8 @@
 //!        |
 //!     expiries (in memory) <-- every use renews them
 //! ```
+#![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 use std::{
     path::{Path, PathBuf},
@@ -77,6 +79,26 @@ const SWEEP_ROWS: usize = 4096;
 /// Event counters in [`stats`](snakepit_session::SessionBackend::stats) start at 0.
 ///
 /// Dropping the backend blocks until queued operations are written and the file is closed.
+///
+/// # Example
+/// ```
+/// use snakepit_session::{NewSession, SessionBackend, SessionId, SessionLimits};
+/// use snakepit_session_redb::RedbBackend;
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// let path = directory.path().join("sessions.redb");
+/// let alice = SessionId::try_new("alice")?;
+/// let backend = RedbBackend::open(&path, SessionLimits::default()).await?;
+/// backend.create(&alice, NewSession::default()).await?;
+/// drop(backend);
+///
+/// let reopened = RedbBackend::open(&path, SessionLimits::default()).await?;
+/// assert_eq!(reopened.get(&alice).await?.id, alice);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct RedbBackend {
     writer: Writer,
@@ -160,9 +182,7 @@ impl RedbBackend {
             return read();
         }
         let read = tokio::task::spawn_blocking(read).await;
-        read.unwrap_or_else(|error| {
-            Err(SessionError::Backend { problem: format!("reading failed: {error}") })
-        })
+        read.unwrap_or_else(|error| Err(SessionError::backend("reading failed").with_source(error)))
     }
 
     /// Returns true if the first attempt of a read failed because of the disk. Waits until the writer has tried to reopen the

@@ -66,7 +66,7 @@ pub(super) fn open<F: StorageBackend>(
     // Redb may panic if another program changed its file.
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let opened = open_database(path, storage, known);
-        let (database, identity, guard) = opened.map_err(|problem| SessionError::Backend { problem })?;
+        let (database, identity, guard) = opened?;
         let (totals, expiries) = resume(&database, limits)?;
         Ok(Opened { database, identity, guard, totals, expiries })
     }));
@@ -82,8 +82,12 @@ pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
         if problem.starts_with(&file) { problem } else { file + &problem }
     };
     match error {
-        SessionError::Backend { problem } => SessionError::Backend { problem: with_name(problem) },
-        SessionError::NotWritten { problem } => SessionError::NotWritten { problem: with_name(problem) },
+        SessionError::Backend { problem, source } => {
+            SessionError::Backend { problem: with_name(problem), source }
+        }
+        SessionError::NotWritten { problem, source } => {
+            SessionError::NotWritten { problem: with_name(problem), source }
+        }
         error => error,
     }
 }
@@ -92,26 +96,29 @@ fn open_database<F: StorageBackend>(
     path: &Path,
     storage: impl FnOnce(FileBackend) -> F,
     known: Option<(FileIdentity, &CheckedStorage)>,
-) -> Result<(Database, FileIdentity, CheckedStorage), String> {
+) -> Result<(Database, FileIdentity, CheckedStorage), SessionError> {
+    let unopened = || SessionError::backend("cannot open it");
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(known.is_none()).truncate(false);
     // Sessions may contain secrets, so only the owner may read the file.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let file = options.open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound if known.is_some() => "it was deleted while it was in use".to_owned(),
-        io::ErrorKind::NotFound => "its directory does not exist; create it first".to_owned(),
-        _ => format!("cannot open it: {error}"),
+        io::ErrorKind::NotFound if known.is_some() => {
+            SessionError::backend("it was deleted while it was in use")
+        }
+        io::ErrorKind::NotFound => SessionError::backend("its directory does not exist; create it first"),
+        _ => unopened().with_source(error),
     })?;
-    let metadata = file.metadata().map_err(|error| format!("cannot open it: {error}"))?;
+    let metadata = file.metadata().map_err(|error| unopened().with_source(error))?;
     let identity = FileIdentity::of(&metadata);
     if known.is_some_and(|(known, _)| known != identity) {
-        return Err("it was replaced while it was in use".to_owned());
+        return Err(SessionError::backend("it was replaced while it was in use"));
     }
     // Sync the directory, so that a new file survives a crash.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let synced = File::open(parent).and_then(|directory| directory.sync_all());
-    synced.map_err(|error| format!("cannot sync its directory: {error}"))?;
+    synced.map_err(|error| SessionError::backend("cannot sync its directory").with_source(error))?;
 
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES);
@@ -131,23 +138,20 @@ fn open_database<F: StorageBackend>(
         }
         CheckedStorage::new(storage).map_err(|error| StorageError::Io(error).into())
     });
-    let guard = guard.map_err(|error| format!("cannot open it: {error}"))?;
+    let guard = guard.map_err(|error| unopened().with_source(error))?;
     if let Some((_, before)) = known {
-        guard.check_unchanged_since(before)?;
+        guard.check_unchanged_since(before).map_err(SessionError::backend)?;
     }
     let opened = builder.create_with_backend(guard.clone());
     let opened = opened.map_err(|error| match error {
-        DatabaseError::Storage(StorageError::Corrupted(problem)) => {
-            format!("it is damaged; restore it from a copy: {problem}")
-        }
-        DatabaseError::DatabaseAlreadyOpen => {
-            "it is already open, and only one host at a time can use it; give each host a separate file"
-                .to_owned()
-        }
+        DatabaseError::Storage(StorageError::Corrupted(problem)) => damaged(&problem),
+        DatabaseError::DatabaseAlreadyOpen => SessionError::backend(
+            "it is already open, and only one host at a time can use it; give each host a separate file",
+        ),
         DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-            format!("it is not a session file: {error}")
+            SessionError::backend("it is not a session file").with_source(error)
         }
-        error => format!("cannot open it: {error}"),
+        error => unopened().with_source(error),
     });
     Ok((opened?, identity, guard))
 }
@@ -223,7 +227,7 @@ fn check_schema(transaction: &WriteTransaction) -> Result<bool, SessionError> {
         ),
         None => "it is a redb database, but not a session file".to_owned(),
     };
-    Err(SessionError::Backend { problem })
+    Err(SessionError::backend(problem))
 }
 
 /// Counts the rows of the file, and loads the expiries of all sessions and global programs. After a clean shutdown, expiries have

@@ -52,24 +52,23 @@ const DISK_FAILED: &str = "the disk failed";
 
 /// Converts an error of redb.
 pub(super) fn failed(error: impl Into<redb::Error>) -> SessionError {
-    let problem = match error.into() {
+    match error.into() {
         error @ (redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed) => {
-            format!("{DISK_FAILED}: {error}")
+            SessionError::backend(DISK_FAILED).with_source(error)
         }
-        redb::Error::Corrupted(problem) => return damaged(&problem),
-        error => error.to_string(),
-    };
-    SessionError::Backend { problem }
+        redb::Error::Corrupted(problem) => damaged(&problem),
+        error => SessionError::backend("the database failed").with_source(error),
+    }
 }
 
 /// Whether the database rejects all operations until it is reopened.
 pub(super) fn is_disk_error(error: &SessionError) -> bool {
-    matches!(error, SessionError::Backend { problem } if problem.starts_with(DISK_FAILED))
+    matches!(error, SessionError::Backend { problem, .. } if problem.starts_with(DISK_FAILED))
 }
 
 /// The error for a damaged file.
 pub(super) fn damaged(problem: &str) -> SessionError {
-    SessionError::Backend { problem: format!("it is damaged; restore it from a copy: {problem}") }
+    SessionError::backend(format!("it is damaged; restore it from a copy: {problem}"))
 }
 
 /// The key of a session's header.

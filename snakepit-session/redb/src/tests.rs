@@ -11,7 +11,7 @@ use redb::{StorageBackend, TableDefinition, backends::FileBackend};
 use snakepit_session::{
     Created, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramName, ProgramOwner,
     Session, SessionBackend, SessionEvent, SessionEventKind, SetVariable, ValueType, Variable, VariableName,
-    VariableType, WatchEvent,
+    VariableType, WatchEvent, error_chain,
 };
 use snakepit_session_testkit::{
     session_backend_contract, session_backend_linearizes, session_backend_matches_model,
@@ -59,7 +59,7 @@ async fn open_as_after_a_crash(directory: &TempDir) -> RedbBackend {
 
 /// Returns the error of opening a file, which must contain its name.
 async fn open_error(path: &Path) -> String {
-    let error = try_open(path).await.unwrap_err().to_string();
+    let error = error_chain(&try_open(path).await.unwrap_err()).to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
     error
 }
@@ -410,9 +410,9 @@ async fn an_overwritten_or_truncated_file_rejects_all_operations() {
         damage(&path, &copy);
         let damaged_bytes = std::fs::read(&path).unwrap();
         for _ in 0..2 {
-            let error = set(&backend, "s", "x", 3).await.unwrap_err().to_string();
+            let error = error_chain(&set(&backend, "s", "x", 3).await.unwrap_err()).to_string();
             assert!(error.contains("overwrote or truncated"), "{damaged}: {error}");
-            let error = backend.variable(&id("s"), "x").await.unwrap_err().to_string();
+            let error = error_chain(&backend.variable(&id("s"), "x").await.unwrap_err()).to_string();
             assert!(error.contains("overwrote or truncated"), "{damaged}: {error}");
         }
         assert!(watch.next().await.unwrap().is_err(), "{damaged}: the watch ends");

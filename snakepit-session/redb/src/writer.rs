@@ -9,7 +9,7 @@ use std::{
 };
 
 use redb::{Database, StorageBackend, backends::FileBackend};
-use snakepit_session::{SessionError, SessionLimits};
+use snakepit_session::{SessionError, SessionLimits, error_chain};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -78,7 +78,7 @@ where
 }
 
 fn problem(problem: &str) -> SessionError {
-    SessionError::Backend { problem: problem.to_owned() }
+    SessionError::backend(problem)
 }
 
 /// A handle to the thread. Dropping it runs the queued operations and closes the file.
@@ -114,7 +114,7 @@ impl Writer {
             }
         };
         let thread = std::thread::Builder::new().name("snakepit-redb".to_owned()).spawn(run);
-        let thread = thread.map_err(|error| problem(&format!("cannot start its thread: {error}")))?;
+        let thread = thread.map_err(|error| problem("cannot start its thread").with_source(error))?;
         let shared = shared.await.map_err(|_| problem("its thread ended while it opened the file"))??;
         Ok((Self { queue: Some(queue), thread: Some(thread) }, shared))
     }
@@ -208,7 +208,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
             None => self.outage.map_or(Ok(()), |(failure, _)| Err(failure)),
         };
         if let Err(error) = closed {
-            tracing::error!(path = %path.display(), %error, "failed to close the session file cleanly");
+            tracing::error!(path = %path.display(), error = %error_chain(&error), "failed to close the session file cleanly");
         }
     }
 
@@ -224,7 +224,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
             return Ok(());
         };
         let path = self.shared.path.display();
-        tracing::error!(%path, %error, operations = group.len(), "failed to write sessions");
+        tracing::error!(%path, error = %error_chain(&error), operations = group.len(), "failed to write sessions");
         self.state.discard();
         // Redb must be reopened after a disk error, but not after other errors. An overwritten file must not be read again.
         if !self.guard.is_foreign() && database.begin_write().is_ok() {
@@ -260,7 +260,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         let failure = in_file(&self.shared.path, error);
         self.state.end_watches(&failure);
         if let Err(error) = self.reopen(&failure) {
-            tracing::error!(%error, "cannot reopen the sessions; retrying");
+            tracing::error!(error = %error_chain(&error), "cannot reopen the sessions; retrying");
         }
         failure
     }
@@ -337,7 +337,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         let ended = if has_writes {
             // Check first, because redb rejects all further operations after a failed commit.
             let stored = state.stored_bytes();
-            let not_written = |problem: String| SessionError::NotWritten { problem };
+            let not_written = |problem: String| SessionError::not_written(problem);
             let is_usable = || {
                 let file = identity.check(&shared.path).map_err(not_written)?;
                 guard.check().map_err(|why: String| problem(&why))?;

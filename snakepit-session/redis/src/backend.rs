@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Page, PageRequest, Program, ProgramInfo, ProgramName,
     ProgramOwner, Session, SessionBackend, SessionError, SessionEvents, SessionId, SessionStats, SetVariable,
-    UpdateKind, Variable, VariableName, VariableVersion, VariableWatch, Watcher,
+    UpdateKind, Variable, VariableName, VariableVersion, VariableWatch, Watcher, error_chain,
     kit::{CheckedValue, SessionHeader, matches_pattern},
 };
 
@@ -120,7 +120,7 @@ impl SessionBackend for RedisBackend {
                     Ok(listed) => items.push(self.localize_last_worker(listed)),
                     // An unreadable session must not hide the others.
                     Err(error) => {
-                        tracing::error!(session = id, %error, "omitted an unreadable session from a listing");
+                        tracing::error!(session = id, error = %error_chain(&error), "omitted an unreadable session from a listing");
                     }
                 }
             }

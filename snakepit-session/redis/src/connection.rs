@@ -26,13 +26,12 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Self, StartError> {
         let invalid = |error: RedisError| {
-            StartError::Fatal(SessionError::Backend {
-                problem: format!("not the URL of a Redis server, such as redis://localhost:6379: {error}"),
-            })
+            let problem = "not the URL of a Redis server, such as redis://localhost:6379";
+            StartError::Fatal(SessionError::backend(problem).with_source(error))
         };
         let info = redis::IntoConnectionInfo::into_connection_info(url).map_err(invalid)?;
         let address = info.addr().to_string();
-        let failed = |error: RedisError| StartError::of(&address, &error);
+        let failed = |error: RedisError| StartError::of(&address, error);
         // RESP3 reports the end of a connection, so the client reconnects before the next command.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let db = settings.db();
@@ -72,7 +71,7 @@ impl Connection {
 
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, SessionError> {
         let mut manager = self.manager.clone();
-        command.query_async(&mut manager).await.map_err(|error| failed(&self.address, &error))
+        command.query_async(&mut manager).await.map_err(|error| failed(&self.address, error))
     }
 
     /// Opens a separate connection for published messages.
@@ -81,12 +80,12 @@ impl Connection {
         let Ok(connected) = connected else {
             return Err(self.problem("does not accept a connection in time"));
         };
-        connected.map_err(|error| failed(&self.address, &error))
+        connected.map_err(|error| failed(&self.address, error))
     }
 
     /// Converts a reply.
     pub(super) fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, SessionError> {
-        redis::from_redis_value(value).map_err(|error| failed(&self.address, &error.into()))
+        redis::from_redis_value(value).map_err(|error| failed(&self.address, error.into()))
     }
 
     /// Returns the command that reads fields of a hash of a session, or `None` if `fields` is empty.
@@ -105,12 +104,17 @@ impl Connection {
 
     /// Creates the error of an operation that wrote nothing, with the address of the server.
     pub(super) fn not_written(&self, problem: &str) -> SessionError {
-        SessionError::NotWritten { problem: format!("redis at {}: {problem}", self.address) }
+        SessionError::not_written(format!("redis at {}: {problem}", self.address))
     }
 
     /// Creates an error with the address of the server.
     pub(super) fn problem(&self, problem: &str) -> SessionError {
-        SessionError::Backend { problem: format!("redis at {}: {problem}", self.address) }
+        SessionError::backend(format!("redis at {}: {problem}", self.address))
+    }
+
+    /// Creates an error with the address of the server and this cause.
+    pub(super) fn failed(&self, error: RedisError) -> SessionError {
+        failed(&self.address, error)
     }
 }
 
@@ -129,7 +133,7 @@ impl Call<'_> {
 
     pub(super) async fn run<T: FromRedisValue>(self) -> Result<T, SessionError> {
         let connection = self.connection;
-        self.try_run().await.map_err(|error| failed(&connection.address, &error))
+        self.try_run().await.map_err(|error| failed(&connection.address, error))
     }
 
     /// Like [`run`](Self::run), but returns the original error.
@@ -155,7 +159,7 @@ impl Call<'_> {
     ) -> Result<(T, Vec<Value>), SessionError> {
         let Self { connection, script, command } = self;
         let mut manager = connection.manager.clone();
-        let failed = |error: RedisError| failed(&connection.address, &error);
+        let failed = |error: RedisError| failed(&connection.address, error);
         let mut pipeline = redis::pipe();
         pipeline.ignore_errors().add_command(command);
         for read in reads {
@@ -180,6 +184,6 @@ fn is_unknown_script(error: &RedisError) -> bool {
 }
 
 /// Converts an error of the client library.
-fn failed(address: &str, error: &RedisError) -> SessionError {
-    SessionError::Backend { problem: format!("redis at {address}: {error}") }
+fn failed(address: &str, error: RedisError) -> SessionError {
+    SessionError::backend(format!("redis at {address}")).with_source(error)
 }

@@ -32,7 +32,7 @@ use redis::{
     Msg,
     aio::{PubSubSink, PubSubStream},
 };
-use snakepit_session::{SessionError, SessionEventKind, SessionEventSender, SessionId, Watcher};
+use snakepit_session::{SessionError, SessionEventKind, SessionEventSender, SessionId, Watcher, error_chain};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{connection::Connection, decode_sized, jitter, plan::decode_update, scripts};
@@ -151,7 +151,7 @@ impl Follower {
             let subscribed = tokio::time::timeout(self.connection.timeout(), sink.subscribe(channel)).await;
             match subscribed {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(self.connection.problem(&error.to_string())),
+                Ok(Err(error)) => return Err(self.connection.failed(error)),
                 Err(_) => return Err(self.connection.problem("does not reply in time")),
             }
         }
@@ -200,7 +200,7 @@ impl Follower {
             };
             // Log once per outage.
             if !std::mem::replace(&mut is_disconnected, true) {
-                tracing::warn!(%error, "cannot receive changes of sessions; retrying");
+                tracing::warn!(error = %error_chain(&error), "cannot receive changes of sessions; retrying");
             }
             tokio::time::sleep(backoff / 2 + jitter(backoff / 2)).await;
             backoff = MAX_BACKOFF.min(backoff * 2);
@@ -243,7 +243,7 @@ impl Follower {
                 }
                 match tokio::time::timeout(self.connection.timeout(), sink.ping::<redis::Value>()).await {
                     Ok(Ok(_)) => {}
-                    Ok(Err(error)) => return self.connection.problem(&error.to_string()),
+                    Ok(Err(error)) => return self.connection.failed(error),
                     Err(_) => return self.connection.problem("does not reply in time"),
                 }
             }
@@ -415,7 +415,9 @@ impl Decoded {
                 Ok(update) => {
                     changes.push(Change { cursor: WatchCursor { number, mark }, predecessor, update });
                 }
-                Err(error) => tracing::error!(%error, "dropped an unreadable change of a variable"),
+                Err(error) => {
+                    tracing::error!(error = %error_chain(&error), "dropped an unreadable change of a variable");
+                }
             }
         }
         changes.sort_unstable_by_key(|change| change.cursor.number);

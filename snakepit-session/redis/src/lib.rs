@@ -22,6 +22,8 @@
 //! The fields of a session are `born` (its incarnation: a random id), `rev` (the random revision of the last commit), `seq` (the
 //! number of the last change), `mark` (the revision that made that change), `holds` (size, counts and incarnation),
 //! `far` (the number of rarely read fields), and `counted` (the revision of the commit that wrote `holds` and `far`).
+#![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -91,6 +93,19 @@ impl Default for RedisConfig {
 ///
 /// While Redis is unreachable, every operation fails with [`SessionError::Backend`]. The backend reconnects automatically. If the
 /// connection breaks during a write, the write may have been applied.
+///
+/// # Example
+/// ```no_run
+/// use snakepit_session::{NewSession, SessionBackend, SessionError, SessionId, SessionLimits};
+/// use snakepit_session_redis::{RedisBackend, RedisConfig};
+///
+/// # async fn example() -> Result<(), SessionError> {
+/// let config = RedisConfig { prefix: "shop".to_owned(), ..RedisConfig::default() };
+/// let backend = RedisBackend::connect("redis://localhost:6379", config, SessionLimits::default()).await?;
+/// backend.create(&SessionId::try_new("alice")?, NewSession::default()).await?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct RedisBackend {
     connection: Connection,
     limits: SessionLimits,
@@ -194,7 +209,7 @@ async fn decode_sized<T: Send + 'static>(
         return decode();
     }
     let decoded = tokio::task::spawn_blocking(decode).await;
-    decoded.unwrap_or_else(|error| Err(SessionError::Backend { problem: format!("reading failed: {error}") }))
+    decoded.unwrap_or_else(|error| Err(SessionError::backend("reading failed").with_source(error)))
 }
 
 /// Returns a random delay up to `max`, so that conflicting hosts do not retry together.

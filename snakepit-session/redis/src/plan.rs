@@ -53,9 +53,7 @@ impl Usage {
             ((Some(bytes), Some(variables), Some(programs)), Some(incarnation)) => {
                 Ok(Self { bytes, variables, programs, incarnation: incarnation.to_owned() })
             }
-            _ => Err(SessionError::Backend {
-                problem: format!("cannot read the usage of a session: `{text}`"),
-            }),
+            _ => Err(SessionError::backend(format!("cannot read the usage of a session: `{text}`"))),
         }
     }
 
@@ -104,8 +102,7 @@ pub(super) fn encode_variable(
 /// Returns the part after the header line.
 fn body(text: &[u8]) -> Result<&[u8], SessionError> {
     let end = text.iter().position(|byte| *byte == b'\n');
-    let missing_header =
-        || SessionError::Backend { problem: "cannot read a variable: its header is missing".to_owned() };
+    let missing_header = || SessionError::backend("cannot read a variable: its header is missing");
     Ok(&text[end.ok_or_else(missing_header)? + 1..])
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
-use snakepit_session::SessionError;
+use snakepit_session::{SessionError, error_chain};
 use tokio::time::Instant;
 
 use super::{RedisConfig, connection::Connection, scripts};
@@ -22,7 +22,7 @@ pub(super) enum StartError {
 }
 
 impl StartError {
-    pub(super) fn of(address: &str, error: &RedisError) -> Self {
+    pub(super) fn of(address: &str, error: RedisError) -> Self {
         use ServerErrorKind::{BusyLoading, MasterDown, TryAgain};
         let is_retryable = error.is_io_error()
             || error.is_timeout()
@@ -40,8 +40,8 @@ impl StartError {
             }
             _ => "",
         };
-        let problem = format!("redis at {address}: {error}{advice}");
-        let error = SessionError::Backend { problem };
+        let problem = format!("redis at {address} cannot be used{advice}");
+        let error = SessionError::backend(problem).with_source(error);
         if is_retryable { Self::Retryable(error) } else { Self::Fatal(error) }
     }
 }
@@ -61,7 +61,7 @@ pub(super) async fn connect(url: &str, config: &RedisConfig) -> Result<Connectio
             return Err(error);
         }
         if !std::mem::replace(&mut is_logged, true) {
-            tracing::warn!(%error, seconds = config.start_wait.as_secs(), "waiting for redis");
+            tracing::warn!(error = %error_chain(&error), seconds = config.start_wait.as_secs(), "waiting for redis");
         }
         tokio::time::sleep(RETRY_DELAY).await;
     }
@@ -80,7 +80,7 @@ async fn try_connect(url: &str, config: &RedisConfig) -> Result<Connection, Star
                            `SENTINEL get-master-addr-by-name NAME` returns";
             return Err(StartError::Fatal(connection.problem(problem)));
         }
-        Err(error) => return Err(StartError::of(connection.address(), &error)),
+        Err(error) => return Err(StartError::of(connection.address(), error)),
     }
     // A user without permission for INFO may still use the server.
     if let Ok(info) = connection.query::<String>(&redis::cmd("INFO")).await {
@@ -116,7 +116,7 @@ fn check_info(connection: &Connection, info: &str) -> Result<(), SessionError> {
 
 /// Splits the URL into an address for the client library and parameters of the configuration.
 fn parse_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), SessionError> {
-    let invalid = |problem: String| SessionError::Backend { problem };
+    let invalid = |problem: String| SessionError::backend(problem);
     let mut config = config.clone();
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
     if address.starts_with("rediss:") || address.starts_with("valkeys:") {

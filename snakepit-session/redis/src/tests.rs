@@ -23,7 +23,7 @@ use server::{Proxy, Server};
 use snakepit_session::{
     Created, NewSession, NewVariable, Note, PageRequest, Payload, Program, ProgramName, ProgramOwner,
     SessionBackend, SessionEventKind, SessionEvents, SessionId, SetVariable, UpdateKind, ValueType,
-    VariableName, VariableType, VariableWatch, WatchEvent,
+    VariableName, VariableType, VariableWatch, WatchEvent, error_chain,
 };
 
 fn id(text: &str) -> SessionId {
@@ -105,10 +105,10 @@ async fn a_password_is_used_and_never_printed() {
         "{backend:?}"
     );
 
-    let rejected = connect("an0ther-word", 0).await.unwrap_err().to_string();
+    let rejected = error_chain(&connect("an0ther-word", 0).await.unwrap_err()).to_string();
     assert!(rejected.contains(&server.url) && !rejected.contains("an0ther"), "{rejected}");
     let malformed = RedisBackend::connect("http://:w0rd@x", RedisConfig::default(), SessionLimits::default());
-    let malformed = malformed.await.unwrap_err().to_string();
+    let malformed = error_chain(&malformed.await.unwrap_err()).to_string();
     assert!(malformed.contains("redis://") && !malformed.contains("w0rd"), "{malformed}");
 
     // The databases of a server share channels, so the names of channels contain the database.

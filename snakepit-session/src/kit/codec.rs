@@ -10,7 +10,7 @@ use crate::SessionError;
 /// [`SessionError::Backend`] if the value cannot be serialized.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, SessionError> {
     rmp_serde::to_vec_named(value)
-        .map_err(|error| SessionError::Backend { problem: format!("cannot write a record: {error}") })
+        .map_err(|error| SessionError::backend("cannot write a record").with_source(error))
 }
 
 /// Decodes a record.
@@ -19,5 +19,5 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, SessionError> {
 /// [`SessionError::Backend`] if the bytes are not a record of this type.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, SessionError> {
     rmp_serde::from_slice(bytes)
-        .map_err(|error| SessionError::Backend { problem: format!("cannot read a record: {error}") })
+        .map_err(|error| SessionError::backend("cannot read a record").with_source(error))
 }

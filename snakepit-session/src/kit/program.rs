@@ -52,7 +52,7 @@ impl ProgramRecord {
         let ProgramInfo { name, size, content_type, metadata, ttl, updated_at } = &self.info;
         if self.data.len() != *size {
             let problem = format!("program `{name}` is truncated to {} of {size} bytes", self.data.len());
-            return Err(SessionError::Backend { problem });
+            return Err(SessionError::backend(problem));
         }
         Ok(Program {
             data: self.data.clone(),

@@ -66,9 +66,7 @@ impl SessionBackend for MemoryBackend {
         }
         match self.find_or_create(id, &new, true) {
             Some(found) => Ok(found),
-            None => Err(SessionError::Backend {
-                problem: "a session with reserved space was not created".to_owned(),
-            }),
+            None => Err(SessionError::backend("a session with reserved space was not created")),
         }
     }
 

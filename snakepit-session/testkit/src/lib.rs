@@ -16,6 +16,7 @@
 //! session_backend_linearizes(make, 10);
 //! ```
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod contract;
 mod model;

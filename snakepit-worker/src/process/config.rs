@@ -28,6 +28,7 @@ pub enum WorkerProgram {
 
 /// The configuration of a [`ProcessLauncher`](super::ProcessLauncher).
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ProcessConfig {
     /// The program that each worker runs.
     pub program: WorkerProgram,

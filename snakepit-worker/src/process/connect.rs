@@ -13,12 +13,15 @@ use snakepit_proto::{
     status::{HEADER_LIST_BYTES, root_cause},
 };
 use tokio::{net::UnixStream, time::Instant};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint, Uri},
+};
 
 use super::{
     hangup_tolerant_stream::HangupTolerantStream, readiness::WorkerAddress, supervisor::SupervisedProcess,
 };
-use crate::WorkerError;
+use crate::{SharedError, WorkerError};
 
 /// The gRPC client of a worker.
 pub(super) type Client = BridgeServiceClient<Channel>;
@@ -40,45 +43,71 @@ pub(super) async fn connect(
     deadline: Instant,
 ) -> Result<Client, WorkerError> {
     let exit = supervised.exit_watch();
-    let problem = tokio::select! {
+    let failure = tokio::select! {
         connected = connect_until(address, deadline) => match connected {
             Ok(client) => return Ok(client),
-            Err(problem) => problem,
+            Err(failure) => failure,
         },
         exit = exit.exited() => {
             return Err(WorkerError::EndedEarly { reason: exit.reason.to_string(), output_lines: exit.output_lines });
         }
     };
+    let Failure { problem, source } = failure;
     let output_lines = supervised.output().lines();
-    Err(WorkerError::Connect { address: address.to_string(), problem, output_lines })
+    Err(WorkerError::Connect { address: address.to_string(), problem, output_lines, source })
+}
+
+/// The failure of an attempt to connect.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// The problem, with its root cause.
+    pub(super) problem: String,
+    pub(super) source: Option<SharedError>,
+}
+
+impl Failure {
+    pub(super) fn new(problem: impl Into<String>) -> Self {
+        Self { problem: problem.into(), source: None }
+    }
+
+    fn of_transport(error: tonic::transport::Error) -> Self {
+        Self { problem: root_cause(&error).to_string(), source: Some(SharedError::new(error)) }
+    }
+
+    pub(super) fn of_status(status: Status) -> Self {
+        Self { problem: status.message().to_owned(), source: Some(SharedError::new(status)) }
+    }
 }
 
 /// Connects and pings until the worker answers. Retries with exponential backoff until the deadline.
 ///
 /// # Errors
-/// The problem of the last attempt.
-pub(super) async fn connect_until(address: &WorkerAddress, deadline: Instant) -> Result<Client, String> {
-    let mut last_problem = "it did not answer in time".to_owned();
+/// The failure of the last attempt.
+pub(super) async fn connect_until(address: &WorkerAddress, deadline: Instant) -> Result<Client, Failure> {
+    let mut last_failure = Failure::new("it did not answer in time");
     let attempts = async {
         let mut backoff = MIN_BACKOFF;
         loop {
             match tokio::time::timeout(ATTEMPT_TIMEOUT, try_connect(address)).await {
                 Ok(Ok(client)) => return client,
-                Ok(Err(problem)) => last_problem = problem,
-                Err(_) => last_problem = format!("it did not answer within {ATTEMPT_TIMEOUT:?}"),
+                Ok(Err(failure)) => last_failure = failure,
+                Err(_) => {
+                    last_failure = Failure::new(format!("it did not answer within {ATTEMPT_TIMEOUT:?}"));
+                }
             }
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     };
     let connected = tokio::time::timeout_at(deadline, attempts).await;
-    connected.map_err(|_| last_problem)
+    connected.map_err(|_| last_failure)
 }
 
-async fn try_connect(address: &WorkerAddress) -> Result<Client, String> {
+async fn try_connect(address: &WorkerAddress) -> Result<Client, Failure> {
     let channel = match address {
         WorkerAddress::Tcp(address) => {
-            let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
+            let endpoint =
+                Endpoint::from_shared(format!("http://{address}")).map_err(Failure::of_transport)?;
             with_http2_options(endpoint).connect().await
         }
         WorkerAddress::Unix(path) => {
@@ -90,15 +119,12 @@ async fn try_connect(address: &WorkerAddress) -> Result<Client, String> {
                 .await
         }
     }
-    .map_err(|e| root_cause(&e).to_string())?;
+    .map_err(Failure::of_transport)?;
     let mut client = BridgeServiceClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     // A server may accept connections before it serves requests.
-    client
-        .ping(pb::PingRequest { message: "host".to_owned() })
-        .await
-        .map_err(|status| status.message().to_owned())?;
+    client.ping(pb::PingRequest { message: "host".to_owned() }).await.map_err(Failure::of_status)?;
     Ok(client)
 }
 

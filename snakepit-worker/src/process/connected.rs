@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::Instant};
 use tonic::Code;
 
 use super::{
-    connect,
+    connect::{self, Failure},
     exit_watch::ExitWatch,
     progress_file::ProgressFile,
     readiness::WorkerAddress,
@@ -18,6 +18,7 @@ use crate::{LauncherEnd, Worker, WorkerError, WorkerId};
 /// A worker that serves gRPC at an address, for launchers that start processes themselves: in a container, or on another
 /// machine behind a tunnel. [`ProcessLauncher`](super::ProcessLauncher) covers child processes.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ConnectedWorker {
     /// The pool's end, which [`launch`](crate::WorkerLauncher::launch) returns.
     pub worker: Worker,
@@ -50,12 +51,13 @@ impl ConnectedWorker {
         address: &str,
         timeout: Duration,
     ) -> Result<Self, WorkerError> {
-        let failed = |problem: String| WorkerError::Connect {
+        let failed = |Failure { problem, source }| WorkerError::Connect {
             address: address.to_owned(),
             problem,
             output_lines: Vec::new(),
+            source,
         };
-        let too_long = || failed(format!("the timeout of {timeout:?} is too long"));
+        let too_long = || failed(Failure::new(format!("the timeout of {timeout:?} is too long")));
         let deadline = Instant::now().checked_add(timeout).ok_or_else(too_long)?;
         let client =
             connect::connect_until(&WorkerAddress::parse(address), deadline).await.map_err(failed)?;
@@ -65,8 +67,8 @@ impl ConnectedWorker {
             Ok(Err(status)) if status.code() == Code::Unimplemented => {
                 (None, Box::pin(std::future::pending()))
             }
-            Ok(Err(status)) => return Err(failed(status.message().to_owned())),
-            Err(_) => return Err(failed("it did not open the `Multiplex` stream in time".to_owned())),
+            Ok(Err(status)) => return Err(failed(Failure::of_status(status))),
+            Err(_) => return Err(failed(Failure::new("it did not open the `Multiplex` stream in time"))),
         };
         let (exit_sender, exit) = watch::channel(None);
         let diagnostics = WorkerDiagnostics {

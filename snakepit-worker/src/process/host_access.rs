@@ -56,8 +56,7 @@ impl HostAccess {
         &self,
         worker: &WorkerId,
     ) -> Result<(LaunchGuard, SocketAddr), WorkerError> {
-        let admitted = self.launches.begin_with_listener(worker, &self.run_id).await;
-        admitted.map_err(|problem| WorkerError::NoHost { problem })
+        self.launches.begin_with_listener(worker, &self.run_id).await
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     host_access::HostAccess,
     lineage::{self, Leader, Lineage},
 };
-use crate::WorkerId;
+use crate::{WorkerError, WorkerId};
 
 /// Serves the host's API to the worker of one launch, on the launch's listener, until the launch [ends](Launch::ended).
 pub type ServeLaunch = Box<dyn Fn(TcpListener, Arc<Launch>) + Send + Sync>;
@@ -113,10 +113,12 @@ impl Launches {
         self: &Arc<Self>,
         id: &WorkerId,
         run_id: &Arc<str>,
-    ) -> Result<(LaunchGuard, SocketAddr), String> {
-        let serve = self.serve.get().ok_or("no host serves the connections of foreign workers")?;
+    ) -> Result<(LaunchGuard, SocketAddr), WorkerError> {
+        let no_server = || WorkerError::no_host("no host serves the connections of foreign workers");
+        let serve = self.serve.get().ok_or_else(no_server)?;
         let failed = |error: std::io::Error| {
-            format!("cannot listen on 127.0.0.1 for its connections to the host: {error}")
+            WorkerError::no_host("cannot listen on 127.0.0.1 for its connections to the host")
+                .with_source(error)
         };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -420,6 +422,9 @@ mod tests {
     #[tokio::test]
     async fn a_listener_needs_a_host() {
         let problem = Launches::new().begin_with_listener(&WorkerId::new("w"), &"".into()).await.unwrap_err();
-        assert_eq!(problem, "no host serves the connections of foreign workers");
+        assert_eq!(
+            problem.to_string(),
+            "worker cannot call a host: no host serves the connections of foreign workers"
+        );
     }
 }

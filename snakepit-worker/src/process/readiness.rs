@@ -70,7 +70,7 @@ pub(super) async fn wait_ready(
         tokio::select! {
             message = control_message(supervised.control()) => match message {
                 ControlMessage::Ready { address } => Ok(WorkerAddress::parse(&address)),
-                ControlMessage::Failed { error, traceback } => Err(WorkerError::StartFailed { error, traceback }),
+                ControlMessage::Failed { error, traceback } => Err(WorkerError::StartFailed { error, traceback, source: None }),
             },
             port = port_from_output(&mut port), if is_foreign => Ok(WorkerAddress::port(port)),
             port = port_from_file(&files.ready), if is_foreign => Ok(WorkerAddress::port(port)),

@@ -15,7 +15,7 @@ use nix::{
 use tokio_util::task::TaskTracker;
 
 use super::ledger::{self, Ledger};
-use crate::{WorkerError, WorkerId};
+use crate::{WorkerError, WorkerId, error_chain, settings::RUN_DIR};
 
 /// The maximum length of a socket path, in bytes. The smallest `sockaddr_un`, that of macOS, holds 104 bytes including a NUL.
 const MAX_SOCKET_PATH_BYTES: usize = 103;
@@ -78,15 +78,17 @@ impl RunDir {
             match usable.and_then(|()| Self::create_in(base)) {
                 Ok(run_dir) => return Ok(run_dir),
                 Err(error) => {
-                    tracing::warn!(%error, "skipped a default run directory");
-                    problems.push(error.to_string());
+                    let problem = error_chain(&error).to_string();
+                    tracing::warn!(error = %problem, "skipped a default run directory");
+                    problems.push(problem);
                 }
             }
         }
         let path = bases.first().map_or_else(PathBuf::new, Clone::clone);
-        Err(io_error(
-            &path,
-            &format!("no default run directory is usable; choose a --run-dir ({})", problems.join("; ")),
+        let problems = problems.join("; ");
+        Err(WorkerError::io(
+            path,
+            format!("no default run directory is usable; choose one with {RUN_DIR} ({problems})"),
         ))
     }
 
@@ -99,15 +101,14 @@ impl RunDir {
         let base = prepare_base(base)?;
         check_path(&base)?;
         let _lock = lock_base(&base)?;
-        let failed = |error: std::io::Error| io_error(&base, &error.to_string());
-        let killed_leftovers = clean_up_dead_runs(&base).map_err(failed)?;
+        let killed_leftovers = clean_up_dead_runs(&base)
+            .map_err(failed(&base, "the runs of dead hosts in it cannot be read"))?;
 
         let id = uuid::Uuid::new_v4().simple().to_string()[..ledger::ID_LENGTH].to_owned();
         let path = base.join(&id);
         let host_socket = path.join("host.sock");
-        let failed = |error: std::io::Error| io_error(&path, &error.to_string());
-        DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
-        let ledger = Ledger::create(&path).map_err(failed)?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(failed(&path, "it cannot be created"))?;
+        let ledger = Ledger::create(&path).map_err(failed(&path, "its ledger cannot be created"))?;
         Ok(Self { id, base, path, host_socket, ledger, killed_leftovers, serve: OnceLock::new() })
     }
 
@@ -133,7 +134,9 @@ impl RunDir {
         }
         let run_dir = Arc::clone(self);
         let restored = tasks.spawn_blocking(move || run_dir.restore_now()).await;
-        restored.unwrap_or_else(|error| Err(io_error(&self.path, &error.to_string())))
+        restored.unwrap_or_else(|error| {
+            Err(WorkerError::io(&self.path, "it cannot be created again").with_source(error))
+        })
     }
 
     fn is_intact(&self) -> bool {
@@ -141,21 +144,19 @@ impl RunDir {
     }
 
     fn restore_now(&self) -> Result<(), WorkerError> {
-        let failed = |error: std::io::Error| {
-            io_error(&self.path, &format!("it was removed and cannot be created again: {error}"))
-        };
+        let failed = failed(&self.path, "it was removed and cannot be created again");
         let base = prepare_base(&self.base)?;
         let _lock = lock_base(&base)?;
         if self.is_intact() {
             return Ok(());
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(failed)?;
-        check_owner(&self.path, &std::fs::metadata(&self.path).map_err(failed)?)?;
-        self.ledger.restore(&self.path).map_err(failed)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(&failed)?;
+        check_owner(&self.path, &std::fs::metadata(&self.path).map_err(&failed)?)?;
+        self.ledger.restore(&self.path).map_err(&failed)?;
         if let Some(ServeSocket(serve)) = self.serve.get()
             && !self.host_socket.exists()
         {
-            serve(&self.host_socket).map_err(failed)?;
+            serve(&self.host_socket).map_err(&failed)?;
         }
         tracing::warn!(dir = %self.path.display(), "the run directory, or a file in it, was removed; created it again");
         Ok(())
@@ -235,18 +236,22 @@ impl WorkerFiles {
 
 /// Creates the base if it does not exist, and returns its path without symbolic links.
 fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
-    let failed = |error: std::io::Error| io_error(base, &error.to_string());
-    DirBuilder::new().recursive(true).mode(0o700).create(base).map_err(failed)?;
-    let base = base.canonicalize().map_err(failed)?;
-    check_owner(&base, &std::fs::metadata(&base).map_err(failed)?)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(base)
+        .map_err(failed(base, "it cannot be created"))?;
+    let unreadable = failed(base, "it cannot be read");
+    let base = base.canonicalize().map_err(&unreadable)?;
+    check_owner(&base, &std::fs::metadata(&base).map_err(&unreadable)?)?;
     Ok(base)
 }
 
 /// Waits for the lock of a base. The lock serializes hosts that start at the same time. Otherwise one could clean up the directory
 /// of another that has not written its ledger yet.
 fn lock_base(base: &Path) -> Result<Flock<File>, WorkerError> {
-    let failed = |error: std::io::Error| io_error(base, &error.to_string());
-    let lock = File::create(base.join("lock")).map_err(failed)?;
+    let failed = failed(base, "it cannot be locked");
+    let lock = File::create(base.join("lock")).map_err(&failed)?;
     Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))
 }
 
@@ -255,10 +260,14 @@ fn lock_base(base: &Path) -> Result<Flock<File>, WorkerError> {
 fn check_path(base: &Path) -> Result<(), WorkerError> {
     let suffix_bytes = "/".len() + ledger::ID_LENGTH + "/w-1234567890123456.sock".len();
     if base.as_os_str().len() + suffix_bytes > MAX_SOCKET_PATH_BYTES {
-        return Err(io_error(base, "its path is too long for Unix sockets; choose a shorter --run-dir"));
+        let problem = format!("its path is too long for Unix sockets; choose a shorter one with {RUN_DIR}");
+        return Err(WorkerError::io(base, problem));
     }
     if base.to_str().is_none() {
-        return Err(io_error(base, "its path is not UTF-8; choose another --run-dir"));
+        return Err(WorkerError::io(
+            base,
+            format!("its path is not UTF-8; choose another one with {RUN_DIR}"),
+        ));
     }
     Ok(())
 }
@@ -267,7 +276,7 @@ fn check_path(base: &Path) -> Result<(), WorkerError> {
 fn check_parent(base: &Path) -> Result<(), WorkerError> {
     match base.parent() {
         Some(parent) if !parent.is_dir() => {
-            Err(io_error(base, &format!("the directory {} does not exist", parent.display())))
+            Err(WorkerError::io(base, format!("the directory {} does not exist", parent.display())))
         }
         _ => Ok(()),
     }
@@ -290,16 +299,15 @@ fn default_bases() -> Vec<PathBuf> {
 fn check_owner(base: &Path, metadata: &Metadata) -> Result<(), WorkerError> {
     let user = geteuid().as_raw();
     if metadata.uid() != user {
-        return Err(io_error(
-            base,
-            &format!("it belongs to user {}, not to {user}; choose another --run-dir", metadata.uid()),
-        ));
+        let owner = metadata.uid();
+        let problem = format!("it belongs to user {owner}, not to {user}; choose another one with {RUN_DIR}");
+        return Err(WorkerError::io(base, problem));
     }
     if metadata.mode() & 0o022 != 0 {
-        return Err(io_error(
-            base,
-            "other users may write to it; choose another --run-dir, or remove that permission (chmod go-w)",
-        ));
+        let problem = format!(
+            "other users may write to it; choose another one with {RUN_DIR}, or remove that permission (chmod go-w)"
+        );
+        return Err(WorkerError::io(base, problem));
     }
     Ok(())
 }
@@ -311,8 +319,9 @@ fn clean_up_dead_runs(base: &Path) -> std::io::Result<usize> {
     Ok(ledger::clean_up(&dead))
 }
 
-fn io_error(path: &Path, problem: &str) -> WorkerError {
-    WorkerError::Io { path: path.to_owned(), problem: problem.to_owned() }
+/// Returns a function that makes an error of the operating system the source of a [`WorkerError::Io`].
+fn failed(path: &Path, problem: &'static str) -> impl Fn(std::io::Error) -> WorkerError {
+    move |error| WorkerError::io(path, problem).with_source(error)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::{
     ProcessConfig, RunDir, launches::LaunchGuard, process_group::ProcessGroup, run_dir::WorkerFiles,
 };
-use crate::{WorkerError, WorkerId};
+use crate::{SharedError, WorkerError, WorkerId};
 
 /// A newly started process.
 #[derive(Debug)]
@@ -32,7 +32,8 @@ pub(super) struct SpawnedProcess {
 /// `token` keeps its task tracker open until the process has started or failed to start.
 ///
 /// # Errors
-/// [`WorkerError::Spawn`] if the program cannot be executed.
+/// [`WorkerError::Spawn`] if the program cannot be executed, [`WorkerError::StartFailed`] if its control channel cannot be
+/// created.
 ///
 /// # Cancel safety
 /// If the future is dropped, a process that starts later is killed. `token` is moved to the spawning thread before the first
@@ -48,10 +49,12 @@ pub(super) async fn spawn(
 ) -> Result<SpawnedProcess, WorkerError> {
     let (program, args) = config.command_line();
     let program_name = program.to_string_lossy().into_owned();
-    let failed = |problem: String| WorkerError::Spawn { program: program_name.clone(), problem };
-    let (mut host_end, worker_end) = StdUnixStream::pair().map_err(|e| failed(e.to_string()))?;
+    let no_channel = |error: std::io::Error| {
+        WorkerError::start_failed("its control channel cannot be created").with_source(error)
+    };
+    let (mut host_end, worker_end) = StdUnixStream::pair().map_err(no_channel)?;
     // Written before the worker starts. No other process can read the channel, and the line fits into its buffer.
-    host_end.write_all(&launch.first_line()).map_err(|e| failed(e.to_string()))?;
+    host_end.write_all(&launch.first_line()).map_err(no_channel)?;
 
     let mut command = Command::new(program);
     command.args(args).args(launch.arguments()).envs(launch.environment());
@@ -80,9 +83,10 @@ pub(super) async fn spawn(
     }
 
     let group = spawn_on_permanent_thread(command, Arc::clone(run_dir), token).await;
-    let group = group.map_err(|e| failed(e.to_string()))?;
+    let group = group
+        .map_err(|error| WorkerError::Spawn { program: program_name, source: SharedError::new(error) })?;
     let control = host_end.set_nonblocking(true).and_then(|()| UnixStream::from_std(host_end));
-    Ok(SpawnedProcess { group, control: control.map_err(|e| failed(e.to_string()))? })
+    Ok(SpawnedProcess { group, control: control.map_err(no_channel)? })
 }
 
 /// Sets `PR_SET_PDEATHSIG`, so that the kernel kills the worker when the host dies.

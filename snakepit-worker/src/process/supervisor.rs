@@ -65,15 +65,13 @@ impl SupervisedProcess {
         stop: CancellationToken,
     ) -> Result<Self, WorkerError> {
         let files_guard = FilesGuard(Some(files.clone()));
-        let sigchld = signal(SignalKind::child()).map_err(|e| WorkerError::Spawn {
-            program: "worker".to_owned(),
-            problem: format!("the handler for SIGCHLD cannot be installed: {e}"),
+        let sigchld = signal(SignalKind::child()).map_err(|error| {
+            WorkerError::start_failed("the handler for SIGCHLD cannot be installed").with_source(error)
         })?;
         // Taken before checking `stop`, because a shutdown cancels `stop` before it waits for the tokens.
         let token = tasks.token();
         if stop.is_cancelled() {
-            let problem = "its launcher was shut down".to_owned();
-            return Err(WorkerError::Spawn { program: "worker".to_owned(), problem });
+            return Err(WorkerError::start_failed("its launcher was shut down"));
         }
         let launch = Self::admit(id, config, host).await?;
         let SpawnedProcess { mut group, control } =

@@ -9,7 +9,7 @@ use crate::scheduler::slot::STALLED_AFTER;
 
 #[derive(Debug, Clone)]
 enum Op {
-    Submit { preferred: Option<(u32, u32)>, timeout: Option<u64>, micros: u64 },
+    Submit { preferred: Option<(u32, u32)>, timeout: Option<u64>, micros: u64, wait: Option<u64> },
     Withdraw(Index),
     EndCall(Index, Ending),
     Cancel(Index, bool),
@@ -31,6 +31,8 @@ enum Ending {
 
 fn op() -> impl Strategy<Value = Op> {
     let preferred = prop::option::of((0..4_u32, 1..3_u32));
+    // The time in milliseconds that the call waits for room.
+    let wait = prop::option::of(0..3000_u64);
     let ending = prop_oneof![
         6 => Just(Ending::Finished),
         1 => Just(Ending::Released),
@@ -40,8 +42,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Ending::Abandoned),
     ];
     prop_oneof![
-        60 => (preferred, prop::option::of(0..3000_u64), prop_oneof![0..20_u64, 0..1000_u64])
-            .prop_map(|(preferred, timeout, micros)| Op::Submit { preferred, timeout, micros }),
+        60 => (preferred, prop::option::of(0..3000_u64), prop_oneof![0..20_u64, 0..1000_u64], wait)
+            .prop_map(|(preferred, timeout, micros, wait)| Op::Submit { preferred, timeout, micros, wait }),
         10 => any::<Index>().prop_map(Op::Withdraw),
         50 => (any::<Index>(), ending).prop_map(|(index, ending)| Op::EndCall(index, ending)),
         15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, is_proven)| Op::Cancel(index, is_proven)),
@@ -76,10 +78,19 @@ struct QueuedModel {
     assigned_since: usize,
 }
 
+/// A call that waits for room in the queue.
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    deadline: Option<Instant>,
+    end: Instant,
+    load: Load,
+}
+
 struct Model {
     harness: SchedulerHarness,
     limits: Limits,
     queued: BTreeMap<u64, QueuedModel>,
+    waiting: BTreeMap<u64, Waiting>,
     /// The calls that hold a worker, including lost workers.
     running: Vec<(WorkerKey, Load, u64, Option<Instant>)>,
     workers: HashMap<WorkerKey, ModelWorker>,
@@ -103,6 +114,7 @@ impl Model {
             harness,
             limits,
             queued: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             running: Vec::new(),
             workers: HashMap::new(),
             launching: Vec::new(),
@@ -122,7 +134,18 @@ impl Model {
         for effect in self.harness.on(event) {
             self.effect(effect, None);
         }
+        self.move_to_queue();
         self.check();
+    }
+
+    /// Moves the calls that got room in the last event. They get it in the order of their submission, and cause no effect.
+    fn move_to_queue(&mut self) {
+        while self.harness.scheduler.queued() > self.queued.len() {
+            let (number, Waiting { deadline, load, .. }) = self.waiting.pop_first().expect("a call waited");
+            let before = self.queued.len();
+            assert!(before < self.limits.queue, "a call got room in a full queue");
+            self.queued.insert(number, QueuedModel { deadline, before, load, assigned_since: 0 });
+        }
     }
 
     /// Whether a worker can begin a call immediately.
@@ -149,9 +172,14 @@ impl Model {
     fn effect(&mut self, effect: Effect, submitted: Option<(Load, Option<Instant>)>) {
         match effect {
             Effect::Assign { ticket, worker } => {
+                let first = self.waiting.first_key_value().map(|(number, call)| (*number, *call));
                 let from_queue = self.resolve(ticket);
                 let queued = from_queue.map(|call| (call.load, call.deadline));
-                let (load, deadline) = queued.or(submitted).expect("it is queued or new");
+                let waited = first.filter(|(number, _)| *number == ticket.number);
+                let waited = waited.map(|(_, call)| (call.load, call.deadline));
+                let (load, deadline) =
+                    queued.or(waited).or(submitted).expect("it is queued, the first to wait, or new");
+                assert!(queued.is_some() || first.is_none() || waited.is_some(), "it overtook {first:?}");
                 if let Some(call) = from_queue {
                     assert!(call.assigned_since <= 2 * call.before + 1, "overtaken too often: {call:?}");
                     assert!(
@@ -219,6 +247,7 @@ impl Model {
     /// Checks that the ticket is resolved only once. Returns the call if it was queued.
     fn resolve(&mut self, ticket: Ticket) -> Option<QueuedModel> {
         assert!(self.resolved.insert(ticket.number), "{ticket:?} was resolved twice");
+        self.waiting.remove(&ticket.number);
         self.queued.remove(&ticket.number)
     }
 
@@ -230,8 +259,12 @@ impl Model {
         let scheduler = &self.harness.scheduler;
         assert_eq!(scheduler.queued(), self.queued.len());
         assert_eq!(scheduler.in_flight(), self.running.len());
+        assert_eq!(scheduler.waiting_for_room(), self.waiting.len());
+        assert!(self.waiting.is_empty() || self.queued.len() >= self.limits.queue, "there is room");
+        let is_any_waiting = !self.queued.is_empty() || !self.waiting.is_empty();
+        let is_any_idle = self.workers.values().any(|up| self.is_idle(up));
+        assert!(!is_any_waiting || !is_any_idle, "a call waits while a worker is idle");
         if !self.queued.is_empty() {
-            assert!(!self.workers.values().any(|up| self.is_idle(up)), "a call waits while a worker is idle");
             let head = self.queued.values().next().expect("it is not empty");
             let can_hold = self.workers.values().any(|up| self.takes_ahead(up));
             assert!(!head.load.is_brief() || !can_hold, "a brief call waits although a worker could hold it");
@@ -251,22 +284,34 @@ impl Model {
         assert_eq!(self.stopped, usize::from(scheduler.phase() == Phase::Stopped));
     }
 
-    fn submit(&mut self, preferred: Option<(u32, u32)>, timeout: Option<u64>, micros: u64) {
+    fn submit(
+        &mut self,
+        preferred: Option<(u32, u32)>,
+        timeout: Option<u64>,
+        micros: u64,
+        wait: Option<u64>,
+    ) {
         let load = Load::of(Duration::from_micros(micros));
         let ticket = self.harness.ticket();
         let preferred = preferred.map(|(slot, generation)| worker(slot, generation));
         let deadline = timeout.map(|millis| self.harness.now + Duration::from_millis(millis));
-        let before = self.queued.len();
+        let (before, is_first) = (self.queued.len(), self.waiting.is_empty());
+        let room_wait = wait.map(Duration::from_millis);
         let effects =
-            self.harness.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0, room_wait: None });
+            self.harness.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0, room_wait });
         let is_resolved = !effects.is_empty();
         effects.into_iter().for_each(|effect| self.effect(effect, Some((load, deadline))));
-        if !is_resolved {
+        assert_eq!(self.resolved.contains(&ticket.number), is_resolved);
+        if self.harness.scheduler.queued() > before {
             // Only returned calls may exceed the limit of the queue.
             assert!(before < self.limits.queue, "a call was queued beyond the limit");
+            assert!(is_first, "a new call overtook those that wait for room");
             self.queued.insert(ticket.number, QueuedModel { deadline, before, load, assigned_since: 0 });
+        } else if !is_resolved {
+            let wait =
+                room_wait.filter(|wait| !wait.is_zero()).expect("a call without a wait was not rejected");
+            self.waiting.insert(ticket.number, Waiting { deadline, end: self.harness.now + wait, load });
         }
-        assert_eq!(self.resolved.contains(&ticket.number), is_resolved);
         self.check();
     }
 
@@ -329,6 +374,8 @@ impl Model {
         assert!(self.harness.scheduler.next_tick().is_none_or(|at| at > now), "one tick is enough");
         let overdue = |call: &QueuedModel| call.deadline.is_some_and(|at| at <= now);
         assert!(!self.queued.values().any(overdue), "a queued call outlived its deadline");
+        let has_ended = |call: &Waiting| call.end <= now || call.deadline.is_some_and(|at| at <= now);
+        assert!(!self.waiting.values().any(has_ended), "a call waited for room beyond its limit");
         for (worker, up) in &self.workers {
             let holds_calls =
                 !up.running.is_empty() && up.running.len() + up.cancelling > self.limits.concurrency;
@@ -351,12 +398,15 @@ impl Model {
 
     fn step(&mut self, op: &Op) {
         match op {
-            Op::Submit { preferred, timeout, micros } => self.submit(*preferred, *timeout, *micros),
+            Op::Submit { preferred, timeout, micros, wait } => {
+                self.submit(*preferred, *timeout, *micros, *wait);
+            }
             Op::Withdraw(index) => {
-                let numbers: Vec<u64> = self.queued.keys().copied().collect();
+                let numbers: Vec<u64> = self.queued.keys().chain(self.waiting.keys()).copied().collect();
                 if !numbers.is_empty() {
                     let number = *index.get(&numbers);
                     self.queued.remove(&number);
+                    self.waiting.remove(&number);
                     self.resolved.insert(number);
                     self.on(Event::Withdraw(Ticket { number, waiter: 0 }));
                 }
@@ -399,7 +449,7 @@ impl Model {
         let until = self.harness.now + Duration::from_secs(1);
         self.on(Event::Drain { until });
         self.advance(1000);
-        assert!(self.queued.is_empty());
+        assert!(self.queued.is_empty() && self.waiting.is_empty());
         while !self.launching.is_empty() {
             self.launch(0, None);
         }

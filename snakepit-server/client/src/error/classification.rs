@@ -122,9 +122,9 @@ mod tests {
 
     #[test]
     fn a_failed_write_may_have_happened() {
-        let failed = Error::Session(SessionError::Backend { problem: "timed out".into() });
+        let failed = Error::Session(SessionError::backend("timed out"));
         assert!(failed.may_have_run() && failed.kind().is_transient() && !failed.is_retryable());
-        let full = Error::Session(SessionError::NotWritten { problem: "the disk is full".into() });
+        let full = Error::Session(SessionError::not_written("the disk is full"));
         assert!(full.is_retryable() && full.kind() == failed.kind());
         let connect = |source: Option<Box<dyn std::error::Error + Send + Sync>>| Error::Connect {
             address: "h:1".into(),

@@ -173,7 +173,7 @@ impl HostHandle for RemoteHost {
                 let pb::ErrorReason { reason, metadata, .. } =
                     response.reasons.remove(&name).unwrap_or_default();
                 let error = session_error(&reason, |key| metadata.get(key).cloned(), &message);
-                (name, error.unwrap_or(SessionError::Backend { problem: message }))
+                (name, error.unwrap_or_else(|| SessionError::backend(message)))
             });
             return Err(SessionError::BatchRejected { errors: errors.collect() }.into());
         }

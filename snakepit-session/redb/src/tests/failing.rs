@@ -97,12 +97,13 @@ async fn a_failed_disk_is_reported_to_all_callers_until_it_recovers() {
     is_failing.store(true, Relaxed);
     let (one, other) = tokio::join!(set(&backend, "s", "x", 2), register(&backend, "s", "y"));
     for error in [one.unwrap_err(), other.map(drop).unwrap_err()] {
-        assert!(error.to_string().contains("the disk failed here"), "{error}");
+        let error = error_chain(&error).to_string();
+        assert!(error.contains("the disk failed here"), "{error}");
     }
     let ended = watch.next().await.unwrap().unwrap_err();
     assert!(matches!(ended, SessionError::Backend { .. }), "{ended:?}");
     assert_eq!(watch.next().await, None);
-    let unread = backend.get(&id("s")).await.unwrap_err().to_string();
+    let unread = error_chain(&backend.get(&id("s")).await.unwrap_err()).to_string();
     assert!(unread.contains("the disk failed here"), "{unread}");
 
     is_failing.store(false, Relaxed);

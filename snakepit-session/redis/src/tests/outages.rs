@@ -48,7 +48,7 @@ async fn a_host_that_was_disconnected_for_too_long_receives_lost_and_the_latest_
         loop {
             match a.get(&id("s")).await {
                 Ok(_) => tokio::task::yield_now().await,
-                Err(error) => break error.to_string(),
+                Err(error) => break error_chain(&error).to_string(),
             }
         }
     });
@@ -85,7 +85,7 @@ async fn a_server_without_memory_rejects_writes_and_keeps_its_data() {
         host.put_program(&ProgramOwner::Global, &name("p"), Program::new("x", "t")).await.map(drop),
     ];
     for rejected in rejected {
-        let rejected = rejected.unwrap_err().to_string();
+        let rejected = error_chain(&rejected.unwrap_err()).to_string();
         assert!(rejected.contains("maxmemory"), "{rejected}");
     }
     assert_eq!(x(&host, "s").await, (0, 0), "the data is unchanged");

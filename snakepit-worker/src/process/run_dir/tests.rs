@@ -62,7 +62,11 @@ fn a_path_that_is_not_utf8_is_rejected_before_anything_is_created() {
     let base = tempfile::tempdir().unwrap();
     let odd = base.path().join(OsStr::from_bytes(b"caf\xe9"));
     let rejected = |base: &Path| RunDir::create(Some(base)).unwrap_err().to_string();
-    assert!(rejected(&odd).contains("its path is not UTF-8; choose another --run-dir"), "{}", rejected(&odd));
+    assert!(
+        rejected(&odd).contains("its path is not UTF-8; choose another one with `Builder::run_dir`"),
+        "{}",
+        rejected(&odd)
+    );
     assert!(!odd.exists());
     std::fs::create_dir(&odd).unwrap();
     let link = base.path().join("link");

@@ -1,0 +1,60 @@
+//! The settings of a host that error messages name.
+//!
+//! Each [`Setting`] has the name of a method of [`Builder`](crate::Builder), or of a field of
+//! [`SessionLimits`](crate::SessionLimits), and the name of its flag in the daemon, which is also the key in `snakepit.toml`.
+//!
+//! ```
+//! use snakepit_server::settings;
+//!
+//! assert_eq!(settings::RUN_DIR.method(), "Builder::run_dir");
+//! assert_eq!(settings::RUN_DIR.flag(), Some("run-dir"));
+//! assert!(settings::all().any(|setting| setting.method() == "SessionLimits::max_sessions"));
+//! ```
+
+pub use snakepit_pool::settings::{
+    CANCEL_GRACE, CONCURRENCY, DEFAULT_TIMEOUT, MAX_ATTEMPTS, NAME, QUEUE_BYTES, QUEUE_LIMIT, STOP_GRACE,
+    WORKERS,
+};
+pub use snakepit_worker::settings::{PYTHON, RUN_DIR, START_TIMEOUT, Setting, WORKER_COMMAND};
+
+/// The adapter class that workers serve.
+pub const ADAPTER: Setting = Setting::new("Builder::adapter", "adapter");
+/// The launcher of the workers.
+pub const LAUNCHER: Setting = Setting::without_flag("Builder::launcher");
+/// The address on which the host serves gRPC over TCP.
+pub const LISTEN: Setting = Setting::new("Builder::listen_on", "listen");
+/// Whether the host may listen on an address that other machines can reach.
+pub const ALLOW_REMOTE: Setting = Setting::new("Builder::allow_remote", "allow-remote");
+/// The number of client connections over TCP.
+pub const MAX_CONNECTIONS: Setting = Setting::new("Builder::max_connections", "max-connections");
+/// The size of the requests of one client connection.
+pub const CONNECTION_BYTES: Setting = Setting::new("Builder::connection_bytes", "connection-bytes");
+/// The backend that stores sessions.
+pub const SESSIONS: Setting = Setting::new("Builder::sessions", "sessions");
+/// Whether calls share one stream to each worker.
+pub const MULTIPLEX: Setting = Setting::new("Builder::multiplex", "no-multiplex");
+
+/// The settings of the builder that are neither those of the pool nor those of the launcher.
+const HOST: [Setting; 8] =
+    [ADAPTER, LAUNCHER, LISTEN, ALLOW_REMOTE, MAX_CONNECTIONS, CONNECTION_BYTES, SESSIONS, MULTIPLEX];
+
+/// All settings of a host: those of the builder, and those of the limits of sessions.
+pub fn all() -> impl Iterator<Item = Setting> {
+    let others =
+        [snakepit_worker::settings::ALL, snakepit_pool::settings::ALL, snakepit_session::settings::ALL];
+    HOST.into_iter().chain(others.into_iter().flatten().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_have_distinct_names() {
+        let methods: std::collections::HashSet<_> = all().map(Setting::method).collect();
+        let flags: std::collections::HashSet<_> = all().filter_map(Setting::flag).collect();
+        assert_eq!(methods.len(), all().count());
+        assert_eq!(flags.len(), all().filter(|setting| setting.flag().is_some()).count());
+        assert!(flags.iter().all(|flag| !flag.starts_with('-')));
+    }
+}
