@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use snakepit_registry::{CallMode, CallProgress, CallStage, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{
+    CallMode, CallProgress, CallStage, CallTimeline, ReplyBody, ToolCall, ToolError, ToolReply,
+};
 use snakepit_worker::WorkerId;
 use tokio::time::Instant;
 use tower::Service;
@@ -76,17 +78,34 @@ async fn run_call(mut lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<A
     if let Some(progress) = CallProgress::of(call) {
         progress.begin();
     }
+    let timeline = CallTimeline::of(call);
+    if let Some(timeline) = timeline {
+        timeline.assigned(id.shared());
+    }
     let result = {
         // The call is dropped before the lease, so the worker is freed only after the last poll of the call.
         let mut running = live_worker.handle.handler().call(call.clone());
-        poll_fn(|cx| lease.poll(cx, |cx| running.as_mut().poll(cx))).await
+        let mut poll_running = |cx: &mut Context<'_>| {
+            let polled = running.as_mut().poll(cx);
+            if let Some(timeline) = timeline {
+                // The first poll hands the call to the worker.
+                timeline.sent();
+            }
+            polled
+        };
+        poll_fn(|cx| lease.poll(cx, &mut poll_running)).await
     };
     match result {
         Ok(Ok(reply)) => {
             lease.hold_ancestry(ancestry.take());
             Outcome::Answered(complete(reply, lease, call.mode, id))
         }
-        Ok(Err(ToolError::Recalled { .. })) if lease.is_brief() => Outcome::Requeued(lease.requeue()),
+        Ok(Err(ToolError::Recalled { .. })) if lease.is_brief() => {
+            if let Some(timeline) = timeline {
+                timeline.recalled();
+            }
+            Outcome::Requeued(lease.requeue())
+        }
         Ok(Err(error)) => Outcome::Answered(Err(lease.fail(error))),
         // Drops the lease unfinished, because the worker may still run the call.
         Err(error) => Outcome::Answered(Err(error.into())),

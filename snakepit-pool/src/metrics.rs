@@ -17,7 +17,7 @@ use std::{
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
-use snakepit_registry::{Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallOutcome, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
 use tower::{Layer, Service};
 
 use crate::chunks::wrap;
@@ -70,17 +70,11 @@ impl Totals {
     }
 
     fn counter_for(&self, error: &ToolError) -> &AtomicU64 {
-        match error {
-            ToolError::Overloaded { .. }
-            | ToolError::TooManyBytes { .. }
-            | ToolError::Unavailable { .. }
-            | ToolError::ShuttingDown { delivered: false }
-            | ToolError::NoRuntime { delivered: false, .. } => &self.rejected,
-            ToolError::DeadlineExceeded { .. } => &self.timed_out,
-            ToolError::Cancelled { .. }
-            | ToolError::ShuttingDown { delivered: true }
-            | ToolError::NoRuntime { delivered: true, .. } => &self.cancelled,
-            ToolError::WorkerLost { .. } => &self.lost,
+        match error.outcome() {
+            CallOutcome::Rejected => &self.rejected,
+            CallOutcome::TimedOut => &self.timed_out,
+            CallOutcome::Cancelled => &self.cancelled,
+            CallOutcome::Lost => &self.lost,
             _ => &self.failed,
         }
     }

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
-use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{CallId, CallTimeline, ToolCall, ToolError, ToolHandler, ToolReply};
 use tokio::time::Instant;
 use tower::Service;
 
@@ -39,6 +39,9 @@ impl RemoteTool {
         // Covers queueing, all attempts and the whole stream. A timeout beyond the range of the clock sets no deadline.
         let default_deadline = || Instant::now().checked_add(self.driver.config.default_timeout?);
         call.deadline = call.deadline.or_else(default_deadline);
+        if let Some(timeline) = CallTimeline::of(&call) {
+            timeline.queued();
+        }
         // No `poll_ready`, because every layer is always ready.
         self.stack.clone().call(call)
     }

@@ -128,7 +128,7 @@ impl Stream for TracedStream {
     }
 }
 
-/// Records the outcome of a call, inside its span. Lost workers and internal errors are warnings, because they concern
+/// Records the outcome of a call, inside its span. The span has the reason, and the event the whole error. Lost workers and internal errors are warnings, because they concern
 /// the operator of the host. Other failures concern only the caller.
 fn record_outcome(span: &Span, CallInfo { tool, call }: &CallInfo, result: Result<(), &ToolError>) {
     match result {
@@ -137,11 +137,11 @@ fn record_outcome(span: &Span, CallInfo { tool, call }: &CallInfo, result: Resul
             tracing::debug!("call succeeded");
         }
         Err(error @ (ToolError::WorkerLost { .. } | ToolError::Internal { .. })) => {
-            span.record("outcome", field::display(error));
+            span.record("outcome", error.kind().reason());
             tracing::warn!(%tool, %call, %error, "call failed");
         }
         Err(error) => {
-            span.record("outcome", field::display(error));
+            span.record("outcome", error.kind().reason());
             tracing::debug!(%error, "call failed");
         }
     }

@@ -6,6 +6,8 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
+use snakepit_reason::Reason;
+pub use snakepit_reason::{DELIVERED, LAYER};
 use tonic::{Code, Status};
 
 use crate::pb::{Any, ToolFailure};
@@ -17,36 +19,31 @@ pub use budget::{HEADER_LIST_BYTES, bounded, bounded_text, brief, fit};
 /// The `domain` of every `google.rpc.ErrorInfo` this project sends.
 pub const ERROR_DOMAIN: &str = "snakepit";
 /// The `reason` in the `google.rpc.ErrorInfo` of a status with the failure of a tool.
-pub const TOOL_FAILED: &str = "TOOL_FAILED";
+pub const TOOL_FAILED: &str = Reason::ToolFailed.as_str();
 /// The `reason` if no tool has this name.
-pub const TOOL_NOT_FOUND: &str = "TOOL_NOT_FOUND";
+pub const TOOL_NOT_FOUND: &str = Reason::ToolNotFound.as_str();
 /// The `reason` if an argument or field is missing, unknown or invalid.
-pub const INVALID_ARGUMENT: &str = "INVALID_ARGUMENT";
+pub const INVALID_ARGUMENT: &str = Reason::InvalidArgument.as_str();
 /// The `reason` if the tool does not support this kind of call.
-pub const UNSUPPORTED: &str = "UNSUPPORTED";
+pub const UNSUPPORTED: &str = Reason::Unsupported.as_str();
 /// The `reason` of a cancelled call.
-pub const CANCELLED: &str = "CANCELLED";
+pub const CANCELLED: &str = Reason::Cancelled.as_str();
 /// The `reason` of load shedding.
-pub const OVERLOADED: &str = "OVERLOADED";
+pub const OVERLOADED: &str = Reason::Overloaded.as_str();
 /// The `reason` of a request above the size limit.
-pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
+pub const REQUEST_TOO_LARGE: &str = Reason::RequestTooLarge.as_str();
 /// The `reason` if a worker is stopping. The call has not begun.
-pub const STOPPING: &str = "STOPPING";
+pub const STOPPING: &str = Reason::Stopping.as_str();
 /// The `reason` if the worker was lost. Its last output is in the details as a [`ToolFailure`].
-pub const WORKER_LOST: &str = "WORKER_LOST";
+pub const WORKER_LOST: &str = Reason::WorkerLost.as_str();
 /// The `reason` if a proxy answered instead of the host. Clients create it.
-pub const PROXY: &str = "PROXY";
-/// The metadata key with `true` if a call or write may have been executed, and `false` if a retry is safe.
-pub const DELIVERED: &str = "delivered";
-
-/// The key of the metadata entry that is present if a layer of the host's program ended the call.
-pub const LAYER: &str = "layer";
+pub const PROXY: &str = Reason::Proxy.as_str();
 /// The `reason` if the host shuts down and rejected or cut the call.
-pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
+pub const SHUTTING_DOWN: &str = Reason::ShuttingDown.as_str();
 /// The `reason` if the connection to a host was lost or closed.
-pub const CONNECTION_LOST: &str = "CONNECTION_LOST";
+pub const CONNECTION_LOST: &str = Reason::ConnectionLost.as_str();
 /// The `reason` of a bug in host or worker.
-pub const INTERNAL: &str = "INTERNAL";
+pub const INTERNAL: &str = Reason::Internal.as_str();
 
 const FAILURE_URL: &str = "type.googleapis.com/snakepit.bridge.ToolFailure";
 const ERROR_INFO_URL: &str = "type.googleapis.com/google.rpc.ErrorInfo";
@@ -197,6 +194,48 @@ pub fn worker_lost(
     });
     let further = std::iter::once(last_output).chain(retry_info);
     build_with(Code::Unavailable, message.into(), WORKER_LOST, metadata, further)
+}
+
+/// The parts of a status that [`status_with_details`] writes.
+#[derive(Debug, Default)]
+pub struct StatusParts {
+    /// One of the reasons of [`Reason`].
+    pub reason: &'static str,
+    /// The metadata of the reason.
+    pub metadata: BTreeMap<String, String>,
+    /// The invalid fields or arguments.
+    pub violations: Vec<FieldViolation>,
+    /// The failure of the tool, or the last output of a lost worker.
+    pub failure: Option<ToolFailure>,
+    /// Whether the status has a `google.rpc.RetryInfo`, and its delay.
+    pub retry: Option<Option<Duration>>,
+}
+
+/// Creates a status with details, within the [budget](fit).
+#[must_use]
+pub fn status_with_details(code: Code, message: String, parts: StatusParts) -> Status {
+    let StatusParts { reason, metadata, violations, failure, retry } = parts;
+    let info = ErrorInfo { reason: reason.to_owned(), domain: ERROR_DOMAIN.to_owned(), metadata };
+    let info = any(ERROR_INFO_URL, info.encode_to_vec());
+    let retry = retry.map(|delay| {
+        let retry_delay = delay.and_then(|delay| prost_types::Duration::try_from(delay).ok());
+        any(RETRY_INFO_URL, RetryInfo { retry_delay }.encode_to_vec())
+    });
+    let mut details = match failure {
+        Some(failure) => vec![info, any(FAILURE_URL, failure.encode_to_vec())],
+        None => vec![info],
+    };
+    // Peers search the details by type. The order is that of earlier versions.
+    match (retry, details.len()) {
+        (Some(retry), 1) => details.insert(0, retry),
+        (Some(retry), _) => details.push(retry),
+        (None, _) => {}
+    }
+    if !violations.is_empty() {
+        details.push(any(BAD_REQUEST_URL, BadRequest { field_violations: violations }.encode_to_vec()));
+    }
+    let details = RpcStatus { code: code.into(), message: message.clone(), details };
+    fit(Status::with_details(code, message, Bytes::from(details.encode_to_vec())))
 }
 
 fn build(code: Code, message: String, reason: &str, detail: Option<Any>) -> Status {

@@ -14,7 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use snakepit_session::{Payload, PayloadError, SessionId};
 use tokio::time::Instant;
 
-use crate::{Arguments, Extensions, ToolError, arguments::from_arguments};
+use crate::{Arguments, Extensions, Principal, ToolError, arguments::from_arguments};
 
 /// Identifies a call within one process. Workers receive it too, so that the host can cancel the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,6 +115,8 @@ pub struct ToolCall {
     /// The running calls that wait for this one, outermost first: the tool of each called a host tool, which made the next call.
     /// Empty for a nested call if they are unknown. `None` for a call that is not nested.
     pub ancestors: Option<Arc<[CallId]>>,
+    /// The party that makes the call, as the host authenticated it. [`Principal::program`] for a call that the program makes itself.
+    pub principal: Principal,
     /// Typed values that layers attach to the call, for other layers of this process. The host keeps its own values here, so a
     /// layer changes the call that it receives and does not replace it with a new one.
     pub extensions: Extensions,
@@ -136,6 +138,7 @@ impl ToolCall {
             preferred_worker: None,
             trace: None,
             ancestors: None,
+            principal: Principal::program(),
             extensions: Extensions::default(),
         }
     }

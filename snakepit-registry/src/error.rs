@@ -204,6 +204,13 @@ pub enum ToolError {
         /// The answer of the other program.
         problem: String,
     },
+    /// The host, or a proxy between the client and the host, denied access: the token or the certificate of the client is missing
+    /// or invalid, or does not permit the call. The answer to a repeated call stays the same.
+    #[error("access denied: {problem}")]
+    AccessDenied {
+        /// The answer of the host or the proxy.
+        problem: String,
+    },
     /// There is no tokio runtime. Either the runtime that started the host has shut down, or a call with a deadline was made
     /// outside of a runtime.
     #[error("{problem}")]

@@ -40,15 +40,18 @@ mod check;
 pub mod contract;
 mod error;
 mod extensions;
+mod fault;
 mod fn_tool;
 mod handler;
 mod meter;
 mod panic_guard;
+mod principal;
 mod registry;
 mod reply;
 mod service;
 mod spec;
 mod sync;
+mod timeline;
 
 /// The trait of streams such as [`ChunkStream`], from `futures-core`.
 pub use futures_core::Stream;
@@ -61,18 +64,22 @@ pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use check::MAX_NAME_BYTES;
 pub use error::{CallStage, ErrorKind, ToolError, ToolFailure};
 pub use extensions::Extensions;
+pub use fault::{Fault, Violation};
 pub use fn_tool::{
     Args, CallScope, Extension, Extractor, FnTool, HostState, OptionalExtractor, Requirements, State,
     ToolContext, ToolFn,
 };
 pub use handler::ToolHandler;
 pub use meter::HostToolStatus;
+pub use principal::{Principal, Via};
 pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError, ResolvedTool};
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 /// The crate of [`schemars::JsonSchema`], which the argument types of host tools derive.
 pub use schemars;
 pub use service::{CallLayer, CallLayers, CallProgress, CallService, HandlerService, ServiceHandler};
+pub use snakepit_reason::{Code, Reason};
 pub use spec::{ParameterSpec, ToolSpec};
+pub use timeline::{CallOutcome, CallRecord, CallTimeline};
 
 /// Runs the example of the README.
 #[cfg(doctest)]

@@ -8,7 +8,11 @@ use snakepit_registry::{CallLayers, FnTool, HostState, ToolFn, ToolHandler, Tool
 use snakepit_session::SessionBackend;
 use snakepit_worker::WorkerLauncher;
 
+use crate::{authorization::Authorizer, host::CallReader};
+
+mod authorization;
 mod layers;
+mod observers;
 mod start;
 
 /// Wraps a launcher.
@@ -60,6 +64,8 @@ pub struct Builder {
     state: HostState,
     call_layers: CallLayers,
     attempt_layers: CallLayers,
+    call_readers: Vec<CallReader>,
+    authorizer: Option<Authorizer>,
 }
 
 impl Builder {

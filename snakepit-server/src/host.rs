@@ -4,6 +4,7 @@
 mod affinity;
 mod call_bounds;
 mod layers;
+mod records;
 mod renewal;
 mod response_cache;
 
@@ -18,22 +19,25 @@ use std::{
 
 use snakepit_pool::{Pool, PoolStatus};
 use snakepit_registry::{
-    CallFuture, CallId, CallLayers, CallProgress, CallService, CallStage, Registry, ResolvedTool, ToolCall,
-    ToolError, ToolReply,
+    CallFuture, CallId, CallLayers, CallProgress, CallService, CallStage, CallTimeline, Registry,
+    ResolvedTool, ToolCall, ToolError, ToolReply,
 };
 use snakepit_session::{SessionBackend, SessionId};
 use snakepit_worker::process::Launches;
 use tokio::{runtime::Handle, sync::SetOnce, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::response_cache::ResponseCache;
 use self::{
     affinity::AffinityWriter,
     call_bounds::CallBounds,
     layers::HostLayers,
     renewal::{SessionRenewer, SessionUse},
 };
-use crate::telemetry::Telemetry;
+pub(crate) use self::{
+    records::{CallReader, CallRecords},
+    response_cache::ResponseCache,
+};
+use crate::{Operation, authorization::Authorizer, telemetry::Telemetry};
 
 tokio::task_local! {
     /// Set in tasks that run a host tool, or a call that has passed the layers. Contains the calls that wait for the host tool,
@@ -58,6 +62,8 @@ pub(crate) struct Host {
     /// The timeout of calls without a deadline. The pool applies the same timeout to calls of its workers.
     pub(crate) default_timeout: Option<Duration>,
     layers: HostLayers,
+    records: Arc<CallRecords>,
+    authorizer: Option<Authorizer>,
     affinity: AffinityWriter,
     renewer: Arc<SessionRenewer>,
     /// The running calls of host tools that do not come from a worker. Closed when the drain begins.
@@ -95,6 +101,8 @@ impl Host {
             stop,
             default_timeout,
             layers: HostLayers::default(),
+            records: Arc::default(),
+            authorizer: None,
             affinity,
             renewer: Arc::default(),
             host_tool_calls: TaskTracker::new(),
@@ -102,6 +110,40 @@ impl Host {
             runtime,
             pool: SetOnce::new(),
         }
+    }
+
+    /// Passes the record of each call to these readers.
+    pub(crate) fn with_call_readers(mut self, readers: Vec<CallReader>) -> Self {
+        self.records = Arc::new(CallRecords::new(readers));
+        self
+    }
+
+    /// Lets this function of the program authorize operations.
+    pub(crate) fn with_authorizer(mut self, authorizer: Option<Authorizer>) -> Self {
+        self.authorizer = authorizer;
+        self
+    }
+
+    /// The function that authorizes operations, if the program has set one.
+    pub(crate) const fn authorizer(&self) -> Option<&Authorizer> {
+        self.authorizer.as_ref()
+    }
+
+    /// Asks whether the principal of a call may make it. The program itself may make all calls.
+    #[inline]
+    fn authorize(&self, call: &ToolCall) -> Result<(), ToolError> {
+        match &self.authorizer {
+            Some(authorizer) if !call.principal.is_program() => {
+                let session = call.session.as_ref().map(|session| session.as_str());
+                authorizer.authorize(&call.principal, &Operation::Call { tool: &call.tool, session })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The records of calls.
+    pub(crate) const fn records(&self) -> &Arc<CallRecords> {
+        &self.records
     }
 
     /// Renews sessions in use until the host stops. If the runtime shuts down and drops the future earlier, the host records that
@@ -151,8 +193,15 @@ impl Host {
         let id = call.session.clone();
         // The method is not an `async fn`, whose future would store the call twice.
         async move {
+            let recorder = self.records.begin(&mut call);
+            if let Err(error) = self.authorize(&call) {
+                return recorder.ended(Err(error));
+            }
             let session = match id {
-                Some(id) => Some(self.use_session(id, &mut call).await?),
+                Some(id) => match self.use_session(id, &mut call).await {
+                    Ok(session) => Some(session),
+                    Err(error) => return recorder.ended(Err(error)),
+                },
                 None => None,
             };
             let watch = self.telemetry.watch(&call);
@@ -173,7 +222,7 @@ impl Host {
                     Err(unknown) => Err(self.unknown_tool_error(unknown)),
                 }
             };
-            let reply = watch.ended(result)?;
+            let reply = recorder.ended(watch.ended(result))?;
             Ok(match session {
                 Some(session) => session.finish(reply, &self.affinity),
                 None => reply,
@@ -234,24 +283,47 @@ impl Host {
     /// Runs a call of a host tool for a worker. The drain already waits for the worker's own call. A call of a client, or of a
     /// worker that runs no call, is not nested, so it passes the layers of the program.
     pub(crate) async fn call_host_tool(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+        let recorder = self.records.begin(&mut call);
+        if let Err(error) = self.authorize(&call) {
+            return recorder.ended(Err(error));
+        }
         let session = match call.session.clone() {
-            Some(id) => Some(self.use_session(id, &mut call).await?),
+            Some(id) => match self.use_session(id, &mut call).await {
+                Ok(session) => Some(session),
+                Err(error) => return recorder.ended(Err(error)),
+            },
             None => None,
         };
-        let reply = if let Some(layers) = self.layers.around(&call) {
+        let result = if let Some(layers) = self.layers.around(&call) {
             call.extensions.insert(HostToolOnly);
-            self.begin_in(layers, call)?.await?
+            match self.begin_in(layers, call) {
+                Ok(running) => running.await,
+                Err(error) => Err(error),
+            }
         } else {
-            let bounds = self.bounds(&mut call)?;
-            let ancestors = call.ancestors.clone();
-            let running = ANCESTORS.scope(ancestors, self.registry.call_host_tool(call));
-            let reply = bounds.within(CallStage::Running, running).await?;
-            bounds.bound(reply, None)
+            self.call_nested(call).await
         };
+        let reply = recorder.ended(result)?;
         Ok(match session {
             Some(session) => session.finish(reply, &self.affinity),
             None => reply,
         })
+    }
+
+    /// Runs a nested call of a host tool, and enforces its deadline.
+    async fn call_nested(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+        let bounds = self.bounds(&mut call)?;
+        let (ancestors, timeline) = (call.ancestors.clone(), CallTimeline::of(&call).cloned());
+        let running = ANCESTORS.scope(ancestors, async {
+            let tool = self.registry.resolve_host_tool(&call.tool)?;
+            let running = tool.begin(call)?;
+            if let Some(timeline) = timeline {
+                timeline.begun_here();
+            }
+            running.await
+        });
+        let reply = bounds.within(CallStage::Running, running).await?;
+        Ok(bounds.bound(reply, None))
     }
 
     /// Runs a call of a host tool, and enforces its deadline.
@@ -262,7 +334,12 @@ impl Host {
         if self.host_tool_calls.is_closed() || self.cut.is_cancelled() {
             return Err(ToolError::ShuttingDown { delivered: false });
         }
-        let reply = bounds.within(CallStage::Running, tool.begin(call)?).await?;
+        let timeline = CallTimeline::of(&call).cloned();
+        let running = tool.begin(call)?;
+        if let Some(timeline) = timeline {
+            timeline.begun_here();
+        }
+        let reply = bounds.within(CallStage::Running, running).await?;
         Ok(bounds.bound(reply, Some(in_flight)))
     }
 

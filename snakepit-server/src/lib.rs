@@ -32,6 +32,7 @@
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod authorization;
 mod blocking;
 mod builder;
 mod error;
@@ -52,6 +53,7 @@ mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use authorization::{Denied, Operation};
 pub use builder::Builder;
 pub use error::{StartError, StartErrorKind};
 pub use listen::{default_connections, raise_descriptor_limit};
@@ -142,11 +144,11 @@ pub use snakepit_client::{
 };
 pub use snakepit_pool::{CallTotals, PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus};
 pub use snakepit_registry::{
-    Announcer, Args, Arguments, CallId, CallLayer, CallMode, CallScope, CallService, CallStage, Chunk,
-    ChunkStream, ErrorKind, Extension, Extensions, Extractor, FnTool, HandlerService, HostState,
-    HostToolStatus, IntoAnswer, Json, OptionalExtractor, ParameterSpec, RegistryError, ReplyBody,
-    Requirements, ServiceHandler, State, ToolCall, ToolContext, ToolError, ToolFailure, ToolFn, ToolHandler,
-    ToolReply, ToolSpec, TraceContext, schemars,
+    Announcer, Args, Arguments, CallId, CallLayer, CallMode, CallOutcome, CallRecord, CallScope, CallService,
+    CallStage, Chunk, ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor, Fault, FnTool,
+    HandlerService, HostState, HostToolStatus, IntoAnswer, Json, OptionalExtractor, ParameterSpec, Principal,
+    Reason, RegistryError, ReplyBody, Requirements, ServiceHandler, State, ToolCall, ToolContext, ToolError,
+    ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
 };
 pub use snakepit_session::{
     Batch, Created, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata, NewSession,

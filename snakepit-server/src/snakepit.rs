@@ -146,6 +146,12 @@ impl Snakepit {
         self.host().registry.host_tool_status()
     }
 
+    /// The number of times that a reader of call records ([`Builder::on_call_end`]) panicked.
+    #[must_use]
+    pub fn reader_panics(&self) -> u64 {
+        self.host().records().panics()
+    }
+
     /// The TCP address of the gRPC service, if [`Builder::listen`] set one.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {

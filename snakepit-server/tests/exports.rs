@@ -3,9 +3,12 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The files whose public signatures a program that depends on `snakepit-server` uses.
-const FILES: [&str; 37] = [
+const FILES: [&str; 44] = [
+    "snakepit-server/src/authorization.rs",
     "snakepit-server/src/builder.rs",
+    "snakepit-server/src/builder/authorization.rs",
     "snakepit-server/src/builder/layers.rs",
+    "snakepit-server/src/builder/observers.rs",
     "snakepit-server/src/builder/start.rs",
     "snakepit-server/src/error.rs",
     "snakepit-server/src/snakepit.rs",
@@ -22,13 +25,17 @@ const FILES: [&str; 37] = [
     "snakepit-registry/src/call.rs",
     "snakepit-registry/src/error.rs",
     "snakepit-registry/src/error/classification.rs",
+    "snakepit-registry/src/error/kind.rs",
+    "snakepit-registry/src/fault.rs",
     "snakepit-registry/src/fn_tool.rs",
     "snakepit-registry/src/fn_tool/context.rs",
     "snakepit-registry/src/fn_tool/extract.rs",
     "snakepit-registry/src/handler.rs",
     "snakepit-registry/src/meter.rs",
+    "snakepit-registry/src/principal.rs",
     "snakepit-registry/src/reply.rs",
     "snakepit-registry/src/spec.rs",
+    "snakepit-registry/src/timeline.rs",
     "snakepit-session/src/backend.rs",
     "snakepit-session/src/payload.rs",
     "snakepit-session/src/session.rs",
@@ -44,7 +51,7 @@ const FILES: [&str; 37] = [
 ];
 
 /// Types and traits of other crates, which `snakepit_server` does not export, and associated types.
-const FOREIGN: [&str; 53] = [
+const FOREIGN: [&str; 54] = [
     "Arc",
     "AsRef",
     "BTreeMap",
@@ -52,6 +59,7 @@ const FOREIGN: [&str; 53] = [
     "BoxError",
     "Bytes",
     "Clone",
+    "Cow",
     "Debug",
     "Deserialize",
     "DeserializeOwned",

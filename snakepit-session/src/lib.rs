@@ -52,6 +52,7 @@ pub use metadata::Metadata;
 pub use payload::{Number, Payload, PayloadError, ValueType};
 pub use program::{Program, ProgramInfo, ProgramName, ProgramOwner};
 pub use session::{NewSession, Session};
+pub use snakepit_reason::Reason;
 pub use variable::{
     NewVariable, Note, SetVariable, Source, Variable, VariableId, VariableName, VariableVersion,
 };

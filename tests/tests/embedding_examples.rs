@@ -4,8 +4,14 @@
 #[path = "../../snakepit-server/examples/call_many.rs"]
 mod call_many;
 #[allow(dead_code, reason = "the test calls `run`")]
+#[path = "../../snakepit-server/examples/call_records.rs"]
+mod call_records;
+#[allow(dead_code, reason = "the test calls `run`")]
 #[path = "../../snakepit-server/examples/layered_pool.rs"]
 mod layered_pool;
+#[allow(dead_code, reason = "the test calls `run`")]
+#[path = "../../snakepit-server/examples/permissions.rs"]
+mod permissions;
 
 #[tokio::test]
 async fn the_example_with_layers_runs() {
@@ -15,4 +21,16 @@ async fn the_example_with_layers_runs() {
 #[tokio::test]
 async fn the_example_with_many_calls_runs() {
     call_many::run().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_example_with_records_runs() {
+    let lines = call_records::run().await.unwrap();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].starts_with("add OK, ") && lines[1].starts_with("ad TOOL_NOT_FOUND, "), "{lines:?}");
+}
+
+#[tokio::test]
+async fn the_example_with_permissions_runs() {
+    permissions::run().await.unwrap();
 }

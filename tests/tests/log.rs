@@ -180,3 +180,20 @@ async fn log_lines_are_escaped_and_long_ones_truncated() {
     let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
     assert!(kib < 150 * 1024, "the host took {kib} KiB");
 }
+
+#[tokio::test]
+async fn the_debug_log_has_the_error_of_each_call_once() {
+    let debug = "snakepit_pool=debug,snakepit_server=debug";
+    let sandbox = daemon().env("SNAKEPIT_LOG", debug).start().await;
+    let mut client = sandbox.client().await;
+    // The host rejects this call before it reaches the pool.
+    execute(&mut client, "no_such_tool", &json!({})).await.unwrap_err();
+    let failing = snakepit_tests::tool_request("exit_politely", &json!({}));
+    assert!(!client.execute_tool(failing).await.unwrap().into_inner().success);
+    for error in ["tool `no_such_tool` not found", "tool `exit_politely` failed: SystemExit"] {
+        let count = || sandbox.log().matches(error).count();
+        eventually("the error is in the log", EVENT_TIMEOUT, async || count() > 0).await;
+        assert_eq!(count(), 1, "{error}: {}", sandbox.log());
+    }
+    assert_eq!(sandbox.stop().await, Some(0));
+}

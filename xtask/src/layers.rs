@@ -6,8 +6,12 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell::{cargo, output};
 
-/// The crates of this workspace that each crate may depend on.
-const ALLOWED: [(&str, &[&str]); 13] = [
+/// The table of reasons, which every crate may use.
+const REASONS: &str = "snakepit-reason";
+
+/// The crates of this workspace that each crate may depend on, besides [`REASONS`].
+const ALLOWED: [(&str, &[&str]); 14] = [
+    (REASONS, &[]),
     ("snakepit-proto", &[]),
     ("snakepit-session", &[]),
     ("snakepit-session-redb", &["snakepit-session"]),
@@ -54,7 +58,8 @@ const ALLOWED: [(&str, &[&str]); 13] = [
 ];
 
 /// The crates that a crate must not depend on, directly or indirectly.
-const FORBIDDEN: [(&str, &[&str]); 12] = [
+const FORBIDDEN: [(&str, &[&str]); 13] = [
+    (REASONS, &["tonic", "prost", "serde", "pyo3"]),
     ("snakepit-proto", &["pyo3"]),
     (
         "snakepit-session",
@@ -99,7 +104,7 @@ pub(crate) fn run() -> Result<()> {
         for used in
             dependencies(package)?.iter().filter(|name| name.starts_with("snakepit-") && *name != package)
         {
-            if !allowed.contains(&used.as_str()) {
+            if used != REASONS && !allowed.contains(&used.as_str()) {
                 violations.push(format!("{package} depends on {used}, which the layering forbids"));
             }
         }

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use crate::shell::root;
 
 /// The published crates: the name, the directory, and whether it is a library.
-pub(crate) const PUBLISHED: [(&str, &str, bool); 12] = [
+pub(crate) const PUBLISHED: [(&str, &str, bool); 13] = [
+    ("snakepit-reason", "snakepit-proto/reason", true),
     ("snakepit-proto", "snakepit-proto", true),
     ("snakepit-session", "snakepit-session", true),
     ("snakepit-session-redb", "snakepit-session/redb", true),

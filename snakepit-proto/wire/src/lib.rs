@@ -7,6 +7,7 @@
 //!   CallStart            <──> mux::call_*              <──>  snakepit_registry::ToolCall
 //!   ToolSpec             <──> spec_*                   <──>  snakepit_registry::ToolSpec
 //!   ToolFailure          <──> failure_*                <──>  snakepit_registry::ToolFailure
+//!   Status               <──  fault_to_wire                  snakepit_registry::Fault
 //! ```
 //!
 //! The domain crates do not depend on protobuf, and `snakepit-proto` does not depend on the domain. [`mux`] makes and
@@ -17,6 +18,7 @@
 mod backlog;
 mod chunks;
 mod failure;
+mod fault;
 pub mod mux;
 mod request;
 mod spec;
@@ -27,6 +29,7 @@ pub use self::{
     backlog::{Backlog, read_ahead},
     chunks::chunks_to_wire,
     failure::{bad_argument, bad_field, failure_from_wire, failure_to_wire},
+    fault::{fault_to_wire, reason_of},
     request::{check_size, request_to_wire},
     spec::{spec_from_registration, spec_to_registration, spec_to_wire},
     value::{

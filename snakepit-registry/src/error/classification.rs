@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{CallStage, ErrorKind, ToolError, ToolFailure};
+use crate::CallOutcome;
 
 impl ToolError {
     /// The kind of the error.
@@ -23,11 +24,34 @@ impl ToolError {
             Self::ShuttingDown { .. } => ErrorKind::ShuttingDown,
             Self::Deadlock { .. } => ErrorKind::Deadlock,
             Self::Rejected { .. } => ErrorKind::Rejected,
+            Self::AccessDenied { .. } => ErrorKind::AccessDenied,
             Self::NoRuntime { .. } => ErrorKind::NoRuntime,
             Self::Layer { kind, .. } => *kind,
             Self::Session(error) => ErrorKind::Session(error.kind()),
             // The pool handles recalled calls, so no caller receives this error.
             Self::Recalled { .. } | Self::Internal { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// The outcome of a call with this error, as metrics count it.
+    #[must_use]
+    pub const fn outcome(&self) -> CallOutcome {
+        match self {
+            Self::Overloaded { .. }
+            | Self::TooManyBytes { .. }
+            | Self::Unavailable { .. }
+            | Self::Layer { kind: ErrorKind::Overloaded, .. }
+            | Self::ShuttingDown { delivered: false }
+            | Self::AccessDenied { .. }
+            | Self::NoRuntime { delivered: false, .. } => CallOutcome::Rejected,
+            Self::DeadlineExceeded { .. } | Self::Layer { kind: ErrorKind::DeadlineExceeded, .. } => {
+                CallOutcome::TimedOut
+            }
+            Self::Cancelled { .. }
+            | Self::ShuttingDown { delivered: true }
+            | Self::NoRuntime { delivered: true, .. } => CallOutcome::Cancelled,
+            Self::WorkerLost { .. } => CallOutcome::Lost,
+            _ => CallOutcome::Failed,
         }
     }
 
@@ -43,6 +67,7 @@ impl ToolError {
             | Self::Recalled { .. }
             | Self::Deadlock { .. }
             | Self::Rejected { .. }
+            | Self::AccessDenied { .. }
             | Self::Session(_) => false,
             Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
             Self::WorkerLost { delivered, .. }

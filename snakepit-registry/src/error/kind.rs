@@ -1,5 +1,6 @@
-//! The kinds of errors, and the table of their reasons and HTTP statuses.
+//! The kinds of errors, and their reasons.
 
+use snakepit_reason::Reason;
 use snakepit_session::SessionErrorKind;
 
 /// The kind of an error of a call or session operation, without its data. Several errors can have the same kind.
@@ -15,28 +16,8 @@ use snakepit_session::SessionErrorKind;
 /// assert!(!error.is_retryable() && !error.may_have_run());
 /// ```
 ///
-/// | kind | reason | HTTP status | transient |
-/// | --- | --- | --- | --- |
-/// | `ToolNotFound` | `TOOL_NOT_FOUND` | 404 | |
-/// | `InvalidArgument` | `INVALID_ARGUMENT` | 422 | |
-/// | `Unsupported` | `UNSUPPORTED` | 501 | |
-/// | `ToolFailed` | `TOOL_FAILED` | 500 | |
-/// | `Overloaded` | `OVERLOADED` | 429 | yes |
-/// | `AnswerDropped` | `ANSWER_DROPPED` | 507 | |
-/// | `DeadlineExceeded` | `DEADLINE_EXCEEDED` | 504 | yes |
-/// | `Cancelled` | `CANCELLED` | 499 | |
-/// | `WorkerLost` | `WORKER_LOST` | 502 | yes |
-/// | `ConnectionLost` | `CONNECTION_LOST` | 502 | yes |
-/// | `NoWorker` | `NO_WORKER` | 503 | yes |
-/// | `ShuttingDown` | `SHUTTING_DOWN` | 503 | yes |
-/// | `Deadlock` | `DEADLOCK` | 500 | |
-/// | `Internal` | `INTERNAL` | 500 | |
-/// | `NoRuntime` | `NO_RUNTIME` | 503 | |
-/// | `NotConnected` | `NOT_CONNECTED` | 502 | yes |
-/// | `Rejected` | `REJECTED` | 502 | |
-/// | `InvalidPayload` | `INVALID_PAYLOAD` | 500 | |
-/// | `NotStarted` | `NOT_STARTED` | 500 | |
-/// | `Session(..)` | as [`SessionErrorKind::reason`] | as [`SessionErrorKind::http_status`] | as [`SessionErrorKind::is_transient`] |
+/// [`Reason`] has the codes of each kind: gRPC code, HTTP status, JSON-RPC code, and exit code. The page
+/// [errors.md](https://github.com/snakepit-rs/snakepit/blob/main/docs/errors.md) lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -74,6 +55,8 @@ pub enum ErrorKind {
     NotConnected,
     /// The host rejected a request for a reason that no other kind covers.
     Rejected,
+    /// The host or a proxy denied access: a token or certificate is missing, invalid or not sufficient.
+    AccessDenied,
     /// A value does not serialize, or does not fit the requested type.
     InvalidPayload,
     /// A host did not start.
@@ -82,66 +65,52 @@ pub enum ErrorKind {
     Session(SessionErrorKind),
 }
 
-/// A row of the table in the documentation of [`ErrorKind`].
-struct Row {
-    reason: &'static str,
-    http_status: u16,
-    is_transient: bool,
-}
-
 impl ErrorKind {
+    /// The row of the table of reasons, with the codes of every protocol.
+    #[must_use]
+    pub const fn to_reason(self) -> Reason {
+        match self {
+            Self::ToolNotFound => Reason::ToolNotFound,
+            Self::InvalidArgument => Reason::InvalidArgument,
+            Self::Unsupported => Reason::Unsupported,
+            Self::ToolFailed => Reason::ToolFailed,
+            Self::Overloaded => Reason::Overloaded,
+            Self::AnswerDropped => Reason::AnswerDropped,
+            Self::DeadlineExceeded => Reason::DeadlineExceeded,
+            Self::Cancelled => Reason::Cancelled,
+            Self::WorkerLost => Reason::WorkerLost,
+            Self::ConnectionLost => Reason::ConnectionLost,
+            Self::NoWorker => Reason::NoWorker,
+            Self::ShuttingDown => Reason::ShuttingDown,
+            Self::Deadlock => Reason::Deadlock,
+            Self::Internal => Reason::Internal,
+            Self::NoRuntime => Reason::NoRuntime,
+            Self::NotConnected => Reason::NotConnected,
+            Self::Rejected => Reason::Rejected,
+            Self::AccessDenied => Reason::AccessDenied,
+            Self::InvalidPayload => Reason::InvalidPayload,
+            Self::NotStarted => Reason::NotStarted,
+            Self::Session(kind) => kind.to_reason(),
+        }
+    }
+
     /// The machine-readable reason, such as `OVERLOADED`. Remote clients receive the same text in the details of a gRPC status.
     #[must_use]
     pub const fn reason(self) -> &'static str {
-        self.row().reason
+        self.to_reason().as_str()
     }
 
     /// The HTTP status for a service that answers its request with this error, such as 429. A gateway error (502) means that
     /// a worker or a host behind the service was lost.
     #[must_use]
     pub const fn http_status(self) -> u16 {
-        self.row().http_status
+        self.to_reason().http_status()
     }
 
     /// Whether the same call may succeed later without a change by the caller. A retry may run the tool twice. It is safe if
     /// [`ToolError::is_retryable`](crate::ToolError::is_retryable) returns `true` or the tool is idempotent.
     #[must_use]
     pub const fn is_transient(self) -> bool {
-        self.row().is_transient
-    }
-
-    const fn row(self) -> Row {
-        const fn permanent(reason: &'static str, http_status: u16) -> Row {
-            Row { reason, http_status, is_transient: false }
-        }
-        const fn transient(reason: &'static str, http_status: u16) -> Row {
-            Row { reason, http_status, is_transient: true }
-        }
-        match self {
-            Self::ToolNotFound => permanent("TOOL_NOT_FOUND", 404),
-            Self::InvalidArgument => permanent("INVALID_ARGUMENT", 422),
-            Self::Unsupported => permanent("UNSUPPORTED", 501),
-            Self::ToolFailed => permanent("TOOL_FAILED", 500),
-            Self::Overloaded => transient("OVERLOADED", 429),
-            Self::AnswerDropped => permanent("ANSWER_DROPPED", 507),
-            Self::DeadlineExceeded => transient("DEADLINE_EXCEEDED", 504),
-            Self::Cancelled => permanent("CANCELLED", 499),
-            Self::WorkerLost => transient("WORKER_LOST", 502),
-            Self::ConnectionLost => transient("CONNECTION_LOST", 502),
-            Self::NoWorker => transient("NO_WORKER", 503),
-            Self::ShuttingDown => transient("SHUTTING_DOWN", 503),
-            Self::Deadlock => permanent("DEADLOCK", 500),
-            Self::Internal => permanent("INTERNAL", 500),
-            Self::NoRuntime => permanent("NO_RUNTIME", 503),
-            Self::NotConnected => transient("NOT_CONNECTED", 502),
-            Self::Rejected => permanent("REJECTED", 502),
-            Self::InvalidPayload => permanent("INVALID_PAYLOAD", 500),
-            Self::NotStarted => permanent("NOT_STARTED", 500),
-            Self::Session(kind) => Row {
-                reason: kind.reason(),
-                http_status: kind.http_status(),
-                is_transient: kind.is_transient(),
-            },
-        }
+        self.to_reason().is_transient()
     }
 }

@@ -6,7 +6,7 @@ use snakepit_session::SessionId;
 use tokio::time::Instant;
 
 use super::extract::{CallScope, Extractor};
-use crate::{CallId, CallMode, Extensions, ToolCall, ToolError, TraceContext};
+use crate::{CallId, CallMode, Extensions, Principal, ToolCall, ToolError, TraceContext};
 
 /// The context of a call of a host tool: the call without its arguments. An [`Extractor`].
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct ToolContext {
     pub trace: Option<TraceContext>,
     /// The running calls that wait for this one, outermost first. `None` for a call that is not nested.
     pub ancestors: Option<Arc<[CallId]>>,
+    /// The party that makes the call.
+    pub principal: Principal,
     /// The values that layers attached to the call.
     pub extensions: Extensions,
 }
@@ -43,6 +45,7 @@ impl ToolContext {
             deadline: call.deadline,
             trace: call.trace.clone(),
             ancestors: call.ancestors.clone(),
+            principal: call.principal.clone(),
             extensions: call.extensions.clone(),
         }
     }

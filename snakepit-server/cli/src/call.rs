@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use snakepit_proto::{headers, pb, value};
+use snakepit_server::Reason;
 use tokio::time::Instant;
 use tonic::Request;
 
@@ -12,12 +13,8 @@ use crate::{
     client::{Clock, ServerArgs, Stage},
     duration,
     entries::{self, Entries},
-    exit,
     output::{print_json, to_readable_json},
 };
-
-/// The reason in the status of a unary call to a streaming tool.
-const UNSUPPORTED: &str = "UNSUPPORTED";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -89,13 +86,13 @@ impl CallArgs {
             let position =
                 excerpt(&self.args, &e).map_or_else(String::new, |text| format!(", near `{text}`"));
             Failure::new(
-                exit::USAGE,
+                Reason::Usage,
                 format!("--args is not a JSON object: {e}{position}; it looks like '{{\"a\": 1, \"b\": 2}}'"),
             )
         })?;
         if let Some(key) = entries::duplicate_key(&arguments) {
             let problem = format!("--args has two values for the key {key}; pass one of them");
-            return Err(Failure::new(exit::USAGE, problem));
+            return Err(Failure::new(Reason::Usage, problem));
         }
         let parameters = arguments.into_iter().map(|(name, json)| (name, any(json))).collect();
         Ok(pb::ExecuteToolRequest {
@@ -157,12 +154,11 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     let response = client.execute_tool(call.with_timeout(request)).await.map_err(|status| {
         let failure = call.server.status_failure(status);
         // For a unary call, this reason means that the tool streams, so the message names the other command.
-        match failure.code.as_str() {
-            UNSUPPORTED => Failure::new(
-                exit::REJECTED,
+        match failure.reason() {
+            Some(Reason::Unsupported) => Failure::new(
+                Reason::Unsupported,
                 format!("tool `{0}` streams its results; use `snakepit stream {0}`", call.tool),
             )
-            .code(UNSUPPORTED)
             .may_have_run(failure.may_have_run),
             _ => failure,
         }
@@ -197,7 +193,7 @@ pub(crate) async fn stream(StreamArgs { json, call }: StreamArgs) -> Result<(), 
             continue;
         }
         let data: Box<RawValue> = serde_json::from_slice(&chunk.data).map_err(|e| {
-            Failure::new(exit::REJECTED, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
+            Failure::new(Reason::Rejected, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
         })?;
         if json {
             print_json(&serde_json::json!({
@@ -214,7 +210,7 @@ pub(crate) async fn stream(StreamArgs { json, call }: StreamArgs) -> Result<(), 
 
 fn tool_failed(tool: &str, response: pb::ExecuteToolResponse) -> Failure {
     let traceback = response.failure.map(|failure| failure.traceback).unwrap_or_default();
-    Failure::new(exit::TOOL_FAILED, format!("tool `{tool}` failed: {}", response.error_message))
+    Failure::new(Reason::ToolFailed, format!("tool `{tool}` failed: {}", response.error_message))
         .traceback(traceback)
 }
 

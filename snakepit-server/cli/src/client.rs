@@ -16,21 +16,18 @@ use snakepit_proto::{
     identify::identify,
     pb::{self, bridge_service_client::BridgeServiceClient},
     proxy,
-    status::{PROXY, caused_by, failure_of, root_cause},
+    status::{caused_by, failure_of, root_cause},
 };
-use snakepit_server::status::to_tool_error;
+use snakepit_server::{Reason, status::to_tool_error};
 use tokio::net::UnixStream;
 use tonic::{
-    Code, Status,
+    Status,
     transport::{Channel, Endpoint, Uri},
 };
 use tonic_types::StatusExt;
 use tower::service_fn;
 
-use crate::{
-    Failure, exit,
-    failure::code::{CONNECTION_LOST, DEADLINE_EXCEEDED},
-};
+use crate::Failure;
 
 /// The time in which the connection must be established.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,7 +78,7 @@ impl ServerArgs {
         let channel = match address {
             Address::Tcp(_) => match Endpoint::from_shared(address.to_string()) {
                 Ok(endpoint) => configure(endpoint).connect().await,
-                Err(_) => return Err(Failure::new(exit::USAGE, format!("`{address}` is not a URL"))),
+                Err(_) => return Err(Failure::new(Reason::Usage, format!("`{address}` is not a URL"))),
             },
             Address::Unix(path) => {
                 let path = path.clone();
@@ -110,7 +107,7 @@ impl ServerArgs {
                 (Some(cause), _) => Err(self.unreachable(&root_cause(cause).to_string()).await),
                 (None, status) => {
                     let retry_after = to_tool_error("", &status).retry_after();
-                    Err(self.failure(status.message()).code(code_of(&status)).retry_after(retry_after))
+                    Err(self.failure(status.message()).with_reason_of(&status).retry_after(retry_after))
                 }
             },
             Err(_) => Err(self.unreachable(&format!("it did not answer within {PING_TIMEOUT:?}")).await),
@@ -128,7 +125,7 @@ impl ServerArgs {
         let message = format!(
             "cannot reach a server at {address}: {problem}; start one with `snakepit serve`, or pass --server"
         );
-        Failure::new(exit::UNREACHABLE, message)
+        Failure::new(Reason::Unreachable, message)
     }
 }
 
@@ -171,9 +168,7 @@ impl Clock {
         let timeout = humantime::format_duration(self.timeout.unwrap_or_default());
         let problem =
             format!("the deadline of {timeout} passed while {stage_text}; raise --timeout, or {hint}");
-        Failure::new(exit::REJECTED, problem)
-            .code(DEADLINE_EXCEEDED)
-            .may_have_run(stage == Stage::Answer as u8)
+        Failure::new(Reason::DeadlineExceeded, problem).may_have_run(stage == Stage::Answer as u8)
     }
 }
 
@@ -207,42 +202,29 @@ impl ServerArgs {
                 root_cause(cause),
                 if may_have_run { "; the call may have run" } else { "" },
             );
-            return Failure::new(exit::UNREACHABLE, problem).code(CONNECTION_LOST).may_have_run(may_have_run);
+            return Failure::new(Reason::ConnectionLost, problem).may_have_run(may_have_run);
         }
         if let Some(failure) = failure_of(&status) {
-            return Failure::new(exit::TOOL_FAILED, status.message()).traceback(failure.traceback);
+            return Failure::new(Reason::ToolFailed, status.message()).traceback(failure.traceback);
         }
         let status = proxy::clarify(status);
-        let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
-        let failure = if reason.as_deref() == Some(PROXY) {
-            Failure::new(exit::UNREACHABLE, status.message()).code(PROXY)
-        } else {
-            let mut message = format!("{} ({:?})", status.message(), status.code());
-            if reason.as_deref() == Some("TOOL_NOT_FOUND") && !message.contains("did you mean") {
-                message.push_str("; see `snakepit tools`");
+        let failure = match reason_of(&status) {
+            Some(Reason::Proxy) => Failure::new(Reason::Proxy, status.message()),
+            reason => {
+                let mut message = format!("{} ({:?})", status.message(), status.code());
+                if reason == Some(Reason::ToolNotFound) && !message.contains("did you mean") {
+                    message.push_str("; see `snakepit tools`");
+                }
+                Failure::new(Reason::Rejected, message).with_reason_of(&status)
             }
-            Failure::new(exit::REJECTED, message).code(code_of(&status))
         };
         failure.may_have_run(error.may_have_run()).retry_after(error.retry_after())
     }
 }
 
-/// The kind of failure of a status: its reason, or else its code.
-fn code_of(status: &Status) -> String {
-    let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
-    reason.unwrap_or_else(|| code_name(status.code()))
-}
-
-/// The canonical name of a code, such as `NOT_FOUND`.
-fn code_name(code: Code) -> String {
-    let mut name = String::new();
-    for c in format!("{code:?}").chars() {
-        if c.is_ascii_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(c.to_ascii_uppercase());
-    }
-    name
+/// The reason of a status, unless another project or a newer version made it.
+fn reason_of(status: &Status) -> Option<Reason> {
+    Reason::parse(&status.get_error_details().error_info()?.reason)
 }
 
 /// Parses a server's address. clap prefixes errors with the flag and the value.
@@ -253,15 +235,4 @@ fn server_address(value: &str) -> Result<Address, String> {
             error.problem()
         )
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_have_their_canonical_names() {
-        assert_eq!(code_name(Code::NotFound), "NOT_FOUND");
-        assert_eq!(code_name(Code::Ok), "OK");
-    }
 }

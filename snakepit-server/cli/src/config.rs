@@ -6,9 +6,10 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, Command};
+use snakepit_server::Reason;
 use toml::de::{DeTable, DeValue};
 
-use crate::{Failure, exit, failure::problem_of, suggestion::closest};
+use crate::{Failure, failure::problem_of, suggestion::closest};
 
 /// The file that is read if it exists and `--config` names no other.
 const DEFAULT_PATH: &str = "snakepit.toml";
@@ -36,7 +37,7 @@ impl File {
             Err(error) if error.kind() == ErrorKind::NotFound && is_default => Ok(None),
             Err(error) => {
                 let problem = format!("cannot read the configuration {}: {error}", path.display());
-                Err(Failure::new(exit::USAGE, problem))
+                Err(Failure::new(Reason::Usage, problem))
             }
         }
     }
@@ -79,7 +80,7 @@ impl File {
     /// The failure for a problem at this offset in the text, in bytes.
     fn problem(&self, at: usize, problem: impl std::fmt::Display) -> Failure {
         let line = self.text[..at].matches('\n').count() + 1;
-        Failure::new(exit::USAGE, format!("{}:{line}: {problem}", self.path.display()))
+        Failure::new(Reason::Usage, format!("{}:{line}: {problem}", self.path.display()))
     }
 }
 

@@ -3,34 +3,17 @@
 use std::{fmt, time::Duration};
 
 use clap::error::{ContextKind, ContextValue};
-
-/// The exit codes.
-pub(crate) mod exit {
-    pub(crate) const TOOL_FAILED: u8 = 1;
-    pub(crate) const USAGE: u8 = 2;
-    pub(crate) const REJECTED: u8 = 3;
-    pub(crate) const UNREACHABLE: u8 = 4;
-    pub(crate) const CANNOT_START: u8 = 5;
-}
-
-/// The codes that this program sets itself. All others are reasons of the server's status table. `docs/command-line.md` lists both,
-/// except `CANNOT_START`, because `serve` prints no JSON.
-pub(crate) mod code {
-    pub(crate) const TOOL_FAILED: &str = "TOOL_FAILED";
-    pub(crate) const USAGE: &str = "USAGE";
-    pub(crate) const REJECTED: &str = "REJECTED";
-    pub(crate) const UNREACHABLE: &str = "UNREACHABLE";
-    pub(crate) const CANNOT_START: &str = "CANNOT_START";
-    pub(crate) const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
-    pub(crate) const CONNECTION_LOST: &str = "CONNECTION_LOST";
-}
+use snakepit_server::Reason;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 /// A failure as the user sees it: one line of text, the tool's traceback if there is one, and an exit code for scripts.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    pub(crate) exit: u8,
-    /// The kind of failure, for scripts: a reason from the server's status table, or one of [`code`].
-    pub(crate) code: String,
+    /// The row of the table of reasons, from which the exit code comes.
+    reason: Reason,
+    /// The code for scripts, if a server sent one that is not in the table.
+    foreign_code: Option<String>,
     pub(crate) message: String,
     /// Empty unless the tool raised an exception.
     traceback: String,
@@ -41,26 +24,38 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(exit: u8, message: impl Into<String>) -> Self {
-        let (code, may_have_run) = match exit {
-            exit::TOOL_FAILED => (code::TOOL_FAILED, true),
-            exit::USAGE => (code::USAGE, false),
-            exit::UNREACHABLE => (code::UNREACHABLE, false),
-            exit::CANNOT_START => (code::CANNOT_START, false),
-            _ => (code::REJECTED, true),
-        };
-        let (code, message) = (code.to_owned(), message.into());
-        Self { exit, code, message, traceback: String::new(), may_have_run, retry_after: None }
+    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        let may_have_run = matches!(reason, Reason::ToolFailed | Reason::Rejected);
+        let (foreign_code, message) = (None, message.into());
+        Self { reason, foreign_code, message, traceback: String::new(), may_have_run, retry_after: None }
     }
 
     /// The failure of a malformed command line.
     pub(crate) fn of_usage(error: &clap::Error) -> Self {
-        Self::new(exit::USAGE, problem_of(error))
+        Self::new(Reason::Usage, problem_of(error))
     }
 
-    pub(crate) fn code(mut self, code: impl Into<String>) -> Self {
-        self.code = code.into();
+    /// Takes the reason of a status. A status without a known reason keeps the exit code of this failure, and its code is its
+    /// own reason or the name of its gRPC code, such as `NOT_FOUND`.
+    pub(crate) fn with_reason_of(mut self, status: &Status) -> Self {
+        let text = status.get_error_details().error_info().map(|info| info.reason.clone());
+        match text.as_deref().and_then(Reason::parse) {
+            Some(reason) => self.reason = reason,
+            None => self.foreign_code = Some(text.unwrap_or_else(|| code_name(status.code()))),
+        }
         self
+    }
+
+    /// The reason. `None` if a server sent a code that is not in the table.
+    pub(crate) const fn reason(&self) -> Option<Reason> {
+        match self.foreign_code {
+            None => Some(self.reason),
+            Some(_) => None,
+        }
+    }
+
+    pub(crate) const fn exit_code(&self) -> u8 {
+        self.reason.exit_code()
     }
 
     pub(crate) fn traceback(mut self, traceback: impl Into<String>) -> Self {
@@ -79,7 +74,8 @@ impl Failure {
     }
 
     pub(crate) fn as_json(&self) -> serde_json::Value {
-        let Self { code, message, may_have_run, .. } = self;
+        let Self { message, may_have_run, .. } = self;
+        let code = self.foreign_code.as_deref().unwrap_or(self.reason.as_str());
         let mut object = serde_json::json!({"code": code, "message": message, "may_have_run": may_have_run});
         if let Some(retry_after) = self.retry_after {
             object["retry_after"] = retry_after.as_secs_f64().into();
@@ -101,6 +97,18 @@ impl fmt::Display for Failure {
     }
 }
 
+/// The canonical name of a code, such as `NOT_FOUND`.
+fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for c in format!("{code:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
+    }
+    name
+}
+
 /// The problem in an error of the parser, with the valid values and the tips, but without the usage of the command.
 pub(crate) fn problem_of(error: &clap::Error) -> String {
     let usage = match error.get(ContextKind::Usage) {
@@ -116,53 +124,37 @@ pub(crate) fn problem_of(error: &clap::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, path::Path};
-
     use super::*;
 
-    /// Returns the upper-case code spans of a line of Markdown.
-    fn codes(line: &str) -> impl Iterator<Item = String> {
-        let quoted = line.split('`').skip(1).step_by(2).map(str::to_owned);
-        quoted.filter(|text| text.chars().all(|c| c.is_ascii_uppercase() || c == '_') && text.len() > 2)
-    }
-
     #[test]
-    fn the_page_lists_all_codes() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
-        let page = read("docs/command-line.md");
-        let rows = page.lines().filter(|line| line.starts_with("| `")).flat_map(|row| {
-            let cell = row.trim_start_matches('|').split('|').next().unwrap_or_default();
-            codes(cell).collect::<Vec<_>>()
-        });
-        let listed: BTreeSet<String> = rows.collect();
-        let status_table = read("snakepit-server/src/status.rs");
-        let rows = status_table.lines().filter(|line| line.starts_with("//! | "));
-        let reasons = rows.filter_map(|row| row.rsplit('|').nth(1)).flat_map(|cell| {
-            // `TOO_MANY_SESSIONS`, `_VARIABLES`: the latter share the prefix.
-            codes(cell)
-                .map(|code| if code.starts_with('_') { format!("TOO_MANY{code}") } else { code })
-                .collect::<Vec<_>>()
-        });
-        let own = [
-            code::TOOL_FAILED,
-            code::USAGE,
-            code::REJECTED,
-            code::UNREACHABLE,
-            code::DEADLINE_EXCEEDED,
-            code::CONNECTION_LOST,
-            snakepit_proto::status::PROXY,
-        ];
-        let expected: BTreeSet<String> = reasons.chain(own.map(str::to_owned)).collect();
-        assert!(expected.len() > 30, "the status table was found: {expected:?}");
-        assert_eq!(listed, expected);
+    fn the_exit_code_is_that_of_the_reason() {
+        let status = |reason: &str| {
+            let details = tonic_types::ErrorDetails::with_error_info(
+                reason,
+                "snakepit",
+                std::collections::HashMap::new(),
+            );
+            Status::with_error_details(Code::NotFound, "no", details)
+        };
+        for &reason in Reason::ALL {
+            let failure = Failure::new(Reason::Rejected, "no").with_reason_of(&status(reason.as_str()));
+            assert_eq!((failure.reason(), failure.exit_code()), (Some(reason), reason.exit_code()));
+            assert_eq!(failure.as_json()["code"], reason.as_str());
+        }
+        // A newer server, and a server of another project.
+        for (status, code) in [(status("NEW_REASON"), "NEW_REASON"), (Status::not_found("no"), "NOT_FOUND")] {
+            let failure = Failure::new(Reason::Unreachable, "no").with_reason_of(&status);
+            assert_eq!((failure.reason(), failure.exit_code()), (None, Reason::Unreachable.exit_code()));
+            assert_eq!(failure.as_json()["code"], code);
+        }
+        assert_eq!(code_name(Code::Ok), "OK");
     }
 
     #[test]
     fn json_has_a_retry_delay_and_a_traceback_only_if_they_exist() {
-        let plain = Failure::new(exit::UNREACHABLE, "no").as_json();
+        let plain = Failure::new(Reason::Unreachable, "no").as_json();
         assert_eq!(plain, serde_json::json!({"code": "UNREACHABLE", "message": "no", "may_have_run": false}));
-        let full = Failure::new(exit::TOOL_FAILED, "no")
+        let full = Failure::new(Reason::ToolFailed, "no")
             .traceback("in f")
             .retry_after(Some(Duration::from_millis(100)))
             .as_json();

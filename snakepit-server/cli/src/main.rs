@@ -19,13 +19,10 @@ mod suggestion;
 use std::{ffi::OsString, process::ExitCode, thread::available_parallelism};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use snakepit_server::settings::Setting;
+use snakepit_server::{Reason, settings::Setting};
 use tokio::runtime::{Builder, Runtime};
 
-use self::{
-    client::within,
-    failure::{Failure, exit},
-};
+use self::{client::within, failure::Failure};
 
 /// Saves a sixth of the CPU time per call compared to glibc's allocator, see docs/performance.md. Programs that embed the library
 /// choose their own allocator.
@@ -52,7 +49,7 @@ Exit codes:
 
 With --json, an error is one JSON object on stderr. It has the keys `code`, `message` and
 `may_have_run` (whether the tool may have run), `retry_after` (seconds) if the server suggests
-a pause, and `traceback` if the tool raised an exception. docs/command-line.md lists the codes.";
+a pause, and `traceback` if the tool raised an exception. docs/errors.md lists the codes.";
 
 /// Run Python tools in a pool of worker processes, and call them.
 ///
@@ -125,7 +122,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             let text = if is_json { failure.as_json().to_string() } else { failure.to_string() };
             log::print_error(&text);
-            ExitCode::from(failure.exit)
+            ExitCode::from(failure.exit_code())
         }
     };
     log::flush();
@@ -176,7 +173,7 @@ fn runtime() -> Result<Runtime, Failure> {
             text.parse().ok().filter(|threads| (1..=MAX_THREADS).contains(threads)).ok_or_else(|| {
                 let problem =
                     format!("TOKIO_WORKER_THREADS is `{text}`; it takes a number from 1 to {MAX_THREADS}");
-                Failure::new(exit::USAGE, problem)
+                Failure::new(Reason::Usage, problem)
             })?
         }
         _ => available_parallelism().map_or(1, |processors| processors.get().div_ceil(2)),
@@ -185,11 +182,9 @@ fn runtime() -> Result<Runtime, Failure> {
         1 => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
     };
-    builder
-        .worker_threads(threads)
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(exit::CANNOT_START, format!("cannot start the async runtime: {error}")))
+    builder.worker_threads(threads).enable_all().build().map_err(|error| {
+        Failure::new(Reason::CannotStart, format!("cannot start the async runtime: {error}"))
+    })
 }
 
 async fn run(command: Command) -> Result<(), Failure> {

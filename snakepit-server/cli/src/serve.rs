@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use snakepit_server::{Snakepit, StartError, error_chain, raise_descriptor_limit};
+use snakepit_server::{Reason, Snakepit, StartError, error_chain, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    Failure, environment, exit, log, memory,
+    Failure, environment, log, memory,
     session_storage::{SessionStorage, without_credentials},
     size::bytes,
 };
@@ -57,22 +57,22 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
     environment::warn_of_unknown(command);
     // Signals are caught from the start, so that a signal during the launch of the workers leaves no processes behind.
     let mut signals = Signals::catch()
-        .map_err(|error| Failure::new(exit::CANNOT_START, format!("cannot catch signals: {error}")))?;
+        .map_err(|error| Failure::new(Reason::CannotStart, format!("cannot catch signals: {error}")))?;
 
     if args.workers.adapter.is_none() && args.workers.worker_command.is_none() {
         let problem = "no adapter is set; give --adapter MODULE:CLASS, or --worker-command COMMAND";
-        return Err(Failure::new(exit::USAGE, problem));
+        return Err(Failure::new(Reason::Usage, problem));
     }
     // clap does not parse this value, because its error messages would print a password in the URL.
     let location = without_credentials(&args.storage.sessions).into_owned();
     let unusable =
         |problem: String| format!("the location `{location}` of --sessions cannot be used: {problem}");
     let sessions: SessionStorage =
-        args.storage.sessions.parse().map_err(|problem| Failure::new(exit::USAGE, unusable(problem)))?;
+        args.storage.sessions.parse().map_err(|problem| Failure::new(Reason::Usage, unusable(problem)))?;
     if let Some(file) = &args.config {
         tracing::info!(file = %file.display(), "configured");
     }
-    let cannot_start = |problem: String| Failure::new(exit::CANNOT_START, problem);
+    let cannot_start = |problem: String| Failure::new(Reason::CannotStart, problem);
 
     // The default number of connections depends on this limit.
     if let Err(error) = raise_descriptor_limit() {
@@ -149,9 +149,12 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
 /// Splits `--worker-command` into a program and its arguments.
 fn split_command(command: &str) -> Result<Vec<String>, Failure> {
     let argv = shell_words::split(command)
-        .map_err(|e| Failure::new(exit::USAGE, format!("--worker-command cannot be split: {e}")))?;
+        .map_err(|e| Failure::new(Reason::Usage, format!("--worker-command cannot be split: {e}")))?;
     if argv.is_empty() {
-        return Err(Failure::new(exit::USAGE, "--worker-command is empty; give a program and its arguments"));
+        return Err(Failure::new(
+            Reason::Usage,
+            "--worker-command is empty; give a program and its arguments",
+        ));
     }
     Ok(argv)
 }
@@ -176,7 +179,7 @@ fn log_filter() -> Result<EnvFilter, Failure> {
         let problem = format!(
             "{VARIABLE} is malformed: {error}: `{directives}`; it looks like `info` or `info,snakepit=debug`"
         );
-        Failure::new(exit::USAGE, problem)
+        Failure::new(Reason::Usage, problem)
     })
 }
 

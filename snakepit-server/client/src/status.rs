@@ -112,6 +112,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             argument: "arguments".to_owned(),
             problem: format!("are too large: {}", status.message()),
         },
+        ("ACCESS_DENIED", ..) => ToolError::AccessDenied { problem: message_after("access denied: ") },
         (PROXY, ..) if status.code() != Code::Unavailable => {
             ToolError::Rejected { problem: status.message().to_owned() }
         }

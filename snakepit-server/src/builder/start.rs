@@ -137,8 +137,8 @@ impl Builder {
         let tasks = TaskTracker::new();
         let timeout = self.pool.default_timeout;
         let launches = Launches::new();
-        let host =
-            Arc::new(Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone()));
+        let host = Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone());
+        let host = Arc::new(host.with_call_readers(self.call_readers).with_authorizer(self.authorizer));
         host_ref.set(&host);
         host.set_layers(self.call_layers);
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;

@@ -98,6 +98,7 @@ impl UnaryService<pb::InitializeSessionRequest> for InitializeSession {
     fn call(&mut self, request: Request<pb::InitializeSessionRequest>) -> Self::Future {
         let bridge = Arc::clone(&self.0);
         Box::pin(async move {
+            bridge.may_write(&request)?;
             bridge.open(request.into_inner()).await?;
             let host = bridge.host();
             Ok(Response::new(EncodedMessage(host.initialize_response.get(&host.registry, encoded_response))))

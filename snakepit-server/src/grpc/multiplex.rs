@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use snakepit_proto::pb;
-use snakepit_registry::{CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{CallId, Principal, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_wire::mux::{Calls, MuxCalls, MuxService, Replies, ReplyBatches, Serve};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -35,12 +35,13 @@ impl Bridge {
         &self,
         inbound: Streaming<pb::CallBatch>,
         connection: Option<Arc<Connection>>,
+        principal: Principal,
     ) -> BatchResponse {
         let replies = Replies::new();
         let evicted = connection.as_ref().map(|connection| Box::pin(connection.evicted()));
         let stream_use = connection.clone().map(StreamUse::new);
         let is_worker = connection.as_ref().is_some_and(|connection| connection.launch().is_some());
-        let service = ClientCalls { host: Arc::clone(self.host()), connection, is_worker };
+        let service = ClientCalls { host: Arc::clone(self.host()), connection, is_worker, principal };
         let calls = UseTracker { calls: MuxCalls::new(Arc::new(service), replies.clone()), stream_use };
         let (call_loop, batches) = Serve::new(inbound, calls, replies).split();
         let mut task = JoinSet::new();
@@ -107,6 +108,8 @@ struct ClientCalls {
     connection: Option<Arc<Connection>>,
     /// Whether the client is a process of a worker.
     is_worker: bool,
+    /// The party that makes the calls.
+    principal: Principal,
 }
 
 impl MuxService for ClientCalls {
@@ -148,8 +151,11 @@ impl ToolHandler for ClientCalls {
         if self.is_worker {
             call.extensions.insert(FromWorker);
         }
+        call.principal.clone_from(&self.principal);
         let Some(connection) = &self.connection else { return self.host.call(call).await };
-        connection.response_capacity(call.deadline).await.map_err(response_budget_exhausted)?;
+        if let Err(full) = connection.response_capacity(call.deadline).await {
+            return self.host.records().begin(&mut call).ended(Err(response_budget_exhausted(full)));
+        }
         let mut reply = self.host.call(call).await?;
         if let ReplyBody::Value(value) = reply.body {
             reply.body = ReplyBody::Value(connection.count_unread(value).map_err(answer_dropped)?);

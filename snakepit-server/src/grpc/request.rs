@@ -10,6 +10,7 @@ use snakepit_wire::payload_from_wire;
 use tokio::time::Instant;
 use tonic::{Extensions, Status, metadata::MetadataMap};
 
+use super::authorize::principal;
 use crate::{
     host::FromWorker,
     listen::{CallDeadline, Connection},
@@ -67,6 +68,7 @@ pub(super) fn tool_call(
     call.deadline = deadline(headers, extensions)?;
     call.idempotent = headers.get(headers::IDEMPOTENT).is_some_and(|flag| flag == "true");
     call.trace = trace(headers);
+    call.principal = principal(extensions);
     Ok(call)
 }
 
@@ -77,7 +79,7 @@ pub(super) fn mark_worker(call: &mut ToolCall, extensions: &Extensions) {
     }
 }
 
-/// Whether a request comes from a process of a worker. Only the requests whose answer depends on it have a connection.
+/// Whether a request comes from a process of a worker.
 pub(super) fn is_from_worker(extensions: &Extensions) -> bool {
     extensions.get::<Arc<Connection>>().is_some_and(|connection| connection.launch().is_some())
 }

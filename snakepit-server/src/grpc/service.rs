@@ -7,9 +7,10 @@ use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    bridge::Bridge, calls::ChunkResponse, initialize_session, multiplex::BatchResponse, variables::Updates,
+    authorize::principal, bridge::Bridge, calls::ChunkResponse, initialize_session, multiplex::BatchResponse,
+    variables::Updates,
 };
-use crate::status::rpc_not_offered;
+use crate::{Operation, status::rpc_not_offered};
 
 type RpcResult<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -43,6 +44,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::InitializeSessionRequest>,
     ) -> RpcResult<pb::InitializeSessionResponse> {
+        self.may_write(&request)?;
         self.open(request.into_inner()).await?;
         Ok(Response::new(initialize_session::response(&self.host().registry)))
     }
@@ -51,6 +53,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::CleanupSessionRequest>,
     ) -> RpcResult<pb::CleanupSessionResponse> {
+        self.may_write(&request)?;
         self.cleanup(request.get_ref()).await.map(Response::new)
     }
 
@@ -58,10 +61,12 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::GetSessionRequest>,
     ) -> RpcResult<pb::GetSessionResponse> {
+        self.may_read(&request)?;
         self.session(request.get_ref()).await.map(Response::new)
     }
 
     async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> RpcResult<pb::HeartbeatResponse> {
+        self.may_read(&request)?;
         self.beat(request.get_ref()).await.map(Response::new)
     }
 
@@ -88,7 +93,8 @@ impl BridgeService for Bridge {
     async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> RpcResult<BatchResponse> {
         self.require_client("Multiplex")?;
         let (_, mut extensions, inbound) = request.into_parts();
-        Ok(Response::new(self.serve_calls(inbound, extensions.remove())))
+        let principal = principal(&extensions);
+        Ok(Response::new(self.serve_calls(inbound, extensions.remove(), principal)))
     }
 
     async fn register_tools(
@@ -102,6 +108,10 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::GetExposedElixirToolsRequest>,
     ) -> RpcResult<pb::GetExposedElixirToolsResponse> {
+        self.authorize(request.extensions(), &Operation::ListTools)?;
+        if !request.get_ref().session_id.is_empty() {
+            self.may_read(&request)?;
+        }
         self.exposed_tools(request.get_ref()).await.map(Response::new)
     }
 
@@ -118,6 +128,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<Streaming<pb::TelemetryControl>>,
     ) -> RpcResult<Self::StreamTelemetryStream> {
+        self.may_observe(&request)?;
         let (_, extensions, controls) = request.into_parts();
         Ok(Response::new(self.telemetry(controls, &extensions)))
     }
@@ -126,6 +137,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::PutProgramRequest>,
     ) -> RpcResult<pb::PutProgramResponse> {
+        self.may_write(&request)?;
         self.put(request.into_inner()).await.map(Response::new)
     }
 
@@ -133,6 +145,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::GetProgramRequest>,
     ) -> RpcResult<pb::GetProgramResponse> {
+        self.may_read(&request)?;
         self.program(request.into_inner()).await.map(Response::new)
     }
 
@@ -140,6 +153,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::ListProgramsRequest>,
     ) -> RpcResult<pb::ListProgramsResponse> {
+        self.may_read(&request)?;
         self.programs(request.get_ref()).await.map(Response::new)
     }
 
@@ -147,16 +161,22 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::DeleteProgramRequest>,
     ) -> RpcResult<pb::DeleteProgramResponse> {
+        self.may_write(&request)?;
         self.remove_program(request.get_ref()).await.map(|()| Response::new(pb::DeleteProgramResponse {}))
     }
 
     async fn list_tools(&self, request: Request<pb::ListToolsRequest>) -> RpcResult<pb::ListToolsResponse> {
         self.require_client("ListTools")?;
+        self.authorize(request.extensions(), &Operation::ListTools)?;
         Ok(Response::new(self.tools(request.extensions())))
     }
 
-    async fn list_workers(&self, _: Request<pb::ListWorkersRequest>) -> RpcResult<pb::ListWorkersResponse> {
+    async fn list_workers(
+        &self,
+        request: Request<pb::ListWorkersRequest>,
+    ) -> RpcResult<pb::ListWorkersResponse> {
         self.require_client("ListWorkers")?;
+        self.may_observe(&request)?;
         Ok(Response::new(self.workers()))
     }
 
@@ -165,6 +185,7 @@ impl BridgeService for Bridge {
         request: Request<pb::ListSessionsRequest>,
     ) -> RpcResult<pb::ListSessionsResponse> {
         self.require_client("ListSessions")?;
+        self.may_observe(&request)?;
         self.sessions(request.into_inner()).await.map(Response::new)
     }
 
@@ -172,6 +193,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::RegisterVariableRequest>,
     ) -> RpcResult<pb::RegisterVariableResponse> {
+        self.may_write(&request)?;
         self.register_one(request.into_inner()).await.map(Response::new)
     }
 
@@ -179,6 +201,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::GetVariableRequest>,
     ) -> RpcResult<pb::GetVariableResponse> {
+        self.may_read(&request)?;
         self.variable(request.get_ref()).await.map(Response::new)
     }
 
@@ -186,6 +209,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::SetVariableRequest>,
     ) -> RpcResult<pb::SetVariableResponse> {
+        self.may_write(&request)?;
         self.set_one(request.into_inner()).await.map(Response::new)
     }
 
@@ -193,6 +217,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::BatchGetVariablesRequest>,
     ) -> RpcResult<pb::BatchGetVariablesResponse> {
+        self.may_read(&request)?;
         self.variables(request.into_inner()).await.map(Response::new)
     }
 
@@ -200,6 +225,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::BatchSetVariablesRequest>,
     ) -> RpcResult<pb::BatchSetVariablesResponse> {
+        self.may_write(&request)?;
         self.set_many(request.into_inner()).await.map(Response::new)
     }
 
@@ -207,6 +233,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::ListVariablesRequest>,
     ) -> RpcResult<pb::ListVariablesResponse> {
+        self.may_read(&request)?;
         self.list(request.get_ref()).await.map(Response::new)
     }
 
@@ -214,6 +241,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::DeleteVariableRequest>,
     ) -> RpcResult<pb::DeleteVariableResponse> {
+        self.may_write(&request)?;
         self.delete_one(request.get_ref()).await.map(Response::new)
     }
 
@@ -221,6 +249,7 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::GetVariableHistoryRequest>,
     ) -> RpcResult<pb::GetVariableHistoryResponse> {
+        self.may_read(&request)?;
         self.history(request.get_ref()).await.map(Response::new)
     }
 
@@ -228,20 +257,23 @@ impl BridgeService for Bridge {
         &self,
         request: Request<pb::RollbackVariableRequest>,
     ) -> RpcResult<pb::RollbackVariableResponse> {
+        self.may_write(&request)?;
         self.rollback(request.into_inner()).await.map(Response::new)
     }
 
     type WatchVariablesStream = Updates;
 
     async fn watch_variables(&self, request: Request<pb::WatchVariablesRequest>) -> RpcResult<Updates> {
+        self.may_read(&request)?;
         self.watch(request).await.map(Response::new)
     }
 
     async fn get_session_stats(
         &self,
-        _: Request<pb::GetSessionStatsRequest>,
+        request: Request<pb::GetSessionStatsRequest>,
     ) -> RpcResult<pb::GetSessionStatsResponse> {
         self.require_client("GetSessionStats")?;
+        self.may_observe(&request)?;
         self.session_stats().await.map(Response::new)
     }
 
@@ -249,9 +281,10 @@ impl BridgeService for Bridge {
 
     async fn watch_sessions(
         &self,
-        _: Request<pb::WatchSessionsRequest>,
+        request: Request<pb::WatchSessionsRequest>,
     ) -> RpcResult<Events<pb::SessionEvent>> {
         self.require_client("WatchSessions")?;
+        self.may_observe(&request)?;
         Ok(Response::new(self.session_events()))
     }
 

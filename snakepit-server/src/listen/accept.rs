@@ -48,8 +48,11 @@ impl Accept for TcpListener {
         Ok(stream)
     }
 
-    fn peer(&self, _: &TcpStream) -> Peer {
-        Peer::Unknown
+    fn peer(&self, io: &TcpStream) -> Peer {
+        match io.peer_addr() {
+            Ok(address) if address.ip().to_canonical().is_loopback() => Peer::Loopback,
+            _ => Peer::Remote,
+        }
     }
 }
 
@@ -61,8 +64,8 @@ impl Accept for UnixListener {
     }
 
     fn peer(&self, io: &UnixStream) -> Peer {
-        let pid = io.peer_cred().ok().and_then(|cred| u32::try_from(cred.pid()?).ok());
-        pid.map_or(Peer::Unknown, Peer::Process)
+        let Ok(cred) = io.peer_cred() else { return Peer::Unknown };
+        Peer::Process { pid: cred.pid().and_then(|pid| u32::try_from(pid).ok()), uid: cred.uid() }
     }
 }
 

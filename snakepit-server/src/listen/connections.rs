@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use snakepit_registry::Principal;
 use snakepit_session::Payload;
 use snakepit_worker::process::{Launch, Launches};
 use tokio::time::{Instant, timeout_at};
@@ -67,10 +68,14 @@ pub(crate) struct ConnectionPermit {
 /// The other end of a connection.
 #[derive(Debug, Clone)]
 pub(crate) enum Peer {
-    /// A client on a TCP connection.
+    /// A client on a connection that the host does not see.
     Unknown,
-    /// A process on a Unix socket. The kernel reports its id.
-    Process(u32),
+    /// A client on a TCP connection from this machine.
+    Loopback,
+    /// A client on a TCP connection from another machine.
+    Remote,
+    /// A process on a Unix socket. The kernel reports its ids. Some systems report no pid.
+    Process { pid: Option<u32>, uid: u32 },
     /// A worker on the listener of its launch.
     Worker(Arc<Launch>),
 }
@@ -203,8 +208,19 @@ impl Connection {
     /// The pid of the process at the other end of a Unix socket. `None` for other connections.
     pub(crate) const fn peer_pid(&self) -> Option<u32> {
         match self.peer {
-            Peer::Process(pid) => Some(pid),
-            Peer::Unknown | Peer::Worker(_) => None,
+            Peer::Process { pid, .. } => pid,
+            Peer::Unknown | Peer::Loopback | Peer::Remote | Peer::Worker(_) => None,
+        }
+    }
+
+    /// The party at the other end.
+    pub(crate) fn principal(&self) -> Principal {
+        match (&self.peer, self.launch()) {
+            (_, Some(launch)) => Principal::worker(launch.id().shared()),
+            (Peer::Process { uid, .. }, None) => Principal::user(*uid),
+            (Peer::Loopback, None) => Principal::loopback(),
+            (Peer::Remote, None) => Principal::remote(),
+            (Peer::Unknown | Peer::Worker(_), None) => Principal::mounted(),
         }
     }
 
@@ -212,9 +228,9 @@ impl Connection {
     /// a launch is registered before its worker can connect. If the launcher does not know the pid, the token identifies the worker.
     pub(crate) fn launch(&self) -> Option<&Arc<Launch>> {
         match &self.peer {
-            Peer::Unknown => None,
-            Peer::Process(pid) => {
-                let found = || self.launches.upgrade()?.find_by_pid(*pid);
+            Peer::Unknown | Peer::Loopback | Peer::Remote => None,
+            Peer::Process { pid, .. } => {
+                let found = || self.launches.upgrade()?.find_by_pid((*pid)?);
                 self.launch.get_or_init(found).as_ref().or_else(|| self.claimed.get())
             }
             Peer::Worker(launch) => Some(launch),

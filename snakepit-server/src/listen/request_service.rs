@@ -61,16 +61,6 @@ const VALUE_RPCS: [(&str, &[u32]); 8] = [
     ("/snakepit.bridge.BridgeService/PutProgram", &[2]),
 ];
 
-/// Further RPCs that need the peer of their connection.
-const PEER_RPCS: [&str; 2] =
-    ["/snakepit.bridge.BridgeService/RegisterTools", "/snakepit.bridge.BridgeService/ExecuteElixirTool"];
-/// RPCs of clients that hide some tools from the processes of workers.
-const HIDING_RPCS: [&str; 3] = [
-    "/snakepit.bridge.BridgeService/ExecuteTool",
-    "/snakepit.bridge.BridgeService/ExecuteStreamingTool",
-    "/snakepit.bridge.BridgeService/ListTools",
-];
-
 /// The service of one connection.
 pub(super) struct RequestService {
     routes: Routes,
@@ -148,12 +138,8 @@ async fn handle(
     let limits = value_rpc.map_or(MessageLimits { bytes: MAX_SMALL_BYTES, nested: &[] }, |(_, nested)| {
         MessageLimits { bytes: MAX_MESSAGE_BYTES, nested }
     });
-    if is_streaming
-        || PEER_RPCS.contains(&path)
-        || (HIDING_RPCS.contains(&path) && connection.launch().is_some())
-    {
-        parts.extensions.insert(Arc::clone(connection));
-    }
+    // The services find the principal of a request by its connection.
+    parts.extensions.insert(Arc::clone(connection));
     let is_gzip = gzip::take_gzip_encoding(&mut parts.headers);
     let compresses_response = is_gzip && gzip::accepts_gzip(&parts.headers);
     let response = if is_streaming {
@@ -229,7 +215,7 @@ mod tests {
         let streaming: Vec<_> =
             rpcs.iter().filter(|(_, is_streaming)| *is_streaming).map(|(path, _)| path.as_str()).collect();
         assert_eq!(streaming, STREAMING_RPCS);
-        for path in VALUE_RPCS.iter().map(|(path, _)| *path).chain(PEER_RPCS).chain(HIDING_RPCS) {
+        for path in VALUE_RPCS.iter().map(|(path, _)| *path) {
             assert!(rpcs.iter().any(|(known, ..)| known == path), "{path}");
         }
     }

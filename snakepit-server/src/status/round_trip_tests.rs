@@ -60,6 +60,7 @@ fn tool_errors_survive_the_round_trip() {
         ToolError::ShuttingDown { delivered: false },
         ToolError::ShuttingDown { delivered: true },
         ToolError::Rejected { problem: "the proxy answered 403 Forbidden".into() },
+        ToolError::AccessDenied { problem: "the token expired".into() },
         ToolError::Session(SessionError::NotFound { id: session() }),
         layer(ErrorKind::DeadlineExceeded, true),
         layer(ErrorKind::Overloaded, false),

@@ -1,7 +1,10 @@
 //! Tests of the status table and of the size of statuses.
 
+use snakepit_proto::status::DELIVERED;
 use snakepit_registry::{CallStage, ToolFailure};
 use snakepit_session::SessionId;
+use tonic::Code;
+use tonic_types::StatusExt;
 
 use super::*;
 
@@ -71,7 +74,7 @@ fn the_last_output_of_a_lost_worker_is_in_the_details() {
 }
 
 /// One error of each variant, and of each of its kinds.
-fn errors() -> Vec<ToolError> {
+pub(super) fn errors() -> Vec<ToolError> {
     let tool = || "add".to_owned();
     let id = || SessionId::try_new("s").unwrap();
     let session = id();
@@ -107,6 +110,7 @@ fn errors() -> Vec<ToolError> {
         ToolError::ShuttingDown { delivered: false },
         ToolError::ShuttingDown { delivered: true },
         ToolError::Rejected { problem: "the proxy answered 403 Forbidden".into() },
+        ToolError::AccessDenied { problem: "the token expired".into() },
         ToolError::runtime_ended(false),
         ToolError::Session(SessionError::NotFound { id: session.clone() }),
         ToolError::Session(SessionError::TooManySessions { limit: 1 }),
@@ -146,33 +150,19 @@ fn errors() -> Vec<ToolError> {
     ]
 }
 
-/// The HTTP statuses that suit a gRPC code.
-fn http_statuses(code: Code) -> &'static [u16] {
-    match code {
-        Code::NotFound => &[404],
-        Code::InvalidArgument => &[400, 422],
-        Code::AlreadyExists | Code::Aborted => &[409],
-        Code::Unimplemented => &[501],
-        Code::ResourceExhausted => &[429, 507],
-        Code::FailedPrecondition => &[500, 502],
-        Code::Internal => &[500],
-        Code::DeadlineExceeded => &[504],
-        Code::Cancelled => &[499],
-        Code::Unavailable => &[502, 503],
-        code => panic!("no error has the code {code:?}"),
-    }
-}
-
 #[test]
-fn statuses_agree_with_the_kinds_of_errors() {
+fn statuses_agree_with_the_table_of_reasons_and_with_the_kinds_of_errors() {
     let bytes = ToolError::TooManyBytes { holders: "calls".into(), used: 9, limit: 9, retry_after: None };
     for error in errors().into_iter().chain([bytes, ToolError::AnswerDropped { used: 9, limit: 9 }]) {
         let (kind, shown) = (error.kind(), error.to_string());
         let (may_have_run, retry_after) = (error.may_have_run(), error.retry_after());
+        let fault = Fault::from(error.clone());
+        assert_eq!((fault.may_have_run, fault.retry_after()), (may_have_run, retry_after), "{shown}");
         let status = from_tool_error(error);
+        let reason = snakepit_wire::reason_of(&status).expect("a reason of the table");
+        assert_eq!((reason, reason.http_status()), (kind.to_reason(), kind.http_status()), "{shown}");
+        assert!(reason.codes().iter().any(|code| code.number() == status.code() as i32), "{shown}");
         let details = snakepit_proto::status::details_of(&status);
-        assert_eq!(details.reason.as_deref(), Some(kind.reason()), "{shown}");
-        assert!(http_statuses(status.code()).contains(&kind.http_status()), "{shown}: {kind:?} {status:?}");
         assert_eq!(details.retry_after, retry_after, "{shown}");
         // gRPC libraries retry UNAVAILABLE. This entry states whether the call may have run.
         let delivered = details.metadata.get(DELIVERED);
@@ -180,6 +170,32 @@ fn statuses_agree_with_the_kinds_of_errors() {
         // The error that a client reconstructs has the same classification.
         let back = to_tool_error("add", &status);
         assert_eq!((back.kind().reason(), back.may_have_run()), (kind.reason(), may_have_run), "{shown}");
+    }
+}
+
+/// Reasons that no error of a call has: those of whole requests, of workers, of clients and of the command line.
+const OTHER_REASONS: [Reason; 14] = [
+    Reason::Stopping,
+    Reason::AnswerDropped,
+    Reason::AnswerTooLarge,
+    Reason::RequestTooLarge,
+    Reason::RequestIncomplete,
+    Reason::Reserved,
+    Reason::IncompatibleVersion,
+    Reason::Proxy,
+    Reason::NotConnected,
+    Reason::InvalidPayload,
+    Reason::NotStarted,
+    Reason::Usage,
+    Reason::Unreachable,
+    Reason::CannotStart,
+];
+
+#[test]
+fn every_reason_of_the_table_is_in_use() {
+    for &reason in Reason::ALL {
+        let is_used = errors().iter().any(|error| error.kind().to_reason() == reason);
+        assert_ne!(is_used, OTHER_REASONS.contains(&reason), "{reason}");
     }
 }
 

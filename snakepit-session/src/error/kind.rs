@@ -1,4 +1,6 @@
-//! The kinds of session errors, and the table of their reasons and HTTP statuses.
+//! The kinds of session errors, and their reasons.
+
+use snakepit_reason::Reason;
 
 use super::SessionError;
 
@@ -9,7 +11,7 @@ use super::SessionError;
 ///
 /// let error = SessionId::try_new("").unwrap_err();
 /// assert_eq!(error.kind(), SessionErrorKind::InvalidArgument);
-/// assert_eq!(error.kind().http_status(), 400);
+/// assert_eq!(error.kind().http_status(), 422);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -47,43 +49,44 @@ pub enum SessionErrorKind {
 }
 
 impl SessionErrorKind {
+    /// The row of the table of reasons, with the codes of every protocol.
+    #[must_use]
+    pub const fn to_reason(self) -> Reason {
+        match self {
+            Self::SessionNotFound => Reason::SessionNotFound,
+            Self::ProgramNotFound => Reason::ProgramNotFound,
+            Self::VariableNotFound => Reason::VariableNotFound,
+            Self::VersionNotKept => Reason::VersionNotKept,
+            Self::VariableExists => Reason::VariableExists,
+            Self::VersionConflict => Reason::VersionConflict,
+            Self::TooManySessions => Reason::TooManySessions,
+            Self::TooManyVariables => Reason::TooManyVariables,
+            Self::TooManyWatches => Reason::TooManyWatches,
+            Self::TooManyPrograms => Reason::TooManyPrograms,
+            Self::SessionFull => Reason::SessionFull,
+            Self::BackendFull => Reason::BackendFull,
+            Self::InvalidValue => Reason::InvalidValue,
+            Self::InvalidArgument => Reason::InvalidArgument,
+            Self::BackendFailed => Reason::BackendFailed,
+        }
+    }
+
     /// The reason as clients receive it in the details of a gRPC status, such as `SESSION_NOT_FOUND`.
     #[must_use]
     pub const fn reason(self) -> &'static str {
-        self.row().0
+        self.to_reason().as_str()
     }
 
     /// The HTTP status that suits the error, such as 404.
     #[must_use]
     pub const fn http_status(self) -> u16 {
-        self.row().1
+        self.to_reason().http_status()
     }
 
     /// Whether the same operation may succeed later without a change by the caller.
     #[must_use]
     pub const fn is_transient(self) -> bool {
-        matches!(self, Self::BackendFailed)
-    }
-
-    /// The table of reasons and HTTP statuses.
-    const fn row(self) -> (&'static str, u16) {
-        match self {
-            Self::SessionNotFound => ("SESSION_NOT_FOUND", 404),
-            Self::ProgramNotFound => ("PROGRAM_NOT_FOUND", 404),
-            Self::VariableNotFound => ("VARIABLE_NOT_FOUND", 404),
-            Self::VersionNotKept => ("VERSION_NOT_KEPT", 404),
-            Self::VariableExists => ("VARIABLE_EXISTS", 409),
-            Self::VersionConflict => ("VERSION_CONFLICT", 409),
-            Self::TooManySessions => ("TOO_MANY_SESSIONS", 429),
-            Self::TooManyVariables => ("TOO_MANY_VARIABLES", 429),
-            Self::TooManyWatches => ("TOO_MANY_WATCHES", 429),
-            Self::TooManyPrograms => ("TOO_MANY_PROGRAMS", 429),
-            Self::SessionFull => ("SESSION_FULL", 507),
-            Self::BackendFull => ("BACKEND_FULL", 507),
-            Self::InvalidValue => ("INVALID_VALUE", 422),
-            Self::InvalidArgument => ("INVALID_ARGUMENT", 400),
-            Self::BackendFailed => ("BACKEND_FAILED", 503),
-        }
+        self.to_reason().is_transient()
     }
 }
 

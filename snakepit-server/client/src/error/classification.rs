@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use snakepit_registry::{ErrorKind, ToolError, ToolFailure};
-use snakepit_session::{PayloadError, SessionError};
+use snakepit_registry::{ErrorKind, Fault, ToolError, ToolFailure};
+use snakepit_session::{PayloadError, SessionError, error_chain};
 
 use super::Error;
 
@@ -106,6 +106,19 @@ impl Error {
     }
 }
 
+impl From<Error> for Fault {
+    /// Converts the error to its neutral form, for a service that passes it on to its own clients in any protocol.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Tool(error) => error.into(),
+            // The operation may have been a write.
+            Error::Session(error) => Self::of_write(&error),
+            error => Self::new(error.kind().to_reason(), error_chain(&error).to_string())
+                .with_may_have_run(error.may_have_run()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use snakepit_session::SessionId;
@@ -118,6 +131,24 @@ mod tests {
         let (of_session, of_call) = (Error::Session(error()), Error::Tool(error().into()));
         assert_eq!(of_session.kind(), of_call.kind());
         assert_eq!((of_session.http_status(), of_session.is_retryable()), (404, false));
+    }
+
+    #[test]
+    fn the_neutral_form_has_the_same_classification() {
+        let session = || SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
+        let written = || SessionError::backend("timed out");
+        for error in [
+            Error::TimedOut { rpc: "SetVariable", within: Duration::from_secs(1) },
+            Error::Tool(ToolError::ShuttingDown { delivered: true }),
+            Error::Session(session()),
+            Error::Session(written()),
+            Error::NotAnObject { tool: "add".into() },
+        ] {
+            let (kind, may_have_run, shown) = (error.kind(), error.may_have_run(), error.to_string());
+            let fault = Fault::from(error);
+            assert_eq!((fault.reason, fault.may_have_run), (kind.to_reason(), may_have_run), "{shown}");
+            assert_eq!((fault.http_status(), fault.message), (kind.http_status(), shown));
+        }
     }
 
     #[test]

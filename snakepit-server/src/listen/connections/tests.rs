@@ -16,6 +16,11 @@ fn admit(connections: &Arc<Connections>) -> Option<ConnectionPermit> {
     admit_peer(connections, Peer::Unknown)
 }
 
+/// This process, on a Unix socket.
+fn own_process() -> Peer {
+    Peer::Process { pid: Some(std::process::id()), uid: 0 }
+}
+
 fn admit_peer(connections: &Arc<Connections>, peer: Peer) -> Option<ConnectionPermit> {
     match connections.admit(peer) {
         Admission::Admitted(permit) => Some(permit),
@@ -91,11 +96,11 @@ async fn clients_that_use_all_connections_do_not_keep_workers_out() {
     let launches = Launches::new();
     let connections =
         Connections::new(1, 1, ArrivalBudgets::new(1), response_budget(), Arc::downgrade(&launches));
-    let client = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
+    let client = admit_peer(&connections, own_process()).unwrap();
     let _request = client.connection().begin_request(false);
-    assert!(admit_peer(&connections, Peer::Process(std::process::id())).is_none());
+    assert!(admit_peer(&connections, own_process()).is_none());
     let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
-    let worker = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
+    let worker = admit_peer(&connections, own_process()).unwrap();
     assert_eq!(worker.connection().launch().unwrap().id().as_str(), "w");
     assert!(admit(&connections).is_none(), "the reserve is only for workers");
 }
@@ -110,6 +115,6 @@ async fn arriving_requests_of_clients_do_not_use_the_budget_of_workers() {
     reservation.grow(100).unwrap();
     assert!(admit(&connections).unwrap().connection().arrival_reservation().grow(1).is_err());
     let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
-    let worker = admit_peer(&connections, Peer::Process(std::process::id())).unwrap();
+    let worker = admit_peer(&connections, own_process()).unwrap();
     worker.connection().arrival_reservation().grow(100).unwrap();
 }

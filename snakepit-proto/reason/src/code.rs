@@ -1,0 +1,78 @@
+//! [`Code`]: the canonical codes of gRPC, without gRPC.
+
+use std::fmt;
+
+/// A canonical gRPC code.
+///
+/// ```
+/// use snakepit_reason::Code;
+///
+/// assert_eq!((Code::NotFound.number(), Code::NotFound.name()), (5, "NOT_FOUND"));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Code {
+    /// The request was cancelled.
+    Cancelled = 1,
+    /// The error has no other code.
+    Unknown = 2,
+    /// The request is invalid, whatever the state of the host.
+    InvalidArgument = 3,
+    /// The deadline passed.
+    DeadlineExceeded = 4,
+    /// The thing does not exist.
+    NotFound = 5,
+    /// The thing exists already.
+    AlreadyExists = 6,
+    /// The caller may not do this.
+    PermissionDenied = 7,
+    /// A limit is reached.
+    ResourceExhausted = 8,
+    /// The state of the host does not allow the request. A retry does not help.
+    FailedPrecondition = 9,
+    /// A concurrent change won. Read again, then retry.
+    Aborted = 10,
+    /// The host does not offer this.
+    Unimplemented = 12,
+    /// A failure in the host, the worker or the tool.
+    Internal = 13,
+    /// The host or the worker is not available now. gRPC libraries may retry.
+    Unavailable = 14,
+    /// The caller did not prove who it is.
+    Unauthenticated = 16,
+}
+
+impl Code {
+    /// The number on the wire, such as 5.
+    #[must_use]
+    pub const fn number(self) -> i32 {
+        self as i32
+    }
+
+    /// The canonical name, such as `NOT_FOUND`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cancelled => "CANCELLED",
+            Self::Unknown => "UNKNOWN",
+            Self::InvalidArgument => "INVALID_ARGUMENT",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::NotFound => "NOT_FOUND",
+            Self::AlreadyExists => "ALREADY_EXISTS",
+            Self::PermissionDenied => "PERMISSION_DENIED",
+            Self::ResourceExhausted => "RESOURCE_EXHAUSTED",
+            Self::FailedPrecondition => "FAILED_PRECONDITION",
+            Self::Aborted => "ABORTED",
+            Self::Unimplemented => "UNIMPLEMENTED",
+            Self::Internal => "INTERNAL",
+            Self::Unavailable => "UNAVAILABLE",
+            Self::Unauthenticated => "UNAUTHENTICATED",
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

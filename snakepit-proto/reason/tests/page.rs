@@ -1,0 +1,118 @@
+//! The rules of the table, and the page that shows it. `UPDATE_PAGES=1 cargo test -p snakepit-reason` writes the page.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+use std::{collections::BTreeSet, fmt::Write, path::Path};
+
+use snakepit_reason::{Code, Origin, Reason};
+
+/// The text of the page before the table.
+const INTRODUCTION: &str = "\
+# Errors
+
+Every error of a host, a client and the command line has a *reason*, such as `TOOL_NOT_FOUND`. Branch on the reason, because
+several reasons share a gRPC code. This table lists all reasons, and the codes that stand for them in each protocol. Rust
+programs read it with `Reason` and `ErrorKind`.
+
+- **gRPC**: the reason is in the `google.rpc.ErrorInfo` of the status details, with the domain `snakepit`. If a reason has
+  several codes, the error decides. `UNAVAILABLE` means that gRPC libraries may retry.
+- **HTTP**: the status of a problem document (RFC 9457), whose member `reason` has the reason.
+- **JSON-RPC**: the `code` of an error object, as in MCP, whose `data.reason` has the reason.
+- **exit**: the exit code of the command line. With `--json`, the member `code` has the reason.
+- **transient**: the same request may succeed later. A retry is safe only if `may_have_run` is false or the tool is idempotent.
+
+An entry `delivered` of the metadata says whether the call or write may have run, if the reason alone does not. An entry
+`layer` says that a layer of the host's program ended the call.
+
+<!-- Generated from snakepit-proto/reason/src/table.rs: UPDATE_PAGES=1 cargo test -p snakepit-reason -->
+
+";
+
+fn page() -> String {
+    let mut page = INTRODUCTION.to_owned();
+    for (origin, title) in [
+        (Origin::Host, "Reasons of hosts"),
+        (Origin::Client, "Reasons of clients and embedding programs"),
+        (Origin::CommandLine, "Reasons of the command line"),
+    ] {
+        let columns = "| reason | meaning | gRPC | HTTP | JSON-RPC | exit | transient |";
+        writeln!(page, "## {title}\n\n{columns}\n| --- | --- | --- | --- | --- | --- | --- |").unwrap();
+        for reason in Reason::ALL.iter().filter(|reason| reason.origin() == origin) {
+            let codes: Vec<String> = reason.codes().iter().map(|code| format!("`{code}`")).collect();
+            writeln!(
+                page,
+                "| <a id=\"{}\"></a>`{reason}` | {} | {} | {} | {} | {} | {} |",
+                reason.as_str().to_lowercase(),
+                reason.meaning(),
+                codes.join(", "),
+                reason.http_status(),
+                reason.json_rpc_code(),
+                reason.exit_code(),
+                if reason.is_transient() { "yes" } else { "" },
+            )
+            .unwrap();
+        }
+        page.push('\n');
+    }
+    page.truncate(page.trim_end().len());
+    page.push('\n');
+    page
+}
+
+#[test]
+fn the_page_shows_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors.md");
+    if std::env::var_os("UPDATE_PAGES").is_some() {
+        std::fs::write(&path, page()).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(
+        written,
+        page(),
+        "docs/errors.md is stale; run `UPDATE_PAGES=1 cargo test -p snakepit-reason`"
+    );
+}
+
+#[test]
+fn texts_are_unique_and_can_be_parsed() {
+    let texts: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    assert_eq!(texts.len(), Reason::ALL.len());
+    for &reason in Reason::ALL {
+        assert_eq!(Reason::parse(reason.as_str()), Some(reason));
+    }
+    assert_eq!(Reason::parse("NO_SUCH_REASON"), None);
+}
+
+/// The HTTP statuses that suit a gRPC code.
+fn http_statuses(code: Code) -> &'static [u16] {
+    match code {
+        Code::NotFound => &[404],
+        Code::InvalidArgument => &[400, 422],
+        Code::AlreadyExists | Code::Aborted => &[409],
+        Code::PermissionDenied => &[403],
+        Code::Unimplemented => &[501],
+        Code::ResourceExhausted => &[413, 429, 507],
+        Code::FailedPrecondition => &[500, 502],
+        Code::Internal => &[500],
+        Code::DeadlineExceeded => &[408, 504],
+        Code::Cancelled => &[499],
+        Code::Unavailable => &[502, 503],
+        code => panic!("no reason has the code {code:?} first"),
+    }
+}
+
+#[test]
+fn the_codes_of_a_reason_agree() {
+    for &reason in Reason::ALL {
+        let code = reason.code();
+        assert!(http_statuses(code).contains(&reason.http_status()), "{reason}");
+        let standard = [-32601, -32602, -32603];
+        let own = -32020 - code.number();
+        assert!(standard.contains(&reason.json_rpc_code()) || reason.json_rpc_code() == own, "{reason}");
+        assert!((1..=5).contains(&reason.exit_code()), "{reason}");
+        // A retry of the libraries must not contradict the table.
+        if matches!(code, Code::NotFound | Code::InvalidArgument | Code::Unimplemented | Code::Internal) {
+            assert!(!reason.is_transient(), "{reason}");
+        }
+        assert!(reason.meaning().ends_with('.'), "{reason}");
+    }
+}

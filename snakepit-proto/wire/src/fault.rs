@@ -1,0 +1,41 @@
+//! Prints faults as gRPC statuses.
+
+use snakepit_proto::status::{FieldViolation, StatusParts, brief, status_with_details};
+use snakepit_registry::{Fault, Reason, Violation};
+use tonic::{Code, Status};
+
+use crate::failure_to_wire;
+
+/// Converts a fault to a status with details, within the [budget](snakepit_proto::status::fit) of statuses.
+///
+/// ```
+/// use snakepit_registry::{Fault, Reason};
+///
+/// let status = snakepit_wire::fault_to_wire(Fault::new(Reason::Cancelled, "the call was cancelled"));
+/// assert_eq!((status.code(), status.message()), (tonic::Code::Cancelled, "the call was cancelled"));
+/// let details = snakepit_proto::status::details_of(&status);
+/// assert_eq!(details.reason.as_deref(), Some("CANCELLED"));
+/// ```
+#[must_use]
+pub fn fault_to_wire(fault: Fault) -> Status {
+    let (code, retry) = (Code::from_i32(fault.code().number()), fault.retry_info());
+    let Fault { reason, message, violations, failure, entries, .. } = fault;
+    let violations = violations.into_iter().map(|Violation { field, description, .. }| FieldViolation {
+        field: brief(&field),
+        description: brief(&description),
+    });
+    let parts = StatusParts {
+        reason: reason.as_str(),
+        metadata: entries.into_iter().map(|(key, value)| (key.to_owned(), brief(&value))).collect(),
+        violations: violations.collect(),
+        failure: failure.map(|failure| failure_to_wire(*failure, String::new())),
+        retry,
+    };
+    status_with_details(code, message, parts)
+}
+
+/// The row of the table of reasons for a status of a host. `None` for a status of another project, or of a newer version.
+#[must_use]
+pub fn reason_of(status: &Status) -> Option<Reason> {
+    Reason::parse(snakepit_proto::status::details_of(status).reason.as_deref()?)
+}

@@ -1,0 +1,84 @@
+//! Tests of the conversions and of the JSON forms. The gRPC form is tested in `snakepit-server`, with all errors.
+
+use std::time::Duration;
+
+use serde_json::json;
+use snakepit_session::{SessionError, SessionId};
+
+use super::*;
+use crate::{ErrorKind, ToolError};
+
+#[test]
+fn a_problem_document_has_the_members_of_its_error() {
+    let retry_after = Some(Duration::from_millis(250));
+    let overloaded = Fault::from(ToolError::Overloaded { queued: 9, limit: 9, retry_after });
+    assert_eq!(
+        overloaded.to_problem(),
+        json!({
+            "type": "https://github.com/snakepit-rs/snakepit/blob/main/docs/errors.md#overloaded",
+            "title": "The queue is full, or another limit on the load is reached",
+            "status": 429,
+            "detail": "pool is overloaded: 9 calls wait, the limit is 9; retry later or add workers",
+            "code": "RESOURCE_EXHAUSTED",
+            "reason": "OVERLOADED",
+            "may_have_run": false,
+            "retry_after": 0.25,
+            "metadata": {"queued": "9", "limit": "9"},
+        })
+    );
+    let invalid =
+        ToolError::InvalidArgument { tool: "add".into(), argument: "a".into(), problem: "is missing".into() };
+    let problem = Fault::from(invalid).to_problem();
+    assert_eq!(problem["errors"], json!([{"field": "a", "detail": "is missing"}]));
+    assert_eq!((&problem["status"], problem.get("metadata")), (&json!(422), None));
+}
+
+#[test]
+fn a_json_rpc_error_carries_the_exception_and_whether_the_tool_may_have_run() {
+    let failure = ToolFailure {
+        tool: "add".into(),
+        error_type: "ValueError".into(),
+        message: "no".into(),
+        worker: "default-1-1".into(),
+        output_lines: vec!["oops".into()],
+        ..ToolFailure::default()
+    };
+    let error = Fault::from(ToolError::Failed(Box::new(failure))).to_json_rpc_error();
+    assert_eq!(
+        error,
+        json!({
+            "code": Reason::ToolFailed.json_rpc_code(),
+            "message": "tool `add` failed: ValueError: no",
+            "data": {
+                "reason": "TOOL_FAILED",
+                "may_have_run": true,
+                "exception":
+                    {"type": "ValueError", "message": "no", "worker": "default-1-1", "output": ["oops"]},
+            },
+        })
+    );
+}
+
+#[test]
+fn a_write_that_may_have_happened_has_a_code_that_libraries_do_not_retry() {
+    let failed = SessionError::backend("timed out");
+    let (read, written) = (Fault::from(&failed), Fault::of_write(&failed));
+    assert_eq!((read.code(), written.code()), (Code::Unavailable, Code::Internal));
+    assert_eq!((read.may_have_run, written.may_have_run), (false, true));
+    assert_eq!(read.reason, written.reason);
+    let missing = SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
+    assert_eq!(Fault::of_write(&missing).code(), Fault::from(&missing).code());
+}
+
+#[test]
+fn a_fault_has_only_the_codes_of_its_reason() {
+    let fault = Fault::new(Reason::ToolNotFound, "no").with_code(Code::Internal);
+    assert_eq!(fault.code(), Code::NotFound);
+    let layer = |delivered| {
+        let kind = ErrorKind::Rejected;
+        Fault::from(ToolError::Layer { kind, delivered, problem: "no".into(), source: None })
+    };
+    assert_eq!((layer(true).code(), layer(false).code()), (Code::Unknown, Code::FailedPrecondition));
+    let cut = Fault::new(Reason::ShuttingDown, "no").with_delivered(false).with_delivered(true);
+    assert_eq!((cut.may_have_run, &cut.entries[..]), (true, &[(DELIVERED, "true".to_owned())][..]));
+}

@@ -1,0 +1,113 @@
+//! Decides which principal may do what. The host asks the function of the program once for each operation, whatever the protocol.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use snakepit_registry::{Principal, ToolError};
+
+/// An operation that a principal requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation<'a> {
+    /// Calls a tool of a worker or of the host. The tool may not exist.
+    Call {
+        /// The name of the tool.
+        tool: &'a str,
+        /// The session of the call.
+        session: Option<&'a str>,
+    },
+    /// Reads a session, its variables or its programs, watches its variables, or renews it. The session may not exist.
+    ReadSession {
+        /// The id of the session.
+        session: &'a str,
+    },
+    /// Creates, changes or deletes a session, its variables or its programs.
+    WriteSession {
+        /// The id of the session.
+        session: &'a str,
+    },
+    /// Reads global programs.
+    ReadPrograms,
+    /// Stores or deletes a global program.
+    WritePrograms,
+    /// Lists the tools.
+    ListTools,
+    /// Lists workers or sessions, reads statistics, or follows events of calls and sessions.
+    Observe,
+}
+
+/// The answer of an authorizer that denies an operation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}")]
+pub struct Denied {
+    problem: String,
+}
+
+impl Denied {
+    /// Creates the answer with a text for the caller, such as "alice may not call `train`".
+    pub fn new(problem: impl Into<String>) -> Self {
+        Self { problem: problem.into() }
+    }
+}
+
+/// The function of the program that authorizes operations.
+pub(crate) struct Authorizer(Box<Authorize>);
+
+type Authorize = dyn Fn(&Principal, &Operation<'_>) -> Result<(), Denied> + Send + Sync;
+
+impl Authorizer {
+    pub(crate) fn new<F>(authorize: F) -> Self
+    where
+        F: Fn(&Principal, &Operation<'_>) -> Result<(), Denied> + Send + Sync + 'static,
+    {
+        Self(Box::new(authorize))
+    }
+
+    /// Asks the function of the program. A panic denies the operation.
+    ///
+    /// # Errors
+    /// [`ToolError::AccessDenied`]
+    pub(crate) fn authorize(
+        &self,
+        principal: &Principal,
+        operation: &Operation<'_>,
+    ) -> Result<(), ToolError> {
+        let problem = match catch_unwind(AssertUnwindSafe(|| (self.0)(principal, operation))) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(Denied { problem })) => {
+                tracing::debug!(%principal, ?operation, problem, "an operation was denied");
+                problem
+            }
+            Err(_) => {
+                tracing::error!(%principal, ?operation, "the function that authorizes operations panicked");
+                "the authorization failed; see the log of the host".to_owned()
+            }
+        };
+        Err(ToolError::AccessDenied { problem })
+    }
+}
+
+impl fmt::Debug for Authorizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Authorizer")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_denies_the_operation() {
+        let authorizer = Authorizer::new(|principal, _| {
+            assert!(!principal.is_worker(), "on purpose");
+            Ok(())
+        });
+        let ask = |principal| authorizer.authorize(&principal, &Operation::ListTools);
+        ask(Principal::loopback()).unwrap();
+        let denied = ask(Principal::worker("w".into())).unwrap_err();
+        assert_eq!(denied.to_string(), "access denied: the authorization failed; see the log of the host");
+    }
+}

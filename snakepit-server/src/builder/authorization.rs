@@ -1,0 +1,42 @@
+//! Sets the function that authorizes operations.
+
+use snakepit_registry::Principal;
+
+use super::Builder;
+use crate::{Denied, Operation, authorization::Authorizer};
+
+impl Builder {
+    /// Sets the function that decides which [`Principal`] may do what. The host calls it once for each operation of a client or a
+    /// worker, in every protocol, before it looks at the operation. A denied operation fails with
+    /// [`ToolError::AccessDenied`](crate::ToolError::AccessDenied), which is `PERMISSION_DENIED` in gRPC. Without a function, every
+    /// peer that can connect may do everything.
+    ///
+    /// - The host authenticates its peers: a user by its Unix socket, a worker by its launch. Other clients are `loopback` or
+    ///   `remote`. If you mount the host's services in your own server, authenticate there, and insert the `Principal` into the
+    ///   extensions of the HTTP request.
+    /// - [`Principal::program`], which makes the calls of your program, is always permitted. To make a call for another principal,
+    ///   set [`ToolCall::principal`](crate::ToolCall::principal) and use [`Snakepit::service`](crate::Snakepit::service).
+    /// - Tools in workers use sessions and call tools of the host as the principal of their [worker](Principal::worker). Permit it, or
+    ///   these operations of your tools fail.
+    /// - `Ping`, health checks and reflection are open to every peer. A worker registers its tools with its own credentials.
+    /// - The function runs in the task of the request. It must return quickly and must not block. If it panics, the host denies the
+    ///   operation.
+    ///
+    /// ```
+    /// use snakepit_server::{Denied, Operation, Snakepit};
+    ///
+    /// let builder = Snakepit::builder().authorize(|principal, operation| match operation {
+    ///     _ if principal.is_worker() || principal.has_grant("admin") => Ok(()),
+    ///     Operation::Call { tool, .. } if principal.has_grant(tool) => Ok(()),
+    ///     Operation::ListTools => Ok(()),
+    ///     _ => Err(Denied::new(format!("{principal} needs a grant"))),
+    /// });
+    /// ```
+    pub fn authorize<F>(mut self, authorize: F) -> Self
+    where
+        F: Fn(&Principal, &Operation<'_>) -> Result<(), Denied> + Send + Sync + 'static,
+    {
+        self.authorizer = Some(Authorizer::new(authorize));
+        self
+    }
+}

@@ -1,0 +1,186 @@
+//! The host asks the program once for each operation of a client, whatever the RPC, and tells tools who calls them.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+use std::{
+    os::unix::fs::MetadataExt,
+    sync::{Arc, Mutex},
+};
+
+use prost::Message;
+use serde_json::{Value, json};
+use snakepit_proto::pb::{self, bridge_service_client::BridgeServiceClient};
+use snakepit_server::{
+    Builder, CallOutcome, CallRecord, Client, Denied, ErrorKind, FnTool, Operation, Principal, Reason,
+    ReplyBody, Snakepit, ToolCall, ToolContext, ToolError, ToolReply, Via, testing::InProcessWorkers,
+};
+use tonic::{Code, Request, client::Grpc, transport::Channel};
+use tonic_prost::ProstCodec;
+use tower::Service;
+
+struct Fixture {
+    snakepit: Snakepit,
+    run_dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    async fn start(configure: impl FnOnce(Builder) -> Builder) -> Self {
+        let run_dir = tempfile::tempdir().unwrap();
+        let workers = InProcessWorkers::new()
+            .tool(FnTool::typed("value", |_: Value| async { 1 }))
+            .tool(FnTool::new("stream", |_: Value| futures_util::stream::iter([1])));
+        let caller = FnTool::new("caller", |_: Value, context: ToolContext| async move {
+            context.principal.name().into_owned()
+        });
+        let builder = Snakepit::builder()
+            .launcher(Arc::new(workers))
+            .workers(1)
+            .run_dir(run_dir.path())
+            .listen(([127, 0, 0, 1], 0).into())
+            .fn_tool(caller);
+        let snakepit = configure(builder).start().await.unwrap();
+        Self { snakepit, run_dir }
+    }
+
+    async fn unix_client(&self) -> Client {
+        Client::connect(&format!("unix:{}", self.snakepit.socket().display())).await.unwrap()
+    }
+
+    async fn tcp_client(&self) -> Client {
+        Client::connect(&format!("http://{}", self.snakepit.address().unwrap())).await.unwrap()
+    }
+
+    async fn channel(&self) -> Channel {
+        let url = format!("http://{}", self.snakepit.address().unwrap());
+        tonic::transport::Endpoint::try_from(url).unwrap().connect().await.unwrap()
+    }
+}
+
+async fn call(snakepit: &Snakepit, principal: Principal, tool: &str) -> Result<Value, ToolError> {
+    let mut call = ToolCall::new(tool);
+    call.principal = principal;
+    let ToolReply { body: ReplyBody::Value(value), .. } = snakepit.service().call(call).await? else {
+        panic!("a stream");
+    };
+    Ok(value.to_serde().unwrap())
+}
+
+/// The RPCs of the bridge service, and whether their requests are streams.
+fn rpcs() -> Vec<(String, bool)> {
+    let files = prost_types::FileDescriptorSet::decode(snakepit_proto::FILE_DESCRIPTOR_SET).unwrap().file;
+    let services = files.into_iter().flat_map(|file| file.service);
+    let methods =
+        services.filter(|service| service.name() == "BridgeService").flat_map(|service| service.method);
+    methods.map(|method| (method.name().to_owned(), method.client_streaming())).collect()
+}
+
+#[tokio::test]
+async fn every_rpc_asks_for_permission() {
+    // `Ping` is open, and workers register with their own credentials. Calls need more than an empty request; see below.
+    const OPEN: [&str; 1] = ["Ping"];
+    const OF_WORKERS: [&str; 1] = ["RegisterTools"];
+    const CALLS: [&str; 4] = ["ExecuteTool", "ExecuteStreamingTool", "ExecuteElixirTool", "Multiplex"];
+
+    let fixture = Fixture::start(|builder| builder.authorize(|_, _| Err(Denied::new("nobody may")))).await;
+    let mut client = Grpc::new(fixture.channel().await);
+    let mut denied = 0;
+    for (rpc, is_streaming) in rpcs() {
+        let path = format!("/snakepit.bridge.BridgeService/{rpc}").parse().unwrap();
+        client.ready().await.unwrap();
+        let codec = ProstCodec::<(), ()>::default();
+        let result = if is_streaming {
+            let requests = Request::new(futures_util::stream::empty());
+            client.streaming(requests, path, codec).await.map(drop)
+        } else {
+            client.server_streaming(Request::new(()), path, codec).await.map(drop)
+        };
+        let code = result.as_ref().err().map_or(Code::Ok, tonic::Status::code);
+        if OPEN.contains(&rpc.as_str()) {
+            assert_eq!(code, Code::Ok, "{rpc}: {result:?}");
+        } else if code != Code::Unimplemented && !CALLS.contains(&rpc.as_str()) {
+            assert_eq!(code, Code::PermissionDenied, "{rpc}: {result:?}");
+            let reason = snakepit_proto::status::details_of(&result.unwrap_err()).reason;
+            let expected =
+                if OF_WORKERS.contains(&rpc.as_str()) { Reason::Reserved } else { Reason::AccessDenied };
+            assert_eq!(reason.as_deref(), Some(expected.as_str()), "{rpc}");
+            denied += 1;
+        }
+    }
+    assert!(denied > 20, "{denied}");
+
+    let mut client = BridgeServiceClient::new(fixture.channel().await);
+    let call = || pb::ExecuteToolRequest { tool_name: "value".into(), ..Default::default() };
+    let of_host = pb::ExecuteElixirToolRequest { tool_name: "caller".into(), ..Default::default() };
+    for status in [
+        client.execute_tool(call()).await.map(drop).unwrap_err(),
+        client.execute_streaming_tool(call()).await.map(drop).unwrap_err(),
+        client.execute_elixir_tool(of_host).await.map(drop).unwrap_err(),
+    ] {
+        assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "access denied: nobody may"));
+    }
+    // The client of this project uses `Multiplex`.
+    let error = fixture.tcp_client().await.execute::<i64>("value", ()).await.unwrap_err();
+    assert_eq!((error.kind(), error.may_have_run()), (ErrorKind::AccessDenied, false), "{error:?}");
+    fixture.snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_function_receives_the_principal_and_the_operation() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let fixture = Fixture::start(|builder| {
+        builder.authorize(move |principal, operation| {
+            seen.lock().unwrap().push((principal.to_string(), format!("{operation:?}")));
+            Ok(())
+        })
+    })
+    .await;
+    let operations = || std::mem::take(&mut *asked.lock().unwrap());
+    let in_session = |tool: &str| format!("Call {{ tool: {tool:?}, session: Some(\"s\") }}");
+    let user = format!("uid:{}", fixture.run_dir.path().metadata().unwrap().uid());
+    for (client, name) in
+        [(fixture.unix_client().await, user.as_str()), (fixture.tcp_client().await, "loopback")]
+    {
+        operations();
+        client.session("s").await.unwrap();
+        let answer = client.call("caller").session("s").unary::<String>().await.unwrap().value;
+        assert_eq!(answer, name, "the tool learns who calls it");
+        let asked = operations();
+        let expected = [
+            (name.to_owned(), "WriteSession { session: \"s\" }".to_owned()),
+            (name.to_owned(), in_session("caller")),
+        ];
+        assert_eq!(asked, expected, "once for each operation");
+    }
+    // The program may do everything.
+    fixture.snakepit.session("s").await.unwrap();
+    let caller: String = fixture.snakepit.execute("caller", ()).await.unwrap();
+    assert_eq!((caller.as_str(), operations().len()), ("program", 0));
+    fixture.snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_calls_for_its_own_principals() {
+    let records = Arc::new(Mutex::new(Vec::<CallRecord>::new()));
+    let seen = Arc::clone(&records);
+    let fixture = Fixture::start(|builder| {
+        builder.on_call_end(move |record| seen.lock().unwrap().push(record.clone())).authorize(
+            |principal, operation| match operation {
+                Operation::Call { tool, .. } if principal.has_grant(tool) => Ok(()),
+                _ => Err(Denied::new(format!("{principal} may not"))),
+            },
+        )
+    })
+    .await;
+    let alice = || Principal::new("alice", Via::Other("test")).with_grants(["caller"]);
+    assert_eq!(call(&fixture.snakepit, alice(), "caller").await.unwrap(), json!("alice"));
+    let denied = call(&fixture.snakepit, alice(), "value").await.unwrap_err();
+    assert_eq!(denied.to_string(), "access denied: alice may not");
+    // The answer does not show whether a tool exists.
+    let unknown = call(&fixture.snakepit, alice(), "no_such_tool").await.unwrap_err();
+    assert_eq!(unknown.to_string(), denied.to_string());
+    let records = records.lock().unwrap().clone();
+    let outcomes: Vec<_> = records.iter().map(|record| record.outcome).collect();
+    assert_eq!(outcomes, [CallOutcome::Succeeded, CallOutcome::Rejected, CallOutcome::Rejected]);
+    assert!(records.iter().all(|record| record.principal == alice()));
+    fixture.snakepit.shutdown().await.unwrap();
+}
