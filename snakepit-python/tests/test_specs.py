@@ -104,6 +104,37 @@ def test_the_description_keeps_all_sections_but_the_arguments() -> None:
     assert read("Args:\na: b\nc: d\n\nMore.") == ("More.", {"a": "b", "c": "d"})
 
 
+def test_lone_surrogates_in_documentation_are_escaped() -> None:
+    class Odd(BaseAdapter):
+        @tool
+        def documented(self, value: int) -> int:
+            """Broken \ud800 text.
+
+            Args:
+                value: A \udfff.
+            """
+            return value
+
+        @tool(description="Also \ud800.")
+        def described(self) -> None:
+            pass
+
+    documented = spec(Odd, "documented")
+    assert documented["description"] == "Broken \\ud800 text."
+    assert documented["parameters"][0]["description"] == "A \\udfff."
+    assert spec(Odd, "described")["description"] == "Also \\ud800."
+
+
+def test_a_lone_surrogate_in_a_name_is_rejected() -> None:
+    class Odd(BaseAdapter):
+        @tool(name="a\ud800")
+        def odd(self) -> None:
+            pass
+
+    with pytest.raises(AdapterError, match=r"tool 'a.ud800' of .*Odd` has a name that cannot be encoded as UTF-8"):
+        plan(Odd)
+
+
 def test_options_override_the_docstring() -> None:
     other = spec(Documented, "other")
     assert other["description"] == "Set by the decorator."

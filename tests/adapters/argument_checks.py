@@ -19,6 +19,21 @@ Invalid = list[tuple[Any, type[Exception], str]]
 LARGEST = 2**31 - 1
 RANGE = f"expected an int from 0 to {LARGEST}"
 
+
+class Unreadable:
+    """Raises when an attribute is read."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class Unconvertible:
+    """Raises when it is converted to an integer."""
+
+    def __index__(self) -> int:
+        raise RuntimeError("on purpose")
+
+
 TEXT: Invalid = [
     (5, InvalidTypeError, "` is an `int`, expected a str"),
     (None, InvalidTypeError, "` is None, expected a str"),
@@ -59,6 +74,9 @@ VERSION: Invalid = [
     ("1", InvalidTypeError, "` is a `str`, expected an int or None"),
     (True, InvalidTypeError, "` is a `bool`, expected an int or None"),
     (1.0, InvalidTypeError, "` is a `float`, expected an int or None"),
+    (np.array(5.0), InvalidTypeError, "` is a `numpy.ndarray`, expected an int or None"),
+    (Unreadable(), InvalidTypeError, "Unreadable`, expected an int or None"),
+    (Unconvertible(), InvalidTypeError, "Unconvertible`, expected an int or None"),
     (-1, InvalidArgumentError, f"` is -1, {RANGE}"),
     (2**40, InvalidArgumentError, f"` is {2**40}, {RANGE}"),
 ]
@@ -70,7 +88,7 @@ VERSIONS: Invalid = [
     ({"n": -1}, InvalidArgumentError, f"['n']` is -1, {RANGE}"),
 ]
 TTL: Invalid = [
-    *VERSION[:3],
+    *VERSION[:6],
     (0, InvalidArgumentError, f"` is 0, expected an int from 1 to {LARGEST}"),
     (-5, InvalidArgumentError, f"` is -5, expected an int from 1 to {LARGEST}"),
     (2**70, InvalidArgumentError, f"` is {2**70}, expected an int from 1 to {LARGEST}"),

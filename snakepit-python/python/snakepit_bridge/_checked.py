@@ -62,9 +62,14 @@ def flag(description: str, value: object) -> bool:
 
 def integer(description: str, value: object, expected: str = "an int", least: int = 0, most: int = _LARGEST) -> int:
     """Check an integer, which may be a numpy integer but not a boolean."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    # Python looks up `__index__` on the type. The attribute of an object may be missing or raise.
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise wrong_type(description, value, expected)
-    number = operator.index(value)
+    try:
+        number = operator.index(value)
+    except Exception as error:
+        # An array has the method, which works only for an array of one integer.
+        raise wrong_type(description, value, expected) from error
     if not least <= number <= most:
         raise InvalidArgumentError(f"`{description}` is {number}, expected an int from {least} to {most}")
     return number

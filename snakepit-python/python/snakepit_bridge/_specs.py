@@ -62,16 +62,29 @@ def spec_of(
     function: Callable[..., Any], attribute: str, options: ToolOptions, owner: type, *, bound: bool
 ) -> ToolSpec:
     """Create the spec of a tool from its function. If ``bound``, its first parameter is the object or class."""
-    description, argument_docs = _docstrings.read(_docstrings.docstring_of(function, owner))
+    description, argument_docs = _docstrings.read(_encodable(_docstrings.docstring_of(function, owner)))
     parameters, closed = _parameters(function, argument_docs, bound=bound)
     return {
-        "name": options.name or attribute,
-        "description": description if options.description is None else options.description,
+        "name": _checked_name(options.name or attribute, owner),
+        "description": description if options.description is None else _encodable(options.description),
         "parameters": parameters,
         "metadata": metadata_of(owner, idempotent=options.idempotent),
         "supports_streaming": options.supports_streaming or _signatures.is_generator_function(function),
         "closed": closed,
     }
+
+
+def _checked_name(name: str, owner: type) -> str:
+    if name != _encodable(name):
+        raise TypeError(
+            f"tool {name!a} of `{owner.__qualname__}` has a name that cannot be encoded as UTF-8; rename it"
+        )
+    return name
+
+
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which UTF-8 cannot encode, by their escapes. Only people read the text."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def dynamic_spec_of(name: str, owner: type) -> ToolSpec:
