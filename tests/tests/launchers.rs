@@ -82,16 +82,16 @@ impl WorkerLauncher for OwnProcesses {
 
 async fn run_calls_and_replace_worker(knows_pid: bool) {
     let dir = tempfile::tempdir().unwrap();
-    let echo = FnTool::typed("echo", |args: Value| async move { args });
+    let same = FnTool::typed("same", |args: Value| async move { args });
     let host = Snakepit::builder()
         .launcher(Arc::new(OwnProcesses::new(&dir, knows_pid)))
-        .fn_tool(echo)
+        .fn_tool(same)
         .workers(1)
         .run_dir(dir.path().join("run"));
     let host = host.start().await.unwrap();
     assert_eq!(host.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap(), 3);
     // The worker calls the host, too.
-    let arguments = json!({"tool_name": "echo", "arguments": {"n": 1}});
+    let arguments = json!({"tool_name": "same", "arguments": {"n": 1}});
     let answer: Value = host.execute("call_host", arguments).await.unwrap();
     assert_eq!(answer["n"], 1, "{answer}");
 
