@@ -27,7 +27,6 @@ const INTERNAL: [&str; 2] = ["snakepit-proto", "snakepit-wire"];
 /// Public types that users construct or match completely, so that a new field or variant is a breaking change.
 const EXHAUSTIVE: &[&str] = &[
     "Batch",
-    "Budget",
     "CallMode",
     "CallStage",
     "Chunk",
@@ -53,6 +52,7 @@ const EXHAUSTIVE: &[&str] = &[
     "SessionRecord",
     "SessionStats",
     "SetVariable",
+    "SizeGuard",
     "Source",
     "ToolCall",
     "ToolFailure",
