@@ -23,9 +23,13 @@ use crate::{
     completions::{Completions, Wait},
     errors::{HostError, SnakepitError},
     host::{Host, RequestKind},
+    host_stream::HostToolStream,
     value::{self, Purpose},
     variables::Variables,
 };
+
+/// The advice of the host for a unary call of a tool that streams.
+const STREAMS: &str = "; make a streaming call";
 
 impl Call {
     /// Returns the session id of a request for programs. Empty for the host's own programs.
@@ -33,7 +37,7 @@ impl Call {
         if is_global { String::new() } else { self.session_id.clone() }
     }
 
-    fn host_tool_request(
+    pub(crate) fn host_tool_request(
         &self,
         name: &str,
         arguments: &Bound<'_, PyDict>,
@@ -121,6 +125,11 @@ impl Call {
         Ok(PendingHostCall { tool: name.to_owned(), wait, outcome })
     }
 
+    /// Prepares a call of a host tool that streams. The first read makes it.
+    fn stream_host_tool(&self, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<HostToolStream> {
+        HostToolStream::new(self, name, arguments)
+    }
+
     fn host_tools<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let request = pb::GetExposedElixirToolsRequest { session_id: self.session_id.clone() };
         let response = self.request(py, RequestKind::Read, request, |mut client, request| async move {
@@ -141,6 +150,7 @@ impl Call {
             tool.set_item("name", &spec.name)?;
             tool.set_item("description", spec.description)?;
             tool.set_item("parameters", parameters)?;
+            tool.set_item("supports_streaming", spec.supports_streaming)?;
             tools.set_item(spec.name, tool)?;
         }
         Ok(tools)
@@ -239,22 +249,35 @@ async fn execute(
         })
         .await
         .map_err(prefix_with_host)?;
-    let pb::ExecuteElixirToolResponse { success, result, error_message, binary_result, .. } = response;
+    let pb::ExecuteElixirToolResponse { success, result, error_message, binary_result, failure, .. } =
+        response;
     if !success {
-        // The host prefixes an error that has no type with `HostToolError`. The exception class already shows this
-        // type.
-        let message = error_message.strip_prefix("HostToolError: ").unwrap_or(&error_message).to_owned();
-        return Err(HostError::ToolFailed { tool, message });
+        let message = without_default_type(&error_message).to_owned();
+        return Err(HostError::ToolFailed { tool, message, failure: failure.map(Box::new) });
     }
     read_result(result.unwrap_or_default(), binary_result).map_err(|error| HostError::ToolFailed {
         message: format!("the answer of host tool `{tool}` cannot be read: {error}"),
         tool,
+        failure: None,
     })
 }
 
-/// Adds "host" before "tool" in an error of the host, because in Python code "tool" means a tool of the adapter.
-fn prefix_with_host(error: HostError) -> HostError {
+/// The text of a host tool's error without the type that the host writes for an error without one, because the exception class
+/// shows it.
+pub(crate) fn without_default_type(text: &str) -> &str {
+    text.strip_prefix("HostToolError: ").unwrap_or(text)
+}
+
+/// Adds "host" before "tool" in an error of the host, because in Python code "tool" means a tool of the adapter. Names the method
+/// for a tool that streams.
+pub(crate) fn prefix_with_host(error: HostError) -> HostError {
     match error {
+        HostError::Status(status)
+            if status.code() == Code::Unimplemented && status.message().contains(STREAMS) =>
+        {
+            let message = status.message().replace(STREAMS, "; read them with `stream_host_tool`");
+            HostError::Status(Status::unimplemented(format!("host {message}")))
+        }
         HostError::Status(status)
             if status.code() == Code::NotFound && status.message().starts_with("tool ") =>
         {

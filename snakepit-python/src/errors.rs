@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
-use pyo3::{PyErr, PyTypeInfo, Python, import_exception, intern, types::PyAnyMethods};
+use pyo3::{PyErr, PyResult, PyTypeInfo, Python, import_exception, intern, types::PyAnyMethods};
 
 use snakepit_proto::{
     pb, proxy,
@@ -11,9 +11,12 @@ use snakepit_proto::{
         details_of,
     },
 };
-use snakepit_registry::CallStage;
+use snakepit_registry::{CallStage, ToolFailure};
 use snakepit_session::SessionError;
+use snakepit_wire::failure_from_wire;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
+
+use crate::value;
 
 import_exception!(snakepit_bridge.errors, SnakepitError);
 import_exception!(snakepit_bridge.errors, NotFoundError);
@@ -98,8 +101,8 @@ pub(crate) enum HostError {
     Status(Status),
     /// The host rejected a new stream with this status, and nothing was sent.
     StreamRejected(Status),
-    /// A host tool ran and failed.
-    ToolFailed { tool: String, message: String },
+    /// A host tool ran and failed. Hosts of the original Snakepit send only the message.
+    ToolFailed { tool: String, message: String, failure: Option<Box<pb::ToolFailure>> },
     /// The session backend of a [`LocalSession`](crate::local::LocalSession) returned an error.
     Session(SessionError),
 }
@@ -201,12 +204,58 @@ impl From<HostError> for PyErr {
             HostError::WatchEnded => {
                 ShuttingDownError::new_err("the host ended the watch: it is shutting down")
             }
-            HostError::ToolFailed { tool, message } => HostToolError::new_err((message, tool)),
+            HostError::ToolFailed { tool, message, failure: None } => HostToolError::new_err((message, tool)),
+            HostError::ToolFailed { tool, message, failure: Some(failure) } => {
+                host_tool_exception(&tool, &message, *failure)
+            }
             HostError::Status(status) => from_status(&status),
             HostError::StreamRejected(status) => with_may_have_run(from_status(&status), false),
             HostError::Session(error) => from_session_error(&error),
         }
     }
+}
+
+/// Returns the exception for the failure of a host tool: of the class that the tool chose, or `HostToolError`.
+fn host_tool_exception(tool: &str, text: &str, failure: pb::ToolFailure) -> PyErr {
+    let failure = failure_from_wire(failure);
+    Python::attach(|py| {
+        let create = || -> PyResult<_> {
+            let data = match &failure.data {
+                Some(data) => value::json_to_python(py, data.to_string().as_bytes())?,
+                None => py.None().into_bound(py),
+            };
+            let create = py.import("snakepit_bridge._host_errors")?.getattr("create")?;
+            create.call1((
+                text,
+                tool,
+                &failure.message,
+                &failure.error_type,
+                &failure.code,
+                data,
+                &failure.python_type,
+            ))
+        };
+        match create() {
+            Ok(exception) => PyErr::from_value(exception),
+            Err(_) => HostToolError::new_err((text.to_owned(), tool.to_owned())),
+        }
+    })
+}
+
+/// Returns the exception for the failure of a tool of a worker.
+pub(crate) fn tool_failed(py: Python<'_>, failure: ToolFailure) -> PyErr {
+    let ToolFailure { error_type, message, traceback, code, data, args, attributes, .. } = failure;
+    let to_python = |value: &serde_json::Value| value::json_to_python(py, value.to_string().as_bytes());
+    let create = || -> PyResult<PyErr> {
+        let data = data.as_ref().map(to_python).transpose()?;
+        let args = args.iter().map(to_python).collect::<PyResult<Vec<_>>>()?;
+        let attributes = attributes.iter().map(|(name, value)| Ok((name, to_python(value)?)));
+        let attributes = attributes.collect::<PyResult<BTreeMap<_, _>>>()?;
+        let class = ToolFailed::type_object(py);
+        let exception = class.call1((&error_type, &message, &traceback, &code, data, args, attributes))?;
+        Ok(PyErr::from_value(exception))
+    };
+    create().unwrap_or_else(|_| ToolFailed::new_err((error_type.clone(), message.clone(), traceback.clone())))
 }
 
 /// Returns the exception for an error status of the host.

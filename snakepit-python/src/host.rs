@@ -1,6 +1,13 @@
 //! [`Host`]: the connection to the host, for the registration of a worker and the requests of Python code.
 
-use std::{error::Error, future::Future, path::PathBuf, time::Duration};
+use std::{
+    error::Error,
+    future::Future,
+    io,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
@@ -15,16 +22,16 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tonic::{
-    Code, Request, Response, Status,
-    transport::{Channel, Endpoint},
+    Code, Request, Response, Status, Streaming,
+    transport::{Channel, Endpoint, Uri},
 };
-use tower::service_fn;
+use tower::{Service, service_fn};
 
 use crate::{
     caller::Caller,
     errors::{HostError, is_connection_broken, is_unsent},
     fork,
-    http2::configure_client,
+    http2::{configure_client, configure_stream_client},
     io::Io,
     runtime::RuntimeHandle,
 };
@@ -63,14 +70,21 @@ impl RequestKind {
 pub(crate) struct Host {
     client: BridgeServiceClient<Channel>,
     runtime: RuntimeHandle,
+    streams: Arc<StreamConnection>,
+}
+
+/// The connection for the streams of host tools. It has a small receive window, so that a slow reader stops the tool soon. Opened
+/// by the first stream.
+#[derive(Debug, Default)]
+struct StreamConnection {
+    /// `None` without such a connection. The streams then share the other one.
+    target: Option<Target>,
+    client: OnceLock<BridgeServiceClient<Channel>>,
 }
 
 impl Host {
     pub(crate) fn new(channel: Channel, runtime: RuntimeHandle) -> Self {
-        let client = BridgeServiceClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Self { client, runtime }
+        Self { client: client(channel), runtime, streams: Arc::default() }
     }
 
     /// Connects and verifies that the host answers a ping.
@@ -95,7 +109,8 @@ impl Host {
                 }
             }
         };
-        let host = Self::new(channel, RuntimeHandle::Worker(io));
+        let mut host = Self::new(channel, RuntimeHandle::Worker(io));
+        host.streams = Arc::new(StreamConnection { target: Some(target), client: OnceLock::new() });
         let ping = pb::PingRequest { message: "worker".to_owned() };
         match timeout(CONNECT_TIMEOUT, host.client.clone().ping(ping)).await {
             Ok(Ok(_)) => Ok(host),
@@ -145,12 +160,51 @@ impl Host {
         self.runtime
     }
 
+    /// Calls a host tool that streams. The stream ends at the deadline of the caller.
+    pub(crate) async fn open_tool_stream(
+        &self,
+        caller: &Caller,
+        request: pb::ExecuteElixirToolRequest,
+    ) -> Result<Streaming<pb::ToolChunk>, HostError> {
+        let StreamConnection { target, client: stream_client } = &*self.streams;
+        let stream_client = match target {
+            Some(target) => {
+                stream_client.get_or_init(|| client(target.connect_lazy(configure_stream_client)))
+            }
+            None => &self.client,
+        };
+        self.request_on(
+            stream_client,
+            caller,
+            RequestKind::Write,
+            request,
+            |mut client, request| async move { client.execute_streaming_elixir_tool(request).await },
+        )
+        .await
+    }
+
     /// Sends a request. Ends early if the caller is cancelled or its deadline passes. Dropping the future cancels the
     /// request.
     ///
     /// If the connection breaks, `kind` decides whether the request is sent again on a new connection.
     pub(crate) async fn request<Q, A, F>(
         &self,
+        caller: &Caller,
+        kind: RequestKind,
+        message: Q,
+        rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, HostError>
+    where
+        Q: Message + Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        self.request_on(&self.client, caller, kind, message, rpc).await
+    }
+
+    /// Sends a request as [`request`](Self::request) does, on another connection.
+    async fn request_on<Q, A, F>(
+        &self,
+        client: &BridgeServiceClient<Channel>,
         caller: &Caller,
         kind: RequestKind,
         message: Q,
@@ -175,7 +229,7 @@ impl Host {
                     }
                     request.set_timeout(remaining.min(headers::MAX_TIMEOUT));
                 }
-                match rpc(self.client.clone(), request).await {
+                match rpc(client.clone(), request).await {
                     Ok(response) => return Ok(response.into_inner()),
                     Err(status) if attempts < MAX_ATTEMPTS && kind.is_repeatable_after(&status) => {
                         attempts += 1;
@@ -196,6 +250,13 @@ impl Host {
             response = response => response,
         }
     }
+}
+
+/// The generated client on a connection.
+fn client(channel: Channel) -> BridgeServiceClient<Channel> {
+    BridgeServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 /// A parsed address of a host.
@@ -237,17 +298,30 @@ impl Target {
     ) -> Result<Channel, String> {
         let endpoint = settings(self.endpoint.clone());
         let connected = match self.socket.clone() {
-            Some(path) => {
-                let connector = service_fn(move |_| {
-                    let path = path.clone();
-                    async move { UnixStream::connect(path).await.inspect(fork::close_in_child).map(TokioIo::new) }
-                });
-                endpoint.connect_with_connector(connector).await
-            }
+            Some(path) => endpoint.connect_with_connector(unix_connector(path)).await,
             None => endpoint.connect().await,
         };
         connected.map_err(|error| reason(&error))
     }
+
+    /// Returns a channel that connects with these settings at its first request. Needs a tokio runtime.
+    fn connect_lazy(&self, settings: impl FnOnce(Endpoint) -> Endpoint) -> Channel {
+        let endpoint = settings(self.endpoint.clone());
+        match self.socket.clone() {
+            Some(path) => endpoint.connect_with_connector_lazy(unix_connector(path)),
+            None => endpoint.connect_lazy(),
+        }
+    }
+}
+
+/// Connects to a Unix socket, which a fork of this process closes.
+fn unix_connector(
+    path: PathBuf,
+) -> impl Service<Uri, Response = TokioIo<UnixStream>, Error = io::Error, Future: Send> + Send + 'static {
+    service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.inspect(fork::close_in_child).map(TokioIo::new) }
+    })
 }
 
 /// Returns the root cause of a transport error, because the errors above it say only "transport error", "tcp connect

@@ -3,7 +3,7 @@
 use snakepit_proto::{
     flow::{
         CLIENT_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS, PENDING_RESETS,
-        RESET_STREAM_DURATION, SERVER_CONNECTION_WINDOW, STREAM_WINDOW,
+        RESET_STREAM_DURATION, SERVER_CONNECTION_WINDOW, STREAM_WINDOW, TOOL_STREAM_WINDOW,
     },
     status::HEADER_LIST_BYTES,
 };
@@ -19,6 +19,11 @@ pub(crate) fn configure_client(endpoint: Endpoint) -> Endpoint {
         .http2_reset_stream_duration(RESET_STREAM_DURATION)
         .http2_max_local_error_reset_streams(ERROR_RESETS)
         .tcp_nodelay(true)
+}
+
+/// Like [`configure_client`], for the results of host tools: the host sends at most this many bytes that Python has not read.
+pub(crate) fn configure_stream_client(endpoint: Endpoint) -> Endpoint {
+    configure_client(endpoint).initial_stream_window_size(TOOL_STREAM_WINDOW)
 }
 
 pub(crate) fn configure_server(server: Server) -> Server {

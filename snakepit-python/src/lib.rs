@@ -30,6 +30,7 @@ mod exit;
 mod fork;
 mod frames;
 mod host;
+mod host_stream;
 mod http2;
 mod interrupt;
 mod io;
@@ -38,6 +39,7 @@ mod multiplexed;
 mod open_streams;
 mod plan;
 mod progress;
+mod reader;
 mod retire;
 mod runtime;
 mod serve;
@@ -67,6 +69,7 @@ mod _native {
         completions::{Completions, Wait},
         context::PendingHostCall,
         executor::{ChunkSink, ChunkSpace},
+        host_stream::HostToolStream,
         local::{LocalRunner, LocalSession, LocalVariables},
         variables::{Variable, VariableUpdate, VariableVersion, VariableWatch, Variables},
         worker::Worker,

@@ -20,7 +20,7 @@ pub(crate) use self::variables::{LocalSession, LocalVariables};
 use crate::{
     call::Call,
     caller::Caller,
-    errors::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, ToolFailed},
+    errors::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, tool_failed},
     executor::{CurrentCall, Executor, PendingAnswers},
     plan::Plan,
     state::CallState,
@@ -181,9 +181,7 @@ fn deliver(py: Python<'_>, receive: &Py<PyAny>, chunk: Chunk) -> PyResult<bool> 
 fn to_exception(error: ToolError) -> PyErr {
     let message = error.to_string();
     match error {
-        ToolError::Failed(failure) => {
-            ToolFailed::new_err((failure.error_type, failure.message, failure.traceback))
-        }
+        ToolError::Failed(failure) => Python::attach(|py| tool_failed(py, *failure)),
         ToolError::NotFound { .. } => NotFoundError::new_err(message),
         ToolError::InvalidArgument { .. } => InvalidArgumentError::new_err(message),
         ToolError::Cancelled { .. } => CallCancelled::new_err(message),

@@ -9,6 +9,7 @@ use pyo3::{
     types::{PyDict, PyString},
 };
 use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
+use snakepit_wire::add_details;
 
 use crate::value::{self, Parameters, Purpose};
 
@@ -88,6 +89,8 @@ pub(crate) struct Plan {
     pub(crate) after_cancel: AfterCancel,
     /// Returns the type, message and traceback of an exception.
     pub(crate) describe: Py<PyAny>,
+    /// Returns the code and the further parts of an exception, as JSON.
+    pub(crate) details: Py<PyAny>,
     /// The `StreamChunk` class.
     pub(crate) chunk: Py<PyAny>,
 }
@@ -140,6 +143,7 @@ impl Plan {
             restore: object("restore")?,
             after_cancel,
             describe: object("describe")?,
+            details: object("details")?,
             chunk: object("chunk")?,
         })
     }
@@ -166,7 +170,14 @@ impl Plan {
             let message = text.unwrap_or_else(|_| format!("<it cannot be described: {problem}>"));
             (value::type_name(error.value(py)), message, String::new())
         });
-        ToolFailure { error_type, message, traceback, ..ToolFailure::default() }
+        let mut failure = ToolFailure { error_type, message, traceback, ..ToolFailure::default() };
+        // Without details, the failure is still complete.
+        let details = self.details.call1(py, (&exception,));
+        if let Ok((code, json)) = details.and_then(|details| details.extract::<(String, Vec<u8>)>(py)) {
+            failure.code = code;
+            add_details(&mut failure, &json);
+        }
+        failure
     }
 }
 

@@ -28,6 +28,9 @@ _ARGUMENTS: dict[str, Any] = {
     "int": 7,
     "dict[str, SnakepitError]": {"n": errors.VersionConflictError("n", 1, 2)},
     "dict[str, int]": {"n": 3},
+    "Any": {"left": [3]},
+    "Iterable[Any]": ("tea", 3),
+    "Mapping[str, Any] | None": {"item": "tea"},
 }
 
 
@@ -54,7 +57,12 @@ def an_instance(kind: type[BaseException]) -> BaseException:
         error = kind("text")
     else:
         parameters = inspect.signature(kind).parameters.values()
-        error = kind(*(_ARGUMENTS[parameter.annotation] for parameter in parameters))
+        by_name = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        by_position = [parameter for parameter in parameters if parameter not in by_name]
+        error = kind(
+            *(_ARGUMENTS[parameter.annotation] for parameter in by_position),
+            **{parameter.name: _ARGUMENTS[parameter.annotation] for parameter in by_name},
+        )
     vars(error)["__notes__"] = ["a note"]
     if isinstance(error, errors.SnakepitError):
         error.retry_after = 1.5
@@ -81,7 +89,7 @@ def raise_it(error: BaseException) -> None:
 
 def test_there_are_exceptions_to_test() -> None:
     assert len(exceptions()) > 20
-    assert set(map(type, _ARGUMENTS.values())) == {str, int, dict}
+    assert set(map(type, _ARGUMENTS.values())) == {str, int, dict, tuple}
 
 
 @pytest.mark.parametrize("kind", exceptions())

@@ -1,12 +1,15 @@
-"""The names of exception types, which match those of Python's traceback."""
+"""The parts of exceptions that callers receive: the names of types, as in Python's traceback, and details."""
 
 from __future__ import annotations
 
+import json
 import traceback
+from typing import Any
 
 import pytest
 
-from snakepit_bridge._failures import describe
+from snakepit_bridge._failures import describe, details
+from snakepit_bridge.errors import HostToolError, ToolError
 
 
 class Shelf:
@@ -35,3 +38,61 @@ def test_type_names_match_the_traceback(kind: type[Exception]) -> None:
 
 def test_the_name_of_a_nested_class_includes_its_module_and_outer_classes() -> None:
     assert describe(Shelf.EmptyError("why"))[0] == f"{__name__}.Shelf.EmptyError"
+
+
+class OutOfStockError(Exception):
+    __snakepit_attributes__: tuple[str, ...] | str = ("item", "left", "missing", "handle")
+
+    def __init__(self, item: str, left: int) -> None:
+        super().__init__(item, left, object())
+        self.item = item
+        self.left = left
+        self.handle = object()
+        self.hidden = "not published"
+
+
+class RareError(OutOfStockError):
+    __snakepit_attributes__ = "shelf"
+
+    def __init__(self) -> None:
+        super().__init__("tea", 3)
+        self.shelf = {"row": 1}
+
+
+class HostileError(Exception):
+    __snakepit_attributes__ = ("trap", "fine")
+    fine = 1
+
+    @property
+    def trap(self) -> int:
+        raise RuntimeError
+
+
+def parts_of(error: BaseException) -> Any:
+    code, parts = details(error)
+    return code, json.loads(parts or b"{}")
+
+
+def test_details_have_the_code_and_data_of_a_tool_error() -> None:
+    assert parts_of(ToolError("no", code="not_found", data={"left": 3})) == (
+        "not_found",
+        {"data": {"left": 3}, "args": ["no"]},
+    )
+    host = HostToolError("no", "find", code="c", data=[1])
+    assert parts_of(host) == ("c", {"data": [1], "args": ["no"]})
+    error = ValueError("no")
+    error.code = "not_sent"  # type: ignore[attr-defined]
+    assert parts_of(error) == ("", {"args": ["no"]})
+    assert details(KeyError()) == ("", b"")
+
+
+def test_classes_publish_attributes_and_values_without_a_json_form_are_left_out() -> None:
+    assert parts_of(RareError()) == (
+        "",
+        {"args": ["tea", 3], "attributes": {"item": "tea", "left": 3, "shelf": {"row": 1}}},
+    )
+    assert parts_of(HostileError("x")) == ("", {"args": ["x"], "attributes": {"fine": 1}})
+    recursive: list[Any] = []
+    recursive.append(recursive)
+    for value in (object(), {1, 2}, float("nan"), float("inf"), "\ud800", b"x", recursive):
+        assert parts_of(ToolError("no", data=value)) == ("", {"args": ["no"]})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from snakepit_bridge import BaseAdapter, tool
+from snakepit_bridge import BaseAdapter, ToolError, tool
 from snakepit_bridge.testing import ToolFailed, ToolTester
 
 
@@ -58,6 +59,21 @@ class Callback(BaseAdapter):
         return self.session_context.call_host_tool("fail")
 
     @tool
+    def read_stream(self, n: int, limit: int) -> Any:
+        with self.session_context.stream_host_tool("countdown", n=n) as results:
+            read = [result for result, _ in zip(results, range(limit), strict=False)]
+        assert list(results) == []
+        return read
+
+    @tool
+    async def read_stream_async(self, n: int) -> Any:
+        return [result async for result in self.session_context.stream_host_tool("countdown", n=n)]
+
+    @tool
+    def raise_tool_error(self) -> Any:
+        raise ToolError("no such item", code="not_found", data={"left": 3})
+
+    @tool
     def whoami(self) -> dict[str, Any]:
         context = self.session_context
         return {
@@ -83,9 +99,17 @@ def fail() -> None:
     raise RuntimeError("not today")
 
 
+def countdown(n: int) -> Iterator[int | None]:
+    if n < 0:
+        raise ValueError("n is negative")
+    yield from range(n, 0, -1)
+    yield None
+
+
 @pytest.fixture
 def tester() -> ToolTester:
-    return ToolTester(Callback, session_id="s", host_tools={"multiply": multiply, "fail": fail}, metadata={"k": "v"})
+    host_tools: dict[str, Callable[..., Any]] = {"multiply": multiply, "fail": fail, "countdown": countdown}
+    return ToolTester(Callback, session_id="s", host_tools=host_tools, metadata={"k": "v"})
 
 
 def test_programs_are_a_mapping_that_outlives_the_call(tester: ToolTester) -> None:
@@ -119,6 +143,23 @@ def test_failures_of_host_tools_have_specific_types(tester: ToolTester) -> None:
     with pytest.raises(ToolFailed, match="not today") as caught:
         tester.call("ask_to_fail")
     assert caught.value.type == "snakepit_bridge.errors.HostToolError"
+
+
+def test_streams_of_host_tools_are_iterators(tester: ToolTester) -> None:
+    assert tester.call("read_stream", n=2, limit=9) == [2, 1, None]
+    assert tester.call("read_stream", n=9, limit=2) == [9, 8]
+    assert tester.call("read_stream_async", n=2) == [2, 1, None]
+    with pytest.raises(ToolFailed, match="n is negative") as caught:
+        tester.call("read_stream", n=-1, limit=1)
+    assert caught.value.type == "snakepit_bridge.errors.HostToolError"
+
+
+def test_callers_receive_the_code_and_data_of_a_tool_error(tester: ToolTester) -> None:
+    with pytest.raises(ToolFailed) as caught:
+        tester.call("raise_tool_error")
+    error = caught.value
+    assert (error.type, error.message) == ("snakepit_bridge.errors.ToolError", "no such item")
+    assert (error.code, error.data, error.exception_args) == ("not_found", {"left": 3}, ("no such item",))
 
 
 def test_a_context_describes_its_call(tester: ToolTester) -> None:

@@ -12,13 +12,13 @@ use std::{
 use serde::Serialize;
 use snakepit_session::Payload;
 
-use crate::ToolFailure;
+use crate::{HostError, ToolFailure};
 
 /// A value that the closure of a host tool may return.
 ///
 /// | type | answer |
 /// | --- | --- |
-/// | `Result<T, E>`, `T: Serialize`, `E: Display` | `T`, or an exception with the message of `E` and the name of its type |
+/// | `Result<T, E>`, `T: Serialize`, `E: Display` | `T`, or an exception with the message of `E` and the name of its type. A [`HostError`] chooses the exception's class, code and data |
 /// | [`Json<T>`], `T: Serialize` | `T`, for structs and enums without a `Result` |
 /// | numbers, `bool`, `char`, strings, `()`, `serde_json::Value` | the value |
 /// | `Option<T>`, `Vec<T>`, arrays, maps, sets, tuples, `Arc<T>` of `T: Serialize` | the value |
@@ -79,7 +79,7 @@ pub struct Json<T>(
     pub T,
 );
 
-impl<T: Serialize + 'static, E: fmt::Display> IntoAnswer for Result<T, E> {
+impl<T: Serialize + 'static, E: fmt::Display + 'static> IntoAnswer for Result<T, E> {
     fn into_answer(self) -> Result<Payload, Box<ToolFailure>> {
         self.map_err(failure).and_then(serialize)
     }
@@ -178,16 +178,24 @@ fn serialize_shared<T: Serialize + 'static>(value: &T) -> Result<Payload, Box<To
     Payload::try_from_serde(value).map_err(failure)
 }
 
-fn failure<E: fmt::Display>(error: E) -> Box<ToolFailure> {
+fn failure<E: fmt::Display + 'static>(error: E) -> Box<ToolFailure> {
+    let mut error = Some(error);
+    // Moves a `HostError` out of the generic type.
+    if let Some(error) =
+        (&mut error as &mut dyn Any).downcast_mut::<Option<HostError>>().and_then(Option::take)
+    {
+        return error.into_failure();
+    }
+    let error = error.map(|error| error.to_string()).unwrap_or_default();
     Box::new(ToolFailure {
         error_type: short_type_name::<E>().to_owned(),
-        message: error.to_string(),
+        message: error,
         ..ToolFailure::default()
     })
 }
 
 /// Returns the name of a type without its modules, or a generic name for strings, which are not error types.
-fn short_type_name<E>() -> &'static str {
+pub(crate) fn short_type_name<E>() -> &'static str {
     let name = type_name::<E>();
     match name.split('<').next().and_then(|name| name.rsplit("::").next()) {
         Some("String" | "&str") | None => "HostToolError",

@@ -1,7 +1,8 @@
 //! [`ToolError`], the error of a call. `snakepit-server` maps it to gRPC statuses in one place.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, error::Error, fmt, sync::Arc, time::Duration};
 
+use serde_json::Value;
 use snakepit_session::{SessionError, SharedError};
 
 mod classification;
@@ -27,6 +28,18 @@ pub struct ToolFailure {
     pub worker: String,
     /// The last lines that the worker wrote to stdout and stderr, oldest first.
     pub output_lines: Vec<String>,
+    /// A name of the error for programs, such as `not_found`, which the tool chose. Empty if there is none.
+    pub code: String,
+    /// A value that the tool attached to the error.
+    pub data: Option<Value>,
+    /// The arguments of the Python exception, without those that have no JSON form.
+    pub args: Vec<Value>,
+    /// The attributes of the Python exception that its class publishes in `__snakepit_attributes__`, without those that have no
+    /// JSON form.
+    pub attributes: BTreeMap<String, Value>,
+    /// For a host tool, the exception class that Python raises: a builtin such as `KeyError`, or `module:Class`. Empty for
+    /// `HostToolError`.
+    pub python_type: String,
 }
 
 impl fmt::Display for ToolFailure {

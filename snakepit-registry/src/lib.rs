@@ -43,6 +43,7 @@ mod extensions;
 mod fault;
 mod fn_tool;
 mod handler;
+mod host_error;
 mod meter;
 mod panic_guard;
 mod principal;
@@ -70,6 +71,7 @@ pub use fn_tool::{
     ToolContext, ToolFn,
 };
 pub use handler::ToolHandler;
+pub use host_error::HostError;
 pub use meter::HostToolStatus;
 pub use principal::{Principal, Via};
 pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError, ResolvedTool};

@@ -146,9 +146,9 @@ pub use snakepit_pool::{CallTotals, PoolConfig, PoolError, PoolStatus, WorkerSta
 pub use snakepit_registry::{
     Announcer, Args, Arguments, CallId, CallLayer, CallMode, CallOutcome, CallRecord, CallScope, CallService,
     CallStage, Chunk, ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor, Fault, FnTool,
-    HandlerService, HostState, HostToolStatus, IntoAnswer, Json, OptionalExtractor, ParameterSpec, Principal,
-    Reason, RegistryError, ReplyBody, Requirements, ServiceHandler, State, ToolCall, ToolContext, ToolError,
-    ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
+    HandlerService, HostError, HostState, HostToolStatus, IntoAnswer, Json, OptionalExtractor, ParameterSpec,
+    Principal, Reason, RegistryError, ReplyBody, Requirements, ServiceHandler, State, ToolCall, ToolContext,
+    ToolError, ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
 };
 pub use snakepit_session::{
     Batch, Created, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata, NewSession,

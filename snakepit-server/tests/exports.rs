@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The files whose public signatures a program that depends on `snakepit-server` uses.
-const FILES: [&str; 44] = [
+const FILES: [&str; 45] = [
     "snakepit-server/src/authorization.rs",
     "snakepit-server/src/builder.rs",
     "snakepit-server/src/builder/authorization.rs",
@@ -31,6 +31,7 @@ const FILES: [&str; 44] = [
     "snakepit-registry/src/fn_tool/context.rs",
     "snakepit-registry/src/fn_tool/extract.rs",
     "snakepit-registry/src/handler.rs",
+    "snakepit-registry/src/host_error.rs",
     "snakepit-registry/src/meter.rs",
     "snakepit-registry/src/principal.rs",
     "snakepit-registry/src/reply.rs",
@@ -51,7 +52,7 @@ const FILES: [&str; 44] = [
 ];
 
 /// Types and traits of other crates, which `snakepit_server` does not export, and associated types.
-const FOREIGN: [&str; 54] = [
+const FOREIGN: [&str; 55] = [
     "Arc",
     "AsRef",
     "BTreeMap",
@@ -105,6 +106,7 @@ const FOREIGN: [&str; 54] = [
     "Sync",
     "SystemTime",
     "TryInto",
+    "Value",
     "Vec",
 ];
 

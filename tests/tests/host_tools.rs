@@ -1,10 +1,19 @@
 //! Host tools as Python tools see them.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use snakepit_server::{Builder, Client, ErrorKind, FnTool, Host, Snakepit};
-use snakepit_tests::{python, root};
+use snakepit_server::{Builder, Client, ErrorKind, FnTool, Host, HostError, Snakepit, ToolFailure};
+use snakepit_tests::{Signal, eventually, python, root, signal};
 
 #[derive(Deserialize, JsonSchema)]
 struct Order {
@@ -87,5 +96,205 @@ async fn a_hidden_host_tool_does_not_exist_for_python_tools() {
     assert_eq!(client.execute::<String>("hidden", ()).await.unwrap(), "secret");
     assert_eq!(client.execute::<String>("hiden", ()).await.unwrap_err().kind(), ErrorKind::ToolNotFound);
     assert!(!snakepit.host_tool_status().iter().find(|tool| tool.name == "hidden").unwrap().exposed);
+    snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn python_receives_the_errors_of_host_tools_as_exceptions_of_their_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = || HostError::new("no such item").code("not_found").data(json!({"left": [3, null]}));
+    let failing = |class: &'static str| move || async move { Err::<(), _>(missing().python_type(class)) };
+    let snakepit = builder(&dir)
+        .host_tool("plain", || async { Err::<(), _>("plain text") })
+        .host_tool("coded", move || async move { Err::<(), _>(missing()) })
+        .host_tool("converted", || async { Ok::<u8, HostError>("x".parse()?) })
+        .host_tool("builtin", failing("KeyError"))
+        .host_tool("imported", failing("host_tools:MissingError"))
+        .host_tool("absent", failing("no_such_module:Error"))
+        .host_tool("no_exception", failing("os:path"))
+        .start()
+        .await
+        .unwrap();
+    let caught = async |name: &str| {
+        let arguments = json!({"name": name, "arguments": {}});
+        snakepit.execute::<Value>("caught", arguments).await.unwrap()
+    };
+    let described = |kind: &str, text: &str, type_name: &str, code: &str, data: Value| json!({"kind": kind, "text": text, "type_name": type_name, "code": code, "data": data});
+    let host_tool_error = "snakepit_bridge.errors.HostToolError";
+    let data = || json!({"left": [3, null]});
+    assert_eq!(
+        caught("plain").await,
+        described(host_tool_error, "plain text", "HostToolError", "", json!(null))
+    );
+    for (name, kind) in [
+        ("coded", host_tool_error),
+        ("builtin", "builtins.KeyError"),
+        ("imported", "host_tools.MissingError"),
+        ("absent", host_tool_error),
+        ("no_exception", host_tool_error),
+    ] {
+        assert_eq!(
+            caught(name).await,
+            described(kind, "no such item", "HostToolError", "not_found", data()),
+            "{name}"
+        );
+    }
+    let converted = "ParseIntError: invalid digit found in string";
+    assert_eq!(
+        caught("converted").await,
+        described(host_tool_error, converted, "ParseIntError", "", json!(null))
+    );
+    // An exception that the Python tool does not catch keeps the code and the data.
+    let uncaught =
+        snakepit.execute::<Value>("calls", json!({"name": "coded", "arguments": {}})).await.unwrap_err();
+    let failure = uncaught.failure().unwrap();
+    assert_eq!((failure.code.as_str(), failure.data.clone()), ("not_found", Some(data())));
+    snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn callers_receive_the_parts_of_python_exceptions() {
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = builder(&dir).start().await.unwrap();
+    let client = Client::connect(&format!("unix:{}", snakepit.socket().display())).await.unwrap();
+    for how in ["coded", "published"] {
+        let failures: Vec<ToolFailure> = [
+            snakepit.execute::<()>("raises", json!({"how": how})).await.unwrap_err(),
+            client.execute::<()>("raises", json!({"how": how})).await.unwrap_err(),
+        ]
+        .iter()
+        .map(|error| error.failure().unwrap().clone())
+        .collect();
+        for failure in failures {
+            if how == "coded" {
+                assert_eq!(failure.error_type, "snakepit_bridge.errors.ToolError");
+                assert_eq!(
+                    (failure.code.as_str(), failure.data),
+                    ("not_found", Some(json!({"left": [3, null]})))
+                );
+                assert_eq!((failure.args, failure.attributes.len()), (vec![json!("no such item")], 0));
+            } else {
+                assert_eq!(
+                    (failure.error_type.as_str(), failure.code.as_str()),
+                    ("host_tools.OutOfStockError", "")
+                );
+                assert_eq!((failure.args, failure.data), (vec![json!("tea"), json!(3)], None));
+                assert_eq!(
+                    failure.attributes.into_iter().collect::<Vec<_>>(),
+                    [("item".to_owned(), json!("tea"))]
+                );
+            }
+        }
+    }
+    snakepit.shutdown().await.unwrap();
+}
+
+struct CountOnDrop(Arc<AtomicUsize>);
+
+impl Drop for CountOnDrop {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A host with a stream that never ends, and the numbers of created results and of ended streams.
+async fn streaming_host(dir: &tempfile::TempDir) -> (Snakepit, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let (created, ended) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (creating, counting, ending) = (Arc::clone(&created), Arc::clone(&created), Arc::clone(&ended));
+    let endless = move || {
+        let (created, guard) = (Arc::clone(&creating), CountOnDrop(Arc::clone(&ending)));
+        stream::repeat_with(move || {
+            let _guard = &guard;
+            format!("{:01000}", created.fetch_add(1, Ordering::SeqCst))
+        })
+    };
+    let failing =
+        || stream::iter([Ok(json!([1])), Ok(json!(null)), Err(HostError::new("no more").code("empty"))]);
+    let snakepit = builder(dir)
+        .host_tool("endless", endless)
+        .host_tool("created", move || {
+            let created = counting.load(Ordering::SeqCst);
+            async move { created }
+        })
+        .host_tool("three", || stream::iter([Some(1), None, Some(3)]))
+        .host_tool("failing", failing)
+        .host_tool("large", || stream::iter([1, 2]).map(|n| n.to_string().repeat(3 << 20)))
+        .host_tool("unary", || async { 7 })
+        .start()
+        .await
+        .unwrap();
+    (snakepit, created, ended)
+}
+
+#[tokio::test]
+async fn python_reads_streams_of_host_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let (snakepit, _, ended) = streaming_host(&dir).await;
+    for tool in ["streamed", "streamed_async"] {
+        let read = async |name: &str, limit: u32| {
+            snakepit.execute::<Value>(tool, json!({"name": name, "limit": limit})).await
+        };
+        assert_eq!(read("three", 9).await.unwrap(), json!([1, null, 3]), "{tool}");
+        assert_eq!(read("unary", 9).await.unwrap(), json!([7]), "a tool that does not stream has one result");
+        let large: Vec<String> = serde_json::from_value(read("large", 9).await.unwrap()).unwrap();
+        assert_eq!(large.iter().map(String::len).collect::<Vec<_>>(), [3 << 20, 3 << 20]);
+        assert_eq!(read("endless", 2).await.unwrap().as_array().unwrap().len(), 2);
+        let missing = read("no_such", 1).await.unwrap_err().to_string();
+        assert!(missing.contains("NotFoundError: host tool `no_such` not found"), "{missing}");
+    }
+    eventually("the streams have ended", SOON, async || ended.load(Ordering::SeqCst) == 2).await;
+    let failed: Value = snakepit.execute("stream_error", json!({"name": "failing"})).await.unwrap();
+    let error = json!({
+        "kind": "snakepit_bridge.errors.HostToolError", "text": "no more", "type_name": "HostToolError", "code": "empty",
+        "data": null
+    });
+    assert_eq!(failed, json!([[1], null, error]));
+    let advice =
+        snakepit.execute::<Value>("calls", json!({"name": "three", "arguments": {}})).await.unwrap_err();
+    let problem = "host tool `three` streams its results; read them with `stream_host_tool`";
+    assert!(advice.to_string().contains(problem), "{advice}");
+    snakepit.shutdown().await.unwrap();
+}
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_slow_reader_stops_the_stream_of_a_host_tool() {
+    let dir = tempfile::tempdir().unwrap();
+    let (snakepit, created, ended) = streaming_host(&dir).await;
+    let count: usize = snakepit.execute("reads_slowly", json!({"name": "endless"})).await.unwrap();
+    // Results have 1 KiB each.
+    assert!((1..400).contains(&count), "{count} results were created for a reader of one");
+    assert!(created.load(Ordering::SeqCst) >= 2 * count, "the stream continued");
+    eventually("the stream has ended", SOON, async || ended.load(Ordering::SeqCst) == 1).await;
+    snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_end_of_a_call_or_its_worker_ends_the_streams_that_it_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (snakepit, _, ended) = streaming_host(&dir).await;
+    let leave_open = |hang: bool| snakepit.call("leaves_open").args(json!({"name": "endless", "hang": hang}));
+    leave_open(false).unary::<()>().await.unwrap();
+    eventually("the end of the call ends the stream", SOON, async || ended.load(Ordering::SeqCst) == 1).await;
+
+    let cancelled = leave_open(true).timeout(Duration::from_millis(300)).unary::<()>().await.unwrap_err();
+    assert!(cancelled.is_timeout(), "{cancelled}");
+    eventually("the deadline ends the stream", SOON, async || ended.load(Ordering::SeqCst) == 2).await;
+
+    let hanging = leave_open(true).unary::<()>();
+    let kill = async {
+        let in_flight = || {
+            snakepit.host_tool_status().into_iter().any(|tool| tool.name == "endless" && tool.in_flight == 1)
+        };
+        eventually("the stream runs", SOON, async || in_flight()).await;
+        for worker in snakepit.status().workers {
+            signal(worker.pid.unwrap(), Signal::SIGKILL);
+        }
+    };
+    let (lost, ()) = tokio::join!(hanging, kill);
+    assert!(lost.is_err());
+    eventually("the death of the worker ends the stream", SOON, async || ended.load(Ordering::SeqCst) == 3)
+        .await;
     snakepit.shutdown().await.unwrap();
 }

@@ -721,6 +721,9 @@ pub struct ExecuteElixirToolResponse {
     pub execution_time_ms: i64,
     #[prost(bytes = "bytes", tag = "6")]
     pub binary_result: ::prost::bytes::Bytes,
+    /// The error, if `success` is false. Its session and worker are empty.
+    #[prost(message, optional, tag = "7")]
+    pub failure: ::core::option::Option<ToolFailure>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TelemetryEvent {
@@ -814,6 +817,17 @@ pub struct ToolFailure {
     /// The last lines the worker wrote to stdout and stderr, oldest first.
     #[prost(string, repeated, tag = "7")]
     pub output_lines: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// A name of the error for programs, such as `not_found`, which the tool chose. May be empty.
+    #[prost(string, tag = "8")]
+    pub code: ::prost::alloc::string::String,
+    /// A JSON object with further parts of the error. All are optional, and unknown keys are ignored.
+    ///
+    /// * `args`: the list of the exception's arguments
+    /// * `attributes`: the exception's attributes that its class publishes, by name
+    /// * `data`: any value that the tool attached
+    /// * `python_type`: for a host tool, the exception class that Python raises: `KeyError`, or `module:Class`
+    #[prost(bytes = "bytes", tag = "9")]
+    pub details_json: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CancelToolRequest {
@@ -1873,6 +1887,36 @@ pub mod bridge_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Calls a tool of the host that streams. An extension of this project.
+        pub async fn execute_streaming_elixir_tool(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExecuteElixirToolRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ToolChunk>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/snakepit.bridge.BridgeService/ExecuteStreamingElixirTool",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "snakepit.bridge.BridgeService",
+                        "ExecuteStreamingElixirTool",
+                    ),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Telemetry.
         pub async fn stream_telemetry(
             &mut self,
@@ -2424,6 +2468,20 @@ pub mod bridge_service_server {
             request: tonic::Request<super::ExecuteElixirToolRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ExecuteElixirToolResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ExecuteStreamingElixirTool method.
+        type ExecuteStreamingElixirToolStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ToolChunk, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Calls a tool of the host that streams. An extension of this project.
+        async fn execute_streaming_elixir_tool(
+            &self,
+            request: tonic::Request<super::ExecuteElixirToolRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ExecuteStreamingElixirToolStream>,
             tonic::Status,
         >;
         /// Server streaming response type for the StreamTelemetry method.
@@ -3541,6 +3599,57 @@ pub mod bridge_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/snakepit.bridge.BridgeService/ExecuteStreamingElixirTool" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExecuteStreamingElixirToolSvc<T: BridgeService>(pub Arc<T>);
+                    impl<
+                        T: BridgeService,
+                    > tonic::server::ServerStreamingService<
+                        super::ExecuteElixirToolRequest,
+                    > for ExecuteStreamingElixirToolSvc<T> {
+                        type Response = super::ToolChunk;
+                        type ResponseStream = T::ExecuteStreamingElixirToolStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExecuteElixirToolRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BridgeService>::execute_streaming_elixir_tool(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExecuteStreamingElixirToolSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -14,13 +14,15 @@ const TRAILER_BYTES: usize = 6 * 1024;
 const OVERHEAD_BYTES: usize = 512;
 /// The budget for the percent-encoded `grpc-message`, in bytes. It fits about 1 KiB of text.
 const ENCODED_MESSAGE_BYTES: usize = 1536;
-/// The maximum length of a name in a failure (tool, type, worker, session), in bytes.
+/// The maximum length of a name in a failure (tool, type, worker, session, code), in bytes.
 const NAME_BYTES: usize = 256;
 
 /// The maximum size of a text of a failure in a message, outside of trailers, in bytes.
 const IN_BAND_TEXT_BYTES: usize = 384 * 1024;
 /// The maximum total size of the output lines of such a failure, in bytes.
 const IN_BAND_OUTPUT_BYTES: usize = 256 * 1024;
+/// The maximum size of the JSON details of such a failure, in bytes. Larger details are removed, because JSON cannot be cut.
+const IN_BAND_DETAILS_BYTES: usize = 256 * 1024;
 
 /// Cuts a status to the budget.
 ///
@@ -61,6 +63,9 @@ pub fn bounded(mut failure: ToolFailure) -> ToolFailure {
     keep_head(&mut failure.message, IN_BAND_TEXT_BYTES);
     keep_tail(&mut failure.traceback, IN_BAND_TEXT_BYTES);
     keep_last_lines(&mut failure.output_lines, IN_BAND_OUTPUT_BYTES);
+    if failure.details_json.len() > IN_BAND_DETAILS_BYTES {
+        failure.details_json = Bytes::new();
+    }
     failure
 }
 
@@ -97,6 +102,10 @@ fn fit_failure(mut failure: ToolFailure, budget: usize) -> Option<ToolFailure> {
         return Some(failure);
     }
     cut_names(&mut failure, NAME_BYTES);
+    // The message and the traceback need some room, too.
+    if failure.details_json.len() > budget / 2 {
+        failure.details_json = Bytes::new();
+    }
     let message = std::mem::take(&mut failure.message);
     let traceback = std::mem::take(&mut failure.traceback);
     let output = std::mem::take(&mut failure.output_lines);
@@ -126,8 +135,8 @@ fn share<const N: usize>(mut budget: usize, demands: [usize; N]) -> [usize; N] {
 }
 
 fn cut_names(failure: &mut ToolFailure, limit: usize) {
-    let ToolFailure { r#type, tool_name, worker_id, session_id, .. } = failure;
-    for name in [r#type, tool_name, worker_id, session_id] {
+    let ToolFailure { r#type, tool_name, worker_id, session_id, code, .. } = failure;
+    for name in [r#type, tool_name, worker_id, session_id, code] {
         keep_head(name, limit);
     }
 }
@@ -294,19 +303,33 @@ mod tests {
     fn a_failure_in_a_message_is_cut_only_for_memory() {
         let long = failure(&"m".repeat(200_000), &"t".repeat(200_000), 100);
         assert_eq!(bounded(long.clone()), long);
-        let endless = failure(&"m".repeat(2_000_000), &"t".repeat(2_000_000), 100_000);
+        let mut endless = failure(&"m".repeat(2_000_000), &"t".repeat(2_000_000), 100_000);
+        endless.details_json = "d".repeat(IN_BAND_DETAILS_BYTES + 1).into();
         assert!(bounded(endless).encoded_len() < 3 * IN_BAND_TEXT_BYTES);
+    }
+
+    #[test]
+    fn json_details_are_kept_whole_or_removed() {
+        for (bytes, is_kept) in [(1500, true), (4000, false)] {
+            let mut long = failure(&"m".repeat(20_000), &"t".repeat(20_000), 1000);
+            long.details_json = "d".repeat(bytes).into();
+            let status = attach_failure(Code::Internal, "failed", &long);
+            let kept = details_of(&status).failure.unwrap();
+            assert_eq!(kept.details_json.len(), if is_kept { bytes } else { 0 });
+            assert!(kept.message.ends_with(" bytes cut]") && !kept.traceback.is_empty());
+            assert!(trailer_bytes(status) < TRAILER_BYTES);
+        }
     }
 
     proptest! {
         #[test]
         fn no_status_exceeds_the_budget(
             message in ".{0,3000}", text in ".{0,3000}", traceback in ".{0,9000}", name in ".{0,600}",
-            lines in prop::collection::vec(".{0,200}", 0..60), code in 1..17_i32,
+            lines in prop::collection::vec(".{0,200}", 0..60), code in 1..17_i32, details in 0..6000_usize,
         ) {
             let failure = ToolFailure {
                 r#type: name.clone(), message: text, traceback, tool_name: name.clone(), worker_id: name.clone(),
-                session_id: name, output_lines: lines,
+                session_id: name.clone(), output_lines: lines, code: name, details_json: vec![b'x'; details].into(),
             };
             let status = attach_failure(code.into(), message, &failure);
             prop_assert!(details_of(&status).failure.is_some());

@@ -1,5 +1,9 @@
 //! Conversions of failures of tools, and statuses of invalid requests.
 
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, value::RawValue};
 use snakepit_proto::{
     pb,
     status::{bounded, field_error_status},
@@ -7,18 +11,97 @@ use snakepit_proto::{
 use snakepit_registry::ToolFailure;
 use tonic::Status;
 
+/// The content of `details_json`.
+#[derive(Serialize)]
+struct Details<'a> {
+    #[serde(skip_serializing_if = "<[Value]>::is_empty")]
+    args: &'a [Value],
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    attributes: &'a BTreeMap<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: &'a Option<Value>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    python_type: &'a str,
+}
+
+/// The content of `details_json` as received. Each value is parsed separately, so that one that has no form in Rust, such as a huge
+/// number, does not affect the others.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ReceivedDetails<'a> {
+    #[serde(borrow)]
+    args: Vec<&'a RawValue>,
+    #[serde(borrow)]
+    attributes: BTreeMap<String, &'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    python_type: String,
+}
+
+/// Adds the parts of an error that are in a JSON object, as in the field `details_json` of a `ToolFailure`. Leaves out malformed
+/// values.
+pub fn add_details(failure: &mut ToolFailure, json: &[u8]) {
+    if json.is_empty() {
+        return;
+    }
+    let received: ReceivedDetails<'_> = serde_json::from_slice(json).unwrap_or_default();
+    let parse = |value: &RawValue| serde_json::from_str::<Value>(value.get()).ok();
+    failure.args = received.args.into_iter().filter_map(parse).collect();
+    let attributes = received.attributes.into_iter();
+    failure.attributes = attributes.filter_map(|(name, value)| Some((name, parse(value)?))).collect();
+    failure.data = received.data.and_then(parse);
+    failure.python_type = received.python_type;
+}
+
 /// Converts the failure of a tool from its message.
 #[must_use]
 pub fn failure_from_wire(failure: pb::ToolFailure) -> ToolFailure {
-    let pb::ToolFailure { r#type, message, traceback, tool_name, worker_id, session_id: _, output_lines } =
-        failure;
-    ToolFailure { tool: tool_name, error_type: r#type, message, traceback, worker: worker_id, output_lines }
+    let pb::ToolFailure {
+        r#type,
+        message,
+        traceback,
+        tool_name,
+        worker_id,
+        session_id: _,
+        output_lines,
+        code,
+        details_json,
+    } = failure;
+    let mut failure = ToolFailure {
+        tool: tool_name,
+        error_type: r#type,
+        message,
+        traceback,
+        worker: worker_id,
+        output_lines,
+        code,
+        ..ToolFailure::default()
+    };
+    add_details(&mut failure, &details_json);
+    failure
 }
 
 /// Converts the failure of a tool to a message, within the size limits of [`bounded`].
 #[must_use]
 pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFailure {
-    let ToolFailure { tool, error_type, message, traceback, worker, output_lines } = failure;
+    let ToolFailure {
+        tool,
+        error_type,
+        message,
+        traceback,
+        worker,
+        output_lines,
+        code,
+        data,
+        args,
+        attributes,
+        python_type,
+    } = failure;
+    let has_details = data.is_some() || !args.is_empty() || !attributes.is_empty() || !python_type.is_empty();
+    let details = Details { args: &args, attributes: &attributes, data: &data, python_type: &python_type };
+    // Values and maps of strings always serialize.
+    let details_json =
+        if has_details { serde_json::to_vec(&details).unwrap_or_default() } else { Vec::new() };
     bounded(pb::ToolFailure {
         r#type: error_type,
         message,
@@ -27,6 +110,8 @@ pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFail
         worker_id: worker,
         session_id,
         output_lines,
+        code,
+        details_json: details_json.into(),
     })
 }
 
@@ -40,4 +125,49 @@ pub fn bad_argument(tool: &str, argument: &str, problem: &str) -> Status {
 #[must_use]
 pub fn bad_field(field: &str, problem: &str) -> Status {
     field_error_status(format!("`{field}` {problem}"), field, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn all_parts_of_a_failure_survive_the_wire() {
+        let failure = ToolFailure {
+            tool: "find".into(),
+            error_type: "shop.Missing".into(),
+            message: "no".into(),
+            traceback: "Traceback".into(),
+            worker: "w".into(),
+            output_lines: vec!["line".into()],
+            code: "not_found".into(),
+            data: Some(json!({"left": [1, null]})),
+            args: vec![json!("no"), json!(2)],
+            attributes: BTreeMap::from([("item".into(), json!("tea"))]),
+            python_type: "shop:Missing".into(),
+        };
+        assert_eq!(failure_from_wire(failure_to_wire(failure.clone(), "s".into())), failure);
+        let plain = ToolFailure { message: "no".into(), ..ToolFailure::default() };
+        let wire = failure_to_wire(plain.clone(), String::new());
+        assert!(wire.details_json.is_empty(), "a plain failure has no details");
+        assert_eq!(failure_from_wire(wire), plain);
+    }
+
+    #[test]
+    fn malformed_details_are_left_out_one_by_one() {
+        let details = |json: &str| {
+            let mut failure = ToolFailure::default();
+            add_details(&mut failure, json.as_bytes());
+            failure
+        };
+        let huge = "9".repeat(400);
+        let mixed =
+            details(&format!(r#"{{"args": [1, 1e999, "\ud800", {huge}, 2], "data": {{"a": 1}}, "new": 1}}"#));
+        assert_eq!((mixed.args, mixed.data), (vec![json!(1), json!(2)], Some(json!({"a": 1}))));
+        for malformed in ["", "{", "[]", r#"{"args": 1}"#, "\u{0}"] {
+            assert_eq!(details(malformed), ToolFailure::default(), "{malformed}");
+        }
+    }
 }

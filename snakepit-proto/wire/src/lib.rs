@@ -28,7 +28,7 @@ mod value;
 pub use self::{
     backlog::{Backlog, read_ahead},
     chunks::chunks_to_wire,
-    failure::{bad_argument, bad_field, failure_from_wire, failure_to_wire},
+    failure::{add_details, bad_argument, bad_field, failure_from_wire, failure_to_wire},
     fault::{fault_to_wire, reason_of},
     request::{check_size, request_to_wire},
     spec::{spec_from_registration, spec_to_registration, spec_to_wire},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 TYPE_CHECKING = False
@@ -43,6 +44,64 @@ def describe(
     is_mismatch = type(error) is TypeError and frames is None and function is not None
     message = _mismatch(function, arguments) if is_mismatch and function is not None and arguments is not None else None
     return _text(type_name(type(error))), _text(message or _message(error)), _text("".join(lines))
+
+
+def details(error: BaseException) -> tuple[str, bytes]:
+    """Return the code of an exception, and its further parts as a JSON object. Leaves out values without a JSON form.
+
+    The keys of the object are those of ``ToolFailure.details_json`` in the protocol.
+    """
+    from snakepit_bridge.errors import HostToolError, ToolError
+
+    code = ""
+    parts: list[str] = []
+    if isinstance(error, (ToolError, HostToolError)):
+        code = error.code if isinstance(error.code, str) else ""
+        data = None if error.data is None else _json(error.data)
+        if data is not None:
+            parts.append(f'"data": {data}')
+    args = [text for text in map(_json, _args(error)) if text is not None]
+    if args:
+        parts.append(f'"args": [{", ".join(args)}]')
+    attributes = {}
+    for name in _published(type(error)):
+        with contextlib.suppress(Exception):
+            text = _json(getattr(error, name))
+            if text is not None:
+                attributes[name] = text
+    if attributes:
+        entries = ", ".join(f"{_json(name)}: {text}" for name, text in attributes.items())
+        parts.append(f'"attributes": {{{entries}}}')
+    return _text(code), ("{" + ", ".join(parts) + "}").encode() if parts else b""
+
+
+def _args(error: BaseException) -> tuple[Any, ...]:
+    # A class may replace `args`.
+    return error.args if isinstance(error.args, tuple) else ()
+
+
+def _published(kind: type) -> list[str]:
+    """Return the names of the attributes that an exception class and its bases publish."""
+    names: dict[str, None] = {}
+    for base in reversed(kind.__mro__):
+        published = base.__dict__.get("__snakepit_attributes__", ())
+        if isinstance(published, str):
+            published = (published,)
+        names.update((name, None) for name in published if isinstance(name, str))
+    return list(names)
+
+
+def _json(value: Any) -> str | None:
+    """Return the JSON form of a value. ``None`` if it has none."""
+    import json
+
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        # Fails for lone surrogates.
+        text.encode()
+    except Exception:
+        return None
+    return text
 
 
 def _text(text: str) -> str:

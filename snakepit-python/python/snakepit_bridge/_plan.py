@@ -64,6 +64,7 @@ class Plan:
         #: The modules that define the adapter and its bases.
         self.modules = frozenset(base.__module__ for base in adapter.__mro__)
         self.describe = _failures.describe
+        self.details = _failures.details
         self.chunk = StreamChunk
 
 

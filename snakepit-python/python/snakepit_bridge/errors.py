@@ -8,6 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
 
@@ -46,10 +47,45 @@ def _restore(cls: type[SnakepitError], args: tuple[object, ...]) -> SnakepitErro
 class HostToolError(SnakepitError):
     """A host tool ran and failed. The message is that of the tool."""
 
-    def __init__(self, message: str, tool_name: str = "") -> None:
+    def __init__(
+        self, message: str, tool_name: str = "", *, type_name: str = "", code: str = "", data: Any = None
+    ) -> None:
         super().__init__(message)
         #: The name of the host tool.
         self.tool_name = tool_name
+        #: The name of the tool's error type in Rust.
+        self.type_name = type_name
+        #: The tool's name for the error, such as ``not_found``. Empty if there is none.
+        self.code = code
+        #: The value that the tool attached to the error.
+        self.data = data
+
+
+class ToolError(Exception):
+    """An error of a tool with a code and data for the caller. Tools raise it.
+
+    >>> raise ToolError("no such item", code="not_found", data={"left": 3})  # doctest: +SKIP
+
+    Callers in Rust and Python receive the code and the data, and subclasses keep their name. Any other exception class
+    publishes some of its attributes by their names in ``__snakepit_attributes__``:
+
+    >>> class OutOfStock(Exception):
+    ...     __snakepit_attributes__ = ("item", "left")
+
+    Values without a JSON form are left out.
+
+    Args:
+        message: The message.
+        code: A name of the error for programs.
+        data: Any value with a JSON form. Keep it below 2 KiB in a tool that streams.
+    """
+
+    def __init__(self, message: str = "", *, code: str = "", data: Any = None) -> None:
+        super().__init__(message)
+        #: A name of the error for programs. Empty if there is none.
+        self.code = code
+        #: The value for the caller.
+        self.data = data
 
 
 class NotFoundError(SnakepitError, LookupError):
@@ -196,7 +232,16 @@ class CallCancelled(BaseException):
 class ToolFailed(SnakepitError):  # noqa: N818
     """A tool raised an exception. A traceback of this error includes that of the tool."""
 
-    def __init__(self, type: str, message: str, traceback: str = "") -> None:  # noqa: A002
+    def __init__(
+        self,
+        type: str,  # noqa: A002
+        message: str,
+        traceback: str = "",
+        code: str = "",
+        data: Any = None,
+        exception_args: Iterable[Any] = (),
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(": ".join(part for part in (type, message) if part))
         #: The name of the exception's type, with its module unless it is a builtin.
         self.type = type
@@ -204,6 +249,14 @@ class ToolFailed(SnakepitError):  # noqa: N818
         self.message = message
         #: The formatted traceback, as the host received it.
         self.traceback = traceback
+        #: The tool's name for the error, such as ``not_found``. Empty if there is none. See :class:`ToolError`.
+        self.code = code
+        #: The value that the tool attached to the error.
+        self.data = data
+        #: The arguments of the exception, without those that have no JSON form.
+        self.exception_args = tuple(exception_args)
+        #: The attributes that the exception's class publishes in ``__snakepit_attributes__``, by name.
+        self.attributes = dict(attributes or {})
         self._show_traceback()
 
     def __setstate__(self, state: dict[str, Any] | None) -> None:

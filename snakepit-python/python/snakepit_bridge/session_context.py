@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from snakepit_bridge._call import CallLike
+    from snakepit_bridge.host_stream import HostStream
 
 
 class SessionContext(SessionVariables):
@@ -69,7 +70,10 @@ class SessionContext(SessionVariables):
 
     @property
     def host_tools(self) -> dict[str, dict[str, Any]]:
-        """The host's own tools by name, each with ``name``, ``description`` and ``parameters``. Requested once."""
+        """The host's own tools by name, each with ``name``, ``description`` and ``parameters``.
+
+        ``supports_streaming`` shows which of them stream. Requested once.
+        """
         if self._host_tools is None:
             self._host_tools = self._call.host_tools()
         return self._host_tools
@@ -85,7 +89,9 @@ class SessionContext(SessionVariables):
             arguments: Its arguments.
 
         Raises:
-            HostToolError: The tool failed.
+            HostToolError: The tool failed. It may also choose another exception class, such as ``KeyError``. All have
+                the attributes ``code`` and ``data`` of the tool's error.
+            UnsupportedError: The tool streams its results. Use :meth:`stream_host_tool`.
             NotFoundError: The tool does not exist.
             InvalidArgumentError: The host rejected the arguments.
             DeadlineExceededError: The deadline of this call passed.
@@ -104,6 +110,18 @@ class SessionContext(SessionVariables):
             lambda completions, key: self._call.start_host_tool(name, arguments, completions, key)
         )
         return pending.result()
+
+    def stream_host_tool(self, name: str, /, **arguments: Any) -> HostStream:
+        """Call a host tool that streams, and return an iterator over its results, for ``for`` or ``async for``.
+
+        >>> for price in context.stream_host_tool("prices", item="tea"):  # doctest: +SKIP
+        ...     print(price)
+
+        The first step makes the call, and raises its errors as :meth:`call_host_tool` does.
+        """
+        from snakepit_bridge.host_stream import HostStream
+
+        return HostStream(self._call.stream_host_tool(_checked.name("name", name), arguments))
 
     @property
     def programs(self) -> Programs:

@@ -9,6 +9,7 @@ Values are converted through their wire forms.
 from __future__ import annotations
 
 import contextvars
+import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,14 @@ from snakepit_bridge.errors import HostToolError, NotFoundError, ProgramNotFound
 from snakepit_bridge.session_context import SessionContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor
     from types import TracebackType
     from typing import TypeVar
 
     from typing_extensions import Self
 
-    from snakepit_bridge._call import PendingLike, VariablesLike
+    from snakepit_bridge._call import HostStreamLike, PendingLike, VariablesLike
     from snakepit_bridge._plan import ToolPlan
 
     _T = TypeVar("_T")
@@ -339,11 +340,36 @@ class _LocalCall:
 
     def host_tools(self) -> dict[str, dict[str, Any]]:
         return {
-            name: {"name": name, "description": function.__doc__ or "", "parameters": []}
+            name: {
+                "name": name,
+                "description": function.__doc__ or "",
+                "parameters": [],
+                "supports_streaming": inspect.isgeneratorfunction(function),
+            }
             for name, function in self._host_tools.items()
         }
 
     def call_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
+        return _round_trip(self._run_host_tool(name, arguments), f"the result of host tool `{name}`")
+
+    def stream_host_tool(self, name: str, arguments: dict[str, Any]) -> HostStreamLike:
+        def results() -> Iterator[Any]:
+            iterator = iter(self._run_host_tool(name, arguments))
+            while True:
+                try:
+                    result = next(iterator)
+                except StopIteration:
+                    return
+                except HostToolError:
+                    raise
+                except Exception as error:
+                    text = f"{type(error).__name__}: {error}"
+                    raise HostToolError(text, name, type_name=type(error).__name__) from error
+                yield _round_trip(result, f"a result of host tool `{name}`")
+
+        return _LocalStream(results())
+
+    def _run_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
         sent = {
             key: _round_trip(value, f"argument `{key}` of host tool `{name}`", is_argument=True)
             for key, value in arguments.items()
@@ -352,10 +378,11 @@ class _LocalCall:
             hint = _arguments.did_you_mean(name, self._host_tools, "; {}")
             raise NotFoundError(f"host tool `{name}` not found{hint}; pass the function in `host_tools`")
         try:
-            result = self._host_tools[name](**sent)
+            return self._host_tools[name](**sent)
+        except HostToolError:
+            raise
         except Exception as error:
-            raise HostToolError(f"{type(error).__name__}: {error}", name) from error
-        return _round_trip(result, f"the result of host tool `{name}`")
+            raise HostToolError(f"{type(error).__name__}: {error}", name, type_name=type(error).__name__) from error
 
     def start_host_tool(
         self, name: str, arguments: dict[str, Any], completions: _native.Completions, key: int
@@ -409,6 +436,27 @@ class _LocalCall:
         if self._session is not None:
             self._session.end()
         return True
+
+
+class _LocalStream:
+    """The results of a function that replaces a host tool."""
+
+    def __init__(self, results: Iterator[Any]) -> None:
+        self._results: Iterator[Any] | None = results
+
+    def next(self) -> tuple[Any] | None:
+        for result in self._results or ():
+            return (result,)
+        return None
+
+    def ready(self, completions: _native.Completions, key: int) -> None:
+        completions.complete(key)
+
+    def take(self) -> tuple[Any] | None:
+        return self.next()
+
+    def close(self) -> None:
+        self._results = None
 
 
 class _Completed:

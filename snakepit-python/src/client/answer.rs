@@ -5,10 +5,11 @@ use snakepit_proto::{
     pb,
     status::{Details, UNSUPPORTED, details_of},
 };
+use snakepit_wire::failure_from_wire;
 use tonic::{Code, Status};
 
 use crate::errors::{
-    DeadlineExceededError, HostError, InvalidArgumentError, ToolFailed, UnsupportedError, with_may_have_run,
+    DeadlineExceededError, HostError, InvalidArgumentError, UnsupportedError, tool_failed, with_may_have_run,
 };
 
 /// Options that users may pass as arguments by mistake, and the code that sets them.
@@ -47,8 +48,7 @@ pub(super) fn read_reply(
     wait_mode: WaitMode,
 ) -> PyResult<Option<pb::CallValue>> {
     if let Some(failure) = reply.failure {
-        let pb::ToolFailure { r#type, message, traceback, .. } = failure;
-        return Err(ToolFailed::new_err((r#type, message, traceback)));
+        return Err(tool_failed(tool.py(), failure_from_wire(failure)));
     }
     match reply.status {
         Some(status) => Err(status_exception(tool, Status::from(status), is_streaming, wait_mode)),

@@ -32,6 +32,7 @@ impl BridgeService for WorkerService {
     type ExecuteStreamingToolStream = ToolChunks;
     type WatchVariablesStream = Empty<Result<pb::VariableUpdate, Status>>;
     type StreamTelemetryStream = Empty<Result<pb::TelemetryEvent, Status>>;
+    type ExecuteStreamingElixirToolStream = Empty<Result<pb::ToolChunk, Status>>;
     type WatchSessionsStream = Empty<Result<pb::SessionEvent, Status>>;
 
     async fn ping(&self, request: Request<pb::PingRequest>) -> RpcResult<pb::PingResponse> {
@@ -85,6 +86,7 @@ impl BridgeService for WorkerService {
         register_tools(pb::RegisterToolsRequest) -> pb::RegisterToolsResponse;
         get_exposed_elixir_tools(pb::GetExposedElixirToolsRequest) -> pb::GetExposedElixirToolsResponse;
         execute_elixir_tool(pb::ExecuteElixirToolRequest) -> pb::ExecuteElixirToolResponse;
+        execute_streaming_elixir_tool(pb::ExecuteElixirToolRequest) -> Self::ExecuteStreamingElixirToolStream;
         stream_telemetry(Streaming<pb::TelemetryControl>) -> Self::StreamTelemetryStream;
         add_dependency(pb::AddDependencyRequest) -> pb::AddDependencyResponse;
         start_optimization(pb::StartOptimizationRequest) -> pb::StartOptimizationResponse;

@@ -50,13 +50,20 @@ impl Bridge {
         mark_worker(&mut call, &extensions);
         let tool = call.tool.clone();
         let ToolReply { body, worker, .. } = self.host().call(call).await.map_err(from_tool_error)?;
-        let ReplyBody::Stream(chunks) = body else {
-            return Err(unexpected_reply(&tool, "a value", "a stream"));
-        };
-        let chunks: ChunkResponse = Box::pin(chunks_to_wire(&tool, chunks, from_tool_error));
-        let mut response = Response::new(chunks);
+        let mut response = Response::new(chunk_response(&tool, body)?);
         set_worker_header(response.metadata_mut(), worker.as_deref());
         Ok(response)
+    }
+
+    /// Runs a host tool for a worker and streams its results. Dropping the response ends the tool.
+    pub(super) async fn stream_host_tool(
+        &self,
+        request: Request<pb::ExecuteElixirToolRequest>,
+    ) -> Result<Response<ChunkResponse>, Status> {
+        let call = self.host_tool_call(request, CallMode::Streaming)?;
+        let tool = call.tool.clone();
+        let reply = self.host().call_host_tool(call).await.map_err(from_tool_error)?;
+        Ok(Response::new(chunk_response(&tool, reply.body)?))
     }
 
     pub(super) async fn exposed_tools(
@@ -72,17 +79,7 @@ impl Bridge {
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,
     ) -> Result<Response<pb::ExecuteElixirToolResponse>, Status> {
-        let (headers, extensions, request) = request.into_parts();
-        let pb::ExecuteElixirToolRequest { session_id, tool_name, parameters, metadata } = request;
-        let request = pb::ExecuteToolRequest {
-            session_id,
-            tool_name,
-            parameters,
-            metadata,
-            ..pb::ExecuteToolRequest::default()
-        };
-        let mut call: ToolCall = tool_call(&headers, &extensions, request, CallMode::Unary)?;
-        call.ancestors = self.ancestors(&headers, &extensions);
+        let call = self.host_tool_call(request, CallMode::Unary)?;
         let tool = call.tool.clone();
         match self.host().call_host_tool(call).await {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
@@ -95,12 +92,14 @@ impl Bridge {
                     metadata,
                     execution_time_ms: milliseconds(execution_time),
                     binary_result,
+                    failure: None,
                 }))
             }
             Ok(_) => Err(unexpected_reply(&tool, "a stream", "a value")),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteElixirToolResponse {
                 success: false,
                 error_message: bounded_text(failure.to_string()),
+                failure: Some(failure_to_wire(*failure, String::new())),
                 ..pb::ExecuteElixirToolResponse::default()
             })),
             Err(error) => Err(from_tool_error(error)),
@@ -109,6 +108,26 @@ impl Bridge {
 }
 
 impl Bridge {
+    /// Converts the request of a worker to a call of a host tool.
+    fn host_tool_call(
+        &self,
+        request: Request<pb::ExecuteElixirToolRequest>,
+        mode: CallMode,
+    ) -> Result<ToolCall, Status> {
+        let (headers, extensions, request) = request.into_parts();
+        let pb::ExecuteElixirToolRequest { session_id, tool_name, parameters, metadata } = request;
+        let request = pb::ExecuteToolRequest {
+            session_id,
+            tool_name,
+            parameters,
+            metadata,
+            ..pb::ExecuteToolRequest::default()
+        };
+        let mut call = tool_call(&headers, &extensions, request, mode)?;
+        call.ancestors = self.ancestors(&headers, &extensions);
+        Ok(call)
+    }
+
     /// The calls that wait for a call of this worker, for the detection of deadlocks. Any client can send the header, so the host
     /// accepts it only from a process of the worker that it names. Otherwise a client could claim to be part of another client's call
     /// and cause rejections of calls that would not deadlock.
@@ -117,6 +136,14 @@ impl Bridge {
         let connection = extensions.get::<Arc<Connection>>()?;
         let worker = connection.launch().filter(|launch| launch.id().as_str() == claimed)?;
         self.host().pool_if_started()?.tool().ancestors_on(worker.id().as_str())
+    }
+}
+
+/// Converts the chunks of a reply.
+fn chunk_response(tool: &Arc<str>, body: ReplyBody) -> Result<ChunkResponse, Status> {
+    match body {
+        ReplyBody::Stream(chunks) => Ok(Box::pin(chunks_to_wire(tool, chunks, from_tool_error))),
+        ReplyBody::Value(_) => Err(unexpected_reply(tool, "a value", "a stream")),
     }
 }
 

@@ -122,6 +122,15 @@ impl BridgeService for Bridge {
         self.execute_host_tool(request).await
     }
 
+    type ExecuteStreamingElixirToolStream = ChunkResponse;
+
+    async fn execute_streaming_elixir_tool(
+        &self,
+        request: Request<pb::ExecuteElixirToolRequest>,
+    ) -> RpcResult<ChunkResponse> {
+        self.stream_host_tool(request).await
+    }
+
     type StreamTelemetryStream = Events<pb::TelemetryEvent>;
 
     async fn stream_telemetry(

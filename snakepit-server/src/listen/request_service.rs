@@ -50,11 +50,12 @@ const STREAMING_RPCS: [&str; 4] = [
 ];
 /// RPCs whose requests carry large values. The numbers are those of their message fields whose own fields count towards the limit
 /// ([`MessageLimits::nested`]).
-const VALUE_RPCS: [(&str, &[u32]); 8] = [
+const VALUE_RPCS: [(&str, &[u32]); 9] = [
     (MULTIPLEX, &[1]),
     ("/snakepit.bridge.BridgeService/ExecuteTool", &[]),
     ("/snakepit.bridge.BridgeService/ExecuteStreamingTool", &[]),
     ("/snakepit.bridge.BridgeService/ExecuteElixirTool", &[]),
+    ("/snakepit.bridge.BridgeService/ExecuteStreamingElixirTool", &[]),
     ("/snakepit.bridge.BridgeService/RegisterVariable", &[]),
     ("/snakepit.bridge.BridgeService/SetVariable", &[]),
     ("/snakepit.bridge.BridgeService/SetVariables", &[]),

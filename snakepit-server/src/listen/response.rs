@@ -37,7 +37,7 @@ impl ResponseKind {
     pub(super) fn of(path: &str) -> Self {
         match path.strip_prefix("/snakepit.bridge.BridgeService/") {
             Some("ExecuteTool" | "ExecuteElixirTool") => Self::Value,
-            Some("ExecuteStreamingTool" | "WatchVariables") => Self::Stream,
+            Some("ExecuteStreamingTool" | "ExecuteStreamingElixirTool" | "WatchVariables") => Self::Stream,
             Some(
                 "GetProgram"
                 | "ListPrograms"

@@ -1,0 +1,131 @@
+//! [`HostToolStream`]: the results of a host tool that streams.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use pyo3::{prelude::*, types::PyDict};
+use snakepit_proto::{pb, status::failure_of};
+use tonic::{Status, Streaming};
+
+use crate::{
+    call::Call,
+    completions::{Completions, Wait},
+    context::{prefix_with_host, without_default_type},
+    errors::HostError,
+    reader::Reader,
+    value,
+};
+
+/// The results of a host tool that streams. Ends after the last result, when it is closed, when its call ends, or with an error. The
+/// end cancels the tool.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct HostToolStream {
+    reader: Reader<Bytes>,
+    tool: Arc<str>,
+}
+
+impl HostToolStream {
+    /// Prepares a call. The first read makes it.
+    ///
+    /// # Errors
+    /// The exception for an argument that cannot be sent, or without a host.
+    pub(crate) fn new(call: &Call, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let request = call.host_tool_request(name, arguments)?;
+        let (host, caller) = (call.host()?.clone(), call.caller.clone());
+        let opening = async move { host.open_tool_stream(&caller, request).await.map_err(prefix_with_host) };
+        let results = Results { tool: name.into(), state: State::Opening(Box::pin(opening)) };
+        let reader = Reader::new("stream", call.runtime()?, call.caller.clone(), results);
+        Ok(Self { reader, tool: name.into() })
+    }
+
+    /// Converts a result. Python receives a tuple of one, because a result may be `None`.
+    fn to_python<'py>(
+        &self,
+        py: Python<'py>,
+        result: Option<Bytes>,
+    ) -> PyResult<Option<(Bound<'py, PyAny>,)>> {
+        let Some(json) = result else { return Ok(None) };
+        let value = value::json_to_python(py, &json);
+        let value = value::name_read_error(value, py, format_args!("a result of host tool `{}`", self.tool))?;
+        Ok(Some((value,)))
+    }
+}
+
+#[pymethods]
+impl HostToolStream {
+    /// Releases the GIL and waits for the next result. Returns `None` at the end.
+    fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<(Bound<'py, PyAny>,)>> {
+        let result = self.reader.next(py)?;
+        self.to_python(py, result)
+    }
+
+    /// Finishes the wait of this key when `take` can return.
+    fn ready(&self, completions: &Completions, key: u64) -> PyResult<Wait> {
+        self.reader.ready(completions, key)
+    }
+
+    /// Takes the result that has arrived. Returns `None` at the end.
+    fn take<'py>(&self, py: Python<'py>) -> PyResult<Option<(Bound<'py, PyAny>,)>> {
+        let result = self.reader.take()?;
+        self.to_python(py, result)
+    }
+
+    /// Cancels the call and ends every wait for its next result.
+    fn close(&self) {
+        self.reader.close();
+    }
+}
+
+/// The results as JSON.
+struct Results {
+    tool: String,
+    state: State,
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Streaming<pb::ToolChunk>, HostError>> + Send>>;
+
+enum State {
+    Opening(Opening),
+    Open(Box<Streaming<pb::ToolChunk>>),
+    Ended,
+}
+
+impl Stream for Results {
+    type Item = Result<Bytes, HostError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if let State::Opening(opening) = &mut this.state {
+            match ready!(opening.as_mut().poll(cx)) {
+                Ok(chunks) => this.state = State::Open(Box::new(chunks)),
+                Err(error) => {
+                    this.state = State::Ended;
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+        let State::Open(chunks) = &mut this.state else { return Poll::Ready(None) };
+        let end = match ready!(Pin::new(&mut **chunks).poll_next(cx)) {
+            Some(Ok(pb::ToolChunk { is_final: false, data, .. })) => return Poll::Ready(Some(Ok(data))),
+            Some(Ok(_)) => None,
+            Some(Err(status)) => Some(Err(stream_error(&this.tool, status))),
+            None => Some(Err(HostError::ConnectionLost("the stream has no end".to_owned()))),
+        };
+        this.state = State::Ended;
+        Poll::Ready(end)
+    }
+}
+
+/// Converts the status that ended a stream.
+fn stream_error(tool: &str, status: Status) -> HostError {
+    let Some(failure) = failure_of(&status) else { return prefix_with_host(HostError::from(status)) };
+    let text = format!("{}: {}", failure.r#type, failure.message);
+    let message = without_default_type(&text).to_owned();
+    HostError::ToolFailed { tool: tool.to_owned(), message, failure: Some(Box::new(failure)) }
+}
