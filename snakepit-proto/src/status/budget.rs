@@ -102,13 +102,13 @@ fn fit_failure(mut failure: ToolFailure, budget: usize) -> Option<ToolFailure> {
         return Some(failure);
     }
     cut_names(&mut failure, NAME_BYTES);
-    // The message and the traceback need some room, too.
-    if failure.details_json.len() > budget / 2 {
-        failure.details_json = Bytes::new();
-    }
     let message = std::mem::take(&mut failure.message);
     let traceback = std::mem::take(&mut failure.traceback);
     let output = std::mem::take(&mut failure.output_lines);
+    // The texts need some room, too.
+    if failure.encoded_len() > budget / 2 {
+        failure.details_json = Bytes::new();
+    }
     // 16 bytes for the tags and lengths of message and traceback. `line_cost` includes those of lines.
     let remaining = budget.checked_sub(failure.encoded_len() + 16)?;
     let [message_share, traceback_share, output_share] =
