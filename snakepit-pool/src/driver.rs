@@ -46,7 +46,7 @@ use self::{
     waiters::Waiters,
 };
 use crate::{
-    PoolConfig, PoolError,
+    PoolConfig, PoolError, Readiness,
     collections::Slab,
     metrics::Totals,
     scheduler::{Effect, Event, KillReason, Limits, Load, Rejection, Scheduler, Ticket, WorkerKey, earlier},
@@ -61,7 +61,7 @@ pub(crate) struct Driver {
     commands: mpsc::UnboundedSender<Command>,
     startup: watch::Sender<Startup>,
     stopped: watch::Sender<bool>,
-    readiness: watch::Sender<bool>,
+    readiness: watch::Sender<Readiness>,
     /// Notified when a cancelled or lost call may have ended, so that [`cancel`](Self::cancel) checks again.
     call_ended: Notify,
 }
@@ -195,6 +195,7 @@ impl Driver {
             runtime_has_ended: false,
             timer_at: None,
         };
+        let workers = config.workers;
         Self {
             config,
             totals: Arc::default(),
@@ -202,7 +203,7 @@ impl Driver {
             commands,
             startup: watch::Sender::new(Startup::Pending),
             stopped: watch::Sender::new(false),
-            readiness: watch::Sender::new(false),
+            readiness: watch::Sender::new(Readiness::of_workers(false, 0, workers)),
             call_ended: Notify::new(),
         }
     }
@@ -450,6 +451,7 @@ impl Driver {
             let event = if is_proven { Event::CancelConfirmed(key) } else { Event::CancelFailed(key) };
             self.apply(state, event, Instant::now(), deferred);
         });
+        self.update_readiness();
         self.call_ended.notify_waiters();
     }
 

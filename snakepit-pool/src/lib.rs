@@ -50,6 +50,7 @@ mod driver;
 mod error;
 mod metrics;
 mod pool;
+mod readiness;
 mod remote_tool;
 mod retry;
 mod scheduler;
@@ -65,6 +66,7 @@ pub use config::PoolConfig;
 pub use error::PoolError;
 pub use metrics::CallTotals;
 pub use pool::Pool;
+pub use readiness::Readiness;
 pub use remote_tool::{PoolService, RemoteTool};
 pub use status::{PoolStatus, WorkerState, WorkerStatus};
 

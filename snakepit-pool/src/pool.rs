@@ -7,7 +7,7 @@ use snakepit_worker::WorkerLauncher;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::{
-    PoolConfig, PoolError, PoolService, PoolStatus, RemoteTool, driver::Driver, scheduler::Event,
+    PoolConfig, PoolError, PoolService, PoolStatus, Readiness, RemoteTool, driver::Driver, scheduler::Event,
     stack::stack,
 };
 
@@ -115,7 +115,7 @@ impl Pool {
     /// shutting down.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.owner.driver.is_ready()
+        self.owner.driver.current_readiness().serves_calls()
     }
 
     /// Whether the tokio runtime that started the pool has shut down. Its workers have ended, and every call fails with
@@ -125,9 +125,26 @@ impl Pool {
         self.owner.driver.runtime_has_ended()
     }
 
-    /// A channel with the current value of [`is_ready`](Self::is_ready).
+    /// A channel with the current [`Readiness`], which receives each change. A slow receiver sees the latest value.
+    ///
+    /// ```
+    /// # use std::{sync::Arc, time::Duration};
+    /// # use snakepit_pool::{Pool, PoolConfig, Readiness};
+    /// # use snakepit_worker::testing::InProcessWorkers;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let launcher = Arc::new(InProcessWorkers::new());
+    /// let pool = Pool::start(PoolConfig::default(), launcher)?;
+    /// let mut readiness = pool.readiness();
+    /// let ready = readiness.wait_for(|readiness| readiness.serves_calls()).await?;
+    /// assert!(matches!(*ready, Readiness::Ready { workers: 4, .. }));
+    /// # drop(ready);
+    /// # pool.shutdown(Duration::ZERO).await;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
-    pub fn readiness(&self) -> watch::Receiver<bool> {
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
         self.owner.driver.readiness()
     }
 

@@ -19,6 +19,7 @@ mod variables;
 
 use std::sync::Arc;
 
+use snakepit_pool::Readiness;
 use snakepit_proto::FILE_DESCRIPTOR_SET;
 use snakepit_worker::process::Launch;
 use tokio::sync::watch;
@@ -66,12 +67,12 @@ pub(crate) fn worker_routes(host: Arc<Host>, launch: Arc<Launch>) -> Routes {
 /// before it returns. The returned future reports changes, and ends the health watches of clients at the stop.
 pub(crate) async fn follow_readiness(
     mut health: HealthReporter,
-    mut readiness: watch::Receiver<bool>,
+    mut readiness: watch::Receiver<Readiness>,
     hidden: CancellationToken,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> {
-    let is_ready = *readiness.borrow_and_update();
-    set_serving(&health, is_ready).await;
+    let is_serving = readiness.borrow_and_update().serves_calls();
+    set_serving(&health, is_serving).await;
     async move {
         let follow_once = |readiness| report_readiness(&health, readiness, &hidden);
         while !completes_without_panic("the report of readiness", follow_once(readiness.clone())).await {}
@@ -86,12 +87,16 @@ pub(crate) async fn follow_readiness(
 /// Reports the current readiness and its changes until the host is hidden or its pool has ended.
 async fn report_readiness(
     health: &HealthReporter,
-    mut readiness: watch::Receiver<bool>,
+    mut readiness: watch::Receiver<Readiness>,
     hidden: &CancellationToken,
 ) {
+    let mut reported = None;
     loop {
-        let is_ready = *readiness.borrow_and_update();
-        set_serving(health, is_ready).await;
+        let is_serving = readiness.borrow_and_update().serves_calls();
+        // Clients that watch the health receive every report, so the host reports only changes.
+        if reported.replace(is_serving) != Some(is_serving) {
+            set_serving(health, is_serving).await;
+        }
         tokio::select! {
             () = hidden.cancelled() => return,
             // An error means that the pool was dropped.

@@ -29,6 +29,12 @@
 //! [`Snakepit`] runs a host in your program. [`Client`] has the same API for a remote host; a program that needs only the
 //! client depends on `snakepit-client`. The module [`status`] maps errors to gRPC statuses. The module `testing`, behind the
 //! feature of the same name, runs a host in a test without Python.
+//!
+//! # Features
+//! - `redb` and `redis`, both on by default, add the session backends `RedbBackend` and `RedisBackend`.
+//! - `ndarray` adds conversions between [`Payload`] and the arrays of the crate `ndarray`.
+//! - `opentelemetry` makes the current OpenTelemetry context the [trace context](CallBuilder::trace) of each call.
+//! - `testing` adds the module `testing`.
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -142,7 +148,9 @@ pub use snakepit_client::{
     CallBatch, Caller, Client, ClientBuilder, Error, EventStream, HostHandle, RemoteHost, Reply, ReplyStream,
     SessionWatch,
 };
-pub use snakepit_pool::{CallTotals, PoolConfig, PoolError, PoolStatus, WorkerState, WorkerStatus};
+pub use snakepit_pool::{
+    CallTotals, PoolConfig, PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,
+};
 pub use snakepit_registry::{
     Announcer, Args, Arguments, CallId, CallLayer, CallMode, CallOutcome, CallRecord, CallScope, CallService,
     CallStage, Chunk, ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor, Fault, FnTool,
@@ -151,13 +159,17 @@ pub use snakepit_registry::{
     ToolError, ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
 };
 pub use snakepit_session::{
-    Batch, Created, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata, NewSession,
-    NewVariable, Note, Number, Page, PageRequest, Payload, PayloadError, Program, ProgramInfo, ProgramName,
-    ProgramOwner, Session, SessionBackend, SessionError, SessionErrorKind, SessionEvent, SessionEventKind,
-    SessionEventSender, SessionEvents, SessionId, SessionLimits, SessionStats, SetVariable, SharedError,
-    Source, UpdateKind, ValueType, Variable, VariableId, VariableName, VariableType, VariableTypeBuilder,
-    VariableUpdate, VariableVersion, VariableWatch, WatchEvent, Watcher, error_chain, variable_kinds,
+    Batch, Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata,
+    NewSession, NewVariable, Note, Page, PageRequest, Payload, PayloadError, Program, ProgramInfo,
+    ProgramName, ProgramOwner, Session, SessionBackend, SessionError, SessionErrorKind, SessionEvent,
+    SessionEventKind, SessionEventSender, SessionEvents, SessionId, SessionLimits, SessionStats, SetVariable,
+    SharedError, Source, UpdateKind, ValueType, Variable, VariableId, VariableName, VariableType,
+    VariableTypeBuilder, VariableUpdate, VariableVersion, VariableWatch, WatchEvent, Watcher, error_chain,
+    variable_kinds,
 };
+/// The crates of [`Payload::to_ndarray`] and of the items of arrays, so that programs use the same versions.
+#[cfg(feature = "ndarray")]
+pub use snakepit_session::{half, ndarray, num_complex};
 #[cfg(feature = "redb")]
 pub use snakepit_session_redb::RedbBackend;
 #[cfg(feature = "redis")]

@@ -7,11 +7,11 @@ use futures_util::{
     StreamExt,
     stream::{self, PollNext},
 };
-use snakepit_client::{Error, EventStream, HostHandle};
+use snakepit_client::{Error, EventStream, HostHandle, attach_current_trace};
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolReply};
 use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session,
-    SessionId, SetVariable, Variable, VariableId, VariableName, VariableVersion,
+    SessionError, SessionId, SetVariable, Variable, VariableId, VariableName, VariableVersion,
 };
 
 use crate::host::{ANCESTORS, Host, NestedCall};
@@ -57,6 +57,7 @@ fn owner(id: &SessionId) -> ProgramOwner {
 impl HostHandle for LocalHost {
     // This is not an `async fn`, whose future would store the call twice.
     fn call(&self, mut call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
+        attach_current_trace(&mut call);
         if self.is_nested {
             call.ancestors.clone_from(&self.ancestors);
             if call.ancestors.is_none() {
@@ -101,9 +102,21 @@ impl HostHandle for LocalHost {
         Ok(self.host.sessions.set_variable(id, write).await?)
     }
 
-    async fn set_variables(&self, id: &SessionId, writes: Vec<SetVariable>) -> Result<Vec<u32>, Error> {
-        let versions = self.host.sessions.set_variables(id, writes, Batch::Atomic).await?;
-        Ok(versions.into_iter().collect::<Result<_, _>>()?)
+    async fn find_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> Result<Vec<Option<Variable>>, Error> {
+        Ok(self.host.sessions.variables(id, identifiers).await?)
+    }
+
+    async fn set_variables(
+        &self,
+        id: &SessionId,
+        writes: Vec<SetVariable>,
+        batch: Batch,
+    ) -> Result<Vec<Result<u32, SessionError>>, Error> {
+        Ok(self.host.sessions.set_variables(id, writes, batch).await?)
     }
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<(), Error> {

@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, ops::Deref, path::Path, sync::Arc, time::Duration};
 
 use snakepit_client::{Caller, Error};
-use snakepit_pool::{Pool, PoolStatus};
+use snakepit_pool::{Pool, PoolStatus, Readiness};
 use snakepit_registry::{HostToolStatus, ToolError, ToolSpec};
 use snakepit_session::{NewSession, SessionBackend};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{Builder, LocalHost, SessionHandle, host::Host};
@@ -70,13 +71,13 @@ impl Drop for Service {
     }
 }
 
-/// The drain period of [`Snakepit::shutdown`].
-const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
-
 /// The time for calls that were cut off to send their errors before the connections close.
 const REPLY_GRACE: Duration = Duration::from_millis(100);
 
 impl Snakepit {
+    /// The drain period of [`shutdown`](Self::shutdown).
+    pub const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
+
     /// Returns a builder for a host.
     pub fn builder() -> Builder {
         Builder::default()
@@ -152,6 +153,23 @@ impl Snakepit {
         self.host().records().panics()
     }
 
+    /// A channel with the current [`Readiness`] of the pool, which receives each change: a worker exits or is replaced, or
+    /// the shutdown begins. [`hide`](Self::hide) does not change it.
+    ///
+    /// ```no_run
+    /// # async fn example(snakepit: snakepit_server::Snakepit) {
+    /// let mut readiness = snakepit.readiness();
+    /// while readiness.changed().await.is_ok() {
+    ///     // Prints lines such as "degraded (3 of 4 workers up)".
+    ///     println!("{}", *readiness.borrow_and_update());
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.pool.readiness()
+    }
+
     /// The TCP address of the gRPC service, if [`Builder::listen`] set one.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
@@ -184,7 +202,7 @@ impl Snakepit {
     /// # Cancel safety
     /// If the future is dropped, steps that have begun continue. Call it again to complete the shutdown.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        self.shutdown_within(DEFAULT_DRAIN).await
+        self.shutdown_within(Self::DEFAULT_DRAIN).await
     }
 
     /// Like [`shutdown`](Self::shutdown), with another drain period.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The files whose public signatures a program that depends on `snakepit-server` uses.
-const FILES: [&str; 45] = [
+const FILES: [&str; 48] = [
     "snakepit-server/src/authorization.rs",
     "snakepit-server/src/builder.rs",
     "snakepit-server/src/builder/authorization.rs",
@@ -19,6 +19,7 @@ const FILES: [&str; 45] = [
     "snakepit-server/client/src/error.rs",
     "snakepit-server/client/src/error/classification.rs",
     "snakepit-server/client/src/session.rs",
+    "snakepit-server/client/src/session/batches.rs",
     "snakepit-server/client/src/session/variables.rs",
     "snakepit-registry/src/answer.rs",
     "snakepit-registry/src/arguments.rs",
@@ -39,6 +40,8 @@ const FILES: [&str; 45] = [
     "snakepit-registry/src/timeline.rs",
     "snakepit-session/src/backend.rs",
     "snakepit-session/src/payload.rs",
+    "snakepit-session/src/payload/items.rs",
+    "snakepit-session/src/payload/ndarray.rs",
     "snakepit-session/src/session.rs",
     "snakepit-session/src/variable.rs",
     "snakepit-session/src/variable_type/builder.rs",
@@ -52,8 +55,9 @@ const FILES: [&str; 45] = [
 ];
 
 /// Types and traits of other crates, which `snakepit_server` does not export, and associated types.
-const FOREIGN: [&str; 55] = [
+const FOREIGN: [&str; 60] = [
     "Arc",
+    "ArrayBase",
     "AsRef",
     "BTreeMap",
     "Box",
@@ -61,10 +65,14 @@ const FOREIGN: [&str; 55] = [
     "Bytes",
     "Clone",
     "Cow",
+    "CowArray",
+    "Data",
     "Debug",
     "Deserialize",
     "DeserializeOwned",
+    "Dimension",
     "Display",
+    "Elem",
     "Duration",
     "Err",
     "Error",
@@ -83,7 +91,6 @@ const FOREIGN: [&str; 55] = [
     "Iterator",
     "Layer",
     "Map",
-    "Number",
     "Option",
     "Output",
     "Path",
@@ -92,6 +99,7 @@ const FOREIGN: [&str; 55] = [
     "Pin",
     "RangeBounds",
     "RawValue",
+    "Receiver",
     "Response",
     "Result",
     "Self",

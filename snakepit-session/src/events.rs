@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use serde::Serialize;
 use tokio::sync::broadcast;
 
 use crate::SessionId;
@@ -10,7 +11,8 @@ use crate::SessionId;
 const BACKLOG: usize = 1024;
 
 /// The kind of a lifecycle event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SessionEventKind {
     /// The session was created.
     Created,
@@ -33,14 +35,15 @@ impl SessionEventKind {
 }
 
 /// A lifecycle event of a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct SessionEvent {
     /// The session.
     pub id: SessionId,
     /// The kind of the event.
     pub kind: SessionEventKind,
-    /// The time of the event.
+    /// The time of the event. Serialized as Unix time in seconds.
+    #[serde(serialize_with = "crate::session::unix_seconds")]
     pub at: SystemTime,
 }
 
@@ -107,7 +110,7 @@ impl SessionEventSender {
 }
 
 /// Counters of a backend. A backend that several hosts share counts the operations of all hosts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct SessionStats {
     /// Sessions created.
     pub created: u64,

@@ -44,12 +44,20 @@
 //!
 //! # Tests
 //!
-//! Run the suites of `snakepit-session-testkit` on your backend. `examples/custom_backend` in this crate is a complete backend
-//! for a key-value store that passes them.
+//! Run the suites of `snakepit-session-testkit` on your backend.
+//!
+//! # Key-value stores
+//!
+//! With the feature `codec`, `KeyValueBackend` is a complete backend over any ordered key-value store with atomic commits.
+//! The store implements the three methods of `KeyValueStore`. `examples/sqlite_backend.rs` in this crate stores sessions in
+//! SQLite that way.
+//! The source of `KeyValueBackend` also shows how a backend uses this kit.
 
 #[cfg(feature = "codec")]
 mod codec;
 mod header;
+#[cfg(feature = "codec")]
+mod key_value;
 mod lookup;
 mod prepare;
 mod program;
@@ -64,6 +72,8 @@ pub use crate::{
 #[cfg(feature = "codec")]
 pub use codec::{decode, encode};
 pub use header::{SessionHeader, SizeGuard};
+#[cfg(feature = "codec")]
+pub use key_value::{KeyValueBackend, KeyValueStore, StoreError, StoreWrites};
 pub use lookup::{matches_pattern, program_not_found, variable_name_in, variable_not_found};
 pub use prepare::{PreparedWrite, WritePreparation};
 pub use program::ProgramRecord;

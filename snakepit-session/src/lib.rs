@@ -35,6 +35,7 @@ mod payload;
 mod program;
 mod session;
 pub mod settings;
+mod shared;
 mod variable;
 mod variable_type;
 mod watch;
@@ -49,7 +50,11 @@ pub use id::SessionId;
 pub use limits::SessionLimits;
 pub use memory::MemoryBackend;
 pub use metadata::Metadata;
-pub use payload::{Number, Payload, PayloadError, ValueType};
+/// The crates of [`Payload::to_ndarray`] and of the items of arrays, so that programs use the same versions.
+#[cfg(feature = "ndarray")]
+pub use {half, ndarray, num_complex};
+
+pub use payload::{Dtype, Element, Payload, PayloadError, ValueType};
 pub use program::{Program, ProgramInfo, ProgramName, ProgramOwner};
 pub use session::{NewSession, Session};
 pub use snakepit_reason::Reason;

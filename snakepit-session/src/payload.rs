@@ -6,12 +6,18 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 mod array;
+mod dtype;
+mod element;
+mod items;
+#[cfg(feature = "ndarray")]
+mod ndarray;
 mod read;
 mod specials;
 pub(crate) mod whole;
 
 pub(crate) use array::ArrayMetadata;
-pub use array::Number;
+pub use dtype::Dtype;
+pub use element::Element;
 
 /// The type of a value. The names are those of the wire protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -129,11 +135,38 @@ pub enum PayloadError {
         /// The number of items.
         items: usize,
     },
+    /// The value is not an array with a raw buffer, or its buffer does not match its metadata.
+    #[error("{ty} value is not an array: {problem}")]
+    NotAnArray {
+        /// The payload's type.
+        ty: ValueType,
+        /// The reason.
+        problem: String,
+    },
+    /// The items of the array have another data type than requested.
+    #[error("the array has items of {found}, not {expected}; read it with another type")]
+    Dtype {
+        /// The requested data type.
+        expected: Dtype,
+        /// The name of the data type in the metadata.
+        found: String,
+    },
+    /// The array has another number of axes than requested.
+    #[error("the array has shape {shape:?}, which does not have {expected} axes")]
+    Axes {
+        /// The length of each axis.
+        shape: Vec<usize>,
+        /// The requested number of axes.
+        expected: usize,
+    },
 }
 
 /// A typed value: JSON, and a raw buffer for arrays and bytes.
 ///
 /// Clones are cheap and share the bytes. The JSON is validated when the value is read.
+///
+/// [`to_serde`](Self::to_serde) reads any value. [`shape`](Self::shape), [`dtype`](Self::dtype) and [`items`](Self::items)
+/// read the buffer of an array in place.
 ///
 /// ```
 /// use snakepit_session::{Payload, ValueType};
@@ -265,24 +298,6 @@ impl Payload {
             Some(_) => ValueType::Integer,
         };
         Self::from_json(ty, json)
-    }
-
-    /// Creates a tensor from items in row-major order and the length of each axis. Python receives a numpy array.
-    ///
-    /// # Errors
-    /// [`PayloadError::Shape`] if the number of items does not match the shape.
-    pub fn tensor<T: Number>(shape: &[usize], items: &[T]) -> Result<Self, PayloadError> {
-        let expected = shape.iter().try_fold(1_usize, |items, length| items.checked_mul(*length));
-        if expected != Some(items.len()) {
-            return Err(PayloadError::Shape { shape: shape.to_vec(), items: items.len() });
-        }
-        Ok(array::from_items(ValueType::Tensor, shape, items))
-    }
-
-    /// Creates an embedding: an array with one axis.
-    #[must_use]
-    pub fn embedding<T: Number>(items: &[T]) -> Self {
-        array::from_items(ValueType::Embedding, &[items.len()], items)
     }
 
     /// Deserializes the value.

@@ -72,6 +72,7 @@ const EXHAUSTIVE: &[&str] = &[
 /// Crates before 1.0 whose types are part of public signatures: the library, the other crate, and how users name the same version.
 const UNSTABLE: &[(&str, &str, &str)] = &[
     ("snakepit-session", "futures_core", "snakepit_session::Stream"),
+    ("snakepit-session", "ndarray", "snakepit_session::ndarray"),
     ("snakepit-registry", "futures_core", "snakepit_registry::Stream"),
     ("snakepit-registry", "tower", "snakepit_registry::tower"),
     ("snakepit-worker", "tokio_util", "snakepit_worker::process::CancellationToken"),

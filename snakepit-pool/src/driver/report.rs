@@ -5,8 +5,8 @@ use tokio::sync::watch;
 
 use super::{Driver, Startup, State};
 use crate::{
-    PoolError, PoolStatus, WorkerState, WorkerStatus,
-    scheduler::{Phase, Slot, SlotState},
+    PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,
+    scheduler::{Phase, SlotState},
 };
 
 impl Driver {
@@ -31,22 +31,28 @@ impl Driver {
         let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
     }
 
-    pub(crate) fn is_ready(&self) -> bool {
+    /// Computes the current readiness.
+    pub(crate) fn current_readiness(&self) -> Readiness {
         let state = self.lock();
-        let is_up = |slot: &Slot| matches!(slot.state, SlotState::Up(_));
-        state.scheduler.phase() == Phase::Serving
-            && state.all_slots_have_launched()
-            && state.scheduler.slots().iter().any(is_up)
+        if state.runtime_has_ended || state.scheduler.phase() != Phase::Serving {
+            return Readiness::Stopping;
+        }
+        let slots = state.scheduler.slots();
+        let up = slots.iter().filter(|slot| matches!(slot.state, SlotState::Up(_))).count();
+        Readiness::of_workers(state.all_slots_have_launched(), up, slots.len())
     }
 
-    pub(crate) fn readiness(&self) -> watch::Receiver<bool> {
+    pub(crate) fn readiness(&self) -> watch::Receiver<Readiness> {
         self.readiness.subscribe()
     }
 
-    /// Publishes a change of readiness. Only launches, exits and drains can change it.
+    /// Publishes a change of readiness. Only launches, kills, exits and drains can change it.
     pub(super) fn update_readiness(&self) {
-        let is_ready = self.is_ready();
-        self.readiness.send_if_modified(|published| std::mem::replace(published, is_ready) != is_ready);
+        self.readiness.send_if_modified(|published| {
+            // Computed while no other thread can publish, so that the last value is the newest.
+            let current = self.current_readiness();
+            std::mem::replace(published, current) != current
+        });
     }
 
     pub(crate) fn status(&self) -> PoolStatus {

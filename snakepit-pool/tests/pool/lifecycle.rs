@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use snakepit_pool::{PoolError, WorkerState, settings};
+use snakepit_pool::{PoolError, Readiness, WorkerState, settings};
 use snakepit_registry::{ToolCall, ToolError, ToolHandler};
 use snakepit_worker::{ExitReason, error_chain};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::puppet::{PoolHarness, config};
 
@@ -139,6 +139,33 @@ async fn a_pool_without_a_live_worker_is_not_ready() {
     let _worker = harness.launch().await.succeed();
     harness.settle().await;
     assert!(harness.pool.is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_follows_the_workers_and_the_shutdown() {
+    let mut harness = PoolHarness::start(config(2));
+    let mut readiness = harness.pool.readiness();
+    let now = |readiness: &mut watch::Receiver<Readiness>| readiness.borrow_and_update().to_string();
+    assert_eq!(now(&mut readiness), "starting (0 of 2 workers up)");
+    let first = harness.launch().await.succeed();
+    readiness.changed().await.unwrap();
+    assert_eq!(now(&mut readiness), "starting (1 of 2 workers up)");
+    let second = harness.launch().await.succeed();
+    readiness.changed().await.unwrap();
+    assert_eq!(now(&mut readiness), "ready (2 of 2 workers up)");
+
+    first.exit(ExitReason::Code(1));
+    readiness.changed().await.unwrap();
+    assert_eq!(now(&mut readiness), "degraded (1 of 2 workers up)");
+    assert!(readiness.borrow().serves_calls());
+    let replacement = harness.launch().await.succeed();
+    readiness.changed().await.unwrap();
+    assert_eq!(now(&mut readiness), "ready (2 of 2 workers up)");
+
+    let stopping = harness.pool.shutdown(Duration::ZERO);
+    tokio::join!(stopping, second.exit_on_command(), replacement.exit_on_command());
+    assert_eq!(now(&mut readiness), "stopping");
+    assert!(!harness.pool.is_ready());
 }
 
 #[test]

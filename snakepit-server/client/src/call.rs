@@ -146,7 +146,10 @@ impl<H: HostHandle> CallBuilder<H> {
         self
     }
 
-    /// Attaches the trace context of the call.
+    /// Attaches the trace context of the call, which the tool and its host tools receive.
+    ///
+    /// With the feature `opentelemetry`, a call without one gets the context of the current `tracing` span, if
+    /// `tracing-opentelemetry` records it, or else the current OpenTelemetry context.
     pub fn trace(mut self, trace: TraceContext) -> Self {
         self.call.trace = Some(trace);
         self

@@ -5,8 +5,8 @@ use std::fmt;
 use futures_util::stream::BoxStream;
 use snakepit_registry::{ToolCall, ToolError, ToolReply};
 use snakepit_session::{
-    Created, NewSession, NewVariable, Program, ProgramInfo, ProgramName, Session, SessionId, SetVariable,
-    Variable, VariableId, VariableName, VariableVersion, WatchEvent,
+    Batch, Created, NewSession, NewVariable, Program, ProgramInfo, ProgramName, Session, SessionError,
+    SessionId, SetVariable, Variable, VariableId, VariableName, VariableVersion, WatchEvent,
 };
 
 use crate::Error;
@@ -72,13 +72,22 @@ pub trait HostHandle: Clone + fmt::Debug + Send + Sync + 'static {
         write: SetVariable,
     ) -> impl Future<Output = Result<u32, Error>> + Send;
 
-    /// Writes all variables or none, and returns their new versions.
+    /// Returns a consistent snapshot of variables, in the order of the identifiers, with `None` for missing ones.
+    #[doc(hidden)]
+    fn find_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> impl Future<Output = Result<Vec<Option<Variable>>, Error>> + Send;
+
+    /// Writes several variables, and returns the new version of each, or the error of its write.
     #[doc(hidden)]
     fn set_variables(
         &self,
         id: &SessionId,
         writes: Vec<SetVariable>,
-    ) -> impl Future<Output = Result<Vec<u32>, Error>> + Send;
+        batch: Batch,
+    ) -> impl Future<Output = Result<Vec<Result<u32, SessionError>>, Error>> + Send;
 
     /// Deletes a variable.
     #[doc(hidden)]

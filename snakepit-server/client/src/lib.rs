@@ -17,6 +17,10 @@
 //! [`Client`] holds the connection, [`CallBuilder`] prepares one call, and [`SessionHandle`] reads and writes the state of a
 //! session. All three are generic over a [`HostHandle`], because `snakepit-server`, which runs a host inside your program,
 //! offers the same API.
+//!
+//! # Features
+//! - `ndarray` adds conversions between [`Payload`] and the arrays of the crate `ndarray`.
+//! - `opentelemetry` makes the current OpenTelemetry context the [trace context](CallBuilder::trace) of each call.
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -30,6 +34,7 @@ mod host;
 mod remote;
 mod session;
 pub mod status;
+mod trace;
 
 /// The trait of streams such as [`ReplyStream`], from `futures-core`.
 pub use futures_core::Stream;
@@ -40,12 +45,17 @@ pub use error::write_with_sources;
 pub use extract::ExtractFrom;
 pub use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure, TraceContext};
 pub use snakepit_session::{
-    Created, ErrorChain, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable, Note, Number,
-    Payload, PayloadError, Program, ProgramInfo, ProgramName, Session, SessionError, SessionErrorKind,
+    Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable,
+    Note, Payload, PayloadError, Program, ProgramInfo, ProgramName, Session, SessionError, SessionErrorKind,
     SessionId, SetVariable, SharedError, Source, UpdateKind, ValueType, Variable, VariableId, VariableName,
     VariableType, VariableTypeBuilder, VariableUpdate, VariableVersion, WatchEvent, error_chain,
     variable_kinds,
 };
+/// The crates of [`Payload::to_ndarray`] and of the items of arrays, so that programs use the same versions.
+#[cfg(feature = "ndarray")]
+pub use snakepit_session::{half, ndarray, num_complex};
+#[doc(hidden)]
+pub use trace::attach_current_trace;
 
 pub use self::{
     batch::CallBatch,

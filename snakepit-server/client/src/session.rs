@@ -1,5 +1,6 @@
 //! The handle of a session: its programs and metadata.
 
+mod batches;
 mod variables;
 
 use std::ops::Deref;

@@ -29,13 +29,13 @@ use crate::{
 /// The interval at which the host frees the memory of expired sessions. Callers cannot reach a session after it expires.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The default of [`Builder::start_timeout`]. Imports of Python packages can be slow.
-const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The default of [`Builder::connection_bytes`], in bytes.
-const DEFAULT_CONNECTION_BYTES: usize = 256 * 1024 * 1024;
-
 impl Builder {
+    /// The default of [`start_timeout`](Self::start_timeout). Imports of Python packages can be slow.
+    pub const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(60);
+
+    /// The default of [`connection_bytes`](Self::connection_bytes), in bytes.
+    pub const DEFAULT_CONNECTION_BYTES: usize = 256 * 1024 * 1024;
+
     /// Starts the host and waits until every worker accepts calls.
     ///
     /// The host lives as long as the tokio runtime in which it starts. Afterwards, every call fails with
@@ -157,7 +157,7 @@ impl Builder {
             created.map_err(|error| WorkerError::io(shown, "its creation did not end").with_source(error))?;
         let run_dir = Arc::new(created?);
 
-        let start_timeout = self.start_timeout.unwrap_or(DEFAULT_START_TIMEOUT);
+        let start_timeout = self.start_timeout.unwrap_or(Self::DEFAULT_START_TIMEOUT);
         let process_launcher = program.map(|program| {
             let mut config = ProcessConfig::new(program);
             config.multiplex = !self.plain_calls;
@@ -180,7 +180,7 @@ impl Builder {
         };
         let limits = ListenLimits {
             connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),
-            connection_bytes: self.connection_bytes.unwrap_or(DEFAULT_CONNECTION_BYTES),
+            connection_bytes: self.connection_bytes.unwrap_or(Self::DEFAULT_CONNECTION_BYTES),
             arriving: ArrivalBudgets::new(self.pool.queue_bytes),
             unread: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
             unread_local: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),

@@ -2,13 +2,12 @@
 
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeSeed, Error, SeqAccess, Visitor},
+    de::{DeserializeSeed, SeqAccess, Visitor},
     forward_to_deserialize_any,
 };
-use serde_json::{Error as Problem, json};
+use serde_json::Error as Problem;
 
-use super::{Payload, whole::visit_integer};
-use crate::ValueType;
+use super::{dtype::ItemFormat, whole::visit_integer};
 
 /// The maximum number of axes, as in numpy.
 const MAX_AXES: usize = 64;
@@ -24,7 +23,7 @@ const EXTRA_LISTS: usize = 1024;
 pub(crate) struct ArrayMetadata {
     /// The length of each axis.
     pub(crate) shape: Option<Vec<usize>>,
-    dtype: Option<String>,
+    pub(super) dtype: Option<String>,
     binary_format: Option<String>,
 }
 
@@ -35,6 +34,11 @@ impl ArrayMetadata {
     /// The reason, which continues a message after "value's metadata".
     pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(json).map_err(|error| format!("cannot be read: {error}"))
+    }
+
+    /// The metadata of raw bytes.
+    pub(super) fn of_bytes(length: usize) -> Self {
+        Self { shape: Some(vec![length]), dtype: Some("uint8".to_owned()), binary_format: None }
     }
 
     /// Whether the buffer contains the plain items, which is the default.
@@ -48,20 +52,29 @@ impl ArrayMetadata {
     /// The reason, which continues a message after "value's buffer".
     pub(crate) fn items<'a>(&'a self, buffer: &'a [u8]) -> Result<Items<'a>, String> {
         let name = self.dtype.as_deref().unwrap_or_default();
-        let Some(dtype) = Dtype::parse(name) else {
+        let Some(format) = ItemFormat::parse(name) else {
             return Err(format!(
                 "has dtype `{name}`, which is unknown; use one such as float32, int64 or bool"
             ));
         };
         let shape = self.shape.as_deref().unwrap_or_default();
-        let expected = shape.iter().try_fold(dtype.bytes, |size, n| size.checked_mul(*n));
+        let expected = shape.iter().try_fold(format.bytes, |size, n| size.checked_mul(*n));
         if expected != Some(buffer.len()) {
             return Err(format!(
                 "has {} bytes, which does not match shape {shape:?} of {name}",
                 buffer.len()
             ));
         }
-        Ok(Items { shape, dtype, buffer })
+        Ok(Items { shape, format, buffer })
+    }
+
+    /// The items of a raw buffer whose shape is known.
+    ///
+    /// # Errors
+    /// The reason.
+    pub(super) fn array<'a>(&'a self, buffer: &'a [u8]) -> Result<Items<'a>, String> {
+        self.check_shape()?;
+        self.items(buffer).map_err(|problem| format!("its buffer {problem}"))
     }
 
     /// The items of a raw buffer if they can be read as nested lists.
@@ -69,6 +82,18 @@ impl ArrayMetadata {
     /// # Errors
     /// The reason.
     pub(super) fn lists<'a>(&'a self, buffer: &'a [u8]) -> Result<Items<'a>, String> {
+        let shape = self.check_shape()?;
+        let limit = buffer.len().saturating_mul(LISTS_PER_BYTE).saturating_add(EXTRA_LISTS);
+        if nested_lists(shape) > limit {
+            return Err(format!(
+                "its shape {shape:?} has more than {limit} nested lists, the limit for its size"
+            ));
+        }
+        self.array(buffer)
+    }
+
+    /// Returns the shape if the buffer is raw and the number of axes is within the limit.
+    fn check_shape(&self) -> Result<&[usize], String> {
         if !self.is_raw() {
             let format = self.binary_format.as_deref().unwrap_or_default();
             return Err(format!(
@@ -79,13 +104,7 @@ impl ArrayMetadata {
         if shape.len() > MAX_AXES {
             return Err(format!("its shape has {} axes, the limit is {MAX_AXES}", shape.len()));
         }
-        let limit = buffer.len().saturating_mul(LISTS_PER_BYTE).saturating_add(EXTRA_LISTS);
-        if nested_lists(shape) > limit {
-            return Err(format!(
-                "its shape {shape:?} has more than {limit} nested lists, the limit for its size"
-            ));
-        }
-        self.items(buffer).map_err(|problem| format!("its buffer {problem}"))
+        Ok(shape)
     }
 }
 
@@ -99,127 +118,20 @@ fn nested_lists(shape: &[usize]) -> usize {
     lists
 }
 
-/// A data type, parsed from numpy's names such as `float32` and `<f4`.
-#[derive(Debug, Clone, Copy)]
-struct Dtype {
-    kind: Kind,
-    /// The size of one item in bytes.
-    bytes: usize,
-    is_big_endian: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
-    Bool,
-    Int,
-    Uint,
-    Float,
-    Complex,
-    Bfloat,
-}
-
-impl Dtype {
-    fn parse(name: &str) -> Option<Self> {
-        let plain = name.trim_start_matches(['<', '>', '=', '|']);
-        let (kind, bits) = match plain {
-            "bool" | "?" | "b1" => (Kind::Bool, 8),
-            _ => {
-                let digits = plain.trim_start_matches(|c: char| !c.is_ascii_digit());
-                let size: usize = digits.parse().ok()?;
-                match &plain[..plain.len() - digits.len()] {
-                    "float" => (Kind::Float, size),
-                    "int" => (Kind::Int, size),
-                    "uint" => (Kind::Uint, size),
-                    "complex" => (Kind::Complex, size),
-                    "bfloat" => (Kind::Bfloat, size),
-                    "f" => (Kind::Float, size.checked_mul(8)?),
-                    "i" => (Kind::Int, size.checked_mul(8)?),
-                    "u" => (Kind::Uint, size.checked_mul(8)?),
-                    "c" => (Kind::Complex, size.checked_mul(8)?),
-                    _ => return None,
-                }
-            }
-        };
-        // The packing of items below one byte is not specified.
-        let is_supported = matches!(bits, 8 | 16 | 32 | 64 | 80 | 96 | 128 | 256);
-        is_supported.then_some(Self { kind, bytes: bits / 8, is_big_endian: name.starts_with('>') })
-    }
-
-    /// The bits of the item, zero-extended. `None` for an item of more than eight bytes.
-    fn bits(self, item: &[u8]) -> Option<u64> {
-        let mut wide = [0; 8];
-        wide.get_mut(..item.len())?.copy_from_slice(item);
-        if self.is_big_endian {
-            wide[..item.len()].reverse();
-        }
-        Some(u64::from_le_bytes(wide))
-    }
-
-    fn visit<'de, V: Visitor<'de>>(self, item: &[u8], visitor: V) -> Result<V::Value, Problem> {
-        let unsupported = || {
-            let name = match self.kind {
-                Kind::Bool => "bool",
-                Kind::Int => "int",
-                Kind::Uint => "uint",
-                Kind::Float => "float",
-                Kind::Complex => "complex",
-                Kind::Bfloat => "bfloat",
-            };
-            let bits = 8 * self.bytes;
-            Problem::custom(format!(
-                "items of {name}{bits} cannot be read in Rust; convert them to another dtype first"
-            ))
-        };
-        let bits = self.bits(item).ok_or_else(unsupported)?;
-        match (self.kind, self.bytes) {
-            (Kind::Bool, _) => visitor.visit_bool(bits != 0),
-            (Kind::Uint, 1 | 2 | 4 | 8) => visitor.visit_u64(bits),
-            (Kind::Int, 1 | 2 | 4 | 8) => {
-                let unused_bits = 64 - 8 * self.bytes;
-                visitor.visit_i64((bits << unused_bits).cast_signed() >> unused_bits)
-            }
-            (Kind::Float, _) => visitor.visit_f64(self.float(bits).ok_or_else(unsupported)?),
-            _ => Err(unsupported()),
-        }
-    }
-
-    /// Converts the bits of an item to a number. Returns `None` for types other than floats.
-    fn float(self, bits: u64) -> Option<f64> {
-        match (self.kind, self.bytes) {
-            (Kind::Float, 2) => Some(half_to_f64(bits)),
-            (Kind::Float, 4) => Some(f32::from_bits((bits & 0xffff_ffff) as u32).into()),
-            (Kind::Float, 8) => Some(f64::from_bits(bits)),
-            _ => None,
-        }
-    }
-}
-
-/// Converts the bits of an IEEE 754 binary16 number.
-fn half_to_f64(bits: u64) -> f64 {
-    let (negative, exponent, fraction) = (bits & 0x8000 != 0, (bits >> 10) & 0x1f, (bits & 0x3ff) as f64);
-    let magnitude = match exponent {
-        0 => fraction * 2_f64.powi(-24),
-        31 if fraction == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
-        _ => (1.0 + fraction / 1024.0) * 2_f64.powi(exponent as i32 - 15),
-    };
-    if negative { -magnitude } else { magnitude }
-}
-
 /// The items of an array, which deserialize as a number if no axis remains, or else as a list.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Items<'a> {
-    shape: &'a [usize],
-    dtype: Dtype,
-    buffer: &'a [u8],
+    pub(super) shape: &'a [usize],
+    pub(super) format: ItemFormat,
+    pub(super) buffer: &'a [u8],
 }
 
 /// Passes integral floats as integers to visitors that request one.
 macro_rules! integers {
     ($($method:ident)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
-            let item = self.shape.is_empty().then(|| self.dtype.bits(self.buffer)).flatten();
-            match item.and_then(|bits| self.dtype.float(bits)) {
+            let item = self.shape.is_empty().then(|| self.format.bits(self.buffer)).flatten();
+            match item.and_then(|bits| self.format.float(bits)) {
                 Some(number) => visit_integer(number, visitor),
                 None => self.deserialize_any(visitor),
             }
@@ -232,7 +144,7 @@ impl<'de> Deserializer<'de> for Items<'_> {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
         match self.shape.split_first() {
-            None => self.dtype.visit(self.buffer, visitor),
+            None => self.format.visit(self.buffer, visitor),
             Some((length, rest)) => {
                 visitor.visit_seq(List { length: *length, rest: Self { shape: rest, ..self } })
             }
@@ -283,55 +195,6 @@ impl<'de> SeqAccess<'de> for List<'_> {
         // Empty rows take no bytes, so the declared length may be huge.
         Some(self.length.min(self.rest.buffer.len()))
     }
-}
-
-/// Creates a payload from items that match the shape.
-pub(super) fn from_items<T: Number>(ty: ValueType, shape: &[usize], items: &[T]) -> Payload {
-    let metadata = json!({"type": ty, "shape": shape, "dtype": T::DTYPE, "binary_format": "raw"});
-    let mut buffer = Vec::with_capacity(size_of_val(items));
-    items.iter().for_each(|item| item.write(&mut buffer));
-    Payload::from_buffer(ty, metadata.to_string().into(), buffer.into())
-}
-
-/// A number type of arrays.
-pub trait Number: sealed::Sealed + Copy {
-    /// The numpy name of the data type, such as `float32`.
-    const DTYPE: &'static str;
-
-    /// Appends the number to a buffer, little-endian.
-    #[doc(hidden)]
-    fn write(self, buffer: &mut Vec<u8>);
-}
-
-mod sealed {
-    pub trait Sealed {}
-}
-
-macro_rules! numbers {
-    ($($ty:ty, $dtype:literal;)*) => {$(
-        impl sealed::Sealed for $ty {}
-
-        impl Number for $ty {
-            const DTYPE: &'static str = $dtype;
-
-            fn write(self, buffer: &mut Vec<u8>) {
-                buffer.extend_from_slice(&self.to_le_bytes());
-            }
-        }
-    )*};
-}
-
-numbers! {
-    f32, "float32";
-    f64, "float64";
-    i8, "int8";
-    i16, "int16";
-    i32, "int32";
-    i64, "int64";
-    u8, "uint8";
-    u16, "uint16";
-    u32, "uint32";
-    u64, "uint64";
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use snakepit_proto::{pb, status::check_request_size};
 use snakepit_registry::{ToolCall, ToolError, ToolReply};
 use snakepit_session::{
-    Created, NewSession, NewVariable, Note, Payload, Program, ProgramInfo, ProgramName, Session,
+    Batch, Created, NewSession, NewVariable, Note, Payload, Program, ProgramInfo, ProgramName, Session,
     SessionError, SessionId, SetVariable, Source, UpdateKind, Variable, VariableId, VariableName,
     VariableType, VariableUpdate, VariableVersion, WatchEvent,
 };
@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tonic::{Response, Status};
 
 use super::{MAX_ATTEMPTS, MAX_WATCHES, RemoteHost, connection_broke};
-use crate::{Error, EventStream, HostHandle, status::session_error};
+use crate::{Error, EventStream, HostHandle, status::session_error, trace::attach_current_trace};
 
 /// Sends a request that changes state, and waits for its response up to the request timeout. It is a macro because each RPC is
 /// a separate method of the generated client.
@@ -46,7 +46,8 @@ macro_rules! read_rpc {
 }
 
 impl HostHandle for RemoteHost {
-    async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+    async fn call(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+        attach_current_trace(&mut call);
         // Boxed, so that the large future of a remote call does not become part of the caller's.
         match call.room_wait() {
             None => Box::pin(self.0.call(call)).await,
@@ -141,7 +142,28 @@ impl HostHandle for RemoteHost {
         Ok(version(response.new_version))
     }
 
-    async fn set_variables(&self, id: &SessionId, writes: Vec<SetVariable>) -> Result<Vec<u32>, Error> {
+    async fn find_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> Result<Vec<Option<Variable>>, Error> {
+        let request = pb::BatchGetVariablesRequest {
+            session_id: id.to_string(),
+            variable_identifiers: identifiers.iter().map(|&identifier| identifier.to_owned()).collect(),
+            include_metadata: true,
+            bypass_cache: true,
+        };
+        let response = read_rpc!(self, "GetVariables", get_variables(request));
+        let find = |identifier: &&str| response.variables.get(*identifier).cloned().map(variable).transpose();
+        identifiers.iter().map(find).collect()
+    }
+
+    async fn set_variables(
+        &self,
+        id: &SessionId,
+        writes: Vec<SetVariable>,
+        batch: Batch,
+    ) -> Result<Vec<Result<u32, SessionError>>, Error> {
         let note = writes.first().map(|write| write.note.clone()).unwrap_or_default();
         if writes.iter().any(|write| write.note != note) {
             let problem =
@@ -151,7 +173,7 @@ impl HostHandle for RemoteHost {
         let mut request = pb::BatchSetVariablesRequest {
             session_id: id.to_string(),
             metadata: note.to_metadata(),
-            atomic: true,
+            atomic: batch == Batch::Atomic,
             ..pb::BatchSetVariablesRequest::default()
         };
         let mut names = Vec::with_capacity(writes.len());
@@ -168,20 +190,21 @@ impl HostHandle for RemoteHost {
             names.push(identifier);
         }
         let mut response = write_rpc!(self, "SetVariables", set_variables(request));
-        if !response.errors.is_empty() {
-            let errors = response.errors.into_iter().map(|(name, message)| {
-                let pb::ErrorReason { reason, metadata, .. } =
-                    response.reasons.remove(&name).unwrap_or_default();
-                let error = session_error(&reason, |key| metadata.get(key).cloned(), &message);
-                (name, error.unwrap_or_else(|| SessionError::backend(message)))
-            });
-            return Err(SessionError::BatchRejected { errors: errors.collect() }.into());
+        let errors = response.errors.into_iter().map(|(name, message)| {
+            let pb::ErrorReason { reason, metadata, .. } = response.reasons.remove(&name).unwrap_or_default();
+            let error = session_error(&reason, |key| metadata.get(key).cloned(), &message);
+            (name, error.unwrap_or_else(|| SessionError::backend(message)))
+        });
+        let mut errors: BTreeMap<_, _> = errors.collect();
+        if batch == Batch::Atomic && !errors.is_empty() {
+            return Err(SessionError::BatchRejected { errors }.into());
         }
-        let version_of = |name: &String| response.new_versions.get(name).copied().map(version);
-        names
-            .iter()
-            .map(|name| version_of(name).ok_or_else(|| malformed_response(format!("no version of `{name}`"))))
-            .collect()
+        let outcome = |name: &String| match (errors.remove(name), response.new_versions.get(name)) {
+            (Some(error), _) => Ok(Err(error)),
+            (None, Some(new)) => Ok(Ok(version(*new))),
+            (None, None) => Err(malformed_response(format!("no version of `{name}`"))),
+        };
+        names.iter().map(outcome).collect()
     }
 
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<(), Error> {

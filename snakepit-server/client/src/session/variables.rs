@@ -118,15 +118,6 @@ impl<H: HostHandle> SessionHandle<H> {
         self.host().set_variable(self.id(), write).await
     }
 
-    /// Writes all variables or none, and returns the new versions in the same order.
-    ///
-    /// # Errors
-    /// [`Error::Session`]; in particular [`SessionError::BatchRejected`], which lists every rejected write. A remote host
-    /// accepts one note per batch, so writes with different notes fail with [`Error::Rejected`].
-    pub async fn write_all(&self, writes: Vec<SetVariable>) -> Result<Vec<u32>, Error> {
-        self.host().set_variables(self.id(), writes).await
-    }
-
     /// Computes the next value of a variable from its current value, writes it, and returns it. If another writer was faster,
     /// the handle calls the function again with the newer value, so no write is lost.
     ///

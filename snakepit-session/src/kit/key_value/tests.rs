@@ -1,0 +1,171 @@
+//! Restarts, failed commits and keys of a key-value backend. The example `sqlite_backend` runs the suites of all
+//! backends.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use serde_json::json;
+
+use super::*;
+use crate::{
+    Created, NewSession, NewVariable, Note, Payload, Program, ProgramOwner, SessionBackend, SetVariable,
+    ValueType, VariableName, VariableType, error_chain,
+};
+
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Rows in a map that several backends may open one after the other. Commits fail on request.
+#[derive(Debug, Clone, Default)]
+struct SharedMap {
+    rows: Arc<Mutex<Map>>,
+    is_full: Arc<AtomicBool>,
+}
+
+impl KeyValueStore for SharedMap {
+    fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.rows.lock().unwrap().get(key).cloned())
+    }
+
+    fn scan(&mut self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
+        let rows = self.rows.lock().unwrap();
+        let found = rows.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix));
+        found.for_each(|(key, value)| visit(key, value));
+        Ok(())
+    }
+
+    fn commit(&mut self, writes: StoreWrites) -> Result<(), StoreError> {
+        if self.is_full.load(Ordering::Relaxed) {
+            return Err("the disk is full".into());
+        }
+        let mut rows = self.rows.lock().unwrap();
+        for (key, value) in writes {
+            match value {
+                Some(value) => drop(rows.insert(key, value)),
+                None => drop(rows.remove(&key)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open(store: &SharedMap) -> KeyValueBackend<SharedMap> {
+    KeyValueBackend::open(store.clone(), SessionLimits::default()).unwrap()
+}
+
+fn integer(value: i64) -> Payload {
+    Payload::try_from_serde(&value).unwrap()
+}
+
+/// A session with a variable at version 2 and a program, and a global program.
+async fn fill(backend: &impl SessionBackend) -> SessionId {
+    let id = SessionId::try_new("s").unwrap();
+    backend.create(&id, NewSession::default()).await.unwrap();
+    let new = NewVariable {
+        ty: VariableType::new(ValueType::Integer).unwrap(),
+        value: integer(0),
+        note: Note::default(),
+    };
+    backend.register_variable(&id, &VariableName::try_new("n").unwrap(), new).await.unwrap();
+    for value in [1, 2] {
+        backend.set_variable(&id, SetVariable::new("n", integer(value))).await.unwrap();
+    }
+    let program = Program {
+        data: "weights".into(),
+        content_type: String::new(),
+        metadata: BTreeMap::new(),
+        ttl: None,
+        updated_at: std::time::SystemTime::UNIX_EPOCH,
+    };
+    let name = ProgramName::try_new("model").unwrap();
+    for owner in [ProgramOwner::Session(id.clone()), ProgramOwner::Global] {
+        backend.put_program(&owner, &name, program.clone()).await.unwrap();
+    }
+    id
+}
+
+#[tokio::test]
+async fn sessions_survive_a_restart() {
+    let store = SharedMap::default();
+    let first = open(&store);
+    let id = fill(&first).await;
+    let stats = first.stats().await.unwrap();
+    drop(first);
+
+    let second = open(&store);
+    let restored = second.stats().await.unwrap();
+    assert_eq!(
+        (restored.live, restored.variables, restored.programs, restored.bytes),
+        (stats.live, stats.variables, stats.programs, stats.bytes)
+    );
+    assert_eq!((restored.variables, restored.programs, restored.created), (1, 2, 0));
+    assert_eq!(second.create(&id, NewSession::default()).await.unwrap().1, Created::Existing);
+    let history = second.variable_history(&id, "n", 0).await.unwrap();
+    let values: Vec<_> = history.iter().map(|version| version.value.to_serde::<i64>().unwrap()).collect();
+    assert_eq!(values, [2, 1, 0]);
+    let name = ProgramName::try_new("model").unwrap();
+    for owner in [ProgramOwner::Session(id.clone()), ProgramOwner::Global] {
+        assert_eq!(second.program(&owner, &name).await.unwrap().data, "weights");
+        second.delete_program(&owner, &name).await.unwrap();
+    }
+    second.delete(&id).await.unwrap();
+    assert_eq!(second.stats().await.unwrap().bytes, 0);
+    assert!(store.rows.lock().unwrap().is_empty(), "rows are left: {:?}", store.rows);
+}
+
+#[tokio::test]
+async fn a_failed_commit_changes_nothing() {
+    let store = SharedMap::default();
+    let backend = open(&store);
+    let id = fill(&backend).await;
+    let mut watch = backend.watch_variables(&id, &[], false).await.unwrap();
+    let rows = store.rows.lock().unwrap().clone();
+    let stats = backend.stats().await.unwrap();
+
+    store.is_full.store(true, Ordering::Relaxed);
+    let failed = backend.set_variable(&id, SetVariable::new("n", integer(3))).await.unwrap_err();
+    assert!(matches!(failed, SessionError::NotWritten { .. }), "{failed}");
+    let chain = error_chain(&failed).to_string();
+    assert!(chain.ends_with("cannot write to the store: the disk is full"), "{chain}");
+    assert!(backend.delete(&id).await.is_err());
+    assert!(backend.create(&SessionId::try_new("t").unwrap(), NewSession::default()).await.is_err());
+    assert_eq!(*store.rows.lock().unwrap(), rows);
+    assert_eq!(backend.stats().await.unwrap(), stats);
+
+    store.is_full.store(false, Ordering::Relaxed);
+    assert_eq!(backend.set_variable(&id, SetVariable::new("n", integer(4))).await, Ok(3));
+    // The watcher receives only the change that was stored.
+    let Some(Ok(crate::WatchEvent::Update(update))) = watch.next().await else { panic!("no update") };
+    assert_eq!(update.variable.value.to_serde::<serde_json::Value>().unwrap(), json!(4));
+}
+
+#[tokio::test]
+async fn the_names_of_owners_do_not_overlap() {
+    let backend = open(&SharedMap::default());
+    let ids = ["a", "a b", "ab"].map(|id| SessionId::try_new(id).unwrap());
+    for id in &ids {
+        backend.create(id, NewSession::default()).await.unwrap();
+        let new = NewVariable {
+            ty: VariableType::new(ValueType::Integer).unwrap(),
+            value: integer(1),
+            note: Note::default(),
+        };
+        backend.register_variable(id, &VariableName::try_new("b").unwrap(), new).await.unwrap();
+    }
+    backend.delete(&ids[0]).await.unwrap();
+    for id in &ids[1..] {
+        assert_eq!(backend.list_variables(id, "").await.unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn a_store_with_other_rows_is_rejected() {
+    let store = SharedMap::default();
+    store.rows.lock().unwrap().insert(vec![1, b's', 0, 0], b"?".to_vec());
+    let error = KeyValueBackend::open(store, SessionLimits::default()).unwrap_err().to_string();
+    assert!(error.contains("cannot read a record"), "{error}");
+}
