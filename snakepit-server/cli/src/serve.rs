@@ -17,6 +17,8 @@ use crate::{
 
 mod options;
 mod session_limits;
+#[cfg(test)]
+mod settings_table;
 mod signals;
 
 pub(crate) use options::Args;
