@@ -78,7 +78,13 @@ async fn every_rpc_asks_for_permission() {
     // `Ping` is open, and workers register with their own credentials. Calls need more than an empty request; see below.
     const OPEN: [&str; 1] = ["Ping"];
     const OF_WORKERS: [&str; 1] = ["RegisterTools"];
-    const CALLS: [&str; 4] = ["ExecuteTool", "ExecuteStreamingTool", "ExecuteElixirTool", "Multiplex"];
+    const CALLS: [&str; 5] = [
+        "ExecuteTool",
+        "ExecuteStreamingTool",
+        "ExecuteElixirTool",
+        "ExecuteStreamingElixirTool",
+        "Multiplex",
+    ];
 
     let fixture = Fixture::start(|builder| builder.authorize(|_, _| Err(Denied::new("nobody may")))).await;
     let mut client = Grpc::new(fixture.channel().await);
@@ -109,11 +115,12 @@ async fn every_rpc_asks_for_permission() {
 
     let mut client = BridgeServiceClient::new(fixture.channel().await);
     let call = || pb::ExecuteToolRequest { tool_name: "value".into(), ..Default::default() };
-    let of_host = pb::ExecuteElixirToolRequest { tool_name: "caller".into(), ..Default::default() };
+    let of_host = || pb::ExecuteElixirToolRequest { tool_name: "caller".into(), ..Default::default() };
     for status in [
         client.execute_tool(call()).await.map(drop).unwrap_err(),
         client.execute_streaming_tool(call()).await.map(drop).unwrap_err(),
-        client.execute_elixir_tool(of_host).await.map(drop).unwrap_err(),
+        client.execute_elixir_tool(of_host()).await.map(drop).unwrap_err(),
+        client.execute_streaming_elixir_tool(of_host()).await.map(drop).unwrap_err(),
     ] {
         assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "access denied: nobody may"));
     }
