@@ -418,7 +418,7 @@ impl Driver {
         self.end_startup(Startup::Failed(failure));
         let is_reported = match &*self.startup.borrow() {
             Startup::Failed(PoolError::Start { error: first, .. }) => {
-                key.generation == 1 && first.to_string() == error.to_string()
+                key.generation == 1 && error_chain(first).to_string() == error_chain(error).to_string()
             }
             _ => false,
         };

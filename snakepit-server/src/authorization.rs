@@ -11,7 +11,8 @@ use snakepit_registry::{Principal, ToolError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation<'a> {
-    /// Calls a tool of a worker or of the host. The tool may not exist.
+    /// Calls a tool of a worker or of the host. The tool may not exist. A call in a session also needs the permission for
+    /// [`WriteSession`](Self::WriteSession), because the tool can use the session.
     Call {
         /// The name of the tool.
         tool: &'a str,
@@ -23,7 +24,7 @@ pub enum Operation<'a> {
         /// The id of the session.
         session: &'a str,
     },
-    /// Creates, changes or deletes a session, its variables or its programs.
+    /// Creates, changes or deletes a session, its variables or its programs, or calls a tool in it.
     WriteSession {
         /// The id of the session.
         session: &'a str,

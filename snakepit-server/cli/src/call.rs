@@ -1,7 +1,8 @@
 //! `snakepit call` and `snakepit stream`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use serde::Serialize;
 use serde_json::value::RawValue;
 use snakepit_proto::{headers, pb, value};
 use snakepit_server::Reason;
@@ -147,6 +148,22 @@ fn any(json: &RawValue) -> pb::Any {
     value::encode(value::TypedValue { type_name, json: text.to_owned().into(), binary: None }).0
 }
 
+/// The result of a call with `--json`. The JSON of a tool is printed as it is, because a `serde_json::Value` rounds large numbers.
+#[derive(Debug, Serialize)]
+struct ResultLine<'a> {
+    execution_time_ms: i64,
+    result: &'a RawValue,
+    worker: Option<&'a str>,
+}
+
+/// A chunk with `--json`.
+#[derive(Debug, Serialize)]
+struct ChunkLine<'a> {
+    chunk_id: &'a str,
+    data: &'a RawValue,
+    metadata: &'a BTreeMap<String, String>,
+}
+
 pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     let request = call.request()?;
     let mut client = call.server.connect().await?;
@@ -171,11 +188,11 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     }
     let result = to_readable_json(response.result.unwrap_or_default(), response.binary_result)?;
     if json {
-        print_json(&serde_json::json!({
-            "result": result,
-            "worker": worker,
-            "execution_time_ms": response.execution_time_ms,
-        }))
+        print_json(&ResultLine {
+            execution_time_ms: response.execution_time_ms,
+            result: &result,
+            worker: worker.as_deref(),
+        })
     } else {
         print_json(&result)
     }
@@ -196,11 +213,7 @@ pub(crate) async fn stream(StreamArgs { json, call }: StreamArgs) -> Result<(), 
             Failure::new(Reason::Rejected, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
         })?;
         if json {
-            print_json(&serde_json::json!({
-                "chunk_id": chunk.chunk_id,
-                "data": data,
-                "metadata": chunk.metadata,
-            }))?;
+            print_json(&ChunkLine { chunk_id: &chunk.chunk_id, data: &data, metadata: &chunk.metadata })?;
         } else {
             print_json(&data)?;
         }

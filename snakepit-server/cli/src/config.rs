@@ -123,7 +123,11 @@ fn text_of(arg: &Arg, value: &DeValue<'_>) -> Result<String, &'static str> {
         (ArgAction::SetTrue, DeValue::Boolean(set)) => Ok(set.to_string()),
         (ArgAction::SetTrue, _) => Err("true or false"),
         (_, DeValue::String(text)) => Ok(text.to_string()),
-        (_, DeValue::Integer(number)) => Ok(number.to_string()),
+        // Such as `0x2` and `1_000`, which the flags do not take.
+        (_, DeValue::Integer(number)) => {
+            let digits = i128::from_str_radix(number.as_str(), number.radix());
+            Ok(digits.map_or_else(|_| number.to_string(), |number| number.to_string()))
+        }
         _ => Err("a string or an integer"),
     }
 }
@@ -163,6 +167,9 @@ mod tests {
         assert_eq!(flags.workers, 3, "the command line takes precedence");
         assert_eq!(flags.run_dir.as_deref(), Some(Path::new("/run/a")));
         assert_eq!((flags.allow_remote, &*flags.sessions, flags.config), (true, "file:/a b", None));
+        for sixteen in ["16", "0x10", "0b1_0000", "0o20", "1_6", "+16"] {
+            assert_eq!(parse(&format!("workers = {sixteen}"), &[]).unwrap().workers, 16, "{sixteen}");
+        }
         let flags = parse("", &[]).unwrap();
         assert_eq!((flags.workers, flags.allow_remote, &*flags.sessions), (4, false, "memory"));
     }

@@ -8,6 +8,12 @@ pub(crate) fn parse(value: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; it takes a number and a unit, such as 700ms, 0.7s or 2m"))
 }
 
+/// Parses a duration of at least one millisecond.
+pub(crate) fn parse_positive(value: &str) -> Result<Duration, String> {
+    let duration = parse(value)?;
+    if duration < Duration::from_millis(1) { Err("the shortest is 1ms".to_owned()) } else { Ok(duration) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -19,5 +25,14 @@ mod tests {
         for bad in ["0.7", "7", "", "soon", "-1s"] {
             assert!(parse(bad).unwrap_err().contains("0.7s"), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_positive_duration_has_at_least_a_millisecond() {
+        assert_eq!(parse_positive("1ms"), Ok(Duration::from_millis(1)));
+        for bad in ["0s", "999us", "1ns"] {
+            assert!(parse_positive(bad).unwrap_err().contains("1ms"), "{bad}");
+        }
+        assert!(parse_positive("1").unwrap_err().contains("0.7s"));
     }
 }

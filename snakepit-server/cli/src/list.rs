@@ -1,9 +1,13 @@
 //! `snakepit tools`, `workers`, `sessions` and `variables`, which print a table or lines of JSON.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use comfy_table::{ContentArrangement, Table, presets};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
 use snakepit_proto::pb;
 use snakepit_worker::escaping::escape;
 use tonic::Status;
@@ -19,7 +23,7 @@ pub(crate) const WORKER_COLUMNS: &str = "\
 Columns:
   WORKER    the id, POOL-SLOT-GENERATION: the third worker in slot 2 of the pool `default`
             is default-2-3. An id is never reused
-  PID       the process id
+  PID       the process id; empty, and null with --json, while no process runs
   STATE     starting, idle, busy, quarantined (until a cancelled call has ended),
             stopping or dead
   CALLS     the number of calls that ended in this slot, including failed ones
@@ -50,7 +54,7 @@ impl Args {
     }
 
     /// Prints rows as a table with these column names, or as JSON objects.
-    fn print(&self, heads: &[&str], rows: Vec<(Vec<String>, Value)>) -> Result<(), Failure> {
+    fn print(&self, heads: &[&str], rows: Vec<(Vec<String>, impl Serialize)>) -> Result<(), Failure> {
         if self.json {
             return rows.iter().try_for_each(|(_, object)| output::print_json(object));
         }
@@ -119,9 +123,11 @@ pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
         .await
         .map_err(|status| args.rejection(status))?;
     let rows = workers.into_inner().workers.into_iter().map(|worker| {
+        // The server sends 0 if no process is running. As an argument of `kill`, 0 would mean the caller's process group.
+        let pid = (worker.pid != 0).then_some(worker.pid);
         let object = json!({
             "worker_id": worker.worker_id,
-            "pid": worker.pid,
+            "pid": pid,
             "state": worker.state,
             "address": worker.address,
             "started_at": worker.started_at.as_ref().map(|at| rfc3339(*at)),
@@ -131,7 +137,7 @@ pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
         let up = worker.started_at.map(age).unwrap_or_default();
         let cells = vec![
             worker.worker_id,
-            worker.pid.to_string(),
+            pid.map(|pid| pid.to_string()).unwrap_or_default(),
             worker.state,
             worker.calls.to_string(),
             worker.restarts.to_string(),
@@ -218,36 +224,48 @@ pub(crate) async fn variables(args: VariableArgs) -> Result<(), Failure> {
     args.print(&["VARIABLE", "TYPE", "VALUE", "VERSION", "SOURCE", "WRITTEN", "CONSTRAINTS"], rows)
 }
 
-fn variable_row(variable: pb::Variable) -> (Vec<String>, Value) {
+/// A variable with `--json`. Its JSON is printed as it is, because a `serde_json::Value` rounds large numbers.
+#[derive(Debug, Serialize)]
+struct VariableLine {
+    constraints: Option<Box<RawValue>>,
+    id: String,
+    metadata: BTreeMap<String, String>,
+    name: String,
+    source: &'static str,
+    r#type: String,
+    updated_at: Option<String>,
+    value: Option<Box<RawValue>>,
+    version: i32,
+}
+
+fn variable_row(variable: pb::Variable) -> (Vec<String>, VariableLine) {
     let source = match variable.source() {
         pb::variable::Source::Elixir => "host",
         pb::variable::Source::Python => "python",
     };
     // A malformed value does not prevent the listing of the others.
     let value = output::to_readable_json(variable.value.unwrap_or_default(), variable.binary_value).ok();
-    let shown = value.as_ref().map_or("(cannot be read)", |value| value.get());
-    let constraints = variable.constraints_json;
-    let object = json!({
-        "id": variable.id,
-        "name": variable.name,
-        "type": variable.r#type,
-        "value": value,
-        "version": variable.version,
-        "constraints": serde_json::from_str::<Value>(&constraints).unwrap_or(Value::Null),
-        "metadata": variable.metadata,
-        "source": source,
-        "updated_at": variable.last_updated_at.as_ref().map(|at| rfc3339(*at)),
-    });
     let cells = vec![
-        variable.name,
-        variable.r#type,
-        shorten(shown),
+        variable.name.clone(),
+        variable.r#type.clone(),
+        shorten(value.as_ref().map_or("(cannot be read)", |value| value.get())),
         variable.version.to_string(),
         source.to_owned(),
         variable.last_updated_at.map(|at| age(at) + " ago").unwrap_or_default(),
-        shorten(&constraints),
+        shorten(&variable.constraints_json),
     ];
-    (cells, object)
+    let line = VariableLine {
+        constraints: serde_json::from_str(&variable.constraints_json).ok(),
+        id: variable.id,
+        metadata: variable.metadata.into_iter().collect(),
+        name: variable.name,
+        source,
+        r#type: variable.r#type,
+        updated_at: variable.last_updated_at.map(rfc3339),
+        value,
+        version: variable.version,
+    };
+    (cells, line)
 }
 
 /// Shortens a text for a table, and replaces control characters.

@@ -7,6 +7,7 @@ use std::{
 
 use snakepit_server::{Reason, Snakepit, StartError, error_chain, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
+use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -134,10 +135,11 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
     print_ready_line(&snakepit);
 
     let name = signals.next().await;
+    let received = Instant::now();
     tracing::info!(signal = name, drain = ?args.calls.drain, "draining; a second signal cuts off calls in flight");
     let stopped = tokio::select! {
         stopped = snakepit.shutdown_within(args.calls.drain) => stopped,
-        name = signals.next() => {
+        name = signals.next_after(name, received) => {
             tracing::warn!(signal = name, "cutting off calls in flight and stopping the workers");
             snakepit.shutdown_within(Duration::ZERO).await
         }

@@ -6,8 +6,8 @@ use super::Builder;
 use crate::{Denied, Operation, authorization::Authorizer};
 
 impl Builder {
-    /// Sets the function that decides which [`Principal`] may do what. The host calls it once for each operation of a client or a
-    /// worker, in every protocol, before it looks at the operation. A denied operation fails with
+    /// Sets the function that decides which [`Principal`] may do what. The host calls it for each operation of a client or a worker,
+    /// in every protocol, before it looks at the operation. For a call in a session, it asks about the call and about the session. A denied operation fails with
     /// [`ToolError::AccessDenied`](crate::ToolError::AccessDenied), which is `PERMISSION_DENIED` in gRPC. Without a function, every
     /// peer that can connect may do everything.
     ///

@@ -328,8 +328,12 @@ async fn signal_twice(clients_to_check: &[ClientKind]) {
         Sandbox::adapter("endings:EndingsAdapter", workers).args(&["--drain", "600s"]).start().await;
     let clients = Clients::connect(daemon.url().trim_start_matches("http://"), None).await;
     let all = begin_all(&clients, clients_to_check, kinds).await;
-    for logged in ["draining; a second signal cuts off", "cutting off calls in flight"] {
-        signal(daemon.pid(), Signal::SIGTERM);
+    let steps = [
+        (Signal::SIGTERM, "draining; a second signal cuts off"),
+        (Signal::SIGINT, "cutting off calls in flight"),
+    ];
+    for (name, logged) in steps {
+        signal(daemon.pid(), name);
         eventually(logged, EVENT_TIMEOUT, async || daemon.log().contains(logged)).await;
     }
     check_all(all, "second signal").await;

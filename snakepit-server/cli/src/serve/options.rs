@@ -70,7 +70,7 @@ pub(super) struct WorkerOptions {
     pub(super) python: Option<PathBuf>,
 
     /// Give each worker this long to become ready [default: 60s].
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_positive)]
     pub(super) start_timeout: Option<Duration>,
 
     /// Give a worker this long to exit after a stop request, including its `atexit` functions, before it is killed.
@@ -95,7 +95,7 @@ pub(super) struct CallOptions {
     queue_bytes: ByteSize,
 
     /// Apply this timeout to calls without a deadline.
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse_positive)]
     default_timeout: Duration,
 
     /// Give running calls this long to finish after a stop signal, before the workers stop. A second signal cuts the calls

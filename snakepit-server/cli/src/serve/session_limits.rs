@@ -14,7 +14,7 @@ use crate::{
 #[command(next_help_heading = "Session limits")]
 pub(crate) struct SessionLimitArgs {
     /// Delete sessions after this time without use, unless their creator sets another TTL.
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration::parse_positive)]
     session_ttl: Duration,
 
     /// Keep at most this many sessions, and reject new ones.

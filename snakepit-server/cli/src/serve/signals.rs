@@ -1,6 +1,15 @@
 //! The signals that stop the daemon.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use std::time::Duration;
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
+};
+
+/// The time in which a repetition of a signal counts as the same one. `timeout` sends its signal to the daemon and to the process
+/// group, so it arrives twice.
+const REPETITION_TIME: Duration = Duration::from_millis(50);
 
 /// Caught signals.
 #[derive(Debug)]
@@ -41,6 +50,17 @@ impl Signals {
             _ = hang_up => "SIGHUP",
         }
     }
+
+    /// Waits for the next stop signal after the signal `first`, and returns its name. Skips repetitions of `first`, which was
+    /// received at this time. Cancel safe.
+    pub(super) async fn next_after(&mut self, first: &str, received: Instant) -> &'static str {
+        loop {
+            let name = self.next().await;
+            if name != first || received.elapsed() > REPETITION_TIME {
+                return name;
+            }
+        }
+    }
 }
 
 #[allow(unsafe_code, reason = "no safe function returns the disposition of a signal")]
@@ -53,4 +73,27 @@ fn is_hang_up_ignored() -> bool {
         current.assume_init().sa_sigaction
     };
     handler == libc::SIG_IGN
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::{Signal::SIGINT, Signal::SIGQUIT, raise};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_that_arrives_twice_at_once_is_one_signal() {
+        let mut signals = Signals::catch().unwrap();
+        raise(SIGQUIT).unwrap();
+        let (first, received) = (signals.next().await, Instant::now());
+        assert_eq!(first, "SIGQUIT");
+        raise(SIGQUIT).unwrap();
+        let repetition = tokio::time::timeout(REPETITION_TIME / 2, signals.next_after(first, received)).await;
+        assert!(repetition.is_err(), "{repetition:?}");
+        raise(SIGINT).unwrap();
+        assert_eq!(signals.next_after(first, received).await, "SIGINT");
+        tokio::time::sleep_until(received + 2 * REPETITION_TIME).await;
+        raise(SIGQUIT).unwrap();
+        assert_eq!(signals.next_after(first, received).await, "SIGQUIT");
+    }
 }
