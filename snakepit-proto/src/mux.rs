@@ -22,7 +22,10 @@ pub use server::{CallLoop, Calls, Replies, ReplyBatches, Serve};
 
 use std::collections::BTreeMap;
 
-use crate::pb::{CallChunk, CallReply, CallStart, CallStatus, CallValue};
+use crate::{
+    pb::{CallChunk, CallReply, CallStart, CallStatus, CallValue},
+    status::answer_too_large,
+};
 
 /// The initial credit of a stream, in bytes; see [`chunk_cost`].
 pub const STREAM_CREDIT: u64 = 256 * 1024;
@@ -77,15 +80,13 @@ pub fn reply_size(reply: &CallReply) -> usize {
         + reply.worker_id.len()
 }
 
-/// The error type of a call whose reply, or a chunk of it, exceeds [`MAX_ITEM_BYTES`].
-pub const TOO_LARGE: &str = "AnswerTooLarge";
-
-/// The message of such a failure. `item` is `answer` or `chunk`.
+/// The status of a call whose reply of this size, in bytes, exceeds [`MAX_ITEM_BYTES`].
 #[must_use]
-pub fn too_large(item: &str, size: usize) -> String {
-    format!(
-        "the {item} has {size} bytes, the limit is {MAX_ITEM_BYTES}; stream it in smaller chunks, or return the path of a file"
-    )
+pub fn reply_too_large(size: usize) -> tonic::Status {
+    let message = format!(
+        "the answer has {size} bytes, the limit is {MAX_ITEM_BYTES}; stream it in smaller chunks, or return the path of a file"
+    );
+    answer_too_large(message, size, MAX_ITEM_BYTES)
 }
 
 fn value_size(value: &CallValue) -> usize {

@@ -32,6 +32,8 @@ pub const CANCELLED: &str = Reason::Cancelled.as_str();
 pub const OVERLOADED: &str = Reason::Overloaded.as_str();
 /// The `reason` of a request above the size limit.
 pub const REQUEST_TOO_LARGE: &str = Reason::RequestTooLarge.as_str();
+/// The `reason` of an answer, or a chunk of it, above the size limit.
+pub const ANSWER_TOO_LARGE: &str = Reason::AnswerTooLarge.as_str();
 /// The `reason` if a worker is stopping. The call has not begun.
 pub const STOPPING: &str = Reason::Stopping.as_str();
 /// The `reason` if the worker was lost. Its last output is in the details as a [`ToolFailure`].
@@ -155,6 +157,13 @@ pub fn error_status_with<'a>(
 ) -> Status {
     let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     build_with(code, message.into(), reason, metadata, None)
+}
+
+/// Creates the status of a call whose answer, or a chunk of it, exceeds the size limit of the call. The tool has run.
+#[must_use]
+pub fn answer_too_large(message: impl Into<String>, size: usize, limit: usize) -> Status {
+    let entries = [("size", size.to_string()), ("limit", limit.to_string()), (DELIVERED, true.to_string())];
+    error_status_with(Code::ResourceExhausted, ANSWER_TOO_LARGE, message, entries)
 }
 
 /// Creates a status with an invalid field or argument, within the [budget](fit).

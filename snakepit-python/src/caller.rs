@@ -45,6 +45,11 @@ impl Caller {
         }
     }
 
+    /// Returns whether the caller is a tool of a worker.
+    pub(crate) const fn is_tool(&self) -> bool {
+        matches!(self, Self::Tool { .. })
+    }
+
     /// The deadline of a request that begins now.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self {

@@ -101,6 +101,8 @@ pub(crate) enum HostError {
     Status(Status),
     /// The host rejected a new stream with this status, and nothing was sent.
     StreamRejected(Status),
+    /// The host closed the connection of a call that it did not begin.
+    NotBegun(Status),
     /// A host tool ran and failed. Hosts of the original Snakepit send only the message.
     ToolFailed { tool: String, message: String, failure: Option<Box<pb::ToolFailure>> },
     /// The session backend of a [`LocalSession`](crate::local::LocalSession) returned an error.
@@ -156,6 +158,10 @@ impl HostError {
         if is_message_rejected(&status) || details_of(&status).reason.as_deref() == Some(SHUTTING_DOWN) {
             return Self::Status(status);
         }
+        // The attempts to send the call again are exhausted, or the call is too large for one.
+        if is_not_begun(&status) {
+            return Self::NotBegun(status);
+        }
         let problem = causes(&status).last().map_or_else(|| status.message().to_owned(), ToString::to_string);
         Self::ConnectionLost(problem)
     }
@@ -209,7 +215,9 @@ impl From<HostError> for PyErr {
                 host_tool_exception(&tool, &message, *failure)
             }
             HostError::Status(status) => from_status(&status),
-            HostError::StreamRejected(status) => with_may_have_run(from_status(&status), false),
+            HostError::StreamRejected(status) | HostError::NotBegun(status) => {
+                with_may_have_run(from_status(&status), false)
+            }
             HostError::Session(error) => from_session_error(&error),
         }
     }
@@ -306,6 +314,9 @@ fn may_have_run(reason: &str, metadata: &BTreeMap<String, String>) -> Option<boo
     match reason {
         "NO_WORKER" => Some(false),
         "ANSWER_DROPPED" => Some(true),
+        // The status of a write with an unknown outcome says so. All others are of reads, or of calls whose session the
+        // host could not read, so the tool did not run.
+        "BACKEND_FAILED" => Some(metadata.get(DELIVERED).is_some_and(|delivered| delivered == "true")),
         "DEADLINE_EXCEEDED" => Some(metadata.get("stage")? != &CallStage::Queued.to_string()),
         _ => metadata.get(DELIVERED)?.parse().ok(),
     }
@@ -374,6 +385,8 @@ fn from_session_error(error: &SessionError) -> PyErr {
 mod tests {
     use std::{collections::BTreeMap, io};
 
+    use snakepit_proto::status::error_status_with;
+
     use super::*;
 
     #[test]
@@ -389,9 +402,30 @@ mod tests {
             ("UNSUPPORTED", &with(DELIVERED, "true"), Some(true)),
             ("OVERLOADED", &with(DELIVERED, "false"), Some(false)),
             ("OVERLOADED", &none, None),
+            ("BACKEND_FAILED", &with(DELIVERED, "true"), Some(true)),
+            ("BACKEND_FAILED", &with(DELIVERED, "false"), Some(false)),
+            ("BACKEND_FAILED", &none, Some(false)),
+            ("ANSWER_TOO_LARGE", &with(DELIVERED, "true"), Some(true)),
         ] {
             assert_eq!(may_have_run(reason, metadata), expected, "{reason} {metadata:?}");
         }
+    }
+
+    #[test]
+    fn a_call_that_the_host_did_not_begin_keeps_that_fact() {
+        let status = |delivered: &str| {
+            let metadata = [(DELIVERED, delivered.to_owned())];
+            error_status_with(
+                Code::Unavailable,
+                CONNECTION_LOST,
+                "closed to make room; repeat the call",
+                metadata,
+            )
+        };
+        let evicted = HostError::from_broken_stream(status("false"));
+        assert!(matches!(&evicted, HostError::NotBegun(status) if is_not_begun(status)), "{evicted:?}");
+        let lost = HostError::from_broken_stream(status("true"));
+        assert!(matches!(lost, HostError::ConnectionLost(_)), "{lost:?}");
     }
 
     #[test]

@@ -152,8 +152,10 @@ impl Executor {
         });
         let ended_at = *answer.ended_at.get_or_insert_with(Instant::now);
         let (is_cancelled, has_failed) = (state.is_cancelled(), outcome.is_err());
-        // A tool may notice its deadline, stop half-way and return. Its value is then incomplete.
-        let outcome = if is_cancelled || (outcome.is_ok() && state.is_overdue(ended_at)) {
+        // A tool may notice its deadline, and stop half-way with a value or an exception. The call ends as if the
+        // interruption had come first, because which one comes first is a matter of chance.
+        let is_answer_of_tool = matches!(outcome, Ok(_) | Err(ToolError::Failed(_)));
+        let outcome = if is_cancelled || (is_answer_of_tool && state.is_overdue(ended_at)) {
             Err(ToolError::Cancelled { tool: tool.to_string() })
         } else {
             outcome

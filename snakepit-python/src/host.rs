@@ -19,7 +19,7 @@ use snakepit_proto::{
 };
 use tokio::{
     net::UnixStream,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tonic::{
     Code, Request, Response, Status, Streaming,
@@ -42,6 +42,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ATTEMPTS: usize = 3;
 /// The pause before the second attempt to connect. It doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// The maximum time before the deadline of a request at which the host reports that the deadline has passed. A host answers
+/// early, so that its answer arrives in time.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(50);
 
 /// The kind of a request, which decides when it may be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,9 +242,16 @@ impl Host {
             }
         };
         let response = async {
-            match caller.deadline() {
-                Some(deadline) => timeout_at(deadline, response).await.map_err(|_| HostError::Deadline)?,
-                None => response.await,
+            let Some(deadline) = caller.deadline() else { return response.await };
+            match timeout_at(deadline, response).await {
+                Err(_) => Err(HostError::Deadline),
+                // The deadline of the tool's call must not end one of its requests before the call itself. Otherwise the
+                // exception reaches the host before the host's own deadline, and looks like a failure of the tool.
+                Ok(Err(error)) if caller.is_tool() && is_early_deadline(&error, deadline) => {
+                    sleep_until(deadline).await;
+                    Err(HostError::Deadline)
+                }
+                Ok(response) => response,
             }
         };
         tokio::select! {
@@ -257,6 +267,16 @@ fn client(channel: Channel) -> BridgeServiceClient<Channel> {
     BridgeServiceClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Returns whether the error means that this deadline is about to pass.
+pub(crate) fn is_early_deadline(error: &HostError, deadline: Instant) -> bool {
+    let is_deadline = match error {
+        HostError::Deadline => true,
+        HostError::Status(status) => status.code() == Code::DeadlineExceeded,
+        _ => false,
+    };
+    is_deadline && deadline.saturating_duration_since(Instant::now()) <= DEADLINE_MARGIN
 }
 
 /// A parsed address of a host.
@@ -333,6 +353,15 @@ fn reason(error: &(dyn Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_an_error_shortly_before_the_deadline_is_that_deadline() {
+        let (soon, later) = (Instant::now() + DEADLINE_MARGIN, Instant::now() + 2 * DEADLINE_MARGIN);
+        let exceeded = || HostError::Status(Status::deadline_exceeded("the deadline passed"));
+        assert!(is_early_deadline(&exceeded(), soon) && is_early_deadline(&HostError::Deadline, soon));
+        assert!(!is_early_deadline(&exceeded(), later), "a host tool may have a shorter deadline of its own");
+        assert!(!is_early_deadline(&HostError::Status(Status::not_found("no such variable")), soon));
+    }
 
     #[test]
     fn malformed_addresses_are_rejected_before_connecting() {

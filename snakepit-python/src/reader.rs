@@ -16,6 +16,7 @@ use crate::{
     caller::Caller,
     completions::{Completions, Wait},
     errors::HostError,
+    host::is_early_deadline,
     runtime::RuntimeHandle,
 };
 
@@ -143,9 +144,19 @@ impl<T> Shared<T> {
             if !matches!(next, Some(Ok(_))) {
                 state.items = None;
             }
+            let is_early = matches!(&next, Some(Err(error)) if self.is_early_deadline(error));
             state.next = next;
+            if is_early {
+                // As for a single request, the stream must not end before the call.
+                state.next = self.end().await.err().map(Err);
+            }
         }
         state
+    }
+
+    /// Whether the host ended the stream because the deadline of the tool's call is about to pass.
+    fn is_early_deadline(&self, error: &HostError) -> bool {
+        self.caller.is_tool() && self.deadline.is_some_and(|deadline| is_early_deadline(error, deadline))
     }
 
     /// Waits until this side must end the stream, and returns the reason.

@@ -21,7 +21,7 @@ use crate::{
     open_streams::OpenStreams, service::WorkerService, tools::PythonTools,
 };
 
-/// The default time that running calls may continue after SIGTERM.
+/// The default time that cancelled calls, and calls of a worker without a host, may continue after SIGTERM.
 const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// The part of the host's stop grace that is reserved for Python's finalization.
 const FINALIZATION_RESERVE: Duration = Duration::from_secs(3);
@@ -72,11 +72,12 @@ struct Bound {
 /// A sentence that names the problem.
 pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Result<Ready, String> {
     let Bound { host, incoming, address, port } = prepare(config, io).await?;
+    let drain = if host.is_some() { Drain::UntilCancelled } else { Drain::Timed };
     let (executor_done, done) = oneshot::channel();
     // Installs the handlers now, because a host may send SIGTERM as soon as this worker is ready.
     let sigterm = [terminated(), terminated()];
     let backpressure = io.backpressure().clone();
-    let serving = io.runtime().spawn(serve(incoming, backpressure, tools, done, sigterm));
+    let serving = io.runtime().spawn(serve(incoming, backpressure, tools, done, sigterm, drain));
     Ok(Ready { host, address, port, executor_done, serving })
 }
 
@@ -115,13 +116,25 @@ async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
     Ok(Bound { host, incoming, address: address.to_string(), port: address.port() })
 }
 
+/// The time that SIGTERM leaves to the running call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    /// Until it ends or the host cancels it. A host that stops its workers cancels their calls first. SIGTERM from any other
+    /// process, such as a service manager that signals the whole control group, must not end a call that the host lets
+    /// finish.
+    UntilCancelled,
+    /// Half of the stop timeout, for a worker without a host.
+    Timed,
+}
+
 /// Serves until SIGTERM, and then until the executor has finished the running call.
 async fn serve(
     incoming: Incoming,
     backpressure: Backpressure,
     tools: PythonTools,
     mut executor_done: oneshot::Receiver<()>,
-    [terminated, terminated_again]: [impl Future<Output = ()>; 2],
+    [terminated, exit_signal]: [impl Future<Output = ()>; 2],
+    drain: Drain,
 ) {
     let streams = OpenStreams::default();
     let service = BridgeServiceServer::new(WorkerService::new(tools.clone(), streams.clone()))
@@ -134,10 +147,20 @@ async fn serve(
     let stop = async {
         terminated.await;
         tools.close();
-        // An error means that the executor has ended, too.
-        if tokio::time::timeout(cancel_after, &mut executor_done).await.is_err() {
-            tools.abandon_all();
-            let _ = executor_done.await;
+        let cancelled = async {
+            match drain {
+                Drain::UntilCancelled => std::future::pending().await,
+                Drain::Timed => tokio::time::sleep(cancel_after).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            // An error means that the executor has ended, too.
+            _ = &mut executor_done => {}
+            () = cancelled => {
+                tools.abandon_all();
+                let _ = executor_done.await;
+            }
         }
         streams.end();
     };
@@ -158,7 +181,11 @@ async fn serve(
         }
     };
     let stop_timed_out = async {
-        terminated_again.await;
+        exit_signal.await;
+        if drain == Drain::UntilCancelled {
+            tools.close();
+            tools.ended_or_cancelled().await;
+        }
         tokio::time::sleep(stop_timeout).await;
     };
     tokio::select! {
@@ -168,7 +195,7 @@ async fn serve(
     }
 }
 
-/// Returns the time that running calls may continue after SIGTERM. It is shorter than the grace period after which the host
+/// Returns the time that cancelled calls, and calls of a worker without a host, may continue after SIGTERM. It is shorter than the grace period after which the host
 /// kills this process.
 fn stop_timeout() -> Duration {
     let grace =

@@ -22,7 +22,7 @@ use snakepit_registry::{
 };
 use snakepit_session::{Payload, SessionId};
 use snakepit_wire::{
-    bad_argument, bad_field, chunks_to_wire, failure_to_wire,
+    bad_argument, bad_field, check_answer_size, chunks_to_wire, failure_to_wire,
     mux::{Replies, Serve},
     payload_from_wire, payload_to_wire,
 };
@@ -61,6 +61,7 @@ impl WorkerService {
         let (call, session_id) = read_call(request, CallMode::Unary)?;
         match self.tools.call(call).await {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
+                check_answer_size(value.size()).map_err(|error| to_status(error, session_id))?;
                 let (result, binary) = payload_to_wire(value);
                 Ok(Response::new(pb::ExecuteToolResponse {
                     success: true,

@@ -20,6 +20,7 @@ pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
             let delivered = delivered.then(|| (status::DELIVERED, true.to_string()));
             error_status_with(Code::Unimplemented, status::UNSUPPORTED, problem, delivered)
         }
+        ToolError::AnswerTooLarge { size, limit } => status::answer_too_large(message, size, limit),
         ToolError::Cancelled { .. } => error_status(Code::Cancelled, status::CANCELLED, message),
         ToolError::Unavailable { reason, .. } => error_status(Code::Unavailable, status::STOPPING, reason),
         ToolError::Internal { problem } => error_status(Code::Internal, status::INTERNAL, problem),

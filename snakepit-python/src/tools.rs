@@ -224,6 +224,17 @@ impl PythonTools {
         self.abandon_matching(|_| true);
     }
 
+    /// Waits until each call that is queued or running now has ended or was cancelled. Cancel safe.
+    pub(crate) async fn ended_or_cancelled(&self) {
+        let states: Vec<_> = self.queue().active.values().map(Arc::clone).collect();
+        for state in states {
+            tokio::select! {
+                () = state.cancelled() => {}
+                () = state.ended() => {}
+            }
+        }
+    }
+
     /// Starts the cancellation of all calls whose id matches.
     pub(crate) fn abandon_matching(&self, matches: impl Fn(CallId) -> bool) {
         let states: Vec<_> = {

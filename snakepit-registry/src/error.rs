@@ -129,6 +129,14 @@ pub enum ToolError {
         /// The time after which a retry may succeed.
         retry_after: Option<Duration>,
     },
+    /// All connections of the host are in use, so it rejected the connection of the call.
+    #[error("all {limit} connections of the host are in use; retry later or raise its limit of connections")]
+    TooManyConnections {
+        /// The maximum number of connections.
+        limit: usize,
+        /// The time after which a retry may succeed.
+        retry_after: Option<Duration>,
+    },
     /// The tool ran, but its answer was dropped, because answers that the caller has not read occupy too many bytes.
     #[error(
         "the answer was dropped: unread answers already occupy {used} bytes, the limit is {limit}; read them first"
@@ -137,6 +145,17 @@ pub enum ToolError {
         /// The number of bytes that unread answers occupy.
         used: usize,
         /// The maximum number of bytes that unread answers may occupy.
+        limit: usize,
+    },
+    /// The tool ran, but its answer, or a chunk of it, is too large for one message.
+    #[error(
+        "the answer, or a chunk of it, has {size} bytes, the limit is {limit}; stream it in smaller chunks, or return the \
+         path of a file"
+    )]
+    AnswerTooLarge {
+        /// The size of the answer or chunk, in bytes.
+        size: usize,
+        /// The maximum size, in bytes.
         limit: usize,
     },
     /// The call's deadline passed.

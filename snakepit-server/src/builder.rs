@@ -203,8 +203,9 @@ impl Builder {
     /// Limits the number of client connections over TCP. The minimum is 1. The Unix socket accepts half as many in addition.
     /// The default depends on the process's limit of open files, see [`default_connections`](crate::default_connections).
     ///
-    /// For each connection above the limit, the host closes the one that has been idle longest. If all are in use, it closes
-    /// the new one. A connection is in use while it has an open request. The shared stream of calls counts only while a call runs
+    /// For each connection above the limit, the host closes the one that has been idle longest. If all are in use, it answers
+    /// the first request of the new one with [`TooManyConnections`](snakepit_registry::ToolError::TooManyConnections) and closes
+    /// it. Connections of workers do not count. A connection is in use while it has an open request. The shared stream of calls counts only while a call runs
     /// on it. A watch always counts.
     ///
     /// Clients of this project reconnect with their next call. If the host closes the connection before it begins a call, they

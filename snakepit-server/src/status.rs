@@ -71,6 +71,11 @@ pub(crate) fn connection_evicted() -> Status {
     fault_to_wire(Fault::new(Reason::ConnectionLost, message).with_delivered(false))
 }
 
+/// The status for requests on a connection above the limit of connections.
+pub(crate) fn too_many_connections(limit: usize) -> Status {
+    from_tool_error(ToolError::TooManyConnections { limit, retry_after: Some(RETRY_AFTER) })
+}
+
 /// The status for a response above the size limit of a message.
 pub(crate) fn answer_too_large(what: &str, size: usize, limit: usize, instead: &str) -> Status {
     let message =

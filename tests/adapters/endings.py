@@ -78,6 +78,26 @@ class EndingsAdapter(BaseAdapter):
         return depth if depth == 0 else 1 + int(self.session_context.call_host_tool("relay", depth=depth - 1))
 
     @tool
+    def writes(self) -> None:
+        """Writes a session variable until the call ends."""
+        for number in itertools.count():
+            self.session_context["n"] = number
+
+    @tool
+    async def writes_in_threads(self) -> None:
+        """As `writes`, in threads of the event loop."""
+        for number in itertools.count():
+            await asyncio.to_thread(self.session_context.__setitem__, "n", number)
+
+    @tool
+    def writes_and_hides(self) -> None:
+        """As `writes`, and replaces every exception."""
+        try:
+            self.writes()
+        except Exception as error:
+            raise ValueError("on purpose") from error
+
+    @tool
     def traces(self) -> list[Any]:
         """Returns the trace context in this tool and in a host tool."""
         context = self.session_context

@@ -63,6 +63,10 @@ def check_invalid_arguments(client: Client, address: str) -> None:
         ("5", InvalidTypeError, "is a `str`"),
         (True, InvalidTypeError, "is a `bool`"),
         ([5], InvalidTypeError, "is a `list`"),
+        (np.array([5.0]), InvalidTypeError, "is a `numpy.ndarray`"),
+        (np.array([5.0, 6.0]), InvalidTypeError, "is a `numpy.ndarray`"),
+        (np.bool_(True), InvalidTypeError, "is a `numpy.bool_?`"),
+        (Decimal("sNaN"), InvalidTypeError, "is a `decimal.Decimal`"),
     ]:
         expected = f"{problem}, expected .*seconds from 1e-9 to 359999996400, or inf for the maximum"
         for action in (

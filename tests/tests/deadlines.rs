@@ -82,6 +82,22 @@ async fn a_stalled_backend_delays_neither_replies_nor_deadlines() {
 }
 
 #[tokio::test]
+async fn a_deadline_that_passes_in_a_request_to_the_host_is_no_failure_of_the_tool() {
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = builder(&dir).start().await.unwrap();
+    let session = snakepit.session("s").await.unwrap();
+    for tool in ["writes", "writes_in_threads", "writes_and_hides"] {
+        for attempt in 0..15 {
+            let timeout = Duration::from_millis(40 + attempt);
+            let error = session.call(tool).timeout(timeout).unary::<Value>().await.unwrap_err();
+            let error = tool_error(error);
+            assert!(matches!(error, ToolError::DeadlineExceeded { .. }), "{tool} {attempt}: {error}");
+        }
+    }
+    snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
 async fn commands_end_at_their_timeout_if_redis_or_the_daemon_stalls() {
     let redis = Redis::start().await;
     let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", &redis.url()]).start().await;

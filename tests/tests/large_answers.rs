@@ -2,9 +2,12 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use serde_json::Value;
-use snakepit_proto::{mux::PART_BYTES, pb};
-use snakepit_server::Snakepit;
+use serde_json::{Value, json};
+use snakepit_proto::{
+    mux::{MAX_ITEM_BYTES, PART_BYTES},
+    pb,
+};
+use snakepit_server::{Error, Snakepit, ToolError};
 use snakepit_tests::{Client, python, root};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
@@ -93,4 +96,28 @@ async fn small_replies_arrive_between_the_parts_of_a_large_one() {
         whole.longest, in_parts.longest
     );
     snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_above_the_limit_of_a_message_is_no_failure_of_the_tool() {
+    for multiplex in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let snakepit = Snakepit::builder()
+            .adapter("large:LargeAdapter")
+            .env("PYTHONPATH", root().join("tests/adapters").display().to_string())
+            .python(python())
+            .run_dir(dir.path())
+            .workers(1)
+            .multiplex(multiplex)
+            .start()
+            .await
+            .unwrap();
+        let size = MAX_ITEM_BYTES + 1;
+        let error = snakepit.execute::<Value>("large", json!({"size": size})).await.unwrap_err();
+        let Error::Tool(ToolError::AnswerTooLarge { size: actual, limit: MAX_ITEM_BYTES }) = error else {
+            panic!("{multiplex}: {error:?}");
+        };
+        assert!(actual >= size && error.may_have_run(), "{multiplex}: {actual}");
+        snakepit.shutdown().await.unwrap();
+    }
 }

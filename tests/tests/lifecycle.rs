@@ -287,6 +287,31 @@ async fn sigterm_lets_running_calls_finish_and_leaves_no_process() {
 }
 
 #[tokio::test]
+async fn sigterm_to_workers_lets_their_calls_finish_while_the_host_runs_or_drains() {
+    for with_host in [false, true] {
+        let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--stop-grace", "1s"]).start().await;
+        let worker = sandbox.worker_pids().await[0];
+        let mut client = sandbox.client().await;
+        let call =
+            tokio::spawn(async move { execute(&mut client, "sleep_for", &json!({"seconds": 3.0})).await });
+        eventually("the call runs", EVENT_TIMEOUT, async || sandbox.workers().await[0].state == "busy").await;
+        // A service manager signals the whole control group.
+        let host = with_host.then_some(sandbox.pid());
+        host.into_iter().chain([worker]).for_each(|pid| signal(pid, Signal::SIGTERM));
+        let slept = call.await.unwrap().expect("the call finishes");
+        assert!(slept.as_f64().unwrap() >= 3.0, "{slept}");
+        eventually("the worker ends", EVENT_TIMEOUT, async || !is_alive(worker)).await;
+        if !with_host {
+            eventually("the worker is replaced", EVENT_TIMEOUT, async || {
+                sandbox.workers().await[0].state == "idle"
+            })
+            .await;
+        }
+        assert_eq!(sandbox.stop().await, Some(0));
+    }
+}
+
+#[tokio::test]
 async fn a_call_cancelled_by_a_second_signal_may_clean_up() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cleaned-up");

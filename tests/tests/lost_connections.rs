@@ -250,6 +250,40 @@ async fn a_call_on_a_cut_connection_counts_as_delivered_and_the_next_call_reconn
 }
 
 #[tokio::test]
+async fn a_client_learns_when_to_retry_if_all_connections_are_in_use() {
+    let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--max-connections", "1"]).start().await;
+    let busy = Client::connect(sandbox.url()).await.unwrap();
+    let mut stream = busy.execute_stream::<u64>("count", json!({"n": 1_000_000_000})).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let error = match Client::connect(sandbox.url()).await {
+        Ok(client) => client.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(matches!(&error, Error::Tool(ToolError::TooManyConnections { limit: 1, .. })), "{error:?}");
+    assert!(error.is_retryable() && error.retry_after().is_some(), "{error:?}");
+    let output = sandbox.cli(&["call", "add", "--args", r#"{"a": 1, "b": 2}"#, "--json"]).await;
+    let failure: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(
+        (&failure["code"], &failure["may_have_run"]),
+        (&json!("OVERLOADED"), &json!(false)),
+        "{failure}"
+    );
+    assert!(failure["retry_after"].as_f64().is_some_and(|delay| delay > 0.0), "{failure}");
+    let script =
+        "import sys; from snakepit_bridge.client import Client; Client(sys.argv[1]).call('add', a=1, b=2)";
+    let mut package = Command::new(python());
+    package.args(["-c", script, sandbox.url().trim_start_matches("http://")]);
+    let output = package.kill_on_drop(true).output().await.unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("OverloadedError: all 1 connections of the host are in use"), "{stderr}");
+    drop((stream, busy));
+    eventually("another client is admitted", Duration::from_secs(20), async || {
+        sandbox.cli(&["call", "add", "--args", r#"{"a": 1, "b": 2}"#]).await.status.success()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_call_that_crosses_with_the_end_of_an_idle_connection_is_repeated() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--max-connections", "2"]).start().await;
     // Makes the host close the connection behind the proxy while a call is on its way to the host. Both sides have sent before

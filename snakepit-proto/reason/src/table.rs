@@ -146,7 +146,7 @@ reasons! {
     "The tool ran, but the host dropped its answer, because the client left too many answers unread."
     AnswerDropped "ANSWER_DROPPED" [ResourceExhausted] 507 -32028 3 permanent Host
 
-    "The requested values are too large for one message."
+    "The requested values, the answer of a tool or a chunk of it are too large for one message."
     AnswerTooLarge "ANSWER_TOO_LARGE" [ResourceExhausted] 507 -32028 3 permanent Host
 
     "The message or the headers of the request exceed a limit."

@@ -22,10 +22,9 @@ use self::{
     large_items::{LargeItems, data_len},
 };
 use super::{
-    BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, PART_BYTES, TOO_LARGE, chunk_cost, reply_size,
-    too_large,
+    BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, PART_BYTES, chunk_cost, reply_size, reply_too_large,
 };
-use crate::pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBatch, ToolFailure};
+use crate::pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBatch};
 
 /// The limit of the outbox, in bytes, for backpressure. Above it, the callee reads no more calls until the caller has read some
 /// replies. Items in parts do not block others, so one item of the maximum size may wait in addition.
@@ -300,20 +299,16 @@ fn chunk_size(chunk: &CallChunk) -> usize {
     usize::try_from(chunk_cost(chunk)).unwrap_or(usize::MAX)
 }
 
-/// Returns the size of a reply. Replaces a reply that exceeds the limit of a message with a failure, because it would
+/// Returns the size of a reply. Replaces a reply that exceeds the limit of a message with an error, because it would
 /// break the stream and all other calls with it.
 fn limit_size(reply: &mut CallReply) -> usize {
     let size = reply_size(reply);
     if size <= MAX_ITEM_BYTES {
         return size;
     }
-    let failure = ToolFailure {
-        message: too_large("answer", size),
-        r#type: TOO_LARGE.to_owned(),
-        ..ToolFailure::default()
-    };
     let worker_id = std::mem::take(&mut reply.worker_id);
-    *reply = CallReply { id: reply.id, worker_id, failure: Some(failure), ..CallReply::default() };
+    let status = Some(reply_too_large(size).into());
+    *reply = CallReply { id: reply.id, worker_id, status, ..CallReply::default() };
     reply_size(reply)
 }
 

@@ -1,12 +1,24 @@
 //! Streams of chunks as `ExecuteStreamingTool` sends them.
 
 use futures_util::{Stream, StreamExt, stream};
-use snakepit_proto::pb;
+use snakepit_proto::{mux::MAX_ITEM_BYTES, pb};
 use snakepit_registry::{Chunk, ToolError};
 use tonic::Status;
 
 /// The digits of the largest number of a chunk.
 const MAX_DIGITS: usize = 20;
+
+/// Checks that an answer of this size, or a chunk of it, fits into one message.
+///
+/// # Errors
+/// [`ToolError::AnswerTooLarge`].
+pub const fn check_answer_size(size: usize) -> Result<(), ToolError> {
+    if size <= MAX_ITEM_BYTES {
+        Ok(())
+    } else {
+        Err(ToolError::AnswerTooLarge { size, limit: MAX_ITEM_BYTES })
+    }
+}
 
 /// Returns the messages of a stream of `tool`. Chunks have the ids `tool-1`, `tool-2` and so on. A final message without data
 /// marks the end, which distinguishes a complete stream from a broken connection. An error ends a gRPC stream, so a client does
@@ -23,6 +35,7 @@ where
     let mut count = 0_u64;
     let numbered = chunks.map(move |chunk| {
         let Chunk { data, metadata } = chunk.map_err(&to_status)?;
+        check_answer_size(data.len()).map_err(&to_status)?;
         count += 1;
         // One allocation, because a stream may have millions of chunks.
         let mut chunk_id = String::with_capacity(prefix.len() + MAX_DIGITS);
@@ -50,5 +63,14 @@ mod tests {
         assert_eq!(ids, [Some("count-1"), Some("count-2"), None, Some("")]);
         assert_eq!(messages[1].as_ref().unwrap().data, "2");
         assert!(messages[3].as_ref().unwrap().is_final && !messages[0].as_ref().unwrap().is_final);
+    }
+
+    #[tokio::test]
+    async fn a_chunk_above_the_limit_of_a_message_is_an_error() {
+        let chunk = Chunk { data: vec![b' '; MAX_ITEM_BYTES + 1].into(), metadata: BTreeMap::new() };
+        let to_status = |error: ToolError| Status::aborted(error.kind().reason());
+        let mut chunks = Box::pin(chunks_to_wire("count", stream::iter([Ok(chunk)]), to_status));
+        let status = chunks.next().await.unwrap().unwrap_err();
+        assert_eq!(status.message(), "ANSWER_TOO_LARGE");
     }
 }

@@ -27,7 +27,7 @@ mod value;
 
 pub use self::{
     backlog::{Backlog, read_ahead},
-    chunks::chunks_to_wire,
+    chunks::{check_answer_size, chunks_to_wire},
     failure::{add_details, bad_argument, bad_field, failure_from_wire, failure_to_wire},
     fault::{fault_to_wire, reason_of},
     request::{check_size, request_to_wire},

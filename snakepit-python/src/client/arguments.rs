@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pyo3::{
+    exceptions::{PyException, PyOverflowError},
     prelude::*,
     types::{PyBool, PyString},
 };
@@ -34,15 +35,26 @@ pub(super) fn timeout(name: &str, value: &Bound<'_, PyAny>, min: MinTimeout) -> 
         format!("seconds from {min} to {}, or inf for the maximum", MAX_TIMEOUT.as_secs())
     };
     let not_a_number = || wrong_type(name, value, &format!("a number of {}", range()));
-    if value.is_instance_of::<PyBool>() {
+    if value.is_instance_of::<PyBool>() || is_not_scalar(value) {
         return Err(not_a_number());
     }
-    let Ok(seconds) = value.extract::<f64>() else {
-        // The conversion of a number fails if the number is too large for a float, or if its `__float__` raises.
-        return Err(match value.hasattr("__float__")? {
-            true => InvalidArgumentError::new_err(format!("`{name}` is too large, expected {}", range())),
-            false => not_a_number(),
-        });
+    let seconds = match value.extract::<f64>() {
+        Ok(seconds) => seconds,
+        Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => {
+            return Err(InvalidArgumentError::new_err(format!(
+                "`{name}` is too large, expected {}",
+                range()
+            )));
+        }
+        // Not a number, or one whose `__float__` raises, such as a signaling NaN of `decimal`.
+        Err(error) => {
+            let invalid = not_a_number();
+            if !error.is_instance_of::<PyException>(value.py()) {
+                return Err(error);
+            }
+            invalid.set_cause(value.py(), Some(error));
+            return Err(invalid);
+        }
     };
     let timeout = match seconds {
         f64::INFINITY => Some(MAX_TIMEOUT),
@@ -53,6 +65,13 @@ pub(super) fn timeout(name: &str, value: &Bound<'_, PyAny>, min: MinTimeout) -> 
         // Writes large and small numbers with an exponent.
         InvalidArgumentError::new_err(format!("`{name}` is {seconds:?}, expected {}", range()))
     })
+}
+
+/// Returns whether a value is a boolean or an array of numpy, which both convert to a float.
+fn is_not_scalar(value: &Bound<'_, PyAny>) -> bool {
+    let ty = value.get_type();
+    let is_numpy = ty.module().is_ok_and(|module| module == "numpy");
+    is_numpy && ty.name().is_ok_and(|name| ["bool", "bool_", "ndarray"].iter().any(|other| name == *other))
 }
 
 /// Reads a string.

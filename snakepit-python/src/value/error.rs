@@ -28,7 +28,9 @@ pub(super) fn with_name(
         let _ = error.value(py).setattr("reason", reason);
         return error;
     }
-    let message = format!("{description} {problem}: {text}");
+    // Some exceptions, such as a `MemoryError`, have no text.
+    let reason = if text.is_empty() { type_name(error.value(py).as_any()) } else { text };
+    let message = format!("{description} {problem}: {reason}");
     let wrapped = match error.is_instance_of::<PyTypeError>(py) {
         true => PyTypeError::new_err(message),
         false => PyValueError::new_err(message),

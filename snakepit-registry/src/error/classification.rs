@@ -14,8 +14,11 @@ impl ToolError {
             Self::InvalidArgument { .. } => ErrorKind::InvalidArgument,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Failed(_) => ErrorKind::ToolFailed,
-            Self::Overloaded { .. } | Self::TooManyBytes { .. } => ErrorKind::Overloaded,
+            Self::Overloaded { .. } | Self::TooManyBytes { .. } | Self::TooManyConnections { .. } => {
+                ErrorKind::Overloaded
+            }
             Self::AnswerDropped { .. } => ErrorKind::AnswerDropped,
+            Self::AnswerTooLarge { .. } => ErrorKind::AnswerTooLarge,
             Self::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::WorkerLost { .. } => ErrorKind::WorkerLost,
@@ -39,6 +42,7 @@ impl ToolError {
         match self {
             Self::Overloaded { .. }
             | Self::TooManyBytes { .. }
+            | Self::TooManyConnections { .. }
             | Self::Unavailable { .. }
             | Self::Layer { kind: ErrorKind::Overloaded, .. }
             | Self::ShuttingDown { delivered: false }
@@ -63,6 +67,7 @@ impl ToolError {
             | Self::InvalidArgument { .. }
             | Self::Overloaded { .. }
             | Self::TooManyBytes { .. }
+            | Self::TooManyConnections { .. }
             | Self::Unavailable { .. }
             | Self::Recalled { .. }
             | Self::Deadlock { .. }
@@ -79,6 +84,7 @@ impl ToolError {
             | Self::Cancelled { .. }
             | Self::ConnectionLost { .. }
             | Self::AnswerDropped { .. }
+            | Self::AnswerTooLarge { .. }
             | Self::Internal { .. } => true,
         }
     }
@@ -140,6 +146,7 @@ impl ToolError {
         match self {
             Self::Overloaded { retry_after, .. }
             | Self::TooManyBytes { retry_after, .. }
+            | Self::TooManyConnections { retry_after, .. }
             | Self::Unavailable { retry_after, .. }
             | Self::WorkerLost { retry_after, .. }
             | Self::ConnectionLost { retry_after, .. } => *retry_after,

@@ -29,10 +29,12 @@ pub enum ErrorKind {
     Unsupported,
     /// The tool raised an exception.
     ToolFailed,
-    /// Too many calls, or too many bytes of calls, are waiting.
+    /// Too many calls, or too many bytes of calls, are waiting, or all connections are in use.
     Overloaded,
     /// The tool ran, but the host dropped its answer because the caller left too many answers unread.
     AnswerDropped,
+    /// The tool ran, but its answer, or a chunk of it, is too large for one message.
+    AnswerTooLarge,
     /// The deadline passed.
     DeadlineExceeded,
     /// The call was cancelled.
@@ -76,6 +78,7 @@ impl ErrorKind {
             Self::ToolFailed => Reason::ToolFailed,
             Self::Overloaded => Reason::Overloaded,
             Self::AnswerDropped => Reason::AnswerDropped,
+            Self::AnswerTooLarge => Reason::AnswerTooLarge,
             Self::DeadlineExceeded => Reason::DeadlineExceeded,
             Self::Cancelled => Reason::Cancelled,
             Self::WorkerLost => Reason::WorkerLost,

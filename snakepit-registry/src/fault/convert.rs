@@ -25,6 +25,12 @@ impl From<ToolError> for Fault {
                 .with_entry("used_bytes", &used)
                 .with_entry("limit", &limit)
                 .with_retry(retry_after),
+            ToolError::TooManyConnections { limit, retry_after } => {
+                fault.with_entry("connections", &limit).with_delivered(false).with_retry(retry_after)
+            }
+            ToolError::AnswerTooLarge { size, limit } => {
+                fault.with_entry("size", &size).with_entry("limit", &limit).with_delivered(true)
+            }
             // No retry delay: the tool has run.
             ToolError::AnswerDropped { used, limit } => {
                 fault.with_entry("used_bytes", &used).with_entry("limit", &limit)

@@ -106,7 +106,11 @@ impl ServerArgs {
             Ok(Err(status)) => match (status.source(), proxy::clarify(status.clone())) {
                 (Some(cause), _) => Err(self.unreachable(&root_cause(cause).to_string()).await),
                 (None, status) => {
-                    let retry_after = to_tool_error("", &status).retry_after();
+                    let error = to_tool_error("", &status);
+                    if error.is_overloaded() {
+                        return Err(self.status_failure(status));
+                    }
+                    let retry_after = error.retry_after();
                     Err(self.failure(status.message()).with_reason_of(&status).retry_after(retry_after))
                 }
             },

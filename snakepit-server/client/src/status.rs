@@ -84,12 +84,18 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         ("ANSWER_DROPPED", ..) => {
             ToolError::AnswerDropped { used: number("used_bytes"), limit: number("limit") }
         }
+        ("ANSWER_TOO_LARGE", ..) if entry("size").is_some() => {
+            ToolError::AnswerTooLarge { size: number("size"), limit: number("limit") }
+        }
         ("OVERLOADED", ..) if entry("used_bytes").is_some() => ToolError::TooManyBytes {
             holders: entry("whose").unwrap_or_default(),
             used: number("used_bytes"),
             limit: number("limit"),
             retry_after,
         },
+        ("OVERLOADED", ..) if entry("connections").is_some() => {
+            ToolError::TooManyConnections { limit: number("connections"), retry_after }
+        }
         ("OVERLOADED", ..) => {
             ToolError::Overloaded { queued: number("queued"), limit: number("limit"), retry_after }
         }

@@ -41,9 +41,9 @@ macro_rules! of_session {
 }
 
 of_session! {
-    GetExposedElixirToolsRequest InitializeSessionRequest CleanupSessionRequest GetSessionRequest HeartbeatRequest
-    RegisterVariableRequest GetVariableRequest SetVariableRequest BatchGetVariablesRequest BatchSetVariablesRequest
-    ListVariablesRequest DeleteVariableRequest GetVariableHistoryRequest RollbackVariableRequest WatchVariablesRequest
+    GetExposedElixirToolsRequest InitializeSessionRequest CleanupSessionRequest GetSessionRequest HeartbeatRequest RegisterVariableRequest GetVariableRequest
+    SetVariableRequest BatchGetVariablesRequest BatchSetVariablesRequest ListVariablesRequest DeleteVariableRequest
+    GetVariableHistoryRequest RollbackVariableRequest WatchVariablesRequest
 }
 of_session! { or global: PutProgramRequest GetProgramRequest ListProgramsRequest DeleteProgramRequest }
 

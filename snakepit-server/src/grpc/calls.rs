@@ -4,7 +4,9 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use snakepit_proto::{headers, pb, status::bounded_text};
 use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
-use snakepit_wire::{chunks_to_wire, failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
+use snakepit_wire::{
+    check_answer_size, chunks_to_wire, failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire,
+};
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
@@ -152,6 +154,7 @@ fn unary_response(tool: &str, reply: ToolReply) -> Result<Response<pb::ExecuteTo
     let ReplyBody::Value(value) = body else {
         return Err(unexpected_reply(tool, "a stream", "a value"));
     };
+    check_answer_size(value.size()).map_err(from_tool_error)?;
     let (result, binary) = payload_to_wire(value);
     let mut response = Response::new(pb::ExecuteToolResponse {
         success: true,

@@ -6,6 +6,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
@@ -20,6 +21,8 @@ use crate::panics::completes_without_panic;
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The time after the stop in which clients must close their connections.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The most rejected connections of a listener that receive an answer at the same time.
+const MAX_REJECTIONS: usize = 16;
 /// TCP keepalive, which detects peers whose machine died: the idle time before the first probe, the time between probes, and their
 /// number.
 const TCP_KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(3), 3);
@@ -87,6 +90,7 @@ pub(super) async fn serve<L: Accept>(
         cut: cut.clone(),
         is_failing: false,
         is_rejecting: false,
+        rejections: Arc::new(Semaphore::new(MAX_REJECTIONS)),
     };
     while !completes_without_panic("the accept loop", acceptor.run()).await {}
     drop(acceptor);
@@ -110,6 +114,8 @@ struct Acceptor<L> {
     is_failing: bool,
     /// Whether the last connection was rejected. Only the first rejection in a row is logged.
     is_rejecting: bool,
+    /// Bounds the rejected connections that still receive their answer.
+    rejections: Arc<Semaphore>,
 }
 
 impl<L: Accept> Acceptor<L> {
@@ -151,6 +157,14 @@ impl<L: Accept> Acceptor<L> {
             Admission::Rejected { limit } => {
                 if !std::mem::replace(&mut self.is_rejecting, true) {
                     tracing::warn!(limit, "all connections are in use; rejecting more");
+                }
+                // Connections above the limit of answers are closed without one.
+                if let Ok(permit) = Arc::clone(&self.rejections).try_acquire_owned() {
+                    let cut = self.cut.child_token();
+                    self.tasks.spawn(async move {
+                        cut.run_until_cancelled(connection::reject(io, limit)).await;
+                        drop(permit);
+                    });
                 }
             }
         }

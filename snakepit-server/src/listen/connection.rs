@@ -1,8 +1,8 @@
 //! Serves one connection until its client disconnects, it is without requests for too long, the host evicts it, or the host stops.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-use hyper::server::conn::http2;
+use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use snakepit_proto::flow::{
     ERROR_RESETS, MAX_FRAME_SIZE, PENDING_RESETS, SERVER_CONNECTION_WINDOW, STREAM_WINDOW,
@@ -12,13 +12,14 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use tonic::{body::Body, service::Routes};
 
 use super::{
     connections::{Connection, ConnectionPermit},
     request_service::{MAX_TRANSPORT_HEADER_BYTES, RequestService},
     write_timeout::WriteTimeout,
 };
+use crate::status::too_many_connections;
 
 /// The time in which a new connection must send its first request.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,6 +40,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(18);
 /// The most open requests of one connection. Further requests wait for a free stream. All multiplexed calls share one stream, and each
 /// watch needs its own. The budget of the connection bounds the memory of its requests.
 const MAX_STREAMS: u32 = 2048;
+
+/// The most open requests of a connection above the limit of connections.
+const REJECTED_STREAMS: u32 = 8;
+/// The time in which the client of a connection above the limit must send a request, read the answer and close the connection.
+const REJECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves a connection. Dropping the future closes it.
 pub(super) async fn serve(
@@ -92,6 +98,32 @@ pub(super) async fn serve(
         () = cut.cancelled() => {}
         () = goaway_timeout(state) => {}
     }
+}
+
+/// Answers the requests of a connection above the limit with an error that suggests a retry, and closes the connection. Dropping the
+/// future closes it, too.
+pub(super) async fn reject(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, limit: usize) {
+    let answered = CancellationToken::new();
+    let service = service_fn(|_: http::Request<hyper::body::Incoming>| {
+        answered.cancel();
+        std::future::ready(Ok::<_, Infallible>(too_many_connections(limit).into_http::<Body>()))
+    });
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .max_concurrent_streams(REJECTED_STREAMS)
+        .max_header_list_size(MAX_TRANSPORT_HEADER_BYTES);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(io), service));
+    let serve = async {
+        tokio::select! {
+            biased;
+            result = &mut connection => return log_failure(result),
+            () = answered.cancelled() => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        log_failure(connection.await);
+    };
+    // A client that does not close the connection, or sends nothing, must not keep it.
+    let _ = tokio::time::timeout(REJECT_TIMEOUT, serve).await;
 }
 
 fn log_failure(result: hyper::Result<()>) {

@@ -25,8 +25,8 @@ use crate::limits::BudgetExhausted;
 
 /// The number of connections that may exceed the limit while evicted ones close.
 const MAX_CLOSING: usize = 16;
-/// The number of worker connections that may exceed the limit, one for each possible worker. Without this reserve, clients that use all
-/// connections would keep workers from starting.
+/// The number of connections of workers, one for each possible worker. They do not count towards the limit and are not evicted. Otherwise
+/// clients that use all connections would keep workers from starting, and a low limit would let workers evict each other.
 const WORKER_RESERVE: usize = 1024;
 /// The headroom of one connection for messages of its streams, in bytes. The limit prevents one connection from using all of
 /// the host's headroom.
@@ -122,7 +122,8 @@ impl Connections {
         Arc::new(Self { limit, connection_bytes, arriving, responses, launches, open, next_id, reserve_used })
     }
 
-    /// Admits a connection. At the limit, evicts an idle connection for it.
+    /// Admits a connection. A worker's connection uses the reserve while there is room in it. All others count towards the limit. At
+    /// the limit, evicts an idle connection for them.
     pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
         let connection = Arc::new(Connection {
             budget: Arc::new(Budget::new(self.connection_bytes)),
@@ -141,6 +142,13 @@ impl Connections {
             last_request_ended: AtomicU64::new(0),
             evicted: CancellationToken::new(),
         });
+        if connection.is_of_worker_process() && self.take_from_reserve() {
+            return Admission::Admitted(ConnectionPermit {
+                id: None,
+                connection,
+                connections: Arc::clone(self),
+            });
+        }
         let mut open = self.lock();
         let is_full = open.len() >= self.limit;
         let evicted = if is_full && open.len() < self.limit + MAX_CLOSING { evict(&open) } else { None };
@@ -235,6 +243,11 @@ impl Connection {
             }
             Peer::Worker(launch) => Some(launch),
         }
+    }
+
+    /// Whether the other end is the process of a worker on the socket that all workers of the host share.
+    fn is_of_worker_process(&self) -> bool {
+        matches!(self.peer, Peer::Process { .. }) && self.launch().is_some()
     }
 
     /// Records the launch whose token the peer has presented.

@@ -153,7 +153,9 @@ pub(super) fn errors() -> Vec<ToolError> {
 #[test]
 fn statuses_agree_with_the_table_of_reasons_and_with_the_kinds_of_errors() {
     let bytes = ToolError::TooManyBytes { holders: "calls".into(), used: 9, limit: 9, retry_after: None };
-    for error in errors().into_iter().chain([bytes, ToolError::AnswerDropped { used: 9, limit: 9 }]) {
+    let answers =
+        [ToolError::AnswerDropped { used: 9, limit: 9 }, ToolError::AnswerTooLarge { size: 10, limit: 9 }];
+    for error in errors().into_iter().chain([bytes]).chain(answers) {
         let (kind, shown) = (error.kind(), error.to_string());
         let (may_have_run, retry_after) = (error.may_have_run(), error.retry_after());
         let fault = Fault::from(error.clone());

@@ -8,7 +8,10 @@ use std::{
 use prost::Message;
 
 use super::*;
-use crate::pb::CallValue;
+use crate::{
+    pb::CallValue,
+    status::{ANSWER_TOO_LARGE, details_of},
+};
 
 mod inbound;
 mod large_items;
@@ -80,15 +83,17 @@ fn a_run_of_chunks_is_divided_and_its_reply_comes_last() {
 }
 
 #[test]
-fn a_reply_above_the_limit_of_a_message_becomes_a_failure() {
+fn a_reply_above_the_limit_of_a_message_becomes_an_error() {
     let replies = Replies::new();
     replies.send_reply(reply_of(1, MAX_ITEM_BYTES));
     replies.send_reply(reply_of(2, 1));
     let batch = take(&replies);
-    let failure = batch.replies[0].failure.as_ref().unwrap();
-    assert_eq!(failure.r#type, TOO_LARGE);
-    assert!(failure.message.contains(&format!("the limit is {MAX_ITEM_BYTES}; ")), "{}", failure.message);
-    assert_eq!((batch.replies[0].value.as_ref(), batch.replies[1].failure.as_ref()), (None, None));
+    let status = tonic::Status::from(batch.replies[0].status.clone().unwrap());
+    let details = details_of(&status);
+    assert_eq!(details.reason.as_deref(), Some(ANSWER_TOO_LARGE));
+    assert_eq!(details.metadata["limit"], MAX_ITEM_BYTES.to_string());
+    assert!(status.message().contains(&format!("the limit is {MAX_ITEM_BYTES}; ")), "{status:?}");
+    assert_eq!((batch.replies[0].value.as_ref(), batch.replies[1].status.as_ref()), (None, None));
 }
 
 #[test]

@@ -106,6 +106,22 @@ async fn clients_that_use_all_connections_do_not_keep_workers_out() {
 }
 
 #[tokio::test]
+async fn workers_neither_evict_connections_nor_lose_theirs() {
+    let launches = Launches::new();
+    let connections =
+        Connections::new(1, 1, ArrivalBudgets::new(1), response_budget(), Arc::downgrade(&launches));
+    let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
+    let worker = || admit_peer(&connections, own_process()).unwrap();
+    let (first, second) = (worker(), worker());
+    drop(first.connection().begin_request(false));
+    let idle_client = admit(&connections).expect("workers do not count towards the limit");
+    let third = worker();
+    assert_eq!([&first, &second, &third, &idle_client].map(is_evicted), [false; 4]);
+    let _other_client = admit(&connections).unwrap();
+    assert_eq!([&first, &second, &third, &idle_client].map(is_evicted), [false, false, false, true]);
+}
+
+#[tokio::test]
 async fn arriving_requests_of_clients_do_not_use_the_budget_of_workers() {
     let launches = Launches::new();
     let connections =

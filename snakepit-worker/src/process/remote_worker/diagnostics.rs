@@ -164,6 +164,11 @@ impl WorkerDiagnostics {
                 let delivered = metadata.get(status::DELIVERED).is_some_and(|flag| flag == "true");
                 ToolError::Unsupported { tool: tool_name(), problem: message, delivered }
             }
+            (Some(status::ANSWER_TOO_LARGE), _) => {
+                let number =
+                    |key: &str| metadata.get(key).and_then(|text| text.parse().ok()).unwrap_or_default();
+                ToolError::AnswerTooLarge { size: number("size"), limit: number("limit") }
+            }
             (Some(status::CANCELLED), _) => ToolError::Cancelled { tool: tool_name() },
             (Some(status::STOPPING), _) => ToolError::Unavailable { reason: message, retry_after: None },
             (Some(status::INTERNAL), _) => ToolError::Internal { problem: message },
@@ -338,6 +343,8 @@ mod tests {
         assert_eq!(convert(stream).await.to_string(), "tool `fetch` streams");
         let stopping = convert(error_status(Code::Unavailable, status::STOPPING, "it is stopping")).await;
         assert!(matches!(&stopping, ToolError::Unavailable { .. }) && !stopping.may_have_run());
+        let large = convert(status::answer_too_large("too large", 9, 8)).await;
+        assert!(matches!(large, ToolError::AnswerTooLarge { size: 9, limit: 8 }), "{large:?}");
         let cancelled = convert(error_status(Code::Cancelled, status::CANCELLED, "x")).await;
         assert!(matches!(cancelled, ToolError::Cancelled { .. }), "{cancelled:?}");
     }

@@ -11,10 +11,10 @@ use std::{
 };
 
 use snakepit_proto::{
-    mux::{MAX_ITEM_BYTES, Replies, STREAM_CREDIT, TOO_LARGE, chunk_cost, too_large},
+    mux::{MAX_ITEM_BYTES, Replies, STREAM_CREDIT, chunk_cost},
     pb,
 };
-use snakepit_registry::{CallStage, ChunkStream, ToolError, ToolFailure};
+use snakepit_registry::{CallStage, ChunkStream, ToolError};
 use tokio::time::Sleep;
 
 use super::Credit;
@@ -143,7 +143,6 @@ impl Future for ForwardChunks<'_> {
 }
 
 /// The error of a chunk that exceeds the limit of a message. Sending it would break the stream and all other calls.
-fn chunk_too_large(size: usize) -> ToolError {
-    let (message, error_type) = (too_large("chunk", size), TOO_LARGE.to_owned());
-    ToolError::Failed(Box::new(ToolFailure { message, error_type, ..ToolFailure::default() }))
+const fn chunk_too_large(size: usize) -> ToolError {
+    ToolError::AnswerTooLarge { size, limit: MAX_ITEM_BYTES }
 }
