@@ -10,6 +10,8 @@ pub const CALL_ID: &str = "snakepit-call-id";
 pub const WORKER_ID: &str = "snakepit-worker-id";
 /// `true` in requests to the host if the call is idempotent.
 pub const IDEMPOTENT: &str = "snakepit-idempotent";
+/// `true` in requests to the host if the call must not run twice, even if its tool is declared idempotent.
+pub const AT_MOST_ONCE: &str = "snakepit-at-most-once";
 /// W3C trace context, passed from client to host to worker to host tool.
 pub const TRACEPARENT: &str = "traceparent";
 /// The vendor-specific part of the W3C trace context.

@@ -19,6 +19,7 @@ use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use crate::value;
 
 import_exception!(snakepit_bridge.errors, SnakepitError);
+import_exception!(snakepit_bridge.errors, AccessDeniedError);
 import_exception!(snakepit_bridge.errors, NotFoundError);
 import_exception!(snakepit_bridge.errors, VariableNotFoundError);
 import_exception!(snakepit_bridge.errors, ProgramNotFoundError);
@@ -47,6 +48,7 @@ import_exception!(snakepit_bridge._failures, BrokenRuntimeError);
 pub(crate) fn preload(py: Python<'_>) {
     let classes = [
         SnakepitError::type_object,
+        AccessDeniedError::type_object,
         NotFoundError::type_object,
         VariableNotFoundError::type_object,
         ProgramNotFoundError::type_object,
@@ -289,6 +291,7 @@ fn exception(message: String, code: Code, details: &Details) -> PyErr {
         (Code::NotFound, "VARIABLE_NOT_FOUND") => VariableNotFoundError::new_err(message),
         (Code::NotFound, "PROGRAM_NOT_FOUND") => ProgramNotFoundError::new_err(message),
         (Code::NotFound, _) => NotFoundError::new_err(message),
+        (Code::Unauthenticated | Code::PermissionDenied, _) => AccessDeniedError::new_err(message),
         (Code::AlreadyExists, _) => AlreadyExistsError::new_err(message),
         (Code::InvalidArgument, "INVALID_VALUE") => ValidationError::new_err(message),
         (Code::InvalidArgument, _) => InvalidArgumentError::new_err(message),

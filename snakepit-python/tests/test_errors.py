@@ -131,6 +131,7 @@ def test_existing_base_classes_catch_newer_exceptions() -> None:
         assert issubclass(new, ConnectionError)
     assert issubclass(errors.ConnectTimeoutError, errors.DeadlineExceededError)
     assert issubclass(errors.ClientClosedError, RuntimeError)
+    assert issubclass(errors.AccessDeniedError, PermissionError)
     for kind in exceptions():
         if issubclass(kind, errors.SnakepitError):
             assert isinstance(kind.may_have_run, bool)

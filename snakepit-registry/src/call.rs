@@ -74,6 +74,9 @@ struct RoomWait {
     end: OnceLock<Option<Instant>>,
 }
 
+/// The extension of [`ToolCall::at_most_once`], because few calls have it.
+struct AtMostOnce(bool);
+
 /// A call of a tool.
 ///
 /// ```
@@ -106,7 +109,8 @@ pub struct ToolCall {
     /// The time at which the call fails with [`DeadlineExceeded`](crate::ToolError::DeadlineExceeded). The time in the queue, all
     /// attempts, and the whole stream of a streaming call count.
     pub deadline: Option<Instant>,
-    /// Whether the call is idempotent, so that the host may run it twice.
+    /// Whether the call is idempotent, so that the host may run it twice. If the tool is declared idempotent, the host sets it,
+    /// except for calls that run [at most once](Self::at_most_once).
     pub idempotent: bool,
     /// The id of the worker that should run the call, as a hint. Ignored if that worker is busy.
     pub preferred_worker: Option<Arc<str>>,
@@ -141,6 +145,21 @@ impl ToolCall {
             principal: Principal::program(),
             extensions: Extensions::default(),
         }
+    }
+
+    /// Forbids or permits a second run of the call if its tool is declared idempotent. The default permits it. Without a second
+    /// run, a call that may have begun is not repeated when its worker or connection is lost.
+    #[must_use]
+    pub fn at_most_once(mut self, at_most_once: bool) -> Self {
+        self.idempotent &= !at_most_once;
+        self.extensions.insert(AtMostOnce(at_most_once));
+        self
+    }
+
+    /// Whether [`at_most_once`](Self::at_most_once) forbids a second run.
+    #[must_use]
+    pub fn is_at_most_once(&self) -> bool {
+        self.extensions.get().is_some_and(|&AtMostOnce(at_most_once)| at_most_once)
     }
 
     /// The size of the arguments and the metadata, in bytes.

@@ -243,6 +243,12 @@ pub enum ToolError {
         /// The answer of the host or the proxy.
         problem: String,
     },
+    /// The client was closed.
+    #[error("the client is closed{}", if *delivered { "; the call was cut off and may have run" } else { "" })]
+    ClientClosed {
+        /// Whether the call may have begun to run.
+        delivered: bool,
+    },
     /// There is no tokio runtime. Either the runtime that started the host has shut down, or a call with a deadline was made
     /// outside of a runtime.
     #[error("{problem}")]

@@ -396,7 +396,7 @@ impl ResolvedTool {
                 });
             }
         }
-        call.idempotent |= self.idempotent;
+        call.idempotent |= self.idempotent && !call.is_at_most_once();
         Ok(self.handler.call(call))
     }
 }

@@ -28,7 +28,7 @@
 //!
 //! [`Snakepit`] runs a host in your program. [`Client`] has the same API for a remote host; a program that needs only the
 //! client depends on `snakepit-client`. The module [`status`] maps errors to gRPC statuses. The module `testing`, behind the
-//! feature of the same name, runs a host in a test without Python.
+//! feature of the same name, runs a host in a test without Python. The module [`routes`] mounts the host in a server of your own.
 //!
 //! # Features
 //! - `redb` and `redis`, both on by default, add the session backends `RedbBackend` and `RedisBackend`.
@@ -58,6 +58,14 @@ mod sync;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+
+/// The type of [`Snakepit::routes`], which mounts the host in a server of your own.
+///
+/// `Server::builder().add_routes(routes)` mounts it in a tonic 0.14 server, and `Router::merge(routes.into_axum_router())` in an
+/// axum 0.8 server. It is also a `tower::Service` of HTTP requests.
+pub mod routes {
+    pub use tonic::service::Routes;
+}
 
 pub use authorization::{Denied, Operation};
 pub use builder::Builder;
@@ -145,8 +153,9 @@ pub type Host = Caller<LocalHost>;
 pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
 
 pub use snakepit_client::{
-    CallBatch, Caller, Client, ClientBuilder, Error, EventStream, HostHandle, RemoteHost, Reply, ReplyStream,
-    SessionWatch,
+    CallBatch, Caller, Client, ClientBuilder, Error, EventStream, GlobalPrograms, HostHandle, RemoteHost,
+    Reply, ReplyStream, SessionEventStream, SessionInfo, SessionWatch, SessionWatchEvent, WorkerInfo,
+    transport,
 };
 pub use snakepit_pool::{
     CallTotals, PoolConfig, PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,

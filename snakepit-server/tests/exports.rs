@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The files whose public signatures a program that depends on `snakepit-server` uses.
-const FILES: [&str; 48] = [
+const FILES: [&str; 51] = [
     "snakepit-server/src/authorization.rs",
     "snakepit-server/src/builder.rs",
     "snakepit-server/src/builder/authorization.rs",
@@ -13,11 +13,14 @@ const FILES: [&str; 48] = [
     "snakepit-server/src/error.rs",
     "snakepit-server/src/snakepit.rs",
     "snakepit-server/client/src/batch.rs",
+    "snakepit-server/client/src/builder.rs",
     "snakepit-server/client/src/call.rs",
     "snakepit-server/client/src/caller.rs",
     "snakepit-server/client/src/client.rs",
     "snakepit-server/client/src/error.rs",
     "snakepit-server/client/src/error/classification.rs",
+    "snakepit-server/client/src/listing.rs",
+    "snakepit-server/client/src/remote/operations.rs",
     "snakepit-server/client/src/session.rs",
     "snakepit-server/client/src/session/batches.rs",
     "snakepit-server/client/src/session/variables.rs",
@@ -55,12 +58,15 @@ const FILES: [&str; 48] = [
 ];
 
 /// Types and traits of other crates, which `snakepit_server` does not export, and associated types.
-const FOREIGN: [&str; 60] = [
+const FOREIGN: [&str; 64] = [
     "Arc",
     "ArrayBase",
     "AsRef",
     "BTreeMap",
+    // `Body` and `HttpService` are in the exported module `transport`.
+    "Body",
     "Box",
+    "BoxStream",
     "BoxError",
     "Bytes",
     "Clone",
@@ -83,6 +89,7 @@ const FOREIGN: [&str; 60] = [
     "Formatter",
     "From",
     "Future",
+    "HttpService",
     "Instant",
     "Into",
     "IntoIter",
@@ -100,6 +107,7 @@ const FOREIGN: [&str; 60] = [
     "RangeBounds",
     "RawValue",
     "Receiver",
+    "Request",
     "Response",
     "Result",
     "Self",

@@ -47,6 +47,14 @@ pub struct SessionEvent {
     pub at: SystemTime,
 }
 
+impl SessionEvent {
+    /// Creates an event.
+    #[must_use]
+    pub const fn new(id: SessionId, kind: SessionEventKind, at: SystemTime) -> Self {
+        Self { id, kind, at }
+    }
+}
+
 /// A stream of the events of all sessions since [`SessionBackend::subscribe`](crate::SessionBackend::subscribe).
 #[derive(Debug)]
 pub struct SessionEvents {

@@ -83,6 +83,7 @@ const UNSTABLE: &[(&str, &str, &str)] = &[
         "its aliases of boxed streams and futures name types of std and `Stream`",
     ),
     ("snakepit-client", "tonic", "snakepit_client::status::Status"),
+    ("snakepit-client", "tower", "snakepit_client::transport::tower"),
     ("snakepit-server", "tonic", "snakepit_server::status::Status"),
 ];
 

@@ -212,6 +212,9 @@ reasons! {
     "The client could not connect to a host."
     NotConnected "NOT_CONNECTED" [Unavailable] 502 -32034 4 transient Client
 
+    "The client was closed."
+    ClientClosed "CLIENT_CLOSED" [Unavailable] 503 -32034 3 permanent Client
+
     "A value does not serialize, or does not fit the requested type."
     InvalidPayload "INVALID_PAYLOAD" [Internal] 500 -32603 3 permanent Client
 

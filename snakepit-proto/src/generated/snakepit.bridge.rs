@@ -1107,6 +1107,9 @@ pub struct CallStart {
     /// Initial credit of a stream, in bytes. 0 means 262144. CallCredit grants more; CallChunks defines the cost of a chunk.
     #[prost(uint64, tag = "11")]
     pub credit: u64,
+    /// Whether the call must not run twice, even if its tool is declared idempotent.
+    #[prost(bool, tag = "12")]
+    pub at_most_once: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CallArgument {

@@ -31,7 +31,7 @@ pub use self::{
     failure::{add_details, bad_argument, bad_field, failure_from_wire, failure_to_wire},
     fault::{fault_to_wire, reason_of},
     request::{check_size, request_to_wire},
-    spec::{spec_from_registration, spec_to_registration, spec_to_wire},
+    spec::{spec_from_registration, spec_from_wire, spec_to_registration, spec_to_wire},
     value::{
         WireError, payload_from_wire, payload_to_wire, payload_to_wire_inline, value_from_wire, value_to_wire,
     },

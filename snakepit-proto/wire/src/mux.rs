@@ -75,6 +75,7 @@ pub fn error_reply(
 /// Converts a call into a `CallStart` frame. `time_left` is the time until its deadline.
 #[must_use]
 pub fn call_to_wire(call: ToolCall, time_left: Option<Duration>) -> pb::CallStart {
+    let at_most_once = call.is_at_most_once();
     let ToolCall { tool, session, arguments, metadata, mode, idempotent, trace, .. } = call;
     let (traceparent, tracestate) = trace.map(|t| (t.traceparent, t.tracestate)).unwrap_or_default();
     let stream = mode == CallMode::Streaming;
@@ -94,6 +95,7 @@ pub fn call_to_wire(call: ToolCall, time_left: Option<Duration>) -> pb::CallStar
         tracestate: tracestate.unwrap_or_default(),
         idempotent,
         credit: if stream { snakepit_proto::mux::STREAM_CREDIT } else { 0 },
+        at_most_once,
     }
 }
 
@@ -112,6 +114,7 @@ pub fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall,
         traceparent,
         tracestate,
         idempotent,
+        at_most_once,
         ..
     } = start;
     if tool_name.is_empty() {
@@ -139,7 +142,7 @@ pub fn call_from_wire(start: pb::CallStart, call_id: CallId) -> Result<ToolCall,
     call.idempotent = idempotent;
     call.trace = (!traceparent.is_empty())
         .then(|| TraceContext { traceparent, tracestate: (!tracestate.is_empty()).then_some(tracestate) });
-    Ok(call)
+    Ok(if at_most_once { call.at_most_once(true) } else { call })
 }
 
 fn microseconds(time: Duration) -> u64 {

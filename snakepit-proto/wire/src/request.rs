@@ -12,6 +12,7 @@ use crate::payload_to_wire;
 /// Converts a call to the request of a unary or streaming RPC. `time_left` is the time until its deadline.
 #[must_use]
 pub fn request_to_wire(call: ToolCall, time_left: Option<Duration>) -> Request<pb::ExecuteToolRequest> {
+    let at_most_once = call.is_at_most_once();
     let ToolCall { id, tool, session, arguments, metadata, mode, idempotent, trace, .. } = call;
     let mut message = pb::ExecuteToolRequest {
         session_id: session.as_ref().map(SessionId::to_string).unwrap_or_default(),
@@ -31,6 +32,9 @@ pub fn request_to_wire(call: ToolCall, time_left: Option<Duration>) -> Request<p
     request.metadata_mut().insert(headers::CALL_ID, MetadataValue::from(id.as_u64()));
     if idempotent {
         request.metadata_mut().insert(headers::IDEMPOTENT, MetadataValue::from_static("true"));
+    }
+    if at_most_once {
+        request.metadata_mut().insert(headers::AT_MOST_ONCE, MetadataValue::from_static("true"));
     }
     if let Some(time_left) = time_left {
         request.set_timeout(time_left.min(headers::MAX_TIMEOUT));

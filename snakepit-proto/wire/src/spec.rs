@@ -24,6 +24,19 @@ pub fn spec_from_registration(registration: pb::ToolRegistration) -> ToolSpec {
     }
 }
 
+/// Converts a spec from the form in which a host lists it. Omits default values that cannot be converted.
+#[must_use]
+pub fn spec_from_wire(spec: pb::ToolSpec) -> ToolSpec {
+    let pb::ToolSpec { name, description, parameters, metadata, supports_streaming, .. } = spec;
+    spec_from_registration(pb::ToolRegistration {
+        name,
+        description,
+        parameters,
+        metadata,
+        supports_streaming,
+    })
+}
+
 /// Converts a spec to the registration that a worker sends.
 #[must_use]
 pub fn spec_to_registration(spec: ToolSpec) -> pb::ToolRegistration {

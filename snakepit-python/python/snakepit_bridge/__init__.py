@@ -7,6 +7,7 @@ from snakepit_bridge._native import Variable, VariableUpdate, VariableVersion, _
 from snakepit_bridge.base_adapter import BaseAdapter, tool
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.errors import (
+    AccessDeniedError,
     AlreadyExistsError,
     BatchError,
     CallCancelled,
@@ -38,6 +39,7 @@ from snakepit_bridge.tasks import worker_task
 from snakepit_bridge.variables import VariableType
 
 __all__ = [
+    "AccessDeniedError",
     "AlreadyExistsError",
     "BaseAdapter",
     "BatchError",

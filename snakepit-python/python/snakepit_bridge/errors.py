@@ -165,6 +165,12 @@ class BatchError(SnakepitError):
         self.may_have_run = bool(versions)
 
 
+class AccessDeniedError(SnakepitError, PermissionError):
+    """The host, or a proxy in front of it, denied access. The answer to a repeated request stays the same."""
+
+    may_have_run = False
+
+
 class LimitExceededError(SnakepitError):
     """A limit of the host was exceeded: of one session, of all sessions, or of one answer."""
 

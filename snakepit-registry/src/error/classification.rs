@@ -28,6 +28,7 @@ impl ToolError {
             Self::Deadlock { .. } => ErrorKind::Deadlock,
             Self::Rejected { .. } => ErrorKind::Rejected,
             Self::AccessDenied { .. } => ErrorKind::AccessDenied,
+            Self::ClientClosed { .. } => ErrorKind::ClientClosed,
             Self::NoRuntime { .. } => ErrorKind::NoRuntime,
             Self::Layer { kind, .. } => *kind,
             Self::Session(error) => ErrorKind::Session(error.kind()),
@@ -77,6 +78,7 @@ impl ToolError {
             Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
             Self::WorkerLost { delivered, .. }
             | Self::ShuttingDown { delivered }
+            | Self::ClientClosed { delivered }
             | Self::Unsupported { delivered, .. }
             | Self::Layer { delivered, .. }
             | Self::NoRuntime { delivered, .. } => *delivered,
@@ -103,6 +105,7 @@ impl ToolError {
                 Self::WorkerLost { worker, reason, delivered: true, output_lines, retry_after }
             }
             Self::ShuttingDown { .. } => Self::ShuttingDown { delivered: true },
+            Self::ClientClosed { .. } => Self::ClientClosed { delivered: true },
             Self::NoRuntime { problem, .. } => Self::NoRuntime { problem, delivered: true },
             Self::Layer { kind: kind @ ErrorKind::DeadlineExceeded, problem, source, .. } => {
                 Self::Layer { kind, delivered: true, problem, source }
@@ -205,6 +208,8 @@ mod tests {
             (late(CallStage::Queued), true),
             (late(CallStage::Running), false),
             (ToolError::ShuttingDown { delivered: false }, true),
+            (ToolError::AccessDenied { problem: "no token".into() }, false),
+            (ToolError::ClientClosed { delivered: false }, false),
             (ToolError::NotFound { tool: "add".into(), suggestion: None }, false),
             (ToolError::Failed(Box::default()), false),
         ] {

@@ -59,6 +59,8 @@ pub enum ErrorKind {
     Rejected,
     /// The host or a proxy denied access: a token or certificate is missing, invalid or not sufficient.
     AccessDenied,
+    /// The client was closed.
+    ClientClosed,
     /// A value does not serialize, or does not fit the requested type.
     InvalidPayload,
     /// A host did not start.
@@ -91,6 +93,7 @@ impl ErrorKind {
             Self::NotConnected => Reason::NotConnected,
             Self::Rejected => Reason::Rejected,
             Self::AccessDenied => Reason::AccessDenied,
+            Self::ClientClosed => Reason::ClientClosed,
             Self::InvalidPayload => Reason::InvalidPayload,
             Self::NotStarted => Reason::NotStarted,
             Self::Session(kind) => kind.to_reason(),

@@ -44,9 +44,9 @@ impl From<ToolError> for Fault {
                 fault.with_entry("peer", &peer).with_entry("problem", &problem).suggest_retry(retry_after)
             }
             ToolError::Unavailable { retry_after, .. } => fault.with_retry(retry_after),
-            ToolError::ShuttingDown { delivered } | ToolError::NoRuntime { delivered, .. } => {
-                fault.with_delivered(delivered)
-            }
+            ToolError::ShuttingDown { delivered }
+            | ToolError::ClientClosed { delivered }
+            | ToolError::NoRuntime { delivered, .. } => fault.with_delivered(delivered),
             ToolError::Layer { kind, delivered, .. } => of_layer(fault, kind, delivered),
             ToolError::Session(error) => Self::from(&error),
             _ => fault,

@@ -33,6 +33,7 @@ pub struct CallBuilder<H = RemoteHost> {
     /// Boxed, like the mistake, because each builder method moves the builder.
     call: Box<ToolCall>,
     timeout: Option<Duration>,
+    deadline: Option<Instant>,
     mistake: Option<Box<Error>>,
 }
 
@@ -46,11 +47,20 @@ pub struct Reply<T> {
     pub worker: Option<Arc<str>>,
     /// The run time of the tool itself, if known.
     pub execution_time: Option<Duration>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl<T> Reply<T> {
+    /// The metadata entries that the tool attached to its answer.
+    #[must_use]
+    pub const fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
 }
 
 impl<H: HostHandle> CallBuilder<H> {
     pub(crate) fn new(host: H, tool: &str) -> Self {
-        Self { host, call: Box::new(ToolCall::new(tool)), timeout: None, mistake: None }
+        Self { host, call: Box::new(ToolCall::new(tool)), timeout: None, deadline: None, mistake: None }
     }
 
     /// Adds arguments: a struct, or a map from parameter names to values. Each argument may be set once, here or with
@@ -118,6 +128,13 @@ impl<H: HostHandle> CallBuilder<H> {
         self
     }
 
+    /// Like [`timeout`](Self::timeout), with a point in time, for several calls that share one deadline. If both are set, the
+    /// earlier one applies.
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
     /// Waits for up to this time if the queue of the host is full, instead of failing with [`ToolError::Overloaded`] immediately.
     /// The [`timeout`](Self::timeout) of the call includes the wait. If the queue stays full, the call fails with `Overloaded`.
     ///
@@ -136,7 +153,18 @@ impl<H: HostHandle> CallBuilder<H> {
     /// Declares that the call may run more than once. The host then retries it if its worker is lost, and a client if its
     /// connection breaks.
     pub fn idempotent(mut self) -> Self {
+        if self.call.is_at_most_once() {
+            *self.call = self.call.at_most_once(false);
+        }
         self.call.idempotent = true;
+        self
+    }
+
+    /// Forbids a second run of the call, even if its tool is declared idempotent. A call that may have begun is then never
+    /// repeated; one that was not begun still is. This is the default for tools that are not declared idempotent. The last of
+    /// this method and [`idempotent`](Self::idempotent) applies.
+    pub fn at_most_once(mut self) -> Self {
+        *self.call = self.call.at_most_once(true);
         self
     }
 
@@ -163,8 +191,8 @@ impl<H: HostHandle> CallBuilder<H> {
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub async fn unary<T: DeserializeOwned>(self) -> Result<Reply<T>, Error> {
-        let Reply { value, worker, execution_time } = value_of(self.send(CallMode::Unary).await?)?;
-        Ok(Reply { value: value.to_serde()?, worker, execution_time })
+        let Reply { value, worker, execution_time, metadata } = value_of(self.send(CallMode::Unary).await?)?;
+        Ok(Reply { value: value.to_serde()?, worker, execution_time, metadata })
     }
 
     /// Makes the call and waits for its raw value. Use it for `bytes` and numpy arrays of Python, whose buffer is
@@ -195,14 +223,15 @@ impl<H: HostHandle> CallBuilder<H> {
     }
 
     fn send(self, mode: CallMode) -> impl Future<Output = Result<ToolReply, Error>> + Send {
-        let Self { host, mut call, timeout, mistake } = self;
+        let Self { host, mut call, timeout, deadline, mistake } = self;
         // An `async fn` would store these captures twice in its future.
         async move {
             if let Some(mistake) = mistake {
                 return Err(*mistake);
             }
             call.mode = mode;
-            call.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            let after_timeout = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            call.deadline = after_timeout.into_iter().chain(deadline).min();
             Ok(host.call(*call).await.map_err(|error| suggest_stream(mode, error))?)
         }
     }
@@ -254,9 +283,9 @@ fn suggest_stream(mode: CallMode, error: ToolError) -> ToolError {
 }
 
 fn value_of(reply: ToolReply) -> Result<Reply<Payload>, Error> {
-    let ToolReply { body, worker, execution_time, .. } = reply;
+    let ToolReply { body, worker, execution_time, metadata } = reply;
     match body {
-        ReplyBody::Value(value) => Ok(Reply { value, worker, execution_time }),
+        ReplyBody::Value(value) => Ok(Reply { value, worker, execution_time, metadata }),
         ReplyBody::Stream(_) => Err(wrong_reply("a stream", "a value").into()),
     }
 }

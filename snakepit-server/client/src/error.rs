@@ -64,6 +64,14 @@ pub enum Error {
         /// The time limit.
         within: Duration,
     },
+    /// An option of the client is invalid.
+    #[error("client option `{option}` {problem}")]
+    InvalidOption {
+        /// The method of [`ClientBuilder`](crate::ClientBuilder).
+        option: &'static str,
+        /// The problem, as the end of a sentence.
+        problem: String,
+    },
     /// The client was created outside a tokio runtime.
     #[error("a client needs a tokio runtime; connect inside `Runtime::block_on` or an async main")]
     NoRuntime,

@@ -25,16 +25,19 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod batch;
+mod builder;
 mod call;
 mod caller;
 mod client;
 mod error;
 mod extract;
 mod host;
+mod listing;
 mod remote;
 mod session;
 pub mod status;
 mod trace;
+pub mod transport;
 
 /// The trait of streams such as [`ReplyStream`], from `futures-core`.
 pub use futures_core::Stream;
@@ -43,13 +46,15 @@ pub use futures_core::Stream;
 pub use error::write_with_sources;
 #[doc(hidden)]
 pub use extract::ExtractFrom;
-pub use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure, TraceContext};
+pub use snakepit_registry::{
+    CallStage, ErrorKind, ParameterSpec, ToolError, ToolFailure, ToolSpec, TraceContext,
+};
 pub use snakepit_session::{
     Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable,
-    Note, Payload, PayloadError, Program, ProgramInfo, ProgramName, Session, SessionError, SessionErrorKind,
-    SessionId, SetVariable, SharedError, Source, UpdateKind, ValueType, Variable, VariableId, VariableName,
-    VariableType, VariableTypeBuilder, VariableUpdate, VariableVersion, WatchEvent, error_chain,
-    variable_kinds,
+    Note, Page, PageRequest, Payload, PayloadError, Program, ProgramInfo, ProgramName, Session, SessionError,
+    SessionErrorKind, SessionEvent, SessionEventKind, SessionId, SessionStats, SetVariable, SharedError,
+    Source, UpdateKind, ValueType, Variable, VariableId, VariableName, VariableType, VariableTypeBuilder,
+    VariableUpdate, VariableVersion, WatchEvent, error_chain, variable_kinds,
 };
 /// The crates of [`Payload::to_ndarray`] and of the items of arrays, so that programs use the same versions.
 #[cfg(feature = "ndarray")]
@@ -59,11 +64,13 @@ pub use trace::attach_current_trace;
 
 pub use self::{
     batch::CallBatch,
+    builder::ClientBuilder,
     call::{CallBuilder, Reply, ReplyStream},
     caller::Caller,
-    client::{Client, ClientBuilder},
+    client::Client,
     error::Error,
     host::{EventStream, HostHandle},
+    listing::{GlobalPrograms, SessionEventStream, SessionInfo, SessionWatchEvent, WorkerInfo},
     remote::RemoteHost,
     session::{SessionHandle, SessionWatch, WatchBuilder},
 };

@@ -1,7 +1,10 @@
-//! A remote host: its connection, and the stream that calls share.
+//! A remote host: its addresses, its connection, and the stream that calls share.
 
+mod addresses;
 mod calls;
+mod closing;
 mod deadline;
+mod operations;
 mod request_timeout;
 mod room;
 mod state;
@@ -10,26 +13,30 @@ use std::{
     error::Error as _,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use snakepit_proto::{
     mux::Multiplexer,
-    pb::bridge_service_client::BridgeServiceClient,
     status::{PROXY, caused_by, details_of, root_cause},
 };
 use snakepit_registry::ToolError;
 use tokio::{
     sync::{Mutex, Semaphore},
     task::JoinSet,
-    time::timeout,
 };
-use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, transport::Channel};
+use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
+use tonic::{Code, Status};
 
-pub(crate) use self::request_timeout::RequestTimeout;
-use crate::{client::CONNECT_TIMEOUT, status::to_tool_error};
+use self::closing::{CloseState, closed};
+pub(crate) use self::{addresses::Target, request_timeout::RequestTimeout};
+use crate::{
+    Error,
+    status::{is_unreachable, to_tool_error},
+    transport::BridgeClient,
+};
 
 /// The maximum number of watches per client. Each watch is an HTTP/2 stream, and a host accepts twice as many streams on a
 /// connection before further requests wait.
@@ -42,18 +49,32 @@ const MAX_ATTEMPTS: usize = 3;
 #[derive(Debug, Clone)]
 pub struct RemoteHost(Arc<Connection>);
 
-/// The shared state of a [`RemoteHost`]. The channel reconnects automatically. The first call that finds the call stream broken
-/// opens a new one.
+/// The options of a [`RemoteHost`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HostOptions {
+    /// The time limit for connecting to all addresses together.
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: RequestTimeout,
+    /// The timeout of calls without one.
+    pub(crate) default_timeout: Option<Duration>,
+}
+
+/// The shared state of a [`RemoteHost`]. The channel to each address reconnects automatically. The first call that finds the call
+/// stream broken opens a new one.
 #[derive(Debug)]
 struct Connection {
-    client: BridgeServiceClient<Channel>,
-    request_timeout: RequestTimeout,
+    /// The addresses. There is at least one.
+    targets: Vec<Target>,
+    /// The index of the address in use.
+    current: AtomicUsize,
+    options: HostOptions,
     call_stream: RwLock<Arc<CallStream>>,
     /// Serializes reopening, so that one call opens a new stream while the others wait. Holds the last failure.
     reopening: Mutex<Option<ToolError>>,
     /// The number of failed attempts to reopen the stream.
     failed_reopens: AtomicU64,
     watch_permits: Arc<Semaphore>,
+    close: CloseState,
 }
 
 /// The stream that calls share.
@@ -63,12 +84,23 @@ struct CallStream {
     multiplexer: Option<Multiplexer>,
     /// Cancelled when the stream can no longer be used.
     broken: CancellationToken,
+    /// Cancelled when the client cuts its calls.
+    cut: CancellationToken,
     /// The task that reads the replies. Dropping the stream ends it.
     _reader: JoinSet<()>,
+    /// Counts the stream until its last call has ended, because each call holds the stream.
+    _in_use: Option<TaskTrackerToken>,
 }
 
 impl CallStream {
-    async fn open(client: BridgeServiceClient<Channel>) -> Result<Self, Status> {
+    /// Returns a stream that cannot be used, so that the next call opens one.
+    fn unusable(close: &CloseState) -> Self {
+        let broken = CancellationToken::new();
+        broken.cancel();
+        Self { multiplexer: None, broken, cut: close.cut.clone(), _reader: JoinSet::new(), _in_use: None }
+    }
+
+    async fn open(client: BridgeClient, close: &CloseState) -> Result<Self, Status> {
         let (mut tasks, broken) = (JoinSet::new(), CancellationToken::new());
         let mut attempts = 1;
         let opened = loop {
@@ -80,9 +112,10 @@ impl CallStream {
         };
         let multiplexer = match opened {
             Ok((multiplexer, reader)) => {
-                let broken_guard = broken.clone().drop_guard();
+                let (broken_guard, cut) = (broken.clone().drop_guard(), close.cut.clone());
                 tasks.spawn(async move {
-                    reader.await;
+                    // If the reader is dropped, its calls end.
+                    let _ = cut.run_until_cancelled(reader).await;
                     drop(broken_guard);
                 });
                 Some(multiplexer)
@@ -91,31 +124,55 @@ impl CallStream {
             Err(status) if status.code() == Code::Unimplemented && !is_of_proxy(&status) => None,
             Err(status) => return Err(status),
         };
-        Ok(Self { multiplexer, broken, _reader: tasks })
+        let (cut, in_use) = (close.cut.clone(), Some(close.users.token()));
+        Ok(Self { multiplexer, broken, cut, _reader: tasks, _in_use: in_use })
     }
 }
 
 impl RemoteHost {
-    pub(crate) async fn open(
-        client: BridgeServiceClient<Channel>,
-        request_timeout: RequestTimeout,
-    ) -> Result<Self, Status> {
-        let call_stream = RwLock::new(Arc::new(CallStream::open(client.clone()).await?));
-        Ok(Self(Arc::new(Connection {
-            client,
-            request_timeout,
-            call_stream,
+    /// Creates a host that connects with its first request. There must be at least one target.
+    pub(crate) fn new(targets: Vec<Target>, options: HostOptions) -> Self {
+        let close = CloseState::default();
+        Self(Arc::new(Connection {
+            targets,
+            current: AtomicUsize::new(0),
+            options,
+            call_stream: RwLock::new(Arc::new(CallStream::unusable(&close))),
             reopening: Mutex::default(),
             failed_reopens: AtomicU64::new(0),
             watch_permits: Arc::new(Semaphore::new(MAX_WATCHES)),
-        })))
+            close,
+        }))
+    }
+
+    /// Connects to the first address that answers.
+    pub(crate) async fn open(&self) -> Result<(), Error> {
+        let start = tokio::time::Instant::now();
+        match self.0.open_call_stream().await {
+            Ok(stream) => {
+                self.0.replace_call_stream(stream);
+                Ok(())
+            }
+            Err(failures) => Err(self.0.connect_error(failures, start).await),
+        }
+    }
+
+    /// Closes the client: [`Client::close`](crate::Client::close).
+    pub(crate) async fn close(&self, limit: Duration) -> bool {
+        self.0.close.closing.cancel();
+        // Calls in flight keep their stream until they have ended.
+        let open = self.0.replace_call_stream(CallStream::unusable(&self.0.close));
+        open.broken.cancel();
+        drop(open);
+        self.0.close.end_users(limit).await
     }
 }
 
 impl Connection {
-    /// Returns a client for single RPCs.
-    fn client(&self) -> BridgeServiceClient<Channel> {
-        self.client.clone()
+    /// Stores a call stream, and returns the one before.
+    fn replace_call_stream(&self, stream: CallStream) -> Arc<CallStream> {
+        let mut current = self.call_stream.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, Arc::new(stream))
     }
 
     /// Returns a call stream that is not known to be broken, and opens a new one if necessary. If this fails, no part of the
@@ -127,40 +184,47 @@ impl Connection {
             return Ok(stream);
         }
         let failures_before = self.failed_reopens.load(Ordering::Acquire);
-        let mut failure = self.reopening.lock().await;
-        if let Some(stream) = usable() {
-            return Ok(stream);
-        }
-        if let Some(failure) = &*failure
-            && self.failed_reopens.load(Ordering::Acquire) != failures_before
-        {
-            // Another call failed to reopen the stream while this one waited. If each waiting call retried, the last one would
-            // wait for the sum of all timeouts.
-            return Err(failure.clone());
-        }
-        let unreachable = |problem: String| {
-            let reason = format!("the host cannot be reached: {problem}");
-            ToolError::Unavailable { reason, retry_after: None }
-        };
-        let error = match timeout(CONNECT_TIMEOUT, CallStream::open(self.client())).await {
-            Ok(Ok(stream)) => {
-                let stream = Arc::new(stream);
-                *self.call_stream.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&stream);
+        let reopen = async {
+            let mut failure = self.reopening.lock().await;
+            if let Some(stream) = usable() {
                 return Ok(stream);
             }
-            Ok(Err(status)) => temporary_rejection(&status).unwrap_or_else(|| unreachable(cause_of(&status))),
-            Err(_) => unreachable(format!("it did not answer within {CONNECT_TIMEOUT:?}")),
+            if let Some(failure) = &*failure
+                && self.failed_reopens.load(Ordering::Acquire) != failures_before
+            {
+                // Another call failed to reopen the stream while this one waited. If each waiting call retried, the last one
+                // would wait for the sum of all timeouts.
+                return Err(failure.clone());
+            }
+            match self.open_call_stream().await {
+                Ok(stream) => {
+                    let stream = Arc::new(stream);
+                    let mut current = self.call_stream.write().unwrap_or_else(PoisonError::into_inner);
+                    // A close that begins now finds the new stream, or was seen here.
+                    if self.close.closing.is_cancelled() {
+                        return Err(closed(false));
+                    }
+                    *current = Arc::clone(&stream);
+                    Ok(stream)
+                }
+                Err(failures) => {
+                    let error = self.reopen_error(&failures);
+                    *failure = Some(error.clone());
+                    self.failed_reopens.fetch_add(1, Ordering::Release);
+                    Err(error)
+                }
+            }
         };
-        *failure = Some(error.clone());
-        self.failed_reopens.fetch_add(1, Ordering::Release);
-        Err(error)
+        self.close.closing.run_until_cancelled(reopen).await.unwrap_or_else(|| Err(closed(false)))
     }
 }
 
-/// Returns the error of a host that rejects a connection or a stream, because it is overloaded or shuts down.
-pub(crate) fn temporary_rejection(status: &Status) -> Option<ToolError> {
+/// Returns the error of a host or proxy that rejects a connection or a stream, because it is overloaded, shuts down or denies
+/// access.
+fn rejection(status: &Status) -> Option<ToolError> {
     match to_tool_error("", status) {
         ToolError::ShuttingDown { .. } => Some(ToolError::ShuttingDown { delivered: false }),
+        error @ ToolError::AccessDenied { .. } => Some(error),
         error => error.is_overloaded().then_some(error),
     }
 }
@@ -177,7 +241,5 @@ fn is_of_proxy(status: &Status) -> bool {
 
 /// Returns whether the connection broke during a request, so that a new connection may succeed.
 fn connection_broke(status: &Status) -> bool {
-    status.source().is_some()
-        && !caused_by::<tonic::ConnectError>(status)
-        && !caused_by::<tonic::TimeoutExpired>(status)
+    status.source().is_some() && !is_unreachable(status) && !caused_by::<tonic::TimeoutExpired>(status)
 }

@@ -1,6 +1,6 @@
 //! Converts the gRPC statuses of a host back to the errors from which the host made them.
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{error::Error as _, io, sync::Arc, time::Duration};
 
 use snakepit_proto::{
     proxy,
@@ -29,7 +29,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     }
     if let Some(source) = status.source() {
         let problem = root_cause(source).to_string();
-        if caused_by::<tonic::ConnectError>(status) {
+        if is_unreachable(status) {
             // Without a connection the request cannot have reached the host.
             let reason = format!("{HOST} cannot be reached: {problem}");
             return ToolError::Unavailable { reason, retry_after: None };
@@ -119,6 +119,16 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             problem: format!("are too large: {}", status.message()),
         },
         ("ACCESS_DENIED", ..) => ToolError::AccessDenied { problem: message_after("access denied: ") },
+        _ if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
+            // A host of this project states the reason completely.
+            let advice = match reason {
+                "" | PROXY => {
+                    "; set a token with `ClientBuilder::bearer_token`, or check the one that is set"
+                }
+                _ => "",
+            };
+            ToolError::AccessDenied { problem: format!("{}{advice}", status.message()) }
+        }
         (PROXY, ..) if status.code() != Code::Unavailable => {
             ToolError::Rejected { problem: status.message().to_owned() }
         }
@@ -140,6 +150,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             ToolError::Unavailable { reason: message_after("no worker is available: "), retry_after }
         }
         ("DEADLOCK", ..) => ToolError::Deadlock { tool: tool_name() },
+        ("CLIENT_CLOSED", ..) => ToolError::ClientClosed { delivered: is_delivered },
         (SHUTTING_DOWN, ..) => ToolError::ShuttingDown { delivered: is_delivered },
         ("NO_RUNTIME", ..) => {
             let problem = "the host cannot run calls: its tokio runtime has ended; restart the host";
@@ -150,6 +161,17 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             problem: format!("the host answered {:?}: {}", status.code(), status.message()),
         },
     }
+}
+
+/// Returns whether connecting failed, so that the request was not sent.
+pub(crate) fn is_unreachable(status: &Status) -> bool {
+    // The timeout of a connection is an IO error that contains the error of the timer.
+    let timed_out = |error: &(dyn std::error::Error + 'static)| {
+        let io = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        io.is_some_and(|inner| inner.is::<tokio::time::error::Elapsed>())
+    };
+    caused_by::<tonic::ConnectError>(status)
+        || std::iter::successors(status.source(), |&error| error.source()).any(timed_out)
 }
 
 /// Reconstructs a session error from the reason, the metadata entries and the message of a status. Returns `None` if the status has

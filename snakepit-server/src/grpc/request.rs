@@ -66,10 +66,11 @@ pub(super) fn tool_call(
     call.metadata = metadata;
     call.mode = mode;
     call.deadline = deadline(headers, extensions)?;
-    call.idempotent = headers.get(headers::IDEMPOTENT).is_some_and(|flag| flag == "true");
+    let has_flag = |name| headers.get(name).is_some_and(|flag| flag == "true");
+    call.idempotent = has_flag(headers::IDEMPOTENT);
     call.trace = trace(headers);
     call.principal = principal(extensions);
-    Ok(call)
+    Ok(if has_flag(headers::AT_MOST_ONCE) { call.at_most_once(true) } else { call })
 }
 
 /// Marks the call of a client that is a process of a worker.

@@ -6,7 +6,7 @@ use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId};
 use tonic::{Code, Status};
 
-use super::{from_session_error, from_tool_error, from_write_error, to_tool_error};
+use super::{from_session_error, from_tool_error, from_write_error, reserved_for_workers, to_tool_error};
 
 fn layer(kind: ErrorKind, delivered: bool) -> ToolError {
     ToolError::Layer { kind, delivered, problem: "no quota".into(), source: None }
@@ -68,6 +68,7 @@ fn tool_errors_survive_the_round_trip() {
         ToolError::ShuttingDown { delivered: true },
         ToolError::Rejected { problem: "the proxy answered 403 Forbidden".into() },
         ToolError::AccessDenied { problem: "the token expired".into() },
+        ToolError::ClientClosed { delivered: true },
         ToolError::Session(SessionError::NotFound { id: session() }),
         layer(ErrorKind::DeadlineExceeded, true),
         layer(ErrorKind::Overloaded, false),
@@ -137,6 +138,26 @@ fn session_errors_survive_the_round_trip() {
 
 #[test]
 fn a_status_without_a_reason_keeps_its_text() {
-    let error = to_tool_error("add", &Status::new(Code::Unauthenticated, "who are you?"));
-    assert_eq!(error.to_string(), "internal error: the host answered Unauthenticated: who are you?");
+    let error = to_tool_error("add", &Status::new(Code::OutOfRange, "too far"));
+    assert_eq!(error.to_string(), "internal error: the host answered OutOfRange: too far");
+}
+
+#[test]
+fn every_answer_without_permission_is_denied_access() {
+    for http in [401, 403, 407] {
+        let answer = format!("grpc-status header missing, mapped from HTTP status code {http}");
+        let error = to_tool_error("add", &Status::unknown(answer));
+        assert_eq!(error.kind(), ErrorKind::AccessDenied, "{error}");
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("access denied: the proxy answered {http} ")), "{text}");
+        assert!(text.contains("bearer_token"), "{text}");
+    }
+    for code in [Code::Unauthenticated, Code::PermissionDenied] {
+        let error = to_tool_error("add", &Status::new(code, "who are you?"));
+        assert_eq!(error.kind(), ErrorKind::AccessDenied);
+        assert!(error.to_string().starts_with("access denied: who are you?; "), "{error}");
+    }
+    let reserved = to_tool_error("", &reserved_for_workers());
+    assert!(reserved.to_string().starts_with("access denied: RegisterTools is reserved"), "{reserved}");
+    assert!(!reserved.to_string().contains("bearer_token"), "{reserved}");
 }

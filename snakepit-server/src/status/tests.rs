@@ -176,7 +176,7 @@ fn statuses_agree_with_the_table_of_reasons_and_with_the_kinds_of_errors() {
 }
 
 /// Reasons that no error of a call has: those of whole requests, of workers, of clients and of the command line.
-const OTHER_REASONS: [Reason; 14] = [
+const OTHER_REASONS: [Reason; 15] = [
     Reason::Stopping,
     Reason::AnswerDropped,
     Reason::AnswerTooLarge,
@@ -186,6 +186,7 @@ const OTHER_REASONS: [Reason; 14] = [
     Reason::IncompatibleVersion,
     Reason::Proxy,
     Reason::NotConnected,
+    Reason::ClientClosed,
     Reason::InvalidPayload,
     Reason::NotStarted,
     Reason::Usage,

@@ -23,7 +23,7 @@ impl Error {
             Self::Tool(error) => error.kind(),
             Self::Session(error) => ErrorKind::Session(error.kind()),
             Self::Payload(_) => ErrorKind::InvalidPayload,
-            Self::NotAnObject { .. } => ErrorKind::InvalidArgument,
+            Self::InvalidOption { .. } | Self::NotAnObject { .. } => ErrorKind::InvalidArgument,
             Self::Start(_) => ErrorKind::NotStarted,
         }
     }
@@ -40,6 +40,7 @@ impl Error {
             Self::Payload(error) => !matches!(error, PayloadError::Serialize { .. }),
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
             Self::Connect { .. }
+            | Self::InvalidOption { .. }
             | Self::NoRuntime
             | Self::Rejected { .. }
             | Self::NotAnObject { .. }

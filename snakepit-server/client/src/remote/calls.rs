@@ -11,14 +11,17 @@ use snakepit_wire::{
     mux::{self, CallInfo, Callee, LostCall, SendError},
     payload_from_wire, request_to_wire,
 };
-use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status, metadata::MetadataMap};
+use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     CallStream, Connection, MAX_ATTEMPTS, cause_of,
+    closing::{UntilClosed, closed},
     deadline::{self, BoundedChunks},
 };
-use crate::status::{HOST, to_tool_error};
+use crate::{
+    status::{HOST, to_tool_error},
+    transport::BridgeClient,
+};
 
 impl Connection {
     /// Runs a call. The host enforces the call's deadline. The client also enforces it, slightly later, in case the host no longer
@@ -59,7 +62,7 @@ impl Connection {
         let mut start = mux::call_to_wire(call, info.time_left()?);
         let mut attempts = 1;
         loop {
-            let callee = HostCallee { broken: stream.broken.clone() };
+            let callee = HostCallee(Arc::clone(&stream));
             let Some(multiplexer) = &stream.multiplexer else {
                 let reason = format!("{HOST} no longer offers the stream that calls share; repeat the call");
                 return Err(ToolError::Unavailable { reason, retry_after: None });
@@ -90,16 +93,27 @@ impl Connection {
     /// Runs a call as a separate RPC.
     async fn call_by_rpc(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let (mode, info) = (call.mode, CallInfo::of(&call));
-        let request = request_to_wire(call, info.time_left()?);
-        check_size(request.get_ref())?;
+        let (headers, _, message) = request_to_wire(call, info.time_left()?).into_parts();
+        check_size(&message)?;
         let to_error = |status: Status| to_tool_error(&info.tool, &status);
+        // The deadline is part of the headers. A later attempt at another address may therefore outlive it by the time of the
+        // attempts before, which the client bounds itself.
+        let request = || Request::from_parts(headers.clone(), Extensions::default(), message.clone());
         match mode {
             CallMode::Unary => {
-                let response = self.client().execute_tool(request).await.map_err(to_error)?;
+                let send = |mut client: BridgeClient| {
+                    let request = request();
+                    async move { client.execute_tool(request).await }
+                };
+                let response = self.until_call_is_cut(self.request(false, send)).await?.map_err(to_error)?;
                 read_response(&info, response)
             }
             CallMode::Streaming => {
-                let response = self.client().execute_streaming_tool(request).await.map_err(to_error)?;
+                let send = |mut client: BridgeClient| {
+                    let request = request();
+                    async move { client.execute_streaming_tool(request).await }
+                };
+                let response = self.until_call_is_cut(self.request(false, send)).await?.map_err(to_error)?;
                 let worker = worker_of(response.metadata());
                 let tool = Arc::clone(&info.tool);
                 let chunks = response
@@ -108,9 +122,15 @@ impl Connection {
                     // A final chunk without data only marks the end of the stream.
                     .try_filter(|chunk| std::future::ready(!(chunk.is_final && chunk.data.is_empty())))
                     .map_ok(|chunk| Chunk { data: chunk.data, metadata: chunk.metadata });
+                let chunks = UntilClosed::new(chunks.boxed(), &self.close.cut, closed(true));
                 Ok(ToolReply { worker, ..ToolReply::stream(chunks.boxed()) })
             }
         }
+    }
+
+    /// Waits for the response to the RPC of a call, which also ends when the client is closed.
+    async fn until_call_is_cut<T>(&self, response: impl Future<Output = T>) -> Result<T, ToolError> {
+        self.close.cut.run_until_cancelled(response).await.ok_or(closed(true))
     }
 }
 
@@ -128,18 +148,17 @@ fn read_response(
         binary_result,
         failure,
     } = response.into_inner();
-    let callee = HostCallee { broken: CancellationToken::new() };
     if !success {
         // A host of the original Snakepit sends only the text.
         let failure = failure.map_or_else(
             || ToolFailure { message: error_message, ..ToolFailure::default() },
             failure_from_wire,
         );
-        return Err(callee.failure_error(info, failure));
+        return Err(failure_error(info, failure));
     }
     let buffer = (!binary_result.is_empty()).then_some(binary_result);
-    let value = payload_from_wire(result.unwrap_or_default(), buffer)
-        .map_err(|error| callee.bad_value_error(&error))?;
+    let value =
+        payload_from_wire(result.unwrap_or_default(), buffer).map_err(|error| bad_value_error(&error))?;
     let execution_time = u64::try_from(execution_time_ms).ok().map(Duration::from_millis);
     Ok(ToolReply { body: ReplyBody::Value(value), metadata, worker, execution_time })
 }
@@ -148,12 +167,17 @@ fn worker_of(headers: &MetadataMap) -> Option<Arc<str>> {
     headers.get(headers::WORKER_ID)?.to_str().ok().map(Arc::from)
 }
 
+fn failure_error(info: &CallInfo, failure: ToolFailure) -> ToolError {
+    ToolError::Failed(Box::new(ToolFailure { tool: info.tool.to_string(), ..failure }))
+}
+
+fn bad_value_error(error: &WireError) -> ToolError {
+    ToolError::Internal { problem: format!("the host answered with a bad value: {error}") }
+}
+
 /// Interprets the replies of a host on a call stream.
 #[derive(Debug, Clone)]
-struct HostCallee {
-    /// Cancelled when the stream is found broken.
-    broken: CancellationToken,
-}
+struct HostCallee(Arc<CallStream>);
 
 #[async_trait]
 impl Callee for HostCallee {
@@ -163,7 +187,10 @@ impl Callee for HostCallee {
 
     async fn lost_call(&self, info: &CallInfo, _: u64, status: Status) -> LostCall {
         // The next call of a caller that receives this error must not find the same stream.
-        self.broken.cancel();
+        self.0.broken.cancel();
+        if self.0.cut.is_cancelled() {
+            return LostCall { stored_reply: None, error: closed(true) };
+        }
         // A host that shuts down, or closes an idle connection, sends the reason as the last message of the stream.
         let error = match to_tool_error(&info.tool, &status) {
             error @ (ToolError::ShuttingDown { .. } | ToolError::Unavailable { .. }) => error,
@@ -179,18 +206,21 @@ impl Callee for HostCallee {
     }
 
     async fn unsent_error(&self, _: &CallInfo, status: Status) -> ToolError {
-        self.broken.cancel();
+        self.0.broken.cancel();
+        if self.0.cut.is_cancelled() {
+            return closed(false);
+        }
         let reason =
             format!("the connection to the host broke before the call was sent: {}", cause_of(&status));
         ToolError::Unavailable { reason, retry_after: None }
     }
 
     fn failure_error(&self, info: &CallInfo, failure: ToolFailure) -> ToolError {
-        ToolError::Failed(Box::new(ToolFailure { tool: info.tool.to_string(), ..failure }))
+        failure_error(info, failure)
     }
 
     fn bad_value_error(&self, error: &WireError) -> ToolError {
-        ToolError::Internal { problem: format!("the host answered with a bad value: {error}") }
+        bad_value_error(error)
     }
 
     fn protocol_error(&self, problem: &str) -> ToolError {

@@ -39,19 +39,18 @@ fn deadline_exceeded(info: &CallInfo) -> ToolError {
     ToolError::DeadlineExceeded { tool: info.tool.to_string(), stage: CallStage::Running }
 }
 
-/// The chunks of a call until its deadline. Keeps the call stream that delivers them open.
+/// The chunks of a call until its deadline. Keeps the call stream that delivers them open until its last item.
 pub(super) struct BoundedChunks {
-    /// `None` after the end.
-    chunks: Option<ChunkStream>,
+    /// The chunks and their call stream. `None` after the end.
+    chunks: Option<(ChunkStream, Arc<CallStream>)>,
     info: CallInfo,
     timer: Option<Pin<Box<Sleep>>>,
-    _stream: Arc<CallStream>,
 }
 
 impl BoundedChunks {
     pub(super) fn new(chunks: ChunkStream, info: CallInfo, stream: Arc<CallStream>) -> Self {
         let timer = end_of_wait(&info).map(|end| Box::pin(sleep_until(end)));
-        Self { chunks: Some(chunks), info, timer, _stream: stream }
+        Self { chunks: Some((chunks, stream)), info, timer }
     }
 }
 
@@ -60,7 +59,7 @@ impl Stream for BoundedChunks {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let Some(chunks) = &mut this.chunks else { return Poll::Ready(None) };
+        let Some((chunks, _)) = &mut this.chunks else { return Poll::Ready(None) };
         // Polls the timer first, because chunks that keep arriving must not extend the deadline.
         if let Some(timer) = &mut this.timer
             && timer.as_mut().poll(cx).is_ready()

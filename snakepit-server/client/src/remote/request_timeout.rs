@@ -43,7 +43,7 @@ impl RequestTimeout {
         match to_tool_error(rpc, status) {
             ToolError::Session(error) => Error::Session(error),
             ToolError::DeadlineExceeded { .. } => Error::TimedOut { rpc, within: self.0 },
-            error @ ToolError::ShuttingDown { .. } => Error::Tool(error),
+            error @ (ToolError::ShuttingDown { .. } | ToolError::AccessDenied { .. }) => Error::Tool(error),
             _ if status.source().is_some() => {
                 Error::Unreachable { problem: cause_of(status), source: Some(status.clone().into()) }
             }

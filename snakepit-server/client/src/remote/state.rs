@@ -16,38 +16,55 @@ use snakepit_session::{
     VariableType, VariableUpdate, VariableVersion, WatchEvent,
 };
 use snakepit_wire::{payload_from_wire, payload_to_wire, read_ahead};
-use tokio::task::JoinSet;
-use tonic::{Response, Status};
+use tokio::{task::JoinSet, time::Instant};
 
-use super::{MAX_ATTEMPTS, MAX_WATCHES, RemoteHost, connection_broke};
-use crate::{Error, EventStream, HostHandle, status::session_error, trace::attach_current_trace};
+use super::{
+    MAX_WATCHES, RemoteHost,
+    closing::{UntilClosed, closed},
+};
+use crate::{
+    Error, EventStream, HostHandle, status::session_error, trace::attach_current_trace,
+    transport::BridgeClient,
+};
 
 /// Sends a request that changes state, and waits for its response up to the request timeout. It is a macro because each RPC is
 /// a separate method of the generated client.
 macro_rules! write_rpc {
     ($host:ident, $rpc:literal, $method:ident($request:expr)) => {{
         let request = $request;
-        let timeout = $host.0.request_timeout;
+        let timeout = $host.0.options.request_timeout;
         check_request_size(&request).map_err(|status| timeout.error($rpc, &status))?;
-        timeout.within($rpc, $host.0.client().$method(timeout.apply(request))).await?
+        let send = |mut client: BridgeClient| {
+            let request = timeout.apply(request.clone());
+            async move { client.$method(request).await }
+        };
+        $host.0.until_cut(timeout.within($rpc, $host.0.request(false, send))).await?
     }};
 }
 
 /// Sends a request that changes nothing. Unlike `write_rpc!`, it retries when the connection breaks.
 macro_rules! read_rpc {
     ($host:ident, $rpc:literal, $method:ident($request:expr)) => {{
-        let (request, timeout) = ($request, $host.0.request_timeout);
-        let send = || {
-            let (mut client, request) = ($host.0.client(), timeout.apply(request.clone()));
+        let (request, timeout) = ($request, $host.0.options.request_timeout);
+        let send = |mut client: BridgeClient| {
+            let request = timeout.apply(request.clone());
             async move { client.$method(request).await }
         };
-        timeout.within($rpc, with_retries(send)).await?
+        $host.0.until_cut(timeout.within($rpc, $host.0.request(true, send))).await?
     }};
 }
+
+pub(super) use read_rpc;
+pub(super) use write_rpc;
 
 impl HostHandle for RemoteHost {
     async fn call(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
         attach_current_trace(&mut call);
+        if call.deadline.is_none()
+            && let Some(timeout) = self.0.options.default_timeout
+        {
+            call.deadline = Instant::now().checked_add(timeout);
+        }
         // Boxed, so that the large future of a remote call does not become part of the caller's.
         match call.room_wait() {
             None => Box::pin(self.0.call(call)).await,
@@ -264,20 +281,24 @@ impl HostHandle for RemoteHost {
             variable_identifiers: identifiers,
             include_initial_values: include_initial,
         };
-        let timeout = self.0.request_timeout;
-        let updates = timeout.within("WatchVariables", self.0.client().watch_variables(request)).await?;
+        let timeout = self.0.options.request_timeout;
+        let send = |mut client: BridgeClient| {
+            let request = request.clone();
+            async move { client.watch_variables(request).await }
+        };
+        let response = timeout.within("WatchVariables", self.0.request(false, send));
+        let updates = self.0.until_cut(response).await?;
         let (reading, updates) = read_ahead(updates);
         let mut task = JoinSet::new();
         task.spawn(reading);
-        Ok(updates
-            .map(move |update| {
-                let _held_by_stream = (&permit, &task);
-                match update {
-                    Ok(update) => event(update),
-                    Err(status) => Err(timeout.error("WatchVariables", &status)),
-                }
-            })
-            .boxed())
+        let events = updates.map(move |update| {
+            let _held_by_stream = (&permit, &task);
+            match update {
+                Ok(update) => event(update),
+                Err(status) => Err(timeout.error("WatchVariables", &status)),
+            }
+        });
+        Ok(UntilClosed::new(events, &self.0.close.closing, closed(false).into()).boxed())
     }
 
     async fn put_program(
@@ -286,70 +307,24 @@ impl HostHandle for RemoteHost {
         name: &ProgramName,
         program: Program,
     ) -> Result<Created, Error> {
-        let Program { data, content_type, metadata, ttl, updated_at: _ } = program;
-        let program = pb::Program {
-            name: name.to_string(),
-            data,
-            content_type,
-            metadata,
-            ttl_seconds: ttl.map_or(0, whole_seconds),
-            ..pb::Program::default()
-        };
-        let request =
-            pb::PutProgramRequest { session_id: id.to_string(), program: Some(program), global: false };
-        let response = write_rpc!(self, "PutProgram", put_program(request));
-        Ok(if response.created { Created::New } else { Created::Existing })
+        self.put_program_of(Some(id), name, program).await
     }
 
     async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
-        let request =
-            pb::GetProgramRequest { session_id: id.to_string(), name: name.to_string(), global: false };
-        let response = read_rpc!(self, "GetProgram", get_program(request));
-        let pb::Program { data, content_type, metadata, updated_at, .. } =
-            response.program.unwrap_or_default();
-        Ok(Program { data, content_type, metadata, ttl: None, updated_at: time(updated_at) })
+        self.program_of(Some(id), name).await
     }
 
     async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
-        let request = pb::ListProgramsRequest { session_id: id.to_string(), global: false };
-        let response = read_rpc!(self, "ListPrograms", list_programs(request));
-        let info = |program: pb::Program| {
-            Ok(ProgramInfo {
-                name: ProgramName::try_new(program.name)?,
-                size: usize::try_from(program.size).unwrap_or_default(),
-                content_type: program.content_type,
-                metadata: program.metadata,
-                ttl: None,
-                updated_at: time(program.updated_at),
-            })
-        };
-        response.programs.into_iter().map(info).collect()
+        self.programs_of(Some(id)).await
     }
 
     async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), Error> {
-        let request =
-            pb::DeleteProgramRequest { session_id: id.to_string(), name: name.to_string(), global: false };
-        write_rpc!(self, "DeleteProgram", delete_program(request));
-        Ok(())
-    }
-}
-
-/// Sends a request, and sends it again if its connection breaks.
-async fn with_retries<T, F>(send: impl Fn() -> F) -> Result<Response<T>, Status>
-where
-    F: Future<Output = Result<Response<T>, Status>>,
-{
-    let mut attempts = 1;
-    loop {
-        match send().await {
-            Err(status) if attempts < MAX_ATTEMPTS && connection_broke(&status) => attempts += 1,
-            response => return response,
-        }
+        self.delete_program_of(Some(id), name).await
     }
 }
 
 /// The error for a response that violates the protocol.
-fn malformed_response(problem: impl std::fmt::Display) -> Error {
+pub(super) fn malformed_response(problem: impl std::fmt::Display) -> Error {
     Error::Tool(ToolError::Internal { problem: format!("the host's answer cannot be read: {problem}") })
 }
 
@@ -407,16 +382,16 @@ fn event(update: pb::VariableUpdate) -> Result<WatchEvent, Error> {
     Ok(WatchEvent::Update(VariableUpdate { kind, variable, note }))
 }
 
-fn time(at: Option<prost_types::Timestamp>) -> SystemTime {
+pub(super) fn time(at: Option<prost_types::Timestamp>) -> SystemTime {
     at.and_then(|at| SystemTime::try_from(at).ok()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// Converts a TTL to whole seconds, rounded up. The result is at least 1, because 0 means the host's default.
-fn whole_seconds(ttl: Duration) -> i64 {
+pub(super) fn whole_seconds(ttl: Duration) -> i64 {
     i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX).max(1)
 }
 
-fn count(n: i32) -> usize {
+pub(super) fn count(n: i32) -> usize {
     usize::try_from(n).unwrap_or_default()
 }
 

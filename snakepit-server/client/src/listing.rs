@@ -1,0 +1,118 @@
+//! The answers of the operations of [`Client`](crate::Client) that belong to no session and no call.
+
+use std::{fmt, time::SystemTime};
+
+use futures_util::stream::BoxStream;
+use snakepit_session::{Created, Metadata, Program, ProgramInfo, ProgramName, SessionEvent, SessionId};
+
+use crate::{Error, RemoteHost};
+
+/// A worker of a remote host: [`Client::workers`](crate::Client::workers).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerInfo {
+    /// The worker's id.
+    pub id: String,
+    /// The id of its process, if one runs.
+    pub pid: Option<u32>,
+    /// The worker's state: `starting`, `idle`, `busy`, `quarantined`, `stopping` or `dead`. A newer host may report others.
+    pub state: String,
+    /// The address on which it serves; empty unless it is up.
+    pub address: String,
+    /// The time at which the worker became ready for calls, or `None` if it is not up.
+    pub started_at: Option<SystemTime>,
+    /// The number of calls that ended on workers of this slot, including failed calls.
+    pub calls: u64,
+    /// The number of workers that were launched in this slot after the first.
+    pub restarts: u64,
+}
+
+/// A session of a remote host: [`Client::sessions`](crate::Client::sessions).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionInfo {
+    /// The session's id.
+    pub id: SessionId,
+    /// The session's metadata.
+    pub metadata: Metadata,
+    /// The time of its creation, on the host's clock.
+    pub created_at: SystemTime,
+    /// The time at which it expires unless it is used, on the host's clock.
+    pub expires_at: SystemTime,
+    /// The number of its programs.
+    pub program_count: usize,
+    /// The number of its variables.
+    pub variable_count: usize,
+    /// The size of its metadata, variables with their history, and programs, in bytes.
+    pub bytes: usize,
+    /// The worker that served the session last.
+    pub last_worker: Option<String>,
+}
+
+/// An event of the sessions of a remote host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionWatchEvent {
+    /// A session was created, deleted, or expired.
+    Session(SessionEvent),
+    /// This number of events was dropped, because the reader was too slow.
+    Lost(u64),
+}
+
+/// The events of the sessions of a remote host, up to and including the error that ends them:
+/// [`Client::session_events`](crate::Client::session_events). Dropping the stream ends it.
+pub type SessionEventStream = BoxStream<'static, Result<SessionWatchEvent, Error>>;
+
+/// The programs of a remote host that belong to no session: [`Client::global_programs`](crate::Client::global_programs). All
+/// clients can read and replace them. Each has a TTL, which every read renews.
+///
+/// # Errors
+/// Those of session operations, see [`SessionHandle`](crate::SessionHandle). [`Error::Session`] if a program does not exist.
+#[derive(Clone)]
+pub struct GlobalPrograms {
+    host: RemoteHost,
+}
+
+impl GlobalPrograms {
+    pub(crate) const fn new(host: RemoteHost) -> Self {
+        Self { host }
+    }
+
+    /// Stores a program, and replaces a program of the same name.
+    ///
+    /// # Errors
+    /// [`Error::Session`] if the name is invalid, the program is too large, or the host has too many programs.
+    pub async fn put(&self, name: &str, program: Program) -> Result<Created, Error> {
+        self.host.put_program_of(None, &ProgramName::try_new(name)?, program).await
+    }
+
+    /// Returns a program, and renews its TTL.
+    ///
+    /// # Errors
+    /// [`Error::Session`] if the program does not exist.
+    pub async fn get(&self, name: &str) -> Result<Program, Error> {
+        self.host.program_of(None, &ProgramName::try_new(name)?).await
+    }
+
+    /// Lists the programs, ordered by name.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub async fn list(&self) -> Result<Vec<ProgramInfo>, Error> {
+        self.host.programs_of(None).await
+    }
+
+    /// Deletes a program.
+    ///
+    /// # Errors
+    /// [`Error::Session`] if the program does not exist.
+    pub async fn delete(&self, name: &str) -> Result<(), Error> {
+        self.host.delete_program_of(None, &ProgramName::try_new(name)?).await
+    }
+}
+
+impl fmt::Debug for GlobalPrograms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GlobalPrograms").finish_non_exhaustive()
+    }
+}

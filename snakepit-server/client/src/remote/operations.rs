@@ -1,0 +1,223 @@
+//! Operations of a remote host that belong to no session and no call: listings, statistics, events and global programs.
+
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt;
+use snakepit_proto::{pb, status::check_request_size};
+use snakepit_registry::ToolSpec;
+use snakepit_session::{
+    Created, Page, PageRequest, Program, ProgramInfo, ProgramName, SessionEvent, SessionEventKind, SessionId,
+    SessionStats,
+};
+use snakepit_wire::spec_from_wire;
+use tokio::time::Instant;
+
+use super::{
+    RemoteHost,
+    closing::{UntilClosed, closed},
+    state::{count, malformed_response, read_rpc, time, whole_seconds, write_rpc},
+};
+use crate::{
+    Client, Error, GlobalPrograms, SessionEventStream, SessionInfo, SessionWatchEvent, WorkerInfo,
+    transport::BridgeClient,
+};
+
+impl Client {
+    /// Checks that the host answers, and returns the time that this took.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] if the connection fails; [`Error::TimedOut`].
+    pub async fn ping(&self) -> Result<Duration, Error> {
+        let (host, start) = (self.host(), Instant::now());
+        read_rpc!(host, "Ping", ping(pb::PingRequest { message: "client".to_owned() }));
+        Ok(start.elapsed())
+    }
+
+    /// Lists the registered tools with their providers: `host`, or the name of a pool.
+    ///
+    /// # Errors
+    /// As for [`ping`](Self::ping).
+    pub async fn tools(&self) -> Result<Vec<(ToolSpec, String)>, Error> {
+        let host = self.host();
+        let response = read_rpc!(host, "ListTools", list_tools(pb::ListToolsRequest {}));
+        let tools = response.tools.into_iter();
+        Ok(tools.map(|tool| (spec_from_wire(tool.spec.unwrap_or_default()), tool.provider)).collect())
+    }
+
+    /// Lists the workers of the host, by slot.
+    ///
+    /// # Errors
+    /// As for [`ping`](Self::ping).
+    pub async fn workers(&self) -> Result<Vec<WorkerInfo>, Error> {
+        let host = self.host();
+        let response = read_rpc!(host, "ListWorkers", list_workers(pb::ListWorkersRequest {}));
+        let worker = |worker: pb::WorkerInfo| WorkerInfo {
+            id: worker.worker_id,
+            pid: (worker.pid != 0).then_some(worker.pid),
+            state: worker.state,
+            address: worker.address,
+            started_at: worker.started_at.and_then(|at| SystemTime::try_from(at).ok()),
+            calls: worker.calls,
+            restarts: worker.restarts,
+        };
+        Ok(response.workers.into_iter().map(worker).collect())
+    }
+
+    /// Lists live sessions, ordered by id, without renewing them. Pass [`Page::next`] of the last page for the next one.
+    ///
+    /// # Errors
+    /// As for [`ping`](Self::ping), and [`Error::Rejected`] if the host did not issue the token.
+    pub async fn sessions(&self, page: PageRequest) -> Result<Page<SessionInfo>, Error> {
+        let host = self.host();
+        let request = pb::ListSessionsRequest {
+            page_size: i32::try_from(page.size).unwrap_or(i32::MAX),
+            page_token: page.token.unwrap_or_default(),
+        };
+        let response = read_rpc!(host, "ListSessions", list_sessions(request));
+        let items = response.sessions.into_iter().map(session_info).collect::<Result<_, _>>()?;
+        Ok(Page { items, next: Some(response.next_page_token).filter(|token| !token.is_empty()) })
+    }
+
+    /// Returns the counters of the host's session backend.
+    ///
+    /// # Errors
+    /// As for [`ping`](Self::ping), and [`Error::Session`] if the backend fails.
+    pub async fn session_stats(&self) -> Result<SessionStats, Error> {
+        let host = self.host();
+        let stats = read_rpc!(host, "GetSessionStats", get_session_stats(pb::GetSessionStatsRequest {}));
+        Ok(SessionStats {
+            created: stats.created,
+            deleted: stats.deleted,
+            expired: stats.expired,
+            sweeps: stats.sweeps,
+            live: stats.live,
+            variables: stats.variables,
+            programs: stats.programs,
+            bytes: stats.bytes,
+        })
+    }
+
+    /// Watches the lifecycle of all sessions: the events from now on, until an error ends the stream.
+    ///
+    /// # Errors
+    /// As for [`ping`](Self::ping).
+    pub async fn session_events(&self) -> Result<SessionEventStream, Error> {
+        let host = &self.host().0;
+        let timeout = host.options.request_timeout;
+        let send = |mut client: BridgeClient| async move {
+            client.watch_sessions(pb::WatchSessionsRequest {}).await
+        };
+        let response = timeout.within("WatchSessions", host.request(false, send));
+        let events = host.until_cut(response).await?.map(move |event| match event {
+            Ok(event) => session_event(event),
+            Err(status) => Err(timeout.error("WatchSessions", &status)),
+        });
+        Ok(UntilClosed::new(events, &host.close.closing, closed(false).into()).boxed())
+    }
+
+    /// Returns the programs of the host that belong to no session.
+    #[must_use]
+    pub fn global_programs(&self) -> GlobalPrograms {
+        GlobalPrograms::new(self.host().clone())
+    }
+}
+
+/// Programs of a session, or global programs for `None`.
+impl RemoteHost {
+    pub(crate) async fn put_program_of(
+        &self,
+        session: Option<&SessionId>,
+        name: &ProgramName,
+        program: Program,
+    ) -> Result<Created, Error> {
+        let Program { data, content_type, metadata, ttl, updated_at: _ } = program;
+        let program = pb::Program {
+            name: name.to_string(),
+            data,
+            content_type,
+            metadata,
+            ttl_seconds: ttl.map_or(0, whole_seconds),
+            ..pb::Program::default()
+        };
+        let (session_id, global) = owner(session);
+        let request = pb::PutProgramRequest { session_id, program: Some(program), global };
+        let response = write_rpc!(self, "PutProgram", put_program(request));
+        Ok(if response.created { Created::New } else { Created::Existing })
+    }
+
+    pub(crate) async fn program_of(
+        &self,
+        session: Option<&SessionId>,
+        name: &ProgramName,
+    ) -> Result<Program, Error> {
+        let (session_id, global) = owner(session);
+        let request = pb::GetProgramRequest { session_id, name: name.to_string(), global };
+        let response = read_rpc!(self, "GetProgram", get_program(request));
+        let pb::Program { data, content_type, metadata, updated_at, ttl_seconds, .. } =
+            response.program.unwrap_or_default();
+        Ok(Program { data, content_type, metadata, ttl: ttl(ttl_seconds), updated_at: time(updated_at) })
+    }
+
+    pub(crate) async fn programs_of(&self, session: Option<&SessionId>) -> Result<Vec<ProgramInfo>, Error> {
+        let (session_id, global) = owner(session);
+        let request = pb::ListProgramsRequest { session_id, global };
+        let response = read_rpc!(self, "ListPrograms", list_programs(request));
+        let info = |program: pb::Program| {
+            Ok(ProgramInfo {
+                name: ProgramName::try_new(program.name)?,
+                size: usize::try_from(program.size).unwrap_or_default(),
+                content_type: program.content_type,
+                metadata: program.metadata,
+                ttl: ttl(program.ttl_seconds),
+                updated_at: time(program.updated_at),
+            })
+        };
+        response.programs.into_iter().map(info).collect()
+    }
+
+    pub(crate) async fn delete_program_of(
+        &self,
+        session: Option<&SessionId>,
+        name: &ProgramName,
+    ) -> Result<(), Error> {
+        let (session_id, global) = owner(session);
+        let request = pb::DeleteProgramRequest { session_id, name: name.to_string(), global };
+        write_rpc!(self, "DeleteProgram", delete_program(request));
+        Ok(())
+    }
+}
+
+/// The fields `session_id` and `global` of a request.
+fn owner(session: Option<&SessionId>) -> (String, bool) {
+    (session.map(SessionId::to_string).unwrap_or_default(), session.is_none())
+}
+
+/// Programs of a session have no TTL, which is 0 on the wire.
+fn ttl(seconds: i64) -> Option<Duration> {
+    u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
+}
+
+fn session_info(session: pb::SessionInfo) -> Result<SessionInfo, Error> {
+    Ok(SessionInfo {
+        id: SessionId::try_new(session.session_id)?,
+        metadata: session.metadata.into(),
+        created_at: time(session.created_at),
+        expires_at: time(session.expires_at),
+        program_count: count(session.program_count),
+        variable_count: count(session.variable_count),
+        bytes: usize::try_from(session.bytes).unwrap_or(usize::MAX),
+        last_worker: Some(session.last_worker_id).filter(|id| !id.is_empty()),
+    })
+}
+
+fn session_event(event: pb::SessionEvent) -> Result<SessionWatchEvent, Error> {
+    let kind = match event.event.as_str() {
+        "created" => SessionEventKind::Created,
+        "expired" => SessionEventKind::Expired,
+        "deleted" => SessionEventKind::Deleted,
+        "lost" => return Ok(SessionWatchEvent::Lost(event.lost_events)),
+        other => return Err(malformed_response(format!("a session event of type `{other}`"))),
+    };
+    let id = SessionId::try_new(event.session_id)?;
+    Ok(SessionWatchEvent::Session(SessionEvent::new(id, kind, time(event.timestamp))))
+}

@@ -1,0 +1,150 @@
+//! The HTTP services under a client: a channel to each address, or a service of the program, inside of the layers of the program.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderMap, Request, Response};
+use hyper_util::rt::TokioIo;
+use snakepit_proto::{
+    MAX_MESSAGE_BYTES,
+    address::Address,
+    flow::{
+        CLIENT_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS, RESET_STREAM_DURATION,
+        STREAM_WINDOW,
+    },
+    pb::bridge_service_client::BridgeServiceClient,
+};
+use tokio::net::UnixStream;
+use tonic::{
+    Status,
+    transport::{Endpoint, Uri},
+};
+use tower::{BoxError, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
+
+/// The body of requests and responses.
+pub use tonic::body::Body;
+/// The crate whose traits layers and services implement.
+pub use tower;
+
+/// A service of HTTP requests, around which [`ClientBuilder::layer`](crate::ClientBuilder::layer) puts layers. Its error is the status
+/// of the request. A connection that fails is the source of such a status.
+pub type HttpService = BoxCloneSyncService<Request<Body>, Response<Body>, Status>;
+
+/// The generated client over such a service.
+pub(crate) type BridgeClient = BridgeServiceClient<HttpService>;
+
+/// A layer of the program.
+pub(crate) type HttpLayer = Arc<dyn Fn(HttpService) -> HttpService + Send + Sync>;
+
+/// The settings of channels.
+#[derive(Debug, Clone)]
+pub(crate) struct ChannelOptions {
+    /// The time limit for connecting to all addresses together.
+    pub(crate) connect_timeout: Duration,
+    /// The interval of keepalive pings on a silent connection.
+    pub(crate) keepalive_interval: Duration,
+    /// The time limit for the response to a ping.
+    pub(crate) keepalive_timeout: Duration,
+}
+
+impl Default for ChannelOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Creates a channel to an address, which connects with its first request.
+///
+/// # Errors
+/// The problem, as a clause.
+pub(crate) fn channel_to(
+    address: &Address,
+    options: &ChannelOptions,
+    connect_timeout: Duration,
+) -> Result<HttpService, String> {
+    let configure = |endpoint: Endpoint| {
+        endpoint
+            .tcp_nodelay(true)
+            .connect_timeout(connect_timeout)
+            .http2_keep_alive_interval(options.keepalive_interval)
+            .keep_alive_timeout(options.keepalive_timeout)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME_SIZE)
+            .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)
+            .http2_reset_stream_duration(RESET_STREAM_DURATION)
+            .http2_max_local_error_reset_streams(ERROR_RESETS)
+    };
+    Ok(boxed(match address {
+        Address::Unix(path) => {
+            let path = path.clone();
+            let connector = service_fn(move |_: Uri| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            });
+            // The host in this URL only becomes the HTTP/2 authority.
+            configure(Endpoint::from_static("http://localhost")).connect_with_connector_lazy(connector)
+        }
+        Address::Tcp(_) => {
+            let endpoint = Endpoint::from_shared(address.to_string()).map_err(|error| error.to_string())?;
+            configure(endpoint).connect_lazy()
+        }
+    }))
+}
+
+/// Boxes a service, and its errors and bodies.
+pub(crate) fn boxed<S, B>(service: S) -> HttpService
+where
+    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let service = service.map_response(|response: Response<B>| response.map(Body::new));
+    HttpService::new(service.map_err(|error: S::Error| Status::from_error(error.into())))
+}
+
+/// Creates the generated client over a service. Requests get the headers first, so that the layers see them.
+pub(crate) fn client_over(service: HttpService, layers: &[HttpLayer], headers: &HeaderMap) -> BridgeClient {
+    let service = layers.iter().rev().fold(service, |inner, layer| layer(inner));
+    let service = if headers.is_empty() {
+        service
+    } else {
+        HttpService::new(WithHeaders { inner: service, headers: Arc::new(headers.clone()) })
+    };
+    BridgeServiceClient::new(service)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Sets headers on each request.
+#[derive(Debug, Clone)]
+struct WithHeaders {
+    inner: HttpService,
+    headers: Arc<HeaderMap>,
+}
+
+impl Service<Request<Body>> for WithHeaders {
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = <HttpService as Service<Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        for (name, value) in &*self.headers {
+            request.headers_mut().insert(name.clone(), value.clone());
+        }
+        self.inner.call(request)
+    }
+}
