@@ -33,7 +33,15 @@ use initialize_session::BridgeRoutes;
 use crate::{host::Host, panics::completes_without_panic};
 
 /// The service names in health checks: the server as a whole, and the bridge service.
-const HEALTH_NAMES: [&str; 2] = ["", "snakepit.bridge.BridgeService"];
+const HEALTH_NAMES: [&str; 2] = ["", SERVICES[0]];
+
+/// The names of all services. The first is the bridge service.
+pub(crate) const SERVICES: [&str; 4] = [
+    "snakepit.bridge.BridgeService",
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
 
 /// All services, and the handle that reports their health. They start as not serving.
 pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {

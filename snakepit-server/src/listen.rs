@@ -12,6 +12,7 @@ mod gzip;
 mod launch;
 mod message;
 mod message_stream;
+mod mount;
 mod pace;
 mod request_memory;
 mod request_service;
@@ -36,6 +37,7 @@ use self::connections::Connections;
 pub(crate) use self::descriptors::check_descriptor_limit;
 pub use self::descriptors::{default_connections, raise_descriptor_limit};
 pub(crate) use self::launch::serve_launch;
+pub(crate) use self::mount::Mount;
 pub(crate) use self::{
     budget::ArrivalBudgets,
     connections::{Connection, StreamUse},
@@ -113,6 +115,9 @@ pub(crate) struct ListenLimits {
     /// The budget for unread responses to workers and on Unix sockets. It is separate, so that TCP clients that exhaust theirs do not
     /// stop tools.
     pub(crate) unread_local: Arc<ResponseBudget>,
+    /// The budget for unread responses in a server of the program. It is separate, because the host cannot close the connections of
+    /// that server.
+    pub(crate) unread_mounted: Arc<ResponseBudget>,
     /// Distinguishes workers from clients. Weak, because the launches hold these limits.
     pub(crate) launches: Weak<Launches>,
 }

@@ -9,7 +9,7 @@ use snakepit_session::{NewSession, SessionBackend};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Builder, LocalHost, SessionHandle, host::Host};
+use crate::{Builder, LocalHost, SessionHandle, grpc, host::Host, listen::Mount, routes::Routes};
 
 /// A running host with its workers, sessions and gRPC service. Cheap to clone.
 ///
@@ -58,9 +58,13 @@ pub struct Snakepit {
 pub(crate) struct Service {
     /// Cancelled when health checks must report "not serving". A child of `stop`.
     pub(crate) hidden: CancellationToken,
+    /// Cancelled when a shutdown begins. A child of `stop`.
+    pub(crate) stopping: CancellationToken,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) address: Option<SocketAddr>,
+    /// The gRPC services for a server of the program.
+    pub(crate) mount: Mount,
     pub(crate) launcher: Option<Arc<snakepit_worker::ProcessLauncher>>,
     pub(crate) run_dir: Arc<snakepit_worker::process::RunDir>,
 }
@@ -182,6 +186,53 @@ impl Snakepit {
         self.service.run_dir.host_socket()
     }
 
+    /// The gRPC services of the host as routes for your own tonic or axum server: the bridge service, health checks and reflection.
+    /// Clients of this project connect to that server, behind its TLS, authentication and limits. The host needs no
+    /// [listener](Builder::listen) for them.
+    ///
+    /// - Requests have the message limits and deadlines of the listeners, and share the host-wide budgets of their clients
+    ///   ([`queue_bytes`](Builder::queue_bytes)). The host does not see your connections, so
+    ///   [`connection_bytes`](Builder::connection_bytes) applies to each request, and your server limits the number of
+    ///   connections and requests.
+    /// - The peers are clients. They cannot register tools as workers do.
+    /// - A shutdown of the host ends the streams of mounted services, and later requests fail with `UNAVAILABLE`. Pass
+    ///   [`shutdown_after`](Self::shutdown_after) to your server, so that both shut down together.
+    /// - The routes do not keep the workers alive; a [`Snakepit`] does.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// use snakepit_server::Snakepit;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let workers = snakepit_server::testing::InProcessWorkers::new();
+    /// let snakepit = Snakepit::builder()
+    ///     // or `.adapter("shop:Shop")`
+    ///     .launcher(Arc::new(workers))
+    ///     .start()
+    ///     .await?;
+    /// let app = axum::Router::new()
+    ///     .route("/", axum::routing::get("the shop"))
+    ///     .merge(snakepit.routes().into_axum_router());
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    /// let signal = async { /* for example `tokio::signal::ctrl_c()` */ };
+    /// axum::serve(listener, app).with_graceful_shutdown(snakepit.shutdown_after(signal)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// For tonic, it is `Server::builder().add_routes(snakepit.routes())`.
+    #[must_use]
+    pub fn routes(&self) -> Routes {
+        self.service.mount.routes(&grpc::SERVICES)
+    }
+
+    /// Like [`routes`](Self::routes), without health checks and reflection, for a server that has its own.
+    #[must_use]
+    pub fn bridge_routes(&self) -> Routes {
+        self.service.mount.routes(&grpc::SERVICES[..1])
+    }
+
     /// Makes health checks report "not serving", while the host still answers calls. This is the first step of a graceful
     /// shutdown behind a load balancer. [`shutdown`](Self::shutdown) includes it.
     pub fn hide(&self) {
@@ -205,6 +256,42 @@ impl Snakepit {
         self.shutdown_within(Self::DEFAULT_DRAIN).await
     }
 
+    /// Waits for a signal, and then [shuts down](Self::shutdown). This is the future for `with_graceful_shutdown` of axum and
+    /// `serve_with_shutdown` of tonic, if your server calls the host or mounts its [`routes`](Self::routes).
+    ///
+    /// The order is that of a service behind a load balancer. When the signal arrives, health checks report "not serving", the
+    /// host rejects new calls, and running calls finish. The host then ends its streams: calls, watches, and streams of
+    /// responses that your handlers make of them. The future completes when the host has shut down. Your server stops to
+    /// accept connections then, and finds only requests that are about to end.
+    ///
+    /// A stream of your own needs [`stopping`](Self::stopping) to end. A client that does not read its responses can keep its
+    /// connection to your server open, so bound the time that you wait for the server.
+    ///
+    /// The future holds a clone of the host. It logs an error of the shutdown; call `shutdown` afterwards to receive it.
+    ///
+    /// # Cancel safety
+    /// As for [`shutdown`](Self::shutdown).
+    pub fn shutdown_after<F>(&self, signal: F) -> impl Future<Output = ()> + Send + use<F>
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let snakepit = self.clone();
+        async move {
+            signal.await;
+            if let Err(error) = snakepit.shutdown().await {
+                tracing::warn!(%error, "the shutdown of the host failed");
+            }
+        }
+    }
+
+    /// Completes when a shutdown of the host begins, or when its last clone is dropped. Use it to end your own streams.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub fn stopping(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.service.stopping.clone().cancelled_owned()
+    }
+
     /// Like [`shutdown`](Self::shutdown), with another drain period.
     ///
     /// # Errors
@@ -218,6 +305,7 @@ impl Snakepit {
             return Err(ToolError::runtime_ended(false).into());
         }
         self.hide();
+        self.service.stopping.cancel();
         // Calls on workers may need host tools and vice versa, so the drain period is the same for both.
         let drain_all = async { tokio::join!(self.pool.shutdown(drain), self.host().drain()) };
         tokio::select! {

@@ -10,7 +10,7 @@ use crate::shell::{output, program, root};
 const MAX_LINES: usize = 500;
 
 /// Code blocks on pages: the page, the language, the index among the blocks of that language, and the source file.
-const EXAMPLES: [(&str, &str, usize, &str); 24] = [
+const EXAMPLES: [(&str, &str, usize, &str); 25] = [
     ("README.md", "rust", 0, "snakepit-server/examples/embed.rs"),
     ("docs/sessions.md", "rust", 0, "snakepit-server/examples/state.rs"),
     ("README.md", "python", 0, "tests/adapters/shop.py"),
@@ -29,6 +29,7 @@ const EXAMPLES: [(&str, &str, usize, &str); 24] = [
     ("docs/embedding.md", "rust", 6, "snakepit-server/examples/call_records.rs"),
     ("docs/embedding.md", "rust", 7, "snakepit-server/examples/call_many.rs"),
     ("docs/embedding.md", "rust", 8, "tests/tests/arrays.rs"),
+    ("docs/embedding.md", "rust", 9, "snakepit-server/examples/axum_service.rs"),
     ("docs/testing-in-rust.md", "rust", 0, "snakepit-server/examples/testing_without_python.rs"),
     ("docs/python.md", "python", 0, "tests/adapters/tuning.py"),
     ("docs/python.md", "python", 1, "snakepit-python/tests/test_guide.py"),

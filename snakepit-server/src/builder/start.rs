@@ -20,7 +20,7 @@ use crate::{
     grpc,
     host::Host,
     host_launcher::HostLauncher,
-    listen::{self, ArrivalBudgets, ListenLimits, ResponseBudget, default_connections},
+    listen::{self, ArrivalBudgets, ListenLimits, Mount, ResponseBudget, default_connections},
     python::Interpreter,
     settings::{ADAPTER, CONCURRENCY, CONNECTION_BYTES, LAUNCHER, QUEUE_BYTES, WORKER_COMMAND, WORKERS},
     snakepit::Service,
@@ -184,6 +184,7 @@ impl Builder {
             arriving: ArrivalBudgets::new(self.pool.queue_bytes),
             unread: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
             unread_local: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
+            unread_mounted: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
             launches: Arc::downgrade(&host.launches),
         };
         // Weak, because the host owns the launches.
@@ -232,8 +233,10 @@ impl Builder {
                 }
             });
         }
-        let hidden = stop.child_token();
-        let service = Arc::new(Service { hidden, stop, tasks, address, launcher: process_launcher, run_dir });
+        let (hidden, stopping) = (stop.child_token(), stop.child_token());
+        let mount = Mount::new(routes, &limits, stop.clone());
+        let launcher = process_launcher;
+        let service = Arc::new(Service { hidden, stopping, stop, tasks, address, mount, launcher, run_dir });
         Ok((Snakepit::new(host, pool, service), health))
     }
 }

@@ -20,7 +20,7 @@ use crate::panics::completes_without_panic;
 /// The pause after a failure that an immediate retry would repeat, such as a shortage of descriptors.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The time after the stop in which clients must close their connections.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most rejected connections of a listener that receive an answer at the same time.
 const MAX_REJECTIONS: usize = 16;
 /// TCP keepalive, which detects peers whose machine died: the idle time before the first probe, the time between probes, and their

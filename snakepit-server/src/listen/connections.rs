@@ -122,10 +122,13 @@ impl Connections {
         Arc::new(Self { limit, connection_bytes, arriving, responses, launches, open, next_id, reserve_used })
     }
 
-    /// Admits a connection. A worker's connection uses the reserve while there is room in it. All others count towards the limit. At
-    /// the limit, evicts an idle connection for them.
-    pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
-        let connection = Arc::new(Connection {
+    /// Creates the state of a connection that another server accepted. It counts towards no limit of connections.
+    pub(super) fn foreign_connection(&self) -> Arc<Connection> {
+        self.connection(Peer::Unknown)
+    }
+
+    fn connection(&self, peer: Peer) -> Arc<Connection> {
+        Arc::new(Connection {
             budget: Arc::new(Budget::new(self.connection_bytes)),
             headroom: Arc::new(Budget::new(CONNECTION_HEADROOM)),
             arriving: self.arriving.clone(),
@@ -141,7 +144,13 @@ impl Connections {
             last_use_ended: AtomicU64::new(0),
             last_request_ended: AtomicU64::new(0),
             evicted: CancellationToken::new(),
-        });
+        })
+    }
+
+    /// Admits a connection. A worker's connection uses the reserve while there is room in it. All others count towards the limit. At
+    /// the limit, evicts an idle connection for them.
+    pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
+        let connection = self.connection(peer);
         if connection.is_of_worker_process() && self.take_from_reserve() {
             return Admission::Admitted(ConnectionPermit {
                 id: None,

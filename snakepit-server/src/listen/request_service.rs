@@ -8,6 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -72,14 +73,13 @@ impl RequestService {
     pub(super) const fn new(routes: Routes, connection: Arc<Connection>) -> Self {
         Self { routes, connection }
     }
-}
 
-impl hyper::service::Service<Request<Incoming>> for RequestService {
-    type Response = Response<ResponseBody>;
-    type Error = Infallible;
-    type Future = RequestFuture;
-
-    fn call(&self, request: Request<Incoming>) -> RequestFuture {
+    /// Begins the response to a request.
+    pub(super) fn respond<B>(&self, request: Request<B>) -> RequestFuture
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: std::fmt::Display,
+    {
         let open_request = self.connection.begin_request(request.uri().path() == MULTIPLEX);
         let (routes, connection) = (self.routes.clone(), Arc::clone(&self.connection));
         let kind = ResponseKind::of(request.uri().path());
@@ -89,6 +89,16 @@ impl hyper::service::Service<Request<Incoming>> for RequestService {
                 as HandlerFuture
         });
         RequestFuture { inner, kind, open_request: Some(open_request) }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for RequestService {
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = RequestFuture;
+
+    fn call(&self, request: Request<Incoming>) -> RequestFuture {
+        self.respond(request)
     }
 }
 
@@ -117,12 +127,16 @@ impl Future for RequestFuture {
 }
 
 /// Passes a request to its service, within the limits of its connection.
-async fn handle(
+async fn handle<B>(
     routes: Routes,
-    request: Request<Incoming>,
+    request: Request<B>,
     kind: ResponseKind,
     connection: &Arc<Connection>,
-) -> Result<Response<Body>, Status> {
+) -> Result<Response<Body>, Status>
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: std::fmt::Display,
+{
     let bytes = header_bytes(&request);
     if bytes > MAX_HEADER_BYTES {
         return Err(headers_too_large(bytes, MAX_HEADER_BYTES));
@@ -175,7 +189,7 @@ async fn call(mut routes: Routes, request: Request<Body>) -> Response<Body> {
 }
 
 /// The size of the headers as HTTP/2 counts it, without a few pseudo-headers.
-fn header_bytes(request: &Request<Incoming>) -> usize {
+fn header_bytes<B>(request: &Request<B>) -> usize {
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
     headers.sum::<usize>() + request.uri().path().len()
 }
