@@ -33,11 +33,11 @@ impl From<ToolError> for AttemptError {
 #[derive(Debug, Clone)]
 pub(crate) struct Attempts {
     dispatch: Dispatch,
-    layered: Option<Arc<Layered>>,
+    layered: Option<Arc<LayeredAttempts>>,
 }
 
 #[derive(Debug)]
-struct Layered {
+struct LayeredAttempts {
     service: CallService,
     driver: Arc<Driver>,
 }
@@ -46,8 +46,8 @@ impl Attempts {
     pub(crate) fn new(driver: &Arc<Driver>, layers: CallLayers) -> Self {
         let dispatch = Dispatch::new(Arc::clone(driver));
         let layered = layers
-            .wrap(LayeredDispatch(dispatch.clone()))
-            .map(|service| Arc::new(Layered { service, driver: Arc::clone(driver) }));
+            .wrap(InnermostDispatch(dispatch.clone()))
+            .map(|service| Arc::new(LayeredAttempts { service, driver: Arc::clone(driver) }));
         Self { dispatch, layered }
     }
 }
@@ -71,7 +71,7 @@ impl Service<Arc<ToolCall>> for Attempts {
     }
 }
 
-impl Layered {
+impl LayeredAttempts {
     fn run(&self, mut call: ToolCall) -> <Attempts as Service<Arc<ToolCall>>>::Future {
         let mark = OnlyCallMark::default();
         call.extensions.insert(mark.clone());
@@ -79,8 +79,8 @@ impl Layered {
         // The driver does not know calls that wait in a layer, so `run_bounded` ends them.
         let running = self.service.run_bounded(call, async move { driver.stopped().await });
         Box::pin(async move {
-            let was_only_call = |error| AttemptError { error, was_only_call: mark.0.load(Ordering::Relaxed) };
-            running.await.map_err(was_only_call)
+            let with_mark = |error| AttemptError { error, was_only_call: mark.0.load(Ordering::Relaxed) };
+            running.await.map_err(with_mark)
         })
     }
 }
@@ -89,11 +89,11 @@ impl Layered {
 #[derive(Debug, Clone, Default)]
 struct OnlyCallMark(Arc<AtomicBool>);
 
-/// The service that attempt layers wrap.
+/// The innermost service, which the attempt layers wrap.
 #[derive(Debug, Clone)]
-struct LayeredDispatch(Dispatch);
+struct InnermostDispatch(Dispatch);
 
-snakepit_registry::always_ready!(LayeredDispatch, |service, call| {
+snakepit_registry::always_ready!(InnermostDispatch, |service, call| {
     let mark = call.extensions.get::<OnlyCallMark>().cloned();
     let attempt = service.0.clone().call(Arc::new(call));
     Box::pin(async move {

@@ -105,9 +105,9 @@ impl Scheduler {
     /// Handles an event. Returns the effects in the order in which they must be applied.
     pub(crate) fn handle_event(&mut self, event: Event, now: Instant) -> Drain<'_, Effect> {
         match event {
-            Event::Submit { ticket, preferred, deadline, load, bytes, room_wait } => {
+            Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room } => {
                 let call = QueuedCall { ticket, preferred, deadline, queued_at: now, load, bytes };
-                self.on_submit(call, room_wait, now);
+                self.on_submit(call, wait_for_room, now);
             }
             Event::Withdraw(ticket) => {
                 if self.queue.remove(ticket).is_none() {
@@ -185,7 +185,7 @@ impl Scheduler {
         &self.slots
     }
 
-    fn on_submit(&mut self, call: QueuedCall, room_wait: Option<Duration>, now: Instant) {
+    fn on_submit(&mut self, call: QueuedCall, wait_for_room: Option<Duration>, now: Instant) {
         let ticket = call.ticket;
         if self.phase != Phase::Serving {
             return self.reject(ticket, Rejection::Draining);
@@ -203,7 +203,7 @@ impl Scheduler {
         if self.cannot_start_workers() {
             return self.reject(ticket, Rejection::NoWorkers { next_attempt: self.next_attempt() });
         }
-        self.enqueue(call, room_wait, now);
+        self.enqueue(call, wait_for_room, now);
     }
 
     fn reject(&mut self, ticket: Ticket, rejection: Rejection) {

@@ -16,7 +16,7 @@ pub struct PoolStatus {
     /// The number of calls that wait for a worker.
     pub queued: usize,
     /// The number of calls that wait for room in the full queue
-    /// ([`ToolCall::with_room_wait`](snakepit_registry::ToolCall::with_room_wait)). At most 100,000; the pool rejects further
+    /// ([`ToolCall::with_wait_for_room`](snakepit_registry::ToolCall::with_wait_for_room)). At most 100,000; the pool rejects further
     /// calls.
     pub waiting_for_room: usize,
     /// The number of calls that hold a worker.

@@ -66,7 +66,7 @@ pub struct TraceContext {
     pub tracestate: Option<String>,
 }
 
-/// The extension of [`ToolCall::with_room_wait`], because few calls have it.
+/// The extension of [`ToolCall::with_wait_for_room`], because few calls have it.
 struct RoomWait {
     limit: Duration,
     /// The end of the wait, which begins with the first attempt. Copies of the call share it. `None` if it is beyond the range
@@ -175,7 +175,7 @@ impl ToolCall {
     /// The time begins with the first attempt of the call, and covers the waits of all attempts together. At most 100,000 calls wait
     /// for room in one pool, which rejects further calls.
     #[must_use]
-    pub fn with_room_wait(mut self, limit: Duration) -> Self {
+    pub fn with_wait_for_room(mut self, limit: Duration) -> Self {
         self.extensions.insert(RoomWait { limit, end: OnceLock::new() });
         self
     }
@@ -183,14 +183,14 @@ impl ToolCall {
     /// The time that the call may wait for room in a full queue.
     #[inline]
     #[must_use]
-    pub fn room_wait(&self) -> Option<Duration> {
+    pub fn wait_for_room(&self) -> Option<Duration> {
         self.extensions.get::<RoomWait>().map(|wait| wait.limit)
     }
 
     /// The time that the call may still wait for room. The first call of this method begins the time.
     #[inline]
     #[must_use]
-    pub fn remaining_room_wait(&self) -> Option<Duration> {
+    pub fn remaining_wait_for_room(&self) -> Option<Duration> {
         let RoomWait { limit, end } = self.extensions.get()?;
         let now = Instant::now();
         let end = end.get_or_init(|| now.checked_add(*limit));

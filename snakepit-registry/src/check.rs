@@ -220,7 +220,10 @@ mod tests {
     use super::*;
 
     fn add() -> ToolSpec {
-        ToolSpec::new("add").parameter("a", "float", "").parameter("b", "integer", "").closed()
+        ToolSpec::new("add")
+            .parameter("a", "float", "")
+            .parameter("b", "integer", "")
+            .deny_unknown_arguments()
     }
 
     fn check(spec: &ToolSpec, args: Value) -> Result<(), String> {
@@ -252,7 +255,7 @@ mod tests {
         ] {
             assert_eq!(check(&add(), args), Err(message.to_owned()));
         }
-        let scale = ToolSpec::new("scale").parameter("factor", "float", "").closed();
+        let scale = ToolSpec::new("scale").parameter("factor", "float", "").deny_unknown_arguments();
         let error = check(&scale, json!({"factr": 1, "factor": 2})).unwrap_err();
         assert!(error.contains("did you mean `factor`?"), "{error}");
         assert_eq!(
@@ -273,7 +276,7 @@ mod tests {
              the tool takes a (float), b (integer)"
         );
         let many: serde_json::Map<_, _> = (0..20).map(|n| (format!("x{n}"), json!(n))).collect();
-        let error = check(&ToolSpec::new("t").closed(), Value::Object(many)).unwrap_err();
+        let error = check(&ToolSpec::new("t").deny_unknown_arguments(), Value::Object(many)).unwrap_err();
         assert!(
             error.ends_with("`x15` is unknown, and 12 more are wrong; the tool takes no arguments"),
             "{error}"

@@ -44,7 +44,7 @@ type BoxedTool = dyn Fn(ToolCall, &HostState) -> Replying + Send + Sync;
 /// | a field | a required parameter, with its type, and with its doc comment as description |
 /// | an `Option`, or a field with `#[serde(default)]` | an optional parameter, with its default |
 /// | `#[serde(alias = "..")]` | another accepted name |
-/// | a struct | a [closed](ToolSpec::closed) spec: unknown arguments are errors |
+/// | a struct | a [closed](ToolSpec::deny_unknown_arguments) spec: unknown arguments are errors |
 /// | a map, an enum, a struct with `#[serde(flatten)]` | an open spec |
 ///
 /// The host checks a call against the spec before the closure runs, and reports all missing and unknown arguments together.

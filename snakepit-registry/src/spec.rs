@@ -141,11 +141,18 @@ impl ToolSpec {
         self.metadata.get(EXPOSED_KEY).is_none_or(|flag| flag != "false")
     }
 
-    /// Closes the spec, so that unknown arguments are errors.
+    /// Makes unknown arguments errors.
     #[must_use]
-    pub fn closed(mut self) -> Self {
+    pub fn deny_unknown_arguments(mut self) -> Self {
         self.closed = true;
         self
+    }
+
+    /// The former name of [`deny_unknown_arguments`](Self::deny_unknown_arguments).
+    #[deprecated(note = "use `deny_unknown_arguments`")]
+    #[must_use]
+    pub fn closed(self) -> Self {
+        self.deny_unknown_arguments()
     }
 }
 

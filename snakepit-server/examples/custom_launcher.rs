@@ -31,8 +31,9 @@ impl WorkerLauncher for ThreadLauncher {
         let handler = Arc::new(ThreadHandler { worker_id: request.id.to_string(), jobs });
         let (worker, mut launcher_end) = Worker::new(request.id.clone(), None, "thread", handler);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let failed = |error: std::io::Error| WorkerError::start_failed("it has no thread").with_source(error);
-        let runtime = runtime.map_err(failed)?;
+        let start_error =
+            |error: std::io::Error| WorkerError::start_failed("its thread cannot start").with_source(error);
+        let runtime = runtime.map_err(start_error)?;
         let worker_id = request.id.to_string();
         let run = move || {
             let sum = Cell::new(0);
@@ -60,9 +61,10 @@ impl WorkerLauncher for ThreadLauncher {
             launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
         };
         let spawned = thread::Builder::new().name(request.id.to_string()).spawn(run);
-        spawned.map_err(failed)?;
+        spawned.map_err(start_error)?;
         // The host registers these tools when the launch returns.
-        Ok(worker.with_tools([ToolSpec::new("add").parameter("n", "integer", "The summand").closed()]))
+        let spec = ToolSpec::new("add").parameter("n", "integer", "The summand");
+        Ok(worker.with_tools([spec.deny_unknown_arguments()]))
     }
 }
 

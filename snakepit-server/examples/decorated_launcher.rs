@@ -19,13 +19,13 @@ use tokio::{sync::Semaphore, time::Instant};
 
 /// Prints how long each launch takes.
 #[derive(Debug)]
-struct Timed {
+struct TimedLauncher {
     inner: Arc<dyn WorkerLauncher>,
     finished: Arc<AtomicUsize>,
 }
 
 #[async_trait::async_trait]
-impl WorkerLauncher for Timed {
+impl WorkerLauncher for TimedLauncher {
     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
         let (id, began) = (request.id.clone(), Instant::now());
         let worker = self.inner.launch(request).await;
@@ -37,13 +37,13 @@ impl WorkerLauncher for Timed {
 
 /// Limits the number of concurrent launches.
 #[derive(Debug)]
-struct Limited {
+struct LimitedLauncher {
     inner: Arc<dyn WorkerLauncher>,
     launches: Semaphore,
 }
 
 #[async_trait::async_trait]
-impl WorkerLauncher for Limited {
+impl WorkerLauncher for LimitedLauncher {
     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
         // The pool drops this future when it shuts down, which returns the permit.
         let _permit =
@@ -54,7 +54,10 @@ impl WorkerLauncher for Limited {
 
 /// Starts a host that launches at most two workers at a time.
 async fn start(builder: Builder) -> Result<Snakepit, StartError> {
-    builder.decorate_launcher(|inner| Arc::new(Limited { inner, launches: Semaphore::new(2) })).start().await
+    builder
+        .decorate_launcher(|inner| Arc::new(LimitedLauncher { inner, launches: Semaphore::new(2) }))
+        .start()
+        .await
 }
 
 #[tokio::main]
@@ -68,7 +71,7 @@ async fn main() -> Result<(), Error> {
     let builder = Snakepit::builder()
         .launcher(Arc::new(workers))
         .workers(4)
-        .decorate_launcher(|inner| Arc::new(Timed { inner, finished: count }));
+        .decorate_launcher(|inner| Arc::new(TimedLauncher { inner, finished: count }));
     let snakepit = start(builder).await?;
     assert_eq!(finished.load(Ordering::Relaxed), 4);
 

@@ -36,11 +36,11 @@ impl HostLauncher {
         let name = pool.status().name;
         let handler: Arc<dyn ToolHandler> = pool.tool();
         let registered = host.registry.register_remote(&name, worker.announcer(), &handler, tools.to_vec());
-        registered.map(drop).map_err(|error| rejected(worker, error))
+        registered.map(drop).map_err(|error| rejection_error(worker, error))
     }
 }
 
-fn rejected(worker: &Worker, error: RegistryError) -> WorkerError {
+fn rejection_error(worker: &Worker, error: RegistryError) -> WorkerError {
     WorkerError::ToolsRejected { worker: worker.id().to_string(), source: error }
 }
 
@@ -118,12 +118,12 @@ mod tests {
         assert!(workers.workers().is_empty(), "the rejected worker was killed");
     }
 
-    /// Passes launches on, and changes the workers.
+    /// Launches a worker, and modifies it before returning it.
     #[derive(Debug)]
-    struct Changing(InProcessWorkers, fn(&LaunchRequest, Worker) -> Worker);
+    struct ModifyingLauncher(InProcessWorkers, fn(&LaunchRequest, Worker) -> Worker);
 
     #[async_trait]
-    impl WorkerLauncher for Changing {
+    impl WorkerLauncher for ModifyingLauncher {
         async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
             let worker = self.0.launch(request.clone()).await?;
             Ok((self.1)(&request, worker))
@@ -136,8 +136,8 @@ mod tests {
         fn describe(request: &LaunchRequest, worker: Worker) -> Worker {
             worker.with_tools([ToolSpec::new("double").description(request.id.as_str())])
         }
-        let changing = Changing(InProcessWorkers::new(), describe);
-        let text = error_chain(&host(&dir, changing).start().await.unwrap_err()).to_string();
+        let modifying = ModifyingLauncher(InProcessWorkers::new(), describe);
+        let text = error_chain(&host(&dir, modifying).start().await.unwrap_err()).to_string();
         assert!(text.contains("duplicate_tool: tool `double`"), "{text}");
     }
 
@@ -149,7 +149,8 @@ mod tests {
             worker.with_tools([ToolSpec::new(if is_first { "old" } else { "new" })])
         }
         let workers = InProcessWorkers::new();
-        let snakepit = host(&dir, Changing(workers.clone(), rename)).workers(1).start().await.unwrap();
+        let snakepit =
+            host(&dir, ModifyingLauncher(workers.clone(), rename)).workers(1).start().await.unwrap();
         let names = || snakepit.tools().into_iter().map(|(spec, _)| spec.name).collect::<Vec<_>>();
         assert_eq!(names(), ["old"]);
         assert!(workers.crash(&workers.workers()[0]));
@@ -167,8 +168,8 @@ mod tests {
             let handler = Arc::new(FnTool::typed("x", |(): ()| async {}));
             Worker::new(WorkerId::new("mine"), None, "nowhere", handler).0
         }
-        let changing = Changing(InProcessWorkers::new(), rename);
-        let text = error_chain(&host(&dir, changing).start().await.unwrap_err()).to_string();
+        let modifying = ModifyingLauncher(InProcessWorkers::new(), rename);
+        let text = error_chain(&host(&dir, modifying).start().await.unwrap_err()).to_string();
         assert!(text.contains("returned worker `mine` for the launch of `default-"), "{text}");
     }
 
@@ -189,10 +190,10 @@ mod tests {
     async fn decorators_see_every_launch_from_the_outside_in() {
         /// Logs launches with its name.
         #[derive(Debug)]
-        struct Logging(&'static str, Arc<std::sync::Mutex<Vec<String>>>, Arc<dyn WorkerLauncher>);
+        struct LoggingLauncher(&'static str, Arc<std::sync::Mutex<Vec<String>>>, Arc<dyn WorkerLauncher>);
 
         #[async_trait]
-        impl WorkerLauncher for Logging {
+        impl WorkerLauncher for LoggingLauncher {
             async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
                 assert!(request.host.is_some(), "decorators can use the host too");
                 self.1.lock().unwrap().push(format!("{} {}", self.0, request.id));
@@ -205,8 +206,8 @@ mod tests {
         let (first, second) = (Arc::clone(&log), Arc::clone(&log));
         let host = host(&dir, InProcessWorkers::new().tool(double())).workers(1);
         let host = host
-            .decorate_launcher(|inner| Arc::new(Logging("inner", first, inner)))
-            .decorate_launcher(|inner| Arc::new(Logging("outer", second, inner)));
+            .decorate_launcher(|inner| Arc::new(LoggingLauncher("inner", first, inner)))
+            .decorate_launcher(|inner| Arc::new(LoggingLauncher("outer", second, inner)));
         let snakepit = host.start().await.unwrap();
         assert_eq!(*log.lock().unwrap(), ["outer default-0-1", "inner default-0-1"]);
         snakepit.execute::<i64>("double", serde_json::json!({"n": 1})).await.unwrap();
@@ -230,7 +231,7 @@ mod tests {
         }
 
         let dir = tempfile::tempdir().unwrap();
-        let spec = || ToolSpec::new("echo").parameter("text", "string", "").closed();
+        let spec = || ToolSpec::new("echo").parameter("text", "string", "").deny_unknown_arguments();
         let echo = || host(&dir, InProcessWorkers::new()).tool(spec(), Arc::new(Echo));
         let twice = echo().tool(spec(), Arc::new(Echo)).start().await.unwrap_err();
         assert!(error_chain(&twice).to_string().contains("tool name `echo` is taken by host"), "{twice:?}");

@@ -87,7 +87,7 @@ impl Acquire {
     pub(crate) fn new(driver: Arc<Driver>, call: &ToolCall) -> Self {
         let preferred = call.preferred_worker.as_deref().and_then(|id| driver.worker_key(id));
         let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
-        let (bytes, room_wait) = (call.size(), call.remaining_room_wait());
+        let (bytes, wait_for_room) = (call.size(), call.remaining_wait_for_room());
         let ticket = driver.with_state(|state, deferred| {
             state.last_ticket += 1;
             let number = state.last_ticket;
@@ -104,7 +104,7 @@ impl Acquire {
                 // The search for deadlocks needs the index entry.
                 state.waiters.index(ticket.waiter);
             }
-            let submit = Event::Submit { ticket, preferred, deadline, load, bytes, room_wait };
+            let submit = Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room };
             driver.apply(state, submit, Instant::now(), deferred);
             state.waiters.index(ticket.waiter);
             ticket

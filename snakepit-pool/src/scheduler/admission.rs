@@ -7,9 +7,9 @@ use tokio::time::Instant;
 use super::{Effect, Rejection, Scheduler, earlier, queue::QueuedCall};
 
 impl Scheduler {
-    /// Queues a call. If a limit is reached, the call waits for room for up to `room_wait`; without a `room_wait`, it is
+    /// Queues a call. If a limit is reached, the call waits for room for up to `wait_for_room`; without a `wait_for_room`, it is
     /// rejected.
-    pub(super) fn enqueue(&mut self, call: QueuedCall, room_wait: Option<Duration>, now: Instant) {
+    pub(super) fn enqueue(&mut self, call: QueuedCall, wait_for_room: Option<Duration>, now: Instant) {
         // A new call must not overtake calls that wait for room.
         let rejection = match self.rejection_of(&call, now) {
             None if self.overflow.is_empty() => return self.push(call),
@@ -17,7 +17,7 @@ impl Scheduler {
             Some(rejection) => rejection,
         };
         let ticket = call.ticket;
-        if room_wait.is_some_and(|wait| self.overflow.push(call, wait, now)) {
+        if wait_for_room.is_some_and(|wait| self.overflow.push(call, wait, now)) {
             self.next_tick = earlier(self.next_tick, self.overflow.next_end());
         } else {
             self.reject(ticket, rejection);

@@ -41,7 +41,7 @@ pub(crate) enum Event {
         /// The bytes that the call occupies in the queue.
         bytes: usize,
         /// The time that the call may wait for room in a full queue. `None` rejects it instead.
-        room_wait: Option<Duration>,
+        wait_for_room: Option<Duration>,
     },
     /// The caller withdrew a call that may still be queued.
     Withdraw(Ticket),

@@ -1,7 +1,7 @@
 //! Tests of single rules of the scheduler. [`properties`] tests all of them under random events.
 
 mod properties;
-mod room;
+mod wait_for_room;
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ impl SchedulerHarness {
                 deadline,
                 load: Load::LONG,
                 bytes: 0,
-                room_wait: None,
+                wait_for_room: None,
             }),
         )
     }
@@ -150,7 +150,8 @@ fn slot_of_brief(harness: &mut SchedulerHarness, micros: u64) -> u32 {
 
 fn slot_of_preferring(harness: &mut SchedulerHarness, micros: u64, preferred: Option<WorkerKey>) -> u32 {
     let (ticket, load) = (harness.ticket(), Load::of(Duration::from_micros(micros)));
-    match harness.on(Event::Submit { ticket, preferred, deadline: None, load, bytes: 0, room_wait: None })[..]
+    match harness.on(Event::Submit { ticket, preferred, deadline: None, load, bytes: 0, wait_for_room: None })
+        [..]
     {
         [Effect::Assign { worker, .. }] => worker.slot,
         ref effects => panic!("{effects:?}"),
@@ -220,7 +221,7 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
             deadline: None,
             load: Load::LONG,
             bytes,
-            room_wait: None,
+            wait_for_room: None,
         };
         (ticket, harness.on(submit))
     };
@@ -240,7 +241,7 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
             deadline: None,
             load: Load::LONG,
             bytes,
-            room_wait: None,
+            wait_for_room: None,
         };
         harness.on(submit)
     };
@@ -254,7 +255,7 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
         deadline: None,
         load: Load::LONG,
         bytes: 60,
-        room_wait: None,
+        wait_for_room: None,
     };
     assert_eq!(harness.on(submit), [], "the bytes of the call that left the queue are free");
 }

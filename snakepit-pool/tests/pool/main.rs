@@ -9,7 +9,7 @@ mod lifecycle;
 mod nested;
 mod panics;
 mod puppet;
-mod room;
 mod shutdown;
 mod streams;
 mod stress;
+mod wait_for_room;

@@ -5,7 +5,7 @@ use snakepit_registry::{ParameterSpec, ToolSpec};
 
 use crate::{payload_from_wire, payload_to_wire_inline};
 
-/// The metadata key of [closed](ToolSpec::closed) specs, with the value `true`.
+/// The metadata key of [closed](ToolSpec::deny_unknown_arguments) specs, with the value `true`.
 const CLOSED_KEY: &str = "snakepit.closed";
 
 /// Converts a registration of a worker to a spec. Omits default values that cannot be converted.

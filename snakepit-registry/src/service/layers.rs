@@ -72,7 +72,7 @@ impl CallLayers {
         if self.0.is_empty() {
             return None;
         }
-        let innermost = CallService::new(Innermost(service));
+        let innermost = CallService::new(ProgressRecorder(service));
         Some(self.0.iter().rev().fold(innermost, |inner, layer| layer.wrap(inner)))
     }
 }
@@ -85,9 +85,9 @@ impl fmt::Debug for CallLayers {
 
 /// Records that a call has passed all layers, and how each pass ended.
 #[derive(Debug, Clone)]
-struct Innermost<S>(S);
+struct ProgressRecorder<S>(S);
 
-impl<S> Service<ToolCall> for Innermost<S>
+impl<S> Service<ToolCall> for ProgressRecorder<S>
 where
     S: Service<ToolCall, Response = ToolReply, Error = ToolError, Future = CallFuture<'static>>,
 {

@@ -146,7 +146,7 @@ impl<H: HostHandle> CallBuilder<H> {
     ///
     /// Dropping the call ends the wait.
     pub fn wait_for_room(mut self, limit: Duration) -> Self {
-        *self.call = self.call.with_room_wait(limit);
+        *self.call = self.call.with_wait_for_room(limit);
         self
     }
 

@@ -6,8 +6,8 @@ mod closing;
 mod deadline;
 mod operations;
 mod request_timeout;
-mod room;
 mod state;
+mod wait_for_room;
 
 use std::{
     error::Error as _,

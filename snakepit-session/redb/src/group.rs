@@ -20,7 +20,7 @@ use super::{
     expiry::{Expiry, Owner},
     rows::{
         DATA, GLOBAL_OWNER, HeaderSummary, Key, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey,
-        damaged, end_of, failed, get, header_key, rows_of,
+        backend_error, damaged_error, end_of, get, header_key, rows_of,
     },
     state::{Notification, StagedChanges, State, Totals},
 };
@@ -49,14 +49,14 @@ impl<'a> Group<'a> {
         transaction: &'a WriteTransaction,
     ) -> Result<Self, SessionError> {
         state.begin_group();
-        let table = |definition| transaction.open_table(definition).map_err(failed);
+        let table = |definition| transaction.open_table(definition).map_err(backend_error);
         Ok(Self {
             shared,
             state,
             now: Instant::now(),
             sessions: table(SESSIONS)?,
             variables: table(VARIABLES)?,
-            versions: transaction.open_table(VERSIONS).map_err(failed)?,
+            versions: transaction.open_table(VERSIONS).map_err(backend_error)?,
             programs: table(PROGRAMS)?,
             data: table(DATA)?,
         })
@@ -120,7 +120,7 @@ impl<'a> Group<'a> {
     fn renew_and_load(&mut self, id: &SessionId) -> Result<SessionRecord, SessionError> {
         match self.renew(&Owner::Session(id.clone())) {
             Some(_) => self.record(id).map_err(|error| match error {
-                SessionError::NotFound { .. } => damaged(&format!("session `{id}` is missing")),
+                SessionError::NotFound { .. } => damaged_error(&format!("session `{id}` is missing")),
                 error => error,
             }),
             None => Err(SessionError::NotFound { id: id.clone() }),
@@ -380,14 +380,14 @@ fn put<'k, K: redb::Key + 'static>(
     key: impl Borrow<K::SelfType<'k>>,
     row: &[u8],
 ) -> Result<(), SessionError> {
-    table.insert(key, row).map(drop).map_err(failed)
+    table.insert(key, row).map(drop).map_err(backend_error)
 }
 
 fn erase<'k, K: redb::Key + 'static>(
     table: &mut Table<'_, K, Row>,
     key: impl Borrow<K::SelfType<'k>>,
 ) -> Result<(), SessionError> {
-    table.remove(key).map(drop).map_err(failed)
+    table.remove(key).map(drop).map_err(backend_error)
 }
 
 /// Deletes a range of rows and returns their number.
@@ -400,6 +400,6 @@ fn erase_all<'k, K: redb::Key + 'static>(
         erased += 1;
         false
     };
-    table.retain_in(rows, erase).map_err(failed)?;
+    table.retain_in(rows, erase).map_err(backend_error)?;
     Ok(erased)
 }

@@ -36,7 +36,7 @@ mod writer;
 use expiry::{Expiries, Expiry, Owner};
 use group::Group;
 use open::in_file;
-use rows::{View, damaged, failed, is_disk_error};
+use rows::{View, backend_error, damaged_error, is_disk_error};
 use writer::Writer;
 
 /// Reads above this size in bytes run on a blocking thread. Smaller reads take microseconds, about as long as the handover.
@@ -142,7 +142,7 @@ impl Shared {
     async fn view(&self) -> Result<View, SessionError> {
         let database = Arc::clone(&self.database).read_owned().await;
         let transaction = match &*database {
-            Ok(database) => database.begin_read().map_err(failed)?,
+            Ok(database) => database.begin_read().map_err(backend_error)?,
             Err(failure) => return Err(failure.clone()),
         };
         Ok(View::new(transaction, database))
@@ -209,7 +209,7 @@ impl RedbBackend {
         // The session may end with the current group of the writer. If it does not, the file has lost the session.
         self.writer.run(0, |_| Ok(())).await?;
         match self.shared.expiries.live(&Owner::Session(id.clone()), Instant::now()) {
-            Some(_) => Err(damaged(&format!("session `{id}` is missing"))),
+            Some(_) => Err(damaged_error(&format!("session `{id}` is missing"))),
             None => Err(SessionError::NotFound { id: id.clone() }),
         }
     }

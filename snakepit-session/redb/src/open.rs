@@ -25,7 +25,7 @@ use super::{
     file::FileIdentity,
     rows::{
         DATA, EXPIRIES, GLOBAL_OWNER, HeaderSummary, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS,
-        damaged, failed, get, scan,
+        backend_error, damaged_error, get, scan,
     },
     state::Totals,
 };
@@ -71,7 +71,7 @@ pub(super) fn open<F: StorageBackend>(
         Ok(Opened { database, identity, guard, totals, expiries })
     }));
     let opened: Result<_, SessionError> =
-        opened.unwrap_or_else(|_| Err(damaged("it is not a valid database")));
+        opened.unwrap_or_else(|_| Err(damaged_error("it is not a valid database")));
     opened.map_err(|error| in_file(path, error))
 }
 
@@ -144,7 +144,7 @@ fn open_database<F: StorageBackend>(
     }
     let opened = builder.create_with_backend(guard.clone());
     let opened = opened.map_err(|error| match error {
-        DatabaseError::Storage(StorageError::Corrupted(problem)) => damaged(&problem),
+        DatabaseError::Storage(StorageError::Corrupted(problem)) => damaged_error(&problem),
         DatabaseError::DatabaseAlreadyOpen => SessionError::backend(
             "it is already open, and only one host at a time can use it; give each host a separate file",
         ),
@@ -192,34 +192,35 @@ fn resume(
     database: &Database,
     limits: &SessionLimits,
 ) -> Result<(Totals, Vec<(Owner, Expiry)>), SessionError> {
-    let transaction = database.begin_write().map_err(failed)?;
+    let transaction = database.begin_write().map_err(backend_error)?;
     let is_new = check_schema(&transaction)?;
-    let was_closed = transaction.list_tables().map_err(failed)?.any(|table| table.name() == EXPIRIES.name());
+    let was_closed =
+        transaction.list_tables().map_err(backend_error)?.any(|table| table.name() == EXPIRIES.name());
     let found = load_expiries(&transaction, limits, was_closed)?;
     if was_closed {
         // The stored expiries are obsolete from now on.
-        transaction.delete_table(EXPIRIES).map_err(failed)?;
+        transaction.delete_table(EXPIRIES).map_err(backend_error)?;
     }
     if is_new || was_closed {
-        transaction.commit().map_err(failed)?;
+        transaction.commit().map_err(backend_error)?;
     } else {
-        transaction.abort().map_err(failed)?;
+        transaction.abort().map_err(backend_error)?;
     }
     Ok(found)
 }
 
 /// Creates the tables of a new file. Returns true for a new file.
 fn check_schema(transaction: &WriteTransaction) -> Result<bool, SessionError> {
-    let is_new = transaction.list_tables().map_err(failed)?.next().is_none();
-    let mut schema = transaction.open_table(SCHEMA).map_err(failed)?;
+    let is_new = transaction.list_tables().map_err(backend_error)?.next().is_none();
+    let mut schema = transaction.open_table(SCHEMA).map_err(backend_error)?;
     if is_new {
-        schema.insert((), SCHEMA_VERSION).map_err(failed)?;
+        schema.insert((), SCHEMA_VERSION).map_err(backend_error)?;
         for table in [SESSIONS, VARIABLES, PROGRAMS, DATA] {
-            transaction.open_table(table).map_err(failed)?;
+            transaction.open_table(table).map_err(backend_error)?;
         }
-        transaction.open_table(VERSIONS).map_err(failed)?;
+        transaction.open_table(VERSIONS).map_err(backend_error)?;
     }
-    let version = schema.get(()).map_err(failed)?.map(|version| version.value());
+    let version = schema.get(()).map_err(backend_error)?.map(|version| version.value());
     let problem = match version {
         Some(SCHEMA_VERSION) => return Ok(is_new),
         Some(other) => format!(
@@ -239,7 +240,7 @@ fn load_expiries(
 ) -> Result<(Totals, Vec<(Owner, Expiry)>), SessionError> {
     let now = Instant::now();
     let (mut totals, mut expiries) = (Totals::default(), Vec::new());
-    let stored = was_closed.then(|| transaction.open_table(EXPIRIES)).transpose().map_err(failed)?;
+    let stored = was_closed.then(|| transaction.open_table(EXPIRIES)).transpose().map_err(backend_error)?;
     let expiry = |owner: Owner, ttl| {
         let row: Option<ExpiryRow> = match &stored {
             Some(stored) => get(stored, owner.key())?,
@@ -248,9 +249,9 @@ fn load_expiries(
         let expiry = row.map_or_else(|| Expiry::new(ttl, now), |row| Expiry::from_row(ttl, row, now));
         Ok::<_, SessionError>((owner, expiry))
     };
-    let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
-    for entry in sessions.iter().map_err(failed)? {
-        let (key, row) = entry.map_err(failed)?;
+    let sessions = transaction.open_table(SESSIONS).map_err(backend_error)?;
+    for entry in sessions.iter().map_err(backend_error)? {
+        let (key, row) = entry.map_err(backend_error)?;
         let HeaderSummary { ttl, bytes, programs, variables } = decode(row.value())?;
         totals.sessions += 1;
         totals.bytes += bytes;
@@ -258,7 +259,7 @@ fn load_expiries(
         totals.variables += variables;
         expiries.push(expiry(Owner::Session(SessionId::try_new(key.value().0)?), ttl)?);
     }
-    let programs = transaction.open_table(PROGRAMS).map_err(failed)?;
+    let programs = transaction.open_table(PROGRAMS).map_err(backend_error)?;
     for info in scan::<ProgramInfo>(&programs, GLOBAL_OWNER, |_| true)? {
         totals.global_programs += 1;
         expiries.push(expiry(Owner::Global(info.name.clone()), limits.ttl(info.ttl))?);
@@ -269,11 +270,11 @@ fn load_expiries(
 
 /// Stores the expiries for the next start.
 pub(super) fn store_expiries(database: &Database, expiries: &Expiries) -> Result<(), SessionError> {
-    let transaction = database.begin_write().map_err(failed)?;
-    let mut table = transaction.open_table(EXPIRIES).map_err(failed)?;
+    let transaction = database.begin_write().map_err(backend_error)?;
+    let mut table = transaction.open_table(EXPIRIES).map_err(backend_error)?;
     for (owner, row) in expiries.rows(Instant::now()) {
-        table.insert(owner.key(), encode(&row)?.as_slice()).map_err(failed)?;
+        table.insert(owner.key(), encode(&row)?.as_slice()).map_err(backend_error)?;
     }
     drop(table);
-    transaction.commit().map_err(failed)
+    transaction.commit().map_err(backend_error)
 }

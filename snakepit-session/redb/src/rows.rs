@@ -51,12 +51,12 @@ pub(super) struct HeaderSummary {
 const DISK_FAILED: &str = "the disk failed";
 
 /// Converts an error of redb.
-pub(super) fn failed(error: impl Into<redb::Error>) -> SessionError {
+pub(super) fn backend_error(error: impl Into<redb::Error>) -> SessionError {
     match error.into() {
         error @ (redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed) => {
             SessionError::backend(DISK_FAILED).with_source(error)
         }
-        redb::Error::Corrupted(problem) => damaged(&problem),
+        redb::Error::Corrupted(problem) => damaged_error(&problem),
         error => SessionError::backend("the database failed").with_source(error),
     }
 }
@@ -67,7 +67,7 @@ pub(super) fn is_disk_error(error: &SessionError) -> bool {
 }
 
 /// The error for a damaged file.
-pub(super) fn damaged(problem: &str) -> SessionError {
+pub(super) fn damaged_error(problem: &str) -> SessionError {
     SessionError::backend(format!("it is damaged; restore it from a copy: {problem}"))
 }
 
@@ -91,7 +91,7 @@ pub(super) fn get<'k, T: DeserializeOwned, K: redb::Key + 'static>(
     table: &impl ReadableTable<K, Row>,
     key: impl Borrow<K::SelfType<'k>>,
 ) -> Result<Option<T>, SessionError> {
-    let row = table.get(key).map_err(failed)?;
+    let row = table.get(key).map_err(backend_error)?;
     row.map(|row| decode(row.value())).transpose()
 }
 
@@ -103,8 +103,8 @@ pub(super) fn scan<T: DeserializeOwned>(
 ) -> Result<Vec<T>, SessionError> {
     let end = end_of(owner);
     let mut found = Vec::new();
-    for entry in table.range(rows_of(owner, &end)).map_err(failed)? {
-        let (key, row) = entry.map_err(failed)?;
+    for entry in table.range(rows_of(owner, &end)).map_err(backend_error)? {
+        let (key, row) = entry.map_err(backend_error)?;
         if is_wanted(key.value().1) {
             found.push(decode(row.value())?);
         }
@@ -150,10 +150,10 @@ fn check_missing(
 ) -> Result<(), SessionError> {
     let end = end_of(owner);
     let mut rows = 0;
-    for entry in table.range(rows_of(owner, &end)).map_err(failed)? {
-        let (key, _) = entry.map_err(failed)?;
+    for entry in table.range(rows_of(owner, &end)).map_err(backend_error)? {
+        let (key, _) = entry.map_err(backend_error)?;
         if key.value().1 == name {
-            return Err(damaged(&format!("the row of `{name}` in session `{owner}` is out of order")));
+            return Err(damaged_error(&format!("the row of `{name}` in session `{owner}` is out of order")));
         }
         rows += 1;
     }
@@ -164,7 +164,7 @@ fn check_count(owner: &str, unit: &str, found: usize, expected: usize) -> Result
     if found == expected {
         return Ok(());
     }
-    Err(damaged(&format!("session `{owner}` has {found} {unit} instead of {expected}")))
+    Err(damaged_error(&format!("session `{owner}` has {found} {unit} instead of {expected}")))
 }
 
 /// A consistent snapshot of the file.
@@ -186,7 +186,7 @@ impl View {
         &self,
         definition: TableDefinition<'_, K, Row>,
     ) -> Result<redb::ReadOnlyTable<K, Row>, SessionError> {
-        self.transaction.open_table(definition).map_err(failed)
+        self.transaction.open_table(definition).map_err(backend_error)
     }
 
     /// Loads the header of a session.
@@ -206,8 +206,8 @@ impl View {
     ) -> Result<(), SessionError> {
         let end = after.map(|id| end_of(id.as_str()));
         let first = (end.as_deref().unwrap_or_default(), "");
-        for entry in self.table(SESSIONS)?.range(first..).map_err(failed)? {
-            let (key, row) = entry.map_err(failed)?;
+        for entry in self.table(SESSIONS)?.range(first..).map_err(backend_error)? {
+            let (key, row) = entry.map_err(backend_error)?;
             if !visit(SessionId::try_new(key.value().0)?, row.value())? {
                 break;
             }
@@ -262,7 +262,7 @@ impl View {
         let name = variable.variable.name.as_str();
         for version in variable.older().rev().take(older_limit) {
             let found = get::<VariableVersion, _>(&table, (id.as_str(), name, version))?;
-            let missing = || damaged(&format!("version {version} of variable `{name}` is missing"));
+            let missing = || damaged_error(&format!("version {version} of variable `{name}` is missing"));
             versions.push(found.ok_or_else(missing)?);
         }
         Ok(versions)
@@ -288,7 +288,7 @@ impl View {
 
     /// Loads the data of a program.
     pub(super) fn program(&self, owner: &str, info: ProgramInfo) -> Result<Program, SessionError> {
-        let row = self.table(DATA)?.get((owner, info.name.as_str())).map_err(failed)?;
+        let row = self.table(DATA)?.get((owner, info.name.as_str())).map_err(backend_error)?;
         let data = row.map(|row| Bytes::copy_from_slice(row.value())).unwrap_or_default();
         ProgramRecord { info, data }.program()
     }

@@ -314,7 +314,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         let outage = self.check_outage();
         let Self { shared, state, operations: queue, identity, guard, .. } = self;
         // Redb's default durability syncs each commit.
-        let transaction = database.begin_write().map_err(failed)?;
+        let transaction = database.begin_write().map_err(backend_error)?;
         let mut group = Group::begin(shared, state, &transaction)?;
         let (mut index, mut size, mut first_error) = (0, 0, None);
         while let Some(operation) = operations.get_mut(index) {
@@ -344,7 +344,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
                 check_free_space(&shared.path, &file, stored, size).map_err(not_written)
             };
             match outage.and_then(|()| is_usable()) {
-                Ok(()) => transaction.commit().map_err(failed).inspect(|()| self.outage = None),
+                Ok(()) => transaction.commit().map_err(backend_error).inspect(|()| self.outage = None),
                 Err(error) => {
                     // If the abort fails too, the next transaction cannot begin.
                     let _ = transaction.abort();
@@ -352,7 +352,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
                 }
             }
         } else {
-            transaction.abort().map_err(failed)
+            transaction.abort().map_err(backend_error)
         };
         // The first error explains more than the rejections that follow from it.
         ended.map_err(|error| first_error.unwrap_or(error))

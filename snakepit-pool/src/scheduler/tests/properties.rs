@@ -296,9 +296,9 @@ impl Model {
         let preferred = preferred.map(|(slot, generation)| worker(slot, generation));
         let deadline = timeout.map(|millis| self.harness.now + Duration::from_millis(millis));
         let (before, is_first) = (self.queued.len(), self.waiting.is_empty());
-        let room_wait = wait.map(Duration::from_millis);
+        let wait_for_room = wait.map(Duration::from_millis);
         let effects =
-            self.harness.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0, room_wait });
+            self.harness.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0, wait_for_room });
         let is_resolved = !effects.is_empty();
         effects.into_iter().for_each(|effect| self.effect(effect, Some((load, deadline))));
         assert_eq!(self.resolved.contains(&ticket.number), is_resolved);
@@ -309,7 +309,7 @@ impl Model {
             self.queued.insert(ticket.number, QueuedModel { deadline, before, load, assigned_since: 0 });
         } else if !is_resolved {
             let wait =
-                room_wait.filter(|wait| !wait.is_zero()).expect("a call without a wait was not rejected");
+                wait_for_room.filter(|wait| !wait.is_zero()).expect("a call without a wait was not rejected");
             self.waiting.insert(ticket.number, Waiting { deadline, end: self.harness.now + wait, load });
         }
         self.check();

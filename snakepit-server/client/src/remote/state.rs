@@ -66,9 +66,9 @@ impl HostHandle for RemoteHost {
             call.deadline = Instant::now().checked_add(timeout);
         }
         // Boxed, so that the large future of a remote call does not become part of the caller's.
-        match call.room_wait() {
+        match call.wait_for_room() {
             None => Box::pin(self.0.call(call)).await,
-            Some(limit) => Box::pin(self.0.call_with_room_wait(call, limit)).await,
+            Some(limit) => Box::pin(self.0.call_with_wait_for_room(call, limit)).await,
         }
     }
 

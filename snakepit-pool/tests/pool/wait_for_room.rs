@@ -11,12 +11,12 @@ use crate::puppet::{PoolHarness, config};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn waiting() -> ToolCall {
-    ToolCall::new("waiting").with_room_wait(SECOND)
+fn call_that_waits() -> ToolCall {
+    ToolCall::new("waiting").with_wait_for_room(SECOND)
 }
 
 /// A pool with a running call and a full queue.
-async fn full() -> (PoolHarness, crate::puppet::Call, Vec<crate::puppet::PuppetWorker>) {
+async fn full_pool() -> (PoolHarness, crate::puppet::Call, Vec<crate::puppet::PuppetWorker>) {
     let (mut harness, workers) = PoolHarness::up(PoolConfig { queue_limit: 1, ..config(1) }).await;
     let _running = harness.call_tool("running").await;
     let running = harness.next_call().await;
@@ -24,18 +24,21 @@ async fn full() -> (PoolHarness, crate::puppet::Call, Vec<crate::puppet::PuppetW
     (harness, running, workers)
 }
 
-/// Makes a call in a new task, which waits for room.
-async fn wait(harness: &PoolHarness, call: ToolCall) -> tokio::task::JoinHandle<crate::puppet::Answer> {
+/// Starts a call in a new task, and returns once the call waits for room.
+async fn start_waiting(
+    harness: &PoolHarness,
+    call: ToolCall,
+) -> tokio::task::JoinHandle<crate::puppet::Answer> {
     let tool = harness.tool();
-    let waiting = tokio::spawn(async move { tool.call(call).await });
+    let task = tokio::spawn(async move { tool.call(call).await });
     harness.settle().await;
-    waiting
+    task
 }
 
 #[tokio::test(start_paused = true)]
 async fn calls_wait_for_room_in_order() {
-    let (mut harness, running, _workers) = full().await;
-    let calls = [waiting(), waiting()];
+    let (mut harness, running, _workers) = full_pool().await;
+    let calls = [call_that_waits(), call_that_waits()];
     let ids = calls.each_ref().map(|call| call.id);
     let mut answers = Vec::new();
     for call in calls {
@@ -56,24 +59,24 @@ async fn calls_wait_for_room_in_order() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_for_room_ends_at_its_limit_and_at_the_deadline() {
-    let (harness, _running, _workers) = full().await;
+    let (harness, _running, _workers) = full_pool().await;
     let start = Instant::now();
-    let late = harness.tool().call(waiting().with_deadline(start + SECOND / 2)).await.unwrap_err();
+    let late = harness.tool().call(call_that_waits().with_deadline(start + SECOND / 2)).await.unwrap_err();
     assert!(matches!(late, ToolError::DeadlineExceeded { stage: CallStage::Queued, .. }), "{late}");
     assert_eq!(start.elapsed(), SECOND / 2);
-    let overloaded = harness.tool().call(waiting()).await.unwrap_err();
+    let overloaded = harness.tool().call(call_that_waits()).await.unwrap_err();
     assert!(matches!(overloaded, ToolError::Overloaded { queued: 1, limit: 1, .. }), "{overloaded}");
     assert_eq!(start.elapsed(), SECOND * 3 / 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_or_cancelled_call_no_longer_waits_for_room() {
-    let (mut harness, running, _workers) = full().await;
-    let dropped = wait(&harness, waiting()).await;
-    let cancelled = waiting();
+    let (mut harness, running, _workers) = full_pool().await;
+    let dropped = start_waiting(&harness, call_that_waits()).await;
+    let cancelled = call_that_waits();
     let id = cancelled.id;
-    let cancelled = wait(&harness, cancelled).await;
-    let last = wait(&harness, ToolCall::new("last").with_room_wait(SECOND)).await;
+    let cancelled = start_waiting(&harness, cancelled).await;
+    let last = start_waiting(&harness, ToolCall::new("last").with_wait_for_room(SECOND)).await;
     dropped.abort();
     assert!(dropped.await.unwrap_err().is_cancelled());
     harness.tool().cancel(id).await.unwrap();
@@ -88,17 +91,17 @@ async fn a_dropped_or_cancelled_call_no_longer_waits_for_room() {
 
 #[tokio::test(start_paused = true)]
 async fn the_attempts_of_a_call_share_one_wait_for_room() {
-    let call = waiting();
-    assert_eq!(call.remaining_room_wait(), Some(SECOND));
+    let call = call_that_waits();
+    assert_eq!(call.remaining_wait_for_room(), Some(SECOND));
     let copy = call.clone();
     tokio::time::advance(SECOND / 4).await;
-    assert_eq!(copy.remaining_room_wait(), Some(SECOND * 3 / 4), "a later attempt");
-    assert_eq!(call.room_wait(), Some(SECOND), "the limit itself does not change");
-    let endless = ToolCall::new("t").with_room_wait(Duration::MAX);
-    assert_eq!(endless.remaining_room_wait(), Some(Duration::MAX));
-    assert_eq!(ToolCall::new("t").remaining_room_wait(), None);
+    assert_eq!(copy.remaining_wait_for_room(), Some(SECOND * 3 / 4), "a later attempt");
+    assert_eq!(call.wait_for_room(), Some(SECOND), "the limit itself does not change");
+    let endless = ToolCall::new("t").with_wait_for_room(Duration::MAX);
+    assert_eq!(endless.remaining_wait_for_room(), Some(Duration::MAX));
+    assert_eq!(ToolCall::new("t").remaining_wait_for_room(), None);
 
-    let (harness, _running, _workers) = full().await;
+    let (harness, _running, _workers) = full_pool().await;
     let began = Instant::now();
     let rejected = harness.tool().call(copy).await.unwrap_err();
     assert!(rejected.is_overloaded(), "{rejected}");

@@ -23,7 +23,7 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
 
 impl Connection {
     /// Runs a call, and repeats it for up to `limit` while the host is overloaded.
-    pub(super) async fn call_with_room_wait(
+    pub(super) async fn call_with_wait_for_room(
         &self,
         call: ToolCall,
         limit: Duration,

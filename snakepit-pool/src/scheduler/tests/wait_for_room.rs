@@ -13,8 +13,8 @@ impl SchedulerHarness {
     ) -> (Ticket, Vec<Effect>) {
         let ticket = self.ticket();
         let deadline = timeout.map(|millis| self.now + Duration::from_millis(millis));
-        let (preferred, load, room_wait) = (None, Load::LONG, Some(wait));
-        (ticket, self.on(Event::Submit { ticket, preferred, deadline, load, bytes, room_wait }))
+        let (preferred, load, wait_for_room) = (None, Load::LONG, Some(wait));
+        (ticket, self.on(Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room }))
     }
 
     /// Submits a call that waits for room.
