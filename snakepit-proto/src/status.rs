@@ -176,13 +176,25 @@ pub fn field_error_status(message: impl Into<String>, field: &str, description: 
 
 /// Creates a status with the failure of a tool in its details, cut to the [budget](fit).
 #[must_use]
-pub fn attach_failure(code: Code, message: impl Into<String>, failure: &ToolFailure) -> Status {
-    attach(code, TOOL_FAILED, message, failure)
+pub fn failure_status(code: Code, message: impl Into<String>, failure: &ToolFailure) -> Status {
+    failure_status_with_reason(code, TOOL_FAILED, message, failure)
 }
 
-/// Like [`attach_failure`], with another reason than [`TOOL_FAILED`].
+/// The former name of [`failure_status`].
+#[deprecated(note = "use `failure_status`")]
 #[must_use]
-pub fn attach(code: Code, reason: &str, message: impl Into<String>, failure: &ToolFailure) -> Status {
+pub fn attach_failure(code: Code, message: impl Into<String>, failure: &ToolFailure) -> Status {
+    failure_status(code, message, failure)
+}
+
+/// Like [`failure_status`], with another reason than [`TOOL_FAILED`].
+#[must_use]
+pub fn failure_status_with_reason(
+    code: Code,
+    reason: &str,
+    message: impl Into<String>,
+    failure: &ToolFailure,
+) -> Status {
     build(code, message.into(), reason, Some(any(FAILURE_URL, failure.encode_to_vec())))
 }
 
@@ -329,7 +341,7 @@ mod tests {
             tool_name: "add".into(),
             ..ToolFailure::default()
         };
-        let sent = attach_failure(Code::Internal, "tool `add` failed", &failure);
+        let sent = failure_status(Code::Internal, "tool `add` failed", &failure);
         let headers = sent.into_http::<()>().into_parts().0.headers;
         let received = Status::from_header_map(&headers).unwrap();
         assert_eq!((received.code(), received.message()), (Code::Internal, "tool `add` failed"));
@@ -356,7 +368,8 @@ mod tests {
     #[test]
     fn the_last_output_of_a_lost_worker_is_not_a_failure_of_the_tool() {
         let last_output = ToolFailure { output_lines: vec!["bye".into()], ..ToolFailure::default() };
-        let status = attach(Code::Unavailable, WORKER_LOST, "worker `w` was lost", &last_output);
+        let status =
+            failure_status_with_reason(Code::Unavailable, WORKER_LOST, "worker `w` was lost", &last_output);
         assert_eq!(failure_of(&status), None);
         assert_eq!(details_of(&status).failure, Some(last_output));
     }

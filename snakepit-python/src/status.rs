@@ -1,6 +1,6 @@
 //! gRPC statuses of the errors of this worker.
 
-use snakepit_proto::status::{self, attach_failure, error_status, error_status_with};
+use snakepit_proto::status::{self, error_status, error_status_with, failure_status};
 use snakepit_registry::{ToolError, ToolFailure};
 use snakepit_wire::{bad_argument, failure_to_wire};
 use tonic::{Code, Status};
@@ -11,7 +11,7 @@ pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
     let message = error.to_string();
     match error {
         ToolError::Failed(failure) => {
-            attach_failure(Code::Internal, one_line(&failure), &failure_to_wire(*failure, session_id))
+            failure_status(Code::Internal, one_line(&failure), &failure_to_wire(*failure, session_id))
         }
         ToolError::NotFound { .. } => error_status(Code::NotFound, status::TOOL_NOT_FOUND, message),
         ToolError::InvalidArgument { tool, argument, problem } => bad_argument(&tool, &argument, &problem),

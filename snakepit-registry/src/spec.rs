@@ -21,7 +21,7 @@ const ALIASES_KEY: &str = "snakepit.aliases";
 ///     .parameter("image", "bytes", "The image")
 ///     .optional_parameter("width", "integer", "The width in pixels")
 ///     .idempotent()
-///     .closed();
+///     .deny_unknown_arguments();
 /// assert_eq!(spec.parameters.len(), 2);
 /// assert!(spec.parameters[0].required && !spec.parameters[1].required);
 /// ```

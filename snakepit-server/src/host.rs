@@ -209,7 +209,7 @@ impl Host {
                 None => None,
             };
             let watch = self.telemetry.watch(&call);
-            let result = if let Some(layers) = self.layers.around(&call) {
+            let result = if let Some(layers) = self.layers.service_for(&call) {
                 match self.begin_in(layers, call) {
                     Ok(running) => running.await,
                     Err(error) => Err(error),
@@ -298,7 +298,7 @@ impl Host {
             },
             None => None,
         };
-        let result = if let Some(layers) = self.layers.around(&call) {
+        let result = if let Some(layers) = self.layers.service_for(&call) {
             call.extensions.insert(HostToolOnly);
             match self.begin_in(layers, call) {
                 Ok(running) => running.await,

@@ -77,9 +77,9 @@ pub(crate) fn too_many_connections(limit: usize) -> Status {
 }
 
 /// The status for a response above the size limit of a message.
-pub(crate) fn answer_too_large(what: &str, size: usize, limit: usize, instead: &str) -> Status {
+pub(crate) fn answer_too_large(subject: &str, size: usize, limit: usize, instead: &str) -> Status {
     let message =
-        format!("{what} have {size} bytes together, above the limit of {limit} of a message; {instead}");
+        format!("{subject} have {size} bytes together, above the limit of {limit} of a message; {instead}");
     status(Reason::AnswerTooLarge, message)
 }
 

@@ -35,7 +35,9 @@ impl Fixture {
             .tool(FnTool::new("chunks", |_: Value| stream::iter([1, 2, 3])))
             .tool(FnTool::new("broken", |_: Value| stream::iter([Ok(1), Err("on purpose")])))
             .tool(FnTool::new("open", |_: Value| stream::iter([1]).chain(stream::pending())))
-            .tool(strict.describe(|spec| spec.parameter("n", "integer", "A number").closed()));
+            .tool(
+                strict.describe(|spec| spec.parameter("n", "integer", "A number").deny_unknown_arguments()),
+            );
         let records = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&records);
         let builder = Snakepit::builder()

@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn a_status_within_the_budget_is_unchanged() {
         let short = failure("no", "Traceback: ...", 20);
-        let status = attach_failure(Code::Internal, "tool `train` failed: no", &short);
+        let status = failure_status(Code::Internal, "tool `train` failed: no", &short);
         assert_eq!(status.message(), "tool `train` failed: no");
         assert_eq!(details_of(&status).failure, Some(short.clone()));
         assert_eq!(bounded(short.clone()), short);
@@ -265,7 +265,7 @@ mod tests {
     fn a_huge_failure_keeps_its_most_useful_parts() {
         let message = format!("bad value {}", "x".repeat(200_000));
         let traceback = format!("Traceback: {} ValueError: the end", "frame ".repeat(50_000));
-        let status = attach_failure(
+        let status = failure_status(
             Code::Internal,
             format!("failed: {message}"),
             &failure(&message, &traceback, 9_000),
@@ -331,7 +331,7 @@ mod tests {
                 r#type: name.clone(), message: text, traceback, tool_name: name.clone(), worker_id: name.clone(),
                 session_id: name.clone(), output_lines: lines, code: name, details_json: vec![b'x'; details].into(),
             };
-            let status = attach_failure(code.into(), message, &failure);
+            let status = failure_status(code.into(), message, &failure);
             prop_assert!(details_of(&status).failure.is_some());
             prop_assert!(trailer_bytes(status) < TRAILER_BYTES);
         }

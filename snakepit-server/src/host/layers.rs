@@ -27,9 +27,9 @@ impl HostLayers {
         }
     }
 
-    /// The layers that this call passes; `None` if there are none, or the call is nested.
+    /// Returns the layered service for this call; `None` without layers, or if the call is nested.
     #[inline]
-    pub(super) fn around(&self, call: &ToolCall) -> Option<&CallService> {
+    pub(super) fn service_for(&self, call: &ToolCall) -> Option<&CallService> {
         let service = self.0.get()?;
         let is_nested = call.ancestors.is_some()
             || call.extensions.get::<NestedCall>().is_some()
