@@ -22,7 +22,7 @@ use super::{
     file::{FileIdentity, check_free_space},
     group::Group,
     open::{Opened, in_file, open, store_expiries},
-    rows::failed,
+    rows::backend_error,
     state::State,
 };
 
