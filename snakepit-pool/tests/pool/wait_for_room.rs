@@ -42,7 +42,7 @@ async fn calls_wait_for_room_in_order() {
     let ids = calls.each_ref().map(|call| call.id);
     let mut answers = Vec::new();
     for call in calls {
-        answers.push(wait(&harness, call).await);
+        answers.push(start_waiting(&harness, call).await);
     }
     assert!(harness.tool().call(ToolCall::new("t")).await.unwrap_err().is_overloaded(), "it does not wait");
     let status = harness.status();
