@@ -180,13 +180,6 @@ pub fn failure_status(code: Code, message: impl Into<String>, failure: &ToolFail
     failure_status_with_reason(code, TOOL_FAILED, message, failure)
 }
 
-/// The former name of [`failure_status`].
-#[deprecated(note = "use `failure_status`")]
-#[must_use]
-pub fn attach_failure(code: Code, message: impl Into<String>, failure: &ToolFailure) -> Status {
-    failure_status(code, message, failure)
-}
-
 /// Like [`failure_status`], with another reason than [`TOOL_FAILED`].
 #[must_use]
 pub fn failure_status_with_reason(

@@ -147,13 +147,6 @@ impl ToolSpec {
         self.closed = true;
         self
     }
-
-    /// The former name of [`deny_unknown_arguments`](Self::deny_unknown_arguments).
-    #[deprecated(note = "use `deny_unknown_arguments`")]
-    #[must_use]
-    pub fn closed(self) -> Self {
-        self.deny_unknown_arguments()
-    }
 }
 
 impl ToolSpec {

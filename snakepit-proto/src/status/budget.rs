@@ -313,7 +313,7 @@ mod tests {
         for (bytes, is_kept) in [(1500, true), (4000, false)] {
             let mut long = failure(&"m".repeat(20_000), &"t".repeat(20_000), 1000);
             long.details_json = "d".repeat(bytes).into();
-            let status = attach_failure(Code::Internal, "failed", &long);
+            let status = failure_status(Code::Internal, "failed", &long);
             let kept = details_of(&status).failure.unwrap();
             assert_eq!(kept.details_json.len(), if is_kept { bytes } else { 0 });
             assert!(kept.message.ends_with(" bytes cut]") && !kept.traceback.is_empty());
