@@ -80,12 +80,13 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
             Some(argument) if matches_type(parameter, argument) => {}
             Some(argument) => {
                 let ty = argument.ty();
-                let problem = format!("is {} {ty}, expected {}", article(ty.as_str()), parameter.type_name);
-                problems.add(&parameter.name, problem);
+                problems.add(&parameter.name, || {
+                    format!("is {} {ty}, expected {}", article(ty.as_str()), parameter.type_name)
+                });
             }
             None if parameter.required && !has_alias => {
                 problems.shows_signature = true;
-                problems.add(&parameter.name, "is missing".to_owned());
+                problems.add(&parameter.name, || "is missing".to_owned());
             }
             None => {}
         }
@@ -93,9 +94,11 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
     let names = || spec.parameters.iter().map(|parameter| parameter.name.as_str());
     for name in unknown_names(spec, arguments).filter(|name| !is_alias(name)) {
         problems.shows_signature = true;
-        let near = nearest(name, names().chain(aliases.iter().map(String::as_str)));
-        let suggestion = near.map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
-        problems.add(name, format!("is unknown{suggestion}"));
+        problems.add(name, || {
+            let near = nearest(name, names().chain(aliases.iter().map(String::as_str)));
+            let suggestion = near.map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
+            format!("is unknown{suggestion}")
+        });
     }
     problems.into_result()
 }
@@ -120,9 +123,11 @@ struct Problems<'a> {
 }
 
 impl Problems<'_> {
-    fn add(&mut self, name: &str, problem: String) {
+    /// Adds a problem. `describe` runs only if the error describes the problem, because the search for a similar name is slow and a
+    /// client may send any number of unknown names.
+    fn add(&mut self, name: &str, describe: impl FnOnce() -> String) {
         if self.found.len() < MAX_PROBLEMS {
-            self.found.push((name.to_owned(), problem));
+            self.found.push((name.to_owned(), describe()));
         } else {
             self.omitted += 1;
         }

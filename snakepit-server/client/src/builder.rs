@@ -15,6 +15,21 @@ use crate::{
 /// The address of a [`connect_over`](ClientBuilder::connect_over) in errors.
 const SERVICE_ADDRESS: &str = "the service of this program";
 
+/// Headers that the client, gRPC or HTTP sets. A connection with one of the last group is malformed in HTTP/2.
+const RESERVED: [&str; 11] = [
+    "te",
+    "host",
+    "user-agent",
+    "traceparent",
+    "tracestate",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "transfer-encoding",
+    "upgrade",
+    "trailer",
+];
+
 /// Options of a [`Client`].
 ///
 /// ```no_run
@@ -52,7 +67,7 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// Adds an address of another host, in the order of preference. If a host cannot be reached, or shuts down, the client uses
+    /// Adds an address of another host, in the order of preference. If a host cannot be reached, the client uses
     /// the next address, and begins again with the first after the last. Each address gets an equal share of the
     /// [`connect_timeout`](Self::connect_timeout).
     ///
@@ -108,20 +123,25 @@ impl ClientBuilder {
     }
 
     /// Sends this metadata entry, an HTTP header, with each request. A later value replaces an earlier one of the same key. The
-    /// keys of the protocol are reserved: `grpc-*`, `snakepit-*`, `content-type`, `te`, `host` and `user-agent`. Values are
-    /// text, so keys that end in `-bin` are invalid.
+    /// keys of the protocol are reserved: `grpc-*`, `snakepit-*`, `content-*`, `te`, `host`, `user-agent`, the trace context and the
+    /// headers of HTTP/1 connections. Values are text, so keys that end in `-bin` are invalid. `Debug` does not show the values.
     pub fn metadata(self, key: &str, value: &str) -> Self {
         let is_reserved = |name: &str| {
             name.starts_with("grpc-")
                 || name.starts_with("snakepit-")
                 || name.ends_with("-bin")
-                || ["content-type", "te", "host", "user-agent", "connection"].contains(&name)
+                || name.starts_with("content-")
+                || RESERVED.contains(&name)
         };
         match (HeaderName::try_from(key), HeaderValue::try_from(value)) {
             (Ok(name), _) if is_reserved(name.as_str()) => {
                 self.with_mistake("metadata", &format!("has the reserved key `{name}`"))
             }
-            (Ok(name), Ok(value)) => self.with_header(name, value),
+            (Ok(name), Ok(mut value)) => {
+                // It may be a secret, which `Debug` must not show.
+                value.set_sensitive(true);
+                self.with_header(name, value)
+            }
             (Ok(name), Err(_)) => self.with_mistake(
                 "metadata",
                 &format!("has a value with invalid characters for the key `{name}`"),
@@ -263,6 +283,8 @@ mod tests {
             (Client::builder().bearer_token("a\nb"), "client option `bearer_token` contains"),
             (Client::builder().metadata("grpc-timeout", "1S"), "the reserved key `grpc-timeout`"),
             (Client::builder().metadata("blob-bin", "x"), "the reserved key `blob-bin`"),
+            (Client::builder().metadata("Transfer-Encoding", "x"), "the reserved key `transfer-encoding`"),
+            (Client::builder().metadata("traceparent", "x"), "the reserved key `traceparent`"),
             (Client::builder().metadata("a b", "x"), "an invalid key"),
             (Client::builder().metadata("a", "x\0"), "for the key `a`"),
         ] {
