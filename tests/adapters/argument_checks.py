@@ -75,8 +75,8 @@ VERSION: Invalid = [
     (True, InvalidTypeError, "` is a `bool`, expected an int or None"),
     (1.0, InvalidTypeError, "` is a `float`, expected an int or None"),
     (np.array(5.0), InvalidTypeError, "` is a `numpy.ndarray`, expected an int or None"),
-    (Unreadable(), InvalidTypeError, "Unreadable`, expected an int or None"),
-    (Unconvertible(), InvalidTypeError, "Unconvertible`, expected an int or None"),
+    (Unreadable(), InvalidTypeError, "` is an `argument_checks.Unreadable`, expected an int or None"),
+    (Unconvertible(), InvalidTypeError, "` is an `argument_checks.Unconvertible`, expected an int or None"),
     (-1, InvalidArgumentError, f"` is -1, {RANGE}"),
     (2**40, InvalidArgumentError, f"` is {2**40}, {RANGE}"),
 ]

@@ -235,8 +235,8 @@ async fn a_failed_start_reports_its_cause_and_leaves_no_process() {
         (Sandbox::worker_command(&exits, 1), vec!["`default-0-1`", "before it was ready", "code 3"]),
         (Sandbox::worker_command("/no/such/worker", 1), vec!["/no/such/worker", "--worker-command"]),
         (
-            Sandbox::adapter(SHOWCASE, 1).args(&["--default-timeout", "0s"]),
-            vec!["pool setting --default-timeout (`default-timeout` in snakepit.toml) is zero"],
+            Sandbox::adapter(SHOWCASE, 1).args(&["--stop-grace", "40000years"]),
+            vec!["pool setting --stop-grace (`stop-grace` in snakepit.toml) is"],
         ),
         (
             Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "redis://127.0.0.1:1?prefx=a"]),

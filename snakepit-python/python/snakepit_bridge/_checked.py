@@ -66,7 +66,7 @@ def integer(description: str, value: object, expected: str = "an int", least: in
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise wrong_type(description, value, expected)
     try:
-        number = operator.index(value)
+        number = operator.index(value)  # type: ignore[arg-type]
     except Exception as error:
         # An array has the method, which works only for an array of one integer.
         raise wrong_type(description, value, expected) from error
