@@ -265,7 +265,7 @@ def test_unknown_tools_and_unary_calls_of_generators_are_rejected() -> None:
         call_tool(Everything, "pull", n=1)
     with pytest.raises(InvalidArgumentError, match="session"), ToolTester(Everything, session_id="x" * 10_000) as t:
         t.call("add", a=1)
-    with pytest.raises(TypeError, match="object of class `Everything`; pass the class"):
+    with pytest.raises(TypeError, match="is an instance of `Everything`; pass the class"):
         call_tool(Everything(), "add", a=1)  # type: ignore[arg-type]
 
 

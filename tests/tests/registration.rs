@@ -105,7 +105,7 @@ async fn foreign_workers_are_identified_by_their_process_and_other_processes_are
         };
         assert!(is_closed, "{wrapper:?}: {read:?}");
         eventually("the host logs the rejection", Duration::from_secs(10), async || {
-            sandbox.log().contains("is not this worker's")
+            sandbox.log().contains("does not belong to this worker")
         })
         .await;
 

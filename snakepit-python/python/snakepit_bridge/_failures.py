@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 
 TYPE_CHECKING = False
@@ -65,10 +64,13 @@ def details(error: BaseException) -> tuple[str, bytes]:
         parts.append(f'"args": [{", ".join(args)}]')
     attributes = {}
     for name in _published(type(error)):
-        with contextlib.suppress(Exception):
+        # Importing `contextlib` would delay the start of each worker.
+        try:
             text = _json(getattr(error, name))
-            if text is not None:
-                attributes[name] = text
+        except Exception:
+            continue
+        if text is not None:
+            attributes[name] = text
     if attributes:
         entries = ", ".join(f"{_json(name)}: {text}" for name, text in attributes.items())
         parts.append(f'"attributes": {{{entries}}}')
