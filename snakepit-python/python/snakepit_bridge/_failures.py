@@ -68,7 +68,7 @@ def details(error: BaseException) -> tuple[str, bytes]:
         try:
             text = _json(getattr(error, name))
         except Exception:
-            continue
+            text = None
         if text is not None:
             attributes[name] = text
     if attributes:
