@@ -17,6 +17,7 @@ __all__ = [
     "Completions",
     "HostCall",
     "HostClient",
+    "HostToolStream",
     "LocalRunner",
     "LocalSession",
     "LocalVariables",
