@@ -191,25 +191,6 @@ pub fn failure_status_with_reason(
     build(code, message.into(), reason, Some(any(FAILURE_URL, failure.encode_to_vec())))
 }
 
-/// Creates the status of a call whose worker was lost, with its last output. `delivered` is whether the call may have
-/// begun, and `retry_after` is when a retry may succeed.
-#[must_use]
-pub fn worker_lost(
-    message: impl Into<String>,
-    delivered: bool,
-    last_output: &ToolFailure,
-    retry_after: Option<Duration>,
-) -> Status {
-    let metadata = BTreeMap::from([(DELIVERED.to_owned(), delivered.to_string())]);
-    let last_output = any(FAILURE_URL, last_output.encode_to_vec());
-    let retry_info = retry_after.map(|delay| {
-        let retry_delay = prost_types::Duration::try_from(delay).ok();
-        any(RETRY_INFO_URL, RetryInfo { retry_delay }.encode_to_vec())
-    });
-    let further = std::iter::once(last_output).chain(retry_info);
-    build_with(Code::Unavailable, message.into(), WORKER_LOST, metadata, further)
-}
-
 /// The parts of a status that [`status_with_details`] writes.
 #[derive(Debug, Default)]
 pub struct StatusParts {
