@@ -38,7 +38,7 @@ async fn price(order: Order, State(shop): State<Shop>) -> Result<f64, String> {
     Ok(price * f64::from(order.count))
 }
 
-/// Calls another tool, in the session of its own call.
+/// Calls another tool, in the session of the current call.
 async fn sale(order: Order, session: SessionHandle) -> Result<String, Error> {
     let price: f64 = session.execute("price", json!({"item": order.item, "count": order.count})).await?;
     Ok(format!("{} pays {:.2}", session.id(), price / 2.0))
