@@ -36,7 +36,7 @@ use crate::{
     runtime::RuntimeHandle,
 };
 
-/// The time within which a host must accept the worker's connection and response its first requests.
+/// The time within which a host must accept the worker's connection and answer its first requests.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum number of attempts at a request whose connection breaks.
 const MAX_ATTEMPTS: usize = 3;
@@ -359,7 +359,10 @@ mod tests {
         let (soon, later) = (Instant::now() + DEADLINE_MARGIN, Instant::now() + 2 * DEADLINE_MARGIN);
         let exceeded = || HostError::Status(Status::deadline_exceeded("the deadline passed"));
         assert!(is_early_deadline(&exceeded(), soon) && is_early_deadline(&HostError::Deadline, soon));
-        assert!(!is_early_deadline(&exceeded(), later), "a host tool may have a shorter deadline of its own");
+        assert!(
+            !is_early_deadline(&exceeded(), later),
+            "a host tool may have a shorter deadline than the call"
+        );
         assert!(!is_early_deadline(&HostError::Status(Status::not_found("no such variable")), soon));
     }
 

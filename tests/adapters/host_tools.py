@@ -1,4 +1,4 @@
-"""Tools that use host tools, through their session context and through a client of their own."""
+"""Tools that use host tools, through their session context and as clients of the host."""
 
 import time
 from typing import Any

@@ -1,6 +1,7 @@
 """Python tools for Snakepit hosts.
 
-An adapter is a class whose methods, marked with :func:`tool`, the host can call by name. See :class:`BaseAdapter`.
+An adapter is a class. The decorator :func:`tool` makes its methods tools, which the host calls by name. See
+:class:`BaseAdapter`.
 """
 
 from snakepit_bridge._native import Variable, VariableUpdate, VariableVersion, __version__

@@ -18,7 +18,7 @@ class PendingLike(Protocol):
 
 
 class HostStreamLike(Protocol):
-    """The results of a host tool that streams, each in a tuple of one, with `None` at the end."""
+    """The results of a host tool that streams, each as the only item of a tuple, with `None` at the end."""
 
     def next(self) -> tuple[Any] | None: ...
     def ready(self, completions: Completions, key: int) -> Wait | None: ...

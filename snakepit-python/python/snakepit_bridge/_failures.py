@@ -46,7 +46,7 @@ def describe(
 
 
 def details(error: BaseException) -> tuple[str, bytes]:
-    """Return the code of an exception, and its further parts as a JSON object. Leaves out values without a JSON form.
+    """Return the code of an exception, and its other parts as a JSON object. Leaves out values without a JSON form.
 
     The keys of the object are those of ``ToolFailure.details_json`` in the protocol.
     """
@@ -94,7 +94,7 @@ def _published(kind: type) -> list[str]:
 
 
 def _json(value: Any) -> str | None:
-    """Return the JSON form of a value. ``None`` if it has none."""
+    """Return the JSON form of a value, or ``None`` if it has none."""
     import json
 
     try:

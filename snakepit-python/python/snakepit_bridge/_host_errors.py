@@ -31,19 +31,19 @@ def create(text: str, tool: str, message: str, type_name: str, code: str, data: 
 
 
 def _instance(python_type: str, message: str) -> Exception | None:
-    """Return an exception of a class. ``None`` if there is no such exception class, or it rejects the message."""
+    """Return an exception of a class, or ``None`` if the class does not exist or cannot be used."""
     # The module and the class run foreign code.
     try:
         kind = _find(python_type)
-        # Both would end an iteration instead of failing the call.
         if not isinstance(kind, type) or not issubclass(kind, Exception):
             return None
+        # Both would end an iteration instead of failing the call.
         if issubclass(kind, (StopIteration, StopAsyncIteration)):
             return None
         error = kind(message)
     except (Exception, SystemExit):
         return None
-    # A `__new__` may return anything.
+    # The `__new__` of a class may return any object.
     return error if isinstance(error, kind) else None
 
 

@@ -83,7 +83,7 @@ def _checked_name(name: str, owner: type) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Replace lone surrogates, which UTF-8 cannot encode, by their escapes. Only people read the text."""
+    """Replace lone surrogates, which UTF-8 cannot encode, with escapes. Only for texts that no program compares."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
@@ -108,7 +108,7 @@ def metadata_of(owner: type, *, idempotent: bool) -> dict[str, str]:
 
 
 def type_name(annotation: Any) -> str:
-    """Return the wire type of an annotation. ``any`` for types that the host cannot check."""
+    """Return the wire type of an annotation, or ``any`` if the host cannot check it."""
     try:
         known = _TYPE_NAMES.get(annotation)
     except TypeError:  # Unhashable, so it is not one of the known types.
@@ -123,7 +123,7 @@ def type_name(annotation: Any) -> str:
 
 
 def _type_name_of_typing(annotation: Any) -> str:
-    """Return the wire type of an annotation from `typing`. Must only be called if `typing` is imported."""
+    """Return the wire type of an annotation from `typing`. Call it only if `typing` is imported already."""
     import typing
 
     origin = typing.get_origin(annotation)

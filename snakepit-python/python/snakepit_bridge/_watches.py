@@ -94,7 +94,7 @@ class Watches:
         elif name == "add_signal_handler" or not self._is_of_library(callback):
             self._call_callbacks.add((name, key))
         else:
-            # The library's callback stays, and replaces an earlier one that was to be removed or worker_callback.
+            # The library's callback stays. It replaces an earlier callback of a call or of the worker.
             self._call_callbacks.discard((name, key))
             self._worker_callbacks.pop((name, key), None)
         return added

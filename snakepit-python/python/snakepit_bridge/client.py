@@ -67,6 +67,8 @@ class _Caller:
             ShuttingDownError: The host is shutting down.
             HostUnavailableError: The host cannot be reached, the connection broke, or no worker is available. The three
                 errors above are subclasses.
+            AccessDeniedError: The host, or a proxy in front of it, denied access.
+            LimitExceededError: The answer is too large, or too many answers are unread.
             ClientClosedError: The client is closed.
         """
         return self._start(name, arguments, stream=False).result()

@@ -62,12 +62,12 @@ class HostToolError(SnakepitError):
 
 
 class ToolError(Exception):
-    """An error of a tool with a code and data for the caller. Tools raise it.
+    """An error that a tool raises to send a code and data to its caller.
 
     >>> raise ToolError("no such item", code="not_found", data={"left": 3})  # doctest: +SKIP
 
-    Callers in Rust and Python receive the code and the data, and subclasses keep their name. Any other exception class
-    publishes some of its attributes by their names in ``__snakepit_attributes__``:
+    Callers in Rust and Python receive the code, the data, and the name of the class, which may be a subclass. Any other
+    exception class can publish attributes. List their names in ``__snakepit_attributes__``:
 
     >>> class OutOfStock(Exception):
     ...     __snakepit_attributes__ = ("item", "left")
@@ -140,7 +140,7 @@ class ValidationError(InvalidArgumentError):
 
 
 class VersionConflictError(SnakepitError):
-    """A variable is at another version than the write expected, because it was written meanwhile."""
+    """A variable has another version than the write expected, because another write changed it."""
 
     may_have_run = False
 
@@ -231,7 +231,7 @@ class CallCancelled(BaseException):
 
     Raised in plain functions and generators, at any point. Coroutines receive ``asyncio.CancelledError`` instead. It is
     a ``BaseException``, so that ``except Exception`` around a loop or a retry does not catch it. No caller waits for
-    the result: clean up in ``finally`` and return. A tool that continues is killed with its worker.
+    the result, so clean up in ``finally`` and return. If the tool continues, the host kills its worker.
     """
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class SessionContext(SessionVariables):
     """The context of the call that a tool serves: its session, its deadline and its host.
 
-    A tool finds it in ``self.session_context``. The variables of the session are those of :class:`SessionVariables`:
-    ``context["rate"] = 0.5``. As a context manager, it deletes the session at the end of the block.
+    A tool finds it in ``self.session_context``. It has the methods of :class:`SessionVariables` for the session's
+    variables, such as ``context["rate"] = 0.5``. As a context manager, it deletes the session at the end of the block.
     """
 
     __slots__ = ("_host_tools",)
@@ -70,9 +70,9 @@ class SessionContext(SessionVariables):
 
     @property
     def host_tools(self) -> dict[str, dict[str, Any]]:
-        """The host's own tools by name, each with ``name``, ``description`` and ``parameters``.
+        """The host's own tools by name, each with ``name``, ``description``, ``parameters`` and ``supports_streaming``.
 
-        ``supports_streaming`` shows which of them stream. Requested once.
+        The context requests them once.
         """
         if self._host_tools is None:
             self._host_tools = self._call.host_tools()
@@ -112,7 +112,7 @@ class SessionContext(SessionVariables):
         return pending.result()
 
     def stream_host_tool(self, name: str, /, **arguments: Any) -> HostStream:
-        """Call a host tool that streams, and return an iterator over its results, for ``for`` or ``async for``.
+        """Return an iterator over the results of a host tool that streams, for ``for`` or ``async for``.
 
         >>> for price in context.stream_host_tool("prices", item="tea"):  # doctest: +SKIP
         ...     print(price)
@@ -134,7 +134,7 @@ class SessionContext(SessionVariables):
 
     @property
     def global_programs(self) -> GlobalPrograms:
-        """The host's own programs, shared by all sessions. Available to calls without a session, too."""
+        """The host's own programs, which all sessions share. Calls without a session can use them too."""
         return GlobalPrograms(self._call)
 
     def cleanup(self, force: bool = False) -> bool:

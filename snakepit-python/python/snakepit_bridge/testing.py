@@ -59,7 +59,7 @@ def call_tool(
         arguments: Arguments of the tool. Use it for arguments whose names are also parameters of this function, such as
             ``session_id``.
         session_id: The session of the call. Empty for none.
-        host_tools: Functions that replace the host's tools, by name.
+        host_tools: Functions that replace the host's tools, by name. A generator replaces a tool that streams.
         more: Arguments of the tool as keywords.
 
     Raises:
@@ -93,7 +93,7 @@ def stream_tool(
         arguments: Arguments of the tool, as for :func:`call_tool`.
         limit: The number of chunks after which to cancel the call. Necessary for tools that never end.
         session_id: The session of the call. Empty for none.
-        host_tools: Functions that replace the host's tools, by name.
+        host_tools: Functions that replace the host's tools, by name. A generator replaces a tool that streams.
         more: Arguments of the tool as keywords.
 
     Raises as :func:`call_tool` does.
@@ -141,13 +141,13 @@ class ToolTester:
     ...     tester.call("sale", item="tea")
     4.995
 
-    If the calling thread already runs an event loop, as in a coroutine or a notebook, the tools run on another thread,
-    because they need a separate event loop.
+    The tools need a separate event loop. If the calling thread already runs one, as in a coroutine or a notebook, they
+    run on another thread.
 
     Args:
         adapter: The adapter class.
         session_id: The session of the calls. Empty for none.
-        host_tools: Functions that replace the host's tools, by name.
+        host_tools: Functions that replace the host's tools, by name. A generator replaces a tool that streams.
         metadata: The metadata of the calls.
     """
 

@@ -59,7 +59,7 @@ class SessionVariables:
 
     - ``NotFoundError`` if the session does not exist or has expired
     - ``InvalidArgumentError`` if the call has no session or an argument is out of range
-    - ``TypeError`` if an argument has the wrong type
+    - ``InvalidTypeError``, a ``TypeError``, if an argument has the wrong type
     - ``DeadlineExceededError``, ``HostUnavailableError`` and ``CallCancelled`` as :meth:`SessionContext.call_host_tool`
     - ``ClientClosedError`` if the client is closed
     """
@@ -102,7 +102,7 @@ class SessionVariables:
             ValidationError: The value does not match the type or the constraints.
             InvalidArgumentError: The type does not exist, or the name or the constraints are invalid.
             LimitExceededError: The session or the host is full.
-            TypeError: The value has no wire form.
+            InvalidTypeError: The value has no wire form.
         """
         return self._variables.register(
             _checked.name("name", name),
@@ -154,9 +154,9 @@ class SessionVariables:
         Raises:
             VariableNotFoundError: The variable does not exist.
             ValidationError: The value does not match the type or the constraints.
-            VersionConflictError: The variable is at another version than ``expected_version``.
+            VersionConflictError: The variable has another version than ``expected_version``.
             LimitExceededError: The session or the host is full.
-            TypeError: The value has no wire form.
+            InvalidTypeError: The value has no wire form.
         """
         return self._variables.set(
             _checked.name("identifier", identifier),
@@ -272,7 +272,7 @@ class SessionVariables:
 
         Raises:
             BatchError: Writes were rejected. Its ``errors`` are the exceptions that :meth:`set_variable` would raise.
-            TypeError: A value has no wire form. Nothing was written.
+            InvalidTypeError: A value has no wire form. Nothing was written.
         """
         versions, errors = self._set_variables(updates, metadata, expected_versions, atomic=atomic)
         if errors:
@@ -334,7 +334,7 @@ class SessionVariables:
         return self._variables.rollback(_checked.name("identifier", identifier), _checked.integer("version", version))
 
     def watch(self, *identifiers: str, initial: bool = False) -> Watch:
-        """Watch variables: return an iterator over their updates from now on, for ``for`` and ``async for``.
+        """Return an iterator over the updates of variables from now on, for ``for`` and ``async for``.
 
         >>> with context.watch("rate") as updates:  # doctest: +SKIP
         ...     for update in updates:
