@@ -20,8 +20,8 @@ programs read it with `Reason` and `ErrorKind`.
 - **exit**: the exit code of the command line. With `--json`, the member `code` has the reason.
 - **transient**: the same request may succeed later. A retry is safe only if `may_have_run` is false or the tool is idempotent.
 
-An entry `delivered` of the metadata says whether the call or write may have run, if the reason alone does not. An entry
-`layer` says that a layer of the host's program ended the call.
+The metadata of an error, in gRPC that of the `ErrorInfo`, may have two entries. `delivered` shows whether the call or write may
+have run, if the reason alone does not. `layer` shows that a layer of the host's program ended the call.
 
 <!-- Generated from snakepit-proto/reason/src/table.rs: UPDATE_PAGES=1 cargo test -p snakepit-reason -->
 

@@ -38,20 +38,27 @@ __all__ = [
 
 @final
 class Completions:
+    """The keys of the finished waits of one event loop. The descriptor is readable while there are any."""
+
     def __new__(cls) -> Completions: ...
     def fileno(self) -> int: ...
     def take(self) -> list[int]: ...
     def complete(self, key: int) -> None: ...
 
 @final
-class Wait: ...
+class Wait:
+    """A wait of an event loop for a native task. Dropping it ends the wait."""
 
 @final
 class PendingHostCall:
+    """A pending call of a host tool. Dropping it cancels the call."""
+
     def result(self) -> Any: ...
 
 @final
 class HostToolStream:
+    """The results of a host tool that streams. Its end cancels the tool."""
+
     def next(self) -> tuple[Any] | None: ...
     def ready(self, completions: Completions, key: int) -> Wait: ...
     def take(self) -> tuple[Any] | None: ...
@@ -59,6 +66,8 @@ class HostToolStream:
 
 @final
 class Call:
+    """The call that a tool serves, or the session that a client uses."""
+
     @property
     def session_id(self) -> str: ...
     @property
@@ -171,6 +180,8 @@ class VariableUpdate:
 
 @final
 class VariableWatch:
+    """A stream of updates. It ends when the watch is closed, when its call or client ends, or with an error."""
+
     def next(self) -> VariableUpdate | None: ...
     def ready(self, completions: Completions, key: int) -> Wait: ...
     def take(self) -> VariableUpdate | None: ...
@@ -178,6 +189,8 @@ class VariableWatch:
 
 @final
 class Variables:
+    """The variables of a call's session."""
+
     def register(
         self,
         name: str,
@@ -200,15 +213,21 @@ class Variables:
 
 @final
 class ChunkSpace:
+    """A handle for waiting until a full sink has space."""
+
     def wait(self) -> bool: ...
 
 @final
 class ChunkSink:
+    """The sink for Python code that drains an async generator."""
+
     def put(self, item: Any) -> bool | None: ...
     def space(self) -> ChunkSpace: ...
 
 @final
 class Worker:
+    """The native runtime of one worker process."""
+
     def __new__(cls) -> Worker: ...
     @property
     def interrupt_signal(self) -> int: ...
@@ -235,6 +254,8 @@ class Worker:
 
 @final
 class HostCall:
+    """A running call of a client. Dropping it cancels the call."""
+
     def result(self) -> Any: ...
     def chunk(self) -> Any: ...
     def ready(self, completions: Completions, key: int) -> Wait: ...
@@ -244,6 +265,8 @@ class HostCall:
 
 @final
 class HostClient:
+    """A connection to a host."""
+
     def __new__(cls, address: str, connect_timeout: float) -> HostClient: ...
     def open_session(self, session_id: str, timeout: float | None) -> None: ...
     def session_call(self, session_id: str, timeout: float | None) -> Call: ...
@@ -261,6 +284,8 @@ class HostClient:
 
 @final
 class LocalRunner:
+    """Runs the tools of one adapter on the calling thread, for tests."""
+
     def __new__(cls, plan: Plan, worker_id: str) -> LocalRunner: ...
     def session_call(self, session_id: str) -> Call: ...
     def call(self, tool: str, arguments: Mapping[str, Any], session_id: str) -> Any: ...
@@ -274,6 +299,8 @@ class LocalRunner:
 
 @final
 class LocalVariables:
+    """The variables of a `LocalSession`."""
+
     def register(
         self,
         name: str,
@@ -296,6 +323,8 @@ class LocalVariables:
 
 @final
 class LocalSession:
+    """One session without a host, for tests."""
+
     def __new__(cls, session_id: str) -> LocalSession: ...
     def open(self) -> None: ...
     def require(self) -> None: ...
