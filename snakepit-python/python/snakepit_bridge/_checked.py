@@ -6,7 +6,9 @@ Values are not checked here. Writing a value reports a type without a wire form.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+
+# `collections.abc` would import the package `collections`, a tenth of a worker's start.
+from _collections_abc import Iterable, Mapping
 
 from snakepit_bridge._failures import type_name
 from snakepit_bridge.errors import InvalidArgumentError, InvalidTypeError

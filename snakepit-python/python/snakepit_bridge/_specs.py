@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+# Not `collections.abc`: see `_checked`.
+import _collections_abc as abc
 import sys
-from collections import abc
 
 from snakepit_bridge import _docstrings, _signatures
 

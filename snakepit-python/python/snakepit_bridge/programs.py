@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+# Not from `collections.abc`: see `_checked`.
+from _collections_abc import MutableMapping
 
 from snakepit_bridge import _checked, _native
 
