@@ -125,7 +125,8 @@ impl Pool {
         self.owner.driver.runtime_has_ended()
     }
 
-    /// A channel with the current [`Readiness`], which receives each change. A slow receiver sees the latest value.
+    /// Returns a channel with the current [`Readiness`], which is updated on each change. A slow receiver skips to the latest
+    /// value.
     ///
     /// ```
     /// # use std::{sync::Arc, time::Duration};

@@ -180,18 +180,14 @@ fn serialize_shared<T: Serialize + 'static>(value: &T) -> Result<Payload, Box<To
 
 fn failure<E: fmt::Display + 'static>(error: E) -> Box<ToolFailure> {
     let mut error = Some(error);
-    // Moves a `HostError` out of the generic type.
-    if let Some(error) =
+    // A downcast of a reference cannot move the error, but `Option::take` can.
+    if let Some(host_error) =
         (&mut error as &mut dyn Any).downcast_mut::<Option<HostError>>().and_then(Option::take)
     {
-        return error.into_failure();
+        return host_error.into_failure();
     }
-    let error = error.map(|error| error.to_string()).unwrap_or_default();
-    Box::new(ToolFailure {
-        error_type: short_type_name::<E>().to_owned(),
-        message: error,
-        ..ToolFailure::default()
-    })
+    let message = error.map(|error| error.to_string()).unwrap_or_default();
+    Box::new(ToolFailure { error_type: short_type_name::<E>().to_owned(), message, ..ToolFailure::default() })
 }
 
 /// Returns the name of a type without its modules, or a generic name for strings, which are not error types.

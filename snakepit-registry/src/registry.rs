@@ -179,8 +179,8 @@ impl Registry {
         self.insert_host_tool(spec, Arc::new(tool.with_meter(Arc::clone(&meter))), meter)
     }
 
-    /// Adds a host tool with any handler. Workers can call it too, unless it is [hidden](ToolSpec::exposed). A panic of the handler
-    /// fails only the call.
+    /// Adds a host tool with any handler. Workers can call it too, unless it is [hidden](ToolSpec::exposed). A panic of the
+    /// handler fails only its call.
     ///
     /// # Errors
     /// [`RegistryError::InvalidName`], or [`RegistryError::NameTaken`].
@@ -228,7 +228,7 @@ impl Registry {
         self.resolve_where(tool, |_| true)
     }
 
-    /// Like [`resolve`](Self::resolve), for a worker: as if there were no [hidden](ToolSpec::exposed) host tools.
+    /// Like [`resolve`](Self::resolve), for a worker: ignores [hidden](ToolSpec::exposed) host tools.
     ///
     /// # Errors
     /// As for `resolve`.
@@ -282,7 +282,8 @@ impl Registry {
     /// Resolves the name of a host tool that workers may call.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`] unless an [exposed](ToolSpec::exposed) host tool has this name, and [`ToolError::InvalidArgument`] if it is not a valid name.
+    /// [`ToolError::NotFound`] unless an [exposed](ToolSpec::exposed) host tool has this name, and [`ToolError::InvalidArgument`]
+    /// if the name is not valid.
     pub fn resolve_host_tool(&self, name: &str) -> Result<Arc<ResolvedTool>, ToolError> {
         check::tool_name(name)?;
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);

@@ -118,7 +118,7 @@ impl Host {
         self
     }
 
-    /// Lets this function of the program authorize operations.
+    /// Sets the function that authorizes operations.
     pub(crate) fn with_authorizer(mut self, authorizer: Option<Authorizer>) -> Self {
         self.authorizer = authorizer;
         self
@@ -129,14 +129,14 @@ impl Host {
         self.authorizer.as_ref()
     }
 
-    /// Asks whether the principal of a call may make it, and use its session. The program itself may make all calls.
+    /// Checks that the principal of a call may make it and use its session. The program itself may make all calls.
     #[inline]
     fn authorize(&self, call: &ToolCall) -> Result<(), ToolError> {
         match &self.authorizer {
             Some(authorizer) if !call.principal.is_program() => {
                 let session = call.session.as_ref().map(|session| session.as_str());
                 authorizer.authorize(&call.principal, &Operation::Call { tool: &call.tool, session })?;
-                // The tool reads and writes the session as the principal of its worker.
+                // The tool reads and writes the session as its worker's principal, so this is the only check of the caller.
                 session.map_or(Ok(()), |session| {
                     authorizer.authorize(&call.principal, &Operation::WriteSession { session })
                 })
@@ -322,7 +322,7 @@ impl Host {
             let tool = self.registry.resolve_host_tool(&call.tool)?;
             let running = tool.begin(call)?;
             if let Some(timeline) = timeline {
-                timeline.begun_here();
+                timeline.host_tool_began();
             }
             running.await
         });
@@ -341,7 +341,7 @@ impl Host {
         let timeline = CallTimeline::of(&call).cloned();
         let running = tool.begin(call)?;
         if let Some(timeline) = timeline {
-            timeline.begun_here();
+            timeline.host_tool_began();
         }
         let reply = bounds.within(CallStage::Running, running).await?;
         Ok(bounds.bound(reply, Some(in_flight)))

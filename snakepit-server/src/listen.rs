@@ -115,8 +115,8 @@ pub(crate) struct ListenLimits {
     /// The budget for unread responses to workers and on Unix sockets. It is separate, so that TCP clients that exhaust theirs do not
     /// stop tools.
     pub(crate) unread_local: Arc<ResponseBudget>,
-    /// The budget for unread responses in a server of the program. It is separate, because the host cannot close the connections of
-    /// that server.
+    /// The budget for unread responses of mounted services. It is separate, because the host cannot close connections of the
+    /// program's own server.
     pub(crate) unread_mounted: Arc<ResponseBudget>,
     /// Distinguishes workers from clients. Weak, because the launches hold these limits.
     pub(crate) launches: Weak<Launches>,

@@ -1,4 +1,4 @@
-//! The host asks the program about each operation of a client, whatever the RPC, and tells tools who calls them.
+//! The program authorizes each operation of a client, in every RPC, and tools receive the principal of their caller.
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::{
@@ -87,7 +87,7 @@ async fn every_rpc_asks_for_permission() {
         "Multiplex",
     ];
 
-    let fixture = Fixture::start(|builder| builder.authorize(|_, _| Err(Denied::new("nobody may")))).await;
+    let fixture = Fixture::start(|builder| builder.authorize(|_, _| Err(Denied::new("on purpose")))).await;
     let mut client = Grpc::new(fixture.channel().await);
     let mut denied = 0;
     for (rpc, is_streaming) in rpcs() {
@@ -123,7 +123,7 @@ async fn every_rpc_asks_for_permission() {
         client.execute_elixir_tool(of_host()).await.map(drop).unwrap_err(),
         client.execute_streaming_elixir_tool(of_host()).await.map(drop).unwrap_err(),
     ] {
-        assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "access denied: nobody may"));
+        assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "access denied: on purpose"));
     }
     // The client of this project uses `Multiplex`.
     let error = fixture.tcp_client().await.execute::<i64>("value", ()).await.unwrap_err();
@@ -151,7 +151,7 @@ async fn the_function_receives_the_principal_and_the_operation() {
         operations();
         client.session("s").await.unwrap();
         let answer = client.call("caller").session("s").unary::<String>().await.unwrap().value;
-        assert_eq!(answer, name, "the tool learns who calls it");
+        assert_eq!(answer, name, "the tool receives the principal of its caller");
         let asked = operations();
         let expected = [
             (name.to_owned(), "WriteSession { session: \"s\" }".to_owned()),

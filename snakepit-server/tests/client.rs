@@ -1,4 +1,4 @@
-//! The options, the end and the operations of the client, against hosts in this process.
+//! The options, the operations and the closing of a client, with hosts in this process.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests may panic and detach tasks")]
 
 use std::{
@@ -119,7 +119,7 @@ async fn require_token(request: Request, next: Next) -> Response {
 }
 
 #[tokio::test]
-async fn tokens_pass_layers_and_a_missing_one_is_denied_access() {
+async fn layers_see_the_token_and_a_missing_token_is_denied() {
     let host = Fixture::start("a").await;
     let guarded = host.snakepit.routes().into_axum_router().layer(middleware::from_fn(require_token));
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -177,7 +177,7 @@ async fn a_permission_that_is_revoked_denies_access_to_each_kind_of_request() {
 }
 
 #[tokio::test]
-async fn the_client_moves_to_the_next_address_when_a_host_is_lost() {
+async fn the_client_fails_over_when_a_host_is_lost() {
     let (first, second) = (Fixture::start("first").await, Fixture::start("second").await);
     let second_address = format!("unix:{}", second.snakepit.socket().display());
     let client = Client::builder().fallback(second_address).connect(&first.address()).await.unwrap();
@@ -192,7 +192,7 @@ async fn the_client_moves_to_the_next_address_when_a_host_is_lost() {
 }
 
 #[tokio::test]
-async fn requests_other_than_calls_move_to_the_next_address_too() {
+async fn requests_other_than_calls_fail_over_too() {
     let (first, second) = (Fixture::start("first").await, Fixture::start("second").await);
     let client = Client::builder().fallback(second.address()).connect(&first.address()).await.unwrap();
     first.snakepit.shutdown().await.unwrap();

@@ -9,7 +9,7 @@ use snakepit_server::{
     StartErrorKind, ValueType, VariableName, VariableType, error_chain, settings, testing::InProcessWorkers,
 };
 
-/// The message with its sources. Flags belong to the daemon, so no message of a library contains one.
+/// Returns the message with its sources. Flags belong to the daemon, so no message of the library may contain one.
 fn shown(error: &(dyn std::error::Error + 'static)) -> String {
     let text = error_chain(error).to_string();
     assert!(!text.contains("--") && !text.contains("snakepit.toml"), "{text}");
@@ -34,7 +34,7 @@ async fn failed(builder: Builder, kind: StartErrorKind, needles: &[&str]) -> Sta
 }
 
 #[tokio::test]
-async fn the_errors_of_a_start_have_kinds_and_name_methods() {
+async fn start_errors_have_kinds_and_name_methods() {
     use StartErrorKind as Kind;
     let dir = tempfile::tempdir().unwrap();
     let workers = || Arc::new(InProcessWorkers::new());

@@ -71,7 +71,7 @@ impl Overflow {
         }
     }
 
-    /// Takes a call whose wait has ended, the one that ended first.
+    /// Removes and returns the call whose wait ended first, if it has ended.
     pub(super) fn take_ended(&mut self, now: Instant) -> Option<QueuedCall> {
         if self.next_end()? > now {
             return None;

@@ -105,7 +105,7 @@ fn fit_failure(mut failure: ToolFailure, budget: usize) -> Option<ToolFailure> {
     let message = std::mem::take(&mut failure.message);
     let traceback = std::mem::take(&mut failure.traceback);
     let output = std::mem::take(&mut failure.output_lines);
-    // The texts need some room, too.
+    // Reserves half of the budget for message and traceback.
     if failure.encoded_len() > budget / 2 {
         failure.details_json = Bytes::new();
     }

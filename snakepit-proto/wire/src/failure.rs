@@ -24,8 +24,8 @@ struct Details<'a> {
     python_type: &'a str,
 }
 
-/// The content of `details_json` as received. Each value is parsed separately, so that one that has no form in Rust, such as a huge
-/// number, does not affect the others.
+/// The content of `details_json` as received. Parses each value separately, so that a value that Rust cannot represent, such as a
+/// huge number, does not affect the others.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ReceivedDetails<'a> {
@@ -38,7 +38,7 @@ struct ReceivedDetails<'a> {
     python_type: String,
 }
 
-/// Adds the parts of an error that are in a JSON object, as in the field `details_json` of a `ToolFailure`. Leaves out malformed
+/// Adds the parts of a failure that a JSON object contains, as in the field `details_json` of a `ToolFailure`. Omits malformed
 /// values.
 pub fn add_details(failure: &mut ToolFailure, json: &[u8]) {
     if json.is_empty() {

@@ -47,20 +47,20 @@ impl From<ToolError> for Fault {
             ToolError::ShuttingDown { delivered }
             | ToolError::ClientClosed { delivered }
             | ToolError::NoRuntime { delivered, .. } => fault.with_delivered(delivered),
-            ToolError::Layer { kind, delivered, .. } => of_layer(fault, kind, delivered),
+            ToolError::Layer { kind, delivered, .. } => layer_fault(fault, kind, delivered),
             ToolError::Session(error) => Self::from(&error),
             _ => fault,
         }
     }
 }
 
-/// The fault of a layer's error. The entry `layer` distinguishes it from the same error of the host.
-fn of_layer(fault: Fault, kind: ErrorKind, delivered: bool) -> Fault {
+/// Completes the fault of a layer's error. The entry `layer` distinguishes it from the same error of the host.
+fn layer_fault(fault: Fault, kind: ErrorKind, delivered: bool) -> Fault {
     let stage = if delivered { CallStage::Running } else { CallStage::Queued };
     let fault = fault.with_entry(LAYER, &true).with_delivered(delivered).with_entry("stage", &stage);
     match kind {
         ErrorKind::DeadlineExceeded | ErrorKind::Overloaded => fault,
-        // gRPC libraries retry neither this code nor the usual one.
+        // The call may have run, so the code is not `FAILED_PRECONDITION`. gRPC libraries retry neither code.
         _ if delivered => fault.with_code(Code::Unknown),
         _ => fault,
     }
@@ -69,7 +69,7 @@ fn of_layer(fault: Fault, kind: ErrorKind, delivered: bool) -> Fault {
 impl From<&SessionError> for Fault {
     /// Converts the error of a read, or of a write that the backend certainly rejected.
     fn from(error: &SessionError) -> Self {
-        of_session(error, false)
+        session_fault(error, false)
     }
 }
 
@@ -78,7 +78,7 @@ impl Fault {
     /// do not retry.
     #[must_use]
     pub fn of_write(error: &SessionError) -> Self {
-        of_session(error, matches!(error, SessionError::Backend { .. }))
+        session_fault(error, matches!(error, SessionError::Backend { .. }))
     }
 
     /// Adds the time after which a retry may succeed, if it is known.
@@ -87,7 +87,7 @@ impl Fault {
     }
 }
 
-fn of_session(error: &SessionError, may_have_happened: bool) -> Fault {
+fn session_fault(error: &SessionError, may_have_happened: bool) -> Fault {
     let mut fault =
         Fault::new(error.kind().to_reason(), error_chain(error).to_string()).with_entries(entries_of(error));
     if may_have_happened {

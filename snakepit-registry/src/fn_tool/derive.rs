@@ -1,7 +1,7 @@
 //! Derives the parameters of a host tool from the type of its arguments.
 //!
-//! The JSON Schema of the type has the types, descriptions and defaults. serde knows more about names: the struct's fields in their
-//! order, with aliases, and whether the type accepts other names.
+//! The JSON Schema of the type provides types, descriptions and defaults. serde provides the names: the fields of the struct in
+//! their order, with aliases, and whether the type accepts other names.
 
 #[cfg(test)]
 mod tests;
@@ -38,10 +38,10 @@ impl DerivedArguments {
     /// The arguments that deserialize into a type.
     ///
     /// # Errors
-    /// The type is not a map of names, as a sentence without a subject.
+    /// If the type does not deserialize from named arguments. The text is a predicate without its subject.
     pub(super) fn of<T: DeserializeOwned + JsonSchema>() -> Result<Self, String> {
         let settings = SchemaSettings::draft2020_12().for_deserialize();
-        // Schemas of parameters stand alone, so they contain what they refer to.
+        // The schema of each parameter must stand alone, so it contains its subschemas.
         let settings = settings.with(|settings| settings.inline_subschemas = true);
         let schema = settings.into_generator().into_root_schema_for::<T>();
         let schema = schema.as_value();
@@ -95,7 +95,7 @@ impl DerivedArguments {
         self
     }
 
-    /// Accepts all names.
+    /// Makes unknown names valid.
     pub(super) fn opened(mut self) -> Self {
         self.closed = false;
         self
@@ -116,9 +116,9 @@ fn parameter(name: &str, schema: &Value, required: bool, definitions: Option<&Va
         Some(default) => Payload::try_from_serde(default).ok(),
         None => (is_nullable && !required).then(Payload::null),
     };
-    // The host accepts null for a parameter of a type only if null is its default.
-    let is_null_unexpected = default.as_ref().is_none_or(|default| default.ty() != ValueType::Null);
-    let type_name = if is_nullable && is_null_unexpected { "any" } else { value_type(schema) };
+    // The host accepts null for a typed parameter only if null is its default. Other nullable parameters have the type `any`.
+    let is_null_rejected = default.as_ref().is_none_or(|default| default.ty() != ValueType::Null);
+    let type_name = if is_nullable && is_null_rejected { "any" } else { value_type(schema) };
     let description = schema.get("description").and_then(Value::as_str).unwrap_or_default();
     ParameterSpec {
         name: name.to_owned(),
@@ -130,7 +130,8 @@ fn parameter(name: &str, schema: &Value, required: bool, definitions: Option<&Va
     }
 }
 
-/// The schema of a parameter without what other fields of the spec tell. Empty if it cannot stand alone.
+/// Returns the schema of a parameter, without the keywords that other fields of the spec express. Empty if the schema cannot
+/// stand alone.
 fn constraints(schema: &Value, definitions: Option<&Value>) -> String {
     let mut schema = schema.clone();
     if let Value::Object(keywords) = &mut schema {
@@ -199,21 +200,21 @@ fn without_null(schema: &Value) -> Option<(&Value, bool)> {
 /// The names of the fields of a struct, with aliases, in their order. `None` for a type that accepts other names too.
 fn fields_of<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
     let mut fields = None;
-    // The probe always fails, after it has recorded the fields.
+    // The probe always fails after it has recorded the fields.
     let _ = T::deserialize(FieldProbe { fields: &mut fields });
     fields
 }
 
-/// Records the fields of the struct that is to be deserialized.
+/// A deserializer that records the field names of a struct, and then fails.
 struct FieldProbe<'a> {
     fields: &'a mut Option<&'static [&'static str]>,
 }
 
 impl<'de> Deserializer<'de> for FieldProbe<'_> {
-    type Error = ProbeEnd;
+    type Error = ProbeDone;
 
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
-        Err(ProbeEnd)
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeDone> {
+        Err(ProbeDone)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -221,20 +222,20 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
         _: &'static str,
         fields: &'static [&'static str],
         _: V,
-    ) -> Result<V::Value, ProbeEnd> {
+    ) -> Result<V::Value, ProbeDone> {
         *self.fields = Some(fields);
-        Err(ProbeEnd)
+        Err(ProbeDone)
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, ProbeEnd> {
+    ) -> Result<V::Value, ProbeDone> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeDone> {
         visitor.visit_some(self)
     }
 
@@ -244,19 +245,19 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
     }
 }
 
-/// The end of a [`FieldProbe`].
+/// The error with which every [`FieldProbe`] ends.
 #[derive(Debug)]
-struct ProbeEnd;
+struct ProbeDone;
 
-impl fmt::Display for ProbeEnd {
+impl fmt::Display for ProbeDone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the probe has no value")
     }
 }
 
-impl std::error::Error for ProbeEnd {}
+impl std::error::Error for ProbeDone {}
 
-impl serde::de::Error for ProbeEnd {
+impl serde::de::Error for ProbeDone {
     fn custom<T: fmt::Display>(_: T) -> Self {
         Self
     }

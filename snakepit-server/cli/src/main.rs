@@ -102,7 +102,7 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    // Users of this program set flags, not methods of a builder.
+    // Error messages name flags, because users of the daemon set flags, not builder methods.
     Setting::name_flags();
     let words: Vec<OsString> = std::env::args_os().collect();
     // This reports errors of the command line before those of the configuration file.
@@ -222,7 +222,7 @@ mod tests {
         for flag in &named {
             assert!(flags.contains(flag), "there is no flag --{flag}");
         }
-        // The daemon itself, not the host, uses these flags.
+        // These flags configure the daemon, not the host.
         let own = ["config", "drain"];
         for flag in flags.iter().filter(|flag| !own.contains(flag)) {
             assert!(named.contains(flag), "no setting has the name of --{flag}");

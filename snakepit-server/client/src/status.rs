@@ -12,7 +12,7 @@ use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId};
 use snakepit_wire::failure_from_wire;
 use tonic::Code;
-/// The gRPC status of the version of `tonic` that this crate uses.
+/// The gRPC status, from the version of `tonic` that this crate uses.
 pub use tonic::Status;
 use tonic_types::StatusExt;
 

@@ -45,7 +45,7 @@ struct Subscription {
     /// `None` after the last control. The filter stays in force.
     controls: Option<Streaming<pb::TelemetryControl>>,
     events: broadcast::Receiver<Arc<CallEvent>>,
-    /// The host, if it hides calls of hidden host tools from the subscriber.
+    /// The host, if the subscriber is a worker, which must not see calls of hidden host tools.
     hiding: Option<Arc<Host>>,
     filter: EventFilter,
     /// Whether a control was rejected, which ends the subscription.

@@ -1,4 +1,4 @@
-//! A session backend over any ordered key-value store with atomic commits: the store only reads and writes rows.
+//! A session backend over any ordered key-value store with atomic commits. The store only reads and writes rows.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -54,14 +54,14 @@ pub trait KeyValueStore: Send + std::fmt::Debug + 'static {
 
 /// A [`SessionBackend`](crate::SessionBackend) that stores sessions in a [`KeyValueStore`].
 ///
-/// It implements the semantics, the limits, expiry, watches, events and statistics, so that a store has three short
-/// methods. The example `sqlite_backend` of this crate stores sessions in SQLite.
+/// It implements the semantics, the limits, expiry, watches, events and statistics. A store only needs three short methods. The
+/// example `sqlite_backend` of this crate stores sessions in SQLite.
 ///
-/// - One lock serializes all operations, and each change is one commit. Use a backend of its own for a store with a
-///   high latency or with concurrent writers.
-/// - One process owns the store. Watches and events do not leave the process.
-/// - Expiry times are in memory, so that a renewal does not write. After a restart, each session and each global
-///   program lives for its whole TTL again, and the counters of created, deleted and expired sessions start at zero.
+/// - One lock serializes all operations, and each change is one commit. For a store with a high latency or with concurrent
+///   writers, implement `SessionBackend` directly.
+/// - One process owns the store. Watches and events cover only that process.
+/// - Expiry times are in memory, so a renewal does not write. A restart renews each session and each global program, and resets
+///   the counters of created, deleted and expired sessions.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -110,7 +110,7 @@ pub struct KeyValueBackend<S> {
     state: Mutex<State<S>>,
 }
 
-/// The rows, and the state that is only in memory.
+/// The rows, and the state that exists only in memory.
 #[derive(Debug)]
 struct State<S> {
     rows: Rows<S>,
@@ -185,7 +185,7 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
         Ok(sessions.len())
     }
 
-    /// Returns the total after the size of a part changed, within the limit of the backend.
+    /// Returns the total after the size of one part changes, or an error above the limit of the backend.
     fn resized(&self, total: u64, from: usize, to: usize) -> Result<u64, SessionError> {
         let (size, limit) = ((total + to as u64).saturating_sub(from as u64), self.limits.max_total_bytes);
         if to > from && size > limit as u64 {
@@ -199,15 +199,15 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
 impl<S: KeyValueStore> State<S> {
     fn renew_session(&mut self, id: &SessionId, expires_at: Instant) {
         self.sessions.insert(id.clone(), expires_at);
-        self.expires(expires_at);
+        self.note_expiry(expires_at);
     }
 
     fn renew_global(&mut self, name: &ProgramName, expires_at: Instant) {
         self.globals.insert(name.clone(), expires_at);
-        self.expires(expires_at);
+        self.note_expiry(expires_at);
     }
 
-    fn expires(&mut self, at: Instant) {
+    fn note_expiry(&mut self, at: Instant) {
         self.earliest_expiry = Some(self.earliest_expiry.map_or(at, |earliest| earliest.min(at)));
     }
 

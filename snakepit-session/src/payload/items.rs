@@ -1,4 +1,4 @@
-//! Arrays as slices: shape, data type and items of a payload with a raw buffer, and payloads from items.
+//! Arrays as slices: reads the shape, data type and items of a payload with a raw buffer, and creates payloads from items.
 
 use std::borrow::Cow;
 
@@ -18,7 +18,7 @@ pub(super) struct RawArray<'a> {
     format: ItemFormat,
     /// The name of the data type in the metadata.
     dtype_name: String,
-    /// Owned if the buffer was text in the metadata.
+    /// Owned if it was base64 in the metadata.
     buffer: Cow<'a, [u8]>,
 }
 
@@ -43,7 +43,7 @@ impl<'a> RawArray<'a> {
     }
 }
 
-/// Items whose bytes become the buffer of a payload without a copy.
+/// Items that own the buffer of a payload, so that it needs no copy.
 struct OwnedItems<T>(Vec<T>);
 
 impl<T: Element> AsRef<[u8]> for OwnedItems<T> {
@@ -90,9 +90,8 @@ impl Payload {
         from_items(ValueType::Embedding, &[items.len()], items)
     }
 
-    /// The length of each axis of an array: a tensor or an embedding with a raw buffer, such as a numpy array of
-    /// Python, or raw bytes, which have one axis. `None` for other values, and for a buffer that does not match its
-    /// metadata.
+    /// The length of each axis of an array. An array is a tensor or an embedding with a raw buffer, such as a numpy array from
+    /// Python, or raw bytes, which have one axis. `None` for other values, and for a buffer that does not match its metadata.
     ///
     /// Each call parses the metadata, which is short.
     #[must_use]

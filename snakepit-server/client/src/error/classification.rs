@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_neutral_form_has_the_same_classification() {
+    fn faults_keep_the_classification_of_errors() {
         let session = || SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
         let written = || SessionError::backend("timed out");
         for error in [

@@ -1,4 +1,4 @@
-//! The end of a client: it rejects new calls, waits for those in flight, and cuts the rest.
+//! Closing a client: it rejects new calls, waits for calls in flight, and cuts off the rest.
 
 use std::{
     pin::Pin,
@@ -16,7 +16,7 @@ use tokio_util::{
 use super::Connection;
 use crate::Error;
 
-/// The state of a client's end.
+/// The progress of closing a client.
 #[derive(Debug, Default)]
 pub(super) struct CloseState {
     /// Cancelled when the client is closed. Ends watches.
@@ -24,14 +24,14 @@ pub(super) struct CloseState {
     /// Cancelled when the time for calls in flight is over.
     pub(super) cut: CancellationToken,
     /// Counts streams with calls in flight, and requests.
-    pub(super) users: TaskTracker,
+    pub(super) in_flight: TaskTracker,
 }
 
 impl CloseState {
-    /// Waits for calls and requests in flight, and cuts those that have not ended in time. Returns whether all have ended.
-    pub(super) async fn end_users(&self, limit: Duration) -> bool {
-        self.users.close();
-        let have_ended = tokio::time::timeout(limit, self.users.wait()).await.is_ok();
+    /// Waits for calls and requests in flight, and cuts off those that have not ended in time. Returns whether all have ended.
+    pub(super) async fn drain(&self, limit: Duration) -> bool {
+        self.in_flight.close();
+        let have_ended = tokio::time::timeout(limit, self.in_flight.wait()).await.is_ok();
         self.cut.cancel();
         have_ended
     }
@@ -43,13 +43,13 @@ pub(super) const fn closed(delivered: bool) -> ToolError {
 }
 
 impl Connection {
-    /// Runs a request unless the client is closed, and cuts it at the end of the client.
+    /// Runs a request unless the client is closed. Cuts it off if the client is closed meanwhile and the limit passes.
     pub(super) async fn until_cut<T>(
         &self,
         request: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         // Counts before the check, so that a close either waits for this request or rejects it.
-        let _in_use = self.close.users.token();
+        let _in_use = self.close.in_flight.token();
         if self.close.closing.is_cancelled() {
             return Err(closed(false).into());
         }

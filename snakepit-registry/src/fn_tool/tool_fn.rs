@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use super::{
-    HostState, Replying, Requirements,
+    HostState, ReplyFuture, Requirements,
     extract::{CallScope, Extractor},
     reply, stream_reply,
 };
@@ -33,7 +33,7 @@ use crate::{IntoAnswer, ToolCall, ToolError, arguments::from_arguments};
 ///
 /// Annotate the type of each argument of a closure: the compiler cannot infer it.
 ///
-/// `M` tells the implementations apart, and is always inferred.
+/// `M` distinguishes the implementations. The compiler infers it.
 #[diagnostic::on_unimplemented(
     message = "this function cannot be a host tool",
     label = "not a host tool",
@@ -47,13 +47,13 @@ pub trait ToolFn<M>: Send + Sync + 'static {
     #[doc(hidden)]
     const STREAMS: bool;
 
-    /// What the arguments of the function need.
+    /// The requirements of the arguments of the function.
     #[doc(hidden)]
     fn requirements() -> Requirements;
 
     /// Runs a call.
     #[doc(hidden)]
-    fn run(&self, call: ToolCall, state: &HostState) -> Replying;
+    fn run(&self, call: ToolCall, state: &HostState) -> ReplyFuture;
 }
 
 /// Marks an argument that is deserialized from the arguments of the call.
@@ -121,14 +121,14 @@ macro_rules! impl_tool_fn {
                 requirements
             }
 
-            fn run(&self, call: ToolCall, state: &HostState) -> Replying {
+            fn run(&self, call: ToolCall, state: &HostState) -> ReplyFuture {
                 let scope = CallScope::new(&call, state);
                 $(let $argument = match $argument::from_call(&scope) {
                     Ok(argument) => argument,
                     Err(error) => return std::future::ready(Err(error)).boxed(),
                 };)*
-                let answering = self($($argument),*);
-                reply(call.tool, call.mode, answering)
+                let answer = self($($argument),*);
+                reply(call.tool, call.mode, answer)
             }
         }
 
@@ -148,7 +148,7 @@ macro_rules! impl_tool_fn {
                 requirements
             }
 
-            fn run(&self, call: ToolCall, state: &HostState) -> Replying {
+            fn run(&self, call: ToolCall, state: &HostState) -> ReplyFuture {
                 let scope = CallScope::new(&call, state);
                 $(let $argument = match $argument::from_call(&scope) {
                     Ok(argument) => argument,
