@@ -330,16 +330,10 @@ impl Driver {
     }
 
     /// Removes the record of a lease and submits the event that ended it.
-    fn end_lease(
-        &self,
-        state: &mut State,
-        key: usize,
-        event: Event,
-        deferred: &mut DeferredWork,
-    ) -> LeaseRecord {
+    fn end_lease(&self, state: &mut State, key: usize, event: Event, work: &mut DeferredWork) -> LeaseRecord {
         let lease = state.leases.remove(key);
         if !lease.is_revoked {
-            self.apply(state, event, Instant::now(), deferred);
+            self.apply(state, event, Instant::now(), work);
         }
         if lease.signal().is_some() {
             self.call_ended.notify_waiters();
