@@ -64,7 +64,7 @@ impl Service<Arc<ToolCall>> for Attempts {
     fn call(&mut self, call: Arc<ToolCall>) -> Self::Future {
         match &self.layered {
             // A nested call belongs to an attempt that has passed the layers. With a concurrency limit, it would wait for the
-            // permit of its own caller.
+            // permit that its caller holds.
             Some(layered) if call.ancestors.is_none() => layered.run(ToolCall::clone(&call)),
             _ => self.dispatch.call(call),
         }

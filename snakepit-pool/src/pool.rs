@@ -78,7 +78,7 @@ impl Pool {
         Ok(Self { owner: Arc::new(Owner { driver, tool, _supervisor: supervisor }) })
     }
 
-    /// Waits until every slot has had a worker. Cancel safe. You can call it any number of times, also later.
+    /// Waits until every slot has had a worker. Cancel safe. You can call it repeatedly, even after the start.
     ///
     /// # Errors
     /// [`PoolError::Start`] with the first failed launch. The pool keeps launching workers nevertheless.

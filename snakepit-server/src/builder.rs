@@ -146,16 +146,16 @@ impl Builder {
         self
     }
 
-    /// Sets the whole configuration of the pool, and overrides earlier calls of methods for single settings of it.
-    /// `concurrency` must be 1 with [`adapter`](Self::adapter), because a Python worker runs one call at a time.
+    /// Sets the whole configuration of the pool, and replaces the settings of earlier method calls. `concurrency` must be 1 with
+    /// [`adapter`](Self::adapter), because a Python worker runs one call at a time.
     pub fn pool(mut self, config: PoolConfig) -> Self {
         self.pool = config;
         let timeout = self.pool.default_timeout;
         self.default_timeout(timeout)
     }
 
-    /// Sets the name of the pool: 1 to 64 ASCII letters, digits, `-`, `_` and `.`. Worker ids begin with it, and logs and metrics contain it. The default is
-    /// `default`.
+    /// Sets the name of the pool: 1 to 64 ASCII letters, digits, `-`, `_` and `.`. Worker ids begin with it, and logs and metrics
+    /// contain it. The default is `default`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.pool.name = name.into();
         self

@@ -46,8 +46,8 @@ pub(crate) use self::{
 };
 use crate::StartError;
 
-/// The most connections that wait to be accepted, so that the kernel does not reject a burst of clients. The kernel's own limit is
-/// `net.core.somaxconn`.
+/// The maximum number of connections that wait to be accepted, so that the kernel does not reject a burst of clients. The
+/// kernel's own limit is `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;
 
 /// Binds a TCP address. A host name may resolve to several addresses. All of them must be loopback unless remote addresses are

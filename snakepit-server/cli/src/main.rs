@@ -162,7 +162,7 @@ fn configured(command: Command, words: &[OsString]) -> Result<Command, Failure> 
     Ok(command)
 }
 
-/// The most threads. More threads would only cost memory, and systems cannot start tens of thousands of them.
+/// The maximum number of threads. More threads would only cost memory, and systems cannot start tens of thousands of them.
 const MAX_THREADS: usize = 1024;
 
 /// Creates a runtime with the number of threads in `TOKIO_WORKER_THREADS`. The default is half of the processors: Python needs the

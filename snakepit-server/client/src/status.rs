@@ -16,7 +16,7 @@ use tonic::Code;
 pub use tonic::Status;
 use tonic_types::StatusExt;
 
-/// The name of the other end in errors.
+/// The name of the peer in errors.
 pub(crate) const HOST: &str = "the host";
 
 /// Converts the status of a call to a [`ToolError`]. A status without the reasons of this project becomes

@@ -91,7 +91,7 @@ impl Subscription {
     }
 }
 
-/// The most patterns of a list. The host matches each of them with every event.
+/// The maximum number of patterns of a list. The host matches each of them with every event.
 const MAX_PATTERNS: usize = 64;
 /// The total size of the patterns of a list, in bytes.
 const MAX_PATTERN_BYTES: usize = 4096;

@@ -37,8 +37,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(8);
 /// The time in which a client must accept at least one byte. HTTP/2 libraries always read from the socket, even while the program
 /// does not read its streams.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(18);
-/// The most open requests of one connection. Further requests wait for a free stream. All multiplexed calls share one stream, and each
-/// watch needs its own. The budget of the connection bounds the memory of its requests.
+/// The maximum number of open requests of one connection. Further requests wait for a free stream. All multiplexed calls share
+/// one stream, and each watch needs its own. The budget of the connection bounds the memory of its requests.
 const MAX_STREAMS: u32 = 2048;
 
 /// The maximum number of open requests on a rejected connection.

@@ -187,7 +187,7 @@ impl Connections {
         self.reserve_used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// No code panics in the middle of a change under this lock, so the table is consistent even if the lock is poisoned.
+    /// Ignores poisoning, because no code panics while it changes the table.
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
