@@ -1,8 +1,9 @@
-//! A session backend over any ordered key-value store with atomic commits. The store only reads and writes rows.
+//! A session backend over any ordered key-value store with atomic commits: the store only reads and writes rows.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use tokio::time::Instant;
@@ -10,12 +11,16 @@ use tokio::time::Instant;
 use super::Watchers;
 use crate::{
     ProgramName, SessionError, SessionEventKind, SessionEventSender, SessionId, SessionLimits, SessionStats,
+    error_chain,
 };
 
 mod backend;
 mod rows;
 
 use rows::{GLOBAL, Rows, Table, Writes};
+
+/// The time after which the backend tries again to delete expired rows that it could not delete.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// An error of a [`KeyValueStore`]. Every error type converts with `?`.
 pub type StoreError = Box<dyn std::error::Error + Send + Sync>;
@@ -25,8 +30,11 @@ pub type StoreWrites = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// An ordered key-value store with atomic commits, for a [`KeyValueBackend`].
 ///
-/// The backend calls one method at a time, on the thread of the caller and under its lock. The methods may block for as
-/// long as a local store usually takes. They must not panic, and must not call the backend.
+/// The backend calls one method at a time, under its lock and on the thread of the caller, which in an async program runs
+/// other tasks too. While a method runs, all other operations of the backend block their threads. A method must therefore
+/// return as fast as a local store does, and must not wait for a network, for a lock that others hold long, or for the
+/// backend itself. Otherwise implement [`SessionBackend`](crate::SessionBackend) with a writer thread, as `RedbBackend` does.
+/// The methods must not panic.
 ///
 /// Keys have up to 600 bytes. A value is a record, or the data of a program, up to the
 /// [limits](SessionLimits::max_program_bytes) of the backend.
@@ -54,14 +62,17 @@ pub trait KeyValueStore: Send + std::fmt::Debug + 'static {
 
 /// A [`SessionBackend`](crate::SessionBackend) that stores sessions in a [`KeyValueStore`].
 ///
-/// It implements the semantics, the limits, expiry, watches, events and statistics. A store only needs three short methods. The
-/// example `sqlite_backend` of this crate stores sessions in SQLite.
+/// It implements the semantics, the limits, expiry, watches, events and statistics, so that a store has three short
+/// methods. The example `sqlite_backend` of this crate stores sessions in SQLite.
 ///
-/// - One lock serializes all operations, and each change is one commit. For a store with a high latency or with concurrent
-///   writers, implement `SessionBackend` directly.
-/// - One process owns the store. Watches and events cover only that process.
-/// - Expiry times are in memory, so a renewal does not write. A restart renews each session and each global program, and resets
-///   the counters of created, deleted and expired sessions.
+/// - One lock serializes all operations, and each change is one commit. Use a backend of its own for a store with a
+///   high latency or with concurrent writers.
+/// - One process owns the store. Watches and events do not leave the process.
+/// - Expiry times are in memory, so that a renewal does not write. A backend that is dropped stores them. After a crash, each
+///   session and each global program lives for its whole TTL again. The counters of created, deleted and expired sessions
+///   start at zero.
+/// - If the store cannot delete an expired session, the backend logs a warning, and tries again after five seconds. Other
+///   operations continue. The session does not exist for callers, but counts against the limits.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -104,16 +115,18 @@ pub trait KeyValueStore: Send + std::fmt::Debug + 'static {
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct KeyValueBackend<S> {
+pub struct KeyValueBackend<S: KeyValueStore> {
     limits: SessionLimits,
     events: SessionEventSender,
     state: Mutex<State<S>>,
 }
 
-/// The rows, and the state that exists only in memory.
+/// The rows, and the state that is only in memory.
 #[derive(Debug)]
 struct State<S> {
     rows: Rows<S>,
+    /// The time of the operation that holds the lock, so that all of its steps agree on which sessions are live.
+    now: Instant,
     /// The expiry times of all stored sessions.
     sessions: BTreeMap<SessionId, Instant>,
     /// The expiry times of all global programs.
@@ -132,60 +145,90 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
     /// [`SessionError::Backend`] if the store cannot be read, or a row is not in the format of this release or an
     /// earlier one.
     pub fn open(store: S, limits: SessionLimits) -> Result<Self, SessionError> {
+        let now = Instant::now();
         let mut state = State {
             rows: Rows::new(store),
+            now,
             sessions: BTreeMap::new(),
             globals: BTreeMap::new(),
             earliest_expiry: None,
             watchers: HashMap::new(),
             stats: SessionStats::default(),
         };
-        let now = Instant::now();
+        let stored = state.rows.take_expiries()?;
+        let expires_at = |owner: &str, name: &str, ttl| {
+            let expires: Option<&SystemTime> = stored.get(&(owner.to_owned(), name.to_owned()));
+            // Limits it to the TTL, because the wall clock may have been set back.
+            let remaining =
+                |at: &SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default().min(ttl);
+            now + expires.map_or(ttl, remaining)
+        };
         for (id, header) in state.rows.headers()? {
             state.stats.live += 1;
             state.stats.bytes += header.bytes as u64;
             state.stats.variables += header.variables as u64;
             state.stats.programs += header.programs as u64;
-            state.renew_session(&id, now + header.ttl);
+            state.renew_session(&id, expires_at(id.as_str(), "", header.ttl));
         }
         for info in state.rows.program_infos(GLOBAL)? {
             let program = super::ProgramRecord { info, data: bytes::Bytes::new() };
             state.stats.bytes += program.size() as u64;
             state.stats.programs += 1;
-            state.renew_global(&program.info.name, now + program.info.ttl.unwrap_or_default());
+            let ttl = program.info.ttl.unwrap_or_default();
+            state.renew_global(&program.info.name, expires_at(GLOBAL, program.info.name.as_str(), ttl));
         }
         Ok(Self { limits, events: SessionEventSender::new(), state: Mutex::new(state) })
     }
 
+    /// Begins an operation.
     fn lock(&self) -> MutexGuard<'_, State<S>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.now = Instant::now();
+        state
     }
 
     /// Deletes expired sessions and global programs, so that they do not count against the limits. Returns the number
-    /// of sessions.
-    fn reclaim(&self, state: &mut State<S>) -> Result<usize, SessionError> {
-        let now = Instant::now();
+    /// of deleted sessions. Those that the store cannot delete remain until the next attempt, so that they do not block
+    /// the operations of others.
+    fn reclaim(&self, state: &mut State<S>) -> usize {
+        let now = state.now;
         if state.earliest_expiry.is_none_or(|earliest| now < earliest) {
-            return Ok(0);
+            return 0;
         }
         let is_expired = |expires_at: &Instant| *expires_at <= now;
         let sessions: Vec<_> =
             state.sessions.iter().filter(|(_, at)| is_expired(at)).map(|(id, _)| id.clone()).collect();
         let globals: Vec<_> =
             state.globals.iter().filter(|(_, at)| is_expired(at)).map(|(name, _)| name.clone()).collect();
+        let mut deleted = 0;
         for id in &sessions {
-            state.delete_session(id)?;
-            state.stats.expired += 1;
-            self.events.notify(id, SessionEventKind::Expired);
+            match self.expire(state, id) {
+                Ok(()) => deleted += 1,
+                Err(error) => {
+                    tracing::warn!(session = %id, error = %error_chain(&error), "cannot delete an expired session");
+                }
+            }
         }
         for name in &globals {
-            state.delete_global(name)?;
+            if let Err(error) = state.delete_global(name) {
+                let error = error_chain(&error);
+                tracing::warn!(program = %name, %error, "cannot delete an expired program");
+            }
         }
-        state.earliest_expiry = state.sessions.values().chain(state.globals.values()).min().copied();
-        Ok(sessions.len())
+        let all = state.sessions.values().chain(state.globals.values());
+        state.earliest_expiry = all.map(|at| if is_expired(at) { now + RETRY_PAUSE } else { *at }).min();
+        deleted
     }
 
-    /// Returns the total after the size of one part changes, or an error above the limit of the backend.
+    /// Deletes an expired session.
+    fn expire(&self, state: &mut State<S>, id: &SessionId) -> Result<(), SessionError> {
+        state.delete_session(id)?;
+        state.stats.expired += 1;
+        self.events.notify(id, SessionEventKind::Expired);
+        Ok(())
+    }
+
+    /// Returns the total after the size of a part changed, within the limit of the backend.
     fn resized(&self, total: u64, from: usize, to: usize) -> Result<u64, SessionError> {
         let (size, limit) = ((total + to as u64).saturating_sub(from as u64), self.limits.max_total_bytes);
         if to > from && size > limit as u64 {
@@ -199,16 +242,29 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
 impl<S: KeyValueStore> State<S> {
     fn renew_session(&mut self, id: &SessionId, expires_at: Instant) {
         self.sessions.insert(id.clone(), expires_at);
-        self.note_expiry(expires_at);
+        self.expires(expires_at);
     }
 
     fn renew_global(&mut self, name: &ProgramName, expires_at: Instant) {
         self.globals.insert(name.clone(), expires_at);
-        self.note_expiry(expires_at);
+        self.expires(expires_at);
     }
 
-    fn note_expiry(&mut self, at: Instant) {
+    fn expires(&mut self, at: Instant) {
         self.earliest_expiry = Some(self.earliest_expiry.map_or(at, |earliest| earliest.min(at)));
+    }
+
+    fn store_expiries(&mut self) -> Result<(), SessionError> {
+        let (now, wall_clock) = (Instant::now(), SystemTime::now());
+        let expires = |at: &Instant| wall_clock + at.saturating_duration_since(now);
+        let mut writes = Writes::default();
+        for (id, at) in &self.sessions {
+            writes.expiry(id.as_str(), "", expires(at))?;
+        }
+        for (name, at) in &self.globals {
+            writes.expiry(GLOBAL, name.as_str(), expires(at))?;
+        }
+        self.rows.commit(writes)
     }
 
     fn delete_session(&mut self, id: &SessionId) -> Result<(), SessionError> {
@@ -242,6 +298,17 @@ impl<S: KeyValueStore> State<S> {
             self.stats.programs -= 1;
         }
         Ok(())
+    }
+}
+
+impl<S: KeyValueStore> Drop for KeyValueBackend<S> {
+    /// Stores the expiry times.
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = state.store_expiries() {
+            let error = error_chain(&error);
+            tracing::warn!(%error, "cannot store when sessions expire; each gets its whole TTL again");
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::time::Instant;
 
 use super::{
     KeyValueBackend, KeyValueStore, State,
@@ -33,7 +32,7 @@ enum Part<'a> {
 impl<S: KeyValueStore> State<S> {
     /// Loads the header of a live session without renewing it.
     fn header(&mut self, id: &SessionId) -> Result<SessionHeader, SessionError> {
-        let is_live = self.sessions.get(id).is_some_and(|expires_at| *expires_at > Instant::now());
+        let is_live = self.sessions.get(id).is_some_and(|expires_at| *expires_at > self.now);
         let header = if is_live { self.rows.header(id)? } else { None };
         header.ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
@@ -41,14 +40,13 @@ impl<S: KeyValueStore> State<S> {
     /// Loads the header of a live session and renews its TTL.
     fn load(&mut self, id: &SessionId) -> Result<SessionRecord, SessionError> {
         let header = self.header(id)?;
-        self.renew_session(id, Instant::now() + header.ttl);
+        self.renew_session(id, self.now + header.ttl);
         Ok(SessionRecord::new(header))
     }
 
     fn snapshot(&self, id: &SessionId, header: &SessionHeader) -> Session {
-        let now = Instant::now();
-        let expires_at = self.sessions.get(id).copied().unwrap_or(now);
-        header.snapshot(id, expires_at.saturating_duration_since(now))
+        let expires_at = self.sessions.get(id).copied().unwrap_or(self.now);
+        header.snapshot(id, expires_at.saturating_duration_since(self.now))
     }
 
     fn set_header(&mut self, id: &SessionId, header: &SessionHeader) -> Result<(), SessionError> {
@@ -57,10 +55,14 @@ impl<S: KeyValueStore> State<S> {
         self.rows.commit(writes)
     }
 
+    fn is_live_global(&self, name: &ProgramName) -> bool {
+        self.globals.get(name).is_some_and(|expires_at| *expires_at > self.now)
+    }
+
     /// Loads a live global program.
     fn global(&mut self, name: &ProgramName, with_data: bool) -> Result<ProgramRecord, SessionError> {
-        let is_live = self.globals.get(name).is_some_and(|expires_at| *expires_at > Instant::now());
-        let program = if is_live { self.rows.program(GLOBAL, name, with_data)? } else { None };
+        let program =
+            if self.is_live_global(name) { self.rows.program(GLOBAL, name, with_data)? } else { None };
         program.ok_or_else(|| program_not_found(None, name))
     }
 }
@@ -79,7 +81,7 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
         ) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         let state = &mut *self.lock();
-        self.reclaim(state)?;
+        self.reclaim(state);
         let mut record = state.load(id)?;
         match part {
             Part::Variables(identifiers) => state.rows.load_variables(id, &mut record, identifiers)?,
@@ -121,7 +123,11 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
     fn put_global(&self, name: &ProgramName, program: Program) -> Result<Created, SessionError> {
         let program = ProgramRecord::global(&self.limits, name, program)?;
         let state = &mut *self.lock();
-        self.reclaim(state)?;
+        self.reclaim(state);
+        if !state.is_live_global(name) && state.globals.contains_key(name) {
+            // It has expired, and could not be deleted.
+            state.delete_global(name)?;
+        }
         let replaced = state.rows.program(GLOBAL, name, false)?;
         let limit = self.limits.max_programs;
         if replaced.is_none() && state.globals.len() >= limit {
@@ -134,7 +140,7 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
         state.rows.commit(writes)?;
         state.stats.bytes = total;
         state.stats.programs += u64::from(replaced.is_none());
-        state.renew_global(name, Instant::now() + program.info.ttl.unwrap_or_default());
+        state.renew_global(name, state.now + program.info.ttl.unwrap_or_default());
         Ok(if replaced.is_some() { Created::Existing } else { Created::New })
     }
 
@@ -165,7 +171,11 @@ impl<S: KeyValueStore> SessionBackend for KeyValueBackend<S> {
     async fn create(&self, id: &SessionId, new: NewSession) -> Result<(Session, Created), SessionError> {
         self.limits.check_new(id, &new)?;
         let state = &mut *self.lock();
-        self.reclaim(state)?;
+        self.reclaim(state);
+        if state.sessions.get(id).is_some_and(|expires_at| *expires_at <= state.now) {
+            // It could not be deleted.
+            self.expire(state, id)?;
+        }
         if state.sessions.contains_key(id) {
             let record = state.load(id)?;
             return Ok((state.snapshot(id, &record.header), Created::Existing));
@@ -177,7 +187,7 @@ impl<S: KeyValueStore> SessionBackend for KeyValueBackend<S> {
         let header = SessionHeader::new(new, &self.limits);
         let total = self.resized(state.stats.bytes, 0, header.bytes)?;
         state.set_header(id, &header)?;
-        state.renew_session(id, Instant::now() + header.ttl);
+        state.renew_session(id, state.now + header.ttl);
         state.stats.bytes = total;
         state.stats.live += 1;
         state.stats.created += 1;
@@ -204,10 +214,10 @@ impl<S: KeyValueStore> SessionBackend for KeyValueBackend<S> {
     async fn list(&self, page: PageRequest) -> Result<Page<Session>, SessionError> {
         let (size, after) = page.parse()?;
         let state = &mut *self.lock();
-        let now = Instant::now();
+        let now = state.now;
         let live = state.sessions.iter().filter(|(_, expires_at)| **expires_at > now).map(|(id, _)| id);
         let rest = live.filter(|id| after.as_ref().is_none_or(|after| *id > after));
-        // One id more than requested shows whether there is another page.
+        // One more than requested shows whether there is another page.
         let ids: Vec<_> = rest.take(size + 1).cloned().collect();
         let mut items = Vec::with_capacity(ids.len().min(size));
         for id in ids.iter().take(size) {
@@ -250,7 +260,7 @@ impl<S: KeyValueStore> SessionBackend for KeyValueBackend<S> {
             }
             ProgramOwner::Global => {
                 let program = state.global(name, true)?;
-                state.renew_global(name, Instant::now() + program.info.ttl.unwrap_or_default());
+                state.renew_global(name, state.now + program.info.ttl.unwrap_or_default());
                 program.program()
             }
         }
@@ -264,8 +274,9 @@ impl<S: KeyValueStore> SessionBackend for KeyValueBackend<S> {
                 state.rows.program_infos(id.as_str())
             }
             ProgramOwner::Global => {
-                self.reclaim(state)?;
-                state.rows.program_infos(GLOBAL)
+                self.reclaim(state);
+                let infos = state.rows.program_infos(GLOBAL)?.into_iter();
+                Ok(infos.filter(|info| state.is_live_global(&info.name)).collect())
             }
         }
     }
@@ -402,6 +413,6 @@ impl<S: KeyValueStore> SessionBackend for KeyValueBackend<S> {
     async fn sweep(&self) -> Result<usize, SessionError> {
         let state = &mut *self.lock();
         state.stats.sweeps += 1;
-        self.reclaim(state)
+        Ok(self.reclaim(state))
     }
 }

@@ -1,10 +1,10 @@
-//! The rows of a key-value store: their keys, and the conversions between records and rows.
+//! The rows of a key-value store: their keys, and how records become rows.
 //!
 //! A key consists of a table, the owner (a session, or nothing for global programs), a name, and the number of a
 //! version. A zero byte ends the owner and the name, which contain no control characters, so keys sort by table, owner,
 //! name and version.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range, time::SystemTime};
 
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
@@ -18,7 +18,7 @@ use crate::{
 /// The owner in the keys of global programs.
 pub(super) const GLOBAL: &str = "";
 
-/// The table of a row. Keys contain the number, so it must not change.
+/// A kind of rows. The numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Table {
     Header = 1,
@@ -26,15 +26,16 @@ pub(super) enum Table {
     Version = 3,
     ProgramInfo = 4,
     ProgramData = 5,
+    /// When an owner expires. Only between a clean end and the next start.
+    Expiry = 6,
 }
 
 impl Table {
-    /// The tables with rows of sessions.
     pub(super) const OF_SESSION: [Self; 5] =
         [Self::Header, Self::Variable, Self::Version, Self::ProgramInfo, Self::ProgramData];
 }
 
-/// The prefix of an owner's keys in a table.
+/// The beginning of the keys of one table that belong to an owner.
 fn prefix(table: Table, owner: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(owner.len() + 2);
     key.push(table as u8);
@@ -56,7 +57,7 @@ fn version_key(id: &SessionId, name: &VariableName, version: u32) -> Vec<u8> {
     key
 }
 
-/// The writes of one commit.
+/// The rows of a commit.
 #[derive(Debug, Default)]
 pub(super) struct Writes(StoreWrites);
 
@@ -74,7 +75,8 @@ impl Writes {
         self.put(key(Table::Header, id.as_str(), ""), header)
     }
 
-    /// Stores a variable, or deletes it if `record` is `None`. `stored` is the range of its older versions in the store.
+    /// Stores a variable, or deletes it if `record` is `None`. `stored` are the numbers of the older versions that are
+    /// stored.
     pub(super) fn variable(
         &mut self,
         id: &SessionId,
@@ -97,6 +99,16 @@ impl Writes {
             self.put(version_key(id, name, version.version), &version)?;
         }
         Ok(())
+    }
+
+    /// Stores when a session or a global program expires.
+    pub(super) fn expiry(
+        &mut self,
+        owner: &str,
+        name: &str,
+        expires: SystemTime,
+    ) -> Result<(), SessionError> {
+        self.put(key(Table::Expiry, owner, name), &expires)
     }
 
     /// Stores a program, or deletes it if `record` is `None`.
@@ -159,7 +171,7 @@ impl<S: KeyValueStore> Rows<S> {
         rows
     }
 
-    /// Adds the deletion of all rows of an owner in a table.
+    /// Adds deletions of all rows of one table that belong to an owner.
     pub(super) fn delete_all(
         &mut self,
         table: Table,
@@ -186,6 +198,23 @@ impl<S: KeyValueStore> Rows<S> {
             Ok((id, header))
         };
         self.scan(&[Table::Header as u8])?.into_iter().map(named).collect()
+    }
+
+    /// Loads and deletes the expiry times, by owner and name. If they remained, a later start would use them after a crash.
+    pub(super) fn take_expiries(&mut self) -> Result<HashMap<(String, String), SystemTime>, SessionError> {
+        let (mut writes, mut expiries) = (Writes::default(), HashMap::new());
+        for (key, expires) in self.scan(&[Table::Expiry as u8])? {
+            let mut parts =
+                key[1..].split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+            if let (Some(owner), Some(name)) = (parts.next(), parts.next()) {
+                expiries.insert((owner, name), expires);
+            }
+            writes.delete(key);
+        }
+        if !expiries.is_empty() {
+            self.commit(writes)?;
+        }
+        Ok(expiries)
     }
 
     /// Loads the named variables into a record.

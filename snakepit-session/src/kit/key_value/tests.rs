@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -24,10 +24,24 @@ type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 struct SharedMap {
     rows: Arc<Mutex<Map>>,
     is_full: Arc<AtomicBool>,
+    /// Commits that delete this key fail.
+    undeletable: Arc<Mutex<Option<Vec<u8>>>>,
+    /// The time that each read takes, in seconds. Needs a paused clock.
+    read_seconds: Arc<AtomicU64>,
+}
+
+/// Advances the paused clock at once.
+fn advance(time: Duration) {
+    let advancing = std::pin::pin!(tokio::time::advance(time));
+    let _ = advancing.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
 }
 
 impl KeyValueStore for SharedMap {
     fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.read_seconds.load(Ordering::Relaxed) {
+            0 => {}
+            seconds => advance(Duration::from_secs(seconds)),
+        }
         Ok(self.rows.lock().unwrap().get(key).cloned())
     }
 
@@ -41,6 +55,11 @@ impl KeyValueStore for SharedMap {
     fn commit(&mut self, writes: StoreWrites) -> Result<(), StoreError> {
         if self.is_full.load(Ordering::Relaxed) {
             return Err("the disk is full".into());
+        }
+        if let Some(undeletable) = &*self.undeletable.lock().unwrap()
+            && writes.iter().any(|(key, value)| value.is_none() && key == undeletable)
+        {
+            return Err("a bad sector".into());
         }
         let mut rows = self.rows.lock().unwrap();
         for (key, value) in writes {
@@ -168,4 +187,72 @@ fn a_store_with_other_rows_is_rejected() {
     store.rows.lock().unwrap().insert(vec![1, b's', 0, 0], b"?".to_vec());
     let error = KeyValueBackend::open(store, SessionLimits::default()).unwrap_err().to_string();
     assert!(error.contains("cannot read a record"), "{error}");
+}
+
+fn with_ttl(seconds: u64) -> NewSession {
+    NewSession { ttl: Some(Duration::from_secs(seconds)), ..NewSession::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_session_that_cannot_be_deleted_does_not_block_others() {
+    let store = SharedMap::default();
+    let backend = open(&store);
+    let [bad, good, later] = ["bad", "good", "later"].map(|id| SessionId::try_new(id).unwrap());
+    backend.create(&bad, with_ttl(10)).await.unwrap();
+    backend.create(&good, with_ttl(10)).await.unwrap();
+    let key =
+        store.rows.lock().unwrap().keys().find(|key| key.windows(3).any(|part| part == b"bad")).cloned();
+    *store.undeletable.lock().unwrap() = key;
+    tokio::time::advance(Duration::from_secs(11)).await;
+
+    assert_eq!(backend.sweep().await.unwrap(), 1, "the other session is deleted");
+    backend.create(&later, with_ttl(100)).await.unwrap();
+    assert!(matches!(backend.get(&bad).await, Err(SessionError::NotFound { .. })));
+    let listed = backend.list(crate::PageRequest::default()).await.unwrap();
+    assert_eq!(listed.items.iter().map(|session| session.id.as_str()).collect::<Vec<_>>(), ["later"]);
+    assert!(backend.create(&bad, with_ttl(10)).await.is_err(), "its old rows are still stored");
+    assert_eq!(backend.stats().await.unwrap().live, 2);
+
+    *store.undeletable.lock().unwrap() = None;
+    assert_eq!(backend.sweep().await.unwrap(), 0, "the next attempt is later");
+    tokio::time::advance(RETRY_PAUSE).await;
+    assert_eq!(backend.sweep().await.unwrap(), 1);
+    assert_eq!(backend.stats().await.unwrap().live, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_steps_of_an_operation_have_the_same_time() {
+    let store = SharedMap::default();
+    let backend = open(&store);
+    for id in ["a", "b"] {
+        backend.create(&SessionId::try_new(id).unwrap(), with_ttl(10)).await.unwrap();
+    }
+    store.read_seconds.store(20, Ordering::Relaxed);
+    let listed = backend.list(crate::PageRequest::default()).await.unwrap();
+    assert_eq!(listed.items.len(), 2, "both were live when the operation began");
+}
+
+#[tokio::test(start_paused = true)]
+async fn expiry_times_survive_a_clean_end_but_not_a_crash() {
+    let store = SharedMap::default();
+    let first = open(&store);
+    let id = SessionId::try_new("s").unwrap();
+    first.create(&id, with_ttl(100)).await.unwrap();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let crashed = store.rows.lock().unwrap().clone();
+    drop(first);
+
+    let remaining = async |backend: &KeyValueBackend<SharedMap>| {
+        let listed = backend.list(crate::PageRequest::default()).await.unwrap();
+        listed.items[0].expires_in.as_secs()
+    };
+    let second = open(&store);
+    let left = remaining(&second).await;
+    assert!((30..=40).contains(&left), "{left}");
+    assert_eq!(*store.rows.lock().unwrap(), crashed, "the times are deleted at the start");
+    drop(second);
+
+    *store.rows.lock().unwrap() = crashed;
+    let left = remaining(&open(&store)).await;
+    assert!((90..=100).contains(&left), "{left}");
 }
