@@ -51,6 +51,12 @@ impl ArrayMetadata {
     /// # Errors
     /// The reason, which continues a message after "value's buffer".
     pub(crate) fn items<'a>(&'a self, buffer: &'a [u8]) -> Result<Items<'a>, String> {
+        let (shape, format) = self.layout(buffer.len())?;
+        Ok(Items { shape, format, buffer })
+    }
+
+    /// The shape and the format of the items of a raw buffer with this number of bytes.
+    fn layout(&self, bytes: usize) -> Result<(&[usize], ItemFormat), String> {
         let name = self.dtype.as_deref().unwrap_or_default();
         let Some(format) = ItemFormat::parse(name) else {
             return Err(format!(
@@ -59,22 +65,19 @@ impl ArrayMetadata {
         };
         let shape = self.shape.as_deref().unwrap_or_default();
         let expected = shape.iter().try_fold(format.bytes, |size, n| size.checked_mul(*n));
-        if expected != Some(buffer.len()) {
-            return Err(format!(
-                "has {} bytes, which does not match shape {shape:?} of {name}",
-                buffer.len()
-            ));
+        if expected != Some(bytes) {
+            return Err(format!("has {bytes} bytes, which does not match shape {shape:?} of {name}"));
         }
-        Ok(Items { shape, format, buffer })
+        Ok((shape, format))
     }
 
-    /// The items of a raw buffer whose shape is known.
+    /// The shape and the format of the items of an array whose raw buffer has this number of bytes.
     ///
     /// # Errors
     /// The reason.
-    pub(super) fn array<'a>(&'a self, buffer: &'a [u8]) -> Result<Items<'a>, String> {
+    pub(super) fn array(&self, bytes: usize) -> Result<(&[usize], ItemFormat), String> {
         self.check_shape()?;
-        self.items(buffer).map_err(|problem| format!("its buffer {problem}"))
+        self.layout(bytes).map_err(|problem| format!("its buffer {problem}"))
     }
 
     /// The items of a raw buffer if they can be read as nested lists.
@@ -89,7 +92,8 @@ impl ArrayMetadata {
                 "its shape {shape:?} has more than {limit} nested lists, the limit for its size"
             ));
         }
-        self.array(buffer)
+        let (shape, format) = self.array(buffer.len())?;
+        Ok(Items { shape, format, buffer })
     }
 
     /// Returns the shape if the buffer is raw and the number of axes is within the limit.
@@ -202,12 +206,12 @@ mod tests {
     use bytes::Bytes;
     use serde_json::{Value, json};
 
-    use crate::{Payload, ValueType};
+    use crate::{Payload, ValueType, error_chain};
 
     fn read(metadata: &Value, buffer: &[u8]) -> Result<Value, String> {
         let buffer = Bytes::copy_from_slice(buffer);
         let value = Payload::from_buffer(ValueType::Tensor, metadata.to_string().into(), buffer);
-        value.to_serde().map_err(|error| error.to_string())
+        value.to_serde().map_err(|error| error_chain(&error).to_string())
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Arrays as slices: reads the shape, data type and items of a payload with a raw buffer, and creates payloads from items.
+//! Arrays as slices: shape, data type and items of a payload with a raw buffer, and payloads from items.
 
 use std::borrow::Cow;
 
@@ -7,19 +7,26 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{ArrayMetadata, Dtype, Element, Payload, PayloadError, array::Items, dtype::ItemFormat};
+use super::{ArrayMetadata, Dtype, Element, Payload, PayloadError, dtype::ItemFormat};
 use crate::ValueType;
 
 /// The shape and the buffer of an array.
 #[derive(Debug)]
 pub(super) struct RawArray<'a> {
+    ty: ValueType,
     /// The length of each axis.
     pub(super) shape: Vec<usize>,
     format: ItemFormat,
     /// The name of the data type in the metadata.
     dtype_name: String,
-    /// Owned if it was base64 in the metadata.
-    buffer: Cow<'a, [u8]>,
+    buffer: RawBuffer<'a>,
+}
+
+#[derive(Debug)]
+enum RawBuffer<'a> {
+    Bytes(&'a [u8]),
+    /// The text of a buffer in a message without a binary field. Only readers of the items decode it.
+    Base64(Cow<'a, str>),
 }
 
 impl<'a> RawArray<'a> {
@@ -32,18 +39,34 @@ impl<'a> RawArray<'a> {
         if self.dtype() != Some(T::DTYPE) {
             return Err(PayloadError::Dtype { expected: T::DTYPE, found: self.dtype_name.clone() });
         }
-        if let Cow::Borrowed(buffer) = self.buffer
-            && self.format.is_native()
-            && let Some(items) = T::cast(buffer)
-        {
-            return Ok(Cow::Borrowed(items));
-        }
-        let items = self.buffer.chunks_exact(size_of::<T>());
+        let buffer = match &self.buffer {
+            RawBuffer::Bytes(buffer) => {
+                if self.format.is_native()
+                    && let Some(items) = T::cast(buffer)
+                {
+                    return Ok(Cow::Borrowed(items));
+                }
+                Cow::Borrowed(*buffer)
+            }
+            RawBuffer::Base64(text) => Cow::Owned(BASE64.decode(&**text).map_err(|error| {
+                let problem = format!("its `data` is not valid base64: {error}");
+                PayloadError::NotAnArray { ty: self.ty, problem }
+            })?),
+        };
+        let items = buffer.chunks_exact(size_of::<T>());
         Ok(Cow::Owned(items.map(|item| T::read(item, self.format.is_big_endian)).collect()))
     }
 }
 
-/// Items that own the buffer of a payload, so that it needs no copy.
+/// Frees the unused capacity of a vector if it is more than half of it. The size of a payload counts only its items.
+fn without_spare_capacity<T>(mut items: Vec<T>) -> Vec<T> {
+    if items.len() < items.capacity() / 2 {
+        items.shrink_to_fit();
+    }
+    items
+}
+
+/// Items whose bytes become the buffer of a payload without a copy.
 struct OwnedItems<T>(Vec<T>);
 
 impl<T: Element> AsRef<[u8]> for OwnedItems<T> {
@@ -71,14 +94,15 @@ impl Payload {
         Ok(from_items(ValueType::Tensor, shape, items))
     }
 
-    /// Like [`tensor`](Self::tensor), without a copy: the payload owns the items.
+    /// Like [`tensor`](Self::tensor), without a copy: the payload owns the items. A vector that uses less than half of its
+    /// capacity shrinks first.
     ///
     /// # Errors
     /// [`PayloadError::Shape`] if the number of items does not match the shape.
     pub fn tensor_from_vec<T: Element>(shape: &[usize], items: Vec<T>) -> Result<Self, PayloadError> {
         check_shape(shape, items.len())?;
         if cfg!(target_endian = "little") {
-            let buffer = Bytes::from_owner(OwnedItems(items));
+            let buffer = Bytes::from_owner(OwnedItems(without_spare_capacity(items)));
             return Ok(Self::from_buffer(ValueType::Tensor, metadata::<T>(ValueType::Tensor, shape), buffer));
         }
         Ok(from_items(ValueType::Tensor, shape, &items))
@@ -90,10 +114,11 @@ impl Payload {
         from_items(ValueType::Embedding, &[items.len()], items)
     }
 
-    /// The length of each axis of an array. An array is a tensor or an embedding with a raw buffer, such as a numpy array from
-    /// Python, or raw bytes, which have one axis. `None` for other values, and for a buffer that does not match its metadata.
+    /// The length of each axis of an array: a tensor or an embedding with a raw buffer, such as a numpy array of
+    /// Python, or raw bytes, which have one axis. `None` for other values, and for a buffer that does not match its
+    /// metadata.
     ///
-    /// Each call parses the metadata, which is short.
+    /// Each call parses the metadata, which is short. A buffer that is text inside of it is scanned, but not decoded.
     #[must_use]
     pub fn shape(&self) -> Option<Vec<usize>> {
         self.raw_array().ok().map(|array| array.shape)
@@ -132,22 +157,22 @@ impl Payload {
         let no_buffer = || error("it has no raw buffer; read it with `to_serde`".to_owned());
         let buffer = match (ty, &self.binary) {
             (ValueType::Tensor | ValueType::Embedding | ValueType::Bytes, Some(buffer)) => {
-                Cow::Borrowed(&buffer[..])
+                RawBuffer::Bytes(buffer)
             }
             (ValueType::Tensor | ValueType::Embedding, None) => {
-                let inline = InlineBuffer::parse(&self.json).ok_or_else(no_buffer)?;
-                Cow::Owned(inline.decode().map_err(error)?)
+                RawBuffer::Base64(InlineBuffer::parse(&self.json).ok_or_else(no_buffer)?.data)
             }
             _ => return Err(no_buffer()),
         };
+        let bytes = buffer.len().map_err(error)?;
         let metadata = match ty {
-            ValueType::Bytes => ArrayMetadata::of_bytes(buffer.len()),
+            ValueType::Bytes => ArrayMetadata::of_bytes(bytes),
             _ => ArrayMetadata::parse(&self.json)
                 .map_err(|problem| error(format!("its metadata {problem}")))?,
         };
-        let Items { shape, format, buffer: _ } = metadata.array(&buffer).map_err(error)?;
+        let (shape, format) = metadata.array(bytes).map_err(error)?;
         let (shape, dtype_name) = (shape.to_vec(), metadata.dtype.clone().unwrap_or_default());
-        Ok(RawArray { shape, format, dtype_name, buffer })
+        Ok(RawArray { ty, shape, format, dtype_name, buffer })
     }
 }
 
@@ -166,11 +191,24 @@ impl<'a> InlineBuffer<'a> {
     fn parse(json: &'a [u8]) -> Option<Self> {
         serde_json::from_slice(json).ok().filter(|inline: &Self| inline.binary_format == "raw")
     }
+}
 
+impl RawBuffer<'_> {
+    /// The number of bytes, without decoding them.
+    ///
     /// # Errors
     /// The reason.
-    fn decode(&self) -> Result<Vec<u8>, String> {
-        BASE64.decode(&*self.data).map_err(|error| format!("its `data` is not valid base64: {error}"))
+    fn len(&self) -> Result<usize, String> {
+        match self {
+            Self::Bytes(buffer) => Ok(buffer.len()),
+            Self::Base64(text) if text.len() % 4 != 0 => {
+                Err("its `data` is not valid base64: its length is not a multiple of 4".to_owned())
+            }
+            Self::Base64(text) => {
+                let padding = text.bytes().rev().take(2).take_while(|byte| *byte == b'=').count();
+                Ok(text.len() / 4 * 3 - padding)
+            }
+        }
     }
 }
 
@@ -263,6 +301,17 @@ mod tests {
     }
 
     #[test]
+    fn a_tensor_does_not_keep_a_large_unused_capacity() {
+        let with_capacity = |capacity, len| {
+            let mut items = Vec::with_capacity(capacity);
+            items.resize(len, 1_u8);
+            without_spare_capacity(items).capacity()
+        };
+        assert!(with_capacity(1000, 10) < 500);
+        assert_eq!(with_capacity(1000, 500), 1000, "moving the items costs more than the memory");
+    }
+
+    #[test]
     fn booleans_other_than_0_and_1_are_true() {
         let flags = array(&json!({"shape": [3], "dtype": "bool"}), &[0, 2, 1]);
         assert_eq!(*flags.items::<bool>().unwrap(), [false, true, true]);
@@ -294,6 +343,10 @@ mod tests {
         let value = inline("AQD+/w==");
         assert_eq!((value.shape(), value.dtype()), (Some(vec![2]), Some(Dtype::Int16)));
         assert_eq!(*value.items::<i16>().unwrap(), [1, -2]);
+        let invalid = inline("!!!!!w==");
+        assert_eq!(invalid.shape(), Some(vec![2]), "the shape does not need the items");
+        let problem = invalid.items::<i16>().unwrap_err().to_string();
+        assert!(problem.contains("its `data` is not valid base64"), "{problem}");
         let problem = inline("AQ").items::<i16>().unwrap_err().to_string();
         assert!(problem.contains("its `data` is not valid base64"), "{problem}");
         let problem = inline("AQ==").items::<i16>().unwrap_err().to_string();
