@@ -125,7 +125,7 @@ fn complete(
         (ReplyBody::Stream(stream), CallMode::Streaming) => lease.attach_to(stream),
         (body, mode) => {
             let problem = format!("worker `{id}` answered a {mode:?} call with {body:?}");
-            return Err(ToolError::Internal { problem }.into());
+            return Err(ToolError::internal(problem).into());
         }
     }
     Ok(reply)
@@ -148,7 +148,7 @@ fn to_tool_error(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolErr
             limit: pool.config.queue_bytes,
             retry_after: retry_after(oldest),
         },
-        AcquireError::Rejected(Rejection::Draining) => ToolError::ShuttingDown { delivered: false },
+        AcquireError::Rejected(Rejection::Draining) => ToolError::ShuttingDown { may_have_run: false },
         AcquireError::Rejected(Rejection::NoWorkers { next_attempt }) => ToolError::Unavailable {
             reason: pool.last_failure(),
             retry_after: next_attempt.map(|at| at.saturating_duration_since(Instant::now())),
@@ -157,7 +157,7 @@ fn to_tool_error(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolErr
             ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued }
         }
         AcquireError::Deadlock => ToolError::Deadlock { tool: tool.to_string() },
-        AcquireError::RuntimeEnded => ToolError::runtime_ended(false),
+        AcquireError::RuntimeEnded => ToolError::RuntimeEnded { may_have_run: false },
         AcquireError::Cancelled => ToolError::Cancelled { tool: tool.to_string() },
     }
 }

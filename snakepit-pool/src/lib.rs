@@ -27,7 +27,7 @@
 //! # let double = FnTool::typed("double", |args: std::collections::HashMap<String, i64>| async move {
 //! #     Ok::<_, Infallible>(args["x"] * 2)
 //! # });
-//! # let launcher = Arc::new(InProcessWorkers::new().tool(double));
+//! # let launcher = Arc::new(InProcessWorkers::new().fn_tool(double));
 //! let pool = Pool::start(PoolConfig { workers: 2, ..PoolConfig::default() }, launcher)?;
 //! pool.ready().await?;
 //! let call = ToolCall::new("double").try_with_argument("x", &21)?;

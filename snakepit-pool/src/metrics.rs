@@ -29,7 +29,7 @@ use crate::chunks::wrap;
 pub struct CallTotals {
     /// Ended with a reply. A stream counts when it has been read to its end.
     pub succeeded: u64,
-    /// The tool failed, or the call was invalid.
+    /// Failed in the tool, or invalid.
     pub failed: u64,
     /// Rejected, because the queue was full, no worker was available or the pool was shutting down.
     pub rejected: u64,

@@ -23,7 +23,7 @@ use crate::{
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let double = FnTool::typed("double", |args: HashMap<String, i64>| async move { args["n"] * 2 });
-/// let launcher = Arc::new(InProcessWorkers::new().tool(double));
+/// let launcher = Arc::new(InProcessWorkers::new().fn_tool(double));
 /// let pool = Pool::start(PoolConfig { workers: 2, ..PoolConfig::default() }, launcher)?;
 /// pool.ready().await?;
 ///
@@ -78,7 +78,7 @@ impl Pool {
         Ok(Self { owner: Arc::new(Owner { driver, tool, _supervisor: supervisor }) })
     }
 
-    /// Waits until every slot has had a worker. Cancel safe. You can call it repeatedly, even after the start.
+    /// Waits until every slot has had a worker. Cancel safe. You can call it any number of times, also later.
     ///
     /// # Errors
     /// [`PoolError::Start`] with the first failed launch. The pool keeps launching workers nevertheless.
@@ -119,14 +119,13 @@ impl Pool {
     }
 
     /// Whether the tokio runtime that started the pool has shut down. Its workers have ended, and every call fails with
-    /// [`NoRuntime`](snakepit_registry::ToolError::NoRuntime).
+    /// [`RuntimeEnded`](snakepit_registry::ToolError::RuntimeEnded).
     #[must_use]
     pub fn runtime_has_ended(&self) -> bool {
         self.owner.driver.runtime_has_ended()
     }
 
-    /// Returns a channel with the current [`Readiness`], which is updated on each change. A slow receiver skips to the latest
-    /// value.
+    /// A channel with the current [`Readiness`], which receives each change. A slow receiver sees the latest value.
     ///
     /// ```
     /// # use std::{sync::Arc, time::Duration};

@@ -15,22 +15,23 @@ use std::{
 
 use pin_project_lite::pin_project;
 use snakepit_registry::{ToolCall, ToolError, ToolReply};
+use snakepit_worker::error_chain;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use crate::{attempt::AttemptError, metrics::Totals};
 
-/// The maximum number of retries of a call that did not begin, on workers that had other calls too.
-const MAX_UNDELIVERED_RETRIES: usize = 100;
+/// The most retries of a call that did not begin, on workers that had other calls too.
+const MAX_UNRUN_RETRIES: usize = 100;
 
-/// The maximum number of retries of a call that did not begin, on workers that had no other call. Such a call probably kills every
+/// The most retries of a call that did not begin, on workers that had no other call. Such a call probably kills every
 /// worker that receives it.
 const MAX_SOLE_CALL_RETRIES: usize = 4;
 
 /// The layer of [`Retry`].
 #[derive(Debug, Clone)]
 pub(crate) struct RetryLayer {
-    /// The maximum number of times that a call may begin, including the first.
+    /// The most times that a call may begin, including the first.
     pub(crate) max_attempts: usize,
     pub(crate) totals: Arc<Totals>,
 }
@@ -73,8 +74,8 @@ where
             attempt,
             service,
             call,
-            delivered_retries: self.max_attempts.saturating_sub(1),
-            undelivered_retries: MAX_UNDELIVERED_RETRIES,
+            run_retries: self.max_attempts.saturating_sub(1),
+            unrun_retries: MAX_UNRUN_RETRIES,
             sole_call_retries: MAX_SOLE_CALL_RETRIES,
             earlier_error: None,
             totals: Arc::clone(&self.totals),
@@ -93,9 +94,9 @@ pin_project! {
         // Shared with the attempt and kept for the next one.
         call: Arc<ToolCall>,
         // Remaining retries after the call may have begun.
-        delivered_retries: usize,
+        run_retries: usize,
         // Remaining retries after the call did not begin, on workers with other calls.
-        undelivered_retries: usize,
+        unrun_retries: usize,
         // Remaining retries after the call did not begin, on workers without other calls.
         sole_call_retries: usize,
         // The error of the last attempt that may have run.
@@ -118,15 +119,15 @@ where
                     Ok(reply) => return Poll::Ready(Ok(reply)),
                     Err(AttemptError { error, was_only_call }) => {
                         let remaining = match was_only_call {
-                            _ if error.may_have_run() => &mut *this.delivered_retries,
+                            _ if error.may_have_run() => &mut *this.run_retries,
                             true => &mut *this.sole_call_retries,
-                            false => &mut *this.undelivered_retries,
+                            false => &mut *this.unrun_retries,
                         };
                         if *remaining == 0 || !may_retry(&error, this.call) {
                             return Poll::Ready(Err(with_earlier(error, this.earlier_error)));
                         }
                         *remaining -= 1;
-                        tracing::debug!(%error, "retrying the call");
+                        tracing::debug!(error = %error_chain(&error), "retrying the call");
                         this.totals.retried.fetch_add(1, Ordering::Relaxed);
                         if error.may_have_run() {
                             *this.earlier_error = Some(Box::new(error));

@@ -40,12 +40,13 @@ pub(crate) async fn next(reply: &mut ToolReply) -> Option<Item> {
     poll_fn(|cx| stream.as_mut().poll_next(cx)).await
 }
 
-pub(crate) fn worker_lost(delivered: bool) -> ToolError {
+pub(crate) fn worker_lost(may_have_run: bool) -> ToolError {
     ToolError::WorkerLost {
         worker: "w".to_owned(),
         reason: "it exited".to_owned(),
-        delivered,
+        may_have_run,
         output_lines: Vec::new(),
         retry_after: None,
+        source: None,
     }
 }

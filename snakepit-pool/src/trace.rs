@@ -14,6 +14,7 @@ use std::{
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 use snakepit_registry::{CallId, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_worker::error_chain;
 use tower::{Layer, Service};
 use tracing::{Span, field};
 
@@ -128,9 +129,8 @@ impl Stream for TracedStream {
     }
 }
 
-/// Records the outcome of a call, inside its span. The span has the reason of an error, and the event has its message. Lost
-/// workers and internal errors are warnings, because they concern the operator of the host. Other failures concern only the
-/// caller.
+/// Records the outcome of a call, inside its span. The span has the reason, and the event the whole error. Lost workers and internal errors are warnings, because they concern
+/// the operator of the host. Other failures concern only the caller.
 fn record_outcome(span: &Span, CallInfo { tool, call }: &CallInfo, result: Result<(), &ToolError>) {
     match result {
         Ok(()) => {
@@ -139,11 +139,11 @@ fn record_outcome(span: &Span, CallInfo { tool, call }: &CallInfo, result: Resul
         }
         Err(error @ (ToolError::WorkerLost { .. } | ToolError::Internal { .. })) => {
             span.record("outcome", error.kind().reason());
-            tracing::warn!(%tool, %call, %error, "call failed");
+            tracing::warn!(%tool, %call, error = %error_chain(error), "call failed");
         }
         Err(error) => {
             span.record("outcome", error.kind().reason());
-            tracing::debug!(%error, "call failed");
+            tracing::debug!(error = %error_chain(error), "call failed");
         }
     }
 }

@@ -15,7 +15,7 @@ pub fn clarify(status: Status) -> Status {
     let name =
         http::StatusCode::from_u16(code).ok().and_then(|code| code.canonical_reason()).unwrap_or_default();
     // Answers that stay the same for a repeated request have a code that no client repeats.
-    let (meaning, answer, delivered) = match code {
+    let (meaning, answer, may_have_run) = match code {
         200..=299 => ("it cut the answer of the host, or is a web server", Code::Unavailable, true),
         300..=399 => ("it redirects, so this is the address of a web server", Code::Unimplemented, false),
         400 | 404 | 405 | 415 | 426 => {
@@ -39,7 +39,7 @@ pub fn clarify(status: Status) -> Status {
         _ => ("it is not a host", Code::Unavailable, true),
     };
     let message = format!("the proxy answered {}: {meaning}", format!("{code} {name}").trim_end());
-    error_status_with(answer, PROXY, message, [(DELIVERED, delivered.to_string())])
+    error_status_with(answer, PROXY, message, [(DELIVERED, may_have_run.to_string())])
 }
 
 /// Explains that a proxy cut a stream. `proxy` is the name from [`proxy_name`]. Without a proxy, returns the status as
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn responses_of_proxies_are_explained() {
-        for (text, needle, delivered) in [
+        for (text, needle, may_have_run) in [
             (
                 "protocol error: received message with invalid compression flag: 60 (valid flags are 0 and 1) while receiving \
                  response with status: 502 Bad Gateway",
@@ -108,7 +108,7 @@ mod tests {
             assert!(status.message().contains(needle), "{status:?}");
             let details = details_of(&status);
             assert_eq!(details.reason.as_deref(), Some(PROXY));
-            assert_eq!(details.metadata[DELIVERED], delivered, "{text}");
+            assert_eq!(details.metadata[DELIVERED], may_have_run, "{text}");
         }
         let unchanged = clarify(Status::internal("tool `add` failed"));
         assert_eq!((unchanged.code(), unchanged.message()), (Code::Internal, "tool `add` failed"));

@@ -115,9 +115,9 @@ pub struct Details {
 }
 
 impl Details {
-    /// Returns whether the host reports that the call or request was not delivered and thus cannot have run.
+    /// Returns whether the host reports that the call or request cannot have run.
     #[must_use]
-    pub fn is_undelivered(&self) -> bool {
+    pub fn cannot_have_run(&self) -> bool {
         self.metadata.get(DELIVERED).is_some_and(|flag| flag == "false")
     }
 }

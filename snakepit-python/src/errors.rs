@@ -133,7 +133,7 @@ pub(crate) fn is_message_rejected(status: &Status) -> bool {
     let details = details_of(status);
     match details.reason.as_deref() {
         Some(REQUEST_TOO_LARGE) => true,
-        Some(OVERLOADED) => details.is_undelivered(),
+        Some(OVERLOADED) => details.cannot_have_run(),
         _ => false,
     }
 }
@@ -146,7 +146,7 @@ pub(crate) fn is_stream_rejected(status: &Status) -> bool {
 /// Returns whether the host closed an idle connection and reports that it began none of the stream's unanswered calls.
 pub(crate) fn is_not_begun(status: &Status) -> bool {
     let details = details_of(status);
-    details.reason.as_deref() == Some(CONNECTION_LOST) && details.is_undelivered()
+    details.reason.as_deref() == Some(CONNECTION_LOST) && details.cannot_have_run()
 }
 
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
@@ -254,7 +254,7 @@ fn host_tool_exception(tool: &str, text: &str, failure: pb::ToolFailure) -> PyEr
 
 /// Returns the exception for the failure of a tool of a worker.
 pub(crate) fn tool_failed(py: Python<'_>, failure: ToolFailure) -> PyErr {
-    let ToolFailure { error_type, message, traceback, code, data, args, attributes, .. } = failure;
+    let ToolFailure { error_type, message, traceback, code, data, args, attributes, omitted, .. } = failure;
     let to_python = |value: &serde_json::Value| value::json_to_python(py, value.to_string().as_bytes());
     let create = || -> PyResult<PyErr> {
         let data = data.as_ref().map(to_python).transpose()?;
@@ -262,7 +262,8 @@ pub(crate) fn tool_failed(py: Python<'_>, failure: ToolFailure) -> PyErr {
         let attributes = attributes.iter().map(|(name, value)| Ok((name, to_python(value)?)));
         let attributes = attributes.collect::<PyResult<BTreeMap<_, _>>>()?;
         let class = ToolFailed::type_object(py);
-        let exception = class.call1((&error_type, &message, &traceback, &code, data, args, attributes))?;
+        let exception =
+            class.call1((&error_type, &message, &traceback, &code, data, args, attributes, omitted))?;
         Ok(PyErr::from_value(exception))
     };
     create().unwrap_or_else(|_| ToolFailed::new_err((error_type.clone(), message.clone(), traceback.clone())))
@@ -298,7 +299,7 @@ fn exception(message: String, code: Code, details: &Details) -> PyErr {
         (Code::DeadlineExceeded, _) => DeadlineExceededError::new_err(message),
         (Code::Cancelled, _) => CallCancelledError::new_err(message),
         (Code::Unimplemented, _) => UnsupportedError::new_err(message),
-        (Code::Unavailable, SHUTTING_DOWN | "NO_RUNTIME") => ShuttingDownError::new_err(message),
+        (Code::Unavailable, SHUTTING_DOWN) => ShuttingDownError::new_err(message),
         (Code::Unavailable, WORKER_LOST) => WorkerLostError::new_err(message),
         // Backends report writes with an unknown outcome under a code that no client library retries.
         (Code::Unavailable, _) | (_, "BACKEND_FAILED") => HostUnavailableError::new_err(message),
@@ -319,7 +320,7 @@ fn may_have_run(reason: &str, metadata: &BTreeMap<String, String>) -> Option<boo
         "ANSWER_DROPPED" => Some(true),
         // The status of a write with an unknown outcome says so. All others are of reads, or of calls whose session the
         // host could not read, so the tool did not run.
-        "BACKEND_FAILED" => Some(metadata.get(DELIVERED).is_some_and(|delivered| delivered == "true")),
+        "BACKEND_FAILED" => Some(metadata.get(DELIVERED).is_some_and(|may_have_run| may_have_run == "true")),
         "DEADLINE_EXCEEDED" => Some(metadata.get("stage")? != &CallStage::Queued.to_string()),
         _ => metadata.get(DELIVERED)?.parse().ok(),
     }
@@ -416,8 +417,8 @@ mod tests {
 
     #[test]
     fn a_call_that_the_host_did_not_begin_keeps_that_fact() {
-        let status = |delivered: &str| {
-            let metadata = [(DELIVERED, delivered.to_owned())];
+        let status = |may_have_run: &str| {
+            let metadata = [(DELIVERED, may_have_run.to_owned())];
             error_status_with(
                 Code::Unavailable,
                 CONNECTION_LOST,

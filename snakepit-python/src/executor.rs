@@ -148,7 +148,7 @@ impl Executor {
             self.set_current(None);
             state.set_async(false);
             self.retire_with_reason(&tool, "its runtime panicked");
-            Err(ToolError::Internal { problem: format!("the runtime panicked while it ran tool `{tool}`") })
+            Err(ToolError::internal(format!("the runtime panicked while it ran tool `{tool}`")))
         });
         let ended_at = *answer.ended_at.get_or_insert_with(Instant::now);
         let (is_cancelled, has_failed) = (state.is_cancelled(), outcome.is_err());
@@ -231,7 +231,7 @@ impl Executor {
             Failure::Raised(error) if error.is_instance_of::<BrokenRuntimeError>(py) => {
                 let problem = error.value(py).to_string();
                 self.retire_with_reason(&tool, &problem);
-                ToolError::Internal { problem: format!("tool `{tool}` did not run to its end: {problem}") }
+                ToolError::internal(format!("tool `{tool}` did not run to its end: {problem}"))
             }
             Failure::Raised(error) => self.failure(py, &tool, &error, objects.function.as_ref(), &kwargs),
         });
@@ -485,10 +485,10 @@ fn is_plain(result: &Bound<'_, PyAny>) -> bool {
         || result.is_instance_of::<PyList>()
 }
 
-fn unary_unsupported(tool: &str, delivered: bool) -> ToolError {
+fn unary_unsupported(tool: &str, may_have_run: bool) -> ToolError {
     ToolError::Unsupported {
         tool: tool.to_owned(),
         problem: "streams; call it with ExecuteStreamingTool".to_owned(),
-        delivered,
+        may_have_run,
     }
 }

@@ -172,7 +172,7 @@ mod tests {
         let (sink, mut source) = channel();
         assert_eq!(sink.put(chunk("1")), Put::Queued);
         assert_eq!(sink.put(chunk("2")), Put::Queued);
-        sink.finish(Err(ToolError::Internal { problem: "x".into() }));
+        sink.finish(Err(ToolError::internal("x")));
         assert_eq!(source.next().await.unwrap().unwrap(), chunk("1"));
         assert_eq!(source.next().await.unwrap().unwrap(), chunk("2"));
         assert!(source.next().await.unwrap().is_err());

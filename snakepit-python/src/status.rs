@@ -2,6 +2,7 @@
 
 use snakepit_proto::status::{self, error_status, error_status_with, failure_status};
 use snakepit_registry::{ToolError, ToolFailure};
+use snakepit_session::error_chain;
 use snakepit_wire::{bad_argument, failure_to_wire};
 use tonic::{Code, Status};
 
@@ -16,14 +17,18 @@ pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
         ToolError::NotFound { .. } => error_status(Code::NotFound, status::TOOL_NOT_FOUND, message),
         ToolError::InvalidArgument { tool, argument, problem } => bad_argument(&tool, &argument, &problem),
         // The host adds the name of the tool in front.
-        ToolError::Unsupported { problem, delivered, .. } => {
-            let delivered = delivered.then(|| (status::DELIVERED, true.to_string()));
-            error_status_with(Code::Unimplemented, status::UNSUPPORTED, problem, delivered)
+        ToolError::Unsupported { problem, may_have_run, .. } => {
+            let may_have_run = may_have_run.then(|| (status::DELIVERED, true.to_string()));
+            error_status_with(Code::Unimplemented, status::UNSUPPORTED, problem, may_have_run)
         }
         ToolError::AnswerTooLarge { size, limit } => status::answer_too_large(message, size, limit),
         ToolError::Cancelled { .. } => error_status(Code::Cancelled, status::CANCELLED, message),
         ToolError::Unavailable { reason, .. } => error_status(Code::Unavailable, status::STOPPING, reason),
-        ToolError::Internal { problem } => error_status(Code::Internal, status::INTERNAL, problem),
+        error @ ToolError::Internal { .. } => {
+            let message = error_chain(&error).to_string();
+            let problem = message.strip_prefix("internal error: ").unwrap_or(&message);
+            error_status(Code::Internal, status::INTERNAL, problem)
+        }
         _ => error_status(Code::Internal, status::INTERNAL, message),
     }
 }
@@ -54,7 +59,7 @@ mod tests {
             (ToolError::NotFound { tool: tool(), suggestion: None }, Code::NotFound, status::TOOL_NOT_FOUND),
             (bad.clone(), Code::InvalidArgument, status::INVALID_ARGUMENT),
             (
-                ToolError::Unsupported { tool: tool(), problem: "streams".into(), delivered: false },
+                ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: false },
                 Code::Unimplemented,
                 status::UNSUPPORTED,
             ),
@@ -64,7 +69,7 @@ mod tests {
                 Code::Unavailable,
                 status::STOPPING,
             ),
-            (ToolError::Internal { problem: "bug".into() }, Code::Internal, status::INTERNAL),
+            (ToolError::internal("bug"), Code::Internal, status::INTERNAL),
             (ToolError::Failed(Box::default()), Code::Internal, status::TOOL_FAILED),
         ];
         for (error, code, reason) in errors {

@@ -189,7 +189,7 @@ impl PythonTools {
                 match queue.active.entry(job.state.id) {
                     Entry::Occupied(_) => {
                         let problem = format!("the id of call {} is in use", job.state.id);
-                        rejected.push((job, ToolError::Internal { problem }));
+                        rejected.push((job, ToolError::internal(problem)));
                     }
                     Entry::Vacant(entry) => {
                         entry.insert(Arc::clone(&job.state));

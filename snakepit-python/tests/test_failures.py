@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -96,3 +97,27 @@ def test_classes_publish_attributes_and_values_without_a_json_form_are_left_out(
     recursive.append(recursive)
     for value in (object(), {1, 2}, float("nan"), float("inf"), "\ud800", b"x", recursive):
         assert parts_of(ToolError("no", data=value)) == ("", {"args": ["no"]})
+
+
+class CountedList(list[int]):
+    """Counts the items that an encoder reads."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for item in super().__iter__():
+            self.reads += 1
+            yield item
+
+
+def test_a_large_part_is_omitted_without_encoding_all_of_it() -> None:
+    huge = CountedList(range(1_000_000))
+    assert parts_of(ValueError("no", huge)) == ("", {"omitted": ["args"]})
+    assert 0 < huge.reads < 100_000
+    assert parts_of(ToolError("no", code="c", data="x" * 300_000)) == ("c", {"args": ["no"], "omitted": ["data"]})
+    assert parts_of(ToolError("x" * 300_000, data={"left": 3})) == ("", {"data": {"left": 3}, "omitted": ["args"]})
+    without_json = ValueError(*[object()] * 1_000_000)
+    assert parts_of(without_json) == ("", {"omitted": ["args"]})
+    large = RareError()
+    large.shelf = {"row": list(range(100_000))}  # type: ignore[dict-item]
+    assert parts_of(large) == ("", {"args": ["tea", 3], "omitted": ["attributes"]})

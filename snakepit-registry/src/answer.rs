@@ -4,15 +4,16 @@ use std::{
     any::{Any, type_name},
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    error::Error,
     fmt,
     sync::Arc,
     time::Duration,
 };
 
 use serde::Serialize;
-use snakepit_session::Payload;
+use snakepit_session::{Payload, PayloadError, SessionError, error_chain};
 
-use crate::{HostError, ToolFailure};
+use crate::{HostError, ToolError, ToolFailure};
 
 /// A value that the closure of a host tool may return.
 ///
@@ -23,6 +24,7 @@ use crate::{HostError, ToolFailure};
 /// | numbers, `bool`, `char`, strings, `()`, `serde_json::Value` | the value |
 /// | `Option<T>`, `Vec<T>`, arrays, maps, sets, tuples, `Arc<T>` of `T: Serialize` | the value |
 /// | [`Payload`], `Option<Payload>`, and a `Result` of them | the payload, including a buffer; `None` is null |
+/// | a value that contains a [`Payload`], such as a `Vec<Payload>` | the value. A payload with a buffer in it is an error |
 ///
 /// Implement the trait for your own types, or wrap them in [`Json`]. The compiler suggests the wrapper:
 ///
@@ -178,15 +180,28 @@ fn serialize_shared<T: Serialize + 'static>(value: &T) -> Result<Payload, Box<To
     Payload::try_from_serde(value).map_err(failure)
 }
 
+/// The message of an error. Includes the sources if the type is one of this project, whose messages describe only one level.
+/// The compiler knows of other types only that they are `Display`.
+fn message_of<E: fmt::Display + 'static>(error: &E) -> String {
+    let any = error as &dyn Any;
+    let payload = any.downcast_ref::<PayloadError>().map(|error| error as &(dyn Error + 'static));
+    let session = || any.downcast_ref::<SessionError>().map(|error| error as _);
+    let tool = || any.downcast_ref::<ToolError>().map(|error| error as _);
+    match payload.or_else(session).or_else(tool) {
+        Some(error) => error_chain(error).to_string(),
+        None => error.to_string(),
+    }
+}
+
 fn failure<E: fmt::Display + 'static>(error: E) -> Box<ToolFailure> {
     let mut error = Some(error);
-    // A downcast of a reference cannot move the error, but `Option::take` can.
-    if let Some(host_error) =
+    // Moves a `HostError` out of the generic type.
+    if let Some(error) =
         (&mut error as &mut dyn Any).downcast_mut::<Option<HostError>>().and_then(Option::take)
     {
-        return host_error.into_failure();
+        return error.into_failure();
     }
-    let message = error.map(|error| error.to_string()).unwrap_or_default();
+    let message = error.as_ref().map(message_of).unwrap_or_default();
     Box::new(ToolFailure { error_type: short_type_name::<E>().to_owned(), message, ..ToolFailure::default() })
 }
 
@@ -196,5 +211,39 @@ pub(crate) fn short_type_name<E>() -> &'static str {
     match name.split('<').next().and_then(|name| name.rsplit("::").next()) {
         Some("String" | "&str") | None => "HostToolError",
         Some(short) => short,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Labelled {
+        label: &'static str,
+        value: Payload,
+    }
+
+    #[test]
+    fn a_payload_inside_of_an_answer_is_its_value() {
+        let number = || Payload::try_from_serde(&1.5).unwrap();
+        let read = |answer: Result<Payload, Box<ToolFailure>>| answer.unwrap().to_serde::<Value>().unwrap();
+        assert_eq!(read(vec![number(), Payload::null()].into_answer()), json!([1.5, null]));
+        assert_eq!(read(BTreeMap::from([("a", number())]).into_answer()), json!({"a": 1.5}));
+        let labelled = Json(Labelled { label: "x", value: number() });
+        assert_eq!(read(labelled.into_answer()), json!({"label": "x", "value": 1.5}));
+
+        let failure = vec![Payload::embedding(&[1.0_f32])].into_answer().unwrap_err();
+        assert_eq!(failure.error_type, "PayloadError");
+        assert!(failure.message.contains("with a raw buffer cannot be a part of another value"), "{failure}");
+    }
+
+    #[test]
+    fn errors_of_this_project_keep_their_sources() {
+        let failed = SessionError::backend("cannot read").with_source("the disk is broken");
+        let failure = Err::<(), _>(failed).into_answer().unwrap_err();
+        assert_eq!(failure.message, "session backend failed: cannot read: the disk is broken");
     }
 }

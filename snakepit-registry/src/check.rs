@@ -71,9 +71,11 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
         return Ok(());
     }
     let aliases = spec.aliases();
-    let is_alias = |name: &str| aliases.iter().any(|alias| alias == name);
-    // We do not know which parameter an alias names. If the call uses an alias, serde reports missing arguments.
-    let has_alias = arguments.iter().any(|(name, _)| is_alias(name));
+    // If an alias may stand for two parameters, serde reports which of them is missing.
+    let may_be_present = |parameter: &str| {
+        let mut named = arguments.iter().filter_map(|(name, _)| aliases.get(name));
+        named.any(|parameters| parameters.iter().any(|name| name == parameter))
+    };
     let mut problems = Problems { spec, found: Vec::new(), omitted: 0, shows_signature: false };
     for parameter in &spec.parameters {
         match arguments.get(&parameter.name) {
@@ -84,7 +86,7 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
                     format!("is {} {ty}, expected {}", article(ty.as_str()), parameter.type_name)
                 });
             }
-            None if parameter.required && !has_alias => {
+            None if parameter.required && !may_be_present(&parameter.name) => {
                 problems.shows_signature = true;
                 problems.add(&parameter.name, || "is missing".to_owned());
             }
@@ -92,10 +94,10 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
         }
     }
     let names = || spec.parameters.iter().map(|parameter| parameter.name.as_str());
-    for name in unknown_names(spec, arguments).filter(|name| !is_alias(name)) {
+    for name in unknown_names(spec, arguments).filter(|name| !aliases.contains_key(*name)) {
         problems.shows_signature = true;
         problems.add(name, || {
-            let near = nearest(name, names().chain(aliases.iter().map(String::as_str)));
+            let near = nearest(name, names().chain(aliases.keys().map(String::as_str)));
             let suggestion = near.map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
             format!("is unknown{suggestion}")
         });
@@ -110,7 +112,7 @@ fn unknown_names<'a>(spec: &ToolSpec, arguments: &'a Arguments) -> impl Iterator
     names.filter(move |name| spec.closed && !is_known(name))
 }
 
-/// The maximum number of problems that one error describes.
+/// The most problems of one call that its error describes.
 const MAX_PROBLEMS: usize = 8;
 
 /// The problems of the arguments of one call.
@@ -123,8 +125,8 @@ struct Problems<'a> {
 }
 
 impl Problems<'_> {
-    /// Adds a problem. Calls `describe` only below [`MAX_PROBLEMS`], because searching for a similar name is slow and a client
-    /// may send any number of unknown names.
+    /// Adds a problem. `describe` runs only if the error describes the problem, because the search for a similar name is slow and a
+    /// client may send any number of unknown names.
     fn add(&mut self, name: &str, describe: impl FnOnce() -> String) {
         if self.found.len() < MAX_PROBLEMS {
             self.found.push((name.to_owned(), describe()));
@@ -133,8 +135,7 @@ impl Problems<'_> {
         }
     }
 
-    /// Returns one error that lists all problems, starting with the first argument: "is missing, and `b` is unknown; the tool
-    /// takes ...".
+    /// One error for all problems, about the first argument: "is missing, and `b` is unknown; the tool takes ...".
     fn into_result(self) -> Result<(), ToolError> {
         let Self { spec, found, omitted, shows_signature } = self;
         let mut found = found.into_iter();
@@ -290,12 +291,20 @@ mod tests {
     }
 
     #[test]
-    fn aliases_are_known_names_and_may_stand_for_any_parameter() {
-        let mut spec = add();
-        spec.set_aliases(&["first".to_owned()]);
-        assert_eq!(check(&spec, json!({"first": 1, "b": 2})), Ok(()));
-        assert_eq!(check(&spec, json!({"first": 1})), Ok(()), "serde reports the missing argument");
-        let error = check(&spec, json!({"frist": 1, "b": 2})).unwrap_err();
+    fn aliases_are_known_names_of_their_parameters() {
+        let mut spec = add().parameter("c", "integer", "");
+        let of = |parameters: &[&str]| parameters.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        spec.set_aliases(&[("first".to_owned(), of(&["a"])), ("either".to_owned(), of(&["a", "b"]))].into());
+        assert_eq!(check(&spec, json!({"first": 1, "b": 2, "c": 3})), Ok(()));
+        let error = check(&spec, json!({"first": 1})).unwrap_err();
+        assert!(
+            error.contains("argument `b` of tool `add` is missing, and `c` is missing; the tool"),
+            "{error}"
+        );
+        let error = check(&spec, json!({"either": 1})).unwrap_err();
+        assert!(error.contains("argument `c` of tool `add` is missing; the tool"), "{error}");
+        assert_eq!(check(&spec, json!({"either": 1, "c": 3})), Ok(()), "serde reports the missing argument");
+        let error = check(&spec, json!({"frist": 1, "b": 2, "c": 3})).unwrap_err();
         assert!(
             error.contains("`a` of tool `add` is missing, and `frist` is unknown (did you mean `first`?)"),
             "{error}"

@@ -1,6 +1,6 @@
 //! [`ToolError`], the error of a call. `snakepit-server` maps it to gRPC statuses in one place.
 
-use std::{collections::BTreeMap, error::Error, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, error::Error, fmt, time::Duration};
 
 use serde_json::Value;
 use snakepit_session::{SessionError, SharedError};
@@ -37,9 +37,11 @@ pub struct ToolFailure {
     /// The attributes of the Python exception that its class publishes in `__snakepit_attributes__`, without those that have no
     /// JSON form.
     pub attributes: BTreeMap<String, Value>,
-    /// For a host tool, the exception class that Python raises: a builtin such as `KeyError`, or `module:Class`. Empty for
-    /// `HostToolError`.
+    /// For a host tool, the exception class that Python raises, which the tool chose: a builtin such as `KeyError`, or
+    /// `module:Class`. Empty for `HostToolError`, and for a tool of a worker, whose class is the `error_type`.
     pub python_type: String,
+    /// The parts that were left out because they are too large: `args`, `attributes`, `data`.
+    pub omitted: Vec<String>,
 }
 
 impl fmt::Display for ToolFailure {
@@ -102,7 +104,7 @@ pub enum ToolError {
         /// The problem, as the end of a sentence.
         problem: String,
         /// Whether the tool ran before its answer showed the mismatch.
-        delivered: bool,
+        may_have_run: bool,
     },
     /// The tool ran and raised an exception.
     #[error("tool `{}` failed: {_0}", _0.tool)]
@@ -180,11 +182,13 @@ pub enum ToolError {
         /// The reason for the loss.
         reason: String,
         /// Whether the call may have begun to run.
-        delivered: bool,
+        may_have_run: bool,
         /// The last lines that the worker wrote to stdout and stderr, oldest first.
         output_lines: Vec<String>,
         /// The time after which a retry may succeed, if a later attempt of the call was rejected with it.
         retry_after: Option<Duration>,
+        /// The error of the connection to the worker, if this process observed it.
+        source: Option<SharedError>,
     },
     /// The connection to the host or worker that ran the call was lost. The outcome of the call is unknown.
     #[error("connection to {peer} was lost: {problem}; the call may have run")]
@@ -194,7 +198,7 @@ pub enum ToolError {
         /// The error of the connection, in short.
         problem: String,
         /// The error of the connection, if this process observed it.
-        source: Option<Arc<dyn Error + Send + Sync>>,
+        source: Option<SharedError>,
         /// The time after which a retry may succeed, if a later attempt of the call was rejected with it.
         retry_after: Option<Duration>,
     },
@@ -215,10 +219,10 @@ pub enum ToolError {
     },
     /// The host is shutting down. It rejected the call, or its drain ended before the call did. Calls of all kinds get
     /// this error.
-    #[error("the host is shutting down{}", if *delivered { "; the call was cut off and may have run" } else { "" })]
+    #[error("the host is shutting down{}", if *may_have_run { "; the call was cut off and may have run" } else { "" })]
     ShuttingDown {
         /// Whether the call may have begun to run.
-        delivered: bool,
+        may_have_run: bool,
     },
     /// The call would wait for itself: every worker runs a call that waits, through a host tool, for a queued call.
     #[error(
@@ -229,33 +233,43 @@ pub enum ToolError {
         /// The tool's name.
         tool: String,
     },
-    /// A program other than the host answered, such as a proxy. A retry would get the same answer.
+    /// Another program than the host answered, such as a proxy that requires permission. The answer to a repeated call
+    /// stays the same.
     #[error("the call was rejected: {problem}")]
     Rejected {
         /// The answer of the other program.
         problem: String,
     },
     /// The host, or a proxy between the client and the host, denied access: the token or the certificate of the client is missing
-    /// or invalid, or does not permit the call. A retry would get the same answer.
+    /// or invalid, or does not permit the call. The answer to a repeated call stays the same.
     #[error("access denied: {problem}")]
     AccessDenied {
         /// The answer of the host or the proxy.
         problem: String,
     },
     /// The client was closed.
-    #[error("the client is closed{}", if *delivered { "; the call was cut off and may have run" } else { "" })]
+    #[error("the client is closed{}", if *may_have_run { "; the call was cut off and may have run" } else { "" })]
     ClientClosed {
         /// Whether the call may have begun to run.
-        delivered: bool,
+        may_have_run: bool,
     },
-    /// There is no tokio runtime. Either the runtime that started the host has shut down, or a call with a deadline was made
-    /// outside of a runtime.
-    #[error("{problem}")]
+    /// The tokio runtime that started the host has shut down, and its workers with it. Clients receive
+    /// [`ShuttingDown`](Self::ShuttingDown), because the host is gone for them.
+    #[error(
+        "the tokio runtime that started this host has shut down, and its workers with it; start the host in a runtime that \
+         lives as long as the host is used (each `#[tokio::test]` has a separate runtime)"
+    )]
+    RuntimeEnded {
+        /// Whether the call may have begun to run.
+        may_have_run: bool,
+    },
+    /// A call with a deadline was made outside of a tokio runtime, which provides the clock.
+    #[error(
+        "a call with a deadline needs a tokio runtime; await it inside `Runtime::block_on` or an async main"
+    )]
     NoRuntime {
         /// Whether the call may have begun to run.
-        delivered: bool,
-        /// The missing runtime, and the fix.
-        problem: &'static str,
+        may_have_run: bool,
     },
     /// A [layer](crate::CallService) ended the call with an error that is not a `ToolError`, such as the timeout of tower.
     #[error("a layer of the host ended the call: {problem}")]
@@ -264,7 +278,7 @@ pub enum ToolError {
         /// [`Rejected`](ErrorKind::Rejected).
         kind: ErrorKind,
         /// Whether the call may have begun to run.
-        delivered: bool,
+        may_have_run: bool,
         /// The message of the layer's error.
         problem: String,
         /// The layer's error, if the layer is in this process.
@@ -278,6 +292,8 @@ pub enum ToolError {
     Internal {
         /// The problem.
         problem: String,
+        /// The cause, if there is one. An error from a remote host has its text in `problem`.
+        source: Option<SharedError>,
     },
 }
 
@@ -296,31 +312,33 @@ fn output_tail(lines: &[String]) -> String {
 }
 
 impl ToolError {
-    /// The error of a call after the runtime that started the host has shut down. `delivered` is whether the call may have run.
-    #[must_use]
-    pub const fn runtime_ended(delivered: bool) -> Self {
-        Self::NoRuntime {
-            delivered,
-            problem: "the tokio runtime that started this host has shut down, and its workers with it; start the host in \
-                      a runtime that lives as long as the host is used (each `#[tokio::test]` has a separate runtime)",
-        }
+    /// The error of a bug in the host or in the worker.
+    ///
+    /// ```
+    /// use std::error::Error;
+    ///
+    /// use snakepit_registry::{Fault, ToolError};
+    ///
+    /// let error = ToolError::internal("the record is malformed").with_source("unexpected end of input");
+    /// assert_eq!(error.source().unwrap().to_string(), "unexpected end of input");
+    /// // Clients receive the causes in the message.
+    /// assert_eq!(Fault::from(error).message, "internal error: the record is malformed: unexpected end of input");
+    /// ```
+    pub fn internal(problem: impl Into<String>) -> Self {
+        Self::Internal { problem: problem.into(), source: None }
     }
 
-    /// The error of a call with a deadline outside of a tokio runtime, which provides the clock. `delivered` is whether the call
-    /// may have run.
+    /// Sets the cause of an [`Internal`](Self::Internal), [`WorkerLost`](Self::WorkerLost) or
+    /// [`ConnectionLost`](Self::ConnectionLost) error. Has no effect on other errors.
     #[must_use]
-    pub const fn outside_runtime(delivered: bool) -> Self {
-        Self::NoRuntime {
-            delivered,
-            problem: "a call with a deadline needs a tokio runtime; await it inside `Runtime::block_on` or an async main",
+    pub fn with_source(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        if let Self::Internal { source, .. }
+        | Self::WorkerLost { source, .. }
+        | Self::ConnectionLost { source, .. } = &mut self
+        {
+            *source = Some(SharedError::new(cause));
         }
-    }
-
-    /// The former name of [`may_have_run`](Self::may_have_run).
-    #[deprecated(note = "use `may_have_run`")]
-    #[must_use]
-    pub const fn is_delivered(&self) -> bool {
-        self.may_have_run()
+        self
     }
 }
 
@@ -334,9 +352,10 @@ mod tests {
             let error = ToolError::WorkerLost {
                 worker: "w".into(),
                 reason: "it exited with code 1".into(),
-                delivered: true,
+                may_have_run: true,
                 output_lines: lines,
                 retry_after: None,
+                source: None,
             };
             error.to_string()
         };

@@ -1,5 +1,4 @@
-//! [`Fault`]: a protocol-neutral error. Every protocol converts it to its own form, so all of them report the same error in the
-//! same way.
+//! [`Fault`]: an error in a form that is neutral of protocols. Each protocol prints it, so all report the same error alike.
 //!
 //! ```text
 //! ToolError, SessionError, errors of requests ──> Fault ──> gRPC status (snakepit-wire)
@@ -18,9 +17,9 @@ use snakepit_reason::{Code, DELIVERED, Reason};
 
 use crate::ToolFailure;
 
-/// A protocol-neutral error for a client.
+/// An error for a client, in a form that is neutral of protocols.
 ///
-/// The [table of reasons](Reason) determines its codes. Create one from a [`ToolError`](crate::ToolError) or a
+/// The [table of reasons](Reason) determines its codes. Make one from a [`ToolError`](crate::ToolError) or a
 /// [`SessionError`](snakepit_session::SessionError):
 ///
 /// ```
@@ -49,7 +48,7 @@ pub struct Fault {
     /// Further data, from which clients reconstruct the error.
     pub entries: Vec<(&'static str, String)>,
     code: Code,
-    /// `Some` if a gRPC status carries the field `RetryInfo`, with the delay if it is known.
+    /// The outer `Option` is whether a gRPC status carries the field at all.
     retry: Option<Option<Duration>>,
 }
 
@@ -108,19 +107,12 @@ impl Fault {
         self
     }
 
-    /// Sets whether the request may have run, and adds an entry that says so, for reasons that do not imply it.
+    /// Sets whether the request may have run, also in the entry `delivered`, which reasons that leave it open need.
     #[must_use]
-    pub fn with_delivered(mut self, delivered: bool) -> Self {
-        self.may_have_run = delivered;
-        self.entries.retain(|(key, _)| *key != DELIVERED);
-        self.with_entry(DELIVERED, &delivered)
-    }
-
-    /// Sets whether the request may have run.
-    #[must_use]
-    pub const fn with_may_have_run(mut self, may_have_run: bool) -> Self {
+    pub fn with_may_have_run(mut self, may_have_run: bool) -> Self {
         self.may_have_run = may_have_run;
-        self
+        self.entries.retain(|(key, _)| *key != DELIVERED);
+        self.with_entry(DELIVERED, &may_have_run)
     }
 
     /// Adds an invalid field or argument.

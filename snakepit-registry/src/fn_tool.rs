@@ -3,7 +3,7 @@
 mod context;
 mod derive;
 mod extract;
-mod tool_fn;
+mod handler;
 
 #[cfg(test)]
 mod tests;
@@ -20,17 +20,17 @@ use tracing::Instrument;
 pub use self::{
     context::ToolContext,
     extract::{Args, CallScope, Extension, Extractor, HostState, OptionalExtractor, Requirements, State},
-    tool_fn::ToolFn,
+    handler::ToolFn,
 };
 use crate::{
     CallMode, Chunk, ChunkStream, IntoAnswer, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
     ToolSpec, arguments::from_arguments, meter::Meter,
 };
 
-/// The future of the reply to a call.
-type ReplyFuture = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>>;
+/// The reply to a call of a closure, as a future.
+type Replying = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>>;
 
-type BoxedTool = dyn Fn(ToolCall, &HostState) -> ReplyFuture + Send + Sync;
+type BoxedTool = dyn Fn(ToolCall, &HostState) -> Replying + Send + Sync;
 
 /// A host tool: an async closure that clients and Python can call.
 ///
@@ -76,7 +76,7 @@ type BoxedTool = dyn Fn(ToolCall, &HostState) -> ReplyFuture + Send + Sync;
 /// assert_eq!((dividend.description.as_str(), dividend.required), ("The number to divide.", true));
 /// assert_eq!((divisor.type_name.as_str(), divisor.required), ("integer", false));
 ///
-/// // `Args` marks the arguments. It is optional, and is a pattern in the parameter list.
+/// // `Args` marks the arguments. It is optional, and unpacks in the parameter list.
 /// let _ = FnTool::new("describe", |Args(args): Args<Division>, context: ToolContext| async move {
 ///     format!("call {} divides {}", context.call, args.dividend)
 /// });
@@ -98,8 +98,8 @@ pub struct FnTool {
 impl FnTool {
     /// Creates a tool from a closure or function. [`ToolFn`] describes its arguments and results.
     ///
-    /// A host fails to start with a closure that it cannot call: one whose argument type is a string, a number or a list, because
-    /// arguments have names, or one that takes a [`State`] that the host does not have.
+    /// A closure that a host cannot call is an error when the host starts: one whose argument type is a text, a number or a
+    /// list, because arguments have names, and one that takes a [`State`] that the host does not have.
     pub fn new<M>(name: &str, tool: impl ToolFn<M>) -> Self {
         Self::create(name, tool)
     }
@@ -128,7 +128,7 @@ impl FnTool {
         F: Fn(A) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = R> + Send + 'static,
     {
-        let run = move |call: ToolCall, _: &HostState| -> ReplyFuture {
+        let run = move |call: ToolCall, _: &HostState| -> Replying {
             match from_arguments(&call.tool, &call.arguments) {
                 Ok(arguments) => reply(call.tool, call.mode, tool(arguments)),
                 Err(error) => std::future::ready(Err(error)).boxed(),
@@ -137,7 +137,7 @@ impl FnTool {
         Self::open(name, run)
     }
 
-    fn open(name: &str, run: impl Fn(ToolCall, &HostState) -> ReplyFuture + Send + Sync + 'static) -> Self {
+    fn open(name: &str, run: impl Fn(ToolCall, &HostState) -> Replying + Send + Sync + 'static) -> Self {
         Self {
             spec: ToolSpec::new(name),
             requirements: Arc::default(),
@@ -156,7 +156,7 @@ impl FnTool {
         F: Fn(A, ToolContext) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = R> + Send + 'static,
     {
-        let run = move |call: ToolCall, _: &HostState| -> ReplyFuture {
+        let run = move |call: ToolCall, _: &HostState| -> Replying {
             match from_arguments(&call.tool, &call.arguments) {
                 Ok(arguments) => {
                     let context = ToolContext::of(&call);
@@ -177,7 +177,7 @@ impl FnTool {
         F: Fn(A, ToolContext) -> S + Send + Sync + 'static,
         S: Stream<Item = R> + Send + 'static,
     {
-        let run = move |call: ToolCall, _: &HostState| -> ReplyFuture {
+        let run = move |call: ToolCall, _: &HostState| -> Replying {
             let result = from_arguments(&call.tool, &call.arguments).map(|arguments| {
                 let context = ToolContext::of(&call);
                 stream_reply(call.tool, tool(arguments, context))
@@ -228,7 +228,7 @@ impl FnTool {
         self.requirements.check(&self.state)
     }
 
-    /// Sets the meter that counts the calls.
+    /// Counts the calls from now on.
     pub(crate) fn with_meter(mut self, meter: Arc<Meter>) -> Self {
         self.meter = Some(meter);
         self
@@ -264,7 +264,7 @@ fn reply<R: IntoAnswer + 'static>(
     tool: Arc<str>,
     mode: CallMode,
     answering: impl Future<Output = R> + Send + 'static,
-) -> ReplyFuture {
+) -> Replying {
     async move {
         let answer = answering.await.into_answer();
         let value = answer.map_err(|failure| tool_failed(&tool, failure))?;

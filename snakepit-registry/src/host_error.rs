@@ -1,4 +1,4 @@
-//! [`HostError`]: the error of a host tool, and the Python exception that it becomes.
+//! [`HostError`]: the error of a host tool, with the form that it takes in Python.
 
 use std::{error::Error, fmt};
 
@@ -8,7 +8,7 @@ use crate::{ToolFailure, answer::short_type_name};
 
 /// The error of a host tool. It chooses what callers receive: a code and data for programs, and the class of the exception in Python.
 ///
-/// Every error type converts to it with `?`. The result keeps the name of the type, and its message includes the error's sources.
+/// Every error converts to it with `?`, and keeps the name of its type. The message includes the error's sources.
 ///
 /// In Python, the exception is a `HostToolError`, unless [`python_type`](Self::python_type) names another class. It has the attributes
 /// `code` and `data`. Callers in Rust find both in [`ToolFailure`].
@@ -32,7 +32,7 @@ use crate::{ToolFailure, answer::short_type_name};
 /// assert_eq!(failure.data, Some(json!({"left": 3})));
 /// # }
 /// ```
-// Does not implement `Error`, because that would conflict with the conversion from every `Error`.
+// It does not implement `Error`, so that it can be created from every `Error`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HostError(Box<ToolFailure>);
 
@@ -54,16 +54,16 @@ impl HostError {
         self
     }
 
-    /// Attaches a value, such as `json!({"left": 3})` or a struct. A value that does not serialize to JSON is omitted. Keep the
-    /// value below 2 KiB: gRPC sends the error of a stream in headers, so the host omits larger values there.
+    /// Attaches a value, such as `json!({"left": 3})` or a struct. A value that does not serialize to JSON is left out. Keep it below
+    /// 2 KiB: the host leaves out more of the error of a stream, because gRPC sends that as a header.
     #[must_use]
     pub fn data(mut self, data: impl Serialize) -> Self {
         self.0.data = serde_json::to_value(data).ok();
         self
     }
 
-    /// Sets the class of the exception in Python: a builtin such as `KeyError`, or an importable class as `module:Class`. Python
-    /// constructs it with the message as the only argument. If that fails, or the class is not an exception, Python raises
+    /// Sets the class of the exception in Python: a builtin such as `KeyError`, or a class that Python can import, as `module:Class`.
+    /// It receives the message as its only argument. If that fails, or the class is not an exception, Python raises
     /// `HostToolError`.
     #[must_use]
     pub fn python_type(mut self, class: impl Into<String>) -> Self {

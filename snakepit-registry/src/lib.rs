@@ -44,8 +44,8 @@ mod fault;
 mod fn_tool;
 mod handler;
 mod host_error;
-mod host_handler;
 mod meter;
+mod panic_guard;
 mod principal;
 mod registry;
 mod reply;
@@ -78,7 +78,7 @@ pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError,
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 /// The crate of [`schemars::JsonSchema`], which the argument types of host tools derive.
 pub use schemars;
-pub use service::{CallLayer, CallLayers, CallProgress, CallService, HandlerService, ServiceHandler};
+pub use service::{CallLayer, CallLayers, CallProgress, CallService, HandlerService};
 pub use snakepit_reason::{Code, Reason};
 pub use spec::{ParameterSpec, ToolSpec};
 pub use timeline::{CallOutcome, CallRecord, CallTimeline};

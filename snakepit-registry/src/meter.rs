@@ -33,7 +33,7 @@ pub struct HostToolStatus {
     pub in_flight: u64,
     /// The number of calls that ended with an error or a panic.
     pub failures: u64,
-    /// The number of calls that were dropped before their end: by a cancellation, at their deadline, or by a shutdown.
+    /// The number of calls that were dropped before their end: cancelled, at their deadline, or by a shutdown.
     pub cancelled: u64,
     /// The total time of all calls that have ended.
     pub total_time: Duration,
@@ -50,7 +50,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// Counts the start of a call.
+    /// Counts the begin of a call.
     pub(crate) fn begin(self: &Arc<Self>, call: &ToolCall) -> MeasuredCall {
         self.begun.fetch_add(1, Ordering::Relaxed);
         let span = tracing::debug_span!(
@@ -95,7 +95,7 @@ impl MeasuredCall {
         &self.span
     }
 
-    /// Counts the end of the call, or for a stream, the end of the stream.
+    /// Counts the end of the call. For a stream, defers that to the end of the stream.
     pub(crate) fn finish(mut self, result: Result<ToolReply, ToolError>) -> Result<ToolReply, ToolError> {
         match result {
             Err(error) => {
@@ -187,12 +187,12 @@ mod tests {
         assert_eq!(counts(), [1, 0, 0, 0]);
         assert_eq!(meter.status("t", true).total_time, Duration::from_secs(2));
 
-        let failed = Err(ToolError::Internal { problem: "x".into() });
+        let failed = Err(ToolError::internal("x"));
         assert!(meter.begin(&call).finish(failed).is_err());
         drop(meter.begin(&call));
         assert_eq!(counts(), [3, 0, 1, 1]);
 
-        let chunks = futures_util::stream::iter([Err(ToolError::Internal { problem: "x".into() })]);
+        let chunks = futures_util::stream::iter([Err(ToolError::internal("x"))]);
         let reply = meter.begin(&call).finish(Ok(ToolReply::stream(Box::pin(chunks)))).unwrap();
         let ReplyBody::Stream(mut chunks) = reply.body else { panic!("a value") };
         assert_eq!(counts(), [4, 1, 1, 1], "a stream runs until its end");

@@ -1,12 +1,12 @@
-//! [`Principal`]: the authenticated party that makes a call.
+//! [`Principal`]: the party that makes a call, as the host authenticated it.
 
 use std::{borrow::Cow, collections::BTreeSet, fmt, sync::Arc};
 
-/// The route by which a principal reaches the host.
+/// The way on which a principal reached the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Via {
-    /// A call from the program that embeds the host.
+    /// A call of the program that embeds the host.
     Program,
     /// A Unix socket. The kernel reports the user at the other end.
     UnixSocket,
@@ -18,14 +18,15 @@ pub enum Via {
     Mounted,
     /// A worker that the host launched, and its descendants.
     Worker,
-    /// An authentication method of the program, such as `oidc`.
+    /// A method of the program, such as `oidc`.
     Other(&'static str),
 }
 
-/// The party that makes a call: the program itself, a user of this machine, a worker, or a client that the program authenticated.
+/// The party that makes a call: the program itself, a user of this machine, a worker, or anyone whom the program authenticated.
 ///
-/// The host sets it, so a caller cannot choose it. Host tools and layers read it from
-/// [`ToolCall::principal`](crate::ToolCall::principal). Cloning it does not allocate.
+/// The host sets it, so a caller cannot choose it. Tools of the host and layers read it from
+/// [`ToolCall::principal`](crate::ToolCall::principal). Clones are cheap, and only those that [`new`](Self::new) creates are
+/// allocated.
 ///
 /// | principal | name | via |
 /// | --- | --- | --- |
@@ -94,7 +95,7 @@ impl Principal {
         Self(Identity::Remote)
     }
 
-    /// A client of the program's own server, which mounts the host and did not set a principal.
+    /// A client of a server of the program, which did not set a principal.
     #[must_use]
     pub const fn mounted() -> Self {
         Self(Identity::Mounted)
@@ -106,7 +107,8 @@ impl Principal {
         Self(Identity::Worker(id))
     }
 
-    /// Adds grants, whose meaning the program defines. The name and the route stay the same.
+    /// Adds grants, whose meaning the program defines. A principal that does not come from [`new`](Self::new) gets its name and
+    /// its way in addition.
     #[must_use]
     pub fn with_grants<G: Into<String>>(self, grants: impl IntoIterator<Item = G>) -> Self {
         let (name, via) = (self.name().into_owned(), self.via());
@@ -118,7 +120,7 @@ impl Principal {
         Self(Identity::Named(Arc::new(named)))
     }
 
-    /// The name, unique among the principals of the same [route](Self::via).
+    /// The name, unique among the principals of the same [way](Self::via).
     #[must_use]
     pub fn name(&self) -> Cow<'_, str> {
         match &self.0 {
@@ -132,7 +134,7 @@ impl Principal {
         }
     }
 
-    /// The route by which the principal reached the host.
+    /// The way on which the principal reached the host.
     #[must_use]
     pub fn via(&self) -> Via {
         match &self.0 {
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_principal_is_neither_the_program_nor_a_worker() {
+    fn only_the_program_is_the_program() {
         let named = Principal::new("program", Via::Other("token"));
         assert!(Principal::program().is_program() && !named.is_program());
         assert!(Principal::worker("w".into()).is_worker() && !Principal::new("w", Via::Mounted).is_worker());

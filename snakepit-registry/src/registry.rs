@@ -15,8 +15,8 @@ pub use remote::Announcer;
 use crate::{
     CallMode, FnTool, HostToolStatus, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
     check::{self, MAX_NAME_BYTES},
-    host_handler::HostHandler,
     meter::Meter,
+    panic_guard::PanicGuard,
     spec::IDEMPOTENT_KEY,
     sync::{AtomicU64, Mutex, RwLock},
 };
@@ -179,8 +179,8 @@ impl Registry {
         self.insert_host_tool(spec, Arc::new(tool.with_meter(Arc::clone(&meter))), meter)
     }
 
-    /// Adds a host tool with any handler. Workers can call it too, unless it is [hidden](ToolSpec::exposed). A panic of the
-    /// handler fails only its call.
+    /// Adds a host tool with any handler. Workers can call it too, unless it is [hidden](ToolSpec::exposed). A panic of the handler
+    /// fails only the call.
     ///
     /// # Errors
     /// [`RegistryError::InvalidName`], or [`RegistryError::NameTaken`].
@@ -190,7 +190,7 @@ impl Registry {
         handler: Arc<dyn ToolHandler>,
     ) -> Result<(), RegistryError> {
         let meter = Arc::default();
-        self.insert_host_tool(spec, Arc::new(HostHandler { handler, meter: Arc::clone(&meter) }), meter)
+        self.insert_host_tool(spec, Arc::new(PanicGuard { handler, meter: Arc::clone(&meter) }), meter)
     }
 
     fn insert_host_tool(
@@ -228,7 +228,7 @@ impl Registry {
         self.resolve_where(tool, |_| true)
     }
 
-    /// Like [`resolve`](Self::resolve), for a worker: ignores [hidden](ToolSpec::exposed) host tools.
+    /// Like [`resolve`](Self::resolve), for a worker: as if there were no [hidden](ToolSpec::exposed) host tools.
     ///
     /// # Errors
     /// As for `resolve`.
@@ -282,8 +282,7 @@ impl Registry {
     /// Resolves the name of a host tool that workers may call.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`] unless an [exposed](ToolSpec::exposed) host tool has this name, and [`ToolError::InvalidArgument`]
-    /// if the name is not valid.
+    /// [`ToolError::NotFound`] unless an [exposed](ToolSpec::exposed) host tool has this name, and [`ToolError::InvalidArgument`] if it is not a valid name.
     pub fn resolve_host_tool(&self, name: &str) -> Result<Arc<ResolvedTool>, ToolError> {
         check::tool_name(name)?;
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
@@ -393,7 +392,7 @@ impl ResolvedTool {
                 return Err(ToolError::Unsupported {
                     tool: spec.name.clone(),
                     problem: "streams its results; make a streaming call".to_owned(),
-                    delivered: false,
+                    may_have_run: false,
                 });
             }
         }

@@ -113,6 +113,37 @@ impl CallService {
         })
     }
 
+    /// Converts the service, with any layers around it, to a handler. Each call waits until a clone of the service is ready.
+    ///
+    /// Dropping the future of a call cancels the call. The host enforces the deadline, because a layer can hold a call before
+    /// the handler inside receives it.
+    ///
+    /// ```
+    /// use std::{collections::HashMap, sync::Arc};
+    ///
+    /// use snakepit_registry::{CallService, FnTool, HandlerService, ToolCall};
+    /// use tower::ServiceBuilder;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), snakepit_registry::ToolError> {
+    /// let double = FnTool::typed("double", |args: HashMap<String, i64>| async move { args["n"] * 2 });
+    /// let service = ServiceBuilder::new()
+    ///     .map_request(|mut call: ToolCall| {
+    ///         call.metadata.insert("tenant".to_owned(), "acme".to_owned());
+    ///         call
+    ///     })
+    ///     .service(HandlerService::new(Arc::new(double)));
+    /// let handler = CallService::new(service).into_handler();
+    /// # let call = ToolCall::new("double").try_with_argument("n", &21).expect("a number serializes");
+    /// handler.call(call).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn into_handler(self) -> Arc<dyn ToolHandler> {
+        Arc::new(LayeredHandler(self))
+    }
+
     /// Runs a call within bounds. While the call waits in a layer, this function ends it at its deadline, or when `cut_off`
     /// completes. While the handler inside of the layers runs the call, the handler must end it, because it knows how far the
     /// call got. If the handler does not do so within 200 ms after the deadline, this function drops the call.
@@ -137,7 +168,7 @@ impl CallService {
                 return Err(deadline_exceeded(false));
             }
             if deadline.is_some() && tokio::runtime::Handle::try_current().is_err() {
-                return Err(ToolError::outside_runtime(false));
+                return Err(ToolError::NoRuntime { may_have_run: false });
             }
             let (mut running, mut cut_off) = (pin!(AssertUnwindSafe(running).catch_unwind()), pin!(cut_off));
             let mut timer = deadline.map(|at| Box::pin(sleep_until(at)));
@@ -154,7 +185,7 @@ impl CallService {
                 }
                 is_cut_off = is_cut_off || cut_off.as_mut().poll(cx).is_ready();
                 if is_cut_off && !progress.is_running() {
-                    return Poll::Ready(Err(ToolError::ShuttingDown { delivered: progress.has_begun() }));
+                    return Poll::Ready(Err(ToolError::ShuttingDown { may_have_run: progress.has_begun() }));
                 }
                 let Some(timer) = &mut timer else { return Poll::Pending };
                 while timer.as_mut().poll(cx).is_ready() {
@@ -175,9 +206,9 @@ impl CallService {
 }
 
 /// The error of a call whose layer panicked.
-fn layer_panicked(panic: &(dyn Any + Send), delivered: bool) -> ToolError {
+fn layer_panicked(panic: &(dyn Any + Send), may_have_run: bool) -> ToolError {
     let problem = format!("it panicked: {}", panic_text(panic));
-    ToolError::Layer { kind: ErrorKind::Rejected, delivered, problem, source: None }
+    ToolError::Layer { kind: ErrorKind::Rejected, may_have_run, problem, source: None }
 }
 
 /// Ends a streamed reply with an error if a layer that wraps the stream panics.
@@ -217,7 +248,7 @@ impl Service<ToolCall> for CallService {
     }
 }
 
-/// A [`ToolHandler`] as a [`tower::Service`]. Always ready.
+/// A [`ToolHandler`] as a [`tower::Service`]. Always ready. [`CallService::into_handler`] is the other direction.
 #[derive(Debug, Clone)]
 pub struct HandlerService(Arc<dyn ToolHandler>);
 
@@ -234,49 +265,12 @@ crate::always_ready!(HandlerService, |service, call| {
     Box::pin(async move { handler.call(call).await })
 });
 
-/// A [`tower::Service`] as a [`ToolHandler`], with any layers around it. Each call waits until a clone of the service is ready.
-///
-/// Dropping the future of a call cancels the call. The host enforces the deadline, because a layer can hold a call before the
-/// handler inside receives it.
-///
-/// ```
-/// use std::{collections::HashMap, sync::Arc};
-///
-/// use snakepit_registry::{FnTool, HandlerService, ServiceHandler, ToolCall, ToolHandler};
-/// use tower::ServiceBuilder;
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), snakepit_registry::ToolError> {
-/// let double = FnTool::typed("double", |args: HashMap<String, i64>| async move { args["n"] * 2 });
-/// let service = ServiceBuilder::new()
-///     .map_request(|mut call: ToolCall| {
-///         call.metadata.insert("tenant".to_owned(), "acme".to_owned());
-///         call
-///     })
-///     .service(HandlerService::new(Arc::new(double)));
-/// let handler = ServiceHandler::new(service);
-/// # let call = ToolCall::new("double").try_with_argument("n", &21).expect("a number serializes");
-/// handler.call(call).await?;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug, Clone)]
-pub struct ServiceHandler(CallService);
-
-impl ServiceHandler {
-    /// Creates a handler that runs its calls with this service. [`CallService::new`] lists the conversions of errors.
-    pub fn new<S>(service: S) -> Self
-    where
-        S: Service<ToolCall, Response = ToolReply> + Clone + Send + Sync + 'static,
-        S::Future: Send + 'static,
-        S::Error: Into<BoxError>,
-    {
-        Self(CallService::new(service))
-    }
-}
+/// The handler that [`CallService::into_handler`] returns.
+#[derive(Debug)]
+struct LayeredHandler(CallService);
 
 #[async_trait]
-impl ToolHandler for ServiceHandler {
+impl ToolHandler for LayeredHandler {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         self.0.run(call).await
     }

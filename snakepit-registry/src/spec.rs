@@ -8,8 +8,11 @@ use snakepit_session::Payload;
 pub(crate) const IDEMPOTENT_KEY: &str = "snakepit.idempotent";
 /// The metadata key that hides a host tool from Python, with the value `false`.
 const EXPOSED_KEY: &str = "snakepit.exposed";
-/// The metadata key of further names of parameters, as a JSON list.
+/// The metadata key of further names of parameters, as a JSON object.
 const ALIASES_KEY: &str = "snakepit.aliases";
+
+/// Further names of parameters, each with the parameters that it may stand for.
+pub(crate) type Aliases = BTreeMap<String, Vec<String>>;
 
 /// The description of a tool. The host lists it, and checks arguments against it.
 ///
@@ -37,7 +40,8 @@ pub struct ToolSpec {
     ///
     /// - `snakepit.idempotent`, `true` if all calls are idempotent,
     /// - `snakepit.exposed`, `false` for a host tool that is hidden from Python,
-    /// - `snakepit.aliases`, further names of parameters as a JSON list.
+    /// - `snakepit.aliases`, further names of parameters, as a JSON object. The value of each name is the list of the parameters
+    ///   that it may stand for.
     pub metadata: BTreeMap<String, String>,
     /// Whether streaming calls are allowed.
     pub supports_streaming: bool,
@@ -141,7 +145,7 @@ impl ToolSpec {
         self.metadata.get(EXPOSED_KEY).is_none_or(|flag| flag != "false")
     }
 
-    /// Makes the tool reject unknown arguments.
+    /// Makes unknown arguments errors.
     #[must_use]
     pub fn deny_unknown_arguments(mut self) -> Self {
         self.closed = true;
@@ -151,14 +155,14 @@ impl ToolSpec {
 
 impl ToolSpec {
     /// Sets further names under which the tool accepts arguments.
-    pub(crate) fn set_aliases(&mut self, aliases: &[String]) {
+    pub(crate) fn set_aliases(&mut self, aliases: &Aliases) {
         if !aliases.is_empty() {
             self.metadata.insert(ALIASES_KEY.to_owned(), serde_json::json!(aliases).to_string());
         }
     }
 
     /// Further names under which the tool accepts arguments.
-    pub(crate) fn aliases(&self) -> Vec<String> {
+    pub(crate) fn aliases(&self) -> Aliases {
         let aliases = self.metadata.get(ALIASES_KEY);
         aliases.and_then(|aliases| serde_json::from_str(aliases).ok()).unwrap_or_default()
     }

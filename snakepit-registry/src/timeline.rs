@@ -1,4 +1,4 @@
-//! [`CallRecord`]: the outcome and the timestamps of one call, from its arrival at the host to its end.
+//! [`CallRecord`]: how one call went, from its arrival at the host to its end.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,10 +17,9 @@ use crate::{CallId, CallMode, Principal, ToolCall, ToolError};
 pub enum CallOutcome {
     /// Ended with a reply. A stream succeeds when it has been read to its end.
     Succeeded,
-    /// The tool failed, or the call was invalid.
+    /// Failed in the tool, or invalid.
     Failed,
-    /// Rejected because access was denied, the queue was full, no worker was available, a layer was overloaded, or the host was
-    /// shutting down.
+    /// Rejected, because the queue was full, no worker was available, a layer was overloaded, or the host was shutting down.
     Rejected,
     /// Ended at its deadline.
     TimedOut,
@@ -47,9 +46,8 @@ impl CallOutcome {
 
 /// The timeline of one call that has ended.
 ///
-/// The host creates exactly one record per call: for unary and streaming calls, for worker tools and host tools, and for calls
-/// that succeed, fail, or are dropped by their caller. A request that the host rejects before it becomes a call, such as a
-/// malformed one, has no record.
+/// The host makes exactly one record of each call: unary or streaming, of a tool of a worker or of the host, whether it succeeded, failed,
+/// or was dropped by its caller. It makes none of a request that it rejects before it becomes a call, such as a malformed one.
 ///
 /// All times are measured from the arrival of the call at the host. A stage that the call did not reach is `None`.
 ///
@@ -70,7 +68,7 @@ pub struct CallRecord {
     pub principal: Principal,
     /// Unary or streaming.
     pub mode: CallMode,
-    /// Whether the tool of another call made this call through the host and waited for it.
+    /// Whether another call waited for this one, because its tool made it through the host.
     pub is_nested: bool,
     /// The time at which the call arrived at the host.
     pub received_at: SystemTime,
@@ -149,8 +147,8 @@ impl CallRecord {
     }
 }
 
-/// The timestamps of a running call: an [extension](ToolCall::extensions) that all copies of the call share. A call has it only
-/// if its record has a reader.
+/// The stamps of a running call, an [extension](ToolCall::extensions) that all copies of the call share. Calls have it only if their
+/// records have a reader.
 #[doc(hidden)]
 #[derive(Debug, Clone)]
 pub struct CallTimeline(Arc<Timeline>);
@@ -185,13 +183,13 @@ impl CallTimeline {
         call.extensions.get()
     }
 
-    /// Records that the call entered the pool.
+    /// The call has entered the pool.
     pub fn queued(&self) {
         let now = self.elapsed();
         self.stamps().queued.get_or_insert(now);
     }
 
-    /// Records that an attempt got a worker.
+    /// The call has got a worker.
     pub fn assigned(&self, worker: Arc<str>) {
         let now = self.elapsed();
         let mut stamps = self.stamps();
@@ -201,21 +199,21 @@ impl CallTimeline {
         stamps.attempts += 1;
     }
 
-    /// Records that the worker received the call. Repetitions have no effect until the next assignment.
+    /// The worker has received the call. Later calls have no effect until the next assignment.
     pub fn sent(&self) {
         let now = self.elapsed();
         self.stamps().sent.get_or_insert(now);
     }
 
-    /// Records that the worker returned the call before it began.
+    /// The worker has returned the call before it began.
     pub fn recalled(&self) {
         let mut stamps = self.stamps();
         stamps.attempts = stamps.attempts.saturating_sub(1);
         (stamps.assigned, stamps.sent, stamps.worker) = (None, None, None);
     }
 
-    /// Records that a host tool began.
-    pub fn host_tool_began(&self) {
+    /// A tool of the host has begun.
+    pub fn begun_here(&self) {
         let now = self.elapsed();
         let mut stamps = self.stamps();
         stamps.sent = Some(now);
@@ -228,16 +226,16 @@ impl CallTimeline {
         self.0.received.elapsed()
     }
 
-    /// Completes a record with the timestamps.
+    /// Completes a record with the stamps.
     pub fn complete(&self, record: &mut CallRecord) {
         record.total = self.elapsed();
         let Stamps { queued, assigned, sent, attempts, worker } = self.stamps().clone();
         (record.queued, record.assigned, record.sent, record.attempts) = (queued, assigned, sent, attempts);
-        // A handler other than the pool's reports the worker only in its reply.
+        // Foreign handlers know the worker only from the reply.
         record.worker = worker.or(record.worker.take());
     }
 
-    /// Ignores poisoning, because no code panics while it changes the timestamps.
+    /// No code panics in the middle of a change under this lock.
     fn stamps(&self) -> MutexGuard<'_, Stamps> {
         self.0.stamps.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -277,12 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn a_record_counts_as_cancelled_until_it_ends() {
+    fn a_record_without_an_end_is_that_of_a_dropped_call() {
         let mut record = CallRecord::begin(&ToolCall::new("t"));
         assert_eq!((record.outcome, record.reason()), (CallOutcome::Cancelled, Some(Reason::Cancelled)));
         record.end(None);
         assert_eq!((record.outcome, record.reason()), (CallOutcome::Succeeded, None));
-        record.end(Some(&ToolError::ShuttingDown { delivered: false }));
+        record.end(Some(&ToolError::ShuttingDown { may_have_run: false }));
         assert_eq!((record.outcome, record.reason()), (CallOutcome::Rejected, Some(Reason::ShuttingDown)));
     }
 }

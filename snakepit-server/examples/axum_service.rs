@@ -62,17 +62,17 @@ impl From<Error> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let Self(error) = self;
-        // This service documents that its tools raise `ValueError` for invalid requests.
-        let status = match error.python_type() {
+        // This service documents that its tools raise `ValueError` for requests that are wrong.
+        let status = match error.error_type() {
             Some("ValueError") => 400,
             _ => error.http_status(),
         };
         let message = error.failure().map_or_else(|| error.to_string(), |failure| failure.message.clone());
-        let body = json!({"error": message, "type": error.python_type(), "retryable": error.is_retryable()});
+        let body = json!({"error": message, "type": error.error_type(), "retryable": error.is_retryable()});
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(body)).into_response();
         if let Some(delay) = error.retry_after() {
-            // The header takes whole seconds, so this rounds up.
+            // The header has whole seconds.
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(delay.as_secs() + 1));
         }
         response

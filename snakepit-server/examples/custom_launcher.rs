@@ -78,17 +78,20 @@ fn add(sum: &Cell<i64>, call: &ToolCall) -> Result<ToolReply, ToolError> {
     let Summand { n } = call.parse_arguments()?;
     sum.set(sum.get().saturating_add(n));
     let value = Payload::try_from_serde(&sum.get());
-    value.map(ToolReply::value).map_err(|error| ToolError::Internal { problem: error.to_string() })
+    value
+        .map(ToolReply::value)
+        .map_err(|error| ToolError::internal("the sum has no JSON form").with_source(error))
 }
 
-/// The error of a call whose worker has ended. `delivered`: whether the call may have run, so that a retry may run it twice.
-fn lost(worker_id: &str, delivered: bool) -> ToolError {
+/// The error of a call whose worker has ended. `may_have_run`: whether the call may have run, so that a retry may run it twice.
+fn lost(worker_id: &str, may_have_run: bool) -> ToolError {
     ToolError::WorkerLost {
         worker: worker_id.to_owned(),
         reason: "its thread ended".to_owned(),
-        delivered,
+        may_have_run,
         output_lines: Vec::new(),
         retry_after: None,
+        source: None,
     }
 }
 

@@ -58,7 +58,7 @@ mod tests {
                 _ => Err("not sold here"),
             }
         });
-        InProcessWorkers::new().tool(price.describe(ToolSpec::idempotent))
+        InProcessWorkers::new().fn_tool(price.describe(ToolSpec::idempotent))
     }
 
     fn builder(workers: &InProcessWorkers) -> Builder {

@@ -1,4 +1,4 @@
-//! Authorizes the operations of principals. The host calls the function of the program once per operation, in every protocol.
+//! Decides which principal may do what. The host asks the function of the program once for each operation, whatever the protocol.
 
 use std::{
     fmt,
@@ -35,11 +35,11 @@ pub enum Operation<'a> {
     WritePrograms,
     /// Lists the tools.
     ListTools,
-    /// Lists workers or sessions, reads statistics, or subscribes to events of calls and sessions.
+    /// Lists workers or sessions, reads statistics, or follows events of calls and sessions.
     Observe,
 }
 
-/// The error with which a program denies an operation.
+/// The answer of an authorizer that denies an operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
 pub struct Denied {
@@ -47,7 +47,7 @@ pub struct Denied {
 }
 
 impl Denied {
-    /// Creates the error with a message for the caller, such as "alice may not call `train`".
+    /// Creates the answer with a text for the caller, such as "alice may not call `train`".
     pub fn new(problem: impl Into<String>) -> Self {
         Self { problem: problem.into() }
     }
@@ -66,7 +66,7 @@ impl Authorizer {
         Self(Box::new(authorize))
     }
 
-    /// Calls the function of the program. A panic denies the operation.
+    /// Asks the function of the program. A panic denies the operation.
     ///
     /// # Errors
     /// [`ToolError::AccessDenied`]

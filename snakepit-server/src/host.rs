@@ -118,7 +118,7 @@ impl Host {
         self
     }
 
-    /// Sets the function that authorizes operations.
+    /// Lets this function of the program authorize operations.
     pub(crate) fn with_authorizer(mut self, authorizer: Option<Authorizer>) -> Self {
         self.authorizer = authorizer;
         self
@@ -129,14 +129,14 @@ impl Host {
         self.authorizer.as_ref()
     }
 
-    /// Checks that the principal of a call may make it and use its session. The program itself may make all calls.
+    /// Asks whether the principal of a call may make it, and use its session. The program itself may make all calls.
     #[inline]
     fn authorize(&self, call: &ToolCall) -> Result<(), ToolError> {
         match &self.authorizer {
             Some(authorizer) if !call.principal.is_program() => {
                 let session = call.session.as_ref().map(|session| session.as_str());
                 authorizer.authorize(&call.principal, &Operation::Call { tool: &call.tool, session })?;
-                // The tool reads and writes the session as its worker's principal, so this is the only check of the caller.
+                // The tool reads and writes the session as the principal of its worker.
                 session.map_or(Ok(()), |session| {
                     authorizer.authorize(&call.principal, &Operation::WriteSession { session })
                 })
@@ -240,7 +240,7 @@ impl Host {
         // Sets the default deadline.
         self.bounds(&mut call)?;
         if self.host_tool_calls.is_closed() || self.cut.is_cancelled() {
-            return Err(ToolError::ShuttingDown { delivered: false });
+            return Err(ToolError::ShuttingDown { may_have_run: false });
         }
         Ok(layers.run_bounded(call, self.cut.clone().cancelled_owned()))
     }
@@ -322,7 +322,7 @@ impl Host {
             let tool = self.registry.resolve_host_tool(&call.tool)?;
             let running = tool.begin(call)?;
             if let Some(timeline) = timeline {
-                timeline.host_tool_began();
+                timeline.begun_here();
             }
             running.await
         });
@@ -336,12 +336,12 @@ impl Host {
         let in_flight = self.host_tool_calls.token();
         // The call is counted before the check, so that a drain either waits for it or rejects it.
         if self.host_tool_calls.is_closed() || self.cut.is_cancelled() {
-            return Err(ToolError::ShuttingDown { delivered: false });
+            return Err(ToolError::ShuttingDown { may_have_run: false });
         }
         let timeline = CallTimeline::of(&call).cloned();
         let running = tool.begin(call)?;
         if let Some(timeline) = timeline {
-            timeline.host_tool_began();
+            timeline.begun_here();
         }
         let reply = bounds.within(CallStage::Running, running).await?;
         Ok(bounds.bound(reply, Some(in_flight)))
@@ -360,7 +360,7 @@ impl Host {
     /// The bounds of the parts of a call that the host runs itself. Sets the default deadline if the call has none.
     fn bounds(&self, call: &mut ToolCall) -> Result<CallBounds, ToolError> {
         if self.runtime_has_ended() {
-            return Err(ToolError::runtime_ended(false));
+            return Err(ToolError::RuntimeEnded { may_have_run: false });
         }
         // A timeout that overflows the clock sets no deadline.
         let default_deadline = || Instant::now().checked_add(self.default_timeout?);

@@ -94,7 +94,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn announced_tools_are_registered_before_the_host_has_started() {
         let dir = tempfile::tempdir().unwrap();
-        let workers = InProcessWorkers::new().tool(double());
+        let workers = InProcessWorkers::new().fn_tool(double());
         let snakepit = host(&dir, workers.clone()).start().await.unwrap();
         let tools = snakepit.tools();
         assert_eq!((tools[0].0.name.as_str(), tools[0].1.as_str()), ("double", "default"));
@@ -110,7 +110,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_conflict_of_tools_fails_the_launch_and_names_the_tool() {
         let dir = tempfile::tempdir().unwrap();
-        let workers = InProcessWorkers::new().tool(double());
+        let workers = InProcessWorkers::new().fn_tool(double());
         let error = host(&dir, workers.clone()).fn_tool(double()).start().await.unwrap_err();
         let text = error_chain(&error).to_string();
         assert!(text.contains("tool name `double` is taken by host") && text.contains("default-"), "{text}");
@@ -204,7 +204,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = Arc::new(std::sync::Mutex::default());
         let (first, second) = (Arc::clone(&log), Arc::clone(&log));
-        let host = host(&dir, InProcessWorkers::new().tool(double())).workers(1);
+        let host = host(&dir, InProcessWorkers::new().fn_tool(double())).workers(1);
         let host = host
             .decorate_launcher(|inner| Arc::new(LoggingLauncher("inner", first, inner)))
             .decorate_launcher(|inner| Arc::new(LoggingLauncher("outer", second, inner)));

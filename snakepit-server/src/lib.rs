@@ -28,7 +28,7 @@
 //!
 //! [`Snakepit`] runs a host in your program. [`Client`] has the same API for a remote host; a program that needs only the
 //! client depends on `snakepit-client`. The module [`status`] maps errors to gRPC statuses. The module `testing`, behind the
-//! feature of the same name, runs a host in a test without Python. The module [`routes`] mounts the host in your own server.
+//! feature of the same name, runs a host in a test without Python. The module [`routes`] mounts the host in a server of your own.
 //!
 //! # Features
 //! - `redb` and `redis`, both on by default, add the session backends `RedbBackend` and `RedisBackend`.
@@ -59,7 +59,7 @@ mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-/// The type of [`Snakepit::routes`], which mounts the host in your own server.
+/// The type of [`Snakepit::routes`], which mounts the host in a server of your own.
 ///
 /// `Server::builder().add_routes(routes)` mounts it in a tonic 0.14 server, and `Router::merge(routes.into_axum_router())` in an
 /// axum 0.8 server. It is also a `tower::Service` of HTTP requests.
@@ -90,7 +90,7 @@ pub use snakepit::Snakepit;
 /// # let count = FnTool::stream("count", |args: std::collections::HashMap<String, u32>, _| {
 /// #     futures_util::stream::iter(0..args["n"])
 /// # });
-/// # let workers = Arc::new(InProcessWorkers::new().tool(double).tool(count));
+/// # let workers = Arc::new(InProcessWorkers::new().fn_tool(double).fn_tool(count));
 /// # let snakepit = Snakepit::builder().launcher(workers).workers(1).start().await?;
 /// let call = snakepit.call("double").arg("n", 4).timeout(Duration::from_secs(1)).idempotent();
 /// let Reply { value, worker, .. } = call.unary::<i64>().await?;
@@ -108,7 +108,7 @@ pub type CallBuilder<H = LocalHost> = snakepit_client::CallBuilder<H>;
 pub type WatchBuilder<H = LocalHost> = snakepit_client::WatchBuilder<H>;
 
 /// The host of this process, as an argument of a host tool ([`Extractor`]). It calls other tools. Its calls are nested: they
-/// belong to the call of the host tool, even from a task that the tool spawns.
+/// belong to the call of the host tool, also from a task that the tool spawns.
 ///
 /// ```no_run
 /// use schemars::JsonSchema;
@@ -164,8 +164,8 @@ pub use snakepit_registry::{
     Announcer, Args, Arguments, CallId, CallLayer, CallMode, CallOutcome, CallRecord, CallScope, CallService,
     CallStage, Chunk, ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor, Fault, FnTool,
     HandlerService, HostError, HostState, HostToolStatus, IntoAnswer, Json, OptionalExtractor, ParameterSpec,
-    Principal, Reason, RegistryError, ReplyBody, Requirements, ServiceHandler, State, ToolCall, ToolContext,
-    ToolError, ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
+    Principal, Reason, RegistryError, ReplyBody, Requirements, State, ToolCall, ToolContext, ToolError,
+    ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
 };
 pub use snakepit_session::{
     Batch, Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata,

@@ -145,7 +145,7 @@ impl HostHandle for LocalHost {
         let watch = self.host.sessions.watch_variables(id, &identifiers, include_initial).await?;
         let events = watch.map(|event| event.map_err(Error::from));
         let stopped = self.host.stop.clone().cancelled_owned();
-        let end = stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { delivered: false }.into()));
+        let end = stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { may_have_run: false }.into()));
         // Events first, so that the watch delivers all changes from before the shutdown.
         let events = stream::select_with_strategy(events, Box::pin(end), |(): &mut ()| PollNext::Left);
         Ok(until_error(events).boxed())

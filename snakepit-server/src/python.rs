@@ -12,7 +12,7 @@ use crate::{StartError, settings};
 
 const PYTHON_VARIABLE: &str = "SNAKEPIT_PYTHON";
 
-/// The origin of the Python interpreter of the workers. `Display` prints a phrase that can follow "chosen".
+/// The origin of the Python interpreter of the workers. Its text can follow "chosen".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InterpreterOrigin {
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_active_environment_takes_precedence() {
+    fn the_active_environment_wins_over_the_nearest_one() {
         let dir = tempfile::tempdir().unwrap();
         let (active, project) = (dir.path().join("active"), dir.path().join("project"));
         for venv in [&active, &project.join(".venv")] {

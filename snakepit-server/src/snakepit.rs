@@ -5,7 +5,7 @@ use std::{net::SocketAddr, ops::Deref, path::Path, sync::Arc, time::Duration};
 use snakepit_client::{Caller, Error};
 use snakepit_pool::{Pool, PoolStatus, Readiness};
 use snakepit_registry::{HostToolStatus, ToolError, ToolSpec};
-use snakepit_session::{NewSession, SessionBackend};
+use snakepit_session::{NewSession, SessionBackend, error_chain};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -35,7 +35,7 @@ use crate::{Builder, LocalHost, SessionHandle, grpc, host::Host, listen::Mount, 
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), snakepit_server::Error> {
 /// // These workers run Rust closures. `Builder::adapter` starts Python workers.
-/// let workers = InProcessWorkers::new().tool(FnTool::typed("add", |pair: Pair| async move { pair.a + pair.b }));
+/// let workers = InProcessWorkers::new().fn_tool(FnTool::typed("add", |pair: Pair| async move { pair.a + pair.b }));
 /// let snakepit = Snakepit::builder().launcher(Arc::new(workers)).workers(2).start().await?;
 ///
 /// assert_eq!(snakepit.execute::<i64>("add", json!({"a": 1, "b": 2})).await?, 3);
@@ -63,7 +63,7 @@ pub(crate) struct Service {
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) address: Option<SocketAddr>,
-    /// The gRPC services for the program's own server.
+    /// The gRPC services for a server of the program.
     pub(crate) mount: Mount,
     pub(crate) launcher: Option<Arc<snakepit_worker::ProcessLauncher>>,
     pub(crate) run_dir: Arc<snakepit_worker::process::RunDir>,
@@ -151,7 +151,7 @@ impl Snakepit {
         self.host().registry.host_tool_status()
     }
 
-    /// The number of panics of readers of call records ([`Builder::on_call_end`]).
+    /// The number of times that a reader of call records ([`Builder::on_call_end`]) panicked.
     #[must_use]
     pub fn reader_panics(&self) -> u64 {
         self.host().records().panics()
@@ -187,14 +187,14 @@ impl Snakepit {
     }
 
     /// The gRPC services of the host as routes for your own tonic or axum server: the bridge service, health checks and reflection.
-    /// Clients of this project then connect to that server and use its TLS, authentication and limits. The host needs no
+    /// Clients of this project connect to that server, behind its TLS, authentication and limits. The host needs no
     /// [listener](Builder::listen) for them.
     ///
     /// - Requests have the message limits and deadlines of the listeners, and share the host-wide budgets of their clients
     ///   ([`queue_bytes`](Builder::queue_bytes)). The host does not see your connections, so
     ///   [`connection_bytes`](Builder::connection_bytes) applies to each request, and your server limits the number of
     ///   connections and requests.
-    /// - All peers are clients. They cannot register tools as workers do.
+    /// - The peers are clients. They cannot register tools as workers do.
     /// - A shutdown of the host ends the streams of mounted services, and later requests fail with `UNAVAILABLE`. Pass
     ///   [`shutdown_after`](Self::shutdown_after) to your server, so that both shut down together.
     /// - The routes do not keep the workers alive; a [`Snakepit`] does.
@@ -247,7 +247,7 @@ impl Snakepit {
     /// at the latest.
     ///
     /// # Errors
-    /// [`Error::Tool`] with [`ToolError::NoRuntime`] if the runtime that started the host has shut down. Its workers were
+    /// [`Error::Tool`] with [`ToolError::RuntimeEnded`] if the runtime that started the host has shut down. Its workers were
     /// killed then, so no process is left, and no running call could finish.
     ///
     /// # Cancel safety
@@ -260,11 +260,11 @@ impl Snakepit {
     /// `serve_with_shutdown` of tonic, if your server calls the host or mounts its [`routes`](Self::routes).
     ///
     /// The order is that of a service behind a load balancer. When the signal arrives, health checks report "not serving", the
-    /// host rejects new calls, and running calls finish. The host then ends its streams: calls, watches, and responses that your
-    /// handlers derive from them. The future completes when the host has shut down. Only then does your server stop accepting
-    /// connections, and its remaining requests are about to end.
+    /// host rejects new calls, and running calls finish. The host then ends its streams: calls, watches, and streams of
+    /// responses that your handlers make of them. The future completes when the host has shut down. Your server stops to
+    /// accept connections then, and finds only requests that are about to end.
     ///
-    /// End your own streams with [`stopping`](Self::stopping). A client that does not read its responses can keep its
+    /// A stream of your own needs [`stopping`](Self::stopping) to end. A client that does not read its responses can keep its
     /// connection to your server open, so bound the time that you wait for the server.
     ///
     /// The future holds a clone of the host. It logs an error of the shutdown; call `shutdown` afterwards to receive it.
@@ -279,7 +279,7 @@ impl Snakepit {
         async move {
             signal.await;
             if let Err(error) = snakepit.shutdown().await {
-                tracing::warn!(%error, "the shutdown of the host failed");
+                tracing::warn!(error = %error_chain(&error), "the shutdown of the host failed");
             }
         }
     }
@@ -302,7 +302,7 @@ impl Snakepit {
     pub async fn shutdown_within(&self, drain: Duration) -> Result<(), Error> {
         if self.pool.runtime_has_ended() {
             self.service.stop.cancel();
-            return Err(ToolError::runtime_ended(false).into());
+            return Err(ToolError::RuntimeEnded { may_have_run: false }.into());
         }
         self.hide();
         self.service.stopping.cancel();
@@ -329,7 +329,11 @@ impl Snakepit {
         self.service.tasks.close();
         self.service.tasks.wait().await;
         // The runtime may have ended in the meantime, because a program can wait for the shutdown on another runtime.
-        if self.pool.runtime_has_ended() { Err(ToolError::runtime_ended(false).into()) } else { Ok(()) }
+        if self.pool.runtime_has_ended() {
+            Err(ToolError::RuntimeEnded { may_have_run: false }.into())
+        } else {
+            Ok(())
+        }
     }
 }
 

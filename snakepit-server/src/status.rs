@@ -1,4 +1,4 @@
-//! Creates the gRPC statuses of the host. No other module constructs a status.
+//! Makes the gRPC statuses of the host. No other module constructs a status.
 //!
 //! Every error becomes a [`Fault`], whose reason determines the code. The page
 //! [errors.md](https://github.com/snakepit-rs/snakepit/blob/main/docs/errors.md) lists the reasons. The details of a status contain
@@ -9,7 +9,7 @@
 //! - a `ToolFailure`, if the tool raised an exception in a stream (a unary call returns `success = false`), or with the last output
 //!   of a lost worker.
 //!
-//! `fault_to_wire` truncates each status to the size of trailers that HTTP/2 peers accept.
+//! The printer truncates each status to the size of trailers that HTTP/2 peers accept.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use snakepit_proto::status::request_too_large;
 use snakepit_registry::{Code, Fault, Reason, ToolError};
 use snakepit_session::SessionError;
 use snakepit_wire::fault_to_wire;
-/// The gRPC status, from the version of `tonic` that this crate uses.
+/// The gRPC status of the version of `tonic` that this crate uses.
 pub use tonic::Status;
 
 pub use snakepit_client::status::to_tool_error;
@@ -58,9 +58,9 @@ pub(crate) fn rpc_deadline_exceeded() -> Status {
     status(Reason::DeadlineExceeded, "the deadline passed before the host had an answer; raise the timeout")
 }
 
-/// The status that ends open-ended streams when the host stops. `delivered` states whether calls of the stream may have run.
-pub(crate) fn shutting_down(delivered: bool) -> Status {
-    from_tool_error(ToolError::ShuttingDown { delivered })
+/// The status that ends open-ended streams when the host stops. `may_have_run` states whether calls of the stream may have run.
+pub(crate) fn shutting_down(may_have_run: bool) -> Status {
+    from_tool_error(ToolError::ShuttingDown { may_have_run })
 }
 
 /// The status that ends the `Multiplex` stream of an evicted connection. No call of the stream is running, and none has begun without
@@ -68,7 +68,7 @@ pub(crate) fn shutting_down(delivered: bool) -> Status {
 pub(crate) fn connection_evicted() -> Status {
     let message =
         "the host closed this idle connection to make room for another; the call was not begun, repeat it";
-    fault_to_wire(Fault::new(Reason::ConnectionLost, message).with_delivered(false))
+    fault_to_wire(Fault::new(Reason::ConnectionLost, message).with_may_have_run(false))
 }
 
 /// The status for requests on a connection above the limit of connections.
@@ -103,10 +103,10 @@ pub(crate) const fn answer_dropped(BudgetExhausted { used, limit }: BudgetExhaus
     ToolError::AnswerDropped { used, limit }
 }
 
-/// The status that ends a stream whose next message exceeds a budget. `delivered` states whether an earlier message arrived,
+/// The status that ends a stream whose next message exceeds a budget. `may_have_run` states whether an earlier message arrived,
 /// whose calls may have begun.
-pub(crate) fn stream_rejected(error: ToolError, delivered: bool) -> Status {
-    fault_to_wire(Fault::from(error).with_delivered(delivered))
+pub(crate) fn stream_rejected(error: ToolError, may_have_run: bool) -> Status {
+    fault_to_wire(Fault::from(error).with_may_have_run(may_have_run))
 }
 
 fn overloaded(holders: &str, BudgetExhausted { used, limit }: BudgetExhausted) -> ToolError {
@@ -187,9 +187,7 @@ pub(crate) fn incompatible_worker(problem: &str) -> Status {
 /// The status for a tool that returned an unexpected kind of reply, such as a stream instead of a value.
 #[must_use]
 pub fn unexpected_reply(tool: &str, got: &str, expected: &str) -> Status {
-    from_tool_error(ToolError::Internal {
-        problem: format!("tool `{tool}` answered with {got} instead of {expected}"),
-    })
+    from_tool_error(ToolError::internal(format!("tool `{tool}` answered with {got} instead of {expected}")))
 }
 
 fn status(reason: Reason, message: impl Into<String>) -> Status {

@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use snakepit_registry::{Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
 use tokio::{sync::broadcast, time::Instant};
 
-/// The maximum number of events that a slow subscriber may fall behind before it loses the oldest.
+/// The most events that a slow subscriber may fall behind before it loses the oldest.
 const BACKLOG: usize = 1024;
 
 /// The channel for events of calls.

@@ -19,7 +19,7 @@
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), snakepit_server::Error> {
 //! let add = FnTool::typed("add", |pair: Pair| async move { pair.a + pair.b });
-//! let workers = InProcessWorkers::new().tool(add.describe(ToolSpec::idempotent));
+//! let workers = InProcessWorkers::new().fn_tool(add.describe(ToolSpec::idempotent));
 //! let snakepit = Snakepit::builder().launcher(Arc::new(workers.clone())).workers(2).start().await?;
 //!
 //! // The first worker crashes during the call, and the pool repeats the call on the other one.

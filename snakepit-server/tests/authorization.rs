@@ -1,4 +1,4 @@
-//! The program authorizes each operation of a client, in every RPC, and tools receive the principal of their caller.
+//! The host asks the program about each operation of a client, whatever the RPC, and tells tools who calls them.
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::{
@@ -27,8 +27,8 @@ impl Fixture {
     async fn start(configure: impl FnOnce(Builder) -> Builder) -> Self {
         let run_dir = tempfile::tempdir().unwrap();
         let workers = InProcessWorkers::new()
-            .tool(FnTool::typed("value", |_: Value| async { 1 }))
-            .tool(FnTool::new("stream", |_: Value| futures_util::stream::iter([1])));
+            .fn_tool(FnTool::typed("value", |_: Value| async { 1 }))
+            .fn_tool(FnTool::new("stream", |_: Value| futures_util::stream::iter([1])));
         let caller = FnTool::new("caller", |_: Value, context: ToolContext| async move {
             context.principal.name().into_owned()
         });
@@ -87,7 +87,7 @@ async fn every_rpc_asks_for_permission() {
         "Multiplex",
     ];
 
-    let fixture = Fixture::start(|builder| builder.authorize(|_, _| Err(Denied::new("on purpose")))).await;
+    let fixture = Fixture::start(|builder| builder.authorize(|_, _| Err(Denied::new("nobody may")))).await;
     let mut client = Grpc::new(fixture.channel().await);
     let mut denied = 0;
     for (rpc, is_streaming) in rpcs() {
@@ -123,7 +123,7 @@ async fn every_rpc_asks_for_permission() {
         client.execute_elixir_tool(of_host()).await.map(drop).unwrap_err(),
         client.execute_streaming_elixir_tool(of_host()).await.map(drop).unwrap_err(),
     ] {
-        assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "access denied: on purpose"));
+        assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "access denied: nobody may"));
     }
     // The client of this project uses `Multiplex`.
     let error = fixture.tcp_client().await.execute::<i64>("value", ()).await.unwrap_err();
@@ -151,7 +151,7 @@ async fn the_function_receives_the_principal_and_the_operation() {
         operations();
         client.session("s").await.unwrap();
         let answer = client.call("caller").session("s").unary::<String>().await.unwrap().value;
-        assert_eq!(answer, name, "the tool receives the principal of its caller");
+        assert_eq!(answer, name, "the tool learns who calls it");
         let asked = operations();
         let expected = [
             (name.to_owned(), "WriteSession { session: \"s\" }".to_owned()),

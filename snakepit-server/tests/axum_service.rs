@@ -49,7 +49,7 @@ async fn the_example_serves_json_events_and_grpc_and_shuts_down_as_one() {
     let count = FnTool::new("count", |arguments: BTreeMap<String, u64>| {
         stream::iter(1..=arguments["n"]).chain(stream::pending())
     });
-    let workers = InProcessWorkers::new().tool(add).tool(count);
+    let workers = InProcessWorkers::new().fn_tool(add).fn_tool(count);
     let snakepit = Snakepit::builder()
         .launcher(Arc::new(workers))
         .workers(4)

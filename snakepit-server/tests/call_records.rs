@@ -29,13 +29,13 @@ impl Fixture {
         let run_dir = tempfile::tempdir().unwrap();
         let strict = FnTool::typed("strict", |_: Value| async { 1 });
         let workers = InProcessWorkers::new()
-            .tool(FnTool::typed("value", |_: Value| async { 1 }))
-            .tool(FnTool::typed("fail", |_: Value| async { Err::<(), _>("on purpose") }))
-            .tool(FnTool::typed("endless", |_: Value| std::future::pending::<()>()))
-            .tool(FnTool::new("chunks", |_: Value| stream::iter([1, 2, 3])))
-            .tool(FnTool::new("broken", |_: Value| stream::iter([Ok(1), Err("on purpose")])))
-            .tool(FnTool::new("open", |_: Value| stream::iter([1]).chain(stream::pending())))
-            .tool(
+            .fn_tool(FnTool::typed("value", |_: Value| async { 1 }))
+            .fn_tool(FnTool::typed("fail", |_: Value| async { Err::<(), _>("on purpose") }))
+            .fn_tool(FnTool::typed("endless", |_: Value| std::future::pending::<()>()))
+            .fn_tool(FnTool::new("chunks", |_: Value| stream::iter([1, 2, 3])))
+            .fn_tool(FnTool::new("broken", |_: Value| stream::iter([Ok(1), Err("on purpose")])))
+            .fn_tool(FnTool::new("open", |_: Value| stream::iter([1]).chain(stream::pending())))
+            .fn_tool(
                 strict.describe(|spec| spec.parameter("n", "integer", "A number").deny_unknown_arguments()),
             );
         let records = Arc::new(Mutex::new(Vec::new()));
@@ -219,7 +219,7 @@ async fn a_call_that_a_layer_rejects_and_a_call_of_a_client_have_a_record() {
     let record = fixture.only_record("value");
     assert_eq!((record.outcome, record.reason()), (CallOutcome::Rejected, Some(Reason::Overloaded)));
     assert_eq!((record.attempts, record.queued), (0, None));
-    assert!(matches!(record.error, Some(ToolError::Layer { delivered: false, .. })));
+    assert!(matches!(record.error, Some(ToolError::Layer { may_have_run: false, .. })));
     // The host learns of the cancellation later.
     drop(endless);
     while fixture.records.lock().unwrap().is_empty() {

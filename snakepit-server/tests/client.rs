@@ -1,4 +1,4 @@
-//! The options, the operations and the closing of a client, with hosts in this process.
+//! The options, the end and the operations of the client, against hosts in this process.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests may panic and detach tasks")]
 
 use std::{
@@ -81,10 +81,10 @@ impl Fixture {
         let mut opens_late = ToolSpec::new("opens_late");
         opens_late.supports_streaming = true;
         let workers = InProcessWorkers::new()
-            .tool(FnTool::typed("name", move |_: BTreeMap<String, Value>| async move { name }))
-            .tool(endless)
-            .handler(ToolSpec::new("gated"), Arc::new(gated.clone()))
-            .handler(opens_late, Arc::new(gated.clone()));
+            .fn_tool(FnTool::typed("name", move |_: BTreeMap<String, Value>| async move { name }))
+            .fn_tool(endless)
+            .tool(ToolSpec::new("gated"), Arc::new(gated.clone()))
+            .tool(opens_late, Arc::new(gated.clone()));
         let snakepit = Snakepit::builder()
             .launcher(Arc::new(workers))
             .workers(8)
@@ -119,7 +119,7 @@ async fn require_token(request: Request, next: Next) -> Response {
 }
 
 #[tokio::test]
-async fn layers_see_the_token_and_a_missing_token_is_denied() {
+async fn tokens_pass_layers_and_a_missing_one_is_denied_access() {
     let host = Fixture::start("a").await;
     let guarded = host.snakepit.routes().into_axum_router().layer(middleware::from_fn(require_token));
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -177,7 +177,7 @@ async fn a_permission_that_is_revoked_denies_access_to_each_kind_of_request() {
 }
 
 #[tokio::test]
-async fn the_client_fails_over_when_a_host_is_lost() {
+async fn the_client_moves_to_the_next_address_when_a_host_is_lost() {
     let (first, second) = (Fixture::start("first").await, Fixture::start("second").await);
     let second_address = format!("unix:{}", second.snakepit.socket().display());
     let client = Client::builder().fallback(second_address).connect(&first.address()).await.unwrap();
@@ -192,7 +192,7 @@ async fn the_client_fails_over_when_a_host_is_lost() {
 }
 
 #[tokio::test]
-async fn requests_other_than_calls_fail_over_too() {
+async fn requests_other_than_calls_move_to_the_next_address_too() {
     let (first, second) = (Fixture::start("first").await, Fixture::start("second").await);
     let client = Client::builder().fallback(second.address()).connect(&first.address()).await.unwrap();
     first.snakepit.shutdown().await.unwrap();
@@ -408,7 +408,7 @@ async fn a_layer_can_end_requests_with_a_status() {
 async fn a_call_at_most_once_is_not_repeated_although_its_tool_is_idempotent() {
     let run_dir = tempfile::tempdir().unwrap();
     let one = FnTool::typed("one", |_: BTreeMap<String, Value>| async { 1 }).describe(ToolSpec::idempotent);
-    let workers = InProcessWorkers::new().tool(one);
+    let workers = InProcessWorkers::new().fn_tool(one);
     let builder = Snakepit::builder().launcher(Arc::new(workers.clone())).workers(2).run_dir(run_dir.path());
     let snakepit = builder.start().await.unwrap();
     let client = Client::connect(&format!("unix:{}", snakepit.socket().display())).await.unwrap();

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests may panic and detach tasks")]
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -14,8 +15,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use snakepit_server::{
-    Builder, Error, FnTool, Host, HostToolStatus, SessionHandle, Snakepit, State, ToolCall, ToolContext,
-    ToolError, testing::InProcessWorkers,
+    Builder, Error, FnTool, Host, HostToolStatus, Payload, SessionHandle, Snakepit, State, ToolCall,
+    ToolContext, ToolError, testing::InProcessWorkers,
 };
 use tower::util::MapRequestLayer;
 
@@ -31,9 +32,8 @@ struct Order {
 struct Prices(Arc<[(&'static str, f64)]>);
 
 fn builder(dir: &tempfile::TempDir) -> Builder {
-    let double =
-        FnTool::typed("double", |args: std::collections::HashMap<String, i64>| async move { args["n"] * 2 });
-    let workers = InProcessWorkers::new().tool(double);
+    let double = FnTool::typed("double", |args: HashMap<String, i64>| async move { args["n"] * 2 });
+    let workers = InProcessWorkers::new().fn_tool(double);
     Snakepit::builder().launcher(Arc::new(workers)).workers(2).run_dir(dir.path())
 }
 
@@ -153,5 +153,38 @@ async fn counters_show_every_end_of_a_call() {
         assert_eq!((dropped.calls, dropped.cancelled, dropped.in_flight), (1, 1, 0), "{name}");
     }
     assert!(status(&snakepit, "hang").total_time >= Duration::from_millis(20));
+    snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_fit_a_message_to_a_worker_is_too_large() {
+    use snakepit_proto::{pb, status::details_of};
+
+    // Workers receive the buffer twice: inline for those of the original Snakepit, and as bytes.
+    let answer =
+        |arguments: HashMap<String, usize>| async move { Payload::bytes(vec![0; arguments["bytes"]].into()) };
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = builder(&dir).host_tool("zeros", answer).start().await.unwrap();
+    let url = format!("unix://{}", snakepit.socket().display());
+    let channel = tonic::transport::Endpoint::try_from(url).unwrap().connect().await.unwrap();
+    let mut client = pb::bridge_service_client::BridgeServiceClient::new(channel);
+    let mut call = async |bytes: &'static str| {
+        let parameters = [(
+            "bytes".to_owned(),
+            pb::Any { type_url: "type.googleapis.com/snakepit.integer".to_owned(), value: bytes.into() },
+        )];
+        let tool_name = "zeros".to_owned();
+        client
+            .execute_elixir_tool(pb::ExecuteElixirToolRequest {
+                tool_name,
+                parameters: parameters.into(),
+                ..Default::default()
+            })
+            .await
+    };
+    assert_eq!(call("1000").await.unwrap().into_inner().binary_result.len(), 1000);
+    let error = call("60000000").await.unwrap_err();
+    assert_eq!(details_of(&error).reason.as_deref(), Some("ANSWER_TOO_LARGE"), "{error:?}");
+    assert!(call("1000").await.is_ok(), "the connection remains");
     snakepit.shutdown().await.unwrap();
 }

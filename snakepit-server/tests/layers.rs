@@ -59,9 +59,8 @@ impl Fixture {
         let mut stream = ToolSpec::new("stream");
         stream.supports_streaming = true;
         let handler: Arc<dyn ToolHandler> = Arc::new(gated);
-        let workers = InProcessWorkers::new()
-            .handler(ToolSpec::new("gated"), Arc::clone(&handler))
-            .handler(stream, handler);
+        let workers =
+            InProcessWorkers::new().tool(ToolSpec::new("gated"), Arc::clone(&handler)).tool(stream, handler);
         let builder = Snakepit::builder().launcher(Arc::new(workers)).workers(4).run_dir(run_dir.path());
         let snakepit = configure(builder).start().await.unwrap();
         Self { snakepit, started, permits, _run_dir: run_dir }

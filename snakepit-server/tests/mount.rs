@@ -1,4 +1,4 @@
-//! The gRPC services of a host, mounted in another server: limits, deadlines, roles and shutdown.
+//! The gRPC services of a host in another server: limits, deadlines, roles and the end of the host.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests may panic and detach tasks")]
 
 use std::{
@@ -37,7 +37,7 @@ impl Fixture {
         let endless =
             FnTool::new("endless", |_: BTreeMap<String, u64>| stream::iter([1]).chain(stream::pending()));
         let sleep = FnTool::typed("sleep", |_: BTreeMap<String, u64>| std::future::pending::<i64>());
-        let workers = InProcessWorkers::new().tool(echo).tool(endless).tool(sleep);
+        let workers = InProcessWorkers::new().fn_tool(echo).fn_tool(endless).fn_tool(sleep);
         let builder = Snakepit::builder().launcher(Arc::new(workers)).workers(2).run_dir(run_dir.path());
         Self { snakepit: configure(builder).start().await.unwrap(), _run_dir: run_dir }
     }

@@ -9,7 +9,7 @@ use snakepit_server::{
     StartErrorKind, ValueType, VariableName, VariableType, error_chain, settings, testing::InProcessWorkers,
 };
 
-/// Returns the message with its sources. Flags belong to the daemon, so no message of the library may contain one.
+/// The message with its sources. Flags belong to the daemon, so no message of a library contains one.
 fn shown(error: &(dyn std::error::Error + 'static)) -> String {
     let text = error_chain(error).to_string();
     assert!(!text.contains("--") && !text.contains("snakepit.toml"), "{text}");
@@ -34,7 +34,7 @@ async fn failed(builder: Builder, kind: StartErrorKind, needles: &[&str]) -> Sta
 }
 
 #[tokio::test]
-async fn start_errors_have_kinds_and_name_methods() {
+async fn the_errors_of_a_start_have_kinds_and_name_methods() {
     use StartErrorKind as Kind;
     let dir = tempfile::tempdir().unwrap();
     let workers = || Arc::new(InProcessWorkers::new());
@@ -96,7 +96,7 @@ async fn start_errors_have_kinds_and_name_methods() {
     let late = host_of(&launcher, dir.path()).start_timeout(Duration::from_millis(50));
     failed(late, Kind::Timeout, &["not ready within 50ms", "raise `Builder::start_timeout`"]).await;
     let tool = || FnTool::typed("add", |(): ()| async { 1 });
-    let twice = host_of(&Arc::new(InProcessWorkers::new().tool(tool())), dir.path()).fn_tool(tool());
+    let twice = host_of(&Arc::new(InProcessWorkers::new().fn_tool(tool())), dir.path()).fn_tool(tool());
     let rejected = "the host rejected the tools of worker `default-0-1`: tool name `add` is taken by host";
     failed(twice, Kind::Tools, &[rejected]).await;
 

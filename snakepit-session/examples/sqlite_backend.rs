@@ -1,5 +1,5 @@
-//! Stores sessions in SQLite, with a session backend that is only a [`KeyValueStore`]. Run it with `cargo run -p snakepit-session
-//! --example sqlite_backend`.
+//! Sessions in SQLite: a session backend that consists of a [`KeyValueStore`]. Run it with
+//! `cargo run -p snakepit-session --example sqlite_backend`.
 
 use rusqlite::{Connection, OptionalExtension, params};
 use snakepit_session::{

@@ -5,6 +5,8 @@ use std::{fmt, marker::PhantomData, str::FromStr};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::SharedError;
+
 mod array;
 mod dtype;
 mod element;
@@ -12,6 +14,7 @@ mod items;
 #[cfg(feature = "ndarray")]
 mod ndarray;
 mod read;
+mod serde_form;
 mod specials;
 pub(crate) mod whole;
 
@@ -104,20 +107,20 @@ pub enum PayloadError {
         name: String,
     },
     /// The Rust value does not serialize to JSON.
-    #[error("value cannot be serialized to JSON: {problem}")]
+    #[error("value cannot be serialized to JSON")]
     Serialize {
         /// The error of serde.
-        problem: String,
+        source: SharedError,
     },
     /// The payload's JSON does not match the requested Rust type.
-    #[error("{ty} value does not fit {target}: {problem}")]
+    #[error("{ty} value does not fit {target}")]
     Deserialize {
         /// The payload's type.
         ty: ValueType,
         /// The Rust type.
         target: &'static str,
         /// The error of serde.
-        problem: String,
+        source: SharedError,
     },
     /// The JSON does not match the declared type.
     #[error("value is declared as {ty}, but it is {found}")]
@@ -168,6 +171,9 @@ pub enum PayloadError {
 /// [`to_serde`](Self::to_serde) reads any value. [`shape`](Self::shape), [`dtype`](Self::dtype) and [`items`](Self::items)
 /// read the buffer of an array in place.
 ///
+/// As a part of another value, such as a `Vec<Payload>`, it serializes to JSON as its value. A payload with a buffer then is an
+/// error, because JSON has no form for it. Binary formats, such as the MessagePack of stored sessions, keep all parts.
+///
 /// ```
 /// use snakepit_session::{Payload, ValueType};
 ///
@@ -176,12 +182,14 @@ pub enum PayloadError {
 ///
 /// let misfit = number.to_serde::<String>().unwrap_err();
 /// assert!(misfit.to_string().starts_with("integer value does not fit"));
+/// // The sources of the error have the details.
+/// assert!(snakepit_session::error_chain(&misfit).to_string().contains("expected a string"));
 ///
 /// let buffer = Payload::bytes(bytes::Bytes::from_static(b"PNG"));
 /// assert_eq!(buffer.binary().map(|bytes| &bytes[..]), Some(&b"PNG"[..]));
 /// # Ok::<(), snakepit_session::PayloadError>(())
 /// ```
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Payload {
     ty: ValueType,
     json: Bytes,
@@ -280,8 +288,8 @@ impl Payload {
     /// # Errors
     /// [`PayloadError::Serialize`] if serde fails, for example for a map whose keys are not strings.
     pub fn try_from_serde<T: Serialize + ?Sized>(value: &T) -> Result<Self, PayloadError> {
-        let json =
-            serde_json::to_vec(value).map_err(|e| PayloadError::Serialize { problem: e.to_string() })?;
+        let json = serde_json::to_vec(value)
+            .map_err(|error| PayloadError::Serialize { source: SharedError::new(error) })?;
         Ok(Self::of_json(json.into()))
     }
 
@@ -310,10 +318,10 @@ impl Payload {
     /// [`PayloadError::Deserialize`] if the value is malformed or does not match `T`.
     pub fn to_serde<T: DeserializeOwned>(&self) -> Result<T, PayloadError> {
         let value = self.read(PhantomData).or_else(|_| self.read_whole(PhantomData));
-        value.map_err(|e| PayloadError::Deserialize {
+        value.map_err(|error| PayloadError::Deserialize {
             ty: self.ty,
             target: std::any::type_name::<T>(),
-            problem: e.to_string(),
+            source: SharedError::new(error),
         })
     }
 
@@ -403,6 +411,8 @@ fn mismatch(ty: ValueType, json: &[u8]) -> PayloadError {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, error::Error};
+
     use super::*;
 
     #[test]
@@ -420,8 +430,12 @@ mod tests {
 
     #[test]
     fn a_type_mismatch_names_both_types() {
-        let error = Payload::try_from_serde("x").unwrap().to_serde::<u8>().unwrap_err().to_string();
-        assert!(error.starts_with("string value does not fit u8"), "{error}");
+        let error = Payload::try_from_serde("x").unwrap().to_serde::<u8>().unwrap_err();
+        assert_eq!(error.to_string(), "string value does not fit u8");
+        let source = error.source().unwrap();
+        assert!(source.to_string().contains("expected u8"), "{source}");
+        let keys = Payload::try_from_serde(&BTreeMap::from([(vec![1], 2)])).unwrap_err();
+        assert!(matches!(&keys, PayloadError::Serialize { source } if source.is::<serde_json::Error>()));
     }
 
     #[test]

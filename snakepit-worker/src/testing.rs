@@ -31,7 +31,7 @@ use crate::{
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let workers = InProcessWorkers::new().tool(FnTool::typed("now", |(): ()| async { 12 }));
+/// let workers = InProcessWorkers::new().fn_tool(FnTool::typed("now", |(): ()| async { 12 }));
 /// workers.fail_launches(1, "no memory");
 /// let launch = || workers.launch(LaunchRequest::new(WorkerId::new("w")));
 /// assert_eq!(launch().await.unwrap_err().to_string(), "worker cannot start: no memory");
@@ -82,7 +82,7 @@ enum LaunchOutcome {
     Delay(Duration),
 }
 
-/// The lifecycle of a worker. `crash` makes its driver end it, and `end` ends its calls. Both hold the reason.
+/// The lifecycle of a worker. `crash` asks its driver to end it, and `end` ends its calls. Both hold the reason.
 #[derive(Debug, Default)]
 struct Lifecycle {
     crash: watch::Sender<Option<ExitReason>>,
@@ -98,7 +98,7 @@ impl InProcessWorkers {
 
     /// Adds a tool that each worker announces and runs.
     #[must_use]
-    pub fn tool(self, tool: FnTool) -> Self {
+    pub fn fn_tool(self, tool: FnTool) -> Self {
         let spec = tool.spec().clone();
         let only_streams = spec.supports_streaming;
         self.add(Tool { spec, handler: Arc::new(tool), only_streams })
@@ -106,7 +106,7 @@ impl InProcessWorkers {
 
     /// Adds a tool with any handler.
     #[must_use]
-    pub fn handler(self, spec: ToolSpec, handler: Arc<dyn ToolHandler>) -> Self {
+    pub fn tool(self, spec: ToolSpec, handler: Arc<dyn ToolHandler>) -> Self {
         self.add(Tool { spec, handler, only_streams: false })
     }
 
@@ -290,7 +290,7 @@ impl Handler {
         let handler = match (state.tools.get(&name), &state.any_tool) {
             (Some(tool), _) if tool.only_streams && call.mode == CallMode::Unary => {
                 let problem = "streams; call it for a stream of chunks".to_owned();
-                return Err(ToolError::Unsupported { tool: name, problem, delivered: false });
+                return Err(ToolError::Unsupported { tool: name, problem, may_have_run: false });
             }
             (Some(Tool { handler, .. }), _) | (None, Some(handler)) => Arc::clone(handler),
             (None, None) => return Err(ToolError::NotFound { tool: name, suggestion: None }),
@@ -308,7 +308,14 @@ impl Handler {
 
 fn lost(worker: &WorkerId, reason: &ExitReason) -> ToolError {
     let (worker, reason) = (worker.to_string(), reason.to_string());
-    ToolError::WorkerLost { worker, reason, delivered: true, output_lines: Vec::new(), retry_after: None }
+    ToolError::WorkerLost {
+        worker,
+        reason,
+        may_have_run: true,
+        output_lines: Vec::new(),
+        retry_after: None,
+        source: None,
+    }
 }
 
 #[async_trait]
@@ -369,10 +376,10 @@ mod tests {
     fn workers() -> InProcessWorkers {
         let endless = || stream::iter([1, 2]).chain(stream::pending());
         InProcessWorkers::new()
-            .tool(FnTool::typed("unit", |(): ()| async {}))
-            .tool(FnTool::typed("hang", |(): ()| std::future::pending::<()>()))
-            .tool(FnTool::new("count", || stream::iter([1, 2])))
-            .tool(FnTool::new("endless", endless))
+            .fn_tool(FnTool::typed("unit", |(): ()| async {}))
+            .fn_tool(FnTool::typed("hang", |(): ()| std::future::pending::<()>()))
+            .fn_tool(FnTool::new("count", || stream::iter([1, 2])))
+            .fn_tool(FnTool::new("endless", endless))
     }
 
     async fn chunks(worker: &Worker, tool: &str) -> snakepit_registry::ChunkStream {
@@ -415,7 +422,7 @@ mod tests {
         };
         let (lost, was_alive) = tokio::join!(hanging, crash);
         let lost = lost.unwrap_err();
-        assert!(was_alive && matches!(&lost, ToolError::WorkerLost { delivered: true, .. }), "{lost}");
+        assert!(was_alive && matches!(&lost, ToolError::WorkerLost { may_have_run: true, .. }), "{lost}");
         assert!(matches!(chunks.next().await, Some(Err(ToolError::WorkerLost { .. }))));
         assert!(chunks.next().await.is_none());
         assert_eq!(worker.exited().await.reason, ExitReason::Signal { name: "SIGSEGV".to_owned() });

@@ -284,7 +284,7 @@ async fn a_full_disk_rejects_writes_until_space_is_free() {
         rejected.message().contains("the disk is almost full: ") && rejected.message().contains(hint),
         "{rejected:?}"
     );
-    assert!(details_of(&rejected).is_undelivered(), "nothing was written: {rejected:?}");
+    assert!(details_of(&rejected).cannot_have_run(), "nothing was written: {rejected:?}");
     for name in &stored {
         let get = pb::GetProgramRequest { session_id: "s".into(), name: name.clone(), global: false };
         let found = client.get_program(get).await.unwrap().into_inner().program.unwrap();

@@ -34,7 +34,7 @@ fn builder(dir: &tempfile::TempDir) -> Builder {
 fn without_python(dir: &tempfile::TempDir) -> Builder {
     let tool = Tool::typed("unit", |(): ()| async { Ok::<_, Infallible>(()) });
     Snakepit::builder()
-        .launcher(Arc::new(InProcessWorkers::new().tool(tool)))
+        .launcher(Arc::new(InProcessWorkers::new().fn_tool(tool)))
         .run_dir(dir.path())
         .workers(1)
         .host_tool("echo", |args: Value| async move { Ok::<_, Infallible>(args) })
@@ -170,7 +170,7 @@ fn a_host_in_a_static_reports_that_its_runtime_has_ended() {
             );
         }
         let error = tool_error(host.shutdown().await.unwrap_err());
-        assert!(matches!(error, ToolError::NoRuntime { .. }), "{error}");
+        assert!(matches!(error, ToolError::RuntimeEnded { .. }), "{error}");
         assert!(start.elapsed() < 5 * SECOND);
     });
 }

@@ -12,7 +12,7 @@ use crate::{
 /// The files that every package contains.
 const REQUIRED: [&str; 5] = ["Cargo.toml", "Cargo.toml.orig", "README.md", "LICENSE-MIT", "LICENSE-APACHE"];
 
-/// The other directories and files that may be at the top of a package.
+/// The directories and files at the top of a package. Everything else is there by mistake.
 const ALLOWED: [&str; 9] = [
     ".cargo_vcs_info.json",
     "Cargo.lock",
@@ -25,7 +25,7 @@ const ALLOWED: [&str; 9] = [
     "build.rs",
 ];
 
-/// The maximum size of a package, in bytes. crates.io rejects packages above 10 MiB.
+/// The largest package, in bytes. crates.io rejects packages of more than 10 MiB.
 const MAX_BYTES: u64 = 2 * 1024 * 1024;
 
 #[derive(Debug, clap::Args)]
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_package_has_its_licences_and_only_sources() {
+    fn a_package_has_its_licences_and_nothing_else_than_sources() {
         let files = |extra: &[&str]| {
             REQUIRED.iter().chain(extra).map(|file| (*file).to_owned()).collect::<BTreeSet<String>>()
         };

@@ -56,7 +56,7 @@ pub(crate) fn run() -> Result<()> {
     for (page, language, index, source) in EXAMPLES {
         let text =
             |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("cannot read {path}"));
-        // Guides quote contiguous lines of Rust, so that each name in a block is defined there.
+        // Guides quote Rust without gaps, so that each name in a block is defined there.
         let find = if page.starts_with("docs/") && language == "rust" { gap } else { difference };
         if let Some(problem) = find(&text(page)?, language, index, &text(source)?) {
             violations.push(format!("{page}: its {language} code differs from {source}: {problem}"));
@@ -130,8 +130,8 @@ fn difference(page: &str, language: &str, index: usize, source: &str) -> Option<
     code(block).into_iter().find(|line| !source.any(|other| other == *line)).map(|line| format!("`{line}`"))
 }
 
-/// Finds the first part of a page's code block, up to an empty line, that the source file does not contain as contiguous lines.
-/// The parts must have the same order as in the file.
+/// Finds the first part of a page's code block, up to an empty line, that the source file does not contain without gaps. The
+/// parts must have the same order as in the file.
 fn gap(page: &str, language: &str, index: usize, source: &str) -> Option<String> {
     let Some(block) = block(page, language, index) else { return Some(format!("no block {index}")) };
     let source = code(source);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn guides_quote_contiguous_lines() {
+    fn code_in_guides_must_have_no_gaps() {
         let example = "fn main() {\n    one();\n\n    two();\n    println!(\"2\");\n    three();\n}\n";
         let gap = |block: &str| gap(&format!("```rust\n{block}```\n"), "rust", 0, example);
         for good in ["one();\ntwo();\n", "one();\n\nthree();\n", "two();\nthree();\n}\n", "\none();\n"] {

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The time that a call waits for its handler's error after its worker has exited. The handler usually reports the loss
-/// itself, and only the handler knows whether the call was delivered.
+/// itself, and only the handler knows whether the call may have run.
 const HANDLER_GRACE: Duration = Duration::from_millis(50);
 
 /// Holds a worker for one call. Dropping a lease before [`finish`](Self::finish) abandons the call. The worker then gets no
@@ -118,9 +118,11 @@ impl Lease {
             }
             Some(LeaseSignal::DeadlineExceeded) => return Poll::Ready(Err(self.deadline_exceeded())),
             Some(LeaseSignal::ShuttingDown) => {
-                return Poll::Ready(Err(ToolError::ShuttingDown { delivered: true }));
+                return Poll::Ready(Err(ToolError::ShuttingDown { may_have_run: true }));
             }
-            Some(LeaseSignal::RuntimeEnded) => return Poll::Ready(Err(ToolError::runtime_ended(true))),
+            Some(LeaseSignal::RuntimeEnded) => {
+                return Poll::Ready(Err(ToolError::RuntimeEnded { may_have_run: true }));
+            }
             Some(LeaseSignal::WorkerExited) => {}
         }
         if let Poll::Ready(output) = call(cx) {
@@ -163,9 +165,10 @@ impl Lease {
         ToolError::WorkerLost {
             worker: worker.id().to_string(),
             reason,
-            delivered: true,
+            may_have_run: true,
             output_lines,
             retry_after: None,
+            source: None,
         }
     }
 
@@ -215,15 +218,15 @@ impl Lease {
     /// Ends the lease of a call that failed.
     pub(crate) fn fail(mut self, error: ToolError) -> AttemptError {
         match error {
-            ToolError::WorkerLost { delivered, ref reason, .. } => {
-                if delivered {
+            ToolError::WorkerLost { may_have_run, ref reason, .. } => {
+                if may_have_run {
                     self.record_loss(reason);
                 }
                 self.end = LeaseEnd::Lost;
                 let was_only_call = self.driver.with_state(|state, _| state.was_only_call(self.key));
                 return AttemptError { error, was_only_call };
             }
-            // The worker rejected the call because it is stopping. The caller gets an undelivered loss, because
+            // The worker rejected the call because it is stopping. The caller gets a loss without a run, because
             // "unavailable" would refer to the pool.
             ToolError::Unavailable { reason, .. } => {
                 self.end = LeaseEnd::Retired;
@@ -232,9 +235,10 @@ impl Lease {
                 return ToolError::WorkerLost {
                     worker,
                     reason,
-                    delivered: false,
+                    may_have_run: false,
                     output_lines,
                     retry_after: None,
+                    source: None,
                 }
                 .into();
             }

@@ -107,7 +107,7 @@ mod tests {
     async fn accesses_to_cancel(calls: usize) -> usize {
         let tool = FnTool::typed("endless", |(): ()| pending::<Result<(), Infallible>>());
         let config = PoolConfig { workers: 1, queue_limit: calls, ..PoolConfig::default() };
-        let pool = Pool::start(config, Arc::new(InProcessWorkers::new().tool(tool))).unwrap();
+        let pool = Pool::start(config, Arc::new(InProcessWorkers::new().fn_tool(tool))).unwrap();
         pool.ready().await.unwrap();
         let tool = pool.tool();
         let mut running = tool.call(ToolCall::new("endless"));

@@ -53,7 +53,7 @@ fn idempotent() -> ToolCall {
 async fn calls_that_did_not_begin_are_retried_up_to_a_bound() {
     for limit in [1, 3] {
         let (attempt_count, error) = attempts(limit, ToolCall::new("t"), worker_lost(false)).await;
-        assert_eq!(attempt_count, 1 + MAX_UNDELIVERED_RETRIES);
+        assert_eq!(attempt_count, 1 + MAX_UNRUN_RETRIES);
         assert!(matches!(error, ToolError::WorkerLost { .. }), "the caller gets the last error: {error}");
     }
 }
@@ -85,7 +85,7 @@ async fn only_lost_workers_cause_retries() {
         ToolError::Overloaded { queued: 1, limit: 1, retry_after: None },
         ToolError::Failed(Box::default()),
         ToolError::Cancelled { tool: "t".to_owned() },
-        ToolError::Internal { problem: "x".to_owned() },
+        ToolError::internal("x"),
     ];
     for error in errors {
         assert_eq!(attempts(3, idempotent(), error.clone()).await.0, 1, "{error}");
@@ -97,7 +97,7 @@ async fn calls_are_not_retried_after_their_deadline() {
     let deadline = Instant::now() + Duration::from_secs(1);
     advance(Duration::from_millis(999)).await;
     let call = ToolCall::new("t").with_deadline(deadline);
-    assert_eq!(attempts(3, call.clone(), worker_lost(false)).await.0, 1 + MAX_UNDELIVERED_RETRIES);
+    assert_eq!(attempts(3, call.clone(), worker_lost(false)).await.0, 1 + MAX_UNRUN_RETRIES);
     advance(Duration::from_millis(1)).await;
     assert_eq!(attempts(3, call, worker_lost(false)).await.0, 1);
 }
@@ -121,22 +121,22 @@ async fn the_second_attempt_can_succeed() {
 async fn the_last_error_reports_that_an_earlier_attempt_may_have_run() {
     let overloaded = ToolError::Overloaded { queued: 1, limit: 1, retry_after: None };
     let expired = ToolError::DeadlineExceeded { tool: "t".to_owned(), stage: CallStage::Queued };
-    for last in [overloaded, expired, ToolError::ShuttingDown { delivered: false }, worker_lost(false)] {
-        for delivered in [false, true] {
+    for last in [overloaded, expired, ToolError::ShuttingDown { may_have_run: false }, worker_lost(false)] {
+        for may_have_run in [false, true] {
             let (inner, mut handle) = inner();
             let layer = RetryLayer { max_attempts: 3, totals: Arc::default() };
             let last = last.clone();
             let (answer, ()) = tokio::join!(
                 layer.layer(inner.map_err(AttemptError::from)).oneshot(idempotent()),
                 async move {
-                    handle.next_request().await.unwrap().1.send_error(worker_lost(delivered));
-                    // Another undelivered loss leads to further attempts.
+                    handle.next_request().await.unwrap().1.send_error(worker_lost(may_have_run));
+                    // Another loss without a run leads to further attempts.
                     while let Some((_, respond)) = handle.next_request().await {
                         respond.send_error(last.clone());
                     }
                 }
             );
-            assert_eq!(answer.unwrap_err().may_have_run(), delivered);
+            assert_eq!(answer.unwrap_err().may_have_run(), may_have_run);
         }
     }
 }

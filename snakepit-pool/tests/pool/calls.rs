@@ -120,7 +120,7 @@ async fn a_call_without_a_deadline_gets_the_default_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_was_not_delivered_is_retried_on_another_worker() {
+async fn a_call_that_cannot_have_run_is_retried_on_another_worker() {
     let (mut harness, workers) = PoolHarness::up(config(2)).await;
     let caller = harness.call_tool("t").await;
     let call = harness.next_call().await;
@@ -137,13 +137,14 @@ async fn a_call_that_was_not_delivered_is_retried_on_another_worker() {
     assert!(harness.launch().await.id.as_str().ends_with("-2"));
 }
 
-fn worker_lost(delivered: bool) -> ToolError {
+fn worker_lost(may_have_run: bool) -> ToolError {
     ToolError::WorkerLost {
         worker: String::new(),
         reason: "connection closed".to_owned(),
-        delivered,
+        may_have_run,
         output_lines: Vec::new(),
         retry_after: None,
+        source: None,
     }
 }
 
@@ -158,13 +159,13 @@ async fn a_call_that_kills_its_workers_on_receipt_gets_five_attempts() {
         call.finish(Err(worker_lost(false)));
     }
     let error = caller.error().await;
-    assert!(matches!(error, ToolError::WorkerLost { delivered: false, .. }), "{error}");
+    assert!(matches!(error, ToolError::WorkerLost { may_have_run: false, .. }), "{error}");
     assert_eq!(harness.status().calls.retried, 4);
     assert!(harness.calls.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_undelivered_call_is_retried_more_often_if_its_worker_had_other_calls() {
+async fn a_call_that_did_not_run_is_retried_more_often_if_its_worker_had_other_calls() {
     const ROUNDS: usize = 8;
     let config = PoolConfig { concurrency: 2, ..config(1) };
     let (mut harness, mut workers) = PoolHarness::up(config).await;
@@ -186,7 +187,7 @@ async fn an_undelivered_call_is_retried_more_often_if_its_worker_had_other_calls
             harness.settle().await;
         }
         killer_call.finish(Err(worker_lost(true)));
-        assert!(matches!(killer.error().await, ToolError::WorkerLost { delivered: true, .. }));
+        assert!(matches!(killer.error().await, ToolError::WorkerLost { may_have_run: true, .. }));
         victim_call.finish(Err(worker_lost(false)));
         if let Some(worker) = worker {
             worker.exit_on_command().await;

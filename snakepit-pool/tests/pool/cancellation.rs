@@ -74,7 +74,7 @@ async fn a_worker_that_cannot_confirm_a_cancellation_is_killed() {
     let running = harness.call_tool("a").await;
     let _call = harness.next_call().await;
     running.drop_call().await;
-    let problem = ToolError::Internal { problem: "unknown call".to_owned() };
+    let problem = ToolError::internal("unknown call");
     harness.next_cancel().await.answer.send(Err(problem)).unwrap();
     let WorkerCommand::Kill { reason } = workers.remove(0).exit_on_command().await else {
         panic!("it must be killed")

@@ -98,8 +98,8 @@ async fn an_attempt_that_waits_in_a_layer_ends_at_the_deadline_when_dropped_and_
         }
     });
     let ((), ()) = shutdown;
-    assert!(matches!(third.error().await, ToolError::ShuttingDown { delivered: true }));
-    assert!(matches!(waiting.await.unwrap(), Err(ToolError::ShuttingDown { delivered: false })));
+    assert!(matches!(third.error().await, ToolError::ShuttingDown { may_have_run: true }));
+    assert!(matches!(waiting.await.unwrap(), Err(ToolError::ShuttingDown { may_have_run: false })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,9 +148,10 @@ async fn a_call_that_kills_its_workers_is_not_retried_more_often_with_layers() {
         let lost = |worker: &snakepit_worker::WorkerId| ToolError::WorkerLost {
             worker: worker.to_string(),
             reason: "it exited".into(),
-            delivered: false,
+            may_have_run: false,
             output_lines: vec![],
             retry_after: None,
+            source: None,
         };
         let mut attempts = 0;
         let answer = caller.answer();

@@ -91,10 +91,10 @@ async fn a_worker_that_exits_during_a_call_loses_it_and_is_replaced() {
     workers.remove(0).exit(ExitReason::Signal { name: "SIGSEGV".to_owned() });
     let error = caller.error().await;
     assert!(start.elapsed() < Duration::from_millis(100), "promptly");
-    let ToolError::WorkerLost { worker, reason, delivered, output_lines, .. } = error else {
+    let ToolError::WorkerLost { worker, reason, may_have_run, output_lines, .. } = error else {
         panic!("{error}")
     };
-    assert_eq!((&*worker, &*reason, delivered), ("p-0-1", "it was killed by SIGSEGV", true));
+    assert_eq!((&*worker, &*reason, may_have_run), ("p-0-1", "it was killed by SIGSEGV", true));
     assert!(output_lines.is_empty(), "the pool cannot attribute output: {output_lines:?}");
 
     let launch = harness.launch().await;
@@ -117,9 +117,10 @@ async fn the_handlers_error_about_a_lost_worker_reaches_the_caller() {
     let error = ToolError::WorkerLost {
         worker: "p-0-1".to_owned(),
         reason: "connection closed".to_owned(),
-        delivered: true,
+        may_have_run: true,
         output_lines: Vec::new(),
         retry_after: None,
+        source: None,
     };
     call.finish(Err(error));
     let error = caller.error().await.to_string();

@@ -101,7 +101,7 @@ reasons! {
     "An argument is missing, unknown or of the wrong type, or another part of the request is invalid."
     InvalidArgument "INVALID_ARGUMENT" [InvalidArgument] 422 -32602 3 permanent Host
 
-    "The tool does not support this kind of call, or the host does not offer this request."
+    "The tool streams its results, or does not; or the host does not offer this request."
     Unsupported "UNSUPPORTED" [Unimplemented] 501 -32601 3 permanent Host
 
     "The tool raised an exception."
@@ -125,19 +125,19 @@ reasons! {
     "No worker can run calls now, or the host cannot be reached."
     NoWorker "NO_WORKER" [Unavailable] 503 -32034 3 transient Host
 
-    "The host is shutting down."
+    "The host is shutting down, or its tokio runtime has ended."
     ShuttingDown "SHUTTING_DOWN" [Unavailable] 503 -32034 3 transient Host
 
     "The worker is stopping. The call has not begun."
     Stopping "STOPPING" [Unavailable] 503 -32034 3 transient Host
 
-    "The tokio runtime of the host has ended, or the call was made outside of one."
-    NoRuntime "NO_RUNTIME" [Unavailable] 503 -32034 3 permanent Host
+    "A call with a deadline, or a client, was created outside of a tokio runtime."
+    NoRuntime "NO_RUNTIME" [FailedPrecondition] 500 -32029 3 permanent Host
 
     "The call would wait for itself."
     Deadlock "DEADLOCK" [FailedPrecondition] 500 -32029 3 permanent Host
 
-    "A layer or an intermediary rejected the request, or its answer cannot be used."
+    "A layer of the host's program or a program in between rejected the request, or its answer cannot be used."
     Rejected "REJECTED" [FailedPrecondition, Unknown] 502 -32029 3 permanent Host
 
     "The principal of the request may not do this, or a proxy denied access."

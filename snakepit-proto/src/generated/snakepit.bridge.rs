@@ -826,6 +826,7 @@ pub struct ToolFailure {
     /// * `attributes`: the exception's attributes that its class publishes, by name
     /// * `data`: any value that the tool attached
     /// * `python_type`: for a host tool, the exception class that Python raises: `KeyError`, or `module:Class`
+    /// * `omitted`: the names of the parts that were left out because they are too large
     #[prost(bytes = "bytes", tag = "9")]
     pub details_json: ::prost::bytes::Bytes,
 }

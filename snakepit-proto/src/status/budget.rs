@@ -2,6 +2,10 @@
 //! trailers lose the status, and with some peers the connection. This module cuts all statuses to a size that every peer
 //! accepts, with a marker at each cut.
 
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
+
 use super::{Any, Bytes, Cow, FAILURE_URL, Message, RpcStatus, Status, ToolFailure};
 
 /// The maximum size of header lists between host and workers, in bytes. It is high because the statuses of foreign workers have no
@@ -21,7 +25,7 @@ const NAME_BYTES: usize = 256;
 const IN_BAND_TEXT_BYTES: usize = 384 * 1024;
 /// The maximum total size of the output lines of such a failure, in bytes.
 const IN_BAND_OUTPUT_BYTES: usize = 256 * 1024;
-/// The maximum size of the JSON details of such a failure, in bytes. Larger details are removed, because JSON cannot be cut.
+/// The maximum size of the JSON details of such a failure, in bytes. Larger parts are removed, because JSON cannot be cut.
 const IN_BAND_DETAILS_BYTES: usize = 256 * 1024;
 
 /// Cuts a status to the budget.
@@ -63,10 +67,42 @@ pub fn bounded(mut failure: ToolFailure) -> ToolFailure {
     keep_head(&mut failure.message, IN_BAND_TEXT_BYTES);
     keep_tail(&mut failure.traceback, IN_BAND_TEXT_BYTES);
     keep_last_lines(&mut failure.output_lines, IN_BAND_OUTPUT_BYTES);
-    if failure.details_json.len() > IN_BAND_DETAILS_BYTES {
-        failure.details_json = Bytes::new();
-    }
+    fit_parts(&mut failure.details_json, IN_BAND_DETAILS_BYTES);
     failure
+}
+
+/// Cuts the JSON details of a failure to at most `limit` bytes. Keeps the parts that fit, the most useful first, and lists the
+/// others under the key `omitted`. Malformed details are removed.
+fn fit_parts(details: &mut Bytes, limit: usize) {
+    /// From the most useful part to the least useful one.
+    const PARTS: [&str; 4] = ["python_type", "data", "attributes", "args"];
+    /// The size of `"omitted":["attributes","args","data"],` with the braces.
+    const OVERHEAD: usize = 48;
+    if details.len() <= limit {
+        return;
+    }
+    let mut parts: BTreeMap<&str, &RawValue> = serde_json::from_slice(details).unwrap_or_default();
+    let mut omitted: Vec<String> =
+        parts.remove("omitted").and_then(|names| serde_json::from_str(names.get()).ok()).unwrap_or_default();
+    let mut remaining = limit.saturating_sub(OVERHEAD);
+    let mut kept = BTreeMap::new();
+    for name in PARTS {
+        let Some(value) = parts.remove(name) else { continue };
+        let size = name.len() + value.get().len() + 4;
+        if size <= remaining {
+            remaining -= size;
+            kept.insert(name, value);
+        } else if name != "python_type" {
+            omitted.push(name.to_owned());
+        }
+    }
+    omitted.retain(|name| PARTS.contains(&name.as_str()));
+    omitted.sort_unstable();
+    omitted.dedup();
+    let names = serde_json::value::to_raw_value(&omitted).ok();
+    kept.extend(names.as_deref().filter(|_| !omitted.is_empty()).map(|names| ("omitted", names)));
+    let json = serde_json::to_vec(&kept).unwrap_or_default();
+    *details = if json.len() <= limit && !kept.is_empty() { json.into() } else { Bytes::new() };
 }
 
 /// Cuts details to at most `budget` bytes, and replaces their message.
@@ -105,10 +141,9 @@ fn fit_failure(mut failure: ToolFailure, budget: usize) -> Option<ToolFailure> {
     let message = std::mem::take(&mut failure.message);
     let traceback = std::mem::take(&mut failure.traceback);
     let output = std::mem::take(&mut failure.output_lines);
-    // Reserves half of the budget for message and traceback.
-    if failure.encoded_len() > budget / 2 {
-        failure.details_json = Bytes::new();
-    }
+    // The texts need some room, too.
+    let names = failure.encoded_len() - failure.details_json.len();
+    fit_parts(&mut failure.details_json, (budget / 2).saturating_sub(names));
     // 16 bytes for the tags and lengths of message and traceback. `line_cost` includes those of lines.
     let remaining = budget.checked_sub(failure.encoded_len() + 16)?;
     let [message_share, traceback_share, output_share] =
@@ -309,13 +344,15 @@ mod tests {
     }
 
     #[test]
-    fn json_details_are_kept_whole_or_removed() {
-        for (bytes, is_kept) in [(1500, true), (4000, false)] {
+    fn parts_of_json_details_are_kept_whole_or_removed() {
+        for (args, kept_details) in [(1400, None), (4000, Some(r#"{"data":{"left":3},"omitted":["args"]}"#))]
+        {
             let mut long = failure(&"m".repeat(20_000), &"t".repeat(20_000), 1000);
-            long.details_json = "d".repeat(bytes).into();
+            let details = format!(r#"{{"args":["{}"],"data":{{"left":3}}}}"#, "d".repeat(args));
+            long.details_json = details.clone().into();
             let status = failure_status(Code::Internal, "failed", &long);
             let kept = details_of(&status).failure.unwrap();
-            assert_eq!(kept.details_json.len(), if is_kept { bytes } else { 0 });
+            assert_eq!(kept.details_json, kept_details.unwrap_or(&details));
             assert!(kept.message.ends_with(" bytes cut]") && !kept.traceback.is_empty());
             assert!(trailer_bytes(status) < TRAILER_BYTES);
         }

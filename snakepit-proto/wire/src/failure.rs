@@ -22,35 +22,31 @@ struct Details<'a> {
     data: &'a Option<Value>,
     #[serde(skip_serializing_if = "str::is_empty")]
     python_type: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    omitted: &'a [String],
 }
 
-/// The content of `details_json` as received. Parses each value separately, so that a value that Rust cannot represent, such as a
-/// huge number, does not affect the others.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct ReceivedDetails<'a> {
-    #[serde(borrow)]
-    args: Vec<&'a RawValue>,
-    #[serde(borrow)]
-    attributes: BTreeMap<String, &'a RawValue>,
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-    python_type: String,
-}
-
-/// Adds the parts of a failure that a JSON object contains, as in the field `details_json` of a `ToolFailure`. Omits malformed
-/// values.
+/// Adds the parts of an error that are in a JSON object, as in the field `details_json` of a `ToolFailure`. Parses each value
+/// separately, so that one that is malformed or has no form in Rust, such as a huge number, does not affect the others.
 pub fn add_details(failure: &mut ToolFailure, json: &[u8]) {
-    if json.is_empty() {
-        return;
-    }
-    let received: ReceivedDetails<'_> = serde_json::from_slice(json).unwrap_or_default();
-    let parse = |value: &RawValue| serde_json::from_str::<Value>(value.get()).ok();
-    failure.args = received.args.into_iter().filter_map(parse).collect();
-    let attributes = received.attributes.into_iter();
-    failure.attributes = attributes.filter_map(|(name, value)| Some((name, parse(value)?))).collect();
-    failure.data = received.data.and_then(parse);
-    failure.python_type = received.python_type;
+    let parts: BTreeMap<String, &RawValue> = match json {
+        [] => return,
+        json => serde_json::from_slice(json).unwrap_or_default(),
+    };
+    let args = part::<Vec<&RawValue>>(&parts, "args").into_iter().flatten();
+    failure.args = args.filter_map(|value| serde_json::from_str(value.get()).ok()).collect();
+    let attributes = part::<BTreeMap<String, &RawValue>>(&parts, "attributes").into_iter().flatten();
+    failure.attributes = attributes
+        .filter_map(|(name, value)| Some((name, serde_json::from_str(value.get()).ok()?)))
+        .collect();
+    failure.data = part::<Value>(&parts, "data").filter(|data| !data.is_null());
+    failure.python_type = part(&parts, "python_type").unwrap_or_default();
+    failure.omitted = part(&parts, "omitted").unwrap_or_default();
+}
+
+/// Parses one part. `None` if it is absent or malformed.
+fn part<'a, T: Deserialize<'a>>(parts: &BTreeMap<String, &'a RawValue>, name: &str) -> Option<T> {
+    parts.get(name).and_then(|value| serde_json::from_str(value.get()).ok())
 }
 
 /// Converts the failure of a tool from its message.
@@ -96,9 +92,20 @@ pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFail
         args,
         attributes,
         python_type,
+        omitted,
     } = failure;
-    let has_details = data.is_some() || !args.is_empty() || !attributes.is_empty() || !python_type.is_empty();
-    let details = Details { args: &args, attributes: &attributes, data: &data, python_type: &python_type };
+    let details = Details {
+        args: &args,
+        attributes: &attributes,
+        data: &data,
+        python_type: &python_type,
+        omitted: &omitted,
+    };
+    let has_details = data.is_some()
+        || !args.is_empty()
+        || !attributes.is_empty()
+        || !python_type.is_empty()
+        || !omitted.is_empty();
     // Values and maps of strings always serialize.
     let details_json =
         if has_details { serde_json::to_vec(&details).unwrap_or_default() } else { Vec::new() };
@@ -147,6 +154,7 @@ mod tests {
             args: vec![json!("no"), json!(2)],
             attributes: BTreeMap::from([("item".into(), json!("tea"))]),
             python_type: "shop:Missing".into(),
+            omitted: vec!["args".into()],
         };
         assert_eq!(failure_from_wire(failure_to_wire(failure.clone(), "s".into())), failure);
         let plain = ToolFailure { message: "no".into(), ..ToolFailure::default() };
@@ -166,8 +174,33 @@ mod tests {
         let mixed =
             details(&format!(r#"{{"args": [1, 1e999, "\ud800", {huge}, 2], "data": {{"a": 1}}, "new": 1}}"#));
         assert_eq!((mixed.args, mixed.data), (vec![json!(1), json!(2)], Some(json!({"a": 1}))));
+        let one_bad = details(r#"{"args": 1, "attributes": [2], "python_type": 3, "data": "kept"}"#);
+        assert_eq!(one_bad, ToolFailure { data: Some(json!("kept")), ..ToolFailure::default() });
         for malformed in ["", "{", "[]", r#"{"args": 1}"#, "\u{0}"] {
             assert_eq!(details(malformed), ToolFailure::default(), "{malformed}");
         }
+    }
+
+    #[test]
+    fn large_parts_are_dropped_one_by_one_and_named() {
+        let large = || json!("x".repeat(300 * 1024));
+        let dropped = |failure: ToolFailure| {
+            let kept = failure_from_wire(failure_to_wire(failure, String::new()));
+            (kept.args.len(), kept.attributes.len(), kept.data.is_some(), kept.omitted.join(" "))
+        };
+        let small = || ToolFailure {
+            args: vec![json!(1)],
+            attributes: BTreeMap::from([("item".into(), json!("tea"))]),
+            data: Some(json!({"left": 3})),
+            ..ToolFailure::default()
+        };
+        assert_eq!(dropped(small()), (1, 1, true, String::new()));
+        let large_args = ToolFailure { args: vec![large()], ..small() };
+        assert_eq!(dropped(large_args), (0, 1, true, "args".into()));
+        let large_data = ToolFailure { data: Some(large()), ..small() };
+        assert_eq!(dropped(large_data), (1, 1, false, "data".into()));
+        let half = || json!("x".repeat(150 * 1024));
+        let both = ToolFailure { args: vec![half()], data: Some(half()), ..small() };
+        assert_eq!(dropped(both), (0, 1, true, "args".into()), "data matters most");
     }
 }

@@ -1,4 +1,4 @@
-//! Converts faults to gRPC statuses.
+//! Prints faults as gRPC statuses.
 
 use snakepit_proto::status::{FieldViolation, StatusParts, brief, status_with_details};
 use snakepit_registry::{Fault, Reason, Violation};
@@ -34,7 +34,7 @@ pub fn fault_to_wire(fault: Fault) -> Status {
     status_with_details(code, message, parts)
 }
 
-/// The reason of a host's status. `None` for a status from another project or with a reason of a newer version.
+/// The row of the table of reasons for a status of a host. `None` for a status of another project, or of a newer version.
 #[must_use]
 pub fn reason_of(status: &Status) -> Option<Reason> {
     Reason::parse(snakepit_proto::status::details_of(status).reason.as_deref()?)

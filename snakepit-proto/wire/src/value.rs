@@ -43,6 +43,17 @@ pub fn payload_to_wire_inline(payload: Payload) -> pb::Any {
     value::encode_inline(typed(payload))
 }
 
+/// The size of the result of [`payload_to_wire_inline`] in bytes, without the names of its type and of its parts.
+#[must_use]
+pub fn inline_size(payload: &Payload) -> usize {
+    let buffer = payload.binary().map_or(0, |buffer| match payload.ty() {
+        ValueType::Bytes => buffer.len(),
+        // Base64.
+        _ => buffer.len().div_ceil(3) * 4,
+    });
+    payload.json().len() + buffer
+}
+
 /// Converts a value of a multiplexed call to a payload.
 ///
 /// # Errors
@@ -102,4 +113,23 @@ const fn type_from_wire(ty: pb::CallValueType) -> Option<ValueType> {
 fn typed(payload: Payload) -> TypedValue {
     let (ty, json, binary) = payload.into_parts();
     TypedValue { type_name: ty.as_str().into(), json, binary }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_inline_size_is_that_of_the_message() {
+        let numbers = [1.5_f64; 1000];
+        for value in [
+            Payload::null(),
+            Payload::bytes(vec![0; 1000].into()),
+            Payload::embedding(&numbers),
+            Payload::tensor(&[10, 100], &numbers).unwrap(),
+        ] {
+            let (estimate, actual) = (inline_size(&value), payload_to_wire_inline(value).value.len());
+            assert!(estimate.abs_diff(actual) < 64, "{estimate} instead of {actual}");
+        }
+    }
 }

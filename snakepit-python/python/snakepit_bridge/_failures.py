@@ -53,28 +53,66 @@ def details(error: BaseException) -> tuple[str, bytes]:
     from snakepit_bridge.errors import HostToolError, ToolError
 
     code = ""
-    parts: list[str] = []
+    encoders: dict[str, Callable[[], str | None]] = {}
     if isinstance(error, (ToolError, HostToolError)):
         code = error.code if isinstance(error.code, str) else ""
-        data = None if error.data is None else _json(error.data)
-        if data is not None:
-            parts.append(f'"data": {data}')
-    args = [text for text in map(_json, _args(error)) if text is not None]
-    if args:
-        parts.append(f'"args": [{", ".join(args)}]')
-    attributes = {}
+        if error.data is not None:
+            encoders["data"] = lambda: _json(error.data)
+    encoders["args"] = lambda: _json_args(error)
+    encoders["attributes"] = lambda: _json_attributes(error)
+    parts: list[str] = []
+    omitted: list[str] = []
+    for name, encode in encoders.items():
+        try:
+            text = encode()
+        except _TooLargeError:
+            omitted.append(f'"{name}"')
+        else:
+            if text is not None:
+                parts.append(f'"{name}": {text}')
+    if omitted:
+        parts.append(f'"omitted": [{", ".join(omitted)}]')
+    return _text(code), ("{" + ", ".join(parts) + "}").encode() if parts else b""
+
+
+#: The maximum size of a part of an exception, in characters of JSON. The host does not send larger parts.
+_MAX_PART_SIZE = 256 * 1024
+
+
+class _TooLargeError(Exception):
+    """A part of an exception is too large to be sent."""
+
+
+def _json_args(error: BaseException) -> str | None:
+    """Return the arguments that have a JSON form, as a list."""
+    texts: list[str] = []
+    remaining = _MAX_PART_SIZE
+    for value in _args(error):
+        text = _json(value, remaining)
+        # Values without a JSON form take time, too.
+        remaining -= len(text or "") + 2
+        if remaining < 0:
+            raise _TooLargeError
+        if text is not None:
+            texts.append(text)
+    return f"[{', '.join(texts)}]" if texts else None
+
+
+def _json_attributes(error: BaseException) -> str | None:
+    """Return the published attributes that have a JSON form, as an object."""
+    entries: list[str] = []
+    remaining = _MAX_PART_SIZE
     for name in _published(type(error)):
         # Importing `contextlib` would delay the start of each worker.
         try:
-            text = _json(getattr(error, name))
+            value = getattr(error, name)
         except Exception:
-            text = None
+            continue
+        text = _json(value, remaining)
         if text is not None:
-            attributes[name] = text
-    if attributes:
-        entries = ", ".join(f"{_json(name)}: {text}" for name, text in attributes.items())
-        parts.append(f'"attributes": {{{entries}}}')
-    return _text(code), ("{" + ", ".join(parts) + "}").encode() if parts else b""
+            remaining -= len(text)
+            entries.append(f"{_json(name)}: {text}")
+    return f"{{{', '.join(entries)}}}" if entries else None
 
 
 def _args(error: BaseException) -> tuple[Any, ...]:
@@ -93,14 +131,35 @@ def _published(kind: type) -> list[str]:
     return list(names)
 
 
+<<<<<<< HEAD
 def _json(value: Any) -> str | None:
     """Return the JSON form of a value, or ``None`` if it has none."""
+=======
+def _json(value: Any, limit: int = _MAX_PART_SIZE) -> str | None:
+    """Return the JSON form of a value. ``None`` if it has none.
+
+    Raises:
+        _TooLargeError: The form has more than ``limit`` characters. The rest of a list or a dictionary is not encoded.
+    """
+>>>>>>> 85151b1 (wip)
     import json
 
+    if isinstance(value, str) and len(value) > limit:
+        raise _TooLargeError
+    chunks: list[str] = []
+    size = 0
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        # Unlike `dumps`, it encodes the items one by one.
+        for chunk in json.JSONEncoder(ensure_ascii=False, allow_nan=False).iterencode(value):
+            size += len(chunk)
+            if size > limit:
+                raise _TooLargeError
+            chunks.append(chunk)
+        text = "".join(chunks)
         # Fails for lone surrogates.
         text.encode()
+    except _TooLargeError:
+        raise
     except Exception:
         return None
     return text

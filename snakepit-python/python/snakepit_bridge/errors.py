@@ -247,6 +247,7 @@ class ToolFailed(SnakepitError):  # noqa: N818
         data: Any = None,
         exception_args: Iterable[Any] = (),
         attributes: Mapping[str, Any] | None = None,
+        omitted: Iterable[str] = (),
     ) -> None:
         super().__init__(": ".join(part for part in (type, message) if part))
         #: The name of the exception's type, with its module unless it is a builtin.
@@ -263,6 +264,8 @@ class ToolFailed(SnakepitError):  # noqa: N818
         self.exception_args = tuple(exception_args)
         #: The attributes that the exception's class publishes in ``__snakepit_attributes__``, by name.
         self.attributes = dict(attributes or {})
+        #: The parts that were left out because they are too large: ``args``, ``attributes``, ``data``.
+        self.omitted = tuple(omitted)
         self._show_traceback()
 
     def __setstate__(self, state: dict[str, Any] | None) -> None:

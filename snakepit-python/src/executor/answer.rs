@@ -62,7 +62,7 @@ impl<'a> Answer<'a> {
                         metadata: std::collections::BTreeMap::new(),
                         worker: None,
                     }),
-                    None => Err(ToolError::Internal { problem: "a stream ended before it began".to_owned() }),
+                    None => Err(ToolError::internal("a stream ended before it began")),
                 });
                 reply.queue(answer, answers)
             }

@@ -24,7 +24,7 @@ impl ToolError {
             Self::WorkerLost { .. } => ErrorKind::WorkerLost,
             Self::ConnectionLost { .. } => ErrorKind::ConnectionLost,
             Self::Unavailable { .. } => ErrorKind::NoWorker,
-            Self::ShuttingDown { .. } => ErrorKind::ShuttingDown,
+            Self::ShuttingDown { .. } | Self::RuntimeEnded { .. } => ErrorKind::ShuttingDown,
             Self::Deadlock { .. } => ErrorKind::Deadlock,
             Self::Rejected { .. } => ErrorKind::Rejected,
             Self::AccessDenied { .. } => ErrorKind::AccessDenied,
@@ -46,15 +46,17 @@ impl ToolError {
             | Self::TooManyConnections { .. }
             | Self::Unavailable { .. }
             | Self::Layer { kind: ErrorKind::Overloaded, .. }
-            | Self::ShuttingDown { delivered: false }
+            | Self::ShuttingDown { may_have_run: false }
             | Self::AccessDenied { .. }
-            | Self::NoRuntime { delivered: false, .. } => CallOutcome::Rejected,
+            | Self::RuntimeEnded { may_have_run: false }
+            | Self::NoRuntime { may_have_run: false } => CallOutcome::Rejected,
             Self::DeadlineExceeded { .. } | Self::Layer { kind: ErrorKind::DeadlineExceeded, .. } => {
                 CallOutcome::TimedOut
             }
             Self::Cancelled { .. }
-            | Self::ShuttingDown { delivered: true }
-            | Self::NoRuntime { delivered: true, .. } => CallOutcome::Cancelled,
+            | Self::ShuttingDown { may_have_run: true }
+            | Self::RuntimeEnded { may_have_run: true }
+            | Self::NoRuntime { may_have_run: true } => CallOutcome::Cancelled,
             Self::WorkerLost { .. } => CallOutcome::Lost,
             _ => CallOutcome::Failed,
         }
@@ -76,12 +78,13 @@ impl ToolError {
             | Self::AccessDenied { .. }
             | Self::Session(_) => false,
             Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
-            Self::WorkerLost { delivered, .. }
-            | Self::ShuttingDown { delivered }
-            | Self::ClientClosed { delivered }
-            | Self::Unsupported { delivered, .. }
-            | Self::Layer { delivered, .. }
-            | Self::NoRuntime { delivered, .. } => *delivered,
+            Self::WorkerLost { may_have_run, .. }
+            | Self::ShuttingDown { may_have_run }
+            | Self::ClientClosed { may_have_run }
+            | Self::Unsupported { may_have_run, .. }
+            | Self::Layer { may_have_run, .. }
+            | Self::RuntimeEnded { may_have_run }
+            | Self::NoRuntime { may_have_run } => *may_have_run,
             Self::Failed(_)
             | Self::Cancelled { .. }
             | Self::ConnectionLost { .. }
@@ -101,14 +104,15 @@ impl ToolError {
         }
         match self {
             Self::DeadlineExceeded { tool, .. } => Self::DeadlineExceeded { tool, stage: CallStage::Running },
-            Self::WorkerLost { worker, reason, output_lines, retry_after, .. } => {
-                Self::WorkerLost { worker, reason, delivered: true, output_lines, retry_after }
+            Self::WorkerLost { worker, reason, output_lines, retry_after, source, .. } => {
+                Self::WorkerLost { worker, reason, may_have_run: true, output_lines, retry_after, source }
             }
-            Self::ShuttingDown { .. } => Self::ShuttingDown { delivered: true },
-            Self::ClientClosed { .. } => Self::ClientClosed { delivered: true },
-            Self::NoRuntime { problem, .. } => Self::NoRuntime { problem, delivered: true },
+            Self::ShuttingDown { .. } => Self::ShuttingDown { may_have_run: true },
+            Self::ClientClosed { .. } => Self::ClientClosed { may_have_run: true },
+            Self::RuntimeEnded { .. } => Self::RuntimeEnded { may_have_run: true },
+            Self::NoRuntime { .. } => Self::NoRuntime { may_have_run: true },
             Self::Layer { kind: kind @ ErrorKind::DeadlineExceeded, problem, source, .. } => {
-                Self::Layer { kind, delivered: true, problem, source }
+                Self::Layer { kind, may_have_run: true, problem, source }
             }
             later => earlier.with_retry_after(later.retry_after()),
         }
@@ -169,7 +173,7 @@ impl ToolError {
     /// The type of the exception that the tool raised, such as `ValueError` or `shop.OutOfStock`. For a host tool, the name
     /// of its Rust error type. See [`ToolFailure::error_type`].
     #[must_use]
-    pub fn python_type(&self) -> Option<&str> {
+    pub fn error_type(&self) -> Option<&str> {
         self.failure().map(|failure| failure.error_type.as_str()).filter(|name| !name.is_empty())
     }
 
@@ -184,13 +188,14 @@ impl ToolError {
 mod tests {
     use super::*;
 
-    fn lost(delivered: bool) -> ToolError {
+    fn lost(may_have_run: bool) -> ToolError {
         ToolError::WorkerLost {
             worker: "w".into(),
             reason: "it exited".into(),
-            delivered,
+            may_have_run,
             output_lines: vec![],
             retry_after: None,
+            source: None,
         }
     }
 
@@ -207,9 +212,9 @@ mod tests {
             (lost(true), false),
             (late(CallStage::Queued), true),
             (late(CallStage::Running), false),
-            (ToolError::ShuttingDown { delivered: false }, true),
+            (ToolError::ShuttingDown { may_have_run: false }, true),
             (ToolError::AccessDenied { problem: "no token".into() }, false),
-            (ToolError::ClientClosed { delivered: false }, false),
+            (ToolError::ClientClosed { may_have_run: false }, false),
             (ToolError::NotFound { tool: "add".into(), suggestion: None }, false),
             (ToolError::Failed(Box::default()), false),
         ] {
@@ -221,7 +226,7 @@ mod tests {
     fn an_error_with_an_earlier_attempt_that_may_have_run_may_have_run() {
         let overloaded = || ToolError::Overloaded { queued: 9, limit: 9, retry_after: None };
         let unavailable = ToolError::Unavailable { reason: "no worker".into(), retry_after: None };
-        for error in [late(CallStage::Queued), lost(false), ToolError::ShuttingDown { delivered: false }] {
+        for error in [late(CallStage::Queued), lost(false), ToolError::ShuttingDown { may_have_run: false }] {
             let kind = error.kind();
             assert!(!error.clone().with_earlier_attempt(lost(false)).may_have_run(), "{error}");
             let combined = error.with_earlier_attempt(lost(true));
@@ -230,7 +235,7 @@ mod tests {
         for error in [overloaded(), unavailable] {
             assert!(matches!(
                 error.with_earlier_attempt(lost(true)),
-                ToolError::WorkerLost { delivered: true, .. }
+                ToolError::WorkerLost { may_have_run: true, .. }
             ));
         }
         let retry_after = Some(Duration::from_millis(100));
@@ -247,11 +252,12 @@ mod tests {
             assert_eq!((combined.kind(), combined.retry_after()), (kind, retry_after));
         }
         assert!(overloaded().with_earlier_attempt(overloaded()).is_overloaded());
-        let layer = |kind| ToolError::Layer { kind, delivered: false, problem: "busy".into(), source: None };
+        let layer =
+            |kind| ToolError::Layer { kind, may_have_run: false, problem: "busy".into(), source: None };
         let late = layer(ErrorKind::DeadlineExceeded).with_earlier_attempt(lost(true));
-        assert!(matches!(late, ToolError::Layer { delivered: true, .. }) && late.is_timeout(), "{late}");
+        assert!(matches!(late, ToolError::Layer { may_have_run: true, .. }) && late.is_timeout(), "{late}");
         let shed = layer(ErrorKind::Overloaded).with_earlier_attempt(lost(true));
-        assert!(matches!(shed, ToolError::WorkerLost { delivered: true, .. }), "{shed}");
+        assert!(matches!(shed, ToolError::WorkerLost { may_have_run: true, .. }), "{shed}");
         let failed = ToolError::Failed(Box::default()).with_earlier_attempt(lost(true));
         assert!(matches!(failed, ToolError::Failed(_)));
     }
@@ -270,9 +276,9 @@ mod tests {
         let failure = |error_type: &str| {
             ToolError::Failed(Box::new(ToolFailure { error_type: error_type.into(), ..Default::default() }))
         };
-        assert_eq!(failure("shop.OutOfStock").python_type(), Some("shop.OutOfStock"));
-        assert_eq!(failure("").python_type(), None);
+        assert_eq!(failure("shop.OutOfStock").error_type(), Some("shop.OutOfStock"));
+        assert_eq!(failure("").error_type(), None);
         assert_eq!(failure("").failure(), Some(&ToolFailure::default()));
-        assert_eq!(lost(true).python_type(), None);
+        assert_eq!(lost(true).error_type(), None);
     }
 }

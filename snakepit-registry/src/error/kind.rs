@@ -45,13 +45,13 @@ pub enum ErrorKind {
     ConnectionLost,
     /// No worker can run calls now, or the host cannot be reached.
     NoWorker,
-    /// The host is shutting down.
+    /// The host is shutting down, or its tokio runtime has ended.
     ShuttingDown,
     /// The call would deadlock, because it would wait for itself.
     Deadlock,
     /// A bug in the host or in the worker.
     Internal,
-    /// The call was made outside a tokio runtime, or the runtime of the host has shut down.
+    /// A call with a deadline, or a client, was created outside of a tokio runtime.
     NoRuntime,
     /// A client could not connect to a host.
     NotConnected,

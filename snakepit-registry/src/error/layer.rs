@@ -8,8 +8,8 @@ use tower::BoxError;
 use super::{ErrorKind, ToolError};
 
 impl ToolError {
-    /// Converts the error of a layer. `delivered`: whether the call may have begun to run.
-    pub(crate) fn from_layer(error: BoxError, delivered: bool) -> Self {
+    /// Converts the error of a layer. `may_have_run`: whether the call may have begun to run.
+    pub(crate) fn from_layer(error: BoxError, may_have_run: bool) -> Self {
         let error = match error.downcast::<Self>() {
             Ok(error) => return *error,
             Err(error) => error,
@@ -26,6 +26,6 @@ impl ToolError {
                 kind = ErrorKind::Overloaded;
             }
         }
-        Self::Layer { kind, delivered, problem: error.to_string(), source: Some(SharedError::new(error)) }
+        Self::Layer { kind, may_have_run, problem: error.to_string(), source: Some(SharedError::new(error)) }
     }
 }

@@ -8,14 +8,19 @@ use crate::{CallStage, ErrorKind, ToolError, ToolFailure};
 
 impl From<ToolError> for Fault {
     fn from(error: ToolError) -> Self {
-        let fault =
-            Self::new(error.kind().to_reason(), error.to_string()).with_may_have_run(error.may_have_run());
+        let message = match &error {
+            // The reason is enough for clients, and the last output of the worker follows it.
+            ToolError::WorkerLost { .. } => error.to_string(),
+            _ => error_chain(&error).to_string(),
+        };
+        let mut fault = Self::new(error.kind().to_reason(), message);
+        fault.may_have_run = error.may_have_run();
         match error {
             ToolError::NotFound { suggestion, .. } => {
                 fault.with_entries(suggestion.map(|name| ("suggestion", name)))
             }
             ToolError::InvalidArgument { argument, problem, .. } => fault.with_violation(argument, problem),
-            ToolError::Unsupported { delivered: true, .. } => fault.with_delivered(true),
+            ToolError::Unsupported { may_have_run: true, .. } => fault.with_may_have_run(true),
             ToolError::Failed(failure) => fault.with_failure(failure),
             ToolError::Overloaded { queued, limit, retry_after } => {
                 fault.with_entry("queued", &queued).with_entry("limit", &limit).with_retry(retry_after)
@@ -26,42 +31,43 @@ impl From<ToolError> for Fault {
                 .with_entry("limit", &limit)
                 .with_retry(retry_after),
             ToolError::TooManyConnections { limit, retry_after } => {
-                fault.with_entry("connections", &limit).with_delivered(false).with_retry(retry_after)
+                fault.with_entry("connections", &limit).with_may_have_run(false).with_retry(retry_after)
             }
             ToolError::AnswerTooLarge { size, limit } => {
-                fault.with_entry("size", &size).with_entry("limit", &limit).with_delivered(true)
+                fault.with_entry("size", &size).with_entry("limit", &limit).with_may_have_run(true)
             }
             // No retry delay: the tool has run.
             ToolError::AnswerDropped { used, limit } => {
                 fault.with_entry("used_bytes", &used).with_entry("limit", &limit)
             }
             ToolError::DeadlineExceeded { stage, .. } => fault.with_entry("stage", &stage),
-            ToolError::WorkerLost { worker, reason, delivered, output_lines, retry_after } => {
+            ToolError::WorkerLost { worker, reason, may_have_run, output_lines, retry_after, source: _ } => {
                 let lost = ToolFailure { message: reason, worker, output_lines, ..ToolFailure::default() };
-                fault.with_delivered(delivered).with_failure(Box::new(lost)).suggest_retry(retry_after)
+                fault.with_may_have_run(may_have_run).with_failure(Box::new(lost)).suggest_retry(retry_after)
             }
             ToolError::ConnectionLost { peer, problem, retry_after, .. } => {
                 fault.with_entry("peer", &peer).with_entry("problem", &problem).suggest_retry(retry_after)
             }
             ToolError::Unavailable { retry_after, .. } => fault.with_retry(retry_after),
-            ToolError::ShuttingDown { delivered }
-            | ToolError::ClientClosed { delivered }
-            | ToolError::NoRuntime { delivered, .. } => fault.with_delivered(delivered),
-            ToolError::Layer { kind, delivered, .. } => layer_fault(fault, kind, delivered),
+            ToolError::ShuttingDown { may_have_run }
+            | ToolError::ClientClosed { may_have_run }
+            | ToolError::RuntimeEnded { may_have_run }
+            | ToolError::NoRuntime { may_have_run } => fault.with_may_have_run(may_have_run),
+            ToolError::Layer { kind, may_have_run, .. } => of_layer(fault, kind, may_have_run),
             ToolError::Session(error) => Self::from(&error),
             _ => fault,
         }
     }
 }
 
-/// Completes the fault of a layer's error. The entry `layer` distinguishes it from the same error of the host.
-fn layer_fault(fault: Fault, kind: ErrorKind, delivered: bool) -> Fault {
-    let stage = if delivered { CallStage::Running } else { CallStage::Queued };
-    let fault = fault.with_entry(LAYER, &true).with_delivered(delivered).with_entry("stage", &stage);
+/// The fault of a layer's error. The entry `layer` distinguishes it from the same error of the host.
+fn of_layer(fault: Fault, kind: ErrorKind, may_have_run: bool) -> Fault {
+    let stage = if may_have_run { CallStage::Running } else { CallStage::Queued };
+    let fault = fault.with_entry(LAYER, &true).with_may_have_run(may_have_run).with_entry("stage", &stage);
     match kind {
         ErrorKind::DeadlineExceeded | ErrorKind::Overloaded => fault,
-        // The call may have run, so the code is not `FAILED_PRECONDITION`. gRPC libraries retry neither code.
-        _ if delivered => fault.with_code(Code::Unknown),
+        // gRPC libraries retry neither this code nor the usual one.
+        _ if may_have_run => fault.with_code(Code::Unknown),
         _ => fault,
     }
 }
@@ -69,7 +75,7 @@ fn layer_fault(fault: Fault, kind: ErrorKind, delivered: bool) -> Fault {
 impl From<&SessionError> for Fault {
     /// Converts the error of a read, or of a write that the backend certainly rejected.
     fn from(error: &SessionError) -> Self {
-        session_fault(error, false)
+        of_session(error, false)
     }
 }
 
@@ -78,7 +84,7 @@ impl Fault {
     /// do not retry.
     #[must_use]
     pub fn of_write(error: &SessionError) -> Self {
-        session_fault(error, matches!(error, SessionError::Backend { .. }))
+        of_session(error, matches!(error, SessionError::Backend { .. }))
     }
 
     /// Adds the time after which a retry may succeed, if it is known.
@@ -87,13 +93,13 @@ impl Fault {
     }
 }
 
-fn session_fault(error: &SessionError, may_have_happened: bool) -> Fault {
+fn of_session(error: &SessionError, may_have_happened: bool) -> Fault {
     let mut fault =
         Fault::new(error.kind().to_reason(), error_chain(error).to_string()).with_entries(entries_of(error));
     if may_have_happened {
-        fault = fault.with_code(Code::Internal).with_delivered(true);
+        fault = fault.with_code(Code::Internal).with_may_have_run(true);
     } else if matches!(error, SessionError::NotWritten { .. }) {
-        fault = fault.with_delivered(false);
+        fault = fault.with_may_have_run(false);
     }
     match field_of(error) {
         Some(field) => fault.with_violation(field, error.to_string()),

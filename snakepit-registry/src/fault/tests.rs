@@ -74,11 +74,11 @@ fn a_write_that_may_have_happened_has_a_code_that_libraries_do_not_retry() {
 fn a_fault_has_only_the_codes_of_its_reason() {
     let fault = Fault::new(Reason::ToolNotFound, "no").with_code(Code::Internal);
     assert_eq!(fault.code(), Code::NotFound);
-    let layer = |delivered| {
+    let layer = |may_have_run| {
         let kind = ErrorKind::Rejected;
-        Fault::from(ToolError::Layer { kind, delivered, problem: "no".into(), source: None })
+        Fault::from(ToolError::Layer { kind, may_have_run, problem: "no".into(), source: None })
     };
     assert_eq!((layer(true).code(), layer(false).code()), (Code::Unknown, Code::FailedPrecondition));
-    let cut = Fault::new(Reason::ShuttingDown, "no").with_delivered(false).with_delivered(true);
+    let cut = Fault::new(Reason::ShuttingDown, "no").with_may_have_run(false).with_may_have_run(true);
     assert_eq!((cut.may_have_run, &cut.entries[..]), (true, &[(DELIVERED, "true".to_owned())][..]));
 }

@@ -1,4 +1,4 @@
-//! [`ToolContext`]: the call of a host tool, without its arguments.
+//! [`ToolContext`]: what a call of a host tool carries besides its arguments.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,7 +1,7 @@
 //! Derives the parameters of a host tool from the type of its arguments.
 //!
-//! The JSON Schema of the type provides types, descriptions and defaults. serde provides the names: the fields of the struct in
-//! their order, with aliases, and whether the type accepts other names.
+//! The JSON Schema of the type has the types, descriptions and defaults. serde knows more about names: the struct's fields in their
+//! order, with aliases, and whether the type accepts other names.
 
 #[cfg(test)]
 mod tests;
@@ -17,14 +17,13 @@ use serde::{
 use serde_json::{Map, Value};
 use snakepit_session::{Payload, ValueType};
 
-use crate::{ParameterSpec, ToolSpec};
+use crate::{ParameterSpec, ToolSpec, spec::Aliases};
 
 /// The arguments that a type takes.
 #[derive(Debug)]
 pub(super) struct DerivedArguments {
     parameters: Vec<ParameterSpec>,
-    /// Further names of parameters.
-    aliases: Vec<String>,
+    aliases: Aliases,
     /// Whether all other names are errors.
     closed: bool,
 }
@@ -32,16 +31,16 @@ pub(super) struct DerivedArguments {
 impl DerivedArguments {
     /// No arguments.
     pub(super) const fn none() -> Self {
-        Self { parameters: Vec::new(), aliases: Vec::new(), closed: true }
+        Self { parameters: Vec::new(), aliases: Aliases::new(), closed: true }
     }
 
     /// The arguments that deserialize into a type.
     ///
     /// # Errors
-    /// If the type does not deserialize from named arguments. The text is a predicate without its subject.
+    /// The type is not a map of names, as a sentence without a subject.
     pub(super) fn of<T: DeserializeOwned + JsonSchema>() -> Result<Self, String> {
         let settings = SchemaSettings::draft2020_12().for_deserialize();
-        // The schema of each parameter must stand alone, so it contains its subschemas.
+        // Schemas of parameters stand alone, so they contain what they refer to.
         let settings = settings.with(|settings| settings.inline_subschemas = true);
         let schema = settings.into_generator().into_root_schema_for::<T>();
         let schema = schema.as_value();
@@ -75,12 +74,8 @@ impl DerivedArguments {
         };
         parameters.sort_by_key(|parameter| position(&parameter.name));
         let rejects_others = schema.get("additionalProperties") == Some(&Value::Bool(false));
-        let aliases = fields.unwrap_or_default().iter().filter(|field| !properties.contains_key(**field));
-        Ok(Self {
-            parameters,
-            aliases: aliases.map(|alias| (*alias).to_owned()).collect(),
-            closed: fields.is_some() || rejects_others,
-        })
+        let aliases = aliases_in(fields.unwrap_or_default(), |name| properties.contains_key(name));
+        Ok(Self { parameters, aliases, closed: fields.is_some() || rejects_others })
     }
 
     /// The arguments of a function that takes both.
@@ -95,7 +90,7 @@ impl DerivedArguments {
         self
     }
 
-    /// Makes unknown names valid.
+    /// Accepts all names.
     pub(super) fn opened(mut self) -> Self {
         self.closed = false;
         self
@@ -116,9 +111,9 @@ fn parameter(name: &str, schema: &Value, required: bool, definitions: Option<&Va
         Some(default) => Payload::try_from_serde(default).ok(),
         None => (is_nullable && !required).then(Payload::null),
     };
-    // The host accepts null for a typed parameter only if null is its default. Other nullable parameters have the type `any`.
-    let is_null_rejected = default.as_ref().is_none_or(|default| default.ty() != ValueType::Null);
-    let type_name = if is_nullable && is_null_rejected { "any" } else { value_type(schema) };
+    // The host accepts null for a parameter of a type only if null is its default.
+    let is_null_unexpected = default.as_ref().is_none_or(|default| default.ty() != ValueType::Null);
+    let type_name = if is_nullable && is_null_unexpected { "any" } else { value_type(schema) };
     let description = schema.get("description").and_then(Value::as_str).unwrap_or_default();
     ParameterSpec {
         name: name.to_owned(),
@@ -130,8 +125,7 @@ fn parameter(name: &str, schema: &Value, required: bool, definitions: Option<&Va
     }
 }
 
-/// Returns the schema of a parameter, without the keywords that other fields of the spec express. Empty if the schema cannot
-/// stand alone.
+/// The schema of a parameter without what other fields of the spec tell. Empty if it cannot stand alone.
 fn constraints(schema: &Value, definitions: Option<&Value>) -> String {
     let mut schema = schema.clone();
     if let Value::Object(keywords) = &mut schema {
@@ -200,21 +194,40 @@ fn without_null(schema: &Value) -> Option<(&Value, bool)> {
 /// The names of the fields of a struct, with aliases, in their order. `None` for a type that accepts other names too.
 fn fields_of<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
     let mut fields = None;
-    // The probe always fails after it has recorded the fields.
+    // The probe always fails, after it has recorded the fields.
     let _ = T::deserialize(FieldProbe { fields: &mut fields });
     fields
 }
 
-/// A deserializer that records the field names of a struct, and then fails.
+/// Finds the aliases among the names of a struct, and the fields that each may stand for.
+///
+/// The names of one field are adjacent, and serde sorts them. An alias between two fields therefore belongs to the first one,
+/// or, if it sorts before the second one, to either.
+fn aliases_in(names: &[&str], is_field: impl Fn(&str) -> bool) -> Aliases {
+    let mut aliases = Aliases::new();
+    let mut before = None;
+    for (index, name) in names.iter().enumerate() {
+        if is_field(name) {
+            before = Some(*name);
+            continue;
+        }
+        let after = names[index + 1..].iter().find(|name| is_field(name)).filter(|after| name < *after);
+        let fields = before.into_iter().chain(after.copied()).map(str::to_owned).collect();
+        aliases.insert((*name).to_owned(), fields);
+    }
+    aliases
+}
+
+/// Records the fields of the struct that is to be deserialized.
 struct FieldProbe<'a> {
     fields: &'a mut Option<&'static [&'static str]>,
 }
 
 impl<'de> Deserializer<'de> for FieldProbe<'_> {
-    type Error = ProbeDone;
+    type Error = ProbeEnd;
 
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeDone> {
-        Err(ProbeDone)
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
+        Err(ProbeEnd)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -222,20 +235,20 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
         _: &'static str,
         fields: &'static [&'static str],
         _: V,
-    ) -> Result<V::Value, ProbeDone> {
+    ) -> Result<V::Value, ProbeEnd> {
         *self.fields = Some(fields);
-        Err(ProbeDone)
+        Err(ProbeEnd)
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, ProbeDone> {
+    ) -> Result<V::Value, ProbeEnd> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeDone> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
         visitor.visit_some(self)
     }
 
@@ -245,19 +258,19 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
     }
 }
 
-/// The error with which every [`FieldProbe`] ends.
+/// The end of a [`FieldProbe`].
 #[derive(Debug)]
-struct ProbeDone;
+struct ProbeEnd;
 
-impl fmt::Display for ProbeDone {
+impl fmt::Display for ProbeEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the probe has no value")
     }
 }
 
-impl std::error::Error for ProbeDone {}
+impl std::error::Error for ProbeEnd {}
 
-impl serde::de::Error for ProbeDone {
+impl serde::de::Error for ProbeEnd {
     fn custom<T: fmt::Display>(_: T) -> Self {
         Self
     }

@@ -48,7 +48,7 @@ impl fmt::Debug for HostState {
     }
 }
 
-/// The input of an [`Extractor`]: a call, and the state of the host.
+/// What an [`Extractor`] can read: a call, and the state of the host.
 #[derive(Debug)]
 pub struct CallScope<'a> {
     call: &'a ToolCall,
@@ -100,14 +100,14 @@ impl<'a> CallScope<'a> {
 /// # }
 /// ```
 pub trait Extractor: Sized + Send + 'static {
-    /// Creates the value for one call. The host calls this before it runs the tool. Must not block.
+    /// Creates the value for one call. Runs before the tool. Must not block.
     ///
     /// # Errors
     /// The error of the call, which then does not run.
     fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError>;
 
-    /// Declares the host state that the extractor needs, so that a host without it fails to start, instead of failing calls
-    /// later. The default declares nothing.
+    /// Declares what the extractor needs, so that a host without it fails at its start instead of at a call. The default
+    /// declares nothing.
     fn declare(requirements: &mut Requirements) {
         let _ = requirements;
     }
@@ -164,7 +164,7 @@ impl Extractor for Arguments {
 /// A clone of the host's value of the type `S`, which `Builder::state` of `snakepit-server` set. An [`Extractor`]. Wrap a value
 /// that is expensive to clone in an `Arc`.
 ///
-/// A host without such a value fails to start.
+/// A host without such a value fails at its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct State<S>(
     /// The value.
@@ -173,9 +173,9 @@ pub struct State<S>(
 
 impl<S: Clone + Send + Sync + 'static> Extractor for State<S> {
     fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError> {
-        // A host checks this when it starts, so only a tool that runs outside of a host can lack the value.
-        scope.state::<S>().cloned().map(Self).ok_or_else(|| ToolError::Internal {
-            problem: format!("tool `{}` runs without {}", scope.call.tool, state_name::<S>()),
+        // Only a tool that runs outside of a host lacks the value, because a host checks it at its start.
+        scope.state::<S>().cloned().map(Self).ok_or_else(|| {
+            ToolError::internal(format!("tool `{}` runs without {}", scope.call.tool, state_name::<S>()))
         })
     }
 
@@ -194,13 +194,13 @@ pub struct Extension<T>(
 
 impl<T: Clone + Send + Sync + 'static> Extractor for Extension<T> {
     fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError> {
-        Self::extract_optional(scope)?.ok_or_else(|| ToolError::Internal {
-            problem: format!(
+        Self::extract_optional(scope)?.ok_or_else(|| {
+            ToolError::internal(format!(
                 "tool `{}` takes `Extension<{}>`, which no layer attached to the call; attach it in a layer of the host, or \
                  take an `Option`",
                 scope.call.tool,
                 type_name::<T>()
-            ),
+            ))
         })
     }
 }
@@ -214,7 +214,7 @@ impl<T: Clone + Send + Sync + 'static> OptionalExtractor for Extension<T> {
 /// The name of a value of the host, and whether a state has it.
 type RequiredState = (String, fn(&HostState) -> bool);
 
-/// The host state that a [`ToolFn`](super::ToolFn) needs, and the arguments that it takes.
+/// What a [`ToolFn`](super::ToolFn) needs from its host, and the arguments that it takes.
 #[derive(Debug, Default)]
 pub struct Requirements {
     /// `None` for a function whose arguments are unknown.

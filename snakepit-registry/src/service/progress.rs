@@ -87,14 +87,19 @@ impl CallProgress {
                 let problem = format!(
                     "an earlier pass through the layers may have run the tool; the last one failed: {error}"
                 );
-                error.with_earlier_attempt(ToolError::Layer { kind, delivered: true, problem, source: None })
+                error.with_earlier_attempt(ToolError::Layer {
+                    kind,
+                    may_have_run: true,
+                    problem,
+                    source: None,
+                })
             }
             None => error,
         }
     }
 }
 
-/// Counts a pass as running until the guard is dropped, and records a pass that may have run the tool.
+/// Counts a pass as running until it is dropped, and records a pass that may have run the tool.
 pub(super) struct PassGuard {
     progress: CallProgress,
     has_ended: bool,

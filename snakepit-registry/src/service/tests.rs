@@ -78,7 +78,7 @@ async fn other_errors_of_layers_are_rejections_unless_a_tool_error_is_among_thei
     let rejected = failing(None).await.unwrap_err();
     assert_eq!((rejected.kind(), rejected.is_retryable()), (ErrorKind::Rejected, false));
     assert_eq!(rejected.to_string(), "a layer of the host ended the call: the tenant has no quota");
-    let inner = ToolError::ShuttingDown { delivered: false };
+    let inner = ToolError::ShuttingDown { may_have_run: false };
     assert_eq!(failing(Some(inner)).await.unwrap_err().kind(), ErrorKind::ShuttingDown);
 }
 
@@ -102,7 +102,7 @@ async fn a_call_that_waits_in_a_layer_ends_at_its_deadline_and_at_the_cut_off() 
     let mut waiting = limited.run_bounded(call(), async move { wait.notified().await });
     assert!((&mut waiting).now_or_never().is_none());
     cut_off.notify_one();
-    assert!(matches!(waiting.await, Err(ToolError::ShuttingDown { delivered: false })));
+    assert!(matches!(waiting.await, Err(ToolError::ShuttingDown { may_have_run: false })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,10 +132,7 @@ async fn a_layer_that_was_added_first_sees_a_call_first() {
     let _progress = CallProgress::track(&mut tracked);
     service.clone().oneshot(tracked).await.unwrap();
     assert_eq!(*order.lock().unwrap(), ["outer", "inner"]);
-    assert!(
-        CallLayers::default().wrap(gated_tool(&permits)).is_none(),
-        "without layers, there is nothing to wrap"
-    );
+    assert!(CallLayers::default().wrap(gated_tool(&permits)).is_none(), "without layers nothing is wrapped");
 }
 
 /// Runs a call through a layer that repeats it once if it fails. Each pass ends with the next of these results.
@@ -172,18 +169,19 @@ async fn run_repeating(
 
 #[tokio::test(start_paused = true)]
 async fn the_error_of_the_last_pass_covers_earlier_passes() {
-    let lost = |delivered| ToolError::WorkerLost {
+    let lost = |may_have_run| ToolError::WorkerLost {
         worker: "w".into(),
         reason: "it exited".into(),
-        delivered,
+        may_have_run,
         output_lines: vec![],
         retry_after: None,
+        source: None,
     };
     let overloaded = || Some(Err(ToolError::Overloaded { queued: 1, limit: 1, retry_after: None }));
     let never_ran = run_repeating(vec![Some(Err(lost(false))), overloaded()], false).await;
     assert!(matches!(never_ran, ToolError::Overloaded { .. }) && never_ran.is_retryable(), "{never_ran:?}");
     let may_have_run = run_repeating(vec![Some(Err(lost(true))), overloaded()], false).await;
-    assert!(matches!(may_have_run, ToolError::WorkerLost { delivered: true, .. }), "{may_have_run:?}");
+    assert!(matches!(may_have_run, ToolError::WorkerLost { may_have_run: true, .. }), "{may_have_run:?}");
     let discarded = Some(Ok(ToolReply::value(snakepit_session::Payload::null())));
     for first in [discarded, None] {
         let error = run_repeating(vec![first, overloaded()], true).await;
@@ -215,7 +213,7 @@ async fn a_panic_of_a_layer_fails_the_call_or_ends_its_stream() {
     let reply = panicking.run_bounded(call(), std::future::pending()).await.unwrap();
     let ReplyBody::Stream(chunks) = reply.body else { panic!("not a stream") };
     let items: Vec<_> = chunks.collect().await;
-    assert!(matches!(&items[..], [Err(ToolError::Layer { delivered: true, .. })]), "{items:?}");
+    assert!(matches!(&items[..], [Err(ToolError::Layer { may_have_run: true, .. })]), "{items:?}");
 }
 
 #[tokio::test]
@@ -241,5 +239,5 @@ async fn adapters_keep_the_contract_of_handlers() {
         failure: Box::new(with("fail")),
         endless: Box::new(with("endless")),
     };
-    tool_handler_contract(Arc::new(ServiceHandler::new(service)), &calls).await;
+    tool_handler_contract(CallService::new(service).into_handler(), &calls).await;
 }

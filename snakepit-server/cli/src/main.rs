@@ -102,7 +102,7 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    // Error messages name flags, because users of the daemon set flags, not builder methods.
+    // Users of this program set flags, not methods of a builder.
     Setting::name_flags();
     let words: Vec<OsString> = std::env::args_os().collect();
     // This reports errors of the command line before those of the configuration file.
@@ -162,7 +162,7 @@ fn configured(command: Command, words: &[OsString]) -> Result<Command, Failure> 
     Ok(command)
 }
 
-/// The maximum number of threads. More threads would only cost memory, and systems cannot start tens of thousands of them.
+/// The most threads. More threads would only cost memory, and systems cannot start tens of thousands of them.
 const MAX_THREADS: usize = 1024;
 
 /// Creates a runtime with the number of threads in `TOKIO_WORKER_THREADS`. The default is half of the processors: Python needs the
@@ -222,7 +222,7 @@ mod tests {
         for flag in &named {
             assert!(flags.contains(flag), "there is no flag --{flag}");
         }
-        // These flags configure the daemon, not the host.
+        // The daemon itself, not the host, uses these flags.
         let own = ["config", "drain"];
         for flag in flags.iter().filter(|flag| !own.contains(flag)) {
             assert!(named.contains(flag), "no setting has the name of --{flag}");

@@ -12,10 +12,10 @@ use crate::{
     transport::{Body, ChannelOptions, HttpLayer, HttpService, boxed, channel_to, client_over},
 };
 
-/// The address that errors show for a client from [`connect_over`](ClientBuilder::connect_over).
+/// The address of a [`connect_over`](ClientBuilder::connect_over) in errors.
 const SERVICE_ADDRESS: &str = "the service of this program";
 
-/// Headers that the client, gRPC or HTTP sets. HTTP/2 forbids those from `connection` on.
+/// Headers that the client, gRPC or HTTP sets. A connection with one of the last group is malformed in HTTP/2.
 const RESERVED: [&str; 11] = [
     "te",
     "host",
@@ -62,17 +62,17 @@ pub struct ClientBuilder {
     channel: ChannelOptions,
     headers: HeaderMap,
     layers: Vec<HttpLayer>,
-    /// The first invalid option, and the problem.
-    invalid_option: Option<(&'static str, String)>,
+    /// The first invalid option and its problem.
+    mistake: Option<(&'static str, String)>,
 }
 
 impl ClientBuilder {
-    /// Adds the address of another host for failover, in the order of preference. If a host cannot be reached, the client uses
-    /// the next address, and after the last one the first. Each address gets an equal share of the
+    /// Adds an address of another host, in the order of preference. If a host cannot be reached, the client uses
+    /// the next address, and begins again with the first after the last. Each address gets an equal share of the
     /// [`connect_timeout`](Self::connect_timeout).
     ///
-    /// If a host is lost, the client repeats its calls in flight only if they are idempotent or had not begun. The others fail.
-    /// Sessions move only if the hosts share a session backend.
+    /// Calls in flight on a lost host fail as usual, and are repeated only if they are idempotent or were not begun. Sessions
+    /// move only if the hosts share a session backend.
     pub fn fallback(mut self, address: impl Into<String>) -> Self {
         self.fallbacks.push(address.into());
         self
@@ -118,9 +118,7 @@ impl ClientBuilder {
                 value.set_sensitive(true);
                 self.with_header(AUTHORIZATION, value)
             }
-            Err(_) => {
-                self.with_invalid_option("bearer_token", "contains characters that a header cannot contain")
-            }
+            Err(_) => self.with_mistake("bearer_token", "contains characters that a header cannot contain"),
         }
     }
 
@@ -137,21 +135,19 @@ impl ClientBuilder {
         };
         match (HeaderName::try_from(key), HeaderValue::try_from(value)) {
             (Ok(name), _) if is_reserved(name.as_str()) => {
-                self.with_invalid_option("metadata", &format!("has the reserved key `{name}`"))
+                self.with_mistake("metadata", &format!("has the reserved key `{name}`"))
             }
             (Ok(name), Ok(mut value)) => {
-                // The value may be a secret, which `Debug` must not show.
+                // It may be a secret, which `Debug` must not show.
                 value.set_sensitive(true);
                 self.with_header(name, value)
             }
-            (Ok(name), Err(_)) => self.with_invalid_option(
+            (Ok(name), Err(_)) => self.with_mistake(
                 "metadata",
                 &format!("has a value with invalid characters for the key `{name}`"),
             ),
-            (Err(_), _) => self.with_invalid_option(
-                "metadata",
-                "has an invalid key; use ASCII letters, digits, `-`, `_` and `.`",
-            ),
+            (Err(_), _) => self
+                .with_mistake("metadata", "has an invalid key; use ASCII letters, digits, `-`, `_` and `.`"),
         }
     }
 
@@ -159,9 +155,9 @@ impl ClientBuilder {
     /// faults. A request passes the layers in the order in which you add them. They see the final headers, with the token and
     /// the metadata, and may change them.
     ///
-    /// Most calls share one request, whose body is a stream, so a layer sees them only as parts of that body. To wrap calls, use
-    /// the layers of the host. A layer that returns a `tonic::Status` as its error determines the error of the request. Any other
-    /// error counts as a lost connection.
+    /// All calls that fit share one request, whose body is a stream. A layer therefore sees most calls only as parts of that
+    /// body. Use the layers of the host for layers around calls. A layer that returns a `tonic::Status` as its error determines
+    /// the error of the request. Any other error counts as a lost connection.
     pub fn layer<L, B>(mut self, layer: L) -> Self
     where
         L: Layer<HttpService> + Send + Sync + 'static,
@@ -180,8 +176,8 @@ impl ClientBuilder {
         self
     }
 
-    fn with_invalid_option(mut self, option: &'static str, problem: &str) -> Self {
-        self.invalid_option.get_or_insert_with(|| (option, problem.to_owned()));
+    fn with_mistake(mut self, option: &'static str, problem: &str) -> Self {
+        self.mistake.get_or_insert_with(|| (option, problem.to_owned()));
         self
     }
 
@@ -205,7 +201,7 @@ impl ClientBuilder {
     }
 
     /// Connects over a service of the program: a `tonic` channel with its own connector, or the routes of a host in this
-    /// process. Connection options, such as [`keepalive`](Self::keepalive), have no effect.
+    /// process. The options of connections have no effect, such as [`keepalive`](Self::keepalive).
     ///
     /// # Errors
     /// As for [`connect`](Self::connect).
@@ -247,9 +243,9 @@ impl ClientBuilder {
     }
 
     /// # Errors
-    /// If an option is invalid, or outside of a tokio runtime, which channels need.
+    /// The first invalid option, or no runtime, in which channels run.
     fn check(&self) -> Result<(), Error> {
-        if let Some((option, problem)) = &self.invalid_option {
+        if let Some((option, problem)) = &self.mistake {
             return Err(Error::InvalidOption { option, problem: problem.clone() });
         }
         tokio::runtime::Handle::try_current().map(drop).map_err(|_| Error::NoRuntime)

@@ -18,7 +18,7 @@ use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{
     Arguments, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply, TraceContext,
 };
-use snakepit_session::{Payload, PayloadError, SessionError, SessionId, ValueType};
+use snakepit_session::{Payload, PayloadError, SessionError, SessionId, SharedError, ValueType};
 use tokio::time::Instant;
 
 use crate::{Error, HostHandle, RemoteHost};
@@ -161,8 +161,8 @@ impl<H: HostHandle> CallBuilder<H> {
     }
 
     /// Forbids a second run of the call, even if its tool is declared idempotent. A call that may have begun is then never
-    /// repeated. A call that had not begun still is. This is the default for tools that are not declared idempotent. If you call
-    /// this method and [`idempotent`](Self::idempotent), the last one applies.
+    /// repeated; one that was not begun still is. This is the default for tools that are not declared idempotent. The last of
+    /// this method and [`idempotent`](Self::idempotent) applies.
     pub fn at_most_once(mut self) -> Self {
         *self.call = self.call.at_most_once(true);
         self
@@ -273,11 +273,14 @@ impl<T> fmt::Debug for ReplyStream<T> {
 fn suggest_stream(mode: CallMode, error: ToolError) -> ToolError {
     match error {
         // Only a streaming tool rejects a unary call.
-        ToolError::Unsupported { tool, delivered, .. } if mode == CallMode::Unary => ToolError::Unsupported {
-            tool,
-            problem: "streams its results; call it with `execute_stream`, or `call(..).stream()`".to_owned(),
-            delivered,
-        },
+        ToolError::Unsupported { tool, may_have_run, .. } if mode == CallMode::Unary => {
+            ToolError::Unsupported {
+                tool,
+                problem: "streams its results; call it with `execute_stream`, or `call(..).stream()`"
+                    .to_owned(),
+                may_have_run,
+            }
+        }
         error => error,
     }
 }
@@ -291,12 +294,13 @@ fn value_of(reply: ToolReply) -> Result<Reply<Payload>, Error> {
 }
 
 fn wrong_reply(got: &str, expected: &str) -> ToolError {
-    ToolError::Internal { problem: format!("the handler answered with {got} instead of {expected}") }
+    ToolError::internal(format!("the handler answered with {got} instead of {expected}"))
 }
 
 /// Splits an object into arguments, which stay JSON.
 fn arguments_of(tool: &str, args: &impl Serialize) -> Result<Arguments, Error> {
-    let json = serde_json::to_vec(args).map_err(|e| PayloadError::Serialize { problem: e.to_string() })?;
+    let json = serde_json::to_vec(args)
+        .map_err(|error| PayloadError::Serialize { source: SharedError::new(error) })?;
     if json == b"null" {
         return Ok(Arguments::new());
     }

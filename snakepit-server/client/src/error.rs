@@ -18,7 +18,7 @@ mod classification;
 ///
 /// /// The status line of a web service.
 /// fn status(error: &Error) -> u16 {
-///     match error.python_type() {
+///     match error.error_type() {
 ///         Some("shop.OutOfStock") => 409,
 ///         Some("ValueError") => 400,
 ///         _ => error.http_status(),

@@ -1,4 +1,4 @@
-//! The results of [`Client`](crate::Client) operations outside of sessions and calls.
+//! The answers of the operations of [`Client`](crate::Client) that belong to no session and no call.
 
 use std::{fmt, time::SystemTime};
 
@@ -59,8 +59,8 @@ pub enum SessionWatchEvent {
     Lost(u64),
 }
 
-/// The events of the sessions of a remote host, up to and including the error that ends the stream:
-/// [`Client::session_events`](crate::Client::session_events). Dropping the stream unsubscribes.
+/// The events of the sessions of a remote host, up to and including the error that ends them:
+/// [`Client::session_events`](crate::Client::session_events). Dropping the stream ends it.
 pub type SessionEventStream = BoxStream<'static, Result<SessionWatchEvent, Error>>;
 
 /// The programs of a remote host that belong to no session: [`Client::global_programs`](crate::Client::global_programs). All

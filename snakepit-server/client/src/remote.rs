@@ -84,7 +84,7 @@ struct CallStream {
     multiplexer: Option<Multiplexer>,
     /// Cancelled when the stream can no longer be used.
     broken: CancellationToken,
-    /// Cancelled when a closed client cuts off its calls.
+    /// Cancelled when the client cuts its calls.
     cut: CancellationToken,
     /// The task that reads the replies. Dropping the stream ends it.
     _reader: JoinSet<()>,
@@ -124,7 +124,7 @@ impl CallStream {
             Err(status) if status.code() == Code::Unimplemented && !is_of_proxy(&status) => None,
             Err(status) => return Err(status),
         };
-        let (cut, in_use) = (close.cut.clone(), Some(close.in_flight.token()));
+        let (cut, in_use) = (close.cut.clone(), Some(close.users.token()));
         Ok(Self { multiplexer, broken, cut, _reader: tasks, _in_use: in_use })
     }
 }
@@ -164,7 +164,7 @@ impl RemoteHost {
         let open = self.0.replace_call_stream(CallStream::unusable(&self.0.close));
         open.broken.cancel();
         drop(open);
-        self.0.close.drain(limit).await
+        self.0.close.end_users(limit).await
     }
 }
 
@@ -200,7 +200,7 @@ impl Connection {
                 Ok(stream) => {
                     let stream = Arc::new(stream);
                     let mut current = self.call_stream.write().unwrap_or_else(PoisonError::into_inner);
-                    // If a close begins now, it either finds the new stream or is visible here.
+                    // A close that begins now finds the new stream, or was seen here.
                     if self.close.closing.is_cancelled() {
                         return Err(closed(false));
                     }
@@ -223,7 +223,7 @@ impl Connection {
 /// access.
 fn rejection(status: &Status) -> Option<ToolError> {
     match to_tool_error("", status) {
-        ToolError::ShuttingDown { .. } => Some(ToolError::ShuttingDown { delivered: false }),
+        ToolError::ShuttingDown { .. } => Some(ToolError::ShuttingDown { may_have_run: false }),
         error @ ToolError::AccessDenied { .. } => Some(error),
         error => error.is_overloaded().then_some(error),
     }

@@ -1,6 +1,6 @@
 //! Converts the gRPC statuses of a host back to the errors from which the host made them.
 
-use std::{error::Error as _, io, sync::Arc, time::Duration};
+use std::{error::Error as _, io, time::Duration};
 
 use snakepit_proto::{
     proxy,
@@ -9,14 +9,14 @@ use snakepit_proto::{
     },
 };
 use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure};
-use snakepit_session::{SessionError, SessionId};
+use snakepit_session::{SessionError, SessionId, SharedError};
 use snakepit_wire::failure_from_wire;
 use tonic::Code;
-/// The gRPC status, from the version of `tonic` that this crate uses.
+/// The gRPC status of the version of `tonic` that this crate uses.
 pub use tonic::Status;
 use tonic_types::StatusExt;
 
-/// The name of the peer in errors.
+/// The name of the other end in errors.
 pub(crate) const HOST: &str = "the host";
 
 /// Converts the status of a call to a [`ToolError`]. A status without the reasons of this project becomes
@@ -34,7 +34,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             let reason = format!("{HOST} cannot be reached: {problem}");
             return ToolError::Unavailable { reason, retry_after: None };
         }
-        let source = Some(Arc::new(status.clone()) as _);
+        let source = Some(SharedError::new(status.clone()));
         return ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source, retry_after: None };
     }
     let status = &proxy::clarify(status.clone());
@@ -49,7 +49,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     if let Some(error) = session_error(reason, entry, status.message()) {
         return ToolError::Session(error);
     }
-    let is_delivered = entry(DELIVERED).is_some_and(|flag| flag == "true");
+    let may_have_run = entry(DELIVERED).is_some_and(|flag| flag == "true");
     let Details { failure, violation, .. } = details_of(status);
     match (reason, failure, violation) {
         ("DEADLINE_EXCEEDED" | "OVERLOADED" | "REJECTED", ..) if entry(LAYER).is_some() => ToolError::Layer {
@@ -58,7 +58,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
                 "OVERLOADED" => ErrorKind::Overloaded,
                 _ => ErrorKind::Rejected,
             },
-            delivered: entry(DELIVERED).is_none_or(|flag| flag != "false"),
+            may_have_run: entry(DELIVERED).is_none_or(|flag| flag != "false"),
             problem: message_after("a layer of the host ended the call: "),
             source: None,
         },
@@ -75,7 +75,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         },
         ("UNSUPPORTED", ..) => {
             let problem = message_after(&format!("tool `{tool}` "));
-            ToolError::Unsupported { tool: tool_name(), problem, delivered: is_delivered }
+            ToolError::Unsupported { tool: tool_name(), problem, may_have_run }
         }
         ("TOOL_FAILED", Some(failure), _) => {
             let failure = failure_from_wire(failure);
@@ -109,9 +109,10 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             worker: lost.worker_id,
             reason: lost.message,
             // Without this entry, assume that the call may have run.
-            delivered: entry(DELIVERED).is_none_or(|flag| flag != "false"),
+            may_have_run: entry(DELIVERED).is_none_or(|flag| flag != "false"),
             output_lines: lost.output_lines,
             retry_after,
+            source: None,
         },
         (PROXY, ..) if status.code() == Code::InvalidArgument => ToolError::InvalidArgument {
             tool: tool_name(),
@@ -150,16 +151,11 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             ToolError::Unavailable { reason: message_after("no worker is available: "), retry_after }
         }
         ("DEADLOCK", ..) => ToolError::Deadlock { tool: tool_name() },
-        ("CLIENT_CLOSED", ..) => ToolError::ClientClosed { delivered: is_delivered },
-        (SHUTTING_DOWN, ..) => ToolError::ShuttingDown { delivered: is_delivered },
-        ("NO_RUNTIME", ..) => {
-            let problem = "the host cannot run calls: its tokio runtime has ended; restart the host";
-            ToolError::NoRuntime { delivered: is_delivered, problem }
-        }
-        ("INTERNAL", ..) => ToolError::Internal { problem: message_after("internal error: ") },
-        _ => ToolError::Internal {
-            problem: format!("the host answered {:?}: {}", status.code(), status.message()),
-        },
+        ("CLIENT_CLOSED", ..) => ToolError::ClientClosed { may_have_run },
+        (SHUTTING_DOWN, ..) => ToolError::ShuttingDown { may_have_run },
+        ("NO_RUNTIME", ..) => ToolError::NoRuntime { may_have_run },
+        ("INTERNAL", ..) => ToolError::internal(message_after("internal error: ")),
+        _ => ToolError::internal(format!("the host answered {:?}: {}", status.code(), status.message())),
     }
 }
 

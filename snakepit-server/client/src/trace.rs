@@ -1,4 +1,4 @@
-//! Attaches the current trace context to calls without one.
+//! The trace context of calls that were made without one.
 
 use snakepit_registry::ToolCall;
 

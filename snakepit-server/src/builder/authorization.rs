@@ -6,21 +6,21 @@ use super::Builder;
 use crate::{Denied, Operation, authorization::Authorizer};
 
 impl Builder {
-    /// Sets the function that authorizes the operations of each [`Principal`]. The host calls it for every operation of a client
-    /// or a worker, in every protocol, before it runs the operation. For a call in a session, it authorizes the call and the use
-    /// of the session. A denied operation fails with [`ToolError::AccessDenied`](crate::ToolError::AccessDenied), which is
-    /// `PERMISSION_DENIED` in gRPC. Without a function, every peer that can connect may do everything.
+    /// Sets the function that decides which [`Principal`] may do what. The host calls it for each operation of a client or a worker,
+    /// in every protocol, before it looks at the operation. For a call in a session, it asks about the call and about the session. A denied operation fails with
+    /// [`ToolError::AccessDenied`](crate::ToolError::AccessDenied), which is `PERMISSION_DENIED` in gRPC. Without a function, every
+    /// peer that can connect may do everything.
     ///
     /// - The host authenticates its peers: a user by its Unix socket, a worker by its launch. Other clients are `loopback` or
     ///   `remote`. If you mount the host's services in your own server, authenticate there, and insert the `Principal` into the
     ///   extensions of the HTTP request.
     /// - [`Principal::program`], which makes the calls of your program, is always permitted. To make a call for another principal,
     ///   set [`ToolCall::principal`](crate::ToolCall::principal) and use [`Snakepit::service`](crate::Snakepit::service).
-    /// - Tools in workers use sessions and call host tools as the principal of their [worker](Principal::worker). If you deny
-    ///   these operations, such tools fail.
+    /// - Tools in workers use sessions and call tools of the host as the principal of their [worker](Principal::worker). Permit it, or
+    ///   these operations of your tools fail.
     /// - `Ping`, health checks and reflection are open to every peer. A worker registers its tools with its own credentials.
-    /// - The function runs in the task of the request, so it must return quickly and must not block. If it panics, the host
-    ///   denies the operation.
+    /// - The function runs in the task of the request. It must return quickly and must not block. If it panics, the host denies the
+    ///   operation.
     ///
     /// ```
     /// use snakepit_server::{Denied, Operation, Snakepit};

@@ -39,7 +39,7 @@ impl Builder {
     /// Starts the host and waits until every worker accepts calls.
     ///
     /// The host lives as long as the tokio runtime in which it starts. Afterwards, every call fails with
-    /// [`NoRuntime`](snakepit_registry::ToolError::NoRuntime).
+    /// [`RuntimeEnded`](snakepit_registry::ToolError::RuntimeEnded).
     ///
     /// # Errors
     /// [`StartError`] if a step fails, or [`PoolError::NoRuntime`] outside a tokio runtime. Everything that had started has stopped

@@ -1,4 +1,4 @@
-//! [`StartErrorKind`], the kind of a [`StartError`].
+//! [`StartErrorKind`], the kind of the error of a start.
 
 use snakepit_pool::PoolError;
 use snakepit_worker::WorkerError;
@@ -65,16 +65,16 @@ impl StartError {
             Self::Pool(error) => match error {
                 PoolError::InvalidConfig { .. } => StartErrorKind::Configuration,
                 PoolError::NoRuntime => StartErrorKind::NoRuntime,
-                PoolError::Start { error, .. } => launch_error_kind(error),
+                PoolError::Start { error, .. } => kind_of_launch(error),
                 PoolError::ShutDown => StartErrorKind::ShutDown,
                 _ => StartErrorKind::Other,
             },
-            Self::Worker(error) => launch_error_kind(error),
+            Self::Worker(error) => kind_of_launch(error),
         }
     }
 }
 
-const fn launch_error_kind(error: &WorkerError) -> StartErrorKind {
+const fn kind_of_launch(error: &WorkerError) -> StartErrorKind {
     match error {
         WorkerError::Spawn { .. } => StartErrorKind::Interpreter,
         WorkerError::StartFailed { .. } => StartErrorKind::Adapter,

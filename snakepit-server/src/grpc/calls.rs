@@ -5,7 +5,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use snakepit_proto::{headers, pb, status::bounded_text};
 use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_wire::{
-    check_answer_size, chunks_to_wire, failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire,
+    check_answer_size, chunks_to_wire, failure_to_wire, inline_size, payload_to_wire, payload_to_wire_inline,
+    spec_to_wire,
 };
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
@@ -87,6 +88,7 @@ impl Bridge {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
                 // Clients of the original Snakepit read only `result`, so it also includes the buffer.
                 let binary_result = value.binary().cloned().unwrap_or_default();
+                check_answer_size(inline_size(&value) + binary_result.len()).map_err(from_tool_error)?;
                 Ok(Response::new(pb::ExecuteElixirToolResponse {
                     success: true,
                     result: Some(payload_to_wire_inline(value)),

@@ -1,6 +1,6 @@
-//! Creates the record of each call, and passes it to the readers of the program and to the debug log.
+//! Makes the record of each call, and passes it to the readers of the program and to the debug log.
 //!
-//! Without readers and without a debug log, calls have no timeline and no record.
+//! Without a reader, a call carries no timeline, and this module does nothing.
 
 use std::{
     fmt,
@@ -17,6 +17,7 @@ use futures_core::Stream;
 use snakepit_registry::{
     CallRecord, CallTimeline, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply,
 };
+use snakepit_session::error_chain;
 use tracing::Level;
 
 /// A reader of records.
@@ -26,7 +27,7 @@ pub(crate) type CallReader = Box<dyn Fn(&CallRecord) + Send + Sync>;
 #[derive(Default)]
 pub(crate) struct CallRecords {
     readers: Vec<CallReader>,
-    /// The number of panics of readers.
+    /// The number of records whose reader panicked.
     panics: AtomicU64,
 }
 
@@ -39,7 +40,7 @@ impl CallRecords {
         self.panics.load(Ordering::Relaxed)
     }
 
-    /// Begins the record of a call, if there is a reader or a debug log.
+    /// Begins the record of a call, unless nobody reads it.
     #[inline]
     pub(crate) fn begin(self: &Arc<Self>, call: &mut ToolCall) -> CallRecorder {
         if self.readers.is_empty() && !tracing::enabled!(Level::DEBUG) {
@@ -56,7 +57,7 @@ impl CallRecords {
 
     fn publish(&self, record: &CallRecord) {
         for reader in &self.readers {
-            // A reader runs in the task of the call, even while the call is dropped.
+            // A reader runs in the task of the call, also when the call is dropped.
             if catch_unwind(AssertUnwindSafe(|| reader(record))).is_err() {
                 self.panics.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(tool = %record.tool, call = %record.call, "a reader of call records panicked");
@@ -74,7 +75,9 @@ fn log(record: &CallRecord) {
     let CallRecord { tool, call, outcome, error, .. } = record;
     let session = record.session.as_ref().map(|session| session.as_str());
     match error {
-        Some(error) => tracing::debug!(%tool, %call, session, %error, "call failed"),
+        Some(error) => {
+            tracing::debug!(%tool, %call, session, error = %error_chain(error), "call failed");
+        }
         None => tracing::debug!(%tool, %call, session, "call {}", outcome.as_str()),
     }
 }
@@ -85,8 +88,7 @@ impl fmt::Debug for CallRecords {
     }
 }
 
-/// The record of a running call. Dropping it before the end records that the caller dropped the call. `None` if the record is not
-/// needed.
+/// The record of a running call. If it is dropped before the end, the call counts as dropped by its caller. `None` without a reader.
 #[derive(Debug)]
 pub(crate) struct CallRecorder(Option<Box<OpenRecord>>);
 

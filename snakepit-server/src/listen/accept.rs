@@ -21,7 +21,7 @@ use crate::panics::completes_without_panic;
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The time after the stop in which clients must close their connections.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The maximum number of rejected connections of a listener that receive an answer at the same time.
+/// The most rejected connections of a listener that receive an answer at the same time.
 const MAX_REJECTIONS: usize = 16;
 /// TCP keepalive, which detects peers whose machine died: the idle time before the first probe, the time between probes, and their
 /// number.
@@ -158,7 +158,7 @@ impl<L: Accept> Acceptor<L> {
                 if !std::mem::replace(&mut self.is_rejecting, true) {
                     tracing::warn!(limit, "all connections are in use; rejecting more");
                 }
-                // Above this limit, the host closes the connection without an answer.
+                // Connections above the limit of answers are closed without one.
                 if let Ok(permit) = Arc::clone(&self.rejections).try_acquire_owned() {
                     let cut = self.cut.child_token();
                     self.tasks.spawn(async move {

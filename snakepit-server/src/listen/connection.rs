@@ -7,6 +7,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use snakepit_proto::flow::{
     ERROR_RESETS, MAX_FRAME_SIZE, PENDING_RESETS, SERVER_CONNECTION_WINDOW, STREAM_WINDOW,
 };
+use snakepit_session::error_chain;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::Instant,
@@ -37,13 +38,13 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(8);
 /// The time in which a client must accept at least one byte. HTTP/2 libraries always read from the socket, even while the program
 /// does not read its streams.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(18);
-/// The maximum number of open requests of one connection. Further requests wait for a free stream. All multiplexed calls share
-/// one stream, and each watch needs its own. The budget of the connection bounds the memory of its requests.
+/// The most open requests of one connection. Further requests wait for a free stream. All multiplexed calls share one stream, and each
+/// watch needs its own. The budget of the connection bounds the memory of its requests.
 const MAX_STREAMS: u32 = 2048;
 
-/// The maximum number of open requests on a rejected connection.
+/// The most open requests of a connection above the limit of connections.
 const REJECTED_STREAMS: u32 = 8;
-/// The time in which the client of a rejected connection must send a request, read the answer and close the connection.
+/// The time in which the client of a connection above the limit must send a request, read the answer and close the connection.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves a connection. Dropping the future closes it.
@@ -100,7 +101,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Rejects a connection above the limit: answers its requests with an error that suggests a retry, and closes it. Dropping the
+/// Answers the requests of a connection above the limit with an error that suggests a retry, and closes the connection. Dropping the
 /// future closes it, too.
 pub(super) async fn reject(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, limit: usize) {
     let answered = CancellationToken::new();
@@ -122,13 +123,13 @@ pub(super) async fn reject(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'sta
         connection.as_mut().graceful_shutdown();
         log_failure(connection.await);
     };
-    // A client that sends nothing or does not close the connection must not keep it open.
+    // A client that does not close the connection, or sends nothing, must not keep it.
     let _ = tokio::time::timeout(REJECT_TIMEOUT, serve).await;
 }
 
 fn log_failure(result: hyper::Result<()>) {
     if let Err(error) = result {
-        tracing::debug!(%error, "a connection failed");
+        tracing::debug!(error = %error_chain(&error), "a connection failed");
     }
 }
 

@@ -25,9 +25,8 @@ use crate::limits::BudgetExhausted;
 
 /// The number of connections that may exceed the limit while evicted ones close.
 const MAX_CLOSING: usize = 16;
-/// The number of connections reserved for workers, one for each possible worker. They do not count towards the limit and are not
-/// evicted. Without the reserve, clients that use all connections would keep workers from starting, and with a low limit, workers
-/// would evict each other.
+/// The number of connections of workers, one for each possible worker. They do not count towards the limit and are not evicted. Otherwise
+/// clients that use all connections would keep workers from starting, and a low limit would let workers evict each other.
 const WORKER_RESERVE: usize = 1024;
 /// The headroom of one connection for messages of its streams, in bytes. The limit prevents one connection from using all of
 /// the host's headroom.
@@ -69,7 +68,7 @@ pub(crate) struct ConnectionPermit {
 /// The other end of a connection.
 #[derive(Debug, Clone)]
 pub(crate) enum Peer {
-    /// A client of a mounted service, whose connection the host does not see.
+    /// A client on a connection that the host does not see.
     Unknown,
     /// A client on a TCP connection from this machine.
     Loopback,
@@ -123,8 +122,8 @@ impl Connections {
         Arc::new(Self { limit, connection_bytes, arriving, responses, launches, open, next_id, reserve_used })
     }
 
-    /// Creates the state for a request to a mounted service. It does not count towards the limit of connections.
-    pub(super) fn mounted_connection(&self) -> Arc<Connection> {
+    /// Creates the state of a connection that another server accepted. It counts towards no limit of connections.
+    pub(super) fn foreign_connection(&self) -> Arc<Connection> {
         self.connection(Peer::Unknown)
     }
 
@@ -148,8 +147,8 @@ impl Connections {
         })
     }
 
-    /// Admits a connection. A worker's connection uses the reserve while it lasts. All others count towards the limit. At the
-    /// limit, evicts an idle connection to admit them.
+    /// Admits a connection. A worker's connection uses the reserve while there is room in it. All others count towards the limit. At
+    /// the limit, evicts an idle connection for them.
     pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
         let connection = self.connection(peer);
         if connection.is_of_worker_process() && self.take_from_reserve() {
@@ -187,7 +186,7 @@ impl Connections {
         self.reserve_used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// Ignores poisoning, because no code panics while it changes the table.
+    /// No code panics in the middle of a change under this lock, so the table is consistent even if the lock is poisoned.
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,7 @@
-//! The gRPC services as routes of the program's own server, which accepts the connections.
+//! The gRPC services as part of a server of the program, which accepts the connections.
 //!
-//! The host does not see these connections, so it treats each request as one connection. The budgets that all clients share, and
-//! the limits of the program's server, bound a client that sends many requests at a time.
+//! The host does not see these connections, so it treats each request as one: a client that sends many requests at a time is
+//! bounded by the budgets that all clients share, and by the limits of the program's server.
 
 use std::{
     convert::Infallible,
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::status::shutting_down;
 
-/// The services for the program's own server, with the limits and deadlines of the listeners.
+/// The services for a server of the program, with the limits and deadlines of the listeners.
 #[derive(Debug, Clone)]
 pub(crate) struct Mount {
     routes: Routes,
@@ -58,16 +58,16 @@ impl Service<Request<axum::body::Body>> for Mount {
     }
 
     fn call(&mut self, request: Request<axum::body::Body>) -> Self::Future {
-        // A server keeps its open connections after a graceful shutdown has begun, and even after its future is dropped.
+        // A server keeps its open connections after a graceful shutdown has begun, and even after its future was dropped.
         if self.stop.is_cancelled() {
             return Box::pin(std::future::ready(Ok(shutting_down(false).into_http())));
         }
-        let service = RequestService::new(self.routes.clone(), self.connections.mounted_connection());
+        let service = RequestService::new(self.routes.clone(), self.connections.foreign_connection());
         let response = service.respond(request);
         let stop = self.stop.clone();
         let mut cut: CutFuture = Box::pin(async move {
             stop.cancelled_owned().await;
-            // As on a listener, requests in progress at the stop get time to end.
+            // As on a listener, requests that run at the stop have time to end.
             tokio::time::sleep(CLOSE_TIMEOUT).await;
         });
         Box::pin(async move {

@@ -49,8 +49,8 @@ const STREAMING_RPCS: [&str; 4] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
-/// RPCs whose requests carry large values, each with the numbers of the message fields whose nested fields count towards the
-/// limit ([`MessageLimits::nested`]).
+/// RPCs whose requests carry large values. The numbers are those of their message fields whose own fields count towards the limit
+/// ([`MessageLimits::nested`]).
 const VALUE_RPCS: [(&str, &[u32]); 9] = [
     (MULTIPLEX, &[1]),
     ("/snakepit.bridge.BridgeService/ExecuteTool", &[]),

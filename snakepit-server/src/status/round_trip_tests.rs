@@ -8,8 +8,8 @@ use tonic::{Code, Status};
 
 use super::{from_session_error, from_tool_error, from_write_error, reserved_for_workers, to_tool_error};
 
-fn layer(kind: ErrorKind, delivered: bool) -> ToolError {
-    ToolError::Layer { kind, delivered, problem: "no quota".into(), source: None }
+fn layer(kind: ErrorKind, may_have_run: bool) -> ToolError {
+    ToolError::Layer { kind, may_have_run, problem: "no quota".into(), source: None }
 }
 
 #[test]
@@ -20,8 +20,8 @@ fn tool_errors_survive_the_round_trip() {
         ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
         ToolError::NotFound { tool: tool(), suggestion: None },
         ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
-        ToolError::Unsupported { tool: tool(), problem: "streams".into(), delivered: false },
-        ToolError::Unsupported { tool: tool(), problem: "streams".into(), delivered: true },
+        ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: false },
+        ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: true },
         ToolError::Failed(Box::new(ToolFailure {
             tool: tool(),
             error_type: "ValueError".into(),
@@ -34,6 +34,7 @@ fn tool_errors_survive_the_round_trip() {
             args: vec!["no".into()],
             attributes: [("item".to_owned(), "tea".into())].into(),
             python_type: "KeyError".into(),
+            omitted: vec!["args".into()],
         })),
         ToolError::Overloaded { queued: 9, limit: 9, retry_after: Some(Duration::from_millis(50)) },
         ToolError::TooManyConnections { limit: 9, retry_after: Some(Duration::from_millis(50)) },
@@ -45,16 +46,18 @@ fn tool_errors_survive_the_round_trip() {
         ToolError::WorkerLost {
             worker: "default-1-1".into(),
             reason: "it exited with code 1".into(),
-            delivered: true,
+            may_have_run: true,
             output_lines: vec!["oops".into()],
             retry_after: None,
+            source: None,
         },
         ToolError::WorkerLost {
             worker: "default-1-1".into(),
             reason: "it exited with code 1".into(),
-            delivered: false,
+            may_have_run: false,
             output_lines: vec!["oops".into()],
             retry_after: Some(Duration::from_millis(50)),
+            source: None,
         },
         ToolError::ConnectionLost {
             peer: "the host".into(),
@@ -64,17 +67,18 @@ fn tool_errors_survive_the_round_trip() {
         },
         ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
         ToolError::Deadlock { tool: tool() },
-        ToolError::ShuttingDown { delivered: false },
-        ToolError::ShuttingDown { delivered: true },
+        ToolError::ShuttingDown { may_have_run: false },
+        ToolError::ShuttingDown { may_have_run: true },
+        ToolError::NoRuntime { may_have_run: false },
         ToolError::Rejected { problem: "the proxy answered 403 Forbidden".into() },
         ToolError::AccessDenied { problem: "the token expired".into() },
-        ToolError::ClientClosed { delivered: true },
+        ToolError::ClientClosed { may_have_run: true },
         ToolError::Session(SessionError::NotFound { id: session() }),
         layer(ErrorKind::DeadlineExceeded, true),
         layer(ErrorKind::Overloaded, false),
         layer(ErrorKind::Rejected, false),
         layer(ErrorKind::Rejected, true),
-        ToolError::Internal { problem: "bug".into() },
+        ToolError::internal("bug"),
     ];
     for error in errors {
         let expected = format!("{error:?}");
@@ -84,10 +88,14 @@ fn tool_errors_survive_the_round_trip() {
 }
 
 #[test]
-fn clients_know_that_the_runtime_of_the_host_ended() {
-    for delivered in [false, true] {
-        let back = to_tool_error("add", &from_tool_error(ToolError::runtime_ended(delivered)));
-        assert!(matches!(back, ToolError::NoRuntime { delivered: was, .. } if was == delivered), "{back:?}");
+fn a_host_without_its_runtime_is_shutting_down_for_clients() {
+    for may_have_run in [false, true] {
+        let back = to_tool_error("add", &from_tool_error(ToolError::RuntimeEnded { may_have_run }));
+        assert!(
+            matches!(back, ToolError::ShuttingDown { may_have_run: was } if was == may_have_run),
+            "{back:?}"
+        );
+        assert_eq!(back.is_retryable(), !may_have_run, "another host may run the call");
     }
 }
 
@@ -143,7 +151,7 @@ fn a_status_without_a_reason_keeps_its_text() {
 }
 
 #[test]
-fn statuses_without_permission_become_access_denied() {
+fn every_answer_without_permission_is_denied_access() {
     for http in [401, 403, 407] {
         let answer = format!("grpc-status header missing, mapped from HTTP status code {http}");
         let error = to_tool_error("add", &Status::unknown(answer));

@@ -14,17 +14,18 @@ fn long_texts_do_not_make_a_status_too_large() {
     let errors = [
         ToolError::NotFound { tool: long(), suggestion: Some(long()) },
         ToolError::InvalidArgument { tool: long(), argument: long(), problem: long() },
-        ToolError::Unsupported { tool: long(), problem: long(), delivered: false },
+        ToolError::Unsupported { tool: long(), problem: long(), may_have_run: false },
         ToolError::Failed(Box::new(ToolFailure { message: long(), traceback: long(), ..Default::default() })),
         ToolError::WorkerLost {
             worker: long(),
             reason: long(),
-            delivered: true,
+            may_have_run: true,
             output_lines: vec![long(); 20],
             retry_after: None,
+            source: None,
         },
         ToolError::ConnectionLost { peer: long(), problem: long(), source: None, retry_after: None },
-        ToolError::Internal { problem: long() },
+        ToolError::internal(long()),
     ];
     let statuses = errors.into_iter().map(from_tool_error).chain([invalid_field(&long(), long())]);
     for status in statuses {
@@ -63,9 +64,10 @@ fn the_last_output_of_a_lost_worker_is_in_the_details() {
     let lost = ToolError::WorkerLost {
         worker: "default-1-1".into(),
         reason: "it exited with code 1".into(),
-        delivered: true,
+        may_have_run: true,
         output_lines: (0..20).map(|line| format!("line {line}")).collect(),
         retry_after: None,
+        source: None,
     };
     let status = from_tool_error(lost);
     assert!(!status.message().contains("line 16") && status.message().contains("line 19"), "{status:?}");
@@ -82,7 +84,7 @@ pub(super) fn errors() -> Vec<ToolError> {
     vec![
         ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
         ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
-        ToolError::Unsupported { tool: tool(), problem: "streams".into(), delivered: false },
+        ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: false },
         ToolError::Failed(Box::new(ToolFailure {
             tool: tool(),
             error_type: "ValueError".into(),
@@ -95,9 +97,10 @@ pub(super) fn errors() -> Vec<ToolError> {
         ToolError::WorkerLost {
             worker: "default-1-1".into(),
             reason: "it exited with code 1".into(),
-            delivered: true,
+            may_have_run: true,
             output_lines: vec!["oops".into()],
             retry_after: None,
+            source: None,
         },
         ToolError::ConnectionLost {
             peer: "the host".into(),
@@ -107,11 +110,12 @@ pub(super) fn errors() -> Vec<ToolError> {
         },
         ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
         ToolError::Deadlock { tool: tool() },
-        ToolError::ShuttingDown { delivered: false },
-        ToolError::ShuttingDown { delivered: true },
+        ToolError::ShuttingDown { may_have_run: false },
+        ToolError::ShuttingDown { may_have_run: true },
         ToolError::Rejected { problem: "the proxy answered 403 Forbidden".into() },
         ToolError::AccessDenied { problem: "the token expired".into() },
-        ToolError::runtime_ended(false),
+        ToolError::RuntimeEnded { may_have_run: false },
+        ToolError::NoRuntime { may_have_run: false },
         ToolError::Session(SessionError::NotFound { id: session.clone() }),
         ToolError::Session(SessionError::TooManySessions { limit: 1 }),
         ToolError::Session(SessionError::ProgramNotFound { session: session.clone(), name: "m".into() }),
@@ -146,7 +150,7 @@ pub(super) fn errors() -> Vec<ToolError> {
         ToolError::Session(SessionError::TooManyNames { given: 10, limit: 9 }),
         ToolError::Session(SessionError::WrittenTwice { variable: "x".into() }),
         ToolError::Session(SessionError::BatchRejected { errors: [("x".into(), conflict())].into() }),
-        ToolError::Internal { problem: "bug".into() },
+        ToolError::internal("bug"),
     ]
 }
 
@@ -167,8 +171,8 @@ fn statuses_agree_with_the_table_of_reasons_and_with_the_kinds_of_errors() {
         let details = snakepit_proto::status::details_of(&status);
         assert_eq!(details.retry_after, retry_after, "{shown}");
         // gRPC libraries retry UNAVAILABLE. This entry states whether the call may have run.
-        let delivered = details.metadata.get(DELIVERED);
-        assert!(delivered.is_none_or(|delivered| *delivered == may_have_run.to_string()), "{shown}");
+        let on_the_wire = details.metadata.get(DELIVERED);
+        assert!(on_the_wire.is_none_or(|flag| *flag == may_have_run.to_string()), "{shown}");
         // The error that a client reconstructs has the same classification.
         let back = to_tool_error("add", &status);
         assert_eq!((back.kind().reason(), back.may_have_run()), (kind.reason(), may_have_run), "{shown}");

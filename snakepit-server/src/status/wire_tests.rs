@@ -50,17 +50,19 @@ fn wire_form(status: &Status) -> String {
 pub(super) fn forms() -> String {
     let full = || BudgetExhausted { used: 10, limit: 9 };
     let later = Some(Duration::from_millis(50));
-    let layer = |kind, delivered| ToolError::Layer { kind, delivered, problem: "no".into(), source: None };
+    let layer =
+        |kind, may_have_run| ToolError::Layer { kind, may_have_run, problem: "no".into(), source: None };
     let further = [
-        ToolError::Unsupported { tool: "add".into(), problem: "streams".into(), delivered: true },
+        ToolError::Unsupported { tool: "add".into(), problem: "streams".into(), may_have_run: true },
         ToolError::Overloaded { queued: 9, limit: 9, retry_after: None },
         answer_dropped(full()),
         ToolError::WorkerLost {
             worker: "default-1-1".into(),
             reason: "it exited".into(),
-            delivered: false,
+            may_have_run: false,
             output_lines: vec![],
             retry_after: later,
+            source: None,
         },
         ToolError::ConnectionLost {
             peer: "the host".into(),

@@ -71,7 +71,7 @@ impl Connection {
 
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, SessionError> {
         let mut manager = self.manager.clone();
-        command.query_async(&mut manager).await.map_err(|error| redis_error(&self.address, error))
+        command.query_async(&mut manager).await.map_err(|error| failed(&self.address, error))
     }
 
     /// Opens a separate connection for published messages.
@@ -80,12 +80,12 @@ impl Connection {
         let Ok(connected) = connected else {
             return Err(self.problem("does not accept a connection in time"));
         };
-        connected.map_err(|error| redis_error(&self.address, error))
+        connected.map_err(|error| failed(&self.address, error))
     }
 
     /// Converts a reply.
     pub(super) fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, SessionError> {
-        redis::from_redis_value(value).map_err(|error| redis_error(&self.address, error.into()))
+        redis::from_redis_value(value).map_err(|error| failed(&self.address, error.into()))
     }
 
     /// Returns the command that reads fields of a hash of a session, or `None` if `fields` is empty.
@@ -114,7 +114,7 @@ impl Connection {
 
     /// Creates an error with the address of the server and this cause.
     pub(super) fn failed(&self, error: RedisError) -> SessionError {
-        redis_error(&self.address, error)
+        failed(&self.address, error)
     }
 }
 
@@ -133,7 +133,7 @@ impl Call<'_> {
 
     pub(super) async fn run<T: FromRedisValue>(self) -> Result<T, SessionError> {
         let connection = self.connection;
-        self.try_run().await.map_err(|error| redis_error(&connection.address, error))
+        self.try_run().await.map_err(|error| failed(&connection.address, error))
     }
 
     /// Like [`run`](Self::run), but returns the original error.
@@ -159,7 +159,7 @@ impl Call<'_> {
     ) -> Result<(T, Vec<Value>), SessionError> {
         let Self { connection, script, command } = self;
         let mut manager = connection.manager.clone();
-        let failed = |error: RedisError| redis_error(&connection.address, error);
+        let failed = |error: RedisError| failed(&connection.address, error);
         let mut pipeline = redis::pipe();
         pipeline.ignore_errors().add_command(command);
         for read in reads {
@@ -184,6 +184,6 @@ fn is_unknown_script(error: &RedisError) -> bool {
 }
 
 /// Converts an error of the client library.
-fn redis_error(address: &str, error: RedisError) -> SessionError {
+fn failed(address: &str, error: RedisError) -> SessionError {
     SessionError::backend(format!("redis at {address}")).with_source(error)
 }

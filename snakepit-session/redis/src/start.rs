@@ -73,7 +73,7 @@ async fn try_connect(url: &str, config: &RedisConfig) -> Result<Connection, Star
     match result {
         Ok(_) => {}
         Err(error) if error.to_string().contains("OOM") => {
-            tracing::warn!(redis = connection.address(), %error, "redis is out of memory: sessions can only be read and deleted");
+            tracing::warn!(redis = connection.address(), error = %error_chain(&error), "redis is out of memory: sessions can only be read and deleted");
         }
         Err(_) if is_sentinel(&connection).await => {
             let problem = "it is a Sentinel, which stores no data; use the address of the primary that it monitors, which \

@@ -180,12 +180,12 @@ impl Launches {
     #[must_use]
     pub fn find_by_pid(&self, pid: u32) -> Option<Arc<Launch>> {
         let live: Vec<_> = lock(&self.live).iter().filter_map(Weak::upgrade).collect();
-        let leaders: Vec<_> =
+        let mut led: Vec<_> =
             live.iter().filter_map(|launch| Some((launch, launch.running_process()?))).collect();
-        let oldest_start = leaders.iter().map(|(_, leader)| leader.start_time).min()?;
+        let oldest_start = led.iter().map(|(_, leader)| leader.start_time).min()?;
         let lineage = Lineage::of(pid, oldest_start);
-        let found = leaders.into_iter().find(|(_, leader)| lineage.includes(*leader));
-        found.map(|(launch, _)| Arc::clone(launch))
+        led.retain(|(_, leader)| lineage.includes(*leader));
+        led.first().map(|(launch, _)| Arc::clone(launch))
     }
 
     /// Adds a launch for an existing process. Dropping the returned guard ends the launch.

@@ -9,7 +9,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// Fields of `/proc/<pid>/stat`.
+/// What `/proc/<pid>/stat` reports about a process.
 #[cfg(target_os = "linux")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stat {
@@ -28,7 +28,7 @@ impl Stat {
     pub(super) fn of(pid: u32) -> Option<Self> {
         use std::io::Read;
 
-        // Large enough to read the fields below at once.
+        // Holds the fields below in one read.
         let mut text = [0; 1024];
         let length = std::fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut text).ok()?;
         Self::parse(&text[..length])

@@ -72,11 +72,18 @@ impl ToolHandler for RemoteWorker {
         let worker = self.diagnostics.id.to_string();
         // A dying worker breaks its connections shortly before its exit is reported. The exit explains more than the error.
         if let Some(reason) = self.diagnostics.exit_reason().await {
-            let (delivered, output_lines) = (true, Vec::new());
-            return Err(ToolError::WorkerLost { worker, reason, delivered, output_lines, retry_after: None });
+            let (may_have_run, output_lines) = (true, Vec::new());
+            return Err(ToolError::WorkerLost {
+                worker,
+                reason,
+                may_have_run,
+                output_lines,
+                retry_after: None,
+                source: None,
+            });
         }
         let problem = format!("worker `{worker}` did not confirm that the call has ended: {problem}");
-        Err(ToolError::Internal { problem })
+        Err(ToolError::internal(problem))
     }
 
     fn recall(&self, call: CallId) {

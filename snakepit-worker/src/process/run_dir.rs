@@ -102,13 +102,13 @@ impl RunDir {
         check_path(&base)?;
         let _lock = lock_base(&base)?;
         let killed_leftovers = clean_up_dead_runs(&base)
-            .map_err(io_error(&base, "the runs of dead hosts in it cannot be read"))?;
+            .map_err(failed(&base, "the runs of dead hosts in it cannot be read"))?;
 
         let id = uuid::Uuid::new_v4().simple().to_string()[..ledger::ID_LENGTH].to_owned();
         let path = base.join(&id);
         let host_socket = path.join("host.sock");
-        DirBuilder::new().mode(0o700).create(&path).map_err(io_error(&path, "it cannot be created"))?;
-        let ledger = Ledger::create(&path).map_err(io_error(&path, "its ledger cannot be created"))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(failed(&path, "it cannot be created"))?;
+        let ledger = Ledger::create(&path).map_err(failed(&path, "its ledger cannot be created"))?;
         Ok(Self { id, base, path, host_socket, ledger, killed_leftovers, serve: OnceLock::new() })
     }
 
@@ -144,7 +144,7 @@ impl RunDir {
     }
 
     fn restore_now(&self) -> Result<(), WorkerError> {
-        let failed = io_error(&self.path, "it was removed and cannot be created again");
+        let failed = failed(&self.path, "it was removed and cannot be created again");
         let base = prepare_base(&self.base)?;
         let _lock = lock_base(&base)?;
         if self.is_intact() {
@@ -240,8 +240,8 @@ fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
         .recursive(true)
         .mode(0o700)
         .create(base)
-        .map_err(io_error(base, "it cannot be created"))?;
-    let unreadable = io_error(base, "it cannot be read");
+        .map_err(failed(base, "it cannot be created"))?;
+    let unreadable = failed(base, "it cannot be read");
     let base = base.canonicalize().map_err(&unreadable)?;
     check_owner(&base, &std::fs::metadata(&base).map_err(&unreadable)?)?;
     Ok(base)
@@ -250,7 +250,7 @@ fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
 /// Waits for the lock of a base. The lock serializes hosts that start at the same time. Otherwise one could clean up the directory
 /// of another that has not written its ledger yet.
 fn lock_base(base: &Path) -> Result<Flock<File>, WorkerError> {
-    let failed = io_error(base, "it cannot be locked");
+    let failed = failed(base, "it cannot be locked");
     let lock = File::create(base.join("lock")).map_err(&failed)?;
     Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))
 }
@@ -319,8 +319,8 @@ fn clean_up_dead_runs(base: &Path) -> std::io::Result<usize> {
     Ok(ledger::clean_up(&dead))
 }
 
-/// Returns a function that converts an error of the operating system to a [`WorkerError::Io`] with this problem.
-fn io_error(path: &Path, problem: &'static str) -> impl Fn(std::io::Error) -> WorkerError {
+/// Returns a function that makes an error of the operating system the source of a [`WorkerError::Io`].
+fn failed(path: &Path, problem: &'static str) -> impl Fn(std::io::Error) -> WorkerError {
     move |error| WorkerError::io(path, problem).with_source(error)
 }
 

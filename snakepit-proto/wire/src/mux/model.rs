@@ -290,9 +290,16 @@ impl Callee for TestCallee {
     }
 }
 
-fn lost(delivered: bool) -> ToolError {
+fn lost(may_have_run: bool) -> ToolError {
     let (worker, reason) = ("w".to_owned(), "cut".to_owned());
-    ToolError::WorkerLost { worker, reason, delivered, output_lines: Vec::new(), retry_after: None }
+    ToolError::WorkerLost {
+        worker,
+        reason,
+        may_have_run,
+        output_lines: Vec::new(),
+        retry_after: None,
+        source: None,
+    }
 }
 
 proptest! {

@@ -11,7 +11,7 @@ use snakepit_session::SessionLimits;
 use super::Args;
 
 /// One row of the table.
-struct Row {
+struct Setting {
     /// The method or the field in Rust.
     rust: &'static str,
     default: String,
@@ -20,7 +20,7 @@ struct Row {
     flag: Option<&'static str>,
 }
 
-impl Row {
+impl Setting {
     fn markdown(&self) -> String {
         let Self { rust, default, values, flag } = self;
         let flag = flag.map_or_else(|| "–".to_owned(), |flag| format!("`--{flag}`"));
@@ -45,7 +45,7 @@ fn size(bytes: usize) -> String {
 }
 
 /// The settings of the pool. A new field does not compile without a row.
-fn pool() -> Vec<Row> {
+fn pool() -> Vec<Setting> {
     let PoolConfig {
         name,
         workers,
@@ -57,7 +57,7 @@ fn pool() -> Vec<Row> {
         concurrency,
         max_attempts,
     } = PoolConfig::default();
-    let row = |rust, default, values, flag| Row { rust, default, values, flag };
+    let row = |rust, default, values, flag| Setting { rust, default, values, flag };
     vec![
         row("Builder::name", format!("`{name}`"), "1 to 64 letters, digits, `-`, `_`, `.`", None),
         row("Builder::workers", workers.to_string(), "1 to 1024", Some("workers")),
@@ -76,8 +76,8 @@ fn pool() -> Vec<Row> {
     ]
 }
 
-fn host() -> Vec<Row> {
-    let row = |rust, default: &str, values, flag| Row { rust, default: default.to_owned(), values, flag };
+fn host() -> Vec<Setting> {
+    let row = |rust, default: &str, values, flag| Setting { rust, default: default.to_owned(), values, flag };
     vec![
         row("Builder::adapter", "none", "`module.path:Class`", Some("adapter")),
         row("Builder::worker_command", "none", "command", Some("worker-command")),
@@ -106,7 +106,7 @@ fn host() -> Vec<Row> {
 }
 
 /// The limits of sessions. A new field does not compile without a row.
-fn sessions() -> Vec<Row> {
+fn sessions() -> Vec<Setting> {
     let SessionLimits {
         default_ttl,
         max_sessions,
@@ -124,7 +124,7 @@ fn sessions() -> Vec<Row> {
         max_watch_backlog,
         max_watch_backlog_bytes,
     } = SessionLimits::default();
-    let row = |rust, default: String, values, flag| Row { rust, default, values, flag: Some(flag) };
+    let row = |rust, default: String, values, flag| Setting { rust, default, values, flag: Some(flag) };
     let count = |number: usize| number.to_string();
     vec![
         row("SessionLimits::default_ttl", duration(default_ttl), "duration", "session-ttl"),
@@ -155,7 +155,7 @@ fn sessions() -> Vec<Row> {
     ]
 }
 
-fn rows() -> Vec<Row> {
+fn settings() -> Vec<Setting> {
     pool().into_iter().chain(host()).chain(sessions()).collect()
 }
 
@@ -166,7 +166,7 @@ fn file(path: &str) -> String {
 
 #[test]
 fn the_page_shows_the_defaults_of_the_code() {
-    let expected: Vec<String> = rows().iter().map(Row::markdown).collect();
+    let expected: Vec<String> = settings().iter().map(Setting::markdown).collect();
     let page = file("docs/settings.md");
     let shown: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
     assert_eq!(shown, expected, "docs/settings.md should have these rows:\n{}", expected.join("\n"));
@@ -176,19 +176,19 @@ fn the_page_shows_the_defaults_of_the_code() {
 fn the_flags_have_the_defaults_of_the_page() {
     let command = Args::augment_args(clap::Command::new("serve"));
     let mut flags = Vec::new();
-    for row in rows() {
-        let Some(flag) = row.flag else { continue };
+    for setting in settings() {
+        let Some(flag) = setting.flag else { continue };
         let argument = command.get_arguments().find(|argument| argument.get_long() == Some(flag));
         let argument = argument.unwrap_or_else(|| panic!("the page lists `--{flag}`, which does not exist"));
         flags.push(flag);
         let default = argument.get_default_values().first().map(|value| value.to_str().unwrap());
-        let shown = row.default.replace(' ', "");
+        let shown = setting.default.replace(' ', "");
         match default {
             _ if !argument.get_action().takes_values() => {}
             Some(default) => assert!(
                 shown == default || shown.contains(&format!("`{default}`")),
                 "`--{flag}` has the default {default}, the page says {}",
-                row.default
+                setting.default
             ),
             None if shown.ends_with('s') && shown.starts_with(|c: char| c.is_ascii_digit()) => {
                 let help = argument.get_help().unwrap().to_string();
@@ -209,14 +209,14 @@ fn the_flags_have_the_defaults_of_the_page() {
 #[test]
 fn the_methods_of_the_page_exist() {
     let code = file("snakepit-server/src/builder.rs");
-    for row in rows() {
-        if let Some(method) = row.rust.strip_prefix("Builder::") {
+    for setting in settings() {
+        if let Some(method) = setting.rust.strip_prefix("Builder::") {
             let mut lines = code.lines().filter_map(|line| line.trim().strip_prefix("pub "));
             let exists = lines.any(|line| {
                 let rest = line.trim_start_matches("const ").strip_prefix("fn ").unwrap_or_default();
                 rest.strip_prefix(method).is_some_and(|rest| rest.starts_with(['(', '<']))
             });
-            assert!(exists, "`{}` does not exist", row.rust);
+            assert!(exists, "`{}` does not exist", setting.rust);
         }
     }
 }

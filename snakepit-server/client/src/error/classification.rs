@@ -94,10 +94,10 @@ impl Error {
     }
 
     /// The type of the exception that the tool raised, such as `ValueError` or `shop.OutOfStock`. See
-    /// [`ToolError::python_type`].
+    /// [`ToolError::error_type`].
     #[must_use]
-    pub fn python_type(&self) -> Option<&str> {
-        self.tool_error().and_then(ToolError::python_type)
+    pub fn error_type(&self) -> Option<&str> {
+        self.tool_error().and_then(ToolError::error_type)
     }
 
     /// The HTTP status for a service that reports this error to its own client: [`ErrorKind::http_status`].
@@ -114,15 +114,18 @@ impl From<Error> for Fault {
             Error::Tool(error) => error.into(),
             // The operation may have been a write.
             Error::Session(error) => Self::of_write(&error),
-            error => Self::new(error.kind().to_reason(), error_chain(&error).to_string())
-                .with_may_have_run(error.may_have_run()),
+            error => {
+                let mut fault = Self::new(error.kind().to_reason(), error_chain(&error).to_string());
+                fault.may_have_run = error.may_have_run();
+                fault
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use snakepit_session::SessionId;
+    use snakepit_session::{SessionId, SharedError};
 
     use super::*;
 
@@ -135,12 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn faults_keep_the_classification_of_errors() {
+    fn the_neutral_form_has_the_same_classification() {
         let session = || SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
         let written = || SessionError::backend("timed out");
         for error in [
             Error::TimedOut { rpc: "SetVariable", within: Duration::from_secs(1) },
-            Error::Tool(ToolError::ShuttingDown { delivered: true }),
+            Error::Tool(ToolError::ShuttingDown { may_have_run: true }),
             Error::Session(session()),
             Error::Session(written()),
             Error::NotAnObject { tool: "add".into() },
@@ -171,7 +174,7 @@ mod tests {
 
     #[test]
     fn only_values_that_arrived_prove_that_the_tool_ran() {
-        let unsent = PayloadError::Serialize { problem: "a key is not a string".into() };
+        let unsent = PayloadError::Serialize { source: SharedError::new("a key is not a string") };
         assert!(!Error::Payload(unsent).may_have_run());
         let arrived = snakepit_session::Payload::null().to_serde::<u8>().unwrap_err();
         assert!(Error::Payload(arrived).may_have_run());

@@ -1,4 +1,4 @@
-//! The addresses of a host: the one in use, and failover to the next one.
+//! The addresses of a host: which one is in use, and the move to the next one.
 
 use std::{
     error::Error as _,
@@ -17,7 +17,7 @@ use crate::{Error, status::is_unreachable, transport::BridgeClient};
 /// An address and its channel.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// The address that errors show.
+    /// The address in errors.
     address: String,
     /// `None` for a service of the program.
     peer: Option<Address>,
@@ -38,7 +38,7 @@ impl Target {
         Self { address, peer, client, has_answered: AtomicBool::new(false) }
     }
 
-    /// Returns the problem of a failed connection. If another program answers at the address, describes that program instead.
+    /// Replaces the root cause of a connection's failure by a description of the server that answers, if it is another program.
     async fn describe(&self, problem: String, until: Instant) -> String {
         match &self.peer {
             Some(address) => timeout_at(until, identify(address)).await.ok().flatten().unwrap_or(problem),
@@ -48,7 +48,7 @@ impl Target {
 }
 
 impl Connection {
-    /// The time limit for connecting to one address: its share of the total.
+    /// The share of one address in the time limit for connecting.
     fn connect_share(&self) -> Duration {
         self.options.connect_timeout / u32::try_from(self.targets.len()).unwrap_or(u32::MAX)
     }
@@ -71,7 +71,7 @@ impl Connection {
     }
 
     async fn open_at(&self, target: &Target) -> Result<CallStream, Status> {
-        // A proxy accepts a stream even if its host is down, so a unary request comes first.
+        // A proxy without a host also accepts a stream, so a unary request comes first.
         if !target.has_answered.load(Ordering::Relaxed) {
             let ping = pb::PingRequest { message: "client".to_owned() };
             let mut attempts = 1;
@@ -131,7 +131,7 @@ impl Connection {
         Error::Connect { address: addresses.join(" or "), problem: problems.join("; "), source }
     }
 
-    /// Prefixes a problem with its address if the client has several addresses.
+    /// Names the address of a problem if there are several.
     fn at_address(&self, failure: &OpenFailure, problem: String) -> String {
         if self.targets.len() == 1 {
             return problem;
@@ -139,8 +139,8 @@ impl Connection {
         format!("{}: {problem}", self.targets[failure.target].address)
     }
 
-    /// Sends a request. If the address cannot be reached, so that nothing was sent, fails over to the next one. If `is_read`,
-    /// also repeats the request when its connection breaks.
+    /// Sends a request. If the address cannot be reached, so that nothing was sent, sends it to the next one. If `is_read`, also
+    /// sends it again if its connection breaks.
     pub(super) async fn request<T, F>(
         &self,
         is_read: bool,
@@ -156,7 +156,7 @@ impl Connection {
                 Err(status) if addresses_left > 0 && is_unreachable(&status) => {
                     addresses_left -= 1;
                     let next = (index + 1) % self.targets.len();
-                    // Another request may have failed over already.
+                    // Another request may have moved on already.
                     let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
                 }
                 Err(status) if is_read && attempts < MAX_ATTEMPTS && connection_broke(&status) => {

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
 use snakepit_proto::{headers, pb, status::details_of};
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
+use snakepit_session::SharedError;
 use snakepit_wire::{
     WireError, check_size, failure_from_wire,
     mux::{self, CallInfo, Callee, LostCall, SendError},
@@ -96,8 +97,8 @@ impl Connection {
         let (headers, _, message) = request_to_wire(call, info.time_left()?).into_parts();
         check_size(&message)?;
         let to_error = |status: Status| to_tool_error(&info.tool, &status);
-        // The headers contain the time that remains now. An attempt at another address starts later, so its host could run the
-        // call past the deadline. The client enforces the deadline itself.
+        // The deadline is part of the headers. A later attempt at another address may therefore outlive it by the time of the
+        // attempts before, which the client bounds itself.
         let request = || Request::from_parts(headers.clone(), Extensions::default(), message.clone());
         match mode {
             CallMode::Unary => {
@@ -128,7 +129,7 @@ impl Connection {
         }
     }
 
-    /// Waits for the response to the RPC of a call, unless the client cuts off its calls.
+    /// Waits for the response to the RPC of a call, which also ends when the client is closed.
     async fn until_call_is_cut<T>(&self, response: impl Future<Output = T>) -> Result<T, ToolError> {
         self.close.cut.run_until_cancelled(response).await.ok_or(closed(true))
     }
@@ -172,7 +173,7 @@ fn failure_error(info: &CallInfo, failure: ToolFailure) -> ToolError {
 }
 
 fn bad_value_error(error: &WireError) -> ToolError {
-    ToolError::Internal { problem: format!("the host answered with a bad value: {error}") }
+    ToolError::internal("the host answered with a bad value").with_source(error.clone())
 }
 
 /// Interprets the replies of a host on a call stream.
@@ -195,10 +196,10 @@ impl Callee for HostCallee {
         let error = match to_tool_error(&info.tool, &status) {
             error @ (ToolError::ShuttingDown { .. } | ToolError::Unavailable { .. }) => error,
             // The host had no memory for the first message of the stream, so it received none of the calls.
-            error @ ToolError::TooManyBytes { .. } if details_of(&status).is_undelivered() => error,
+            error @ ToolError::TooManyBytes { .. } if details_of(&status).cannot_have_run() => error,
             _ => {
                 let problem = cause_of(&status);
-                let source = Some(Arc::new(status) as _);
+                let source = Some(SharedError::new(status));
                 ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source, retry_after: None }
             }
         };
@@ -224,7 +225,7 @@ impl Callee for HostCallee {
     }
 
     fn protocol_error(&self, problem: &str) -> ToolError {
-        ToolError::Internal { problem: format!("the host {problem}") }
+        ToolError::internal(format!("the host {problem}"))
     }
 
     fn worker(&self, id: &str) -> Option<Arc<str>> {

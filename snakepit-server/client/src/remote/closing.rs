@@ -1,4 +1,4 @@
-//! Closing a client: it rejects new calls, waits for calls in flight, and cuts off the rest.
+//! The end of a client: it rejects new calls, waits for those in flight, and cuts the rest.
 
 use std::{
     pin::Pin,
@@ -16,7 +16,7 @@ use tokio_util::{
 use super::Connection;
 use crate::Error;
 
-/// The progress of closing a client.
+/// The state of a client's end.
 #[derive(Debug, Default)]
 pub(super) struct CloseState {
     /// Cancelled when the client is closed. Ends watches.
@@ -24,32 +24,32 @@ pub(super) struct CloseState {
     /// Cancelled when the time for calls in flight is over.
     pub(super) cut: CancellationToken,
     /// Counts streams with calls in flight, and requests.
-    pub(super) in_flight: TaskTracker,
+    pub(super) users: TaskTracker,
 }
 
 impl CloseState {
-    /// Waits for calls and requests in flight, and cuts off those that have not ended in time. Returns whether all have ended.
-    pub(super) async fn drain(&self, limit: Duration) -> bool {
-        self.in_flight.close();
-        let have_ended = tokio::time::timeout(limit, self.in_flight.wait()).await.is_ok();
+    /// Waits for calls and requests in flight, and cuts those that have not ended in time. Returns whether all have ended.
+    pub(super) async fn end_users(&self, limit: Duration) -> bool {
+        self.users.close();
+        let have_ended = tokio::time::timeout(limit, self.users.wait()).await.is_ok();
         self.cut.cancel();
         have_ended
     }
 }
 
 /// The error of a call or request of a closed client.
-pub(super) const fn closed(delivered: bool) -> ToolError {
-    ToolError::ClientClosed { delivered }
+pub(super) const fn closed(may_have_run: bool) -> ToolError {
+    ToolError::ClientClosed { may_have_run }
 }
 
 impl Connection {
-    /// Runs a request unless the client is closed. Cuts it off if the client is closed meanwhile and the limit passes.
+    /// Runs a request unless the client is closed, and cuts it at the end of the client.
     pub(super) async fn until_cut<T>(
         &self,
         request: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         // Counts before the check, so that a close either waits for this request or rejects it.
-        let _in_use = self.close.in_flight.token();
+        let _in_use = self.close.users.token();
         if self.close.closing.is_cancelled() {
             return Err(closed(false).into());
         }

@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn only_rejections_prove_that_a_request_was_not_executed() {
-        let proxy_error = |delivered: bool| {
-            let metadata = [(DELIVERED, delivered.to_string())];
+        let proxy_error = |may_have_run: bool| {
+            let metadata = [(DELIVERED, may_have_run.to_string())];
             error_status_with(Code::Unavailable, PROXY, "the proxy answered 502", metadata)
         };
         for (status, may_have_run) in [

@@ -325,7 +325,7 @@ impl HostHandle for RemoteHost {
 
 /// The error for a response that violates the protocol.
 pub(super) fn malformed_response(problem: impl std::fmt::Display) -> Error {
-    Error::Tool(ToolError::Internal { problem: format!("the host's answer cannot be read: {problem}") })
+    Error::Tool(ToolError::internal(format!("the host's answer cannot be read: {problem}")))
 }
 
 /// Rejects an empty id or name. A host would only report that the field is missing.

@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use snakepit_proto::{
     launch::progress::MULTIPLEXED,
     pb,
-    status::{self, Details, FieldViolation, caused_by, details_of},
+    status::{self, Details, FieldViolation, caused_by, details_of, root_cause},
 };
 use snakepit_registry::{CallStage, ReplyBody, ToolError, ToolFailure, ToolReply};
-use snakepit_session::Payload;
+use snakepit_session::{Payload, SharedError};
 use snakepit_wire::{
     WireError, failure_from_wire,
     mux::{CallInfo, Callee, LostCall},
@@ -66,7 +66,7 @@ impl Callee for WorkerDiagnostics {
     }
 
     fn protocol_error(&self, violation: &str) -> ToolError {
-        ToolError::Internal { problem: format!("worker `{}` {violation}", self.id) }
+        ToolError::internal(format!("worker `{}` {violation}", self.id))
     }
 
     fn worker(&self, _: &str) -> Option<Arc<str>> {
@@ -108,7 +108,8 @@ impl WorkerDiagnostics {
     }
 
     pub(super) fn bad_value(&self, error: &WireError) -> ToolError {
-        ToolError::Internal { problem: format!("worker `{}` answered with a bad value: {error}", self.id) }
+        ToolError::internal(format!("worker `{}` answered with a bad value", self.id))
+            .with_source(error.clone())
     }
 
     pub(super) fn tool_failed(&self, tool: &str, failure: ToolFailure, message: String) -> ToolError {
@@ -140,8 +141,8 @@ impl WorkerDiagnostics {
         // Only a status that this process created has a source.
         if status.source().is_some() {
             // If connecting failed, the request did not reach the worker.
-            let delivered = !caused_by::<tonic::ConnectError>(&status);
-            return self.worker_lost(self.loss(id.as_u64(), &status).await, delivered);
+            let may_have_run = !caused_by::<tonic::ConnectError>(&status);
+            return self.worker_lost(self.loss(id.as_u64(), &status).await, may_have_run);
         }
         if is_unreadable(&status) {
             return self.unreadable(&status);
@@ -161,8 +162,8 @@ impl WorkerDiagnostics {
                 ToolError::InvalidArgument { tool: tool_name(), argument, problem }
             }
             (Some(status::UNSUPPORTED), _) => {
-                let delivered = metadata.get(status::DELIVERED).is_some_and(|flag| flag == "true");
-                ToolError::Unsupported { tool: tool_name(), problem: message, delivered }
+                let may_have_run = metadata.get(status::DELIVERED).is_some_and(|flag| flag == "true");
+                ToolError::Unsupported { tool: tool_name(), problem: message, may_have_run }
             }
             (Some(status::ANSWER_TOO_LARGE), _) => {
                 let number =
@@ -171,10 +172,10 @@ impl WorkerDiagnostics {
             }
             (Some(status::CANCELLED), _) => ToolError::Cancelled { tool: tool_name() },
             (Some(status::STOPPING), _) => ToolError::Unavailable { reason: message, retry_after: None },
-            (Some(status::INTERNAL), _) => ToolError::Internal { problem: message },
+            (Some(status::INTERNAL), _) => ToolError::internal(message),
             // The response of gRPC itself for a method that the worker does not implement.
             (None, None) if code == Code::Unimplemented && status.details().is_empty() => {
-                ToolError::Unsupported { tool: tool_name(), problem: message, delivered: false }
+                ToolError::Unsupported { tool: tool_name(), problem: message, may_have_run: false }
             }
             _ => self.tool_failed(tool, ToolFailure::default(), failure_message(code, message)),
         }
@@ -183,7 +184,7 @@ impl WorkerDiagnostics {
     /// The error for a response that cannot be decoded.
     pub(super) fn unreadable(&self, status: &Status) -> ToolError {
         let problem = format!("the answer of worker `{}` cannot be read: {}", self.id, status.message());
-        ToolError::Internal { problem }
+        ToolError::internal(problem)
     }
 
     /// The error for a response that cannot be decoded, from a worker that may still run the call.
@@ -193,19 +194,21 @@ impl WorkerDiagnostics {
         ToolError::WorkerLost {
             worker: self.id.to_string(),
             reason,
-            delivered: true,
+            may_have_run: true,
             output_lines,
             retry_after: None,
+            source: None,
         }
     }
 
-    fn worker_lost(&self, Loss { reason, output_lines, .. }: Loss, delivered: bool) -> ToolError {
+    fn worker_lost(&self, Loss { reason, output_lines, source, .. }: Loss, may_have_run: bool) -> ToolError {
         ToolError::WorkerLost {
             worker: self.id.to_string(),
             reason,
-            delivered,
+            may_have_run,
             output_lines,
             retry_after: None,
+            source,
         }
     }
 
@@ -234,9 +237,14 @@ impl WorkerDiagnostics {
                 }
                 exit.reason.to_string()
             }
-            None => format!("its connection broke: {}", status.message()),
+            None => match status.source() {
+                Some(source) => format!("its connection broke: {}", root_cause(source)),
+                None => format!("its connection broke: {}", status.message()),
+            },
         };
-        Loss { reason, output_lines, is_exit_known }
+        // The exit explains more than the error of the connection.
+        let source = (!is_exit_known && status.source().is_some()).then(|| SharedError::new(status.clone()));
+        Loss { reason, output_lines, source, is_exit_known }
     }
 }
 
@@ -244,6 +252,8 @@ impl WorkerDiagnostics {
 struct Loss {
     reason: String,
     output_lines: Vec<String>,
+    /// The error of the connection, if the exit does not explain it.
+    source: Option<SharedError>,
     /// Whether the supervisor reported the exit of the process.
     is_exit_known: bool,
 }
@@ -364,6 +374,10 @@ mod tests {
             lost.may_have_run()
         };
         assert!(may_have_run(1).await, "a worker that may be alive may begin any call");
+        let reset = Status::from_error(Box::new(std::io::Error::other("connection reset")));
+        let lost = diagnostics.lost_call(&info, 1, reset).await.error;
+        assert_eq!(lost.to_string(), "worker `w` was lost: its connection broke: connection reset");
+        assert!(lost.source().is_some(), "{lost:?}");
         // The worker begins a call after its connection broke and before it exits.
         let exit = async {
             tokio::time::sleep(Duration::from_millis(10)).await;

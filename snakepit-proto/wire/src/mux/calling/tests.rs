@@ -13,7 +13,7 @@ use crate::mux::value_reply;
 struct DeadWorker(Option<pb::CallReply>);
 
 fn internal(problem: &str) -> ToolError {
-    ToolError::Internal { problem: problem.to_owned() }
+    ToolError::internal(problem)
 }
 
 #[async_trait]

@@ -244,7 +244,7 @@ impl Callee for TestCallee {
     async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         match status.code() {
             Code::Cancelled => ToolError::Cancelled { tool: info.tool.to_string() },
-            _ => ToolError::Internal { problem: status.message().to_owned() },
+            _ => ToolError::internal(status.message()),
         }
     }
 
@@ -261,11 +261,11 @@ impl Callee for TestCallee {
     }
 
     fn bad_value_error(&self, error: &WireError) -> ToolError {
-        ToolError::Internal { problem: error.to_string() }
+        ToolError::internal(error.to_string())
     }
 
     fn protocol_error(&self, violation: &str) -> ToolError {
-        ToolError::Internal { problem: violation.to_owned() }
+        ToolError::internal(violation)
     }
 
     fn worker(&self, _: &str) -> Option<Arc<str>> {

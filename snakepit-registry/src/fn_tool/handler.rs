@@ -1,6 +1,6 @@
 //! [`ToolFn`]: closures and functions that can be host tools.
 
-use std::future::Future;
+use std::future::{self, Future};
 
 use futures_core::Stream;
 use futures_util::FutureExt;
@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use super::{
-    HostState, ReplyFuture, Requirements,
+    HostState, Replying, Requirements,
     extract::{CallScope, Extractor},
     reply, stream_reply,
 };
@@ -33,7 +33,7 @@ use crate::{IntoAnswer, ToolCall, ToolError, arguments::from_arguments};
 ///
 /// Annotate the type of each argument of a closure: the compiler cannot infer it.
 ///
-/// `M` distinguishes the implementations. The compiler infers it.
+/// `M` tells the implementations apart, and is always inferred.
 #[diagnostic::on_unimplemented(
     message = "this function cannot be a host tool",
     label = "not a host tool",
@@ -47,13 +47,13 @@ pub trait ToolFn<M>: Send + Sync + 'static {
     #[doc(hidden)]
     const STREAMS: bool;
 
-    /// The requirements of the arguments of the function.
+    /// What the arguments of the function need.
     #[doc(hidden)]
     fn requirements() -> Requirements;
 
     /// Runs a call.
     #[doc(hidden)]
-    fn run(&self, call: ToolCall, state: &HostState) -> ReplyFuture;
+    fn run(&self, call: ToolCall, state: &HostState) -> Replying;
 }
 
 /// Marks an argument that is deserialized from the arguments of the call.
@@ -102,10 +102,30 @@ impl<T: Extractor> FromCall<ViaExtractor> for T {
     }
 }
 
+/// The arguments of a [`ToolFn`], as a tuple. `M` is the tuple of their markers.
+trait ArgumentTuple<M>: Sized {
+    fn requirements() -> Requirements;
+    fn from_call(call: &ToolCall, state: &HostState) -> Result<Self, ToolError>;
+}
+
 /// Implements [`ToolFn`] for functions with these arguments.
 macro_rules! impl_tool_fn {
     ($($marker:ident $argument:ident),*) => {
-        #[allow(non_snake_case, unused_mut, unused_variables, reason = "generated names; functions without arguments")]
+        #[allow(unused_mut, unused_variables, reason = "functions without arguments")]
+        impl<$($marker, $argument: FromCall<$marker>,)*> ArgumentTuple<($($marker,)*)> for ($($argument,)*) {
+            fn requirements() -> Requirements {
+                let mut requirements = Requirements::of_function();
+                $($argument::declare(&mut requirements);)*
+                requirements
+            }
+
+            fn from_call(call: &ToolCall, state: &HostState) -> Result<Self, ToolError> {
+                let scope = CallScope::new(call, state);
+                Ok(($($argument::from_call(&scope)?,)*))
+            }
+        }
+
+        #[allow(non_snake_case, reason = "generated names")]
         impl<F, Fut, R, $($marker, $argument,)*> ToolFn<(Unary, $(($marker, $argument),)*)> for F
         where
             F: Fn($($argument),*) -> Fut + Send + Sync + 'static,
@@ -116,23 +136,18 @@ macro_rules! impl_tool_fn {
             const STREAMS: bool = false;
 
             fn requirements() -> Requirements {
-                let mut requirements = Requirements::of_function();
-                $($argument::declare(&mut requirements);)*
-                requirements
+                <($($argument,)*) as ArgumentTuple<($($marker,)*)>>::requirements()
             }
 
-            fn run(&self, call: ToolCall, state: &HostState) -> ReplyFuture {
-                let scope = CallScope::new(&call, state);
-                $(let $argument = match $argument::from_call(&scope) {
-                    Ok(argument) => argument,
-                    Err(error) => return std::future::ready(Err(error)).boxed(),
-                };)*
-                let answer = self($($argument),*);
-                reply(call.tool, call.mode, answer)
+            fn run(&self, call: ToolCall, state: &HostState) -> Replying {
+                match ArgumentTuple::<($($marker,)*)>::from_call(&call, state) {
+                    Ok(($($argument,)*)) => reply(call.tool, call.mode, self($($argument),*)),
+                    Err(error) => future::ready(Err(error)).boxed(),
+                }
             }
         }
 
-        #[allow(non_snake_case, unused_mut, unused_variables, reason = "generated names; functions without arguments")]
+        #[allow(non_snake_case, reason = "generated names")]
         impl<F, S, R, $($marker, $argument,)*> ToolFn<(Streaming, $(($marker, $argument),)*)> for F
         where
             F: Fn($($argument),*) -> S + Send + Sync + 'static,
@@ -143,19 +158,13 @@ macro_rules! impl_tool_fn {
             const STREAMS: bool = true;
 
             fn requirements() -> Requirements {
-                let mut requirements = Requirements::of_function();
-                $($argument::declare(&mut requirements);)*
-                requirements
+                <($($argument,)*) as ArgumentTuple<($($marker,)*)>>::requirements()
             }
 
-            fn run(&self, call: ToolCall, state: &HostState) -> ReplyFuture {
-                let scope = CallScope::new(&call, state);
-                $(let $argument = match $argument::from_call(&scope) {
-                    Ok(argument) => argument,
-                    Err(error) => return std::future::ready(Err(error)).boxed(),
-                };)*
-                let items = self($($argument),*);
-                std::future::ready(Ok(stream_reply(call.tool, items))).boxed()
+            fn run(&self, call: ToolCall, state: &HostState) -> Replying {
+                let arguments = ArgumentTuple::<($($marker,)*)>::from_call(&call, state);
+                let items = arguments.map(|($($argument,)*)| self($($argument),*));
+                future::ready(items.map(|items| stream_reply(call.tool, items))).boxed()
             }
         }
     };

@@ -1,4 +1,4 @@
-//! [`HostHandler`]: a handler of the embedding program. Its panics fail only their call, and a meter counts its calls.
+//! [`PanicGuard`]: a handler of the embedding program, whose panics fail only the call.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -11,15 +11,15 @@ use crate::{
     CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply, fn_tool::panic_failure, meter::Meter,
 };
 
-/// Wraps the handler of a host tool: converts panics of the handler and its streams to failures of the tool, and counts the calls.
+/// Converts panics of a handler and of its streams into failures of the tool, and counts its calls.
 #[derive(Debug)]
-pub(crate) struct HostHandler {
+pub(crate) struct PanicGuard {
     pub(crate) handler: Arc<dyn ToolHandler>,
     pub(crate) meter: Arc<Meter>,
 }
 
 #[async_trait]
-impl ToolHandler for HostHandler {
+impl ToolHandler for PanicGuard {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let tool = Arc::clone(&call.tool);
         // The block also covers a panic before the handler returns its future.
