@@ -386,12 +386,6 @@ def test_the_cause_of_a_failure_is_the_tools_exception(name: str, kind: type[Exc
 
 
 def test_an_adapter_that_cannot_be_constructed_is_rejected() -> None:
-    class NeedsPath(BaseAdapter):
-        def __init__(self, path: str) -> None: ...
-
-        @tool
-        def read(self) -> None: ...
-
     class Abstract(BaseAdapter, abc.ABC):
         @tool
         def read(self) -> None: ...
@@ -407,7 +401,6 @@ def test_an_adapter_that_cannot_be_constructed_is_rejected() -> None:
         def read(self) -> None: ...
 
     for adapter, problem in [
-        (NeedsPath, "missing 1 required"),
         (Abstract, "abstract"),
         (Broken, "OSError: no weights"),
     ]:

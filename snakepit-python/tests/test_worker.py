@@ -54,12 +54,10 @@ def test_the_ready_file_appears_with_its_content(tmp_path: Path) -> None:
             ["module `snakepit_bridge.testing` has no attribute `Nothing`", "defines", "`ToolTester`"],
         ),
         ("snakepit_bridge.testing:ToolTester.nothing", ["`ToolTester` has no attribute `nothing`"]),
-        ("snakepit_bridge.testing:__name__", ["is not a class, but of type `str`", "`ToolTester`"]),
-        ("shop.py:Shop", ["use `shop:Shop` with PYTHONPATH=."]),
-        ("some/shop.py:Shop", ["use `shop:Shop` with PYTHONPATH=some"]),
-        # Python finds this module, so the hint needs only its name.
-        ("sub/subprocess.py:Shop", ["`sub/subprocess.py` is a file; use `subprocess:Shop`"]),
-        ("nodots", ["does not name a class", "module.path:Class"]),
+        ("snakepit_bridge.testing:__name__", ["is neither a class nor a function, but of type `str`", "`ToolTester`"]),
+        ("some/shop.py:Shop", ["does not exist: there is no file `", "/some/shop.py`"]),
+        ("some/shop:Shop", ["does not name a module", "path/to/file.py"]),
+        ("nodots", ["adapter `nodots` cannot be imported: No module named 'nodots'"]),
     ],
 )
 def test_a_worker_with_an_unusable_adapter_prints_one_line_and_exits_with_1(adapter: str, needles: list[str]) -> None:

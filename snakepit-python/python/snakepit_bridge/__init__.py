@@ -1,10 +1,12 @@
 """Python tools for Snakepit hosts.
 
-An adapter is a class. The decorator :func:`tool` makes its methods tools, which the host calls by name. See
-:class:`BaseAdapter`.
+An adapter is a class or a module. The decorator :func:`tool` makes the methods of a class tools, which the host calls
+by name. See :class:`BaseAdapter`. The public functions of a module are tools, too.
 """
 
+from snakepit_bridge._current import Process, current_context
 from snakepit_bridge._native import Variable, VariableUpdate, VariableVersion, __version__
+from snakepit_bridge._worker_info import WorkerInfo, worker_info
 from snakepit_bridge.base_adapter import BaseAdapter, tool
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.errors import (
@@ -57,6 +59,7 @@ __all__ = [
     "LimitExceededError",
     "NotFoundError",
     "OverloadedError",
+    "Process",
     "ProgramNotFoundError",
     "Programs",
     "SessionContext",
@@ -73,8 +76,11 @@ __all__ = [
     "VariableUpdate",
     "VariableVersion",
     "VersionConflictError",
+    "WorkerInfo",
     "WorkerLostError",
     "__version__",
+    "current_context",
     "tool",
+    "worker_info",
     "worker_task",
 ]

@@ -250,7 +250,7 @@ class Worker:
         port: int,
         worker_id: str,
         ready_file: Path | str | None,
-    ) -> None: ...
+    ) -> float | None: ...
 
 @final
 class HostCall:

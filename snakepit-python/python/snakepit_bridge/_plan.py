@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from snakepit_bridge import _contexts, _failures, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop, drain
-from snakepit_bridge.base_adapter import AFTER_CANCEL, TOOL_ATTRIBUTE, ToolOptions
+from snakepit_bridge.base_adapter import AFTER_CANCEL, FUNCTIONS_ATTRIBUTE, TOOL_ATTRIBUTE, ToolOptions, tool
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.session_context import SessionContext
 
@@ -16,6 +14,19 @@ if TYPE_CHECKING:
     from typing import Any
 
     from snakepit_bridge._native import Call
+
+    #: A tool: the attribute of the adapter, the name of the method or function, its options, the function that a call
+    #: reaches, and whether the first parameter of the function is the object or class.
+    Member = tuple[str, str, ToolOptions, Callable[..., Any], bool]
+
+
+@tool
+def _unmarked() -> None:
+    pass
+
+
+#: The options of functions that are tools without the decorator.
+_DEFAULT_OPTIONS: ToolOptions = getattr(_unmarked, TOOL_ATTRIBUTE)
 
 
 class AdapterError(Exception):
@@ -68,57 +79,6 @@ class Plan:
         self.chunk = StreamChunk
 
 
-def load(path: str) -> type:
-    """Import the adapter class ``module.path:Class`` or ``module.path.Class``.
-
-    Raises:
-        AdapterError: The class was not found, or importing it raised the cause of this error.
-    """
-    module_name, separator, class_name = path.partition(":")
-    if not separator:
-        module_name, _, class_name = path.rpartition(".")
-    if not module_name or not class_name:
-        raise AdapterError(f"adapter `{path}` does not name a class; write it as `module.path:Class`")
-    try:
-        __import__(module_name)
-        module = sys.modules[module_name]
-    except ModuleNotFoundError as error:
-        fix = f"install it for {sys.executable}, or add its directory to PYTHONPATH"
-        if separator and module_name.endswith(".py"):
-            directory, _, file_name = module_name.rpartition("/")
-            directory = directory or ("/" if module_name.startswith("/") else ".")
-            name = file_name.removesuffix(".py")
-            fix = f"`{module_name}` is a file; use `{name}:{class_name}`"
-            # Not imported at the start, because workers load only what each of them needs.
-            from importlib.machinery import PathFinder
-
-            # A file in a directory that Python searches needs only the name of its module.
-            if PathFinder.find_spec(name) is None:
-                fix += f" with PYTHONPATH={directory}"
-        raise AdapterError(f"adapter `{path}` cannot be imported: {error}; {fix}") from error
-    except BaseException as error:
-        described = _one_line(f"{_failures.type_name(type(error))}: {error}")
-        raise AdapterError(f"adapter `{path}` cannot be imported: {described}") from error
-    adapter: Any = module
-    found = ", ".join(f"`{name}`" for name in _classes_of(module)) or "no class"
-    owner = f"module `{module_name}`"
-    for name in class_name.split("."):
-        try:
-            adapter = getattr(adapter, name)
-        except AttributeError as error:
-            raise AdapterError(
-                f"adapter `{path}` does not exist: {owner} has no attribute `{name}`; "
-                f"module `{module_name}` defines {found}"
-            ) from error
-        owner = f"`{name}`"
-    if not isinstance(adapter, type):
-        kind = _failures.type_name(type(adapter))
-        raise AdapterError(
-            f"adapter `{path}` is not a class, but of type `{kind}`; module `{module_name}` defines {found}"
-        )
-    return adapter
-
-
 def plan_of(adapter: type, loop: EventLoop, after_cancel: str | None = None) -> Plan:
     """Create the plan of an adapter class.
 
@@ -147,52 +107,31 @@ def plan_of(adapter: type, loop: EventLoop, after_cancel: str | None = None) -> 
     return Plan(adapter, loop, tools, [_specs.dynamic_spec_of(name, adapter) for name in dynamic_names], policy)
 
 
-def init_process(adapter: type, loop: EventLoop) -> None:
-    """Run the adapter's ``process_init``, if it has one. Tasks that it starts live as long as the worker.
-
-    Raises:
-        AdapterError: It failed with the cause of this error.
-    """
-    hook: Any = getattr(adapter, "process_init", None)
-    if not callable(hook):
-        return
-    try:
-        result = hook()
-        if result is not None:
-            import inspect
-
-            if inspect.isawaitable(result):
-                loop.run(result, keep_tasks=True)
-    except BaseException as error:
-        described = _one_line(f"{_failures.type_name(type(error))}: {error}")
-        raise AdapterError(f"process_init of adapter `{adapter.__qualname__}` failed: {described}") from error
-
-
-def construct(adapter: type) -> None:
-    """Create an object of the adapter, as each call does, so that a broken constructor fails the start.
-
-    Raises:
-        AdapterError: It failed with the cause of this error.
-    """
-    try:
-        adapter()
-    except BaseException as error:
-        described = _one_line(f"{_failures.type_name(type(error))}: {error}")
-        raise AdapterError(
-            f"adapter `{adapter.__qualname__}` cannot be constructed: {described}; each call creates an object of this "
-            "class without arguments"
-        ) from error
-
-
 def _tools_of(adapter: type) -> Iterator[ToolPlan]:
     """Iterate over the tools of a class and its bases in the order of their definition.
 
     An override keeps the place of the original.
     """
-    names = dict.fromkeys(name for base in reversed(adapter.__mro__) for name in vars(base))
-    #: The attributes of the tools so far, by the name of the tool.
-    attributes: dict[str, str] = {}
-    for attribute in names:
+    functions = getattr(adapter, FUNCTIONS_ATTRIBUTE, None)
+    members = _methods_of(adapter) if functions is None else _functions_of(functions)
+    #: The names of the methods or functions so far, by the name of the tool.
+    names: dict[str, str] = {}
+    for attribute, name, options, function, bound in members:
+        spec = _specs.spec_of(function, name, options, adapter, bound=bound)
+        if spec["name"] in names:
+            kind = "methods" if functions is None else "functions"
+            raise TypeError(f"{kind} `{names[spec['name']]}` and `{name}` are both the tool `{spec['name']}`")
+        names[spec["name"]] = name
+        yield ToolPlan(attribute, _signatures.is_generator_function(function), spec, options.after_cancel)
+
+
+def _functions_of(functions: dict[str, tuple[str, Callable[..., Any]]]) -> Iterator[Member]:
+    for attribute, (name, function) in functions.items():
+        yield attribute, name, _options_of(function) or _DEFAULT_OPTIONS, function, False
+
+
+def _methods_of(adapter: type) -> Iterator[Member]:
+    for attribute in dict.fromkeys(name for base in reversed(adapter.__mro__) for name in vars(base)):
         members = [vars(base)[attribute] for base in adapter.__mro__ if attribute in vars(base)]
         # An override of a tool is the same tool, even without the decorator.
         options = next((found for found in map(_options_of, members) if found is not None), None)
@@ -206,14 +145,7 @@ def _tools_of(adapter: type) -> Iterator[ToolPlan]:
                 f"`{attribute}` overrides the tool `{options.name or attribute}` and cannot be called; make it a "
                 "method, or set it to None to remove the tool"
             )
-        function, bound = _called_function(adapter, member, function)
-        spec = _specs.spec_of(function, attribute, options, adapter, bound=bound)
-        if spec["name"] in attributes:
-            raise TypeError(
-                f"methods `{attributes[spec['name']]}` and `{attribute}` are both the tool `{spec['name']}`"
-            )
-        attributes[spec["name"]] = attribute
-        yield ToolPlan(attribute, _signatures.is_generator_function(function), spec, options.after_cancel)
+        yield attribute, attribute, options, *_called_function(adapter, member, function)
 
 
 def _options_of(member: object) -> ToolOptions | None:
@@ -245,10 +177,6 @@ def _has(adapter: type, method: str) -> bool:
     return callable(getattr(adapter, method, None))
 
 
-def _classes_of(module: object) -> list[str]:
-    name = getattr(module, "__name__", "")
-    return [n for n, member in vars(module).items() if isinstance(member, type) and member.__module__ == name]
-
-
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text without line breaks."""
     return " ".join(text.split())

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from snakepit_bridge._current import ProcessAttribute
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, ClassVar, Literal, TypeVar, overload
 
+    from snakepit_bridge._current import Process
     from snakepit_bridge.session_context import SessionContext
 
     _F = TypeVar("_F", bound=Callable[..., Any])
 
 #: The attribute of a function in which :func:`tool` stores its options.
 TOOL_ATTRIBUTE = "__snakepit_tool__"
+
+#: The attribute of an adapter with the functions of a module, each with its name, by their attributes of the class.
+FUNCTIONS_ATTRIBUTE = "__snakepit_functions__"
 
 #: The accepted values of ``after_cancel``.
 AFTER_CANCEL = ("auto", "keep", "replace")
@@ -64,7 +70,7 @@ def tool(
     idempotent: bool = False,
     after_cancel: Literal["auto", "keep", "replace"] | None = None,
 ) -> _F | Callable[[_F], _F]:
-    """Mark a method of an adapter as a tool that the host can call. Does not change the method.
+    """Mark a method of an adapter, or a function of a module, as a tool that the host can call. Does not change it.
 
     >>> class Shop(BaseAdapter):  # doctest: +SKIP
     ...     @tool(idempotent=True)
@@ -102,8 +108,18 @@ class BaseAdapter:
 
     The worker creates a new object for each call. It calls ``set_session_context``, then ``initialize`` if the class
     has it, then the tool, and finally ``cleanup`` if the class has it, even after an error. ``initialize`` and
-    ``cleanup`` may be coroutines. A class or static method ``process_init`` runs once in each worker process before the
-    first call. Store the objects that it loads on the class or in a module.
+    ``cleanup`` may be coroutines.
+
+    Objects that live as long as the worker are attributes of :attr:`process`. Three class or static methods, all
+    optional, prepare and release them:
+
+    - ``lifespan`` returns a context manager, synchronous or asynchronous. The worker enters it before it is ready, and
+      leaves it when it stops. Each entry of the mapping that it yields becomes an attribute of :attr:`process`.
+    - ``process_init`` runs once, before the worker is ready.
+    - ``process_exit`` runs once, when the worker stops. A worker that crashes or is killed runs it not.
+
+    Each of the three may be a coroutine or return one, and runs on the event loop of the tools. Parameters of
+    ``lifespan``, ``process_init`` and ``__init__`` are arguments of the adapter, which the host passes.
 
     An adapter can also serve undeclared tools, with a method ``execute_tool(self, tool_name, arguments, context)``. It
     lists their names in :attr:`dynamic_tools`.
@@ -125,9 +141,13 @@ class BaseAdapter:
 
         #: The context of the call that this object serves.
         session_context: SessionContext
+
+        #: A namespace that lives as long as the worker. All calls of the worker share it.
+        process: Process
     else:
         dynamic_tools = ()
         after_cancel = None
+        process = ProcessAttribute()
 
     def set_session_context(self, context: SessionContext) -> None:
         """Store the context of the call as ``self.session_context``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snakepit_bridge import _checked
+from snakepit_bridge import _checked, _current
 from snakepit_bridge.errors import InvalidArgumentError
 from snakepit_bridge.programs import GlobalPrograms, Programs
 from snakepit_bridge.variables import SessionVariables
@@ -40,6 +40,11 @@ class SessionContext(SessionVariables):
     def worker_id(self) -> str:
         """The id of this worker process on the host."""
         return self._call.worker_id
+
+    @property
+    def process(self) -> _current.Process:
+        """A namespace that lives as long as the worker, with the objects of ``lifespan`` and ``process_init``."""
+        return _current.process()
 
     @property
     def metadata(self) -> dict[str, str]:

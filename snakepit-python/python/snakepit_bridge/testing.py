@@ -9,41 +9,55 @@ Values are converted through their wire forms.
 from __future__ import annotations
 
 import contextvars
-import inspect
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _arguments, _failures, _native
+from snakepit_bridge import _arguments, _current, _failures, _function_adapter, _native
 from snakepit_bridge._event_loop import EventLoop
-from snakepit_bridge._plan import construct, init_process, plan_of
+from snakepit_bridge._lifecycle import Lifecycle
+from snakepit_bridge._loading import load
+from snakepit_bridge._local_call import LocalCall
+from snakepit_bridge._plan import AdapterError, plan_of
 from snakepit_bridge.chunks import StreamChunk
-from snakepit_bridge.errors import HostToolError, NotFoundError, ProgramNotFoundError, SnakepitError, ToolFailed
+from snakepit_bridge.errors import NotFoundError, SnakepitError, ToolFailed
 from snakepit_bridge.session_context import SessionContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
-    from types import TracebackType
+    from types import ModuleType, TracebackType
     from typing import TypeVar
 
     from typing_extensions import Self
 
-    from snakepit_bridge._call import HostStreamLike, PendingLike, VariablesLike
     from snakepit_bridge._plan import ToolPlan
 
     _T = TypeVar("_T")
 
-__all__ = ["ToolFailed", "ToolTester", "call_tool", "call_tool_async", "stream_tool", "stream_tool_async"]
+    #: A class, a module, a function of a module, or the path of one of them as a host takes it.
+    Adapter = type | ModuleType | Callable[..., Any] | str
+
+__all__ = [
+    "AdapterError",
+    "ToolFailed",
+    "ToolTester",
+    "call_tool",
+    "call_tool_async",
+    "stream_tool",
+    "stream_tool_async",
+]
 
 
 def call_tool(
-    adapter: type,
+    adapter: Adapter,
     name: str,
     arguments: Mapping[str, Any] | None = None,
     /,
     *,
     session_id: str = "test",
     host_tools: Mapping[str, Callable[..., Any]] | None = None,
+    adapter_args: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Any:
     """Call a tool and return its result.
@@ -54,12 +68,13 @@ def call_tool(
     19.98
 
     Args:
-        adapter: The adapter class.
+        adapter: The adapter class, a module or one of its functions, or a path of them as a host takes it.
         name: The name of the tool.
         arguments: Arguments of the tool. Use it for arguments whose names are also parameters of this function, such as
             ``session_id``.
         session_id: The session of the call. Empty for none.
         host_tools: Functions that replace the host's tools, by name. A generator replaces a tool that streams.
+        adapter_args: The arguments of the adapter, by name.
         more: Arguments of the tool as keywords.
 
     Raises:
@@ -67,12 +82,12 @@ def call_tool(
         NotFoundError: The adapter has no such tool.
         InvalidArgumentError: A host would reject the arguments.
     """
-    with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
+    with ToolTester(adapter, session_id=session_id, host_tools=host_tools, adapter_args=adapter_args) as tester:
         return tester.call(name, arguments, **more)
 
 
 def stream_tool(
-    adapter: type,
+    adapter: Adapter,
     name: str,
     arguments: Mapping[str, Any] | None = None,
     /,
@@ -80,6 +95,7 @@ def stream_tool(
     limit: int | None = None,
     session_id: str = "test",
     host_tools: Mapping[str, Callable[..., Any]] | None = None,
+    adapter_args: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> list[Any]:
     """Call a tool that streams, and return the values of its chunks as a list.
@@ -88,37 +104,39 @@ def stream_tool(
     [{'item': 'tea', 'price': 9.99}]
 
     Args:
-        adapter: The adapter class.
+        adapter: The adapter class, a module or one of its functions, or a path of them as a host takes it.
         name: The name of the tool.
         arguments: Arguments of the tool, as for :func:`call_tool`.
         limit: The number of chunks after which to cancel the call. Necessary for tools that never end.
         session_id: The session of the call. Empty for none.
         host_tools: Functions that replace the host's tools, by name. A generator replaces a tool that streams.
+        adapter_args: The arguments of the adapter, by name.
         more: Arguments of the tool as keywords.
 
     Raises as :func:`call_tool` does.
     """
-    with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
+    with ToolTester(adapter, session_id=session_id, host_tools=host_tools, adapter_args=adapter_args) as tester:
         return [chunk.data for chunk in tester.stream(name, arguments, limit=limit, **more)]
 
 
 async def call_tool_async(
-    adapter: type,
+    adapter: Adapter,
     name: str,
     arguments: Mapping[str, Any] | None = None,
     /,
     *,
     session_id: str = "test",
     host_tools: Mapping[str, Callable[..., Any]] | None = None,
+    adapter_args: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Any:
     """Call a tool as :func:`call_tool` does, without blocking the event loop of the test."""
-    with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
+    with ToolTester(adapter, session_id=session_id, host_tools=host_tools, adapter_args=adapter_args) as tester:
         return await tester.call_async(name, arguments, **more)
 
 
 async def stream_tool_async(
-    adapter: type,
+    adapter: Adapter,
     name: str,
     arguments: Mapping[str, Any] | None = None,
     /,
@@ -126,10 +144,11 @@ async def stream_tool_async(
     limit: int | None = None,
     session_id: str = "test",
     host_tools: Mapping[str, Callable[..., Any]] | None = None,
+    adapter_args: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> list[Any]:
     """Call a tool as :func:`stream_tool` does, without blocking the event loop of the test."""
-    with ToolTester(adapter, session_id=session_id, host_tools=host_tools) as tester:
+    with ToolTester(adapter, session_id=session_id, host_tools=host_tools, adapter_args=adapter_args) as tester:
         return [chunk.data for chunk in await tester.stream_async(name, arguments, limit=limit, **more)]
 
 
@@ -145,25 +164,26 @@ class ToolTester:
     run on another thread.
 
     Args:
-        adapter: The adapter class.
+        adapter: The adapter class, a module or one of its functions, or a path of them as a host takes it.
         session_id: The session of the calls. Empty for none.
         host_tools: Functions that replace the host's tools, by name. A generator replaces a tool that streams.
         metadata: The metadata of the calls.
+        adapter_args: The arguments of the adapter, by name. They have a JSON form.
+
+    Raises:
+        AdapterError: A worker could not start with this adapter.
     """
 
     def __init__(
         self,
-        adapter: type,
+        adapter: Adapter,
         *,
         session_id: str = "test",
         host_tools: Mapping[str, Callable[..., Any]] | None = None,
         metadata: Mapping[str, str] | None = None,
+        adapter_args: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(adapter, type):
-            kind = type(adapter).__qualname__
-            raise TypeError(
-                f"adapter is an instance of `{kind}`; pass the class itself, because each call creates an instance"
-            )
+        served = _class_of(adapter)
         #: The programs of the session, as content and content type.
         self.programs: dict[str, tuple[bytes, str]] = {}
         #: The host's own programs, as content and content type.
@@ -173,7 +193,10 @@ class ToolTester:
         self._host_tools = dict(host_tools or {})
         self._metadata = dict(metadata or {})
         self._loop = EventLoop()
-        plan = plan_of(adapter, self._loop)
+        plan = plan_of(served, self._loop)
+        given = json.loads(json.dumps(dict(adapter_args or {})))
+        self._life = Lifecycle(served, self._loop, given)
+        plan.factory = self._life.factory
         plan.context = self._context
         plan.describe = self._describe
         self._error: BaseException | None = None
@@ -183,9 +206,9 @@ class ToolTester:
         self._runner = _native.LocalRunner(plan, "worker-under-test")
         #: The context of which each call gets a copy.
         self._base = contextvars.copy_context()
-        self._run(lambda: init_process(adapter, self._loop), self._base)
+        self._base.run(_current.set_process, _current.Process())
+        self._run(self._life.start, self._base)
         self._loop.context = self._base
-        construct(adapter)
 
     def call(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
         """Call a tool and return its result. Arguments may be a mapping, keywords, or both."""
@@ -292,7 +315,8 @@ class ToolTester:
         return self._thread
 
     def close(self) -> None:
-        """Close the event loop."""
+        """End the adapter as a worker that stops, and close the event loop."""
+        self._run(self._life.stop)
         self._run(self._loop.close)
         if self._thread is not None:
             self._thread.shutdown()
@@ -307,167 +331,27 @@ class ToolTester:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the event loop."""
+        """Close the tester."""
         self.close()
 
     def _context(self, call: _native.Call) -> SessionContext:
         if self._session is not None:
             # The previous call may have deleted the session.
             self._session.open()
-        return SessionContext(_LocalCall(call, self))
+        return SessionContext(LocalCall(call, self))
 
 
-class _LocalCall:
-    """A call without a host. Uses functions, dicts, and a session in this process instead."""
-
-    def __init__(self, call: _native.Call, tester: ToolTester) -> None:
-        self.session_id = call.session_id
-        self.worker_id = call.worker_id
-        self.metadata = tester._metadata
-        self.traceparent = None
-        self.tracestate = None
-        self._call = call
-        self._host_tools = tester._host_tools
-        self._programs = (tester.programs, tester.global_programs)
-        self._session = tester._session
-
-    @property
-    def cancelled(self) -> bool:
-        return self._call.cancelled
-
-    def time_remaining(self) -> float | None:
-        return self._call.time_remaining()
-
-    def host_tools(self) -> dict[str, dict[str, Any]]:
-        return {
-            name: {
-                "name": name,
-                "description": function.__doc__ or "",
-                "parameters": [],
-                "supports_streaming": inspect.isgeneratorfunction(function),
-            }
-            for name, function in self._host_tools.items()
-        }
-
-    def call_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
-        return _round_trip(self._run_host_tool(name, arguments), f"the result of host tool `{name}`")
-
-    def stream_host_tool(self, name: str, arguments: dict[str, Any]) -> HostStreamLike:
-        def results() -> Iterator[Any]:
-            iterator = iter(self._run_host_tool(name, arguments))
-            while True:
-                try:
-                    result = next(iterator)
-                except StopIteration:
-                    return
-                except HostToolError:
-                    raise
-                except Exception as error:
-                    text = f"{type(error).__name__}: {error}"
-                    raise HostToolError(text, name, type_name=type(error).__name__) from error
-                yield _round_trip(result, f"a result of host tool `{name}`")
-
-        return _LocalStream(results())
-
-    def _run_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
-        sent = {
-            key: _round_trip(value, f"argument `{key}` of host tool `{name}`", is_argument=True)
-            for key, value in arguments.items()
-        }
-        if name not in self._host_tools:
-            hint = _arguments.did_you_mean(name, self._host_tools, "; {}")
-            raise NotFoundError(f"host tool `{name}` not found{hint}; pass the function in `host_tools`")
-        try:
-            return self._host_tools[name](**sent)
-        except HostToolError:
-            raise
-        except Exception as error:
-            raise HostToolError(f"{type(error).__name__}: {error}", name, type_name=type(error).__name__) from error
-
-    def start_host_tool(
-        self, name: str, arguments: dict[str, Any], completions: _native.Completions, key: int
-    ) -> PendingLike:
-        completed = _Completed(self.call_host_tool(name, arguments))
-        completions.complete(key)
-        return completed
-
-    def variables(self) -> VariablesLike:
-        if self._session is None:
-            raise NotFoundError("there is no session")
-        return self._session.variables(self._call)
-
-    def put_program(
-        self,
-        name: str,
-        data: bytes | bytearray | memoryview,
-        content_type: str,
-        metadata: dict[str, str],
-        *,
-        is_global: bool,
-        ttl_seconds: int | None,
-    ) -> bool:
-        del metadata, ttl_seconds
-        programs = self._programs_of(is_global)
-        created = name not in programs
-        programs[name] = (bytes(data), content_type)
-        return created
-
-    def get_program(self, name: str, is_global: bool) -> tuple[bytes, str]:
-        programs = self._programs_of(is_global)
-        if name not in programs:
-            raise ProgramNotFoundError(f"program `{name}` not found")
-        return programs[name]
-
-    def list_programs(self, is_global: bool) -> list[str]:
-        return sorted(self._programs_of(is_global))
-
-    def delete_program(self, name: str, is_global: bool) -> None:
-        self.get_program(name, is_global)
-        del self._programs[is_global][name]
-
-    def _programs_of(self, is_global: bool) -> dict[str, tuple[bytes, str]]:
-        if not is_global and self._session is not None:
-            self._session.require()
-        return self._programs[is_global]
-
-    def cleanup_session(self, force: bool) -> bool:
-        del force
-        self._programs[False].clear()
-        if self._session is not None:
-            self._session.end()
-        return True
-
-
-class _LocalStream:
-    """The results of a function that replaces a host tool."""
-
-    def __init__(self, results: Iterator[Any]) -> None:
-        self._results: Iterator[Any] | None = results
-
-    def next(self) -> tuple[Any] | None:
-        for result in self._results or ():
-            return (result,)
-        return None
-
-    def ready(self, completions: _native.Completions, key: int) -> None:
-        completions.complete(key)
-
-    def take(self) -> tuple[Any] | None:
-        return self.next()
-
-    def close(self) -> None:
-        self._results = None
-
-
-class _Completed:
-    """A completed call of a host tool."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def result(self) -> Any:
-        return self._value
-
-
-def _round_trip(value: Any, description: str, *, is_argument: bool = False) -> Any:
-    return _native.decode(*_native.encode(value, description, is_argument=is_argument))
+def _class_of(adapter: Any) -> type:
+    if isinstance(adapter, type):
+        return adapter
+    if isinstance(adapter, str):
+        return load(adapter)
+    try:
+        if isinstance(adapter, type(sys)):
+            return _function_adapter.adapter_of_module(adapter)
+        if _function_adapter.is_function(adapter):
+            return _function_adapter.adapter_of_function(sys.modules[adapter.__module__], adapter.__name__, adapter)
+    except TypeError as error:
+        raise AdapterError(f"module `{getattr(adapter, '__name__', '')}` cannot be served: {error}") from None
+    kind = type(adapter).__qualname__
+    raise TypeError(f"adapter is an instance of `{kind}`; pass the class itself, because each call creates an instance")

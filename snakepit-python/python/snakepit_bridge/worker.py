@@ -13,17 +13,25 @@ import sys
 _COLLECTS_GARBAGE = gc.isenabled()
 gc.disable()
 
-from snakepit_bridge import _native
+from snakepit_bridge import _adapter_arguments, _native
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._hooks import Hooks
+from snakepit_bridge._lifecycle import Lifecycle
+from snakepit_bridge._loading import load
 from snakepit_bridge._output import Output
-from snakepit_bridge._plan import AdapterError, Plan, construct, init_process, load, plan_of
+from snakepit_bridge._plan import AdapterError, Plan, plan_of
 from snakepit_bridge._signals import Signals
 
 # No later collection visits the objects of the imports either, because they live as long as the process.
 gc.freeze()
 if _COLLECTS_GARBAGE:
     gc.enable()
+
+#: The time to stop of a worker without a host, in seconds.
+_STOP_GRACE = 5.0
+
+#: The time for the exit of the interpreter after the end of the adapter, in seconds.
+_EXIT_RESERVE = 0.5
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals, hooks = Signals(worker, loop), Hooks(worker)
     # The arguments on the command line belong to the runtime, so the adapter sees none.
     sys.argv[:] = [options["adapter"]]
+    life: Lifecycle | None = None
+    stopped_at: float | None = None
     try:
-        plan = _prepare(options["adapter"], loop)
+        plan, life = _prepare(options["adapter"], loop)
+        life.start()
         signals.install()
         hooks.remember()
         output.remember()
@@ -64,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         plan.restore = restore
         loop.context = _context()
-        worker.run(
+        stopped_at = worker.run(
             plan,
             host=options.get("elixir_address"),
             socket=os.environ.get("SNAKEPIT_SOCKET") or None,
@@ -79,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(worker, str(error), None)
     except Exception as error:
         return _fail(worker, f"the worker failed: {type(error).__name__}: {error}", error)
+    finally:
+        if life is not None:
+            life.stop(_time_to_stop(stopped_at))
     return 0
 
 
@@ -91,7 +105,9 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m snakepit_bridge.worker", allow_abbrev=False)
-    parser.add_argument("--adapter", required=True, help="the adapter class, as module.path:Class")
+    parser.add_argument(
+        "--adapter", required=True, help="the adapter: module:Class, module:function, module: or file.py"
+    )
     parser.add_argument("--port", type=int, default=0, help="TCP port on loopback, unless SNAKEPIT_SOCKET is set")
     parser.add_argument("--elixir-address", metavar="ADDRESS", help="the host: host:port or unix:/path/to/socket")
     parser.add_argument("--snakepit-run-id", metavar="ID", help="the id of the host's run, visible in process lists")
@@ -104,16 +120,32 @@ def _is_plain(flag: str, value: str) -> bool:
     return flag in ("--adapter", "--elixir-address", "--snakepit-run-id") and not value.startswith("-")
 
 
-def _prepare(path: str, loop: EventLoop) -> Plan:
+def _prepare(path: str, loop: EventLoop) -> tuple[Plan, Lifecycle]:
+    # Removed from the environment, because it may contain secrets, and programs that tools start do not need it.
+    given = _adapter_arguments.read(os.environ.pop(_adapter_arguments.VARIABLE, None))
     adapter = load(path)
     file = getattr(sys.modules[adapter.__module__], "__file__", None)
     if file is not None:
         sys.argv[:] = [file]
     plan = plan_of(adapter, loop, os.environ.get("SNAKEPIT_AFTER_CANCEL") or None)
     loop.modules = plan.modules
-    init_process(adapter, loop)
-    construct(adapter)
-    return plan
+    life = Lifecycle(adapter, loop, given)
+    plan.factory = life.factory
+    return plan, life
+
+
+def _time_to_stop(stopped_at: float | None) -> float:
+    """Return the seconds for the end of the adapter. The host kills the worker soon after.
+
+    Args:
+        stopped_at: The monotonic time at which the worker was told to stop. ``None`` if it was not.
+    """
+    import time
+
+    grace = os.environ.get("SNAKEPIT_STOP_GRACE_MS") or ""
+    seconds = int(grace) / 1000 if grace.isdecimal() else _STOP_GRACE
+    passed = 0.0 if stopped_at is None else time.monotonic() - stopped_at
+    return max(seconds - passed - min(_EXIT_RESERVE, seconds / 4), 0.0)
 
 
 def _context() -> Context:

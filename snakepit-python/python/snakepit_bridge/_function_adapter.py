@@ -1,0 +1,106 @@
+"""Adapter classes for the functions of a module."""
+
+from __future__ import annotations
+
+from snakepit_bridge import _current, _signatures
+from snakepit_bridge.base_adapter import FUNCTIONS_ATTRIBUTE, TOOL_ATTRIBUTE, BaseAdapter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+    from typing import Any
+
+    from snakepit_bridge.session_context import SessionContext
+
+#: The functions that the worker calls at its start and its end. They are not tools.
+HOOKS = ("lifespan", "process_init", "process_exit")
+
+#: The prefix of the attributes of tools, so that a tool may have the name of a method of adapters.
+_PREFIX = "tool "
+
+
+class FunctionAdapter(BaseAdapter):
+    """The base class of adapters whose tools are functions of a module."""
+
+    def set_session_context(self, context: SessionContext) -> None:
+        """Make the context available to :func:`snakepit_bridge.current_context`."""
+        _current.set_context(context)
+
+
+def is_function(value: object) -> bool:
+    """Return whether a value is a function, or a callable that wraps one or is marked as a tool."""
+    if isinstance(value, type) or not callable(value):
+        return False
+    return isinstance(value, _signatures.FUNCTION) or hasattr(value, "__wrapped__") or _is_marked(value)
+
+
+def adapter_of_module(module: ModuleType) -> type:
+    """Return an adapter for the tools of a module, or the only adapter class that the module defines.
+
+    Raises:
+        TypeError: There are no tools, or it is not clear which ones to serve.
+    """
+    functions = dict(_functions_of(module))
+    marked = {name: function for name, function in functions.items() if _is_marked(function)}
+    classes = _adapters_of(module)
+    names = ", ".join(f"`{module.__name__}:{adapter.__name__}`" for adapter in classes)
+    if marked and classes:
+        raise TypeError(f"it has functions marked with @tool and the adapter {names}; serve them from two modules")
+    if len(classes) > 1:
+        raise TypeError(f"it defines several adapters; name one of {names}")
+    if classes and not marked:
+        return classes[0]
+    if not functions:
+        raise TypeError(
+            "it has no tools; define a function whose name does not begin with an underscore, or an adapter class"
+        )
+    return _adapter(module, marked or functions)
+
+
+def adapter_of_function(module: ModuleType, name: str, function: Callable[..., Any]) -> type:
+    """Return an adapter with one function of a module."""
+    return _adapter(module, {name: function})
+
+
+def _adapter(module: ModuleType, functions: dict[str, Callable[..., Any]]) -> type:
+    namespace: dict[str, Any] = {"__module__": module.__name__, "__doc__": module.__doc__}
+    namespace[FUNCTIONS_ATTRIBUTE] = {_PREFIX + name: (name, function) for name, function in functions.items()}
+    namespace |= {_PREFIX + name: staticmethod(function) for name, function in functions.items()}
+    for hook in HOOKS:
+        function = getattr(module, hook, None)
+        if function is not None:
+            namespace[hook] = staticmethod(function)
+    return type(module.__name__.rpartition(".")[2], (FunctionAdapter,), namespace)
+
+
+def _functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Iterate over the functions in ``__all__``, or over the public functions that the module defines."""
+    listed = getattr(module, "__all__", None)
+    for name in vars(module) if listed is None else listed:
+        value: Any = getattr(module, name, None)
+        if name in HOOKS or not is_function(value):
+            continue
+        # A partial marked as a tool has the module of its class.
+        is_own = getattr(value, "__module__", None) == module.__name__ or type(value).__name__ == "partial"
+        if listed is not None or (is_own and not name.startswith("_")):
+            yield name, value
+
+
+def _adapters_of(module: ModuleType) -> list[type]:
+    """Return the public classes with tools that the module defines, without the bases of others."""
+    members = [value for name, value in vars(module).items() if isinstance(value, type) and not name.startswith("_")]
+    own = [member for member in dict.fromkeys(members) if member.__module__ == module.__name__ and _has_tools(member)]
+    return [member for member in own if not any(member in other.__mro__[1:] for other in own)]
+
+
+def _has_tools(adapter: type) -> bool:
+    if callable(getattr(adapter, "execute_tool", None)):
+        return True
+    return any(_is_marked(member) for base in adapter.__mro__ for member in vars(base).values())
+
+
+def _is_marked(member: object) -> bool:
+    function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+    # Looked up without `getattr`, which objects such as mocks answer for every name.
+    return TOOL_ATTRIBUTE in getattr(function, "__dict__", ())

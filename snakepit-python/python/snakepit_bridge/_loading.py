@@ -1,0 +1,117 @@
+"""Imports the adapter that a path names: a class, the functions of a module, or one function."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from snakepit_bridge import _failures
+from snakepit_bridge._plan import AdapterError, one_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
+
+#: The accepted paths, for messages.
+FORMS = "`module`, `module.path:`, `module.path:Class`, `module.path:function` or `path/to/file.py`"
+
+
+def load(path: str) -> type:
+    """Import an adapter.
+
+    ``path`` is one of
+
+    - ``module.path:Class`` or ``module.path.Class``,
+    - ``module.path:function``, for one function,
+    - ``module.path:`` or ``module``, for the tools of a module,
+    - ``path/to/file.py``, alone or with ``:Class`` or ``:function``.
+
+    Raises:
+        AdapterError: It was not found or has no tools, or importing it raised the cause of this error.
+    """
+    name, separator, attribute = path.partition(":")
+    if name.endswith(".py"):
+        module = _import_file(path, name)
+    else:
+        if not separator and "." in name:
+            name, _, attribute = name.rpartition(".")
+        if not name or name.startswith(".") or "/" in name:
+            raise AdapterError(f"adapter `{path}` does not name a module; write it as {FORMS}")
+        module = _import(path, name)
+    adapter: Any = _attribute(path, module, attribute) if attribute else module
+    if isinstance(adapter, type):
+        return adapter
+    # Not imported at the start, because most workers serve a class.
+    from snakepit_bridge import _function_adapter
+
+    try:
+        if adapter is module:
+            return _function_adapter.adapter_of_module(module)
+        if _function_adapter.is_function(adapter):
+            return _function_adapter.adapter_of_function(module, attribute.rpartition(".")[2], adapter)
+    except TypeError as error:
+        raise AdapterError(f"module `{module.__name__}` cannot be served: {error}") from None
+    kind = _failures.type_name(type(adapter))
+    raise AdapterError(
+        f"adapter `{path}` is neither a class nor a function, but of type `{kind}`; module `{module.__name__}` "
+        f"defines {_names_of(module)}"
+    )
+
+
+def _import_file(path: str, file: str) -> ModuleType:
+    """Import a file as a module, after its directory, or that of its package, became the first on ``sys.path``."""
+    file = os.path.realpath(file)
+    if not os.path.isfile(file):  # noqa: PTH113  `pathlib` would delay the start.
+        raise AdapterError(f"adapter `{path}` does not exist: there is no file `{file}`")
+    directory, name = os.path.split(file.removesuffix(".py"))
+    while os.path.isfile(os.path.join(directory, "__init__.py")):  # noqa: PTH113, PTH118
+        directory, package = os.path.split(directory)
+        name = f"{package}.{name}"
+    if directory not in sys.path[:1]:
+        sys.path.insert(0, directory)
+    module = _import(path, name)
+    found = getattr(module, "__file__", None)
+    if found is None or os.path.realpath(found) != file:
+        raise AdapterError(
+            f"adapter `{path}` cannot be imported: its name `{name}` belongs to another module, "
+            f"{found or 'which is built in'}; rename the file"
+        )
+    return module
+
+
+def _import(path: str, name: str) -> ModuleType:
+    try:
+        __import__(name)
+        return sys.modules[name]
+    except ModuleNotFoundError as error:
+        fix = f"install it for {sys.executable}, or add its directory to PYTHONPATH"
+        raise AdapterError(f"adapter `{path}` cannot be imported: {error}; {fix}") from error
+    except BaseException as error:
+        described = one_line(f"{_failures.type_name(type(error))}: {error}")
+        raise AdapterError(f"adapter `{path}` cannot be imported: {described}") from error
+
+
+def _attribute(path: str, module: ModuleType, attribute: str) -> Any:
+    found: Any = module
+    owner = f"module `{module.__name__}`"
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError as error:
+            raise AdapterError(
+                f"adapter `{path}` does not exist: {owner} has no attribute `{name}`; module `{module.__name__}` "
+                f"defines {_names_of(module)}"
+            ) from error
+        owner = f"`{name}`"
+    return found
+
+
+def _names_of(module: ModuleType) -> str:
+    """Return the classes and functions that a module defines."""
+    own = (
+        name
+        for name, member in vars(module).items()
+        if getattr(member, "__module__", None) == module.__name__ and callable(member) and not name.startswith("_")
+    )
+    return ", ".join(f"`{name}`" for name in own) or "no class and no function"
