@@ -131,17 +131,12 @@ def _published(kind: type) -> list[str]:
     return list(names)
 
 
-<<<<<<< HEAD
-def _json(value: Any) -> str | None:
-    """Return the JSON form of a value, or ``None`` if it has none."""
-=======
 def _json(value: Any, limit: int = _MAX_PART_SIZE) -> str | None:
-    """Return the JSON form of a value. ``None`` if it has none.
+    """Return the JSON form of a value, or ``None`` if it has none.
 
     Raises:
         _TooLargeError: The form has more than ``limit`` characters. The rest of a list or a dictionary is not encoded.
     """
->>>>>>> 85151b1 (wip)
     import json
 
     if isinstance(value, str) and len(value) > limit:
