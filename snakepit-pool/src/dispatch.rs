@@ -154,7 +154,7 @@ fn to_tool_error(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolErr
             retry_after: next_attempt.map(|at| at.saturating_duration_since(Instant::now())),
         },
         AcquireError::Expired => {
-            ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued }
+            ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued, limit: None }
         }
         AcquireError::Deadlock => ToolError::Deadlock { tool: tool.to_string() },
         AcquireError::RuntimeEnded => ToolError::RuntimeEnded { may_have_run: false },

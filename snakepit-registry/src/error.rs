@@ -74,6 +74,25 @@ impl fmt::Display for CallStage {
     }
 }
 
+/// The time limit of a call, and who set it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TimeLimit {
+    /// The caller set a timeout or a deadline for this call.
+    Caller(Duration),
+    /// The caller set none, so the default timeout of the host applied.
+    Host(Duration),
+}
+
+impl fmt::Display for TimeLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Caller(time) => write!(f, "the caller's timeout of {time:?}"),
+            Self::Host(time) => write!(f, "the host's default timeout of {time:?}"),
+        }
+    }
+}
+
 /// The error of a call.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -161,12 +180,17 @@ pub enum ToolError {
         limit: usize,
     },
     /// The call's deadline passed.
-    #[error("deadline of tool `{tool}` exceeded {stage}; raise the timeout or make the tool faster")]
+    #[error(
+        "deadline of tool `{tool}` exceeded {stage}{}; raise the timeout or make the tool faster",
+        limit.map(|limit| format!(", after {limit}")).unwrap_or_default()
+    )]
     DeadlineExceeded {
         /// The tool's name.
         tool: String,
         /// The stage of the call at the deadline.
         stage: CallStage,
+        /// The time limit from which the deadline follows, if it is known.
+        limit: Option<TimeLimit>,
     },
     /// The call was cancelled, by its caller or by its id.
     #[error("call of tool `{tool}` was cancelled")]
@@ -328,6 +352,15 @@ impl ToolError {
         Self::Internal { problem: problem.into(), source: None }
     }
 
+    /// Sets the time limit of a [`DeadlineExceeded`](Self::DeadlineExceeded) error that has none. Has no effect on other errors.
+    #[must_use]
+    pub fn with_time_limit(mut self, time_limit: Option<TimeLimit>) -> Self {
+        if let Self::DeadlineExceeded { limit, .. } = &mut self {
+            *limit = limit.or(time_limit);
+        }
+        self
+    }
+
     /// Sets the cause of an [`Internal`](Self::Internal), [`WorkerLost`](Self::WorkerLost) or
     /// [`ConnectionLost`](Self::ConnectionLost) error. Has no effect on other errors.
     #[must_use]
@@ -345,6 +378,19 @@ impl ToolError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_message_of_a_missed_deadline_names_the_limit() {
+        let error = ToolError::DeadlineExceeded { tool: "add".into(), stage: CallStage::Queued, limit: None };
+        let second = Duration::from_secs(1);
+        let late = error.with_time_limit(None).with_time_limit(Some(TimeLimit::Host(60 * second)));
+        let late = late.with_time_limit(Some(TimeLimit::Caller(second)));
+        assert_eq!(
+            late.to_string(),
+            "deadline of tool `add` exceeded while queued, after the host's default timeout of 60s; raise the timeout or make \
+             the tool faster"
+        );
+    }
 
     #[test]
     fn the_message_of_a_lost_worker_contains_its_shortened_last_output() {

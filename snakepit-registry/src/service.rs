@@ -162,7 +162,7 @@ impl CallService {
         Box::pin(async move {
             let deadline_exceeded = |is_running| {
                 let stage = if is_running { CallStage::Running } else { CallStage::Queued };
-                ToolError::DeadlineExceeded { tool: tool.to_string(), stage }
+                ToolError::DeadlineExceeded { tool: tool.to_string(), stage, limit: None }
             };
             if deadline.is_some_and(|at| at <= Instant::now()) {
                 return Err(deadline_exceeded(false));

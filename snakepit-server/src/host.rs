@@ -20,7 +20,7 @@ use std::{
 use snakepit_pool::{Pool, PoolStatus};
 use snakepit_registry::{
     CallFuture, CallId, CallLayers, CallProgress, CallService, CallStage, CallTimeline, Registry,
-    ResolvedTool, ToolCall, ToolError, ToolReply,
+    ResolvedTool, TimeLimit, ToolCall, ToolError, ToolReply,
 };
 use snakepit_session::{SessionBackend, SessionId};
 use snakepit_worker::process::Launches;
@@ -201,10 +201,16 @@ impl Host {
             if let Err(error) = self.authorize(&call) {
                 return recorder.ended(Err(error));
             }
+            // The caller knows its own limit.
+            let has_default_timeout = call.deadline.is_none();
+            let with_time_limit = |error: ToolError| {
+                let limit = self.default_timeout.filter(|_| has_default_timeout).map(TimeLimit::Host);
+                error.with_time_limit(limit)
+            };
             let session = match id {
                 Some(id) => match self.use_session(id, &mut call).await {
                     Ok(session) => Some(session),
-                    Err(error) => return recorder.ended(Err(error)),
+                    Err(error) => return recorder.ended(Err(with_time_limit(error))),
                 },
                 None => None,
             };
@@ -226,7 +232,7 @@ impl Host {
                     Err(unknown) => Err(self.unknown_tool_error(unknown)),
                 }
             };
-            let reply = recorder.ended(watch.ended(result))?;
+            let reply = recorder.ended(watch.ended(result.map_err(with_time_limit)))?;
             Ok(match session {
                 Some(session) => session.finish(reply, &self.affinity),
                 None => reply,

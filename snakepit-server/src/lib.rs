@@ -164,8 +164,8 @@ pub use snakepit_registry::{
     Announcer, Args, Arguments, CallId, CallLayer, CallMode, CallOutcome, CallRecord, CallScope, CallService,
     CallStage, Chunk, ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor, Fault, FnTool,
     HandlerService, HostError, HostState, HostToolStatus, IntoAnswer, Json, OptionalExtractor, ParameterSpec,
-    Principal, Reason, RegistryError, ReplyBody, Requirements, State, ToolCall, ToolContext, ToolError,
-    ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
+    Principal, Reason, RegistryError, ReplyBody, Requirements, State, TimeLimit, ToolCall, ToolContext,
+    ToolError, ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
 };
 pub use snakepit_session::{
     Batch, Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata,

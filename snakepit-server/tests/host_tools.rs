@@ -188,3 +188,38 @@ async fn an_answer_that_does_not_fit_a_message_to_a_worker_is_too_large() {
     assert!(call("1000").await.is_ok(), "the connection remains");
     snakepit.shutdown().await.unwrap();
 }
+
+#[tokio::test]
+async fn the_error_of_a_missed_deadline_names_the_limit_and_who_set_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = builder(&dir)
+        .default_timeout(Some(Duration::from_millis(30)))
+        .host_tool("hang", std::future::pending::<()>)
+        .host_tool("endless", || stream::iter([1]).chain(stream::pending()))
+        .start()
+        .await
+        .unwrap();
+    let client =
+        snakepit_server::Client::connect(&format!("unix:{}", snakepit.socket().display())).await.unwrap();
+    let (soon, default) = (Duration::from_millis(20), "after the host's default timeout of 30ms");
+    for (error, limit) in [
+        (snakepit.execute::<()>("hang", ()).await.unwrap_err(), default),
+        (client.execute::<()>("hang", ()).await.unwrap_err(), default),
+        (
+            snakepit.call("hang").timeout(soon).unary::<()>().await.unwrap_err(),
+            "after the caller's timeout of 20ms",
+        ),
+        (
+            client.call("hang").timeout(soon).unary::<()>().await.unwrap_err(),
+            "after the caller's timeout of 20ms",
+        ),
+    ] {
+        assert!(error.is_timeout() && error.to_string().contains(limit), "{error}");
+    }
+    let mut items = client.call("endless").timeout(soon).stream::<u32>().await.unwrap();
+    assert_eq!(items.try_next().await.unwrap(), Some(1));
+    let error = items.try_next().await.unwrap_err().to_string();
+    assert!(error.contains("exceeded while running, after the caller's timeout of 20ms"), "{error}");
+    drop(client);
+    snakepit.shutdown().await.unwrap();
+}

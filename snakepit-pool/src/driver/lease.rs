@@ -150,7 +150,7 @@ impl Lease {
     }
 
     fn deadline_exceeded(&self) -> ToolError {
-        ToolError::DeadlineExceeded { tool: self.tool.to_string(), stage: CallStage::Running }
+        ToolError::DeadlineExceeded { tool: self.tool.to_string(), stage: CallStage::Running, limit: None }
     }
 
     fn worker_lost(&self) -> ToolError {

@@ -14,7 +14,11 @@ async fn calls_are_counted_by_outcome() {
         ToolError::Failed(Box::default()),
         ToolError::Overloaded { queued: 1, limit: 1, retry_after: None },
         ToolError::Unavailable { reason: String::new(), retry_after: None },
-        ToolError::DeadlineExceeded { tool: String::new(), stage: snakepit_registry::CallStage::Queued },
+        ToolError::DeadlineExceeded {
+            tool: String::new(),
+            stage: snakepit_registry::CallStage::Queued,
+            limit: None,
+        },
         ToolError::Cancelled { tool: String::new() },
         worker_lost(true),
     ];

@@ -120,7 +120,7 @@ async fn the_second_attempt_can_succeed() {
 #[tokio::test(start_paused = true)]
 async fn the_last_error_reports_that_an_earlier_attempt_may_have_run() {
     let overloaded = ToolError::Overloaded { queued: 1, limit: 1, retry_after: None };
-    let expired = ToolError::DeadlineExceeded { tool: "t".to_owned(), stage: CallStage::Queued };
+    let expired = ToolError::DeadlineExceeded { tool: "t".to_owned(), stage: CallStage::Queued, limit: None };
     for last in [overloaded, expired, ToolError::ShuttingDown { may_have_run: false }, worker_lost(false)] {
         for may_have_run in [false, true] {
             let (inner, mut handle) = inner();

@@ -103,7 +103,9 @@ impl ToolError {
             return self;
         }
         match self {
-            Self::DeadlineExceeded { tool, .. } => Self::DeadlineExceeded { tool, stage: CallStage::Running },
+            Self::DeadlineExceeded { tool, limit, .. } => {
+                Self::DeadlineExceeded { tool, stage: CallStage::Running, limit }
+            }
             Self::WorkerLost { worker, reason, output_lines, retry_after, source, .. } => {
                 Self::WorkerLost { worker, reason, may_have_run: true, output_lines, retry_after, source }
             }
@@ -200,7 +202,7 @@ mod tests {
     }
 
     fn late(stage: CallStage) -> ToolError {
-        ToolError::DeadlineExceeded { tool: "add".into(), stage }
+        ToolError::DeadlineExceeded { tool: "add".into(), stage, limit: None }
     }
 
     #[test]

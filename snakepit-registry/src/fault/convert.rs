@@ -4,7 +4,7 @@ use snakepit_reason::{Code, LAYER};
 use snakepit_session::{SessionError, error_chain};
 
 use super::Fault;
-use crate::{CallStage, ErrorKind, ToolError, ToolFailure};
+use crate::{CallStage, ErrorKind, TimeLimit, ToolError, ToolFailure};
 
 impl From<ToolError> for Fault {
     fn from(error: ToolError) -> Self {
@@ -40,7 +40,14 @@ impl From<ToolError> for Fault {
             ToolError::AnswerDropped { used, limit } => {
                 fault.with_entry("used_bytes", &used).with_entry("limit", &limit)
             }
-            ToolError::DeadlineExceeded { stage, .. } => fault.with_entry("stage", &stage),
+            ToolError::DeadlineExceeded { stage, limit, .. } => {
+                let fault = fault.with_entry("stage", &stage);
+                match limit {
+                    Some(TimeLimit::Host(time)) => fault.with_entry("default_timeout_ms", &time.as_millis()),
+                    // Callers know their own limits.
+                    Some(TimeLimit::Caller(_)) | None => fault,
+                }
+            }
             ToolError::WorkerLost { worker, reason, may_have_run, output_lines, retry_after, source: _ } => {
                 let lost = ToolFailure { message: reason, worker, output_lines, ..ToolFailure::default() };
                 fault.with_may_have_run(may_have_run).with_failure(Box::new(lost)).suggest_retry(retry_after)

@@ -16,7 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{
-    Arguments, CallMode, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply, TraceContext,
+    Arguments, CallMode, ChunkStream, ReplyBody, TimeLimit, ToolCall, ToolError, ToolReply, TraceContext,
 };
 use snakepit_session::{Payload, PayloadError, SessionError, SessionId, SharedError, ValueType};
 use tokio::time::Instant;
@@ -191,7 +191,8 @@ impl<H: HostHandle> CallBuilder<H> {
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub async fn unary<T: DeserializeOwned>(self) -> Result<Reply<T>, Error> {
-        let Reply { value, worker, execution_time, metadata } = value_of(self.send(CallMode::Unary).await?)?;
+        let Reply { value, worker, execution_time, metadata } =
+            value_of(self.send(CallMode::Unary).await?.0)?;
         Ok(Reply { value: value.to_serde()?, worker, execution_time, metadata })
     }
 
@@ -204,7 +205,7 @@ impl<H: HostHandle> CallBuilder<H> {
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub async fn payload_reply(self) -> Result<Reply<Payload>, Error> {
-        value_of(self.send(CallMode::Unary).await?)
+        value_of(self.send(CallMode::Unary).await?.0)
     }
 
     /// Makes the call and returns its chunks as they arrive.
@@ -215,14 +216,18 @@ impl<H: HostHandle> CallBuilder<H> {
     /// # Cancel safety
     /// Dropping the future, or the stream before its end, cancels the call.
     pub async fn stream<T: DeserializeOwned>(self) -> Result<ReplyStream<T>, Error> {
-        let ToolReply { body, worker, .. } = self.send(CallMode::Streaming).await?;
+        let (ToolReply { body, worker, .. }, limit) = self.send(CallMode::Streaming).await?;
         match body {
-            ReplyBody::Stream(chunks) => Ok(ReplyStream { chunks, worker, item: PhantomData }),
+            ReplyBody::Stream(chunks) => Ok(ReplyStream { chunks, worker, limit, item: PhantomData }),
             ReplyBody::Value(_) => Err(wrong_reply("a value", "a stream").into()),
         }
     }
 
-    fn send(self, mode: CallMode) -> impl Future<Output = Result<ToolReply, Error>> + Send {
+    /// Returns the reply, and the time limit that this call set.
+    fn send(
+        self,
+        mode: CallMode,
+    ) -> impl Future<Output = Result<(ToolReply, Option<TimeLimit>), Error>> + Send {
         let Self { host, mut call, timeout, deadline, mistake } = self;
         // An `async fn` would store these captures twice in its future.
         async move {
@@ -230,9 +235,13 @@ impl<H: HostHandle> CallBuilder<H> {
                 return Err(*mistake);
             }
             call.mode = mode;
-            let after_timeout = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            let now = Instant::now();
+            let after_timeout = timeout.and_then(|timeout| now.checked_add(timeout));
             call.deadline = after_timeout.into_iter().chain(deadline).min();
-            Ok(host.call(*call).await.map_err(|error| suggest_stream(mode, error))?)
+            let limit = call.deadline.map(|at| TimeLimit::Caller(at.saturating_duration_since(now)));
+            let called = host.call(*call).await;
+            let reply = called.map_err(|error| suggest_stream(mode, error).with_time_limit(limit))?;
+            Ok((reply, limit))
         }
     }
 }
@@ -241,6 +250,7 @@ impl<H: HostHandle> CallBuilder<H> {
 pub struct ReplyStream<T> {
     chunks: ChunkStream,
     worker: Option<Arc<str>>,
+    limit: Option<TimeLimit>,
     item: PhantomData<fn() -> T>,
 }
 
@@ -256,10 +266,13 @@ impl<T: DeserializeOwned> Stream for ReplyStream<T> {
     type Item = Result<T, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.chunks
-            .as_mut()
-            .poll_next(cx)
-            .map(|item| item.map(|chunk| Ok(Payload::from_json(ValueType::Map, chunk?.data).to_serde()?)))
+        let limit = self.limit;
+        self.chunks.as_mut().poll_next(cx).map(|item| {
+            item.map(|chunk| {
+                let chunk = chunk.map_err(|error| error.with_time_limit(limit))?;
+                Ok(Payload::from_json(ValueType::Map, chunk.data).to_serde()?)
+            })
+        })
     }
 }
 

@@ -47,7 +47,7 @@ pub use error::write_with_sources;
 #[doc(hidden)]
 pub use extract::ExtractFrom;
 pub use snakepit_registry::{
-    CallStage, ErrorKind, ParameterSpec, ToolError, ToolFailure, ToolSpec, TraceContext,
+    CallStage, ErrorKind, ParameterSpec, TimeLimit, ToolError, ToolFailure, ToolSpec, TraceContext,
 };
 pub use snakepit_session::{
     Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable,

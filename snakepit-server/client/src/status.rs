@@ -8,7 +8,7 @@ use snakepit_proto::{
         CONNECTION_LOST, DELIVERED, Details, LAYER, PROXY, SHUTTING_DOWN, caused_by, details_of, root_cause,
     },
 };
-use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure};
+use snakepit_registry::{CallStage, ErrorKind, TimeLimit, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId, SharedError};
 use snakepit_wire::failure_from_wire;
 use tonic::Code;
@@ -25,7 +25,7 @@ pub(crate) const HOST: &str = "the host";
 pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     let tool_name = || tool.to_owned();
     if caused_by::<tonic::TimeoutExpired>(status) {
-        return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running };
+        return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running, limit: None };
     }
     if let Some(source) = status.source() {
         let problem = root_cause(source).to_string();
@@ -102,7 +102,9 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         ("DEADLINE_EXCEEDED", ..) => {
             let is_queued = entry("stage").is_some_and(|stage| stage == CallStage::Queued.to_string());
             let stage = if is_queued { CallStage::Queued } else { CallStage::Running };
-            ToolError::DeadlineExceeded { tool: tool_name(), stage }
+            let default_timeout = entry("default_timeout_ms").and_then(|text| text.parse().ok());
+            let limit = default_timeout.map(|time| TimeLimit::Host(Duration::from_millis(time)));
+            ToolError::DeadlineExceeded { tool: tool_name(), stage, limit }
         }
         ("CANCELLED", ..) => ToolError::Cancelled { tool: tool_name() },
         ("WORKER_LOST", Some(lost), _) => ToolError::WorkerLost {

@@ -104,7 +104,7 @@ impl CallBounds {
     }
 
     fn deadline_exceeded(&self, stage: CallStage) -> ToolError {
-        ToolError::DeadlineExceeded { tool: self.tool.to_string(), stage }
+        ToolError::DeadlineExceeded { tool: self.tool.to_string(), stage, limit: None }
     }
 }
 

@@ -40,8 +40,13 @@ fn tool_errors_survive_the_round_trip() {
         ToolError::TooManyConnections { limit: 9, retry_after: Some(Duration::from_millis(50)) },
         ToolError::AnswerDropped { used: 10, limit: 9 },
         ToolError::AnswerTooLarge { size: 10, limit: 9 },
-        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Queued },
-        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Running },
+        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Queued, limit: None },
+        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Running, limit: None },
+        ToolError::DeadlineExceeded {
+            tool: tool(),
+            stage: CallStage::Running,
+            limit: Some(snakepit_registry::TimeLimit::Host(std::time::Duration::from_millis(1500))),
+        },
         ToolError::Cancelled { tool: tool() },
         ToolError::WorkerLost {
             worker: "default-1-1".into(),

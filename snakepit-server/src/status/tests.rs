@@ -92,7 +92,7 @@ pub(super) fn errors() -> Vec<ToolError> {
             ..ToolFailure::default()
         })),
         ToolError::Overloaded { queued: 9, limit: 9, retry_after: Some(Duration::from_millis(50)) },
-        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Queued },
+        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Queued, limit: None },
         ToolError::Cancelled { tool: tool() },
         ToolError::WorkerLost {
             worker: "default-1-1".into(),

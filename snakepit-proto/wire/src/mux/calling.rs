@@ -51,7 +51,7 @@ impl CallInfo {
         let time_left = deadline.saturating_duration_since(Instant::now());
         if time_left.is_zero() {
             let tool = self.tool.to_string();
-            return Err(ToolError::DeadlineExceeded { tool, stage: CallStage::Queued });
+            return Err(ToolError::DeadlineExceeded { tool, stage: CallStage::Queued, limit: None });
         }
         Ok(Some(time_left))
     }

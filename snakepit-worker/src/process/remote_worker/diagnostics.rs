@@ -136,7 +136,7 @@ impl WorkerDiagnostics {
         let is_late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
             && deadline.is_some_and(|deadline| Instant::now() + TIMER_TOLERANCE >= deadline);
         if is_late || caused_by::<tonic::TimeoutExpired>(&status) {
-            return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running };
+            return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running, limit: None };
         }
         // Only a status that this process created has a source.
         if status.source().is_some() {

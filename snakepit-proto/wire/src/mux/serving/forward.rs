@@ -102,7 +102,7 @@ impl ForwardChunks<'_> {
         let Some(timer) = &mut self.deadline_timer else { return Poll::Pending };
         ready!(timer.as_mut().poll(cx));
         let (tool, stage) = (self.tool.to_string(), CallStage::Running);
-        Poll::Ready(ToolError::DeadlineExceeded { tool, stage })
+        Poll::Ready(ToolError::DeadlineExceeded { tool, stage, limit: None })
     }
 }
 
