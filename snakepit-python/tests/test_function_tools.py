@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,10 +20,9 @@ Write = Callable[[str, str], Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Writes a module to a directory that Python searches, and forgets it afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
 
     def write(name: str, source: str) -> Path:
         path = tmp_path / f"{name.replace('.', '/')}.py"
@@ -31,7 +30,10 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         path.write_text(source)
         return path
 
-    return write
+    yield write
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def tools_of(path: str | ModuleType) -> list[str]:
@@ -84,8 +86,8 @@ def test_public_functions_that_a_module_defines_are_tools(write: Write) -> None:
 
 
 def test_all_and_the_decorator_select_the_tools(write: Write) -> None:
-    write("listed", "from os.path import join\n__all__ = ['join', 'UPPER']\nUPPER = 1\ndef other(): ...\n")
-    assert tools_of("listed:") == ["join"]
+    write("listed", "from os.path import basename\n__all__ = ['basename', 'UPPER']\nUPPER = 1\ndef other(): ...\n")
+    assert tools_of("listed:") == ["basename"]
     write(
         "marked",
         "from functools import partial\n"
