@@ -30,6 +30,7 @@ _ARGUMENTS: dict[str, Any] = {
     "dict[str, int]": {"n": 3},
     "Any": {"left": [3]},
     "Iterable[Any]": ("tea", 3),
+    "Iterable[str]": ("args",),
     "Mapping[str, Any] | None": {"item": "tea"},
 }
 

@@ -3,6 +3,7 @@
 use std::{error::Error, fmt};
 
 use serde::Serialize;
+use snakepit_session::error_chain;
 
 use crate::{ToolFailure, answer::short_type_name};
 
@@ -84,15 +85,7 @@ impl HostError {
 
 impl<E: Error + 'static> From<E> for HostError {
     fn from(error: E) -> Self {
-        let mut message = error.to_string();
-        let sources = std::iter::successors(error.source(), |&error| error.source());
-        for source in sources.map(ToString::to_string) {
-            // Some errors include their sources already.
-            if !message.ends_with(&source) {
-                message = format!("{message}: {source}");
-            }
-        }
-        let mut this = Self::new(message);
+        let mut this = Self::new(error_chain(&error).to_string());
         short_type_name::<E>().clone_into(&mut this.0.error_type);
         this
     }

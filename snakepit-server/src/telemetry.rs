@@ -10,6 +10,7 @@ use std::{
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 use snakepit_registry::{Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_session::error_chain;
 use tokio::{sync::broadcast, time::Instant};
 
 /// The most events that a slow subscriber may fall behind before it loses the oldest.
@@ -95,7 +96,7 @@ impl CallWatch {
         let Some(watched) = &mut self.0 else { return result };
         match result {
             Err(error) => {
-                self.publish(CallEventKind::Exception, error.to_string());
+                self.publish(CallEventKind::Exception, error_chain(&error).to_string());
                 Err(error)
             }
             Ok(reply) => {
@@ -147,7 +148,9 @@ impl<S: Stream<Item = Result<Chunk, ToolError>>> Stream for WatchedStream<S> {
         let item = this.chunks.poll_next(cx);
         match &item {
             Poll::Ready(None) => this.watch.publish(CallEventKind::Stop, String::new()),
-            Poll::Ready(Some(Err(error))) => this.watch.publish(CallEventKind::Exception, error.to_string()),
+            Poll::Ready(Some(Err(error))) => {
+                this.watch.publish(CallEventKind::Exception, error_chain(error).to_string());
+            }
             Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
         }
         item

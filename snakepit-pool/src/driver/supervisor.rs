@@ -155,7 +155,7 @@ impl Supervisor {
             }
             (Some(Job::Cancel { live_worker, call }), result) => {
                 let problem = match result {
-                    Ok(JobResult::Cancelled(Err(error))) => Some(error.to_string()),
+                    Ok(JobResult::Cancelled(Err(error))) => Some(error_chain(&error).to_string()),
                     Err(error) => Some(format!("its cancellation {}", describe_join_error(&error))),
                     Ok(_) => None,
                 };

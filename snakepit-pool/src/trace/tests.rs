@@ -91,6 +91,19 @@ async fn a_lost_worker_is_a_warning_and_a_failing_tool_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_log_has_the_causes_of_an_error() {
+    let (log, _guard) = Log::start();
+    let (inner, mut handle) = inner();
+    let (answer, ()) = tokio::join!(TraceLayer.layer(inner).oneshot(ToolCall::new("t")), async {
+        let error = ToolError::internal("the answer is malformed").with_source("unexpected end of input");
+        handle.next_request().await.unwrap().1.send_error(error);
+    });
+    assert_eq!(answer.unwrap_err().to_string(), "internal error: the answer is malformed");
+    let text = log.text();
+    assert!(text.contains("the answer is malformed: unexpected end of input"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_span_of_a_stream_ends_with_the_stream() {
     let (log, _guard) = Log::start();
     let (inner, mut handle) = inner();

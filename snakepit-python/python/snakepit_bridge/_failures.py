@@ -105,10 +105,11 @@ def _json_attributes(error: BaseException) -> str | None:
     for name in _published(type(error)):
         # Importing `contextlib` would delay the start of each worker.
         try:
-            value = getattr(error, name)
-        except Exception:
-            continue
-        text = _json(value, remaining)
+            text = _json(getattr(error, name), remaining)
+        except _TooLargeError:
+            raise
+        except Exception:  # The attribute is a property that raises.
+            text = None
         if text is not None:
             remaining -= len(text)
             entries.append(f"{_json(name)}: {text}")
