@@ -12,7 +12,7 @@ use std::{
 use redb::{BackendError, StorageBackend};
 
 /// The maximum size of redb's header in bytes.
-pub(super) const HEADER_BYTES: usize = 512;
+const HEADER_BYTES: usize = 512;
 
 const OVERWRITTEN: &str = "another process overwrote or truncated it while it was in use, so the host no longer uses it; \
                            stop the host, restore the file from a copy, and start the host again";

@@ -69,11 +69,16 @@ const SWEEP_ROWS: usize = 4096;
 /// immediately, and retries with pauses until it succeeds. Watches end with the error.
 ///
 /// # Files
-/// - The backend creates a missing file, readable by its owner only. The directory must exist.
+/// - The backend creates a missing file, readable by its owner only. The directory must exist. The file gets its name after the
+///   first commit. A crash before that can leave a file `.snakepit-unfinished-*`, which you can delete.
+/// - The backend rejects an empty file, because it has lost its sessions. Delete the file to start without sessions.
 /// - Only one process can open the file at a time.
 /// - The file does not shrink; new sessions reuse the space of deleted ones.
 /// - Opening reads the whole file and verifies its checksums, and rejects a damaged file. After a crash, a damaged last commit
 ///   looks like an incomplete one; the backend then uses the previous commit and logs a warning.
+/// - Reads and commits do not verify checksums. If another process overwrites a part of the file in place, or the disk damages it,
+///   a read of a damaged row fails, and the next start rejects the file. To check a file, close the backend, copy the file, and
+///   open the copy.
 /// - The backend rejects files with another schema version.
 ///
 /// Event counters in [`stats`](snakepit_session::SessionBackend::stats) start at 0.

@@ -3,7 +3,6 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
@@ -20,7 +19,7 @@ use snakepit_session::{
 use tokio::time::Instant;
 
 use super::{
-    checked_storage::{CheckedStorage, HEADER_BYTES},
+    checked_storage::CheckedStorage,
     expiry::{Expiries, Expiry, ExpiryRow, Owner},
     file::FileIdentity,
     rows::{
@@ -41,10 +40,8 @@ fn is_fallback(progress: f64) -> bool {
     0.0 < progress && progress < 0.5
 }
 
-/// The magic number of a complete redb file.
-const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
-/// The maximum size of an incomplete file in bytes.
-const MAX_UNFINISHED_BYTES: u64 = 1024 * 1024;
+/// The prefix of the name of a file that is being created. A crash may leave such a file behind; it contains no sessions.
+pub(super) const UNFINISHED_PREFIX: &str = ".snakepit-unfinished-";
 
 /// An open file, its totals and expiries.
 pub(super) struct Opened {
@@ -53,6 +50,17 @@ pub(super) struct Opened {
     pub(super) guard: CheckedStorage,
     pub(super) totals: Totals,
     pub(super) expiries: Vec<(Owner, Expiry)>,
+}
+
+/// The file to open.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    /// It was created for this database.
+    New,
+    /// It existed before.
+    Existing,
+    /// It was open before, and must be as this storage wrote it last.
+    Reopened(&'a CheckedStorage),
 }
 
 /// Opens a file and reads its expiries. Creates the file if it is missing. `known` identifies a file that was open before. It must
@@ -64,12 +72,7 @@ pub(super) fn open<F: StorageBackend>(
     known: Option<(FileIdentity, &CheckedStorage)>,
 ) -> Result<Opened, SessionError> {
     // Redb may panic if another program changed its file.
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        let opened = open_database(path, storage, known);
-        let (database, identity, guard) = opened?;
-        let (totals, expiries) = resume(&database, limits)?;
-        Ok(Opened { database, identity, guard, totals, expiries })
-    }));
+    let opened = catch_unwind(AssertUnwindSafe(|| open_or_create(path, limits, storage, known)));
     let opened: Result<_, SessionError> =
         opened.unwrap_or_else(|_| Err(damaged_error("it is not a valid database")));
     opened.map_err(|error| in_file(path, error))
@@ -92,34 +95,86 @@ pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
     }
 }
 
-fn open_database<F: StorageBackend>(
+fn open_or_create<F: StorageBackend>(
     path: &Path,
+    limits: &SessionLimits,
     storage: impl FnOnce(FileBackend) -> F,
     known: Option<(FileIdentity, &CheckedStorage)>,
-) -> Result<(Database, FileIdentity, CheckedStorage), SessionError> {
-    let unopened = || SessionError::backend("cannot open it");
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(known.is_none()).truncate(false);
-    // Sessions may contain secrets, so only the owner may read the file.
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options.open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound if known.is_some() => {
-            SessionError::backend("it was deleted while it was in use")
+) -> Result<Opened, SessionError> {
+    let opened = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => {
+            let metadata = file.metadata().map_err(open_error)?;
+            if !metadata.is_file() {
+                return Err(SessionError::backend("it is not a regular file"));
+            }
+            let origin = match known {
+                Some((identity, _)) if identity != FileIdentity::of(&metadata) => {
+                    return Err(SessionError::backend("it was replaced while it was in use"));
+                }
+                Some((_, before)) => Origin::Reopened(before),
+                None => Origin::Existing,
+            };
+            open_database(path, file, limits, storage, origin)?
         }
-        io::ErrorKind::NotFound => SessionError::backend("its directory does not exist; create it first"),
-        _ => unopened().with_source(error),
-    })?;
-    let metadata = file.metadata().map_err(|error| unopened().with_source(error))?;
-    let identity = FileIdentity::of(&metadata);
-    if known.is_some_and(|(known, _)| known != identity) {
-        return Err(SessionError::backend("it was replaced while it was in use"));
-    }
-    // Sync the directory, so that a new file survives a crash.
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let synced = File::open(parent).and_then(|directory| directory.sync_all());
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(open_error(error)),
+        Err(_) if known.is_some() => {
+            return Err(SessionError::backend("it was deleted while it was in use"));
+        }
+        Err(_) => create(path, limits, storage)?,
+    };
+    // A new file survives a crash only if its directory is synced. Its creator may have crashed before that.
+    let synced = File::open(directory_of(path)).and_then(|directory| directory.sync_all());
     synced.map_err(|error| SessionError::backend("cannot sync its directory").with_source(error))?;
+    Ok(opened)
+}
 
+/// Creates a file under a temporary name, and gives it its own name after the first commit. A crash therefore never leaves an
+/// incomplete file, and an empty file has lost its content.
+fn create<F: StorageBackend>(
+    path: &Path,
+    limits: &SessionLimits,
+    storage: impl FnOnce(FileBackend) -> F,
+) -> Result<Opened, SessionError> {
+    // Sessions may contain secrets. Only the owner may read a file that `tempfile` creates.
+    let file = tempfile::Builder::new().prefix(UNFINISHED_PREFIX).tempfile_in(directory_of(path));
+    let file = file.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => SessionError::backend("its directory does not exist; create it first"),
+        _ => SessionError::backend("cannot create it").with_source(error),
+    })?;
+    let (file, unfinished) = file.into_parts();
+    let opened = open_database(path, file, limits, storage, Origin::New)?;
+    unfinished.persist_noclobber(path).map_err(|error| match error.error.kind() {
+        io::ErrorKind::AlreadyExists => SessionError::backend(
+            "another process created it at the same time, or it is a link to a missing file; only one host at a time \
+             can use it",
+        ),
+        _ => SessionError::backend("cannot create it").with_source(error.error),
+    })?;
+    Ok(opened)
+}
+
+fn open_database<F: StorageBackend>(
+    path: &Path,
+    file: File,
+    limits: &SessionLimits,
+    storage: impl FnOnce(FileBackend) -> F,
+    origin: Origin<'_>,
+) -> Result<Opened, SessionError> {
+    let identity = FileIdentity::of(&file.metadata().map_err(open_error)?);
+    let file = FileBackend::new(file).map_err(open_error)?;
+    let guard = CheckedStorage::new(storage(file)).map_err(open_error)?;
+    match origin {
+        Origin::New => {}
+        Origin::Existing => {
+            // Redb would create a new database in an empty file.
+            if guard.len().map_err(open_error)? == 0 {
+                return Err(SessionError::backend(
+                    "it is empty, so its sessions are lost; restore it from a copy, or delete it to start without sessions",
+                ));
+            }
+        }
+        Origin::Reopened(before) => guard.check_unchanged_since(before).map_err(SessionError::backend)?,
+    }
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES);
     builder.set_check_integrity_on_open(true);
@@ -131,19 +186,7 @@ fn open_database<F: StorageBackend>(
             tracing::warn!(%path, "the last commit is incomplete or damaged; using the previous commit");
         }
     });
-    let guard = FileBackend::new(file).and_then(|file| {
-        let storage = storage(file);
-        if known.is_none() {
-            empty_unfinished(&storage).map_err(StorageError::Io)?;
-        }
-        CheckedStorage::new(storage).map_err(|error| StorageError::Io(error).into())
-    });
-    let guard = guard.map_err(|error| unopened().with_source(error))?;
-    if let Some((_, before)) = known {
-        guard.check_unchanged_since(before).map_err(SessionError::backend)?;
-    }
-    let opened = builder.create_with_backend(guard.clone());
-    let opened = opened.map_err(|error| match error {
+    let database = builder.create_with_backend(guard.clone()).map_err(|error| match error {
         DatabaseError::Storage(StorageError::Corrupted(problem)) => damaged_error(&problem),
         DatabaseError::DatabaseAlreadyOpen => SessionError::backend(
             "it is already open, and only one host at a time can use it; give each host a separate file",
@@ -151,40 +194,18 @@ fn open_database<F: StorageBackend>(
         DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
             SessionError::backend("it is not a session file").with_source(error)
         }
-        error => unopened().with_source(error),
-    });
-    Ok((opened?, identity, guard))
+        error => open_error(error),
+    })?;
+    let (totals, expiries) = resume(&database, limits)?;
+    Ok(Opened { database, identity, guard, totals, expiries })
 }
 
-/// Truncates a file whose creation was interrupted by a crash. Redb would reject it forever.
-fn empty_unfinished(storage: &impl StorageBackend) -> io::Result<()> {
-    const END: Bound<u64> = Bound::Unbounded;
-    // Another process may be creating the file now; redb then reports that it is open.
-    if matches!(storage.try_lock_range(END, END), Ok(false)) {
-        return Ok(());
-    }
-    if is_unfinished(storage)? {
-        storage.set_len(0)?;
-    }
-    // Unlocking can only fail if locking is not supported.
-    let _ = storage.unlock_range(END, END);
-    Ok(())
+fn open_error(error: impl std::error::Error + Send + Sync + 'static) -> SessionError {
+    SessionError::backend("cannot open it").with_source(error)
 }
 
-/// Whether redb was interrupted while creating the file. It writes the header first and the magic number last.
-fn is_unfinished(storage: &impl StorageBackend) -> io::Result<bool> {
-    let len = storage.len()?;
-    if len < HEADER_BYTES as u64 || len > MAX_UNFINISHED_BYTES {
-        return Ok(false);
-    }
-    let mut magic = [0; MAGIC.len()];
-    storage.read(0, &mut magic)?;
-    if magic == MAGIC || magic.iter().zip(MAGIC).any(|(actual, byte)| ![0, byte].contains(actual)) {
-        return Ok(false);
-    }
-    let mut rest = vec![0; usize::try_from(len).map_or(0, |len| len - HEADER_BYTES)];
-    storage.read(HEADER_BYTES as u64, &mut rest)?;
-    Ok(rest.iter().all(|byte| *byte == 0))
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Reads totals and expiries, and creates the tables of a new file.

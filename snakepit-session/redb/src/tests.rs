@@ -22,6 +22,7 @@ use super::*;
 
 mod disk;
 mod failing;
+mod files;
 mod history;
 mod power;
 mod same;
@@ -241,45 +242,6 @@ async fn sweeps_take_many_transactions_for_many_sessions() {
     assert_eq!((stats.live, stats.sweeps, stats.expired), (0, 1, SWEEP_ROWS as u64 + 10));
 }
 
-#[tokio::test]
-async fn files_that_cannot_be_opened_are_reported_with_path_and_reason() {
-    let directory = directory();
-    let path = directory.path().join("missing").join("sessions");
-    assert!(open_error(&path).await.contains("its directory does not exist"));
-    assert!(open_error(directory.path()).await.contains("cannot open it"));
-
-    let path = directory.path().join("sessions");
-    let backend = open(&directory).await;
-    assert!(open_error(&path).await.contains("it is already open"));
-    drop(backend);
-    open(&directory).await;
-
-    let path = directory.path().join("text");
-    std::fs::write(&path, "something else\n".repeat(1000)).unwrap();
-    assert!(open_error(&path).await.contains("not a session file"));
-    assert!(std::fs::read(&path).unwrap().starts_with(b"something else"), "the file is unchanged");
-}
-
-#[tokio::test]
-async fn only_unfinished_files_are_recreated() {
-    let directory = directory();
-    let path = directory.path().join("sessions");
-    for (prefix, suffix, is_recreated) in
-        [("", "", true), ("redb", "", true), ("redc", "", false), ("", "end", false)]
-    {
-        let mut bytes = vec![0; 100_000];
-        bytes[..prefix.len()].copy_from_slice(prefix.as_bytes());
-        bytes[100_000 - suffix.len()..].copy_from_slice(suffix.as_bytes());
-        std::fs::write(&path, &bytes).unwrap();
-        if is_recreated {
-            open(&directory).await.create(&id("s"), NewSession::default()).await.unwrap();
-        } else {
-            assert!(open_error(&path).await.contains("not a session file"));
-            assert_eq!(std::fs::read(&path).unwrap(), bytes, "the file is unchanged");
-        }
-    }
-}
-
 /// Inserts a row with plain redb.
 fn insert_row<K: redb::Key + 'static, V: redb::Value + 'static>(
     path: &Path,
@@ -360,75 +322,6 @@ async fn a_panic_rolls_back_only_its_group() {
     let stats = backend.stats().await.unwrap();
     assert_eq!((stats.live, stats.created, stats.deleted, stats.variables), (1, 1, 0, 1));
     assert_eq!(backend.delete(&id("s")).await.unwrap().variable_count, 1);
-}
-
-#[tokio::test]
-async fn a_deleted_or_replaced_file_rejects_writes_until_it_is_restored() {
-    let directory = directory();
-    let (path, moved) = (directory.path().join("sessions"), directory.path().join("moved"));
-    let backend = open(&directory).await;
-    backend.create(&id("s"), NewSession::default()).await.unwrap();
-    register(&backend, "s", "x").await.unwrap();
-    let mut watch = backend.watch_variables(&id("s"), &[], false).await.unwrap();
-    std::fs::rename(&path, &moved).unwrap();
-    let error = set(&backend, "s", "x", 1).await.unwrap_err();
-    assert!(matches!(error, SessionError::NotWritten { .. }), "{error:?}");
-    let open_error = error.to_string();
-    assert!(open_error.contains("deleted") && open_error.contains(path.to_str().unwrap()), "{open_error}");
-    std::fs::copy(&moved, &path).unwrap();
-    let open_error = set(&backend, "s", "x", 1).await.unwrap_err().to_string();
-    assert!(open_error.contains("replaced"), "{open_error}");
-    assert_eq!(backend.variable(&id("s"), "x").await.unwrap().version, 0, "reads continue");
-    std::fs::rename(&moved, &path).unwrap();
-    assert_eq!(set(&backend, "s", "x", 1).await.unwrap(), 1);
-    assert!(watch.next().await.unwrap().is_ok(), "watches continue");
-}
-
-#[tokio::test]
-async fn an_overwritten_or_truncated_file_rejects_all_operations() {
-    type Damage = fn(&Path, &Path);
-    let damages: [(&str, Damage); 4] = [
-        ("overwritten", |path, copy| assert!(std::fs::copy(copy, path).unwrap() > 0)),
-        ("emptied", |path, _| set_len(path, 0)),
-        ("cut", |path, _| set_len(path, 4096)),
-        ("extended", |path, _| set_len(path, std::fs::metadata(path).unwrap().len() + 1)),
-    ];
-    for (damaged, damage) in damages {
-        let directory = directory();
-        let (path, copy) = (directory.path().join("sessions"), directory.path().join("copy"));
-        let backend = open(&directory).await;
-        backend.create(&id("s"), NewSession::default()).await.unwrap();
-        register(&backend, "s", "x").await.unwrap();
-        set(&backend, "s", "x", 1).await.unwrap();
-        drop(backend);
-        std::fs::copy(&path, &copy).unwrap();
-
-        let backend = open(&directory).await;
-        let mut watch = backend.watch_variables(&id("s"), &[], false).await.unwrap();
-        set(&backend, "s", "x", 2).await.unwrap();
-        assert!(watch.next().await.unwrap().is_ok());
-        damage(&path, &copy);
-        let damaged_bytes = std::fs::read(&path).unwrap();
-        for _ in 0..2 {
-            let error = error_chain(&set(&backend, "s", "x", 3).await.unwrap_err()).to_string();
-            assert!(error.contains("overwrote or truncated"), "{damaged}: {error}");
-            let error = error_chain(&backend.variable(&id("s"), "x").await.unwrap_err()).to_string();
-            assert!(error.contains("overwrote or truncated"), "{damaged}: {error}");
-        }
-        assert!(watch.next().await.unwrap().is_err(), "{damaged}: the watch ends");
-        drop(backend);
-        assert!(
-            std::fs::read(&path).unwrap() == damaged_bytes,
-            "{damaged}: the backend does not write to the file"
-        );
-        std::fs::copy(&copy, &path).unwrap();
-        let backend = open(&directory).await;
-        assert_eq!(backend.variable(&id("s"), "x").await.unwrap().version, 1, "{damaged}");
-    }
-}
-
-fn set_len(path: &Path, len: u64) {
-    std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(len).unwrap();
 }
 
 /// Flips bits of a file, which depend only on the seed.

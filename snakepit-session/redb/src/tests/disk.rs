@@ -29,7 +29,9 @@ struct State {
     changes_until_failure: Option<usize>,
     /// The total number of written bytes.
     written: usize,
-    files: Vec<tempfile::TempPath>,
+    /// Contains the file through which the backend opens the disk. Its own contents do not matter, but it exists only from its
+    /// creation on.
+    directory: Option<Arc<tempfile::TempDir>>,
 }
 
 #[derive(Clone)]
@@ -122,8 +124,8 @@ impl Disk {
                 Change::Write(..) => {}
             }
         }
-        let synced = bytes.clone();
-        Self(Arc::new(Mutex::new(State { bytes, synced, ..State::default() })))
+        let (synced, directory) = (bytes.clone(), state.directory.clone());
+        Self(Arc::new(Mutex::new(State { bytes, synced, directory, ..State::default() })))
     }
 
     /// Opens a backend on the disk.
@@ -131,12 +133,21 @@ impl Disk {
         &self,
         limits: SessionLimits,
     ) -> Result<RedbBackend, snakepit_session::SessionError> {
-        // The backend needs a real file to open; its contents do not matter.
-        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
-        let disk = self.clone();
-        let file = path.to_path_buf();
-        self.state().files.push(path);
-        let (writer, shared) = Writer::spawn(file, limits, move |_file| disk.clone()).await?;
+        let directory =
+            Arc::clone(self.state().directory.get_or_insert_with(|| Arc::new(tempfile::tempdir().unwrap())));
+        let (disk, path) = (self.clone(), directory.path().join("sessions"));
+        let file = path.clone();
+        let storage = move |_file| {
+            if !path.exists() {
+                // The file that a power failure left unfinished has another name.
+                let mut state = disk.state();
+                state.bytes.clear();
+                state.synced.clear();
+                state.unsynced.clear();
+            }
+            disk.clone()
+        };
+        let (writer, shared) = Writer::spawn(file, limits, storage).await?;
         Ok(RedbBackend { writer, shared })
     }
 }
