@@ -49,13 +49,14 @@ async fn the_commands_print_results_chunks_and_tables() {
 #[tokio::test]
 async fn each_mistake_of_a_caller_gets_an_error_and_exit_code_and_does_not_harm_the_server() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
-    let cases: [(&[&str], i32, &[&str]); 17] = [
+    let cases: [(&[&str], i32, &[&str]); 18] = [
         (&["call", "ad", "--args", r#"{"a": 1}"#], 3, &["`ad` not found", "did you mean `add`"]),
         (&["call", "add", "--args", r#"{"a": 1}"#], 3, &["argument `b` of tool `add` is missing"]),
         (&["call", "add", "--args", r#"{"a": "x", "b": 2}"#], 3, &["argument `a` of tool `add` is a string"]),
         (&["call", "add", "--args", r#"{"a": 1, "b": 2, "c": 3}"#], 3, &["argument `c` of tool `add`"]),
         (&["call", "add", "--args", "{a: 1}"], 2, &["--args is not a JSON object"]),
-        (&["call", "add", "--args", "[1, 2]"], 2, &["--args is not a JSON object"]),
+        (&["call", "add", "--args", "[1, 2]"], 2, &["--args is not a JSON object: it is a list; it looks"]),
+        (&["call", "add", "--args", "null"], 2, &["--args is not a JSON object: it is null; it looks"]),
         (&["call", "fail", "--args", r#"{"message": "on purpose"}"#], 1, &["`fail` failed", "on purpose"]),
         (&["call", "sleep_for", "--args", r#"{"seconds": 5}"#, "--timeout", "200ms"], 3, &["deadline"]),
         (&["call", "add", "--server", "http://127.0.0.1:1"], 4, &["cannot reach", "snakepit serve"]),
@@ -304,6 +305,34 @@ async fn invalid_options_exit_with_usage_errors() {
         assert!(failure.stderr.contains(needle), "no {needle:?} in {}", failure.stderr);
         assert!(!failure.stderr.contains("secret"), "{}", failure.stderr);
     }
+}
+
+#[tokio::test]
+async fn with_json_a_failed_start_ends_the_log_with_a_json_object() {
+    let serve = || Sandbox::adapter(SHOWCASE, 1).args(&["--json"]);
+    let cases = [
+        (serve().python("/no/such/python"), 5, "CANNOT_START", "/no/such/python"),
+        (Sandbox::adapter("broken_import:A", 1).args(&["--json"]), 5, "CANNOT_START", "broken_import"),
+        (serve().listen("localhost"), 2, "USAGE", "HOST:PORT"),
+        (serve().args(&["--drian", "1s"]), 2, "USAGE", "unexpected argument '--drian'"),
+        (serve().env("SNAKEPIT_LOG", "info,snakepit=loud"), 2, "USAGE", "SNAKEPIT_LOG is malformed"),
+        (serve().env("SNAKEPIT_DRAIN", "soon"), 2, "USAGE", "SNAKEPIT_DRAIN cannot be used"),
+        (serve().env("TOKIO_WORKER_THREADS", "many"), 2, "USAGE", "it takes a number from 1 to 1024"),
+        (serve().config("max-sesions = 3"), 2, "USAGE", "snakepit.toml:1: unknown key `max-sesions`"),
+        // Not a key, because the error of the file itself depends on it.
+        (serve().config("json = true"), 2, "USAGE", "snakepit.toml:1: unknown key `json`"),
+    ];
+    for (builder, exit, code, needle) in cases {
+        let failure = builder.try_start().await.unwrap_err();
+        assert_eq!(failure.code, Some(exit), "{}", failure.stderr);
+        let last = failure.stderr.lines().last().unwrap_or_default();
+        let error: Value =
+            serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {}", failure.stderr));
+        assert_eq!((&error["code"], &error["may_have_run"]), (&code.into(), &false.into()), "{error}");
+        assert!(error["message"].as_str().unwrap().contains(needle), "no {needle:?} in {error}");
+        assert_eq!(error["traceback"].is_string(), needle == "broken_import", "{error}");
+    }
+    assert_eq!(serve().start().await.stop().await, Some(0));
 }
 
 #[tokio::test]

@@ -83,13 +83,11 @@ impl CallArgs {
     }
 
     fn request(&self) -> Result<pb::ExecuteToolRequest, Failure> {
-        let Entries(arguments) = serde_json::from_str(&self.args).map_err(|e| {
-            let position =
-                excerpt(&self.args, &e).map_or_else(String::new, |text| format!(", near `{text}`"));
-            Failure::new(
-                Reason::Usage,
-                format!("--args is not a JSON object: {e}{position}; it looks like '{{\"a\": 1, \"b\": 2}}'"),
-            )
+        let Entries(arguments) = serde_json::from_str(&self.args).map_err(|error| {
+            let problem = problem_of_arguments(&self.args, &error);
+            let text =
+                format!("--args is not a JSON object: {problem}; it looks like '{{\"a\": 1, \"b\": 2}}'");
+            Failure::new(Reason::Usage, text)
         })?;
         if let Some(key) = entries::duplicate_key(&arguments) {
             let problem = format!("--args has two values for the key {key}; pass one of them");
@@ -128,7 +126,29 @@ impl CallArgs {
     }
 }
 
-/// The start of the text at which a JSON text is malformed. `None` if the text ends early or is not an object.
+/// The problem of a text that is not a JSON object, as a clause.
+fn problem_of_arguments(json: &str, error: &serde_json::Error) -> String {
+    match json.trim_start().bytes().next() {
+        None => "it is empty".to_owned(),
+        // The text is JSON so far, so a position in it explains nothing.
+        Some(first) if error.is_data() => {
+            let kind = match first {
+                b'[' => "a list",
+                b'"' => "a string",
+                b't' | b'f' => "a boolean",
+                b'n' => "null",
+                _ => "a number",
+            };
+            format!("it is {kind}")
+        }
+        Some(_) => match excerpt(json, error) {
+            Some(text) => format!("{error}, near `{text}`"),
+            None => error.to_string(),
+        },
+    }
+}
+
+/// The start of the text at which a JSON text is malformed. `None` if the text ends early.
 fn excerpt<'a>(json: &'a str, error: &serde_json::Error) -> Option<&'a str> {
     const MAX_CHARS: usize = 24;
     if error.is_eof() {
@@ -241,5 +261,27 @@ mod tests {
         assert_eq!(excerpt_of(r#"{"a": 1 "b": 2}"#).as_deref(), Some(r#""b": 2}"#));
         assert_eq!(excerpt_of("{\n\"a\": 1,\n}").as_deref(), Some("}"));
         assert_eq!(excerpt_of(r#"{"a": "#), None);
+    }
+    #[test]
+    fn arguments_that_are_not_an_object_are_named_by_their_kind() {
+        let problem_of =
+            |json: &str| problem_of_arguments(json, &serde_json::from_str::<Entries<'_>>(json).unwrap_err());
+        for (json, problem) in [
+            ("", "it is empty"),
+            (" \n", "it is empty"),
+            ("null", "it is null"),
+            (" [1, 2]", "it is a list"),
+            (r#""text""#, "it is a string"),
+            ("true", "it is a boolean"),
+            ("false", "it is a boolean"),
+            ("-1", "it is a number"),
+            ("1.5e3", "it is a number"),
+            ("nul", "EOF while parsing a value at line 1 column 3"),
+            (r#"{"a": 1"#, "EOF while parsing an object at line 1 column 7"),
+            (r#"{"é": nul}"#, "expected ident at line 1 column 11, near `}`"),
+            ("{} x", "trailing characters at line 1 column 4, near `x`"),
+        ] {
+            assert_eq!(problem_of(json), problem, "{json:?}");
+        }
     }
 }

@@ -109,9 +109,11 @@ pub(crate) fn with_environment(command: Command) -> Command {
     })
 }
 
-/// Whether a flag is a key of the file. `--config`, `--help` and `--version` are not.
+/// Whether a flag is a key of the file. `--config`, `--json`, `--help` and `--version` are not.
 fn is_key(arg: &Arg) -> bool {
-    arg.get_id() != "config" && matches!(arg.get_action(), ArgAction::Set | ArgAction::SetTrue)
+    arg.get_id() != "config"
+        && arg.get_id() != "json"
+        && matches!(arg.get_action(), ArgAction::Set | ArgAction::SetTrue)
 }
 
 /// Converts a value to the text that the command line would have.

@@ -91,7 +91,7 @@ impl Command {
     /// Whether the user requested JSON, which then applies to errors too.
     const fn is_json(&self) -> bool {
         match self {
-            Self::Serve(_) => false,
+            Self::Serve(args) => args.json,
             Self::Call(args) => args.json,
             Self::Stream(args) => args.json,
             Self::Tools(args) | Self::Workers(args) => args.json,
@@ -152,10 +152,12 @@ fn configured(command: Command, words: &[OsString]) -> Result<Command, Failure> 
         let serve = file.set_defaults(serve.clone())?;
         cli = cli.mut_subcommand("serve", |_| serve);
     }
-    let mut command =
-        Cli::from_arg_matches(&environment::matches(&cli, words).unwrap_or_else(|error| error.exit()))
-            .unwrap_or_else(|error| error.exit())
-            .command;
+    let matches = environment::matches(&cli, words);
+    let mut command = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(Cli { command }) => command,
+        Err(error) if args.json => return Err(Failure::of_usage(&error)),
+        Err(error) => error.exit(),
+    };
     if let Command::Serve(args) = &mut command {
         args.config = Some(file.path);
     }
@@ -168,9 +170,11 @@ const MAX_THREADS: usize = 1024;
 /// Creates a runtime with the number of threads in `TOKIO_WORKER_THREADS`. The default is half of the processors: Python needs the
 /// other half, and with few processors, more threads cost more than they gain.
 fn runtime() -> Result<Runtime, Failure> {
-    let threads = match std::env::var("TOKIO_WORKER_THREADS") {
-        Ok(text) if !text.is_empty() => {
-            text.parse().ok().filter(|threads| (1..=MAX_THREADS).contains(threads)).ok_or_else(|| {
+    let threads = match std::env::var_os("TOKIO_WORKER_THREADS") {
+        Some(text) if !text.is_empty() => {
+            let threads = text.to_str().and_then(|text| text.parse().ok());
+            threads.filter(|threads| (1..=MAX_THREADS).contains(threads)).ok_or_else(|| {
+                let text = text.display();
                 let problem =
                     format!("TOKIO_WORKER_THREADS is `{text}`; it takes a number from 1 to {MAX_THREADS}");
                 Failure::new(Reason::Usage, problem)
@@ -223,7 +227,7 @@ mod tests {
             assert!(flags.contains(flag), "there is no flag --{flag}");
         }
         // The daemon itself, not the host, uses these flags.
-        let own = ["config", "drain"];
+        let own = ["config", "json", "drain"];
         for flag in flags.iter().filter(|flag| !own.contains(flag)) {
             assert!(named.contains(flag), "no setting has the name of --{flag}");
         }

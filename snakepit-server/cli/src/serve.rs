@@ -31,7 +31,7 @@ Values:
   Sizes are bytes or have a unit: 4096, 64KiB, 10MiB.
 
 Configuration:
-  Each option except --config can also be set in two other ways:
+  Each option except --config and --json can also be set in two other ways:
     - by an environment variable, such as SNAKEPIT_WORKERS or SNAKEPIT_SESSION_TTL
     - in the configuration file, such as `workers = 4` or `sessions = \"file:sessions.redb\"`
   The command line takes precedence over the environment, and the environment over the
@@ -44,6 +44,10 @@ Other environment variables:
   TOKIO_WORKER_THREADS  The number of threads [default: half of the processors]
   PYTHONPATH            The directories of adapters that are not installed. Workers inherit
                         the environment of the server
+
+Output:
+  When the server is ready, it prints one line of JSON on stdout, with the keys `grpc` (the
+  URL), `socket`, `pid` and `workers` (their number). The log goes to stderr.
 
 Signals:
   SIGTERM, SIGINT, SIGQUIT and SIGHUP stop the server. Nothing reloads the configuration.

@@ -19,6 +19,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", env = "SNAKEPIT_CONFIG", hide_env_values = true)]
     pub(crate) config: Option<PathBuf>,
 
+    /// Print the error of a failed start as one JSON object, on the last line of stderr.
+    #[arg(long)]
+    pub(crate) json: bool,
+
     #[command(flatten)]
     pub(super) workers: WorkerOptions,
 
