@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import selectors
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -71,7 +75,7 @@ def test_worker_tasks_run_during_the_next_call(loop: EventLoop) -> None:
 
 
 def test_an_interrupt_cancels_the_task(loop: EventLoop) -> None:
-    interrupt_soon(lambda: loop.interrupt())
+    interrupt_soon(loop.interrupt)
 
     async def call() -> None:
         await asyncio.sleep(600)
@@ -80,20 +84,100 @@ def test_an_interrupt_cancels_the_task(loop: EventLoop) -> None:
         loop.run(call())
 
 
-def test_a_coroutine_that_blocks_the_loop_can_be_interrupted_by_an_exception(loop: EventLoop) -> None:
-    def handler() -> None:
-        if not loop.interrupt():
+def block_in_a_selector() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, selectors.DefaultSelector() as selector:
+        selector.register(ours, selectors.EVENT_READ)
+        selector.select(60)
+
+
+@pytest.mark.parametrize("block", [lambda: threading.Event().wait(60), block_in_a_selector])
+def test_a_coroutine_that_blocks_the_loop_can_be_interrupted_by_an_exception(
+    loop: EventLoop, block: Callable[[], object]
+) -> None:
+    def handler(frame: FrameType | None) -> None:
+        if loop.interrupt(frame) is False:
             raise CallCancelled
 
     interrupt_soon(handler, times=200)
 
     async def call() -> None:
         # Blocks the loop, so only an exception ends the coroutine.
-        threading.Event().wait(60)
+        block()
 
     with pytest.raises(CallCancelled):
         loop.run(call())
     assert loop.run(asyncio.sleep(0, "next")) == "next"
+
+
+def test_an_interrupt_of_the_code_of_the_loop_leaves_the_cancellation_to_the_loop(loop: EventLoop) -> None:
+    answers: list[bool | None] = []
+
+    async def call() -> None:
+        running: Any = asyncio.get_running_loop()
+        selector = running._selector
+
+        def select(timeout: float | None) -> Any:
+            del selector.select
+            answers.extend(loop.interrupt(sys._getframe()) for _ in range(3))
+            return selector.select(timeout)
+
+        # The loop calls it between two steps.
+        selector.select = select
+        await asyncio.sleep(600)
+
+    with pytest.raises(asyncio.CancelledError):
+        loop.run(call())
+    assert answers == [True, None, None]
+
+
+def test_an_interrupt_of_code_of_asyncio_that_a_coroutine_called_raises_nothing(loop: EventLoop) -> None:
+    answers: list[bool | None] = []
+
+    class Observed:
+        def get_debug(self) -> bool:
+            frame = sys._getframe(1)
+            assert frame.f_globals["__name__"] == "asyncio.futures"
+            answers.extend(loop.interrupt(frame) for _ in range(3))
+            return False
+
+    async def call() -> None:
+        future: Any = asyncio.futures
+        future._PyFuture(loop=Observed())
+        await asyncio.sleep(600)
+
+    with pytest.raises(asyncio.CancelledError):
+        loop.run(call())
+    assert answers == [True, None, None]
+
+
+def test_an_interrupt_before_the_task_starts_cancels_it(loop: EventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[bool | None] = []
+    set_event_loop = asyncio.set_event_loop
+
+    def interrupted(running: Any) -> None:
+        answers.append(loop.interrupt(sys._getframe()))
+        set_event_loop(running)
+
+    loop.run(asyncio.sleep(0))
+    monkeypatch.setattr(asyncio, "set_event_loop", interrupted)
+    with pytest.raises(asyncio.CancelledError):
+        loop.run(asyncio.sleep(600))
+    assert answers == [True]
+    # It does not reach the next coroutine.
+    monkeypatch.undo()
+    assert loop.run(asyncio.sleep(0, "next")) == "next"
+
+
+def test_an_interrupt_after_the_task_has_ended_changes_nothing(loop: EventLoop) -> None:
+    answers: list[bool | None] = []
+
+    async def call() -> str:
+        asyncio.get_running_loop().call_soon(lambda: answers.append(loop.interrupt(sys._getframe())))
+        return "done"
+
+    assert loop.run(call()) == "done"
+    assert answers == [None]
 
 
 @pytest.mark.parametrize("how", ["exit", "stop", "exit in a callback", "stop from outside"])
@@ -290,18 +374,18 @@ def test_turns_run_the_loop_between_calls(loop: EventLoop) -> None:
 
 
 def test_interrupt_returns_false_if_no_coroutine_runs(loop: EventLoop) -> None:
-    assert not loop.interrupt()
+    assert loop.interrupt(sys._getframe()) is False
 
 
-def interrupt_soon(handler: Callable[[], object], times: int = 1) -> None:
+def interrupt_soon(handler: Callable[[FrameType | None], object], times: int = 1) -> None:
     """Call a function from a signal handler, as the runtime does."""
     main = threading.main_thread().ident
     assert main is not None
     stop = threading.Event()
 
-    def handle(signum: int, frame: object) -> None:
+    def handle(signum: int, frame: FrameType | None) -> None:
         try:
-            handler()
+            handler(frame)
         except BaseException:
             stop.set()
             raise

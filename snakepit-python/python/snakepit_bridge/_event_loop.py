@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from contextvars import Context
+    from types import FrameType
     from typing import Any
 
     from snakepit_bridge._native import ChunkSink
@@ -60,12 +61,14 @@ class EventLoop:
         """Return the descriptor that is readable when the loop has work. -1 if there is none."""
         return -1 if self._loop is None else self._loop.fileno()
 
-    def interrupt(self) -> bool:
-        """Cancel the running task.
+    def interrupt(self, frame: FrameType | None) -> bool | None:
+        """Cancel the running task. ``frame`` runs when the signal handler calls this method.
 
-        Called by a signal handler. Return ``False`` if only an exception can interrupt it.
+        Return ``False`` if only an exception can interrupt the call: a plain function runs, or a coroutine has blocked
+        the loop since the last interrupt. Return ``None`` if the loop has not cancelled the task yet, so the interrupt
+        must be repeated soon.
         """
-        return self._loop is not None and self._loop.interrupt()
+        return False if self._loop is None else self._loop.interrupt(frame)
 
     def close(self) -> None:
         """Cancel the remaining tasks and close the loop."""

@@ -18,6 +18,7 @@ from snakepit_bridge._watches import Watches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from types import FrameType
 
     from snakepit_bridge._native import ChunkSink
 
@@ -56,8 +57,12 @@ class RunningLoop:
         self._loop = asyncio.new_event_loop()
         self._on_worker_task = on_worker_task
         self._task: asyncio.Future[Any] | None = None
+        #: Whether `run` is running, which cancels its task instead of being interrupted.
+        self._is_running = False
         self._is_cancel_requested = False
         self._is_cancel_delivered = False
+        #: The callback that ran at the last interrupt. See `_callback_at`.
+        self._interrupted_callback: object | None = None
         #: The context of the current call, once it has run a coroutine, and the owner of its tasks.
         self._context: contextvars.Context | None = None
         self._owner: object | None = None
@@ -81,26 +86,32 @@ class RunningLoop:
     def run(self, awaitable: Awaitable[Any], *, keep_tasks: bool = False) -> Any:
         """See :meth:`EventLoop.run`."""
         loop = self._loop
-        # A tool that ran its own loop leaves the thread without one.
-        try:
-            asyncio.set_event_loop(loop)
-        except Exception as error:
-            raise _broken(error) from error
-        task = self._start(awaitable, self._worker_context if keep_tasks else self._call_context())
         self._is_cancel_requested = self._is_cancel_delivered = False
-        self._task = task
-        _owner.running = WORKER if keep_tasks else self._owner
+        self._is_running = True
         try:
+            # A tool that ran its own loop leaves the thread without one.
+            try:
+                asyncio.set_event_loop(loop)
+            except Exception as error:
+                raise _broken(error) from error
+            task = self._task = self._start(awaitable, self._worker_context if keep_tasks else self._call_context())
+            _owner.running = WORKER if keep_tasks else self._owner
+            if self._is_cancel_requested:
+                # The interrupt came before the task existed.
+                loop.call_soon(self._cancel, task)
             self._run_until_done(task)
         except BaseException:
             # An exception left the loop: SystemExit in a callback of the call, or an interruption outside the task. If
             # the task has ended, its result counts. Otherwise, it must not run in the next call.
-            if not task.done():
-                task.cancel()
-                self._run_until_done(task)
+            if self._task is None:
+                raise
+            if not self._task.done():
+                self._task.cancel()
+                self._run_until_done(self._task)
                 raise
         finally:
-            self._task = _owner.running = None
+            self._task = self._interrupted_callback = _owner.running = None
+            self._is_running = False
             if keep_tasks:
                 self._remember()
                 if self._has_work():
@@ -155,17 +166,22 @@ class RunningLoop:
         fileno = getattr(selector, "fileno", None)
         return -1 if fileno is None or self._loop.is_closed() else int(fileno())
 
-    def interrupt(self) -> bool:
+    def interrupt(self, frame: FrameType | None) -> bool | None:
         """See :meth:`EventLoop.interrupt`."""
-        task = self._task
-        if task is None or task.done():
+        if not self._is_running:
             return False
+        task, before = self._task, self._interrupted_callback
+        if task is not None and task.done():
+            return None
+        callback = self._interrupted_callback = _callback_at(frame)
         if not self._is_cancel_requested:
             self._is_cancel_requested = True
-            self._loop.call_soon_threadsafe(self._cancel, task)
+            if task is not None:
+                self._loop.call_soon_threadsafe(self._cancel, task)
             return True
-        # If the loop has not cancelled the task yet, the coroutine blocks it. Then only an exception can end the call.
-        return self._is_cancel_delivered
+        # A callback that still runs blocks the loop. Then only an exception can end the call.
+        is_blocked = callback is not None and callback is before
+        return True if self._is_cancel_delivered else False if is_blocked else None
 
     def start_worker_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a task that outlives the call."""
@@ -350,8 +366,9 @@ class RunningLoop:
         )
 
     def _cancel(self, task: asyncio.Future[Any]) -> None:
-        self._is_cancel_delivered = True
-        task.cancel()
+        if not self._is_cancel_delivered:
+            self._is_cancel_delivered = True
+            task.cancel()
 
     def _run_until_done(self, task: asyncio.Future[Any]) -> None:
         loop = self._loop
@@ -376,6 +393,35 @@ class RunningLoop:
             raise _broken(error) from error
         finally:
             task.remove_done_callback(stop)
+
+
+#: The method that runs the loop. Frames above it belong to the loop and its callbacks.
+_RUN_LOOP = RunningLoop._run_until_done.__code__
+
+
+def _callback_at(frame: FrameType | None) -> object | None:
+    """Return the callback that this frame belongs to, such as a step of a task. ``None`` for code of the loop itself.
+
+    For loops of other implementations, return the first frame of the callback.
+    """
+    if _is_loop_code(frame):
+        return None
+    outermost = None
+    while frame is not None and frame.f_code is not _RUN_LOOP:
+        if frame.f_code is _RUN_CALLBACK:
+            callback: object = frame.f_locals["self"]
+            return callback
+        outermost, frame = frame, frame.f_back
+    return None if _is_loop_code(outermost) else outermost
+
+
+def _is_loop_code(frame: FrameType | None) -> bool:
+    """Return whether the code of the loop runs. It does not block, and an exception would damage the loop."""
+    # Other blocking code uses this module, too, such as `subprocess.run`.
+    while frame is not None and frame.f_globals.get("__name__") == "selectors":
+        frame = frame.f_back
+    name = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return name == __name__ or name.partition(".")[0] == "asyncio"
 
 
 def worker_task(coroutine: Coroutine[Any, Any, Any], name: str | None) -> asyncio.Task[Any]:

@@ -134,7 +134,11 @@ class Signals:
             # An interruption would leave an imported module or a starting loop half initialized. The signal is repeated
             # soon.
             worker.defer_interrupt()
-        elif not self._loop.interrupt():
+            return
+        is_cancelled = self._loop.interrupt(frame)
+        if is_cancelled is None:
+            worker.defer_interrupt()
+        elif not is_cancelled:
             worker.note_interruption(self._is_interruptible(frame))
             raise CallCancelled("the call was cancelled")
 
