@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,6 +69,20 @@ class Callback(BaseAdapter):
     @tool
     async def read_stream_async(self, n: int) -> Any:
         return [result async for result in self.session_context.stream_host_tool("countdown", n=n)]
+
+    @tool
+    async def read_and_close(self, n: int) -> Any:
+        async with contextlib.aclosing(self.session_context.stream_host_tool("countdown", n=n)) as results:
+            first = await anext(results)
+        return [first, *[result async for result in results], *results]
+
+    @tool
+    async def watch_and_close(self, name: str) -> Any:
+        context = self.session_context
+        context[name] = 1
+        async with contextlib.aclosing(context.watch(name, initial=True)) as watch:
+            first = await anext(watch)
+        return [first.kind, *[update.kind async for update in watch], *watch]
 
     @tool
     def raise_tool_error(self) -> Any:
@@ -149,6 +164,8 @@ def test_streams_of_host_tools_are_iterators(tester: ToolTester) -> None:
     assert tester.call("read_stream", n=2, limit=9) == [2, 1, None]
     assert tester.call("read_stream", n=9, limit=2) == [9, 8]
     assert tester.call("read_stream_async", n=2) == [2, 1, None]
+    assert tester.call("read_and_close", n=9) == [9]
+    assert tester.call("watch_and_close", name="n") == ["initial"]
     with pytest.raises(ToolFailed, match="n is negative") as caught:
         tester.call("read_stream", n=-1, limit=1)
     assert caught.value.type == "snakepit_bridge.errors.HostToolError"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from snakepit_bridge._iterator import HostIterator
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Any
 
-    from typing_extensions import Self
 
-    from snakepit_bridge._call import HostStreamLike
-
-
-class HostStream:
+class HostStream(HostIterator):
     """An iterator over the results of a host tool, created by :meth:`SessionContext.stream_host_tool`.
 
     Works with ``for`` and ``async for``. The first step makes the call. Waiting for a result lets other threads or
@@ -24,49 +21,9 @@ class HostStream:
     an exception.
     """
 
-    __slots__ = ("_results",)
+    __slots__ = ()
 
-    def __init__(self, results: HostStreamLike) -> None:
-        self._results = results
-
-    def __iter__(self) -> Self:
-        """Return the iterator."""
-        return self
-
-    def __next__(self) -> Any:
-        """Wait for the next result."""
-        result = self._results.next()
-        if result is None:
-            raise StopIteration
-        return result[0]
-
-    def __aiter__(self) -> Self:
-        """Return the iterator."""
-        return self
-
-    async def __anext__(self) -> Any:
-        """Wait for the next result without blocking the event loop."""
-        from snakepit_bridge._readiness import until_done
-
-        await until_done(self._results.ready)
-        result = self._results.take()
-        if result is None:
-            raise StopAsyncIteration
-        return result[0]
-
-    def close(self) -> None:
-        """End the tool. Ends every wait for its next result."""
-        self._results.close()
-
-    def __enter__(self) -> Self:
-        """Return the iterator."""
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """End the tool."""
-        self.close()
+    @staticmethod
+    def _unwrap(item: tuple[Any]) -> Any:
+        # A result may be `None`, so the source returns tuples.
+        return item[0]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from snakepit_bridge._iterator import HostIterator
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
-    from snakepit_bridge._call import WatchLike
     from snakepit_bridge._native import VariableUpdate
 
 
-class Watch:
+class Watch(HostIterator):
     """An iterator over updates of variables, created by :meth:`SessionVariables.watch`.
 
     Works with ``for`` and ``async for``. Waiting for an update lets other threads or coroutines run. A cancelled
@@ -28,49 +25,12 @@ class Watch:
     - ``HostUnavailableError`` when the client's connection breaks
     """
 
-    __slots__ = ("_updates",)
+    __slots__ = ()
 
-    def __init__(self, updates: WatchLike) -> None:
-        self._updates = updates
+    if TYPE_CHECKING:
 
-    def __iter__(self) -> Self:
-        """Return the watch."""
-        return self
+        def __next__(self) -> VariableUpdate:
+            """Wait for the next update."""
 
-    def __next__(self) -> VariableUpdate:
-        """Wait for the next update."""
-        update = self._updates.next()
-        if update is None:
-            raise StopIteration
-        return update
-
-    def __aiter__(self) -> Self:
-        """Return the watch."""
-        return self
-
-    async def __anext__(self) -> VariableUpdate:
-        """Wait for the next update without blocking the event loop."""
-        from snakepit_bridge._readiness import until_done
-
-        await until_done(self._updates.ready)
-        update = self._updates.take()
-        if update is None:
-            raise StopAsyncIteration
-        return update
-
-    def close(self) -> None:
-        """Close the watch. Ends every wait for its next update."""
-        self._updates.close()
-
-    def __enter__(self) -> Self:
-        """Return the watch."""
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the watch."""
-        self.close()
+        async def __anext__(self) -> VariableUpdate:
+            """Wait for the next update without blocking the event loop."""
