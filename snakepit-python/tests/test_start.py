@@ -197,8 +197,18 @@ def test_a_worker_imports_only_this_package(tmp_path: Path) -> None:
         tmp_path,
     ).split()
     more = {name for name in set(worker) - set(bare) if not name.startswith("snakepit_bridge")}
-    # `contextvars` is necessary, because each call has its own context. `gc` is a part of the interpreter.
-    assert more == {"__future__", "_contextvars", "contextvars", "gc", "listed", "ordinary"}
+    # `contextvars` is necessary, because each call has its own context.
+    assert more == {"__future__", "_contextvars", "contextvars", "listed", "ordinary"}
+
+
+def test_an_import_of_the_worker_changes_nothing_of_the_garbage_collector(tmp_path: Path) -> None:
+    code = "import gc\nimport snakepit_bridge.worker\nprint(gc.isenabled(), gc.get_freeze_count() > 0)"
+    assert run_python(code, tmp_path).split() == ["True", "False"]
+    fails = (
+        "import gc, sys\nsys.modules['snakepit_bridge._native'] = None\n"
+        "try:\n    import snakepit_bridge.worker\nexcept ImportError:\n    print(gc.isenabled())"
+    )
+    assert run_python(fails, tmp_path).split() == ["True"]
 
 
 def test_type_names_do_not_depend_on_whether_typing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:

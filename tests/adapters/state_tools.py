@@ -1,5 +1,6 @@
 """Tools that use the state of their session, and run the scenarios of `state_checks`."""
 
+import gc
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +26,11 @@ class StateTools(BaseAdapter):
     def checks(self) -> list[str]:
         """Returns the names of the scenarios."""
         return list(CHECKS)
+
+    @tool
+    def collector(self) -> list[bool]:
+        """Returns whether the garbage collector runs, and whether it skips the objects of the start."""
+        return [gc.isenabled(), gc.get_freeze_count() > 0]
 
     @tool
     def check(self, name: str) -> Any:

@@ -5,13 +5,8 @@ To start a worker manually, run ``python -m snakepit_bridge.worker``.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-
-# Nothing that these imports create becomes garbage, so collections would only delay the start.
-_COLLECTS_GARBAGE = gc.isenabled()
-gc.disable()
 
 from snakepit_bridge import _adapter_arguments, _native
 from snakepit_bridge._event_loop import EventLoop
@@ -21,11 +16,6 @@ from snakepit_bridge._loading import load
 from snakepit_bridge._output import Output
 from snakepit_bridge._plan import AdapterError, Plan, plan_of
 from snakepit_bridge._signals import Signals
-
-# No later collection visits the objects of the imports either, because they live as long as the process.
-gc.freeze()
-if _COLLECTS_GARBAGE:
-    gc.enable()
 
 #: The time to stop of a worker without a host, in seconds.
 _STOP_GRACE = 5.0

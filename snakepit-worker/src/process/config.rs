@@ -4,8 +4,19 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use snakepit_proto::launch;
 
-/// The Python code that runs a worker. `python -m` would import more to find the module, which costs 1 to 3 ms of CPU.
-const WORKER_CODE: &str = "from snakepit_bridge.worker import main; raise SystemExit(main())";
+/// The Python code that runs a worker. `python -m` would import more to find the module, which costs 1 to 3 ms of CPU. Nothing that
+/// the import creates becomes garbage, so collections would only delay it. Later ones skip its objects, because they live as long
+/// as the process.
+const WORKER_CODE: &str = "\
+import gc
+collects = gc.isenabled()
+gc.disable()
+from snakepit_bridge.worker import main
+gc.freeze()
+if collects:
+    gc.enable()
+del collects, gc
+raise SystemExit(main())";
 
 /// The program that a worker runs.
 #[derive(Debug, Clone)]
