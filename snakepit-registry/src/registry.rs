@@ -11,6 +11,7 @@ use std::{
 };
 
 pub use remote::Announcer;
+use remote::Deferred;
 
 use crate::{
     CallMode, FnTool, HostToolStatus, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
@@ -67,14 +68,16 @@ pub enum RegistryError {
     /// A live worker serves the name with another spec. Workers of the original Snakepit search the message for
     /// `duplicate_tool`, and then continue.
     #[error(
-        "duplicate_tool: tool `{name}` is served by worker `{worker}` with another description; other workers can \
-         redefine it after all workers with that description have exited"
+        "duplicate_tool: tool `{name}` is served by worker `{worker}` with another description: {change}; other workers \
+         can redefine it after all workers with that description have exited"
     )]
     DuplicateTool {
         /// The name.
         name: String,
         /// The worker that serves it.
         worker: String,
+        /// The first difference of the new description, as a clause: "the parameter `b` is new".
+        change: String,
     },
     /// The provider would have too many tools.
     #[error(
@@ -157,6 +160,10 @@ pub struct Registry {
     announcers: Mutex<HashMap<Arc<str>, Vec<Announcer>>>,
     fallback: RwLock<Option<Arc<ResolvedTool>>>,
     revision: AtomicU64,
+    /// Announcements that wait for the end of the workers with other specs. Not locked together with the fields above.
+    deferred: Mutex<Vec<Deferred>>,
+    /// The number of deferred announcements, which usually saves the lock.
+    deferred_count: AtomicU64,
 }
 
 impl Registry {
@@ -242,6 +249,7 @@ impl Registry {
         is_visible: impl Fn(&ResolvedTool) -> bool,
     ) -> Result<Arc<ResolvedTool>, ToolError> {
         check::tool_name(tool)?;
+        self.apply_deferred();
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(registered) = tools.get(tool).filter(|tool| is_visible(tool)) {
             return Ok(Arc::clone(registered));
@@ -322,6 +330,7 @@ impl Registry {
     }
 
     fn tools_where(&self, is_visible: impl Fn(&ResolvedTool) -> bool) -> Vec<(ToolSpec, String)> {
+        self.apply_deferred();
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
         let visible = tools.values().filter(|tool| is_visible(tool));
         visible.filter_map(|tool| Some((tool.spec.clone()?, tool.provider.clone()))).collect()

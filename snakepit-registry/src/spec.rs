@@ -68,6 +68,42 @@ pub struct ParameterSpec {
 }
 
 impl ToolSpec {
+    /// The first difference of another spec of the same tool, as a clause. `None` if they are equal.
+    pub(crate) fn change_to(&self, new: &Self) -> Option<String> {
+        let parameter = |spec: &Self, name: &str| spec.parameters.iter().find(|p| p.name == name).cloned();
+        for spec in &new.parameters {
+            let name = &spec.name;
+            match parameter(self, name) {
+                None => return Some(format!("the parameter `{name}` is new")),
+                Some(old) if old.type_name != spec.type_name => {
+                    return Some(format!(
+                        "the parameter `{name}` has the type `{}` instead of `{}`",
+                        spec.type_name, old.type_name
+                    ));
+                }
+                Some(old) if old != *spec => {
+                    return Some(format!("the parameter `{name}` has changed"));
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(old) = self.parameters.iter().find(|old| parameter(new, &old.name).is_none()) {
+            return Some(format!("the parameter `{}` is missing", old.name));
+        }
+        let part = if self.supports_streaming != new.supports_streaming {
+            if new.supports_streaming { "it streams" } else { "it does not stream" }
+        } else if self.closed != new.closed {
+            if new.closed { "it takes no unknown arguments" } else { "it takes unknown arguments" }
+        } else if self.description != new.description {
+            "its description has changed"
+        } else if self == new {
+            return None;
+        } else {
+            "its metadata or the order of its parameters has changed"
+        };
+        Some(part.to_owned())
+    }
+
     /// Creates a spec with a name only.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
@@ -180,5 +216,42 @@ impl ParameterSpec {
         let default = self.default.as_ref().map_or(0, Payload::size);
         let texts = [&self.name, &self.type_name, &self.description, &self.validation_json].map(String::len);
         size_of::<Self>() + texts.iter().sum::<usize>() + default
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_names_the_first_difference() {
+        let old = || ToolSpec::new("add").parameter("a", "integer", "first").parameter("b", "integer", "");
+        let change = |new: ToolSpec| old().change_to(&new);
+        assert_eq!(change(old()), None);
+        let cases = [
+            (old().parameter("c", "string", ""), "the parameter `c` is new"),
+            (
+                ToolSpec { parameters: old().parameters[..1].to_vec(), ..old() },
+                "the parameter `b` is missing",
+            ),
+            (
+                ToolSpec::new("add").parameter("a", "string", "first").parameter("b", "integer", ""),
+                "the parameter `a` has the type `string` instead of `integer`",
+            ),
+            (
+                ToolSpec::new("add").parameter("a", "integer", "1st").parameter("b", "integer", ""),
+                "the parameter `a` has changed",
+            ),
+            (ToolSpec { supports_streaming: true, ..old() }, "it streams"),
+            (old().deny_unknown_arguments(), "it takes no unknown arguments"),
+            (old().description("Adds."), "its description has changed"),
+            (
+                ToolSpec { parameters: old().parameters.into_iter().rev().collect(), ..old() },
+                "its metadata or the order of its parameters has changed",
+            ),
+        ];
+        for (new, expected) in cases {
+            assert_eq!(change(new).as_deref(), Some(expected));
+        }
     }
 }

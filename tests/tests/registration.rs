@@ -13,8 +13,8 @@ use serde_json::json;
 use snakepit_proto::{launch::ENV_HOST_VERSION, pb};
 use snakepit_server::{FnTool, Snakepit, WorkerState, error_chain};
 use snakepit_tests::{
-    Client, SHOWCASE, Sandbox, Signal, eventually, execute, processes_with, python, root, signal,
-    tool_request,
+    Client, EVENT_TIMEOUT, SHOWCASE, Sandbox, Signal, eventually, execute, processes_with, python, root,
+    signal, tool_request,
 };
 use tokio::net::UnixStream;
 use tonic::{Code, Status, transport::Endpoint};
@@ -248,4 +248,44 @@ async fn a_token_is_valid_only_for_the_process_that_the_host_launched() {
     let (stranger, worker) = error.split_once(" / then itself: ").unwrap_or_else(|| panic!("{error}"));
     assert!(stranger.contains("PERMISSION_DENIED"), "{error}");
     assert!(worker.contains("PERMISSION_DENIED"), "the attempt invalidated the token: {error}");
+}
+
+#[tokio::test]
+async fn an_edited_adapter_takes_effect_when_the_last_worker_with_the_old_code_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |parameters: &str, result: &str| {
+        let code = format!(
+            "from snakepit_bridge import BaseAdapter, tool\nclass Edited(BaseAdapter):\n    @tool\n    \
+             def add(self, {parameters}) -> int:\n        return {result}\n"
+        );
+        std::fs::write(dir.path().join("edited.py"), code).unwrap();
+    };
+    write("a: int", "a");
+    let sandbox = Sandbox::adapter("edited:Edited", 2).working_dir(dir.path()).start().await;
+    let old = sandbox.worker_pids().await;
+    let client = sandbox.client().await;
+    let call = || {
+        let mut client = client.clone();
+        async move {
+            let response = client.execute_tool(tool_request("add", &json!({"a": 1, "b": 2}))).await;
+            response.map(|response| snakepit_tests::result_of(response.into_inner()))
+        }
+    };
+    write("a: int, b: int = 0", "a + b");
+    signal(old[0], Signal::SIGKILL);
+    eventually("the worker is replaced", EVENT_TIMEOUT, async || {
+        let pids = sandbox.worker_pids().await;
+        pids.len() == 2 && !pids.contains(&old[0])
+    })
+    .await;
+    let problem = "tool `add` is served by worker `default-";
+    let log = sandbox.log();
+    assert!(log.contains(problem) && log.contains("another description: the parameter `b` is new"), "{log}");
+    let rejected = call().await.unwrap_err();
+    assert!(rejected.message().contains("argument `b`"), "the old description applies: {rejected:?}");
+    signal(old[1], Signal::SIGKILL);
+    eventually("the new description applies", EVENT_TIMEOUT, async || {
+        call().await.is_ok_and(|result| result == json!(3))
+    })
+    .await;
 }

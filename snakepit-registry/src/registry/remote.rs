@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, Weak},
+    sync::{Arc, PoisonError, Weak, atomic::Ordering},
 };
 
 use super::{Registration, Registry, RegistryError, ResolvedTool, check_name};
@@ -78,13 +78,15 @@ impl Registry {
         let has_changes = announced.iter().any(|(name, spec)| is_changed(name, spec));
         // Skips the checks if nothing changes, because some workers register with every call.
         if has_changes {
-            for (name, _) in announced.iter().filter(|(name, spec)| is_changed(name, spec)) {
+            for (name, spec) in announced.iter().filter(|(name, spec)| is_changed(name, spec)) {
                 let mut others = announcers.get(*name).into_iter().flatten();
                 if let Some(other) = others.find(|other| other.is_alive() && other.worker != announcer.worker)
                 {
+                    let change = current_spec(name).and_then(|current| current.change_to(spec));
                     return Err(RegistryError::DuplicateTool {
                         name: (*name).to_owned(),
                         worker: other.worker.to_string(),
+                        change: change.unwrap_or_else(|| "the tool is new".to_owned()),
                     });
                 }
             }
@@ -135,6 +137,83 @@ impl Registry {
             outcome
         };
         Ok(specs.into_iter().map(&mut register).collect())
+    }
+}
+
+/// The announcement of a worker whose specs differ from those of older workers.
+#[derive(Debug)]
+pub(super) struct Deferred {
+    provider: String,
+    announcer: Announcer,
+    handler: Arc<dyn ToolHandler>,
+    specs: Vec<ToolSpec>,
+    /// A worker with other specs.
+    blocker: Announcer,
+}
+
+impl Registry {
+    /// Like [`register_remote`](Self::register_remote), for workers whose code may change while older workers run. If another
+    /// live worker announced a tool with another spec, the announcement takes effect when the last such worker has ended. If
+    /// there are several, the newest one takes effect.
+    ///
+    /// # Errors
+    /// As for `register_remote`. After [`RegistryError::DuplicateTool`], the registry keeps the announcement for later.
+    pub fn register_remote_or_defer(
+        &self,
+        provider: &str,
+        announcer: &Announcer,
+        handler: &Arc<dyn ToolHandler>,
+        specs: Vec<ToolSpec>,
+    ) -> Result<Vec<Registration>, RegistryError> {
+        let registered = self.register_remote(provider, announcer, handler, specs.clone());
+        let blocker = registered.as_ref().err().and_then(|error| self.blocker(error));
+        let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        // The last announcement of a worker applies.
+        deferred.retain(|deferred| deferred.announcer.worker != announcer.worker);
+        if let Some(blocker) = blocker {
+            let (provider, announcer, handler) =
+                (provider.to_owned(), announcer.clone(), Arc::clone(handler));
+            deferred.push(Deferred { provider, announcer, handler, specs, blocker });
+        }
+        self.deferred_count.store(deferred.len() as u64, Ordering::Relaxed);
+        registered
+    }
+
+    /// The worker that an announcement must wait for.
+    fn blocker(&self, error: &RegistryError) -> Option<Announcer> {
+        let RegistryError::DuplicateTool { name, worker, .. } = error else { return None };
+        let announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
+        announcers.get(name.as_str())?.iter().find(|announcer| *announcer.worker == **worker).cloned()
+    }
+
+    /// Registers the deferred announcements whose blockers have ended.
+    pub(super) fn apply_deferred(&self) {
+        if self.deferred_count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let deferred = || self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = std::mem::take(&mut *deferred());
+        // The newest first, so that older ones with other specs remain deferred.
+        waiting.reverse();
+        waiting.retain_mut(|Deferred { provider, announcer, handler, specs, blocker }| {
+            if !announcer.is_alive() || blocker.is_alive() {
+                return announcer.is_alive();
+            }
+            let registered = self.register_remote(provider, announcer, handler, specs.clone());
+            // Another error, such as a limit, concerns only this worker.
+            let next_blocker = registered.as_ref().err().and_then(|error| self.blocker(error));
+            let is_blocked = next_blocker.is_some();
+            if let Some(next_blocker) = next_blocker {
+                *blocker = next_blocker;
+            }
+            is_blocked
+        });
+        waiting.reverse();
+        let mut deferred = deferred();
+        // Announcements that arrived meanwhile are newer.
+        waiting.append(&mut deferred);
+        *deferred = waiting;
+        self.deferred_count.store(deferred.len() as u64, Ordering::Relaxed);
     }
 }
 
@@ -200,7 +279,9 @@ mod tests {
         let other = || vec![ToolSpec::new("add").parameter("password", "string", ""), ToolSpec::new("more")];
         register(&first, specs_named(&["add"])).unwrap();
         let rejected = register(&second, other()).unwrap_err();
-        assert_eq!(rejected, RegistryError::DuplicateTool { name: "add".into(), worker: "first".into() });
+        let change = "the parameter `password` is new".to_owned();
+        let expected = RegistryError::DuplicateTool { name: "add".into(), worker: "first".into(), change };
+        assert_eq!(rejected, expected);
         // Workers of the original Snakepit search for this word.
         assert!(rejected.to_string().starts_with("duplicate_tool"), "{rejected}");
         assert_eq!(registry.tools()[0].0, ToolSpec::new("add"));
@@ -230,6 +311,43 @@ mod tests {
         register(&second, specs_named(&["kept"])).unwrap();
         assert_eq!(names(&registry), ["kept"]);
         registry.resolve("dropped").unwrap_err();
+    }
+
+    #[test]
+    fn the_newest_specs_apply_once_the_last_worker_with_the_old_ones_has_ended() {
+        let (registry, handler) = (Registry::new(), handler());
+        let announce = |worker: &Announcer, specs| {
+            registry.register_remote_or_defer("pool", worker, &handler, specs).map(drop)
+        };
+        let edited = |parameter: &str| vec![ToolSpec::new("add").parameter(parameter, "string", "")];
+        let parameters = || registry.resolve("add").unwrap().spec.as_ref().unwrap().parameters.len();
+        let (first_liveness, first) = worker("first");
+        let (second_liveness, second) = worker("second");
+        announce(&first, specs_named(&["add"])).unwrap();
+        announce(&second, specs_named(&["add"])).unwrap();
+        let (third_liveness, third) = worker("third");
+        let (_fourth_liveness, fourth) = worker("fourth");
+        let (_fifth_liveness, fifth) = worker("fifth");
+        announce(&third, edited("a")).unwrap_err();
+        announce(&fourth, edited("b")).unwrap_err();
+        announce(&fifth, edited("b")).unwrap_err();
+        assert_eq!(parameters(), 0);
+        drop(first_liveness);
+        assert_eq!(parameters(), 0, "the second worker has the old code");
+        let before = registry.revision();
+        drop(second_liveness);
+        let spec = registry.tools().remove(0).0;
+        assert_eq!(spec.parameters[0].name, "b", "the newest code");
+        assert!(registry.revision() > before);
+        // The third worker waits for the others, and is forgotten when it ends.
+        assert_eq!(registry.deferred.lock().unwrap().len(), 1);
+        drop(third_liveness);
+        registry.resolve("add").unwrap();
+        assert_eq!(registry.deferred.lock().unwrap().len(), 0);
+        // The fourth and fifth worker both serve the tool.
+        let (_liveness, sixth) = worker("sixth");
+        drop(_fifth_liveness);
+        announce(&sixth, edited("c")).unwrap_err();
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use snakepit_proto::{launch::VERSION, pb};
-use snakepit_registry::{MAX_NAME_BYTES, ToolHandler};
+use snakepit_registry::{MAX_NAME_BYTES, RegistryError, ToolHandler};
 use snakepit_wire::spec_from_registration;
 use snakepit_worker::process::Launch;
 use tonic::{Extensions, Request, Response, Status};
@@ -53,14 +53,21 @@ impl Bridge {
         let count = tools.len();
         let specs = tools.into_iter().map(spec_from_registration).collect();
         // A rejection is part of the response. A status could break the session of a worker that registers with every call.
-        let registered = self.host().registry.register_remote(&name, launch.announcer(), &handler, specs);
+        let registry = &self.host().registry;
+        let registered = registry.register_remote_or_defer(&name, launch.announcer(), &handler, specs);
         let response = match registered {
             Ok(_) => {
                 tracing::debug!(worker = %launch.id(), as = worker_id, pool = name, count, "tools registered");
                 pb::RegisterToolsResponse { success: true, tool_ids, error_message: String::new() }
             }
             Err(error) => {
-                tracing::warn!(worker = %launch.id(), pool = name, %error, "tools rejected");
+                let outcome = match &error {
+                    RegistryError::DuplicateTool { .. } => {
+                        "the adapter of a worker differs from that of older workers; its tools are used once those have ended"
+                    }
+                    _ => "tools rejected",
+                };
+                tracing::warn!(worker = %launch.id(), pool = name, %error, "{outcome}");
                 pb::RegisterToolsResponse {
                     success: false,
                     error_message: error.to_string(),
