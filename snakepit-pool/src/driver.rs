@@ -85,6 +85,8 @@ struct State {
     nested: NestedCalls,
     /// The last failed launch or lost worker.
     last_failure: Option<LastFailure>,
+    /// Whether the outcome of the start phase was reported, or a task waits for it.
+    startup_is_reported: bool,
     /// Whether the runtime, and with it the supervisor, shut down before the pool.
     runtime_has_ended: bool,
     /// The time at which the supervisor's timer fires.
@@ -192,6 +194,7 @@ impl Driver {
             has_launched: vec![false; config.workers],
             nested: NestedCalls::default(),
             last_failure: None,
+            startup_is_reported: false,
             runtime_has_ended: false,
             timer_at: None,
         };
@@ -410,8 +413,8 @@ impl Driver {
         });
     }
 
-    /// Handles a failed launch. Returns whether it is one of the first launches and [`ready`](Self::ready) reports its
-    /// cause.
+    /// Handles a failed launch. Returns whether it is one of the first launches, and [`ready`](Self::ready) or
+    /// [`take_unreported_failure`](Self::take_unreported_failure) reports its cause.
     fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) -> bool {
         let failure = PoolError::Start { worker: id.clone(), error: error.clone() };
         self.lock().last_failure = Some(LastFailure::Launch { error: error_chain(&failure).to_string() });

@@ -12,6 +12,7 @@ use crate::{
 impl Driver {
     /// Waits for the end of the start phase.
     pub(crate) async fn ready(&self) -> Result<(), PoolError> {
+        self.lock().startup_is_reported = true;
         let (mut startup, mut stopped) = (self.startup.subscribe(), self.stopped.subscribe());
         tokio::select! {
             biased;
@@ -23,6 +24,13 @@ impl Driver {
                 _ => Ok(()),
             },
         }
+    }
+
+    /// Returns the first cause of a failed start, once, unless a task has waited for the start.
+    pub(super) fn take_unreported_failure(&self) -> Option<PoolError> {
+        let Startup::Failed(error) = &*self.startup.borrow() else { return None };
+        let is_reported = std::mem::replace(&mut self.lock().startup_is_reported, true);
+        (!is_reported).then(|| error.clone())
     }
 
     /// Waits until every worker has exited after a shutdown.

@@ -100,6 +100,12 @@ impl Supervisor {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Launch(key, id) => {
+                // By now, a task that starts the pool and waits for it would do so.
+                if key.generation > 1
+                    && let Some(failure) = self.driver.take_unreported_failure()
+                {
+                    tracing::warn!(error = %error_chain(&failure), "the pool did not start; launching workers again");
+                }
                 let (launcher, request) = (Arc::clone(&self.launcher), LaunchRequest::new(id.clone()));
                 let abort =
                     self.tasks.spawn(async move { JobResult::Launched(launcher.launch(request).await) });
@@ -206,7 +212,8 @@ impl Supervisor {
 
     fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) {
         if self.driver.on_launch_failed(key, id, error) {
-            // Several workers usually fail for the same cause, which the caller of `Pool::ready` receives.
+            // Several workers usually fail for the same cause, which the caller of `Pool::ready` receives. Without such a
+            // caller, the next launch logs it.
             tracing::debug!(worker = %id, error = %error_chain(error), "worker did not start");
         } else {
             tracing::warn!(worker = %id, error = %error_chain(error), "worker did not start");

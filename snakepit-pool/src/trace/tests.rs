@@ -3,15 +3,18 @@
 use std::{
     io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use snakepit_session::SessionId;
+use snakepit_worker::testing::InProcessWorkers;
 use tower::ServiceExt;
 use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
 use super::*;
 use crate::test_support::{chunk, inner, next, stream, value, worker_lost};
+use crate::{Pool, PoolConfig};
 
 /// Collects the log output of this thread.
 #[derive(Clone, Default)]
@@ -139,4 +142,27 @@ async fn the_outcome_of_a_failed_stream_is_recorded_once() {
     drop(reply);
     let text = log.text();
     assert!(text.contains("call failed") && !text.contains("call succeeded"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_failed_launch_is_a_warning_unless_a_task_waits_for_the_start() {
+    for has_waiter in [false, true] {
+        let (log, _guard) = Log::start();
+        let workers = InProcessWorkers::new();
+        workers.fail_launches(3, "no memory");
+        let config = PoolConfig { workers: 3, ..PoolConfig::default() };
+        let pool = Pool::start(config, Arc::new(workers.clone())).unwrap();
+        if has_waiter {
+            pool.ready().await.unwrap_err();
+        }
+        workers.launched(3).await;
+        let text = log.text();
+        let warnings: Vec<&str> = text.lines().filter(|line| line.contains("WARN")).collect();
+        assert_eq!(warnings.len(), usize::from(!has_waiter), "{text}");
+        assert!(
+            warnings.iter().all(|line| line.contains("did not start") && line.contains("no memory")),
+            "{text}"
+        );
+        pool.shutdown(Duration::ZERO).await;
+    }
 }
