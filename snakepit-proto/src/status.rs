@@ -290,11 +290,22 @@ pub fn failure_of(status: &Status) -> Option<ToolFailure> {
     failure.filter(|_| reason.is_none_or(|reason| reason == TOOL_FAILED))
 }
 
-/// The root cause of an error. The transport errors above it have no useful text.
+/// The root cause of an error. The transport errors above it have no useful text. [`ClosedByPeer`] stands for a connection that the
+/// peer closed.
 #[must_use]
 pub fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
-    std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error)
+    let root = std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error);
+    let io = root.downcast_ref().or_else(|| root.downcast_ref::<h2::Error>()?.get_io());
+    match io.map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::BrokenPipe) => &ClosedByPeer,
+        _ => root,
+    }
 }
+
+/// The peer closed the connection. The system and h2 report this as a broken pipe, even if HTTP/2's GOAWAY gave a reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the other side closed it, and its log may show the reason")]
+pub struct ClosedByPeer;
 
 /// Whether an error of this type is among the causes of a status. A status from the peer has no cause.
 #[must_use]
@@ -346,6 +357,15 @@ mod tests {
             failure_status_with_reason(Code::Unavailable, WORKER_LOST, "worker `w` was lost", &last_output);
         assert_eq!(failure_of(&status), None);
         assert_eq!(details_of(&status).failure, Some(last_output));
+    }
+
+    #[test]
+    fn a_connection_that_the_peer_closed_is_named_so() {
+        let broken = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(root_cause(&broken()).is::<ClosedByPeer>());
+        assert!(root_cause(&Status::from_error(Box::new(broken()))).is::<ClosedByPeer>());
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(root_cause(&reset).to_string(), reset.to_string());
     }
 
     #[test]

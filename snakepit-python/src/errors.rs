@@ -8,7 +8,7 @@ use snakepit_proto::{
     pb, proxy,
     status::{
         CONNECTION_LOST, DELIVERED, Details, OVERLOADED, REQUEST_TOO_LARGE, SHUTTING_DOWN, WORKER_LOST,
-        details_of,
+        details_of, root_cause,
     },
 };
 use snakepit_registry::{CallStage, ToolFailure};
@@ -164,7 +164,9 @@ impl HostError {
         if is_not_begun(&status) {
             return Self::NotBegun(status);
         }
-        let problem = causes(&status).last().map_or_else(|| status.message().to_owned(), ToString::to_string);
+        let problem = status
+            .source()
+            .map_or_else(|| status.message().to_owned(), |cause| root_cause(cause).to_string());
         Self::ConnectionLost(problem)
     }
 }
@@ -173,7 +175,7 @@ impl From<Status> for HostError {
     /// Converts a status. tonic attaches a source to the statuses that it creates, but not to those that it receives
     /// from the host.
     fn from(status: Status) -> Self {
-        let Some(cause) = causes(&status).last() else { return Self::Status(status) };
+        let Some(cause) = status.source().map(root_cause) else { return Self::Status(status) };
         if cause.is::<TimeoutExpired>() {
             Self::Deadline
         } else if is_unsent(&status) || causes(&status).any(|cause| cause.is::<ConnectError>()) {

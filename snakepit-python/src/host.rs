@@ -17,6 +17,7 @@ use snakepit_proto::{
     pb::bridge_service_client::BridgeServiceClient,
     status::{check_request_size, root_cause},
 };
+use snakepit_wire::BacklogBudget;
 use tokio::{
     net::UnixStream,
     time::{Instant, sleep_until, timeout, timeout_at},
@@ -74,6 +75,7 @@ pub(crate) struct Host {
     client: BridgeServiceClient<Channel>,
     runtime: RuntimeHandle,
     streams: Arc<StreamConnection>,
+    backlogs: BacklogBudget,
 }
 
 /// The connection for the streams of host tools. It has a small receive window, so that a slow reader stops the tool soon. Opened
@@ -87,7 +89,12 @@ struct StreamConnection {
 
 impl Host {
     pub(crate) fn new(channel: Channel, runtime: RuntimeHandle) -> Self {
-        Self { client: client(channel), runtime, streams: Arc::default() }
+        Self { client: client(channel), runtime, streams: Arc::default(), backlogs: BacklogBudget::default() }
+    }
+
+    /// The memory for updates that arrived on watches and were not read.
+    pub(crate) const fn backlogs(&self) -> &BacklogBudget {
+        &self.backlogs
     }
 
     /// Connects and verifies that the host answers a ping.

@@ -255,7 +255,7 @@ impl Variables {
             client.watch_variables(request).await
         })?;
         let runtime = call.runtime()?;
-        let (read_task, updates) = read_ahead(updates);
+        let (read_task, updates) = read_ahead(updates, call.host()?.backlogs());
         runtime.tokio().spawn(read_task);
         let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::from));
         Ok(VariableWatch::new(runtime, call.caller.clone(), updates))

@@ -5,7 +5,10 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -15,6 +18,9 @@ use tonic::Status;
 
 /// The maximum size of the buffer without initial values, in bytes. The buffer keeps the newest update even if it is larger.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// The maximum size of all backlogs of a client without initial values, in bytes. Above it, the largest backlog drops its oldest
+/// updates. Each backlog keeps its newest update.
+const MAX_TOTAL_BYTES: usize = 64 * 1024 * 1024;
 /// The overhead of an update in the accounting, in bytes.
 const UPDATE_BYTES: usize = 512;
 /// The type of an update with the number of dropped updates.
@@ -27,8 +33,41 @@ const INITIAL: &str = "initial";
 #[derive(Debug)]
 pub struct Backlog(Arc<Mutex<State>>);
 
+/// The memory for the backlogs of a client. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct BacklogBudget(Arc<Usage>);
+
+#[derive(Debug, Default)]
+struct Usage {
+    /// The size of all updates in backlogs, without initial values.
+    bytes: AtomicUsize,
+    backlogs: Mutex<Vec<Weak<Mutex<State>>>>,
+}
+
+impl BacklogBudget {
+    /// Drops the oldest updates of the largest backlogs, until all fit. The caller must not hold the lock of a backlog.
+    fn shrink(&self) {
+        while self.0.bytes.load(Relaxed) > MAX_TOTAL_BYTES {
+            let backlogs: Vec<_> = lock(&self.0.backlogs).iter().filter_map(Weak::upgrade).collect();
+            let size = |state: &&Arc<Mutex<State>>| {
+                let state = lock(state);
+                if state.updates.len() > 1 { state.reserved } else { 0 }
+            };
+            let Some(largest) = backlogs.iter().max_by_key(size) else { return };
+            let mut state = lock(largest);
+            if state.updates.len() < 2 {
+                return;
+            }
+            state.lose_oldest();
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
+    budget: BacklogBudget,
+    /// The size that the budget counts for this backlog.
+    reserved: usize,
     updates: VecDeque<VariableUpdate>,
     /// The total size of the updates, in bytes.
     bytes: usize,
@@ -49,11 +88,15 @@ struct State {
 
 /// Buffers the updates of a watch. The future moves them into the backlog, until the source ends or the backlog is
 /// dropped.
-pub fn read_ahead<S>(source: S) -> (impl Future<Output = ()> + Send + 'static, Backlog)
+pub fn read_ahead<S>(
+    source: S,
+    budget: &BacklogBudget,
+) -> (impl Future<Output = ()> + Send + 'static, Backlog)
 where
     S: Stream<Item = Result<VariableUpdate, Status>> + Send + Unpin + 'static,
 {
-    let state = Arc::<Mutex<State>>::default();
+    let state = Arc::new(Mutex::new(State { budget: budget.clone(), ..State::default() }));
+    lock(&budget.0.backlogs).push(Arc::downgrade(&state));
     (ReadAhead { source, state: Arc::clone(&state) }, Backlog(state))
 }
 
@@ -88,7 +131,9 @@ impl<S: Stream<Item = Result<VariableUpdate, Status>> + Unpin> Future for ReadAh
             let has_ended = end.is_some();
             state.end = end;
             let reader = state.reader_waker.take();
+            let budget = state.budget.clone();
             drop(state);
+            budget.shrink();
             if let Some(reader) = reader {
                 reader.wake();
             }
@@ -121,10 +166,25 @@ impl State {
         }
         self.bytes += size;
         self.updates.push_back(update);
-        while self.bytes > MAX_BYTES + self.initial_bytes && self.updates.len() > 1 {
-            let Some(oldest) = self.take() else { return };
-            self.lost_count += if oldest.update_type == LOST { oldest.lost_updates } else { 1 };
+        self.reserve();
+        while self.reserved > MAX_BYTES && self.updates.len() > 1 {
+            self.lose_oldest();
         }
+    }
+
+    fn lose_oldest(&mut self) {
+        let Some(oldest) = self.take() else { return };
+        self.lost_count += if oldest.update_type == LOST { oldest.lost_updates } else { 1 };
+    }
+
+    /// Adjusts the budget to the current size.
+    fn reserve(&mut self) {
+        let (before, after) = (self.reserved, self.bytes - self.initial_bytes);
+        self.reserved = after;
+        match after.checked_sub(before) {
+            Some(more) => self.budget.0.bytes.fetch_add(more, Relaxed),
+            None => self.budget.0.bytes.fetch_sub(before - after, Relaxed),
+        };
     }
 
     /// Removes the oldest update.
@@ -135,6 +195,7 @@ impl State {
         if update.update_type == INITIAL {
             self.initial_bytes -= size;
         }
+        self.reserve();
         Some(update)
     }
 }
@@ -143,8 +204,8 @@ fn size(update: &VariableUpdate) -> usize {
     UPDATE_BYTES + prost::Message::encoded_len(update)
 }
 
-/// Locks the state. Ignores poisoning, because no code under the lock panics.
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+/// Locks a state. Ignores poisoning, because no code under the lock panics.
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -174,12 +235,15 @@ impl Stream for Backlog {
 
 impl Drop for Backlog {
     fn drop(&mut self) {
-        let source = {
+        let (source, budget) = {
             let mut state = lock(&self.0);
             state.is_closed = true;
             state.updates.clear();
-            state.source_waker.take()
+            (state.bytes, state.initial_bytes) = (0, 0);
+            state.reserve();
+            (state.source_waker.take(), state.budget.clone())
         };
+        lock(&budget.0.backlogs).retain(|state| state.as_ptr() != Arc::as_ptr(&self.0));
         if let Some(source) = source {
             source.wake();
         }
@@ -218,15 +282,47 @@ mod tests {
     async fn a_slow_reader_loses_the_oldest_updates_and_receives_their_number() {
         const MIB: usize = 1024 * 1024;
         let updates = (1..=40).map(|version| Ok(update(version, MIB)));
-        let (reading, backlog) = read_ahead(stream::iter(updates));
+        let (reading, backlog) = read_ahead(stream::iter(updates), &BacklogBudget::default());
         reading.await;
         let received = receive_all(backlog).await;
         assert_eq!(received[..2], [-25, 26]);
         assert_eq!(received[1..], Vec::from_iter(26..=40));
         // The newest update is kept, even above the limit.
-        let (reading, backlog) = read_ahead(stream::iter([Ok(update(1, 1)), Ok(update(2, 2 * MAX_BYTES))]));
+        let (reading, backlog) = read_ahead(
+            stream::iter([Ok(update(1, 1)), Ok(update(2, 2 * MAX_BYTES))]),
+            &BacklogBudget::default(),
+        );
         reading.await;
         assert_eq!(self::receive_all(backlog).await, [-1, 2]);
+    }
+
+    #[tokio::test]
+    async fn the_backlogs_of_a_client_share_a_budget() {
+        const MIB: usize = 1024 * 1024;
+        let budget = BacklogBudget::default();
+        let used = || budget.0.bytes.load(Relaxed);
+        let fill = async |count: i32| {
+            let updates = (1..=count).map(|version| Ok(update(version, MIB - 1000)));
+            let (reading, backlog) = read_ahead(stream::iter(updates), &budget);
+            reading.await;
+            backlog
+        };
+        let small = fill(2).await;
+        let mut backlogs = Vec::new();
+        for count in 1..=8 {
+            backlogs.push(fill(16).await);
+            assert!(used() <= MAX_TOTAL_BYTES, "{count}: {}", used());
+        }
+        assert!(used() > MAX_TOTAL_BYTES - 2 * MIB, "{}", used());
+        assert_eq!(receive_all(small).await, [1, 2], "a small backlog loses nothing");
+        for backlog in backlogs {
+            let received = receive_all(backlog).await;
+            let lost = -received[0];
+            assert!((7..=9).contains(&lost), "the large ones lose about the same: {received:?}");
+            assert_eq!(received[1..], Vec::from_iter(lost + 1..=16));
+        }
+        assert_eq!((used(), lock(&budget.0.backlogs).len()), (0, 0), "read and closed backlogs use nothing");
+        assert_eq!(receive_all(fill(16).await).await, Vec::from_iter(1..=16));
     }
 
     #[tokio::test]
@@ -234,11 +330,11 @@ mod tests {
         let initial = VariableUpdate { update_type: INITIAL.to_owned(), ..update(0, MAX_BYTES) };
         let lost = VariableUpdate { update_type: LOST.to_owned(), lost_updates: 7, ..Default::default() };
         let updates = [initial.clone(), initial, update(1, 10)].map(Ok);
-        let (reading, backlog) = read_ahead(stream::iter(updates));
+        let (reading, backlog) = read_ahead(stream::iter(updates), &BacklogBudget::default());
         reading.await;
         assert_eq!(receive_all(backlog).await, [0, 0, 1]);
         let updates = [lost, update(1, 10), update(2, MAX_BYTES)].map(Ok);
-        let (reading, backlog) = read_ahead(stream::iter(updates));
+        let (reading, backlog) = read_ahead(stream::iter(updates), &BacklogBudget::default());
         reading.await;
         assert_eq!(receive_all(backlog).await, [-8, 2]);
     }
@@ -248,7 +344,8 @@ mod tests {
         let initial = VariableUpdate { update_type: INITIAL.to_owned(), ..update(0, MAX_BYTES) };
         let updates = [Ok(update(1, MAX_BYTES / 2)), Ok(update(2, MAX_BYTES))];
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
-        let (reading, mut backlog) = read_ahead(stream::poll_fn(move |cx| receiver.poll_recv(cx)));
+        let (reading, mut backlog) =
+            read_ahead(stream::poll_fn(move |cx| receiver.poll_recv(cx)), &BacklogBudget::default());
         let mut reading = Box::pin(reading);
         sender.send(Ok(initial.clone())).unwrap();
         assert!(reading.as_mut().now_or_never().is_none());
@@ -261,7 +358,8 @@ mod tests {
         drop(sender);
         reading.await;
         assert_eq!(receive_all(backlog).await, [2]);
-        let (reading, backlog) = read_ahead(stream::iter([Ok(initial)].into_iter().chain(updates)));
+        let (reading, backlog) =
+            read_ahead(stream::iter([Ok(initial)].into_iter().chain(updates)), &BacklogBudget::default());
         reading.await;
         assert_eq!(receive_all(backlog).await, [-2, 2], "the initial value is older than the updates");
     }
@@ -269,19 +367,19 @@ mod tests {
     #[tokio::test]
     async fn the_end_follows_the_updates_before_it() {
         let updates = [Ok(update(1, 1)), Err(Status::unavailable("broken")), Ok(update(2, 1))];
-        let (reading, mut backlog) = read_ahead(stream::iter(updates));
+        let (reading, mut backlog) = read_ahead(stream::iter(updates), &BacklogBudget::default());
         reading.await;
         assert!(backlog.next().await.unwrap().is_ok());
         assert_eq!(backlog.next().await.unwrap().unwrap_err().message(), "broken");
         assert!(backlog.next().await.is_none());
-        let (reading, mut backlog) = read_ahead(stream::pending());
+        let (reading, mut backlog) = read_ahead(stream::pending(), &BacklogBudget::default());
         drop(reading);
         assert!(backlog.next().await.unwrap().is_err(), "the source is not read");
     }
 
     #[tokio::test]
     async fn a_dropped_backlog_ends_the_future() {
-        let (reading, backlog) = read_ahead(stream::pending());
+        let (reading, backlog) = read_ahead(stream::pending(), &BacklogBudget::default());
         let mut reading = Box::pin(reading);
         assert!(reading.as_mut().now_or_never().is_none());
         drop(backlog);

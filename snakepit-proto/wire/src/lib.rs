@@ -26,7 +26,7 @@ mod sync;
 mod value;
 
 pub use self::{
-    backlog::{Backlog, read_ahead},
+    backlog::{Backlog, BacklogBudget, read_ahead},
     chunks::{check_answer_size, chunks_to_wire},
     failure::{add_details, bad_argument, bad_field, failure_from_wire, failure_to_wire},
     fault::{fault_to_wire, reason_of},

@@ -23,6 +23,7 @@ use snakepit_proto::{
     status::{PROXY, caused_by, details_of, root_cause},
 };
 use snakepit_registry::ToolError;
+use snakepit_wire::BacklogBudget;
 use tokio::{
     sync::{Mutex, Semaphore},
     task::JoinSet,
@@ -74,6 +75,7 @@ struct Connection {
     /// The number of failed attempts to reopen the stream.
     failed_reopens: AtomicU64,
     watch_permits: Arc<Semaphore>,
+    backlogs: BacklogBudget,
     close: CloseState,
 }
 
@@ -141,6 +143,7 @@ impl RemoteHost {
             reopening: Mutex::default(),
             failed_reopens: AtomicU64::new(0),
             watch_permits: Arc::new(Semaphore::new(MAX_WATCHES)),
+            backlogs: BacklogBudget::default(),
             close,
         }))
     }

@@ -12,14 +12,15 @@ use snakepit_proto::{
     MAX_MESSAGE_BYTES,
     address::Address,
     flow::{
-        CLIENT_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_RESET_STREAMS, RESET_STREAM_DURATION,
-        STREAM_WINDOW,
+        CLIENT_CONNECTION_WINDOW, ERROR_RESETS, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE, MAX_RESET_STREAMS,
+        RESET_STREAM_DURATION, STREAM_WINDOW,
     },
     pb::bridge_service_client::BridgeServiceClient,
+    status::{REQUEST_TOO_LARGE, error_status},
 };
 use tokio::net::UnixStream;
 use tonic::{
-    Status,
+    Code, Status,
     transport::{Endpoint, Uri},
 };
 use tower::{BoxError, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
@@ -114,6 +115,8 @@ where
 
 /// Creates the generated client over a service. Requests get the headers first, so that the layers see them.
 pub(crate) fn client_over(service: HttpService, layers: &[HttpLayer], headers: &HeaderMap) -> BridgeClient {
+    // The innermost service, because layers may add headers.
+    let service = HttpService::new(BoundedHeaders(service));
     let service = layers.iter().rev().fold(service, |inner, layer| layer(inner));
     let service = if headers.is_empty() {
         service
@@ -123,6 +126,34 @@ pub(crate) fn client_over(service: HttpService, layers: &[HttpLayer], headers: &
     BridgeServiceClient::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Rejects requests whose headers would end the connection.
+#[derive(Debug, Clone)]
+struct BoundedHeaders(HttpService);
+
+impl Service<Request<Body>> for BoundedHeaders {
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = <HttpService as Service<Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let sizes = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+        let size: usize = sizes.sum();
+        if size <= MAX_HEADER_LIST_SIZE as usize {
+            return self.0.call(request);
+        }
+        let problem = format!(
+            "the metadata of the request has {size} bytes, counting 32 for each entry, the limit is {MAX_HEADER_LIST_SIZE}; \
+             send values as arguments instead"
+        );
+        let status = error_status(Code::ResourceExhausted, REQUEST_TOO_LARGE, problem);
+        Box::pin(std::future::ready(Err(status)))
+    }
 }
 
 /// Sets headers on each request.
@@ -146,5 +177,40 @@ impl Service<Request<Body>> for WithHeaders {
             request.headers_mut().insert(name.clone(), value.clone());
         }
         self.inner.call(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http::HeaderValue;
+    use snakepit_proto::pb;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn headers_that_would_end_the_connection_are_not_sent() {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&sent);
+        let service = HttpService::new(service_fn(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Err::<Response<Body>, _>(Status::unavailable("sent")))
+        }));
+        let with_header = |bytes: usize| -> HttpLayer {
+            Arc::new(move |inner| {
+                HttpService::new(inner.map_request(move |mut request: Request<Body>| {
+                    let value = HeaderValue::from_str(&"x".repeat(bytes)).unwrap();
+                    request.headers_mut().insert("x-large", value);
+                    request
+                }))
+            })
+        };
+        for (bytes, message) in [(1000, "sent"), (1 << 20, "the metadata of the request has 1048")] {
+            let mut client = client_over(service.clone(), &[with_header(bytes)], &HeaderMap::new());
+            let status = client.ping(pb::PingRequest::default()).await.unwrap_err();
+            assert!(status.message().starts_with(message), "{status:?}");
+        }
+        assert_eq!(sent.load(Ordering::Relaxed), 1);
     }
 }

@@ -4,8 +4,9 @@ use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use snakepit_proto::flow::{
-    ERROR_RESETS, MAX_FRAME_SIZE, PENDING_RESETS, SERVER_CONNECTION_WINDOW, STREAM_WINDOW,
+use snakepit_proto::{
+    flow::{ERROR_RESETS, MAX_FRAME_SIZE, PENDING_RESETS, SERVER_CONNECTION_WINDOW, STREAM_WINDOW},
+    status::root_cause,
 };
 use snakepit_session::error_chain;
 use tokio::{
@@ -128,7 +129,13 @@ pub(super) async fn reject(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'sta
 }
 
 fn log_failure(result: hyper::Result<()>) {
-    if let Err(error) = result {
+    let Err(error) = result else { return };
+    let cause = root_cause(&error);
+    let reason = cause.downcast_ref().and_then(h2::Error::reason);
+    // The client sees only that its connection was closed.
+    if reason == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+        tracing::warn!(error = %cause, "closed a connection whose client exceeded a limit of HTTP/2");
+    } else {
         tracing::debug!(error = %error_chain(&error), "a connection failed");
     }
 }

@@ -36,7 +36,7 @@ use crate::{
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// The largest headers that the transport reads, in bytes. Up to this size, the host responds with a status that names the limit
 /// above. HTTP/2 rejects larger headers.
-pub(super) const MAX_TRANSPORT_HEADER_BYTES: u32 = 1024 * 1024;
+pub(super) const MAX_TRANSPORT_HEADER_BYTES: u32 = snakepit_proto::flow::MAX_HEADER_LIST_SIZE;
 /// The largest message, in bytes, of RPCs that carry no values.
 const MAX_SMALL_BYTES: usize = 4 * 1024 * 1024;
 

@@ -288,7 +288,7 @@ impl HostHandle for RemoteHost {
         };
         let response = timeout.within("WatchVariables", self.0.request(false, send));
         let updates = self.0.until_cut(response).await?;
-        let (reading, updates) = read_ahead(updates);
+        let (reading, updates) = read_ahead(updates, &self.0.backlogs);
         let mut task = JoinSet::new();
         task.spawn(reading);
         let events = updates.map(move |update| {

@@ -3,10 +3,14 @@
 use std::{collections::HashMap, task::Poll};
 
 use prost::Message;
-use snakepit_proto::{pb, status::details_of};
+use snakepit_proto::{
+    flow::MAX_HEADER_LIST_SIZE,
+    pb,
+    status::{ClosedByPeer, details_of, root_cause},
+};
 use tonic::Status;
 
-use super::{MULTIPLEX, TestServer, gzipped, message, ping, read_messages, request, trailers};
+use super::{MULTIPLEX, PING, TestServer, gzipped, message, ping, read_messages, request, trailers};
 
 /// Reads messages of a call stream until each of these calls has a reply. Returns the codes of their statuses.
 async fn reply_codes<const N: usize>(body: &mut h2::RecvStream, ids: [u64; N]) -> [i32; N] {
@@ -138,4 +142,26 @@ async fn half_sent_messages_on_streams_count_towards_the_budgets() {
             "{announced} {has_earlier}: {buffered} bytes are buffered"
         );
     }
+}
+
+/// The Rust client therefore does not send such headers.
+#[tokio::test]
+async fn headers_far_above_the_limit_end_the_connection_and_its_other_requests() {
+    let mut server = TestServer::new(1 << 20).await;
+    let (client, state) = server.client().await;
+    let mut ready = client.clone().ready().await.unwrap();
+    let (open, _send) = ready.send_request(request(MULTIPLEX).body(()).unwrap(), false).unwrap();
+    let mut open = open.await.unwrap().into_body();
+    while !state.has_served() {
+        assert_eq!(ping(&client).await, 0);
+    }
+    let mut large = request(PING);
+    for n in 0..20 {
+        large = large.header(format!("x-{n}"), "x".repeat(MAX_HEADER_LIST_SIZE as usize));
+    }
+    let (refused, _) = ready.ready().await.unwrap().send_request(large.body(()).unwrap(), true).unwrap();
+    assert!(refused.await.is_err());
+    let lost = open.data().await.unwrap().unwrap_err();
+    // h2 reports a broken pipe.
+    assert!(root_cause(&lost).is::<ClosedByPeer>(), "{lost}");
 }
