@@ -5,6 +5,7 @@ import collections
 import ctypes
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -46,6 +47,18 @@ class MisbehavingAdapter(BaseAdapter):
         """Prints a text to stdout and stderr."""
         print(text)
         print(text, file=sys.stderr)
+
+    @tool
+    def say_everywhere_and_die(self) -> None:
+        """Prints through Python, a thread, a subprocess and C code, and kills the worker."""
+        print("from the call")
+        thread = threading.Thread(target=print, args=("from a thread",))
+        thread.start()
+        thread.join()
+        subprocess.run(["echo", "from a subprocess"], check=True)
+        # Like C code, past `sys.stdout`.
+        os.write(1, b"from C code\n")
+        os.kill(os.getpid(), signal.SIGKILL)
 
     @tool
     def say_and_die(self, text: str, signal: int) -> None:

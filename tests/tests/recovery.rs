@@ -66,6 +66,22 @@ async fn the_error_of_a_crash_contains_only_the_output_of_that_call() {
     .await;
 }
 
+/// Such output cannot be attributed to a call.
+#[tokio::test]
+async fn output_of_threads_subprocesses_and_c_code_is_only_in_the_log() {
+    let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let mut client = sandbox.client().await;
+    let lost = client.execute_tool(tool_request("say_everywhere_and_die", &json!({}))).await.unwrap_err();
+    let lines = details_of(&lost).failure.unwrap().output_lines;
+    assert_eq!(lines, ["from the call"]);
+    let sources = ["from the call", "from a thread", "from a subprocess", "from C code"];
+    eventually("the log contains all output", EVENT_TIMEOUT, async || {
+        let log = sandbox.log();
+        sources.iter().all(|source| log.contains(source))
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_crash_during_cancellation_is_reported_as_a_crash() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
