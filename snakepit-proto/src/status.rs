@@ -108,8 +108,8 @@ pub struct Details {
     pub metadata: BTreeMap<String, String>,
     /// The failure of the tool, or the last output of a lost worker.
     pub failure: Option<ToolFailure>,
-    /// The first invalid field or argument.
-    pub violation: Option<FieldViolation>,
+    /// The invalid fields or arguments.
+    pub violations: Vec<FieldViolation>,
     /// The time after which a retry may succeed.
     pub retry_after: Option<Duration>,
 }
@@ -271,7 +271,7 @@ pub fn details_of(status: &Status) -> Details {
             FAILURE_URL => parsed.failure = parsed.failure.or(ToolFailure::decode(value).ok()),
             BAD_REQUEST_URL => {
                 let violations = BadRequest::decode(value).map(|bad| bad.field_violations);
-                parsed.violation = parsed.violation.or(violations.unwrap_or_default().into_iter().next());
+                parsed.violations.extend(violations.unwrap_or_default());
             }
             RETRY_INFO_URL => {
                 let delay = RetryInfo::decode(value).ok().and_then(|info| info.retry_delay);
@@ -339,7 +339,7 @@ mod tests {
         let violation = FieldViolation { field: "a".into(), description: "is missing".into() };
         let expected = Details {
             reason: Some(INVALID_ARGUMENT.into()),
-            violation: Some(violation),
+            violations: vec![violation],
             ..Details::default()
         };
         assert_eq!((status.code(), details_of(&status)), (Code::InvalidArgument, expected));

@@ -297,7 +297,11 @@ fn exception(message: String, code: Code, details: &Details) -> PyErr {
         (Code::Unauthenticated | Code::PermissionDenied, _) => AccessDeniedError::new_err(message),
         (Code::AlreadyExists, _) => AlreadyExistsError::new_err(message),
         (Code::InvalidArgument, "INVALID_VALUE") => ValidationError::new_err(message),
-        (Code::InvalidArgument, _) => InvalidArgumentError::new_err(message),
+        (Code::InvalidArgument, _) => {
+            let violations = details.violations.iter();
+            let violations = violations.map(|violation| (&*violation.field, &*violation.description));
+            invalid_arguments(message, violations)
+        }
         (Code::DeadlineExceeded, _) => DeadlineExceededError::new_err(message),
         (Code::Cancelled, _) => CallCancelledError::new_err(message),
         (Code::Unimplemented, _) => UnsupportedError::new_err(message),
@@ -326,6 +330,18 @@ fn may_have_run(reason: &str, metadata: &BTreeMap<String, String>) -> Option<boo
         "DEADLINE_EXCEEDED" => Some(metadata.get("stage")? != &CallStage::Queued.to_string()),
         _ => metadata.get(DELIVERED)?.parse().ok(),
     }
+}
+
+/// Returns the exception for invalid arguments, with the problem of each.
+pub(crate) fn invalid_arguments<'a>(
+    message: String,
+    violations: impl Iterator<Item = (&'a str, &'a str)>,
+) -> PyErr {
+    let error = InvalidArgumentError::new_err(message);
+    let violations: Vec<_> = violations.collect();
+    // Without the attribute, the message still contains the problems.
+    let _ = Python::attach(|py| error.value(py).setattr(intern!(py, "violations"), violations));
+    error
 }
 
 /// Sets `may_have_run` on an exception.

@@ -20,7 +20,9 @@ pub(crate) use self::variables::{LocalSession, LocalVariables};
 use crate::{
     call::Call,
     caller::Caller,
-    errors::{CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, tool_failed},
+    errors::{
+        CallCancelled, InvalidArgumentError, NotFoundError, SnakepitError, invalid_arguments, tool_failed,
+    },
     executor::{CurrentCall, Executor, PendingAnswers},
     plan::Plan,
     state::CallState,
@@ -183,7 +185,16 @@ fn to_exception(error: ToolError) -> PyErr {
     match error {
         ToolError::Failed(failure) => Python::attach(|py| tool_failed(py, *failure)),
         ToolError::NotFound { .. } => NotFoundError::new_err(message),
-        ToolError::InvalidArgument { .. } => InvalidArgumentError::new_err(message),
+        ToolError::InvalidArgument { argument, problem, .. } => {
+            invalid_arguments(message, [(&*argument, &*problem)].into_iter())
+        }
+        ToolError::InvalidArguments { violations, .. } => {
+            let violations = violations.iter();
+            invalid_arguments(
+                message,
+                violations.map(|violation| (&*violation.field, &*violation.description)),
+            )
+        }
         ToolError::Cancelled { .. } => CallCancelled::new_err(message),
         _ => SnakepitError::new_err(message),
     }

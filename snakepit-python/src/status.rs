@@ -3,7 +3,7 @@
 use snakepit_proto::status::{self, error_status, error_status_with, failure_status};
 use snakepit_registry::{ToolError, ToolFailure};
 use snakepit_session::error_chain;
-use snakepit_wire::{bad_argument, failure_to_wire};
+use snakepit_wire::{bad_argument, failure_to_wire, fault_to_wire};
 use tonic::{Code, Status};
 
 /// Converts an error to a gRPC status. The reason in its details distinguishes errors of the worker from those of a
@@ -16,6 +16,7 @@ pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
         }
         ToolError::NotFound { .. } => error_status(Code::NotFound, status::TOOL_NOT_FOUND, message),
         ToolError::InvalidArgument { tool, argument, problem } => bad_argument(&tool, &argument, &problem),
+        error @ ToolError::InvalidArguments { .. } => fault_to_wire(error.into()),
         // The host adds the name of the tool in front.
         ToolError::Unsupported { problem, may_have_run, .. } => {
             let may_have_run = may_have_run.then(|| (status::DELIVERED, true.to_string()));
@@ -77,7 +78,7 @@ mod tests {
             let sent = status::details_of(&status).reason;
             assert_eq!((status.code(), sent.as_deref()), (code, Some(reason)), "{status:?}");
         }
-        let violation = status::details_of(&to_status(bad, String::new())).violation.unwrap();
+        let violation = status::details_of(&to_status(bad, String::new())).violations.remove(0);
         assert_eq!((violation.field.as_str(), violation.description.as_str()), ("x", "is missing"));
     }
 }

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, error::Error, fmt, time::Duration};
 use serde_json::Value;
 use snakepit_session::{SessionError, SharedError};
 
+use crate::Violation;
+
 mod classification;
 mod kind;
 mod layer;
@@ -114,6 +116,14 @@ pub enum ToolError {
         argument: String,
         /// The problem, as the end of a sentence: "is missing; ...".
         problem: String,
+    },
+    /// Several arguments, or parts of arguments, are invalid. The field of a violation is a path, such as `items[3].price`.
+    #[error("{}", describe_violations(tool, violations))]
+    InvalidArguments {
+        /// The tool's name.
+        tool: String,
+        /// The problems, at least two.
+        violations: Vec<Violation>,
     },
     /// The tool does not support this kind of call.
     #[error("tool `{tool}` {problem}")]
@@ -321,6 +331,22 @@ pub enum ToolError {
     },
 }
 
+/// One sentence for all violations: "argument `a` of tool `t` is missing, `b` is null, and `c` is unknown".
+fn describe_violations(tool: &str, violations: &[Violation]) -> String {
+    let parts: Vec<String> = violations
+        .iter()
+        .enumerate()
+        .map(|(index, Violation { field, description })| match index {
+            0 => format!("argument `{field}` of tool `{tool}` {description}"),
+            _ => format!("`{field}` {description}"),
+        })
+        .collect();
+    match parts.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{}, and {last}", others.join(", ")),
+        _ => parts.concat(),
+    }
+}
+
 /// The last three lines of output, each shortened to 160 characters for a message. The status details contain all lines.
 fn output_tail(lines: &[String]) -> String {
     const MAX_LINES: usize = 3;
@@ -336,6 +362,21 @@ fn output_tail(lines: &[String]) -> String {
 }
 
 impl ToolError {
+    /// The error of a call with these invalid arguments, at least one.
+    #[must_use]
+    pub fn invalid_arguments(tool: impl Into<String>, mut violations: Vec<Violation>) -> Self {
+        let tool = tool.into();
+        match violations.pop() {
+            Some(Violation { field, description }) if violations.is_empty() => {
+                Self::InvalidArgument { tool, argument: field, problem: description }
+            }
+            last => {
+                violations.extend(last);
+                Self::InvalidArguments { tool, violations }
+            }
+        }
+    }
+
     /// The error of a bug in the host or in the worker.
     ///
     /// ```
@@ -389,6 +430,19 @@ mod tests {
             late.to_string(),
             "deadline of tool `add` exceeded while queued, after the host's default timeout of 60s; raise the timeout or make \
              the tool faster"
+        );
+    }
+
+    #[test]
+    fn the_message_of_invalid_arguments_contains_all_violations() {
+        let invalid = |fields: &[&str]| {
+            let violations = fields.iter().map(|field| Violation::new(*field, "is missing"));
+            ToolError::invalid_arguments("add", violations.collect())
+        };
+        assert!(matches!(invalid(&["a"]), ToolError::InvalidArgument { .. }));
+        assert_eq!(
+            invalid(&["a[3].b", "c", "d"]).to_string(),
+            "argument `a[3].b` of tool `add` is missing, `c` is missing, and `d` is missing"
         );
     }
 

@@ -329,7 +329,7 @@ mod tests {
     fn a_long_status_still_names_its_field() {
         let status =
             field_error_status("x".repeat(50_000), &"name".repeat(10_000), &"is wrong ".repeat(10_000));
-        let violation = details_of(&status).violation.unwrap();
+        let violation = details_of(&status).violations.remove(0);
         assert!(violation.field.starts_with("namename") && violation.description.starts_with("is wrong"));
         assert!(trailer_bytes(status) < TRAILER_BYTES);
     }

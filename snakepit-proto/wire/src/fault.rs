@@ -6,6 +6,9 @@ use tonic::{Code, Status};
 
 use crate::failure_to_wire;
 
+/// The maximum total size of the violations in a status, in bytes. The [budget](snakepit_proto::status::fit) would drop all of them.
+const MAX_VIOLATIONS_BYTES: usize = 2048;
+
 /// Converts a fault to a status with details, within the [budget](snakepit_proto::status::fit) of statuses.
 ///
 /// ```
@@ -20,7 +23,14 @@ use crate::failure_to_wire;
 pub fn fault_to_wire(fault: Fault) -> Status {
     let (code, retry) = (Code::from_i32(fault.code().number()), fault.retry_info());
     let Fault { reason, message, violations, failure, entries, .. } = fault;
-    let violations = violations.into_iter().map(|Violation { field, description, .. }| FieldViolation {
+    // The first violation always fits.
+    let mut size = 0;
+    let violations = violations.into_iter().take_while(|violation| {
+        let is_first = size == 0;
+        size += violation.field.len() + violation.description.len();
+        is_first || size <= MAX_VIOLATIONS_BYTES
+    });
+    let violations = violations.map(|Violation { field, description, .. }| FieldViolation {
         field: brief(&field),
         description: brief(&description),
     });
@@ -32,6 +42,12 @@ pub fn fault_to_wire(fault: Fault) -> Status {
         retry,
     };
     status_with_details(code, message, parts)
+}
+
+/// Converts the invalid fields or arguments of a status.
+#[must_use]
+pub fn violations_from_wire(violations: Vec<FieldViolation>) -> Vec<Violation> {
+    violations.into_iter().map(|violation| Violation::new(violation.field, violation.description)).collect()
 }
 
 /// The row of the table of reasons for a status of a host. `None` for a status of another project, or of a newer version.

@@ -29,7 +29,7 @@ pub use self::{
     backlog::{Backlog, BacklogBudget, read_ahead},
     chunks::{check_answer_size, chunks_to_wire},
     failure::{add_details, bad_argument, bad_field, failure_from_wire, failure_to_wire},
-    fault::{fault_to_wire, reason_of},
+    fault::{fault_to_wire, reason_of, violations_from_wire},
     request::{check_size, request_to_wire},
     spec::{spec_from_registration, spec_from_wire, spec_to_registration, spec_to_wire},
     value::{

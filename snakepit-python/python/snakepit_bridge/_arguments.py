@@ -91,4 +91,6 @@ def _article(word: str) -> str:
 
 
 def _invalid(spec: ToolSpec, argument: str, problem: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"argument `{argument}` of tool `{spec['name']}` {problem}")
+    error = InvalidArgumentError(f"argument `{argument}` of tool `{spec['name']}` {problem}")
+    error.violations = [(argument, problem)]
+    return error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
 
@@ -120,6 +120,8 @@ class InvalidArgumentError(SnakepitError, ValueError):
     """
 
     may_have_run = False
+    #: The path and the problem of each invalid argument of a tool, as in ``("items[3].price", "is missing")``.
+    violations: Sequence[tuple[str, str]] = ()
 
 
 class InvalidTypeError(InvalidArgumentError, TypeError):

@@ -62,7 +62,7 @@ fn status_exception(
     is_streaming: bool,
     wait_mode: WaitMode,
 ) -> PyErr {
-    let Details { reason, violation, .. } = details_of(&status);
+    let Details { reason, violations, .. } = details_of(&status);
     match (status.code(), reason.as_deref()) {
         (Code::Unimplemented, Some(UNSUPPORTED)) => {
             let (problem, method) = match (is_streaming, wait_mode) {
@@ -74,7 +74,8 @@ fn status_exception(
             UnsupportedError::new_err(format!("tool `{tool}` {problem}; call it with `{method}()`"))
         }
         (Code::InvalidArgument, _) => {
-            let unknown = violation.filter(|violation| violation.description.starts_with("is unknown"));
+            let mut violations = violations.into_iter();
+            let unknown = violations.find(|violation| violation.description.starts_with("is unknown"));
             let option =
                 unknown.and_then(|unknown| MISPLACED_OPTIONS.iter().find(|(name, _)| *name == unknown.field));
             match option {

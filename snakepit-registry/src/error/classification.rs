@@ -11,7 +11,7 @@ impl ToolError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound { .. } => ErrorKind::ToolNotFound,
-            Self::InvalidArgument { .. } => ErrorKind::InvalidArgument,
+            Self::InvalidArgument { .. } | Self::InvalidArguments { .. } => ErrorKind::InvalidArgument,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Failed(_) => ErrorKind::ToolFailed,
             Self::Overloaded { .. } | Self::TooManyBytes { .. } | Self::TooManyConnections { .. } => {
@@ -68,6 +68,7 @@ impl ToolError {
         match self {
             Self::NotFound { .. }
             | Self::InvalidArgument { .. }
+            | Self::InvalidArguments { .. }
             | Self::Overloaded { .. }
             | Self::TooManyBytes { .. }
             | Self::TooManyConnections { .. }

@@ -20,6 +20,7 @@ impl From<ToolError> for Fault {
                 fault.with_entries(suggestion.map(|name| ("suggestion", name)))
             }
             ToolError::InvalidArgument { argument, problem, .. } => fault.with_violation(argument, problem),
+            ToolError::InvalidArguments { violations, .. } => Self { violations, ..fault },
             ToolError::Unsupported { may_have_run: true, .. } => fault.with_may_have_run(true),
             ToolError::Failed(failure) => fault.with_failure(failure),
             ToolError::Overloaded { queued, limit, retry_after } => {

@@ -10,7 +10,7 @@ use snakepit_proto::{
 };
 use snakepit_registry::{CallStage, ErrorKind, TimeLimit, ToolError, ToolFailure};
 use snakepit_session::{SessionError, SessionId, SharedError};
-use snakepit_wire::failure_from_wire;
+use snakepit_wire::{failure_from_wire, violations_from_wire};
 use tonic::Code;
 /// The gRPC status of the version of `tonic` that this crate uses.
 pub use tonic::Status;
@@ -50,8 +50,8 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         return ToolError::Session(error);
     }
     let may_have_run = entry(DELIVERED).is_some_and(|flag| flag == "true");
-    let Details { failure, violation, .. } = details_of(status);
-    match (reason, failure, violation) {
+    let Details { failure, violations, .. } = details_of(status);
+    match (reason, failure, violations) {
         ("DEADLINE_EXCEEDED" | "OVERLOADED" | "REJECTED", ..) if entry(LAYER).is_some() => ToolError::Layer {
             kind: match reason {
                 "DEADLINE_EXCEEDED" => ErrorKind::DeadlineExceeded,
@@ -63,11 +63,9 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             source: None,
         },
         ("TOOL_NOT_FOUND", ..) => ToolError::NotFound { tool: tool_name(), suggestion: entry("suggestion") },
-        ("INVALID_ARGUMENT", _, Some(violation)) => ToolError::InvalidArgument {
-            tool: tool_name(),
-            argument: violation.field,
-            problem: violation.description,
-        },
+        ("INVALID_ARGUMENT", _, violations) if !violations.is_empty() => {
+            ToolError::invalid_arguments(tool_name(), violations_from_wire(violations))
+        }
         ("REQUEST_TOO_LARGE", ..) => ToolError::InvalidArgument {
             tool: tool_name(),
             argument: "arguments".to_owned(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure};
+use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure, Violation};
 use snakepit_session::{SessionError, SessionId};
 use tonic::{Code, Status};
 
@@ -20,6 +20,13 @@ fn tool_errors_survive_the_round_trip() {
         ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
         ToolError::NotFound { tool: tool(), suggestion: None },
         ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
+        ToolError::InvalidArguments {
+            tool: tool(),
+            violations: vec![
+                Violation::new("a[3].b", "is missing"),
+                Violation::new("c", "is a null, expected integer"),
+            ],
+        },
         ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: false },
         ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: true },
         ToolError::Failed(Box::new(ToolFailure {

@@ -1,7 +1,7 @@
 //! Tests of the status table and of the size of statuses.
 
 use snakepit_proto::status::DELIVERED;
-use snakepit_registry::{CallStage, ToolFailure};
+use snakepit_registry::{CallStage, ToolFailure, Violation};
 use snakepit_session::SessionId;
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -14,6 +14,7 @@ fn long_texts_do_not_make_a_status_too_large() {
     let errors = [
         ToolError::NotFound { tool: long(), suggestion: Some(long()) },
         ToolError::InvalidArgument { tool: long(), argument: long(), problem: long() },
+        ToolError::InvalidArguments { tool: long(), violations: vec![Violation::new(long(), long()); 8] },
         ToolError::Unsupported { tool: long(), problem: long(), may_have_run: false },
         ToolError::Failed(Box::new(ToolFailure { message: long(), traceback: long(), ..Default::default() })),
         ToolError::WorkerLost {
@@ -84,6 +85,7 @@ pub(super) fn errors() -> Vec<ToolError> {
     vec![
         ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
         ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
+        ToolError::InvalidArguments { tool: tool(), violations: vec![Violation::new("a", "is missing"); 2] },
         ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: false },
         ToolError::Failed(Box::new(ToolFailure {
             tool: tool(),

@@ -6,14 +6,14 @@ use async_trait::async_trait;
 use snakepit_proto::{
     launch::progress::MULTIPLEXED,
     pb,
-    status::{self, Details, FieldViolation, caused_by, details_of, root_cause},
+    status::{self, Details, caused_by, details_of, root_cause},
 };
 use snakepit_registry::{CallStage, ReplyBody, ToolError, ToolFailure, ToolReply};
 use snakepit_session::{Payload, SharedError};
 use snakepit_wire::{
     WireError, failure_from_wire,
     mux::{CallInfo, Callee, LostCall},
-    payload_from_wire,
+    payload_from_wire, violations_from_wire,
 };
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -147,19 +147,20 @@ impl WorkerDiagnostics {
         if is_unreadable(&status) {
             return self.unreadable(&status);
         }
-        let Details { reason, failure, violation, metadata, .. } = details_of(&status);
+        let Details { reason, failure, violations, metadata, .. } = details_of(&status);
         let (code, message) = (status.code(), status.message().to_owned());
         match (reason.as_deref(), failure) {
             (None | Some(status::TOOL_FAILED), Some(failure)) => {
                 self.tool_failed(tool, failure_from_wire(failure), message)
             }
             (Some(status::TOOL_NOT_FOUND), _) => ToolError::NotFound { tool: tool_name(), suggestion: None },
+            (Some(status::INVALID_ARGUMENT), _) if violations.is_empty() => ToolError::InvalidArgument {
+                tool: tool_name(),
+                argument: "arguments".to_owned(),
+                problem: format!("was rejected by the worker: {message}"),
+            },
             (Some(status::INVALID_ARGUMENT), _) => {
-                let (argument, problem) = match violation {
-                    Some(FieldViolation { field, description }) => (field, description),
-                    None => ("arguments".to_owned(), format!("was rejected by the worker: {message}")),
-                };
-                ToolError::InvalidArgument { tool: tool_name(), argument, problem }
+                ToolError::invalid_arguments(tool_name(), violations_from_wire(violations))
             }
             (Some(status::UNSUPPORTED), _) => {
                 let may_have_run = metadata.get(status::DELIVERED).is_some_and(|flag| flag == "true");
