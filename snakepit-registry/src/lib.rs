@@ -80,7 +80,7 @@ pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 pub use schemars;
 pub use service::{CallLayer, CallLayers, CallProgress, CallService, HandlerService};
 pub use snakepit_reason::{Code, Reason};
-pub use spec::{ParameterSpec, ToolSpec};
+pub use spec::{ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolSpec};
 pub use timeline::{CallOutcome, CallRecord, CallTimeline};
 
 /// Runs the example of the README.

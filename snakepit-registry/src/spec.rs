@@ -1,5 +1,7 @@
 //! [`ToolSpec`], the description of a tool.
 
+mod schema;
+
 use std::collections::BTreeMap;
 
 use snakepit_session::Payload;
@@ -8,6 +10,10 @@ use snakepit_session::Payload;
 pub(crate) const IDEMPOTENT_KEY: &str = "snakepit.idempotent";
 /// The metadata key that hides a host tool from Python, with the value `false`.
 const EXPOSED_KEY: &str = "snakepit.exposed";
+/// The metadata key of the JSON Schema of a tool's result.
+pub const RESULT_SCHEMA_KEY: &str = "snakepit.result_schema";
+/// The metadata key of the JSON Schema of each item of a tool that streams.
+pub const ITEM_SCHEMA_KEY: &str = "snakepit.item_schema";
 /// The metadata key of further names of parameters, as a JSON object.
 const ALIASES_KEY: &str = "snakepit.aliases";
 
@@ -41,7 +47,8 @@ pub struct ToolSpec {
     /// - `snakepit.idempotent`, `true` if all calls are idempotent,
     /// - `snakepit.exposed`, `false` for a host tool that is hidden from Python,
     /// - `snakepit.aliases`, further names of parameters, as a JSON object. The value of each name is the list of the parameters
-    ///   that it may stand for.
+    ///   that it may stand for,
+    /// - [`RESULT_SCHEMA_KEY`] and [`ITEM_SCHEMA_KEY`], the JSON Schemas of the result and of the items of a stream.
     pub metadata: BTreeMap<String, String>,
     /// Whether streaming calls are allowed.
     pub supports_streaming: bool,
@@ -63,7 +70,8 @@ pub struct ParameterSpec {
     pub required: bool,
     /// The value that the tool uses if the call lacks this argument.
     pub default: Option<Payload>,
-    /// Further constraints: for a host tool, the JSON Schema (2020-12) of the argument. The host does not check them.
+    /// The JSON Schema (2020-12) of the argument, without description and default. Empty if the other fields say it all.
+    /// Python tools check it, and host tools get it from their Rust types. The host itself does not.
     pub validation_json: String,
 }
 
