@@ -30,17 +30,15 @@ use std::{
     },
 };
 
-use pyo3::{
-    exceptions::PyException,
-    intern,
-    prelude::*,
-    types::{PyDict, PyFloat, PyInt, PyList, PyString},
-};
+use pyo3::{exceptions::PyException, intern, prelude::*, types::PyDict};
 use snakepit_registry::{CallMode, ToolCall, ToolError};
 use snakepit_session::Payload;
 use tokio::time::Instant;
 
-use self::answer::Answer;
+use self::{
+    answer::Answer,
+    stream::{is_plain, is_stream},
+};
 use crate::{
     call::Call,
     call_output,
@@ -325,6 +323,13 @@ impl Executor {
         answer: &mut Answer<'_>,
         objects: &mut CallObjects<'py>,
     ) -> Result<Option<Payload>, Failure> {
+        let declared = self.plan.tools.get(&**tool);
+        if let Some(declared) = declared {
+            let violations = declared.contract.read(kwargs)?;
+            if !violations.is_empty() {
+                return Err(Failure::Reported(ToolError::invalid_arguments(&**tool, violations)));
+            }
+        }
         let context = self.plan.context.bind(py).call1((context,)).map_err(|error| {
             if !error.is_instance_of::<PyException>(py) {
                 return Failure::Raised(error);
@@ -339,9 +344,9 @@ impl Executor {
         if self.plan.has_initialize {
             self.resolve(adapter.call_method0(intern!(py, "initialize"))?, Some(state))?;
         }
-        let result = match self.plan.tools.get(&**tool) {
-            Some(tool) => {
-                let function = &*objects.function.insert(adapter.getattr(tool.attribute.bind(py))?);
+        let result = match declared {
+            Some(declared) => {
+                let function = &*objects.function.insert(adapter.getattr(declared.attribute.bind(py))?);
                 function.call((), Some(kwargs))?
             }
             None => adapter.call_method1(intern!(py, "execute_tool"), (&**tool, kwargs, &context))?,
@@ -354,6 +359,10 @@ impl Executor {
                     return Err(Failure::Reported(unary_unsupported(tool, true)));
                 }
                 let description = format_args!("the result of tool `{tool}`");
+                let result = match declared.and_then(|declared| declared.contract.result.as_ref()) {
+                    Some(rule) => rule.apply(result, description)?,
+                    None => result,
+                };
                 Ok(Some(value::from_python(&result, Purpose::Result, description)?))
             }
             CallMode::Streaming => self.stream(py, tool, result, state, answer, objects).map(|()| None),
@@ -467,22 +476,6 @@ impl Executor {
 /// Writes a message to stderr, which the host logs. Ignores a closed stderr.
 fn warn(message: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "snakepit: {message}");
-}
-
-/// Returns whether a result is a stream of values.
-fn is_stream(result: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let (py, ty) = (result.py(), result.get_type());
-    Ok(!is_plain(result) && (ty.hasattr(intern!(py, "__next__"))? || ty.hasattr(intern!(py, "__anext__"))?))
-}
-
-/// Returns whether a result is of a common type that is neither awaitable nor an iterator.
-fn is_plain(result: &Bound<'_, PyAny>) -> bool {
-    result.is_none()
-        || result.is_instance_of::<PyString>()
-        || result.is_instance_of::<PyInt>()
-        || result.is_instance_of::<PyFloat>()
-        || result.is_instance_of::<PyDict>()
-        || result.is_instance_of::<PyList>()
 }
 
 fn unary_unsupported(tool: &str, may_have_run: bool) -> ToolError {

@@ -22,6 +22,7 @@ mod caller;
 mod client;
 mod completions;
 mod context;
+mod contract;
 mod control;
 mod dispositions;
 mod errors;

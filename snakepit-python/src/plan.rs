@@ -1,6 +1,6 @@
 //! [`Plan`]: the adapter's tools and the Python helpers that run them. Read once, so that calls need no lookup by name.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use foldhash::fast::RandomState;
 use pyo3::{
@@ -8,10 +8,13 @@ use pyo3::{
     prelude::*,
     types::{PyDict, PyString},
 };
-use snakepit_registry::{ParameterSpec, ToolFailure, ToolSpec};
+use snakepit_registry::{ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolFailure, ToolSpec};
 use snakepit_wire::add_details;
 
-use crate::value::{self, Parameters, Purpose};
+use crate::{
+    contract::Contract,
+    value::{self, Parameters, Purpose},
+};
 
 /// How a tool is defined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +57,7 @@ pub(crate) struct Tool {
     pub(crate) kind: ToolKind,
     pub(crate) after_cancel: AfterCancel,
     pub(crate) parameters: Parameters,
+    pub(crate) contract: Contract,
 }
 
 /// An adapter class and the Python helpers that run it. Mirrors `snakepit_bridge._plan.Plan`.
@@ -119,7 +123,8 @@ impl Plan {
             let after_cancel =
                 if tool_policy.is_none() { after_cancel } else { AfterCancel::read(&tool_policy)? };
             let parameters = Parameters::of(plan.py(), &spec);
-            tools.insert(spec.name.clone(), Tool { attribute, kind, after_cancel, parameters });
+            let contract = Contract::of(&tool.getattr("contract")?)?;
+            tools.insert(spec.name.clone(), Tool { attribute, kind, after_cancel, parameters, contract });
             specs.push(spec);
         }
         for spec in plan.getattr("dynamic_specs")?.try_iter()? {
@@ -203,16 +208,30 @@ pub(crate) fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<ToolSpec> {
                     .and_then(|value| value::from_python(&value, Purpose::Result, format_args!("default")))
                     .ok(),
             },
-            validation_json: String::new(),
+            validation_json: parameter
+                .get_item("schema")
+                .map_or_else(|_| Ok(String::new()), |schema| json_text(&schema))?,
         });
+    }
+    let mut metadata: BTreeMap<String, String> = spec.as_any().get_item("metadata")?.extract()?;
+    for (name, key) in [("result_schema", RESULT_SCHEMA_KEY), ("item_schema", ITEM_SCHEMA_KEY)] {
+        if let Some(schema) = spec.get_item(name)? {
+            metadata.insert(key.to_owned(), json_text(&schema)?);
+        }
     }
     let spec = spec.as_any();
     Ok(ToolSpec {
         name: spec.get_item("name")?.extract()?,
         description: spec.get_item("description")?.extract()?,
         parameters,
-        metadata: spec.get_item("metadata")?.extract()?,
+        metadata,
         supports_streaming: spec.get_item("supports_streaming")?.extract()?,
         closed: spec.get_item("closed")?.extract()?,
     })
+}
+
+/// Converts a JSON Schema to text.
+fn json_text(schema: &Bound<'_, PyAny>) -> PyResult<String> {
+    let json = value::python_to_json(schema, Purpose::Result, format_args!("a schema"))?;
+    Ok(String::from_utf8_lossy(&json).into_owned())
 }

@@ -1,11 +1,16 @@
-"""The adapter and the test in docs/python.md."""
+"""The adapters and the test in docs/python.md and docs/hints.md."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from snakepit_bridge.testing import ToolTester
+from orders import Orders
+from snakepit_bridge.testing import ToolTester, call_tool
 from tuning import Tuning
+
+
+def test_items_are_added() -> None:
+    assert call_tool(Orders, "total", items=[{"name": "tea", "price": 9.99, "count": 2}]) == "19.98"
 
 
 def test_steps_change_the_session() -> None:

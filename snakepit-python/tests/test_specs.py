@@ -12,7 +12,6 @@ from snakepit_bridge import BaseAdapter, tool
 from snakepit_bridge._docstrings import read
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._plan import AdapterError, Plan, plan_of
-from snakepit_bridge._specs import type_name
 
 if TYPE_CHECKING:
     from snakepit_bridge._specs import ToolSpec
@@ -104,6 +103,40 @@ def test_the_description_keeps_all_sections_but_the_arguments() -> None:
     assert read("Args:\na: b\nc: d\n\nMore.") == ("More.", {"a": "b", "c": "d"})
 
 
+def test_docstrings_in_the_style_of_numpy() -> None:
+    text = (
+        "Multiply.\n\nParameters\n----------\nvalue : float\n    What,\n    at length.\n\n    And more.\n"
+        "first, second : int, optional\n    By what.\n*rest\n    Others.\nplain\n\n"
+        "Returns\n-------\nfloat\n    The product.\n\nOther Parameters\n----------------\nlast : str\n    The last.\n\n"
+        "Examples\n--------\n>>> f(1)\n"
+    )
+    description, docs = read(text)
+    assert description == ("Multiply.\n\nReturns\n-------\nfloat\n    The product.\n\nExamples\n--------\n>>> f(1)")
+    assert docs == {
+        "value": "What, at length. And more.",
+        "first": "By what.",
+        "second": "By what.",
+        "rest": "Others.",
+        "plain": "",
+        "last": "The last.",
+    }
+    assert read("Parameters\n----------\nx : int\n    One.\n\nMore of it.") == ("More of it.", {"x": "One."})
+    assert read("Parameters\nare no header.") == ("Parameters\nare no header.", {})
+
+
+def test_docstrings_in_the_style_of_rest() -> None:
+    text = (
+        "Multiply.\n\n:param value: What,\n    at length.\n:type value: float\n:param int factor: By what: a number.\n"
+        ":keyword note:\n    A note.\n:param \\*rest: Others.\n:returns: The product.\n:rtype: float\n"
+        ":raises ValueError: If not.\n\n:note: kept"
+    )
+    description, docs = read(text)
+    assert description == (
+        "Multiply.\n\n:returns: The product.\n:rtype: float\n:raises ValueError: If not.\n\n:note: kept"
+    )
+    assert docs == {"value": "What, at length.", "factor": "By what: a number.", "note": "A note.", "rest": "Others."}
+
+
 def test_lone_surrogates_in_documentation_are_escaped() -> None:
     class Odd(BaseAdapter):
         @tool
@@ -170,11 +203,18 @@ def test_generators_stream_and_specs_omit_bound_parameters() -> None:
         (Literal[1, 2], "integer"),
         (Literal["a", 1], "any"),
         (object, "any"),
-        ([1], "any"),
+        (Any, "any"),
     ],
 )
 def test_annotations_become_wire_types(annotation: Any, expected: str) -> None:
-    assert type_name(annotation) == expected
+    class Adapter(BaseAdapter):
+        @tool
+        def use(self, value: Any) -> Any:
+            return value
+
+        use.__annotations__["value"] = annotation
+
+    assert spec(Adapter, "use")["parameters"][0]["type"] == expected
 
 
 def test_optional_types_are_recognized_only_with_the_default_none() -> None:
@@ -201,13 +241,41 @@ def test_optional_types_are_recognized_only_with_the_default_none() -> None:
     }
 
 
-def test_an_annotation_that_cannot_be_evaluated_is_not_checked() -> None:
-    class Adapter(BaseAdapter):
+def test_a_hint_that_cannot_be_honoured_fails_the_start() -> None:
+    class Missing(BaseAdapter):
         @tool
         def use(self, a: int, b: NotThere) -> None:  # type: ignore[name-defined]  # noqa: F821
-            """Takes what is only imported for type checkers."""
+            """Takes a class that is only imported for type checkers."""
 
-    assert [p["type"] for p in spec(Adapter, "use")["parameters"]] == ["integer", "any"]
+    class Foreign(BaseAdapter):
+        @tool
+        def use(self, a: list[complex]) -> None: ...
+
+    class Returned(BaseAdapter):
+        @tool
+        def use(self) -> type[int]:
+            return int
+
+    class Yielded(BaseAdapter):
+        @tool
+        def use(self) -> int:  # type: ignore[misc]
+            yield 1
+
+    class Others(BaseAdapter):
+        @tool
+        def use(self, **rest: complex) -> None: ...
+
+    for adapter, needles in [
+        (Missing, ["parameter `b` of tool", "use`", "`NotThere`", "not only for type checkers"]),
+        (Foreign, ["parameter `a` of tool", "`complex`, which has no JSON form"]),
+        (Returned, ["the result of tool", "`type[int]`, which has no JSON form"]),
+        (Yielded, ["the result of tool", "is `int`, but the tool yields", "`Iterator[int]`"]),
+        (Others, ["parameter `**rest` of tool", "`complex`"]),
+    ]:
+        with pytest.raises(AdapterError) as caught:
+            plan(adapter)
+        for needle in needles:
+            assert needle in str(caught.value)
 
 
 def test_an_override_has_the_new_signature_at_the_place_of_the_original() -> None:

@@ -68,7 +68,7 @@ pub(crate) fn environment() -> Result<Environment> {
 
     let pyproject = root.join("snakepit-python/pyproject.toml");
     run_if_changed(&venv, "packages", &[&version], &[&pyproject], || {
-        step("install the Python packages (maturin, numpy, grpcio, pytest, mypy, ruff)", || {
+        step("install the Python packages (maturin, numpy, pydantic, grpcio, pytest, mypy, ruff)", || {
             let mut requirements = dependencies(&environment, &pyproject, "dev")?;
             requirements.push("maturin>=1.9.4".to_owned());
             install(&environment, &requirements)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from snakepit_bridge._contract import Contract
     from snakepit_bridge._native import Call
 
     #: A tool: the attribute of the adapter, the name of the method or function, its options, the function that a call
@@ -36,10 +37,13 @@ class AdapterError(Exception):
 class ToolPlan:
     """One declared tool."""
 
-    def __init__(self, attribute: str, is_generator: bool, spec: _specs.ToolSpec, after_cancel: str | None) -> None:
+    def __init__(
+        self, attribute: str, is_generator: bool, spec: _specs.ToolSpec, contract: Contract, after_cancel: str | None
+    ) -> None:
         self.attribute = attribute
         self.is_generator = is_generator
         self.spec = spec
+        self.contract = contract
         self.after_cancel = after_cancel
 
 
@@ -117,12 +121,12 @@ def _tools_of(adapter: type) -> Iterator[ToolPlan]:
     #: The names of the methods or functions so far, by the name of the tool.
     names: dict[str, str] = {}
     for attribute, name, options, function, bound in members:
-        spec = _specs.spec_of(function, name, options, adapter, bound=bound)
+        spec, contract = _specs.spec_of(function, name, options, adapter, bound=bound)
         if spec["name"] in names:
             kind = "methods" if functions is None else "functions"
             raise TypeError(f"{kind} `{names[spec['name']]}` and `{name}` are both the tool `{spec['name']}`")
         names[spec["name"]] = name
-        yield ToolPlan(attribute, _signatures.is_generator_function(function), spec, options.after_cancel)
+        yield ToolPlan(attribute, _signatures.is_generator_function(function), spec, contract, options.after_cancel)
 
 
 def _functions_of(functions: dict[str, tuple[str, Callable[..., Any]]]) -> Iterator[Member]:

@@ -42,6 +42,18 @@ class Parameter:
         self.default = default
 
 
+class Unresolved:
+    """An annotation that cannot be evaluated."""
+
+    __slots__ = ("problem",)
+
+    def __init__(self, text: str, error: Exception) -> None:
+        #: A predicate for messages.
+        self.problem = f"is `{text}`, which cannot be evaluated: {' '.join(str(error).split())}"
+        if isinstance(error, NameError):
+            self.problem += "; define or import it at the top of the module, not only for type checkers"
+
+
 def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
     """Return the parameters in the order of the signature.
 
@@ -78,7 +90,7 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
 
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the evaluated annotations, without those that name objects that do not exist at run time."""
+    """Return the evaluated annotations. Those that cannot be evaluated are :class:`Unresolved`."""
     function = underlying(function)
     plain = _plain_annotations(function)
     return _typed_annotations(function) if plain is None else plain
@@ -121,8 +133,8 @@ def _plain_annotations(function: Callable[..., Any]) -> dict[str, Any] | None:
     for name, annotation in declared.items():
         try:
             value = eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation  # noqa: S307
-        except Exception:  # noqa: S112  # As below.
-            continue
+        except Exception as error:
+            value = Unresolved(annotation, error)
         if isinstance(value, str):  # A string inside a string, which `typing` evaluates.
             return None
         annotations[name] = value
@@ -134,14 +146,42 @@ def _typed_annotations(function: Callable[..., Any]) -> dict[str, Any]:
     import typing
 
     function = inspect.unwrap(function)
+    if not hasattr(function, "__annotations__"):
+        # A callable object.
+        function = type(function).__call__
     try:
-        return typing.get_type_hints(function)
-    except Exception:  # Evaluating an annotation may raise anything; a type that is unknown is not checked.
-        namespace = getattr(function, "__globals__", {})
-        annotations = {}
-        for name, annotation in getattr(function, "__annotations__", {}).items():
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:  # One annotation cannot be evaluated. The others can.
+        namespace = namespace_of(function)
+        annotations: dict[str, Any] = {}
+        for name, annotation in _declared(function).items():
             try:
                 annotations[name] = eval(annotation, namespace) if isinstance(annotation, str) else annotation  # noqa: S307
-            except Exception:  # noqa: S112
-                continue
+            except Exception as error:
+                annotations[name] = Unresolved(annotation, error)
         return annotations
+
+
+def _declared(function: Callable[..., Any]) -> dict[str, Any]:
+    if sys.version_info >= (3, 14):
+        # The attribute evaluates all annotations.
+        import annotationlib
+
+        return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
+    declared: dict[str, Any] = getattr(function, "__annotations__", {})
+    return declared
+
+
+def namespace_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the global variables of a function, in which its annotations are evaluated."""
+    function = underlying(function)
+    while True:
+        inner = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
+        if inner is None:
+            break
+        function = inner
+    namespace: dict[str, Any] | None = getattr(function, "__globals__", None)
+    if namespace is None:
+        # A callable object.
+        namespace = getattr(type(function).__call__, "__globals__", {}) if callable(function) else {}
+    return namespace

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-# Not `collections.abc`: see `_checked`.
-import _collections_abc as abc
-import sys
-
-from snakepit_bridge import _docstrings, _signatures
+from snakepit_bridge import _contract, _docstrings, _signatures
+from snakepit_bridge._contract import Contract, Hints
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypedDict
+    from typing import Any, NotRequired, TypedDict
 
+    from snakepit_bridge._contract import Reader
+    from snakepit_bridge._hints.base import Hint
     from snakepit_bridge.base_adapter import ToolOptions
 
     class ParameterSpec(TypedDict):
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
         description: str
         required: bool
         default: Any
+        #: The JSON Schema, unless the type says it all.
+        schema: NotRequired[dict[str, Any]]
 
     class ToolSpec(TypedDict):
         """The description of a tool. Mirrors `ToolSpec` of the native runtime."""
@@ -33,46 +34,47 @@ if TYPE_CHECKING:
         metadata: dict[str, str]
         supports_streaming: bool
         closed: bool
-
-
-_TYPE_NAMES: dict[Any, str] = {
-    bool: "boolean",
-    bytearray: "bytes",
-    bytes: "bytes",
-    dict: "map",
-    float: "float",
-    int: "integer",
-    list: "list",
-    memoryview: "bytes",
-    str: "string",
-    tuple: "list",
-    type(None): "null",
-    abc.Mapping: "map",
-    abc.MutableMapping: "map",
-    abc.MutableSequence: "list",
-    abc.Sequence: "list",
-    None: "null",
-}
-
-# The same types as in `types`, without importing it.
-_GENERIC_ALIAS: Any = type(list[int])
-_UNION = type(int | None)
+        #: The JSON Schemas of the result, and of the items of a stream.
+        result_schema: NotRequired[dict[str, Any]]
+        item_schema: NotRequired[dict[str, Any]]
 
 
 def spec_of(
     function: Callable[..., Any], attribute: str, options: ToolOptions, owner: type, *, bound: bool
-) -> ToolSpec:
-    """Create the spec of a tool from its function. If ``bound``, its first parameter is the object or class."""
+) -> tuple[ToolSpec, Contract]:
+    """Create the spec and the contract of a tool from its function.
+
+    Args:
+        function: The function.
+        attribute: The name of the method.
+        options: The options of the decorator.
+        owner: The adapter class.
+        bound: Whether the first parameter is the object or class.
+
+    Raises:
+        TypeError: The function cannot be a tool.
+    """
     description, argument_docs = _docstrings.read(_encodable(_docstrings.docstring_of(function, owner)))
-    parameters, closed = _parameters(function, argument_docs, bound=bound)
-    return {
+    name = getattr(_signatures.underlying(function), "__qualname__", None) or attribute
+    annotations = _signatures.annotations_of(function)
+    is_generator = _signatures.is_generator_function(function)
+    hints, contract = Hints(function, name), Contract()
+    parameters, closed, contract.read = _parameters(function, annotations, argument_docs, hints, name, bound=bound)
+    returned = annotations.get("return", _signatures.EMPTY)
+    hints.apply_result(contract, returned, is_generator=is_generator)
+    spec: ToolSpec = {
         "name": _checked_name(options.name or attribute, owner),
         "description": description if options.description is None else _encodable(options.description),
         "parameters": parameters,
         "metadata": metadata_of(owner, idempotent=options.idempotent),
-        "supports_streaming": options.supports_streaming or _signatures.is_generator_function(function),
+        "supports_streaming": options.supports_streaming or is_generator or contract.item is not None,
         "closed": closed,
     }
+    if contract.result_schema is not None:
+        spec["result_schema"] = contract.result_schema
+    if contract.item_schema is not None:
+        spec["item_schema"] = contract.item_schema
+    return spec, contract
 
 
 def _checked_name(name: str, owner: type) -> str:
@@ -108,60 +110,21 @@ def metadata_of(owner: type, *, idempotent: bool) -> dict[str, str]:
     return metadata
 
 
-def type_name(annotation: Any) -> str:
-    """Return the wire type of an annotation, or ``any`` if the host cannot check it."""
-    try:
-        known = _TYPE_NAMES.get(annotation)
-    except TypeError:  # Unhashable, so it is not one of the known types.
-        return "any"
-    if known is not None:
-        return known
-    if isinstance(annotation, _GENERIC_ALIAS):
-        return type_name(annotation.__origin__)
-    if isinstance(annotation, type) and (annotation.__module__, annotation.__name__) == ("numpy", "ndarray"):
-        return "tensor"
-    return _type_name_of_typing(annotation) if "typing" in sys.modules else "any"
-
-
-def _type_name_of_typing(annotation: Any) -> str:
-    """Return the wire type of an annotation from `typing`. Call it only if `typing` is imported already."""
-    import typing
-
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return type_name(typing.get_args(annotation)[0])
-    if origin in (typing.Union, _UNION):
-        return "any"
-    if origin is typing.Literal:
-        names = {type_name(type(value)) for value in typing.get_args(annotation)}
-        return names.pop() if len(names) == 1 else "any"
-    if origin is not None:
-        return type_name(origin)
-    return "map" if typing.is_typeddict(annotation) else "any"
-
-
-def _parameter_type(annotation: Any, default: Any) -> str:
-    """Return the wire type of a parameter. ``X | None = None`` is X, because the host accepts null for this default."""
-    if annotation is _signatures.EMPTY:
-        return "any"
-    if default is None and _is_union(annotation):
-        members = [member for member in annotation.__args__ if member is not type(None)]
-        if len(members) == 1:
-            return type_name(members[0])
-    return type_name(annotation)
-
-
-def _is_union(annotation: Any) -> bool:
-    typing = sys.modules.get("typing")
-    return isinstance(annotation, _UNION) or (typing is not None and typing.get_origin(annotation) is typing.Union)
-
-
-def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bool) -> tuple[list[ParameterSpec], bool]:
-    """Return the parameters, and whether the function takes no other arguments."""
-    annotations = _signatures.annotations_of(function)
+def _parameters(
+    function: Callable[..., Any],
+    annotations: dict[str, Any],
+    docs: dict[str, str],
+    hints: Hints,
+    name: str,
+    *,
+    bound: bool,
+) -> tuple[list[ParameterSpec], bool, Reader | None]:
+    """Return the parameters, whether the function takes no other arguments, and the converter of arguments."""
     parameters: list[ParameterSpec] = []
     closed = True
-    name = getattr(function, "__qualname__", None) or _signatures.underlying(function).__qualname__
+    compiled: dict[str, Hint] = {}
+    others: Hint | None = None
+    factories: dict[str, Callable[[], Any]] = {}
     declared = _signatures.parameters_of(function)
     if declared and declared[0].kind == _signatures.VAR_POSITIONAL:
         # A wrapper with `*args` also receives the object through them.
@@ -169,8 +132,11 @@ def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bo
     elif bound:
         declared = declared[1:]
     for parameter in declared:
+        annotation = annotations.get(parameter.name, _signatures.EMPTY)
         if parameter.kind == _signatures.VAR_KEYWORD:
             closed = False
+            if not _contract.is_any(annotation):
+                others = hints.compile(annotation, f"parameter `**{parameter.name}`")
         elif parameter.kind == _signatures.POSITIONAL_ONLY:
             raise TypeError(
                 f"tool `{name}` has the positional-only parameter `{parameter.name}`, but "
@@ -182,15 +148,42 @@ def _parameters(function: Callable[..., Any], docs: dict[str, str], *, bound: bo
                 f"take a list instead: `{parameter.name}: list`"
             )
         else:
-            required = parameter.default is _signatures.EMPTY
-            annotation = annotations.get(parameter.name, _signatures.EMPTY)
-            parameters.append(
-                {
-                    "name": parameter.name,
-                    "type": _parameter_type(annotation, parameter.default),
-                    "description": docs.get(parameter.name, ""),
-                    "required": required,
-                    "default": None if required else parameter.default,
-                }
-            )
-    return parameters, closed
+            default = parameter.default
+            if type(default).__name__ == "FieldInfo":
+                from snakepit_bridge._hints.constraints import with_field_info
+
+                annotation, default, factory = with_field_info(annotation, default)
+                if factory is not None:
+                    factories[parameter.name] = factory
+            spec, hint = _parameter(parameter.name, annotation, default, docs.get(parameter.name, ""), hints)
+            parameters.append(spec)
+            if hint is not None:
+                compiled[parameter.name] = hint
+    names = frozenset(parameter["name"] for parameter in parameters)
+    needs_reader = compiled or others is not None or factories
+    return parameters, closed, _contract.Reader(compiled, names, others, factories) if needs_reader else None
+
+
+def _parameter(
+    name: str, annotation: Any, default: Any, description: str, hints: Hints
+) -> tuple[ParameterSpec, Hint | None]:
+    """Return the spec of a parameter, and its hint if it is not plain."""
+    required = default is _signatures.EMPTY
+    spec: ParameterSpec = {
+        "name": name,
+        "type": _contract.plain_parameter(annotation, default) or "",
+        "description": description,
+        "required": required,
+        "default": None if required else default,
+    }
+    if spec["type"]:
+        return spec, None
+    hint = hints.compile(annotation, f"parameter `{name}`")
+    hint, written = _contract.with_default(hint, default)
+    spec["type"] = hint.wire
+    spec["default"] = written
+    spec["description"] = _encodable(getattr(hint, "description", "")) or description
+    spec["schema"] = hints.schema(hint)
+    # A separate part of the spec.
+    spec["schema"].pop("description", None)
+    return spec, hint

@@ -10,12 +10,13 @@ use pyo3::{
     exceptions::PyTypeError,
     intern,
     prelude::*,
-    types::{PyDict, PyIterator, PyString},
+    types::{PyDict, PyFloat, PyInt, PyIterator, PyList, PyString},
 };
 use snakepit_registry::{Chunk, ToolError};
 
-use super::{Answer, CallObjects, Executor, Failure, is_stream};
+use super::{Answer, CallObjects, Executor, Failure};
 use crate::{
+    contract::ResultRule,
     fork,
     sink::{Put, Sink},
     state::CallState,
@@ -40,17 +41,20 @@ impl Executor {
         if let Some(io) = self.io {
             io.hand_over();
         }
+        let contract = self.plan.tools.get(&**tool).map(|tool| &tool.contract);
         let chunks = |sink| ChunkWriter {
             sink,
             tool: Arc::clone(tool),
             chunk_type: self.plan.chunk.clone_ref(py),
+            rule: contract.and_then(|contract| contract.item.as_ref()).map(|rule| rule.clone_ref(py)),
             count: 0,
         };
         if !is_stream(&result)? {
             // The value is converted before the stream opens, so a value without a JSON form fails the call and not the
             // stream.
-            let item =
-                Item::read(&result, self.plan.chunk.bind(py), format_args!("the result of tool `{tool}`"))?;
+            let rule = contract.and_then(|contract| contract.result.as_ref());
+            let description = format_args!("the result of tool `{tool}`");
+            let item = Item::read(&result, self.plan.chunk.bind(py), rule, description)?;
             let sink = answer.open_stream().ok_or_else(cancelled)?;
             sink.put(item.chunk);
             return Ok(());
@@ -80,6 +84,22 @@ impl Executor {
     }
 }
 
+/// Returns whether a result is a stream of values.
+pub(super) fn is_stream(result: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let (py, ty) = (result.py(), result.get_type());
+    Ok(!is_plain(result) && (ty.hasattr(intern!(py, "__next__"))? || ty.hasattr(intern!(py, "__anext__"))?))
+}
+
+/// Returns whether a result is of a common type that is neither awaitable nor an iterator.
+pub(super) fn is_plain(result: &Bound<'_, PyAny>) -> bool {
+    result.is_none()
+        || result.is_instance_of::<PyString>()
+        || result.is_instance_of::<PyInt>()
+        || result.is_instance_of::<PyFloat>()
+        || result.is_instance_of::<PyDict>()
+        || result.is_instance_of::<PyList>()
+}
+
 /// A yielded value, converted for the wire.
 struct Item {
     chunk: Chunk,
@@ -91,14 +111,22 @@ impl Item {
     fn read(
         item: &Bound<'_, PyAny>,
         chunk_type: &Bound<'_, PyAny>,
+        rule: Option<&ResultRule>,
         description: fmt::Arguments<'_>,
     ) -> PyResult<Self> {
         let py = item.py();
+        let to_json = |data: Bound<'_, PyAny>| {
+            let data = match rule {
+                Some(rule) => rule.apply(data, description)?,
+                None => data,
+            };
+            value::python_to_json(&data, Purpose::Result, description)
+        };
         if !item.is_instance(chunk_type)? {
-            let data = value::python_to_json(item, Purpose::Result, description)?;
+            let data = to_json(item.clone())?;
             return Ok(Self { chunk: Chunk { data, metadata: BTreeMap::new() }, is_final: false });
         }
-        let data = value::python_to_json(&item.getattr(intern!(py, "data"))?, Purpose::Result, description)?;
+        let data = to_json(item.getattr(intern!(py, "data"))?)?;
         let mut metadata = BTreeMap::new();
         if let Ok(entries) = item.getattr(intern!(py, "metadata"))?.cast::<PyDict>() {
             for (key, entry) in entries {
@@ -132,6 +160,8 @@ struct ChunkWriter {
     tool: Arc<str>,
     /// The `StreamChunk` class.
     chunk_type: Py<PyAny>,
+    /// The rule for items. `None` if the tool may yield any value.
+    rule: Option<ResultRule>,
     /// The number of items so far, for error messages.
     count: u64,
 }
@@ -141,7 +171,8 @@ impl ChunkWriter {
         fork::exit_if_fork();
         self.count += 1;
         let description = format_args!("chunk {} of tool `{}`", self.count, self.tool);
-        let Item { chunk, is_final } = Item::read(item, self.chunk_type.bind(item.py()), description)?;
+        let Item { chunk, is_final } =
+            Item::read(item, self.chunk_type.bind(item.py()), self.rule.as_ref(), description)?;
         let put = self.sink.put(chunk);
         Ok(if is_final { Put::Closed } else { put })
     }

@@ -24,7 +24,7 @@ class ShowcaseAdapter(BaseAdapter):
     """Tools that demonstrate and test the features of a worker."""
 
     @tool(idempotent=True)
-    def add(self, a: float, b: float) -> float:
+    def add(self, a: float, b: float) -> int | float:
         """Add two numbers.
 
         Args:
@@ -34,7 +34,7 @@ class ShowcaseAdapter(BaseAdapter):
         return _plain(a + b)
 
     @tool(idempotent=True)
-    async def async_add(self, a: float, b: float) -> float:
+    async def async_add(self, a: float, b: float) -> int | float:
         """Add two numbers in a coroutine."""
         await asyncio.sleep(0)
         return _plain(a + b)

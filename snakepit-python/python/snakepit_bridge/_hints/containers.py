@@ -1,0 +1,310 @@
+"""Hints of lists, sets, tuples, maps and unions."""
+
+from __future__ import annotations
+
+# Not `collections.abc`: see `_checked`.
+import _collections_abc as abc
+import sys
+
+from snakepit_bridge._hints.base import LENGTHS, Hint, InvalidError, collect, describe, invalid, show
+from snakepit_bridge._hints.scalars import Null
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from typing import Any
+
+    from snakepit_bridge._hints.base import Schemas
+
+
+def as_list(hint: Hint, value: Any) -> Any:
+    """Return a list from JSON. Clients may send a list of numbers as an array.
+
+    Raises:
+        InvalidError: The value is not a list.
+    """
+    if type(value) is list:
+        return value
+    if isinstance(value, list | tuple):
+        return list(value)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray) and value.ndim:
+        return value.tolist()
+    raise hint.mismatch(value)
+
+
+class Items(Hint):
+    """A list, set or other collection of any length."""
+
+    wire = expected = "list"
+    constraints = LENGTHS
+
+    def __init__(self, item: Hint, make: Any, written: Any, *, unique: bool = False) -> None:
+        self._item = item
+        #: Creates the collection from a list. ``None`` for a list.
+        self._make = make
+        #: The types of collections that the tool may return.
+        self._written = written
+        self._unique = unique
+
+    def read(self, value: Any) -> Any:
+        items = self._each(as_list(self, value), self._item.read)
+        if self._make is None:
+            return items
+        try:
+            return self._make(items)
+        except TypeError as error:  # An item of a set that cannot be hashed.
+            raise invalid(f"cannot be converted to a `{self._make.__name__}`: {error}") from None
+
+    def write(self, value: Any) -> Any:
+        if not isinstance(value, self._written) or isinstance(value, str | bytes):
+            raise self.mismatch(value)
+        return self._each(value if isinstance(value, list | tuple) else list(value), self._item.write)
+
+    def _each(self, items: Any, convert: Callable[[Any], Any]) -> Any:
+        exact = self._item.exact
+        if type(self._item).read is Hint.read or (exact is not None and set(map(type, items)) <= {exact}):
+            return items
+        converted: list[Any] = []
+        problems: list[tuple[str, str]] = []
+        for index, item in enumerate(items):
+            try:
+                converted.append(convert(item))
+            except InvalidError as error:
+                collect(problems, f"[{index}]", error)
+        if problems:
+            raise InvalidError(problems)
+        return converted
+
+    def schema(self, schemas: Schemas) -> dict[str, Any]:
+        schema = {"type": "array", "items": self._item.schema(schemas)}
+        return {**schema, "uniqueItems": True} if self._unique else schema
+
+
+class Positions(Hint):
+    """A tuple whose items have separate hints."""
+
+    wire = expected = "list"
+    constraints = LENGTHS
+
+    def __init__(self, items: list[Hint]) -> None:
+        self._items = items
+
+    def read(self, value: Any) -> Any:
+        values = as_list(self, value)
+        return tuple(self._each(values, [item.read for item in self._items]))
+
+    def write(self, value: Any) -> Any:
+        if not isinstance(value, tuple | list):
+            raise self.mismatch(value)
+        return self._each(value, [item.write for item in self._items])
+
+    def _each(self, values: Any, converters: list[Callable[[Any], Any]]) -> list[Any]:
+        if len(values) != len(converters):
+            raise invalid(f"has {count(len(values), 'item')}, expected {len(converters)}")
+        converted: list[Any] = []
+        problems: list[tuple[str, str]] = []
+        for index, (value, convert) in enumerate(zip(values, converters, strict=True)):
+            try:
+                converted.append(convert(value))
+            except InvalidError as error:
+                collect(problems, f"[{index}]", error)
+        if problems:
+            raise InvalidError(problems)
+        return converted
+
+    def schema(self, schemas: Schemas) -> dict[str, Any]:
+        length = len(self._items)
+        schema: dict[str, Any] = {"type": "array", "minItems": length, "maxItems": length}
+        return {**schema, "prefixItems": [item.schema(schemas) for item in self._items]} if length else schema
+
+
+def count(number: int, noun: str) -> str:
+    """Return "1 item", "2 items"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+class Entries(Hint):
+    """A map whose keys and values have hints. JSON has only strings as keys."""
+
+    wire = expected = "map"
+    constraints = LENGTHS
+
+    def __init__(self, key: Hint, value: Hint, make: Any, written: Any) -> None:
+        self._key = key
+        self._value = value
+        #: Creates the map from a dict. ``None`` for a dict.
+        self._make = make
+        self._written = written
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise self.mismatch(value)
+        entries = self._each(value, self._key.read_key, self._value.read)
+        return entries if self._make is None else self._make(entries)
+
+    def write(self, value: Any) -> Any:
+        if not isinstance(value, self._written):
+            raise self.mismatch(value)
+        entries = value if isinstance(value, dict) else dict(value)
+        return self._each(entries, self._key.write_key, self._value.write)
+
+    def _each(
+        self, entries: dict[Any, Any], key_of: Callable[[Any], Any], value_of: Callable[[Any], Any]
+    ) -> dict[Any, Any]:
+        if _is_unchanged(self._key, entries) and _is_unchanged(self._value, entries.values()):
+            return entries
+        converted: dict[Any, Any] = {}
+        problems: list[tuple[str, str]] = []
+        for key, value in entries.items():
+            try:
+                new = key_of(key)
+                if new in converted:
+                    raise invalid(f"is {show(key)}, which another key equals")
+            except InvalidError as error:
+                collect(problems, f" key {show(key)}", error)
+                continue
+            try:
+                converted[new] = value_of(value)
+            except InvalidError as error:
+                collect(problems, f"[{quoted(key)}]", error)
+        if problems:
+            raise InvalidError(problems)
+        return converted
+
+    def schema(self, schemas: Schemas) -> dict[str, Any]:
+        value = self._value.schema(schemas)
+        schema: dict[str, Any] = {"type": "object", "additionalProperties": value or True}
+        keys = self._key.schema(schemas)
+        if keys.get("type") in ("integer", "number", "boolean"):
+            # Keys are strings.
+            return schema
+        rest = {keyword: value for keyword, value in keys.items() if keyword != "type"}
+        if rest and "anyOf" not in rest:
+            schema["propertyNames"] = rest
+        return schema
+
+
+def quoted(key: object) -> str:
+    """Return a key in double quotes, as JSON writes it."""
+    return f'"{key}"' if isinstance(key, str) and key.isprintable() and '"' not in key else show(key)
+
+
+def _is_unchanged(hint: Hint, values: Collection[Any]) -> bool:
+    exact = hint.exact
+    return type(hint).read is Hint.read or (exact is not None and set(map(type, values)) <= {exact})
+
+
+class Union(Hint):
+    """One of several hints. The first that accepts a value converts it, but 5 and 5.0 prefer their own types."""
+
+    def __init__(self, members: list[Hint]) -> None:
+        self._members = members
+        wires = {member.wire for member in members}
+        self.wire = wires.pop() if len(wires) == 1 else "any"
+        expected = list(dict.fromkeys(member.expected for member in members))
+        self.expected = " or ".join([*([", ".join(expected[:-1])] if expected[:-1] else []), expected[-1]])
+
+    def members(self) -> list[Hint]:
+        """Return the hints without ``None``."""
+        return [member for member in self._members if not isinstance(member, Null)]
+
+    def read(self, value: Any) -> Any:
+        return self._first(value, lambda member: member.read(value))
+
+    def write(self, value: Any) -> Any:
+        return self._first(value, lambda member: member.write(value))
+
+    def read_key(self, key: str) -> Any:
+        return self._first(key, lambda member: member.read_key(key))
+
+    def write_key(self, key: Any) -> Any:
+        return self._first(key, lambda member: member.write_key(key))
+
+    def _first(self, value: Any, convert: Callable[[Hint], Any]) -> Any:
+        kind = type(value)
+        if kind in (int, float, bool, type(None)):
+            exact = next((member for member in self._members if member.exact is kind), None)
+            if exact is not None:
+                return convert(exact)
+        problems: list[tuple[Hint, InvalidError]] = []
+        for member in self._members:
+            try:
+                return convert(member)
+            except InvalidError as error:
+                problems.append((member, error))
+        raise self._error(value, problems)
+
+    def _error(self, value: Any, problems: list[tuple[Hint, InvalidError]]) -> InvalidError:
+        # Members that expect another type of value do not explain the problem.
+        mismatch = f"{describe(value)}, expected "
+        near = [
+            (member, error)
+            for member, error in problems
+            if not any(path == "" and problem.startswith(mismatch) for path, problem in error.problems)
+            and not isinstance(member, Null)
+        ]
+        if len(near) == 1:
+            return near[0][1]
+        if not near:
+            return self.mismatch(value)
+        parts = []
+        for member, error in near:
+            path, problem = error.problems[0]
+            part = f"`{path.removeprefix('.')}` " if path else ""
+            parts.append(f"{member.expected}: {part}{problem}")
+        return invalid(f"fits none of its types ({'; '.join(parts)})")
+
+    def schema(self, schemas: Schemas) -> dict[str, Any]:
+        branches: list[dict[str, Any]] = []
+        for member in self._members:
+            schema = member.schema(schemas)
+            parts = schema["anyOf"] if schema.keys() == {"anyOf"} else [schema]
+            branches += [part for part in parts if part not in branches]
+        return branches[0] if len(branches) == 1 else {"anyOf": branches}
+
+
+class Default(Hint):
+    """The hint of a parameter whose default is ``None``, which callers may pass, too."""
+
+    def __init__(self, inner: Hint) -> None:
+        self._inner = inner
+        self.expected = inner.expected
+        members = inner.members() if isinstance(inner, Union) else [inner]
+        # The host accepts null for this default in addition to the type.
+        self.wire = members[0].wire if len(members) == 1 else inner.wire
+        self.description = getattr(inner, "description", "")
+
+    def read(self, value: Any) -> Any:
+        return None if value is None else self._inner.read(value)
+
+    def write(self, value: Any) -> Any:
+        return None if value is None else self._inner.write(value)
+
+    def schema(self, schemas: Schemas) -> dict[str, Any]:
+        schema = self._inner.schema(schemas)
+        null = {"type": "null"}
+        branches = schema["anyOf"] if schema.keys() == {"anyOf"} else [schema]
+        return schema if not schema or null in branches else {"anyOf": [*branches, null]}
+
+
+#: The collections that a list may become, and those that a tool may return for it.
+LISTS: dict[Any, tuple[type | None, type | tuple[type, ...], bool]] = {
+    list: (None, (list, tuple), False),
+    tuple: (tuple, (tuple, list), False),
+    set: (set, (set, frozenset), True),
+    frozenset: (frozenset, (set, frozenset), True),
+    abc.Sequence: (None, abc.Sequence, False),
+    abc.MutableSequence: (None, abc.MutableSequence, False),
+    abc.Collection: (None, abc.Collection, False),
+    abc.Iterable: (None, abc.Iterable, False),
+    abc.Set: (set, abc.Set, True),
+    abc.MutableSet: (set, abc.MutableSet, True),
+}
+
+#: The maps that a dict may become, and those that a tool may return for it.
+MAPS: dict[Any, tuple[type | None, type]] = {
+    dict: (None, dict),
+    abc.Mapping: (None, abc.Mapping),
+    abc.MutableMapping: (None, abc.MutableMapping),
+}

@@ -1,0 +1,302 @@
+"""Hints that are classes: dataclasses, attrs, msgspec structs, TypedDicts, named tuples and pydantic models."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NotRequired, Required, TypedDict, TypeVar
+
+import annotated_types
+import attrs
+import msgspec
+import pydantic
+import pytest
+
+from snakepit_bridge._hints.base import HintError, InvalidError
+from snakepit_bridge._hints.compiler import Compiler
+
+T = TypeVar("T")
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+@dataclass
+class Item:
+    name: str
+    price: float
+    count: Annotated[int, annotated_types.Ge(1)] = 1
+    color: Color = Color.RED
+
+
+@dataclass
+class Order:
+    items: list[Item]
+    parent: Order | None = None
+    notes: dict[str, list[int]] = field(default_factory=dict)
+    kind: ClassVar[str] = "order"
+    total: float = field(init=False, default=0)
+    factor: InitVar[float] = 1
+
+    def __post_init__(self, factor: float) -> None:
+        if not self.items:
+            raise ValueError("an order needs items")
+        self.total = factor * sum(item.price * item.count for item in self.items)
+
+
+@dataclass
+class Box(Generic[T]):
+    value: T
+
+
+@dataclass
+class Circle:
+    radius: float
+    kind: Literal["circle"] = "circle"
+
+
+@dataclass
+class Square:
+    side: float
+    kind: Literal["square"] = "square"
+
+
+class Movie(TypedDict, total=False):
+    title: Required[str]
+    year: int
+    tags: list[str]
+
+
+class Sequel(Movie):
+    number: int
+    of: NotRequired[Movie]
+
+
+class Point(NamedTuple):
+    x: int
+    y: float = 0.5
+
+
+@attrs.define
+class Account:
+    owner: str
+    _balance: float = attrs.field(default=0, validator=attrs.validators.ge(0))
+    tags: list[str] = attrs.Factory(list)
+    rate: float = attrs.field(default=0.5, converter=float)
+
+
+class Cat(msgspec.Struct, tag=True, rename="camel"):
+    full_name: str
+    lives: Annotated[int, msgspec.Meta(ge=0, le=9)] = 9
+
+
+class Dog(msgspec.Struct, tag=True):
+    name: str
+    friends: list[Cat | Dog] = []
+
+
+class Model(pydantic.BaseModel):
+    name: str
+    sizes: list[int] = []
+    child: Model | None = None
+    alias: int = pydantic.Field(validation_alias="theAlias", serialization_alias="theAlias", default=1)
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def short(cls, name: str) -> str:
+        if len(name) > 5:
+            raise ValueError("the name is long")
+        return name
+
+
+@dataclass
+class Holder:
+    model: Model
+    pets: list[Cat | Dog]
+    point: Point
+
+
+HERE = globals()
+#: Hint, JSON value, the value of the tool, and the JSON form of the latter if it is another one.
+ACCEPTED: list[tuple[Any, ...]] = [
+    (Item, {"name": "tea", "price": 2}, Item("tea", 2.0), {"name": "tea", "price": 2.0, "count": 1, "color": "red"}),
+    (
+        Order,
+        {"items": [{"name": "tea", "price": 2, "count": 3.0}], "parent": None, "notes": {"a": [1.0]}, "factor": 2},
+        Order([Item("tea", 2.0, 3)], None, {"a": [1]}, 2.0),
+        {
+            "items": [{"name": "tea", "price": 2.0, "count": 3, "color": "red"}],
+            "parent": None,
+            "notes": {"a": [1]},
+            "total": 12.0,
+        },
+    ),
+    (Box[int], {"value": 5.0}, Box(5), {"value": 5}),
+    (Box[list[Item]], {"value": []}, Box([])),
+    (Circle | Square, {"side": 1, "kind": "square"}, Square(1.0), {"side": 1.0, "kind": "square"}),
+    (Movie, {"title": "a", "year": 1999.0}, {"title": "a", "year": 1999}, {"title": "a", "year": 1999}),
+    (Sequel, {"title": "b", "number": 2, "of": {"title": "a"}}, {"title": "b", "number": 2, "of": {"title": "a"}}),
+    (Point, [1.0], Point(1), [1, 0.5]),
+    (Point, [1, 2], Point(1, 2.0), [1, 2.0]),
+    (
+        Account,
+        {"owner": "a", "balance": 5, "rate": "0.5"},
+        Account("a", 5.0),
+        {"owner": "a", "balance": 5.0, "tags": [], "rate": 0.5},
+    ),
+    (Cat, {"fullName": "a", "lives": 3.0}, Cat("a", 3), {"type": "Cat", "fullName": "a", "lives": 3}),
+    (
+        Cat | Dog,
+        {"type": "Dog", "name": "b", "friends": [{"type": "Cat", "fullName": "a", "lives": 1}]},
+        Dog("b", [Cat("a", 1)]),
+    ),
+    (
+        Model,
+        {"name": "a", "theAlias": 2},
+        Model.model_validate({"name": "a", "theAlias": 2}),
+        {"name": "a", "sizes": [], "child": None, "theAlias": 2},
+    ),
+    (list[Model], [{"name": "a", "sizes": [1.0]}], [Model(name="a", sizes=[1])], None),
+    (
+        Holder,
+        {"model": {"name": "a"}, "pets": [{"type": "Dog", "name": "b"}], "point": [1, 2.5]},
+        Holder(Model(name="a"), [Dog("b")], Point(1, 2.5)),
+        None,
+    ),
+    (Annotated[int, pydantic.AfterValidator(abs)], -2, 2, 2),
+    (pydantic.Json[list[int]], "[1]", [1], None),
+]
+
+
+@pytest.mark.parametrize("case", ACCEPTED, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_classes_are_built_from_maps_and_written_as_maps(case: tuple[Any, ...]) -> None:
+    annotation, json, value, *written = case
+    hint = Compiler(HERE).argument(annotation)
+    got = hint.read(json)
+    assert got == value
+    assert type(got) is type(value)
+    form = hint.write(value)
+    expected = written[0] if written else json
+    assert expected is None or form == expected
+
+
+#: Hint, JSON value, and the problems by path.
+REJECTED: list[tuple[Any, Any, dict[str, str]]] = [
+    (Item, 5, {"": "is an integer, expected map of `Item`"}),
+    (
+        Item,
+        {"price": "x", "count": 0, "colour": 1},
+        {
+            ".name": "is missing",
+            ".price": "is a string, expected float",
+            ".count": "is 0, below minimum 1",
+            ".colour": "is unknown (did you mean `color`?)",
+        },
+    ),
+    (
+        Order,
+        {
+            "items": [{"name": "a", "price": 1}, {"name": 1}],
+            "parent": {"items": [{"price": None, "name": "b"}]},
+            "total": 1,
+        },
+        {
+            ".items[1].name": "is an integer, expected string",
+            ".items[1].price": "is missing",
+            ".parent.items[0].price": "is a null, expected float",
+            ".total": "is unknown",
+        },
+    ),
+    (list[Order], [{"items": []}], {"[0]": "is invalid: an order needs items"}),
+    (Item, {"name": "a", "price": 1, "a b": 1}, {"['a b']": "is unknown"}),
+    (Box[int], {"value": "x"}, {".value": "is a string, expected integer"}),
+    (
+        Circle | Square,
+        {"kind": "square"},
+        {"": "fits none of its types (map of `Circle`: `radius` is missing; map of `Square`: `side` is missing)"},
+    ),
+    (Circle | None, {"radius": "x"}, {".radius": "is a string, expected float"}),
+    (Movie, {"year": "x"}, {".title": "is missing", ".year": "is a string, expected integer"}),
+    (Movie, {"title": "a", "titel": "b"}, {".titel": "is unknown (did you mean `title`?)"}),
+    (Sequel, {"title": "b", "of": {}}, {".number": "is missing", ".of.title": "is missing"}),
+    (Point, [], {"": "has 0 items, expected 1 to 2"}),
+    (Point, ["a", "b"], {"[0]": "is a string, expected integer", "[1]": "is a string, expected float"}),
+    (Account, {"owner": "a", "balance": -1}, {"": "is invalid: '_balance' must be >= 0: -1.0"}),
+    (Cat, {"fullName": "a", "lives": 10}, {".lives": "is 10, above maximum 9"}),
+    (Cat, {"type": "Cow", "fullName": "a"}, {".type": "is 'Cow', expected 'Cat'"}),
+    (Cat, {"full_name": "a"}, {".fullName": "is missing", ".full_name": "is unknown (did you mean `fullName`?)"}),
+    (
+        list[Model],
+        [{"name": "a"}, {"sizes": ["x"], "child": {"name": "too long"}}],
+        {
+            "[1].name": "is missing",
+            "[1].sizes[0]": "is invalid: Input should be a valid integer, unable to parse string as an integer",
+            "[1].child.name": "is invalid: the name is long",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize("case", REJECTED, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_all_wrong_fields_are_named_by_path(case: tuple[Any, Any, dict[str, str]]) -> None:
+    annotation, json, expected = case
+    with pytest.raises(InvalidError) as caught:
+        Compiler(HERE).argument(annotation).read(json)
+    assert dict(caught.value.problems) == expected
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        (Item, {"name": "a"}, {"": "is a map, expected a `test_hint_classes.Item`"}),
+        (Item, Item("a", "x"), {".price": "is a string, expected float"}),  # type: ignore[arg-type]
+        (list[Item], [Item("a", 1), Item("b", 1, 0)], {"[1].count": "is 0, below minimum 1"}),
+        (Movie, {"year": 1, "b": 2}, {".title": "is missing", ".b": "is unknown"}),
+        (Point, (1, 2), {"": "is a `tuple`, expected a `test_hint_classes.Point`"}),
+        (Cat, Dog("a"), {"": "is a `test_hint_classes.Dog`, expected a `test_hint_classes.Cat`"}),
+        (Model, {"name": "a"}, {"": "is a map, expected a `test_hint_classes.Model`"}),
+    ],
+)
+def test_results_that_contradict_a_class(annotation: Any, value: Any, expected: dict[str, str]) -> None:
+    with pytest.raises(InvalidError) as caught:
+        Compiler(HERE).argument(annotation).write(value)
+    assert dict(caught.value.problems) == expected
+
+
+def test_an_exception_of_a_constructor_that_is_no_rejection_passes_through() -> None:
+    @dataclass
+    class Broken:
+        value: int
+
+        def __post_init__(self) -> None:
+            raise LookupError("a bug")
+
+    with pytest.raises(LookupError, match="a bug"):
+        Compiler({"Broken": Broken}).argument(Broken).read({"value": 1})
+
+
+def test_a_class_whose_field_cannot_be_honoured_fails_the_start() -> None:
+    @dataclass
+    class Odd:
+        value: complex
+
+    class Unknown(TypedDict):
+        value: NotThere  # type: ignore[name-defined]  # noqa: F821
+
+    class Flat(msgspec.Struct, array_like=True):
+        value: int
+
+    class Odder(pydantic.BaseModel):
+        value: Callable[[], int]
+
+    for annotation, needle in [
+        (Odder, "is `Odder`, for which pydantic has no schema: Cannot generate a JsonSchema"),
+        (Odd, "Odd.value`, which is `complex`, which has no JSON form"),
+        (Unknown, "one of whose fields has a hint that cannot be evaluated: name 'NotThere' is not defined"),
+        (Flat, "which is array-like; remove `array_like`"),
+    ]:
+        with pytest.raises(HintError) as caught:
+            Compiler(HERE).argument(annotation)
+        assert needle in str(caught.value)
