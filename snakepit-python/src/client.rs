@@ -28,6 +28,7 @@ use crate::{
     caller::Caller,
     errors::{HostError, InvalidArgumentError},
     host::{RequestKind, Target},
+    listing::describe_listed,
     runtime::RuntimeHandle,
     value::{self, Purpose},
 };
@@ -83,6 +84,26 @@ impl HostClient {
             worker_id: "".into(),
             metadata: BTreeMap::new(),
         })
+    }
+
+    /// Lists the tools of the host by name.
+    #[pyo3(signature = (timeout))]
+    fn tools<'py>(
+        &self,
+        py: Python<'py>,
+        timeout: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let call = self.session_call(String::new(), timeout)?;
+        let request = pb::ListToolsRequest {};
+        let listed = call.request(py, RequestKind::Read, request, |mut client, request| async move {
+            client.list_tools(request).await
+        })?;
+        let tools = PyDict::new(py);
+        for tool in listed.tools {
+            let entry = describe_listed(py, tool)?;
+            tools.set_item(entry.as_any().get_item("name")?, entry)?;
+        }
+        Ok(tools)
     }
 
     /// Starts a call.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use pyo3::{
     exceptions::PyRuntimeError,
     prelude::*,
-    types::{PyBytes, PyDict, PyList},
+    types::{PyBytes, PyDict},
 };
 use snakepit_proto::pb;
 use snakepit_session::{Payload, ValueType};
@@ -24,6 +24,7 @@ use crate::{
     errors::{HostError, SnakepitError},
     host::{Host, RequestKind},
     host_stream::HostToolStream,
+    listing::describe_tool,
     value::{self, Purpose},
     variables::Variables,
 };
@@ -137,20 +138,7 @@ impl Call {
         })?;
         let tools = PyDict::new(py);
         for spec in response.tools {
-            let parameters = PyList::empty(py);
-            for parameter in spec.parameters {
-                let entry = PyDict::new(py);
-                entry.set_item("name", parameter.name)?;
-                entry.set_item("type", parameter.r#type)?;
-                entry.set_item("description", parameter.description)?;
-                entry.set_item("required", parameter.required)?;
-                parameters.append(entry)?;
-            }
-            let tool = PyDict::new(py);
-            tool.set_item("name", &spec.name)?;
-            tool.set_item("description", spec.description)?;
-            tool.set_item("parameters", parameters)?;
-            tool.set_item("supports_streaming", spec.supports_streaming)?;
+            let tool = describe_tool(py, &spec)?;
             tools.set_item(spec.name, tool)?;
         }
         Ok(tools)

@@ -35,6 +35,7 @@ mod host_stream;
 mod http2;
 mod interrupt;
 mod io;
+mod listing;
 mod local;
 mod multiplexed;
 mod open_streams;

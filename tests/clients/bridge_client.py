@@ -29,8 +29,14 @@ def check_blocking(client: Client) -> None:
     del endless
     with pytest.raises(NotFoundError, match="did you mean `add`"):
         client.call("ad")
-    with pytest.raises(InvalidArgumentError, match="`a`"):
+    with pytest.raises(InvalidArgumentError, match="`a`") as invalid:
         client.call("add", a="x", b=1)
+    assert invalid.value.violations == [("a", "is a string, expected float")]
+    add = client.tools()["add"]
+    assert (add["provider"], add["supports_streaming"]) == ("default", False)
+    assert add["input_schema"]["properties"]["a"] == {"type": "number", "description": "The first number."}
+    assert add["result_schema"] == {"anyOf": [{"type": "integer"}, {"type": "number"}]}
+    assert add["item_schema"] is None
     with pytest.raises(ToolFailed, match="on purpose"):
         client.call("fail", message="on purpose")
     with pytest.raises(DeadlineExceededError, match="sleep_for"):

@@ -48,6 +48,18 @@ class _Caller:
         """The host's own programs, shared by all sessions."""
         return GlobalPrograms(self._call)
 
+    def tools(self) -> dict[str, dict[str, Any]]:
+        """List the tools of the host by name.
+
+        Each has the keys ``name``, ``description``, ``parameters``, ``supports_streaming``, ``provider``,
+        ``input_schema``, ``result_schema`` and ``item_schema``. The last three are JSON Schemas of the arguments, the
+        result, and the items of a stream. ``None`` means that the tool does not declare it.
+
+        Raises:
+            HostUnavailableError: The host cannot be reached, or the connection broke.
+        """
+        return self._native.tools(self._options.timeout)
+
     def call(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool and wait for its result.
 

@@ -1,4 +1,4 @@
-//! `snakepit tools`, `workers`, `sessions` and `variables`, which print a table or lines of JSON.
+//! `snakepit workers`, `sessions` and `variables`, which print a table or lines of JSON.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     pub(crate) timeout: Duration,
 
     #[command(flatten)]
-    server: ServerArgs,
+    pub(crate) server: ServerArgs,
 }
 
 impl Args {
@@ -49,12 +49,16 @@ impl Args {
         self.server.start_clock(Some(self.timeout))
     }
 
-    fn rejection(&self, status: Status) -> Failure {
+    pub(crate) fn rejection(&self, status: Status) -> Failure {
         self.server.status_failure(status)
     }
 
     /// Prints rows as a table with these column names, or as JSON objects.
-    fn print(&self, heads: &[&str], rows: Vec<(Vec<String>, impl Serialize)>) -> Result<(), Failure> {
+    pub(crate) fn print(
+        &self,
+        heads: &[&str],
+        rows: Vec<(Vec<String>, impl Serialize)>,
+    ) -> Result<(), Failure> {
         if self.json {
             return rows.iter().try_for_each(|(_, object)| output::print_json(object));
         }
@@ -73,45 +77,6 @@ fn table_of(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, width: Opti
         table.set_width(width).set_content_arrangement(ContentArrangement::Dynamic);
     }
     table.to_string()
-}
-
-pub(crate) async fn tools(args: Args) -> Result<(), Failure> {
-    let tools = args
-        .server
-        .connect()
-        .await?
-        .list_tools(pb::ListToolsRequest {})
-        .await
-        .map_err(|status| args.rejection(status))?;
-    let rows = tools.into_inner().tools.into_iter().map(|tool| {
-        let spec = tool.spec.unwrap_or_default();
-        // The registry sets this key for tools that accept only their declared parameters.
-        let takes_others = spec.metadata.get("snakepit.closed").is_none_or(|closed| closed != "true");
-        let others = takes_others.then(|| "**".to_owned());
-        let parameters: Vec<_> = spec.parameters.iter().map(parameter).chain(others).collect();
-        let description = spec.description.lines().next().unwrap_or_default().to_owned();
-        let kind = if spec.supports_streaming { "stream" } else { "call" };
-        let object = json!({
-            "name": spec.name,
-            "kind": kind,
-            "provider": tool.provider,
-            "description": spec.description,
-            "parameters": spec.parameters.iter().map(|p| json!({
-                "name": p.name,
-                "type": p.r#type,
-                "required": p.required,
-                "description": p.description,
-            })).collect::<Vec<_>>(),
-            "takes_others": takes_others,
-        });
-        (vec![spec.name, kind.to_owned(), tool.provider, parameters.join(", "), description], object)
-    });
-    args.print(&["TOOL", "KIND", "PROVIDER", "PARAMETERS", "DESCRIPTION"], rows.collect())
-}
-
-fn parameter(parameter: &pb::ParameterSpec) -> String {
-    let optional = if parameter.required { "" } else { "?" };
-    format!("{}{optional}: {}", parameter.name, parameter.r#type)
 }
 
 pub(crate) async fn workers(args: Args) -> Result<(), Failure> {

@@ -15,6 +15,7 @@ mod serve;
 mod session_storage;
 mod size;
 mod suggestion;
+mod tools;
 
 use std::{ffi::OsString, process::ExitCode, thread::available_parallelism};
 
@@ -73,9 +74,9 @@ enum Command {
     /// Call a streaming tool and print each chunk as one line of JSON.
     #[command(after_help = CLIENT_HELP)]
     Stream(call::StreamArgs),
-    /// List the tools of a server.
+    /// List the tools of a server, or describe one of them.
     #[command(after_help = CLIENT_HELP)]
-    Tools(list::Args),
+    Tools(tools::ToolArgs),
     /// List the workers of a server.
     #[command(after_help = format!("{}\n\n{CLIENT_HELP}", list::WORKER_COLUMNS))]
     Workers(list::Args),
@@ -94,7 +95,8 @@ impl Command {
             Self::Serve(args) => args.json,
             Self::Call(args) => args.json,
             Self::Stream(args) => args.json,
-            Self::Tools(args) | Self::Workers(args) => args.json,
+            Self::Tools(args) => args.list.json,
+            Self::Workers(args) => args.json,
             Self::Sessions(args) => args.list.json,
             Self::Variables(args) => args.list.json,
         }
@@ -196,7 +198,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(*args, &all_flags()).await,
         Command::Call(mut args) => within(args.start_clock(), call::unary(args)).await,
         Command::Stream(mut args) => within(args.start_clock(), call::stream(args)).await,
-        Command::Tools(mut args) => listing(within(args.start_clock(), list::tools(args)).await),
+        Command::Tools(mut args) => listing(within(args.list.start_clock(), tools::run(args)).await),
         Command::Workers(mut args) => listing(within(args.start_clock(), list::workers(args)).await),
         Command::Sessions(mut args) => listing(within(args.list.start_clock(), list::sessions(args)).await),
         Command::Variables(mut args) => listing(within(args.list.start_clock(), list::variables(args)).await),
