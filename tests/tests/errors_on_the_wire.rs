@@ -10,6 +10,7 @@ use snakepit_proto::{
     status::{Details, TOOL_FAILED, WORKER_LOST, details_of},
     value,
 };
+use snakepit_server::ToolError;
 use snakepit_tests::{Client, SHOWCASE, Sandbox, execute, python, result_of, root, tool_request};
 use tokio::process::Command;
 use tonic::{Code, Status};
@@ -243,8 +244,74 @@ async fn a_worker_rejects_arguments_with_the_same_status_as_the_host() {
         assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
         assert!(status.message().starts_with("argument `value` of tool `shape_of` "), "{status:?}");
         assert_eq!(status.message().matches("argument").count(), 1, "{status:?}");
-        assert_eq!(details_of(&status).violation.unwrap().field, "value");
+        assert_eq!(details_of(&status).violations[0].field, "value");
     }
+}
+
+#[tokio::test]
+async fn arguments_that_contradict_type_hints_are_rejected_with_the_path_of_each_problem() {
+    let sandbox = Sandbox::adapter("orders:Orders", 1).start().await;
+    let mut client = sandbox.client().await;
+    let total = async |client: &mut Client, args: Value| {
+        client
+            .execute_tool(tool_request("total", &args))
+            .await
+            .map(|response| result_of(response.into_inner()))
+    };
+    let valid = json!({"items": [{"name": "tea", "price": 9.99, "count": 2.0}], "due": "2026-11-30"});
+    assert_eq!(total(&mut client, valid).await.unwrap(), "19.98");
+
+    let invalid =
+        json!({"items": [{"name": "tea", "price": "x"}, {"price": 1, "count": 0}], "currency": "GBP"});
+    let problems = [
+        ("items[0].price", "is 'x', expected a number, or a decimal number as text"),
+        ("items[1].name", "is missing"),
+        ("items[1].count", "is 0, below minimum 1"),
+        ("currency", "is 'GBP', expected 'EUR' or 'USD'"),
+    ];
+    let status = total(&mut client, invalid.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let start = "argument `items[0].price` of tool `total` is 'x', ";
+    let end = "`items[1].name` is missing, `items[1].count` is 0, below minimum 1, and `currency` is 'GBP', expected 'EUR' or 'USD'";
+    assert!(status.message().starts_with(start) && status.message().ends_with(end), "{status:?}");
+    let violations = details_of(&status).violations;
+    let found: Vec<_> =
+        violations.iter().map(|each| (each.field.as_str(), each.description.as_str())).collect();
+    assert_eq!(found, problems);
+
+    let client = snakepit_server::Client::connect(sandbox.url()).await.unwrap();
+    let error = client.execute::<Value>("total", invalid).await.unwrap_err();
+    let snakepit_server::Error::Tool(ToolError::InvalidArguments { violations, .. }) = &error else {
+        panic!("{error}")
+    };
+    let found: Vec<_> =
+        violations.iter().map(|each| (each.field.as_str(), each.description.as_str())).collect();
+    assert_eq!(found, problems);
+    assert!(!error.may_have_run());
+
+    let wrong = json!({"items": 5, "due": 6});
+    let error = client.execute::<Value>("total", wrong).await.unwrap_err().to_string();
+    assert!(
+        error.contains(
+            "argument `items` of tool `total` is an integer, expected list, and `due` is an integer"
+        ),
+        "{error}"
+    );
+
+    let listed = sandbox.cli_ok(&["tools", "total", "--json"]).await;
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let item = &listed["input_schema"]["$defs"]["Item"]["properties"]["count"];
+    assert_eq!(item, &json!({"type": "integer", "minimum": 1, "default": 1}));
+    assert_eq!(listed["input_schema"]["properties"]["items"]["description"], "The items of one order.");
+    assert_eq!((&listed["result_schema"]["type"], &listed["item_schema"]), (&json!("string"), &Value::Null));
+    let text = sandbox.cli_ok(&["tools", "total"]).await;
+    assert!(
+        text.starts_with("total (call, default)\nAdd the prices of all items.\n\nArguments:\n{\n"),
+        "{text}"
+    );
+    let missing = sandbox.cli(&["tools", "totl"]).await;
+    assert_eq!(missing.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("did you mean `total`?"), "{missing:?}");
 }
 
 #[tokio::test]
