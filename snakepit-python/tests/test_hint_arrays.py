@@ -23,6 +23,7 @@ def read(hint: Any, value: Any) -> Any:
     [
         (np.ndarray, [[1, 2]], np.array([[1, 2]])),
         (npt.NDArray[Any], [1.5], np.array([1.5])),
+        (npt.ArrayLike, [1.5], np.array([1.5])),
         (npt.NDArray[np.float32], [1, 2], np.array([1, 2], np.float32)),
         (npt.NDArray[np.float32], [], np.array([], np.float32)),
         (npt.NDArray[np.float32], 1.5, np.array(1.5, np.float32)),

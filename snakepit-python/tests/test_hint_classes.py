@@ -265,6 +265,30 @@ def test_results_that_contradict_a_class(annotation: Any, value: Any, expected: 
     assert dict(caught.value.problems) == expected
 
 
+def test_hints_of_a_class_are_evaluated_in_its_module() -> None:
+    class Item:
+        """Hides the class of the module."""
+
+    order = Compiler({"Item": Item}).argument(Order)
+    assert order.read({"items": [{"name": "a", "price": 1}]}) == Order([globals()["Item"]("a", 1.0)])
+
+
+def test_classes_inside_of_a_function_may_contain_each_other() -> None:
+    @dataclass
+    class Leaf:
+        value: int
+
+    @dataclass
+    class Tree:
+        leaves: list[Leaf]
+        trees: list[Tree]
+
+    hint = Compiler({"Leaf": Leaf}).argument(Tree)
+    value = {"leaves": [{"value": 1}], "trees": [{"leaves": [], "trees": []}]}
+    assert hint.read(value) == Tree([Leaf(1)], [Tree([], [])])
+    assert hint.write(hint.read(value)) == value
+
+
 def test_an_exception_of_a_constructor_that_is_no_rejection_passes_through() -> None:
     @dataclass
     class Broken:

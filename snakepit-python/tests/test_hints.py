@@ -15,8 +15,9 @@ from uuid import UUID
 
 import annotated_types
 import pytest
+from typing_extensions import TypeAliasType
 
-from snakepit_bridge._hints.base import MAX_PROBLEMS, HintError, InvalidError
+from snakepit_bridge._hints.base import MAX_PROBLEMS, HintError, InvalidError, Schemas
 from snakepit_bridge._hints.compiler import Compiler
 
 
@@ -287,6 +288,22 @@ def test_results_that_contradict_their_hint(case: tuple[Any, Any, dict[str, str]
 def test_results_of_related_types_are_valid(hint: Any, value: Any, expected: Any) -> None:
     written = write(hint, value)
     assert (list(written) if isinstance(expected, list) else written) == expected
+
+
+def test_an_alias_may_contain_itself() -> None:
+    Json = TypeAliasType("Json", "int | list[Json]")  # type: ignore[misc]  # noqa: N806
+    hint = Compiler({"Json": Json}).argument(Json)
+    assert hint.read([1, [2.0]]) == [1, [2]]
+    assert hint.write([1, [2]]) == [1, [2]]
+    with pytest.raises(InvalidError) as caught:
+        hint.read([1, [2, "x"]])
+    assert caught.value.problems == [("[1][1]", "is a string, expected integer or list")]
+    schemas = Schemas(is_result=False)
+    items = {"type": "array", "items": {"$ref": "#/$defs/Json"}}
+    assert schemas.complete(hint.schema(schemas)) == {
+        "anyOf": [{"type": "integer"}, items],
+        "$defs": {"Json": {"anyOf": [{"type": "integer"}, items]}},
+    }
 
 
 def test_an_error_reports_a_bounded_number_of_problems() -> None:

@@ -69,7 +69,7 @@ class Compiler:
         """
         if _is_binary(annotation):
             return Binary(annotation, is_whole=True)
-        if _is_union(annotation) and any(map(_is_binary, annotation.__args__)):
+        if _is_union(annotation) and any(map(_is_binary, annotation.__args__)) and not _is_array_like(annotation):
             return Union([self.argument(member) for member in annotation.__args__])
         return self.hint(annotation)
 
@@ -101,6 +101,8 @@ class Compiler:
     def _special(self, annotation: Any) -> Hint | None:
         """Compile a form of `typing`. Return ``None`` for a class."""
         if _is_union(annotation):
+            if _is_array_like(annotation):
+                return self.hint(sys.modules["numpy"].ndarray)
             return self._union(annotation.__args__)
         typing = sys.modules.get("typing")
         kind = type(annotation).__name__
@@ -196,16 +198,21 @@ class Compiler:
         """
         import typing
 
-        local = {**{known.__name__: known for known in self._known if isinstance(known, type)}, cls.__name__: cls}
         try:
-            return typing.get_type_hints(cls, localns={**self._namespace, **local}, include_extras=True)
+            return typing.get_type_hints(cls, include_extras=True)
+        except NameError:
+            # A class inside of a function knows itself, and the classes around it, only by the tool.
+            known = {known.__name__: known for known in self._known if isinstance(known, type)}
+        except Exception as error:
+            raise HintError(f"is `{cls.__qualname__}`, whose hints cannot be evaluated: {error}") from None
+        try:
+            namespace = {**self._namespace, **known, cls.__name__: cls}
+            return typing.get_type_hints(cls, localns=namespace, include_extras=True)
         except NameError as error:
             raise HintError(
                 f"is `{cls.__qualname__}`, one of whose fields has a hint that cannot be evaluated: {error}; define or "
                 "import it at the top of the module, not only for type checkers"
             ) from None
-        except Exception as error:
-            raise HintError(f"is `{cls.__qualname__}`, whose hints cannot be evaluated: {error}") from None
 
     def _recursive(self, key: Any, compile_target: Callable[[], Hint]) -> Hint:
         known = self._known.get(key)
@@ -280,6 +287,11 @@ def _is_union(annotation: Any) -> bool:
     return isinstance(annotation, _UNION) or (
         typing is not None and getattr(annotation, "__origin__", None) is typing.Union
     )
+
+
+def _is_array_like(annotation: Any) -> bool:
+    typing = sys.modules.get("numpy.typing")
+    return typing is not None and annotation == typing.ArrayLike
 
 
 def _is_deque(origin: Any) -> bool:
