@@ -104,7 +104,7 @@ class Shop(BaseAdapter):
     def static(color: Color) -> str:
         return color.name
 
-    partial = tool(functools.partial(scaled, factor=2))
+    partial = staticmethod(tool(functools.partial(scaled, factor=2)))
     callable = tool(Doubled())
 
     @tool

@@ -306,6 +306,17 @@ def test_an_alias_may_contain_itself() -> None:
     }
 
 
+def test_an_alias_may_have_parameters() -> None:
+    Item = TypeVar("Item")
+    Pairs = TypeAliasType("Pairs", dict[str, Item] | list[tuple[str, Item]], type_params=(Item,))  # noqa: N806
+    hint = Compiler(HERE).argument(Pairs[int])
+    assert hint.read({"a": 1.0}) == {"a": 1}
+    assert hint.read([["a", 1.0]]) == [("a", 1)]
+    with pytest.raises(InvalidError) as caught:
+        hint.read({"a": "x"})
+    assert caught.value.problems == [('["a"]', "is a string, expected integer")]
+
+
 def test_an_error_reports_a_bounded_number_of_problems() -> None:
     found = problems(list[int], ["a"] * 1000)
     assert list(found) == [f"[{index}]" for index in range(MAX_PROBLEMS)]

@@ -100,9 +100,9 @@ class Compiler:
 
     def _special(self, annotation: Any) -> Hint | None:
         """Compile a form of `typing`. Return ``None`` for a class."""
+        if _is_array_like(annotation):
+            return self.hint(sys.modules["numpy"].ndarray)
         if _is_union(annotation):
-            if _is_array_like(annotation):
-                return self.hint(sys.modules["numpy"].ndarray)
             return self._union(annotation.__args__)
         typing = sys.modules.get("typing")
         kind = type(annotation).__name__
@@ -130,7 +130,7 @@ class Compiler:
         if getattr(origin, "_name", None) in ("Final", "ClassVar", "Required", "NotRequired", "ReadOnly"):
             return self.hint(annotation.__args__[0])
         if type(origin).__name__ == "TypeAliasType":
-            raise HintError(f"is `{_shown(annotation)}`, a generic alias; write its value instead")
+            return self._recursive(annotation, lambda: self.hint(_value_of_alias(origin, annotation.__args__)))
         return None
 
     def _generic(self, annotation: Any, origin: Any, arguments: tuple[Any, ...]) -> Hint:
@@ -276,6 +276,14 @@ def _needs_pydantic(item: Any) -> bool:
     if kind.__name__ == "FieldInfo":
         return False
     return kind.__module__.startswith("pydantic") and kind.__name__ != "_PydanticGeneralMetadata"
+
+
+def _value_of_alias(alias: Any, arguments: tuple[Any, ...]) -> Any:
+    """Return the value of a generic alias, such as `NDArray[np.float32]` in newer versions of numpy."""
+    values = dict(zip(alias.__type_params__, arguments, strict=False))
+    value = alias.__value__
+    parameters = getattr(value, "__parameters__", ())
+    return value[tuple(values.get(parameter, parameter) for parameter in parameters)] if parameters else value
 
 
 def _is_binary(annotation: Any) -> bool:
