@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NotRequired, Required, TypedDict, TypeVar
 
 import annotated_types
@@ -166,6 +167,7 @@ ACCEPTED: list[tuple[Any, ...]] = [
         None,
     ),
     (Annotated[int, pydantic.AfterValidator(abs)], -2, 2, 2),
+    (Annotated[int, pydantic.Field(strict=True, ge=0)], 2, 2),
     (pydantic.Json[list[int]], "[1]", [1], None),
 ]
 
@@ -227,6 +229,11 @@ REJECTED: list[tuple[Any, Any, dict[str, str]]] = [
     (Cat, {"fullName": "a", "lives": 10}, {".lives": "is 10, above maximum 9"}),
     (Cat, {"type": "Cow", "fullName": "a"}, {".type": "is 'Cow', expected 'Cat'"}),
     (Cat, {"full_name": "a"}, {".fullName": "is missing", ".full_name": "is unknown (did you mean `fullName`?)"}),
+    (
+        Annotated[Decimal, pydantic.Field(max_digits=2)],
+        "1.23",
+        {"": "is invalid: Decimal input should have no more than 2 digits in total"},
+    ),
     (
         list[Model],
         [{"name": "a"}, {"sizes": ["x"], "child": {"name": "too long"}}],
@@ -316,6 +323,7 @@ def test_a_class_whose_field_cannot_be_honoured_fails_the_start() -> None:
         value: Callable[[], int]
 
     for annotation, needle in [
+        (Annotated[int, pydantic.Field(alias="a")], "has the alias 'a'; only fields of pydantic models have aliases"),
         (Odder, "is `Odder`, for which pydantic has no schema: Cannot generate a JsonSchema"),
         (Odd, "Odd.value`, which is `complex`, which has no JSON form"),
         (Unknown, "one of whose fields has a hint that cannot be evaluated: name 'NotThere' is not defined"),

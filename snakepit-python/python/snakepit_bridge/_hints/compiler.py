@@ -274,8 +274,11 @@ def _needs_pydantic(item: Any) -> bool:
     """Return whether only pydantic understands the metadata, such as its validators."""
     kind = type(item)
     if kind.__name__ == "FieldInfo":
-        return False
-    return kind.__module__.startswith("pydantic") and kind.__name__ != "_PydanticGeneralMetadata"
+        return any(map(_needs_pydantic, item.metadata))
+    if kind.__name__ == "_PydanticGeneralMetadata":
+        # Such as `strict` and `max_digits`.
+        return set(vars(item)) != {"pattern"}
+    return kind.__module__.startswith("pydantic")
 
 
 def _value_of_alias(alias: Any, arguments: tuple[Any, ...]) -> Any:

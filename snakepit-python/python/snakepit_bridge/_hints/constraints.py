@@ -49,6 +49,8 @@ def _flat(metadata: Iterable[Any]) -> Iterator[Any]:
         # The constraints of a `FieldInfo` are in its own metadata.
         parts = getattr(item, "metadata", None)
         if type(item).__name__ == "FieldInfo" and isinstance(parts, list):
+            if item.validation_alias is not None:
+                raise HintError(f"has the alias {item.validation_alias!r}; only fields of pydantic models have aliases")
             yield item
             yield from _flat(parts)
         elif getattr(item, "__is_annotated_types_grouped_metadata__", False):
