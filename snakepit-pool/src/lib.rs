@@ -64,10 +64,10 @@ mod trace;
 
 pub use config::PoolConfig;
 pub use error::PoolError;
-pub use metrics::CallTotals;
 pub use pool::Pool;
 pub use readiness::Readiness;
 pub use remote_tool::{PoolService, RemoteTool};
+pub use snakepit_registry::CallTotals;
 pub use status::{PoolStatus, WorkerState, WorkerStatus};
 
 /// Runs the example of the README.

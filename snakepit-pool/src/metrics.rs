@@ -17,31 +17,12 @@ use std::{
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
-use snakepit_registry::{CallOutcome, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{
+    CallOutcome, CallTotals, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply,
+};
 use tower::{Layer, Service};
 
 use crate::chunks::wrap;
-
-/// The number of calls of a pool by outcome. The sum of all fields except `retried` is the number of ended calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct CallTotals {
-    /// Ended with a reply. A stream counts when it has been read to its end.
-    pub succeeded: u64,
-    /// Failed in the tool, or invalid.
-    pub failed: u64,
-    /// Rejected, because the queue was full, no worker was available or the pool was shutting down.
-    pub rejected: u64,
-    /// Ended at their deadline.
-    pub timed_out: u64,
-    /// Dropped by their caller, cancelled by id, or cut off by a shutdown.
-    pub cancelled: u64,
-    /// Lost with their worker.
-    pub lost: u64,
-    /// Retries after a worker was lost. One call may count several times.
-    pub retried: u64,
-}
 
 /// The counters behind [`CallTotals`].
 #[derive(Debug, Default)]
@@ -58,15 +39,15 @@ pub(crate) struct Totals {
 impl Totals {
     pub(crate) fn read(&self) -> CallTotals {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        CallTotals {
-            succeeded: read(&self.succeeded),
-            failed: read(&self.failed),
-            rejected: read(&self.rejected),
-            timed_out: read(&self.timed_out),
-            cancelled: read(&self.cancelled),
-            lost: read(&self.lost),
-            retried: read(&self.retried),
-        }
+        let mut totals = CallTotals::default();
+        totals.succeeded = read(&self.succeeded);
+        totals.failed = read(&self.failed);
+        totals.rejected = read(&self.rejected);
+        totals.timed_out = read(&self.timed_out);
+        totals.cancelled = read(&self.cancelled);
+        totals.lost = read(&self.lost);
+        totals.retried = read(&self.retried);
+        totals
     }
 
     fn counter_for(&self, error: &ToolError) -> &AtomicU64 {

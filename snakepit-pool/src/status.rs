@@ -107,7 +107,8 @@ mod tests {
             calls: 2,
             restarts: 0,
         };
-        let calls = CallTotals { succeeded: 2, ..CallTotals::default() };
+        let mut calls = CallTotals::default();
+        calls.succeeded = 2;
         let status = PoolStatus {
             name: "gpu".into(),
             queued: 0,

@@ -53,6 +53,7 @@ mod service;
 mod spec;
 mod sync;
 mod timeline;
+mod totals;
 
 /// The trait of streams such as [`ChunkStream`], from `futures-core`.
 pub use futures_core::Stream;
@@ -82,6 +83,7 @@ pub use service::{CallLayer, CallLayers, CallProgress, CallService, HandlerServi
 pub use snakepit_reason::{Code, Reason};
 pub use spec::{ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolSpec};
 pub use timeline::{CallOutcome, CallRecord, CallTimeline};
+pub use totals::CallTotals;
 
 /// Runs the example of the README.
 #[cfg(doctest)]

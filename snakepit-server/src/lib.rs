@@ -153,9 +153,9 @@ pub type Host = Caller<LocalHost>;
 pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
 
 pub use snakepit_client::{
-    CallBatch, Caller, Client, ClientBuilder, Error, EventStream, GlobalPrograms, HostHandle, RemoteHost,
-    Reply, ReplyStream, SessionEventStream, SessionInfo, SessionWatch, SessionWatchEvent, WorkerInfo,
-    transport,
+    CallBatch, Caller, Client, ClientBuilder, Error, EventStream, GlobalPrograms, HostHandle, PoolInfo,
+    RemoteHost, Reply, ReplyStream, SessionEventStream, SessionInfo, SessionWatch, SessionWatchEvent,
+    WorkerInfo, transport,
 };
 pub use snakepit_pool::{
     CallTotals, PoolConfig, PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,

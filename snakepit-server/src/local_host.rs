@@ -74,7 +74,7 @@ impl HostHandle for LocalHost {
     }
 
     async fn session(&self, id: &SessionId) -> Result<Session, Error> {
-        Ok(self.host.sessions.get(id).await?)
+        Ok(self.host.sessions.get(id).await.map_err(SessionError::of_read)?)
     }
 
     async fn delete_session(&self, id: &SessionId) -> Result<(), Error> {
@@ -91,11 +91,11 @@ impl HostHandle for LocalHost {
     }
 
     async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, Error> {
-        Ok(self.host.sessions.variable(id, identifier).await?)
+        Ok(self.host.sessions.variable(id, identifier).await.map_err(SessionError::of_read)?)
     }
 
     async fn variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, Error> {
-        Ok(self.host.sessions.list_variables(id, pattern).await?)
+        Ok(self.host.sessions.list_variables(id, pattern).await.map_err(SessionError::of_read)?)
     }
 
     async fn set_variable(&self, id: &SessionId, write: SetVariable) -> Result<u32, Error> {
@@ -107,7 +107,7 @@ impl HostHandle for LocalHost {
         id: &SessionId,
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, Error> {
-        Ok(self.host.sessions.variables(id, identifiers).await?)
+        Ok(self.host.sessions.variables(id, identifiers).await.map_err(SessionError::of_read)?)
     }
 
     async fn set_variables(
@@ -129,7 +129,7 @@ impl HostHandle for LocalHost {
         identifier: &str,
         limit: usize,
     ) -> Result<Vec<VariableVersion>, Error> {
-        Ok(self.host.sessions.variable_history(id, identifier, limit).await?)
+        Ok(self.host.sessions.variable_history(id, identifier, limit).await.map_err(SessionError::of_read)?)
     }
 
     async fn rollback(&self, id: &SessionId, identifier: &str, version: u32) -> Result<Variable, Error> {
@@ -142,8 +142,9 @@ impl HostHandle for LocalHost {
         identifiers: Vec<String>,
         include_initial: bool,
     ) -> Result<EventStream, Error> {
-        let watch = self.host.sessions.watch_variables(id, &identifiers, include_initial).await?;
-        let events = watch.map(|event| event.map_err(Error::from));
+        let watch = self.host.sessions.watch_variables(id, &identifiers, include_initial).await;
+        let events =
+            watch.map_err(SessionError::of_read)?.map(|event| event.map_err(|error| error.of_read().into()));
         let stopped = self.host.stop.clone().cancelled_owned();
         let end = stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { may_have_run: false }.into()));
         // Events first, so that the watch delivers all changes from before the shutdown.
@@ -161,11 +162,11 @@ impl HostHandle for LocalHost {
     }
 
     async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
-        Ok(self.host.sessions.program(&owner(id), name).await?)
+        Ok(self.host.sessions.program(&owner(id), name).await.map_err(SessionError::of_read)?)
     }
 
     async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
-        Ok(self.host.sessions.programs(&owner(id)).await?)
+        Ok(self.host.sessions.programs(&owner(id)).await.map_err(SessionError::of_read)?)
     }
 
     async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), Error> {

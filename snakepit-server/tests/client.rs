@@ -16,9 +16,11 @@ use axum::{
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use snakepit_server::{
-    Client, ClientBuilder, Error, ErrorKind, FnTool, PageRequest, Payload, Program, SessionEventKind,
-    SessionWatchEvent, Snakepit, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
-    testing::InProcessWorkers, transport::HttpService,
+    Client, ClientBuilder, Error, ErrorKind, FnTool, PageRequest, Payload, Program, SessionError,
+    SessionEventKind, SessionWatchEvent, Snakepit, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
+    status::{from_session_error, from_write_error},
+    testing::InProcessWorkers,
+    transport::HttpService,
 };
 use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
 use tower::{layer::layer_fn, util::MapRequestLayer};
@@ -205,6 +207,62 @@ async fn requests_other_than_calls_move_to_the_next_address_too() {
 }
 
 #[tokio::test]
+async fn calls_move_on_from_a_host_that_drains_and_running_ones_stay() {
+    let (first, second) = (Fixture::start("first").await, Fixture::start("second").await);
+    let clients = async || {
+        let builder = Client::builder().fallback(second.address());
+        builder.connect(&first.address()).await.unwrap()
+    };
+    let (client, other, alone) = (clients().await, clients().await, first.client().await);
+    let large = "x".repeat(1 << 20);
+    // On the shared stream, and as a separate RPC.
+    let calls = [client.call("gated"), client.call("gated").arg("large", &large)];
+    let mut running = Vec::new();
+    for call in calls {
+        running.push(tokio::spawn(call.unary::<i64>()));
+        first.gated.started().await;
+    }
+    let (mut readiness, draining) = (first.snakepit.readiness(), first.snakepit.clone());
+    let draining = tokio::spawn(async move { draining.shutdown_within(SOON).await });
+    let begun = readiness.wait_for(|readiness| !readiness.serves_calls());
+    tokio::time::timeout(SOON, begun).await.expect("the shutdown begins").unwrap();
+
+    let rejected = name_from(&alone).await.unwrap_err();
+    assert!(rejected.kind() == ErrorKind::ShuttingDown && !rejected.may_have_run(), "{rejected:?}");
+    let names = futures_util::future::join_all((0..100).map(|_| name_from(&client))).await;
+    assert!(names.iter().all(|name| name.as_deref().is_ok_and(|name| name == "second")), "{names:?}");
+    let separate = other.call("name").arg("large", &large).unary::<String>().await.unwrap();
+    assert_eq!(separate.value, "second");
+    assert!(!draining.is_finished() && running.iter().all(|call| !call.is_finished()));
+    for call in running {
+        first.gated.permit();
+        assert_eq!(tokio::time::timeout(SOON, call).await.unwrap().unwrap().unwrap().value, 1);
+    }
+    tokio::time::timeout(SOON, draining).await.expect("the host ends").unwrap().unwrap();
+    assert_eq!(name_from(&client).await.unwrap(), "second");
+    second.snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_backend_may_have_written_but_not_read() {
+    let failing = layer_fn(|_: HttpService| {
+        tower::service_fn(|request: http::Request<snakepit_server::transport::Body>| async move {
+            let (error, path) = (SessionError::backend("reset"), request.uri().path());
+            let is_write = path.ends_with("PutProgram");
+            let status = if is_write { from_write_error(&error) } else { from_session_error(&error) };
+            Ok::<_, tonic::Status>(status.into_http::<snakepit_server::transport::Body>())
+        })
+    });
+    let client = Client::builder().layer(failing).connect_lazily("127.0.0.1:1").unwrap();
+    let programs = client.global_programs();
+    let write = programs.put("model", Program::new("weights", "text/plain")).await.unwrap_err();
+    let read = programs.get("model").await.unwrap_err();
+    assert_eq!((read.kind(), read.to_string()), (write.kind(), write.to_string()));
+    assert!(write.may_have_run() && !write.is_retryable(), "{write:?}");
+    assert!(!read.may_have_run() && read.is_retryable(), "{read:?}");
+}
+
+#[tokio::test]
 async fn each_address_gets_a_share_of_the_time_for_connecting() {
     let host = Fixture::start("a").await;
     // Accepts connections and sends nothing.
@@ -356,6 +414,11 @@ async fn operations_of_the_host() {
     assert!(tools[0].0.supports_streaming && !tools[1].0.supports_streaming);
     let workers = client.workers().await.unwrap();
     assert_eq!((workers.len(), workers[0].state.as_str(), workers[0].pid), (8, "idle", None));
+    name_from(&client).await.unwrap();
+    // Remote and local programs read the same values.
+    let (remote, local) = (client.status().await.unwrap(), host.snakepit.status());
+    assert_eq!((remote.calls.succeeded, remote.in_flight, remote.workers.len()), (1, 0, 8));
+    assert_eq!(serde_json::to_value(&remote).unwrap(), serde_json::to_value(&local).unwrap());
 
     let mut events = client.session_events().await.unwrap();
     for id in ["a", "b", "c"] {

@@ -237,7 +237,8 @@ pub enum SessionError {
     /// The backend did not issue this page token.
     #[error("invalid page token; pass the token of the previous page unchanged, or none for the first page")]
     InvalidPageToken,
-    /// The backend cannot write now, for example because its disk is full. Nothing was written.
+    /// The backend failed without a write: it cannot write now, for example because its disk is full, or the failed operation only
+    /// reads.
     #[error("session backend failed: {problem}")]
     NotWritten {
         /// The problem.
@@ -274,6 +275,23 @@ impl SessionError {
     /// Creates the error of a backend that cannot write now. Nothing was written.
     pub fn not_written(problem: impl Into<String>) -> Self {
         Self::NotWritten { problem: problem.into(), source: None }
+    }
+
+    /// Converts the error of an operation that only reads. If the backend failed, the result is
+    /// [`NotWritten`](Self::NotWritten), because no write can have happened.
+    ///
+    /// ```
+    /// use snakepit_session::SessionError;
+    ///
+    /// let error = SessionError::backend("the connection was reset").of_read();
+    /// assert_eq!(error, SessionError::not_written("the connection was reset"));
+    /// ```
+    #[must_use]
+    pub fn of_read(self) -> Self {
+        match self {
+            Self::Backend { problem, source } => Self::NotWritten { problem, source },
+            error => error,
+        }
     }
 
     /// Sets the cause of a backend's failure. Has no effect on other errors, which have no source.

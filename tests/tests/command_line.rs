@@ -35,6 +35,12 @@ async fn the_commands_print_results_chunks_and_tables() {
     let workers = json_lines(&sandbox.cli_ok(&["workers", "--json"]).await);
     assert_eq!(workers.len(), 2);
     assert!(workers.iter().all(|worker| worker["state"] == "idle"), "{workers:?}");
+    let status = json_lines(&sandbox.cli_ok(&["status", "--json"]).await);
+    assert_eq!((&status[0]["name"], &status[0]["queued"]), (&json!("default"), &json!(0)));
+    assert_eq!(status[0]["workers"], json!(workers));
+    assert!(status[0]["calls"]["succeeded"].as_u64() > Some(0), "{status:?}");
+    let table = sandbox.cli_ok(&["status"]).await;
+    assert!(table.contains("IN FLIGHT") && table.contains("2/2"), "{table}");
 
     sandbox.cli_ok(&["call", "add", "--args", r#"{"a": 1, "b": 2}"#, "--session", "alice"]).await;
     let sessions = json_lines(&sandbox.cli_ok(&["sessions", "--json"]).await);

@@ -132,7 +132,9 @@ async fn workers_may_make_only_the_requests_that_they_need() {
     for allowed in ["Ping", "Heartbeat", "GetExposedElixirTools"] {
         assert_eq!(codes[allowed], "OK", "{codes}");
     }
-    for forbidden in ["ExecuteTool", "ListTools", "ListWorkers", "ListSessions", "GetSessionStats"] {
+    for forbidden in
+        ["ExecuteTool", "ListTools", "ListWorkers", "GetPoolStatus", "ListSessions", "GetSessionStats"]
+    {
         assert_eq!(codes[forbidden], "PERMISSION_DENIED", "{codes}");
     }
 }

@@ -86,6 +86,7 @@ class Worker(rpc.BridgeServiceServicer):
             "ExecuteTool": pb.ExecuteToolRequest(tool_name="echo"),
             "ListTools": pb.ListToolsRequest(),
             "ListWorkers": pb.ListWorkersRequest(),
+            "GetPoolStatus": pb.GetPoolStatusRequest(),
             "ListSessions": pb.ListSessionsRequest(),
             "GetSessionStats": pb.GetSessionStatsRequest(),
         }

@@ -5,6 +5,12 @@ use tower::ServiceExt;
 use super::*;
 use crate::test_support::{chunk, inner, next, stream, value, worker_lost};
 
+fn totals_with(set: impl FnOnce(&mut CallTotals)) -> CallTotals {
+    let mut totals = CallTotals::default();
+    set(&mut totals);
+    totals
+}
+
 #[tokio::test(start_paused = true)]
 async fn calls_are_counted_by_outcome() {
     let (inner, mut handle) = inner();
@@ -33,8 +39,10 @@ async fn calls_are_counted_by_outcome() {
         handle.next_request().await.unwrap().1.send_response(value());
     });
     assert!(answer.is_ok());
-    let expected =
-        CallTotals { succeeded: 1, failed: 1, rejected: 2, timed_out: 1, cancelled: 1, lost: 1, retried: 0 };
+    let expected = totals_with(|totals| {
+        (totals.succeeded, totals.failed, totals.rejected) = (1, 1, 2);
+        (totals.timed_out, totals.cancelled, totals.lost) = (1, 1, 1);
+    });
     assert_eq!(totals.read(), expected);
 }
 
@@ -47,15 +55,15 @@ async fn a_dropped_call_counts_as_cancelled() {
         _ = call => panic!("the call was not answered"),
         request = handle.next_request() => assert!(request.is_some()),
     }
-    assert_eq!(totals.read(), CallTotals { cancelled: 1, ..CallTotals::default() });
+    assert_eq!(totals.read(), totals_with(|totals| totals.cancelled = 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_is_counted_at_its_end() {
     let ends: [(Option<ToolError>, bool, CallTotals); 3] = [
-        (None, true, CallTotals { succeeded: 1, ..CallTotals::default() }),
-        (Some(worker_lost(true)), true, CallTotals { lost: 1, ..CallTotals::default() }),
-        (None, false, CallTotals { cancelled: 1, ..CallTotals::default() }),
+        (None, true, totals_with(|totals| totals.succeeded = 1)),
+        (Some(worker_lost(true)), true, totals_with(|totals| totals.lost = 1)),
+        (None, false, totals_with(|totals| totals.cancelled = 1)),
     ];
     for (error, reads_to_end, expected) in ends {
         let (inner, mut handle) = inner();

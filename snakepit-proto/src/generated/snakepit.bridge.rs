@@ -964,6 +964,50 @@ pub struct WorkerInfo {
     #[prost(uint64, tag = "7")]
     pub restarts: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetPoolStatusRequest {}
+/// A snapshot of the pool.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetPoolStatusResponse {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Number of calls that wait for a worker.
+    #[prost(uint64, tag = "2")]
+    pub queued: u64,
+    /// Number of calls that wait for room in the full queue.
+    #[prost(uint64, tag = "3")]
+    pub waiting_for_room: u64,
+    /// Number of calls that hold a worker.
+    #[prost(uint64, tag = "4")]
+    pub in_flight: u64,
+    /// By slot.
+    #[prost(message, repeated, tag = "5")]
+    pub workers: ::prost::alloc::vec::Vec<WorkerInfo>,
+    #[prost(message, optional, tag = "6")]
+    pub calls: ::core::option::Option<CallTotals>,
+}
+/// Numbers of calls of a pool by outcome. The sum of all fields except `retried` is the number of ended calls.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallTotals {
+    #[prost(uint64, tag = "1")]
+    pub succeeded: u64,
+    /// Failed in the tool, or invalid.
+    #[prost(uint64, tag = "2")]
+    pub failed: u64,
+    #[prost(uint64, tag = "3")]
+    pub rejected: u64,
+    /// Ended at their deadline.
+    #[prost(uint64, tag = "4")]
+    pub timed_out: u64,
+    #[prost(uint64, tag = "5")]
+    pub cancelled: u64,
+    /// Lost with their worker.
+    #[prost(uint64, tag = "6")]
+    pub lost: u64,
+    /// Retries after a worker was lost. One call may count several times.
+    #[prost(uint64, tag = "7")]
+    pub retried: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListSessionsRequest {
     /// 0 means 100. At most 1000.
@@ -2228,6 +2272,32 @@ pub mod bridge_service_client {
                 .insert(GrpcMethod::new("snakepit.bridge.BridgeService", "ListWorkers"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn get_pool_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetPoolStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetPoolStatusResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/snakepit.bridge.BridgeService/GetPoolStatus",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("snakepit.bridge.BridgeService", "GetPoolStatus"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn list_sessions(
             &mut self,
             request: impl tonic::IntoRequest<super::ListSessionsRequest>,
@@ -2586,6 +2656,13 @@ pub mod bridge_service_server {
             request: tonic::Request<super::ListWorkersRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListWorkersResponse>,
+            tonic::Status,
+        >;
+        async fn get_pool_status(
+            &self,
+            request: tonic::Request<super::GetPoolStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetPoolStatusResponse>,
             tonic::Status,
         >;
         async fn list_sessions(
@@ -4190,6 +4267,51 @@ pub mod bridge_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListWorkersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/snakepit.bridge.BridgeService/GetPoolStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetPoolStatusSvc<T: BridgeService>(pub Arc<T>);
+                    impl<
+                        T: BridgeService,
+                    > tonic::server::UnaryService<super::GetPoolStatusRequest>
+                    for GetPoolStatusSvc<T> {
+                        type Response = super::GetPoolStatusResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetPoolStatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BridgeService>::get_pool_status(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetPoolStatusSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -97,6 +97,7 @@ impl BridgeService for WorkerService {
         delete_program(pb::DeleteProgramRequest) -> pb::DeleteProgramResponse;
         list_tools(pb::ListToolsRequest) -> pb::ListToolsResponse;
         list_workers(pb::ListWorkersRequest) -> pb::ListWorkersResponse;
+        get_pool_status(pb::GetPoolStatusRequest) -> pb::GetPoolStatusResponse;
         list_sessions(pb::ListSessionsRequest) -> pb::ListSessionsResponse;
         get_session_stats(pb::GetSessionStatsRequest) -> pb::GetSessionStatsResponse;
         watch_sessions(pb::WatchSessionsRequest) -> Self::WatchSessionsStream;

@@ -1,4 +1,4 @@
-//! `snakepit workers`, `sessions` and `variables`, which print a table or lines of JSON.
+//! `snakepit status`, `workers`, `sessions` and `variables`, which print a table or lines of JSON.
 
 use std::{
     collections::BTreeMap,
@@ -29,6 +29,16 @@ Columns:
   CALLS     the number of calls that ended in this slot, including failed ones
   RESTARTS  the number of times that the pool has replaced the worker in this slot
   UP        the time since this worker started";
+
+/// An explanation of the columns of `snakepit status`.
+pub(crate) const STATUS_COLUMNS: &str = "\
+Columns:
+  WORKERS    the number of workers that are up, and the number of slots
+  QUEUED     the calls that wait for a worker
+  WAITING    the calls that wait for room in the full queue
+  IN FLIGHT  the calls that hold a worker
+  The others count calls since the server started, by outcome. A retry of a call after its
+  worker was lost counts as RETRIED. The object of --json also lists the workers";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -87,30 +97,89 @@ pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
         .list_workers(pb::ListWorkersRequest {})
         .await
         .map_err(|status| args.rejection(status))?;
-    let rows = workers.into_inner().workers.into_iter().map(|worker| {
-        // The server sends 0 if no process is running. As an argument of `kill`, 0 would mean the caller's process group.
-        let pid = (worker.pid != 0).then_some(worker.pid);
-        let object = json!({
-            "worker_id": worker.worker_id,
-            "pid": pid,
-            "state": worker.state,
-            "address": worker.address,
-            "started_at": worker.started_at.as_ref().map(|at| rfc3339(*at)),
-            "calls": worker.calls,
-            "restarts": worker.restarts,
-        });
-        let up = worker.started_at.map(age).unwrap_or_default();
-        let cells = vec![
-            worker.worker_id,
-            pid.map(|pid| pid.to_string()).unwrap_or_default(),
-            worker.state,
-            worker.calls.to_string(),
-            worker.restarts.to_string(),
-            up,
-        ];
-        (cells, object)
-    });
+    let rows = workers.into_inner().workers.into_iter().map(worker_row);
     args.print(&["WORKER", "PID", "STATE", "CALLS", "RESTARTS", "UP"], rows.collect())
+}
+
+fn worker_row(worker: pb::WorkerInfo) -> (Vec<String>, Value) {
+    // The server sends 0 if no process is running. As an argument of `kill`, 0 would mean the caller's process group.
+    let pid = (worker.pid != 0).then_some(worker.pid);
+    let object = json!({
+        "worker_id": worker.worker_id,
+        "pid": pid,
+        "state": worker.state,
+        "address": worker.address,
+        "started_at": worker.started_at.as_ref().map(|at| rfc3339(*at)),
+        "calls": worker.calls,
+        "restarts": worker.restarts,
+    });
+    let up = worker.started_at.map(age).unwrap_or_default();
+    let cells = vec![
+        worker.worker_id,
+        pid.map(|pid| pid.to_string()).unwrap_or_default(),
+        worker.state,
+        worker.calls.to_string(),
+        worker.restarts.to_string(),
+        up,
+    ];
+    (cells, object)
+}
+
+pub(crate) async fn status(args: Args) -> Result<(), Failure> {
+    let mut client = args.server.connect().await?;
+    let status = client
+        .get_pool_status(pb::GetPoolStatusRequest {})
+        .await
+        .map_err(|status| args.rejection(status))?
+        .into_inner();
+    let pb::GetPoolStatusResponse { name, queued, waiting_for_room, in_flight, workers, calls } = status;
+    let calls = calls.unwrap_or_default();
+    let up = workers.iter().filter(|worker| worker.started_at.is_some()).count();
+    let workers_up = format!("{up}/{}", workers.len());
+    let object = json!({
+        "name": name,
+        "queued": queued,
+        "waiting_for_room": waiting_for_room,
+        "in_flight": in_flight,
+        "workers": workers.into_iter().map(|worker| worker_row(worker).1).collect::<Vec<_>>(),
+        "calls": {
+            "succeeded": calls.succeeded,
+            "failed": calls.failed,
+            "rejected": calls.rejected,
+            "timed_out": calls.timed_out,
+            "cancelled": calls.cancelled,
+            "lost": calls.lost,
+            "retried": calls.retried,
+        },
+    });
+    let figures = [
+        queued,
+        waiting_for_room,
+        in_flight,
+        calls.succeeded,
+        calls.failed,
+        calls.rejected,
+        calls.timed_out,
+        calls.cancelled,
+        calls.lost,
+        calls.retried,
+    ];
+    let cells = [name, workers_up].into_iter().chain(figures.map(|figure| figure.to_string())).collect();
+    let heads = [
+        "POOL",
+        "WORKERS",
+        "QUEUED",
+        "WAITING",
+        "IN FLIGHT",
+        "SUCCEEDED",
+        "FAILED",
+        "REJECTED",
+        "TIMED OUT",
+        "CANCELLED",
+        "LOST",
+        "RETRIED",
+    ];
+    args.print(&heads, vec![(cells, object)])
 }
 
 #[derive(Debug, clap::Args)]

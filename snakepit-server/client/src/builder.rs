@@ -67,11 +67,11 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// Adds an address of another host, in the order of preference. If a host cannot be reached, the client uses
-    /// the next address, and begins again with the first after the last. Each address gets an equal share of the
+    /// Adds an address of another host, in the order of preference. If a host cannot be reached, or shuts down and rejects calls, the
+    /// client uses the next address, and begins again with the first after the last. Each address gets an equal share of the
     /// [`connect_timeout`](Self::connect_timeout).
     ///
-    /// Calls in flight on a lost host fail as usual, and are repeated only if they are idempotent or were not begun. Sessions
+    /// Calls that still run on a host that shuts down run to their end there. Calls in flight on a lost host fail as usual, and are repeated only if they are idempotent or were not begun. Sessions
     /// move only if the hosts share a session backend.
     pub fn fallback(mut self, address: impl Into<String>) -> Self {
         self.fallbacks.push(address.into());

@@ -55,6 +55,8 @@ pub enum Error {
         problem: String,
         /// The error of the connection, if one was attempted.
         source: Option<Box<dyn StdError + Send + Sync>>,
+        /// Whether the request only reads.
+        is_read: bool,
     },
     /// The remote host did not answer in time. It may have executed the request.
     #[error("the host did not answer {rpc} within {within:?}")]
@@ -63,6 +65,8 @@ pub enum Error {
         rpc: &'static str,
         /// The time limit.
         within: Duration,
+        /// Whether the request only reads.
+        is_read: bool,
     },
     /// An option of the client is invalid.
     #[error("client option `{option}` {problem}")]
@@ -143,7 +147,7 @@ mod tests {
 
     #[test]
     fn debug_prints_the_message_and_the_sources() {
-        let error = Error::TimedOut { rpc: "GetVariable", within: Duration::from_secs(30) };
+        let error = Error::TimedOut { rpc: "GetVariable", within: Duration::from_secs(30), is_read: true };
         assert_eq!(format!("{error:?}"), "the host did not answer GetVariable within 30s");
 
         let cause = Unreadable(io::Error::other("permission denied"));

@@ -47,7 +47,8 @@ pub use error::write_with_sources;
 #[doc(hidden)]
 pub use extract::ExtractFrom;
 pub use snakepit_registry::{
-    CallStage, ErrorKind, ParameterSpec, TimeLimit, ToolError, ToolFailure, ToolSpec, TraceContext,
+    CallStage, CallTotals, ErrorKind, ParameterSpec, TimeLimit, ToolError, ToolFailure, ToolSpec,
+    TraceContext,
 };
 pub use snakepit_session::{
     Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable,
@@ -70,7 +71,7 @@ pub use self::{
     client::Client,
     error::Error,
     host::{EventStream, HostHandle},
-    listing::{GlobalPrograms, SessionEventStream, SessionInfo, SessionWatchEvent, WorkerInfo},
+    listing::{GlobalPrograms, PoolInfo, SessionEventStream, SessionInfo, SessionWatchEvent, WorkerInfo},
     remote::RemoteHost,
     session::{SessionHandle, SessionWatch, WatchBuilder},
 };

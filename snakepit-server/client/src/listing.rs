@@ -3,12 +3,13 @@
 use std::{fmt, time::SystemTime};
 
 use futures_util::stream::BoxStream;
+use snakepit_registry::CallTotals;
 use snakepit_session::{Created, Metadata, Program, ProgramInfo, ProgramName, SessionEvent, SessionId};
 
 use crate::{Error, RemoteHost};
 
 /// A worker of a remote host: [`Client::workers`](crate::Client::workers).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct WorkerInfo {
     /// The worker's id.
@@ -19,12 +20,38 @@ pub struct WorkerInfo {
     pub state: String,
     /// The address on which it serves; empty unless it is up.
     pub address: String,
-    /// The time at which the worker became ready for calls, or `None` if it is not up.
+    /// The time at which the worker became ready for calls, or `None` if it is not up. Serialized as Unix time in seconds.
+    #[serde(serialize_with = "as_unix_time")]
     pub started_at: Option<SystemTime>,
     /// The number of calls that ended on workers of this slot, including failed calls.
     pub calls: u64,
     /// The number of workers that were launched in this slot after the first.
     pub restarts: u64,
+}
+
+/// The state of the pool of a remote host: [`Client::status`](crate::Client::status). It has the fields of the `PoolStatus` of a host
+/// in this process, and serializes like it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct PoolInfo {
+    /// The pool's name.
+    pub name: String,
+    /// The number of calls that wait for a worker.
+    pub queued: usize,
+    /// The number of calls that wait for room in the full queue.
+    pub waiting_for_room: usize,
+    /// The number of calls that hold a worker.
+    pub in_flight: usize,
+    /// The workers, by slot.
+    pub workers: Vec<WorkerInfo>,
+    /// Counters of ended calls.
+    pub calls: CallTotals,
+}
+
+#[allow(clippy::ref_option, reason = "serde passes the field by reference")]
+fn as_unix_time<S: serde::Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    let seconds = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    serde::Serialize::serialize(&seconds.map(|since| since.as_secs_f64()), serializer)
 }
 
 /// A session of a remote host: [`Client::sessions`](crate::Client::sessions).

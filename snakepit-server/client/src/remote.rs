@@ -82,6 +82,8 @@ struct Connection {
 /// The stream that calls share.
 #[derive(Debug)]
 struct CallStream {
+    /// The index of the address.
+    target: usize,
     /// `None` if the host does not offer the `Multiplex` RPC.
     multiplexer: Option<Multiplexer>,
     /// Cancelled when the stream can no longer be used.
@@ -99,10 +101,11 @@ impl CallStream {
     fn unusable(close: &CloseState) -> Self {
         let broken = CancellationToken::new();
         broken.cancel();
-        Self { multiplexer: None, broken, cut: close.cut.clone(), _reader: JoinSet::new(), _in_use: None }
+        let cut = close.cut.clone();
+        Self { target: 0, multiplexer: None, broken, cut, _reader: JoinSet::new(), _in_use: None }
     }
 
-    async fn open(client: BridgeClient, close: &CloseState) -> Result<Self, Status> {
+    async fn open(client: BridgeClient, target: usize, close: &CloseState) -> Result<Self, Status> {
         let (mut tasks, broken) = (JoinSet::new(), CancellationToken::new());
         let mut attempts = 1;
         let opened = loop {
@@ -127,7 +130,7 @@ impl CallStream {
             Err(status) => return Err(status),
         };
         let (cut, in_use) = (close.cut.clone(), Some(close.users.token()));
-        Ok(Self { multiplexer, broken, cut, _reader: tasks, _in_use: in_use })
+        Ok(Self { target, multiplexer, broken, cut, _reader: tasks, _in_use: in_use })
     }
 }
 

@@ -4,6 +4,7 @@ use std::{pin::Pin, time::SystemTime};
 
 use futures_core::Stream;
 use futures_util::stream;
+use snakepit_pool::WorkerStatus;
 use snakepit_proto::pb;
 use snakepit_session::{PageRequest, Session, SessionStats};
 use snakepit_wire::spec_to_wire;
@@ -14,7 +15,7 @@ use super::{
     open_ended::OpenEndedStream,
     request::{count_to_wire, is_from_worker, read_status},
 };
-use crate::status::invalid_field;
+use crate::status::{from_tool_error, invalid_field};
 
 impl Bridge {
     /// Lists all tools. A process of a worker does not see hidden host tools.
@@ -29,18 +30,29 @@ impl Bridge {
 
     pub(super) fn workers(&self) -> pb::ListWorkersResponse {
         let workers = self.host().pool_status().map(|status| status.workers).unwrap_or_default().into_iter();
-        let workers = workers
-            .map(|worker| pb::WorkerInfo {
-                worker_id: worker.id.to_string(),
-                pid: worker.pid.unwrap_or_default(),
-                state: worker.state.to_string(),
-                address: worker.address,
-                started_at: worker.started_at.map(Into::into),
-                calls: worker.calls,
-                restarts: worker.restarts,
-            })
-            .collect();
-        pb::ListWorkersResponse { workers }
+        pb::ListWorkersResponse { workers: workers.map(worker_info).collect() }
+    }
+
+    /// Reports the state of the pool. Waits for the pool while the host starts.
+    pub(super) async fn pool_status(&self) -> Result<pb::GetPoolStatusResponse, Status> {
+        let status = self.host().pool().await.map_err(from_tool_error)?.status();
+        let totals = status.calls;
+        Ok(pb::GetPoolStatusResponse {
+            name: status.name,
+            queued: status.queued as u64,
+            waiting_for_room: status.waiting_for_room as u64,
+            in_flight: status.in_flight as u64,
+            workers: status.workers.into_iter().map(worker_info).collect(),
+            calls: Some(pb::CallTotals {
+                succeeded: totals.succeeded,
+                failed: totals.failed,
+                rejected: totals.rejected,
+                timed_out: totals.timed_out,
+                cancelled: totals.cancelled,
+                lost: totals.lost,
+                retried: totals.retried,
+            }),
+        })
     }
 
     pub(super) async fn sessions(
@@ -93,6 +105,18 @@ impl Bridge {
             Some((Ok(event), events))
         });
         Box::pin(OpenEndedStream::new(events, self.host().stop.clone()))
+    }
+}
+
+fn worker_info(worker: WorkerStatus) -> pb::WorkerInfo {
+    pb::WorkerInfo {
+        worker_id: worker.id.to_string(),
+        pid: worker.pid.unwrap_or_default(),
+        state: worker.state.to_string(),
+        address: worker.address,
+        started_at: worker.started_at.map(Into::into),
+        calls: worker.calls,
+        restarts: worker.restarts,
     }
 }
 

@@ -189,6 +189,15 @@ impl BridgeService for Bridge {
         Ok(Response::new(self.workers()))
     }
 
+    async fn get_pool_status(
+        &self,
+        request: Request<pb::GetPoolStatusRequest>,
+    ) -> RpcResult<pb::GetPoolStatusResponse> {
+        self.require_client("GetPoolStatus")?;
+        self.may_observe(&request)?;
+        self.pool_status().await.map(Response::new)
+    }
+
     async fn list_sessions(
         &self,
         request: Request<pb::ListSessionsRequest>,

@@ -28,8 +28,8 @@ impl Error {
         }
     }
 
-    /// Whether the tool may have begun to run, or the session operation may have happened. If this is `false`, the request
-    /// is always safe to retry.
+    /// Whether the tool may have begun to run, or the write to a session may have happened. If this is `false`, the request is always
+    /// safe to retry. It is `false` for all requests that only read.
     #[must_use]
     pub const fn may_have_run(&self) -> bool {
         match self {
@@ -38,13 +38,25 @@ impl Error {
             Self::Session(error) => matches!(error, SessionError::Backend { .. }),
             // A result of the wrong type proves that the tool ran.
             Self::Payload(error) => !matches!(error, PayloadError::Serialize { .. }),
-            Self::Unreachable { .. } | Self::TimedOut { .. } => true,
+            Self::Unreachable { is_read, .. } | Self::TimedOut { is_read, .. } => !*is_read,
             Self::Connect { .. }
             | Self::InvalidOption { .. }
             | Self::NoRuntime
             | Self::Rejected { .. }
             | Self::NotAnObject { .. }
             | Self::Start(_) => false,
+        }
+    }
+
+    /// Converts the error of a request that only reads.
+    pub(crate) fn of_read(self) -> Self {
+        match self {
+            Self::Session(error) => Self::Session(error.of_read()),
+            Self::Unreachable { problem, source, is_read: _ } => {
+                Self::Unreachable { problem, source, is_read: true }
+            }
+            Self::TimedOut { rpc, within, is_read: _ } => Self::TimedOut { rpc, within, is_read: true },
+            error => error,
         }
     }
 
@@ -63,7 +75,7 @@ impl Error {
     /// Whether a retry is safe and may succeed: the request [cannot have run](Self::may_have_run), and the cause is
     /// [transient](ErrorKind::is_transient). Wait for [`retry_after`](Self::retry_after) first.
     ///
-    /// If the request is idempotent, such as a read, you can retry it after every transient cause.
+    /// If the request is an idempotent call or write, you can retry it after every transient cause.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
         !self.may_have_run() && self.kind().is_transient()
@@ -142,7 +154,7 @@ mod tests {
         let session = || SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
         let written = || SessionError::backend("timed out");
         for error in [
-            Error::TimedOut { rpc: "SetVariable", within: Duration::from_secs(1) },
+            Error::TimedOut { rpc: "SetVariable", within: Duration::from_secs(1), is_read: false },
             Error::Tool(ToolError::ShuttingDown { may_have_run: true }),
             Error::Session(session()),
             Error::Session(written()),
@@ -168,8 +180,27 @@ mod tests {
         };
         assert!(connect(Some("refused".into())).is_retryable());
         assert!(!connect(None).is_retryable(), "an invalid address stays invalid");
-        let late = Error::TimedOut { rpc: "SetVariable", within: Duration::from_secs(1) };
+        let late = Error::TimedOut { rpc: "SetVariable", within: Duration::from_secs(1), is_read: false };
         assert!(late.is_timeout() && late.may_have_run() && !late.is_retryable());
+    }
+
+    #[test]
+    fn a_failed_read_is_safe_to_retry() {
+        let written = || SessionError::backend("timed out").with_source("reset");
+        let lost = || Error::Unreachable { problem: "reset".into(), source: None, is_read: false };
+        let late = || Error::TimedOut { rpc: "GetVariable", within: Duration::from_secs(1), is_read: false };
+        for (write, read) in [
+            (Error::Session(written()), Error::Session(written()).of_read()),
+            (lost(), lost().of_read()),
+            (late(), late().of_read()),
+        ] {
+            assert!(write.may_have_run() && !write.is_retryable(), "{write:?}");
+            assert!(!read.may_have_run() && read.is_retryable(), "{read:?}");
+            assert_eq!((read.kind(), read.to_string()), (write.kind(), write.to_string()));
+            assert!(!Fault::from(read).may_have_run);
+        }
+        let missing = || SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
+        assert_eq!(missing().of_read(), missing());
     }
 
     #[test]

@@ -6,7 +6,12 @@ use std::{
     time::Duration,
 };
 
-use snakepit_proto::{address::Address, identify::identify, pb, proxy, status::root_cause};
+use snakepit_proto::{
+    address::Address,
+    identify::identify,
+    pb, proxy,
+    status::{SHUTTING_DOWN, details_of, root_cause},
+};
 use snakepit_registry::ToolError;
 use tokio::time::{Instant, error::Elapsed, timeout, timeout_at};
 use tonic::{Response, Status};
@@ -58,7 +63,7 @@ impl Connection {
         let (count, first) = (self.targets.len(), self.current.load(Ordering::Relaxed));
         let mut failures = Vec::new();
         for index in (0..count).map(|offset| (first + offset) % count) {
-            match timeout(self.connect_share(), self.open_at(&self.targets[index])).await {
+            match timeout(self.connect_share(), self.open_at(index)).await {
                 Ok(Ok(stream)) => {
                     self.current.store(index, Ordering::Relaxed);
                     return Ok(stream);
@@ -70,7 +75,8 @@ impl Connection {
         Err(failures)
     }
 
-    async fn open_at(&self, target: &Target) -> Result<CallStream, Status> {
+    async fn open_at(&self, index: usize) -> Result<CallStream, Status> {
+        let target = &self.targets[index];
         // A proxy without a host also accepts a stream, so a unary request comes first.
         if !target.has_answered.load(Ordering::Relaxed) {
             let ping = pb::PingRequest { message: "client".to_owned() };
@@ -83,7 +89,13 @@ impl Connection {
             }
             target.has_answered.store(true, Ordering::Relaxed);
         }
-        CallStream::open(target.client.clone(), &self.close).await
+        CallStream::open(target.client.clone(), index, &self.close).await
+    }
+
+    /// Moves on to the next address, unless another request has already moved on from this one.
+    pub(super) fn leave(&self, index: usize) {
+        let next = (index + 1) % self.targets.len();
+        let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// The error of a call that found no usable stream.
@@ -139,11 +151,11 @@ impl Connection {
         format!("{}: {problem}", self.targets[failure.target].address)
     }
 
-    /// Sends a request. If the address cannot be reached, so that nothing was sent, sends it to the next one. If `is_read`, also
-    /// sends it again if its connection breaks.
+    /// Sends a request. If the address cannot be reached, or its host shuts down and rejects the request, sends it to the next one. If
+    /// `is_repeatable`, also sends it again if its connection breaks.
     pub(super) async fn request<T, F>(
         &self,
-        is_read: bool,
+        is_repeatable: bool,
         send: impl Fn(BridgeClient) -> F,
     ) -> Result<Response<T>, Status>
     where
@@ -153,17 +165,24 @@ impl Connection {
         loop {
             let index = self.current.load(Ordering::Relaxed);
             match send(self.targets[index].client.clone()).await {
-                Err(status) if addresses_left > 0 && is_unreachable(&status) => {
+                Err(status)
+                    if addresses_left > 0
+                        && (is_unreachable(&status) || is_rejected_by_shutdown(&status)) =>
+                {
                     addresses_left -= 1;
-                    let next = (index + 1) % self.targets.len();
-                    // Another request may have moved on already.
-                    let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+                    self.leave(index);
                 }
-                Err(status) if is_read && attempts < MAX_ATTEMPTS && connection_broke(&status) => {
+                Err(status) if is_repeatable && attempts < MAX_ATTEMPTS && connection_broke(&status) => {
                     attempts += 1;
                 }
                 response => return response,
             }
         }
     }
+}
+
+/// Returns whether a host rejected a request because it shuts down.
+fn is_rejected_by_shutdown(status: &Status) -> bool {
+    let details = details_of(status);
+    details.reason.as_deref() == Some(SHUTTING_DOWN) && details.cannot_have_run()
 }

@@ -49,8 +49,8 @@ impl Connection {
         })
     }
 
-    /// Sends a call. Sends it again if its stream breaks before the call is sent, or if the host reports that it did not begin
-    /// the call.
+    /// Sends a call. Sends it again if its stream breaks before the call is sent, or if the host reports that it did not begin the call.
+    /// If the host shuts down, sends the call to the next address. Calls that still run on the old stream keep it.
     async fn attempt(
         &self,
         info: &CallInfo,
@@ -61,7 +61,7 @@ impl Connection {
             return Ok((self.call_by_rpc(call).await?, stream));
         }
         let mut start = mux::call_to_wire(call, info.time_left()?);
-        let mut attempts = 1;
+        let (mut attempts, mut addresses_left) = (1, self.targets.len() - 1);
         loop {
             let callee = HostCallee(Arc::clone(&stream));
             let Some(multiplexer) = &stream.multiplexer else {
@@ -82,6 +82,13 @@ impl Connection {
                 {
                     start = copy;
                     attempts += 1;
+                }
+                Err(SendError::Error(ToolError::ShuttingDown { may_have_run: false }))
+                    if addresses_left > 0 =>
+                {
+                    start = copy;
+                    addresses_left -= 1;
+                    self.leave(stream.target);
                 }
                 Err(SendError::Unsent(_, status)) => return Err(callee.unsent_error(info, status).await),
                 Err(SendError::Error(error)) => return Err(error),

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use snakepit_proto::{pb, status::check_request_size};
-use snakepit_registry::ToolSpec;
+use snakepit_registry::{CallTotals, ToolSpec};
 use snakepit_session::{
     Created, Page, PageRequest, Program, ProgramInfo, ProgramName, SessionEvent, SessionEventKind, SessionId,
     SessionStats,
@@ -18,7 +18,7 @@ use super::{
     state::{count, malformed_response, read_rpc, time, whole_seconds, write_rpc},
 };
 use crate::{
-    Client, Error, GlobalPrograms, SessionEventStream, SessionInfo, SessionWatchEvent, WorkerInfo,
+    Client, Error, GlobalPrograms, PoolInfo, SessionEventStream, SessionInfo, SessionWatchEvent, WorkerInfo,
     transport::BridgeClient,
 };
 
@@ -51,16 +51,43 @@ impl Client {
     pub async fn workers(&self) -> Result<Vec<WorkerInfo>, Error> {
         let host = self.host();
         let response = read_rpc!(host, "ListWorkers", list_workers(pb::ListWorkersRequest {}));
-        let worker = |worker: pb::WorkerInfo| WorkerInfo {
-            id: worker.worker_id,
-            pid: (worker.pid != 0).then_some(worker.pid),
-            state: worker.state,
-            address: worker.address,
-            started_at: worker.started_at.and_then(|at| SystemTime::try_from(at).ok()),
-            calls: worker.calls,
-            restarts: worker.restarts,
-        };
-        Ok(response.workers.into_iter().map(worker).collect())
+        Ok(response.workers.into_iter().map(worker_info).collect())
+    }
+
+    /// Returns the state of the host's pool: its queue, its workers, and the number of ended calls by outcome.
+    ///
+    /// ```no_run
+    /// # async fn example(client: snakepit_client::Client) -> Result<(), snakepit_client::Error> {
+    /// let pool = client.status().await?;
+    /// println!("{} calls wait, {} run, {} failed", pool.queued, pool.in_flight, pool.calls.failed);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`ping`](Self::ping), and [`Error::Rejected`] if the host does not offer this request: older versions, and hosts of
+    /// the original Snakepit.
+    pub async fn status(&self) -> Result<PoolInfo, Error> {
+        let host = self.host();
+        let status = read_rpc!(host, "GetPoolStatus", get_pool_status(pb::GetPoolStatusRequest {}));
+        let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+        let totals = status.calls.unwrap_or_default();
+        let mut calls = CallTotals::default();
+        calls.succeeded = totals.succeeded;
+        calls.failed = totals.failed;
+        calls.rejected = totals.rejected;
+        calls.timed_out = totals.timed_out;
+        calls.cancelled = totals.cancelled;
+        calls.lost = totals.lost;
+        calls.retried = totals.retried;
+        Ok(PoolInfo {
+            name: status.name,
+            queued: size(status.queued),
+            waiting_for_room: size(status.waiting_for_room),
+            in_flight: size(status.in_flight),
+            workers: status.workers.into_iter().map(worker_info).collect(),
+            calls,
+        })
     }
 
     /// Lists live sessions, ordered by id, without renewing them. Pass [`Page::next`] of the last page for the next one.
@@ -108,9 +135,9 @@ impl Client {
             client.watch_sessions(pb::WatchSessionsRequest {}).await
         };
         let response = timeout.within("WatchSessions", host.request(false, send));
-        let events = host.until_cut(response).await?.map(move |event| match event {
+        let events = host.until_cut(response).await.map_err(Error::of_read)?.map(move |event| match event {
             Ok(event) => session_event(event),
-            Err(status) => Err(timeout.error("WatchSessions", &status)),
+            Err(status) => Err(timeout.error("WatchSessions", &status).of_read()),
         });
         Ok(UntilClosed::new(events, &host.close.closing, closed(false).into()).boxed())
     }
@@ -195,6 +222,18 @@ fn owner(session: Option<&SessionId>) -> (String, bool) {
 /// Programs of a session have no TTL, which is 0 on the wire.
 fn ttl(seconds: i64) -> Option<Duration> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
+}
+
+fn worker_info(worker: pb::WorkerInfo) -> WorkerInfo {
+    WorkerInfo {
+        id: worker.worker_id,
+        pid: (worker.pid != 0).then_some(worker.pid),
+        state: worker.state,
+        address: worker.address,
+        started_at: worker.started_at.and_then(|at| SystemTime::try_from(at).ok()),
+        calls: worker.calls,
+        restarts: worker.restarts,
+    }
 }
 
 fn session_info(session: pb::SessionInfo) -> Result<SessionInfo, Error> {

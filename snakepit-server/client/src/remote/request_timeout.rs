@@ -35,19 +35,23 @@ impl RequestTimeout {
     ) -> Result<T, Error> {
         match tokio::time::timeout(self.0.saturating_add(GRACE), response).await {
             Ok(response) => response.map(Response::into_inner).map_err(|status| self.error(rpc, &status)),
-            Err(_) => Err(Error::TimedOut { rpc, within: self.0 }),
+            Err(_) => Err(Error::TimedOut { rpc, within: self.0, is_read: false }),
         }
     }
 
+    /// The error of a request that changes state. See [`Error::of_read`] for others.
     pub(super) fn error(self, rpc: &'static str, status: &Status) -> Error {
         match to_tool_error(rpc, status) {
             ToolError::Session(error) => Error::Session(error),
-            ToolError::DeadlineExceeded { .. } => Error::TimedOut { rpc, within: self.0 },
+            ToolError::DeadlineExceeded { .. } => Error::TimedOut { rpc, within: self.0, is_read: false },
             error @ (ToolError::ShuttingDown { .. } | ToolError::AccessDenied { .. }) => Error::Tool(error),
             _ if status.source().is_some() => {
-                Error::Unreachable { problem: cause_of(status), source: Some(status.clone().into()) }
+                let source = Some(status.clone().into());
+                Error::Unreachable { problem: cause_of(status), source, is_read: false }
             }
-            ToolError::ConnectionLost { problem, .. } => Error::Unreachable { problem, source: None },
+            ToolError::ConnectionLost { problem, .. } => {
+                Error::Unreachable { problem, source: None, is_read: false }
+            }
             error @ ToolError::Unavailable { .. } => Error::Tool(error),
             error if error.is_overloaded() => Error::Tool(error),
             error if !is_rejection(status.code()) => Error::Tool(error),

@@ -42,19 +42,29 @@ macro_rules! write_rpc {
     }};
 }
 
-/// Sends a request that changes nothing. Unlike `write_rpc!`, it retries when the connection breaks.
-macro_rules! read_rpc {
+/// Sends a request that has the same effect if it is repeated. Unlike `write_rpc!`, it retries when the connection breaks. Returns the
+/// result.
+macro_rules! repeatable_rpc {
     ($host:ident, $rpc:literal, $method:ident($request:expr)) => {{
         let (request, timeout) = ($request, $host.0.options.request_timeout);
         let send = |mut client: BridgeClient| {
             let request = timeout.apply(request.clone());
             async move { client.$method(request).await }
         };
-        $host.0.until_cut(timeout.within($rpc, $host.0.request(true, send))).await?
+        $host.0.until_cut(timeout.within($rpc, $host.0.request(true, send))).await
     }};
 }
 
+/// Sends a request that changes nothing.
+macro_rules! read_rpc {
+    ($host:ident, $rpc:literal, $method:ident($request:expr)) => {
+        $crate::remote::state::repeatable_rpc!($host, $rpc, $method($request))
+            .map_err($crate::Error::of_read)?
+    };
+}
+
 pub(super) use read_rpc;
+pub(super) use repeatable_rpc;
 pub(super) use write_rpc;
 
 impl HostHandle for RemoteHost {
@@ -80,8 +90,7 @@ impl HostHandle for RemoteHost {
             ttl_seconds: ttl.map_or(0, whole_seconds),
             ..pb::InitializeSessionRequest::default()
         };
-        read_rpc!(self, "InitializeSession", initialize_session(request));
-        Ok(())
+        repeatable_rpc!(self, "InitializeSession", initialize_session(request)).map(drop)
     }
 
     async fn delete_session(&self, id: &SessionId) -> Result<(), Error> {
@@ -287,7 +296,7 @@ impl HostHandle for RemoteHost {
             async move { client.watch_variables(request).await }
         };
         let response = timeout.within("WatchVariables", self.0.request(false, send));
-        let updates = self.0.until_cut(response).await?;
+        let updates = self.0.until_cut(response).await.map_err(Error::of_read)?;
         let (reading, updates) = read_ahead(updates, &self.0.backlogs);
         let mut task = JoinSet::new();
         task.spawn(reading);
@@ -295,7 +304,7 @@ impl HostHandle for RemoteHost {
             let _held_by_stream = (&permit, &task);
             match update {
                 Ok(update) => event(update),
-                Err(status) => Err(timeout.error("WatchVariables", &status)),
+                Err(status) => Err(timeout.error("WatchVariables", &status).of_read()),
             }
         });
         Ok(UntilClosed::new(events, &self.0.close.closing, closed(false).into()).boxed())
