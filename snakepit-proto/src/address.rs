@@ -99,6 +99,16 @@ fn parse(address: &str) -> Result<Address, String> {
     host_and_port(rest).map(Address::Tcp)
 }
 
+/// Returns `host:port` of an address with `https://`, with the default port 443, or the problem with it. Returns `None` for other
+/// addresses. Only clients with TLS call this function; [`Address`] has no such addresses.
+///
+/// # Errors
+/// The problem, as a clause.
+#[must_use]
+pub fn https_authority(address: &str) -> Option<Result<String, String>> {
+    strip_scheme(address.trim(), "https://").map(|rest| authority(rest, Some("443")))
+}
+
 fn strip_scheme<'a>(address: &'a str, scheme: &str) -> Option<&'a str> {
     let (start, rest) = address.split_at_checked(scheme.len())?;
     start.eq_ignore_ascii_case(scheme).then_some(rest)
@@ -127,6 +137,10 @@ fn parse_unix(path: &str) -> Result<Address, String> {
 /// # Errors
 /// The problem, as a clause.
 pub fn host_and_port(text: &str) -> Result<String, String> {
+    authority(text, None)
+}
+
+fn authority(text: &str, default_port: Option<&str>) -> Result<String, String> {
     let authority = text.strip_suffix('/').unwrap_or(text);
     if let Some(invalid) = authority.chars().find(|c| c.is_whitespace() || c.is_control() || !c.is_ascii()) {
         return Err(format!("a host name cannot contain {invalid:?}"));
@@ -163,7 +177,7 @@ pub fn host_and_port(text: &str) -> Result<String, String> {
             None => (authority.to_owned(), None),
         },
     };
-    match port {
+    match port.or(default_port) {
         _ if host.is_empty() => {
             Err("the host before the port is missing; write localhost or an IP address".to_owned())
         }
@@ -176,7 +190,7 @@ pub fn host_and_port(text: &str) -> Result<String, String> {
         Some(port) if port.parse::<u16>().is_err() || port.starts_with('+') => {
             Err(format!("the port `{port}` is not a number from 0 to 65535"))
         }
-        Some(_) => Ok(authority.to_owned()),
+        Some(port) => Ok(format!("{host}:{port}")),
     }
 }
 
@@ -201,6 +215,31 @@ mod tests {
             ("UNIX:/run/a b", "unix:/run/a b"),
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), address);
+        }
+    }
+
+    #[test]
+    fn addresses_with_https_have_a_default_port() {
+        for (text, authority) in [
+            ("https://tools.example", "tools.example:443"),
+            ("HTTPS://tools.example:8443/", "tools.example:8443"),
+            ("https://[::1]", "[::1]:443"),
+            (" https://10.0.0.1 ", "10.0.0.1:443"),
+        ] {
+            assert_eq!(https_authority(text).unwrap().as_deref(), Ok(authority));
+        }
+        for (text, needle) in [
+            ("https://", "host is missing"),
+            ("https://:443", "host before the port"),
+            ("https://host:", "port is missing"),
+            ("https://host/api", "after the port"),
+            ("https://user@host", "a user or password"),
+        ] {
+            let problem = https_authority(text).unwrap().unwrap_err();
+            assert!(problem.contains(needle), "{text}: {problem}");
+        }
+        for text in ["localhost:1", "http://localhost:1", "unix:/s", "https", "https:/host"] {
+            assert_eq!(https_authority(text), None);
         }
     }
 

@@ -17,35 +17,42 @@ const MAX_EXCERPT_BYTES: usize = 40;
 /// The start of an HTTP/2 connection: the preface and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Describes the server at an address. Returns `None` if it cannot be reached or speaks HTTP/2.
-pub async fn identify(address: &Address) -> Option<String> {
+/// Describes the server at an address. Returns `None` if it cannot be reached or speaks HTTP/2. `tls_advice` is the advice of this client
+/// for a server with TLS, as a clause.
+pub async fn identify(address: &Address, tls_advice: &str) -> Option<String> {
     let description = async {
         match address {
-            Address::Tcp(authority) => describe_server(TcpStream::connect(authority).await.ok()?).await,
-            Address::Unix(path) => describe_server(UnixStream::connect(path).await.ok()?).await,
+            Address::Tcp(authority) => {
+                describe_server(TcpStream::connect(authority).await.ok()?, tls_advice).await
+            }
+            Address::Unix(path) => describe_server(UnixStream::connect(path).await.ok()?, tls_advice).await,
         }
     };
     // Twice the timeout, because connecting also takes time.
     timeout(2 * ANSWER_TIMEOUT, description).await.ok().flatten()
 }
 
-async fn describe_server(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<String> {
+async fn describe_server(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    tls_advice: &str,
+) -> Option<String> {
     // A server that has closed the connection may have sent a reason before.
     let _ = stream.write_all(PREFACE).await;
     let mut bytes = [0; 512];
     match timeout(ANSWER_TIMEOUT, stream.read(&mut bytes)).await {
-        Err(_) => Some("it accepts connections but sends nothing; it may be suspended, or expect another protocol".to_owned()),
-        Ok(Ok(0) | Err(_)) => Some(
-            "it closes connections without an answer; it may require TLS, which clients do not support, or be a proxy \
-             without a host behind it"
+        Err(_) => Some(
+            "it accepts connections but sends nothing; it may be suspended, or expect another protocol"
                 .to_owned(),
         ),
-        Ok(Ok(length)) => describe_answer(bytes.get(..length)?),
+        Ok(Ok(0) | Err(_)) => Some(format!(
+            "it closes connections without an answer; it may be a proxy without a host behind it, or require TLS ({tls_advice})"
+        )),
+        Ok(Ok(length)) => describe_answer(bytes.get(..length)?, tls_advice),
     }
 }
 
 /// Describes a server by its first bytes. Returns `None` if it speaks HTTP/2.
-fn describe_answer(bytes: &[u8]) -> Option<String> {
+fn describe_answer(bytes: &[u8], tls_advice: &str) -> Option<String> {
     let first_line = || {
         let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
         let mut excerpt = String::new();
@@ -58,13 +65,10 @@ fn describe_answer(bytes: &[u8]) -> Option<String> {
     match bytes {
         // A frame of HTTP/2 on stream 0: SETTINGS or GOAWAY.
         [_, _, _, 4 | 7, _, 0, 0, 0, 0, ..] => None,
-        [0x15 | 0x16, 3, ..] => Some(
-            "it speaks TLS, which clients do not support; use the port without TLS, or a tunnel".to_owned(),
-        ),
-        bytes if bytes.starts_with(b"HTTP/") && contains("HTTPS port") => Some(
-            "it is a web server's TLS port, and clients do not support TLS; use a port without TLS"
-                .to_owned(),
-        ),
+        [0x15 | 0x16, 3, ..] => Some(format!("it speaks TLS; {tls_advice}")),
+        bytes if bytes.starts_with(b"HTTP/") && contains("HTTPS port") => {
+            Some(format!("it is a web server's TLS port; {tls_advice}"))
+        }
         bytes if bytes.starts_with(b"HTTP/") => Some(format!(
             "it is a server of HTTP/1 (`{}`), and hosts speak HTTP/2; is this the port for gRPC?",
             first_line()
@@ -95,7 +99,7 @@ mod tests {
             stream.read_exact(&mut preface).await.unwrap();
             stream.write_all(response).await.unwrap();
         };
-        tokio::join!(identify(&address), serve).0
+        tokio::join!(identify(&address, "use TLS"), serve).0
     }
 
     #[tokio::test]
@@ -118,12 +122,12 @@ mod tests {
             None
         );
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert_eq!(identify(&Address::Tcp(closed.to_string())).await, None);
+        assert_eq!(identify(&Address::Tcp(closed.to_string()), "use TLS").await, None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_server_is_described_after_the_timeout() {
         let (ours, _theirs) = tokio::io::duplex(1024);
-        assert!(describe_server(ours).await.unwrap().contains("sends nothing"));
+        assert!(describe_server(ours, "use TLS").await.unwrap().contains("sends nothing"));
     }
 }

@@ -43,7 +43,6 @@ async fn a_malformed_address_gets_an_error_that_names_the_problem() {
     for (address, needle) in [
         ("localhost", "port is missing"),
         ("http://localhost", "port is missing"),
-        ("https://localhost:1", "not support TLS"),
         ("grpc://localhost:1", "remove it"),
         ("::1:50051", "brackets"),
         ("/tmp/host.sock", "unix:/tmp/host.sock"),

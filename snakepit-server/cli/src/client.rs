@@ -120,7 +120,8 @@ impl ServerArgs {
 
     /// The failure to connect. Names the program at the address if it is not a host, otherwise the error of the transport.
     async fn unreachable(&self, problem: &str) -> Failure {
-        let identified = identify(&self.server).await;
+        let advice = "clients without TLS cannot use it; use the port without TLS, or a tunnel";
+        let identified = identify(&self.server, advice).await;
         self.failure(identified.as_deref().unwrap_or(problem))
     }
 

@@ -1,9 +1,15 @@
 //! [`ClientBuilder`]: the options of a client.
 
+#[cfg(feature = "tls")]
+mod tls;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header::AUTHORIZATION};
-use snakepit_proto::{address::Address, headers::MAX_TIMEOUT};
+use snakepit_proto::{
+    address::{Address, AddressError, https_authority},
+    headers::MAX_TIMEOUT,
+};
 use tower::{BoxError, Layer, Service};
 
 use crate::{
@@ -62,6 +68,8 @@ pub struct ClientBuilder {
     channel: ChannelOptions,
     headers: HeaderMap,
     layers: Vec<HttpLayer>,
+    #[cfg(feature = "tls")]
+    tls: crate::transport::tls::TlsOptions,
     /// The first invalid option and its problem.
     mistake: Option<(&'static str, String)>,
 }
@@ -111,7 +119,8 @@ impl ClientBuilder {
     /// server that [mounts](https://github.com/snakepit-rs/snakepit/blob/main/docs/embedding.md#in-a-web-service) the host
     /// does.
     ///
-    /// The client has no TLS, so the token is not encrypted. Use a Unix socket, or a proxy on this machine that encrypts.
+    /// The token is encrypted only on connections to addresses with `https://`, which need the feature `tls`. Use one of them, or a Unix
+    /// socket.
     pub fn bearer_token(self, token: &str) -> Self {
         match HeaderValue::try_from(format!("Bearer {token}")) {
             Ok(mut value) => {
@@ -219,6 +228,10 @@ impl ClientBuilder {
                 "has no effect on a service of the program; let the service choose the host".to_owned();
             return Err(Error::InvalidOption { option: "fallback", problem });
         }
+        if let Some(option) = self.tls_option() {
+            let problem = "has no effect on a service of the program; set it there".to_owned();
+            return Err(Error::InvalidOption { option, problem });
+        }
         let client = client_over(boxed(service), &self.layers, &self.headers);
         let target = Target::new(SERVICE_ADDRESS.to_owned(), None, client);
         let host = RemoteHost::new(vec![target], self.host_options());
@@ -231,15 +244,62 @@ impl ClientBuilder {
         let addresses: Vec<&str> =
             std::iter::once(address).chain(self.fallbacks.iter().map(String::as_str)).collect();
         let share = self.channel.connect_timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        let tls_channel_to = self.tls_channels(share);
         let target = |address: &str| {
             let invalid = |problem| Error::Connect { address: address.to_owned(), problem, source: None };
-            let parsed = address.parse::<Address>().map_err(|error| invalid(error.problem().to_owned()))?;
-            let channel = channel_to(&parsed, &self.channel, share).map_err(invalid)?;
+            let (channel, peer) = match https_authority(address) {
+                Some(authority) => {
+                    (authority.and_then(|authority| tls_channel_to(&authority)).map_err(invalid)?, None)
+                }
+                None => {
+                    let parsed: Address =
+                        address.parse().map_err(|error: AddressError| invalid(error.problem().to_owned()))?;
+                    if let (Some(option), Address::Tcp(authority)) = (self.tls_option(), &parsed) {
+                        let problem =
+                            format!("needs TLS; write the address as https://{authority}, not {address}");
+                        return Err(Error::InvalidOption { option, problem });
+                    }
+                    (channel_to(&parsed, &self.channel, share).map_err(invalid)?, Some(parsed))
+                }
+            };
             let client = client_over(channel, &self.layers, &self.headers);
-            Ok::<_, Error>(Target::new(address.to_owned(), Some(parsed), client))
+            Ok::<_, Error>(Target::new(address.to_owned(), peer, client))
         };
         let targets = addresses.into_iter().map(target).collect::<Result<_, _>>()?;
         Ok(RemoteHost::new(targets, self.host_options()))
+    }
+
+    /// Returns the function that creates channels to the addresses with `https://`.
+    #[cfg(feature = "tls")]
+    fn tls_channels(&self, connect_timeout: Duration) -> impl Fn(&str) -> Result<HttpService, String> {
+        // Reading the CAs of the system takes several milliseconds.
+        let connector = std::cell::LazyCell::new(|| self.tls.connector());
+        move |authority| {
+            let connector = (*connector).clone()?;
+            connector.channel_to(authority, self.tls.server_name.as_ref(), &self.channel, connect_timeout)
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[allow(clippy::unused_self, reason = "the other function with this name uses it")]
+    fn tls_channels(&self, _: Duration) -> impl Fn(&str) -> Result<HttpService, String> {
+        |_| {
+            let problem =
+                "`https://` needs the feature `tls` of the crate `snakepit-client`, or of `snakepit-server`";
+            Err(problem.to_owned())
+        }
+    }
+
+    /// The first option of TLS that is set.
+    #[cfg(feature = "tls")]
+    fn tls_option(&self) -> Option<&'static str> {
+        self.tls.first_set()
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[allow(clippy::unused_self, reason = "the other function with this name uses it")]
+    const fn tls_option(&self) -> Option<&'static str> {
+        None
     }
 
     /// # Errors
@@ -262,7 +322,10 @@ impl ClientBuilder {
 
 impl fmt::Debug for ClientBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientBuilder")
+        let mut shown = f.debug_struct("ClientBuilder");
+        #[cfg(feature = "tls")]
+        shown.field("tls", &self.tls);
+        shown
             .field("fallbacks", &self.fallbacks)
             .field("request_timeout", &self.request_timeout)
             .field("default_timeout", &self.default_timeout)
@@ -300,6 +363,22 @@ mod tests {
         let shown = format!("{builder:?}");
         assert!(shown.contains("tenant"), "{shown}");
         assert!(!shown.contains("secret-token") && !shown.contains("acme"), "{shown}");
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[tokio::test]
+    async fn an_address_with_https_names_the_missing_feature() {
+        for builder in [
+            Client::builder().connect_lazily("https://localhost:1"),
+            Client::builder().fallback("https://h:1").connect_lazily("localhost:1"),
+        ] {
+            let error = builder.unwrap_err();
+            assert!(
+                error.to_string().contains("needs the feature `tls` of the crate `snakepit-client`"),
+                "{error}"
+            );
+            assert!(!error.is_retryable(), "{error:?}");
+        }
     }
 
     #[test]

@@ -42,7 +42,8 @@ impl Client {
         Self { caller: Caller::new(host) }
     }
 
-    /// Connects to `host:port`, with or without `http://`, or to `unix:/path/to/socket`.
+    /// Connects to `host:port`, with or without `http://`, or to `unix:/path/to/socket`. With the feature `tls`, also to
+    /// `https://host:port`, whose default port is 443.
     ///
     /// # Errors
     /// [`Error::Connect`] within ten seconds; [`Error::NoRuntime`] outside a tokio runtime.

@@ -1,6 +1,6 @@
 //! The error type of calls and session operations.
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{error::Error as StdError, fmt, io, time::Duration};
 
 use snakepit_registry::ToolError;
 use snakepit_session::{PayloadError, SessionError};
@@ -39,7 +39,7 @@ mod classification;
 #[non_exhaustive]
 pub enum Error {
     /// The client could not connect: the address is invalid, nothing listens there, or the peer is not a Snakepit host.
-    #[error("cannot reach a server at {address}: {problem}; start one with `snakepit serve`")]
+    #[error("cannot reach a server at {address}: {problem}{}", advice(.source.as_deref()))]
     Connect {
         /// The requested address.
         address: String,
@@ -135,10 +135,21 @@ pub fn write_with_sources(error: &dyn StdError, f: &mut fmt::Formatter<'_>) -> f
     Ok(())
 }
 
+/// The end of the message of a client that cannot connect.
+fn advice(source: Option<&(dyn StdError + Send + Sync + 'static)>) -> &'static str {
+    let causes = std::iter::successors(source.map(|source| source as &(dyn StdError + 'static)), |&cause| {
+        cause.source()
+    });
+    let mut kinds = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    if kinds.any(|kind| matches!(kind, io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)) {
+        "; start one with `snakepit serve`"
+    } else {
+        ""
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     #[derive(Debug, thiserror::Error)]

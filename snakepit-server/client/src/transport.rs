@@ -1,5 +1,8 @@
 //! The HTTP services under a client: a channel to each address, or a service of the program, inside of the layers of the program.
 
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
+
 use std::{
     sync::Arc,
     task::{Context, Poll},
@@ -70,19 +73,7 @@ pub(crate) fn channel_to(
     options: &ChannelOptions,
     connect_timeout: Duration,
 ) -> Result<HttpService, String> {
-    let configure = |endpoint: Endpoint| {
-        endpoint
-            .tcp_nodelay(true)
-            .connect_timeout(connect_timeout)
-            .http2_keep_alive_interval(options.keepalive_interval)
-            .keep_alive_timeout(options.keepalive_timeout)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
-            .max_frame_size(MAX_FRAME_SIZE)
-            .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)
-            .http2_reset_stream_duration(RESET_STREAM_DURATION)
-            .http2_max_local_error_reset_streams(ERROR_RESETS)
-    };
+    let configure = |endpoint: Endpoint| configure(endpoint, options, connect_timeout);
     Ok(boxed(match address {
         Address::Unix(path) => {
             let path = path.clone();
@@ -98,6 +89,20 @@ pub(crate) fn channel_to(
             configure(endpoint).connect_lazy()
         }
     }))
+}
+
+fn configure(endpoint: Endpoint, options: &ChannelOptions, connect_timeout: Duration) -> Endpoint {
+    endpoint
+        .tcp_nodelay(true)
+        .connect_timeout(connect_timeout)
+        .http2_keep_alive_interval(options.keepalive_interval)
+        .keep_alive_timeout(options.keepalive_timeout)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME_SIZE)
+        .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)
+        .http2_reset_stream_duration(RESET_STREAM_DURATION)
+        .http2_max_local_error_reset_streams(ERROR_RESETS)
 }
 
 /// Boxes a service, and its errors and bodies.

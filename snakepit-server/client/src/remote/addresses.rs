@@ -19,12 +19,15 @@ use tonic::{Response, Status};
 use super::{CallStream, Connection, MAX_ATTEMPTS, cause_of, connection_broke, rejection};
 use crate::{Error, status::is_unreachable, transport::BridgeClient};
 
+/// The end of the description of a server with TLS at an address without.
+const TLS_ADVICE: &str = "write `https://` before the address";
+
 /// An address and its channel.
 #[derive(Debug)]
 pub(crate) struct Target {
     /// The address in errors.
     address: String,
-    /// `None` for a service of the program.
+    /// The address of a connection without TLS, to identify a server that is not a host.
     peer: Option<Address>,
     client: BridgeClient,
     /// Whether a host has answered at this address.
@@ -46,7 +49,9 @@ impl Target {
     /// Replaces the root cause of a connection's failure by a description of the server that answers, if it is another program.
     async fn describe(&self, problem: String, until: Instant) -> String {
         match &self.peer {
-            Some(address) => timeout_at(until, identify(address)).await.ok().flatten().unwrap_or(problem),
+            Some(address) => {
+                timeout_at(until, identify(address, TLS_ADVICE)).await.ok().flatten().unwrap_or(problem)
+            }
             None => problem,
         }
     }
