@@ -279,6 +279,8 @@ def test_results_that_contradict_their_hint(case: tuple[Any, Any, dict[str, str]
         (Sequence[int], range(2), [0, 1]),
         (Iterable[int], {1: "a"}.keys(), [1]),
         (set[int], frozenset({1}), [1]),
+        (set[str], {"b", "c", "a"}, ["a", "b", "c"]),
+        (set[int | str], {"b", 1, "a", 2}, ["a", "b", 1, 2]),
         (Mapping[str, int], OrderedDict(a=1), {"a": 1}),
         (float, 5, 5.0),
         (int, 5.0, 5),

@@ -59,7 +59,7 @@ class Items(Hint):
     def write(self, value: Any) -> Any:
         if not isinstance(value, self._written) or isinstance(value, str | bytes):
             raise self.mismatch(value)
-        return self._each(value if isinstance(value, list | tuple) else list(value), self._item.write)
+        return self._each(value if isinstance(value, list | tuple) else _ordered(value), self._item.write)
 
     def _each(self, items: Any, convert: Callable[[Any], Any]) -> Any:
         exact = self._item.exact
@@ -79,6 +79,16 @@ class Items(Hint):
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         schema = {"type": "array", "items": self._item.schema(schemas)}
         return {**schema, "uniqueItems": True} if self._unique else schema
+
+
+def _ordered(items: Any) -> list[Any]:
+    """Return the items of a collection. Those of a set are sorted, because their order would differ between workers."""
+    if not isinstance(items, set | frozenset):
+        return list(items)
+    try:
+        return sorted(items)
+    except TypeError:
+        return sorted(items, key=repr)
 
 
 class Positions(Hint):
