@@ -24,7 +24,7 @@ use std::{
     time::SystemTime,
 };
 
-use snakepit_registry::CallId;
+use snakepit_registry::{CallId, Principal};
 use snakepit_worker::{Worker, WorkerError, WorkerId, error_chain};
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -244,6 +244,7 @@ impl Driver {
                         state.earliest_deadline = earlier(state.earliest_deadline, waiter.deadline);
                         let key = leases.insert(LeaseRecord::new(
                             waiter.call,
+                            std::mem::replace(&mut waiter.principal, Principal::unset()),
                             worker_key,
                             waiter.deadline,
                             waiter.number,
@@ -355,9 +356,10 @@ impl Driver {
         load: Load,
         deferred: &mut DeferredWork,
     ) -> (LeaseRecord, Acquire) {
-        let lease = state.leases.remove(key);
-        let deadline = lease.deadline;
-        let waiter = Waiter::new(lease.call, deadline, load, lease.number);
+        let mut lease = state.leases.remove(key);
+        let (deadline, principal) =
+            (lease.deadline, std::mem::replace(&mut lease.principal, Principal::unset()));
+        let waiter = Waiter::new(lease.call, principal, deadline, load, lease.number);
         let ticket = Ticket { number: lease.number, waiter: state.waiters.insert(waiter) };
         let waiter = &mut state.waiters[ticket.waiter];
         let failed_waker = match lease.signal() {

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
-use snakepit_registry::{CallId, CallTimeline, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{CallId, CallTimeline, Principal, ToolCall, ToolError, ToolHandler, ToolReply};
 use tokio::time::Instant;
 use tower::Service;
 
@@ -27,6 +27,14 @@ impl RemoteTool {
     #[must_use]
     pub fn ancestors_on(&self, worker: &str) -> Option<Arc<[CallId]>> {
         self.driver.ancestors_on(worker)
+    }
+
+    /// The principal of the call that runs on this worker. For a nested call, that of its outermost ancestor.
+    ///
+    /// Returns `None` if the worker is idle or unknown, or if the pool's `concurrency` is not 1.
+    #[must_use]
+    pub fn principal_on(&self, worker: &str) -> Option<Principal> {
+        self.driver.principal_on(worker)
     }
 
     pub(crate) const fn new(driver: Arc<Driver>, stack: Stack) -> Self {

@@ -119,7 +119,8 @@ pub struct ToolCall {
     /// The running calls that wait for this one, outermost first: the tool of each called a host tool, which made the next call.
     /// Empty for a nested call if they are unknown. `None` for a call that is not nested.
     pub ancestors: Option<Arc<[CallId]>>,
-    /// The party that makes the call, as the host authenticated it. [`Principal::program`] for a call that the program makes itself.
+    /// The party that makes the call, as the host authenticated it. [`Principal::program`] for a call that the program makes itself
+    /// through a caller of the host. [`Principal::unset`] until then.
     pub principal: Principal,
     /// Typed values that layers attach to the call, for other layers of this process. The host keeps its own values here, so a
     /// layer changes the call that it receives and does not replace it with a new one.
@@ -127,7 +128,7 @@ pub struct ToolCall {
 }
 
 impl ToolCall {
-    /// Creates a unary call with a new id, without session, arguments or deadline.
+    /// Creates a unary call with a new id, without session, arguments, deadline or principal.
     #[must_use]
     pub fn new(tool: impl Into<Arc<str>>) -> Self {
         Self {
@@ -142,7 +143,7 @@ impl ToolCall {
             preferred_worker: None,
             trace: None,
             ancestors: None,
-            principal: Principal::program(),
+            principal: Principal::unset(),
             extensions: Extensions::default(),
         }
     }

@@ -23,14 +23,15 @@ use crate::ToolFailure;
 /// [`SessionError`](snakepit_session::SessionError):
 ///
 /// ```
-/// use snakepit_registry::{Code, Fault, Reason, ToolError};
+/// use snakepit_registry::{Code, Fault, Principal, Reason, ToolError};
 ///
 /// let fault = Fault::from(ToolError::NotFound { tool: "ad".into(), suggestion: Some("add".into()) });
 /// assert_eq!((fault.reason, fault.code(), fault.http_status()), (Reason::ToolNotFound, Code::NotFound, 404));
 ///
-/// let problem = fault.to_problem();
+/// let reader = Principal::remote();
+/// let problem = fault.to_problem(&reader);
 /// assert_eq!((&problem["status"], &problem["reason"]), (&404.into(), &"TOOL_NOT_FOUND".into()));
-/// assert_eq!(fault.to_json_rpc_error()["code"], -32602);
+/// assert_eq!(fault.to_json_rpc_error(&reader)["code"], -32602);
 /// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]

@@ -6,6 +6,8 @@ use std::{borrow::Cow, collections::BTreeSet, fmt, sync::Arc};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Via {
+    /// No way: nobody has set the principal.
+    Unset,
     /// A call of the program that embeds the host.
     Program,
     /// A Unix socket. The kernel reports the user at the other end.
@@ -18,162 +20,234 @@ pub enum Via {
     Mounted,
     /// A worker that the host launched, and its descendants.
     Worker,
-    /// A method of the program, such as `oidc`.
+    /// A method by which the program authenticated the principal, such as `oidc`.
     Other(&'static str),
 }
 
 /// The party that makes a call: the program itself, a user of this machine, a worker, or anyone whom the program authenticated.
 ///
 /// The host sets it, so a caller cannot choose it. Tools of the host and layers read it from
-/// [`ToolCall::principal`](crate::ToolCall::principal). Clones are cheap, and only those that [`new`](Self::new) creates are
-/// allocated.
+/// [`ToolCall::principal`](crate::ToolCall::principal). Clones are cheap, and only principals with a [name](Self::new) or
+/// [grants](Self::with_grants), and those that act [in a worker](Self::in_worker), are allocated.
 ///
 /// | principal | name | via |
 /// | --- | --- | --- |
+/// | [`unset`](Self::unset) | `unset` | [`Via::Unset`] |
 /// | [`program`](Self::program) | `program` | [`Via::Program`] |
 /// | [`user`](Self::user) | `uid:1000` | [`Via::UnixSocket`] |
 /// | [`loopback`](Self::loopback) | `loopback` | [`Via::Loopback`] |
 /// | [`remote`](Self::remote) | `remote` | [`Via::Remote`] |
 /// | [`mounted`](Self::mounted) | `mounted` | [`Via::Mounted`] |
 /// | [`worker`](Self::worker) | the worker's id, such as `default-1-1` | [`Via::Worker`] |
+/// | [`new`](Self::new) | as given | [`Via::Other`] |
 ///
 /// ```
 /// use snakepit_registry::{Principal, Via};
 ///
-/// let alice = Principal::new("alice", Via::Other("oidc")).with_grants(["call:embed"]);
-/// assert_eq!((&*alice.name(), alice.has_grant("call:embed")), ("alice", true));
+/// let alice = Principal::new("alice", "oidc").with_grants(["call:embed"]);
+/// assert_eq!((&*alice.name(), alice.via()), ("alice", Via::Other("oidc")));
+/// assert!(alice.has_grant("call:embed"));
 /// assert_eq!(Principal::user(1000).name(), "uid:1000");
 /// ```
-#[derive(Clone, PartialEq, Eq)]
-pub struct Principal(Identity);
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Principal(Form);
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Form {
+    Plain(Identity),
+    Detailed(Arc<Details>),
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
 enum Identity {
+    Unset,
     Program,
     User(u32),
     Loopback,
     Remote,
     Mounted,
     Worker(Arc<str>),
-    Named(Arc<Named>),
+    Named { name: Arc<str>, method: &'static str },
 }
 
-#[derive(Clone, PartialEq, Eq)]
-struct Named {
-    name: String,
-    via: Via,
+/// An identity with grants, or in a worker. The identity stays the same, so grants turn nobody into a worker or the program.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Details {
+    identity: Identity,
     grants: BTreeSet<String>,
+    worker: Option<Arc<str>>,
 }
 
 impl Principal {
-    /// Creates a principal that the program authenticated, without grants.
-    pub fn new(name: impl Into<String>, via: Via) -> Self {
-        Self(Identity::Named(Arc::new(Named { name: name.into(), via, grants: BTreeSet::new() })))
+    /// Creates a principal that the program authenticated by this method, such as `oidc`, without grants.
+    pub fn new(name: impl Into<Arc<str>>, method: &'static str) -> Self {
+        Self(Form::Plain(Identity::Named { name: name.into(), method }))
+    }
+
+    /// The principal of a call that nobody has authenticated yet: the default of [`ToolCall::new`](crate::ToolCall::new). A host
+    /// that authorizes denies it everything, so a listener that forgets to set the principal is closed.
+    #[must_use]
+    pub const fn unset() -> Self {
+        Self(Form::Plain(Identity::Unset))
     }
 
     /// The program that embeds the host. The host permits it everything.
     #[must_use]
     pub const fn program() -> Self {
-        Self(Identity::Program)
+        Self(Form::Plain(Identity::Program))
     }
 
     /// A user of this machine, by its id.
     #[must_use]
     pub const fn user(uid: u32) -> Self {
-        Self(Identity::User(uid))
+        Self(Form::Plain(Identity::User(uid)))
     }
 
     /// A client on this machine, over TCP.
     #[must_use]
     pub const fn loopback() -> Self {
-        Self(Identity::Loopback)
+        Self(Form::Plain(Identity::Loopback))
     }
 
     /// A client on another machine, over TCP.
     #[must_use]
     pub const fn remote() -> Self {
-        Self(Identity::Remote)
+        Self(Form::Plain(Identity::Remote))
     }
 
     /// A client of a server of the program, which did not set a principal.
     #[must_use]
     pub const fn mounted() -> Self {
-        Self(Identity::Mounted)
+        Self(Form::Plain(Identity::Mounted))
     }
 
     /// A worker that the host launched, by its id.
     #[must_use]
     pub const fn worker(id: Arc<str>) -> Self {
-        Self(Identity::Worker(id))
+        Self(Form::Plain(Identity::Worker(id)))
     }
 
-    /// Adds grants, whose meaning the program defines. A principal that does not come from [`new`](Self::new) gets its name and
-    /// its way in addition.
+    /// Adds grants, whose meaning the program defines. Name and way stay the same.
     #[must_use]
     pub fn with_grants<G: Into<String>>(self, grants: impl IntoIterator<Item = G>) -> Self {
-        let (name, via) = (self.name().into_owned(), self.via());
-        let mut named = match self.0 {
-            Identity::Named(named) => Arc::unwrap_or_clone(named),
-            _ => Named { name, via, grants: BTreeSet::new() },
-        };
-        named.grants.extend(grants.into_iter().map(Into::into));
-        Self(Identity::Named(Arc::new(named)))
+        let mut details = self.into_details();
+        details.grants.extend(grants.into_iter().map(Into::into));
+        Self(Form::Detailed(Arc::new(details)))
+    }
+
+    /// The principal as whom a tool acts in this worker while it runs a call of this principal: the same name, way and grants, with
+    /// the [worker](Self::worker_id) in addition. For a call of the program, and for one without a principal, it is the worker
+    /// itself, because a worker must not have the rights of the program.
+    #[must_use]
+    pub fn in_worker(self, worker: Arc<str>) -> Self {
+        match self.identity() {
+            Identity::Unset | Identity::Program | Identity::Worker(_) => Self::worker(worker),
+            _ => {
+                let details = Details { worker: Some(worker), ..self.into_details() };
+                Self(Form::Detailed(Arc::new(details)))
+            }
+        }
+    }
+
+    fn into_details(self) -> Details {
+        match self.0 {
+            Form::Plain(identity) => Details { identity, grants: BTreeSet::new(), worker: None },
+            Form::Detailed(details) => Arc::unwrap_or_clone(details),
+        }
+    }
+
+    #[inline]
+    fn identity(&self) -> &Identity {
+        match &self.0 {
+            Form::Plain(identity) => identity,
+            Form::Detailed(details) => &details.identity,
+        }
+    }
+
+    fn details(&self) -> Option<&Details> {
+        match &self.0 {
+            Form::Plain(_) => None,
+            Form::Detailed(details) => Some(details),
+        }
     }
 
     /// The name, unique among the principals of the same [way](Self::via).
     #[must_use]
     pub fn name(&self) -> Cow<'_, str> {
-        match &self.0 {
+        match self.identity() {
+            Identity::Unset => "unset".into(),
             Identity::Program => "program".into(),
             Identity::User(uid) => format!("uid:{uid}").into(),
             Identity::Loopback => "loopback".into(),
             Identity::Remote => "remote".into(),
             Identity::Mounted => "mounted".into(),
             Identity::Worker(id) => Cow::Borrowed(id),
-            Identity::Named(named) => Cow::Borrowed(&named.name),
+            Identity::Named { name, .. } => Cow::Borrowed(name),
         }
     }
 
     /// The way on which the principal reached the host.
     #[must_use]
     pub fn via(&self) -> Via {
-        match &self.0 {
+        match self.identity() {
+            Identity::Unset => Via::Unset,
             Identity::Program => Via::Program,
             Identity::User(_) => Via::UnixSocket,
             Identity::Loopback => Via::Loopback,
             Identity::Remote => Via::Remote,
             Identity::Mounted => Via::Mounted,
             Identity::Worker(_) => Via::Worker,
-            Identity::Named(named) => named.via,
+            Identity::Named { method, .. } => Via::Other(method),
         }
     }
 
     /// The grants, in alphabetical order.
     pub fn grants(&self) -> impl Iterator<Item = &str> {
-        let named = match &self.0 {
-            Identity::Named(named) => Some(named),
-            _ => None,
-        };
-        named.into_iter().flat_map(|named| named.grants.iter().map(String::as_str))
+        self.details().into_iter().flat_map(|details| details.grants.iter().map(String::as_str))
     }
 
     /// Whether the principal has this grant.
     #[must_use]
     pub fn has_grant(&self, grant: &str) -> bool {
-        matches!(&self.0, Identity::Named(named) if named.grants.contains(grant))
+        self.details().is_some_and(|details| details.grants.contains(grant))
     }
 
     /// Whether this is the program that embeds the host.
     #[inline]
     #[must_use]
-    pub const fn is_program(&self) -> bool {
-        matches!(self.0, Identity::Program)
+    pub fn is_program(&self) -> bool {
+        matches!(self.identity(), Identity::Program)
     }
 
-    /// Whether this is a worker of the host.
+    /// Whether nobody has set the principal.
+    #[inline]
+    #[must_use]
+    pub fn is_unset(&self) -> bool {
+        matches!(self.identity(), Identity::Unset)
+    }
+
+    /// Whether this is a worker of the host, and not another principal [in a worker](Self::worker_id).
     #[must_use]
     pub fn is_worker(&self) -> bool {
-        self.via() == Via::Worker
+        matches!(self.identity(), Identity::Worker(_))
+    }
+
+    /// The id of the worker in which a tool acts for this principal, or of the worker that this is. `None` if the principal makes
+    /// the request itself. With it, a program can permit operations to its tools that it does not permit to their callers.
+    #[must_use]
+    pub fn worker_id(&self) -> Option<&str> {
+        match self.identity() {
+            Identity::Worker(id) => Some(id),
+            _ => self.details()?.worker.as_deref(),
+        }
+    }
+
+    /// Whether error reports to this principal include tracebacks and output of workers, which reveal code and paths: the program,
+    /// workers and their tools, and clients on this machine. Messages and codes are for everyone.
+    #[must_use]
+    pub fn sees_tracebacks(&self) -> bool {
+        let is_local = matches!(self.via(), Via::Program | Via::UnixSocket | Via::Loopback);
+        is_local || self.worker_id().is_some()
     }
 }
 
@@ -190,6 +264,7 @@ impl fmt::Debug for Principal {
             .field("name", &self.name())
             .field("via", &self.via())
             .field("grants", &grants)
+            .field("worker_id", &self.worker_id())
             .finish()
     }
 }
@@ -199,18 +274,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grants_can_be_added_to_any_principal() {
+    fn grants_change_neither_name_nor_way() {
         let user = Principal::user(7).with_grants(["b", "a"]).with_grants(["c"]);
         assert_eq!((&*user.name(), user.via()), ("uid:7", Via::UnixSocket));
         assert_eq!(user.grants().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert!(user.has_grant("c") && !Principal::user(7).has_grant("c"));
         assert_ne!(user, Principal::user(7));
+        assert!(Principal::worker("w".into()).with_grants(["a"]).is_worker());
+        assert!(Principal::unset().with_grants(["a"]).is_unset());
     }
 
     #[test]
-    fn only_the_program_is_the_program() {
-        let named = Principal::new("program", Via::Other("token"));
+    fn no_name_or_grant_makes_a_program_or_a_worker() {
+        let named = Principal::new("program", "token").with_grants(["program"]);
         assert!(Principal::program().is_program() && !named.is_program());
-        assert!(Principal::worker("w".into()).is_worker() && !Principal::new("w", Via::Mounted).is_worker());
+        assert!(Principal::worker("w".into()).is_worker() && !Principal::new("w", "worker").is_worker());
+        assert_eq!(named.via(), Via::Other("token"));
+    }
+
+    #[test]
+    fn a_tool_acts_for_its_caller_but_never_as_the_program() {
+        let alice = Principal::new("alice", "token").with_grants(["a"]);
+        let acting = alice.clone().in_worker("w-1".into());
+        assert_eq!((&*acting.name(), acting.via(), acting.worker_id()), ("alice", alice.via(), Some("w-1")));
+        assert!(acting.has_grant("a") && !acting.is_worker() && acting != alice);
+        assert_eq!(acting.in_worker("w-2".into()).worker_id(), Some("w-2"));
+        for principal in [Principal::program(), Principal::unset(), Principal::worker("w-1".into())] {
+            assert_eq!(principal.in_worker("w-2".into()), Principal::worker("w-2".into()));
+        }
+    }
+
+    #[test]
+    fn tracebacks_stay_on_this_machine() {
+        let local =
+            [Principal::program(), Principal::user(1), Principal::loopback(), Principal::worker("w".into())];
+        assert!(local.iter().all(Principal::sees_tracebacks));
+        let others =
+            [Principal::remote(), Principal::mounted(), Principal::new("alice", "token"), Principal::unset()];
+        assert!(!others.iter().any(Principal::sees_tracebacks));
+        assert!(Principal::remote().in_worker("w".into()).sees_tracebacks(), "the reader is a tool");
     }
 }

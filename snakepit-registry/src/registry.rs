@@ -7,7 +7,10 @@ mod remote;
 use std::{
     collections::{BTreeMap, HashMap},
     pin::Pin,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 pub use remote::Announcer;
@@ -164,6 +167,8 @@ pub struct Registry {
     deferred: Mutex<Vec<Deferred>>,
     /// The number of deferred announcements, which usually saves the lock.
     deferred_count: AtomicU64,
+    /// Whether any host tool is hidden. Host tools are never removed.
+    has_hidden: AtomicBool,
 }
 
 impl Registry {
@@ -212,6 +217,9 @@ impl Registry {
             return Err(RegistryError::NameTaken { name: spec.name, owner: existing.provider.clone() });
         }
         let name = Arc::from(spec.name.as_str());
+        if !spec.is_exposed() {
+            self.has_hidden.store(true, Ordering::Relaxed);
+        }
         let mut tool = ResolvedTool::new(Some(spec), HOST_PROVIDER, handler);
         tool.meter = Some(meter);
         tools.insert(name, Arc::new(tool));
@@ -266,6 +274,12 @@ impl Registry {
     pub fn is_hidden(&self, tool: &str) -> bool {
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
         tools.get(tool).is_some_and(|tool| !tool.is_exposed())
+    }
+
+    /// Whether any host tool is [hidden](ToolSpec::exposed) from workers.
+    #[must_use]
+    pub fn has_hidden_tools(&self) -> bool {
+        self.has_hidden.load(Ordering::Relaxed)
     }
 
     /// Whether any worker has announced tools.

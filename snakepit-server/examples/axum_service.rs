@@ -10,6 +10,8 @@
 //! ```
 #![allow(clippy::print_stdout, reason = "an example prints its results")]
 
+use std::net::SocketAddr;
+
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -91,7 +93,10 @@ pub(crate) async fn serve(
         .with_state(snakepit.clone())
         // gRPC clients use the same port.
         .merge(snakepit.routes().into_axum_router());
-    axum::serve(listener, app).with_graceful_shutdown(snakepit.shutdown_after(signal)).await?;
+    // The host bounds each gRPC client by the address of its connection.
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    let shutdown = snakepit.shutdown_after(signal, Snakepit::DEFAULT_DRAIN);
+    axum::serve(listener, app).with_graceful_shutdown(shutdown).await?;
     // The host has shut down. This reports an error of its shutdown, if there was one.
     Ok(snakepit.shutdown().await?)
 }

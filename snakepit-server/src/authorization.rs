@@ -75,6 +75,11 @@ impl Authorizer {
         principal: &Principal,
         operation: &Operation<'_>,
     ) -> Result<(), ToolError> {
+        if principal.is_unset() {
+            tracing::error!(?operation, "a call without a principal was denied; its listener must set one");
+            let problem = "nobody has authenticated the caller; set `ToolCall::principal`".to_owned();
+            return Err(ToolError::AccessDenied { problem });
+        }
         let problem = match catch_unwind(AssertUnwindSafe(|| (self.0)(principal, operation))) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(Denied { problem })) => {
@@ -108,6 +113,8 @@ mod tests {
         });
         let ask = |principal| authorizer.authorize(&principal, &Operation::ListTools);
         ask(Principal::loopback()).unwrap();
+        let unset = ask(Principal::unset()).unwrap_err();
+        assert!(unset.to_string().contains("set `ToolCall::principal`"), "{unset}");
         let denied = ask(Principal::worker("w".into())).unwrap_err();
         assert_eq!(denied.to_string(), "access denied: the authorization failed; see the log of the host");
     }

@@ -2,6 +2,7 @@
 //!
 //! `service` implements the generated trait. Each group of RPCs has its own file.
 
+mod answer;
 mod authorize;
 mod bridge;
 mod calls;

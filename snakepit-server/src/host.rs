@@ -19,11 +19,11 @@ use std::{
 
 use snakepit_pool::{Pool, PoolStatus};
 use snakepit_registry::{
-    CallFuture, CallId, CallLayers, CallProgress, CallService, CallStage, CallTimeline, Registry,
-    ResolvedTool, TimeLimit, ToolCall, ToolError, ToolReply,
+    CallFuture, CallId, CallLayers, CallProgress, CallService, CallStage, CallTimeline, Principal, Registry,
+    ReplyBody, ResolvedTool, TimeLimit, ToolCall, ToolError, ToolReply,
 };
-use snakepit_session::{SessionBackend, SessionId};
-use snakepit_worker::process::Launches;
+use snakepit_session::{Payload, SessionBackend, SessionId};
+use snakepit_worker::{WorkerId, process::Launches};
 use tokio::{runtime::Handle, sync::SetOnce, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -136,7 +136,6 @@ impl Host {
             Some(authorizer) if !call.principal.is_program() => {
                 let session = call.session.as_ref().map(|session| session.as_str());
                 authorizer.authorize(&call.principal, &Operation::Call { tool: &call.tool, session })?;
-                // The tool reads and writes the session as the principal of its worker.
                 session.map_or(Ok(()), |session| {
                     authorizer.authorize(&call.principal, &Operation::WriteSession { session })
                 })
@@ -189,16 +188,49 @@ impl Host {
         Some(self.pool_if_started()?.status())
     }
 
-    /// Runs a call of any tool. Renews its session, prefers the session's last worker, and stores the worker that ran the call.
+    /// The principal as whom a tool acts in this worker: that of the call that the worker runs, or the worker itself if the host does
+    /// not know the call.
+    pub(crate) fn principal_in(&self, worker: &WorkerId) -> Principal {
+        let running = self.pool_if_started().and_then(|pool| pool.tool().principal_on(worker.as_str()));
+        running.unwrap_or_else(Principal::unset).in_worker(worker.shared())
+    }
+
+    /// Whether the host needs to know which local clients are processes of workers.
+    pub(crate) fn distinguishes_workers(&self) -> bool {
+        self.authorizer.is_some() || self.registry.has_hidden_tools()
+    }
+
+    /// Runs a call of any tool, if its principal may make it. `account` counts the value of the reply before the call is recorded as
+    /// succeeded.
     pub(crate) fn call(
         &self,
+        call: ToolCall,
+        account: impl FnOnce(Payload) -> Result<Payload, ToolError> + Send,
+    ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
+        self.run(call, false, account)
+    }
+
+    /// Runs a call of any tool that code in this process makes. The host does not ask about a call of the program itself.
+    pub(crate) fn call_local(
+        &self,
+        call: ToolCall,
+        is_of_program: bool,
+    ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
+        self.run(call, is_of_program, Ok)
+    }
+
+    /// Runs a call. Renews its session, prefers the session's last worker, and stores the worker that ran the call.
+    fn run(
+        &self,
         mut call: ToolCall,
+        is_of_program: bool,
+        account: impl FnOnce(Payload) -> Result<Payload, ToolError> + Send,
     ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
         let id = call.session.clone();
         // The method is not an `async fn`, whose future would store the call twice.
         async move {
             let recorder = self.records.begin(&mut call);
-            if let Err(error) = self.authorize(&call) {
+            if !is_of_program && let Err(error) = self.authorize(&call) {
                 return recorder.ended(Err(error));
             }
             // The caller knows its own limit.
@@ -232,7 +264,8 @@ impl Host {
                     Err(unknown) => Err(self.unknown_tool_error(unknown)),
                 }
             };
-            let reply = recorder.ended(watch.ended(result.map_err(with_time_limit)))?;
+            let result = result.map_err(with_time_limit).and_then(|reply| accounted(reply, account));
+            let reply = recorder.ended(watch.ended(result))?;
             Ok(match session {
                 Some(session) => session.finish(reply, &self.affinity),
                 None => reply,
@@ -292,7 +325,11 @@ impl Host {
 
     /// Runs a call of a host tool for a worker. The drain already waits for the worker's own call. A call of a client, or of a
     /// worker that runs no call, is not nested, so it passes the layers of the program.
-    pub(crate) async fn call_host_tool(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+    pub(crate) async fn call_host_tool(
+        &self,
+        mut call: ToolCall,
+        account: impl FnOnce(Payload) -> Result<Payload, ToolError> + Send,
+    ) -> Result<ToolReply, ToolError> {
         let recorder = self.records.begin(&mut call);
         if let Err(error) = self.authorize(&call) {
             return recorder.ended(Err(error));
@@ -313,7 +350,7 @@ impl Host {
         } else {
             self.call_nested(call).await
         };
-        let reply = recorder.ended(result)?;
+        let reply = recorder.ended(result.and_then(|reply| accounted(reply, account)))?;
         Ok(match session {
             Some(session) => session.finish(reply, &self.affinity),
             None => reply,
@@ -395,6 +432,17 @@ impl Host {
     pub(crate) fn cut_off(&self) {
         self.cut.cancel();
     }
+}
+
+/// Counts the value of a reply as unread by the client. A stream counts its chunks itself.
+fn accounted(
+    mut reply: ToolReply,
+    account: impl FnOnce(Payload) -> Result<Payload, ToolError>,
+) -> Result<ToolReply, ToolError> {
+    if let ReplyBody::Value(value) = reply.body {
+        reply.body = ReplyBody::Value(account(value)?);
+    }
+    Ok(reply)
 }
 
 /// The extension of a call that may run a host tool only.

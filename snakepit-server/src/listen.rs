@@ -120,12 +120,15 @@ pub(crate) struct ListenLimits {
     pub(crate) unread_mounted: Arc<ResponseBudget>,
     /// Distinguishes workers from clients. Weak, because the launches hold these limits.
     pub(crate) launches: Weak<Launches>,
+    /// Whether the host authorizes requests.
+    pub(crate) authorizes: bool,
 }
 
 impl ListenLimits {
     fn connections(&self, limit: usize, unread: &Arc<ResponseBudget>) -> Arc<Connections> {
         let (arriving, launches) = (self.arriving.clone(), Weak::clone(&self.launches));
-        Connections::new(limit.max(1), self.connection_bytes, arriving, Arc::clone(unread), launches)
+        let unread = Arc::clone(unread);
+        Connections::new(limit.max(1), self.connection_bytes, arriving, unread, launches, self.authorizes)
     }
 }
 

@@ -8,7 +8,7 @@ use futures_util::{
     stream::{self, PollNext},
 };
 use snakepit_client::{Error, EventStream, HostHandle, attach_current_trace};
-use snakepit_registry::{CallId, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallId, Principal, ToolCall, ToolError, ToolReply};
 use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session,
     SessionError, SessionId, SetVariable, Variable, VariableId, VariableName, VariableVersion,
@@ -21,6 +21,10 @@ use crate::host::{ANCESTORS, Host, NestedCall};
 ///
 /// It is a [`tower::Service`] of [`ToolCall`]s ([`Snakepit::service`](crate::Snakepit::service)) and always ready, because each
 /// call waits for its own worker. Dropping the future of a call, or the stream that it returned, cancels the call.
+///
+/// A host tool that takes a handle as an argument acts for the caller of the tool: the calls of the handle have the same
+/// [principal](ToolCall::principal). They are still calls of the program, so [`Builder::authorize`](crate::Builder::authorize) is
+/// not asked about them.
 #[derive(Debug, Clone)]
 pub struct LocalHost {
     host: Arc<Host>,
@@ -28,16 +32,23 @@ pub struct LocalHost {
     is_nested: bool,
     /// The calls that wait for those of this handle, if it belongs to a call.
     ancestors: Option<Arc<[CallId]>>,
+    /// The principal of calls that have none. Unset for a service, which also serves listeners of the program.
+    principal: Principal,
 }
 
 impl LocalHost {
     pub(crate) const fn new(host: Arc<Host>) -> Self {
-        Self { host, is_nested: false, ancestors: None }
+        Self { host, is_nested: false, ancestors: None, principal: Principal::program() }
+    }
+
+    /// A handle whose calls must have a principal.
+    pub(crate) fn without_principal(self) -> Self {
+        Self { principal: Principal::unset(), ..self }
     }
 
     /// A handle whose calls are nested in a call of a host tool, also outside of the tool's task.
     pub(crate) fn nested_in(host: Arc<Host>, call: &ToolCall) -> Self {
-        Self { host, is_nested: true, ancestors: call.ancestors.clone() }
+        Self { host, is_nested: true, ancestors: call.ancestors.clone(), principal: call.principal.clone() }
     }
 
     pub(crate) fn inner(&self) -> &Host {
@@ -66,7 +77,11 @@ impl HostHandle for LocalHost {
         } else {
             call.ancestors = ANCESTORS.try_with(Clone::clone).unwrap_or_default();
         }
-        self.host.call(call)
+        let is_of_program = call.principal.is_unset() && !self.principal.is_unset();
+        if is_of_program {
+            call.principal.clone_from(&self.principal);
+        }
+        self.host.call_local(call, is_of_program)
     }
 
     async fn open_session(&self, id: &SessionId, new: NewSession) -> Result<(), Error> {

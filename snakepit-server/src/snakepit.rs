@@ -97,9 +97,12 @@ impl Snakepit {
 
     /// The host as a [`tower::Service`] of [`ToolCall`](crate::ToolCall)s, for use in another stack. Its calls pass the
     /// [layers](Builder::layer) of the builder.
+    ///
+    /// Use it in a listener of your own, and set [`ToolCall::principal`](crate::ToolCall::principal). If the host
+    /// [authorizes](Builder::authorize), it denies calls of the service without a principal.
     #[must_use]
     pub fn service(&self) -> LocalHost {
-        self.caller.host().clone()
+        self.caller.host().clone().without_principal()
     }
 
     /// Returns a session, and creates it with the default TTL if it does not exist.
@@ -191,9 +194,16 @@ impl Snakepit {
     /// [listener](Builder::listen) for them.
     ///
     /// - Requests have the message limits and deadlines of the listeners, and share the host-wide budgets of their clients
-    ///   ([`queue_bytes`](Builder::queue_bytes)). The host does not see your connections, so
-    ///   [`connection_bytes`](Builder::connection_bytes) applies to each request, and your server limits the number of
-    ///   connections and requests.
+    ///   ([`queue_bytes`](Builder::queue_bytes)). At most 16,384 requests are open at a time. Your server limits the number of
+    ///   connections.
+    /// - [`connection_bytes`](Builder::connection_bytes) applies to all requests of one connection together. The host knows the
+    ///   connection by the peer's address in the extensions of the request: tonic inserts it, and axum does if you serve with
+    ///   `into_make_service_with_connect_info::<SocketAddr>()`. Another server can insert `axum::extract::ConnectInfo`. Without the
+    ///   address, all requests with the same [`Principal`](crate::Principal) share the limit, so slow clients without a principal
+    ///   delay each other.
+    /// - If a client reads nothing of a response for 30 seconds, the host drops the rest, and the client receives an error. A stream
+    ///   that its reader has paused is dropped only while unread responses use more than half of their memory. Your server may
+    ///   keep up to 16 KiB of each dropped response until it closes the connection.
     /// - The peers are clients. They cannot register tools as workers do.
     /// - A shutdown of the host ends the streams of mounted services, and later requests fail with `UNAVAILABLE`. Pass
     ///   [`shutdown_after`](Self::shutdown_after) to your server, so that both shut down together.
@@ -215,8 +225,11 @@ impl Snakepit {
     ///     .route("/", axum::routing::get("the shop"))
     ///     .merge(snakepit.routes().into_axum_router());
     /// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    /// // The host bounds each client by the address of its connection.
+    /// let app = app.into_make_service_with_connect_info::<std::net::SocketAddr>();
     /// let signal = async { /* for example `tokio::signal::ctrl_c()` */ };
-    /// axum::serve(listener, app).with_graceful_shutdown(snakepit.shutdown_after(signal)).await?;
+    /// let shutdown = snakepit.shutdown_after(signal, Snakepit::DEFAULT_DRAIN);
+    /// axum::serve(listener, app).with_graceful_shutdown(shutdown).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -256,13 +269,15 @@ impl Snakepit {
         self.shutdown_within(Self::DEFAULT_DRAIN).await
     }
 
-    /// Waits for a signal, and then [shuts down](Self::shutdown). This is the future for `with_graceful_shutdown` of axum and
+    /// Waits for a signal, and then [shuts down](Self::shutdown_within). This is the future for `with_graceful_shutdown` of axum and
     /// `serve_with_shutdown` of tonic, if your server calls the host or mounts its [`routes`](Self::routes).
     ///
     /// The order is that of a service behind a load balancer. When the signal arrives, health checks report "not serving", the
     /// host rejects new calls, and running calls finish. The host then ends its streams: calls, watches, and streams of
     /// responses that your handlers make of them. The future completes when the host has shut down. Your server stops to
     /// accept connections then, and finds only requests that are about to end.
+    ///
+    /// Running calls have `drain` to finish, such as [`DEFAULT_DRAIN`](Self::DEFAULT_DRAIN). The host cuts off the remaining ones.
     ///
     /// A stream of your own needs [`stopping`](Self::stopping) to end. A client that does not read its responses can keep its
     /// connection to your server open, so bound the time that you wait for the server.
@@ -271,14 +286,14 @@ impl Snakepit {
     ///
     /// # Cancel safety
     /// As for [`shutdown`](Self::shutdown).
-    pub fn shutdown_after<F>(&self, signal: F) -> impl Future<Output = ()> + Send + use<F>
+    pub fn shutdown_after<F>(&self, signal: F, drain: Duration) -> impl Future<Output = ()> + Send + use<F>
     where
         F: Future<Output = ()> + Send,
     {
         let snakepit = self.clone();
         async move {
             signal.await;
-            if let Err(error) = snakepit.shutdown().await {
+            if let Err(error) = snakepit.shutdown_within(drain).await {
                 tracing::warn!(error = %error_chain(&error), "the shutdown of the host failed");
             }
         }

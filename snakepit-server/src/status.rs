@@ -76,6 +76,14 @@ pub(crate) fn too_many_connections(limit: usize) -> Status {
     from_tool_error(ToolError::TooManyConnections { limit, retry_after: Some(RETRY_AFTER) })
 }
 
+/// The status for a request of a mounted client above the limit of open requests.
+pub(crate) fn too_many_requests(open: usize) -> Status {
+    let message = format!("{open} requests of mounted services are open, which is the limit; retry later");
+    let fault =
+        Fault::new(Reason::Overloaded, message).with_entry("queued", &open).with_entry("limit", &open);
+    fault_to_wire(fault.with_retry(Some(RETRY_AFTER)))
+}
+
 /// The status for a response above the size limit of a message.
 pub(crate) fn answer_too_large(subject: &str, size: usize, limit: usize, instead: &str) -> Status {
     let message =

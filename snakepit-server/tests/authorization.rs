@@ -10,9 +10,8 @@ use prost::Message;
 use serde_json::{Value, json};
 use snakepit_proto::pb::{self, bridge_service_client::BridgeServiceClient};
 use snakepit_server::{
-    Builder, CallOutcome, CallRecord, Client, Denied, ErrorKind, FnTool, Operation, Principal, Reason,
-    ReplyBody, SessionId, Snakepit, ToolCall, ToolContext, ToolError, ToolReply, Via,
-    testing::InProcessWorkers,
+    Builder, CallOutcome, CallRecord, Client, Denied, ErrorKind, FnTool, Host, Operation, Principal, Reason,
+    ReplyBody, SessionId, Snakepit, ToolCall, ToolContext, ToolError, ToolReply, testing::InProcessWorkers,
 };
 use tonic::{Code, Request, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
@@ -180,11 +179,11 @@ async fn a_program_calls_for_its_own_principals() {
         )
     })
     .await;
-    let alice = || Principal::new("alice", Via::Other("test")).with_grants(["caller"]);
+    let alice = || Principal::new("alice", "test").with_grants(["caller"]);
     assert_eq!(call(&fixture.snakepit, alice(), "caller").await.unwrap(), json!("alice"));
     let denied = call(&fixture.snakepit, alice(), "value").await.unwrap_err();
     assert_eq!(denied.to_string(), "access denied: alice may not");
-    // The tool could use the session on behalf of its worker.
+    // The tool could use the session.
     let mut in_session = ToolCall::new("caller");
     in_session.session = Some(SessionId::try_new("of-bob").unwrap());
     in_session.principal = alice();
@@ -198,5 +197,38 @@ async fn a_program_calls_for_its_own_principals() {
     assert_eq!(outcomes[0], CallOutcome::Succeeded);
     assert_eq!(outcomes[1..], [CallOutcome::Rejected; 3]);
     assert!(records.iter().all(|record| record.principal == alice()));
+    fixture.snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_listener_that_sets_no_principal_is_closed() {
+    let fixture = Fixture::start(|builder| builder.authorize(|_, _| Ok(()))).await;
+    let denied = call(&fixture.snakepit, Principal::unset(), "caller").await.unwrap_err();
+    assert_eq!(denied.kind(), ErrorKind::AccessDenied);
+    assert!(denied.to_string().contains("set `ToolCall::principal`"), "{denied}");
+    // The program's own calls have its principal.
+    assert_eq!(fixture.snakepit.execute::<String>("caller", ()).await.unwrap(), "program");
+    fixture.snakepit.shutdown().await.unwrap();
+
+    // Without an authorizer, nobody asks for it.
+    let open = Fixture::start(|builder| builder).await;
+    assert_eq!(call(&open.snakepit, Principal::unset(), "caller").await.unwrap(), json!("unset"));
+    open.snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_tool_acts_for_its_caller_and_needs_no_permission() {
+    let relay = FnTool::new("relay", |host: Host| async move { host.execute::<String>("caller", ()).await });
+    let fixture = Fixture::start(|builder| {
+        builder.fn_tool(relay).authorize(|principal, operation| match operation {
+            Operation::Call { tool: "relay", .. } => Ok(()),
+            _ => Err(Denied::new(format!("{principal} may not"))),
+        })
+    })
+    .await;
+    let alice = || Principal::new("alice", "test");
+    assert_eq!(call(&fixture.snakepit, alice(), "relay").await.unwrap(), json!("alice"));
+    assert_eq!(call(&fixture.snakepit, alice(), "caller").await.unwrap_err().kind(), ErrorKind::AccessDenied);
+    assert_eq!(fixture.snakepit.execute::<String>("relay", ()).await.unwrap(), "program");
     fixture.snakepit.shutdown().await.unwrap();
 }

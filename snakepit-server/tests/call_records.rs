@@ -8,12 +8,13 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
+use snakepit_proto::pb;
 use snakepit_server::{
     Builder, CallOutcome, CallRecord, Client, FnTool, Reason, ReplyBody, SessionId, Snakepit, ToolCall,
     ToolError, testing::InProcessWorkers,
 };
-use tokio::time::Instant;
-use tower::{Service, ServiceBuilder};
+use tokio::{sync::Semaphore, time::Instant};
+use tower::{Service, ServiceBuilder, ServiceExt};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -242,4 +243,74 @@ async fn a_panic_of_a_reader_is_counted_and_affects_neither_the_call_nor_other_r
     assert_eq!((fixture.snakepit.reader_panics(), *later.lock().unwrap()), (2, 2));
     assert_eq!(fixture.records.lock().unwrap().len(), 2);
     fixture.snakepit.shutdown().await.unwrap();
+}
+
+/// A message as gRPC frames it.
+fn framed(message: &impl prost::Message) -> Vec<u8> {
+    let message = message.encode_to_vec();
+    let mut bytes = vec![0];
+    bytes.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+    bytes.extend(message);
+    bytes
+}
+
+/// A stream of requests that stays open after the first one.
+fn open_stream(message: &impl prost::Message) -> axum::body::Body {
+    let items = stream::iter([Ok::<_, std::io::Error>(framed(message))]);
+    axum::body::Body::from_stream(items.chain(stream::pending()))
+}
+
+/// A call whose answer is dropped, because its client reads none of its answers, has failed.
+#[tokio::test]
+async fn a_dropped_answer_is_no_success() {
+    const CALLS: usize = 3;
+    for is_multiplexed in [false, true] {
+        let (started, release) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let tool = {
+            let (started, release) = (Arc::clone(&started), Arc::clone(&release));
+            FnTool::new("large", move || {
+                let (started, release) = (Arc::clone(&started), Arc::clone(&release));
+                async move {
+                    started.add_permits(1);
+                    release.acquire().await.unwrap().forget();
+                    "x".repeat(900 << 10)
+                }
+            })
+        };
+        let fixture = Fixture::start(|builder| builder.connection_bytes(1 << 20).fn_tool(tool)).await;
+        let request = |rpc: &str, body| {
+            let request =
+                http::Request::post(format!("http://localhost/snakepit.bridge.BridgeService/{rpc}"));
+            fixture
+                .snakepit
+                .routes()
+                .oneshot(request.header("content-type", "application/grpc").body(body).unwrap())
+        };
+        let responses = if is_multiplexed {
+            let call = |id| pb::CallStart { id, tool_name: "large".to_owned(), ..Default::default() };
+            let batch = pb::CallBatch { calls: (1..=CALLS as u64).map(call).collect(), ..Default::default() };
+            vec![request("Multiplex", open_stream(&batch))]
+        } else {
+            let call = pb::ExecuteToolRequest { tool_name: "large".to_owned(), ..Default::default() };
+            // A unary request must be complete.
+            let whole = |_| axum::body::Body::from(framed(&call));
+            (0..CALLS).map(whole).map(|body| request("ExecuteTool", body)).collect()
+        };
+        let running = futures_util::future::join_all(responses);
+        // All calls begin before the first value counts as unread.
+        let releasing = async {
+            started.acquire_many(CALLS as u32).await.unwrap().forget();
+            release.add_permits(CALLS);
+        };
+        let (_unread, ()) = tokio::join!(running, releasing);
+        while fixture.records.lock().unwrap().len() < CALLS {
+            tokio::task::yield_now().await;
+        }
+        let records = fixture.records.lock().unwrap().clone();
+        let dropped: Vec<_> =
+            records.iter().filter(|record| record.outcome != CallOutcome::Succeeded).collect();
+        assert_eq!(dropped.len(), 1, "two values fit into twice the limit: {records:?}");
+        assert_eq!(dropped[0].reason(), Some(Reason::AnswerDropped));
+        fixture.snakepit.shutdown().await.unwrap();
+    }
 }

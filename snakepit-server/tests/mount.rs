@@ -11,10 +11,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use http_body::Frame;
 use snakepit_proto::pb::{self, bridge_service_client::BridgeServiceClient};
-use snakepit_server::{Builder, Client, FnTool, Snakepit, routes::Routes, testing::InProcessWorkers};
+use snakepit_server::{
+    Builder, Client, FnTool, Principal, Snakepit, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
+    ToolSpec, routes::Routes, testing::InProcessWorkers,
+};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Request};
 use tower::ServiceExt;
@@ -87,7 +90,7 @@ async fn clients_of_a_tonic_server_use_the_host() {
     let server = tonic::transport::Server::builder().add_routes(fixture.snakepit.routes());
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let signal = fixture.snakepit.shutdown_after(async { drop(stopped.await) });
+    let signal = fixture.snakepit.shutdown_after(async { drop(stopped.await) }, Duration::from_millis(200));
     let tasks = TaskTracker::new();
     let serving = tasks.spawn(server.serve_with_incoming_shutdown(incoming, signal));
     let client = Client::connect(&address.to_string()).await.unwrap();
@@ -97,10 +100,111 @@ async fn clients_of_a_tonic_server_use_the_host() {
     assert!(echoed["text"] == text, "large messages pass");
     let session = client.session("alice").await.unwrap();
     let mut watch = session.watch_all().await.unwrap();
+    // The call does not end within the drain.
+    let sleeping = tokio::spawn(async move { client.call("sleep").unary::<i64>().await.map(drop) });
+    while fixture.snakepit.status().in_flight == 0 {
+        tokio::task::yield_now().await;
+    }
     stop.send(()).unwrap();
     let last = tokio::time::timeout(SOON, watch.next()).await.expect("the watch ends").unwrap().unwrap_err();
     assert_eq!(last.kind(), snakepit_server::ErrorKind::ShuttingDown, "{last:?}");
+    let cut_off =
+        tokio::time::timeout(SOON, sleeping).await.expect("the drain is short").unwrap().unwrap_err();
+    assert_eq!(cut_off.kind(), snakepit_server::ErrorKind::ShuttingDown, "{cut_off:?}");
     tokio::time::timeout(SOON, serving).await.expect("the server ends").unwrap().unwrap();
+}
+
+const TRACEBACK: &str = "File \"/srv/shop.py\"";
+
+/// A tool that fails as one of a worker does.
+#[derive(Debug)]
+struct Raising;
+
+#[async_trait::async_trait]
+impl ToolHandler for Raising {
+    async fn call(&self, _: ToolCall) -> Result<ToolReply, ToolError> {
+        let failure = ToolFailure {
+            message: "no".to_owned(),
+            code: "bad".to_owned(),
+            traceback: TRACEBACK.to_owned(),
+            output_lines: vec!["a line".to_owned()],
+            ..ToolFailure::default()
+        };
+        Err(ToolError::Failed(Box::new(failure)))
+    }
+}
+
+/// A client of the server of a program that never reads its responses, with raw HTTP/2 over TCP.
+#[tokio::test]
+async fn a_client_that_does_not_read_delays_only_itself() {
+    const LARGE: usize = 3 << 20;
+    let large = FnTool::new("large", || async { "x".repeat(LARGE) });
+    let fixture = Fixture::start(|builder| builder.connection_bytes(4 << 20).fn_tool(large)).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = fixture.snakepit.routes().into_axum_router();
+    let app = app.into_make_service_with_connect_info::<std::net::SocketAddr>();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let signal = fixture.snakepit.shutdown_after(async { drop(stopped.await) }, Duration::ZERO);
+    let serving =
+        tokio::spawn(async move { axum::serve(listener, app).with_graceful_shutdown(signal).await.unwrap() });
+
+    let io = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (mut stalled, connection) = h2::client::handshake(io).await.unwrap();
+    let connection = tokio::spawn(async move { drop(connection.await) });
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        stalled = stalled.ready().await.unwrap();
+        let request = http::Request::post(format!("http://localhost{EXECUTE}"));
+        let request = request.header("content-type", "application/grpc").body(()).unwrap();
+        let (response, mut send) = stalled.send_request(request, false).unwrap();
+        let message = prost::Message::encode_to_vec(&call_of("large"));
+        let mut data = vec![0];
+        data.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+        data.extend(message);
+        send.send_data(data.into(), true).unwrap();
+        unread.push(response);
+    }
+    let first =
+        tokio::time::timeout(SOON, unread.remove(0)).await.expect("the first response begins").unwrap();
+    let client = Client::connect(&address.to_string()).await.unwrap();
+    for _ in 0..30 {
+        let value: String = client.execute("large", ()).await.unwrap();
+        assert_eq!(value.len(), LARGE, "another connection is not delayed");
+    }
+    // Values that cannot wait may use up to twice the limit of the connection. The others are dropped, or their calls wait.
+    let begun: Vec<_> = unread.into_iter().filter_map(|response| response.now_or_never()?.ok()).collect();
+    let values = begun.iter().filter(|response| !response.headers().contains_key("grpc-status")).count();
+    assert!(!first.headers().contains_key("grpc-status") && values < 3, "{values} more values are unread");
+    stop.send(()).unwrap();
+    drop((begun, first, stalled));
+    connection.abort();
+    tokio::time::timeout(SOON, serving).await.expect("the server ends").unwrap();
+}
+
+#[tokio::test]
+async fn clients_elsewhere_receive_errors_without_tracebacks() {
+    let fixture = Fixture::start(|builder| builder.tool(ToolSpec::new("raising"), Arc::new(Raising))).await;
+    for (principal, expected) in
+        [(None, ""), (Some(Principal::new("alice", "token")), ""), (Some(Principal::user(7)), TRACEBACK)]
+    {
+        let mut request = Request::new(call_of("raising"));
+        let mut streaming = Request::new(call_of("raising"));
+        if let Some(principal) = principal {
+            request.extensions_mut().insert(principal.clone());
+            streaming.extensions_mut().insert(principal);
+        }
+        let failure = fixture.client().execute_tool(request).await.unwrap().into_inner().failure.unwrap();
+        assert_eq!((&*failure.message, &*failure.code), ("no", "bad"));
+        assert_eq!(
+            (&*failure.traceback, failure.output_lines.len()),
+            (expected, usize::from(!expected.is_empty()))
+        );
+        let status = fixture.client().execute_streaming_tool(streaming).await.unwrap_err();
+        let failure = snakepit_proto::status::details_of(&status).failure.unwrap();
+        assert_eq!((&*failure.message, &*failure.traceback), ("no", expected));
+    }
+    fixture.snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]

@@ -98,7 +98,7 @@ impl Fixture {
         }
         let server = server.add_routes(snakepit.routes());
         let (stop, stopped) = oneshot::channel::<()>();
-        let signal = snakepit.shutdown_after(async { drop(stopped.await) });
+        let signal = snakepit.shutdown_after(async { drop(stopped.await) }, Snakepit::DEFAULT_DRAIN);
         let serving = tokio::spawn(server.serve_with_incoming_shutdown(TcpIncoming::from(listener), signal));
         Self { snakepit, port, stop, serving, _run_dir: run_dir }
     }

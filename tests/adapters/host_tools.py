@@ -61,6 +61,17 @@ class HostTools(BaseAdapter):
         return errors
 
     @tool
+    def peeks(self, address: str, session: str, name: str) -> Any:
+        """Reads a variable of any session, as a client of the host."""
+        with Client(address) as client:
+            return client.session(session).get_variable(name)
+
+    @tool
+    def global_program(self, name: str) -> int:
+        """Reads a global program through the session context, and returns its size."""
+        return len(self.session_context.global_programs[name])
+
+    @tool
     def caught(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Calls a host tool that fails, and describes the exception."""
         try:

@@ -10,10 +10,15 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use snakepit_server::{Builder, Client, ErrorKind, FnTool, Host, HostError, Snakepit, ToolFailure};
+use snakepit_server::{
+    Builder, Client, Denied, ErrorKind, FnTool, Host, HostError, Operation, Principal, Program, ProgramName,
+    ProgramOwner, ReplyBody, Snakepit, ToolCall, ToolContext, ToolError, ToolFailure, ValueType,
+    VariableType,
+};
 use snakepit_tests::{Signal, eventually, python, root, signal};
+use tower::ServiceExt;
 
 #[derive(Deserialize, JsonSchema)]
 struct Order {
@@ -63,6 +68,7 @@ async fn python_lists_the_parameters_of_host_tools() {
 async fn a_hidden_host_tool_does_not_exist_for_python_tools() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = builder(&dir)
+        .listen(([127, 0, 0, 1], 0).into())
         .fn_tool(FnTool::new("hidden", || async { "secret" }).exposed(false))
         .host_tool("relay", |host: Host| async move { host.execute::<String>("hidden", ()).await })
         .start()
@@ -80,14 +86,33 @@ async fn a_hidden_host_tool_does_not_exist_for_python_tools() {
     assert_eq!(hidden, unknown, "the error does not reveal the tool");
 
     let address = format!("unix:{}", snakepit.socket().display());
-    let connect = async |name: &str| {
-        let errors: Vec<String> =
-            snakepit.execute("connects", json!({"address": address, "name": name})).await.unwrap();
-        errors.into_iter().map(|error| error.replace(name, "NAME")).collect::<Vec<_>>()
-    };
-    let hidden = connect("hidden").await;
-    assert_eq!(hidden, ["NotFoundError: tool `NAME` not found", "NotFoundError: tool `NAME` not found"]);
-    assert_eq!(hidden, connect("hiddex").await);
+    // On Linux, the host finds the worker behind a TCP connection, on its own listener and on a server of the program.
+    let incoming = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mounted = incoming.local_addr().unwrap();
+    let server = tonic::transport::Server::builder().add_routes(snakepit.routes());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let incoming = tonic::transport::server::TcpIncoming::from(incoming);
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(server.serve_with_incoming_shutdown(incoming, async { drop(stopped.await) }));
+    let mut addresses = vec![address.clone()];
+    if cfg!(target_os = "linux") {
+        addresses.extend([snakepit.address().unwrap().to_string(), mounted.to_string()]);
+    }
+    for address in addresses {
+        let connect = async |name: &str| {
+            let errors: Vec<String> =
+                snakepit.execute("connects", json!({"address": address, "name": name})).await.unwrap();
+            errors.into_iter().map(|error| error.replace(name, "NAME")).collect::<Vec<_>>()
+        };
+        let hidden = connect("hidden").await;
+        assert_eq!(hidden, ["NotFoundError: tool `NAME` not found", "NotFoundError: tool `NAME` not found"]);
+        assert_eq!(hidden, connect("hiddex").await, "{address}");
+        let client = Client::connect(&address).await.unwrap();
+        assert_eq!(client.execute::<String>("hidden", ()).await.unwrap(), "secret", "{address}");
+    }
+    drop(stop);
+    let ended = tokio::time::timeout(Duration::from_secs(10), serving.join_next()).await;
+    ended.expect("the server ends").unwrap().unwrap().unwrap();
 
     let arguments = json!({"name": "relay", "arguments": {}});
     assert_eq!(snakepit.execute::<String>("calls", arguments).await.unwrap(), "secret", "Rust reaches it");
@@ -96,6 +121,99 @@ async fn a_hidden_host_tool_does_not_exist_for_python_tools() {
     assert_eq!(client.execute::<String>("hidden", ()).await.unwrap(), "secret");
     assert_eq!(client.execute::<String>("hiden", ()).await.unwrap_err().kind(), ErrorKind::ToolNotFound);
     assert!(!snakepit.host_tool_status().iter().find(|tool| tool.name == "hidden").unwrap().exposed);
+    snakepit.shutdown().await.unwrap();
+}
+
+/// The arguments of the Python tool `peeks`.
+#[derive(Deserialize, Serialize, JsonSchema)]
+struct Peek {
+    address: String,
+    session: String,
+    name: String,
+}
+
+/// Calls a tool for a principal. Returns its value, or the text of its error.
+async fn call_as(
+    snakepit: &Snakepit,
+    principal: &Principal,
+    tool: &str,
+    arguments: Value,
+) -> Result<Value, String> {
+    let mut call = ToolCall::new(tool);
+    for (name, value) in arguments.as_object().unwrap() {
+        call = call.try_with_argument(name, value).unwrap();
+    }
+    call.principal = principal.clone();
+    let reply = snakepit.service().oneshot(call).await.map_err(|error: ToolError| error.to_string())?;
+    let ReplyBody::Value(value) = reply.body else { panic!("a stream") };
+    Ok(value.to_serde().unwrap())
+}
+
+/// A tool may use no session, program or host tool that its caller may not use.
+#[tokio::test]
+async fn a_tool_acts_for_the_principal_of_its_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let whoami = FnTool::new("whoami", |context: ToolContext| async move { context.principal.to_string() });
+    let inner =
+        FnTool::new(
+            "inner",
+            |host: Host, peek: Peek| async move { host.execute::<i64>("peeks", peek).await },
+        );
+    let snakepit = builder(&dir)
+        .workers(2)
+        .listen(([127, 0, 0, 1], 0).into())
+        .fn_tool(whoami)
+        .fn_tool(inner)
+        .authorize(|principal, operation| match operation {
+            _ if principal.is_worker() || &*principal.name() == "bob" => Ok(()),
+            // A program may permit more to its tools than to their callers.
+            Operation::Call { tool: "whoami", .. } if principal.worker_id().is_none() => {
+                Err(Denied::new("call a tool"))
+            }
+            Operation::Call { .. } | Operation::ListTools => Ok(()),
+            _ => Err(Denied::new(format!("{principal} may not"))),
+        })
+        .start()
+        .await
+        .unwrap();
+    snakepit
+        .session("of-bob")
+        .await
+        .unwrap()
+        .register("secret", VariableType::new(ValueType::Integer).unwrap(), 7)
+        .await
+        .unwrap();
+    let program = ProgramName::try_new("model").unwrap();
+    let bytes = Program::new(vec![1, 2, 3], "x");
+    snakepit.sessions().put_program(&ProgramOwner::Global, &program, bytes).await.unwrap();
+    let (alice, bob) = (Principal::new("alice", "test"), Principal::new("bob", "test"));
+    let unix = format!("unix:{}", snakepit.socket().display());
+    let mut addresses = vec![unix.clone()];
+    if cfg!(target_os = "linux") {
+        addresses.push(snakepit.address().unwrap().to_string());
+    }
+    for address in addresses {
+        let peek = json!({"address": address, "session": "of-bob", "name": "secret"});
+        let refused = call_as(&snakepit, &alice, "peeks", peek.clone()).await.unwrap_err();
+        assert!(refused.contains("access denied: alice may not"), "{address}: {refused}");
+        assert_eq!(call_as(&snakepit, &bob, "peeks", peek.clone()).await, Ok(json!(7)), "{address}");
+        // A tool that the program calls acts as its worker.
+        assert_eq!(snakepit.execute::<i64>("peeks", peek).await.unwrap(), 7);
+    }
+    // Through the session context of the call.
+    let name = json!({"name": "model"});
+    let refused = call_as(&snakepit, &alice, "global_program", name.clone()).await.unwrap_err();
+    assert!(refused.contains("access denied: alice may not"), "{refused}");
+    assert_eq!(call_as(&snakepit, &bob, "global_program", name).await, Ok(json!(3)));
+    // Host tools learn for whom the tool calls them, and a host tool between two tools changes nothing.
+    let calls = json!({"name": "whoami", "arguments": {}});
+    assert_eq!(call_as(&snakepit, &alice, "calls", calls).await, Ok(json!("alice")));
+    assert!(call_as(&snakepit, &alice, "whoami", json!({})).await.is_err());
+    let peek = json!({"address": unix, "session": "of-bob", "name": "secret"});
+    let nested = json!({"name": "inner", "arguments": peek});
+    let refused = call_as(&snakepit, &alice, "calls", nested.clone()).await.unwrap_err();
+    assert!(refused.contains("access denied: alice may not"), "{refused}");
+    assert_eq!(call_as(&snakepit, &bob, "calls", nested).await, Ok(json!(7)));
     snakepit.shutdown().await.unwrap();
 }
 

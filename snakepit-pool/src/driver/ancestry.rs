@@ -9,11 +9,11 @@ use std::{
     sync::Arc,
 };
 
-use snakepit_registry::{CallId, ToolCall};
+use snakepit_registry::{CallId, Principal, ToolCall};
 use tokio::time::Instant;
 
-use super::{AcquireError, DeferredWork, Driver, Event, State};
-use crate::scheduler::{Slot, SlotState, Ticket};
+use super::{AcquireError, DeferredWork, Driver, Event, State, lease::LeaseRecord};
+use crate::scheduler::{Slot, SlotState, Ticket, WorkerKey};
 
 /// Records the ancestors of one call. Dropping it removes the record.
 #[derive(Debug)]
@@ -88,15 +88,26 @@ impl Driver {
     pub(crate) fn ancestors_on(&self, worker: &str) -> Option<Arc<[CallId]>> {
         let key = self.worker_key(worker)?;
         let state = self.lock();
-        // The running call has the lowest number, because the others were handed over ahead of their turn.
-        let mut on_worker =
-            state.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker_key == key);
         if self.config.concurrency != 1 {
-            return on_worker.next().map(|_| Arc::default());
+            return state.leases.iter().any(|(_, lease)| lease.worker_key == key).then(Arc::default);
         }
-        let call = on_worker.min_by_key(|lease| lease.number)?.call;
+        let call = state.running_on(key)?.call;
         let outer = state.nested.of(call).unwrap_or_default();
         Some(outer.iter().copied().chain([call]).collect())
+    }
+
+    /// The principal of the call that runs on this worker. For a nested call, that of its outermost ancestor in this pool. `None` if
+    /// it runs no call, or if workers run several calls concurrently.
+    pub(crate) fn principal_on(&self, worker: &str) -> Option<Principal> {
+        if self.config.concurrency != 1 {
+            return None;
+        }
+        let key = self.worker_key(worker)?;
+        let state = self.lock();
+        let running = state.running_on(key)?;
+        let outermost = state.nested.of(running.call).and_then(|ancestors| ancestors.first());
+        let outermost = outermost.and_then(|call| state.leases.iter().find(|(_, lease)| lease.call == *call));
+        Some(outermost.map_or(running, |(_, lease)| lease).principal.clone())
     }
 
     /// Whether an event may complete a deadlock, because a nested call begins to wait or a slot loses its worker.
@@ -131,6 +142,15 @@ impl Driver {
             deferred.wake(state.waiters[newest.waiter].fail(AcquireError::Deadlock));
             self.apply(state, Event::Withdraw(newest), Instant::now(), deferred);
         }
+    }
+}
+
+impl State {
+    /// The call that a worker runs, if it runs one call at a time. It has the lowest number of those on the worker, because the others
+    /// were handed over ahead of their turn.
+    fn running_on(&self, worker: WorkerKey) -> Option<&LeaseRecord> {
+        let leases = self.leases.iter().map(|(_, lease)| lease);
+        leases.filter(|lease| lease.worker_key == worker).min_by_key(|lease| lease.number)
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use snakepit_registry::{CallId, ToolCall};
+use snakepit_registry::{CallId, Principal, ToolCall};
 use tokio::time::Instant;
 
 use super::{Driver, Event, Lease, LiveWorker, Rejection};
@@ -20,6 +20,8 @@ pub(super) struct Waiter {
     pub(super) load: Load,
     /// The number of the call's ticket.
     pub(super) number: u64,
+    /// The party that makes the call. Unset once the call has a lease, whose record then has it.
+    pub(super) principal: Principal,
     state: WaiterState,
 }
 
@@ -43,8 +45,14 @@ pub(crate) enum AcquireError {
 }
 
 impl Waiter {
-    pub(super) const fn new(call: CallId, deadline: Option<Instant>, load: Load, number: u64) -> Self {
-        Self { call, deadline, load, number, state: WaiterState::Waiting(None) }
+    pub(super) const fn new(
+        call: CallId,
+        principal: Principal,
+        deadline: Option<Instant>,
+        load: Load,
+        number: u64,
+    ) -> Self {
+        Self { call, deadline, load, number, principal, state: WaiterState::Waiting(None) }
     }
 
     pub(super) const fn is_waiting(&self) -> bool {
@@ -88,12 +96,13 @@ impl Acquire {
         let preferred = call.preferred_worker.as_deref().and_then(|id| driver.worker_key(id));
         let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
         let (bytes, wait_for_room) = (call.size(), call.remaining_wait_for_room());
+        let principal = call.principal.clone();
         let ticket = driver.with_state(|state, deferred| {
             state.last_ticket += 1;
             let number = state.last_ticket;
             // A nested call is never brief, because it must not be handed to the worker of a call that waits for it.
             let load = if call.ancestors.is_some() { Load::LONG } else { state.tool_times.load(call, bytes) };
-            let waiter = Waiter::new(call.id, deadline, load, number);
+            let waiter = Waiter::new(call.id, principal, deadline, load, number);
             let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
             if state.runtime_has_ended {
                 // The future was not polled yet, so there is no waker.

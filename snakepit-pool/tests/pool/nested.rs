@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use snakepit_registry::{ToolCall, ToolError};
+use snakepit_registry::{Principal, ToolCall, ToolError};
 use snakepit_worker::ExitReason;
 
 use crate::puppet::{Call, PoolHarness, config};
@@ -35,6 +35,26 @@ async fn the_newest_call_of_a_deadlock_is_rejected() {
     nested.answer().await.unwrap();
     one.succeed();
     first.answer().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_runs_for_the_principal_of_its_outermost_call() {
+    let (mut harness, _workers) = PoolHarness::up(config(2)).await;
+    let alice = Principal::new("alice", "test");
+    let outer = harness.call(ToolCall { principal: alice.clone(), ..ToolCall::new("outer") }).await;
+    let one = harness.next_call().await;
+    // The program, as whom a host tool calls, does not replace the principal.
+    let inner = ToolCall { principal: Principal::program(), ..nested_in(&one) };
+    let inner = harness.call(inner).await;
+    let two = harness.next_call().await;
+    let principal_on = |call: &Call| harness.tool().principal_on(call.worker.as_str());
+    assert_eq!([principal_on(&one), principal_on(&two)], [Some(alice.clone()), Some(alice)]);
+    let idle = two.worker.clone();
+    two.succeed();
+    inner.answer().await.unwrap();
+    assert_eq!(harness.tool().principal_on(idle.as_str()), None);
+    one.succeed();
+    outer.answer().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -37,6 +37,21 @@ impl ToolError {
         }
     }
 
+    /// The error without the traceback of the tool and without output of the worker, for a reader that does not
+    /// [see them](crate::Principal::sees_tracebacks). Message, type and code stay.
+    #[must_use]
+    pub fn without_traceback(mut self) -> Self {
+        match &mut self {
+            Self::Failed(failure) => {
+                failure.traceback.clear();
+                failure.output_lines.clear();
+            }
+            Self::WorkerLost { output_lines, .. } => output_lines.clear(),
+            _ => {}
+        }
+        self
+    }
+
     /// The outcome of a call with this error, as metrics count it.
     #[must_use]
     pub const fn outcome(&self) -> CallOutcome {

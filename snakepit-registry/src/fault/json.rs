@@ -4,12 +4,14 @@ use serde_json::{Map, Value, json};
 use snakepit_reason::DELIVERED;
 
 use super::Fault;
+use crate::Principal;
 
 /// The page that describes each reason, for the member `type` of problem documents.
 const PAGE: &str = "https://github.com/snakepit-rs/snakepit/blob/main/docs/errors.md";
 
 impl Fault {
-    /// The fault as a problem document (RFC 9457), the body of an HTTP response of the type `application/problem+json`.
+    /// The fault as a problem document (RFC 9457), the body of an HTTP response of the type `application/problem+json`, for this
+    /// principal. Only one that [sees tracebacks](Principal::sees_tracebacks) receives tracebacks and output.
     ///
     /// | member | content |
     /// | --- | --- |
@@ -20,7 +22,7 @@ impl Fault {
     /// | `code` | the name of the gRPC code |
     /// | others | as in [`to_json_rpc_error`](Self::to_json_rpc_error) |
     #[must_use]
-    pub fn to_problem(&self) -> Value {
+    pub fn to_problem(&self, reader: &Principal) -> Value {
         let reason = self.reason;
         let mut problem = Map::new();
         problem.insert("type".into(), format!("{PAGE}#{}", reason.as_str().to_lowercase()).into());
@@ -28,11 +30,12 @@ impl Fault {
         problem.insert("status".into(), self.http_status().into());
         problem.insert("detail".into(), self.message.as_str().into());
         problem.insert("code".into(), self.code().name().into());
-        problem.extend(self.members());
+        problem.extend(self.members(reader));
         Value::Object(problem)
     }
 
-    /// The fault as the error object of a JSON-RPC response, as in MCP: `code`, `message`, and `data` with these members.
+    /// The fault as the error object of a JSON-RPC response, as in MCP, for this principal: `code`, `message`, and `data` with these
+    /// members.
     ///
     /// | member | content |
     /// | --- | --- |
@@ -40,21 +43,22 @@ impl Fault {
     /// | `may_have_run` | whether the tool may have run; if `false`, a retry is safe |
     /// | `retry_after` | the suggested pause before a retry in seconds; absent if unknown |
     /// | `errors` | the invalid fields, each with `field` and `detail`; absent if there are none |
-    /// | `exception` | `type`, `message`, `traceback`, `worker` and `output` of the tool's exception; absent without one |
+    /// | `exception` | `type`, `message` and `worker` of the tool's exception, with `traceback` and `output` if the principal [sees them](Principal::sees_tracebacks); absent without one |
     /// | `metadata` | further data of the reason; absent if there is none |
     ///
     /// MCP reports the exception of a tool as a result with `isError`, not as an error object.
     #[must_use]
-    pub fn to_json_rpc_error(&self) -> Value {
+    pub fn to_json_rpc_error(&self, reader: &Principal) -> Value {
         json!({
             "code": self.reason.json_rpc_code(),
             "message": self.message,
-            "data": Value::Object(self.members()),
+            "data": Value::Object(self.members(reader)),
         })
     }
 
     /// The members that both forms have.
-    fn members(&self) -> Map<String, Value> {
+    fn members(&self, reader: &Principal) -> Map<String, Value> {
+        let sees_tracebacks = reader.sees_tracebacks();
         let mut members = Map::new();
         members.insert("reason".into(), self.reason.as_str().into());
         members.insert("may_have_run".into(), self.may_have_run.into());
@@ -75,11 +79,11 @@ impl Fault {
                 ("traceback", &failure.traceback),
                 ("worker", &failure.worker),
             ] {
-                if !text.is_empty() {
+                if !text.is_empty() && (key != "traceback" || sees_tracebacks) {
                     exception.insert(key.into(), text.as_str().into());
                 }
             }
-            if !failure.output_lines.is_empty() {
+            if !failure.output_lines.is_empty() && sees_tracebacks {
                 exception.insert("output".into(), failure.output_lines.clone().into());
             }
             members.insert("exception".into(), exception.into());

@@ -6,14 +6,14 @@ use serde_json::json;
 use snakepit_session::{SessionError, SessionId};
 
 use super::*;
-use crate::{ErrorKind, ToolError};
+use crate::{ErrorKind, Principal, ToolError};
 
 #[test]
 fn a_problem_document_has_the_members_of_its_error() {
     let retry_after = Some(Duration::from_millis(250));
     let overloaded = Fault::from(ToolError::Overloaded { queued: 9, limit: 9, retry_after });
     assert_eq!(
-        overloaded.to_problem(),
+        overloaded.to_problem(&Principal::remote()),
         json!({
             "type": "https://github.com/snakepit-rs/snakepit/blob/main/docs/errors.md#overloaded",
             "title": "The queue is full, or another limit on the load is reached",
@@ -28,7 +28,7 @@ fn a_problem_document_has_the_members_of_its_error() {
     );
     let invalid =
         ToolError::InvalidArgument { tool: "add".into(), argument: "a".into(), problem: "is missing".into() };
-    let problem = Fault::from(invalid).to_problem();
+    let problem = Fault::from(invalid).to_problem(&Principal::remote());
     assert_eq!(problem["errors"], json!([{"field": "a", "detail": "is missing"}]));
     assert_eq!((&problem["status"], problem.get("metadata")), (&json!(422), None));
 }
@@ -43,7 +43,7 @@ fn a_json_rpc_error_carries_the_exception_and_whether_the_tool_may_have_run() {
         output_lines: vec!["oops".into()],
         ..ToolFailure::default()
     };
-    let error = Fault::from(ToolError::Failed(Box::new(failure))).to_json_rpc_error();
+    let error = Fault::from(ToolError::Failed(Box::new(failure))).to_json_rpc_error(&Principal::loopback());
     assert_eq!(
         error,
         json!({
@@ -57,6 +57,34 @@ fn a_json_rpc_error_carries_the_exception_and_whether_the_tool_may_have_run() {
             },
         })
     );
+}
+
+#[test]
+fn only_readers_on_this_machine_receive_tracebacks_and_output() {
+    let failure = ToolFailure {
+        error_type: "ValueError".into(),
+        message: "no".into(),
+        code: "bad".into(),
+        traceback: "File \"/srv/shop.py\"".into(),
+        output_lines: vec!["secret".into()],
+        ..ToolFailure::default()
+    };
+    let error = ToolError::Failed(Box::new(failure));
+    let fault = Fault::from(error.clone());
+    let exception = |reader| fault.to_problem(&reader)["exception"].clone();
+    let message = json!({"type": "ValueError", "message": "no"});
+    for reader in
+        [Principal::remote(), Principal::mounted(), Principal::new("alice", "token"), Principal::unset()]
+    {
+        assert_eq!(exception(reader.clone()), message, "{reader:?}");
+        assert_eq!(fault.to_json_rpc_error(&reader)["data"]["exception"], message);
+    }
+    let full = exception(Principal::user(7));
+    assert_eq!((&full["traceback"], &full["output"]), (&json!("File \"/srv/shop.py\""), &json!(["secret"])));
+
+    let ToolError::Failed(rest) = error.without_traceback() else { panic!("another error") };
+    assert_eq!((&*rest.traceback, rest.output_lines.len()), ("", 0));
+    assert_eq!((&*rest.message, &*rest.code), ("no", "bad"));
 }
 
 #[test]

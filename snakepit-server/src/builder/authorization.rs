@@ -15,9 +15,12 @@ impl Builder {
     ///   `remote`. If you mount the host's services in your own server, authenticate there, and insert the `Principal` into the
     ///   extensions of the HTTP request.
     /// - [`Principal::program`], which makes the calls of your program, is always permitted. To make a call for another principal,
-    ///   set [`ToolCall::principal`](crate::ToolCall::principal) and use [`Snakepit::service`](crate::Snakepit::service).
-    /// - Tools in workers use sessions and call tools of the host as the principal of their [worker](Principal::worker). Permit it, or
-    ///   these operations of your tools fail.
+    ///   set [`ToolCall::principal`](crate::ToolCall::principal) and use [`Snakepit::service`](crate::Snakepit::service). A call of
+    ///   the service without a principal is denied.
+    /// - A tool in a worker uses sessions and calls tools of the host for the principal of the outermost call that waits for it, with
+    ///   the [id of the worker](Principal::worker_id) in addition. If that is a call of your program, it acts as the
+    ///   [worker](Principal::worker) itself. So do workers between calls, foreign workers, and workers of a launcher that run several
+    ///   calls at a time. Permit them, or these operations of your tools fail.
     /// - `Ping`, health checks and reflection are open to every peer. A worker registers its tools with its own credentials.
     /// - The function runs in the task of the request. It must return quickly and must not block. If it panics, the host denies the
     ///   operation.
@@ -26,7 +29,7 @@ impl Builder {
     /// use snakepit_server::{Denied, Operation, Snakepit};
     ///
     /// let builder = Snakepit::builder().authorize(|principal, operation| match operation {
-    ///     _ if principal.is_worker() || principal.has_grant("admin") => Ok(()),
+    ///     _ if principal.worker_id().is_some() || principal.has_grant("admin") => Ok(()),
     ///     Operation::Call { tool, .. } if principal.has_grant(tool) => Ok(()),
     ///     Operation::ListTools => Ok(()),
     ///     _ => Err(Denied::new(format!("{principal} needs a grant"))),

@@ -186,6 +186,7 @@ impl Builder {
             unread_local: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
             unread_mounted: Arc::new(ResponseBudget::new(self.pool.queue_bytes)),
             launches: Arc::downgrade(&host.launches),
+            authorizes: host.authorizer().is_some(),
         };
         // Weak, because the host owns the launches.
         let (weak_host, launch_tasks, launch_limits) = (Arc::downgrade(&host), tasks.clone(), limits.clone());
@@ -234,7 +235,7 @@ impl Builder {
             });
         }
         let (hidden, stopping) = (stop.child_token(), stop.child_token());
-        let mount = Mount::new(routes, &limits, stop.clone());
+        let mount = Mount::new(&tasks, routes, &limits, stop.clone());
         let launcher = process_launcher;
         let service = Arc::new(Service { hidden, stopping, stop, tasks, address, mount, launcher, run_dir });
         Ok((Snakepit::new(host, pool, service), health))

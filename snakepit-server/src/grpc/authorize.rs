@@ -4,18 +4,29 @@ use std::sync::Arc;
 
 use snakepit_proto::pb;
 use snakepit_registry::Principal;
+use snakepit_worker::process::Launch;
 use tonic::{Extensions, Request, Status};
 
 use super::bridge::Bridge;
-use crate::{Operation, listen::Connection, status::from_tool_error};
+use crate::{Operation, host::Host, listen::Connection, status::from_tool_error};
 
-/// The principal of a request: the one that a server of the program has set, or the peer of the connection.
-pub(super) fn principal(extensions: &Extensions) -> Principal {
-    if let Some(principal) = extensions.get::<Principal>() {
-        return principal.clone();
+/// The party at the other end of a request.
+#[derive(Debug, Clone)]
+pub(super) enum Requester {
+    /// The principal that a server of the program has set, or the peer of the connection.
+    Principal(Principal),
+    /// A process of a worker, which makes its requests for the call that it runs.
+    Worker(Arc<Launch>),
+}
+
+impl Requester {
+    /// The principal of a request that arrives now.
+    pub(super) fn principal(&self, host: &Host) -> Principal {
+        match self {
+            Self::Principal(principal) => principal.clone(),
+            Self::Worker(launch) => host.principal_in(launch.id()),
+        }
     }
-    let connection = extensions.get::<Arc<Connection>>();
-    connection.map_or_else(Principal::mounted, |connection| connection.principal())
 }
 
 /// A request that names a session, or no session for global programs.
@@ -48,10 +59,34 @@ of_session! {
 of_session! { or global: PutProgramRequest GetProgramRequest ListProgramsRequest DeleteProgramRequest }
 
 impl Bridge {
+    /// The party that makes a request.
+    pub(super) fn requester(&self, extensions: &Extensions) -> Requester {
+        if let Some(principal) = extensions.get::<Principal>() {
+            return Requester::Principal(principal.clone());
+        }
+        let Some(connection) = extensions.get::<Arc<Connection>>() else {
+            return Requester::Principal(Principal::mounted());
+        };
+        match connection.launch() {
+            // A foreign worker runs any number of calls at a time, and opens sessions for calls that have none.
+            Some(launch) if self.launch().is_none() => Requester::Worker(Arc::clone(launch)),
+            _ => Requester::Principal(connection.principal()),
+        }
+    }
+
+    /// The principal of a request.
+    pub(super) fn principal(&self, extensions: &Extensions) -> Principal {
+        self.requester(extensions).principal(self.host())
+    }
+
     /// Asks the host whether the principal of a request may do this.
     pub(super) fn authorize(&self, extensions: &Extensions, operation: &Operation<'_>) -> Result<(), Status> {
         let Some(authorizer) = self.host().authorizer() else { return Ok(()) };
-        authorizer.authorize(&principal(extensions), operation).map_err(from_tool_error)
+        let principal = self.principal(extensions);
+        if principal.is_program() {
+            return Ok(());
+        }
+        authorizer.authorize(&principal, operation).map_err(from_tool_error)
     }
 
     /// Asks the host whether the principal of a request may read its session.
@@ -72,21 +107,5 @@ impl Bridge {
     /// Asks the host whether the principal of a request may observe the host.
     pub(super) fn may_observe<M>(&self, request: &Request<M>) -> Result<(), Status> {
         self.authorize(request.extensions(), &Operation::Observe)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use snakepit_registry::Via;
-
-    use super::*;
-
-    #[test]
-    fn the_principal_of_a_server_of_the_program_wins() {
-        let mut extensions = Extensions::default();
-        assert_eq!(principal(&extensions), Principal::mounted());
-        let alice = Principal::new("alice", Via::Mounted);
-        extensions.insert(alice.clone());
-        assert_eq!(principal(&extensions), alice);
     }
 }

@@ -4,13 +4,11 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use snakepit_proto::{headers, pb, status::bounded_text};
 use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
-use snakepit_wire::{
-    check_answer_size, chunks_to_wire, failure_to_wire, inline_size, payload_to_wire, payload_to_wire_inline,
-    spec_to_wire,
-};
+use snakepit_wire::{chunks_to_wire, failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
+    answer::AnswerReader,
     bridge::Bridge,
     request::{mark_worker, tool_call},
 };
@@ -30,9 +28,11 @@ impl Bridge {
         let (headers, extensions, request) = request.into_parts();
         let session_id = request.session_id.clone();
         let mut call = tool_call(&headers, &extensions, request, CallMode::Unary)?;
+        call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
-        let tool = call.tool.clone();
-        match self.host().call(call).await {
+        let (tool, reader) = (call.tool.clone(), AnswerReader::of(&call, extensions.get().cloned()));
+        let result = self.host().call(call, |value| reader.account_message(value)).await;
+        match reader.result(result) {
             Ok(reply) => unary_response(&tool, reply),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
                 success: false,
@@ -50,9 +50,11 @@ impl Bridge {
     ) -> Result<Response<ChunkResponse>, Status> {
         let (headers, extensions, request) = request.into_parts();
         let mut call = tool_call(&headers, &extensions, request, CallMode::Streaming)?;
+        call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
-        let tool = call.tool.clone();
-        let ToolReply { body, worker, .. } = self.host().call(call).await.map_err(from_tool_error)?;
+        let (tool, reader) = (call.tool.clone(), AnswerReader::of(&call, None));
+        let result = self.host().call(call, Ok).await;
+        let ToolReply { body, worker, .. } = reader.result(result).map_err(from_tool_error)?;
         let mut response = Response::new(chunk_response(&tool, body)?);
         set_worker_header(response.metadata_mut(), worker.as_deref());
         Ok(response)
@@ -63,9 +65,10 @@ impl Bridge {
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,
     ) -> Result<Response<ChunkResponse>, Status> {
-        let call = self.host_tool_call(request, CallMode::Streaming)?;
+        let (call, reader) = self.host_tool_call(request, CallMode::Streaming)?;
         let tool = call.tool.clone();
-        let reply = self.host().call_host_tool(call).await.map_err(from_tool_error)?;
+        let result = self.host().call_host_tool(call, Ok).await;
+        let reply = reader.result(result).map_err(from_tool_error)?;
         Ok(Response::new(chunk_response(&tool, reply.body)?))
     }
 
@@ -82,13 +85,13 @@ impl Bridge {
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,
     ) -> Result<Response<pb::ExecuteElixirToolResponse>, Status> {
-        let call = self.host_tool_call(request, CallMode::Unary)?;
+        let (call, reader) = self.host_tool_call(request, CallMode::Unary)?;
         let tool = call.tool.clone();
-        match self.host().call_host_tool(call).await {
+        let result = self.host().call_host_tool(call, |value| reader.account_inline(value)).await;
+        match reader.result(result) {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
                 // Clients of the original Snakepit read only `result`, so it also includes the buffer.
                 let binary_result = value.binary().cloned().unwrap_or_default();
-                check_answer_size(inline_size(&value) + binary_result.len()).map_err(from_tool_error)?;
                 Ok(Response::new(pb::ExecuteElixirToolResponse {
                     success: true,
                     result: Some(payload_to_wire_inline(value)),
@@ -112,12 +115,12 @@ impl Bridge {
 }
 
 impl Bridge {
-    /// Converts the request of a worker to a call of a host tool.
+    /// Converts the request of a worker to a call of a host tool, and returns the reader of its answer.
     fn host_tool_call(
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,
         mode: CallMode,
-    ) -> Result<ToolCall, Status> {
+    ) -> Result<(ToolCall, AnswerReader), Status> {
         let (headers, extensions, request) = request.into_parts();
         let pb::ExecuteElixirToolRequest { session_id, tool_name, parameters, metadata } = request;
         let request = pb::ExecuteToolRequest {
@@ -128,8 +131,10 @@ impl Bridge {
             ..pb::ExecuteToolRequest::default()
         };
         let mut call = tool_call(&headers, &extensions, request, mode)?;
+        call.principal = self.principal(&extensions);
         call.ancestors = self.ancestors(&headers, &extensions);
-        Ok(call)
+        let reader = AnswerReader::of(&call, extensions.get().cloned());
+        Ok((call, reader))
     }
 
     /// The calls that wait for a call of this worker, for the detection of deadlocks. Any client can send the header, so the host
@@ -156,7 +161,6 @@ fn unary_response(tool: &str, reply: ToolReply) -> Result<Response<pb::ExecuteTo
     let ReplyBody::Value(value) = body else {
         return Err(unexpected_reply(tool, "a stream", "a value"));
     };
-    check_answer_size(value.size()).map_err(from_tool_error)?;
     let (result, binary) = payload_to_wire(value);
     let mut response = Response::new(pb::ExecuteToolResponse {
         success: true,

@@ -1,4 +1,4 @@
-//! A separate route for `InitializeSession`. Its response describes all tools in up to several MiB, and workers of the original
+//! The routes of the bridge service, with a separate one for `InitializeSession`. Its response describes all tools in up to several MiB, and workers of the original
 //! Snakepit request it before each call. The host therefore encodes it once and sends it until a tool changes.
 
 use std::{
@@ -28,6 +28,7 @@ use tonic_prost::ProstCodec;
 use tower::Service;
 
 use super::bridge::Bridge;
+use crate::listen::Connection;
 
 const PATH: &str = "/snakepit.bridge.BridgeService/InitializeSession";
 
@@ -45,7 +46,8 @@ fn encoded_response(registry: &Registry) -> Bytes {
     response(registry).encode_to_vec().into()
 }
 
-/// The bridge service, with a special route for `InitializeSession`.
+/// The bridge service, with a special route for `InitializeSession`. Before the first request of a TCP connection, it looks up
+/// whether a process of a worker sends it, if that makes a difference.
 #[derive(Debug, Clone)]
 pub(super) struct BridgeRoutes {
     bridge: Arc<Bridge>,
@@ -77,6 +79,16 @@ impl Service<http::Request<Body>> for BridgeRoutes {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if self.bridge.host().distinguishes_workers()
+            && let Some(connection) = request.extensions().get::<Arc<Connection>>()
+            && connection.unidentified().is_some()
+        {
+            let (connection, mut routes) = (Arc::clone(connection), self.clone());
+            return Box::pin(async move {
+                connection.identify().await;
+                routes.call(request).await
+            });
+        }
         if request.uri().path() != PATH {
             return self.generated.call(request);
         }

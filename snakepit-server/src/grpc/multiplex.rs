@@ -12,20 +12,17 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use snakepit_proto::pb;
-use snakepit_registry::{CallId, Principal, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_wire::mux::{Calls, MuxCalls, MuxService, Replies, ReplyBatches, Serve};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
-use super::{bridge::Bridge, open_ended::OpenEndedStream};
+use super::{answer::AnswerReader, authorize::Requester, bridge::Bridge, open_ended::OpenEndedStream};
 use crate::{
     host::{FromWorker, Host},
     listen::{Connection, StreamUse},
-    status::{
-        answer_dropped, connection_budget_exhausted, connection_evicted, from_tool_error,
-        response_budget_exhausted,
-    },
+    status::{connection_budget_exhausted, connection_evicted, from_tool_error, response_budget_exhausted},
 };
 
 pub(super) type BatchResponse = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Status>> + Send>>;
@@ -35,13 +32,13 @@ impl Bridge {
         &self,
         inbound: Streaming<pb::CallBatch>,
         connection: Option<Arc<Connection>>,
-        principal: Principal,
+        requester: Requester,
     ) -> BatchResponse {
         let replies = Replies::new();
         let evicted = connection.as_ref().map(|connection| Box::pin(connection.evicted()));
         let stream_use = connection.clone().map(StreamUse::new);
         let is_worker = connection.as_ref().is_some_and(|connection| connection.launch().is_some());
-        let service = ClientCalls { host: Arc::clone(self.host()), connection, is_worker, principal };
+        let service = ClientCalls { host: Arc::clone(self.host()), connection, is_worker, requester };
         let calls = UseTracker { calls: MuxCalls::new(Arc::new(service), replies.clone()), stream_use };
         let (call_loop, batches) = Serve::new(inbound, calls, replies).split();
         let mut task = JoinSet::new();
@@ -109,7 +106,7 @@ struct ClientCalls {
     /// Whether the client is a process of a worker.
     is_worker: bool,
     /// The party that makes the calls.
-    principal: Principal,
+    requester: Requester,
 }
 
 impl MuxService for ClientCalls {
@@ -151,16 +148,14 @@ impl ToolHandler for ClientCalls {
         if self.is_worker {
             call.extensions.insert(FromWorker);
         }
-        call.principal.clone_from(&self.principal);
-        let Some(connection) = &self.connection else { return self.host.call(call).await };
-        if let Err(full) = connection.response_capacity(call.deadline).await {
+        call.principal = self.requester.principal(&self.host);
+        if let Some(connection) = &self.connection
+            && let Err(full) = connection.response_capacity(call.deadline).await
+        {
             return self.host.records().begin(&mut call).ended(Err(response_budget_exhausted(full)));
         }
-        let mut reply = self.host.call(call).await?;
-        if let ReplyBody::Value(value) = reply.body {
-            reply.body = ReplyBody::Value(connection.count_unread(value).map_err(answer_dropped)?);
-        }
-        Ok(reply)
+        let reader = AnswerReader::of(&call, self.connection.clone());
+        reader.result(self.host.call(call, |value| reader.account(value)).await)
     }
 
     /// Returns once no worker runs the call. A host tool ends when its future is dropped.

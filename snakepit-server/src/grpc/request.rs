@@ -10,7 +10,6 @@ use snakepit_wire::payload_from_wire;
 use tokio::time::Instant;
 use tonic::{Extensions, Status, metadata::MetadataMap};
 
-use super::authorize::principal;
 use crate::{
     host::FromWorker,
     listen::{CallDeadline, Connection},
@@ -40,7 +39,7 @@ pub(super) fn ttl(field: &str, seconds: i64) -> Result<Option<Duration>, Status>
     }
 }
 
-/// Converts a request to a call.
+/// Converts a request to a call, without a principal.
 pub(super) fn tool_call(
     headers: &MetadataMap,
     extensions: &Extensions,
@@ -69,7 +68,6 @@ pub(super) fn tool_call(
     let has_flag = |name| headers.get(name).is_some_and(|flag| flag == "true");
     call.idempotent = has_flag(headers::IDEMPOTENT);
     call.trace = trace(headers);
-    call.principal = principal(extensions);
     Ok(if has_flag(headers::AT_MOST_ONCE) { call.at_most_once(true) } else { call })
 }
 

@@ -7,8 +7,7 @@ use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    authorize::principal, bridge::Bridge, calls::ChunkResponse, initialize_session, multiplex::BatchResponse,
-    variables::Updates,
+    bridge::Bridge, calls::ChunkResponse, initialize_session, multiplex::BatchResponse, variables::Updates,
 };
 use crate::{Operation, status::rpc_not_offered};
 
@@ -93,8 +92,8 @@ impl BridgeService for Bridge {
     async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> RpcResult<BatchResponse> {
         self.require_client("Multiplex")?;
         let (_, mut extensions, inbound) = request.into_parts();
-        let principal = principal(&extensions);
-        Ok(Response::new(self.serve_calls(inbound, extensions.remove(), principal)))
+        let requester = self.requester(&extensions);
+        Ok(Response::new(self.serve_calls(inbound, extensions.remove(), requester)))
     }
 
     async fn register_tools(

@@ -13,7 +13,7 @@ use tonic::service::Routes;
 
 use super::{
     connection,
-    connections::{Admission, Connections, Peer},
+    connections::{Admission, Connections, Peer, TcpPeer},
 };
 use crate::panics::completes_without_panic;
 
@@ -53,8 +53,8 @@ impl Accept for TcpListener {
 
     fn peer(&self, io: &TcpStream) -> Peer {
         match io.peer_addr() {
-            Ok(address) if address.ip().to_canonical().is_loopback() => Peer::Loopback,
-            _ => Peer::Remote,
+            Ok(peer) => Peer::Tcp(TcpPeer { peer, local: io.local_addr().ok() }),
+            Err(_) => Peer::Unknown,
         }
     }
 }

@@ -1,7 +1,10 @@
 //! The open connections of a listener: admission control, and the choice of an idle connection to evict for a new one.
 
+mod open_request;
+
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -13,9 +16,13 @@ use bytes::Bytes;
 use snakepit_registry::Principal;
 use snakepit_session::Payload;
 use snakepit_worker::process::{Launch, Launches};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+pub(crate) use self::open_request::{OpenRequest, StreamUse};
 use super::{
     budget::{ArrivalBudgets, Budget, Reservation},
     response_budget::{MIN_COUNTED_BYTES, ResponseBudget, UnreadResponses},
@@ -43,6 +50,8 @@ pub(crate) struct Connections {
     responses: Arc<ResponseBudget>,
     /// Distinguishes workers from clients.
     launches: Weak<Launches>,
+    /// Whether the host authorizes requests, so that each of them needs the connection.
+    authorizes: bool,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     next_id: AtomicU64,
     /// The number of worker connections that use the reserve.
@@ -59,8 +68,8 @@ pub(crate) enum Admission {
 /// The right to keep one connection open. Dropping it makes room for another.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
-    /// `None` for a worker's connection from the reserve.
-    id: Option<u64>,
+    /// The key in the table of open connections. A connection that is not there uses the workers' reserve.
+    id: u64,
     connection: Arc<Connection>,
     connections: Arc<Connections>,
 }
@@ -68,16 +77,24 @@ pub(crate) struct ConnectionPermit {
 /// The other end of a connection.
 #[derive(Debug, Clone)]
 pub(crate) enum Peer {
-    /// A client on a connection that the host does not see.
+    /// A client of which nothing is known.
     Unknown,
-    /// A client on a TCP connection from this machine.
-    Loopback,
-    /// A client on a TCP connection from another machine.
-    Remote,
+    /// A client on a TCP connection.
+    Tcp(TcpPeer),
+    /// A client of a server of the program, with its TCP connection if that server provides it.
+    Mounted(Option<TcpPeer>),
     /// A process on a Unix socket. The kernel reports its ids. Some systems report no pid.
     Process { pid: Option<u32>, uid: u32 },
     /// A worker on the listener of its launch.
     Worker(Arc<Launch>),
+}
+
+/// The addresses of a TCP connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TcpPeer {
+    pub(crate) peer: SocketAddr,
+    /// The address at which the connection was accepted, if it is known.
+    pub(crate) local: Option<SocketAddr>,
 }
 
 /// The state of one connection.
@@ -91,9 +108,10 @@ pub(crate) struct Connection {
     /// The memory of its responses until the client has read them.
     unread: Arc<UnreadResponses>,
     launches: Weak<Launches>,
+    authorizes: bool,
     peer: Peer,
     /// The launch of the process at the other end, after the first lookup.
-    launch: OnceLock<Option<Arc<Launch>>>,
+    launch: OnceCell<Option<Arc<Launch>>>,
     /// The launch whose token the peer has presented.
     claimed: OnceLock<Arc<Launch>>,
     /// The number of open requests.
@@ -117,25 +135,38 @@ impl Connections {
         arriving: ArrivalBudgets,
         responses: Arc<ResponseBudget>,
         launches: Weak<Launches>,
+        authorizes: bool,
     ) -> Arc<Self> {
         let (open, next_id, reserve_used) = (Mutex::default(), AtomicU64::new(0), AtomicUsize::new(0));
-        Arc::new(Self { limit, connection_bytes, arriving, responses, launches, open, next_id, reserve_used })
+        Arc::new(Self {
+            limit,
+            connection_bytes,
+            arriving,
+            responses,
+            launches,
+            authorizes,
+            open,
+            next_id,
+            reserve_used,
+        })
     }
 
-    /// Creates the state of a connection that another server accepted. It counts towards no limit of connections.
-    pub(super) fn foreign_connection(&self) -> Arc<Connection> {
-        self.connection(Peer::Unknown)
+    /// Counts the unread responses of one connection.
+    pub(super) fn unread_responses(&self) -> Arc<UnreadResponses> {
+        Arc::new(UnreadResponses::new(self.connection_bytes, Arc::clone(&self.responses)))
     }
 
-    fn connection(&self, peer: Peer) -> Arc<Connection> {
+    /// Creates the state of a connection, with the count of its unread responses. It counts towards no limit of connections.
+    pub(super) fn connection(&self, peer: Peer, unread: Arc<UnreadResponses>) -> Arc<Connection> {
         Arc::new(Connection {
             budget: Arc::new(Budget::new(self.connection_bytes)),
             headroom: Arc::new(Budget::new(CONNECTION_HEADROOM)),
             arriving: self.arriving.clone(),
-            unread: Arc::new(UnreadResponses::new(self.connection_bytes, Arc::clone(&self.responses))),
+            unread,
             launches: Weak::clone(&self.launches),
+            authorizes: self.authorizes,
             peer,
-            launch: OnceLock::new(),
+            launch: OnceCell::new(),
             claimed: OnceLock::new(),
             requests: AtomicUsize::new(0),
             uses: UseCount::new(),
@@ -147,37 +178,63 @@ impl Connections {
         })
     }
 
-    /// Admits a connection. A worker's connection uses the reserve while there is room in it. All others count towards the limit. At
-    /// the limit, evicts an idle connection for them.
+    /// Admits a connection. At the limit, looks up which connections belong to workers and moves them to the reserve, while there is
+    /// room in it. If that does not suffice, evicts an idle connection. Below the limit, there is no need for a lookup.
     pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
-        let connection = self.connection(peer);
-        if connection.is_of_worker_process() && self.take_from_reserve() {
-            return Admission::Admitted(ConnectionPermit {
-                id: None,
-                connection,
-                connections: Arc::clone(self),
-            });
-        }
+        let connection = self.connection(peer, self.unread_responses());
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let admitted = |connection| {
+            Admission::Admitted(ConnectionPermit { id, connection, connections: Arc::clone(self) })
+        };
         let mut open = self.lock();
+        if open.len() >= self.limit {
+            // The lookups read `/proc`, so they must not hold the lock.
+            drop(open);
+            if connection.is_of_worker_process() && self.take_from_reserve() {
+                return admitted(connection);
+            }
+            self.move_workers_to_reserve();
+            open = self.lock();
+        }
         let is_full = open.len() >= self.limit;
         let evicted = if is_full && open.len() < self.limit + MAX_CLOSING { evict(&open) } else { None };
-        let id = if is_full && evicted.is_none() {
+        if is_full && evicted.is_none() {
             drop(open);
             let is_reserved = connection.launch().is_some() && self.take_from_reserve();
-            if !is_reserved {
-                return Admission::Rejected { limit: self.limit };
-            }
-            None
-        } else {
-            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            open.insert(id, Arc::clone(&connection));
-            drop(open);
-            Some(id)
-        };
+            return if is_reserved {
+                admitted(connection)
+            } else {
+                Admission::Rejected { limit: self.limit }
+            };
+        }
+        open.insert(id, Arc::clone(&connection));
+        drop(open);
         if let Some(evicted) = evicted {
             evicted.evicted.cancel();
         }
-        Admission::Admitted(ConnectionPermit { id, connection, connections: Arc::clone(self) })
+        admitted(connection)
+    }
+
+    /// Moves the open connections of workers to the reserve, so that they neither count towards the limit nor are evicted.
+    fn move_workers_to_reserve(&self) {
+        let is_process = |connection: &Connection| matches!(connection.peer, Peer::Process { .. });
+        let open: Vec<_> = self
+            .lock()
+            .iter()
+            .filter(|(_, connection)| is_process(connection))
+            .map(|(id, connection)| (*id, Arc::clone(connection)))
+            .collect();
+        for (id, connection) in open {
+            if connection.launch().is_some() && self.take_from_reserve() && self.lock().remove(&id).is_none()
+            {
+                // The connection has closed in the meantime.
+                self.return_to_reserve();
+            }
+        }
+    }
+
+    fn return_to_reserve(&self) {
+        self.reserve_used.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Takes one connection from the workers' reserve. Returns whether one was left.
@@ -214,9 +271,9 @@ impl ConnectionPermit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        match self.id {
-            Some(id) => drop(self.connections.lock().remove(&id)),
-            None => drop(self.connections.reserve_used.fetch_sub(1, Ordering::Relaxed)),
+        let removed = self.connections.lock().remove(&self.id);
+        if removed.is_none() {
+            self.connections.return_to_reserve();
         }
     }
 }
@@ -226,7 +283,7 @@ impl Connection {
     pub(crate) const fn peer_pid(&self) -> Option<u32> {
         match self.peer {
             Peer::Process { pid, .. } => pid,
-            Peer::Unknown | Peer::Loopback | Peer::Remote | Peer::Worker(_) => None,
+            Peer::Unknown | Peer::Tcp(_) | Peer::Mounted(_) | Peer::Worker(_) => None,
         }
     }
 
@@ -235,23 +292,50 @@ impl Connection {
         match (&self.peer, self.launch()) {
             (_, Some(launch)) => Principal::worker(launch.id().shared()),
             (Peer::Process { uid, .. }, None) => Principal::user(*uid),
-            (Peer::Loopback, None) => Principal::loopback(),
-            (Peer::Remote, None) => Principal::remote(),
-            (Peer::Unknown | Peer::Worker(_), None) => Principal::mounted(),
+            (Peer::Tcp(TcpPeer { peer, .. }), None) if peer.ip().to_canonical().is_loopback() => {
+                Principal::loopback()
+            }
+            (Peer::Unknown | Peer::Tcp(_), None) => Principal::remote(),
+            (Peer::Mounted(_) | Peer::Worker(_), None) => Principal::mounted(),
         }
     }
 
-    /// The launch of the worker at the other end. `None` for a client. The first lookup reads /proc, and its result stays valid, because
-    /// a launch is registered before its worker can connect. If the launcher does not know the pid, the token identifies the worker.
+    /// The launch of the worker at the other end. `None` for a client. The first lookup for a Unix socket reads /proc, and its result
+    /// stays valid, because a launch is registered before its worker can connect. If the launcher does not know the pid, the token
+    /// identifies the worker. For a TCP connection, [`identify`](Self::identify) does the lookup.
     pub(crate) fn launch(&self) -> Option<&Arc<Launch>> {
         match &self.peer {
-            Peer::Unknown | Peer::Loopback | Peer::Remote => None,
+            Peer::Unknown => None,
+            Peer::Tcp(_) | Peer::Mounted(_) => self.launch.get()?.as_ref(),
             Peer::Process { pid, .. } => {
-                let found = || self.launches.upgrade()?.find_by_pid((*pid)?);
-                self.launch.get_or_init(found).as_ref().or_else(|| self.claimed.get())
+                if !self.launch.initialized() {
+                    let found = self.launches.upgrade().and_then(|launches| launches.find_by_pid((*pid)?));
+                    // Another task may have been first, with the same result.
+                    let _ = self.launch.set(found);
+                }
+                self.launch.get()?.as_ref().or_else(|| self.claimed.get())
             }
             Peer::Worker(launch) => Some(launch),
         }
+    }
+
+    /// The TCP connection whose process [`identify`](Self::identify) has not looked up yet.
+    pub(crate) fn unidentified(&self) -> Option<TcpPeer> {
+        let (Peer::Tcp(peer) | Peer::Mounted(Some(peer))) = &self.peer else { return None };
+        (!self.launch.initialized()).then_some(*peer)
+    }
+
+    /// Looks up whether a process of a worker is at the other end of a TCP connection from this machine. Only the first call reads
+    /// `/proc`. Cancel safe.
+    pub(crate) async fn identify(&self) {
+        let Some(TcpPeer { peer, local }) = self.unidentified() else { return };
+        let find = || async { self.launches.upgrade()?.find_by_connection(peer, local).await };
+        self.launch.get_or_init(find).await;
+    }
+
+    /// Whether each request needs this connection, because the host authorizes it.
+    pub(super) const fn authorizes(&self) -> bool {
+        self.authorizes
     }
 
     /// Whether the other end is the process of a worker on the socket that all workers of the host share.
@@ -388,67 +472,6 @@ impl Connection {
     /// Releases bytes that a call [reserved](Self::reserve).
     pub(crate) fn release(&self, bytes: usize) {
         self.budget.release(bytes);
-    }
-}
-
-/// A request whose response is not complete.
-#[derive(Debug)]
-pub(crate) struct OpenRequest {
-    connection: Arc<Connection>,
-    is_use: bool,
-}
-
-impl OpenRequest {
-    /// The unread responses of its connection.
-    pub(super) fn unread(&self) -> &Arc<UnreadResponses> {
-        self.connection.unread()
-    }
-}
-
-impl Drop for OpenRequest {
-    fn drop(&mut self) {
-        let now = self.connection.millis_since_opened();
-        if self.is_use {
-            self.connection.end_use(now);
-        }
-        self.connection.last_request_ended.store(now, Ordering::Relaxed);
-        self.connection.requests.fetch_sub(1, Ordering::Release);
-    }
-}
-
-/// Tracks whether calls of a `Multiplex` stream run, which is a use of their connection.
-#[derive(Debug)]
-pub(crate) struct StreamUse {
-    connection: Arc<Connection>,
-    is_running: bool,
-}
-
-impl StreamUse {
-    pub(crate) const fn new(connection: Arc<Connection>) -> Self {
-        Self { connection, is_running: false }
-    }
-
-    /// Begins a use before calls run. Returns `false` if the connection has been evicted, so the calls must not run.
-    pub(crate) fn begin(&mut self) -> bool {
-        if !self.is_running && !self.connection.begin_use() {
-            self.connection.end_use(self.connection.millis_since_opened());
-            return false;
-        }
-        self.is_running = true;
-        true
-    }
-
-    /// Ends the use after the last running call.
-    pub(crate) fn end(&mut self) {
-        if std::mem::take(&mut self.is_running) {
-            self.connection.end_use(self.connection.millis_since_opened());
-        }
-    }
-}
-
-impl Drop for StreamUse {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 

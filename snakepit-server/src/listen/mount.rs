@@ -1,7 +1,10 @@
 //! The gRPC services as part of a server of the program, which accepts the connections.
 //!
-//! The host does not see these connections, so it treats each request as one: a client that sends many requests at a time is
-//! bounded by the budgets that all clients share, and by the limits of the program's server.
+//! The host does not see these connections. It groups the requests by the address of the peer, if the server of the program provides
+//! it, so that each client is bounded as on a listener. The host cannot close a connection whose client does not read, so it drops
+//! the rest of the response instead.
+
+mod requests;
 
 use std::{
     convert::Infallible,
@@ -13,28 +16,52 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{body::Body, service::Routes};
 use tower::Service;
 
+use self::requests::{MountedRequest, MountedRequests, MountedResponse};
 use super::{
     ListenLimits, accept::CLOSE_TIMEOUT, connections::Connections, framing::PolledFrame,
-    request_service::RequestService, response::ResponseBody,
+    request_service::RequestService,
 };
-use crate::status::shutting_down;
+use crate::status::{shutting_down, too_many_requests};
+
+/// The most open requests of all mounted clients.
+const MAX_REQUESTS: usize = 16 * 1024;
 
 /// The services for a server of the program, with the limits and deadlines of the listeners.
 #[derive(Debug, Clone)]
 pub(crate) struct Mount {
     routes: Routes,
-    connections: Arc<Connections>,
+    requests: Arc<MountedRequests>,
     stop: CancellationToken,
 }
 
 impl Mount {
-    pub(crate) fn new(routes: Routes, limits: &ListenLimits, stop: CancellationToken) -> Self {
+    /// Creates the services. A task drops responses that clients do not read, until the stop.
+    pub(crate) fn new(
+        tasks: &TaskTracker,
+        routes: Routes,
+        limits: &ListenLimits,
+        stop: CancellationToken,
+    ) -> Self {
         let connections = limits.connections(0, &limits.unread_mounted);
-        Self { routes: routes.prepare(), connections, stop }
+        Self::with_limit(tasks, routes, connections, MAX_REQUESTS, stop)
+    }
+
+    /// Creates the services with this limit of open requests.
+    pub(super) fn with_limit(
+        tasks: &TaskTracker,
+        routes: Routes,
+        connections: Arc<Connections>,
+        limit: usize,
+        stop: CancellationToken,
+    ) -> Self {
+        let requests = MountedRequests::new(connections, limit);
+        tasks.spawn(Arc::clone(&requests).drop_stalled(stop.clone()));
+        Self { routes: routes.prepare(), requests, stop }
     }
 
     /// Returns routes for the services of these names. They have no fallback, because an axum router that merges them would
@@ -62,7 +89,11 @@ impl Service<Request<axum::body::Body>> for Mount {
         if self.stop.is_cancelled() {
             return Box::pin(std::future::ready(Ok(shutting_down(false).into_http())));
         }
-        let service = RequestService::new(self.routes.clone(), self.connections.foreign_connection());
+        let (mounted, connection) = match self.requests.begin(request.extensions()) {
+            Ok(begun) => begun,
+            Err(open) => return Box::pin(std::future::ready(Ok(too_many_requests(open).into_http()))),
+        };
+        let service = RequestService::new(self.routes.clone(), connection);
         let response = service.respond(request);
         let stop = self.stop.clone();
         let mut cut: CutFuture = Box::pin(async move {
@@ -75,7 +106,10 @@ impl Service<Request<axum::body::Body>> for Mount {
                 biased;
                 response = response => {
                     let Ok(response) = response;
-                    Ok(response.map(|body| Body::new(MountedBody { body, cut: Some(cut) })))
+                    Ok(response.map(|body| {
+                        let response = mounted.respond(body);
+                        Body::new(MountedBody { response, cut: Some(cut), _request: mounted })
+                    }))
                 }
                 () = &mut cut => Ok(shutting_down(true).into_http()),
             }
@@ -87,9 +121,10 @@ type CutFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The body of a response, which ends soon after the stop. On a listener, the host closes the connection instead.
 struct MountedBody {
-    body: ResponseBody,
+    response: Arc<MountedResponse>,
     /// `None` after the cut.
     cut: Option<CutFuture>,
+    _request: MountedRequest,
 }
 
 impl http_body::Body for MountedBody {
@@ -99,9 +134,12 @@ impl http_body::Body for MountedBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame {
         let this = &mut *self;
         let Some(cut) = &mut this.cut else { return Poll::Ready(None) };
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+        let mut sending = this.response.lock();
+        if let Poll::Ready(frame) = Pin::new(&mut sending.body).poll_frame(cx) {
+            sending.last_taken = Instant::now();
             return Poll::Ready(frame);
         }
+        drop(sending);
         if cut.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
@@ -112,6 +150,6 @@ impl http_body::Body for MountedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.cut.is_none() || self.body.is_end_stream()
+        self.cut.is_none() || self.response.lock().body.is_end_stream()
     }
 }

@@ -49,6 +49,18 @@ const STREAMING_RPCS: [&str; 4] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
+/// RPCs whose services use the connection: those of calls, and those that distinguish workers from clients. If the host authorizes,
+/// all RPCs of the service do.
+const CONNECTION_RPCS: [&str; 8] = [
+    MULTIPLEX,
+    "/snakepit.bridge.BridgeService/ExecuteTool",
+    "/snakepit.bridge.BridgeService/ExecuteStreamingTool",
+    "/snakepit.bridge.BridgeService/ExecuteElixirTool",
+    "/snakepit.bridge.BridgeService/ExecuteStreamingElixirTool",
+    "/snakepit.bridge.BridgeService/RegisterTools",
+    "/snakepit.bridge.BridgeService/ListTools",
+    "/snakepit.bridge.BridgeService/StreamTelemetry",
+];
 /// RPCs whose requests carry large values. The numbers are those of their message fields whose own fields count towards the limit
 /// ([`MessageLimits::nested`]).
 const VALUE_RPCS: [(&str, &[u32]); 9] = [
@@ -153,8 +165,9 @@ where
     let limits = value_rpc.map_or(MessageLimits { bytes: MAX_SMALL_BYTES, nested: &[] }, |(_, nested)| {
         MessageLimits { bytes: MAX_MESSAGE_BYTES, nested }
     });
-    // The services find the principal of a request by its connection.
-    parts.extensions.insert(Arc::clone(connection));
+    if connection.authorizes() || CONNECTION_RPCS.contains(&path) {
+        parts.extensions.insert(Arc::clone(connection));
+    }
     let is_gzip = gzip::take_gzip_encoding(&mut parts.headers);
     let compresses_response = is_gzip && gzip::accepts_gzip(&parts.headers);
     let response = if is_streaming {
@@ -230,7 +243,7 @@ mod tests {
         let streaming: Vec<_> =
             rpcs.iter().filter(|(_, is_streaming)| *is_streaming).map(|(path, _)| path.as_str()).collect();
         assert_eq!(streaming, STREAMING_RPCS);
-        for path in VALUE_RPCS.iter().map(|(path, _)| *path) {
+        for path in VALUE_RPCS.iter().map(|(path, _)| *path).chain(CONNECTION_RPCS) {
             assert!(rpcs.iter().any(|(known, ..)| known == path), "{path}");
         }
     }

@@ -19,6 +19,9 @@ use crate::{
 
 /// The largest data frame that the transport receives, in bytes.
 const MAX_FRAME_BYTES: usize = 1024 * 1024;
+/// The largest data frame that a server of the program receives, in bytes. The server keeps the last frame of a response that its client
+/// does not read, which the host cannot drop.
+const MAX_MOUNTED_FRAME_BYTES: usize = MIN_COUNTED_BYTES;
 
 /// The size class of an RPC's responses, and whether they can wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +76,7 @@ pub(super) struct ResponseBody {
 
 impl ResponseBody {
     /// Wraps the response of a service. Encodes a tool's value immediately, so that only its encoded form uses memory, and counts as
-    /// unread. If the client already has too much to read, an error replaces the value.
+    /// unread. The service has checked that the client does not have too much to read.
     pub(super) fn wrap(
         response: Response<Body>,
         kind: ResponseKind,
@@ -90,41 +93,43 @@ impl ResponseBody {
             open_request,
         };
         let mut response = response.map(wrap);
-        if kind == ResponseKind::Value
-            && !response.body().body.is_end_stream()
-            && let Err(full) = response.body_mut().encode(cx)
-        {
-            let (mut body, error) =
-                (response.into_body(), from_tool_error(answer_dropped(full)).into_http::<Body>());
-            body.has_ended = true;
-            return error.map(|_| body);
+        if kind == ResponseKind::Value && !response.body().body.is_end_stream() {
+            response.body_mut().encode(cx);
         }
         response
     }
 
     /// Polls the body for the encoded value or its end, without a wait for capacity.
-    ///
-    /// # Errors
-    /// The client already has too much to read.
-    fn encode(&mut self, cx: &mut Context<'_>) -> Result<(), BudgetExhausted> {
+    fn encode(&mut self, cx: &mut Context<'_>) {
         match Pin::new(&mut self.body)
             .poll_frame(cx)
             .map(|frame| frame.map(|frame| frame.map(Frame::into_data)))
         {
             Poll::Ready(Some(Ok(Ok(data)))) => {
-                if data.len() >= MIN_COUNTED_BYTES {
-                    self.open_request.unread().check(data.len())?;
-                    self.encoded = self.open_request.unread().count(data);
+                self.encoded = if data.len() >= MIN_COUNTED_BYTES {
+                    self.open_request.unread().count(data)
                 } else {
-                    self.encoded = data;
-                }
+                    data
+                };
             }
             Poll::Ready(Some(Ok(Err(frame)))) => self.end = frame.into_trailers().ok().map(Ok),
             Poll::Ready(Some(Err(status))) => self.end = Some(Err(status)),
             Poll::Ready(None) => self.has_ended = true,
             Poll::Pending => {}
         }
-        Ok(())
+    }
+
+    /// Drops the data that the transport has not taken, if there is any, and the source of the response. The client receives an error
+    /// instead. A stream that a reader may have paused is dropped only if memory is short. Returns whether the response was dropped.
+    pub(super) fn drop_unread(&mut self) -> bool {
+        let unread = self.open_request.unread();
+        if self.encoded.is_empty() || (self.kind == ResponseKind::Stream && !unread.is_memory_short()) {
+            return false;
+        }
+        self.end = Some(Err(from_tool_error(answer_dropped(unread.usage()))));
+        self.encoded = Bytes::new();
+        self.body = Body::empty();
+        true
     }
 
     /// Ready once the budget allows the next piece.
@@ -146,9 +151,15 @@ impl ResponseBody {
     }
 
     fn take_slice(&mut self) -> Frame<Bytes> {
-        let slice = self.encoded.split_to(MAX_FRAME_BYTES.min(self.encoded.len()));
+        let is_mounted = self.open_request.is_mounted();
+        let limit = if is_mounted { MAX_MOUNTED_FRAME_BYTES } else { MAX_FRAME_BYTES };
+        let mut slice = self.encoded.split_to(limit.min(self.encoded.len()));
         if slice.len() >= MIN_COUNTED_BYTES {
             self.open_request.unread().record_sent(slice.len());
+            if is_mounted {
+                // A slice keeps the whole response in memory.
+                slice = self.open_request.unread().count(Bytes::copy_from_slice(&slice));
+            }
         }
         Frame::data(slice)
     }

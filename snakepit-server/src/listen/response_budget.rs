@@ -16,7 +16,7 @@ use crate::limits::BudgetExhausted;
 
 /// The time that a client may read nothing before the host rejects its waiting responses. If more than half of the budget of all
 /// connections is in use, the host then closes the connection.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The bytes that a client must read within [`STALL_TIMEOUT`] while more than half of the budget of all connections is in use. The
 /// average is the minimum rate of requests, 128 KiB per second.
 const MIN_READ_BYTES: usize = 128 * 1024 * 30;
@@ -36,7 +36,7 @@ impl ResponseBudget {
         Self { used: AtomicUsize::new(0), limit, freed: Notify::new() }
     }
 
-    fn used(&self) -> usize {
+    pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::SeqCst)
     }
 
@@ -70,6 +70,16 @@ impl UnreadResponses {
         } else {
             None
         }
+    }
+
+    /// The bytes that are unread, and their limit.
+    pub(super) fn usage(&self) -> BudgetExhausted {
+        self.own.exhausted(self.own.used())
+    }
+
+    /// Whether all connections together use more than half of their budget.
+    pub(super) fn is_memory_short(&self) -> bool {
+        self.all.used() > self.all.limit / 2
     }
 
     pub(super) fn is_exhausted(&self) -> bool {
@@ -142,7 +152,7 @@ impl UnreadResponses {
             let sent = self.sent_bytes();
             tokio::time::sleep(STALL_TIMEOUT).await;
             let is_slow = self.sent_bytes().wrapping_sub(sent) < MIN_READ_BYTES;
-            if is_slow && self.own.used() > 0 && self.all.used() > self.all.limit / 2 {
+            if is_slow && self.own.used() > 0 && self.is_memory_short() {
                 return;
             }
         }

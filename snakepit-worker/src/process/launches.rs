@@ -14,7 +14,10 @@ use std::{
 
 use snakepit_proto::launch::{self as contract, HostMessage};
 use snakepit_registry::Announcer;
-use tokio::{net::TcpListener, sync::SetOnce};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, SetOnce},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -22,6 +25,9 @@ use super::{
     lineage::{self, Leader, Lineage},
 };
 use crate::{WorkerError, WorkerId};
+
+/// Bounds the lookups of a connection's process that run at a time, each of which may read all of `/proc`.
+static CONNECTION_LOOKUPS: Semaphore = Semaphore::const_new(8);
 
 /// Serves the host's API to the worker of one launch, on the launch's listener, until the launch [ends](Launch::ended).
 pub type ServeLaunch = Box<dyn Fn(TcpListener, Arc<Launch>) + Send + Sync>;
@@ -186,6 +192,46 @@ impl Launches {
         let lineage = Lineage::of(pid, oldest_start);
         led.retain(|(_, leader)| lineage.includes(*leader));
         led.first().map(|(launch, _)| Arc::clone(launch))
+    }
+
+    /// Returns the live launch whose process holds the peer end of a TCP connection, accepted from `peer` at `local` if that is
+    /// known. Returns `None` if the peer is on another machine, belongs to another user, or is in another network namespace, and on
+    /// systems other than Linux.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn find_by_connection(
+        self: &Arc<Self>,
+        peer: SocketAddr,
+        local: Option<SocketAddr>,
+    ) -> Option<Arc<Launch>> {
+        let permit = CONNECTION_LOOKUPS.acquire().await.ok()?;
+        let launches = Arc::clone(self);
+        let find = move || {
+            let _permit = permit;
+            launches.find_by_socket(&lineage::sockets(peer, local))
+        };
+        // Reading `/proc` takes milliseconds on a machine with many processes.
+        tokio::task::spawn_blocking(find).await.ok().flatten()
+    }
+
+    fn find_by_socket(&self, sockets: &[String]) -> Option<Arc<Launch>> {
+        if sockets.is_empty() {
+            return None;
+        }
+        let live: Vec<_> = lock(&self.live).iter().filter_map(Weak::upgrade).collect();
+        let pids: Vec<_> =
+            live.iter().filter_map(|launch| Some((launch, launch.running_process()?.pid))).collect();
+        if pids.is_empty() {
+            return None;
+        }
+        // Usually the process of the launch itself holds the socket.
+        let led = pids.iter().find(|(_, pid)| lineage::has_socket(*pid, sockets));
+        led.map(|(launch, _)| Arc::clone(launch)).or_else(|| {
+            lineage::processes()
+                .filter(|pid| lineage::has_socket(*pid, sockets))
+                .find_map(|pid| self.find_by_pid(pid))
+        })
     }
 
     /// Adds a launch for an existing process. Dropping the returned guard ends the launch.
@@ -390,6 +436,27 @@ mod tests {
         assert_eq!(launch.id().as_str(), "ours");
         assert!(launches.claim(ours.token(), std::process::id()).await.is_none());
         assert!(launches.find_by_pid(std::process::id()).is_some() && launches.find_by_pid(1).is_none());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_process_of_a_connection_belongs_to_its_launch() {
+        let launches = Launches::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let local = listener.local_addr().unwrap();
+        let client = tokio::net::TcpStream::connect(local).await.unwrap();
+        let (_accepted, peer) = listener.accept().await.unwrap();
+        assert_eq!(client.local_addr().unwrap(), peer);
+        assert!(launches.find_by_connection(peer, Some(local)).await.is_none(), "no worker has started");
+        let guard = begin(&launches, "w");
+        guard.record_pid(std::process::id());
+        for local in [Some(local), None] {
+            let launch = launches.find_by_connection(peer, local).await.unwrap();
+            assert_eq!(launch.id().as_str(), "w");
+        }
+        drop(client);
+        let remote = SocketAddr::from(([192, 0, 2, 1], 9));
+        assert!(launches.find_by_connection(remote, Some(local)).await.is_none(), "another machine");
     }
 
     #[tokio::test]

@@ -90,13 +90,46 @@ fn add_ancestors(_: &mut Vec<u32>, _: u32, _: u64) {}
 /// `Builder::worker_command` warns.
 #[cfg(target_os = "linux")]
 pub(super) fn owns_connection(leader: Leader, peer: SocketAddr, local: SocketAddr) -> bool {
-    let Some(inode) = linux::socket_inode(peer, local) else { return false };
-    let link = format!("socket:[{inode}]");
+    let sockets = sockets(peer, Some(local));
     // Checks the leader first, because it usually is the worker.
-    linux::has_descriptor(leader.pid, &link)
-        || linux::processes().any(|pid| {
-            pid != leader.pid && linux::has_descriptor(pid, &link) && belongs_to_launch(pid, leader)
-        })
+    has_socket(leader.pid, &sockets)
+        || (!sockets.is_empty()
+            && processes()
+                .any(|pid| pid != leader.pid && has_socket(pid, &sockets) && belongs_to_launch(pid, leader)))
+}
+
+/// The descriptors of the sockets of this user that may be the peer end of a TCP connection from `peer`, as `/proc` names them. There
+/// is at most one if the address at which the connection was accepted is known.
+#[cfg(target_os = "linux")]
+pub(super) fn sockets(peer: SocketAddr, local: Option<SocketAddr>) -> Vec<String> {
+    linux::socket_inodes(peer, local).into_iter().map(|inode| format!("socket:[{inode}]")).collect()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) const fn sockets(_: SocketAddr, _: Option<SocketAddr>) -> Vec<String> {
+    Vec::new()
+}
+
+/// Whether a process has one of these descriptors.
+#[cfg(target_os = "linux")]
+pub(super) fn has_socket(pid: u32, sockets: &[String]) -> bool {
+    sockets.iter().any(|socket| linux::has_descriptor(pid, socket))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) const fn has_socket(_: u32, _: &[String]) -> bool {
+    false
+}
+
+/// The pids of all processes. Empty on systems other than Linux.
+#[cfg(target_os = "linux")]
+pub(super) fn processes() -> impl Iterator<Item = u32> {
+    linux::processes()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn processes() -> impl Iterator<Item = u32> {
+    std::iter::empty()
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -111,17 +144,17 @@ mod linux {
         net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     };
 
-    /// The inode of this user's socket with these addresses.
-    pub(super) fn socket_inode(local: SocketAddr, remote: SocketAddr) -> Option<u64> {
+    /// The inodes of this user's sockets with these addresses, or with any remote address.
+    pub(super) fn socket_inodes(local: SocketAddr, remote: Option<SocketAddr>) -> Vec<u64> {
         let user = nix::unistd::geteuid().as_raw();
         // An IPv6 socket may carry IPv4 traffic, as those of gRPC's C core do.
         let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
         let text = tables.into_iter().filter_map(|table| fs::read_to_string(table).ok()).collect::<String>();
-        text.lines().find_map(|line| {
-            let row = SocketRow::parse(line)?;
-            (row.local == canonical(local) && row.remote == canonical(remote) && row.user == user)
-                .then_some(row.inode)
-        })
+        let (local, remote) = (canonical(local), remote.map(canonical));
+        let rows = text.lines().filter_map(SocketRow::parse).filter(|row| {
+            row.local == local && remote.is_none_or(|remote| row.remote == remote) && row.user == user
+        });
+        rows.map(|row| row.inode).collect()
     }
 
     fn canonical(address: SocketAddr) -> (IpAddr, u16) {

@@ -2,7 +2,7 @@
 
 use std::task::Waker;
 
-use snakepit_registry::CallId;
+use snakepit_registry::{CallId, Principal};
 use tokio::time::Instant;
 
 use super::stream::SharedChunks;
@@ -11,6 +11,8 @@ use crate::scheduler::{Load, WorkerKey};
 /// A call that holds a worker.
 pub(in crate::driver) struct LeaseRecord {
     pub(in crate::driver) call: CallId,
+    /// The party that makes the call.
+    pub(in crate::driver) principal: Principal,
     pub(in crate::driver) worker_key: WorkerKey,
     /// The call's deadline. After a signal to end, the time at which the driver revokes the lease.
     pub(in crate::driver) deadline: Option<Instant>,
@@ -45,6 +47,7 @@ pub(in crate::driver) enum LeaseSignal {
 impl LeaseRecord {
     pub(in crate::driver) const fn new(
         call: CallId,
+        principal: Principal,
         worker_key: WorkerKey,
         deadline: Option<Instant>,
         number: u64,
@@ -52,6 +55,7 @@ impl LeaseRecord {
     ) -> Self {
         Self {
             call,
+            principal,
             worker_key,
             deadline,
             number,

@@ -9,7 +9,7 @@ fn response_budget() -> Arc<ResponseBudget> {
 }
 
 fn connections(limit: usize) -> Arc<Connections> {
-    Connections::new(limit, 1, ArrivalBudgets::new(1), response_budget(), Weak::new())
+    Connections::new(limit, 1, ArrivalBudgets::new(1), response_budget(), Weak::new(), false)
 }
 
 fn admit(connections: &Arc<Connections>) -> Option<ConnectionPermit> {
@@ -95,7 +95,7 @@ async fn an_idle_multiplex_stream_counts_as_an_open_request_but_not_as_a_use() {
 async fn clients_that_use_all_connections_do_not_keep_workers_out() {
     let launches = Launches::new();
     let connections =
-        Connections::new(1, 1, ArrivalBudgets::new(1), response_budget(), Arc::downgrade(&launches));
+        Connections::new(1, 1, ArrivalBudgets::new(1), response_budget(), Arc::downgrade(&launches), false);
     let client = admit_peer(&connections, own_process()).unwrap();
     let _request = client.connection().begin_request(false);
     assert!(admit_peer(&connections, own_process()).is_none());
@@ -109,7 +109,7 @@ async fn clients_that_use_all_connections_do_not_keep_workers_out() {
 async fn workers_neither_evict_connections_nor_lose_theirs() {
     let launches = Launches::new();
     let connections =
-        Connections::new(1, 1, ArrivalBudgets::new(1), response_budget(), Arc::downgrade(&launches));
+        Connections::new(1, 1, ArrivalBudgets::new(1), response_budget(), Arc::downgrade(&launches), false);
     let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
     let worker = || admit_peer(&connections, own_process()).unwrap();
     let (first, second) = (worker(), worker());
@@ -125,7 +125,7 @@ async fn workers_neither_evict_connections_nor_lose_theirs() {
 async fn arriving_requests_of_clients_do_not_use_the_budget_of_workers() {
     let launches = Launches::new();
     let connections =
-        Connections::new(8, 1, ArrivalBudgets::new(100), response_budget(), Arc::downgrade(&launches));
+        Connections::new(8, 1, ArrivalBudgets::new(100), response_budget(), Arc::downgrade(&launches), false);
     let client = admit(&connections).unwrap();
     let mut reservation = client.connection().arrival_reservation();
     reservation.grow(100).unwrap();

@@ -63,7 +63,7 @@ fn prefixed(announced_size: u32, arrived: usize) -> Vec<u8> {
 
 fn connection(bytes: usize, arriving: &ArrivalBudgets) -> Arc<Connection> {
     let connections =
-        Connections::new(1, bytes, arriving.clone(), Arc::new(ResponseBudget::new(1)), Weak::new());
+        Connections::new(1, bytes, arriving.clone(), Arc::new(ResponseBudget::new(1)), Weak::new(), false);
     let Admission::Admitted(permit) = connections.admit(Peer::Unknown) else { panic!("rejected") };
     Arc::clone(permit.connection())
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use h2::client::SendRequest;
 use prost::Message;
 use snakepit_proto::pb;
@@ -25,6 +26,7 @@ use crate::{
     listen::connections::{Admission, ConnectionPermit, Peer},
 };
 
+mod mounted;
 mod overload;
 mod unread;
 
@@ -51,6 +53,9 @@ impl TestServer {
         registry.register_host_tool(FnTool::typed("sleep", sleep)).unwrap();
         let large = |()| async { Ok::<_, String>("x".repeat(3 << 20)) };
         registry.register_host_tool(FnTool::typed("large", large)).unwrap();
+        let chunks =
+            |()| futures_util::stream::iter(["x".repeat(1 << 20)]).chain(futures_util::stream::pending());
+        registry.register_host_tool(FnTool::new("chunks", chunks)).unwrap();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let sessions = Arc::new(MemoryBackend::new(SessionLimits::default()));
         let host = Arc::new(Host::new(
@@ -63,7 +68,7 @@ impl TestServer {
         ));
         let (routes, _) = grpc::routes(host).await;
         let (arriving, outgoing) = (ArrivalBudgets::new(1 << 30), Arc::new(ResponseBudget::new(1 << 30)));
-        let connections = Connections::new(8, connection_bytes, arriving, outgoing, Weak::new());
+        let connections = Connections::new(8, connection_bytes, arriving, outgoing, Weak::new(), false);
         Self { sessions, connections, routes: routes.prepare(), stop, tasks: JoinSet::new() }
     }
 
@@ -443,6 +448,7 @@ async fn an_idle_multiplex_stream_is_evicted_with_a_status_that_no_call_ran() {
         ArrivalBudgets::new(1 << 20),
         Arc::new(ResponseBudget::new(1 << 20)),
         Weak::new(),
+        false,
     );
     let (idle, busy) = (server.client().await, server.client().await);
     let mut streams = Vec::new();
