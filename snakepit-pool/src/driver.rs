@@ -5,6 +5,7 @@
 //! the lock.
 
 mod ancestry;
+mod deferred_work;
 mod last_failure;
 mod lease;
 #[cfg(all(test, loom))]
@@ -18,9 +19,7 @@ mod waiters;
 
 use std::{
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, PoisonError},
-    task::Waker,
     time::SystemTime,
 };
 
@@ -39,7 +38,8 @@ pub(crate) use self::{
 };
 use self::{
     ancestry::NestedCalls,
-    lease::{LeaseRecord, LeaseSignal, SharedChunks},
+    deferred_work::{DeferredWork, catch_panic},
+    lease::{LeaseRecord, LeaseSignal},
     supervisor::Command,
     tool_times::ToolTimes,
     waiter::Waiter,
@@ -49,7 +49,7 @@ use crate::{
     PoolConfig, PoolError, Readiness,
     collections::Slab,
     metrics::Totals,
-    scheduler::{Effect, Event, KillReason, Limits, Load, Rejection, Scheduler, Ticket, WorkerKey, earlier},
+    scheduler::{Effect, Event, Limits, Load, Rejection, Scheduler, Ticket, WorkerKey, earlier},
     sync::{Mutex, MutexGuard},
 };
 
@@ -107,63 +107,6 @@ pub(crate) enum Startup {
     Pending,
     Ready,
     Failed(PoolError),
-}
-
-/// Work that runs foreign code and therefore waits until the lock is released.
-#[derive(Default)]
-struct DeferredWork {
-    /// The tasks to wake, usually only one.
-    waker: Option<Waker>,
-    more_wakers: Vec<Waker>,
-    /// The calls to recall.
-    recalls: Vec<(Arc<LiveWorker>, CallId)>,
-    /// The killed workers, to log.
-    killed: Vec<(Arc<LiveWorker>, KillReason)>,
-    /// The streams to drop.
-    streams: Vec<SharedChunks>,
-}
-
-impl DeferredWork {
-    fn wake(&mut self, waker: Option<Waker>) {
-        match (waker, &self.waker) {
-            (Some(waker), None) => self.waker = Some(waker),
-            (Some(waker), Some(_)) => self.more_wakers.push(waker),
-            (None, _) => {}
-        }
-    }
-
-    fn run(self) {
-        if let Some(waker) = self.waker {
-            waker.wake();
-            // Empty unless there is a first waker.
-            self.more_wakers.into_iter().for_each(Waker::wake);
-        }
-        for chunks in &self.streams {
-            catch_panic("dropping a stream", || {
-                drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());
-            });
-        }
-        for (live_worker, call) in &self.recalls {
-            catch_panic("recalling a call", || live_worker.handle.handler().recall(*call));
-        }
-        for (live_worker, reason) in &self.killed {
-            catch_panic(
-                "logging",
-                || tracing::warn!(worker = %live_worker.handle.id(), %reason, "killing worker"),
-            );
-        }
-    }
-}
-
-/// Runs foreign code, which includes logging, because a log subscriber may panic. Logs a panic and returns `false`.
-fn catch_panic(step: &str, run: impl FnOnce()) -> bool {
-    let has_completed = catch_unwind(AssertUnwindSafe(run)).is_ok();
-    if !has_completed {
-        let report = || tracing::error!(step, "a step of the pool panicked; the pool continues");
-        // If the log subscriber panicked, it may panic here too.
-        let _ = catch_unwind(AssertUnwindSafe(report));
-    }
-    has_completed
 }
 
 impl fmt::Debug for Driver {
