@@ -21,7 +21,7 @@ pub const PROTOCOL: u32 = 1;
 
 /// Argument: the TCP port to listen on. With 0 the worker chooses a port and reports it.
 pub const ARG_PORT: &str = "--port";
-/// Argument: the adapter class, as `module.path:Class` or `module.path.Class`.
+/// Argument: the adapter, such as `module.path:Class` or `module.path.Class`.
 pub const ARG_ADAPTER: &str = "--adapter";
 /// Argument: the address of the host, which is `host:port`, or `unix:/path/to/socket` for workers of this project.
 pub const ARG_HOST_ADDRESS: &str = "--elixir-address";
@@ -34,6 +34,16 @@ pub const ENV_READY_FILE: &str = "SNAKEPIT_READY_FILE";
 pub const ENV_RUN_ID: &str = "SNAKEPIT_RUN_ID";
 /// Environment: the id of this worker in the pool, for `RegisterTools`.
 pub const ENV_WORKER_ID: &str = "SNAKEPIT_WORKER_ID";
+/// Environment: the name of the worker's pool.
+pub const ENV_POOL: &str = "SNAKEPIT_POOL";
+/// Environment: the index of the worker in its pool, from 0. The replacement of a lost worker has the same index.
+pub const ENV_WORKER_INDEX: &str = "SNAKEPIT_WORKER_INDEX";
+/// Environment: the number of workers in the pool.
+pub const ENV_WORKER_COUNT: &str = "SNAKEPIT_WORKER_COUNT";
+/// Environment: the GPU that the host assigned to the worker, as in `CUDA_VISIBLE_DEVICES`.
+pub const ENV_GPU: &str = "SNAKEPIT_GPU";
+/// Environment: the arguments of the adapter, as a JSON object.
+pub const ENV_ADAPTER_ARGS: &str = "SNAKEPIT_ADAPTER_ARGS";
 /// Environment: the path of the Unix socket on which the worker must serve.
 pub const ENV_SOCKET: &str = "SNAKEPIT_SOCKET";
 /// Environment: the path of the [`progress`] file, whose data outlives the worker.

@@ -14,6 +14,7 @@ mod authorization;
 mod layers;
 mod observers;
 mod start;
+mod workers;
 
 /// Wraps a launcher.
 type Decorator = dyn FnOnce(Arc<dyn WorkerLauncher>) -> Arc<dyn WorkerLauncher> + Send + Sync;
@@ -49,6 +50,9 @@ pub struct Builder {
     decorators: Vec<Box<Decorator>>,
     python: Option<PathBuf>,
     environment: Vec<(String, String)>,
+    adapter_args: serde_json::Map<String, serde_json::Value>,
+    gpus: Vec<String>,
+    library_threads: Option<usize>,
     start_timeout: Option<Duration>,
     plain_calls: bool,
     reap_orphans: bool,
@@ -69,8 +73,13 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Sets the adapter class that workers serve, as `module.path:Class`. The module must be an installed package or be in
-    /// `PYTHONPATH` ([`env`](Self::env)).
+    /// Sets the adapter that workers serve:
+    ///
+    /// - `module.path:Class`, for the methods of a class that are tools,
+    /// - `module.path:function`, or `module.path:` for the public functions of a module,
+    /// - `path/to/app.py`, alone or with `:Class` or `:function`.
+    ///
+    /// Without the path of a file, the module must be an installed package or be in `PYTHONPATH` ([`env`](Self::env)).
     pub fn adapter(mut self, adapter: impl Into<String>) -> Self {
         self.adapter = Some(adapter.into());
         self

@@ -186,7 +186,7 @@ pub use snakepit_session_redb::RedbBackend;
 pub use snakepit_session_redis::{RedisBackend, RedisConfig};
 pub use snakepit_worker::{
     ExitReason, LaunchRequest, LauncherEnd, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId,
-    WorkerLauncher,
+    WorkerLauncher, WorkerSlot,
     process::{ConnectedWorker, HostAccess, LaunchGuard, WorkerConnection},
 };
 

@@ -19,6 +19,12 @@ pub use snakepit_worker::settings::{PYTHON, RUN_DIR, START_TIMEOUT, Setting, WOR
 
 /// The adapter class that workers serve.
 pub const ADAPTER: Setting = Setting::new("Builder::adapter", "adapter");
+/// The arguments of the adapter.
+pub const ADAPTER_ARG: Setting = Setting::new("Builder::adapter_arg", "adapter-arg");
+/// The GPUs of the workers.
+pub const GPUS: Setting = Setting::new("Builder::gpus", "gpus");
+/// The number of threads that numeric libraries use in each worker.
+pub const LIBRARY_THREADS: Setting = Setting::new("Builder::library_threads", "library-threads");
 /// The launcher of the workers.
 pub const LAUNCHER: Setting = Setting::without_flag("Builder::launcher");
 /// The address on which the host serves gRPC over TCP.
@@ -35,8 +41,19 @@ pub const SESSIONS: Setting = Setting::new("Builder::sessions", "sessions");
 pub const MULTIPLEX: Setting = Setting::new("Builder::multiplex", "no-multiplex");
 
 /// The settings of the builder that are neither those of the pool nor those of the launcher.
-const HOST: [Setting; 8] =
-    [ADAPTER, LAUNCHER, LISTEN, ALLOW_REMOTE, MAX_CONNECTIONS, CONNECTION_BYTES, SESSIONS, MULTIPLEX];
+const HOST: [Setting; 11] = [
+    ADAPTER,
+    ADAPTER_ARG,
+    GPUS,
+    LIBRARY_THREADS,
+    LAUNCHER,
+    LISTEN,
+    ALLOW_REMOTE,
+    MAX_CONNECTIONS,
+    CONNECTION_BYTES,
+    SESSIONS,
+    MULTIPLEX,
+];
 
 /// All settings of a host: those of the builder, and those of the limits of sessions.
 pub fn all() -> impl Iterator<Item = Setting> {

@@ -1,5 +1,7 @@
 //! The trait [`WorkerLauncher`], and the [`LaunchRequest`] that it receives.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
 #[cfg(feature = "process")]
@@ -29,12 +31,34 @@ pub trait WorkerLauncher: Send + Sync + std::fmt::Debug + 'static {
     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError>;
 }
 
+/// The place of a worker in its pool. A launcher can use it to assign devices or ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerSlot {
+    /// The name of the pool.
+    pub pool: Arc<str>,
+    /// The index of the worker, from 0 to `count - 1`. The replacement of a lost worker has the same index.
+    pub index: usize,
+    /// The number of workers in the pool.
+    pub count: usize,
+}
+
+impl WorkerSlot {
+    /// Creates a slot.
+    #[must_use]
+    pub fn new(pool: impl Into<Arc<str>>, index: usize, count: usize) -> Self {
+        Self { pool: pool.into(), index, count }
+    }
+}
+
 /// The request to launch one worker.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LaunchRequest {
     /// The id of the worker. Ids are never reused.
     pub id: WorkerId,
+    /// The place of the worker in its pool. `None` for a worker that belongs to no pool.
+    pub slot: Option<WorkerSlot>,
     /// The host that the worker can call. `None` for a pool without a host.
     #[cfg(feature = "process")]
     pub host: Option<HostAccess>,
@@ -46,9 +70,17 @@ impl LaunchRequest {
     pub const fn new(id: WorkerId) -> Self {
         Self {
             id,
+            slot: None,
             #[cfg(feature = "process")]
             host: None,
         }
+    }
+
+    /// Sets the place of the worker in its pool.
+    #[must_use]
+    pub fn with_slot(mut self, slot: WorkerSlot) -> Self {
+        self.slot = Some(slot);
+        self
     }
 
     /// Sets the host that the worker can call.

@@ -70,7 +70,7 @@ mod worker_exit;
 
 pub use error::WorkerError;
 pub use id::WorkerId;
-pub use launcher::{LaunchRequest, WorkerLauncher};
+pub use launcher::{LaunchRequest, WorkerLauncher, WorkerSlot};
 #[cfg(feature = "process")]
 pub use process::{ProcessConfig, ProcessLauncher};
 pub use snakepit_session::{ErrorChain, SharedError, error_chain};

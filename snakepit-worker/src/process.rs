@@ -11,6 +11,7 @@
 mod config;
 mod connect;
 mod connected;
+mod environment;
 mod exit_watch;
 mod hangup_tolerant_stream;
 mod host_access;
@@ -155,7 +156,10 @@ impl Drop for ProcessLauncher {
 
 #[async_trait]
 impl WorkerLauncher for ProcessLauncher {
-    async fn launch(&self, LaunchRequest { id, host, .. }: LaunchRequest) -> Result<Worker, WorkerError> {
+    async fn launch(
+        &self,
+        LaunchRequest { id, slot, host, .. }: LaunchRequest,
+    ) -> Result<Worker, WorkerError> {
         let host = host.ok_or_else(|| {
             WorkerError::no_host(
                 "its launcher starts processes, which need one; call `LaunchRequest::with_host`",
@@ -176,6 +180,7 @@ impl WorkerLauncher for ProcessLauncher {
         let mut supervised = SupervisedProcess::spawn(
             &id,
             &self.config,
+            environment::of_slot(&self.config, slot.as_ref()),
             &self.run_dir,
             &host,
             self.working_dir.as_deref(),

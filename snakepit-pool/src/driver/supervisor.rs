@@ -4,7 +4,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use snakepit_registry::{CallId, ToolError};
 use snakepit_worker::{
-    ExitReason, LaunchRequest, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher, error_chain,
+    ExitReason, LaunchRequest, Worker, WorkerError, WorkerExit, WorkerId, WorkerLauncher, WorkerSlot,
+    error_chain,
 };
 use tokio::{
     sync::mpsc,
@@ -106,7 +107,10 @@ impl Supervisor {
                 {
                     tracing::warn!(error = %error_chain(&failure), "the pool did not start; launching workers again");
                 }
-                let (launcher, request) = (Arc::clone(&self.launcher), LaunchRequest::new(id.clone()));
+                let config = &self.driver.config;
+                let slot = WorkerSlot::new(&*config.name, key.slot as usize, config.workers);
+                let (launcher, request) =
+                    (Arc::clone(&self.launcher), LaunchRequest::new(id.clone()).with_slot(slot));
                 let abort =
                     self.tasks.spawn(async move { JobResult::Launched(launcher.launch(request).await) });
                 self.jobs.insert(abort.id(), Job::Launch { key, id: id.clone(), abort });

@@ -6,10 +6,11 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, Command};
+use serde_json::Value;
 use snakepit_server::Reason;
 use toml::de::{DeTable, DeValue};
 
-use crate::{Failure, failure::problem_of, suggestion::closest};
+use crate::{Failure, failure::problem_of, serve::AdapterArg, suggestion::closest};
 
 /// The file that is read if it exists and `--config` names no other.
 const DEFAULT_PATH: &str = "snakepit.toml";
@@ -53,7 +54,12 @@ impl File {
         })?;
         for (key, value) in table.get_ref() {
             let (name, at) = (key.get_ref().as_ref(), key.span().start);
-            if let DeValue::Table(_) = value.get_ref() {
+            if let DeValue::Table(table) = value.get_ref() {
+                if name == ADAPTER_ARGS && command.get_arguments().any(|arg| arg.get_long() == Some(name)) {
+                    let texts = adapter_args(table).map_err(|(at, problem)| self.problem(at, problem))?;
+                    command = command.mut_arg(ADAPTER_ARGS_ID, |arg| arg.default_values(texts));
+                    continue;
+                }
                 let hint = "the keys stand at the top level, without a table";
                 return Err(self.problem(at, format!("unknown table `{name}`; {hint}")));
             }
@@ -82,6 +88,44 @@ impl File {
         let line = self.text[..at].matches('\n').count() + 1;
         Failure::new(Reason::Usage, format!("{}:{line}: {problem}", self.path.display()))
     }
+}
+
+/// The key of the table with the arguments of the adapter, and the id of its flag.
+const ADAPTER_ARGS: &str = "adapter-arg";
+const ADAPTER_ARGS_ID: &str = "adapter_arg";
+
+/// Converts a table of arguments of the adapter to the texts that the command line would have.
+///
+/// # Errors
+/// The offset and the problem of a value that has no JSON form.
+fn adapter_args(table: &DeTable<'_>) -> Result<Vec<String>, (usize, String)> {
+    let texts = table.iter().map(|(key, value)| {
+        let name = key.get_ref().to_string();
+        match json_of(value.get_ref()) {
+            Some(value) => Ok(AdapterArg { name, value }.to_text()),
+            None => Err((key.span().start, format!("`{name}` has a value without a JSON form"))),
+        }
+    });
+    texts.collect()
+}
+
+/// The JSON form of a value. `None` for infinity, NaN and large integers.
+fn json_of(value: &DeValue<'_>) -> Option<Value> {
+    Some(match value {
+        DeValue::String(text) => Value::String(text.to_string()),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok()?.into(),
+        DeValue::Float(number) => serde_json::Number::from_f64(number.as_str().parse().ok()?)?.into(),
+        DeValue::Boolean(value) => Value::Bool(*value),
+        DeValue::Datetime(time) => Value::String(time.to_string()),
+        DeValue::Array(items) => {
+            Value::Array(items.iter().map(|item| json_of(item.get_ref())).collect::<Option<_>>()?)
+        }
+        DeValue::Table(table) => {
+            let entries =
+                table.iter().map(|(key, value)| Some((key.get_ref().to_string(), json_of(value.get_ref())?)));
+            Value::Object(entries.collect::<Option<_>>()?)
+        }
+    })
 }
 
 /// Reads a regular file. A pipe could block the start, and a device may be endless.
@@ -150,6 +194,8 @@ mod tests {
         run_dir: Option<PathBuf>,
         #[arg(long)]
         allow_remote: bool,
+        #[arg(long, value_parser = AdapterArg::parse)]
+        adapter_arg: Vec<AdapterArg>,
         #[arg(long, default_value = "memory", env = "USER_OF_THE_CONFIG_TEST")]
         sessions: String,
     }
@@ -174,6 +220,26 @@ mod tests {
         }
         let flags = parse("", &[]).unwrap();
         assert_eq!((flags.workers, flags.allow_remote, &*flags.sessions), (4, false, "memory"));
+    }
+
+    #[test]
+    fn a_table_sets_the_arguments_of_the_adapter() {
+        let text = "[adapter-arg]\npath = '/m'\nsize = 0x10\nrate = 1.5\ndeep = {names = ['a', true]}\nday = 2026-01-02\n";
+        let as_text = |flags: Flags| flags.adapter_arg.iter().map(AdapterArg::to_text).collect::<Vec<_>>();
+        let mut parsed = as_text(parse(text, &[]).unwrap());
+        parsed.sort();
+        let expected = [
+            r#"day:="2026-01-02""#,
+            r#"deep:={"names":["a",true]}"#,
+            r#"path:="/m""#,
+            "rate:=1.5",
+            "size:=16",
+        ];
+        assert_eq!(parsed, expected);
+        let parsed = as_text(parse(text, &["--adapter-arg", "path=/n"]).unwrap());
+        assert_eq!(parsed, [r#"path:="/n""#], "the command line replaces the table");
+        let problem = parse("adapter-arg = {a = 1, b = inf}", &[]).unwrap_err();
+        assert!(problem.starts_with("snakepit.toml:1: `b` has a value without a JSON form"), "{problem}");
     }
 
     #[test]

@@ -23,13 +23,18 @@ const KUBERNETES_PREFIXES: [&str; 2] = ["SNAKEPIT_SERVICE_", "SNAKEPIT_PORT"];
 
 /// Variables without a flag: `SNAKEPIT_LOG`, the variables that the worker runtime reads, and those that a host sets for its workers.
 /// The daemon inherits the latter if a tool of a worker starts it.
-const WITHOUT_FLAG: [&str; 11] = [
+const WITHOUT_FLAG: [&str; 16] = [
     "SNAKEPIT_LOG",
     "SNAKEPIT_AFTER_CANCEL",
     "SNAKEPIT_ALLOW_PICKLE",
     launch::ENV_READY_FILE,
     launch::ENV_RUN_ID,
     launch::ENV_WORKER_ID,
+    launch::ENV_POOL,
+    launch::ENV_WORKER_INDEX,
+    launch::ENV_WORKER_COUNT,
+    launch::ENV_GPU,
+    launch::ENV_ADAPTER_ARGS,
     launch::ENV_SOCKET,
     launch::ENV_PROGRESS,
     launch::ENV_STOP_GRACE,

@@ -16,12 +16,14 @@ use crate::{
     size::bytes,
 };
 
+mod adapter_arg;
 mod options;
 mod session_limits;
 #[cfg(test)]
 mod settings_table;
 mod signals;
 
+pub(crate) use adapter_arg::AdapterArg;
 pub(crate) use options::Args;
 use signals::Signals;
 
@@ -31,11 +33,14 @@ Values:
   Sizes are bytes or have a unit: 4096, 64KiB, 10MiB.
 
 Configuration:
-  Each option except --config and --json can also be set in two other ways:
+  Each option except --config, --json and --adapter-arg can also be set in two other
+  ways:
     - by an environment variable, such as SNAKEPIT_WORKERS or SNAKEPIT_SESSION_TTL
     - in the configuration file, such as `workers = 4` or `sessions = \"file:sessions.redb\"`
   The command line takes precedence over the environment, and the environment over the
-  file. Relative paths start at the working directory.
+  file. Relative paths start at the working directory. The table `adapter-arg` of the file
+  has the arguments of the adapter, such as `path = \"/data\"`, unless the command line
+  has any.
 
 Other environment variables:
   SNAKEPIT_LOG          The filter of the log on stderr [default: info]. The filter
@@ -66,8 +71,10 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
     let mut signals = Signals::catch()
         .map_err(|error| Failure::new(Reason::CannotStart, format!("cannot catch signals: {error}")))?;
 
-    if args.workers.adapter.is_none() && args.workers.worker_command.is_none() {
-        let problem = "no adapter is set; give --adapter MODULE:CLASS, or --worker-command COMMAND";
+    let adapter = args.workers.served.as_ref().or(args.workers.adapter.as_ref()).cloned();
+    if adapter.is_none() && args.workers.worker_command.is_none() {
+        let problem =
+            "no adapter is set; give one, such as `app.py` or `module:Class`, or --worker-command COMMAND";
         return Err(Failure::new(Reason::Usage, problem));
     }
     // clap does not parse this value, because its error messages would print a password in the URL.
@@ -96,8 +103,17 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
     if let Some(connections) = args.network.max_connections {
         builder = builder.max_connections(usize::try_from(connections).unwrap_or(usize::MAX));
     }
-    if let Some(adapter) = args.workers.adapter {
+    if let Some(adapter) = adapter {
         builder = builder.adapter(adapter);
+    }
+    for AdapterArg { name, value } in args.workers.adapter_arg {
+        builder = builder.adapter_arg(name, value);
+    }
+    if let Some(gpus) = args.workers.gpus {
+        builder = builder.gpus(gpus.split(',').map(str::trim).filter(|gpu| !gpu.is_empty()));
+    }
+    if let Some(threads) = args.workers.library_threads {
+        builder = builder.library_threads(threads);
     }
     if let Some(command) = args.workers.worker_command {
         builder = builder.worker_command(split_command(&command)?);

@@ -105,7 +105,9 @@ impl Builder {
                     format!("{LAUNCHER} excludes {ADAPTER} and {WORKER_COMMAND}; set only one of them")
                 }
                 None => {
-                    format!("nothing to run; set {ADAPTER} to `module.path:Class`, or set {WORKER_COMMAND}")
+                    format!(
+                        "nothing to run; set {ADAPTER} to an adapter such as `module.path:Class`, or set {WORKER_COMMAND}"
+                    )
                 }
             }));
         }
@@ -162,6 +164,9 @@ impl Builder {
             let mut config = ProcessConfig::new(program);
             config.multiplex = !self.plain_calls;
             config.env = self.environment;
+            config.adapter_args = self.adapter_args;
+            config.gpus = self.gpus;
+            config.library_threads = self.library_threads;
             config.start_timeout = start_timeout;
             config.stop_grace = self.pool.stop_grace;
             Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir)))

@@ -25,7 +25,7 @@ pub enum WorkerProgram {
     Python {
         /// The Python interpreter. Its environment must contain `snakepit_bridge`.
         python: PathBuf,
-        /// The adapter class, as `module.path:Class`.
+        /// The adapter, such as `module.path:Class` or `app.py`.
         adapter: String,
     },
     /// Any program that implements the wire contract. It serves on a TCP port of the loopback interface.
@@ -55,12 +55,20 @@ pub struct ProcessConfig {
     pub multiplex: bool,
     /// The number of a worker's last output lines that errors contain. 20 by default.
     pub output_lines: usize,
+    /// The arguments of the adapter, by name. Workers receive them in [`ENV_ADAPTER_ARGS`](launch::ENV_ADAPTER_ARGS).
+    pub adapter_args: serde_json::Map<String, serde_json::Value>,
+    /// The GPUs of the workers. The worker with index `i` gets number `i % gpus.len()` in `CUDA_VISIBLE_DEVICES`. Empty by default,
+    /// which leaves the variable as it is.
+    pub gpus: Vec<String>,
+    /// The number of threads that numeric libraries such as OpenBLAS use in each worker. `None` divides the processors among the
+    /// workers. 0 leaves the libraries their own defaults. Variables that this program or [`env`](Self::env) sets take precedence.
+    pub library_threads: Option<usize>,
 }
 
 impl ProcessConfig {
     /// Creates a configuration with the defaults.
     #[must_use]
-    pub const fn new(program: WorkerProgram) -> Self {
+    pub fn new(program: WorkerProgram) -> Self {
         Self {
             program,
             env: Vec::new(),
@@ -68,6 +76,9 @@ impl ProcessConfig {
             stop_grace: Duration::from_secs(5),
             multiplex: true,
             output_lines: 20,
+            adapter_args: serde_json::Map::new(),
+            gpus: Vec::new(),
+            library_threads: None,
         }
     }
 

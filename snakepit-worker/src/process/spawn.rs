@@ -15,7 +15,8 @@ use tokio::{net::UnixStream, process::Command, runtime::Handle, sync::oneshot};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
-    ProcessConfig, RunDir, launches::LaunchGuard, process_group::ProcessGroup, run_dir::WorkerFiles,
+    ProcessConfig, RunDir, environment::Variable, launches::LaunchGuard, process_group::ProcessGroup,
+    run_dir::WorkerFiles,
 };
 use crate::{SharedError, WorkerError, WorkerId};
 
@@ -38,9 +39,11 @@ pub(super) struct SpawnedProcess {
 /// # Cancel safety
 /// If the future is dropped, a process that starts later is killed. `token` is moved to the spawning thread before the first
 /// await, so a shutdown also waits for that process.
+#[allow(clippy::too_many_arguments, reason = "the parts of one process, used once")]
 pub(super) async fn spawn(
     id: &WorkerId,
     config: &ProcessConfig,
+    environment: Vec<Variable>,
     run_dir: &Arc<RunDir>,
     working_dir: Option<&Path>,
     files: &WorkerFiles,
@@ -57,7 +60,7 @@ pub(super) async fn spawn(
     host_end.write_all(&launch.first_line()).map_err(no_channel)?;
 
     let mut command = Command::new(program);
-    command.args(args).args(launch.arguments()).envs(launch.environment());
+    command.args(args).args(launch.arguments()).envs(launch.environment()).envs(environment);
     if config.is_native() {
         command.env(ENV_SOCKET, &files.socket).env(ENV_PROGRESS, &files.progress);
         command.env(ENV_STOP_GRACE, config.stop_grace.as_millis().to_string());

@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ProcessConfig, RunDir,
+    environment::Variable,
     exit_watch::ExitWatch,
     host_access::HostAccess,
     launches::LaunchGuard,
@@ -56,6 +57,7 @@ impl SupervisedProcess {
     pub(super) async fn spawn(
         id: &WorkerId,
         config: &ProcessConfig,
+        environment: Vec<Variable>,
         run_dir: &Arc<RunDir>,
         host: &HostAccess,
         working_dir: Option<&Path>,
@@ -75,7 +77,7 @@ impl SupervisedProcess {
         }
         let launch = Self::admit(id, config, host).await?;
         let SpawnedProcess { mut group, control } =
-            spawn::spawn(id, config, run_dir, working_dir, &files, &launch, token).await?;
+            spawn::spawn(id, config, environment, run_dir, working_dir, &files, &launch, token).await?;
         let pid = group.pid();
         launch.record_pid(pid);
         let output = WorkerOutput::new(id.clone(), config.output_lines);

@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use snakepit_pool::PoolConfig;
 use snakepit_proto::address;
 
-use super::session_limits::SessionLimitArgs;
+use super::{adapter_arg::AdapterArg, session_limits::SessionLimitArgs};
 use crate::{
     duration,
     size::{self, bytes},
@@ -56,9 +56,19 @@ impl Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Workers")]
 pub(super) struct WorkerOptions {
-    /// Serve this adapter class, given as `module.path:Class`. With --worker-command, pass it to that command.
-    #[arg(long, value_name = "MODULE:CLASS")]
+    /// Serve this adapter. Overrides --adapter.
+    #[arg(value_name = "ADAPTER", help_heading = "Arguments")]
+    pub(super) served: Option<String>,
+
+    /// Serve this adapter: `module.path:Class`, `module.path:function`, `module.path:` for the functions of a module, or a file
+    /// such as `app.py`. With --worker-command, pass it to that command.
+    #[arg(long, value_name = "ADAPTER")]
     pub(super) adapter: Option<String>,
+
+    /// Pass this argument to the adapter: NAME=TEXT, or NAME:=JSON. Can be repeated. The configuration file has a table of this
+    /// name instead.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = AdapterArg::parse)]
+    pub(super) adapter_arg: Vec<AdapterArg>,
 
     /// Run this command as the worker instead of the bundled Python runtime. The host appends the arguments of the protocol. The
     /// command is split at spaces; quote parts as in a shell.
@@ -68,6 +78,15 @@ pub(super) struct WorkerOptions {
     /// Run this many workers, 1 to 1024.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: u16,
+
+    /// Assign each worker one of these GPUs, a list such as `0,1`, in CUDA_VISIBLE_DEVICES.
+    #[arg(long, value_name = "LIST")]
+    pub(super) gpus: Option<String>,
+
+    /// Let numeric libraries such as OpenBLAS use this many threads in each worker; 0 leaves them their own defaults [default:
+    /// the processors divided by the workers].
+    #[arg(long, value_name = "N")]
+    pub(super) library_threads: Option<usize>,
 
     /// Use this Python interpreter [default: that of $VIRTUAL_ENV, else of the nearest .venv, else python3].
     #[arg(long, value_name = "PATH", env = "SNAKEPIT_PYTHON", hide_env_values = true)]

@@ -79,7 +79,15 @@ fn pool() -> Vec<Setting> {
 fn host() -> Vec<Setting> {
     let row = |rust, default: &str, values, flag| Setting { rust, default: default.to_owned(), values, flag };
     vec![
-        row("Builder::adapter", "none", "`module.path:Class`", Some("adapter")),
+        row("Builder::adapter", "none", "[adapter](adapters.md#functions)", Some("adapter")),
+        row("Builder::adapter_arg", "none", "name and JSON value; in the file a table", Some("adapter-arg")),
+        row("Builder::gpus", "none", "list of GPUs", Some("gpus")),
+        row(
+            "Builder::library_threads",
+            "processors / workers",
+            "threads; 0 for no limit",
+            Some("library-threads"),
+        ),
         row("Builder::worker_command", "none", "command", Some("worker-command")),
         row("Builder::python", "the nearest `.venv`", "path", Some("python")),
         row(
@@ -208,7 +216,7 @@ fn the_flags_have_the_defaults_of_the_page() {
 
 #[test]
 fn the_methods_of_the_page_exist() {
-    let code = file("snakepit-server/src/builder.rs");
+    let code = ["", "/workers"].map(|name| file(&format!("snakepit-server/src/builder{name}.rs"))).concat();
     for setting in settings() {
         if let Some(method) = setting.rust.strip_prefix("Builder::") {
             let mut lines = code.lines().filter_map(|line| line.trim().strip_prefix("pub "));

@@ -1,0 +1,41 @@
+//! Settings of Python workers: the arguments of their adapter, their GPUs, and the threads of their libraries.
+
+use serde_json::Value;
+
+use super::Builder;
+
+impl Builder {
+    /// Sets an argument of the adapter. Parameters of its `lifespan`, `process_init` and `__init__` receive it by name, converted by
+    /// their type hints. A worker whose adapter lacks an argument, or takes none of this name, fails the start.
+    ///
+    /// Workers receive the arguments in an environment variable, so other users of the machine cannot read them.
+    ///
+    /// ```no_run
+    /// use snakepit_server::Snakepit;
+    ///
+    /// let builder = Snakepit::builder().adapter("search:Search").adapter_arg("index", "/data/index").adapter_arg("shards", 4);
+    /// ```
+    pub fn adapter_arg(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.adapter_args.insert(name.into(), value.into());
+        self
+    }
+
+    /// Assigns each worker one of these GPUs: the worker with index `i` gets number `i % n` of them, in `CUDA_VISIBLE_DEVICES` and in
+    /// the attribute `gpu` of Python's `worker_info()`. The replacement of a lost worker gets the same one.
+    pub fn gpus<S: Into<String>>(mut self, gpus: impl IntoIterator<Item = S>) -> Self {
+        self.gpus = gpus.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the number of threads that numeric libraries such as OpenBLAS, MKL and OpenMP use in each worker. By default, the host
+    /// divides the processors among the workers, at least 1 each. With 0, the libraries use their own defaults: usually one thread
+    /// for each processor, in each worker.
+    ///
+    /// The host sets the variables `OMP_NUM_THREADS`, `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS`, `NUMEXPR_NUM_THREADS`,
+    /// `VECLIB_MAXIMUM_THREADS` and `RAYON_NUM_THREADS` of the workers. It keeps those that this process or [`env`](Self::env) sets. If
+    /// `OMP_NUM_THREADS` is set, it leaves the next three unset too, because their libraries follow it.
+    pub const fn library_threads(mut self, threads: usize) -> Self {
+        self.library_threads = Some(threads);
+        self
+    }
+}
