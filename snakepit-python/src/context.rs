@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -25,6 +26,8 @@ use crate::{
     host::{Host, RequestKind},
     host_stream::HostToolStream,
     listing::describe_tool,
+    nested_call,
+    runtime::RuntimeHandle,
     value::{self, Purpose},
     variables::Variables,
 };
@@ -36,6 +39,26 @@ impl Call {
     /// Returns the session id of a request for programs. Empty for the host's own programs.
     fn program_owner(&self, is_global: bool) -> String {
         if is_global { String::new() } else { self.session_id.clone() }
+    }
+
+    /// Requests a program. With `known`, the host leaves out the data of a program of that time, and the flag is `true`.
+    fn request_program(
+        &self,
+        py: Python<'_>,
+        name: String,
+        is_global: bool,
+        known: Option<SystemTime>,
+    ) -> PyResult<(pb::Program, bool)> {
+        let request = pb::GetProgramRequest {
+            session_id: self.program_owner(is_global),
+            name,
+            global: is_global,
+            unless_updated_at: known.map(Into::into),
+        };
+        let response = self.request(py, RequestKind::Read, request, |mut client, request| async move {
+            client.get_program(request).await
+        })?;
+        Ok((response.program.unwrap_or_default(), response.unchanged))
     }
 
     pub(crate) fn host_tool_request(
@@ -117,13 +140,36 @@ impl Call {
     ) -> PyResult<PendingHostCall> {
         let request = self.host_tool_request(name, arguments)?;
         let (host, caller) = (self.host()?.clone(), self.caller.clone());
-        let outcome = Outcome::default();
-        let shared_outcome = Arc::clone(&outcome);
-        let wait = Wait::start(host.runtime(), completions, key, async move {
-            let result = execute(&host, &caller, request).await;
-            *shared_outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-        })?;
-        Ok(PendingHostCall { tool: name.to_owned(), wait, outcome })
+        let runtime = host.runtime();
+        let answer = async move { execute(&host, &caller, request).await };
+        PendingHostCall::start(runtime, completions, key, format!("host tool `{name}`"), answer)
+    }
+
+    /// Calls a tool of the host or of its workers.
+    fn call_tool<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        arguments: &Bound<'py, PyDict>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let request = nested_call::request(self, name, arguments)?;
+        let payload = self.wait(py, nested_call::execute(self.host()?, &self.caller, request))?;
+        let result = value::to_python(py, payload);
+        value::name_read_error(result, py, format_args!("the result of tool `{name}`"))
+    }
+
+    fn start_tool(
+        &self,
+        name: &str,
+        arguments: &Bound<'_, PyDict>,
+        completions: &Completions,
+        key: u64,
+    ) -> PyResult<PendingHostCall> {
+        let request = nested_call::request(self, name, arguments)?;
+        let (host, caller) = (self.host()?.clone(), self.caller.clone());
+        let runtime = host.runtime();
+        let answer = async move { nested_call::execute(&host, &caller, request).await };
+        PendingHostCall::start(runtime, completions, key, format!("tool `{name}`"), answer)
     }
 
     /// Prepares a call of a host tool that streams. The first read makes it.
@@ -188,13 +234,28 @@ impl Call {
         name: String,
         is_global: bool,
     ) -> PyResult<(Bound<'py, PyBytes>, String)> {
-        let request =
-            pb::GetProgramRequest { session_id: self.program_owner(is_global), name, global: is_global };
-        let response = self.request(py, RequestKind::Read, request, |mut client, request| async move {
-            client.get_program(request).await
-        })?;
-        let program = response.program.unwrap_or_default();
+        let (program, _) = self.request_program(py, name, is_global, None)?;
         Ok((PyBytes::new(py, &program.data), program.content_type))
+    }
+
+    /// Returns the data, the content type and the version of a program. Returns `None` if it still has the known version.
+    fn get_changed_program<'py>(
+        &self,
+        py: Python<'py>,
+        name: String,
+        is_global: bool,
+        known: Option<ProgramVersion>,
+    ) -> PyResult<Option<(Bound<'py, PyBytes>, String, ProgramVersion)>> {
+        let known_time = known.and_then(|(seconds, nanos)| {
+            UNIX_EPOCH.checked_add(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?))
+        });
+        let (program, is_unchanged) = self.request_program(py, name, is_global, known_time)?;
+        let version = program.updated_at.map_or((0, 0), |time| (time.seconds, time.nanos));
+        // Older hosts send the data in any case.
+        if is_unchanged {
+            return Ok(None);
+        }
+        Ok(Some((PyBytes::new(py, &program.data), program.content_type, version)))
     }
 
     fn list_programs(&self, py: Python<'_>, is_global: bool) -> PyResult<Vec<String>> {
@@ -290,15 +351,38 @@ fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_wire:
     })
 }
 
+/// The time at which a program was stored, in seconds and nanoseconds.
+type ProgramVersion = (i64, i32);
+
 type Outcome = Arc<Mutex<Option<Result<Payload, HostError>>>>;
 
-/// A pending call of a host tool. Dropping it cancels the call.
+/// A pending call of a tool. Dropping it cancels the call.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct PendingHostCall {
+    /// The tool, for messages.
     tool: String,
     wait: Wait,
     outcome: Outcome,
+}
+
+impl PendingHostCall {
+    /// Starts a call and finishes the wait of this key when the answer has arrived.
+    fn start(
+        runtime: RuntimeHandle,
+        completions: &Completions,
+        key: u64,
+        tool: String,
+        answer: impl Future<Output = Result<Payload, HostError>> + Send + 'static,
+    ) -> PyResult<Self> {
+        let outcome = Outcome::default();
+        let shared_outcome = Arc::clone(&outcome);
+        let wait = Wait::start(runtime, completions, key, async move {
+            let result = answer.await;
+            *shared_outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        })?;
+        Ok(Self { tool, wait, outcome })
+    }
 }
 
 #[pymethods]
@@ -309,7 +393,7 @@ impl PendingHostCall {
         match outcome {
             Some(outcome) => {
                 let result = value::to_python(py, outcome?);
-                value::name_read_error(result, py, format_args!("the result of host tool `{}`", self.tool))
+                value::name_read_error(result, py, format_args!("the result of {}", self.tool))
             }
             None if self.wait.is_finished() => Err(SnakepitError::new_err("the worker is stopping")),
             None => Err(PyRuntimeError::new_err("the host has not answered yet")),

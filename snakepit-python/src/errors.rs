@@ -30,6 +30,7 @@ import_exception!(snakepit_bridge.errors, ValidationError);
 import_exception!(snakepit_bridge.errors, VersionConflictError);
 import_exception!(snakepit_bridge.errors, LimitExceededError);
 import_exception!(snakepit_bridge.errors, DeadlineExceededError);
+import_exception!(snakepit_bridge.errors, DeadlockError);
 import_exception!(snakepit_bridge.errors, HostUnavailableError);
 import_exception!(snakepit_bridge.errors, OverloadedError);
 import_exception!(snakepit_bridge.errors, WorkerLostError);
@@ -59,6 +60,7 @@ pub(crate) fn preload(py: Python<'_>) {
         VersionConflictError::type_object,
         LimitExceededError::type_object,
         DeadlineExceededError::type_object,
+        DeadlockError::type_object,
         HostUnavailableError::type_object,
         OverloadedError::type_object,
         WorkerLostError::type_object,
@@ -107,6 +109,8 @@ pub(crate) enum HostError {
     NotBegun(Status),
     /// A host tool ran and failed. Hosts of the original Snakepit send only the message.
     ToolFailed { tool: String, message: String, failure: Option<Box<pb::ToolFailure>> },
+    /// A tool that the tool called, of any kind, ran and failed.
+    CalledToolFailed(Box<pb::ToolFailure>),
     /// The session backend of a [`LocalSession`](crate::local::LocalSession) returned an error.
     Session(SessionError),
 }
@@ -218,6 +222,9 @@ impl From<HostError> for PyErr {
             HostError::ToolFailed { tool, message, failure: Some(failure) } => {
                 host_tool_exception(&tool, &message, *failure)
             }
+            HostError::CalledToolFailed(failure) => {
+                Python::attach(|py| tool_failed(py, failure_from_wire(*failure)))
+            }
             HostError::Status(status) => from_status(&status),
             HostError::StreamRejected(status) | HostError::NotBegun(status) => {
                 with_may_have_run(from_status(&status), false)
@@ -312,6 +319,7 @@ fn exception(message: String, code: Code, details: &Details) -> PyErr {
         (Code::ResourceExhausted, OVERLOADED | "") => OverloadedError::new_err(message),
         (Code::ResourceExhausted, REQUEST_TOO_LARGE) => InvalidArgumentError::new_err(message),
         (Code::ResourceExhausted, _) => LimitExceededError::new_err(message),
+        (Code::FailedPrecondition, "DEADLOCK") => DeadlockError::new_err(message),
         (Code::Aborted, "VERSION_CONFLICT") => version_conflict(message, &details.metadata),
         (code, _) => SnakepitError::new_err(format!("{code:?}: {message}")),
     };

@@ -38,6 +38,7 @@ mod io;
 mod listing;
 mod local;
 mod multiplexed;
+mod nested_call;
 mod open_streams;
 mod plan;
 mod progress;

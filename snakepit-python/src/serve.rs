@@ -1,6 +1,11 @@
 //! Serves gRPC, from the registration with the host until SIGTERM.
 
-use std::{future::Future, path::PathBuf, time::Duration};
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use snakepit_proto::{
     MAX_MESSAGE_BYTES, launch::ENV_STOP_GRACE, pb::bridge_service_server::BridgeServiceServer,
@@ -12,6 +17,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
     task::JoinHandle,
+    time::Instant,
 };
 use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
 use tonic::transport::{Server, server::TcpIncoming};
@@ -52,6 +58,8 @@ pub(crate) struct Ready {
     pub(crate) executor_done: oneshot::Sender<()>,
     /// The server task.
     pub(crate) serving: JoinHandle<()>,
+    /// The time of SIGTERM, once it has arrived.
+    pub(crate) terminated_at: Arc<OnceLock<Instant>>,
 }
 
 enum Incoming {
@@ -77,8 +85,10 @@ pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Re
     // Installs the handlers now, because a host may send SIGTERM as soon as this worker is ready.
     let sigterm = [terminated(), terminated()];
     let backpressure = io.backpressure().clone();
-    let serving = io.runtime().spawn(serve(incoming, backpressure, tools, done, sigterm, drain));
-    Ok(Ready { host, address, port, executor_done, serving })
+    let terminated_at = Arc::new(OnceLock::new());
+    let serving = serve(incoming, backpressure, tools, done, sigterm, drain, Arc::clone(&terminated_at));
+    let serving = io.runtime().spawn(serving);
+    Ok(Ready { host, address, port, executor_done, serving, terminated_at })
 }
 
 /// Connects to the host before it binds the socket, because clients may send calls once the socket exists.
@@ -135,6 +145,7 @@ async fn serve(
     mut executor_done: oneshot::Receiver<()>,
     [terminated, exit_signal]: [impl Future<Output = ()>; 2],
     drain: Drain,
+    terminated_at: Arc<OnceLock<Instant>>,
 ) {
     let streams = OpenStreams::default();
     let service = BridgeServiceServer::new(WorkerService::new(tools.clone(), streams.clone()))
@@ -146,6 +157,7 @@ async fn serve(
     let cancel_after = stop_timeout / 2;
     let stop = async {
         terminated.await;
+        let _ = terminated_at.set(Instant::now());
         tools.close();
         let cancelled = async {
             match drain {

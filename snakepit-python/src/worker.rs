@@ -145,8 +145,8 @@ impl Worker {
         }
     }
 
-    /// Connects, registers, and runs calls on this thread until SIGTERM. Raises `RuntimeError` with a sentence if the
-    /// worker cannot start.
+    /// Connects, registers, and runs calls on this thread until SIGTERM. Returns the seconds since then, or `None` if the
+    /// worker stopped for another reason. Raises `RuntimeError` with a sentence if the worker cannot start.
     #[pyo3(signature = (plan, *, host, socket, port, worker_id, ready_file))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
     fn run(
@@ -158,7 +158,7 @@ impl Worker {
         port: u16,
         worker_id: String,
         ready_file: Option<PathBuf>,
-    ) -> PyResult<()> {
+    ) -> PyResult<Option<f64>> {
         let plan = Plan::read(plan)?;
         let token = self.control.as_ref().and_then(|control| control.token().map(str::to_owned));
         if self.control.is_some() && socket.is_some() && host.is_some() && token.is_none() {
@@ -183,7 +183,7 @@ impl Worker {
         };
         let io = Io::start()?;
         let served = tools.clone();
-        let Ready { host, address, port, executor_done, serving } =
+        let Ready { host, address, port, executor_done, serving, terminated_at } =
             py.detach(|| io.drive(serve::start(config, served, io))).map_err(PyRuntimeError::new_err)?;
         // The worker has installed its SIGTERM handler by now.
         *self.dispositions.lock().unwrap_or_else(PoisonError::into_inner) = Some(Dispositions::current());
@@ -209,7 +209,8 @@ impl Worker {
         // An error means that the server has already ended.
         let _ = executor_done.send(());
         py.detach(|| io.drive(serving))
-            .map_err(|_| PyRuntimeError::new_err("the task that serves calls panicked"))
+            .map_err(|_| PyRuntimeError::new_err("the task that serves calls panicked"))?;
+        Ok(terminated_at.get().map(|at| at.elapsed().as_secs_f64()))
     }
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import json
 import os
 import signal
@@ -11,13 +12,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from snakepit_bridge import BaseAdapter, WorkerInfo, tool, worker_info
-from snakepit_bridge._adapter_arguments import convert
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._lifecycle import Lifecycle
 from snakepit_bridge.testing import AdapterError, ToolTester, call_tool
@@ -149,11 +150,11 @@ def test_arguments_reach_the_functions_that_take_them() -> None:
             {"path": "x", "names": [], "sice": 1},
             "argument `sice` is unknown; adapter `Configured` takes `path`, `size`",
         ),
-        ({"path": "x", "names": [], "size": "many"}, "`size` of `lifespan` .* is 'many', expected an integer"),
-        ({"path": "x", "names": [], "size": True}, "`size` .* is True, expected an integer"),
-        ({"path": "x", "names": {}}, "`names` .* is {}, expected a list"),
-        ({"path": 1, "names": []}, "`path` .* is 1, expected a path"),
-        ({"path": "x", "names": [], "scale": None}, "`scale` of `__init__` .* is None, expected a number"),
+        ({"path": "x", "names": [], "size": "many"}, "`size` of `lifespan` .* is a string, expected integer"),
+        ({"path": "x", "names": [], "size": True}, "`size` .* is a boolean, expected integer"),
+        ({"path": "x", "names": {}}, "`names` .* is a map, expected list"),
+        ({"path": 1, "names": []}, "`path` .* is an integer, expected a path"),
+        ({"path": "x", "names": [], "scale": None}, "`scale` of `__init__` .* is a null, expected float"),
     ],
 )
 def test_missing_unknown_and_wrong_arguments_fail_the_start(given: dict[str, Any], problem: str) -> None:
@@ -181,22 +182,50 @@ def test_a_class_without_parameters_takes_no_arguments() -> None:
     assert call_tool(Anything, "options", adapter_args={"x": 1}) == {"x": 1}
 
 
-def test_values_are_converted_by_their_hints() -> None:
-    for hint, value, expected in [
+class Color(enum.Enum):
+    RED = "red"
+
+
+@dataclass
+class Size:
+    width: int
+    height: int = 1
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "expected"),
+    [
         (int, "3", 3),
         (float, 3, 3.0),
         (bool, "false", False),
+        (bool, "True", True),
         (str, "3", "3"),
         (int | None, None, None),
         (int | None, "4", 4),
+        (int | None, "None", None),
         (int | str, "4", "4"),
         (dict, '{"a": 1}', {"a": 1}),
         (list[int], "[1]", [1]),
         (Any, "4", "4"),
-        (None, 4, 4),
-    ]:
-        converted = convert(hint, value)
-        assert (converted, type(converted)) == (expected, type(expected)), hint
+        (Path, "/m", Path("/m")),
+        (Color, "red", Color.RED),
+        (Size, '{"width": 3}', Size(3)),
+        (Size, {"width": 3, "height": 4}, Size(3, 4)),
+    ],
+)
+def test_values_are_converted_by_their_hints(hint: Any, value: Any, expected: Any) -> None:
+    seen: list[Any] = []
+
+    class Hinted(BaseAdapter):
+        def __init__(self, x: Any) -> None:
+            seen.append(x)
+
+        @tool
+        def f(self) -> None: ...
+
+    Hinted.__init__.__annotations__["x"] = hint
+    ToolTester(Hinted, adapter_args={"x": value}).close()
+    assert (seen, type(seen[0])) == ([expected], type(expected))
 
 
 @pytest.mark.parametrize(

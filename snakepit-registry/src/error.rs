@@ -258,10 +258,10 @@ pub enum ToolError {
         /// Whether the call may have begun to run.
         may_have_run: bool,
     },
-    /// The call would wait for itself: every worker runs a call that waits, through a host tool, for a queued call.
+    /// The call would wait for itself: every worker runs a call that waits for a queued call, directly or through a host tool.
     #[error(
-        "call of tool `{tool}` would wait for itself: every worker runs a call that waits for this one through a host tool; \
-         add workers, or do not call tools of workers from host tools that workers call"
+        "call of tool `{tool}` would wait for itself: every worker runs a call that waits for this one; add workers, or do not \
+         call tools of workers from tools that workers call"
     )]
     Deadlock {
         /// The tool's name.

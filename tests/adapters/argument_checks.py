@@ -120,6 +120,10 @@ FUNCTION: Invalid = [
     (None, InvalidTypeError, "` is None, expected a function"),
 ]
 
+LOADS: Invalid = [
+    (5, InvalidTypeError, "` is an `int`, expected a function or None"),
+]
+
 #: By parameter name: invalid arguments, and a valid one.
 PARAMETERS: dict[str, tuple[Invalid, Any]] = {
     "atomic": (FLAG, True),
@@ -132,6 +136,7 @@ PARAMETERS: dict[str, tuple[Invalid, Any]] = {
     "identifiers": (NAMES, ["n"]),
     "initial": (FLAG, False),
     "limit": (INTEGER, 0),
+    "loads": (LOADS, None),
     "metadata": (METADATA, None),
     "name": (NAME, "new"),
     "pattern": (TEXT, ""),

@@ -151,6 +151,12 @@ impl Sandbox {
         self.log.lock().unwrap().join("\n")
     }
 
+    /// Returns the lines of the log, also those that are still to come.
+    #[must_use]
+    pub fn log_handle(&self) -> Arc<Mutex<Vec<String>>> {
+        Arc::clone(&self.log)
+    }
+
     /// Opens a new connection.
     pub async fn client(&self) -> Client {
         let channel = Endpoint::from_shared(self.ready.grpc.clone()).unwrap().connect().await.unwrap();

@@ -119,7 +119,7 @@ async fn acknowledged_writes_survive_a_kill_of_the_daemon() {
             *written = version;
         }
     }
-    let get = pb::GetProgramRequest { session_id: "s".into(), name: "m".into(), global: false };
+    let get = pb::GetProgramRequest { session_id: "s".into(), name: "m".into(), ..Default::default() };
     let program = sandbox.client().await.get_program(get).await.unwrap().into_inner().program.unwrap();
     assert_eq!(program.data, "weights");
     let rejected = daemon(&sessions).try_start().await.unwrap_err();
@@ -286,7 +286,7 @@ async fn a_full_disk_rejects_writes_until_space_is_free() {
     );
     assert!(details_of(&rejected).cannot_have_run(), "nothing was written: {rejected:?}");
     for name in &stored {
-        let get = pb::GetProgramRequest { session_id: "s".into(), name: name.clone(), global: false };
+        let get = pb::GetProgramRequest { session_id: "s".into(), name: name.clone(), ..Default::default() };
         let found = client.get_program(get).await.unwrap().into_inner().program.unwrap();
         assert_eq!(found.data.len(), 512 * 1024);
         let delete = pb::DeleteProgramRequest { session_id: "s".into(), name: name.clone(), global: false };

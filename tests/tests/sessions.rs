@@ -66,9 +66,16 @@ async fn programs_are_stored_read_listed_and_deleted() {
     assert!(client.put_program(put.clone()).await.unwrap().into_inner().created);
     assert!(!client.put_program(put).await.unwrap().into_inner().created);
 
-    let get = pb::GetProgramRequest { session_id: "s".into(), name: "model".into(), global: false };
+    let get = pb::GetProgramRequest { session_id: "s".into(), name: "model".into(), ..Default::default() };
     let found = client.get_program(get.clone()).await.unwrap().into_inner().program.unwrap();
-    assert_eq!((found.data, found.metadata), (program.data, program.metadata));
+    assert_eq!((found.data, found.metadata), (program.data.clone(), program.metadata));
+    let known = pb::GetProgramRequest { unless_updated_at: found.updated_at, ..get.clone() };
+    let answer = client.get_program(known.clone()).await.unwrap().into_inner();
+    assert_eq!((answer.unchanged, answer.program.unwrap().data.len()), (true, 0));
+    let mut other = known;
+    other.unless_updated_at.as_mut().unwrap().seconds -= 1;
+    let answer = client.get_program(other).await.unwrap().into_inner();
+    assert_eq!((answer.unchanged, answer.program.unwrap().data), (false, program.data));
 
     let list = pb::ListProgramsRequest { session_id: "s".into(), global: false };
     let listed = client.list_programs(list).await.unwrap().into_inner().programs;
@@ -140,6 +147,7 @@ async fn global_programs_are_separate_from_sessions() {
         session_id: session.into(),
         name: "m".into(),
         global,
+        ..Default::default()
     };
     assert_eq!(client.get_program(get("s", false)).await.unwrap_err().code(), Code::NotFound);
     let found = client.get_program(get("", true)).await.unwrap().into_inner().program.unwrap();

@@ -1,8 +1,8 @@
-//! Detects deadlocks of nested calls. A deadlock occurs if a tool calls a host tool, which calls another tool, while the
+//! Detects deadlocks of nested calls. A deadlock occurs if tools call other tools, directly or through host tools, while the
 //! ancestors of such calls hold every worker. Without detection, all of them would wait until their deadlines.
 //!
-//! The host knows a call's parent in two cases. If a worker calls a host tool, the parent is the call that the worker
-//! runs. If a host tool calls a tool through the embedding API, the parent is the host tool's call on the same task.
+//! The host knows a call's parent in two cases. If a worker calls a tool, the parent is the call that the worker runs. If a
+//! host tool calls a tool through the embedding API, the parent is the host tool's call on the same task.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},

@@ -891,11 +891,17 @@ pub struct GetProgramRequest {
     pub name: ::prost::alloc::string::String,
     #[prost(bool, tag = "3")]
     pub global: bool,
+    /// If set to the `updated_at` of the program, the response leaves out `data`, because the caller has it already.
+    #[prost(message, optional, tag = "4")]
+    pub unless_updated_at: ::core::option::Option<::prost_types::Timestamp>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetProgramResponse {
     #[prost(message, optional, tag = "1")]
     pub program: ::core::option::Option<Program>,
+    /// Whether `data` is left out.
+    #[prost(bool, tag = "2")]
+    pub unchanged: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListProgramsRequest {

@@ -10,18 +10,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
+    from snakepit_bridge._hints.base import Hint
+    from snakepit_bridge._hints.compiler import Compiler
+
 #: The environment variable with the arguments, as a JSON object.
 VARIABLE = "SNAKEPIT_ADAPTER_ARGS"
 
-#: The types that a text is converted to, with the values of JSON that they accept and their names in messages.
-_CONVERTED: dict[Any, tuple[tuple[type, ...], str]] = {
-    bool: ((bool,), "true or false"),
-    int: ((int,), "an integer"),
-    float: ((int, float), "a number"),
-    str: ((str,), "a string"),
-    list: ((list,), "a list"),
-    dict: ((dict,), "an object"),
-}
+
+#: The forms in JSON of values that users may write as in Python.
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
 class Receiver:
@@ -40,7 +37,8 @@ class Receiver:
         parameters = parameters[1:] if bound else parameters
         named = (_signatures.POSITIONAL_OR_KEYWORD, _signatures.KEYWORD_ONLY)
         #: The parameters that have a name, and whether they need an argument.
-        self.parameters = {p.name: p.default is _signatures.EMPTY for p in parameters if p.kind in named}
+        self._defaults = {p.name: p.default for p in parameters if p.kind in named}
+        self.parameters = {name: default is _signatures.EMPTY for name, default in self._defaults.items()}
         self.takes_any = any(p.kind == _signatures.VAR_KEYWORD for p in parameters)
 
     def converted(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,14 +56,26 @@ class Receiver:
         taken = {name: value for name, value in given.items() if self.takes_any or name in self.parameters}
         if not taken:
             return taken
-        hints = _signatures.annotations_of(self._function)
-        return {name: self._converted(name, hints.get(name), value) for name, value in taken.items()}
+        # Not imported at the start, because most adapters have no arguments.
+        from snakepit_bridge._hints.compiler import Compiler
 
-    def _converted(self, name: str, hint: Any, value: Any) -> Any:
+        compiler = Compiler(_signatures.namespace_of(self._function))
+        hints = _signatures.annotations_of(self._function)
+        return {name: self._converted(compiler, name, hints.get(name), value) for name, value in taken.items()}
+
+    def _converted(self, compiler: Compiler, name: str, annotation: Any, value: Any) -> Any:
+        from snakepit_bridge._contract import with_default
+        from snakepit_bridge._hints.base import HintError, InvalidError
+
         try:
-            return convert(hint, value)
-        except ValueError as error:
-            raise AdapterError(f"adapter argument `{name}` of {self.label} {error}") from None
+            hint = compiler.argument(_signatures.EMPTY if annotation is None else annotation)
+            hint, _ = with_default(hint, self._defaults.get(name, _signatures.EMPTY))
+            return _read(hint, value)
+        except HintError as error:
+            raise AdapterError(f"the hint of `{name}` of {self.label} {error}") from None
+        except InvalidError as error:
+            problems = [f"`{name}{path}` of {self.label} {problem}" for path, problem in error.problems]
+            raise AdapterError(f"adapter argument {'; '.join(problems)}") from None
 
 
 def read(text: str | None) -> dict[str, Any]:
@@ -103,60 +113,30 @@ def check_names(given: Iterable[str], receivers: Iterable[Receiver], adapter: ty
             raise AdapterError(f"adapter argument `{name}` is unknown; adapter `{adapter.__qualname__}` {known}")
 
 
-def convert(hint: Any, value: Any) -> Any:
-    """Convert a JSON value by a hint. A text may stand for any value, because a command line has only texts.
+def _read(hint: Hint, value: Any) -> Any:
+    """Convert a JSON value by a hint. A text may also be JSON, because a command line has only texts.
 
     Raises:
-        ValueError: The value does not match. The message is a predicate.
+        InvalidError: The value contradicts the hint.
     """
-    hint, is_optional = _without_none(hint)
-    if value is None and is_optional:
-        return None
-    known = _CONVERTED.get(getattr(hint, "__origin__", hint)) if _is_hashable(hint) else None
-    if known is None:
-        return _constructed(hint, value)
-    accepted, expected = known
-    if isinstance(value, str) and str not in accepted:
-        value = _parsed(value)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
-        raise ValueError(f"is {value!r}, expected {expected}")
-    converted: Any = value
-    return float(converted) if hint is float else converted
+    from snakepit_bridge._hints.base import InvalidError
 
-
-def _constructed(hint: Any, value: Any) -> Any:
-    """Return a path for a hint such as `Path`, and any other value unchanged."""
-    if isinstance(hint, type) and hint.__module__.startswith("pathlib"):
-        if not isinstance(value, str):
-            raise ValueError(f"is {value!r}, expected a path")
-        return hint(value)
-    return value
-
-
-def _without_none(hint: Any) -> tuple[Any, bool]:
-    """Return the other member of a union with `None`, and whether the hint is such a union."""
-    members = getattr(hint, "__args__", ())
-    if not isinstance(members, tuple) or type(None) not in members:
-        return hint, hint is None or hint is type(None)
-    others = [member for member in members if member is not type(None)]
-    return (others[0] if len(others) == 1 else object), True
+    try:
+        return hint.read(value)
+    except InvalidError:
+        parsed = _parsed(value) if isinstance(value, str) else value
+        if isinstance(parsed, str) or parsed is value:
+            raise
+    return hint.read(parsed)
 
 
 def _parsed(text: str) -> Any:
     import json
 
     try:
-        return json.loads(text.lower() if text in ("True", "False") else text)
+        return json.loads(_PYTHON.get(text, text))
     except ValueError:
         return text
-
-
-def _is_hashable(hint: Any) -> bool:
-    try:
-        hash(hint)
-    except TypeError:
-        return False
-    return True
 
 
 def receiver_of_class(adapter: type) -> Receiver | None:

@@ -32,7 +32,7 @@ class Process:
 
     def __repr__(self) -> str:
         """Return a representation with the names of the attributes."""
-        return f"Process({', '.join(vars(self))})"
+        return f"Process({', '.join(name for name in vars(self) if name != _CACHE)})"
 
 
 class ProcessAttribute:
@@ -43,6 +43,9 @@ class ProcessAttribute:
         return process()
 
 
+#: The attribute of a namespace for :func:`process_cache`.
+_CACHE = "__snakepit_cache__"
+
 _PROCESS: ContextVar[Process] = ContextVar("snakepit_process")
 _default = Process()
 
@@ -52,6 +55,12 @@ _CONTEXT: ContextVar[SessionContext] = ContextVar("snakepit_context")
 def process() -> Process:
     """Return the namespace of the worker, or that of the tester whose call runs."""
     return _PROCESS.get(_default)
+
+
+def process_cache() -> dict[Any, Any]:
+    """Return a dict that lives as long as the namespace of the worker."""
+    cache: dict[Any, Any] = vars(process()).setdefault(_CACHE, {})
+    return cache
 
 
 def set_process(namespace: Process) -> None:

@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _arguments, _native
-from snakepit_bridge.errors import HostToolError, NotFoundError, ProgramNotFoundError
+from snakepit_bridge.errors import HostToolError, NotFoundError, ProgramNotFoundError, ToolFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,7 @@ class LocalCall:
         self._host_tools = tester._host_tools
         self._programs = (tester.programs, tester.global_programs)
         self._session = tester._session
+        self._tester = tester
 
     @property
     def cancelled(self) -> bool:
@@ -89,6 +90,21 @@ class LocalCall:
         completions.complete(key)
         return completed
 
+    def call_tool(self, name: str, arguments: dict[str, Any]) -> Any:
+        if name not in self._host_tools:
+            return self._tester._call_peer(name, arguments)
+        try:
+            return self.call_host_tool(name, arguments)
+        except HostToolError as error:
+            raise ToolFailed(error.type_name, str(error), "") from error
+
+    def start_tool(
+        self, name: str, arguments: dict[str, Any], completions: _native.Completions, key: int
+    ) -> PendingLike:
+        completed = _Completed(self.call_tool(name, arguments))
+        completions.complete(key)
+        return completed
+
     def variables(self) -> VariablesLike:
         if self._session is None:
             raise NotFoundError("there is no session")
@@ -115,6 +131,13 @@ class LocalCall:
         if name not in programs:
             raise ProgramNotFoundError(f"program `{name}` not found")
         return programs[name]
+
+    def get_changed_program(
+        self, name: str, is_global: bool, known: tuple[int, int] | None
+    ) -> tuple[bytes, str, tuple[int, int]] | None:
+        data, content_type = self.get_program(name, is_global)
+        version = (hash((data, content_type)), 0)
+        return None if version == known else (data, content_type, version)
 
     def list_programs(self, is_global: bool) -> list[str]:
         return sorted(self._programs_of(is_global))

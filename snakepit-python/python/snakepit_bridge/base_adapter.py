@@ -116,7 +116,7 @@ class BaseAdapter:
     - ``lifespan`` returns a context manager, synchronous or asynchronous. The worker enters it before it is ready, and
       leaves it when it stops. Each entry of the mapping that it yields becomes an attribute of :attr:`process`.
     - ``process_init`` runs once, before the worker is ready.
-    - ``process_exit`` runs once, when the worker stops. A worker that crashes or is killed runs it not.
+    - ``process_exit`` runs once, when the worker stops. It does not run if the worker crashes or is killed.
 
     Each of the three may be a coroutine or return one, and runs on the event loop of the tools. Parameters of
     ``lifespan``, ``process_init`` and ``__init__`` are arguments of the adapter, which the host passes.

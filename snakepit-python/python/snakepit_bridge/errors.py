@@ -186,6 +186,12 @@ class DeadlineExceededError(SnakepitError, TimeoutError):
     """
 
 
+class DeadlockError(SnakepitError):
+    """The call would wait for itself: every worker runs a call that waits for this one."""
+
+    may_have_run = False
+
+
 class HostUnavailableError(SnakepitError, ConnectionError):
     """The host or its session backend cannot be reached, or there is no host.
 

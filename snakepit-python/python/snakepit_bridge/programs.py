@@ -5,14 +5,16 @@ from __future__ import annotations
 # Not from `collections.abc`: see `_checked`.
 from _collections_abc import MutableMapping
 
-from snakepit_bridge import _checked, _native
+from snakepit_bridge import _checked, _current, _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any, ClassVar
+    from collections.abc import Callable, Iterator
+    from typing import Any, ClassVar, TypeVar
 
     from snakepit_bridge._call import CallLike
+
+    _T = TypeVar("_T")
 
 _JSON = "application/json"
 _OCTETS = "application/octet-stream"
@@ -64,6 +66,42 @@ class Programs(MutableMapping[str, "Any"]):
         """
         data, content_type = self._call.get_program(_checked.name("name", name), self._is_global)
         return _native.from_json(data) if content_type == _JSON else data
+
+    def cached(self, name: str, loads: Callable[[Any], _T] | None = None, /, *, limit: int = 8) -> Any:
+        """Return a program as an object that this worker loads once for each version of the program.
+
+        Each call asks the host whether the program has changed, and transfers it only then. All calls of the worker
+        share the object, so do not change it.
+
+        >>> model = context.programs.cached("model", pickle.loads)  # doctest: +SKIP
+
+        Args:
+            name: The name.
+            loads: Creates the object from ``programs[name]``. Not a part of the key: use the same one for a name.
+                Without it, the object is ``programs[name]``.
+            limit: The maximum number of objects that the worker keeps, of all sessions. It drops the least recently
+                used ones.
+
+        Raises as reading the program does. Errors of ``loads`` propagate.
+        """
+        name, limit = _checked.name("name", name), _checked.integer("limit", limit)
+        if loads is not None and not callable(loads):
+            raise _checked.wrong_type("loads", loads, "a function or None")
+        cache = _current.process_cache()
+        key = (None if self._is_global else self._call.session_id, name)
+        known = cache.pop(key, None)
+        changed = self._call.get_changed_program(name, self._is_global, None if known is None else known[0])
+        if changed is not None:
+            # Dropped first, because both versions together may not fit into memory.
+            known = None
+            data, content_type, version = changed
+            value = _native.from_json(data) if content_type == _JSON else data
+            known = (version, value if loads is None else loads(value))
+        # The first entry is the least recently used one.
+        cache[key] = known
+        while len(cache) > limit:
+            del cache[next(iter(cache))]
+        return known[1]
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Store a program. Replaces a program of the same name."""

@@ -116,6 +116,40 @@ class SessionContext(SessionVariables):
         )
         return pending.result()
 
+    def call_tool(self, name: str, /, **arguments: Any) -> Any:
+        """Call another tool of the host, which a worker or the host runs, and wait for its result.
+
+        The call belongs to the session of this call, and ends with it. A tool that a worker runs needs a second worker,
+        because this one runs the caller.
+
+        >>> context.call_tool("embed", text="tea")  # doctest: +SKIP
+        [0.1, 0.2]
+
+        Args:
+            name: The name of the tool.
+            arguments: Its arguments.
+
+        Raises:
+            ToolFailed: The tool raised an exception.
+            DeadlockError: Every worker runs a call that waits for this one, so it could never begin.
+            UnsupportedError: The tool streams its results.
+            NotFoundError: The tool does not exist.
+            InvalidArgumentError: The host rejected the arguments.
+            DeadlineExceededError: The deadline of this call passed.
+            HostUnavailableError: The host cannot be reached, is overloaded, or shuts down.
+            CallCancelled: This call was cancelled.
+        """
+        return self._call.call_tool(_checked.name("name", name), arguments)
+
+    async def call_tool_async(self, name: str, /, **arguments: Any) -> Any:
+        """Call another tool without blocking the event loop. Raises as :meth:`call_tool` does."""
+        from snakepit_bridge._readiness import until_done
+
+        name = _checked.name("name", name)
+        # A cancelled coroutine drops the pending call, which cancels it.
+        pending = await until_done(lambda completions, key: self._call.start_tool(name, arguments, completions, key))
+        return pending.result()
+
     def stream_host_tool(self, name: str, /, **arguments: Any) -> HostStream:
         """Return an iterator over the results of a host tool that streams, for ``for`` or ``async for``.
 

@@ -20,7 +20,7 @@ from snakepit_bridge._loading import load
 from snakepit_bridge._local_call import LocalCall
 from snakepit_bridge._plan import AdapterError, plan_of
 from snakepit_bridge.chunks import StreamChunk
-from snakepit_bridge.errors import NotFoundError, SnakepitError, ToolFailed
+from snakepit_bridge.errors import DeadlockError, NotFoundError, SnakepitError, ToolFailed
 from snakepit_bridge.session_context import SessionContext
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ __all__ = [
     "stream_tool",
     "stream_tool_async",
 ]
+
+
+#: The number of workers that a tester stands for, as many as a host has by default.
+_WORKERS = 4
 
 
 def call_tool(
@@ -188,6 +192,11 @@ class ToolTester:
         self.programs: dict[str, tuple[bytes, str]] = {}
         #: The host's own programs, as content and content type.
         self.global_programs: dict[str, tuple[bytes, str]] = {}
+        self._adapter = adapter
+        self._adapter_args = adapter_args
+        #: The tester for calls that a tool makes to other tools, which other workers would run.
+        self._peer: ToolTester | None = None
+        self._depth = 1
         self._session = _native.LocalSession(session_id) if session_id else None
         self._session_id = session_id
         self._host_tools = dict(host_tools or {})
@@ -293,6 +302,26 @@ class ToolTester:
         self._error = error
         return _failures.describe(error, function, arguments)
 
+    def _call_peer(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Call a tool as another worker would run it, with the same session and programs."""
+        if self._depth >= _WORKERS:
+            raise DeadlockError(
+                f"call of tool `{name}` would wait for itself: each of the {_WORKERS} workers runs a call that waits "
+                "for this one"
+            )
+        if self._peer is None:
+            peer = ToolTester(
+                self._adapter,
+                session_id=self._session_id,
+                host_tools=self._host_tools,
+                metadata=self._metadata,
+                adapter_args=self._adapter_args,
+            )
+            peer._session, peer._depth = self._session, self._depth + 1
+            peer.programs, peer.global_programs = self.programs, self.global_programs
+            self._peer = peer
+        return self._peer._own_thread().submit(self._peer.call, name, arguments).result()
+
     def _run(self, step: Callable[[], _T], context: contextvars.Context | None = None) -> _T:
         """Run a function as a worker would: in a copy of the context, on a thread without a running event loop."""
         context = self._base.copy() if context is None else context
@@ -316,6 +345,8 @@ class ToolTester:
 
     def close(self) -> None:
         """End the adapter as a worker that stops, and close the event loop."""
+        if self._peer is not None:
+            self._peer.close()
         self._run(self._life.stop)
         self._run(self._loop.close)
         if self._thread is not None:

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The arguments on the command line belong to the runtime, so the adapter sees none.
     sys.argv[:] = [options["adapter"]]
     life: Lifecycle | None = None
-    stopped_at: float | None = None
+    stopping_for: float | None = None
     try:
         plan, life = _prepare(options["adapter"], loop)
         life.start()
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         plan.restore = restore
         loop.context = _context()
-        stopped_at = worker.run(
+        stopping_for = worker.run(
             plan,
             host=options.get("elixir_address"),
             socket=os.environ.get("SNAKEPIT_SOCKET") or None,
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(worker, f"the worker failed: {type(error).__name__}: {error}", error)
     finally:
         if life is not None:
-            life.stop(_time_to_stop(stopped_at))
+            life.stop(_time_to_stop(stopping_for))
     return 0
 
 
@@ -124,18 +124,15 @@ def _prepare(path: str, loop: EventLoop) -> tuple[Plan, Lifecycle]:
     return plan, life
 
 
-def _time_to_stop(stopped_at: float | None) -> float:
+def _time_to_stop(stopping_for: float | None) -> float:
     """Return the seconds for the end of the adapter. The host kills the worker soon after.
 
     Args:
-        stopped_at: The monotonic time at which the worker was told to stop. ``None`` if it was not.
+        stopping_for: The seconds since the request to stop. ``None`` without one.
     """
-    import time
-
     grace = os.environ.get("SNAKEPIT_STOP_GRACE_MS") or ""
     seconds = int(grace) / 1000 if grace.isdecimal() else _STOP_GRACE
-    passed = 0.0 if stopped_at is None else time.monotonic() - stopped_at
-    return max(seconds - passed - min(_EXIT_RESERVE, seconds / 4), 0.0)
+    return max(seconds - (stopping_for or 0.0) - min(_EXIT_RESERVE, seconds / 4), 0.0)
 
 
 def _context() -> Context:

@@ -30,6 +30,7 @@ impl Bridge {
         let mut call = tool_call(&headers, &extensions, request, CallMode::Unary)?;
         call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
+        call.ancestors = self.ancestors(&headers, &extensions);
         let (tool, reader) = (call.tool.clone(), AnswerReader::of(&call, extensions.get().cloned()));
         let result = self.host().call(call, |value| reader.account_message(value)).await;
         match reader.result(result) {
@@ -52,6 +53,7 @@ impl Bridge {
         let mut call = tool_call(&headers, &extensions, request, CallMode::Streaming)?;
         call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
+        call.ancestors = self.ancestors(&headers, &extensions);
         let (tool, reader) = (call.tool.clone(), AnswerReader::of(&call, None));
         let result = self.host().call(call, Ok).await;
         let ToolReply { body, worker, .. } = reader.result(result).map_err(from_tool_error)?;

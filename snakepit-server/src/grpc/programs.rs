@@ -38,16 +38,19 @@ impl Bridge {
         let owner = owner(&request.session_id, request.global)?;
         let name = program_name(&request.name)?;
         let program = self.host().sessions.program(&owner, &name).await.map_err(read_status)?;
+        let updated_at = Some(program.updated_at.into());
+        let unchanged = request.unless_updated_at.is_some() && request.unless_updated_at == updated_at;
         Ok(pb::GetProgramResponse {
             program: Some(pb::Program {
                 name: request.name,
                 size: size(program.data.len()),
-                data: program.data,
+                data: if unchanged { bytes::Bytes::new() } else { program.data },
                 content_type: program.content_type,
                 metadata: program.metadata,
-                updated_at: Some(program.updated_at.into()),
+                updated_at,
                 ttl_seconds: seconds(program.ttl),
             }),
+            unchanged,
         })
     }
 

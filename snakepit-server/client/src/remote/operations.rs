@@ -178,7 +178,8 @@ impl RemoteHost {
         name: &ProgramName,
     ) -> Result<Program, Error> {
         let (session_id, global) = owner(session);
-        let request = pb::GetProgramRequest { session_id, name: name.to_string(), global };
+        let request =
+            pb::GetProgramRequest { session_id, name: name.to_string(), global, unless_updated_at: None };
         let response = read_rpc!(self, "GetProgram", get_program(request));
         let pb::Program { data, content_type, metadata, updated_at, ttl_seconds, .. } =
             response.program.unwrap_or_default();
