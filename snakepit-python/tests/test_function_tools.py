@@ -88,6 +88,8 @@ def test_public_functions_that_a_module_defines_are_tools(write: Write) -> None:
 def test_all_and_the_decorator_select_the_tools(write: Write) -> None:
     write("listed", "from os.path import basename\n__all__ = ['basename', 'UPPER']\nUPPER = 1\ndef other(): ...\n")
     assert tools_of("listed:") == ["basename"]
+    write("stale", "__all__ = ['present', 'missing']\ndef present(): ...\n")
+    assert "it has no `missing`, which `__all__` lists; define it, or remove it" in problem_of("stale:")
     write(
         "marked",
         "from functools import partial\n"

@@ -17,7 +17,7 @@ import annotated_types
 import pytest
 from typing_extensions import TypeAliasType
 
-from snakepit_bridge._hints.base import MAX_PROBLEMS, HintError, InvalidError, Schemas
+from snakepit_bridge._hints.base import MAX_PROBLEMS, HintError, InvalidError, Schemas, show
 from snakepit_bridge._hints.compiler import Compiler
 
 
@@ -108,6 +108,7 @@ ACCEPTED: list[tuple[Any, ...]] = [
     (dict, {"a": 1}, {"a": 1}),
     (dict[str, int], {"a": 1.0}, {"a": 1}, {"a": 1}),
     (dict[int, float], {"1": 2}, {1: 2.0}, {1: 2.0}),
+    (dict[float, int], {"-1.5e+3": 2}, {-1500.0: 2}, {-1500.0: 2}),
     (dict[float, int], {"1.5": 2}, {1.5: 2}, {1.5: 2}),
     (dict[bool, int], {"true": 1}, {True: 1}, {True: 1}),
     (dict[Color, int], {"red": 1}, {Color.RED: 1}),
@@ -197,7 +198,20 @@ REJECTED: list[tuple[Any, Any, dict[str, str]]] = [
     (dict[str, int], [1], {"": "is a list, expected map"}),
     (dict[str, int], {"a b": "x"}, {'["a b"]': "is a string, expected integer"}),
     (dict[int, int], {"x": 1}, {" key 'x'": "is 'x', expected an integer"}),
-    (dict[int, int], {"1": 1, "01": 2}, {" key '01'": "is '01', which another key equals"}),
+    (dict[int, int], {"0": 1, "-0": 2}, {" key '-0'": "is '-0', which another key equals"}),
+    (
+        dict[int, int],
+        dict.fromkeys([" 5", "5_0", "05", "+5", "\u0665", "9" * 5000], 0),
+        {
+            **{f" key '{key}'": f"is '{key}', expected an integer" for key in [" 5", "5_0", "05", "+5", "\u0665"]},
+            f" key {show('9' * 5000)}": f"is {show('9' * 5000)}, expected an integer",
+        },
+    ),
+    (
+        dict[float, int],
+        dict.fromkeys(["nan", "inf", "1_0.5", ".5", "5.", "1e5 "], 0),
+        {f" key '{key}'": f"is '{key}', expected a number" for key in ["nan", "inf", "1_0.5", ".5", "5.", "1e5 "]},
+    ),
     (dict[Color, int], {"green": 1}, {" key 'green'": "is 'green', expected 'red' or 'blue'"}),
     (int | None, "x", {"": "is a string, expected integer or null"}),
     (int | str | None, [], {"": "is a list, expected integer, string or null"}),
@@ -344,7 +358,14 @@ CONSTRAINTS: list[tuple[Any, list[Any], dict[Any, str]]] = [
     (Annotated[float, annotated_types.Lt(1)], [0], {1: "is 1.0, expected less than 1"}),
     (Annotated[int, annotated_types.Interval(ge=0, lt=3)], [0, 2], {3: "is 3, expected less than 3"}),
     (Annotated[int, annotated_types.MultipleOf(5)], [10], {7: "is 7, expected a multiple of 5"}),
-    (Annotated[float, annotated_types.MultipleOf(0.1)], [0.3, 1], {0.35: "is 0.35, expected a multiple of 0.1"}),
+    (
+        Annotated[float, annotated_types.MultipleOf(0.1)],
+        [0.3, 1],
+        {
+            0.35: "is 0.35, expected a multiple of 0.1",
+            1e308: "cannot be checked: cannot convert float infinity to integer",
+        },
+    ),
     (Annotated[int | None, annotated_types.Ge(0)], [None, 1], {-1: "is -1, below minimum 0"}),
     (
         Annotated[str, annotated_types.Len(2, 3)],

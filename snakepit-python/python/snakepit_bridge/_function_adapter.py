@@ -39,7 +39,7 @@ def adapter_of_module(module: ModuleType) -> type:
     """Return an adapter for the tools of a module, or the only adapter class that the module defines.
 
     Raises:
-        TypeError: There are no tools, or it is not clear which ones to serve.
+        TypeError: There are no tools, it is not clear which ones to serve, or a name in ``__all__`` is missing.
     """
     functions = dict(_functions_of(module))
     marked = {name: function for name, function in functions.items() if _is_marked(function)}
@@ -78,6 +78,8 @@ def _functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]
     """Iterate over the functions in ``__all__``, or over the public functions that the module defines."""
     listed = getattr(module, "__all__", None)
     for name in vars(module) if listed is None else listed:
+        if listed is not None and not hasattr(module, name):
+            raise TypeError(f"it has no `{name}`, which `__all__` lists; define it, or remove it from `__all__`")
         value: Any = getattr(module, name, None)
         if name in HOOKS or not is_function(value):
             continue
@@ -88,7 +90,7 @@ def _functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]
 
 
 def _adapters_of(module: ModuleType) -> list[type]:
-    """Return the public classes with tools that the module defines, without the bases of others."""
+    """Return the public classes with tools that the module defines, without bases of other such classes."""
     members = [value for name, value in vars(module).items() if isinstance(value, type) and not name.startswith("_")]
     own = [member for member in dict.fromkeys(members) if member.__module__ == module.__name__ and _has_tools(member)]
     return [member for member in own if not any(member in other.__mro__[1:] for other in own)]

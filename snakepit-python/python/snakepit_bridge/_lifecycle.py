@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     Step = tuple[str, Callable[[], Any]]
 
 
-#: The time for the end of an adapter whose start failed, in seconds.
-_FAILED_START_LIMIT = 5.0
+#: The time that a worker has for the end of an adapter whose start failed, in seconds.
+FAILED_START_LIMIT = 5.0
 
 
 class Lifecycle:
@@ -59,8 +59,11 @@ class Lifecycle:
         if arguments.get("__init__"):
             self.factory = _Factory(adapter, arguments["__init__"])
 
-    def start(self) -> None:
+    def start(self, stop_limit: float | None = None) -> None:
         """Enter ``lifespan``, run ``process_init``, and create an object as each call does.
+
+        Args:
+            stop_limit: The time to stop if the start fails, in seconds. Only for the main thread of a worker.
 
         Raises:
             AdapterError: One of them failed with the cause of this error. Everything that had started was stopped.
@@ -68,7 +71,7 @@ class Lifecycle:
         try:
             self._start()
         except BaseException:
-            self.stop(_FAILED_START_LIMIT)
+            self.stop(stop_limit)
             raise
 
     def _start(self) -> None:
@@ -97,7 +100,7 @@ class Lifecycle:
         """Run ``process_exit`` and leave ``lifespan``. Write their errors to stderr.
 
         Args:
-            limit: The time for both, in seconds.
+            limit: The time for both, in seconds. Only for the main thread of a worker, because it needs SIGALRM.
         """
         if not self._steps:
             return
@@ -189,7 +192,10 @@ class _Factory:
 
 
 class _Alarm:
-    """Raises ``TimeoutError`` in the main thread if its block takes longer than the limit."""
+    """Raises ``TimeoutError`` in the main thread if its block takes longer than the limit.
+
+    Restores the handler and the timer of SIGALRM.
+    """
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -200,13 +206,16 @@ class _Alarm:
         def ring(signum: int, frame: object) -> None:  # noqa: ARG001
             raise TimeoutError(f"it did not end within {self._limit:.1f} s, the rest of the time to stop")
 
-        signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, self._limit)
+        # `None` if the handler was not installed from Python.
+        self._handler = signal.signal(signal.SIGALRM, ring) or signal.SIG_DFL
+        self._timer = signal.setitimer(signal.ITIMER_REAL, self._limit)
 
     def __exit__(self, *_: object) -> None:
         import signal
 
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._handler)
+        signal.setitimer(signal.ITIMER_REAL, *self._timer)
 
 
 def _described(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import sys
 from snakepit_bridge import _adapter_arguments, _native
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._hooks import Hooks
-from snakepit_bridge._lifecycle import Lifecycle
+from snakepit_bridge._lifecycle import FAILED_START_LIMIT, Lifecycle
 from snakepit_bridge._loading import load
 from snakepit_bridge._output import Output
 from snakepit_bridge._plan import AdapterError, Plan, plan_of
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopping_for: float | None = None
     try:
         plan, life = _prepare(options["adapter"], loop)
-        life.start()
+        life.start(FAILED_START_LIMIT)
         signals.install()
         hooks.remember()
         output.remember()

@@ -48,7 +48,7 @@ impl fmt::Debug for HostState {
     }
 }
 
-/// What an [`Extractor`] can read: a call, and the state of the host.
+/// The input of an [`Extractor`]: a call, and the state of the host.
 #[derive(Debug)]
 pub struct CallScope<'a> {
     call: &'a ToolCall,
@@ -214,7 +214,7 @@ impl<T: Clone + Send + Sync + 'static> OptionalExtractor for Extension<T> {
 /// The name of a value of the host, and whether a state has it.
 type RequiredState = (String, fn(&HostState) -> bool);
 
-/// What a [`ToolFn`](super::ToolFn) needs from its host, and the arguments that it takes.
+/// The requirements of a [`ToolFn`](super::ToolFn): state of the host, and arguments.
 #[derive(Debug, Default)]
 pub struct Requirements {
     /// `None` for a function whose arguments are unknown.

@@ -47,7 +47,7 @@ pub trait ToolFn<M>: Send + Sync + 'static {
     #[doc(hidden)]
     const STREAMS: bool;
 
-    /// What the arguments of the function need.
+    /// The requirements of the function's arguments.
     #[doc(hidden)]
     fn requirements() -> Requirements;
 

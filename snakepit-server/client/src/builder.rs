@@ -79,8 +79,8 @@ impl ClientBuilder {
     /// client uses the next address, and begins again with the first after the last. Each address gets an equal share of the
     /// [`connect_timeout`](Self::connect_timeout).
     ///
-    /// Calls that still run on a host that shuts down run to their end there. Calls in flight on a lost host fail as usual, and are repeated only if they are idempotent or were not begun. Sessions
-    /// move only if the hosts share a session backend.
+    /// Calls that still run on a host that shuts down run to their end there. Calls in flight on a lost host fail as usual, and are
+    /// repeated only if they are idempotent or were not begun. Sessions move only if the hosts share a session backend.
     pub fn fallback(mut self, address: impl Into<String>) -> Self {
         self.fallbacks.push(address.into());
         self

@@ -1,5 +1,5 @@
-//! The routes of the bridge service, with a separate one for `InitializeSession`. Its response describes all tools in up to several MiB, and workers of the original
-//! Snakepit request it before each call. The host therefore encodes it once and sends it until a tool changes.
+//! The routes of the bridge service, with a separate one for `InitializeSession`. Its response describes all tools in up to several MiB,
+//! and workers of the original Snakepit request it before each call. The host therefore encodes it once and sends it until a tool changes.
 
 use std::{
     convert::Infallible,

@@ -189,7 +189,7 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
 
     /// Deletes expired sessions and global programs, so that they do not count against the limits. Returns the number
     /// of deleted sessions. Those that the store cannot delete remain until the next attempt, so that they do not block
-    /// the operations of others.
+    /// other operations.
     fn reclaim(&self, state: &mut State<S>) -> usize {
         let now = state.now;
         if state.earliest_expiry.is_none_or(|earliest| now < earliest) {

@@ -79,7 +79,7 @@ class Array(Hint):
                 if target.kind in "fc" and array.dtype.kind in "fc":
                     same = np.isfinite(converted) | ~np.isfinite(array)
                 else:
-                    same = converted == array
+                    same = _equal(array, converted)
                 if same.all():
                     return converted
         raise invalid(f"is an array of {array.dtype.name}, expected {self.expected}")
@@ -104,6 +104,18 @@ class Array(Hint):
 #: The kinds of a data type whose values may be converted if they stay the same: whole floats to integers, and integers
 #: between signed and unsigned.
 _WHOLE = frozenset({("f", "i"), ("f", "u"), ("i", "u"), ("u", "i"), ("i", "f"), ("u", "f")})
+
+
+def _equal(array: Any, converted: Any) -> Any:
+    """Return for each item whether the conversion kept its value."""
+    same = converted == array
+    for integers, floats in ((array, converted.real), (converted, array.real)):
+        if integers.dtype.kind in "iu" and floats.dtype.kind == "f":
+            # The comparison above rounds integers to floats.
+            limit = 2.0 ** (8 * integers.itemsize - (integers.dtype.kind == "i"))
+            with np.errstate(all="ignore"):
+                same = same & (floats < limit) & (floats.astype(integers.dtype) == integers)
+    return same
 
 
 def _differs(wanted: int | None, length: int) -> bool:

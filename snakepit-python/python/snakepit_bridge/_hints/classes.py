@@ -91,7 +91,7 @@ class Fields(Hint):
                     raise invalid("is missing")
             except InvalidError as error:
                 collect(problems, f".{name}", error)
-        if len(value) > len(values) - (self._tag is None or self._tag[0] not in value):
+        if len(value) > len(values):
             self._check_others(value, problems)
         if problems:
             raise InvalidError(problems)

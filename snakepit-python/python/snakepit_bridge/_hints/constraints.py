@@ -106,7 +106,7 @@ class Constrained(Hint):
         for check in self._checks:
             try:
                 problem = check(value)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, ArithmeticError) as error:
                 problem = f"cannot be checked: {error}"
             if problem is not None:
                 raise invalid(problem)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 #: All integers up to this magnitude have an exact float.
 _MAX_EXACT_INTEGER = 2**53
+#: The numbers of JSON, as patterns.
+_INTEGER = r"-?(?:0|[1-9][0-9]*)"
+_NUMBER = _INTEGER + r"(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 
 
 def whole(value: object) -> Any:
@@ -19,6 +22,13 @@ def whole(value: object) -> Any:
     if type(value) is float and value.is_integer() and abs(value) <= _MAX_EXACT_INTEGER:
         return int(value)
     return value
+
+
+def _is_number(key: str, pattern: str) -> bool:
+    """Return whether a key is a number of JSON. Python also converts ``" 5"``, ``"5_0"`` and ``"nan"``."""
+    import re
+
+    return re.fullmatch(pattern, key) is not None
 
 
 class Null(Hint):
@@ -85,9 +95,11 @@ class Integer(Hint):
 
     def read_key(self, key: str) -> Any:
         try:
-            return int(key)
-        except ValueError:
-            raise invalid(f"is {show(key)}, expected an integer") from None
+            if _is_number(key, _INTEGER):
+                return int(key)
+        except ValueError:  # It has more digits than Python converts.
+            pass
+        raise invalid(f"is {show(key)}, expected an integer")
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         return {"type": "integer"}
@@ -114,10 +126,9 @@ class Float(Hint):
         return self.read(numpy_scalar(value))
 
     def read_key(self, key: str) -> Any:
-        try:
-            return float(key)
-        except ValueError:
-            raise invalid(f"is {show(key)}, expected a number") from None
+        if not _is_number(key, _NUMBER):
+            raise invalid(f"is {show(key)}, expected a number")
+        return float(key)
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         return {"type": "number"}
