@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use snakepit_registry::{RegistryError, ToolHandler};
+use snakepit_registry::{HostState, RegistryError, ToolHandler};
 use snakepit_worker::{LaunchRequest, Worker, WorkerError, WorkerLauncher, process::HostAccess};
 use tokio::time::timeout;
 
@@ -23,6 +23,8 @@ pub(crate) struct HostLauncher {
     /// Weak, because the host's pool owns this launcher.
     pub(crate) host: Weak<Host>,
     pub(crate) access: HostAccess,
+    /// The state for tools of workers that run in this process.
+    pub(crate) state: Arc<HostState>,
     /// The time limit of a launch, unless the inner launcher enforces it.
     pub(crate) start_timeout: Option<Duration>,
 }
@@ -48,7 +50,9 @@ fn rejection_error(worker: &Worker, error: RegistryError) -> WorkerError {
 impl WorkerLauncher for HostLauncher {
     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
         let id = request.id.clone();
-        let launch = self.inner.launch(request.with_host(self.access.clone()));
+        let launch = self
+            .inner
+            .launch(request.with_host(self.access.clone()).with_host_state(Arc::clone(&self.state)));
         let worker = match self.start_timeout {
             None => launch.await?,
             Some(limit) => timeout(limit, launch).await.unwrap_or_else(|_| {
@@ -211,6 +215,24 @@ mod tests {
         let snakepit = host.start().await.unwrap();
         assert_eq!(*log.lock().unwrap(), ["outer default-0-1", "inner default-0-1"]);
         snakepit.execute::<i64>("double", serde_json::json!({"n": 1})).await.unwrap();
+        snakepit.shutdown().await.unwrap();
+    }
+
+    /// In tests of applications, closures replace Python tools, which can use the host.
+    #[tokio::test(start_paused = true)]
+    async fn tools_in_the_process_may_use_the_host_its_state_and_the_session() {
+        use crate::{Host, SessionHandle, State};
+
+        let dir = tempfile::tempdir().unwrap();
+        let count = |State(step): State<i64>, host: Host, session: SessionHandle| async move {
+            let doubled: i64 = host.execute("double", serde_json::json!({"n": step})).await?;
+            Ok::<_, Error>(format!("{doubled} in {}", session.id()))
+        };
+        let workers = InProcessWorkers::new().fn_tool(FnTool::new("count", count));
+        let builder = host(&dir, workers).state(4_i64).fn_tool(double());
+        let snakepit = builder.start().await.unwrap();
+        let session = snakepit.session("s").await.unwrap();
+        assert_eq!(session.execute::<String>("count", serde_json::json!({})).await.unwrap(), "8 in s");
         snakepit.shutdown().await.unwrap();
     }
 

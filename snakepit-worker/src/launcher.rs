@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use snakepit_registry::HostState;
 
 #[cfg(feature = "process")]
 use crate::process::HostAccess;
@@ -62,6 +63,8 @@ pub struct LaunchRequest {
     /// The host that the worker can call. `None` for a pool without a host.
     #[cfg(feature = "process")]
     pub host: Option<HostAccess>,
+    /// The state of the host, for tools that run in the process of the host. `None` for a pool without a host.
+    pub host_state: Option<Arc<HostState>>,
 }
 
 impl LaunchRequest {
@@ -73,6 +76,7 @@ impl LaunchRequest {
             slot: None,
             #[cfg(feature = "process")]
             host: None,
+            host_state: None,
         }
     }
 
@@ -80,6 +84,13 @@ impl LaunchRequest {
     #[must_use]
     pub fn with_slot(mut self, slot: WorkerSlot) -> Self {
         self.slot = Some(slot);
+        self
+    }
+
+    /// Sets the state of the host.
+    #[must_use]
+    pub fn with_host_state(mut self, state: Arc<HostState>) -> Self {
+        self.host_state = Some(state);
         self
     }
 

@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use snakepit_registry::{
-    CallId, CallMode, FnTool, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
+    CallId, CallMode, FnTool, HostState, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
 };
 use tokio::{sync::watch, task::JoinSet};
 
@@ -70,9 +70,15 @@ struct State {
 #[derive(Debug, Clone)]
 struct Tool {
     spec: ToolSpec,
-    handler: Arc<dyn ToolHandler>,
-    /// Whether unary calls are errors.
-    only_streams: bool,
+    code: ToolCode,
+}
+
+/// The Rust code of a tool.
+#[derive(Debug, Clone)]
+enum ToolCode {
+    /// A closure. It gets the state of the host that launched the worker.
+    Closure(FnTool),
+    Handler(Arc<dyn ToolHandler>),
 }
 
 /// The scripted outcome of a launch.
@@ -97,17 +103,18 @@ impl InProcessWorkers {
     }
 
     /// Adds a tool that each worker announces and runs.
+    ///
+    /// In a host, the closure may take the same arguments as a host tool: the session of the call, the host, and the values of
+    /// the host's state. A pool without a host has only those of [`FnTool::with_state`].
     #[must_use]
     pub fn fn_tool(self, tool: FnTool) -> Self {
-        let spec = tool.spec().clone();
-        let only_streams = spec.supports_streaming;
-        self.add(Tool { spec, handler: Arc::new(tool), only_streams })
+        self.add(Tool { spec: tool.spec().clone(), code: ToolCode::Closure(tool) })
     }
 
     /// Adds a tool with any handler.
     #[must_use]
     pub fn tool(self, spec: ToolSpec, handler: Arc<dyn ToolHandler>) -> Self {
-        self.add(Tool { spec, handler, only_streams: false })
+        self.add(Tool { spec, code: ToolCode::Handler(handler) })
     }
 
     /// Sets the handler of all other tools, which the workers do not announce. Use it for a pool without a host.
@@ -195,6 +202,7 @@ impl WorkerLauncher for InProcessWorkers {
             worker: id.clone(),
             shared: Arc::clone(&self.shared),
             lifecycle: Arc::clone(&lifecycle),
+            host_state: request.host_state,
         };
         let (worker, launcher_end) = Worker::new(id.clone(), None, "in-process", Arc::new(handler));
         let tools: Vec<_> = {
@@ -280,6 +288,8 @@ struct Handler {
     worker: WorkerId,
     shared: Arc<Shared>,
     lifecycle: Arc<Lifecycle>,
+    /// The state of the host that launched the worker.
+    host_state: Option<Arc<HostState>>,
 }
 
 impl Handler {
@@ -287,12 +297,19 @@ impl Handler {
     fn begin(&self, call: &ToolCall) -> Result<Option<Arc<dyn ToolHandler>>, ToolError> {
         let mut state = self.shared.state();
         let name = call.tool.to_string();
-        let handler = match (state.tools.get(&name), &state.any_tool) {
-            (Some(tool), _) if tool.only_streams && call.mode == CallMode::Unary => {
-                let problem = "streams; call it for a stream of chunks".to_owned();
-                return Err(ToolError::Unsupported { tool: name, problem, may_have_run: false });
+        let handler = match (state.tools.get(&name).map(|tool| &tool.code), &state.any_tool) {
+            (Some(ToolCode::Closure(tool)), _) => {
+                if tool.spec().supports_streaming && call.mode == CallMode::Unary {
+                    let problem = "streams; call it for a stream of chunks".to_owned();
+                    return Err(ToolError::Unsupported { tool: name, problem, may_have_run: false });
+                }
+                let tool = tool.clone();
+                Arc::new(match &self.host_state {
+                    Some(host_state) => tool.with_state(Arc::clone(host_state)),
+                    None => tool,
+                })
             }
-            (Some(Tool { handler, .. }), _) | (None, Some(handler)) => Arc::clone(handler),
+            (Some(ToolCode::Handler(handler)), _) | (None, Some(handler)) => Arc::clone(handler),
             (None, None) => return Err(ToolError::NotFound { tool: name, suggestion: None }),
         };
         *state.calls.entry(name.clone()).or_default() += 1;
@@ -353,7 +370,11 @@ impl ToolHandler for Handler {
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
         let handlers: Vec<_> = {
             let state = self.shared.state();
-            let tools = state.tools.values().map(|tool| &tool.handler);
+            // A closure has no task of its own to cancel.
+            let tools = state.tools.values().filter_map(|tool| match &tool.code {
+                ToolCode::Handler(handler) => Some(handler),
+                ToolCode::Closure(_) => None,
+            });
             tools.chain(&state.any_tool).cloned().collect()
         };
         for handler in handlers {

@@ -180,6 +180,7 @@ impl Builder {
             inner: launcher,
             host: Arc::downgrade(&host),
             access: launches.host_access(run_dir.host_socket(), run_dir.id()),
+            state,
             // The process launcher measures the time itself, without the wait of decorators.
             start_timeout: process_launcher.is_none().then_some(start_timeout),
         };
