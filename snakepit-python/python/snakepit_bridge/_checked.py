@@ -5,7 +5,7 @@ Values are not checked here. Writing a value reports a type without a wire form.
 
 from __future__ import annotations
 
-# These modules in C have all that is needed here. `operator` and `collections.abc` would take a tenth of a worker's start.
+# `operator` and `collections.abc` load more than is needed here, which takes a tenth of a worker's start.
 import _operator as operator
 from _collections_abc import Iterable, Mapping
 
