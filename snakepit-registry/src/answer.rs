@@ -26,6 +26,8 @@ use crate::{HostError, ToolError, ToolFailure};
 /// | [`Payload`], `Option<Payload>`, and a `Result` of them | the payload, including a buffer; `None` is null |
 /// | a value that contains a [`Payload`], such as a `Vec<Payload>` | the value. A payload with a buffer in it is an error |
 ///
+/// NaN and infinities arrive as numbers. An answer with more than 127 lists and maps inside each other is an error.
+///
 /// Implement the trait for your own types, or wrap them in [`Json`]. The compiler suggests the wrapper:
 ///
 /// ```compile_fail,E0277

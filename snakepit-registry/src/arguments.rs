@@ -4,7 +4,7 @@ use std::{slice, sync::Arc, vec};
 
 use serde::{
     Deserializer,
-    de::{DeserializeOwned, IntoDeserializer, MapAccess, Visitor},
+    de::{DeserializeOwned, Error as _, IntoDeserializer, MapAccess, Visitor, value::MapAccessDeserializer},
     forward_to_deserialize_any,
 };
 use snakepit_session::Payload;
@@ -139,16 +139,36 @@ struct ArgumentsDeserializer<'a, 'c> {
     current_name: &'c mut Option<&'a str>,
 }
 
-impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
-    type Error = serde_json::Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-        visitor.visit_map(ArgumentsAccess {
+impl<'a, 'c> ArgumentsDeserializer<'a, 'c> {
+    fn access(self) -> ArgumentsAccess<'a, 'c> {
+        ArgumentsAccess {
             entries: self.arguments.0.iter(),
             accepts_whole_floats: self.accepts_whole_floats,
             value: None,
             current_name: self.current_name,
-        })
+        }
+    }
+}
+
+impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
+    type Error = serde_json::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        visitor.visit_map(self.access())
+    }
+
+    /// The name of the only argument selects the variant, and its value is that of the variant.
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        if self.arguments.len() != 1 {
+            let problem = "takes exactly one, whose name is that of a variant: ";
+            return Err(serde_json::Error::custom(format!("the tool {problem}{}", variants.join(", "))));
+        }
+        visitor.visit_enum(MapAccessDeserializer::new(self.access()))
     }
 
     /// Accepts `()` for a tool without arguments.
@@ -178,7 +198,7 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
 
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf seq tuple tuple_struct map
-        struct enum identifier ignored_any
+        struct identifier ignored_any
     }
 }
 
@@ -210,7 +230,7 @@ impl<'de, 'a: 'de> MapAccess<'de> for ArgumentsAccess<'a, '_> {
         &mut self,
         seed: V,
     ) -> Result<V::Value, Self::Error> {
-        let value = self.value.take().ok_or_else(|| serde::de::Error::custom("a value without its key"))?;
+        let value = self.value.take().ok_or_else(|| serde_json::Error::custom("a value without its key"))?;
         let result = if self.accepts_whole_floats { value.read_whole(seed)? } else { value.read(seed)? };
         *self.current_name = None;
         Ok(result)

@@ -8,14 +8,14 @@ mod handler;
 #[cfg(test)]
 mod tests;
 
-use std::{any::Any, fmt, future::Future, panic::AssertUnwindSafe, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
 use futures_core::Stream;
 use futures_util::{FutureExt, StreamExt};
 use serde::de::DeserializeOwned;
 use snakepit_session::Payload;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 pub use self::{
     context::ToolContext,
@@ -24,7 +24,10 @@ pub use self::{
 };
 use crate::{
     CallMode, Chunk, ChunkStream, IntoAnswer, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
-    ToolSpec, arguments::from_arguments, meter::Meter,
+    ToolSpec,
+    arguments::from_arguments,
+    guard::{Guarded, catch},
+    meter::Meter,
 };
 
 /// The reply to a call of a closure, as a future.
@@ -240,12 +243,13 @@ impl ToolHandler for FnTool {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let name = Arc::clone(&call.tool);
         let measured = self.meter.as_ref().map(|meter| meter.begin(&call));
-        let run = AssertUnwindSafe(async { (self.run)(call, &self.state).await }).catch_unwind();
-        let result = match &measured {
-            Some(measured) => run.instrument(measured.span().clone()).await,
-            None => run.await,
+        let span = measured.as_ref().map_or_else(Span::none, |measured| measured.span().clone());
+        // The closure can panic before it returns its future.
+        let result = match span.in_scope(|| catch(|| (self.run)(call, &self.state))) {
+            Ok(running) => Guarded::new(running).instrument(span).await,
+            Err(message) => Err(message),
         };
-        let result = result.unwrap_or_else(|panic| Err(panic_failure(&name, panic.as_ref())));
+        let result = result.unwrap_or_else(|message| Err(panic_failure(&name, &message)));
         match measured {
             Some(measured) => measured.finish(result),
             None => result,
@@ -281,11 +285,11 @@ fn stream_reply<R: IntoAnswer + 'static>(
     tool: Arc<str>,
     items: impl Stream<Item = R> + Send + 'static,
 ) -> ToolReply {
-    let items = items.map(R::into_answer);
-    let chunks = AssertUnwindSafe(items).catch_unwind().map(move |item| match item {
+    let items = Guarded::new(Box::pin(items.map(R::into_answer)));
+    let chunks = items.map(move |item| match item {
         Ok(Ok(value)) => chunk(&tool, &value),
         Ok(Err(failure)) => Err(tool_failed(&tool, failure)),
-        Err(panic) => Err(panic_failure(&tool, panic.as_ref())),
+        Err(message) => Err(panic_failure(&tool, &message)),
     });
     ToolReply::stream(Box::pin(chunks))
 }
@@ -297,7 +301,7 @@ fn chunk(tool: &str, value: &Payload) -> Result<Chunk, ToolError> {
                        that does not stream";
         return Err(failure(tool, "PayloadError", message.to_owned()));
     }
-    Ok(Chunk { data: value.json().clone(), metadata: std::collections::BTreeMap::new() })
+    Ok(Chunk { data: value.json_part(), metadata: std::collections::BTreeMap::new() })
 }
 
 fn single_chunk(chunk: Chunk) -> ChunkStream {
@@ -309,14 +313,9 @@ fn tool_failed(tool: &str, mut failure: Box<ToolFailure>) -> ToolError {
     ToolError::Failed(failure)
 }
 
-pub(crate) fn panic_failure(tool: &str, panic: &(dyn Any + Send)) -> ToolError {
-    failure(tool, "panic", format!("panicked: {}", panic_text(panic)))
-}
-
-/// The message of a panic; empty if it has none.
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or_default()
+/// The failure of a call whose tool panicked with this message.
+pub(crate) fn panic_failure(tool: &str, message: &str) -> ToolError {
+    failure(tool, "panic", format!("panicked: {message}"))
 }
 
 fn failure(tool: &str, error_type: &str, message: String) -> ToolError {

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt};
 
 use serde::Serialize;
-use snakepit_session::error_chain;
+use snakepit_session::{Payload, error_chain};
 
 use crate::{ToolFailure, answer::short_type_name};
 
@@ -59,7 +59,7 @@ impl HostError {
     /// 2 KiB: the host leaves out more of the error of a stream, because gRPC sends that as a header.
     #[must_use]
     pub fn data(mut self, data: impl Serialize) -> Self {
-        self.0.data = serde_json::to_value(data).ok();
+        self.0.data = Payload::try_from_serde(&data).and_then(|data| data.to_serde()).ok();
         self
     }
 

@@ -42,6 +42,8 @@ mod error;
 mod extensions;
 mod fault;
 mod fn_tool;
+#[doc(hidden)]
+pub mod guard;
 mod handler;
 mod host_error;
 mod meter;

@@ -1,14 +1,16 @@
 //! [`PanicGuard`]: a handler of the embedding program, whose panics fail only the call.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::{FutureExt, StreamExt};
-
+use futures_util::StreamExt;
 use tracing::Instrument;
 
 use crate::{
-    CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply, fn_tool::panic_failure, meter::Meter,
+    CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply,
+    fn_tool::panic_failure,
+    guard::{Guarded, catch},
+    meter::Meter,
 };
 
 /// Converts panics of a handler and of its streams into failures of the tool, and counts its calls.
@@ -22,16 +24,17 @@ pub(crate) struct PanicGuard {
 impl ToolHandler for PanicGuard {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let tool = Arc::clone(&call.tool);
-        // The block also covers a panic before the handler returns its future.
         let measured = self.meter.begin(&call);
-        let run = AssertUnwindSafe(async { self.handler.call(call).await }).catch_unwind();
-        let answer = run.instrument(measured.span().clone()).await;
-        let result = answer.unwrap_or_else(|panic| Err(panic_failure(&tool, panic.as_ref())));
+        // The handler can panic before it returns its future.
+        let answer = match measured.span().in_scope(|| catch(|| self.handler.call(call))) {
+            Ok(running) => Guarded::new(running).instrument(measured.span().clone()).await,
+            Err(message) => Err(message),
+        };
+        let result = answer.unwrap_or_else(|message| Err(panic_failure(&tool, &message)));
         let result = result.map(|mut reply| {
             if let ReplyBody::Stream(chunks) = reply.body {
-                let chunks = AssertUnwindSafe(chunks).catch_unwind();
-                let chunks = chunks
-                    .map(move |item| item.unwrap_or_else(|panic| Err(panic_failure(&tool, panic.as_ref()))));
+                let chunks = Guarded::new(chunks)
+                    .map(move |item| item.unwrap_or_else(|message| Err(panic_failure(&tool, &message))));
                 reply.body = ReplyBody::Stream(Box::pin(chunks));
             }
             reply
@@ -40,14 +43,21 @@ impl ToolHandler for PanicGuard {
     }
 
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
-        self.handler.cancel(call).await
+        let ended = match catch(|| self.handler.cancel(call)) {
+            Ok(ending) => Guarded::new(ending).await,
+            Err(message) => Err(message),
+        };
+        ended.unwrap_or_else(|message| {
+            Err(ToolError::internal(format!("the handler panicked when it cancelled call {call}: {message}")))
+        })
     }
 
     // Does not forward `enforces_deadlines`, so it is always false. The host therefore applies its default deadline to the call,
     // counts it, and ends it at a shutdown.
 
     fn recall(&self, call: CallId) {
-        self.handler.recall(call);
+        // Not recalled, if the handler panics. The call ends as if nothing had asked for it.
+        let _ = catch(|| self.handler.recall(call));
     }
 }
 

@@ -7,10 +7,8 @@ mod progress;
 mod tests;
 
 use std::{
-    any::Any,
     fmt,
     future::{Future, poll_fn},
-    panic::AssertUnwindSafe,
     pin::pin,
     sync::Arc,
     task::{Context, Poll},
@@ -28,7 +26,7 @@ pub use self::{
 };
 use crate::{
     CallFuture, CallStage, ErrorKind, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply,
-    fn_tool::panic_text,
+    guard::{Guarded, catch},
 };
 
 /// The time after a deadline in which the handler inside of the layers may report the deadline itself.
@@ -158,8 +156,10 @@ impl CallService {
     ) -> CallFuture<'static> {
         let progress = CallProgress::track(&mut call);
         let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
-        let running = self.run(call);
+        // Cloning the layers can panic too.
+        let running = catch(|| self.run(call)).map(Guarded::new);
         Box::pin(async move {
+            let mut running = running.map_err(|message| layer_panicked(&message, false))?;
             let deadline_exceeded = |is_running| {
                 let stage = if is_running { CallStage::Running } else { CallStage::Queued };
                 ToolError::DeadlineExceeded { tool: tool.to_string(), stage, limit: None }
@@ -170,14 +170,14 @@ impl CallService {
             if deadline.is_some() && tokio::runtime::Handle::try_current().is_err() {
                 return Err(ToolError::NoRuntime { may_have_run: false });
             }
-            let (mut running, mut cut_off) = (pin!(AssertUnwindSafe(running).catch_unwind()), pin!(cut_off));
+            let mut cut_off = pin!(cut_off);
             let mut timer = deadline.map(|at| Box::pin(sleep_until(at)));
             let (mut is_cut_off, mut is_late) = (false, false);
             poll_fn(|cx| {
                 // Polls the call first, so that a reply takes precedence over a deadline at the same time.
-                if let Poll::Ready(result) = running.as_mut().poll(cx) {
+                if let Poll::Ready(result) = running.poll_unpin(cx) {
                     let result =
-                        result.unwrap_or_else(|panic| Err(layer_panicked(&*panic, progress.has_begun())));
+                        result.unwrap_or_else(|message| Err(layer_panicked(&message, progress.has_begun())));
                     return Poll::Ready(match result {
                         Ok(reply) => Ok(catch_panics_of_stream(reply)),
                         Err(error) => Err(progress.with_earlier_pass(error)),
@@ -206,17 +206,16 @@ impl CallService {
 }
 
 /// The error of a call whose layer panicked.
-fn layer_panicked(panic: &(dyn Any + Send), may_have_run: bool) -> ToolError {
-    let problem = format!("it panicked: {}", panic_text(panic));
+fn layer_panicked(message: &str, may_have_run: bool) -> ToolError {
+    let problem = format!("it panicked: {message}");
     ToolError::Layer { kind: ErrorKind::Rejected, may_have_run, problem, source: None }
 }
 
 /// Ends a streamed reply with an error if a layer that wraps the stream panics.
 fn catch_panics_of_stream(mut reply: ToolReply) -> ToolReply {
     if let ReplyBody::Stream(chunks) = reply.body {
-        let items = AssertUnwindSafe(chunks)
-            .catch_unwind()
-            .map(|item| item.unwrap_or_else(|panic| Err(layer_panicked(&*panic, true))));
+        let items = Guarded::new(chunks)
+            .map(|item| item.unwrap_or_else(|message| Err(layer_panicked(&message, true))));
         reply.body = ReplyBody::Stream(Box::pin(items));
     }
     reply

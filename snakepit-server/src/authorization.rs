@@ -1,11 +1,8 @@
 //! Decides which principal may do what. The host asks the function of the program once for each operation, whatever the protocol.
 
-use std::{
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
-};
+use std::fmt;
 
-use snakepit_registry::{Principal, ToolError};
+use snakepit_registry::{Principal, ToolError, guard::catch};
 
 /// An operation that a principal requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +30,7 @@ pub enum Operation<'a> {
     ReadPrograms,
     /// Stores or deletes a global program.
     WritePrograms,
-    /// Lists the tools.
+    /// Lists the tools. Without this permission, a session can be opened by `InitializeSession`, whose response then lists no tools.
     ListTools,
     /// Lists workers or sessions, reads statistics, or follows events of calls and sessions.
     Observe,
@@ -80,7 +77,7 @@ impl Authorizer {
             let problem = "nobody has authenticated the caller; set `ToolCall::principal`".to_owned();
             return Err(ToolError::AccessDenied { problem });
         }
-        let problem = match catch_unwind(AssertUnwindSafe(|| (self.0)(principal, operation))) {
+        let problem = match catch(|| (self.0)(principal, operation)) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(Denied { problem })) => {
                 tracing::debug!(%principal, ?operation, problem, "an operation was denied");

@@ -1,24 +1,20 @@
 //! Restarts long-lived tasks after a panic, which may come from foreign code: a log subscriber or a session backend of the program
 //! that embeds the host.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    time::Duration,
-};
+use std::time::Duration;
 
-use futures_util::FutureExt;
+use snakepit_registry::guard::{Guarded, catch};
 
 /// The pause before a restart, so that a task that panics immediately does not keep a processor busy.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs a part of a task. Logs a panic of the part, and then returns `false`, so that the caller runs the part again.
 pub(crate) async fn completes_without_panic(task: &str, part: impl Future<Output = ()>) -> bool {
-    if AssertUnwindSafe(part).catch_unwind().await.is_ok() {
+    if Guarded::new(Box::pin(part)).await.is_ok() {
         return true;
     }
-    let report = || tracing::error!(task, "a task of the host panicked; restarting it");
     // If the log subscriber panicked, this report may panic too.
-    let _ = catch_unwind(AssertUnwindSafe(report));
+    let _ = catch(|| tracing::error!(task, "a task of the host panicked; restarting it"));
     tokio::time::sleep(RESTART_PAUSE).await;
     false
 }

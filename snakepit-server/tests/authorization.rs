@@ -154,6 +154,8 @@ async fn the_function_receives_the_principal_and_the_operation() {
         let asked = operations();
         let expected = [
             (name.to_owned(), "WriteSession { session: \"s\" }".to_owned()),
+            // The response to the first request lists the tools.
+            (name.to_owned(), "ListTools".to_owned()),
             (name.to_owned(), in_session("caller")),
             (name.to_owned(), "WriteSession { session: \"s\" }".to_owned()),
         ];
@@ -231,4 +233,25 @@ async fn a_host_tool_acts_for_its_caller_and_needs_no_permission() {
     assert_eq!(call(&fixture.snakepit, alice(), "caller").await.unwrap_err().kind(), ErrorKind::AccessDenied);
     assert_eq!(fixture.snakepit.execute::<String>("relay", ()).await.unwrap(), "program");
     fixture.snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn opening_a_session_lists_tools_only_to_those_who_may_list_them() {
+    for may_list in [true, false] {
+        let fixture = Fixture::start(|builder| {
+            builder.authorize(move |_, operation| match operation {
+                Operation::ListTools if !may_list => Err(Denied::new("may not list")),
+                _ => Ok(()),
+            })
+        })
+        .await;
+        let mut client = BridgeServiceClient::new(fixture.channel().await);
+        let request = pb::InitializeSessionRequest { session_id: "s".into(), ..Default::default() };
+        let response = client.initialize_session(request).await.unwrap().into_inner();
+        assert!(response.success);
+        assert_eq!(response.available_tools.contains_key("caller"), may_list, "{response:?}");
+        assert_eq!(response.available_tools.is_empty(), !may_list, "{response:?}");
+        drop(client);
+        fixture.snakepit.shutdown().await.unwrap();
+    }
 }

@@ -223,3 +223,87 @@ async fn the_error_of_a_missed_deadline_names_the_limit_and_who_set_it() {
     drop(client);
     snakepit.shutdown().await.unwrap();
 }
+
+/// Panics when it is dropped, unless another panic unwinds, which would abort the process.
+struct PanicsInDrop;
+
+impl Drop for PanicsInDrop {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "in a destructor");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_a_destructor_does_not_affect_other_calls_of_the_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let opened = Arc::clone(&gate);
+    let snakepit = builder(&dir)
+        .host_tool("held", || async {
+            let _held = PanicsInDrop;
+            std::future::pending::<()>().await;
+        })
+        .host_tool("items", || {
+            let held = PanicsInDrop;
+            stream::repeat(1).map(move |item| item + size_of_val(&held))
+        })
+        .host_tool("payload", || async { std::panic::panic_any(PanicsInDrop) as () })
+        .host_tool("neighbour", move || {
+            let opened = Arc::clone(&opened);
+            async move { opened.notified().await }
+        })
+        .start()
+        .await
+        .unwrap();
+    let client =
+        snakepit_server::Client::connect(&format!("unix:{}", snakepit.socket().display())).await.unwrap();
+    let neighbour = client.execute::<()>("neighbour", ());
+    let others = async {
+        let late = client.call("held").timeout(Duration::from_millis(50)).unary::<()>().await.unwrap_err();
+        assert!(late.is_timeout(), "{late}");
+        let mut items = client.call("items").stream::<usize>().await.unwrap();
+        assert_eq!(items.try_next().await.unwrap(), Some(1));
+        drop(items);
+        let error = client.execute::<()>("payload", ()).await.unwrap_err();
+        assert!(error.to_string().contains("panicked"), "{error}");
+        // The host has ended the stream once its counters say so.
+        for _ in 0..1000 {
+            if status(&snakepit, "items").cancelled == 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(status(&snakepit, "items").cancelled, 1);
+        gate.notify_one();
+    };
+    let (answer, ()) = tokio::join!(neighbour, others);
+    answer.unwrap();
+    drop(client);
+    snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn numbers_without_a_json_form_reach_rust_callers() {
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = builder(&dir)
+        .host_tool("nan", || async { f64::NAN })
+        .host_tool("limits", || async { [f64::INFINITY, f64::NEG_INFINITY, 0.5] })
+        .host_tool("echo", |args: HashMap<String, f64>| async move { args })
+        .host_tool("items", || stream::iter([f64::INFINITY, f64::NAN]))
+        .start()
+        .await
+        .unwrap();
+    let client =
+        snakepit_server::Client::connect(&format!("unix:{}", snakepit.socket().display())).await.unwrap();
+    assert!(snakepit.execute::<f64>("nan", ()).await.unwrap().is_nan());
+    assert!(client.execute::<f64>("nan", ()).await.unwrap().is_nan());
+    let limits: Vec<f64> = client.execute("limits", ()).await.unwrap();
+    assert_eq!(limits, [f64::INFINITY, f64::NEG_INFINITY, 0.5]);
+    let arguments = HashMap::from([("x", f64::NEG_INFINITY)]);
+    let echoed: HashMap<String, f64> = client.execute("echo", arguments).await.unwrap();
+    assert_eq!(echoed["x"], f64::NEG_INFINITY);
+    let items: Vec<f64> = client.call("items").stream::<f64>().await.unwrap().try_collect().await.unwrap();
+    assert!(items[0] == f64::INFINITY && items[1].is_nan(), "{items:?}");
+    drop(client);
+    snakepit.shutdown().await.unwrap();
+}

@@ -17,6 +17,7 @@ mod read;
 mod serde_form;
 mod specials;
 pub(crate) mod whole;
+mod write;
 
 pub(crate) use array::ArrayMetadata;
 pub use dtype::Dtype;
@@ -283,19 +284,23 @@ impl Payload {
         serde_json::from_slice(&self.json).ok().or_else(|| whole::integer(self.to_float()?))
     }
 
-    /// Serializes a Rust value. The JSON determines the type. Use [`Payload::float`] for floats that may be NaN or infinite.
+    /// Serializes a Rust value. The JSON determines the type. NaN and infinities become the strings of the protocol, at any depth.
     ///
     /// # Errors
-    /// [`PayloadError::Serialize`] if serde fails, for example for a map whose keys are not strings.
+    /// [`PayloadError::Serialize`] if serde fails, for example for a map whose keys are not strings, or if more than 127 lists and maps
+    /// are inside each other.
     pub fn try_from_serde<T: Serialize + ?Sized>(value: &T) -> Result<Self, PayloadError> {
-        let json = serde_json::to_vec(value)
+        let json = write::to_json(value)
             .map_err(|error| PayloadError::Serialize { source: SharedError::new(error) })?;
         Ok(Self::of_json(json.into()))
     }
 
-    /// Wraps JSON that serde wrote or read, without surrounding white space. The JSON determines the type.
+    /// Wraps JSON that serde wrote or read, without surrounding white space. The JSON determines the type, also of NaN and infinities.
     #[must_use]
     pub fn of_json(json: Bytes) -> Self {
+        if let Some(number) = write::marked(&json) {
+            return Self::float(number);
+        }
         let ty = match json.first() {
             Some(b'"') => ValueType::String,
             Some(b'{') => ValueType::Map,

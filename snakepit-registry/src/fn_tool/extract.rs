@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use super::derive::DerivedArguments;
-use crate::{Arguments, Extensions, ToolCall, ToolError, ToolSpec, arguments::from_arguments};
+use crate::{Arguments, Extensions, ToolCall, ToolError, ToolSpec, arguments::from_arguments, guard::catch};
 
 /// The values that a host shares with its tools, at most one of each type. `Builder::state` of `snakepit-server` adds one.
 ///
@@ -236,7 +236,11 @@ impl Requirements {
 
     /// Declares that the function takes the arguments of this type.
     pub(super) fn arguments<T: DeserializeOwned + JsonSchema>(&mut self) {
-        match DerivedArguments::of::<T>() {
+        let derived = catch(DerivedArguments::of::<T>).unwrap_or_else(|message| {
+            let name = type_name::<T>();
+            Err(format!("takes `{name}`, whose `Deserialize` or `JsonSchema` panicked: {message}"))
+        });
+        match derived {
             Ok(derived) => self.arguments = self.arguments.take().map(|arguments| arguments.merge(derived)),
             Err(problem) => self.problem = self.problem.take().or(Some(problem)),
         }

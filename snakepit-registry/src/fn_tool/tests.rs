@@ -336,3 +336,107 @@ async fn an_optional_payload_is_the_payload_or_null() {
         }
     }
 }
+
+/// Panics when it is dropped, unless another panic unwinds, which would abort the process.
+struct PanicsInDrop;
+
+impl Drop for PanicsInDrop {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "in a destructor");
+    }
+}
+
+#[tokio::test]
+async fn panics_of_destructors_do_not_reach_the_task_that_drops_a_call() {
+    let registry = crate::Registry::new();
+    let held = FnTool::new("held", || async {
+        let _held = PanicsInDrop;
+        std::future::pending::<()>().await;
+    });
+    let items = FnTool::new("items", || {
+        let held = PanicsInDrop;
+        futures_util::stream::repeat(1).map(move |item| item + size_of_val(&held))
+    });
+    let payload = FnTool::new("payload", || async { std::panic::panic_any(PanicsInDrop) as () });
+    for tool in [held.clone(), items.clone(), payload.clone()] {
+        registry.register_host_tool(tool).unwrap();
+    }
+    for (tool, name) in [(held, "handled"), (items, "handled_items"), (payload, "handled_payload")] {
+        let spec = ToolSpec { name: name.to_owned(), ..tool.spec().clone() };
+        registry.register_host_handler(spec, Arc::new(tool)).unwrap();
+    }
+    for (held, items, payload) in
+        [("held", "items", "payload"), ("handled", "handled_items", "handled_payload")]
+    {
+        let [held, items, payload] =
+            [held, items, payload].map(|name| (name, registry.resolve(name).unwrap()));
+        let mut running = held.1.begin(ToolCall::new(held.0)).unwrap();
+        assert!(futures_util::poll!(&mut running).is_pending());
+        drop(running);
+        let reply = items.1.begin(ToolCall::new(items.0).streaming()).unwrap().await.unwrap();
+        let ReplyBody::Stream(mut chunks) = reply.body else { panic!("a value") };
+        assert_eq!(chunks.next().await.unwrap().unwrap().data, "1");
+        drop(chunks);
+        let error = payload.1.begin(ToolCall::new(payload.0)).unwrap().await.unwrap_err();
+        assert!(error.failure().is_some_and(|failure| failure.error_type == "panic"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_enum_takes_the_name_of_a_variant() {
+    #[derive(Debug, Deserialize, schemars::JsonSchema)]
+    #[allow(dead_code, reason = "`Debug` reads the fields")]
+    enum Kind {
+        Plain,
+        With(i64),
+        Named { x: f64 },
+    }
+    let tool = FnTool::new("kind", |kind: Kind| async move { format!("{kind:?}") });
+    for (arguments, expected) in [
+        (json!({"Plain": null}), "Plain"),
+        (json!({"With": 5}), "With(5)"),
+        (json!({"With": 5.0}), "With(5)"),
+        (json!({"Named": {"x": 1}}), "Named { x: 1.0 }"),
+    ] {
+        assert_eq!(call(&tool, arguments).await.unwrap(), expected);
+    }
+    let optional = FnTool::new("kind", |kind: Option<Kind>| async move { format!("{kind:?}") });
+    assert_eq!(call(&optional, json!({"With": 5})).await.unwrap(), "Some(With(5))");
+    assert_eq!(call(&optional, json!({})).await.unwrap(), "None");
+    for (arguments, problem) in [
+        (json!({}), "argument `arguments` of tool `kind` does not fit: the tool takes exactly one"),
+        (
+            json!({"With": 5, "Plain": null}),
+            "the tool takes exactly one, whose name is that of a variant: Plain, With, Named",
+        ),
+        (json!({"With": "x"}), "argument `With` of tool `kind` does not fit: invalid type"),
+        (json!({"Other": 1}), "argument `Other` of tool `kind` does not fit: unknown variant"),
+    ] {
+        let error = call(&tool, arguments).await.unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn nan_and_infinities_arrive_as_numbers() {
+    let number = value_of(&FnTool::new("t", || async { f64::NAN }), ToolCall::new("t")).await;
+    assert_eq!(number.unwrap(), "NaN", "without a request for a number, it is text");
+    let tool = FnTool::new("t", || futures_util::stream::iter([f64::NAN, f64::NEG_INFINITY, 1.0]));
+    let ReplyBody::Stream(chunks) = tool.call(ToolCall::new("t").streaming()).await.unwrap().body else {
+        panic!("a value")
+    };
+    let read =
+        |chunk: Result<Chunk, ToolError>| Payload::of_json(chunk.unwrap().data).to_serde::<f64>().unwrap();
+    let numbers: Vec<f64> = chunks.map(read).collect().await;
+    assert!(numbers[0].is_nan() && numbers[1..] == [f64::NEG_INFINITY, 1.0], "{numbers:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_nested_too_deep_is_a_failure() {
+    let nest = |levels: usize| (0..levels).fold(json!(1), |inner, _| Value::Array(vec![inner]));
+    let tool = FnTool::new("t", move || async move { nest(5000) });
+    let error = value_of(&tool, ToolCall::new("t")).await.unwrap_err().to_string();
+    assert!(error.contains("nested deeper than 127 levels; return a flatter structure"), "{error}");
+    let tool = FnTool::new("t", move || async move { nest(127) });
+    assert_eq!(value_of(&tool, ToolCall::new("t")).await.unwrap(), nest(127));
+}

@@ -216,6 +216,55 @@ async fn a_panic_of_a_layer_fails_the_call_or_ends_its_stream() {
     assert!(matches!(&items[..], [Err(ToolError::Layer { may_have_run: true, .. })]), "{items:?}");
 }
 
+#[derive(Debug)]
+struct PanickingService {
+    panics_in_clone: bool,
+}
+
+impl Clone for PanickingService {
+    fn clone(&self) -> Self {
+        assert!(!self.panics_in_clone, "in a clone");
+        Self { panics_in_clone: false }
+    }
+}
+
+impl Service<ToolCall> for PanickingService {
+    type Response = ToolReply;
+    type Error = ToolError;
+    type Future = CallFuture<'static>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ToolError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: ToolCall) -> Self::Future {
+        Box::pin(async {
+            let _held = PanicsInDrop;
+            std::future::pending().await
+        })
+    }
+}
+
+struct PanicsInDrop;
+
+impl Drop for PanicsInDrop {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "in a destructor");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn panics_of_clones_and_destructors_of_layers_fail_only_the_call() {
+    let mut call = call();
+    call.deadline = Some(Instant::now() + Duration::from_secs(1));
+    let service = CallService::new(PanickingService { panics_in_clone: false });
+    let error = service.run_bounded(call.clone(), std::future::pending()).await.unwrap_err();
+    assert!(matches!(error, ToolError::DeadlineExceeded { .. }), "{error:?}");
+    let service = CallService::new(PanickingService { panics_in_clone: true });
+    let error = service.run_bounded(call, std::future::pending()).await.unwrap_err();
+    assert!(error.to_string().contains("it panicked: in a clone") && !error.may_have_run(), "{error}");
+}
+
 #[tokio::test]
 async fn adapters_keep_the_contract_of_handlers() {
     let tool = FnTool::new("any", |_: serde_json::Value| futures_util::stream::iter([1, 2]));

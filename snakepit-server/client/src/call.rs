@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_core::Stream;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -18,7 +17,7 @@ use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{
     Arguments, CallMode, ChunkStream, ReplyBody, TimeLimit, ToolCall, ToolError, ToolReply, TraceContext,
 };
-use snakepit_session::{Payload, PayloadError, SessionError, SessionId, SharedError, ValueType};
+use snakepit_session::{Payload, SessionError, SessionId, ValueType};
 use tokio::time::Instant;
 
 use crate::{Error, HostHandle, RemoteHost};
@@ -312,12 +311,10 @@ fn wrong_reply(got: &str, expected: &str) -> ToolError {
 
 /// Splits an object into arguments, which stay JSON.
 fn arguments_of(tool: &str, args: &impl Serialize) -> Result<Arguments, Error> {
-    let json = serde_json::to_vec(args)
-        .map_err(|error| PayloadError::Serialize { source: SharedError::new(error) })?;
-    if json == b"null" {
+    let (ty, json, _) = Payload::try_from_serde(args)?.into_parts();
+    if ty == ValueType::Null {
         return Ok(Arguments::new());
     }
-    let json = Bytes::from(json);
     let fields: BTreeMap<String, &RawValue> =
         serde_json::from_slice(&json).map_err(|_| Error::NotAnObject { tool: tool.to_owned() })?;
     // All payloads share one buffer.

@@ -1,10 +1,9 @@
 //! Composes and starts a host from its builder.
 
-use std::{panic::AssertUnwindSafe, path::Path, pin::pin, sync::Arc, time::Duration};
+use std::{path::Path, pin::pin, sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
 use snakepit_pool::{Pool, PoolError};
-use snakepit_registry::{Registry, ToolHandler};
+use snakepit_registry::{Registry, ToolHandler, guard::Guarded};
 use snakepit_session::{MemoryBackend, SessionLimits, error_chain};
 use snakepit_worker::{
     ProcessConfig, ProcessLauncher, WorkerError, WorkerLauncher,
@@ -260,7 +259,7 @@ async fn sweep(host: Arc<Host>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             // A panic of the backend must not end the task.
-            _ = ticks.tick() => match AssertUnwindSafe(host.sessions.sweep()).catch_unwind().await {
+            _ = ticks.tick() => match Guarded::new(Box::pin(host.sessions.sweep())).await {
                 Ok(Ok(0)) => {}
                 Ok(Ok(expired)) => tracing::debug!(expired, "sessions expired"),
                 Ok(Err(error)) => tracing::warn!(error = %error_chain(&error), "failed to sweep expired sessions"),

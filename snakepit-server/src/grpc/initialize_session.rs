@@ -28,7 +28,7 @@ use tonic_prost::ProstCodec;
 use tower::Service;
 
 use super::bridge::Bridge;
-use crate::listen::Connection;
+use crate::{Operation, listen::Connection};
 
 const PATH: &str = "/snakepit.bridge.BridgeService/InitializeSession";
 
@@ -36,10 +36,14 @@ const PATH: &str = "/snakepit.bridge.BridgeService/InitializeSession";
 pub(super) fn response(registry: &Registry) -> pb::InitializeSessionResponse {
     let tools = registry.exposed_tools().into_iter();
     pb::InitializeSessionResponse {
-        success: true,
         available_tools: tools.map(|(spec, _)| (spec.name.clone(), spec_to_wire(spec))).collect(),
-        ..pb::InitializeSessionResponse::default()
+        ..without_tools()
     }
+}
+
+/// The response to a principal that may not list the tools.
+pub(super) fn without_tools() -> pb::InitializeSessionResponse {
+    pb::InitializeSessionResponse { success: true, ..pb::InitializeSessionResponse::default() }
 }
 
 fn encoded_response(registry: &Registry) -> Bytes {
@@ -111,8 +115,12 @@ impl UnaryService<pb::InitializeSessionRequest> for InitializeSession {
         let bridge = Arc::clone(&self.0);
         Box::pin(async move {
             bridge.may_write(&request)?;
+            let may_list = bridge.authorize(request.extensions(), &Operation::ListTools).is_ok();
             bridge.open(request.into_inner()).await?;
             let host = bridge.host();
+            if !may_list {
+                return Ok(Response::new(EncodedMessage(without_tools().encode_to_vec().into())));
+            }
             Ok(Response::new(EncodedMessage(host.initialize_response.get(&host.registry, encoded_response))))
         })
     }

@@ -44,8 +44,10 @@ impl BridgeService for Bridge {
         request: Request<pb::InitializeSessionRequest>,
     ) -> RpcResult<pb::InitializeSessionResponse> {
         self.may_write(&request)?;
+        let may_list = self.authorize(request.extensions(), &Operation::ListTools).is_ok();
         self.open(request.into_inner()).await?;
-        Ok(Response::new(initialize_session::response(&self.host().registry)))
+        let response = may_list.then(|| initialize_session::response(&self.host().registry));
+        Ok(Response::new(response.unwrap_or_else(initialize_session::without_tools)))
     }
 
     async fn cleanup_session(

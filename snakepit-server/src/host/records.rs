@@ -4,7 +4,6 @@
 
 use std::{
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc,
@@ -15,7 +14,7 @@ use std::{
 
 use futures_core::Stream;
 use snakepit_registry::{
-    CallRecord, CallTimeline, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply,
+    CallRecord, CallTimeline, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply, guard::catch,
 };
 use snakepit_session::error_chain;
 use tracing::Level;
@@ -58,7 +57,7 @@ impl CallRecords {
     fn publish(&self, record: &CallRecord) {
         for reader in &self.readers {
             // A reader runs in the task of the call, also when the call is dropped.
-            if catch_unwind(AssertUnwindSafe(|| reader(record))).is_err() {
+            if catch(|| reader(record)).is_err() {
                 self.panics.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(tool = %record.tool, call = %record.call, "a reader of call records panicked");
             }

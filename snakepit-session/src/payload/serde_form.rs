@@ -28,7 +28,8 @@ impl Serialize for Payload {
             )));
         }
         // Keeps the text of numbers that no Rust type can hold.
-        let json: &RawValue = serde_json::from_slice(&self.json).map_err(S::Error::custom)?;
+        let part = self.json_part();
+        let json: &RawValue = serde_json::from_slice(&part).map_err(S::Error::custom)?;
         json.serialize(serializer)
     }
 }

@@ -3,7 +3,7 @@
 use serde::{
     Deserializer,
     de::{
-        DeserializeSeed, IntoDeserializer, Visitor,
+        DeserializeSeed, Error as _, IntoDeserializer, Unexpected, Visitor,
         value::{MapAccessDeserializer, MapDeserializer, SeqDeserializer},
     },
     forward_to_deserialize_any,
@@ -120,6 +120,9 @@ impl<'de> Deserializer<'de> for Special {
         let whole = self.whole;
         match self.value {
             Value::Object(entries) => {
+                if entries.len() != 1 {
+                    return Err(Error::invalid_value(Unexpected::Map, &"map with a single key"));
+                }
                 let entries = entries.into_iter().map(|(key, value)| (key, Self { value, whole }));
                 visitor.visit_enum(MapAccessDeserializer::new(MapDeserializer::new(entries)))
             }
@@ -176,6 +179,12 @@ mod tests {
         assert_eq!(readings, expected);
         let rows: Vec<BTreeMap<String, f64>> = list(r#"[{"NaN": 1}, {"x": "Infinity"}]"#).to_serde().unwrap();
         assert_eq!((rows[0]["NaN"], rows[1]["x"]), (1.0, f64::INFINITY));
+        // With and without a name of a special number, which is read differently.
+        for two in
+            [r#"[{"Exact": "Infinity", "Unknown": null}]"#, r#"[{"Exact": 1, "Unknown": null}]"#, r#"[{}]"#]
+        {
+            assert!(list(two).to_serde::<Vec<Reading>>().is_err(), "{two}");
+        }
         assert!(list(r#"["NaN", 1]"#).to_serde::<Vec<(f64, f64)>>().is_err());
         assert!(list(r#"["NaN", "many"]"#).to_serde::<Vec<f64>>().is_err());
     }

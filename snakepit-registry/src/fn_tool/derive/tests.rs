@@ -243,3 +243,22 @@ fn an_alias_stands_for_its_field_and_at_most_one_other() {
     }
     assert_eq!((fields("zz"), fields("between")), (vec!["b"], vec!["b"]));
 }
+
+#[test]
+fn a_panic_of_the_argument_type_is_an_error_of_the_registration() {
+    #[derive(JsonSchema)]
+    #[allow(dead_code, reason = "only its schema is read")]
+    struct Panics {
+        a: i64,
+    }
+    impl<'de> Deserialize<'de> for Panics {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+            panic!("on purpose")
+        }
+    }
+    let problem = FnTool::new("panics", |_: Panics| async {}).check().unwrap_err();
+    assert!(
+        problem.contains("Panics`, whose `Deserialize` or `JsonSchema` panicked: on purpose"),
+        "{problem}"
+    );
+}
