@@ -18,6 +18,7 @@ use snakepit_server::{
     Builder, Client, FnTool, Principal, Snakepit, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
     ToolSpec, routes::Routes, testing::InProcessWorkers,
 };
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Request};
 use tower::ServiceExt;
@@ -57,8 +58,8 @@ fn call_of(tool: &str) -> pb::ExecuteToolRequest {
     pb::ExecuteToolRequest { tool_name: tool.to_owned(), ..Default::default() }
 }
 
-/// A body that sends some bytes and never ends.
-struct Unfinished(Option<Bytes>);
+/// A body that sends some bytes and never ends. Dropping it drops the sender.
+struct Unfinished(Option<Bytes>, Option<oneshot::Sender<()>>);
 
 impl http_body::Body for Unfinished {
     type Data = Bytes;
@@ -79,7 +80,7 @@ fn unfinished(path: &str, announced: u32, sent: usize) -> http::Request<Unfinish
     data.resize(sent, 7);
     let request =
         http::Request::post(format!("http://localhost{path}")).header("content-type", "application/grpc");
-    request.body(Unfinished(Some(data.into()))).unwrap()
+    request.body(Unfinished(Some(data.into()), None)).unwrap()
 }
 
 #[tokio::test]
@@ -264,8 +265,13 @@ async fn a_shutdown_ends_streams_and_rejects_later_requests() {
     client.initialize_session(session).await.unwrap();
     let watch = pb::WatchVariablesRequest { session_id: "s".to_owned(), ..Default::default() };
     let mut watch = client.watch_variables(watch).await.unwrap().into_inner();
-    let calls = fixture.snakepit.routes().oneshot(unfinished(MULTIPLEX, 100, 0)).await.unwrap();
-    let reflection = fixture.snakepit.routes().oneshot(unfinished(REFLECTION, 100, 0)).await.unwrap();
+    let mut open = Vec::new();
+    for rpc in [MULTIPLEX, REFLECTION] {
+        let (sender, dropped) = oneshot::channel();
+        let mut request = unfinished(rpc, 100, 0);
+        request.body_mut().1 = Some(sender);
+        open.push((fixture.snakepit.routes().oneshot(request).await.unwrap(), dropped));
+    }
     let shutdown = fixture.snakepit.shutdown_within(Duration::ZERO);
     tokio::time::timeout(SOON, shutdown).await.expect("the host shuts down").unwrap();
     for ended in [
@@ -274,11 +280,15 @@ async fn a_shutdown_ends_streams_and_rejects_later_requests() {
     ] {
         assert_eq!(ended.code(), Code::Unavailable, "{ended}");
     }
-    for response in [calls, reflection] {
+    for (response, request_dropped) in open {
         let mut body = response.into_body();
         let end = std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut body), cx));
         let end = tokio::time::timeout(SOON, end).await.expect("the stream ends").unwrap().unwrap();
         assert_eq!(end.into_trailers().unwrap()["grpc-status"], "14");
+        // A server drops the body of a response that has ended.
+        drop(body);
+        let dropped = tokio::time::timeout(SOON, request_dropped).await;
+        assert!(dropped.expect("the request ends with its response").is_err());
     }
     // The program's server may still have open connections.
     let late = client.ping(pb::PingRequest::default()).await.unwrap_err();

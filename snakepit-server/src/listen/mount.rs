@@ -4,6 +4,7 @@
 //! it, so that each client is bounded as on a listener. The host cannot close a connection whose client does not read, so it drops
 //! the rest of the response instead.
 
+mod request_body;
 mod requests;
 
 use std::{
@@ -17,11 +18,17 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tonic::{body::Body, service::Routes};
 use tower::Service;
 
-use self::requests::{MountedRequest, MountedRequests, MountedResponse};
+use self::{
+    request_body::CutBody,
+    requests::{MountedRequest, MountedRequests, MountedResponse},
+};
 use super::{
     ListenLimits, accept::CLOSE_TIMEOUT, connections::Connections, framing::PolledFrame,
     request_service::RequestService,
@@ -94,7 +101,9 @@ impl Service<Request<axum::body::Body>> for Mount {
             Err(open) => return Box::pin(std::future::ready(Ok(too_many_requests(open).into_http()))),
         };
         let service = RequestService::new(self.routes.clone(), connection);
-        let response = service.respond(request);
+        let response_ended = CancellationToken::new();
+        let response = service.respond(request.map(|body| CutBody::new(body, response_ended.clone())));
+        let response_ended = response_ended.drop_guard();
         let stop = self.stop.clone();
         let mut cut: CutFuture = Box::pin(async move {
             stop.cancelled_owned().await;
@@ -108,7 +117,7 @@ impl Service<Request<axum::body::Body>> for Mount {
                     let Ok(response) = response;
                     Ok(response.map(|body| {
                         let response = mounted.respond(body);
-                        Body::new(MountedBody { response, cut: Some(cut), _request: mounted })
+                        Body::new(MountedBody { response, cut: Some((cut, response_ended)), _request: mounted })
                     }))
                 }
                 () = &mut cut => Ok(shutting_down(true).into_http()),
@@ -122,8 +131,8 @@ type CutFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// The body of a response, which ends soon after the stop. On a listener, the host closes the connection instead.
 struct MountedBody {
     response: Arc<MountedResponse>,
-    /// `None` after the cut.
-    cut: Option<CutFuture>,
+    /// Ends the response, and its request when dropped. `None` after the cut.
+    cut: Option<(CutFuture, DropGuard)>,
     _request: MountedRequest,
 }
 
@@ -133,7 +142,7 @@ impl http_body::Body for MountedBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame {
         let this = &mut *self;
-        let Some(cut) = &mut this.cut else { return Poll::Ready(None) };
+        let Some((cut, _)) = &mut this.cut else { return Poll::Ready(None) };
         let mut sending = this.response.lock();
         if let Poll::Ready(frame) = Pin::new(&mut sending.body).poll_frame(cx) {
             sending.last_taken = Instant::now();
