@@ -38,7 +38,12 @@ pub fn clarify(status: Status) -> Status {
         ),
         _ => ("it is not a host", Code::Unavailable, true),
     };
-    let message = format!("the proxy answered {}: {meaning}", format!("{code} {name}").trim_end());
+    // A server in which the host is mounted can answer these too, for example from a layer that authenticates.
+    let peer = match code {
+        400..=406 | 408..=499 => "the server or a proxy",
+        _ => "the proxy",
+    };
+    let message = format!("{peer} answered {}: {meaning}", format!("{code} {name}").trim_end());
     error_status_with(answer, PROXY, message, [(DELIVERED, may_have_run.to_string())])
 }
 
@@ -96,6 +101,11 @@ mod tests {
                 "true",
             ),
             ("grpc-status header missing, mapped from HTTP status code 404", "no gRPC", "false"),
+            (
+                "grpc-status header missing, mapped from HTTP status code 401",
+                "the server or a proxy answered 401 Unauthorized: it requires permission",
+                "false",
+            ),
             ("grpc-status header missing, mapped from HTTP status code 413", "client_max_body_size", "false"),
             (
                 "grpc-status header missing, mapped from HTTP status code 599",

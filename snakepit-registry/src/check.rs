@@ -83,7 +83,13 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
             Some(argument) => {
                 let ty = argument.ty();
                 problems.add(&parameter.name, || {
-                    format!("is {} {ty}, expected {}", article(ty.as_str()), parameter.type_name)
+                    let advice = if ty == ValueType::List && parameter.type_name == ValueType::Bytes.as_str()
+                    {
+                        "; pass bytes as a raw value, in Rust by `.payload(name, Payload::bytes(..))`"
+                    } else {
+                        ""
+                    };
+                    format!("is {} {ty}, expected {}{advice}", article(ty.as_str()), parameter.type_name)
                 });
             }
             None if parameter.required && !may_be_present(&parameter.name) => {

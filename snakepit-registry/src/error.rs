@@ -10,8 +10,13 @@ use crate::Violation;
 mod classification;
 mod kind;
 mod layer;
+mod message;
 
 pub use kind::ErrorKind;
+use message::{describe_deadline, describe_queue, describe_violations, output_tail, rounded};
+
+/// The [`ToolFailure::error_type`] of a host tool that panicked.
+pub(crate) const PANIC: &str = "panic";
 
 /// The exception that a tool raised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,8 +24,10 @@ pub struct ToolFailure {
     /// The tool that failed.
     pub tool: String,
     /// The exception's type as a Python traceback prints it, with its module unless it is a builtin: `ValueError`,
-    /// `shop.OutOfStock`, `shop.Shelf.Empty`. For a host tool, the name of its Rust error type. Empty if the worker did
-    /// not report it.
+    /// `shop.OutOfStock`, `shop.Shelf.Empty`. Empty if the worker did not report it.
+    ///
+    /// For a host tool, the name of its Rust error type without the module, such as `ParseIntError`. It is `HostToolError` for text
+    /// and for [`HostError::new`](crate::HostError::new), and `panic` for a panic.
     pub error_type: String,
     /// The exception's message.
     pub message: String,
@@ -48,7 +55,8 @@ pub struct ToolFailure {
 
 impl fmt::Display for ToolFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.error_type.is_empty() {
+        // The message of a panic names it already.
+        if self.error_type.is_empty() || self.error_type == PANIC {
             f.write_str(&self.message)
         } else if self.message.is_empty() {
             f.write_str(&self.error_type)
@@ -89,8 +97,8 @@ pub enum TimeLimit {
 impl fmt::Display for TimeLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Caller(time) => write!(f, "the caller's timeout of {time:?}"),
-            Self::Host(time) => write!(f, "the host's default timeout of {time:?}"),
+            Self::Caller(time) => write!(f, "the caller's timeout of {:?}", rounded(*time)),
+            Self::Host(time) => write!(f, "the host's default timeout of {:?}", rounded(*time)),
         }
     }
 }
@@ -139,7 +147,7 @@ pub enum ToolError {
     #[error("tool `{}` failed: {_0}", _0.tool)]
     Failed(Box<ToolFailure>),
     /// The queue is full, so the call was rejected immediately.
-    #[error("pool is overloaded: {queued} calls wait, the limit is {limit}; retry later or add workers")]
+    #[error("pool is overloaded: {}; retry later or add workers", describe_queue(*queued, *limit))]
     Overloaded {
         /// The number of queued calls.
         queued: usize,
@@ -190,10 +198,7 @@ pub enum ToolError {
         limit: usize,
     },
     /// The call's deadline passed.
-    #[error(
-        "deadline of tool `{tool}` exceeded {stage}{}; raise the timeout or make the tool faster",
-        limit.map(|limit| format!(", after {limit}")).unwrap_or_default()
-    )]
+    #[error("deadline of tool `{tool}` {}", describe_deadline(*stage, *limit))]
     DeadlineExceeded {
         /// The tool's name.
         tool: String,
@@ -253,6 +258,9 @@ pub enum ToolError {
     },
     /// The host is shutting down. It rejected the call, or its drain ended before the call did. Calls of all kinds get
     /// this error.
+    ///
+    /// [`is_retryable`](Self::is_retryable) is true if the call cannot have run, because another host may run it. The host itself
+    /// does not come back, so a program that retries on a host in its own process must end its loop.
     #[error("the host is shutting down{}", if *may_have_run { "; the call was cut off and may have run" } else { "" })]
     ShuttingDown {
         /// Whether the call may have begun to run.
@@ -331,36 +339,6 @@ pub enum ToolError {
     },
 }
 
-/// One sentence for all violations: "argument `a` of tool `t` is missing, `b` is null, and `c` is unknown".
-fn describe_violations(tool: &str, violations: &[Violation]) -> String {
-    let parts: Vec<String> = violations
-        .iter()
-        .enumerate()
-        .map(|(index, Violation { field, description })| match index {
-            0 => format!("argument `{field}` of tool `{tool}` {description}"),
-            _ => format!("`{field}` {description}"),
-        })
-        .collect();
-    match parts.split_last() {
-        Some((last, others)) if !others.is_empty() => format!("{}, and {last}", others.join(", ")),
-        _ => parts.concat(),
-    }
-}
-
-/// The last three lines of output, each shortened to 160 characters for a message. The status details contain all lines.
-fn output_tail(lines: &[String]) -> String {
-    const MAX_LINES: usize = 3;
-    const MAX_LINE_CHARS: usize = 160;
-    let last: Vec<String> = lines[lines.len().saturating_sub(MAX_LINES)..]
-        .iter()
-        .map(|line| match line.char_indices().nth(MAX_LINE_CHARS) {
-            Some((end, _)) => format!("{}...", &line[..end]),
-            None => line.clone(),
-        })
-        .collect();
-    if last.is_empty() { String::new() } else { format!("; its last output: {}", last.join(" | ")) }
-}
-
 impl ToolError {
     /// The error of a call with these invalid arguments, at least one.
     #[must_use]
@@ -413,55 +391,5 @@ impl ToolError {
             *source = Some(SharedError::new(cause));
         }
         self
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_message_of_a_missed_deadline_names_the_limit() {
-        let error = ToolError::DeadlineExceeded { tool: "add".into(), stage: CallStage::Queued, limit: None };
-        let second = Duration::from_secs(1);
-        let late = error.with_time_limit(None).with_time_limit(Some(TimeLimit::Host(60 * second)));
-        let late = late.with_time_limit(Some(TimeLimit::Caller(second)));
-        assert_eq!(
-            late.to_string(),
-            "deadline of tool `add` exceeded while queued, after the host's default timeout of 60s; raise the timeout or make \
-             the tool faster"
-        );
-    }
-
-    #[test]
-    fn the_message_of_invalid_arguments_contains_all_violations() {
-        let invalid = |fields: &[&str]| {
-            let violations = fields.iter().map(|field| Violation::new(*field, "is missing"));
-            ToolError::invalid_arguments("add", violations.collect())
-        };
-        assert!(matches!(invalid(&["a"]), ToolError::InvalidArgument { .. }));
-        assert_eq!(
-            invalid(&["a[3].b", "c", "d"]).to_string(),
-            "argument `a[3].b` of tool `add` is missing, `c` is missing, and `d` is missing"
-        );
-    }
-
-    #[test]
-    fn the_message_of_a_lost_worker_contains_its_shortened_last_output() {
-        let lost = |lines: Vec<String>| {
-            let error = ToolError::WorkerLost {
-                worker: "w".into(),
-                reason: "it exited with code 1".into(),
-                may_have_run: true,
-                output_lines: lines,
-                retry_after: None,
-                source: None,
-            };
-            error.to_string()
-        };
-        assert_eq!(lost(vec![]), "worker `w` was lost: it exited with code 1");
-        let long = lost((0..20).map(|n| format!("{n}: {}", "ü".repeat(8 * 1024))).collect());
-        assert!(long.contains("; its last output: 17: üü") && long.ends_with("ü..."), "{long}");
-        assert!(long.chars().count() < 600, "{long}");
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     CallMode, Chunk, ChunkStream, IntoAnswer, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
     ToolSpec,
     arguments::from_arguments,
+    error::PANIC,
     guard::{Guarded, catch},
     meter::Meter,
 };
@@ -315,7 +316,7 @@ fn tool_failed(tool: &str, mut failure: Box<ToolFailure>) -> ToolError {
 
 /// The failure of a call whose tool panicked with this message.
 pub(crate) fn panic_failure(tool: &str, message: &str) -> ToolError {
-    failure(tool, "panic", format!("panicked: {message}"))
+    failure(tool, PANIC, format!("panicked: {message}"))
 }
 
 fn failure(tool: &str, error_type: &str, message: String) -> ToolError {

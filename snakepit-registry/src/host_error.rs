@@ -9,7 +9,8 @@ use crate::{ToolFailure, answer::short_type_name};
 
 /// The error of a host tool. It chooses what callers receive: a code and data for programs, and the class of the exception in Python.
 ///
-/// Every error converts to it with `?`, and keeps the name of its type. The message includes the error's sources.
+/// Every error converts to it with `?`, and keeps the name of its type. The message includes the error's sources. A [`ToolFailure`]
+/// converts with all of its parts.
 ///
 /// In Python, the exception is a `HostToolError`, unless [`python_type`](Self::python_type) names another class. It has the attributes
 /// `code` and `data`. Callers in Rust find both in [`ToolFailure`].
@@ -38,7 +39,7 @@ use crate::{ToolFailure, answer::short_type_name};
 pub struct HostError(Box<ToolFailure>);
 
 impl HostError {
-    /// Creates an error with this message.
+    /// Creates an error with this message. Its [`error_type`](ToolFailure::error_type) in Rust is `HostToolError`.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
         Self(Box::new(ToolFailure {
@@ -80,6 +81,29 @@ impl HostError {
 
     pub(crate) fn into_failure(self) -> Box<ToolFailure> {
         self.0
+    }
+}
+
+/// Fails with all parts of a failure: that of another tool, or in a test that of a Python exception.
+///
+/// ```
+/// use snakepit_registry::{FnTool, HostError, ToolCall, ToolFailure, ToolHandler};
+///
+/// // Takes the place of a Python tool that raises `shop.OutOfStock`.
+/// let price = FnTool::new("price", || async {
+///     let (error_type, message) = ("shop.OutOfStock".to_owned(), "no tea".to_owned());
+///     Err::<f64, _>(HostError::from(ToolFailure { error_type, message, ..ToolFailure::default() }))
+/// });
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let error = price.call(ToolCall::new("price")).await.unwrap_err();
+/// assert_eq!(error.error_type(), Some("shop.OutOfStock"));
+/// # }
+/// ```
+impl From<ToolFailure> for HostError {
+    fn from(failure: ToolFailure) -> Self {
+        Self(Box::new(failure))
     }
 }
 

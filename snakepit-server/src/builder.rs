@@ -3,12 +3,11 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use snakepit_pool::PoolConfig;
-use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{CallLayers, FnTool, HostState, ToolFn, ToolHandler, ToolSpec};
 use snakepit_session::SessionBackend;
 use snakepit_worker::WorkerLauncher;
 
-use crate::{authorization::Authorizer, host::CallReader};
+use crate::{MAX_TIMEOUT, authorization::Authorizer, host::CallReader};
 
 mod authorization;
 mod layers;
@@ -73,7 +72,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Sets the adapter that workers serve:
+    /// Sets the adapter that workers serve, in one of the forms of
+    /// [adapters.md](https://github.com/snakepit-rs/snakepit/blob/main/docs/adapters.md):
     ///
     /// - `module.path:Class`, for the methods of a class that are tools,
     /// - `module.path:function`, or `module.path:` for the public functions of a module,
@@ -86,7 +86,8 @@ impl Builder {
     }
 
     /// Runs this command as the worker instead of this project's Python runtime. Any program that implements the wire
-    /// contract works. The host appends the arguments of the contract (`--port`, `--elixir-address`, ...).
+    /// contract works. The host appends the arguments of the contract (`--port`, `--elixir-address`, ...). If an
+    /// [`adapter`](Self::adapter) is set too, the host passes it to the command as `--adapter`, and does not interpret it.
     ///
     /// Such a worker calls the host over TCP. Each worker gets its own loopback listener, which serves only the RPCs that a
     /// worker needs. On Linux, the host looks up the process behind each connection, and closes the connection unless the
@@ -176,7 +177,7 @@ impl Builder {
         self
     }
 
-    /// Limits the number of calls that wait for a worker. The host rejects further calls immediately.
+    /// Limits the number of calls that wait for a worker. The host rejects further calls immediately. With 0, no call waits.
     pub const fn queue_limit(mut self, limit: usize) -> Self {
         self.pool.queue_limit = limit;
         self
@@ -224,15 +225,15 @@ impl Builder {
         self
     }
 
-    /// Sets the deadline of calls without one, for Python tools and host tools. The maximum is [`MAX_TIMEOUT`]. `None` means
-    /// no deadline. [`PoolConfig`] has the default.
+    /// Sets the deadline of calls without one, for Python tools and host tools. The maximum is [`MAX_TIMEOUT`](crate::MAX_TIMEOUT),
+    /// 99,999,999 hours. `None` means no deadline. [`PoolConfig`] has the default.
     pub fn default_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.pool.default_timeout = timeout.map(|timeout| timeout.min(MAX_TIMEOUT));
         self
     }
 
-    /// Limits the time from the launch of a worker until it accepts calls. The maximum is [`MAX_TIMEOUT`]. The default is
-    /// 60 s. It also limits a custom [`launcher`](Self::launcher).
+    /// Limits the time from the launch of a worker until it accepts calls. The maximum is
+    /// [`MAX_TIMEOUT`](crate::MAX_TIMEOUT), 99,999,999 hours. The default is 60 s. It also limits a custom [`launcher`](Self::launcher).
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout.min(MAX_TIMEOUT));
         self
@@ -306,7 +307,8 @@ impl Builder {
         self
     }
 
-    /// Sets the backend that stores sessions. The default is a [`MemoryBackend`](crate::MemoryBackend).
+    /// Sets the backend that stores sessions. The default is a [`MemoryBackend`](crate::MemoryBackend). For a store of your own, see
+    /// [`SessionBackend`].
     pub fn sessions(mut self, backend: Arc<dyn SessionBackend>) -> Self {
         self.sessions = Some(backend);
         self

@@ -37,7 +37,7 @@ pub(crate) use self::{
     records::{CallReader, CallRecords},
     response_cache::ResponseCache,
 };
-use crate::{Operation, authorization::Authorizer, telemetry::Telemetry};
+use crate::{Operation, authorization::Authorizer, host_launcher::Rejections, telemetry::Telemetry};
 
 tokio::task_local! {
     /// Set in tasks that run a host tool, or a call that has passed the layers. Contains the calls that wait for the host tool,
@@ -56,6 +56,7 @@ pub(crate) struct Host {
     pub(crate) initialize_response: ResponseCache,
     /// The workers that may register tools.
     pub(crate) launches: Arc<Launches>,
+    pub(crate) rejections: Arc<Rejections>,
     pub(crate) telemetry: Telemetry,
     /// Cancelled when the host stops serving, which ends open-ended streams.
     pub(crate) stop: CancellationToken,
@@ -96,6 +97,7 @@ impl Host {
             registry,
             initialize_response: ResponseCache::default(),
             launches,
+            rejections: Arc::default(),
             telemetry: Telemetry::default(),
             cut: stop.child_token(),
             stop,

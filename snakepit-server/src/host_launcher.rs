@@ -2,13 +2,14 @@
 //! they announce.
 
 use std::{
-    sync::{Arc, Weak},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use snakepit_registry::{HostState, RegistryError, ToolHandler};
-use snakepit_worker::{LaunchRequest, Worker, WorkerError, WorkerLauncher, process::HostAccess};
+use snakepit_worker::{LaunchRequest, Worker, WorkerError, WorkerId, WorkerLauncher, process::HostAccess};
 use tokio::time::timeout;
 
 use crate::host::Host;
@@ -46,19 +47,68 @@ fn rejection_error(worker: &Worker, error: RegistryError) -> WorkerError {
     WorkerError::ToolsRejected { worker: worker.id().to_string(), source: error }
 }
 
+/// The registrations of tools that the host rejected, of workers whose launch is in progress. Such a worker reports only a text.
+#[derive(Debug, Default)]
+pub(crate) struct Rejections(Mutex<HashMap<WorkerId, Option<RegistryError>>>);
+
+/// The entry of one launch. Dropping it removes the entry.
+struct RejectionWatch<'a> {
+    rejections: &'a Rejections,
+    worker: &'a WorkerId,
+}
+
+impl Rejections {
+    fn entries(&self) -> MutexGuard<'_, HashMap<WorkerId, Option<RegistryError>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watch<'a>(&'a self, worker: &'a WorkerId) -> RejectionWatch<'a> {
+        self.entries().insert(worker.clone(), None);
+        RejectionWatch { rejections: self, worker }
+    }
+
+    /// Remembers the rejection until the launch ends. No effect if it has ended.
+    pub(crate) fn record(&self, worker: &WorkerId, error: RegistryError) {
+        if let Some(entry) = self.entries().get_mut(worker) {
+            *entry = Some(error);
+        }
+    }
+}
+
+impl RejectionWatch<'_> {
+    /// Replaces the error of a worker that did not start by that of its tools, if the host rejected them.
+    fn explain(&self, error: WorkerError) -> WorkerError {
+        let rejection = self.rejections.entries().get_mut(self.worker).and_then(Option::take);
+        match (error, rejection) {
+            (WorkerError::StartFailed { .. }, Some(source)) => {
+                WorkerError::ToolsRejected { worker: self.worker.to_string(), source }
+            }
+            (error, _) => error,
+        }
+    }
+}
+
+impl Drop for RejectionWatch<'_> {
+    fn drop(&mut self) {
+        self.rejections.entries().remove(self.worker);
+    }
+}
+
 #[async_trait]
 impl WorkerLauncher for HostLauncher {
     async fn launch(&self, request: LaunchRequest) -> Result<Worker, WorkerError> {
         let id = request.id.clone();
-        let launch = self
-            .inner
-            .launch(request.with_host(self.access.clone()).with_host_state(Arc::clone(&self.state)));
-        let worker = match self.start_timeout {
-            None => launch.await?,
-            Some(limit) => timeout(limit, launch).await.unwrap_or_else(|_| {
-                Err(WorkerError::NotReady { timeout: limit, output_lines: Vec::new() })
-            })?,
+        let rejections = self.host.upgrade().map(|host| Arc::clone(&host.rejections)).unwrap_or_default();
+        let watch = rejections.watch(&id);
+        let request = request.with_host(self.access.clone()).with_host_state(Arc::clone(&self.state));
+        let launch = self.inner.launch(request);
+        let launched = match self.start_timeout {
+            None => launch.await,
+            Some(limit) => timeout(limit, launch)
+                .await
+                .unwrap_or_else(|_| Err(WorkerError::NotReady { timeout: limit, output_lines: Vec::new() })),
         };
+        let worker = launched.map_err(|error| watch.explain(error))?;
         let accepted = if worker.id() == &id {
             self.register(&worker).await
         } else {

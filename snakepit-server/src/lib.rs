@@ -68,6 +68,12 @@ pub mod routes {
     pub use tonic::service::Routes;
 }
 
+/// The types behind the aliases [`CallBuilder`](crate::CallBuilder), [`SessionHandle`](crate::SessionHandle) and
+/// [`WatchBuilder`](crate::WatchBuilder), with their methods. They are generic over the kind of host.
+pub mod generic {
+    pub use snakepit_client::{CallBuilder, SessionHandle, WatchBuilder};
+}
+
 pub use authorization::{Denied, Operation};
 pub use builder::Builder;
 pub use error::{StartError, StartErrorKind};
@@ -76,7 +82,7 @@ pub use local_host::LocalHost;
 pub use python::{InterpreterOrigin, find_python};
 pub use snakepit::Snakepit;
 
-/// A call on a host in this process, unless `H` is [`RemoteHost`].
+/// A call on a host in this process, unless `H` is [`RemoteHost`]. [`generic::CallBuilder`] lists the methods.
 ///
 /// ```
 /// use std::{sync::Arc, time::Duration};
@@ -105,7 +111,7 @@ pub use snakepit::Snakepit;
 /// ```
 pub type CallBuilder<H = LocalHost> = snakepit_client::CallBuilder<H>;
 
-/// A builder of a watch, by default on a host in this process.
+/// A builder of a watch, by default on a host in this process. [`generic::WatchBuilder`] lists the methods.
 pub type WatchBuilder<H = LocalHost> = snakepit_client::WatchBuilder<H>;
 
 /// The host of this process, as an argument of a host tool ([`Extractor`]). It calls other tools. Its calls are nested: they
@@ -129,7 +135,7 @@ pub type WatchBuilder<H = LocalHost> = snakepit_client::WatchBuilder<H>;
 /// ```
 pub type Host = Caller<LocalHost>;
 
-/// A session of a host in this process, unless `H` is [`RemoteHost`].
+/// A session of a host in this process, unless `H` is [`RemoteHost`]. [`generic::SessionHandle`] lists the methods.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -154,9 +160,9 @@ pub type Host = Caller<LocalHost>;
 pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
 
 pub use snakepit_client::{
-    CallBatch, Caller, Client, ClientBuilder, Error, EventStream, GlobalPrograms, HostHandle, PoolInfo,
-    RemoteHost, Reply, ReplyStream, SessionEventStream, SessionInfo, SessionWatch, SessionWatchEvent,
-    WorkerInfo, transport,
+    CallBatch, Caller, Client, ClientBuilder, Error, EventStream, GlobalPrograms, HostHandle,
+    InProcessHandle, MAX_TIMEOUT, PoolInfo, RemoteHost, Reply, ReplyStream, SessionEventStream, SessionInfo,
+    SessionWatch, SessionWatchEvent, WorkerInfo, transport,
 };
 pub use snakepit_pool::{
     CallTotals, PoolConfig, PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,

@@ -7,7 +7,7 @@ use futures_util::{
     StreamExt,
     stream::{self, PollNext},
 };
-use snakepit_client::{Error, EventStream, HostHandle, attach_current_trace};
+use snakepit_client::{Error, EventStream, HostHandle, InProcessHandle, attach_current_trace};
 use snakepit_registry::{CallId, Principal, ToolCall, ToolError, ToolReply};
 use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session,
@@ -64,6 +64,8 @@ snakepit_registry::always_ready!(LocalHost, |service, call| {
 fn owner(id: &SessionId) -> ProgramOwner {
     ProgramOwner::Session(id.clone())
 }
+
+impl InProcessHandle for LocalHost {}
 
 impl HostHandle for LocalHost {
     // This is not an `async fn`, whose future would store the call twice.

@@ -255,3 +255,22 @@ async fn opening_a_session_lists_tools_only_to_those_who_may_list_them() {
         fixture.snakepit.shutdown().await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_program_calls_for_a_principal() {
+    let fixture = Fixture::start(|builder| {
+        builder.authorize(|principal, operation| match operation {
+            Operation::Call { tool, .. } if principal.has_grant(tool) => Ok(()),
+            _ => Err(Denied::new("no grant")),
+        })
+    })
+    .await;
+    let alice = Principal::new("alice", "test").with_grants(["caller"]);
+    let call = |tool: &str| fixture.snakepit.call(tool).args(json!({})).principal(alice.clone());
+    assert_eq!(call("caller").unary::<String>().await.unwrap().value, "alice");
+    let denied = call("value").unary::<Value>().await.unwrap_err();
+    assert_eq!(denied.kind(), ErrorKind::AccessDenied, "{denied}");
+    let own = fixture.snakepit.execute::<String>("caller", json!({})).await.unwrap();
+    assert_eq!(own, "program", "the host does not ask about the program");
+    fixture.snakepit.shutdown().await.unwrap();
+}

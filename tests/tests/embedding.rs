@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use snakepit_proto::pb;
 use snakepit_server::{
     Builder, Client as Remote, Created, Error, FnTool, HostHandle, NewSession, NewVariable, Note, Payload,
-    Program, SessionError, SessionHandle, SetVariable, Snakepit, Source, StartError, ToolError, ValueType,
-    Variable, VariableType, WatchEvent, error_chain,
+    Program, SessionError, SessionHandle, SetVariable, Snakepit, Source, StartError, StartErrorKind,
+    ToolError, ValueType, Variable, VariableType, WatchEvent, error_chain,
 };
 use snakepit_tests::{Client, SHOWCASE, Signal, eventually, is_alive, python, root, signal, tool_request};
 use tokio::sync::Notify;
@@ -92,7 +92,7 @@ async fn typed_calls_and_streams_work_until_shutdown() {
     assert_eq!(items.len(), 1000);
 
     let mismatch = snakepit.execute::<String>("add", json!({"a": 1, "b": 2})).await.unwrap_err();
-    assert!(matches!(mismatch, Error::Payload(_)), "{mismatch}");
+    assert!(matches!(mismatch, Error::WrongResult { .. }), "{mismatch}");
     let expired = snakepit.call("sleep_for").args(json!({"seconds": 9})).timeout(Duration::from_millis(200));
     let expired = expired.unary::<Value>().await.unwrap_err();
     assert!(matches!(expired, Error::Tool(ToolError::DeadlineExceeded { .. })), "{expired}");
@@ -162,11 +162,11 @@ async fn workers_cannot_replace_host_tools() {
     let (_, provider) = snakepit.tools().into_iter().find(|(tool, _)| &*tool.name == "multiply").unwrap();
     assert_eq!(provider, "host");
     snakepit.shutdown().await.unwrap();
-
     // A worker with a tool of the same name cannot start.
     let add = FnTool::typed("add", |_: Value| async { Ok::<_, String>(()) });
-    let error = error_chain(&builder(&dir).fn_tool(add).start().await.unwrap_err()).to_string();
-    assert!(error.contains("tool name `add` is taken by host"), "{error}");
+    let error = builder(&dir).fn_tool(add).start().await.unwrap_err();
+    assert!(format!("{error:?}").contains("tool name `add` is taken by host"), "{error:?}");
+    assert_eq!(error.kind(), StartErrorKind::Tools);
 }
 
 #[tokio::test]

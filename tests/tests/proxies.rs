@@ -100,7 +100,10 @@ async fn errors_name_a_proxy_that_answers_instead_of_the_host() {
     for (proxy, needle) in [
         (Proxy::nginx_with(&closed_port, unchanged).await, "the proxy answered 502 Bad Gateway"),
         (Proxy::haproxy(&closed_port).await, "the proxy answered 503 Service Unavailable"),
-        (Proxy::nginx_with(&closed_port, answering("return 404;")).await, "the proxy answered 404 Not Found"),
+        (
+            Proxy::nginx_with(&closed_port, answering("return 404;")).await,
+            "the server or a proxy answered 404 Not Found",
+        ),
         (
             Proxy::nginx_with(&closed_port, answering("return 504;")).await,
             "the proxy answered 504 Gateway Timeout",

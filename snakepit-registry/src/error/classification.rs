@@ -160,9 +160,12 @@ impl ToolError {
     /// [transient](ErrorKind::is_transient). Wait for [`retry_after`](Self::retry_after) first.
     ///
     /// If the tool is idempotent, you can retry the call after every transient cause.
+    ///
+    /// A loop must end at [`ShuttingDown`](Self::ShuttingDown) if the host is in the same process: another host may run the call,
+    /// but this one does not come back. After [`RuntimeEnded`](Self::RuntimeEnded), no call is retryable.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        !self.may_have_run() && self.kind().is_transient()
+        !self.may_have_run() && self.kind().is_transient() && !matches!(self, Self::RuntimeEnded { .. })
     }
 
     /// The time after which a retry may succeed, if the host suggests one.
@@ -189,7 +192,7 @@ impl ToolError {
     }
 
     /// The type of the exception that the tool raised, such as `ValueError` or `shop.OutOfStock`. For a host tool, the name
-    /// of its Rust error type. See [`ToolFailure::error_type`].
+    /// of its Rust error type, or `HostToolError`. See [`ToolFailure::error_type`].
     #[must_use]
     pub fn error_type(&self) -> Option<&str> {
         self.failure().map(|failure| failure.error_type.as_str()).filter(|name| !name.is_empty())
@@ -231,6 +234,7 @@ mod tests {
             (late(CallStage::Queued), true),
             (late(CallStage::Running), false),
             (ToolError::ShuttingDown { may_have_run: false }, true),
+            (ToolError::RuntimeEnded { may_have_run: false }, false),
             (ToolError::AccessDenied { problem: "no token".into() }, false),
             (ToolError::ClientClosed { may_have_run: false }, false),
             (ToolError::NotFound { tool: "add".into(), suggestion: None }, false),

@@ -5,7 +5,7 @@ use std::{any::type_name, fmt};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
-use super::derive::DerivedArguments;
+use super::{derive::DerivedArguments, failure};
 use crate::{Arguments, Extensions, ToolCall, ToolError, ToolSpec, arguments::from_arguments, guard::catch};
 
 /// The values that a host shares with its tools, at most one of each type. `Builder::state` of `snakepit-server` adds one.
@@ -186,6 +186,10 @@ impl<S: Clone + Send + Sync + 'static> Extractor for State<S> {
 
 /// A clone of the value of the type `T` that a layer of the host attached to the call
 /// ([`ToolCall::extensions`](crate::ToolCall::extensions)). An [`Extractor`]. `Option<Extension<T>>` accepts calls without it.
+///
+/// Layers wrap calls of the program and of clients. A call that a running tool makes, in Python or in the host, does not pass them
+/// again and has no extensions. Such a call keeps the session, the principal and the trace context of its caller, which
+/// [`ToolContext`](crate::ToolContext) contains. A call without the value fails with the error type `MissingExtension`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extension<T>(
     /// The value.
@@ -195,12 +199,12 @@ pub struct Extension<T>(
 impl<T: Clone + Send + Sync + 'static> Extractor for Extension<T> {
     fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError> {
         Self::extract_optional(scope)?.ok_or_else(|| {
-            ToolError::internal(format!(
-                "tool `{}` takes `Extension<{}>`, which no layer attached to the call; attach it in a layer of the host, or \
-                 take an `Option`",
-                scope.call.tool,
+            let message = format!(
+                "the tool takes `Extension<{}>`, which no layer attached to the call. Calls that another tool makes pass no \
+                 layers; attach it in a layer of the host, or take an `Option`",
                 type_name::<T>()
-            ))
+            );
+            failure(&scope.call.tool, "MissingExtension", message)
         })
     }
 }

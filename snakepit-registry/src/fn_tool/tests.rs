@@ -293,7 +293,13 @@ async fn missing_state_fails_the_registration_and_a_missing_extension_the_call()
     let unregistered = value_of(&takes_state, ToolCall::new("t")).await.unwrap_err();
     assert!(matches!(unregistered, ToolError::Internal { .. }), "{unregistered}");
     let takes_extension = FnTool::new("t", |Extension(tenant): Extension<Tenant>| async move { tenant.0 });
-    let error = value_of(&takes_extension, ToolCall::new("t")).await.unwrap_err().to_string();
+    let error = value_of(&takes_extension, ToolCall::new("t")).await.unwrap_err();
+    assert_eq!(
+        error.error_type(),
+        Some("MissingExtension"),
+        "the mistake is in the program, not in the host: {error}"
+    );
+    let error = error.to_string();
     assert!(error.contains("Tenant") && error.contains("which no layer attached to the call"), "{error}");
 }
 

@@ -15,12 +15,13 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{
-    Arguments, CallMode, ChunkStream, ReplyBody, TimeLimit, ToolCall, ToolError, ToolReply, TraceContext,
+    Arguments, CallMode, ChunkStream, Principal, ReplyBody, TimeLimit, ToolCall, ToolError, ToolReply,
+    TraceContext,
 };
 use snakepit_session::{Payload, SessionError, SessionId, ValueType};
 use tokio::time::Instant;
 
-use crate::{Error, HostHandle, RemoteHost};
+use crate::{Error, HostHandle, InProcessHandle, RemoteHost};
 
 /// Prepares one call: [`Caller::call`](crate::Caller::call).
 ///
@@ -77,7 +78,8 @@ impl<H: HostHandle> CallBuilder<H> {
         }
     }
 
-    /// Adds one argument.
+    /// Adds one argument. Text, numbers, structs and collections become JSON. Bytes and arrays need [`payload`](Self::payload),
+    /// because serde would make lists of them: `.payload("data", Payload::bytes(bytes))`.
     pub fn arg(self, name: impl Into<String>, value: impl Serialize) -> Self {
         match Payload::try_from_serde(&value) {
             Ok(value) => self.payload(name, value),
@@ -120,8 +122,9 @@ impl<H: HostHandle> CallBuilder<H> {
     }
 
     /// Limits the whole call: the session lookup, the wait in the queue, all attempts and, for a streaming call, the stream.
-    /// The maximum is [`MAX_TIMEOUT`]; the default is the host's. Outside a tokio runtime, a call that needs a timer fails
-    /// with [`ToolError::NoRuntime`].
+    /// The default is the host's. The maximum is [`MAX_TIMEOUT`](crate::MAX_TIMEOUT), more than 11,000 years, so a call with
+    /// `Duration::MAX` has no limit in practice. Use that for a stream without an end. Outside a tokio runtime, a call that needs a
+    /// timer fails with [`ToolError::NoRuntime`].
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout.min(MAX_TIMEOUT));
         self
@@ -185,14 +188,16 @@ impl<H: HostHandle> CallBuilder<H> {
     /// Makes the call and waits for its value.
     ///
     /// # Errors
-    /// [`Error::Tool`] if the call fails, [`Error::Payload`] if the value does not fit `T`.
+    /// [`Error::Tool`] if the call fails, [`Error::WrongResult`] if the value does not fit `T`.
     ///
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub async fn unary<T: DeserializeOwned>(self) -> Result<Reply<T>, Error> {
+        let tool = Arc::clone(&self.call.tool);
         let Reply { value, worker, execution_time, metadata } =
             value_of(self.send(CallMode::Unary).await?.0)?;
-        Ok(Reply { value: value.to_serde()?, worker, execution_time, metadata })
+        let value = value.to_serde().map_err(|source| Error::WrongResult { tool, source })?;
+        Ok(Reply { value, worker, execution_time, metadata })
     }
 
     /// Makes the call and waits for its raw value. Use it for `bytes` and numpy arrays of Python, whose buffer is
@@ -210,14 +215,18 @@ impl<H: HostHandle> CallBuilder<H> {
     /// Makes the call and returns its chunks as they arrive.
     ///
     /// # Errors
-    /// [`Error::Tool`] if the call cannot start. A later failure is the last item of the stream.
+    /// [`Error::Tool`] if the call cannot start. A later failure is the last item of the stream. A chunk that does not fit `T` is an
+    /// item with [`Error::WrongResult`].
+    ///
+    /// The [timeout](Self::timeout) of the call, or else the default one of the host, ends the stream too.
     ///
     /// # Cancel safety
     /// Dropping the future, or the stream before its end, cancels the call.
     pub async fn stream<T: DeserializeOwned>(self) -> Result<ReplyStream<T>, Error> {
+        let tool = Arc::clone(&self.call.tool);
         let (ToolReply { body, worker, .. }, limit) = self.send(CallMode::Streaming).await?;
         match body {
-            ReplyBody::Stream(chunks) => Ok(ReplyStream { chunks, worker, limit, item: PhantomData }),
+            ReplyBody::Stream(chunks) => Ok(ReplyStream { chunks, tool, worker, limit, item: PhantomData }),
             ReplyBody::Value(_) => Err(wrong_reply("a value", "a stream").into()),
         }
     }
@@ -245,9 +254,22 @@ impl<H: HostHandle> CallBuilder<H> {
     }
 }
 
+impl<H: InProcessHandle> CallBuilder<H> {
+    /// Makes the call for this principal, such as the user of a request, instead of the program. If the program set
+    /// `Builder::authorize`, the host asks it whether the principal may make the call. Denied calls fail with
+    /// [`ToolError::AccessDenied`].
+    ///
+    /// Python tools act for the principal of their call, and host tools read it from their context.
+    pub fn principal(mut self, principal: Principal) -> Self {
+        self.call.principal = principal;
+        self
+    }
+}
+
 /// The items of a streaming call. Dropping the stream before its end cancels the call.
 pub struct ReplyStream<T> {
     chunks: ChunkStream,
+    tool: Arc<str>,
     worker: Option<Arc<str>>,
     limit: Option<TimeLimit>,
     item: PhantomData<fn() -> T>,
@@ -265,11 +287,13 @@ impl<T: DeserializeOwned> Stream for ReplyStream<T> {
     type Item = Result<T, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let limit = self.limit;
-        self.chunks.as_mut().poll_next(cx).map(|item| {
+        let this = &mut *self;
+        let (limit, tool) = (this.limit, &this.tool);
+        this.chunks.as_mut().poll_next(cx).map(|item| {
             item.map(|chunk| {
                 let chunk = chunk.map_err(|error| error.with_time_limit(limit))?;
-                Ok(Payload::from_json(ValueType::Map, chunk.data).to_serde()?)
+                let value = Payload::from_json(ValueType::Map, chunk.data).to_serde();
+                value.map_err(|source| Error::WrongResult { tool: Arc::clone(tool), source })
             })
         })
     }

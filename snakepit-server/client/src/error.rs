@@ -1,6 +1,6 @@
 //! The error type of calls and session operations.
 
-use std::{error::Error as StdError, fmt, io, time::Duration};
+use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 use snakepit_registry::ToolError;
 use snakepit_session::{PayloadError, SessionError};
@@ -93,9 +93,17 @@ pub enum Error {
     /// The session operation failed.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// The arguments do not serialize, or the result does not fit the requested type.
+    /// A value does not serialize, or the value of a variable does not fit the requested type.
     #[error(transparent)]
     Payload(#[from] PayloadError),
+    /// The tool ran, but its result, or a chunk of it, does not fit the requested type.
+    #[error("result of tool `{tool}` cannot be read: {source}")]
+    WrongResult {
+        /// The called tool.
+        tool: Arc<str>,
+        /// The mismatch.
+        source: PayloadError,
+    },
     /// The arguments of a call are not a struct or a map with string keys.
     #[error(
         "arguments of tool `{tool}` are not an object; pass a struct or a map from parameter names to values"

@@ -11,6 +11,10 @@ use snakepit_session::{
 
 use crate::Error;
 
+/// A handle to a host in this process, which trusts the program: [`CallBuilder::principal`](crate::CallBuilder::principal). Remote
+/// hosts authenticate their clients themselves. Only `LocalHost` of `snakepit-server` implements it.
+pub trait InProcessHandle: HostHandle {}
+
 /// The events of a watch, up to and including the error that ends it.
 pub type EventStream = BoxStream<'static, Result<WatchEvent, Error>>;
 

@@ -48,6 +48,8 @@ pub use futures_core::Stream;
 pub use error::write_with_sources;
 #[doc(hidden)]
 pub use extract::ExtractFrom;
+/// The maximum time limit of a call: 99,999,999 hours, which is the maximum of gRPC.
+pub use snakepit_proto::headers::MAX_TIMEOUT;
 pub use snakepit_registry::{
     CallStage, CallTotals, ErrorKind, ParameterSpec, TimeLimit, ToolError, ToolFailure, ToolSpec,
     TraceContext,
@@ -72,7 +74,7 @@ pub use self::{
     caller::Caller,
     client::Client,
     error::Error,
-    host::{EventStream, HostHandle},
+    host::{EventStream, HostHandle, InProcessHandle},
     listing::{GlobalPrograms, PoolInfo, SessionEventStream, SessionInfo, SessionWatchEvent, WorkerInfo},
     remote::RemoteHost,
     session::{SessionHandle, SessionWatch, WatchBuilder},

@@ -26,7 +26,8 @@ use super::StartError;
 pub enum StartErrorKind {
     /// A setting is missing or invalid, or needs another one.
     Configuration,
-    /// The worker reported that it cannot start, usually because its adapter cannot be imported.
+    /// A worker or its launcher reported that the worker cannot start. With the default launcher, usually the adapter cannot be
+    /// imported. A [custom launcher](crate::Builder::launcher) reports it with `WorkerError::start_failed`, for any reason.
     Adapter,
     /// The Python interpreter or the worker command cannot be executed, or the interpreter lacks the package `snakepit_bridge`.
     Interpreter,

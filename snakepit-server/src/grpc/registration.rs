@@ -68,11 +68,9 @@ impl Bridge {
                     _ => "tools rejected",
                 };
                 tracing::warn!(worker = %launch.id(), pool = name, %error, "{outcome}");
-                pb::RegisterToolsResponse {
-                    success: false,
-                    error_message: error.to_string(),
-                    ..Default::default()
-                }
+                let error_message = error.to_string();
+                self.host().rejections.record(launch.id(), error);
+                pb::RegisterToolsResponse { success: false, error_message, ..Default::default() }
             }
         };
         Ok(Response::new(response))

@@ -169,7 +169,8 @@ fn every_answer_without_permission_is_denied_access() {
         let error = to_tool_error("add", &Status::unknown(answer));
         assert_eq!(error.kind(), ErrorKind::AccessDenied, "{error}");
         let text = error.to_string();
-        assert!(text.starts_with(&format!("access denied: the proxy answered {http} ")), "{text}");
+        let peer = if http == 407 { "the proxy" } else { "the server or a proxy" };
+        assert!(text.starts_with(&format!("access denied: {peer} answered {http} ")), "{text}");
         assert!(text.contains("bearer_token"), "{text}");
     }
     for code in [Code::Unauthenticated, Code::PermissionDenied] {

@@ -22,8 +22,8 @@ impl Serialize for Payload {
         }
         if self.binary.is_some() {
             return Err(S::Error::custom(format!(
-                "a value of type {} with a raw buffer cannot be a part of another value; pass it alone, or convert it with \
-                 `to_serde`",
+                "a value of type {} with a raw buffer cannot be a part of another value; pass it alone, in a call by \
+                 `.payload(name, value)`, or convert it with `to_serde`",
                 self.ty
             )));
         }

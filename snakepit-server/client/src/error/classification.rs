@@ -22,7 +22,7 @@ impl Error {
             Self::Rejected { .. } => ErrorKind::Rejected,
             Self::Tool(error) => error.kind(),
             Self::Session(error) => ErrorKind::Session(error.kind()),
-            Self::Payload(_) => ErrorKind::InvalidPayload,
+            Self::Payload(_) | Self::WrongResult { .. } => ErrorKind::InvalidPayload,
             Self::InvalidOption { .. } | Self::NotAnObject { .. } => ErrorKind::InvalidArgument,
             Self::Start(_) => ErrorKind::NotStarted,
         }
@@ -38,6 +38,7 @@ impl Error {
             Self::Session(error) => matches!(error, SessionError::Backend { .. }),
             // A result of the wrong type proves that the tool ran.
             Self::Payload(error) => !matches!(error, PayloadError::Serialize { .. }),
+            Self::WrongResult { .. } => true,
             Self::Unreachable { is_read, .. } | Self::TimedOut { is_read, .. } => !*is_read,
             Self::Connect { .. }
             | Self::InvalidOption { .. }
@@ -76,9 +77,15 @@ impl Error {
     /// [transient](ErrorKind::is_transient). Wait for [`retry_after`](Self::retry_after) first.
     ///
     /// If the request is an idempotent call or write, you can retry it after every transient cause.
+    ///
+    /// A loop must end at the kind [`ShuttingDown`](ErrorKind::ShuttingDown) if the host is in the same process: another host may
+    /// run the call, but this one does not come back. [`ToolError::RuntimeEnded`] is not retryable.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        !self.may_have_run() && self.kind().is_transient()
+        match self {
+            Self::Tool(error) => error.is_retryable(),
+            _ => !self.may_have_run() && self.kind().is_transient(),
+        }
     }
 
     /// The time after which a retry may succeed, if the host suggests one.

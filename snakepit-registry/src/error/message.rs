@@ -1,0 +1,158 @@
+//! The parts of error messages.
+
+use std::time::Duration;
+
+use super::{CallStage, TimeLimit};
+use crate::Violation;
+
+/// The end of the message of a full queue.
+pub(super) fn describe_queue(queued: usize, limit: usize) -> String {
+    match limit {
+        0 => "no worker is free, and the limit of waiting calls is 0, so calls never wait".to_owned(),
+        _ => format!("{queued} calls wait, the limit is {limit}"),
+    }
+}
+
+/// The end of the message of a missed deadline.
+pub(super) fn describe_deadline(stage: CallStage, limit: Option<TimeLimit>) -> String {
+    match limit {
+        Some(TimeLimit::Caller(Duration::ZERO)) => {
+            "had passed before the call was made; set a later deadline, or a timeout above zero".to_owned()
+        }
+        limit => {
+            let limit = limit.map(|limit| format!(", after {limit}")).unwrap_or_default();
+            format!("exceeded {stage}{limit}; raise the timeout or make the tool faster")
+        }
+    }
+}
+
+/// A duration for a message, rounded to milliseconds. The time until a deadline has too many digits otherwise.
+pub(super) fn rounded(time: Duration) -> Duration {
+    const MILLISECOND: Duration = Duration::from_millis(1);
+    let rounded = time.saturating_add(MILLISECOND / 2).as_millis();
+    match u64::try_from(rounded) {
+        Ok(millis) if time >= MILLISECOND => Duration::from_millis(millis),
+        _ => time,
+    }
+}
+
+/// One sentence for all violations: "argument `a` of tool `t` is missing, `b` is null, and `c` is unknown".
+pub(super) fn describe_violations(tool: &str, violations: &[Violation]) -> String {
+    let parts: Vec<String> = violations
+        .iter()
+        .enumerate()
+        .map(|(index, Violation { field, description })| match index {
+            0 => format!("argument `{field}` of tool `{tool}` {description}"),
+            _ => format!("`{field}` {description}"),
+        })
+        .collect();
+    match parts.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{}, and {last}", others.join(", ")),
+        _ => parts.concat(),
+    }
+}
+
+/// The last three lines of output, each shortened to 160 characters for a message. The status details contain all lines.
+pub(super) fn output_tail(lines: &[String]) -> String {
+    const MAX_LINES: usize = 3;
+    const MAX_LINE_CHARS: usize = 160;
+    let last: Vec<String> = lines[lines.len().saturating_sub(MAX_LINES)..]
+        .iter()
+        .map(|line| match line.char_indices().nth(MAX_LINE_CHARS) {
+            Some((end, _)) => format!("{}...", &line[..end]),
+            None => line.clone(),
+        })
+        .collect();
+    if last.is_empty() { String::new() } else { format!("; its last output: {}", last.join(" | ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ToolError, ToolFailure, error::PANIC};
+
+    #[test]
+    fn the_message_of_a_missed_deadline_names_the_limit() {
+        let error = ToolError::DeadlineExceeded { tool: "add".into(), stage: CallStage::Queued, limit: None };
+        let second = Duration::from_secs(1);
+        let late = error.with_time_limit(None).with_time_limit(Some(TimeLimit::Host(60 * second)));
+        let late = late.with_time_limit(Some(TimeLimit::Caller(second)));
+        assert_eq!(
+            late.to_string(),
+            "deadline of tool `add` exceeded while queued, after the host's default timeout of 60s; raise the timeout or make \
+             the tool faster"
+        );
+    }
+
+    #[test]
+    fn the_message_of_a_missed_deadline_rounds_the_limit_and_explains_a_deadline_in_the_past() {
+        let late = |limit| {
+            let error =
+                ToolError::DeadlineExceeded { tool: "add".into(), stage: CallStage::Queued, limit: None };
+            error.with_time_limit(Some(TimeLimit::Caller(limit))).to_string()
+        };
+        assert!(
+            late(Duration::from_nanos(299_969_565)).contains(", after the caller's timeout of 300ms; raise")
+        );
+        assert!(late(Duration::from_nanos(1_999_600_000)).contains(" of 2s;"));
+        assert!(late(Duration::from_micros(20)).contains(" of 20µs;"), "short limits are not rounded");
+        assert!(late(Duration::MAX).contains("timeout of "), "the rounding does not overflow");
+        assert_eq!(
+            late(Duration::ZERO),
+            "deadline of tool `add` had passed before the call was made; set a later deadline, or a timeout above zero"
+        );
+    }
+
+    #[test]
+    fn the_message_of_a_queue_without_room_says_that_calls_never_wait() {
+        let full = |limit| ToolError::Overloaded { queued: limit, limit, retry_after: None }.to_string();
+        assert_eq!(full(9), "pool is overloaded: 9 calls wait, the limit is 9; retry later or add workers");
+        assert_eq!(
+            full(0),
+            "pool is overloaded: no worker is free, and the limit of waiting calls is 0, so calls never wait; retry later or \
+             add workers"
+        );
+    }
+
+    #[test]
+    fn the_message_of_a_panic_names_it_once() {
+        let failure = ToolFailure {
+            error_type: PANIC.into(),
+            message: "panicked: oh no".into(),
+            ..ToolFailure::default()
+        };
+        assert_eq!(failure.to_string(), "panicked: oh no");
+    }
+
+    #[test]
+    fn the_message_of_invalid_arguments_contains_all_violations() {
+        let invalid = |fields: &[&str]| {
+            let violations = fields.iter().map(|field| Violation::new(*field, "is missing"));
+            ToolError::invalid_arguments("add", violations.collect())
+        };
+        assert!(matches!(invalid(&["a"]), ToolError::InvalidArgument { .. }));
+        assert_eq!(
+            invalid(&["a[3].b", "c", "d"]).to_string(),
+            "argument `a[3].b` of tool `add` is missing, `c` is missing, and `d` is missing"
+        );
+    }
+
+    #[test]
+    fn the_message_of_a_lost_worker_contains_its_shortened_last_output() {
+        let lost = |lines: Vec<String>| {
+            let error = ToolError::WorkerLost {
+                worker: "w".into(),
+                reason: "it exited with code 1".into(),
+                may_have_run: true,
+                output_lines: lines,
+                retry_after: None,
+                source: None,
+            };
+            error.to_string()
+        };
+        assert_eq!(lost(vec![]), "worker `w` was lost: it exited with code 1");
+        let long = lost((0..20).map(|n| format!("{n}: {}", "ü".repeat(8 * 1024))).collect());
+        assert!(long.contains("; its last output: 17: üü") && long.ends_with("ü..."), "{long}");
+        assert!(long.chars().count() < 600, "{long}");
+    }
+}
