@@ -18,12 +18,14 @@ use std::fmt;
 
 use bytes::Bytes;
 use pyo3::{
-    exceptions::PyValueError,
+    exceptions::{PyException, PyValueError},
     prelude::*,
     pybacked::PyBackedBytes,
     types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple},
 };
 use snakepit_session::{Payload, ValueType};
+
+use crate::errors::SnakepitError;
 
 pub(crate) use error::type_name;
 use error::{type_error, with_name};
@@ -138,13 +140,23 @@ pub(crate) fn python_to_json(
     json.map(Bytes::from).map_err(|error| purpose.error(value.py(), error, description))
 }
 
-/// Adds the name of the value to an error. Used for values from the host, whose sender does not appear in the traceback.
+/// Converts an error to a [`SnakepitError`] with the name of the value. Used for values from the host, whose sender does not appear in
+/// the traceback.
 pub(crate) fn name_read_error<'py>(
     value: PyResult<Bound<'py, PyAny>>,
     py: Python<'py>,
     description: fmt::Arguments<'_>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    value.map_err(|error| with_name(py, error, description, "cannot be read"))
+    value.map_err(|error| {
+        // Not the exceptions that end a program, such as a KeyboardInterrupt.
+        if !error.is_instance_of::<PyException>(py) || error.is_instance_of::<SnakepitError>(py) {
+            return error;
+        }
+        let error = with_name(py, error, description, "cannot be read");
+        let unreadable = SnakepitError::new_err(error.value(py).to_string());
+        unreadable.set_cause(py, Some(error));
+        unreadable
+    })
 }
 
 /// Returns the content of a `bytes`, `bytearray` or `memoryview`, and `None` for other objects. `bytes` are not copied.

@@ -279,6 +279,19 @@ def test_keys_with_equal_text_are_rejected(value: dict[Any, Any]) -> None:
         _native.encode({"x": value}, "the value")
 
 
+@pytest.mark.parametrize("innermost", [[], {}, [1]])
+def test_every_value_that_is_written_can_be_read(innermost: Any) -> None:
+    def nested(levels: int) -> Any:
+        value = innermost
+        for _ in range(levels - 1):
+            value = [value]
+        return value
+
+    assert round_trip(nested(127)) == nested(127)
+    with pytest.raises(ValueError, match="nested deeper than 127 levels"):
+        round_trip(nested(128))
+
+
 def test_nested_nan_and_infinities_stay_floats_and_text_stays_text() -> None:
     value = {"x": [1.0, math.nan, (math.inf, [-math.inf])], "names": ["NaN", "Infinity", "-Infinity"], "NaN": "NaN"}
     for more in ({}, {"long": 2**70, "text": 'say "NaN" and "Infinity"'}):

@@ -181,6 +181,10 @@ fn write_items<'py>(
     out: &mut Vec<u8>,
     depth: usize,
 ) -> Result<(), WriteError> {
+    // Even an empty list is a level.
+    if depth == MAX_DEPTH {
+        return Err(WriteError::TooDeep);
+    }
     out.push(b'[');
     for (index, item) in items.enumerate() {
         if index > 0 {
@@ -193,6 +197,9 @@ fn write_items<'py>(
 }
 
 fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Result<(), WriteError> {
+    if depth == MAX_DEPTH {
+        return Err(WriteError::TooDeep);
+    }
     out.push(b'{');
     let mut first = true;
     // Two converted keys, or one of them and a string key, may have the same text.
