@@ -23,6 +23,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for version in backend.variable_history(&session, "count", 0).await? {
         println!("version {}: {:?}", version.version, version.value);
     }
+    // Stores when the session expires.
+    backend.close()?;
     Ok(())
 }
 

@@ -22,6 +22,9 @@ use rows::{GLOBAL, Rows, Table, Writes};
 /// The time after which the backend tries again to delete expired rows that it could not delete.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
+/// The most expiry times in one commit, so that other operations do not wait for all of them.
+const EXPIRIES_PER_COMMIT: usize = 256;
+
 /// An error of a [`KeyValueStore`]. Every error type converts with `?`.
 pub type StoreError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -68,8 +71,8 @@ pub trait KeyValueStore: Send + std::fmt::Debug + 'static {
 /// - One lock serializes all operations, and each change is one commit. Use a backend of its own for a store with a
 ///   high latency or with concurrent writers.
 /// - One process owns the store. Watches and events do not leave the process.
-/// - Expiry times are in memory, so that a renewal does not write. A backend that is dropped stores them. After a crash, each
-///   session and each global program lives for its whole TTL again. The counters of created, deleted and expired sessions
+/// - Expiry times are in memory, so that a renewal does not write. [`close`](Self::close) stores them. Without it, and
+///   after a crash, each session and each global program lives for its whole TTL again. The counters of created, deleted and expired sessions
 ///   start at zero.
 /// - If the store cannot delete an expired session, the backend logs a warning, and tries again after five seconds. Other
 ///   operations continue. The session does not exist for callers, but counts against the limits.
@@ -115,7 +118,7 @@ pub trait KeyValueStore: Send + std::fmt::Debug + 'static {
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct KeyValueBackend<S: KeyValueStore> {
+pub struct KeyValueBackend<S> {
     limits: SessionLimits,
     events: SessionEventSender,
     state: Mutex<State<S>>,
@@ -178,6 +181,26 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
             state.renew_global(&program.info.name, expires_at(GLOBAL, program.info.name.as_str(), ttl));
         }
         Ok(Self { limits, events: SessionEventSender::new(), state: Mutex::new(state) })
+    }
+
+    /// Stores when sessions and global programs expire, so that the next start continues with these times. Call it as the last
+    /// operation, for example after the shutdown of the host: the next start does not know of renewals after it.
+    ///
+    /// Blocks the thread while the store commits the times, in batches of up to 256. Use `spawn_blocking` if the store is slow
+    /// or has many sessions. Dropping the backend stores nothing and does not block.
+    ///
+    /// # Errors
+    /// [`SessionError::NotWritten`] if the store cannot be written. Sessions without a stored time get their whole TTL again.
+    pub fn close(&self) -> Result<(), SessionError> {
+        let expiries = self.lock().expiries();
+        for batch in expiries.chunks(EXPIRIES_PER_COMMIT) {
+            let mut writes = Writes::default();
+            for (owner, name, expires) in batch {
+                writes.expiry(owner, name, *expires)?;
+            }
+            self.lock().rows.commit(writes)?;
+        }
+        Ok(())
     }
 
     /// Begins an operation.
@@ -254,17 +277,15 @@ impl<S: KeyValueStore> State<S> {
         self.earliest_expiry = Some(self.earliest_expiry.map_or(at, |earliest| earliest.min(at)));
     }
 
-    fn store_expiries(&mut self) -> Result<(), SessionError> {
-        let (now, wall_clock) = (Instant::now(), SystemTime::now());
+    /// The owners, names and expiry times of all sessions and global programs.
+    fn expiries(&self) -> Vec<(String, String, SystemTime)> {
+        let (now, wall_clock) = (self.now, SystemTime::now());
         let expires = |at: &Instant| wall_clock + at.saturating_duration_since(now);
-        let mut writes = Writes::default();
-        for (id, at) in &self.sessions {
-            writes.expiry(id.as_str(), "", expires(at))?;
-        }
-        for (name, at) in &self.globals {
-            writes.expiry(GLOBAL, name.as_str(), expires(at))?;
-        }
-        self.rows.commit(writes)
+        let sessions =
+            self.sessions.iter().map(|(id, at)| (id.as_str().to_owned(), String::new(), expires(at)));
+        let globals =
+            self.globals.iter().map(|(name, at)| (GLOBAL.to_owned(), name.as_str().to_owned(), expires(at)));
+        sessions.chain(globals).collect()
     }
 
     fn delete_session(&mut self, id: &SessionId) -> Result<(), SessionError> {
@@ -298,17 +319,6 @@ impl<S: KeyValueStore> State<S> {
             self.stats.programs -= 1;
         }
         Ok(())
-    }
-}
-
-impl<S: KeyValueStore> Drop for KeyValueBackend<S> {
-    /// Stores the expiry times.
-    fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = state.store_expiries() {
-            let error = error_chain(&error);
-            tracing::warn!(%error, "cannot store when sessions expire; each gets its whole TTL again");
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -26,6 +26,8 @@ struct SharedMap {
     is_full: Arc<AtomicBool>,
     /// Commits that delete this key fail.
     undeletable: Arc<Mutex<Option<Vec<u8>>>>,
+    /// The number of writes in the largest commit.
+    largest_commit: Arc<AtomicUsize>,
     /// The time that each read takes, in seconds. Needs a paused clock.
     read_seconds: Arc<AtomicU64>,
 }
@@ -61,6 +63,7 @@ impl KeyValueStore for SharedMap {
         {
             return Err("a bad sector".into());
         }
+        self.largest_commit.fetch_max(writes.len(), Ordering::Relaxed);
         let mut rows = self.rows.lock().unwrap();
         for (key, value) in writes {
             match value {
@@ -240,6 +243,7 @@ async fn expiry_times_survive_a_clean_end_but_not_a_crash() {
     first.create(&id, with_ttl(100)).await.unwrap();
     tokio::time::advance(Duration::from_secs(60)).await;
     let crashed = store.rows.lock().unwrap().clone();
+    first.close().unwrap();
     drop(first);
 
     let remaining = async |backend: &KeyValueBackend<SharedMap>| {
@@ -251,8 +255,24 @@ async fn expiry_times_survive_a_clean_end_but_not_a_crash() {
     assert!((30..=40).contains(&left), "{left}");
     assert_eq!(*store.rows.lock().unwrap(), crashed, "the times are deleted at the start");
     drop(second);
+    assert_eq!(*store.rows.lock().unwrap(), crashed, "a drop writes nothing");
 
-    *store.rows.lock().unwrap() = crashed;
     let left = remaining(&open(&store)).await;
     assert!((90..=100).contains(&left), "{left}");
+}
+
+#[tokio::test]
+async fn expiry_times_are_stored_in_batches() {
+    let store = SharedMap::default();
+    let backend = open(&store);
+    for index in 0..EXPIRIES_PER_COMMIT + 10 {
+        let id = SessionId::try_new(format!("s{index}")).unwrap();
+        backend.create(&id, NewSession::default()).await.unwrap();
+    }
+    let before = store.rows.lock().unwrap().len();
+    backend.close().unwrap();
+    assert_eq!(store.largest_commit.load(Ordering::Relaxed), EXPIRIES_PER_COMMIT);
+    assert_eq!(store.rows.lock().unwrap().len() - before, EXPIRIES_PER_COMMIT + 10);
+    store.is_full.store(true, Ordering::Relaxed);
+    assert!(matches!(backend.close(), Err(SessionError::NotWritten { .. })));
 }
