@@ -19,6 +19,7 @@ mod request_service;
 mod response;
 mod response_budget;
 mod use_count;
+mod warning_limit;
 mod write_timeout;
 
 use std::{

@@ -194,8 +194,8 @@ impl Snakepit {
     /// [listener](Builder::listen) for them.
     ///
     /// - Requests have the message limits and deadlines of the listeners, and share the host-wide budgets of their clients
-    ///   ([`queue_bytes`](Builder::queue_bytes)). At most 16,384 requests are open at a time. Your server limits the number of
-    ///   connections.
+    ///   ([`queue_bytes`](Builder::queue_bytes)). At most 16,384 requests are open at a time, 2048 of one client. Your server limits the
+    ///   number of connections.
     /// - [`connection_bytes`](Builder::connection_bytes) applies to all requests of one connection together. The host knows the
     ///   connection by the peer's address in the extensions of the request: tonic inserts it, and axum does if you serve with
     ///   `into_make_service_with_connect_info::<SocketAddr>()`. Another server can insert `axum::extract::ConnectInfo`. Without the

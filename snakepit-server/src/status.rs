@@ -77,8 +77,8 @@ pub(crate) fn too_many_connections(limit: usize) -> Status {
 }
 
 /// The status for a request of a mounted client above the limit of open requests.
-pub(crate) fn too_many_requests(open: usize) -> Status {
-    let message = format!("{open} requests of mounted services are open, which is the limit; retry later");
+pub(crate) fn too_many_requests(subject: &str, open: usize) -> Status {
+    let message = format!("{open} requests of {subject} are open, which is the limit; retry later");
     let fault =
         Fault::new(Reason::Overloaded, message).with_entry("queued", &open).with_entry("limit", &open);
     fault_to_wire(fault.with_retry(Some(RETRY_AFTER)))

@@ -196,12 +196,13 @@ impl ClientBuilder {
     /// As for [`Client::connect`], and [`Error::InvalidOption`]. [`Error::Tool`] with
     /// [`AccessDenied`](crate::ToolError::AccessDenied) if the host, or a proxy, does not accept the token.
     pub async fn connect(self, address: &str) -> Result<Client, Error> {
-        let host = self.host_at(address)?;
+        let host = self.with_system_roots(address).await?.host_at(address)?;
         host.open().await?;
         Ok(Client::new(host))
     }
 
-    /// Creates a client that connects with its first request. Until then, the addresses need not be reachable.
+    /// Creates a client that connects with its first request. Until then, the addresses need not be reachable. With `https://` and
+    /// without a CA of the program, it reads the CAs of the system on the calling thread, which takes several milliseconds.
     ///
     /// # Errors
     /// [`Error::Connect`] if an address is invalid, [`Error::InvalidOption`], or [`Error::NoRuntime`] outside a tokio runtime.
@@ -267,6 +268,23 @@ impl ClientBuilder {
         };
         let targets = addresses.into_iter().map(target).collect::<Result<_, _>>()?;
         Ok(RemoteHost::new(targets, self.host_options()))
+    }
+
+    /// Loads the CAs of the system, if an address needs them, without blocking the thread.
+    #[cfg(feature = "tls")]
+    async fn with_system_roots(mut self, address: &str) -> Result<Self, Error> {
+        self.check()?;
+        let mut addresses = std::iter::once(address).chain(self.fallbacks.iter().map(String::as_str));
+        if addresses.any(|address| https_authority(address).is_some()) {
+            self.tls.load_system_roots().await;
+        }
+        Ok(self)
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[allow(clippy::unused_async, reason = "the other function with this name awaits")]
+    async fn with_system_roots(self, _: &str) -> Result<Self, Error> {
+        Ok(self)
     }
 
     /// Returns the function that creates channels to the addresses with `https://`.

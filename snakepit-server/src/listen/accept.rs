@@ -129,6 +129,7 @@ impl<L: Accept> Acceptor<L> {
             match accepted {
                 Ok(io) => {
                     self.is_failing = false;
+                    self.identify_processes().await;
                     self.admit(io);
                     // Lets the tasks of evicted connections close them.
                     tokio::task::yield_now().await;
@@ -147,6 +148,20 @@ impl<L: Accept> Acceptor<L> {
         }
     }
 
+    /// Looks up which open connections belong to workers, if the limit has been reached, so that `admit` does not.
+    async fn identify_processes(&self) {
+        let unidentified = self.connections.unidentified_at_limit();
+        if !unidentified.is_empty() {
+            let identify = move || {
+                for connection in unidentified {
+                    let _ = connection.launch();
+                }
+            };
+            // If the task fails, `admit` looks them up.
+            let _ = tokio::task::spawn_blocking(identify).await;
+        }
+    }
+
     fn admit(&mut self, io: L::Io) {
         match self.connections.admit(self.listener.peer(&io)) {
             Admission::Admitted(permit) => {
@@ -160,9 +175,10 @@ impl<L: Accept> Acceptor<L> {
                 }
                 // Connections above the limit of answers are closed without one.
                 if let Ok(permit) = Arc::clone(&self.rejections).try_acquire_owned() {
-                    let cut = self.cut.child_token();
+                    let (cut, connections) = (self.cut.child_token(), Arc::clone(&self.connections));
                     self.tasks.spawn(async move {
-                        cut.run_until_cancelled(connection::reject(io, limit)).await;
+                        let reject = connection::reject(io, limit, &connections.warnings);
+                        cut.run_until_cancelled(reject).await;
                         drop(permit);
                     });
                 }

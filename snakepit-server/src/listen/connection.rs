@@ -19,6 +19,7 @@ use tonic::{body::Body, service::Routes};
 use super::{
     connections::{Connection, ConnectionPermit},
     request_service::{MAX_TRANSPORT_HEADER_BYTES, RequestService},
+    warning_limit::WarningLimit,
     write_timeout::WriteTimeout,
 };
 use crate::status::too_many_connections;
@@ -41,7 +42,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(8);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(18);
 /// The most open requests of one connection. Further requests wait for a free stream. All multiplexed calls share one stream, and each
 /// watch needs its own. The budget of the connection bounds the memory of its requests.
-const MAX_STREAMS: u32 = 2048;
+pub(super) const MAX_STREAMS: u32 = 2048;
 
 /// The most open requests of a connection above the limit of connections.
 const REJECTED_STREAMS: u32 = 8;
@@ -68,20 +69,26 @@ pub(super) async fn serve(
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
     let state = permit.connection();
+    let warnings = &permit.connections().warnings;
     let io = TokioIo::new(WriteTimeout::new(io, WRITE_TIMEOUT));
     let mut connection = pin!(http.serve_connection(io, RequestService::new(routes, Arc::clone(state))));
     tokio::select! {
         biased;
-        result = &mut connection => return log_failure(result),
+        result = &mut connection => return log_failure(result, warnings),
         () = cut.cancelled() => return,
         () = state.unread().stalled() => {
-            tracing::warn!("closed a connection whose client does not read its responses, because unread responses use much memory");
+            if let Some(omitted) = warnings.take() {
+                tracing::warn!(
+                    omitted,
+                    "closed a connection whose client does not read its responses, because unread responses use much memory"
+                );
+            }
             return;
         }
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                result = connection => log_failure(result),
+                result = connection => log_failure(result, warnings),
                 () = cut.cancelled() => {}
             }
             return;
@@ -96,7 +103,7 @@ pub(super) async fn serve(
     // The host still answers requests that the client sends before it receives GOAWAY.
     connection.as_mut().graceful_shutdown();
     tokio::select! {
-        result = connection => log_failure(result),
+        result = connection => log_failure(result, warnings),
         () = cut.cancelled() => {}
         () = goaway_timeout(state) => {}
     }
@@ -104,7 +111,11 @@ pub(super) async fn serve(
 
 /// Answers the requests of a connection above the limit with an error that suggests a retry, and closes the connection. Dropping the
 /// future closes it, too.
-pub(super) async fn reject(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, limit: usize) {
+pub(super) async fn reject(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    limit: usize,
+    warnings: &WarningLimit,
+) {
     let answered = CancellationToken::new();
     let service = service_fn(|_: http::Request<hyper::body::Incoming>| {
         answered.cancel();
@@ -118,23 +129,25 @@ pub(super) async fn reject(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'sta
     let serve = async {
         tokio::select! {
             biased;
-            result = &mut connection => return log_failure(result),
+            result = &mut connection => return log_failure(result, warnings),
             () = answered.cancelled() => {}
         }
         connection.as_mut().graceful_shutdown();
-        log_failure(connection.await);
+        log_failure(connection.await, warnings);
     };
     // A client that does not close the connection, or sends nothing, must not keep it.
     let _ = tokio::time::timeout(REJECT_TIMEOUT, serve).await;
 }
 
-fn log_failure(result: hyper::Result<()>) {
+/// Logs a failure. Clients choose how often connections fail, so warnings are limited.
+fn log_failure(result: hyper::Result<()>, warnings: &WarningLimit) {
     let Err(error) = result else { return };
     let cause = root_cause(&error);
     let reason = cause.downcast_ref().and_then(h2::Error::reason);
     // The client sees only that its connection was closed.
     if reason == Some(h2::Reason::ENHANCE_YOUR_CALM) {
-        tracing::warn!(error = %cause, "closed a connection whose client exceeded a limit of HTTP/2");
+        let Some(omitted) = warnings.take() else { return };
+        tracing::warn!(error = %cause, omitted, "closed a connection whose client exceeded a limit of HTTP/2");
     } else {
         tracing::debug!(error = %error_chain(&error), "a connection failed");
     }

@@ -27,6 +27,7 @@ use super::{
     budget::{ArrivalBudgets, Budget, Reservation},
     response_budget::{MIN_COUNTED_BYTES, ResponseBudget, UnreadResponses},
     use_count::UseCount,
+    warning_limit::WarningLimit,
 };
 use crate::limits::BudgetExhausted;
 
@@ -56,6 +57,8 @@ pub(crate) struct Connections {
     next_id: AtomicU64,
     /// The number of worker connections that use the reserve.
     reserve_used: AtomicUsize,
+    /// Bounds the warnings about connections that the host closed.
+    pub(super) warnings: WarningLimit,
 }
 
 /// The decision about a new connection.
@@ -148,6 +151,7 @@ impl Connections {
             open,
             next_id,
             reserve_used,
+            warnings: WarningLimit::default(),
         })
     }
 
@@ -215,6 +219,19 @@ impl Connections {
         admitted(connection)
     }
 
+    /// At the limit, returns the open connections on Unix sockets whose process is not known yet. [`launch`](Connection::launch) looks it
+    /// up. Each lookup reads `/proc`, so the caller must not block the runtime with them before it [admits](Self::admit) a connection.
+    pub(super) fn unidentified_at_limit(&self) -> Vec<Arc<Connection>> {
+        let open = self.lock();
+        if open.len() < self.limit {
+            return Vec::new();
+        }
+        let is_unidentified = |connection: &&Arc<Connection>| {
+            matches!(connection.peer, Peer::Process { .. }) && !connection.launch.initialized()
+        };
+        open.values().filter(is_unidentified).cloned().collect()
+    }
+
     /// Moves the open connections of workers to the reserve, so that they neither count towards the limit nor are evicted.
     fn move_workers_to_reserve(&self) {
         let is_process = |connection: &Connection| matches!(connection.peer, Peer::Process { .. });
@@ -266,6 +283,10 @@ fn evict(open: &HashMap<u64, Arc<Connection>>) -> Option<Arc<Connection>> {
 impl ConnectionPermit {
     pub(crate) const fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    pub(super) const fn connections(&self) -> &Arc<Connections> {
+        &self.connections
     }
 }
 

@@ -25,18 +25,19 @@ use tokio_util::{
 use tonic::{body::Body, service::Routes};
 use tower::Service;
 
+pub(super) use self::requests::RequestLimits;
 use self::{
     request_body::CutBody,
     requests::{MountedRequest, MountedRequests, MountedResponse},
 };
 use super::{
-    ListenLimits, accept::CLOSE_TIMEOUT, connections::Connections, framing::PolledFrame,
-    request_service::RequestService,
+    ListenLimits, accept::CLOSE_TIMEOUT, connection::MAX_STREAMS, connections::Connections,
+    framing::PolledFrame, request_service::RequestService,
 };
-use crate::status::{shutting_down, too_many_requests};
+use crate::status::shutting_down;
 
-/// The most open requests of all mounted clients.
-const MAX_REQUESTS: usize = 16 * 1024;
+/// The most open requests of mounted clients. One of them may have as many as a connection to a listener.
+const LIMITS: RequestLimits = RequestLimits { total: 16 * 1024, per_client: MAX_STREAMS as usize };
 
 /// The services for a server of the program, with the limits and deadlines of the listeners.
 #[derive(Debug, Clone)]
@@ -55,18 +56,18 @@ impl Mount {
         stop: CancellationToken,
     ) -> Self {
         let connections = limits.connections(0, &limits.unread_mounted);
-        Self::with_limit(tasks, routes, connections, MAX_REQUESTS, stop)
+        Self::with_limits(tasks, routes, connections, LIMITS, stop)
     }
 
-    /// Creates the services with this limit of open requests.
-    pub(super) fn with_limit(
+    /// Creates the services with these limits of open requests.
+    pub(super) fn with_limits(
         tasks: &TaskTracker,
         routes: Routes,
         connections: Arc<Connections>,
-        limit: usize,
+        limits: RequestLimits,
         stop: CancellationToken,
     ) -> Self {
-        let requests = MountedRequests::new(connections, limit);
+        let requests = MountedRequests::new(connections, limits);
         tasks.spawn(Arc::clone(&requests).drop_stalled(stop.clone()));
         Self { routes: routes.prepare(), requests, stop }
     }
@@ -98,7 +99,7 @@ impl Service<Request<axum::body::Body>> for Mount {
         }
         let (mounted, connection) = match self.requests.begin(request.extensions()) {
             Ok(begun) => begun,
-            Err(open) => return Box::pin(std::future::ready(Ok(too_many_requests(open).into_http()))),
+            Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
         };
         let service = RequestService::new(self.routes.clone(), connection);
         let response_ended = CancellationToken::new();

@@ -12,6 +12,7 @@ use std::{
 };
 
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use rustls_native_certs::{CertificateResult, load_native_certs};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -40,6 +41,8 @@ const HTTP2: &[u8] = b"h2";
 pub(crate) struct TlsOptions {
     /// The CAs to trust. If there are none, those of the system.
     pub(crate) roots: RootCertStore,
+    /// The CAs of the system, or the problem, after [`load_system_roots`](Self::load_system_roots).
+    system_roots: Option<Result<RootCertStore, String>>,
     /// The certificate of this client, and its key.
     pub(crate) identity: Option<Arc<CertifiedKey>>,
     /// The name to verify. The default is the host in the address.
@@ -48,7 +51,7 @@ pub(crate) struct TlsOptions {
 
 impl Default for TlsOptions {
     fn default() -> Self {
-        Self { roots: RootCertStore::empty(), identity: None, server_name: None }
+        Self { roots: RootCertStore::empty(), system_roots: None, identity: None, server_name: None }
     }
 }
 
@@ -64,10 +67,25 @@ impl TlsOptions {
         .find_map(|(option, is_set)| is_set.then_some(option))
     }
 
+    /// Reads the CAs of the system on another thread, because their files may be slow, unless the program has set its own.
+    pub(crate) async fn load_system_roots(&mut self) {
+        if self.roots.is_empty() {
+            let loaded = tokio::task::spawn_blocking(system_roots).await;
+            let failed = |error| Err(format!("the CA certificates of this system cannot be read: {error}"));
+            self.system_roots = Some(loaded.unwrap_or_else(failed));
+        }
+    }
+
+    /// Creates the connector. Reads the CAs of the system if nothing else has loaded or set CAs.
+    ///
     /// # Errors
     /// The problem, as a clause.
     pub(crate) fn connector(&self) -> Result<Connector, String> {
-        let roots = if self.roots.is_empty() { system_roots()? } else { self.roots.clone() };
+        let roots = if self.roots.is_empty() {
+            self.system_roots.clone().unwrap_or_else(system_roots)?
+        } else {
+            self.roots.clone()
+        };
         let config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| format!("TLS cannot be used: {error}"))?
@@ -102,14 +120,28 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 }
 
 fn system_roots() -> Result<RootCertStore, String> {
+    roots_of(load_native_certs())
+}
+
+fn roots_of(loaded: CertificateResult) -> Result<RootCertStore, String> {
+    /// The number of errors that a message contains.
+    const MAX_ERRORS: usize = 3;
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
+    roots.add_parsable_certificates(loaded.certs);
+    if !roots.is_empty() {
+        return Ok(roots);
+    }
+    if loaded.errors.is_empty() {
         return Err("this system has no CA certificates; install its package `ca-certificates`, or pass the certificate of the \
                     CA to `ClientBuilder::ca_certificate`"
             .to_owned());
     }
-    Ok(roots)
+    let errors: Vec<_> = loaded.errors.iter().take(MAX_ERRORS).map(ToString::to_string).collect();
+    Err(format!(
+        "the CA certificates of this system cannot be read: {}; correct SSL_CERT_FILE and SSL_CERT_DIR if they are set, or pass \
+         the certificate of the CA to `ClientBuilder::ca_certificate`",
+        errors.join(", ")
+    ))
 }
 
 /// Connects with TLS.
@@ -354,6 +386,24 @@ mod tests {
         }
         let problem = host_name("a..b:1").unwrap_err();
         assert!(problem.contains("ClientBuilder::server_name"), "{problem}");
+    }
+
+    #[test]
+    fn unreadable_certificates_are_named() {
+        let missing = std::path::Path::new("/missing/ca.pem");
+        let problem = roots_of(rustls_native_certs::load_certs_from_paths(Some(missing), None)).unwrap_err();
+        assert!(problem.contains("/missing/ca.pem") && problem.contains("SSL_CERT_FILE"), "{problem}");
+        let problem = roots_of(CertificateResult::default()).unwrap_err();
+        assert!(problem.contains("install its package `ca-certificates`"), "{problem}");
+    }
+
+    #[tokio::test]
+    async fn connectors_use_the_roots_that_were_loaded() {
+        let mut options = TlsOptions::default();
+        options.load_system_roots().await;
+        assert!(options.system_roots.is_some());
+        options.system_roots = Some(Err("the disk is slow".to_owned()));
+        assert_eq!(options.connector().unwrap_err(), "the disk is slow");
     }
 
     #[test]

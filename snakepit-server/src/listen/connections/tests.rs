@@ -122,6 +122,18 @@ async fn workers_neither_evict_connections_nor_lose_theirs() {
 }
 
 #[tokio::test]
+async fn processes_are_looked_up_once_at_the_limit() {
+    let connections = connections(2);
+    let _first = admit_peer(&connections, own_process()).unwrap();
+    assert!(connections.unidentified_at_limit().is_empty(), "below the limit");
+    let _second = admit_peer(&connections, own_process()).unwrap();
+    let unidentified = connections.unidentified_at_limit();
+    assert_eq!(unidentified.len(), 2);
+    assert!(unidentified.iter().all(|connection| connection.launch().is_none()));
+    assert!(connections.unidentified_at_limit().is_empty(), "they are known now");
+}
+
+#[tokio::test]
 async fn arriving_requests_of_clients_do_not_use_the_budget_of_workers() {
     let launches = Launches::new();
     let connections =

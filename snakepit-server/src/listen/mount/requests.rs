@@ -14,22 +14,34 @@ use http::Extensions;
 use snakepit_registry::Principal;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpConnectInfo;
+use tonic::{Status, transport::server::TcpConnectInfo};
 
-use crate::listen::{
-    connections::{Connection, Connections, Peer, TcpPeer},
-    response::ResponseBody,
-    response_budget::{STALL_TIMEOUT, UnreadResponses},
+use crate::{
+    listen::{
+        connections::{Connection, Connections, Peer, TcpPeer},
+        response::ResponseBody,
+        response_budget::{STALL_TIMEOUT, UnreadResponses},
+    },
+    status::too_many_requests,
 };
 
 /// The interval at which the host looks for responses that clients do not read.
 const STALL_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The most open requests.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::listen) struct RequestLimits {
+    /// Of all clients together.
+    pub(in crate::listen) total: usize,
+    /// Of one client, so that it cannot use up the requests of all.
+    pub(in crate::listen) per_client: usize,
+}
+
 /// The open requests of mounted clients.
 #[derive(Debug)]
 pub(super) struct MountedRequests {
     connections: Arc<Connections>,
-    limit: usize,
+    limits: RequestLimits,
     state: Mutex<State>,
     /// Notified when a request begins, because the checks pause without requests.
     begun: Notify,
@@ -56,6 +68,8 @@ pub(super) enum ClientKey {
 /// still buffers them.
 #[derive(Debug)]
 struct Client {
+    /// The number of its open requests.
+    open: usize,
     connection: Weak<Connection>,
     unread: Weak<UnreadResponses>,
 }
@@ -74,6 +88,7 @@ pub(super) struct Sending {
 pub(super) struct MountedRequest {
     requests: Arc<MountedRequests>,
     id: u64,
+    client: ClientKey,
 }
 
 impl ClientKey {
@@ -97,23 +112,27 @@ fn tcp_peer(extensions: &Extensions) -> Option<TcpPeer> {
 }
 
 impl MountedRequests {
-    pub(super) fn new(connections: Arc<Connections>, limit: usize) -> Arc<Self> {
-        Arc::new(Self { connections, limit, state: Mutex::default(), begun: Notify::new() })
+    pub(super) fn new(connections: Arc<Connections>, limits: RequestLimits) -> Arc<Self> {
+        Arc::new(Self { connections, limits, state: Mutex::default(), begun: Notify::new() })
     }
 
     /// Begins a request. Returns it with the connection of its client.
     ///
     /// # Errors
-    /// The number of open requests, if it has reached the limit.
+    /// The response, if the number of open requests has reached a limit.
     pub(super) fn begin(
         self: &Arc<Self>,
         extensions: &Extensions,
-    ) -> Result<(MountedRequest, Arc<Connection>), usize> {
+    ) -> Result<(MountedRequest, Arc<Connection>), Status> {
         let (key, tcp) = ClientKey::of(extensions);
         let mut state = self.lock();
         let open = state.requests.len();
-        if open >= self.limit {
-            return Err(open);
+        if open >= self.limits.total {
+            return Err(too_many_requests("mounted services", open));
+        }
+        let open = state.clients.get(&key).map_or(0, |client| client.open);
+        if open >= self.limits.per_client {
+            return Err(too_many_requests("this client", open));
         }
         state.last_request += 1;
         let id = state.last_request;
@@ -124,13 +143,17 @@ impl MountedRequests {
         let connection = connection.unwrap_or_else(|| {
             let unread = unread.unwrap_or_else(|| self.connections.unread_responses());
             let connection = self.connections.connection(Peer::Mounted(tcp), Arc::clone(&unread));
-            let client = Client { connection: Arc::downgrade(&connection), unread: Arc::downgrade(&unread) };
-            state.clients.insert(key, client);
+            let client =
+                Client { open, connection: Arc::downgrade(&connection), unread: Arc::downgrade(&unread) };
+            state.clients.insert(key.clone(), client);
             connection
         });
+        if let Some(client) = state.clients.get_mut(&key) {
+            client.open += 1;
+        }
         drop(state);
         self.begun.notify_one();
-        Ok((MountedRequest { requests: Arc::clone(self), id }, connection))
+        Ok((MountedRequest { requests: Arc::clone(self), id, client: key }, connection))
     }
 
     /// Drops responses that clients do not read, until the stop.
@@ -155,8 +178,8 @@ impl MountedRequests {
 
     fn drop_stalled_now(&self) {
         let mut state = self.lock();
-        state.clients.retain(|_, Client { connection, unread }| {
-            connection.strong_count() > 0 || unread.strong_count() > 0
+        state.clients.retain(|_, Client { open, connection, unread }| {
+            *open > 0 || connection.strong_count() > 0 || unread.strong_count() > 0
         });
         let responses: Vec<_> = state.requests.values().flatten().filter_map(Weak::upgrade).collect();
         drop(state);
@@ -187,7 +210,11 @@ impl MountedRequest {
 
 impl Drop for MountedRequest {
     fn drop(&mut self) {
-        self.requests.lock().requests.remove(&self.id);
+        let mut state = self.requests.lock();
+        state.requests.remove(&self.id);
+        if let Some(client) = state.clients.get_mut(&self.client) {
+            client.open -= 1;
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use snakepit_session::{Program, ProgramName, ProgramOwner, SessionBackend};
 use tower::Service;
 
 use super::*;
+use crate::listen::mount::RequestLimits;
 
 const GET: &str = "/snakepit.bridge.BridgeService/GetProgram";
 const STREAM: &str = "/snakepit.bridge.BridgeService/ExecuteStreamingTool";
@@ -17,6 +18,9 @@ const MIB: usize = 1 << 20;
 const PROGRAM_BYTES: usize = 3 * MIB;
 /// The time after which the host has dropped a response that the client does not read.
 const STALLED: Duration = Duration::from_secs(36);
+
+/// Limits of requests that no test reaches.
+const MANY: RequestLimits = RequestLimits { total: 1000, per_client: 1000 };
 
 /// A server of a program, with a mounted host that has a large program.
 struct ProgramServer {
@@ -28,7 +32,7 @@ struct ProgramServer {
 }
 
 impl ProgramServer {
-    async fn new(connection_bytes: usize, budget: usize, limit: usize) -> Self {
+    async fn new(connection_bytes: usize, budget: usize, limits: RequestLimits) -> Self {
         let host = TestServer::new(connection_bytes).await;
         let (owner, name) = (ProgramOwner::Global, ProgramName::try_new("large").unwrap());
         let program = Program::new(vec![7; PROGRAM_BYTES], "x");
@@ -39,7 +43,7 @@ impl ProgramServer {
         let connections =
             Connections::new(0, connection_bytes, arriving, Arc::clone(&unread), Weak::new(), false);
         let (tasks, routes) = (TaskTracker::new(), host.routes.clone());
-        let mount = Mount::with_limit(&tasks, routes, connections, limit, host.stop.clone());
+        let mount = Mount::with_limits(&tasks, routes, connections, limits, host.stop.clone());
         Self { host, mount, unread, get: message(&get) }
     }
 
@@ -102,7 +106,7 @@ async fn read(response: ResponseFuture) -> (usize, bool) {
 #[tokio::test]
 async fn the_requests_of_a_connection_share_its_budget() {
     for known in [true, false] {
-        let mut server = ProgramServer::new(4 * MIB, 1 << 30, 1000).await;
+        let mut server = ProgramServer::new(4 * MIB, 1 << 30, MANY).await;
         let at = |port| if known { address(port) } else { None };
         let client = server.client(at(1)).await;
         let mut responses = Vec::new();
@@ -141,7 +145,7 @@ async fn the_requests_of_a_connection_share_its_budget() {
 
 #[tokio::test(start_paused = true)]
 async fn a_response_that_nobody_reads_is_dropped_after_the_stall_timeout() {
-    let mut server = ProgramServer::new(64 * MIB, 1 << 30, 1000).await;
+    let mut server = ProgramServer::new(64 * MIB, 1 << 30, MANY).await;
     let client = server.client(address(1)).await;
     let stalled = server.begin_get(&client).await;
     tokio::time::sleep(STALLED).await;
@@ -156,7 +160,7 @@ async fn a_response_that_nobody_reads_is_dropped_after_the_stall_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_keeps_its_response() {
-    let mut server = ProgramServer::new(64 * MIB, 1 << 30, 1000).await;
+    let mut server = ProgramServer::new(64 * MIB, 1 << 30, MANY).await;
     let client = server.client(address(1)).await;
     let mut body = server.begin_get(&client).await.await.unwrap().into_body();
     let mut bytes = 0;
@@ -174,7 +178,7 @@ async fn a_slow_reader_keeps_its_response() {
 #[tokio::test(start_paused = true)]
 async fn a_paused_stream_is_dropped_only_if_memory_is_short() {
     for (budget, dropped) in [(1 << 30, false), (MIB, true)] {
-        let mut server = ProgramServer::new(64 * MIB, budget, 1000).await;
+        let mut server = ProgramServer::new(64 * MIB, budget, MANY).await;
         let client = server.client(address(1)).await;
         let chunks = pb::ExecuteToolRequest { tool_name: "chunks".to_owned(), ..Default::default() };
         let _paused = ProgramServer::begin(&client, STREAM, message(&chunks)).await;
@@ -187,23 +191,37 @@ async fn a_paused_stream_is_dropped_only_if_memory_is_short() {
 }
 
 #[tokio::test]
-async fn requests_above_the_limit_are_rejected() {
-    let mut server = ProgramServer::new(MIB, MIB, 2).await;
+async fn requests_above_the_limits_are_rejected() {
+    let limits = RequestLimits { total: 3, per_client: 2 };
+    let mut server = ProgramServer::new(MIB, MIB, limits).await;
     let client = server.client(address(1)).await;
     let sleep = || message(&pb::ExecuteToolRequest { tool_name: "sleep".to_owned(), ..Default::default() });
     let open = [
         ProgramServer::begin(&client, EXECUTE, sleep()).await,
         ProgramServer::begin(&client, EXECUTE, sleep()).await,
     ];
-    // Another client is rejected, too.
+    assert_eq!(
+        rejection(&client).await,
+        "2 requests of this client are open, which is the limit; retry later"
+    );
     let other = server.client(address(2)).await;
-    loop {
-        let (code, text) = call(&other, request(PING), message(&pb::PingRequest::default())).await;
-        if code == 8 {
-            assert_eq!(text, "2 requests of mounted services are open, which is the limit; retry later");
-            break;
-        }
+    let third = ProgramServer::begin(&other, EXECUTE, sleep()).await;
+    for client in [&other, &server.client(address(3)).await] {
+        let expected = "3 requests of mounted services are open, which is the limit; retry later";
+        assert_eq!(rejection(client).await, expected);
     }
     drop(open);
+    while ping(&client).await != 0 {}
+    drop(third);
     while ping(&other).await != 0 {}
+}
+
+/// Sends requests until one is rejected, and returns the message. The open requests may still be on their way.
+async fn rejection(client: &SendRequest<Bytes>) -> String {
+    loop {
+        let (code, text) = call(client, request(PING), message(&pb::PingRequest::default())).await;
+        if code == 8 {
+            return text;
+        }
+    }
 }
