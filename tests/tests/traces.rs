@@ -180,7 +180,10 @@ async fn the_error_of_a_crash_contains_the_python_stack() {
 #[tokio::test]
 async fn an_adapter_that_cannot_be_constructed_fails_the_start() {
     let failure = Sandbox::adapter("traces:NeedsArguments", 1).try_start().await.unwrap_err();
-    assert!(failure.stderr.contains("cannot be constructed: TypeError"), "{failure:?}");
+    assert!(
+        failure.stderr.contains("adapter argument `path` is missing, which `__init__` of"),
+        "{failure:?}"
+    );
 }
 
 #[tokio::test]
