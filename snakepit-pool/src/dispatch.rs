@@ -19,7 +19,7 @@ use tracing::{Span, field};
 
 use crate::{
     attempt::AttemptError,
-    driver::{Acquire, AcquireError, Ancestry, Driver, Lease},
+    driver::{Acquire, AcquireError, Ancestry, Driver, LastFailure, Lease},
     scheduler::Rejection,
 };
 
@@ -149,10 +149,13 @@ fn to_tool_error(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolErr
             retry_after: retry_after(oldest),
         },
         AcquireError::Rejected(Rejection::Draining) => ToolError::ShuttingDown { may_have_run: false },
-        AcquireError::Rejected(Rejection::NoWorkers { next_attempt }) => ToolError::Unavailable {
-            reason: pool.last_failure(),
-            retry_after: next_attempt.map(|at| at.saturating_duration_since(Instant::now())),
-        },
+        AcquireError::Rejected(Rejection::NoWorkers { next_attempt }) => {
+            // A slot fails only after a failed launch or an exit, and both set the last failure.
+            let (reason, last_error) =
+                pool.last_failure().map(LastFailure::into_reason_and_error).unwrap_or_default();
+            let retry_after = next_attempt.map(|at| at.saturating_duration_since(Instant::now()));
+            ToolError::Unavailable { reason, last_error, retry_after }
+        }
         AcquireError::Expired => {
             ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued, limit: None }
         }

@@ -429,9 +429,8 @@ impl Driver {
     }
 
     /// The last failure of a worker, for the errors of calls that get no worker.
-    pub(crate) fn last_failure(&self) -> String {
-        // A slot fails only after a failed launch or an exit, and both set `last_failure`.
-        self.lock().last_failure.as_ref().map(ToString::to_string).unwrap_or_default()
+    pub(crate) fn last_failure(&self) -> Option<LastFailure> {
+        self.lock().last_failure.clone()
     }
 
     /// Rejects all calls and kills all workers without waiting, after the last handle was dropped.

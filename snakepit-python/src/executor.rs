@@ -396,10 +396,8 @@ impl Executor {
                 }
                 None => value::to_python(py, payload).and_then(|value| kwargs.set_item(&name, value)),
             };
-            set.map_err(|error| ToolError::InvalidArgument {
-                tool: tool.to_owned(),
-                argument: name,
-                problem: format!("cannot be read: {}", error.value(py)),
+            set.map_err(|error| {
+                ToolError::invalid_argument(tool, name, format!("cannot be read: {}", error.value(py)))
             })?;
         }
         Ok(kwargs)

@@ -185,9 +185,6 @@ fn to_exception(error: ToolError) -> PyErr {
     match error {
         ToolError::Failed(failure) => Python::attach(|py| tool_failed(py, *failure)),
         ToolError::NotFound { .. } => NotFoundError::new_err(message),
-        ToolError::InvalidArgument { argument, problem, .. } => {
-            invalid_arguments(message, [(&*argument, &*problem)].into_iter())
-        }
         ToolError::InvalidArguments { violations, .. } => {
             let violations = violations.iter();
             invalid_arguments(

@@ -3,7 +3,7 @@
 use snakepit_proto::status::{self, error_status, error_status_with, failure_status};
 use snakepit_registry::{ToolError, ToolFailure};
 use snakepit_session::error_chain;
-use snakepit_wire::{bad_argument, failure_to_wire, fault_to_wire};
+use snakepit_wire::{failure_to_wire, fault_to_wire};
 use tonic::{Code, Status};
 
 /// Converts an error to a gRPC status. The reason in its details distinguishes errors of the worker from those of a
@@ -15,7 +15,6 @@ pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
             failure_status(Code::Internal, one_line(&failure), &failure_to_wire(*failure, session_id))
         }
         ToolError::NotFound { .. } => error_status(Code::NotFound, status::TOOL_NOT_FOUND, message),
-        ToolError::InvalidArgument { tool, argument, problem } => bad_argument(&tool, &argument, &problem),
         error @ ToolError::InvalidArguments { .. } => fault_to_wire(error.into()),
         // The host adds the name of the tool in front.
         ToolError::Unsupported { problem, may_have_run, .. } => {
@@ -54,8 +53,7 @@ mod tests {
     #[test]
     fn statuses_have_their_reason() {
         let tool = || "echo".to_owned();
-        let bad =
-            ToolError::InvalidArgument { tool: tool(), argument: "x".into(), problem: "is missing".into() };
+        let bad = ToolError::invalid_argument(tool(), "x", "is missing");
         let errors = [
             (ToolError::NotFound { tool: tool(), suggestion: None }, Code::NotFound, status::TOOL_NOT_FOUND),
             (bad.clone(), Code::InvalidArgument, status::INVALID_ARGUMENT),
@@ -65,11 +63,7 @@ mod tests {
                 status::UNSUPPORTED,
             ),
             (ToolError::Cancelled { tool: tool() }, Code::Cancelled, status::CANCELLED),
-            (
-                ToolError::Unavailable { reason: "it stops".into(), retry_after: None },
-                Code::Unavailable,
-                status::STOPPING,
-            ),
+            (ToolError::unavailable("it stops"), Code::Unavailable, status::STOPPING),
             (ToolError::internal("bug"), Code::Internal, status::INTERNAL),
             (ToolError::Failed(Box::default()), Code::Internal, status::TOOL_FAILED),
         ];

@@ -277,7 +277,7 @@ impl Queue {
 
 /// The error of a call that did not run because the worker stops. The host runs it elsewhere, and sends no more calls.
 pub(crate) fn stopping_error() -> ToolError {
-    ToolError::Unavailable { reason: "the worker is stopping".to_owned(), retry_after: None }
+    ToolError::unavailable("the worker is stopping")
 }
 
 #[async_trait]

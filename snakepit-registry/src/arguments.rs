@@ -106,7 +106,7 @@ impl IntoIterator for Arguments {
 /// Deserializes all arguments into one Rust value. Accepts 5.0 as an integer and 5 as a float, at any depth.
 ///
 /// # Errors
-/// [`ToolError::InvalidArgument`], with the name of the argument if serde reports it.
+/// [`ToolError::InvalidArguments`], with the name of the argument if serde reports it.
 pub(crate) fn from_arguments<A: DeserializeOwned>(tool: &str, arguments: &Arguments) -> Result<A, ToolError> {
     let deserialize = |accepts_whole_floats| {
         let mut current_name = None;
@@ -123,7 +123,7 @@ pub(crate) fn from_arguments<A: DeserializeOwned>(tool: &str, arguments: &Argume
             || first_quoted(&error.to_string()).unwrap_or("arguments").to_owned(),
             str::to_owned,
         );
-        ToolError::InvalidArgument { tool: tool.to_owned(), argument, problem }
+        ToolError::invalid_argument(tool, argument, problem)
     })
 }
 

@@ -214,7 +214,7 @@ impl ToolCall {
     /// Converts all arguments into one value, such as a struct or a map. A whole float, such as 5.0, is a valid integer.
     ///
     /// # Errors
-    /// [`ToolError::InvalidArgument`], with the name of the argument if serde reports it.
+    /// [`ToolError::InvalidArguments`], with the name of the argument if serde reports it.
     pub fn parse_arguments<A: DeserializeOwned>(&self) -> Result<A, ToolError> {
         from_arguments(&self.tool, &self.arguments)
     }

@@ -20,7 +20,7 @@ const MAX_COMPARED_PAIRS: usize = 256 * 1024;
 /// Checks the lengths of all names in a call, and the number of its metadata entries. The other checks rely on it.
 pub(crate) fn names(call: &ToolCall) -> Result<(), ToolError> {
     let reject = |field: &str, problem: String| {
-        Err(ToolError::InvalidArgument { tool: truncated(&call.tool), argument: field.to_owned(), problem })
+        Err(ToolError::invalid_argument(truncated(&call.tool), field, problem))
     };
     tool_name(&call.tool)?;
     if let Some((name, _)) = call.arguments.iter().find(|(name, _)| name.len() > MAX_NAME_BYTES) {
@@ -39,8 +39,8 @@ pub(crate) fn names(call: &ToolCall) -> Result<(), ToolError> {
 /// Checks the length of a tool's name.
 pub(crate) fn tool_name(tool: &str) -> Result<(), ToolError> {
     if tool.len() > MAX_NAME_BYTES {
-        let (argument, problem) = ("tool_name".to_owned(), too_long("is a name", tool));
-        return Err(ToolError::InvalidArgument { tool: truncated(tool), argument, problem });
+        let problem = too_long("is a name", tool);
+        return Err(ToolError::invalid_argument(truncated(tool), "tool_name", problem));
     }
     Ok(())
 }
@@ -162,7 +162,7 @@ impl Problems<'_> {
             problem.push_str("; the tool takes ");
             problem.push_str(&signature(spec));
         }
-        Err(ToolError::InvalidArgument { tool: spec.name.clone(), argument, problem })
+        Err(ToolError::invalid_argument(&*spec.name, argument, problem))
     }
 }
 
@@ -333,7 +333,9 @@ mod tests {
             (with_many_entries, "metadata", "1001 entries, the limit is 1000"),
         ] {
             let error = names(&call).unwrap_err();
-            assert!(matches!(&error, ToolError::InvalidArgument { argument, .. } if argument == field));
+            assert!(
+                matches!(&error, ToolError::InvalidArguments { violations, .. } if violations[0].field == field)
+            );
             let message = error.to_string();
             assert!(message.contains(number) && message.len() < 400, "{message}");
         }

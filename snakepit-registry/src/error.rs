@@ -115,22 +115,13 @@ pub enum ToolError {
         /// A similar registered name, if any.
         suggestion: Option<String>,
     },
-    /// An argument is missing, unknown or of the wrong type.
-    #[error("argument `{argument}` of tool `{tool}` {problem}")]
-    InvalidArgument {
-        /// The tool's name.
-        tool: String,
-        /// The argument's name.
-        argument: String,
-        /// The problem, as the end of a sentence: "is missing; ...".
-        problem: String,
-    },
-    /// Several arguments, or parts of arguments, are invalid. The field of a violation is a path, such as `items[3].price`.
+    /// Arguments are missing, unknown or of the wrong type. See [`invalid_argument`](Self::invalid_argument).
     #[error("{}", describe_violations(tool, violations))]
     InvalidArguments {
         /// The tool's name.
         tool: String,
-        /// The problems, at least two.
+        /// The problems, at least one. The field is the name of an argument, or the path of a part, such as `items[3].price`. The
+        /// description is the end of a sentence: "is missing; ...".
         violations: Vec<Violation>,
     },
     /// The tool does not support this kind of call.
@@ -248,11 +239,17 @@ pub enum ToolError {
         /// The tool's name.
         tool: String,
     },
-    /// No worker can run calls now.
-    #[error("no worker is available: {reason}")]
+    /// No worker can run calls now. See [`unavailable`](Self::unavailable).
+    #[error(
+        "no worker is available: {reason}{}",
+        if last_error.is_empty() { String::new() } else { format!("; the last error: {last_error}") }
+    )]
     Unavailable {
         /// The reason.
         reason: String,
+        /// The error of the last launch of a worker, with the last output of that worker. Empty if there is none, and for readers
+        /// that do not [see tracebacks](crate::Principal::sees_tracebacks).
+        last_error: String,
         /// The time after which a retry may succeed.
         retry_after: Option<Duration>,
     },
@@ -340,19 +337,30 @@ pub enum ToolError {
 }
 
 impl ToolError {
+    /// The error of a call with an invalid argument. `problem` is the end of a sentence.
+    ///
+    /// ```
+    /// use snakepit_registry::ToolError;
+    ///
+    /// let error = ToolError::invalid_argument("add", "a", "is negative");
+    /// assert_eq!(error.to_string(), "argument `a` of tool `add` is negative");
+    /// ```
+    pub fn invalid_argument(
+        tool: impl Into<String>,
+        argument: impl Into<String>,
+        problem: impl Into<String>,
+    ) -> Self {
+        Self::invalid_arguments(tool, vec![Violation::new(argument, problem)])
+    }
+
     /// The error of a call with these invalid arguments, at least one.
-    #[must_use]
-    pub fn invalid_arguments(tool: impl Into<String>, mut violations: Vec<Violation>) -> Self {
-        let tool = tool.into();
-        match violations.pop() {
-            Some(Violation { field, description }) if violations.is_empty() => {
-                Self::InvalidArgument { tool, argument: field, problem: description }
-            }
-            last => {
-                violations.extend(last);
-                Self::InvalidArguments { tool, violations }
-            }
-        }
+    pub fn invalid_arguments(tool: impl Into<String>, violations: Vec<Violation>) -> Self {
+        Self::InvalidArguments { tool: tool.into(), violations }
+    }
+
+    /// The error of a call that no worker can run now, without a time after which a retry may succeed.
+    pub fn unavailable(reason: impl Into<String>) -> Self {
+        Self::Unavailable { reason: reason.into(), last_error: String::new(), retry_after: None }
     }
 
     /// The error of a bug in the host or in the worker.
@@ -372,6 +380,8 @@ impl ToolError {
     }
 
     /// Sets the time limit of a [`DeadlineExceeded`](Self::DeadlineExceeded) error that has none. Has no effect on other errors.
+    /// The crates of this workspace use it where they know the limit.
+    #[doc(hidden)]
     #[must_use]
     pub fn with_time_limit(mut self, time_limit: Option<TimeLimit>) -> Self {
         if let Self::DeadlineExceeded { limit, .. } = &mut self {
@@ -380,13 +390,14 @@ impl ToolError {
         self
     }
 
-    /// Sets the cause of an [`Internal`](Self::Internal), [`WorkerLost`](Self::WorkerLost) or
-    /// [`ConnectionLost`](Self::ConnectionLost) error. Has no effect on other errors.
+    /// Sets the cause. Errors that have no field `source` stay as they are: only [`Internal`](Self::Internal),
+    /// [`WorkerLost`](Self::WorkerLost), [`ConnectionLost`](Self::ConnectionLost) and [`Layer`](Self::Layer) have one.
     #[must_use]
     pub fn with_source(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         if let Self::Internal { source, .. }
         | Self::WorkerLost { source, .. }
-        | Self::ConnectionLost { source, .. } = &mut self
+        | Self::ConnectionLost { source, .. }
+        | Self::Layer { source, .. } = &mut self
         {
             *source = Some(SharedError::new(cause));
         }

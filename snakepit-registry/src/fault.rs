@@ -38,16 +38,17 @@ use crate::ToolFailure;
 pub struct Fault {
     /// The machine-readable reason.
     pub reason: Reason,
-    /// The message for people.
+    /// The message for people, without output of workers.
     pub message: String,
-    /// Whether the tool may have begun to run, or the write may have happened. If not, a retry is safe.
-    pub may_have_run: bool,
     /// The invalid fields or arguments.
     pub violations: Vec<Violation>,
     /// The exception of the tool, or the last output of a lost worker.
     pub failure: Option<Box<ToolFailure>>,
     /// Further data, from which clients reconstruct the error.
     pub entries: Vec<(&'static str, String)>,
+    /// The end of the message, for readers that [see tracebacks](crate::Principal::sees_tracebacks).
+    internals: String,
+    may_have_run: bool,
     code: Code,
     /// The outer `Option` is whether a gRPC status carries the field at all.
     retry: Option<Option<Duration>>,
@@ -76,6 +77,7 @@ impl Fault {
         Self {
             reason,
             message: message.into(),
+            internals: String::new(),
             may_have_run: false,
             violations: Vec::new(),
             failure: None,
@@ -135,6 +137,19 @@ impl Fault {
     pub fn with_failure(mut self, failure: Box<ToolFailure>) -> Self {
         self.failure = Some(failure);
         self
+    }
+
+    /// Whether the tool may have begun to run, or the write may have happened. If not, a retry is safe.
+    #[must_use]
+    pub const fn may_have_run(&self) -> bool {
+        self.may_have_run
+    }
+
+    /// The message with the output of workers, for a reader that [sees tracebacks](crate::Principal::sees_tracebacks).
+    #[doc(hidden)]
+    #[must_use]
+    pub fn full_message(&self) -> String {
+        format!("{}{}", self.message, self.internals)
     }
 
     /// The gRPC code.

@@ -163,7 +163,7 @@ pub struct Registry {
     announcers: Mutex<HashMap<Arc<str>, Vec<Announcer>>>,
     fallback: RwLock<Option<Arc<ResolvedTool>>>,
     revision: AtomicU64,
-    /// Announcements that wait for the end of the workers with other specs. Not locked together with the fields above.
+    /// Announcements that wait for the end of the workers with other specs. Locked before `tools`.
     deferred: Mutex<Vec<Deferred>>,
     /// The number of deferred announcements, which usually saves the lock.
     deferred_count: AtomicU64,
@@ -237,7 +237,7 @@ impl Registry {
     /// Finds the tool with this name, or the fallback.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`], with the most similar name, if any is similar. [`ToolError::InvalidArgument`] for a name that is
+    /// [`ToolError::NotFound`], with the most similar name, if any is similar. [`ToolError::InvalidArguments`] for a name that is
     /// longer than [`MAX_NAME_BYTES`].
     pub fn resolve(&self, tool: &str) -> Result<Arc<ResolvedTool>, ToolError> {
         self.resolve_where(tool, |_| true)
@@ -292,7 +292,7 @@ impl Registry {
     /// Resolves a call of a host tool, checks its arguments and runs it. Serves the calls that workers make.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`] unless an exposed host tool has this name, [`ToolError::InvalidArgument`],
+    /// [`ToolError::NotFound`] unless an exposed host tool has this name, [`ToolError::InvalidArguments`],
     /// [`ToolError::Unsupported`], and all errors of the tool.
     ///
     /// # Cancel safety
@@ -304,7 +304,7 @@ impl Registry {
     /// Resolves the name of a host tool that workers may call.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`] unless an [exposed](ToolSpec::exposed) host tool has this name, and [`ToolError::InvalidArgument`] if it is not a valid name.
+    /// [`ToolError::NotFound`] unless an [exposed](ToolSpec::exposed) host tool has this name, and [`ToolError::InvalidArguments`] if it is not a valid name.
     pub fn resolve_host_tool(&self, name: &str) -> Result<Arc<ResolvedTool>, ToolError> {
         check::tool_name(name)?;
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
@@ -356,6 +356,7 @@ impl Registry {
     /// To cache the result of `tools`, read the revision first. A concurrent change then invalidates the cache.
     #[must_use]
     pub fn revision(&self) -> u64 {
+        self.apply_deferred();
         self.revision.load(Ordering::Acquire)
     }
 
@@ -406,7 +407,7 @@ impl ResolvedTool {
     /// would reserve space for the call a second time.
     ///
     /// # Errors
-    /// [`ToolError::InvalidArgument`], or [`ToolError::Unsupported`] for a unary call of a host tool that streams.
+    /// [`ToolError::InvalidArguments`], or [`ToolError::Unsupported`] for a unary call of a host tool that streams.
     pub fn begin(&self, mut call: ToolCall) -> Result<CallFuture<'_>, ToolError> {
         check::names(&call)?;
         if let Some(spec) = &self.spec {

@@ -122,7 +122,7 @@ async fn main() -> Result<(), Error> {
         assert_eq!(sum, expected);
     }
     let rejected = snakepit.execute::<i64>("add", json!({"m": 2})).await;
-    assert!(matches!(rejected, Err(Error::Tool(ToolError::InvalidArgument { .. }))));
+    assert!(matches!(rejected, Err(Error::Tool(ToolError::InvalidArguments { .. }))));
 
     snakepit.shutdown().await
 }

@@ -31,10 +31,7 @@ impl fmt::Debug for HostRef {
 impl ExtractFrom for LocalHost {
     fn extract_from(scope: &CallScope<'_>) -> Result<Self, ToolError> {
         let host = scope.state::<HostRef>().and_then(|host| host.0.get()).and_then(Weak::upgrade);
-        let host = host.ok_or_else(|| ToolError::Unavailable {
-            reason: "the host was dropped".to_owned(),
-            retry_after: None,
-        })?;
+        let host = host.ok_or_else(|| ToolError::unavailable("the host was dropped"))?;
         Ok(Self::nested_in(host, scope.call()))
     }
 

@@ -6,6 +6,7 @@ mod call_bounds;
 mod layers;
 mod records;
 mod renewal;
+mod reply;
 mod response_cache;
 
 use std::{
@@ -20,7 +21,7 @@ use std::{
 use snakepit_pool::{Pool, PoolStatus};
 use snakepit_registry::{
     CallFuture, CallId, CallLayers, CallProgress, CallService, CallStage, CallTimeline, Principal, Registry,
-    ReplyBody, ResolvedTool, TimeLimit, ToolCall, ToolError, ToolReply,
+    ResolvedTool, TimeLimit, ToolCall, ToolError, ToolReply,
 };
 use snakepit_session::{Payload, SessionBackend, SessionId};
 use snakepit_worker::{WorkerId, process::Launches};
@@ -32,6 +33,7 @@ use self::{
     call_bounds::CallBounds,
     layers::HostLayers,
     renewal::{SessionRenewer, SessionUse},
+    reply::{accounted, with_time_limit},
 };
 pub(crate) use self::{
     records::{CallReader, CallRecords},
@@ -175,10 +177,7 @@ impl Host {
 
     /// Returns the pool. Waits for it while the host starts.
     pub(crate) async fn pool(&self) -> Result<Arc<Pool>, ToolError> {
-        self.pool.wait().await.upgrade().ok_or_else(|| ToolError::Unavailable {
-            reason: "the host was dropped".to_owned(),
-            retry_after: None,
-        })
+        self.pool.wait().await.upgrade().ok_or_else(|| ToolError::unavailable("the host was dropped"))
     }
 
     /// Returns the pool unless the host is still starting or was dropped.
@@ -236,15 +235,11 @@ impl Host {
                 return recorder.ended(Err(error));
             }
             // The caller knows its own limit.
-            let has_default_timeout = call.deadline.is_none();
-            let with_time_limit = |error: ToolError| {
-                let limit = self.default_timeout.filter(|_| has_default_timeout).map(TimeLimit::Host);
-                error.with_time_limit(limit)
-            };
+            let limit = self.default_timeout.filter(|_| call.deadline.is_none()).map(TimeLimit::Host);
             let session = match id {
                 Some(id) => match self.use_session(id, &mut call).await {
                     Ok(session) => Some(session),
-                    Err(error) => return recorder.ended(Err(with_time_limit(error))),
+                    Err(error) => return recorder.ended(Err(error.with_time_limit(limit))),
                 },
                 None => None,
             };
@@ -266,7 +261,7 @@ impl Host {
                     Err(unknown) => Err(self.unknown_tool_error(unknown)),
                 }
             };
-            let result = result.map_err(with_time_limit).and_then(|reply| accounted(reply, account));
+            let result = with_time_limit(result, limit).and_then(|reply| accounted(reply, account));
             let reply = recorder.ended(watch.ended(result))?;
             Ok(match session {
                 Some(session) => session.finish(reply, &self.affinity),
@@ -321,6 +316,7 @@ impl Host {
         }
         ToolError::Unavailable {
             reason: "the first workers are starting, and their tools are not known yet".to_owned(),
+            last_error: String::new(),
             retry_after: Some(STARTING_RETRY),
         }
     }
@@ -434,17 +430,6 @@ impl Host {
     pub(crate) fn cut_off(&self) {
         self.cut.cancel();
     }
-}
-
-/// Counts the value of a reply as unread by the client. A stream counts its chunks itself.
-fn accounted(
-    mut reply: ToolReply,
-    account: impl FnOnce(Payload) -> Result<Payload, ToolError>,
-) -> Result<ToolReply, ToolError> {
-    if let ReplyBody::Value(value) = reply.body {
-        reply.body = ReplyBody::Value(account(value)?);
-    }
-    Ok(reply)
 }
 
 /// The extension of a call that may run a host tool only.

@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(answer, "hi");
         let wrong = snakepit.execute::<String>("echo", serde_json::json!({"txt": 1})).await.unwrap_err();
         assert!(
-            matches!(wrong, Error::Tool(snakepit_registry::ToolError::InvalidArgument { .. })),
+            matches!(wrong, Error::Tool(snakepit_registry::ToolError::InvalidArguments { .. })),
             "{wrong}"
         );
         snakepit.shutdown().await.unwrap();

@@ -220,6 +220,14 @@ async fn the_error_of_a_missed_deadline_names_the_limit_and_who_set_it() {
     assert_eq!(items.try_next().await.unwrap(), Some(1));
     let error = items.try_next().await.unwrap_err().to_string();
     assert!(error.contains("exceeded while running, after the caller's timeout of 20ms"), "{error}");
+    for mut items in [
+        snakepit.call("endless").stream::<u32>().await.unwrap(),
+        client.call("endless").stream::<u32>().await.unwrap(),
+    ] {
+        assert_eq!(items.try_next().await.unwrap(), Some(1));
+        let error = items.try_next().await.unwrap_err().to_string();
+        assert!(error.contains(&format!("exceeded while running, {default}")), "{error}");
+    }
     drop(client);
     snakepit.shutdown().await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! The death of a worker loses only its running call.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Duration,
@@ -13,8 +13,9 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use snakepit_server::{Error, Snakepit, ToolError};
-use snakepit_tests::{EVENT_TIMEOUT, eventually, python, root};
+use snakepit_proto::pb::bridge_service_client::BridgeServiceClient;
+use snakepit_server::{Error, Principal, Snakepit, ToolError};
+use snakepit_tests::{EVENT_TIMEOUT, eventually, python, root, tool_request};
 
 async fn start(dir: &tempfile::TempDir, workers: usize) -> Snakepit {
     Snakepit::builder()
@@ -115,5 +116,57 @@ async fn a_kill_under_load_loses_at_most_one_call_even_if_the_host_is_blocked() 
         assert!(lost.get() > 0, "no kill hit a running call, so the test proves nothing");
     };
     join(join_all((0..CALLERS).map(|_| caller())), killer).await;
+    snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn clients_elsewhere_do_not_receive_the_output_of_a_worker_that_cannot_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let code = "import os, pathlib\nfrom snakepit_bridge import BaseAdapter, tool\n\
+                if pathlib.Path(os.environ['BROKEN']).exists():\n    print('a secret', flush=True)\n    os._exit(3)\n\
+                class Breakable(BaseAdapter):\n    @tool\n    def add(self, a: int) -> int:\n        return a\n";
+    std::fs::write(dir.path().join("breakable.py"), code).unwrap();
+    let broken = dir.path().join("broken");
+    let snakepit = Snakepit::builder()
+        .adapter("breakable:Breakable")
+        .env("PYTHONPATH", dir.path().display().to_string())
+        .env("BROKEN", broken.display().to_string())
+        .python(python())
+        .run_dir(dir.path().join("run"))
+        .workers(1)
+        .start()
+        .await
+        .unwrap();
+    std::fs::write(broken, "").unwrap();
+    let pid = i32::try_from(snakepit.status().workers[0].pid.unwrap()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+
+    // Until the pool gives up, calls wait.
+    let error = RefCell::new(None);
+    eventually("no worker is available", EVENT_TIMEOUT, async || {
+        let call = snakepit.call("add").arg("a", &1).timeout(Duration::from_millis(100));
+        let failed = call.unary::<i64>().await.err();
+        let is_unavailable = matches!(failed, Some(Error::Tool(ToolError::Unavailable { .. })));
+        *error.borrow_mut() = failed;
+        is_unavailable
+    })
+    .await;
+    let Some(Error::Tool(ToolError::Unavailable { reason, last_error, .. })) = error.take() else { panic!() };
+    assert_eq!(reason, "every worker failed to start several times in a row");
+    assert!(last_error.contains("a secret"), "{last_error}");
+
+    // Mounted clients may be elsewhere, unless the program says otherwise.
+    let mut client = BridgeServiceClient::new(snakepit.routes());
+    for (principal, sees_output) in [(None, false), (Some(Principal::user(7)), true)] {
+        let mut request = tonic::Request::new(tool_request("add", &json!({"a": 1})));
+        if let Some(principal) = principal {
+            request.extensions_mut().insert(principal);
+        }
+        let status = client.execute_tool(request).await.unwrap_err();
+        let reason = "no worker is available: every worker failed to start several times in a row";
+        assert!(status.message().starts_with(reason), "{status}");
+        let shown = format!("{status:?} {:?}", String::from_utf8_lossy(status.details()));
+        assert_eq!(shown.contains("a secret"), sees_output, "{shown}");
+    }
     snakepit.shutdown().await.unwrap();
 }

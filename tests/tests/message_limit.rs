@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 
 fn is_rejected(error: &Error) -> bool {
-    matches!(error, Error::Tool(ToolError::InvalidArgument { .. }))
+    matches!(error, Error::Tool(ToolError::InvalidArguments { .. }))
         && error.to_string().contains(&MAX_MESSAGE_BYTES.to_string())
 }
 

@@ -255,10 +255,13 @@ async fn a_token_is_valid_only_for_the_process_that_the_host_launched() {
 #[tokio::test]
 async fn an_edited_adapter_takes_effect_when_the_last_worker_with_the_old_code_has_ended() {
     let dir = tempfile::tempdir().unwrap();
+    // A worker that starts while the file `wait` exists is not ready before the file is removed.
+    let wait = dir.path().join("wait");
     let write = |parameters: &str, result: &str| {
         let code = format!(
-            "from snakepit_bridge import BaseAdapter, tool\nclass Edited(BaseAdapter):\n    @tool\n    \
-             def add(self, {parameters}) -> int:\n        return {result}\n"
+            "import pathlib, time\nfrom snakepit_bridge import BaseAdapter, tool\nfor _ in range(3000):\n    \
+             if not pathlib.Path('wait').exists(): break\n    time.sleep(0.01)\nclass Edited(BaseAdapter):\n    \
+             @tool\n    def add(self, {parameters}) -> int:\n        return {result}\n"
         );
         std::fs::write(dir.path().join("edited.py"), code).unwrap();
     };
@@ -285,9 +288,14 @@ async fn an_edited_adapter_takes_effect_when_the_last_worker_with_the_old_code_h
     assert!(log.contains(problem) && log.contains("another description: the parameter `b` is new"), "{log}");
     let rejected = call().await.unwrap_err();
     assert!(rejected.message().contains("argument `b`"), "the old description applies: {rejected:?}");
+    std::fs::write(&wait, "").unwrap();
     signal(old[1], Signal::SIGKILL);
     eventually("the new description applies", EVENT_TIMEOUT, async || {
         call().await.is_ok_and(|result| result == json!(3))
     })
     .await;
+    // Only the first replacement can have announced it.
+    let ready = sandbox.workers().await.iter().filter(|worker| worker.state == "idle").count();
+    assert_eq!(ready, 1, "the second replacement has not announced its tools");
+    std::fs::remove_file(wait).unwrap();
 }

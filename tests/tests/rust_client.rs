@@ -52,7 +52,10 @@ async fn each_failure_arrives_as_its_error_variant() {
         "{missing}"
     );
     let bad = tool_error(fail("add", json!({"a": "x", "b": 2})).await.unwrap_err());
-    assert!(matches!(&bad, ToolError::InvalidArgument { argument, .. } if argument == "a"), "{bad}");
+    assert!(
+        matches!(&bad, ToolError::InvalidArguments { violations, .. } if violations[0].field == "a"),
+        "{bad}"
+    );
     let raised = tool_error(fail("fail", json!({"message": "on purpose"})).await.unwrap_err());
     let ToolError::Failed(failure) = raised else { panic!("{raised}") };
     assert_eq!((failure.error_type.as_str(), failure.message.as_str()), ("ValueError", "on purpose"));

@@ -1,6 +1,6 @@
 //! The last failed launch or lost worker, which explains why a pool has no workers.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use snakepit_worker::WorkerId;
 
@@ -42,22 +42,22 @@ impl LastFailure {
     }
 }
 
-impl fmt::Display for LastFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+impl LastFailure {
+    /// The reason why no worker is available, and the error of the last launch, which may contain output of the worker.
+    pub(crate) fn into_reason_and_error(self) -> (String, String) {
+        let reason = match self {
             Self::Launch { error } => {
-                write!(f, "every worker failed to start several times in a row; the last error: {error}")
+                return ("every worker failed to start several times in a row".to_owned(), error);
             }
-            Self::Exit { worker, reason, tool: Some(tool) } => write!(
-                f,
+            Self::Exit { worker, reason, tool: Some(tool) } => format!(
                 "workers start, but are lost with the calls that they run; the last one, `{worker}`, was lost during a \
                  call of tool `{tool}`: {reason}"
             ),
-            Self::Exit { worker, reason, tool: None } => write!(
-                f,
+            Self::Exit { worker, reason, tool: None } => format!(
                 "workers start, but end before they have answered a call; the last one, `{worker}`: {reason}"
             ),
-        }
+        };
+        (reason, String::new())
     }
 }
 
@@ -73,10 +73,11 @@ mod tests {
         let exit_first = LastFailure::exited(None, &id, "SIGSEGV".to_owned());
         let exit_first = LastFailure::lost_call(Some(exit_first), &id, "connection closed", tool);
         for last_failure in [call_first, exit_first] {
-            let text = last_failure.to_string();
+            let (text, _) = last_failure.into_reason_and_error();
             assert!(text.ends_with("`w`, was lost during a call of tool `crash`: SIGSEGV"), "{text}");
         }
         let other = LastFailure::exited(None, &WorkerId::new("x"), "SIGSEGV".to_owned());
-        assert!(!LastFailure::exited(Some(other), &id, "code 1".to_owned()).to_string().contains('x'));
+        let (text, _) = LastFailure::exited(Some(other), &id, "code 1".to_owned()).into_reason_and_error();
+        assert!(!text.contains("`x`"), "{text}");
     }
 }

@@ -19,7 +19,7 @@ async fn calls_are_counted_by_outcome() {
     let errors = [
         ToolError::Failed(Box::default()),
         ToolError::Overloaded { queued: 1, limit: 1, retry_after: None },
-        ToolError::Unavailable { reason: String::new(), retry_after: None },
+        ToolError::unavailable(""),
         ToolError::DeadlineExceeded {
             tool: String::new(),
             stage: snakepit_registry::CallStage::Queued,

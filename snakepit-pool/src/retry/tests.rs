@@ -81,7 +81,7 @@ async fn delivered_calls_are_retried_only_if_idempotent() {
 #[tokio::test(start_paused = true)]
 async fn only_lost_workers_cause_retries() {
     let errors = [
-        ToolError::Unavailable { reason: "the pool is shutting down".to_owned(), retry_after: None },
+        ToolError::unavailable("the pool is shutting down"),
         ToolError::Overloaded { queued: 1, limit: 1, retry_after: None },
         ToolError::Failed(Box::default()),
         ToolError::Cancelled { tool: "t".to_owned() },

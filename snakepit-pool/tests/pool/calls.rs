@@ -204,7 +204,7 @@ async fn a_call_that_did_not_run_is_retried_more_often_if_its_worker_had_other_c
 async fn a_worker_that_rejects_calls_is_stopped_and_the_call_is_retried() {
     let (mut harness, _workers) = PoolHarness::up(config(2)).await;
     let caller = harness.call_tool("t").await;
-    let error = ToolError::Unavailable { reason: "it is shutting down".to_owned(), retry_after: None };
+    let error = ToolError::unavailable("it is shutting down");
     harness.next_call().await.finish(Err(error));
     harness.next_call().await.succeed();
     caller.answer().await.unwrap();

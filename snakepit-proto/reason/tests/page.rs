@@ -20,12 +20,50 @@ programs read it with `Reason` and `ErrorKind`.
 - **exit**: the exit code of the command line. With `--json`, the member `code` has the reason.
 - **transient**: the same request may succeed later. A retry is safe only if `may_have_run` is false or the tool is idempotent.
 
-The metadata of an error, in gRPC that of the `ErrorInfo`, may have two entries. `delivered` shows whether the call or write may
-have run, if the reason alone does not. `layer` shows that a layer of the host's program ended the call.
+The [metadata](#metadata) of an error, in gRPC that of the `ErrorInfo`, has further data.
 
 <!-- Generated from snakepit-proto/reason/src/table.rs: UPDATE_PAGES=1 cargo test -p snakepit-reason -->
 
 ";
+
+/// The entries of the metadata, with their meanings. A test in `snakepit-server` checks that no entry is missing.
+const METADATA: &[(&str, &str)] = &[
+    (
+        "delivered",
+        "`true` if the call or write may have run, `false` if not. Absent if the reason alone shows it",
+    ),
+    ("layer", "`true` if a layer of the host's program ended the call"),
+    (
+        "stage",
+        "`while queued` or `while running`: how far a call got before its deadline or the error of a layer",
+    ),
+    (
+        "default_timeout_ms",
+        "the default timeout of the host in milliseconds, if it was the deadline of the call",
+    ),
+    ("suggestion", "the most similar name of a tool"),
+    ("queued", "the number of calls or requests that wait"),
+    ("limit", "the limit that was reached or exceeded: a number of calls, requests, items or bytes"),
+    ("size", "the size that exceeds the limit, in bytes"),
+    ("used_bytes", "the number of bytes that others already use"),
+    ("whose", "the calls or requests that use these bytes, as text"),
+    ("connections", "the maximum number of connections, all of which are in use"),
+    ("peer", "the other end of a lost connection, as text"),
+    ("problem", "the error of a lost connection, or of the storage of the sessions, as text"),
+    ("session", "the id of the session"),
+    ("program", "the name of the program"),
+    ("variable", "the name of the variable"),
+    ("expected", "the version that the write expected"),
+    ("actual", "the version of the variable"),
+    ("version", "the version that the request asked for"),
+    ("oldest", "the oldest version in the history"),
+    ("newest", "the newest version in the history"),
+    ("given", "the number of names in the request"),
+    ("entries", "the number of metadata entries of the session"),
+    ("bytes", "the size of the metadata of the session, in bytes"),
+    ("max_entries", "the maximum number of metadata entries"),
+    ("max_bytes", "the maximum size of the metadata, in bytes"),
+];
 
 fn page() -> String {
     let mut page = INTRODUCTION.to_owned();
@@ -52,6 +90,10 @@ fn page() -> String {
             .unwrap();
         }
         page.push('\n');
+    }
+    page.push_str("## Metadata\n\nAll entries are optional, and all values are text.\n\n| entry | meaning |\n| --- | --- |\n");
+    for (key, meaning) in METADATA {
+        writeln!(page, "| `{key}` | {meaning} |").unwrap();
     }
     page.truncate(page.trim_end().len());
     page.push('\n');

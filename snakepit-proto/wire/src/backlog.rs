@@ -49,13 +49,11 @@ impl BacklogBudget {
     fn shrink(&self) {
         while self.0.bytes.load(Relaxed) > MAX_TOTAL_BYTES {
             let backlogs: Vec<_> = lock(&self.0.backlogs).iter().filter_map(Weak::upgrade).collect();
-            let size = |state: &&Arc<Mutex<State>>| {
-                let state = lock(state);
-                if state.updates.len() > 1 { state.reserved } else { 0 }
+            let Some(largest) = backlogs.iter().max_by_key(|state| lock(state).freeable_bytes()) else {
+                return;
             };
-            let Some(largest) = backlogs.iter().max_by_key(size) else { return };
             let mut state = lock(largest);
-            if state.updates.len() < 2 {
+            if state.freeable_bytes() == 0 {
                 return;
             }
             state.lose_oldest();
@@ -167,9 +165,15 @@ impl State {
         self.bytes += size;
         self.updates.push_back(update);
         self.reserve();
-        while self.reserved > MAX_BYTES && self.updates.len() > 1 {
+        while self.reserved > MAX_BYTES && self.freeable_bytes() > 0 {
             self.lose_oldest();
         }
+    }
+
+    /// The bytes of the budget that the loss of updates can free. Neither initial values nor the newest update count.
+    fn freeable_bytes(&self) -> usize {
+        let newest = self.updates.back().filter(|newest| newest.update_type != INITIAL).map_or(0, size);
+        self.reserved - newest
     }
 
     fn lose_oldest(&mut self) {
@@ -337,6 +341,30 @@ mod tests {
         let (reading, backlog) = read_ahead(stream::iter(updates), &BacklogBudget::default());
         reading.await;
         assert_eq!(receive_all(backlog).await, [-8, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_client_with_many_watches_of_one_update_loses_no_initial_values() {
+        const MIB: usize = 1024 * 1024;
+        let budget = BacklogBudget::default();
+        let initial = || VariableUpdate { update_type: INITIAL.to_owned(), ..update(0, 10) };
+        let read = async |updates: Vec<VariableUpdate>| {
+            let (reading, backlog) = read_ahead(stream::iter(updates.into_iter().map(Ok)), &budget);
+            reading.await;
+            backlog
+        };
+        let initial_only = read(vec![initial(), initial()]).await;
+        let with_update = read(vec![initial(), initial(), update(1, 10)]).await;
+        let mut others = Vec::new();
+        for _ in 0..70 {
+            others.push(read(vec![update(1, MIB)]).await);
+        }
+        assert!(budget.0.bytes.load(Relaxed) > MAX_TOTAL_BYTES, "each backlog keeps its newest update");
+        assert_eq!(receive_all(initial_only).await, [0, 0]);
+        assert_eq!(receive_all(with_update).await, [0, 0, 1]);
+        for backlog in others {
+            assert_eq!(receive_all(backlog).await, [1]);
+        }
     }
 
     #[tokio::test]

@@ -22,7 +22,8 @@ const MAX_VIOLATIONS_BYTES: usize = 2048;
 #[must_use]
 pub fn fault_to_wire(fault: Fault) -> Status {
     let (code, retry) = (Code::from_i32(fault.code().number()), fault.retry_info());
-    let Fault { reason, message, violations, failure, entries, .. } = fault;
+    let message = fault.full_message();
+    let Fault { reason, violations, failure, entries, .. } = fault;
     // The first violation always fits.
     let mut size = 0;
     let violations = violations.into_iter().take_while(|violation| {

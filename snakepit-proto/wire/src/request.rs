@@ -56,7 +56,7 @@ pub fn request_to_wire(call: ToolCall, time_left: Option<Duration>) -> Request<p
 /// calls with it.
 ///
 /// # Errors
-/// [`ToolError::InvalidArgument`] with the largest argument, the size and the limit.
+/// [`ToolError::InvalidArguments`] with the largest argument, the size and the limit.
 pub fn check_size(request: &pb::ExecuteToolRequest) -> Result<(), ToolError> {
     let size = request.encoded_len();
     if size <= MAX_MESSAGE_BYTES {
@@ -65,14 +65,14 @@ pub fn check_size(request: &pb::ExecuteToolRequest) -> Result<(), ToolError> {
     let values = request.parameters.iter().map(|(name, any)| (any.value.len(), name));
     let buffers = request.binary_parameters.iter().map(|(name, buffer)| (buffer.len(), name));
     let largest = values.chain(buffers).max().map(|(_, name)| name.clone());
-    Err(ToolError::InvalidArgument {
-        tool: request.tool_name.clone(),
-        argument: largest.unwrap_or_else(|| "arguments".to_owned()),
-        problem: format!(
+    Err(ToolError::invalid_argument(
+        &*request.tool_name,
+        largest.as_deref().unwrap_or("arguments"),
+        format!(
             "is too large: the call has {size} bytes, the limit is {MAX_MESSAGE_BYTES}; pass the path of a file, or make \
              several calls"
         ),
-    })
+    ))
 }
 
 #[cfg(test)]
@@ -91,7 +91,9 @@ mod tests {
         check_size(request_to_wire(call.clone(), None).get_ref()).unwrap();
         call.arguments.insert("large".to_owned(), Payload::bytes(Bytes::from(vec![7; MAX_MESSAGE_BYTES])));
         let rejected = check_size(request_to_wire(call, None).get_ref()).unwrap_err();
-        assert!(matches!(&rejected, ToolError::InvalidArgument { argument, .. } if argument == "large"));
+        assert!(
+            matches!(&rejected, ToolError::InvalidArguments { violations, .. } if violations[0].field == "large")
+        );
         assert!(rejected.to_string().contains("the limit is 104857600"), "{rejected}");
         assert!(!rejected.may_have_run());
     }

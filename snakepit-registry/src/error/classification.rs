@@ -11,7 +11,7 @@ impl ToolError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound { .. } => ErrorKind::ToolNotFound,
-            Self::InvalidArgument { .. } | Self::InvalidArguments { .. } => ErrorKind::InvalidArgument,
+            Self::InvalidArguments { .. } => ErrorKind::InvalidArgument,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Failed(_) => ErrorKind::ToolFailed,
             Self::Overloaded { .. } | Self::TooManyBytes { .. } | Self::TooManyConnections { .. } => {
@@ -37,8 +37,8 @@ impl ToolError {
         }
     }
 
-    /// The error without the traceback of the tool and without output of the worker, for a reader that does not
-    /// [see them](crate::Principal::sees_tracebacks). Message, type and code stay.
+    /// The error without the traceback of the tool, the output of the worker and the error of the last launch, for a reader that does
+    /// not [see them](crate::Principal::sees_tracebacks). Message, type and code stay.
     #[must_use]
     pub fn without_traceback(mut self) -> Self {
         match &mut self {
@@ -47,6 +47,7 @@ impl ToolError {
                 failure.output_lines.clear();
             }
             Self::WorkerLost { output_lines, .. } => output_lines.clear(),
+            Self::Unavailable { last_error, .. } => last_error.clear(),
             _ => {}
         }
         self
@@ -82,7 +83,6 @@ impl ToolError {
     pub const fn may_have_run(&self) -> bool {
         match self {
             Self::NotFound { .. }
-            | Self::InvalidArgument { .. }
             | Self::InvalidArguments { .. }
             | Self::Overloaded { .. }
             | Self::TooManyBytes { .. }
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn an_error_with_an_earlier_attempt_that_may_have_run_may_have_run() {
         let overloaded = || ToolError::Overloaded { queued: 9, limit: 9, retry_after: None };
-        let unavailable = ToolError::Unavailable { reason: "no worker".into(), retry_after: None };
+        let unavailable = ToolError::unavailable("no worker");
         for error in [late(CallStage::Queued), lost(false), ToolError::ShuttingDown { may_have_run: false }] {
             let kind = error.kind();
             assert!(!error.clone().with_earlier_attempt(lost(false)).may_have_run(), "{error}");

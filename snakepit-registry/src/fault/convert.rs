@@ -8,18 +8,21 @@ use crate::{CallStage, ErrorKind, TimeLimit, ToolError, ToolFailure};
 
 impl From<ToolError> for Fault {
     fn from(error: ToolError) -> Self {
-        let message = match &error {
-            // The reason is enough for clients, and the last output of the worker follows it.
-            ToolError::WorkerLost { .. } => error.to_string(),
-            _ => error_chain(&error).to_string(),
+        let (message, internals) = match &error {
+            // The reason is enough for clients, and the last output of a worker follows it.
+            ToolError::WorkerLost { .. } | ToolError::Unavailable { .. } => {
+                let (full, message) = (error.to_string(), error.clone().without_traceback().to_string());
+                let internals = full.strip_prefix(&*message).unwrap_or_default().to_owned();
+                (message, internals)
+            }
+            _ => (error_chain(&error).to_string(), String::new()),
         };
-        let mut fault = Self::new(error.kind().to_reason(), message);
+        let mut fault = Self { internals, ..Self::new(error.kind().to_reason(), message) };
         fault.may_have_run = error.may_have_run();
         match error {
             ToolError::NotFound { suggestion, .. } => {
                 fault.with_entries(suggestion.map(|name| ("suggestion", name)))
             }
-            ToolError::InvalidArgument { argument, problem, .. } => fault.with_violation(argument, problem),
             ToolError::InvalidArguments { violations, .. } => Self { violations, ..fault },
             ToolError::Unsupported { may_have_run: true, .. } => fault.with_may_have_run(true),
             ToolError::Failed(failure) => fault.with_failure(failure),

@@ -28,7 +28,7 @@ impl Fault {
         problem.insert("type".into(), format!("{PAGE}#{}", reason.as_str().to_lowercase()).into());
         problem.insert("title".into(), reason.meaning().trim_end_matches('.').into());
         problem.insert("status".into(), self.http_status().into());
-        problem.insert("detail".into(), self.message.as_str().into());
+        problem.insert("detail".into(), self.message_for(reader).into());
         problem.insert("code".into(), self.code().name().into());
         problem.extend(self.members(reader));
         Value::Object(problem)
@@ -51,9 +51,13 @@ impl Fault {
     pub fn to_json_rpc_error(&self, reader: &Principal) -> Value {
         json!({
             "code": self.reason.json_rpc_code(),
-            "message": self.message,
+            "message": self.message_for(reader),
             "data": Value::Object(self.members(reader)),
         })
+    }
+
+    fn message_for(&self, reader: &Principal) -> String {
+        if reader.sees_tracebacks() { self.full_message() } else { self.message.clone() }
     }
 
     /// The members that both forms have.

@@ -26,8 +26,7 @@ fn a_problem_document_has_the_members_of_its_error() {
             "metadata": {"queued": "9", "limit": "9"},
         })
     );
-    let invalid =
-        ToolError::InvalidArgument { tool: "add".into(), argument: "a".into(), problem: "is missing".into() };
+    let invalid = ToolError::invalid_argument("add", "a", "is missing");
     let problem = Fault::from(invalid).to_problem(&Principal::remote());
     assert_eq!(problem["errors"], json!([{"field": "a", "detail": "is missing"}]));
     assert_eq!((&problem["status"], problem.get("metadata")), (&json!(422), None));
@@ -88,11 +87,42 @@ fn only_readers_on_this_machine_receive_tracebacks_and_output() {
 }
 
 #[test]
+fn only_readers_on_this_machine_receive_output_in_the_message() {
+    let lost = ToolError::WorkerLost {
+        worker: "w".into(),
+        reason: "it exited with code 1".into(),
+        may_have_run: false,
+        output_lines: vec!["secret".into()],
+        retry_after: None,
+        source: None,
+    };
+    let unavailable = ToolError::Unavailable {
+        reason: "every worker failed to start".into(),
+        last_error: "worker ended before it was ready; its last output:\nsecret".into(),
+        retry_after: None,
+    };
+    for error in [lost, unavailable] {
+        let fault = Fault::from(error.clone());
+        let elsewhere = Principal::mounted();
+        for document in [fault.to_problem(&elsewhere), fault.to_json_rpc_error(&elsewhere)] {
+            assert!(!document.to_string().contains("secret"), "{document}");
+        }
+        let public = error.clone().without_traceback().to_string();
+        assert_eq!(fault.to_problem(&elsewhere)["detail"], json!(public));
+        let here = Principal::user(7);
+        assert_eq!(fault.to_problem(&here)["detail"], json!(error.to_string()));
+        assert_eq!(fault.to_json_rpc_error(&here)["message"], json!(error.to_string()));
+        assert_eq!(fault.full_message(), error.to_string(), "gRPC prints this");
+        assert!(!public.contains("secret"), "{public}");
+    }
+}
+
+#[test]
 fn a_write_that_may_have_happened_has_a_code_that_libraries_do_not_retry() {
     let failed = SessionError::backend("timed out");
     let (read, written) = (Fault::from(&failed), Fault::of_write(&failed));
     assert_eq!((read.code(), written.code()), (Code::Unavailable, Code::Internal));
-    assert_eq!((read.may_have_run, written.may_have_run), (false, true));
+    assert_eq!((read.may_have_run(), written.may_have_run()), (false, true));
     assert_eq!(read.reason, written.reason);
     let missing = SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
     assert_eq!(Fault::of_write(&missing).code(), Fault::from(&missing).code());
@@ -108,5 +138,5 @@ fn a_fault_has_only_the_codes_of_its_reason() {
     };
     assert_eq!((layer(true).code(), layer(false).code()), (Code::Unknown, Code::FailedPrecondition));
     let cut = Fault::new(Reason::ShuttingDown, "no").with_may_have_run(false).with_may_have_run(true);
-    assert_eq!((cut.may_have_run, &cut.entries[..]), (true, &[(DELIVERED, "true".to_owned())][..]));
+    assert_eq!((cut.may_have_run(), &cut.entries[..]), (true, &[(DELIVERED, "true".to_owned())][..]));
 }

@@ -85,10 +85,8 @@ impl<'a> CallScope<'a> {
 ///     fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError> {
 ///         let call = scope.call();
 ///         let tenant = call.metadata.get("tenant").cloned();
-///         tenant.map(Self).ok_or_else(|| ToolError::InvalidArgument {
-///             tool: call.tool.to_string(),
-///             argument: "metadata".to_owned(),
-///             problem: "lacks the entry `tenant`".to_owned(),
+///         tenant.map(Self).ok_or_else(|| {
+///             ToolError::invalid_argument(&*call.tool, "metadata", "lacks the entry `tenant`")
 ///         })
 ///     }
 /// }

@@ -51,7 +51,7 @@ async fn errors_panics_and_invalid_arguments_are_reported_as_different_errors() 
     let panicked = call(&scale(), json!({"values": [1], "factor": -1})).await.unwrap_err();
     assert!(panicked.to_string().contains("panicked: negative factor"), "{panicked}");
     let missing = call(&scale(), json!({"factor": 1})).await.unwrap_err();
-    assert!(matches!(&missing, ToolError::InvalidArgument { .. }), "{missing}");
+    assert!(matches!(&missing, ToolError::InvalidArguments { .. }), "{missing}");
     assert!(missing.to_string().contains("`values`"), "{missing}");
     let wrong = call(&scale(), json!({"values": "x"})).await.unwrap_err();
     assert!(wrong.to_string().contains("argument `values` of tool `scale`"), "{wrong}");
@@ -190,7 +190,7 @@ async fn whole_floats_are_valid_integers_at_any_depth() {
         let mut arguments = json!({"pages": [], "count": 1});
         arguments[argument] = bad;
         let rejected = call(&tool, arguments.clone()).await.unwrap_err();
-        assert!(matches!(rejected, ToolError::InvalidArgument { .. }), "{arguments}: {rejected}");
+        assert!(matches!(rejected, ToolError::InvalidArguments { .. }), "{arguments}: {rejected}");
         let prefix = format!("argument `{argument}` of tool `pages`");
         assert!(rejected.to_string().contains(&prefix), "{arguments}: {rejected}");
     }

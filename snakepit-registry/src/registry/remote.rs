@@ -57,17 +57,26 @@ impl Registry {
         provider: &str,
         announcer: &Announcer,
         handler: &Arc<dyn ToolHandler>,
-        specs: Vec<ToolSpec>,
+        mut specs: Vec<ToolSpec>,
     ) -> Result<Vec<Registration>, RegistryError> {
+        self.register_specs(provider, announcer, handler, &mut specs).map_err(|rejected| rejected.error)
+    }
+
+    /// Registers the specs, and takes them out of the vector. An error leaves them there.
+    fn register_specs(
+        &self,
+        provider: &str,
+        announcer: &Announcer,
+        handler: &Arc<dyn ToolHandler>,
+        specs: &mut Vec<ToolSpec>,
+    ) -> Result<Vec<Registration>, RejectedAnnouncement> {
         let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
         let mut announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
-        for spec in &specs {
+        for spec in &*specs {
             check_name(&spec.name)?;
             if let Some(existing) = tools.get(spec.name.as_str()).filter(|tool| tool.provider != provider) {
-                return Err(RegistryError::NameTaken {
-                    name: spec.name.clone(),
-                    owner: existing.provider.clone(),
-                });
+                let (name, owner) = (spec.name.clone(), existing.provider.clone());
+                return Err(RegistryError::NameTaken { name, owner }.into());
             }
         }
         // The last spec with a name applies.
@@ -83,11 +92,12 @@ impl Registry {
                 if let Some(other) = others.find(|other| other.is_alive() && other.worker != announcer.worker)
                 {
                     let change = current_spec(name).and_then(|current| current.change_to(spec));
-                    return Err(RegistryError::DuplicateTool {
+                    let error = RegistryError::DuplicateTool {
                         name: (*name).to_owned(),
                         worker: other.worker.to_string(),
                         change: change.unwrap_or_else(|| "the tool is new".to_owned()),
-                    });
+                    };
+                    return Err(RejectedAnnouncement { error, blocker: Some(other.clone()) });
                 }
             }
             let remains = |name: &str, tool: &ResolvedTool| {
@@ -136,7 +146,20 @@ impl Registry {
             }
             outcome
         };
-        Ok(specs.into_iter().map(&mut register).collect())
+        Ok(std::mem::take(specs).into_iter().map(&mut register).collect())
+    }
+}
+
+/// The error of an announcement.
+struct RejectedAnnouncement {
+    error: RegistryError,
+    /// A live worker with other specs, for which the announcement may wait.
+    blocker: Option<Announcer>,
+}
+
+impl From<RegistryError> for RejectedAnnouncement {
+    fn from(error: RegistryError) -> Self {
+        Self { error, blocker: None }
     }
 }
 
@@ -163,57 +186,47 @@ impl Registry {
         provider: &str,
         announcer: &Announcer,
         handler: &Arc<dyn ToolHandler>,
-        specs: Vec<ToolSpec>,
+        mut specs: Vec<ToolSpec>,
     ) -> Result<Vec<Registration>, RegistryError> {
-        let registered = self.register_remote(provider, announcer, handler, specs.clone());
-        let blocker = registered.as_ref().err().and_then(|error| self.blocker(error));
+        // Held meanwhile, so that announcements of one worker, and passes over the list, take effect one after the other.
         let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
-        // The last announcement of a worker applies.
-        deferred.retain(|deferred| deferred.announcer.worker != announcer.worker);
-        if let Some(blocker) = blocker {
-            let (provider, announcer, handler) =
-                (provider.to_owned(), announcer.clone(), Arc::clone(handler));
+        let registered = self.register_specs(provider, announcer, handler, &mut specs);
+        // The last announcement of a worker applies. Without the removal of ended workers, a crash loop would fill the memory.
+        deferred.retain(|deferred| {
+            deferred.announcer.is_alive() && deferred.announcer.worker != announcer.worker
+        });
+        if let Err(RejectedAnnouncement { blocker: Some(blocker), .. }) = &registered {
+            let (provider, announcer, handler, blocker) =
+                (provider.to_owned(), announcer.clone(), Arc::clone(handler), blocker.clone());
             deferred.push(Deferred { provider, announcer, handler, specs, blocker });
         }
-        self.deferred_count.store(deferred.len() as u64, Ordering::Relaxed);
-        registered
-    }
-
-    /// The worker that an announcement must wait for.
-    fn blocker(&self, error: &RegistryError) -> Option<Announcer> {
-        let RegistryError::DuplicateTool { name, worker, .. } = error else { return None };
-        let announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
-        announcers.get(name.as_str())?.iter().find(|announcer| *announcer.worker == **worker).cloned()
+        self.deferred_count.store(deferred.len() as u64, Ordering::Release);
+        registered.map_err(|rejected| rejected.error)
     }
 
     /// Registers the deferred announcements whose blockers have ended.
     pub(super) fn apply_deferred(&self) {
-        if self.deferred_count.load(Ordering::Relaxed) == 0 {
+        if self.deferred_count.load(Ordering::Acquire) == 0 {
             return;
         }
-        let deferred = || self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut waiting = std::mem::take(&mut *deferred());
+        let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
         // The newest first, so that older ones with other specs remain deferred.
-        waiting.reverse();
-        waiting.retain_mut(|Deferred { provider, announcer, handler, specs, blocker }| {
+        deferred.reverse();
+        deferred.retain_mut(|Deferred { provider, announcer, handler, specs, blocker }| {
             if !announcer.is_alive() || blocker.is_alive() {
                 return announcer.is_alive();
             }
-            let registered = self.register_remote(provider, announcer, handler, specs.clone());
-            // Another error, such as a limit, concerns only this worker.
-            let next_blocker = registered.as_ref().err().and_then(|error| self.blocker(error));
-            let is_blocked = next_blocker.is_some();
-            if let Some(next_blocker) = next_blocker {
-                *blocker = next_blocker;
+            match self.register_specs(provider, announcer, handler, specs) {
+                Err(RejectedAnnouncement { blocker: Some(next_blocker), .. }) => {
+                    *blocker = next_blocker;
+                    true
+                }
+                // Another error, such as a limit, concerns only this worker.
+                _ => false,
             }
-            is_blocked
         });
-        waiting.reverse();
-        let mut deferred = deferred();
-        // Announcements that arrived meanwhile are newer.
-        waiting.append(&mut deferred);
-        *deferred = waiting;
-        self.deferred_count.store(deferred.len() as u64, Ordering::Relaxed);
+        deferred.reverse();
+        self.deferred_count.store(deferred.len() as u64, Ordering::Release);
     }
 }
 
@@ -348,6 +361,43 @@ mod tests {
         let (_liveness, sixth) = worker("sixth");
         drop(_fifth_liveness);
         announce(&sixth, edited("c")).unwrap_err();
+    }
+
+    #[test]
+    fn the_revision_changes_when_a_deferred_announcement_takes_effect() {
+        let (registry, handler) = (Registry::new(), handler());
+        let announce = |worker: &Announcer, specs| {
+            registry.register_remote_or_defer("pool", worker, &handler, specs).map(drop)
+        };
+        let ((first_liveness, first), (_liveness, second)) = (worker("first"), worker("second"));
+        announce(&first, specs_named(&["add"])).unwrap();
+        announce(&second, vec![ToolSpec::new("add").description("edited")]).unwrap_err();
+        let before = registry.revision();
+        drop(first_liveness);
+        assert!(registry.revision() > before, "a cached list is stale, although nobody has resolved a tool");
+    }
+
+    #[test]
+    fn deferred_announcements_of_ended_workers_are_removed_by_the_next_one() {
+        let (registry, handler) = (Registry::new(), handler());
+        let (_first_liveness, first) = worker("first");
+        let mut edited = vec![ToolSpec::new("add").description("edited")];
+        let announce = |worker: &Announcer, specs| {
+            registry.register_remote_or_defer("pool", worker, &handler, specs).map(drop)
+        };
+        announce(&first, specs_named(&["add"])).unwrap();
+        for round in 0..5 {
+            let (_liveness, crashing) = worker(&format!("w-{round}"));
+            announce(&crashing, edited.clone()).unwrap_err();
+        }
+        assert_eq!(registry.deferred.lock().unwrap().len(), 1);
+        // The last announcement of a worker replaces its earlier one.
+        let (_liveness, second) = worker("second");
+        announce(&second, edited.clone()).unwrap_err();
+        edited[0].description = "edited again".to_owned();
+        announce(&second, edited.clone()).unwrap_err();
+        let deferred = registry.deferred.lock().unwrap();
+        assert_eq!((deferred.len(), &deferred[0].specs), (1, &edited));
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl<H: HostHandle> CallBuilder<H> {
     }
 
     /// Adds arguments: a struct, or a map from parameter names to values. Each argument may be set once, here or with
-    /// [`arg`](Self::arg) or [`payload`](Self::payload). Otherwise the call fails with [`ToolError::InvalidArgument`].
+    /// [`arg`](Self::arg) or [`payload`](Self::payload). Otherwise the call fails with [`ToolError::InvalidArguments`].
     pub fn args(mut self, args: impl Serialize) -> Self {
         match arguments_of(&self.call.tool, &args) {
             Ok(arguments) if self.call.arguments.is_empty() => {
@@ -93,7 +93,7 @@ impl<H: HostHandle> CallBuilder<H> {
         if self.call.arguments.get(&name).is_some() {
             let tool = self.call.tool.to_string();
             let problem = "is set twice; pass it once, by `arg`, `args` or `payload`".to_owned();
-            return self.with_mistake(ToolError::InvalidArgument { tool, argument: name, problem }.into());
+            return self.with_mistake(ToolError::invalid_argument(tool, name, problem).into());
         }
         self.call.arguments.insert(name, value);
         self

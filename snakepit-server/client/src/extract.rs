@@ -29,10 +29,9 @@ impl<H: ExtractFrom> Extractor for Caller<H> {
 /// takes an `Option`.
 impl<H: ExtractFrom> Extractor for SessionHandle<H> {
     fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError> {
-        Self::extract_optional(scope)?.ok_or_else(|| ToolError::InvalidArgument {
-            tool: scope.call().tool.to_string(),
-            argument: "session_id".to_owned(),
-            problem: "is missing; the tool uses a session, so call it in one".to_owned(),
+        Self::extract_optional(scope)?.ok_or_else(|| {
+            let problem = "is missing; the tool uses a session, so call it in one";
+            ToolError::invalid_argument(&*scope.call().tool, "session_id", problem)
         })
     }
 

@@ -32,7 +32,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         if is_unreachable(status) {
             // Without a connection the request cannot have reached the host.
             let reason = format!("{HOST} cannot be reached: {problem}");
-            return ToolError::Unavailable { reason, retry_after: None };
+            return ToolError::unavailable(reason);
         }
         let source = Some(SharedError::new(status.clone()));
         return ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source, retry_after: None };
@@ -66,11 +66,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         ("INVALID_ARGUMENT", _, violations) if !violations.is_empty() => {
             ToolError::invalid_arguments(tool_name(), violations_from_wire(violations))
         }
-        ("REQUEST_TOO_LARGE", ..) => ToolError::InvalidArgument {
-            tool: tool_name(),
-            argument: "arguments".to_owned(),
-            problem: format!("are too large: {}", status.message()),
-        },
+        ("REQUEST_TOO_LARGE", ..) => arguments_too_large(tool, status),
         ("UNSUPPORTED", ..) => {
             let problem = message_after(&format!("tool `{tool}` "));
             ToolError::Unsupported { tool: tool_name(), problem, may_have_run }
@@ -114,11 +110,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             retry_after,
             source: None,
         },
-        (PROXY, ..) if status.code() == Code::InvalidArgument => ToolError::InvalidArgument {
-            tool: tool_name(),
-            argument: "arguments".to_owned(),
-            problem: format!("are too large: {}", status.message()),
-        },
+        (PROXY, ..) if status.code() == Code::InvalidArgument => arguments_too_large(tool, status),
         ("ACCESS_DENIED", ..) => ToolError::AccessDenied { problem: message_after("access denied: ") },
         _ if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
             // A host of this project states the reason completely.
@@ -135,7 +127,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         }
         ("REJECTED", ..) => ToolError::Rejected { problem: message_after("the call was rejected: ") },
         (PROXY | CONNECTION_LOST, ..) if entry(DELIVERED).is_some_and(|flag| flag == "false") => {
-            ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
+            ToolError::unavailable(status.message())
         }
         (PROXY, ..) => {
             let problem = status.message().to_owned();
@@ -147,9 +139,12 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             source: None,
             retry_after,
         },
-        ("NO_WORKER", ..) => {
-            ToolError::Unavailable { reason: message_after("no worker is available: "), retry_after }
-        }
+        // The message contains the last error, if the host sent it.
+        ("NO_WORKER", ..) => ToolError::Unavailable {
+            reason: message_after("no worker is available: "),
+            last_error: String::new(),
+            retry_after,
+        },
         ("DEADLOCK", ..) => ToolError::Deadlock { tool: tool_name() },
         ("CLIENT_CLOSED", ..) => ToolError::ClientClosed { may_have_run },
         (SHUTTING_DOWN, ..) => ToolError::ShuttingDown { may_have_run },
@@ -157,6 +152,10 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
         ("INTERNAL", ..) => ToolError::internal(message_after("internal error: ")),
         _ => ToolError::internal(format!("the host answered {:?}: {}", status.code(), status.message())),
     }
+}
+
+fn arguments_too_large(tool: &str, status: &Status) -> ToolError {
+    ToolError::invalid_argument(tool, "arguments", format!("are too large: {}", status.message()))
 }
 
 /// Returns whether connecting failed, so that the request was not sent.

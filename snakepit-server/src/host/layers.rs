@@ -45,10 +45,7 @@ struct HostService(Weak<Host>);
 snakepit_registry::always_ready!(HostService, |service, call| {
     let host = service.0.upgrade();
     Box::pin(async move {
-        let host = host.ok_or_else(|| ToolError::Unavailable {
-            reason: "the host was dropped".to_owned(),
-            retry_after: None,
-        })?;
+        let host = host.ok_or_else(|| ToolError::unavailable("the host was dropped"))?;
         // Marks the calls that this task makes from now on as nested. `None`: no known call waits for them.
         ANCESTORS.scope(None, host.resolve_and_call(call)).await
     })

@@ -19,7 +19,7 @@ fn tool_errors_survive_the_round_trip() {
     let errors = [
         ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
         ToolError::NotFound { tool: tool(), suggestion: None },
-        ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
+        ToolError::invalid_argument(tool(), "a", "is missing"),
         ToolError::InvalidArguments {
             tool: tool(),
             violations: vec![
@@ -77,7 +77,7 @@ fn tool_errors_survive_the_round_trip() {
             source: None,
             retry_after: Some(Duration::from_millis(50)),
         },
-        ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
+        ToolError::unavailable("every worker failed to start"),
         ToolError::Deadlock { tool: tool() },
         ToolError::ShuttingDown { may_have_run: false },
         ToolError::ShuttingDown { may_have_run: true },

@@ -13,7 +13,7 @@ fn long_texts_do_not_make_a_status_too_large() {
     let long = || "long text ".repeat(10_000);
     let errors = [
         ToolError::NotFound { tool: long(), suggestion: Some(long()) },
-        ToolError::InvalidArgument { tool: long(), argument: long(), problem: long() },
+        ToolError::invalid_argument(long(), long(), long()),
         ToolError::InvalidArguments { tool: long(), violations: vec![Violation::new(long(), long()); 8] },
         ToolError::Unsupported { tool: long(), problem: long(), may_have_run: false },
         ToolError::Failed(Box::new(ToolFailure { message: long(), traceback: long(), ..Default::default() })),
@@ -84,7 +84,7 @@ pub(super) fn errors() -> Vec<ToolError> {
     let conflict = || SessionError::VersionConflict { variable: "x".into(), expected: 3, actual: 5 };
     vec![
         ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
-        ToolError::InvalidArgument { tool: tool(), argument: "a".into(), problem: "is missing".into() },
+        ToolError::invalid_argument(tool(), "a", "is missing"),
         ToolError::InvalidArguments { tool: tool(), violations: vec![Violation::new("a", "is missing"); 2] },
         ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: false },
         ToolError::Failed(Box::new(ToolFailure {
@@ -110,7 +110,7 @@ pub(super) fn errors() -> Vec<ToolError> {
             source: None,
             retry_after: None,
         },
-        ToolError::Unavailable { reason: "every worker failed to start".into(), retry_after: None },
+        ToolError::unavailable("every worker failed to start"),
         ToolError::Deadlock { tool: tool() },
         ToolError::ShuttingDown { may_have_run: false },
         ToolError::ShuttingDown { may_have_run: true },
@@ -165,7 +165,7 @@ fn statuses_agree_with_the_table_of_reasons_and_with_the_kinds_of_errors() {
         let (kind, shown) = (error.kind(), error.to_string());
         let (may_have_run, retry_after) = (error.may_have_run(), error.retry_after());
         let fault = Fault::from(error.clone());
-        assert_eq!((fault.may_have_run, fault.retry_after()), (may_have_run, retry_after), "{shown}");
+        assert_eq!((fault.may_have_run(), fault.retry_after()), (may_have_run, retry_after), "{shown}");
         let status = from_tool_error(error);
         let reason = snakepit_wire::reason_of(&status).expect("a reason of the table");
         assert_eq!((reason, reason.http_status()), (kind.to_reason(), kind.http_status()), "{shown}");
@@ -175,6 +175,10 @@ fn statuses_agree_with_the_table_of_reasons_and_with_the_kinds_of_errors() {
         // gRPC libraries retry UNAVAILABLE. This entry states whether the call may have run.
         let on_the_wire = details.metadata.get(DELIVERED);
         assert!(on_the_wire.is_none_or(|flag| *flag == may_have_run.to_string()), "{shown}");
+        for entry in details.metadata.keys() {
+            let page = include_str!("../../../docs/errors.md");
+            assert!(page.contains(&format!("| `{entry}` |")), "docs/errors.md does not describe `{entry}`");
+        }
         // The error that a client reconstructs has the same classification.
         let back = to_tool_error("add", &status);
         assert_eq!((back.kind().reason(), back.may_have_run()), (kind.reason(), may_have_run), "{shown}");

@@ -70,7 +70,7 @@ pub(super) fn forms() -> String {
             source: None,
             retry_after: later,
         },
-        ToolError::Unavailable { reason: "starting".into(), retry_after: later },
+        ToolError::Unavailable { reason: "starting".into(), last_error: String::new(), retry_after: later },
         layer(ErrorKind::DeadlineExceeded, true),
         layer(ErrorKind::Overloaded, false),
         layer(ErrorKind::Rejected, false),

@@ -214,7 +214,7 @@ async fn a_registry_checks_calls_before_the_closure_runs() {
     ] {
         let error = call(arguments).await.unwrap_err();
         assert!(
-            matches!(error, ToolError::InvalidArgument { .. }) && error.to_string() == problem,
+            matches!(error, ToolError::InvalidArguments { .. }) && error.to_string() == problem,
             "{error}"
         );
     }

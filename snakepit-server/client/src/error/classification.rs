@@ -134,9 +134,8 @@ impl From<Error> for Fault {
             // The operation may have been a write.
             Error::Session(error) => Self::of_write(&error),
             error => {
-                let mut fault = Self::new(error.kind().to_reason(), error_chain(&error).to_string());
-                fault.may_have_run = error.may_have_run();
-                fault
+                let message = error_chain(&error).to_string();
+                Self::new(error.kind().to_reason(), message).with_may_have_run(error.may_have_run())
             }
         }
     }
@@ -169,7 +168,7 @@ mod tests {
         ] {
             let (kind, may_have_run, shown) = (error.kind(), error.may_have_run(), error.to_string());
             let fault = Fault::from(error);
-            assert_eq!((fault.reason, fault.may_have_run), (kind.to_reason(), may_have_run), "{shown}");
+            assert_eq!((fault.reason, fault.may_have_run()), (kind.to_reason(), may_have_run), "{shown}");
             assert_eq!((fault.http_status(), fault.message), (kind.http_status(), shown));
         }
     }
@@ -204,7 +203,7 @@ mod tests {
             assert!(write.may_have_run() && !write.is_retryable(), "{write:?}");
             assert!(!read.may_have_run() && read.is_retryable(), "{read:?}");
             assert_eq!((read.kind(), read.to_string()), (write.kind(), write.to_string()));
-            assert!(!Fault::from(read).may_have_run);
+            assert!(!Fault::from(read).may_have_run());
         }
         let missing = || SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
         assert_eq!(missing().of_read(), missing());

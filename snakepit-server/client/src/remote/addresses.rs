@@ -115,7 +115,7 @@ impl Connection {
         };
         let problems = failures.iter().map(|failure| self.at_address(failure, problem(failure)));
         let reason = format!("the host cannot be reached: {}", problems.collect::<Vec<_>>().join("; "));
-        ToolError::Unavailable { reason, retry_after: None }
+        ToolError::unavailable(reason)
     }
 
     /// The error of a client that could not connect. `start` is the time of the first attempt.

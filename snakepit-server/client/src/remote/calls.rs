@@ -66,7 +66,7 @@ impl Connection {
             let callee = HostCallee(Arc::clone(&stream));
             let Some(multiplexer) = &stream.multiplexer else {
                 let reason = format!("{HOST} no longer offers the stream that calls share; repeat the call");
-                return Err(ToolError::Unavailable { reason, retry_after: None });
+                return Err(ToolError::unavailable(reason));
             };
             // A host may close an idle stream while this call is on its way. The copy costs a few small allocations.
             let copy = start.clone();
@@ -220,7 +220,7 @@ impl Callee for HostCallee {
         }
         let reason =
             format!("the connection to the host broke before the call was sent: {}", cause_of(&status));
-        ToolError::Unavailable { reason, retry_after: None }
+        ToolError::unavailable(reason)
     }
 
     fn failure_error(&self, info: &CallInfo, failure: ToolFailure) -> ToolError {

@@ -154,11 +154,10 @@ impl WorkerDiagnostics {
                 self.tool_failed(tool, failure_from_wire(failure), message)
             }
             (Some(status::TOOL_NOT_FOUND), _) => ToolError::NotFound { tool: tool_name(), suggestion: None },
-            (Some(status::INVALID_ARGUMENT), _) if violations.is_empty() => ToolError::InvalidArgument {
-                tool: tool_name(),
-                argument: "arguments".to_owned(),
-                problem: format!("was rejected by the worker: {message}"),
-            },
+            (Some(status::INVALID_ARGUMENT), _) if violations.is_empty() => {
+                let problem = format!("was rejected by the worker: {message}");
+                ToolError::invalid_argument(tool_name(), "arguments", problem)
+            }
             (Some(status::INVALID_ARGUMENT), _) => {
                 ToolError::invalid_arguments(tool_name(), violations_from_wire(violations))
             }
@@ -172,7 +171,7 @@ impl WorkerDiagnostics {
                 ToolError::AnswerTooLarge { size: number("size"), limit: number("limit") }
             }
             (Some(status::CANCELLED), _) => ToolError::Cancelled { tool: tool_name() },
-            (Some(status::STOPPING), _) => ToolError::Unavailable { reason: message, retry_after: None },
+            (Some(status::STOPPING), _) => ToolError::unavailable(message),
             (Some(status::INTERNAL), _) => ToolError::internal(message),
             // The response of gRPC itself for a method that the worker does not implement.
             (None, None) if code == Code::Unimplemented && status.details().is_empty() => {

@@ -253,7 +253,7 @@ impl Callee for TestCallee {
     }
 
     async fn unsent_error(&self, _: &CallInfo, status: Status) -> ToolError {
-        ToolError::Unavailable { reason: status.message().to_owned(), retry_after: None }
+        ToolError::unavailable(status.message())
     }
 
     fn failure_error(&self, _: &CallInfo, failure: ToolFailure) -> ToolError {
