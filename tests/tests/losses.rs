@@ -144,7 +144,7 @@ async fn clients_elsewhere_do_not_receive_the_output_of_a_worker_that_cannot_sta
     // Until the pool gives up, calls wait.
     let error = RefCell::new(None);
     eventually("no worker is available", EVENT_TIMEOUT, async || {
-        let call = snakepit.call("add").arg("a", &1).timeout(Duration::from_millis(100));
+        let call = snakepit.call("add").arg("a", 1).timeout(Duration::from_millis(100));
         let failed = call.unary::<i64>().await.err();
         let is_unavailable = matches!(failed, Some(Error::Tool(ToolError::Unavailable { .. })));
         *error.borrow_mut() = failed;
