@@ -68,8 +68,8 @@ pub mod routes {
     pub use tonic::service::Routes;
 }
 
-/// The types behind the aliases [`CallBuilder`](crate::CallBuilder), [`SessionHandle`](crate::SessionHandle) and
-/// [`WatchBuilder`](crate::WatchBuilder), with their methods. They are generic over the kind of host.
+/// The types behind the aliases [`CallBuilder`], [`SessionHandle`] and [`WatchBuilder`], with their methods. They are generic over
+/// the kind of host.
 pub mod generic {
     pub use snakepit_client::{CallBuilder, SessionHandle, WatchBuilder};
 }

@@ -171,9 +171,13 @@ fn every_setting_has_the_name_of_a_method_or_field() {
         assert!(setting.flag().is_none_or(|flag| !setting.to_string().contains(&format!("--{flag}"))));
     }
     // The methods of the builder that the table names.
-    let source = ["src/builder.rs", "src/builder/start.rs"].map(|file| {
-        std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
-    });
+    let src = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let modules = std::fs::read_dir(src.join("builder")).unwrap().map(|entry| entry.unwrap().path());
+    let source: Vec<_> = modules
+        .chain([src.join("builder.rs")])
+        .filter(|path| path.is_file())
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
     for setting in settings::all().filter(|setting| !setting.method().starts_with("SessionLimits::")) {
         let name = setting.method().trim_start_matches("Builder::");
         let is_method = source.iter().any(|text| {
