@@ -1,4 +1,4 @@
-"""Hints as converters: the values that a tool receives, the problems of wrong ones, and the form of results."""
+"""Hints as converters: the values that a tool receives, the problems of invalid values, and the form of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lives as long as a worker: ``lifespan``, ``process_init``, ``process_exit``, and the arguments of adapters."""
+"""The life cycle of a worker: ``lifespan``, ``process_init``, ``process_exit``, and the arguments of adapters."""
 
 from __future__ import annotations
 

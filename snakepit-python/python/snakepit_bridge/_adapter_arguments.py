@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 VARIABLE = "SNAKEPIT_ADAPTER_ARGS"
 
 
-#: The forms in JSON of values that users may write as in Python.
+#: Python literals that users may write, with their JSON forms.
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -36,8 +36,9 @@ class Receiver:
         parameters = _signatures.parameters_of(function)
         parameters = parameters[1:] if bound else parameters
         named = (_signatures.POSITIONAL_OR_KEYWORD, _signatures.KEYWORD_ONLY)
-        #: The parameters that have a name, and whether they need an argument.
+        #: The defaults of named parameters.
         self._defaults = {p.name: p.default for p in parameters if p.kind in named}
+        #: Whether each named parameter needs an argument.
         self.parameters = {name: default is _signatures.EMPTY for name, default in self._defaults.items()}
         self.takes_any = any(p.kind == _signatures.VAR_KEYWORD for p in parameters)
 

@@ -23,7 +23,7 @@ class Process:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
-        """Raise an error that says who sets attributes."""
+        """Raise an error that names the functions that set attributes."""
         raise AttributeError(
             f"the process namespace has no attribute `{name}`; set it in `process_init`, or let `lifespan` yield it",
             name=name,
@@ -53,7 +53,7 @@ _CONTEXT: ContextVar[SessionContext] = ContextVar("snakepit_context")
 
 
 def process() -> Process:
-    """Return the namespace of the worker, or that of the tester whose call runs."""
+    """Return the namespace of the worker, or of the tester whose call is running."""
     return _PROCESS.get(_default)
 
 
@@ -69,7 +69,7 @@ def set_process(namespace: Process) -> None:
 
 
 def current_context() -> SessionContext:
-    """Return the context of the call that runs, in a tool that is a plain function.
+    """Return the context of the running call, in a tool that is a plain function.
 
     Methods of an adapter have it as ``self.session_context``. A thread that a tool starts needs a copy of the tool's
     context variables, which ``asyncio.to_thread`` makes.
@@ -86,5 +86,5 @@ def current_context() -> SessionContext:
 
 
 def set_context(context: SessionContext) -> None:
-    """Set the context of the call that runs."""
+    """Set the context of the running call."""
     _CONTEXT.set(context)

@@ -39,7 +39,7 @@ def adapter_of_module(module: ModuleType) -> type:
     """Return an adapter for the tools of a module, or the only adapter class that the module defines.
 
     Raises:
-        TypeError: There are no tools, it is not clear which ones to serve, or a name in ``__all__`` is missing.
+        TypeError: The module has no tools, the choice of tools is ambiguous, or a name in ``__all__`` is missing.
     """
     functions = dict(_functions_of(module))
     marked = {name: function for name, function in functions.items() if _is_marked(function)}

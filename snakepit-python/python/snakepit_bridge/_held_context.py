@@ -28,7 +28,7 @@ class HeldContext:
         return self._entered.result()
 
     async def leave(self) -> None:
-        """Leave the manager. Raise its exception, also if it was left before."""
+        """Leave the manager. Raise its exception, even if it was left before."""
         self._leaving.set()
         await self._task
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from snakepit_bridge._event_loop import EventLoop
 
-    #: A step of the end: its name, and a function that may return an awaitable.
+    #: A step of the shutdown: its name, and a function that may return an awaitable.
     Step = tuple[str, Callable[[], Any]]
 
 
-#: The time that a worker has for the end of an adapter whose start failed, in seconds.
+#: The time limit for stopping an adapter whose start failed, in seconds.
 FAILED_START_LIMIT = 5.0
 
 
@@ -41,7 +41,7 @@ class Lifecycle:
         self._lifespan = self._hook("lifespan")
         self._init = self._hook("process_init")
         self._exit = self._hook("process_exit")
-        #: The steps of the end, in the order of the start.
+        #: The steps of the shutdown, in the order in which their counterparts started.
         self._steps: list[Step] = []
         receivers = {
             name: _adapter_arguments.receiver_of_hook(name, hook, adapter)
@@ -63,10 +63,11 @@ class Lifecycle:
         """Enter ``lifespan``, run ``process_init``, and create an object as each call does.
 
         Args:
-            stop_limit: The time to stop if the start fails, in seconds. Only for the main thread of a worker.
+            stop_limit: The time limit for stopping if the start fails, in seconds. Only for the main thread of a
+                worker.
 
         Raises:
-            AdapterError: One of them failed with the cause of this error. Everything that had started was stopped.
+            AdapterError: One of them failed with the cause of this error. All started parts were stopped.
         """
         try:
             self._start()
@@ -100,7 +101,8 @@ class Lifecycle:
         """Run ``process_exit`` and leave ``lifespan``. Write their errors to stderr.
 
         Args:
-            limit: The time for both, in seconds. Only for the main thread of a worker, because it needs SIGALRM.
+            limit: The time limit for both together, in seconds. Only for the main thread of a worker, because it
+                needs SIGALRM.
         """
         if not self._steps:
             return

@@ -15,7 +15,7 @@ class WorkerInfo:
     __slots__ = ("count", "gpu", "id", "index", "pool")
 
     def __init__(self, id: str, pool: str, index: int, count: int, gpu: str | None) -> None:  # noqa: A002
-        #: The id of the worker, such as ``default-2-3``. The replacement of a lost worker has another one.
+        #: The id of the worker, such as ``default-2-3``. The replacement of a lost worker has a new id.
         self.id = id
         #: The name of the pool.
         self.pool = pool
@@ -47,7 +47,7 @@ class WorkerInfo:
 def worker_info() -> WorkerInfo:
     """Return the place of this worker in its pool. Works at import time, in the hooks of the adapter, and in tools.
 
-    Outside a worker, such as in a test, the worker is the only one of a pool without a name.
+    Outside a worker, such as in a test, it describes the only worker of a pool without a name.
 
     >>> worker_info()  # doctest: +SKIP
     WorkerInfo(id='default-1-1', pool='default', index=1, count=4, gpu=None)

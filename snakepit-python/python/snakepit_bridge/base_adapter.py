@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: The attribute of a function in which :func:`tool` stores its options.
 TOOL_ATTRIBUTE = "__snakepit_tool__"
 
-#: The attribute of an adapter with the functions of a module, each with its name, by their attributes of the class.
+#: The attribute of an adapter that maps attributes of the class to the names and functions of a module.
 FUNCTIONS_ATTRIBUTE = "__snakepit_functions__"
 
 #: The accepted values of ``after_cancel``.
@@ -70,7 +70,7 @@ def tool(
     idempotent: bool = False,
     after_cancel: Literal["auto", "keep", "replace"] | None = None,
 ) -> _F | Callable[[_F], _F]:
-    """Mark a method of an adapter, or a function of a module, as a tool that the host can call. Does not change it.
+    """Mark a method of an adapter, or a function of a module, as a tool that the host can call. Return it unchanged.
 
     >>> class Shop(BaseAdapter):  # doctest: +SKIP
     ...     @tool(idempotent=True)

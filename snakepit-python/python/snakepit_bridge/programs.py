@@ -82,7 +82,7 @@ class Programs(MutableMapping[str, "Any"]):
             limit: The maximum number of objects that the worker keeps, of all sessions. It drops the least recently
                 used ones.
 
-        Raises as reading the program does. Errors of ``loads`` propagate.
+        Raises the errors of reading the program. Errors of ``loads`` propagate.
         """
         name, limit = _checked.name("name", name), _checked.integer("limit", limit)
         if loads is not None and not callable(loads):

@@ -119,8 +119,8 @@ class SessionContext(SessionVariables):
     def call_tool(self, name: str, /, **arguments: Any) -> Any:
         """Call another tool of the host, which a worker or the host runs, and wait for its result.
 
-        The call belongs to the session of this call, and ends with it. A tool that a worker runs needs a second worker,
-        because this one runs the caller.
+        The call runs in the session of this call, and ends with this call at the latest. A tool of a worker needs a
+        second worker, because this one runs the caller.
 
         >>> context.call_tool("embed", text="tea")  # doctest: +SKIP
         [0.1, 0.2]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-    #: A class, a module, a function of a module, or the path of one of them as a host takes it.
+    #: A class, a module, a function of a module, or the path of one of them, as for a host.
     Adapter = type | ModuleType | Callable[..., Any] | str
 
 __all__ = [
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-#: The number of workers that a tester stands for, as many as a host has by default.
+#: The number of workers that a tester simulates: the default of a host.
 _WORKERS = 4
 
 
@@ -72,7 +72,7 @@ def call_tool(
     19.98
 
     Args:
-        adapter: The adapter class, a module or one of its functions, or a path of them as a host takes it.
+        adapter: A class, a module, a function of a module, or the path of one of them, as for a host.
         name: The name of the tool.
         arguments: Arguments of the tool. Use it for arguments whose names are also parameters of this function, such as
             ``session_id``.
@@ -108,7 +108,7 @@ def stream_tool(
     [{'item': 'tea', 'price': 9.99}]
 
     Args:
-        adapter: The adapter class, a module or one of its functions, or a path of them as a host takes it.
+        adapter: A class, a module, a function of a module, or the path of one of them, as for a host.
         name: The name of the tool.
         arguments: Arguments of the tool, as for :func:`call_tool`.
         limit: The number of chunks after which to cancel the call. Necessary for tools that never end.
@@ -168,7 +168,7 @@ class ToolTester:
     run on another thread.
 
     Args:
-        adapter: The adapter class, a module or one of its functions, or a path of them as a host takes it.
+        adapter: A class, a module, a function of a module, or the path of one of them, as for a host.
         session_id: The session of the calls. Empty for none.
         host_tools: Functions that replace the host's tools, by name. A generator replaces a tool that streams.
         metadata: The metadata of the calls.
@@ -344,7 +344,7 @@ class ToolTester:
         return self._thread
 
     def close(self) -> None:
-        """End the adapter as a worker that stops, and close the event loop."""
+        """Stop the adapter as a worker does, and close the event loop."""
         if self._peer is not None:
             self._peer.close()
         self._run(self._life.stop)

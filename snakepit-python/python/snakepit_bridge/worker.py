@@ -17,10 +17,10 @@ from snakepit_bridge._output import Output
 from snakepit_bridge._plan import AdapterError, Plan, plan_of
 from snakepit_bridge._signals import Signals
 
-#: The time to stop of a worker without a host, in seconds.
+#: The time limit for stopping a worker without a host, in seconds.
 _STOP_GRACE = 5.0
 
-#: The time for the exit of the interpreter after the end of the adapter, in seconds.
+#: The time for the exit of the interpreter after the adapter has stopped, in seconds.
 _EXIT_RESERVE = 0.5
 
 TYPE_CHECKING = False
@@ -125,7 +125,7 @@ def _prepare(path: str, loop: EventLoop) -> tuple[Plan, Lifecycle]:
 
 
 def _time_to_stop(stopping_for: float | None) -> float:
-    """Return the seconds for the end of the adapter. The host kills the worker soon after.
+    """Return the time in which the adapter must stop, in seconds. The host kills the worker soon after.
 
     Args:
         stopping_for: The seconds since the request to stop. ``None`` without one.

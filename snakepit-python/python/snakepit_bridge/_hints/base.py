@@ -84,7 +84,7 @@ def show(value: object) -> str:
     if isinstance(value, list | tuple | dict | set | frozenset):
         return describe(value).removeprefix("is ")
     if isinstance(value, str | bytes):
-        # The form of a whole text may be large.
+        # The representation of a whole text may be large.
         value = value[: _MAX_SHOWN + 1]
     try:
         text = repr(value)
@@ -173,7 +173,7 @@ def _references(schema: Any) -> Iterable[str]:
 
 
 class Hint:
-    """A compiled hint. Reads values from their JSON form, and writes them to it. By itself, accepts any value."""
+    """A compiled hint. Reads values from their JSON form, and writes them to it. Accepts any value by default."""
 
     #: The type for the check of the host.
     wire = "any"
