@@ -89,14 +89,14 @@ impl HostError {
 /// ```
 /// use snakepit_registry::{FnTool, HostError, ToolCall, ToolFailure, ToolHandler};
 ///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
 /// // Takes the place of a Python tool that raises `shop.OutOfStock`.
 /// let price = FnTool::new("price", || async {
 ///     let (error_type, message) = ("shop.OutOfStock".to_owned(), "no tea".to_owned());
 ///     Err::<f64, _>(HostError::from(ToolFailure { error_type, message, ..ToolFailure::default() }))
 /// });
 ///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() {
 /// let error = price.call(ToolCall::new("price")).await.unwrap_err();
 /// assert_eq!(error.error_type(), Some("shop.OutOfStock"));
 /// # }

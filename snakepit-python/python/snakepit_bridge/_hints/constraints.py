@@ -106,7 +106,7 @@ class Constrained(Hint):
         for check in self._checks:
             try:
                 problem = check(value)
-            except (TypeError, ValueError, ArithmeticError) as error:
+            except (TypeError, ValueError) as error:
                 problem = f"cannot be checked: {error}"
             if problem is not None:
                 raise invalid(problem)
@@ -181,8 +181,11 @@ def _multiple_of(bound: Any) -> Check:
     def check(value: Any) -> str | None:
         if isinstance(value, float) or isinstance(bound, float):
             # 0.3 is a multiple of 0.1, although the division of the two floats has a remainder.
-            ratio = value / bound
-            is_multiple = abs(ratio - round(ratio)) <= 1e-9 * max(1.0, abs(ratio))
+            try:
+                ratio = value / bound
+                is_multiple = abs(ratio - round(ratio)) <= 1e-9 * max(1.0, abs(ratio))
+            except OverflowError as error:
+                raise ValueError(str(error)) from None
         else:
             is_multiple = value % bound == 0
         return None if is_multiple else f"is {show(value)}, expected a multiple of {shown(bound)}"
