@@ -28,8 +28,8 @@ impl From<ToolError> for AttemptError {
     }
 }
 
-/// Runs attempts, through the layers of the program if there are any. Always ready, because the future of an attempt waits until
-/// its layers are ready.
+/// Runs attempts through the attempt layers of the program. Always ready, because the future of an attempt waits until its layers
+/// are ready.
 #[derive(Debug, Clone)]
 pub(crate) struct Attempts {
     dispatch: Dispatch,
@@ -64,7 +64,7 @@ impl Service<Arc<ToolCall>> for Attempts {
     fn call(&mut self, call: Arc<ToolCall>) -> Self::Future {
         match &self.layered {
             // A nested call belongs to an attempt that has passed the layers. With a concurrency limit, it would wait for the
-            // permit of its own caller.
+            // permit that its caller holds.
             Some(layered) if call.ancestors.is_none() => layered.run(ToolCall::clone(&call)),
             _ => self.dispatch.call(call),
         }
@@ -76,7 +76,7 @@ impl LayeredAttempts {
         let mark = OnlyCallMark::default();
         call.extensions.insert(mark.clone());
         let driver = Arc::clone(&self.driver);
-        // The driver does not know calls that wait in a layer, so `run_bounded` ends them.
+        // The driver does not know of calls that wait in a layer, so `run_bounded` ends them.
         let running = self.service.run_bounded(call, async move { driver.stopped().await });
         Box::pin(async move {
             let with_mark = |error| AttemptError { error, was_only_call: mark.0.load(Ordering::Relaxed) };

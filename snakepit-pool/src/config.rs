@@ -28,10 +28,10 @@ pub struct PoolConfig {
     pub name: String,
     /// The number of workers, 1 to 1024. Default 4.
     pub workers: usize,
-    /// The most calls that may wait for a worker. The pool rejects further calls. With 0, it rejects every call that
+    /// The maximum number of calls that may wait for a worker. The pool rejects further calls. With 0, it rejects every call that
     /// finds no idle worker. Default 1000.
     pub queue_limit: usize,
-    /// The most bytes of arguments and metadata of all calls that wait for a worker. The pool rejects further calls,
+    /// The maximum number of bytes of arguments and metadata of all calls that wait for a worker. The pool rejects further calls,
     /// but one call may always wait, regardless of its size. At least 1. Default 512 MiB.
     pub queue_bytes: usize,
     /// The timeout of calls without a deadline, from submission to the end of the reply. Not zero. `None` disables it.
@@ -44,7 +44,7 @@ pub struct PoolConfig {
     pub cancel_grace: Duration,
     /// The number of calls that one worker runs concurrently, 1 to 256. Default 1.
     pub concurrency: usize,
-    /// The most times that an idempotent call may begin if its workers are lost, including the first time, 1 to 10.
+    /// The maximum number of times that an idempotent call may begin if its workers are lost, including the first time, 1 to 10.
     /// Default 2.
     ///
     /// Attempts in which the call did not begin do not count. The pool repeats them until the deadline, at most 100 times.

@@ -78,7 +78,7 @@ impl Pool {
         Ok(Self { owner: Arc::new(Owner { driver, tool, _supervisor: supervisor }) })
     }
 
-    /// Waits until every slot has had a worker. Cancel safe. You can call it any number of times, also later.
+    /// Waits until every slot has had a worker. Cancel safe. You can call it repeatedly, even after the start.
     ///
     /// # Errors
     /// [`PoolError::Start`] with the first failed launch. The pool keeps launching workers nevertheless.
@@ -125,7 +125,8 @@ impl Pool {
         self.owner.driver.runtime_has_ended()
     }
 
-    /// A channel with the current [`Readiness`], which receives each change. A slow receiver sees the latest value.
+    /// Returns a channel with the current [`Readiness`], which is updated on each change. A slow receiver skips to the latest
+    /// value.
     ///
     /// ```
     /// # use std::{sync::Arc, time::Duration};

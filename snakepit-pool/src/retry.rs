@@ -24,14 +24,14 @@ use crate::{attempt::AttemptError, metrics::Totals};
 /// The most retries of a call that did not begin, on workers that had other calls too.
 const MAX_UNRUN_RETRIES: usize = 100;
 
-/// The most retries of a call that did not begin, on workers that had no other call. Such a call probably kills every
+/// The maximum number of retries of a call that did not begin, on workers that had no other call. Such a call probably kills every
 /// worker that receives it.
 const MAX_SOLE_CALL_RETRIES: usize = 4;
 
 /// The layer of [`Retry`].
 #[derive(Debug, Clone)]
 pub(crate) struct RetryLayer {
-    /// The most times that a call may begin, including the first.
+    /// The maximum number of times that a call may begin, including the first.
     pub(crate) max_attempts: usize,
     pub(crate) totals: Arc<Totals>,
 }

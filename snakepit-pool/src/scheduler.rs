@@ -32,7 +32,7 @@ pub(crate) use self::{
     slot::{Slot, SlotState},
 };
 
-/// The most calls that a worker may hold ahead of their turn, in addition to the running ones.
+/// The maximum number of calls that a worker may hold ahead of their turn, in addition to the running ones.
 const MAX_AHEAD: usize = 64;
 
 /// The settings of the pool that the scheduler needs.
@@ -42,9 +42,9 @@ pub(crate) struct Limits {
     pub(crate) slots: usize,
     /// The number of calls that a worker runs concurrently.
     pub(crate) concurrency: usize,
-    /// The most queued calls.
+    /// The maximum number of queued calls.
     pub(crate) queue: usize,
-    /// The most bytes of all queued calls.
+    /// The maximum number of bytes of all queued calls.
     pub(crate) queue_bytes: usize,
     /// The time that an abandoned call has to end.
     pub(crate) cancel_grace: Duration,

@@ -1,5 +1,5 @@
-//! The settings of [`PoolConfig`](crate::PoolConfig) that error messages name. The builder of a host has a method with the name of
-//! each field.
+//! The settings of [`PoolConfig`](crate::PoolConfig) that error messages name. The builder of a host has a method of the same
+//! name for each field.
 
 pub use snakepit_worker::settings::Setting;
 

@@ -129,8 +129,9 @@ impl Stream for TracedStream {
     }
 }
 
-/// Records the outcome of a call, inside its span. The span has the reason, and the event the whole error. Lost workers and internal errors are warnings, because they concern
-/// the operator of the host. Other failures concern only the caller.
+/// Records the outcome of a call, inside its span. The span has the reason of an error, and the event has its message. Lost
+/// workers and internal errors are warnings, because they concern the operator of the host. Other failures concern only the
+/// caller.
 fn record_outcome(span: &Span, CallInfo { tool, call }: &CallInfo, result: Result<(), &ToolError>) {
     match result {
         Ok(()) => {

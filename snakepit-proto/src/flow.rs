@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// The window of a stream, in bytes.
 pub const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
-/// The window of a stream of results of a host tool, in bytes. It is small, because it bounds the results that the tool creates
-/// before a worker reads them.
+/// The window of a stream of results of a host tool, in bytes. It is small, because it limits how many results the tool creates
+/// before the worker reads them.
 pub const TOOL_STREAM_WINDOW: u32 = 64 * 1024;
 /// The receive window of the server for all streams of a connection, in bytes.
 pub const SERVER_CONNECTION_WINDOW: u32 = 2 * STREAM_WINDOW;

@@ -66,15 +66,15 @@ pub struct TraceContext {
     pub tracestate: Option<String>,
 }
 
-/// The extension of [`ToolCall::with_wait_for_room`], because few calls have it.
+/// The value of [`ToolCall::with_wait_for_room`], stored as an extension because few calls set it.
 struct RoomWait {
     limit: Duration,
-    /// The end of the wait, which begins with the first attempt. Copies of the call share it. `None` if it is beyond the range
-    /// of the clock.
+    /// The end of the wait, which begins with the first attempt. Copies of the call share it. `None` if the clock cannot
+    /// represent it.
     end: OnceLock<Option<Instant>>,
 }
 
-/// The extension of [`ToolCall::at_most_once`], because few calls have it.
+/// The value of [`ToolCall::at_most_once`], stored as an extension because few calls set it.
 struct AtMostOnce(bool);
 
 /// A call of a tool.
@@ -148,8 +148,8 @@ impl ToolCall {
         }
     }
 
-    /// Forbids or permits a second run of the call if its tool is declared idempotent. The default permits it. Without a second
-    /// run, a call that may have begun is not repeated when its worker or connection is lost.
+    /// Forbids or permits a second run of the call if its tool is declared idempotent. The default permits it. If a second run is
+    /// forbidden and the worker or the connection is lost, the call is repeated only if it cannot have begun.
     #[must_use]
     pub fn at_most_once(mut self, at_most_once: bool) -> Self {
         self.idempotent &= !at_most_once;
@@ -173,8 +173,8 @@ impl ToolCall {
     /// Lets the call wait for room in a full queue for up to this time, instead of failing with
     /// [`ToolError::Overloaded`](crate::ToolError::Overloaded) immediately. The deadline applies in addition.
     ///
-    /// The time begins with the first attempt of the call, and covers the waits of all attempts together. At most 100,000 calls wait
-    /// for room in one pool, which rejects further calls.
+    /// The limit covers the waits of all attempts together, starting with the first attempt. At most 100,000 calls can wait for
+    /// room in one pool. The pool rejects further calls.
     #[must_use]
     pub fn with_wait_for_room(mut self, limit: Duration) -> Self {
         self.extensions.insert(RoomWait { limit, end: OnceLock::new() });
@@ -188,7 +188,8 @@ impl ToolCall {
         self.extensions.get::<RoomWait>().map(|wait| wait.limit)
     }
 
-    /// The time that the call may still wait for room. The first call of this method begins the time.
+    /// Returns the time that the call may still wait for room, or `None` if it must not wait. The first call to this method
+    /// starts the clock.
     #[inline]
     #[must_use]
     pub fn remaining_wait_for_room(&self) -> Option<Duration> {

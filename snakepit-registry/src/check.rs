@@ -118,7 +118,7 @@ fn unknown_names<'a>(spec: &ToolSpec, arguments: &'a Arguments) -> impl Iterator
     names.filter(move |name| spec.closed && !is_known(name))
 }
 
-/// The most problems of one call that its error describes.
+/// The maximum number of problems that one error describes.
 const MAX_PROBLEMS: usize = 8;
 
 /// The problems of the arguments of one call.
@@ -131,8 +131,8 @@ struct Problems<'a> {
 }
 
 impl Problems<'_> {
-    /// Adds a problem. `describe` runs only if the error describes the problem, because the search for a similar name is slow and a
-    /// client may send any number of unknown names.
+    /// Adds a problem. Calls `describe` only below [`MAX_PROBLEMS`], because searching for a similar name is slow and a client
+    /// may send any number of unknown names.
     fn add(&mut self, name: &str, describe: impl FnOnce() -> String) {
         if self.found.len() < MAX_PROBLEMS {
             self.found.push((name.to_owned(), describe()));
@@ -141,7 +141,8 @@ impl Problems<'_> {
         }
     }
 
-    /// One error for all problems, about the first argument: "is missing, and `b` is unknown; the tool takes ...".
+    /// Returns one error that lists all problems, starting with the first argument: "is missing, and `b` is unknown; the tool
+    /// takes ...".
     fn into_result(self) -> Result<(), ToolError> {
         let Self { spec, found, omitted, shows_signature } = self;
         let mut found = found.into_iter();

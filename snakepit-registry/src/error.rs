@@ -272,15 +272,14 @@ pub enum ToolError {
         /// The tool's name.
         tool: String,
     },
-    /// Another program than the host answered, such as a proxy that requires permission. The answer to a repeated call
-    /// stays the same.
+    /// A program other than the host answered, such as a proxy. A retry would get the same answer.
     #[error("the call was rejected: {problem}")]
     Rejected {
         /// The answer of the other program.
         problem: String,
     },
     /// The host, or a proxy between the client and the host, denied access: the token or the certificate of the client is missing
-    /// or invalid, or does not permit the call. The answer to a repeated call stays the same.
+    /// or invalid, or does not permit the call. A retry would get the same answer.
     #[error("access denied: {problem}")]
     AccessDenied {
         /// The answer of the host or the proxy.

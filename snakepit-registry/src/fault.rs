@@ -1,4 +1,5 @@
-//! [`Fault`]: an error in a form that is neutral of protocols. Each protocol prints it, so all report the same error alike.
+//! [`Fault`]: a protocol-neutral error. Every protocol converts it to its own form, so all of them report the same error in the
+//! same way.
 //!
 //! ```text
 //! ToolError, SessionError, errors of requests ──> Fault ──> gRPC status (snakepit-wire)
@@ -17,9 +18,9 @@ use snakepit_reason::{Code, DELIVERED, Reason};
 
 use crate::ToolFailure;
 
-/// An error for a client, in a form that is neutral of protocols.
+/// A protocol-neutral error for a client.
 ///
-/// The [table of reasons](Reason) determines its codes. Make one from a [`ToolError`](crate::ToolError) or a
+/// The [table of reasons](Reason) determines its codes. Create one from a [`ToolError`](crate::ToolError) or a
 /// [`SessionError`](snakepit_session::SessionError):
 ///
 /// ```
@@ -50,7 +51,7 @@ pub struct Fault {
     internals: String,
     may_have_run: bool,
     code: Code,
-    /// The outer `Option` is whether a gRPC status carries the field at all.
+    /// `Some` if a gRPC status carries the field `RetryInfo`, with the delay if it is known.
     retry: Option<Option<Duration>>,
 }
 

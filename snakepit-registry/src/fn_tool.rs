@@ -102,8 +102,8 @@ pub struct FnTool {
 impl FnTool {
     /// Creates a tool from a closure or function. [`ToolFn`] describes its arguments and results.
     ///
-    /// A closure that a host cannot call is an error when the host starts: one whose argument type is a text, a number or a
-    /// list, because arguments have names, and one that takes a [`State`] that the host does not have.
+    /// A host fails to start with a closure that it cannot call: one whose argument type is a string, a number or a list, because
+    /// arguments have names, or one that takes a [`State`] that the host does not have.
     pub fn new<M>(name: &str, tool: impl ToolFn<M>) -> Self {
         Self::create(name, tool)
     }
@@ -232,7 +232,7 @@ impl FnTool {
         self.requirements.check(&self.state)
     }
 
-    /// Counts the calls from now on.
+    /// Sets the meter that counts the calls.
     pub(crate) fn with_meter(mut self, meter: Arc<Meter>) -> Self {
         self.meter = Some(meter);
         self

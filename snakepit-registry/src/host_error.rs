@@ -1,4 +1,4 @@
-//! [`HostError`]: the error of a host tool, with the form that it takes in Python.
+//! [`HostError`]: the error of a host tool, and the Python exception that it becomes.
 
 use std::{error::Error, fmt};
 
@@ -34,7 +34,7 @@ use crate::{ToolFailure, answer::short_type_name};
 /// assert_eq!(failure.data, Some(json!({"left": 3})));
 /// # }
 /// ```
-// It does not implement `Error`, so that it can be created from every `Error`.
+// Does not implement `Error`, because that would conflict with the conversion from every `Error`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HostError(Box<ToolFailure>);
 
@@ -56,16 +56,16 @@ impl HostError {
         self
     }
 
-    /// Attaches a value, such as `json!({"left": 3})` or a struct. A value that does not serialize to JSON is left out. Keep it below
-    /// 2 KiB: the host leaves out more of the error of a stream, because gRPC sends that as a header.
+    /// Attaches a value, such as `json!({"left": 3})` or a struct. A value that does not serialize to JSON is omitted. Keep the
+    /// value below 2 KiB: gRPC sends the error of a stream in headers, so the host omits larger values there.
     #[must_use]
     pub fn data(mut self, data: impl Serialize) -> Self {
         self.0.data = Payload::try_from_serde(&data).and_then(|data| data.to_serde()).ok();
         self
     }
 
-    /// Sets the class of the exception in Python: a builtin such as `KeyError`, or a class that Python can import, as `module:Class`.
-    /// It receives the message as its only argument. If that fails, or the class is not an exception, Python raises
+    /// Sets the class of the exception in Python: a builtin such as `KeyError`, or an importable class as `module:Class`. Python
+    /// constructs it with the message as the only argument. If that fails, or the class is not an exception, Python raises
     /// `HostToolError`.
     #[must_use]
     pub fn python_type(mut self, class: impl Into<String>) -> Self {

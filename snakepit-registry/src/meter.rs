@@ -33,7 +33,7 @@ pub struct HostToolStatus {
     pub in_flight: u64,
     /// The number of calls that ended with an error or a panic.
     pub failures: u64,
-    /// The number of calls that were dropped before their end: cancelled, at their deadline, or by a shutdown.
+    /// The number of calls that were dropped before their end: by a cancellation, at their deadline, or by a shutdown.
     pub cancelled: u64,
     /// The total time of all calls that have ended.
     pub total_time: Duration,
@@ -50,7 +50,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// Counts the begin of a call.
+    /// Counts the start of a call.
     pub(crate) fn begin(self: &Arc<Self>, call: &ToolCall) -> MeasuredCall {
         self.begun.fetch_add(1, Ordering::Relaxed);
         let span = tracing::debug_span!(
@@ -95,7 +95,7 @@ impl MeasuredCall {
         &self.span
     }
 
-    /// Counts the end of the call. For a stream, defers that to the end of the stream.
+    /// Counts the end of the call, or for a stream, the end of the stream.
     pub(crate) fn finish(mut self, result: Result<ToolReply, ToolError>) -> Result<ToolReply, ToolError> {
         match result {
             Err(error) => {

@@ -1,8 +1,8 @@
-//! [`Principal`]: the party that makes a call, as the host authenticated it.
+//! [`Principal`]: the authenticated party that makes a call.
 
 use std::{borrow::Cow, collections::BTreeSet, fmt, sync::Arc};
 
-/// The way on which a principal reached the host.
+/// The route by which a principal reaches the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Via {
@@ -24,7 +24,7 @@ pub enum Via {
     Other(&'static str),
 }
 
-/// The party that makes a call: the program itself, a user of this machine, a worker, or anyone whom the program authenticated.
+/// The party that makes a call: the program itself, a user of this machine, a worker, or a client that the program authenticated.
 ///
 /// The host sets it, so a caller cannot choose it. Tools of the host and layers read it from
 /// [`ToolCall::principal`](crate::ToolCall::principal). Clones are cheap, and only principals with a [name](Self::new) or
@@ -115,7 +115,7 @@ impl Principal {
         Self(Form::Plain(Identity::Remote))
     }
 
-    /// A client of a server of the program, which did not set a principal.
+    /// A client of the program's own server, which mounts the host and did not set a principal.
     #[must_use]
     pub const fn mounted() -> Self {
         Self(Form::Plain(Identity::Mounted))
@@ -171,7 +171,7 @@ impl Principal {
         }
     }
 
-    /// The name, unique among the principals of the same [way](Self::via).
+    /// The name, unique among the principals of the same [route](Self::via).
     #[must_use]
     pub fn name(&self) -> Cow<'_, str> {
         match self.identity() {
@@ -186,7 +186,7 @@ impl Principal {
         }
     }
 
-    /// The way on which the principal reached the host.
+    /// The route by which the principal reached the host.
     #[must_use]
     pub fn via(&self) -> Via {
         match self.identity() {

@@ -191,8 +191,8 @@ impl Registry {
         self.insert_host_tool(spec, Arc::new(tool.with_meter(Arc::clone(&meter))), meter)
     }
 
-    /// Adds a host tool with any handler. Workers can call it too, unless it is [hidden](ToolSpec::exposed). A panic of the handler
-    /// fails only the call.
+    /// Adds a host tool with any handler. Workers can call it too, unless it is [hidden](ToolSpec::exposed). A panic of the
+    /// handler fails only its call.
     ///
     /// # Errors
     /// [`RegistryError::InvalidName`], or [`RegistryError::NameTaken`].
@@ -243,7 +243,7 @@ impl Registry {
         self.resolve_where(tool, |_| true)
     }
 
-    /// Like [`resolve`](Self::resolve), for a worker: as if there were no [hidden](ToolSpec::exposed) host tools.
+    /// Like [`resolve`](Self::resolve), for a worker: ignores [hidden](ToolSpec::exposed) host tools.
     ///
     /// # Errors
     /// As for `resolve`.

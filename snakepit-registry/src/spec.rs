@@ -189,7 +189,7 @@ impl ToolSpec {
         self.metadata.get(EXPOSED_KEY).is_none_or(|flag| flag != "false")
     }
 
-    /// Makes unknown arguments errors.
+    /// Makes the tool reject unknown arguments.
     #[must_use]
     pub fn deny_unknown_arguments(mut self) -> Self {
         self.closed = true;

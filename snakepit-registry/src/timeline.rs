@@ -1,4 +1,4 @@
-//! [`CallRecord`]: how one call went, from its arrival at the host to its end.
+//! [`CallRecord`]: the outcome and the timestamps of one call, from its arrival at the host to its end.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,9 +17,10 @@ use crate::{CallId, CallMode, Principal, ToolCall, ToolError};
 pub enum CallOutcome {
     /// Ended with a reply. A stream succeeds when it has been read to its end.
     Succeeded,
-    /// Failed in the tool, or invalid.
+    /// The tool failed, or the call was invalid.
     Failed,
-    /// Rejected, because the queue was full, no worker was available, a layer was overloaded, or the host was shutting down.
+    /// Rejected because access was denied, the queue was full, no worker was available, a layer was overloaded, or the host was
+    /// shutting down.
     Rejected,
     /// Ended at its deadline.
     TimedOut,
@@ -46,8 +47,9 @@ impl CallOutcome {
 
 /// The timeline of one call that has ended.
 ///
-/// The host makes exactly one record of each call: unary or streaming, of a tool of a worker or of the host, whether it succeeded, failed,
-/// or was dropped by its caller. It makes none of a request that it rejects before it becomes a call, such as a malformed one.
+/// The host creates exactly one record per call: for unary and streaming calls, for worker tools and host tools, and for calls
+/// that succeed, fail, or are dropped by their caller. A request that the host rejects before it becomes a call, such as a
+/// malformed one, has no record.
 ///
 /// All times are measured from the arrival of the call at the host. A stage that the call did not reach is `None`.
 ///
@@ -68,7 +70,7 @@ pub struct CallRecord {
     pub principal: Principal,
     /// Unary or streaming.
     pub mode: CallMode,
-    /// Whether another call waited for this one, because its tool made it through the host.
+    /// Whether the tool of another call made this call through the host and waited for it.
     pub is_nested: bool,
     /// The time at which the call arrived at the host.
     pub received_at: SystemTime,
@@ -147,8 +149,8 @@ impl CallRecord {
     }
 }
 
-/// The stamps of a running call, an [extension](ToolCall::extensions) that all copies of the call share. Calls have it only if their
-/// records have a reader.
+/// The timestamps of a running call: an [extension](ToolCall::extensions) that all copies of the call share. A call has it only
+/// if its record has a reader.
 #[doc(hidden)]
 #[derive(Debug, Clone)]
 pub struct CallTimeline(Arc<Timeline>);
@@ -183,13 +185,13 @@ impl CallTimeline {
         call.extensions.get()
     }
 
-    /// The call has entered the pool.
+    /// Records that the call entered the pool.
     pub fn queued(&self) {
         let now = self.elapsed();
         self.stamps().queued.get_or_insert(now);
     }
 
-    /// The call has got a worker.
+    /// Records that an attempt got a worker.
     pub fn assigned(&self, worker: Arc<str>) {
         let now = self.elapsed();
         let mut stamps = self.stamps();
@@ -199,13 +201,13 @@ impl CallTimeline {
         stamps.attempts += 1;
     }
 
-    /// The worker has received the call. Later calls have no effect until the next assignment.
+    /// Records that the worker received the call. Repetitions have no effect until the next assignment.
     pub fn sent(&self) {
         let now = self.elapsed();
         self.stamps().sent.get_or_insert(now);
     }
 
-    /// The worker has returned the call before it began.
+    /// Records that the worker returned the call before it began.
     pub fn recalled(&self) {
         let mut stamps = self.stamps();
         stamps.attempts = stamps.attempts.saturating_sub(1);
@@ -226,16 +228,16 @@ impl CallTimeline {
         self.0.received.elapsed()
     }
 
-    /// Completes a record with the stamps.
+    /// Completes a record with the timestamps.
     pub fn complete(&self, record: &mut CallRecord) {
         record.total = self.elapsed();
         let Stamps { queued, assigned, sent, attempts, worker } = self.stamps().clone();
         (record.queued, record.assigned, record.sent, record.attempts) = (queued, assigned, sent, attempts);
-        // Foreign handlers know the worker only from the reply.
+        // A handler other than the pool's reports the worker only in its reply.
         record.worker = worker.or(record.worker.take());
     }
 
-    /// No code panics in the middle of a change under this lock.
+    /// Ignores poisoning, because no code panics while it changes the timestamps.
     fn stamps(&self) -> MutexGuard<'_, Stamps> {
         self.0.stamps.lock().unwrap_or_else(PoisonError::into_inner)
     }

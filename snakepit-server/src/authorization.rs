@@ -1,4 +1,4 @@
-//! Decides which principal may do what. The host asks the function of the program once for each operation, whatever the protocol.
+//! Authorizes the operations of principals. The host calls the function of the program once per operation, in every protocol.
 
 use std::fmt;
 
@@ -32,11 +32,11 @@ pub enum Operation<'a> {
     WritePrograms,
     /// Lists the tools. Without this permission, a session can be opened by `InitializeSession`, whose response then lists no tools.
     ListTools,
-    /// Lists workers or sessions, reads statistics, or follows events of calls and sessions.
+    /// Lists workers or sessions, reads statistics, or subscribes to events of calls and sessions.
     Observe,
 }
 
-/// The answer of an authorizer that denies an operation.
+/// The error with which a program denies an operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
 pub struct Denied {
@@ -44,7 +44,7 @@ pub struct Denied {
 }
 
 impl Denied {
-    /// Creates the answer with a text for the caller, such as "alice may not call `train`".
+    /// Creates the error with a message for the caller, such as "alice may not call `train`".
     pub fn new(problem: impl Into<String>) -> Self {
         Self { problem: problem.into() }
     }
@@ -63,7 +63,7 @@ impl Authorizer {
         Self(Box::new(authorize))
     }
 
-    /// Asks the function of the program. A panic denies the operation.
+    /// Calls the function of the program. A panic denies the operation.
     ///
     /// # Errors
     /// [`ToolError::AccessDenied`]

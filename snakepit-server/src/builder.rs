@@ -156,16 +156,16 @@ impl Builder {
         self
     }
 
-    /// Sets the whole configuration of the pool, and overrides earlier calls of methods for single settings of it.
-    /// `concurrency` must be 1 with [`adapter`](Self::adapter), because a Python worker runs one call at a time.
+    /// Sets the whole configuration of the pool, and replaces the settings of earlier method calls. `concurrency` must be 1 with
+    /// [`adapter`](Self::adapter), because a Python worker runs one call at a time.
     pub fn pool(mut self, config: PoolConfig) -> Self {
         self.pool = config;
         let timeout = self.pool.default_timeout;
         self.default_timeout(timeout)
     }
 
-    /// Sets the name of the pool: 1 to 64 ASCII letters, digits, `-`, `_` and `.`. Worker ids begin with it, and logs and metrics contain it. The default is
-    /// `default`.
+    /// Sets the name of the pool: 1 to 64 ASCII letters, digits, `-`, `_` and `.`. Worker ids begin with it, and logs and metrics
+    /// contain it. The default is `default`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.pool.name = name.into();
         self
@@ -213,10 +213,11 @@ impl Builder {
     /// Limits the number of client connections over TCP. The minimum is 1. The Unix socket accepts half as many in addition.
     /// The default depends on the process's limit of open files, see [`default_connections`](crate::default_connections).
     ///
-    /// For each connection above the limit, the host closes the one that has been idle longest. If all are in use, it answers
-    /// the first request of the new one with [`TooManyConnections`](snakepit_registry::ToolError::TooManyConnections) and closes
-    /// it. Connections of workers do not count. A connection is in use while it has an open request. The shared stream of calls counts only while a call runs
-    /// on it. A watch always counts.
+    /// At the limit, the host closes the connection that has been idle longest to admit a new one. If all are in use, it answers
+    /// the first request of the new connection with
+    /// [`TooManyConnections`](snakepit_registry::ToolError::TooManyConnections) and closes it. A connection is in use while it
+    /// has an open request. The shared stream of calls counts only while a call runs on it. A watch always counts. Connections of
+    /// workers do not count towards the limit.
     ///
     /// Clients of this project reconnect with their next call. If the host closes the connection before it begins a call, they
     /// retry the call a few times on new connections. After that, the call fails without having run.
@@ -320,8 +321,8 @@ impl Builder {
     /// The closure takes up to eight arguments: the tool's own arguments as a struct or a map, and
     /// [extractors](crate::Extractor) such as [`State`](crate::State), [`ToolContext`](crate::ToolContext),
     /// [`SessionHandle`](crate::SessionHandle) and [`Host`](crate::Host). [`ToolFn`] lists them. The struct derives
-    /// [`JsonSchema`](crate::schemars::JsonSchema), from which the host takes the tool's parameters: it lists them, and rejects calls with
-    /// missing or unknown arguments before the closure runs. [`FnTool`] describes the derivation.
+    /// [`JsonSchema`](crate::schemars::JsonSchema), which defines the tool's parameters. The host lists them, and rejects calls
+    /// with missing or unknown arguments before the closure runs. [`FnTool`] describes the derivation.
     ///
     /// The closure returns a future of any [`IntoAnswer`](crate::IntoAnswer), or a stream of them:
     ///
@@ -361,8 +362,8 @@ impl Builder {
     ///     .host_tool("names", |item: Item| stream::iter([item.name.clone(), item.name]));
     /// ```
     ///
-    /// A closure that the host cannot call fails the start: one whose argument type is a text, a number or a list, and one that
-    /// takes a `State` that the host does not have.
+    /// The host fails to start with a closure that it cannot call: one whose argument type is a string, a number or a list, or
+    /// one that takes a `State` that the host does not have.
     pub fn host_tool<M>(self, name: &str, tool: impl ToolFn<M>) -> Self {
         self.fn_tool(FnTool::new(name, tool))
     }
@@ -383,8 +384,8 @@ impl Builder {
         self
     }
 
-    /// Sets a value that host tools take as [`State<S>`](crate::State). A host has one value of each type. Each call gets a clone,
-    /// so wrap a value that is expensive to clone in an `Arc`.
+    /// Sets a value that host tools receive as [`State<S>`](crate::State). A host has one value of each type. Each call gets a
+    /// clone, so wrap a value that is expensive to clone in an `Arc`.
     pub fn state<S: Clone + Send + Sync + 'static>(mut self, value: S) -> Self {
         self.state.insert(value);
         self

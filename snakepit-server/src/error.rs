@@ -16,8 +16,8 @@ pub use kind::StartErrorKind;
 /// The reason why a host did not start.
 ///
 /// The message omits the cause, which is the [`source`](std::error::Error::source). [`error_chain`](crate::error_chain) prints
-/// both in one line, and `{:?}` one per line, because `main` prints a returned error that way.
-/// To branch on an error, match on its [`kind`](Self::kind).
+/// both on one line. `{:?}` prints one per line, because `main` prints a returned error that way. To branch on an error, match on
+/// its [`kind`](Self::kind).
 ///
 /// `?` converts the error to [`Error`], so a program that starts a host and calls it needs one error type.
 #[derive(thiserror::Error)]

@@ -10,7 +10,7 @@ use snakepit_registry::{CallScope, Requirements, ToolError};
 
 use crate::{LocalHost, host::Host};
 
-/// The host, for its tools. Set after the host was created, because the host owns its tools. Weak for the same reason.
+/// A reference to the host, for its tools. It is weak and set after the host exists, because the host owns its tools.
 #[derive(Clone, Default)]
 pub(crate) struct HostRef(Arc<OnceLock<Weak<Host>>>);
 

@@ -122,7 +122,7 @@ impl Host {
         self
     }
 
-    /// Lets this function of the program authorize operations.
+    /// Sets the function that authorizes operations.
     pub(crate) fn with_authorizer(mut self, authorizer: Option<Authorizer>) -> Self {
         self.authorizer = authorizer;
         self
@@ -133,7 +133,7 @@ impl Host {
         self.authorizer.as_ref()
     }
 
-    /// Asks whether the principal of a call may make it, and use its session. The program itself may make all calls.
+    /// Checks that the principal of a call may make it and use its session. The program itself may make all calls.
     #[inline]
     fn authorize(&self, call: &ToolCall) -> Result<(), ToolError> {
         match &self.authorizer {

@@ -28,7 +28,7 @@
 //!
 //! [`Snakepit`] runs a host in your program. [`Client`] has the same API for a remote host; a program that needs only the
 //! client depends on `snakepit-client`. The module [`status`] maps errors to gRPC statuses. The module `testing`, behind the
-//! feature of the same name, runs a host in a test without Python. The module [`routes`] mounts the host in a server of your own.
+//! feature of the same name, runs a host in a test without Python. The module [`routes`] mounts the host in your own server.
 //!
 //! # Features
 //! - `redb` and `redis`, both on by default, add the session backends `RedbBackend` and `RedisBackend`.
@@ -60,7 +60,7 @@ mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-/// The type of [`Snakepit::routes`], which mounts the host in a server of your own.
+/// The type of [`Snakepit::routes`], which mounts the host in your own server.
 ///
 /// `Server::builder().add_routes(routes)` mounts it in a tonic 0.14 server, and `Router::merge(routes.into_axum_router())` in an
 /// axum 0.8 server. It is also a `tower::Service` of HTTP requests.
@@ -115,7 +115,7 @@ pub type CallBuilder<H = LocalHost> = snakepit_client::CallBuilder<H>;
 pub type WatchBuilder<H = LocalHost> = snakepit_client::WatchBuilder<H>;
 
 /// The host of this process, as an argument of a host tool ([`Extractor`]). It calls other tools. Its calls are nested: they
-/// belong to the call of the host tool, also from a task that the tool spawns.
+/// belong to the call of the host tool, even from a task that the tool spawns.
 ///
 /// ```no_run
 /// use schemars::JsonSchema;

@@ -1,7 +1,7 @@
 //! Errors of the limits on requests and responses. [`listen`](crate::listen) enforces the limits; [`status`](crate::status)
 //! reports them.
 
-/// The most fields that one message may have, including those of nested messages.
+/// The maximum number of fields that one message may have, including those of nested messages.
 pub(crate) const MAX_FIELDS: usize = 256 * 1024;
 
 /// A request's message exceeds a limit.

@@ -47,8 +47,8 @@ pub(crate) use self::{
 };
 use crate::StartError;
 
-/// The most connections that wait to be accepted, so that the kernel does not reject a burst of clients. The kernel's own limit is
-/// `net.core.somaxconn`.
+/// The maximum number of connections that wait to be accepted, so that the kernel does not reject a burst of clients. The
+/// kernel's own limit is `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;
 
 /// Binds a TCP address. A host name may resolve to several addresses. All of them must be loopback unless remote addresses are
@@ -116,8 +116,8 @@ pub(crate) struct ListenLimits {
     /// The budget for unread responses to workers and on Unix sockets. It is separate, so that TCP clients that exhaust theirs do not
     /// stop tools.
     pub(crate) unread_local: Arc<ResponseBudget>,
-    /// The budget for unread responses in a server of the program. It is separate, because the host cannot close the connections of
-    /// that server.
+    /// The budget for unread responses of mounted services. It is separate, because the host cannot close connections of the
+    /// program's own server.
     pub(crate) unread_mounted: Arc<ResponseBudget>,
     /// Distinguishes workers from clients. Weak, because the launches hold these limits.
     pub(crate) launches: Weak<Launches>,

@@ -12,7 +12,7 @@ use crate::{StartError, settings};
 
 const PYTHON_VARIABLE: &str = "SNAKEPIT_PYTHON";
 
-/// The origin of the Python interpreter of the workers. Its text can follow "chosen".
+/// The origin of the Python interpreter of the workers. `Display` prints a phrase that can follow "chosen".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InterpreterOrigin {

@@ -63,7 +63,7 @@ pub(crate) struct Service {
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) address: Option<SocketAddr>,
-    /// The gRPC services for a server of the program.
+    /// The gRPC services for the program's own server.
     pub(crate) mount: Mount,
     pub(crate) launcher: Option<Arc<snakepit_worker::ProcessLauncher>>,
     pub(crate) run_dir: Arc<snakepit_worker::process::RunDir>,
@@ -154,7 +154,7 @@ impl Snakepit {
         self.host().registry.host_tool_status()
     }
 
-    /// The number of times that a reader of call records ([`Builder::on_call_end`]) panicked.
+    /// The number of panics of readers of call records ([`Builder::on_call_end`]).
     #[must_use]
     pub fn reader_panics(&self) -> u64 {
         self.host().records().panics()
@@ -190,7 +190,7 @@ impl Snakepit {
     }
 
     /// The gRPC services of the host as routes for your own tonic or axum server: the bridge service, health checks and reflection.
-    /// Clients of this project connect to that server, behind its TLS, authentication and limits. The host needs no
+    /// Clients of this project then connect to that server and use its TLS, authentication and limits. The host needs no
     /// [listener](Builder::listen) for them.
     ///
     /// - Requests have the message limits and deadlines of the listeners, and share the host-wide budgets of their clients
@@ -273,9 +273,9 @@ impl Snakepit {
     /// `serve_with_shutdown` of tonic, if your server calls the host or mounts its [`routes`](Self::routes).
     ///
     /// The order is that of a service behind a load balancer. When the signal arrives, health checks report "not serving", the
-    /// host rejects new calls, and running calls finish. The host then ends its streams: calls, watches, and streams of
-    /// responses that your handlers make of them. The future completes when the host has shut down. Your server stops to
-    /// accept connections then, and finds only requests that are about to end.
+    /// host rejects new calls, and running calls finish. The host then ends its streams: calls, watches, and responses that your
+    /// handlers derive from them. The future completes when the host has shut down. Only then does your server stop accepting
+    /// connections, and its remaining requests are about to end.
     ///
     /// Running calls have `drain` to finish, such as [`DEFAULT_DRAIN`](Self::DEFAULT_DRAIN). The host cuts off the remaining ones.
     ///

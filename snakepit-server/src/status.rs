@@ -1,4 +1,4 @@
-//! Makes the gRPC statuses of the host. No other module constructs a status.
+//! Creates the gRPC statuses of the host. No other module constructs a status.
 //!
 //! Every error becomes a [`Fault`], whose reason determines the code. The page
 //! [errors.md](https://github.com/snakepit-rs/snakepit/blob/main/docs/errors.md) lists the reasons. The details of a status contain
@@ -9,7 +9,7 @@
 //! - a `ToolFailure`, if the tool raised an exception in a stream (a unary call returns `success = false`), or with the last output
 //!   of a lost worker.
 //!
-//! The printer truncates each status to the size of trailers that HTTP/2 peers accept.
+//! `fault_to_wire` truncates each status to the size of trailers that HTTP/2 peers accept.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use snakepit_proto::status::request_too_large;
 use snakepit_registry::{Code, Fault, Reason, ToolError};
 use snakepit_session::SessionError;
 use snakepit_wire::fault_to_wire;
-/// The gRPC status of the version of `tonic` that this crate uses.
+/// The gRPC status, from the version of `tonic` that this crate uses.
 pub use tonic::Status;
 
 pub use snakepit_client::status::to_tool_error;

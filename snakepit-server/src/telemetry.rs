@@ -13,7 +13,7 @@ use snakepit_registry::{Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_session::error_chain;
 use tokio::{sync::broadcast, time::Instant};
 
-/// The most events that a slow subscriber may fall behind before it loses the oldest.
+/// The maximum number of events that a slow subscriber may fall behind before it loses the oldest.
 const BACKLOG: usize = 1024;
 
 /// The channel for events of calls.

@@ -1,4 +1,4 @@
-//! The host asks the program about each operation of a client, whatever the RPC, and tells tools who calls them.
+//! The program authorizes each operation of a client, in every RPC, and tools receive the principal of their caller.
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::{

@@ -140,7 +140,8 @@ async fn a_batch_takes_items_only_when_it_has_room_and_cancels_its_calls_when_dr
     fixture.snakepit.shutdown().await.unwrap();
 }
 
-/// Makes more calls than worker and queue hold. Returns the numbers of rejected calls, first without and then with `wait_for_room`.
+/// Makes more calls than the worker and the queue hold. Returns the numbers of rejected calls, first without and then with
+/// `wait_for_room`.
 async fn overload<H: HostHandle>(caller: &Caller<H>) -> (usize, usize) {
     let run = async |wait: Option<Duration>| {
         let batch = caller.call_many(0..20_u64, 20, |caller, n| {

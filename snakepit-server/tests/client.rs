@@ -1,4 +1,4 @@
-//! The options, the end and the operations of the client, against hosts in this process.
+//! The options, the operations and the closing of a client, with hosts in this process.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests may panic and detach tasks")]
 
 use std::{

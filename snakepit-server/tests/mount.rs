@@ -1,4 +1,4 @@
-//! The gRPC services of a host in another server: limits, deadlines, roles and the end of the host.
+//! The gRPC services of a host, mounted in another server: limits, deadlines, roles and shutdown.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests may panic and detach tasks")]
 
 use std::{

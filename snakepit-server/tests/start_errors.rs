@@ -9,7 +9,7 @@ use snakepit_server::{
     StartErrorKind, ValueType, VariableName, VariableType, error_chain, settings, testing::InProcessWorkers,
 };
 
-/// The message with its sources. Flags belong to the daemon, so no message of a library contains one.
+/// Returns the message with its sources. Flags belong to the daemon, so no message of the library may contain one.
 fn shown(error: &(dyn std::error::Error + 'static)) -> String {
     let text = error_chain(error).to_string();
     assert!(!text.contains("--") && !text.contains("snakepit.toml"), "{text}");

@@ -76,8 +76,8 @@ pub struct Page<T> {
 /// # Errors
 /// Operations on a missing or expired session must return [`SessionError::NotFound`]. A backend that cannot reach its storage
 /// must return [`SessionError::Backend`]. With remote storage, a write that returns this error may have been applied. Repeat such
-/// a write only if it is idempotent, for example because it has an expected version. A
-/// backend that knows that it wrote nothing should return [`SessionError::NotWritten`].
+/// a write only if it is idempotent, for example because it has an expected version. A backend that certainly wrote nothing
+/// should return [`SessionError::NotWritten`].
 ///
 /// # Renewal
 /// Every operation on a session must renew its TTL, except [`list`](Self::list) and [`set_last_worker`](Self::set_last_worker).

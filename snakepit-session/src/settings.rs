@@ -10,9 +10,9 @@ static NAMES_FLAGS: AtomicBool = AtomicBool::new(false);
 
 /// A setting of a host, as error messages name it.
 ///
-/// A setting has two names: a method or field for programs that embed a host, and a flag for users of the daemon, which is
-/// also a key of its configuration file. Messages contain the method, such as `` `Builder::run_dir` ``. The daemon calls
-/// [`name_flags`](Self::name_flags) when it starts, and its messages contain the flag and the key.
+/// A setting has two names: a method or field for programs that embed a host, and a flag for users of the daemon. The flag is
+/// also the key in its configuration file. Messages contain the method, such as `` `Builder::run_dir` ``. The daemon calls
+/// [`name_flags`](Self::name_flags) when it starts, so its messages contain the flag and the key.
 ///
 /// ```
 /// use snakepit_session::settings::{MAX_SESSIONS, Setting};
@@ -56,8 +56,8 @@ impl Setting {
         self.flag
     }
 
-    /// Makes all messages of this process name flags instead of methods. For programs whose users configure the host with
-    /// these flags, before they start it.
+    /// Makes all messages of this process name flags instead of methods. Call this before the host starts, in programs whose
+    /// users configure the host with these flags.
     pub fn name_flags() {
         NAMES_FLAGS.store(true, Ordering::Relaxed);
     }

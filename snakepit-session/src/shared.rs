@@ -1,4 +1,4 @@
-//! Shared backends: `Arc<B>` and `Box<B>` are backends themselves, also for `dyn SessionBackend`.
+//! Implements [`SessionBackend`] for `Arc<B>` and `Box<B>`, including `dyn SessionBackend`.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -11,8 +11,8 @@ use crate::{
 /// The future of a method that `async_trait` generated.
 type BackendFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionError>> + Send + 'a>>;
 
-/// Implements the trait for a pointer. Not with `async_trait`, which would box each future again: method calls on an
-/// `Arc` prefer these methods to those of the backend.
+/// Implements the trait for a pointer, without `async_trait`, which would box each future a second time. The cost matters,
+/// because method calls on an `Arc` resolve to this implementation, not to that of the backend.
 macro_rules! forward {
     ($pointer:ident: $($method:ident<$($life:lifetime),*>($($arg:ident: $ty:ty),*) -> $output:ty;)*) => {
         impl<B: SessionBackend + ?Sized> SessionBackend for $pointer<B> {

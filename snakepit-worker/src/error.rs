@@ -97,7 +97,7 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
-    /// Creates the error of a launcher whose worker cannot start. `error` names the problem and its fix.
+    /// Creates the error of a launcher whose worker cannot start. `error` names the problem and the fix.
     ///
     /// ```
     /// use std::io;

@@ -11,7 +11,7 @@
 //! The pool holds a [`Worker`]. The launcher holds the other end, a [`LauncherEnd`], which receives commands and reports
 //! the exit. The pool, not this crate, decides which worker runs a call and when to replace a worker.
 //!
-//! A program that needs other workers than child processes implements [`WorkerLauncher`]:
+//! A program whose workers are not child processes implements [`WorkerLauncher`]:
 //!
 //! ```
 //! use std::sync::Arc;

@@ -88,7 +88,7 @@ enum LaunchOutcome {
     Delay(Duration),
 }
 
-/// The lifecycle of a worker. `crash` asks its driver to end it, and `end` ends its calls. Both hold the reason.
+/// The lifecycle of a worker. `crash` makes its driver end it, and `end` ends its calls. Both hold the reason.
 #[derive(Debug, Default)]
 struct Lifecycle {
     crash: watch::Sender<Option<ExitReason>>,

@@ -23,7 +23,7 @@ pub enum ExitReason {
 }
 
 impl ExitReason {
-    /// The reason if the task that supervises a worker ended without reporting the exit, because its runtime aborted it.
+    /// The reason of a worker whose supervising task ended without reporting the exit, because its runtime aborted the task.
     pub(crate) fn supervisor_ended() -> Self {
         Self::Killed { reason: "the task that supervised it has ended".to_owned() }
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask check api`: checks the public API of the published crates for what would make their next release a breaking one.
+//! `cargo xtask check api`: checks that the public API of the published crates can grow without breaking changes.
 //!
 //! - Public structs and enums that may grow are `#[non_exhaustive]`. [`EXHAUSTIVE`] lists the others.
 //! - Public signatures name types of other crates only if those crates are stable (1.0 or later), or [`UNSTABLE`] lists them.
@@ -69,7 +69,8 @@ const EXHAUSTIVE: &[&str] = &[
     "WorkerProgram",
 ];
 
-/// Crates before 1.0 whose types are part of public signatures: the library, the other crate, and how users name the same version.
+/// Crates before 1.0 whose types occur in public signatures: the library, the other crate, and the path by which users name the
+/// same version.
 const UNSTABLE: &[(&str, &str, &str)] = &[
     ("snakepit-session", "futures_core", "snakepit_session::Stream"),
     ("snakepit-session", "ndarray", "snakepit_session::ndarray"),
@@ -147,7 +148,7 @@ fn versions(manifest: &str) -> BTreeMap<String, String> {
 struct Api {
     /// The public structs with only public fields, and the public enums, without `#[non_exhaustive]`.
     exhaustive: BTreeSet<String>,
-    /// The crates whose types and traits public signatures name, each with its uses.
+    /// The other crates whose types and traits occur in public signatures, each with its uses.
     foreign: BTreeMap<String, BTreeSet<String>>,
 }
 

@@ -12,7 +12,7 @@ use crate::{
 /// The files that every package contains.
 const REQUIRED: [&str; 5] = ["Cargo.toml", "Cargo.toml.orig", "README.md", "LICENSE-MIT", "LICENSE-APACHE"];
 
-/// The directories and files at the top of a package. Everything else is there by mistake.
+/// The other directories and files that may be at the top of a package.
 const ALLOWED: [&str; 9] = [
     ".cargo_vcs_info.json",
     "Cargo.lock",
@@ -25,7 +25,7 @@ const ALLOWED: [&str; 9] = [
     "build.rs",
 ];
 
-/// The largest package, in bytes. crates.io rejects packages of more than 10 MiB.
+/// The maximum size of a package, in bytes. crates.io rejects packages above 10 MiB.
 const MAX_BYTES: u64 = 2 * 1024 * 1024;
 
 #[derive(Debug, clap::Args)]

@@ -58,7 +58,7 @@ pub(crate) fn run() -> Result<()> {
     for (page, language, index, source) in EXAMPLES {
         let text =
             |path: &str| fs::read_to_string(root().join(path)).with_context(|| format!("cannot read {path}"));
-        // Guides quote Rust without gaps, so that each name in a block is defined there.
+        // Guides quote contiguous lines of Rust, so that each name in a block is defined there.
         let find = if page.starts_with("docs/") && language == "rust" { gap } else { difference };
         if let Some(problem) = find(&text(page)?, language, index, &text(source)?) {
             violations.push(format!("{page}: its {language} code differs from {source}: {problem}"));
@@ -132,8 +132,8 @@ fn difference(page: &str, language: &str, index: usize, source: &str) -> Option<
     code(block).into_iter().find(|line| !source.any(|other| other == *line)).map(|line| format!("`{line}`"))
 }
 
-/// Finds the first part of a page's code block, up to an empty line, that the source file does not contain without gaps. The
-/// parts must have the same order as in the file.
+/// Finds the first part of a page's code block, up to an empty line, that the source file does not contain as contiguous lines.
+/// The parts must have the same order as in the file.
 fn gap(page: &str, language: &str, index: usize, source: &str) -> Option<String> {
     let Some(block) = block(page, language, index) else { return Some(format!("no block {index}")) };
     let source = code(source);

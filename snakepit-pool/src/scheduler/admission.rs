@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::{Effect, Rejection, Scheduler, earlier, queue::QueuedCall};
 
 impl Scheduler {
-    /// Queues a call. If a limit is reached, the call waits for room for up to `wait_for_room`; without a `wait_for_room`, it is
-    /// rejected.
+    /// Queues a call. If a limit is reached, the call waits for room for up to `wait_for_room`. Without a `wait_for_room`,
+    /// rejects the call.
     pub(super) fn enqueue(&mut self, call: QueuedCall, wait_for_room: Option<Duration>, now: Instant) {
         // A new call must not overtake calls that wait for room.
         let rejection = match self.rejection_of(&call, now) {
@@ -29,7 +29,7 @@ impl Scheduler {
         self.queue.push(call);
     }
 
-    /// Returns the rejection of a call for which the queue has no room, or `None` if it has room.
+    /// Returns the rejection of a call if the queue has no room for it.
     fn rejection_of(&self, call: &QueuedCall, now: Instant) -> Option<Rejection> {
         let (queued, used) = (self.queue.len(), self.queue.bytes());
         if queued >= self.limits.queue {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-/// The most work that a worker may hold ahead. This amount keeps the worker busy until the next call can reach it.
+/// The maximum work that a worker may hold ahead. This amount keeps the worker busy until the next call can reach it.
 const MAX_BACKLOG: Duration = Duration::from_millis(1);
 
 /// The time that it takes to wake an idle worker. A call with a shorter expected time waits for a busy worker instead.

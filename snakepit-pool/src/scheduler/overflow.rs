@@ -14,7 +14,7 @@ use super::{
     queue::{QueuedCall, earlier},
 };
 
-/// The most calls that wait for room. Bounds the memory of the entries, about 100 bytes each.
+/// The maximum number of calls that wait for room. Bounds the memory of the entries, about 100 bytes each.
 const MAX_CALLS: usize = 100_000;
 
 /// The longest wait. Longer waits are shortened to it, so that their end does not overflow the clock.
@@ -71,7 +71,7 @@ impl Overflow {
         }
     }
 
-    /// Takes a call whose wait has ended, the one that ended first.
+    /// Removes and returns the call whose wait ended first, if it has ended.
     pub(super) fn take_ended(&mut self, now: Instant) -> Option<QueuedCall> {
         if self.next_end()? > now {
             return None;

@@ -16,15 +16,15 @@ pub enum Code {
     Cancelled = 1,
     /// The error has no other code.
     Unknown = 2,
-    /// The request is invalid, whatever the state of the host.
+    /// The request is invalid, independent of the state of the host.
     InvalidArgument = 3,
     /// The deadline passed.
     DeadlineExceeded = 4,
-    /// The thing does not exist.
+    /// The requested item does not exist.
     NotFound = 5,
-    /// The thing exists already.
+    /// An item with this name exists already.
     AlreadyExists = 6,
-    /// The caller may not do this.
+    /// The caller lacks the permission.
     PermissionDenied = 7,
     /// A limit is reached.
     ResourceExhausted = 8,
@@ -32,13 +32,13 @@ pub enum Code {
     FailedPrecondition = 9,
     /// A concurrent change won. Read again, then retry.
     Aborted = 10,
-    /// The host does not offer this.
+    /// The host does not support the request.
     Unimplemented = 12,
     /// A failure in the host, the worker or the tool.
     Internal = 13,
     /// The host or the worker is not available now. gRPC libraries may retry.
     Unavailable = 14,
-    /// The caller did not prove who it is.
+    /// The caller is not authenticated.
     Unauthenticated = 16,
 }
 

@@ -1,5 +1,5 @@
-//! The reasons of errors, in one table. Every place that reports an error takes its codes from here: gRPC statuses, problem
-//! documents, JSON-RPC errors, and the command line.
+//! The reasons of errors, in one table. All protocols take their codes from it: gRPC statuses, problem documents, JSON-RPC
+//! errors, and the exit codes of the command line.
 //!
 //! ```
 //! use snakepit_reason::{Code, Reason};

@@ -1,11 +1,11 @@
-//! Streams of chunks as `ExecuteStreamingTool` sends them.
+//! Streams of chunks, in the form of `ExecuteStreamingTool`.
 
 use futures_util::{Stream, StreamExt, stream};
 use snakepit_proto::{mux::MAX_ITEM_BYTES, pb};
 use snakepit_registry::{Chunk, ToolError};
 use tonic::Status;
 
-/// The digits of the largest number of a chunk.
+/// The number of digits of the largest chunk number.
 const MAX_DIGITS: usize = 20;
 
 /// Checks that an answer of this size, or a chunk of it, fits into one message.
@@ -20,9 +20,9 @@ pub const fn check_answer_size(size: usize) -> Result<(), ToolError> {
     }
 }
 
-/// Returns the messages of a stream of `tool`. Chunks have the ids `tool-1`, `tool-2` and so on. A final message without data
-/// marks the end, which distinguishes a complete stream from a broken connection. An error ends a gRPC stream, so a client does
-/// not receive the final message after one.
+/// Converts a stream of `tool` to messages. Chunks have the ids `tool-1`, `tool-2` and so on. A final message without data marks
+/// the end, which distinguishes a complete stream from a broken connection. An error ends a gRPC stream, so a client does not
+/// receive the final message after one.
 pub fn chunks_to_wire<S>(
     tool: &str,
     chunks: S,

@@ -1,4 +1,4 @@
-//! Prints faults as gRPC statuses.
+//! Converts faults to gRPC statuses.
 
 use snakepit_proto::status::{FieldViolation, StatusParts, brief, status_with_details};
 use snakepit_registry::{Fault, Reason, Violation};

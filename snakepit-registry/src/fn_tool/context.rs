@@ -1,4 +1,4 @@
-//! [`ToolContext`]: what a call of a host tool carries besides its arguments.
+//! [`ToolContext`]: the call of a host tool, without its arguments.
 
 use std::{collections::BTreeMap, sync::Arc};
 

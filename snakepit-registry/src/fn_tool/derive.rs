@@ -1,7 +1,7 @@
 //! Derives the parameters of a host tool from the type of its arguments.
 //!
-//! The JSON Schema of the type has the types, descriptions and defaults. serde knows more about names: the struct's fields in their
-//! order, with aliases, and whether the type accepts other names.
+//! The JSON Schema of the type provides types, descriptions and defaults. serde provides the names: the fields of the struct in
+//! their order, with aliases, and whether the type accepts other names.
 
 #[cfg(test)]
 mod tests;
@@ -37,10 +37,10 @@ impl DerivedArguments {
     /// The arguments that deserialize into a type.
     ///
     /// # Errors
-    /// The type is not a map of names, as a sentence without a subject.
+    /// If the type does not deserialize from named arguments. The text is a predicate without its subject.
     pub(super) fn of<T: DeserializeOwned + JsonSchema>() -> Result<Self, String> {
         let settings = SchemaSettings::draft2020_12().for_deserialize();
-        // Schemas of parameters stand alone, so they contain what they refer to.
+        // The schema of each parameter must stand alone, so it contains its subschemas.
         let settings = settings.with(|settings| settings.inline_subschemas = true);
         let schema = settings.into_generator().into_root_schema_for::<T>();
         let schema = schema.as_value();
@@ -90,7 +90,7 @@ impl DerivedArguments {
         self
     }
 
-    /// Accepts all names.
+    /// Makes unknown names valid.
     pub(super) fn opened(mut self) -> Self {
         self.closed = false;
         self
@@ -125,7 +125,8 @@ fn parameter(name: &str, schema: &Value, required: bool, definitions: Option<&Va
     }
 }
 
-/// The schema of a parameter without what other fields of the spec tell. Empty if it cannot stand alone.
+/// Returns the schema of a parameter, without the keywords that other fields of the spec express. Empty if the schema cannot
+/// stand alone.
 fn constraints(schema: &Value, definitions: Option<&Value>) -> String {
     let mut schema = schema.clone();
     if let Value::Object(keywords) = &mut schema {
@@ -194,7 +195,7 @@ fn without_null(schema: &Value) -> Option<(&Value, bool)> {
 /// The names of the fields of a struct, with aliases, in their order. `None` for a type that accepts other names too.
 fn fields_of<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
     let mut fields = None;
-    // The probe always fails, after it has recorded the fields.
+    // The probe always fails after it has recorded the fields.
     let _ = T::deserialize(FieldProbe { fields: &mut fields });
     fields
 }
@@ -258,7 +259,7 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
     }
 }
 
-/// The end of a [`FieldProbe`].
+/// The error with which every [`FieldProbe`] ends.
 #[derive(Debug)]
 struct ProbeEnd;
 

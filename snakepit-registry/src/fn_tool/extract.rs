@@ -98,14 +98,14 @@ impl<'a> CallScope<'a> {
 /// # }
 /// ```
 pub trait Extractor: Sized + Send + 'static {
-    /// Creates the value for one call. Runs before the tool. Must not block.
+    /// Creates the value for one call. The host calls this before it runs the tool. Must not block.
     ///
     /// # Errors
     /// The error of the call, which then does not run.
     fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError>;
 
-    /// Declares what the extractor needs, so that a host without it fails at its start instead of at a call. The default
-    /// declares nothing.
+    /// Declares the host state that the extractor needs, so that a host without it fails to start, instead of failing calls
+    /// later. The default declares nothing.
     fn declare(requirements: &mut Requirements) {
         let _ = requirements;
     }
@@ -162,7 +162,7 @@ impl Extractor for Arguments {
 /// A clone of the host's value of the type `S`, which `Builder::state` of `snakepit-server` set. An [`Extractor`]. Wrap a value
 /// that is expensive to clone in an `Arc`.
 ///
-/// A host without such a value fails at its start.
+/// A host without such a value fails to start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct State<S>(
     /// The value.

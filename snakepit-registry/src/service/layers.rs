@@ -12,8 +12,8 @@ use crate::{CallFuture, ToolCall, ToolError, ToolReply};
 
 /// A [`tower::Layer`] that can wrap calls: around those of a host, or around the attempts of a pool.
 ///
-/// Every layer implements it whose service takes [`ToolCall`]s, returns [`ToolReply`]s and is `Clone`. Calls are concurrent, so each
-/// uses its own clone. Put a service that is not `Clone`, such as tower's rate limit, behind a buffer.
+/// Implemented for every layer whose service takes [`ToolCall`]s, returns [`ToolReply`]s and is `Clone`. Calls are concurrent, so
+/// each call uses its own clone. Put a service that is not `Clone`, such as tower's rate limit, behind a buffer.
 ///
 /// ```
 /// use std::time::Duration;

@@ -99,7 +99,7 @@ impl CallProgress {
     }
 }
 
-/// Counts a pass as running until it is dropped, and records a pass that may have run the tool.
+/// Counts a pass as running until the guard is dropped, and records a pass that may have run the tool.
 pub(super) struct PassGuard {
     progress: CallProgress,
     has_ended: bool,

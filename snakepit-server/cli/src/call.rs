@@ -168,7 +168,7 @@ fn any(json: &RawValue) -> pb::Any {
     value::encode(value::TypedValue { type_name, json: text.to_owned().into(), binary: None }).0
 }
 
-/// The result of a call with `--json`. The JSON of a tool is printed as it is, because a `serde_json::Value` rounds large numbers.
+/// The result of a call with `--json`. Prints the JSON of a tool unchanged, because a `serde_json::Value` rounds large numbers.
 #[derive(Debug, Serialize)]
 struct ResultLine<'a> {
     execution_time_ms: i64,

@@ -169,7 +169,7 @@ fn text_of(arg: &Arg, value: &DeValue<'_>) -> Result<String, &'static str> {
         (ArgAction::SetTrue, DeValue::Boolean(set)) => Ok(set.to_string()),
         (ArgAction::SetTrue, _) => Err("true or false"),
         (_, DeValue::String(text)) => Ok(text.to_string()),
-        // Such as `0x2` and `1_000`, which the flags do not take.
+        // TOML allows numbers such as `0x2` and `1_000`, which the flags do not accept.
         (_, DeValue::Integer(number)) => {
             let digits = i128::from_str_radix(number.as_str(), number.radix());
             Ok(digits.map_or_else(|_| number.to_string(), |number| number.to_string()))

@@ -35,8 +35,8 @@ impl Failure {
         Self::new(Reason::Usage, problem_of(error))
     }
 
-    /// Takes the reason of a status. A status without a known reason keeps the exit code of this failure, and its code is its
-    /// own reason or the name of its gRPC code, such as `NOT_FOUND`.
+    /// Takes the reason from a status. For a status without a known reason, keeps the exit code of this failure, and takes the
+    /// code from the unknown reason or from the gRPC code, such as `NOT_FOUND`.
     pub(crate) fn with_reason_of(mut self, status: &Status) -> Self {
         let text = status.get_error_details().error_info().map(|info| info.reason.clone());
         match text.as_deref().and_then(Reason::parse) {

@@ -258,7 +258,7 @@ pub(crate) async fn variables(args: VariableArgs) -> Result<(), Failure> {
     args.print(&["VARIABLE", "TYPE", "VALUE", "VERSION", "SOURCE", "WRITTEN", "CONSTRAINTS"], rows)
 }
 
-/// A variable with `--json`. Its JSON is printed as it is, because a `serde_json::Value` rounds large numbers.
+/// A variable with `--json`. Prints its JSON unchanged, because a `serde_json::Value` rounds large numbers.
 #[derive(Debug, Serialize)]
 struct VariableLine {
     constraints: Option<Box<RawValue>>,

@@ -107,7 +107,7 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    // Users of this program set flags, not methods of a builder.
+    // Error messages name flags, because users of the daemon set flags, not builder methods.
     Setting::name_flags();
     let words: Vec<OsString> = std::env::args_os().collect();
     // This reports errors of the command line before those of the configuration file.
@@ -169,7 +169,7 @@ fn configured(command: Command, words: &[OsString]) -> Result<Command, Failure> 
     Ok(command)
 }
 
-/// The most threads. More threads would only cost memory, and systems cannot start tens of thousands of them.
+/// The maximum number of threads. More threads would only cost memory, and systems cannot start tens of thousands of them.
 const MAX_THREADS: usize = 1024;
 
 /// Creates a runtime with the number of threads in `TOKIO_WORKER_THREADS`. The default is half of the processors: Python needs the

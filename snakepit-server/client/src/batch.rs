@@ -29,8 +29,8 @@ impl<H: HostHandle> Caller<H> {
     /// }
     /// ```
     ///
-    /// Add [`wait_for_room`](CallBuilder::wait_for_room) if `concurrency` exceeds the workers and the queue of the host, or if
-    /// other callers share the host. Otherwise, calls can fail with `Overloaded`.
+    /// Add [`wait_for_room`](CallBuilder::wait_for_room) if `concurrency` exceeds the number of workers plus the queue limit of
+    /// the host, or if other callers share the host. Otherwise, calls can fail with `Overloaded`.
     pub fn call_many<I, F>(
         &self,
         items: I,

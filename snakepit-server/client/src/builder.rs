@@ -18,10 +18,10 @@ use crate::{
     transport::{Body, ChannelOptions, HttpLayer, HttpService, boxed, channel_to, client_over},
 };
 
-/// The address of a [`connect_over`](ClientBuilder::connect_over) in errors.
+/// The address that errors show for a client from [`connect_over`](ClientBuilder::connect_over).
 const SERVICE_ADDRESS: &str = "the service of this program";
 
-/// Headers that the client, gRPC or HTTP sets. A connection with one of the last group is malformed in HTTP/2.
+/// Headers that the client, gRPC or HTTP sets. HTTP/2 forbids those from `connection` on.
 const RESERVED: [&str; 11] = [
     "te",
     "host",
@@ -147,7 +147,7 @@ impl ClientBuilder {
                 self.with_mistake("metadata", &format!("has the reserved key `{name}`"))
             }
             (Ok(name), Ok(mut value)) => {
-                // It may be a secret, which `Debug` must not show.
+                // The value may be a secret, which `Debug` must not show.
                 value.set_sensitive(true);
                 self.with_header(name, value)
             }
@@ -164,9 +164,9 @@ impl ClientBuilder {
     /// faults. A request passes the layers in the order in which you add them. They see the final headers, with the token and
     /// the metadata, and may change them.
     ///
-    /// All calls that fit share one request, whose body is a stream. A layer therefore sees most calls only as parts of that
-    /// body. Use the layers of the host for layers around calls. A layer that returns a `tonic::Status` as its error determines
-    /// the error of the request. Any other error counts as a lost connection.
+    /// Most calls share one request, whose body is a stream, so a layer sees them only as parts of that body. To wrap calls, use
+    /// the layers of the host. A layer that returns a `tonic::Status` as its error determines the error of the request. Any other
+    /// error counts as a lost connection.
     pub fn layer<L, B>(mut self, layer: L) -> Self
     where
         L: Layer<HttpService> + Send + Sync + 'static,
@@ -211,7 +211,7 @@ impl ClientBuilder {
     }
 
     /// Connects over a service of the program: a `tonic` channel with its own connector, or the routes of a host in this
-    /// process. The options of connections have no effect, such as [`keepalive`](Self::keepalive).
+    /// process. Connection options, such as [`keepalive`](Self::keepalive), have no effect.
     ///
     /// # Errors
     /// As for [`connect`](Self::connect).
@@ -321,7 +321,7 @@ impl ClientBuilder {
     }
 
     /// # Errors
-    /// The first invalid option, or no runtime, in which channels run.
+    /// If an option is invalid, or outside of a tokio runtime, which channels need.
     fn check(&self) -> Result<(), Error> {
         if let Some((option, problem)) = &self.mistake {
             return Err(Error::InvalidOption { option, problem: problem.clone() });

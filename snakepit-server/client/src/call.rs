@@ -163,8 +163,8 @@ impl<H: HostHandle> CallBuilder<H> {
     }
 
     /// Forbids a second run of the call, even if its tool is declared idempotent. A call that may have begun is then never
-    /// repeated; one that was not begun still is. This is the default for tools that are not declared idempotent. The last of
-    /// this method and [`idempotent`](Self::idempotent) applies.
+    /// repeated. A call that had not begun still is. This is the default for tools that are not declared idempotent. If you call
+    /// this method and [`idempotent`](Self::idempotent), the last one applies.
     pub fn at_most_once(mut self) -> Self {
         *self.call = self.call.at_most_once(true);
         self

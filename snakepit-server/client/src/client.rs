@@ -57,15 +57,15 @@ impl Client {
     }
 
     /// Closes the client and all its clones. It rejects new calls and requests, and ends watches. Calls in flight, with the
-    /// streams that you read, may finish for up to `limit`. The client then cuts the others. Returns `true` if it had to cut
-    /// none.
+    /// streams that you read, may finish for up to `limit`. The client then cuts off the others. Returns `true` if all calls
+    /// finished in time.
     ///
-    /// Rejected, cut and ended requests fail with [`ToolError::ClientClosed`](crate::ToolError::ClientClosed). A stream yields
-    /// that error once, and then ends. The connection closes when the last clone, stream and watch are dropped.
+    /// Rejected and cut-off requests fail with [`ToolError::ClientClosed`](crate::ToolError::ClientClosed). A stream yields that
+    /// error once, and then ends. The connection closes when the last clone, stream and watch are dropped.
     ///
     /// # Cancel safety
-    /// If the future is dropped, the client stays closed, and calls in flight continue to their end. Call it again to wait for
-    /// them or to cut them.
+    /// If the future is dropped, the client stays closed, and calls in flight continue. Call `close` again to wait for them or to
+    /// cut them off.
     ///
     /// ```no_run
     /// # use std::time::Duration;

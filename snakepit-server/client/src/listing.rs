@@ -1,4 +1,4 @@
-//! The answers of the operations of [`Client`](crate::Client) that belong to no session and no call.
+//! The results of [`Client`](crate::Client) operations outside of sessions and calls.
 
 use std::{fmt, time::SystemTime};
 
@@ -86,8 +86,8 @@ pub enum SessionWatchEvent {
     Lost(u64),
 }
 
-/// The events of the sessions of a remote host, up to and including the error that ends them:
-/// [`Client::session_events`](crate::Client::session_events). Dropping the stream ends it.
+/// The events of the sessions of a remote host, up to and including the error that ends the stream:
+/// [`Client::session_events`](crate::Client::session_events). Dropping the stream unsubscribes.
 pub type SessionEventStream = BoxStream<'static, Result<SessionWatchEvent, Error>>;
 
 /// The programs of a remote host that belong to no session: [`Client::global_programs`](crate::Client::global_programs). All

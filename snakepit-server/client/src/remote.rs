@@ -88,7 +88,7 @@ struct CallStream {
     multiplexer: Option<Multiplexer>,
     /// Cancelled when the stream can no longer be used.
     broken: CancellationToken,
-    /// Cancelled when the client cuts its calls.
+    /// Cancelled when a closed client cuts off its calls.
     cut: CancellationToken,
     /// The task that reads the replies. Dropping the stream ends it.
     _reader: JoinSet<()>,
@@ -206,7 +206,7 @@ impl Connection {
                 Ok(stream) => {
                     let stream = Arc::new(stream);
                     let mut current = self.call_stream.write().unwrap_or_else(PoisonError::into_inner);
-                    // A close that begins now finds the new stream, or was seen here.
+                    // If a close begins now, it either finds the new stream or is visible here.
                     if self.close.closing.is_cancelled() {
                         return Err(closed(false));
                     }

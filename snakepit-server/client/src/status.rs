@@ -12,11 +12,11 @@ use snakepit_registry::{CallStage, ErrorKind, TimeLimit, ToolError, ToolFailure}
 use snakepit_session::{SessionError, SessionId, SharedError};
 use snakepit_wire::{failure_from_wire, violations_from_wire};
 use tonic::Code;
-/// The gRPC status of the version of `tonic` that this crate uses.
+/// The gRPC status, from the version of `tonic` that this crate uses.
 pub use tonic::Status;
 use tonic_types::StatusExt;
 
-/// The name of the other end in errors.
+/// The name of the peer in errors.
 pub(crate) const HOST: &str = "the host";
 
 /// Converts the status of a call to a [`ToolError`]. A status without the reasons of this project becomes

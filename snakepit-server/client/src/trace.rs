@@ -1,4 +1,4 @@
-//! The trace context of calls that were made without one.
+//! Attaches the current trace context to calls without one.
 
 use snakepit_registry::ToolCall;
 

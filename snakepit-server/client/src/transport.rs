@@ -1,4 +1,4 @@
-//! The HTTP services under a client: a channel to each address, or a service of the program, inside of the layers of the program.
+//! The HTTP services under a client: a channel to each address, or a service of the program. The layers of the program wrap them.
 
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
@@ -33,11 +33,11 @@ pub use tonic::body::Body;
 /// The crate whose traits layers and services implement.
 pub use tower;
 
-/// A service of HTTP requests, around which [`ClientBuilder::layer`](crate::ClientBuilder::layer) puts layers. Its error is the status
-/// of the request. A connection that fails is the source of such a status.
+/// A service of HTTP requests, which the layers of [`ClientBuilder::layer`](crate::ClientBuilder::layer) wrap. Its error is the
+/// status of the request. If the connection fails, the status has that error as its source.
 pub type HttpService = BoxCloneSyncService<Request<Body>, Response<Body>, Status>;
 
-/// The generated client over such a service.
+/// The generated client, over any such service.
 pub(crate) type BridgeClient = BridgeServiceClient<HttpService>;
 
 /// A layer of the program.

@@ -6,10 +6,10 @@ use super::Builder;
 use crate::{Denied, Operation, authorization::Authorizer};
 
 impl Builder {
-    /// Sets the function that decides which [`Principal`] may do what. The host calls it for each operation of a client or a worker,
-    /// in every protocol, before it looks at the operation. For a call in a session, it asks about the call and about the session. A denied operation fails with
-    /// [`ToolError::AccessDenied`](crate::ToolError::AccessDenied), which is `PERMISSION_DENIED` in gRPC. Without a function, every
-    /// peer that can connect may do everything.
+    /// Sets the function that authorizes the operations of each [`Principal`]. The host calls it for every operation of a client
+    /// or a worker, in every protocol, before it runs the operation. For a call in a session, it authorizes the call and the use
+    /// of the session. A denied operation fails with [`ToolError::AccessDenied`](crate::ToolError::AccessDenied), which is
+    /// `PERMISSION_DENIED` in gRPC. Without a function, every peer that can connect may do everything.
     ///
     /// - The host authenticates its peers: a user by its Unix socket, a worker by its launch. Other clients are `loopback` or
     ///   `remote`. If you mount the host's services in your own server, authenticate there, and insert the `Principal` into the
@@ -22,8 +22,8 @@ impl Builder {
     ///   [worker](Principal::worker) itself. So do workers between calls, foreign workers, and workers of a launcher that run several
     ///   calls at a time. Permit them, or these operations of your tools fail.
     /// - `Ping`, health checks and reflection are open to every peer. A worker registers its tools with its own credentials.
-    /// - The function runs in the task of the request. It must return quickly and must not block. If it panics, the host denies the
-    ///   operation.
+    /// - The function runs in the task of the request, so it must return quickly and must not block. If it panics, the host
+    ///   denies the operation.
     ///
     /// ```
     /// use snakepit_server::{Denied, Operation, Snakepit};

@@ -18,8 +18,8 @@ impl Builder {
     ///   limit would make it wait for its own caller.
     /// - Calls that a layer itself makes, for example to authorize a call, pass the layers too. The layer must exempt them, or
     ///   they recurse endlessly.
-    /// - A layer must forward the call that it received, changed or unchanged. A new [`ToolCall`](snakepit_registry::ToolCall) loses the host's record of its
-    ///   progress. A layer must not run two copies of a call at the same time.
+    /// - A layer must forward the call that it received, changed or unchanged. A new [`ToolCall`](snakepit_registry::ToolCall)
+    ///   lacks the host's record of its progress. A layer must not run two copies of a call at the same time.
     /// - A layer may repeat a call. [`may_have_run`](snakepit_registry::ToolError::may_have_run) of the final error covers all
     ///   passes.
     /// - A panic of a layer fails only its call.
@@ -48,8 +48,8 @@ impl Builder {
 
     /// Puts a [`tower::Layer`] around each attempt at a call of a Python tool: outside of the wait for a worker, and inside of
     /// the retries. See [`layer`](Self::layer) for the diagram and the rules. The host retries an attempt only if it loses the
-    /// worker, so an error of a layer ends the call. A call that a Python tool makes through a host tool belongs to the attempt of
-    /// that tool and does not pass the layers.
+    /// worker, so an error of a layer ends the call. A call that a Python tool makes through a host tool belongs to the attempt
+    /// of that Python tool and does not pass the layers.
     pub fn attempt_layer(mut self, layer: impl CallLayer) -> Self {
         self.attempt_layers.push(layer);
         self

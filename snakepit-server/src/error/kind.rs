@@ -1,4 +1,4 @@
-//! [`StartErrorKind`], the kind of the error of a start.
+//! [`StartErrorKind`], the kind of a [`StartError`].
 
 use snakepit_pool::PoolError;
 use snakepit_worker::WorkerError;

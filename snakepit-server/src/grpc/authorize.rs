@@ -1,4 +1,4 @@
-//! Finds the principal of a request, and asks the host whether it may do what the request says.
+//! Finds the principal of a request, and authorizes its operation.
 
 use std::sync::Arc;
 
@@ -104,7 +104,7 @@ impl Bridge {
         self.authorize(request.extensions(), &operation)
     }
 
-    /// Asks the host whether the principal of a request may observe the host.
+    /// Checks that the principal of a request may observe the host.
     pub(super) fn may_observe<M>(&self, request: &Request<M>) -> Result<(), Status> {
         self.authorize(request.extensions(), &Operation::Observe)
     }

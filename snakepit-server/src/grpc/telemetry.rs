@@ -45,7 +45,7 @@ struct Subscription {
     /// `None` after the last control. The filter stays in force.
     controls: Option<Streaming<pb::TelemetryControl>>,
     events: broadcast::Receiver<Arc<CallEvent>>,
-    /// The host, if it hides calls of hidden host tools from the subscriber.
+    /// The host, if the subscriber is a worker, which must not see calls of hidden host tools.
     hiding: Option<Arc<Host>>,
     filter: EventFilter,
     /// Whether a control was rejected, which ends the subscription.
@@ -91,7 +91,7 @@ impl Subscription {
     }
 }
 
-/// The most patterns of a list. The host matches each of them with every event.
+/// The maximum number of patterns of a list. The host matches each of them with every event.
 const MAX_PATTERNS: usize = 64;
 /// The total size of the patterns of a list, in bytes.
 const MAX_PATTERN_BYTES: usize = 4096;

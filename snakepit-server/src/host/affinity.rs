@@ -18,7 +18,7 @@ use snakepit_session::{SessionBackend, SessionError, SessionId, error_chain};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// The most sessions with a write in progress. Hints for further sessions are dropped.
+/// The maximum number of sessions with a write in progress. Hints for further sessions are dropped.
 const MAX_WRITES: usize = 1024;
 
 /// The time that a backend may take to store one hint.

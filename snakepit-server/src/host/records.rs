@@ -1,6 +1,6 @@
-//! Makes the record of each call, and passes it to the readers of the program and to the debug log.
+//! Creates the record of each call, and passes it to the readers of the program and to the debug log.
 //!
-//! Without a reader, a call carries no timeline, and this module does nothing.
+//! Without readers and without a debug log, calls have no timeline and no record.
 
 use std::{
     fmt,
@@ -26,7 +26,7 @@ pub(crate) type CallReader = Box<dyn Fn(&CallRecord) + Send + Sync>;
 #[derive(Default)]
 pub(crate) struct CallRecords {
     readers: Vec<CallReader>,
-    /// The number of records whose reader panicked.
+    /// The number of panics of readers.
     panics: AtomicU64,
 }
 
@@ -39,7 +39,7 @@ impl CallRecords {
         self.panics.load(Ordering::Relaxed)
     }
 
-    /// Begins the record of a call, unless nobody reads it.
+    /// Begins the record of a call, if there is a reader or a debug log.
     #[inline]
     pub(crate) fn begin(self: &Arc<Self>, call: &mut ToolCall) -> CallRecorder {
         if self.readers.is_empty() && !tracing::enabled!(Level::DEBUG) {
@@ -87,7 +87,8 @@ impl fmt::Debug for CallRecords {
     }
 }
 
-/// The record of a running call. If it is dropped before the end, the call counts as dropped by its caller. `None` without a reader.
+/// The record of a running call. Dropping it before the end records that the caller dropped the call. `None` if the record is not
+/// needed.
 #[derive(Debug)]
 pub(crate) struct CallRecorder(Option<Box<OpenRecord>>);
 

@@ -27,7 +27,7 @@ const RENEWALS_PER_TTL: u32 = 3;
 /// The minimum time between renewals of a session with a very short TTL.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The most concurrent renewals.
+/// The maximum number of concurrent renewals.
 const MAX_CONCURRENT: usize = 32;
 
 /// Renews the sessions of calls that may outlast the TTL.

@@ -21,7 +21,7 @@ use crate::panics::completes_without_panic;
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The time after the stop in which clients must close their connections.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most rejected connections of a listener that receive an answer at the same time.
+/// The maximum number of rejected connections of a listener that receive an answer at the same time.
 const MAX_REJECTIONS: usize = 16;
 /// TCP keepalive, which detects peers whose machine died: the idle time before the first probe, the time between probes, and their
 /// number.
@@ -173,7 +173,7 @@ impl<L: Accept> Acceptor<L> {
                 if !std::mem::replace(&mut self.is_rejecting, true) {
                     tracing::warn!(limit, "all connections are in use; rejecting more");
                 }
-                // Connections above the limit of answers are closed without one.
+                // Above this limit, the host closes the connection without an answer.
                 if let Ok(permit) = Arc::clone(&self.rejections).try_acquire_owned() {
                     let (cut, connections) = (self.cut.child_token(), Arc::clone(&self.connections));
                     self.tasks.spawn(async move {

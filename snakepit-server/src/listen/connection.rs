@@ -44,9 +44,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(18);
 /// watch needs its own. The budget of the connection bounds the memory of its requests.
 pub(super) const MAX_STREAMS: u32 = 2048;
 
-/// The most open requests of a connection above the limit of connections.
+/// The maximum number of open requests on a rejected connection.
 const REJECTED_STREAMS: u32 = 8;
-/// The time in which the client of a connection above the limit must send a request, read the answer and close the connection.
+/// The time in which the client of a rejected connection must send a request, read the answer and close the connection.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves a connection. Dropping the future closes it.
@@ -109,7 +109,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Answers the requests of a connection above the limit with an error that suggests a retry, and closes the connection. Dropping the
+/// Rejects a connection above the limit: answers its requests with an error that suggests a retry, and closes it. Dropping the
 /// future closes it, too.
 pub(super) async fn reject(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -135,7 +135,7 @@ pub(super) async fn reject(
         connection.as_mut().graceful_shutdown();
         log_failure(connection.await, warnings);
     };
-    // A client that does not close the connection, or sends nothing, must not keep it.
+    // A client that sends nothing or does not close the connection must not keep it open.
     let _ = tokio::time::timeout(REJECT_TIMEOUT, serve).await;
 }
 

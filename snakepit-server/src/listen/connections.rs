@@ -33,8 +33,9 @@ use crate::limits::BudgetExhausted;
 
 /// The number of connections that may exceed the limit while evicted ones close.
 const MAX_CLOSING: usize = 16;
-/// The number of connections of workers, one for each possible worker. They do not count towards the limit and are not evicted. Otherwise
-/// clients that use all connections would keep workers from starting, and a low limit would let workers evict each other.
+/// The number of connections reserved for workers, one for each possible worker. They do not count towards the limit and are not
+/// evicted. Without the reserve, clients that use all connections would keep workers from starting, and with a low limit, workers
+/// would evict each other.
 const WORKER_RESERVE: usize = 1024;
 /// The headroom of one connection for messages of its streams, in bytes. The limit prevents one connection from using all of
 /// the host's headroom.
@@ -260,7 +261,7 @@ impl Connections {
         self.reserve_used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// No code panics in the middle of a change under this lock, so the table is consistent even if the lock is poisoned.
+    /// Ignores poisoning, because no code panics while it changes the table.
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

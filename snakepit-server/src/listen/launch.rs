@@ -16,9 +16,9 @@ use super::{
     connections::Peer,
 };
 
-/// The most connections of one worker.
+/// The maximum number of connections of one worker.
 const MAX_CONNECTIONS: usize = 64;
-/// The most concurrent lookups of a connection's owner. Further connections wait to be accepted.
+/// The maximum number of concurrent lookups of a connection's owner. Further connections wait to be accepted.
 const MAX_CHECKS: usize = 32;
 
 /// Serves the worker until its launch ends. Closes connections of other processes before it reads from them.

@@ -1,4 +1,4 @@
-//! The gRPC services as part of a server of the program, which accepts the connections.
+//! The gRPC services as routes of the program's own server, which accepts the connections.
 //!
 //! The host does not see these connections. It groups the requests by the address of the peer, if the server of the program provides
 //! it, so that each client is bounded as on a listener. The host cannot close a connection whose client does not read, so it drops
@@ -93,7 +93,7 @@ impl Service<Request<axum::body::Body>> for Mount {
     }
 
     fn call(&mut self, request: Request<axum::body::Body>) -> Self::Future {
-        // A server keeps its open connections after a graceful shutdown has begun, and even after its future was dropped.
+        // A server keeps its open connections after a graceful shutdown has begun, and even after its future is dropped.
         if self.stop.is_cancelled() {
             return Box::pin(std::future::ready(Ok(shutting_down(false).into_http())));
         }
@@ -108,7 +108,7 @@ impl Service<Request<axum::body::Body>> for Mount {
         let stop = self.stop.clone();
         let mut cut: CutFuture = Box::pin(async move {
             stop.cancelled_owned().await;
-            // As on a listener, requests that run at the stop have time to end.
+            // As on a listener, requests in progress at the stop get time to end.
             tokio::time::sleep(CLOSE_TIMEOUT).await;
         });
         Box::pin(async move {

@@ -264,7 +264,7 @@ impl<'a> Group<'a> {
     fn reclaim(&mut self, is_enough: impl Fn(&StagedChanges) -> bool) -> Result<(), SessionError> {
         let mut last = None;
         while !is_enough(&self.state.staged) {
-            // Holders that ended in this group stay in the queue until the commit, so continue after the last entry.
+            // Owners that ended in this group stay in the queue until the commit, so continue after the last entry.
             let after = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
             let next = self.state.queue.range((after, Bound::Unbounded)).next();
             let Some(due) = next.filter(|(expiry, _)| *expiry <= self.now).cloned() else { break };

@@ -1,10 +1,11 @@
-//! The sources of errors: [`SharedError`] keeps one in an error that is cloned, and [`error_chain`] prints an error with all of them.
+//! The sources of errors: [`SharedError`] stores a source in a `Clone` error, and [`error_chain`] prints an error with all of its
+//! sources.
 
 use std::{error::Error, fmt, ops::Deref, sync::Arc};
 
 /// An error of any type that clones share, as the source of an error that is `Clone`.
 ///
-/// It dereferences to the error, so that you can downcast it. Two are equal if their messages are.
+/// It dereferences to the error, so that you can downcast it. Two shared errors are equal if their messages are equal.
 ///
 /// ```
 /// use std::io;
@@ -57,7 +58,7 @@ impl Eq for SharedError {}
 /// Displays an error with its sources: their messages, separated by `: `.
 ///
 /// The message of an error describes only its own level, and [`source`](Error::source) returns the cause. Some errors of other
-/// crates repeat their cause in the message. A message that contains its root cause is printed without the sources.
+/// crates repeat their cause in the message. If the message contains the root cause, only the message is printed.
 ///
 /// ```
 /// use snakepit_session::{SessionError, error_chain};

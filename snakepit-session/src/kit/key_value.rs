@@ -1,4 +1,4 @@
-//! A session backend over any ordered key-value store with atomic commits: the store only reads and writes rows.
+//! A session backend over any ordered key-value store with atomic commits. The store only reads and writes rows.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -65,8 +65,8 @@ pub trait KeyValueStore: Send + std::fmt::Debug + 'static {
 
 /// A [`SessionBackend`](crate::SessionBackend) that stores sessions in a [`KeyValueStore`].
 ///
-/// It implements the semantics, the limits, expiry, watches, events and statistics, so that a store has three short
-/// methods. The example `sqlite_backend` of this crate stores sessions in SQLite.
+/// It implements the semantics, the limits, expiry, watches, events and statistics. A store only needs three short methods. The
+/// example `sqlite_backend` of this crate stores sessions in SQLite.
 ///
 /// - One lock serializes all operations, and each change is one commit. Use a backend of its own for a store with a
 ///   high latency or with concurrent writers.
@@ -124,7 +124,7 @@ pub struct KeyValueBackend<S> {
     state: Mutex<State<S>>,
 }
 
-/// The rows, and the state that is only in memory.
+/// The rows, and the state that exists only in memory.
 #[derive(Debug)]
 struct State<S> {
     rows: Rows<S>,
@@ -251,7 +251,7 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
         Ok(())
     }
 
-    /// Returns the total after the size of a part changed, within the limit of the backend.
+    /// Returns the total after the size of one part changes, or an error above the limit of the backend.
     fn resized(&self, total: u64, from: usize, to: usize) -> Result<u64, SessionError> {
         let (size, limit) = ((total + to as u64).saturating_sub(from as u64), self.limits.max_total_bytes);
         if to > from && size > limit as u64 {

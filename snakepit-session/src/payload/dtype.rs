@@ -131,7 +131,7 @@ impl ItemFormat {
         is_supported.then_some(Self { kind, bytes: bits / 8, is_big_endian: name.starts_with('>') })
     }
 
-    /// The data type, unless it has no [`Dtype`], such as an extended float.
+    /// The data type. `None` if [`Dtype`] lacks it, for example for extended floats.
     pub(super) const fn dtype(self) -> Option<Dtype> {
         Some(match (self.kind, self.bytes) {
             (Kind::Bool, _) => Dtype::Bool,

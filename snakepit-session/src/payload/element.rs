@@ -10,8 +10,8 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
     /// The data type of the items.
     const DTYPE: Dtype;
 
-    /// Returns the items of a buffer in this machine's byte order, or `None` if the buffer is not aligned or contains
-    /// other values.
+    /// Casts a buffer in this machine's byte order to items. Returns `None` if the buffer is not aligned or contains invalid
+    /// values.
     #[doc(hidden)]
     fn cast(buffer: &[u8]) -> Option<&[Self]>;
 

@@ -1,4 +1,4 @@
-//! Arrays as slices: shape, data type and items of a payload with a raw buffer, and payloads from items.
+//! Arrays as slices: reads the shape, data type and items of a payload with a raw buffer, and creates payloads from items.
 
 use std::borrow::Cow;
 
@@ -114,9 +114,8 @@ impl Payload {
         from_items(ValueType::Embedding, &[items.len()], items)
     }
 
-    /// The length of each axis of an array: a tensor or an embedding with a raw buffer, such as a numpy array of
-    /// Python, or raw bytes, which have one axis. `None` for other values, and for a buffer that does not match its
-    /// metadata.
+    /// The length of each axis of an array. An array is a tensor or an embedding with a raw buffer, such as a numpy array from
+    /// Python, or raw bytes, which have one axis. `None` for other values, and for a buffer that does not match its metadata.
     ///
     /// Each call parses the metadata, which is short. A buffer that is text inside of it is scanned, but not decoded.
     #[must_use]

@@ -7,7 +7,7 @@ use ndarray::{Array, ArrayBase, ArrayView, CowArray, Data, Dimension, IxDyn, Sha
 use super::{Element, Payload, PayloadError};
 
 impl Payload {
-    /// The array of a tensor, an embedding or raw bytes: a numpy array of Python, for example.
+    /// Returns the array of a tensor, an embedding or raw bytes, for example a numpy array from Python.
     ///
     /// The array is a view of the buffer if the buffer is aligned for `T` and has this machine's byte order. Otherwise
     /// the items are copied. A buffer that arrived over the wire may have any alignment.
@@ -45,8 +45,8 @@ impl Payload {
         array.map_err(|_| PayloadError::Shape { shape, items: count })
     }
 
-    /// Creates a tensor from a copy of an array or a view, in row-major order whatever the order in memory. Python
-    /// receives a numpy array. `Payload::from(array)` does not copy an array that is in row-major order.
+    /// Creates a tensor from a copy of an array or a view. The tensor is in row-major order, even if the array is not. Python
+    /// receives a numpy array. `Payload::from(array)` does not copy an array in row-major order.
     #[must_use]
     pub fn from_ndarray<T, S, D>(array: &ArrayBase<S, D>) -> Self
     where
@@ -69,7 +69,7 @@ impl<T: Element, D: Dimension> From<Array<T, D>> for Payload {
         }
         let (shape, count) = (array.shape().to_vec(), array.len());
         let (mut items, offset) = array.into_raw_vec_and_offset();
-        // A sliced array keeps the items outside of the slice.
+        // The vector of a sliced array also has the items outside of the slice.
         let start = offset.unwrap_or(0);
         items.truncate(start + count);
         items.drain(..start);
@@ -177,8 +177,7 @@ mod tests {
         let problem = value.to_ndarray::<u8, Ix1>().unwrap_err().to_string();
         assert_eq!(problem, "the array has shape [2, 1], which does not have 1 axes");
         assert!(matches!(value.to_ndarray::<i8, Ix2>(), Err(PayloadError::Dtype { .. })));
-        // The byte count is 0 in whatever order the axes are multiplied, but no array has so many items on the other
-        // axes.
+        // The byte count is 0 in any order of the factors, but no array has so many items on the other axes.
         let metadata = Bytes::from(format!(r#"{{"shape": [0, {0}, {0}], "dtype": "uint8"}}"#, 1_u64 << 40));
         let value = Payload::from_buffer(ValueType::Tensor, metadata, Bytes::new());
         assert!(matches!(value.to_ndarray::<u8, Ix3>(), Err(PayloadError::Shape { .. })), "{value:?}");

@@ -9,7 +9,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// What `/proc/<pid>/stat` reports about a process.
+/// Fields of `/proc/<pid>/stat`.
 #[cfg(target_os = "linux")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stat {
@@ -28,7 +28,7 @@ impl Stat {
     pub(super) fn of(pid: u32) -> Option<Self> {
         use std::io::Read;
 
-        // Holds the fields below in one read.
+        // Large enough to read the fields below at once.
         let mut text = [0; 1024];
         let length = std::fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut text).ok()?;
         Self::parse(&text[..length])

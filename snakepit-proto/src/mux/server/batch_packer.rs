@@ -10,8 +10,8 @@ use crate::pb::{CallChunk, CallChunks, CallReply};
 pub(super) struct BatchPacker {
     pub(super) used: usize,
     limit: usize,
-    /// Whether the last item did not fit. Later items then stay in the outbox, because they must not overtake it. Recalled calls,
-    /// which have no other items, are the exception.
+    /// Whether the last item did not fit. Later items then stay in the outbox, because they must not overtake it, except recalled
+    /// calls, which have no other items.
     is_full: bool,
     /// The ids of calls whose next item is sent in parts. Later items of these calls wait.
     blocked_calls: HashSet<u64>,

@@ -7,8 +7,8 @@ use tokio::{
     time::Instant,
 };
 
-/// The time in which a repetition of a signal counts as the same one. `timeout` sends its signal to the daemon and to the process
-/// group, so it arrives twice.
+/// A repetition of a signal within this time counts as the same signal. The command `timeout` sends its signal to the daemon and
+/// to the process group, so it arrives twice.
 const REPETITION_TIME: Duration = Duration::from_millis(50);
 
 /// Caught signals.
@@ -51,8 +51,8 @@ impl Signals {
         }
     }
 
-    /// Waits for the next stop signal after the signal `first`, and returns its name. Skips repetitions of `first`, which was
-    /// received at this time. Cancel safe.
+    /// Waits for the next stop signal after the signal `first`, and returns its name. `received` is the time of `first`, whose
+    /// repetitions it skips. Cancel safe.
     pub(super) async fn next_after(&mut self, first: &str, received: Instant) -> &'static str {
         loop {
             let name = self.next().await;

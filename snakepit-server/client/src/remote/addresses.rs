@@ -1,4 +1,4 @@
-//! The addresses of a host: which one is in use, and the move to the next one.
+//! The addresses of a host: the one in use, and failover to the next one.
 
 use std::{
     error::Error as _,
@@ -25,7 +25,7 @@ const TLS_ADVICE: &str = "write `https://` before the address";
 /// An address and its channel.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// The address in errors.
+    /// The address that errors show.
     address: String,
     /// The address of a connection without TLS, to identify a server that is not a host.
     peer: Option<Address>,
@@ -46,7 +46,7 @@ impl Target {
         Self { address, peer, client, has_answered: AtomicBool::new(false) }
     }
 
-    /// Replaces the root cause of a connection's failure by a description of the server that answers, if it is another program.
+    /// Returns the problem of a failed connection. If another program answers at the address, describes that program instead.
     async fn describe(&self, problem: String, until: Instant) -> String {
         match &self.peer {
             Some(address) => {
@@ -58,7 +58,7 @@ impl Target {
 }
 
 impl Connection {
-    /// The share of one address in the time limit for connecting.
+    /// The time limit for connecting to one address: its share of the total.
     fn connect_share(&self) -> Duration {
         self.options.connect_timeout / u32::try_from(self.targets.len()).unwrap_or(u32::MAX)
     }
@@ -148,7 +148,7 @@ impl Connection {
         Error::Connect { address: addresses.join(" or "), problem: problems.join("; "), source }
     }
 
-    /// Names the address of a problem if there are several.
+    /// Prefixes a problem with its address if the client has several addresses.
     fn at_address(&self, failure: &OpenFailure, problem: String) -> String {
         if self.targets.len() == 1 {
             return problem;

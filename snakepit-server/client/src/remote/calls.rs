@@ -104,8 +104,8 @@ impl Connection {
         let (headers, _, message) = request_to_wire(call, info.time_left()?).into_parts();
         check_size(&message)?;
         let to_error = |status: Status| to_tool_error(&info.tool, &status);
-        // The deadline is part of the headers. A later attempt at another address may therefore outlive it by the time of the
-        // attempts before, which the client bounds itself.
+        // The headers contain the time that remains now. An attempt at another address starts later, so its host could run the
+        // call past the deadline. The client enforces the deadline itself.
         let request = || Request::from_parts(headers.clone(), Extensions::default(), message.clone());
         match mode {
             CallMode::Unary => {
@@ -136,7 +136,7 @@ impl Connection {
         }
     }
 
-    /// Waits for the response to the RPC of a call, which also ends when the client is closed.
+    /// Waits for the response to the RPC of a call, unless the client cuts off its calls.
     async fn until_call_is_cut<T>(&self, response: impl Future<Output = T>) -> Result<T, ToolError> {
         self.close.cut.run_until_cancelled(response).await.ok_or(closed(true))
     }

@@ -1,4 +1,4 @@
-//! The end of a client: it rejects new calls, waits for those in flight, and cuts the rest.
+//! Closing a client: it rejects new calls, waits for calls in flight, and cuts off the rest.
 
 use std::{
     pin::Pin,
@@ -16,7 +16,7 @@ use tokio_util::{
 use super::Connection;
 use crate::Error;
 
-/// The state of a client's end.
+/// The progress of closing a client.
 #[derive(Debug, Default)]
 pub(super) struct CloseState {
     /// Cancelled when the client is closed. Ends watches.
@@ -43,7 +43,7 @@ pub(super) const fn closed(may_have_run: bool) -> ToolError {
 }
 
 impl Connection {
-    /// Runs a request unless the client is closed, and cuts it at the end of the client.
+    /// Runs a request unless the client is closed. Cuts it off if the client is closed meanwhile and the limit passes.
     pub(super) async fn until_cut<T>(
         &self,
         request: impl Future<Output = Result<T, Error>>,

@@ -23,7 +23,7 @@ use crate::{
 };
 
 impl Client {
-    /// Checks that the host answers, and returns the time that this took.
+    /// Checks that the host answers, and returns the round-trip time.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if the connection fails; [`Error::TimedOut`].

@@ -18,9 +18,9 @@ const CONCURRENT_DELETIONS: usize = 16;
 /// | method | atomicity |
 /// | --- | --- |
 /// | [`get_many`](SessionHandle::get_many), [`find_variables`](SessionHandle::find_variables) | one consistent snapshot: no write happens between two of the reads |
-/// | [`set_many`](SessionHandle::set_many), [`write_all`](SessionHandle::write_all) | all writes or none; readers see all of them or none |
+/// | [`set_many`](SessionHandle::set_many), [`write_all`](SessionHandle::write_all) | all writes happen or none; readers see all of them or none |
 /// | [`write_each`](SessionHandle::write_each) | each write succeeds or fails alone; readers see all successful ones or none |
-/// | [`delete_many`](SessionHandle::delete_many) | none: each deletion succeeds or fails alone, and readers may see some of them |
+/// | [`delete_many`](SessionHandle::delete_many) | not atomic: each deletion succeeds or fails alone, and readers may see some of them |
 impl<H: HostHandle> SessionHandle<H> {
     /// Returns the values of variables, by id or name, in the same order, with `None` for missing variables. The values
     /// are a consistent snapshot.
@@ -129,7 +129,7 @@ impl<H: HostHandle> SessionHandle<H> {
     }
 }
 
-/// Returns an identifier that two writes have.
+/// Returns an identifier that occurs in two writes.
 fn duplicate(writes: &[SetVariable]) -> Option<&str> {
     let mut identifiers = HashSet::with_capacity(writes.len());
     writes.iter().map(|write| write.identifier.as_str()).find(|identifier| !identifiers.insert(*identifier))

@@ -217,7 +217,7 @@ impl<S: KeyValueStore> SessionBackend for KeyValueBackend<S> {
         let now = state.now;
         let live = state.sessions.iter().filter(|(_, expires_at)| **expires_at > now).map(|(id, _)| id);
         let rest = live.filter(|id| after.as_ref().is_none_or(|after| *id > after));
-        // One more than requested shows whether there is another page.
+        // One id more than requested shows whether there is another page.
         let ids: Vec<_> = rest.take(size + 1).cloned().collect();
         let mut items = Vec::with_capacity(ids.len().min(size));
         for id in ids.iter().take(size) {

@@ -1,4 +1,4 @@
-//! The rows of a key-value store: their keys, and how records become rows.
+//! The rows of a key-value store: their keys, and the conversions between records and rows.
 //!
 //! A key consists of a table, the owner (a session, or nothing for global programs), a name, and the number of a
 //! version. A zero byte ends the owner and the name, which contain no control characters, so keys sort by table, owner,
@@ -18,7 +18,7 @@ use crate::{
 /// The owner in the keys of global programs.
 pub(super) const GLOBAL: &str = "";
 
-/// A kind of rows. The numbers are stored.
+/// The table of a row. Keys contain the number, so it must not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Table {
     Header = 1,
@@ -31,11 +31,12 @@ pub(super) enum Table {
 }
 
 impl Table {
+    /// The tables with rows of sessions.
     pub(super) const OF_SESSION: [Self; 5] =
         [Self::Header, Self::Variable, Self::Version, Self::ProgramInfo, Self::ProgramData];
 }
 
-/// The beginning of the keys of one table that belong to an owner.
+/// The prefix of an owner's keys in a table.
 fn prefix(table: Table, owner: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(owner.len() + 2);
     key.push(table as u8);
@@ -57,7 +58,7 @@ fn version_key(id: &SessionId, name: &VariableName, version: u32) -> Vec<u8> {
     key
 }
 
-/// The rows of a commit.
+/// The writes of one commit.
 #[derive(Debug, Default)]
 pub(super) struct Writes(StoreWrites);
 
@@ -75,8 +76,7 @@ impl Writes {
         self.put(key(Table::Header, id.as_str(), ""), header)
     }
 
-    /// Stores a variable, or deletes it if `record` is `None`. `stored` are the numbers of the older versions that are
-    /// stored.
+    /// Stores a variable, or deletes it if `record` is `None`. `stored` is the range of its older versions in the store.
     pub(super) fn variable(
         &mut self,
         id: &SessionId,
@@ -171,7 +171,7 @@ impl<S: KeyValueStore> Rows<S> {
         rows
     }
 
-    /// Adds deletions of all rows of one table that belong to an owner.
+    /// Adds the deletion of all rows of an owner in a table.
     pub(super) fn delete_all(
         &mut self,
         table: Table,
