@@ -29,7 +29,8 @@ impl RemoteTool {
         self.driver.ancestors_on(worker)
     }
 
-    /// The principal of the call that runs on this worker. For a nested call, that of its outermost ancestor.
+    /// Returns the principal of the call that runs on this worker. For a nested call, returns the principal of its outermost
+    /// ancestor in this pool.
     ///
     /// Returns `None` if the worker is idle or unknown, or if the pool's `concurrency` is not 1.
     #[must_use]

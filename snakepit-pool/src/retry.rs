@@ -21,11 +21,11 @@ use tower::{Layer, Service};
 
 use crate::{attempt::AttemptError, metrics::Totals};
 
-/// The most retries of a call that did not begin, on workers that had other calls too.
+/// The maximum number of retries of a call that did not begin, on workers that had other calls too.
 const MAX_UNRUN_RETRIES: usize = 100;
 
-/// The maximum number of retries of a call that did not begin, on workers that had no other call. Such a call probably kills every
-/// worker that receives it.
+/// The maximum number of retries of a call that did not begin, on workers that had no other call. Such a call probably kills
+/// every worker that receives it.
 const MAX_SOLE_CALL_RETRIES: usize = 4;
 
 /// The layer of [`Retry`].

@@ -16,8 +16,8 @@ pub struct PoolStatus {
     /// The number of calls that wait for a worker.
     pub queued: usize,
     /// The number of calls that wait for room in the full queue
-    /// ([`ToolCall::with_wait_for_room`](snakepit_registry::ToolCall::with_wait_for_room)). At most 100,000; the pool rejects further
-    /// calls.
+    /// ([`ToolCall::with_wait_for_room`](snakepit_registry::ToolCall::with_wait_for_room)). At most 100,000; the pool rejects
+    /// further calls.
     pub waiting_for_room: usize,
     /// The number of calls that hold a worker.
     pub in_flight: usize,

@@ -99,8 +99,8 @@ fn parse(address: &str) -> Result<Address, String> {
     host_and_port(rest).map(Address::Tcp)
 }
 
-/// Returns `host:port` of an address with `https://`, with the default port 443, or the problem with it. Returns `None` for other
-/// addresses. Only clients with TLS call this function; [`Address`] has no such addresses.
+/// Parses an address that begins with `https://` to `host:port`. The default port is 443. Returns `None` for other addresses.
+/// Clients call this function before they parse an [`Address`], which does not support TLS.
 ///
 /// # Errors
 /// The problem, as a clause.

@@ -15,8 +15,8 @@ pub const CLIENT_CONNECTION_WINDOW: u32 = i32::MAX as u32;
 /// The maximum size of a frame, in bytes. Large frames reduce the number of frames of a large payload.
 pub const MAX_FRAME_SIZE: u32 = 1024 * 1024;
 
-/// The maximum size of the headers of a request, in bytes. HTTP/2 counts 32 bytes more for each entry. Servers may accept less, and
-/// then answer with a status. Larger headers would end the connection and all of its calls, so clients do not send them.
+/// The maximum size of the headers of a request, in bytes. HTTP/2 counts 32 bytes more for each entry. Servers may accept less,
+/// and then answer with a status. Larger headers would end the connection and all of its calls, so clients do not send them.
 pub const MAX_HEADER_LIST_SIZE: u32 = 1024 * 1024;
 
 /// The maximum number of requests per connection that the client reset before the server accepted them. h2 closes the

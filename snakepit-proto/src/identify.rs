@@ -17,8 +17,8 @@ const MAX_EXCERPT_BYTES: usize = 40;
 /// The start of an HTTP/2 connection: the preface and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Describes the server at an address. Returns `None` if it cannot be reached or speaks HTTP/2. `tls_advice` is the advice of this client
-/// for a server with TLS, as a clause.
+/// Describes the server at an address. Returns `None` if it cannot be reached or speaks HTTP/2. `tls_advice` states how this
+/// client can reach a server with TLS, as a clause.
 pub async fn identify(address: &Address, tls_advice: &str) -> Option<String> {
     let description = async {
         match address {

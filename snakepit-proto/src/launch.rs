@@ -40,7 +40,7 @@ pub const ENV_POOL: &str = "SNAKEPIT_POOL";
 pub const ENV_WORKER_INDEX: &str = "SNAKEPIT_WORKER_INDEX";
 /// Environment: the number of workers in the pool.
 pub const ENV_WORKER_COUNT: &str = "SNAKEPIT_WORKER_COUNT";
-/// Environment: the GPU that the host assigned to the worker, as in `CUDA_VISIBLE_DEVICES`.
+/// Environment: the GPU that the host assigned to the worker, in the form of `CUDA_VISIBLE_DEVICES`.
 pub const ENV_GPU: &str = "SNAKEPIT_GPU";
 /// Environment: the arguments of the adapter, as a JSON object.
 pub const ENV_ADAPTER_ARGS: &str = "SNAKEPIT_ADAPTER_ARGS";

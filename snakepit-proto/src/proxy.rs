@@ -38,7 +38,7 @@ pub fn clarify(status: Status) -> Status {
         ),
         _ => ("it is not a host", Code::Unavailable, true),
     };
-    // A server in which the host is mounted can answer these too, for example from a layer that authenticates.
+    // A server that mounts the host can send these codes too, for example from an authentication layer.
     let peer = match code {
         400..=406 | 408..=499 => "the server or a proxy",
         _ => "the proxy",
@@ -68,7 +68,8 @@ pub(crate) fn proxy_name(headers: &tonic::metadata::MetadataMap) -> Option<Strin
     Some(server.chars().take(MAX_NAME_CHARS).collect())
 }
 
-/// The HTTP status of a response that is not gRPC. Only the text of tonic's status contains it. Tests check the form of that text.
+/// The HTTP status of a response that is not gRPC. Only the text of tonic's status contains it. Tests check the form of that
+/// text.
 fn http_status(message: &str) -> Option<u16> {
     let code = |text: &str| text.get(..3)?.parse().ok();
     if let Some((_, status)) = message.split_once("while receiving response with status: ") {

@@ -290,8 +290,8 @@ pub fn failure_of(status: &Status) -> Option<ToolFailure> {
     failure.filter(|_| reason.is_none_or(|reason| reason == TOOL_FAILED))
 }
 
-/// The root cause of an error. The transport errors above it have no useful text. [`ClosedByPeer`] stands for a connection that the
-/// peer closed.
+/// Returns the root cause of an error. The transport errors that wrap it have no useful text. Returns [`ClosedByPeer`] if the
+/// peer closed the connection.
 #[must_use]
 pub fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     let root = std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error);
@@ -302,7 +302,8 @@ pub fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn 
     }
 }
 
-/// The peer closed the connection. The system and h2 report this as a broken pipe, even if HTTP/2's GOAWAY gave a reason.
+/// The peer closed the connection. The system and h2 report this as a broken pipe, even if the peer sent a reason in a GOAWAY
+/// frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the other side closed it, and its log may show the reason")]
 pub struct ClosedByPeer;

@@ -41,7 +41,7 @@ impl Call {
         if is_global { String::new() } else { self.session_id.clone() }
     }
 
-    /// Requests a program. With `known`, the host leaves out the data of a program of that time, and the flag is `true`.
+    /// Requests a program. If the program still has the time `known`, the host omits its data, and the returned flag is `true`.
     fn request_program(
         &self,
         py: Python<'_>,
@@ -251,7 +251,7 @@ impl Call {
         });
         let (program, is_unchanged) = self.request_program(py, name, is_global, known_time)?;
         let version = program.updated_at.map_or((0, 0), |time| (time.seconds, time.nanos));
-        // Older hosts send the data in any case.
+        // Older hosts always send the data.
         if is_unchanged {
             return Ok(None);
         }
@@ -351,7 +351,7 @@ fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_wire:
     })
 }
 
-/// The time at which a program was stored, in seconds and nanoseconds.
+/// The time at which a program was stored: seconds since the Unix epoch, and nanoseconds.
 type ProgramVersion = (i64, i32);
 
 type Outcome = Arc<Mutex<Option<Result<Payload, HostError>>>>;
@@ -367,7 +367,7 @@ pub(crate) struct PendingHostCall {
 }
 
 impl PendingHostCall {
-    /// Starts a call and finishes the wait of this key when the answer has arrived.
+    /// Starts a call. Completes the wait with this key when the answer arrives.
     fn start(
         runtime: RuntimeHandle,
         completions: &Completions,

@@ -1,5 +1,5 @@
-//! [`Contract`]: the type hints of a tool, as converters of arguments and results. Python creates the converters. Tools
-//! with plain hints have none for arguments, and need none for results of exactly the declared type.
+//! [`Contract`]: the type hints of a tool, as converters of arguments and results. Python creates the converters. A tool with
+//! plain hints has no converter for arguments. Results of exactly the declared type skip the converter.
 
 use std::fmt;
 
@@ -42,10 +42,11 @@ impl Contract {
         Ok(Self { read: contract.getattr("read")?.extract()?, result: rule("result")?, item: rule("item")? })
     }
 
-    /// Converts arguments in place. Returns their problems, which are empty if all arguments are valid.
+    /// Converts arguments in place. Returns their problems, or an empty list if all arguments are valid.
     ///
     /// # Errors
-    /// An exception of the adapter's own types other than `ValueError`, `TypeError` and `AssertionError`.
+    /// An exception that a type of the adapter raises, other than `ValueError`, `TypeError` and `AssertionError`, which become
+    /// problems.
     pub(crate) fn read(&self, arguments: &Bound<'_, PyDict>) -> PyResult<Vec<Violation>> {
         let Some(read) = &self.read else { return Ok(Vec::new()) };
         let problems: Option<Vec<(String, String)>> =
@@ -65,10 +66,10 @@ impl ResultRule {
         Self { exact, write: self.write.clone_ref(py) }
     }
 
-    /// Returns the form of a result for the wire.
+    /// Converts a result to its wire form.
     ///
     /// # Errors
-    /// `TypeError` if the value contradicts the hint. `description` precedes the problem.
+    /// `TypeError` if the value contradicts the hint. The message begins with `description`.
     pub(crate) fn apply<'py>(
         &self,
         value: Bound<'py, PyAny>,

@@ -109,7 +109,7 @@ pub(crate) enum HostError {
     NotBegun(Status),
     /// A host tool ran and failed. Hosts of the original Snakepit send only the message.
     ToolFailed { tool: String, message: String, failure: Option<Box<pb::ToolFailure>> },
-    /// A tool that the tool called, of any kind, ran and failed.
+    /// A tool that this tool called ran and failed. It belongs to the host or to a worker.
     CalledToolFailed(Box<pb::ToolFailure>),
     /// The session backend of a [`LocalSession`](crate::local::LocalSession) returned an error.
     Session(SessionError),

@@ -92,7 +92,7 @@ impl Host {
         Self { client: client(channel), runtime, streams: Arc::default(), backlogs: BacklogBudget::default() }
     }
 
-    /// The memory for updates that arrived on watches and were not read.
+    /// The memory budget for unread updates of watches.
     pub(crate) const fn backlogs(&self) -> &BacklogBudget {
         &self.backlogs
     }

@@ -43,7 +43,7 @@ pub(crate) fn request(
     })
 }
 
-/// Calls a tool and decodes its answer. The host knows the call that waits, because the request names the worker.
+/// Calls a tool and decodes its answer. The request names the worker, so the host knows which call waits for the answer.
 pub(crate) async fn execute(
     host: &Host,
     caller: &Caller,

@@ -207,8 +207,8 @@ async fn serve(
     }
 }
 
-/// Returns the time that cancelled calls, and calls of a worker without a host, may continue after SIGTERM. It is shorter than the grace period after which the host
-/// kills this process.
+/// Returns the time that cancelled calls, and calls of a worker without a host, may continue after SIGTERM. It is shorter than
+/// the grace period after which the host kills this process.
 fn stop_timeout() -> Duration {
     let grace =
         std::env::var(ENV_STOP_GRACE).ok().and_then(|millis| millis.parse().ok()).map(Duration::from_millis);

@@ -140,15 +140,15 @@ pub(crate) fn python_to_json(
     json.map(Bytes::from).map_err(|error| purpose.error(value.py(), error, description))
 }
 
-/// Converts an error to a [`SnakepitError`] with the name of the value. Used for values from the host, whose sender does not appear in
-/// the traceback.
+/// Converts an error to a [`SnakepitError`] with the name of the value. Used for values from the host, because the traceback does
+/// not show their sender.
 pub(crate) fn name_read_error<'py>(
     value: PyResult<Bound<'py, PyAny>>,
     py: Python<'py>,
     description: fmt::Arguments<'_>,
 ) -> PyResult<Bound<'py, PyAny>> {
     value.map_err(|error| {
-        // Not the exceptions that end a program, such as a KeyboardInterrupt.
+        // Exceptions that end a program, such as `KeyboardInterrupt`, stay as they are.
         if !error.is_instance_of::<PyException>(py) || error.is_instance_of::<SnakepitError>(py) {
             return error;
         }

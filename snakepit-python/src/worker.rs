@@ -145,7 +145,7 @@ impl Worker {
         }
     }
 
-    /// Connects, registers, and runs calls on this thread until SIGTERM. Returns the seconds since then, or `None` if the
+    /// Connects, registers, and runs calls on this thread until SIGTERM. Returns the seconds since SIGTERM, or `None` if the
     /// worker stopped for another reason. Raises `RuntimeError` with a sentence if the worker cannot start.
     #[pyo3(signature = (plan, *, host, socket, port, worker_id, ready_file))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]

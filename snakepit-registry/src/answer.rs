@@ -26,7 +26,7 @@ use crate::{HostError, ToolError, ToolFailure};
 /// | [`Payload`], `Option<Payload>`, and a `Result` of them | the payload, including a buffer; `None` is null |
 /// | a value that contains a [`Payload`], such as a `Vec<Payload>` | the value. A payload with a buffer in it is an error |
 ///
-/// NaN and infinities arrive as numbers. An answer with more than 127 lists and maps inside each other is an error.
+/// NaN and infinities arrive as numbers. An answer that is nested deeper than 127 levels is an error.
 ///
 /// Implement the trait for your own types, or wrap them in [`Json`]. The compiler suggests the wrapper:
 ///
@@ -182,8 +182,8 @@ fn serialize_shared<T: Serialize + 'static>(value: &T) -> Result<Payload, Box<To
     Payload::try_from_serde(value).map_err(failure)
 }
 
-/// The message of an error. Includes the sources if the type is one of this project, whose messages describe only one level.
-/// The compiler knows of other types only that they are `Display`.
+/// Returns the message of an error. For the error types of this project, includes the sources, because their messages omit them.
+/// Other types are only known to implement `Display`.
 fn message_of<E: fmt::Display + 'static>(error: &E) -> String {
     let any = error as &dyn Any;
     let payload = any.downcast_ref::<PayloadError>().map(|error| error as &(dyn Error + 'static));
@@ -197,7 +197,7 @@ fn message_of<E: fmt::Display + 'static>(error: &E) -> String {
 
 fn failure<E: fmt::Display + 'static>(error: E) -> Box<ToolFailure> {
     let mut error = Some(error);
-    // Moves a `HostError` out of the generic type.
+    // Moves a `HostError` out of the generic type. A downcast of a reference cannot move the error, but `Option::take` can.
     if let Some(error) =
         (&mut error as &mut dyn Any).downcast_mut::<Option<HostError>>().and_then(Option::take)
     {

@@ -157,7 +157,7 @@ impl<'de, 'a: 'de> Deserializer<'de> for ArgumentsDeserializer<'a, '_> {
         visitor.visit_map(self.access())
     }
 
-    /// The name of the only argument selects the variant, and its value is that of the variant.
+    /// The name of the only argument selects the variant. Its value is the content of the variant.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,

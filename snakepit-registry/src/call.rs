@@ -119,8 +119,8 @@ pub struct ToolCall {
     /// The running calls that wait for this one, outermost first: the tool of each called a host tool, which made the next call.
     /// Empty for a nested call if they are unknown. `None` for a call that is not nested.
     pub ancestors: Option<Arc<[CallId]>>,
-    /// The party that makes the call, as the host authenticated it. [`Principal::program`] for a call that the program makes itself
-    /// through a caller of the host. [`Principal::unset`] until then.
+    /// The authenticated party that makes the call. [`Principal::program`] for a call that the program itself makes through a
+    /// handle of the host. [`Principal::unset`] until the host or a listener sets it.
     pub principal: Principal,
     /// Typed values that layers attach to the call, for other layers of this process. The host keeps its own values here, so a
     /// layer changes the call that it receives and does not replace it with a new one.

@@ -71,7 +71,7 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
         return Ok(());
     }
     let aliases = spec.aliases();
-    // If an alias may stand for two parameters, serde reports which of them is missing.
+    // An alias may stand for several parameters. serde reports which of them is missing.
     let may_be_present = |parameter: &str| {
         let mut named = arguments.iter().filter_map(|(name, _)| aliases.get(name));
         named.any(|parameters| parameters.iter().any(|name| name == parameter))

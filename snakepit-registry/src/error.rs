@@ -26,8 +26,8 @@ pub struct ToolFailure {
     /// The exception's type as a Python traceback prints it, with its module unless it is a builtin: `ValueError`,
     /// `shop.OutOfStock`, `shop.Shelf.Empty`. Empty if the worker did not report it.
     ///
-    /// For a host tool, the name of its Rust error type without the module, such as `ParseIntError`. It is `HostToolError` for text
-    /// and for [`HostError::new`](crate::HostError::new), and `panic` for a panic.
+    /// For a host tool, the name of its Rust error type without the module, such as `ParseIntError`. It is `HostToolError` for
+    /// text and for [`HostError::new`](crate::HostError::new), and `panic` for a panic.
     pub error_type: String,
     /// The exception's message.
     pub message: String,
@@ -46,10 +46,10 @@ pub struct ToolFailure {
     /// The attributes of the Python exception that its class publishes in `__snakepit_attributes__`, without those that have no
     /// JSON form.
     pub attributes: BTreeMap<String, Value>,
-    /// For a host tool, the exception class that Python raises, which the tool chose: a builtin such as `KeyError`, or
-    /// `module:Class`. Empty for `HostToolError`, and for a tool of a worker, whose class is the `error_type`.
+    /// For a host tool, the exception class that the tool chose and Python raises: a builtin such as `KeyError`, or
+    /// `module:Class`. Empty for `HostToolError`. Also empty for a tool of a worker, whose class is the `error_type`.
     pub python_type: String,
-    /// The parts that were left out because they are too large: `args`, `attributes`, `data`.
+    /// The names of the parts that were omitted because they are too large: `args`, `attributes`, `data`.
     pub omitted: Vec<String>,
 }
 
@@ -84,7 +84,7 @@ impl fmt::Display for CallStage {
     }
 }
 
-/// The time limit of a call, and who set it.
+/// The time limit of a call, and its origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TimeLimit {
@@ -120,8 +120,8 @@ pub enum ToolError {
     InvalidArguments {
         /// The tool's name.
         tool: String,
-        /// The problems, at least one. The field is the name of an argument, or the path of a part, such as `items[3].price`. The
-        /// description is the end of a sentence: "is missing; ...".
+        /// The problems, at least one. The field is the name of an argument, or the path of a part of it, such as
+        /// `items[3].price`. The description is the end of a sentence: "is missing; ...".
         violations: Vec<Violation>,
     },
     /// The tool does not support this kind of call.
@@ -256,14 +256,15 @@ pub enum ToolError {
     /// The host is shutting down. It rejected the call, or its drain ended before the call did. Calls of all kinds get
     /// this error.
     ///
-    /// [`is_retryable`](Self::is_retryable) is true if the call cannot have run, because another host may run it. The host itself
-    /// does not come back, so a program that retries on a host in its own process must end its loop.
+    /// [`is_retryable`](Self::is_retryable) is true if the call cannot have run, because another host may run it. This host does
+    /// not start again, so a program that retries calls on a host in its own process must end its loop.
     #[error("the host is shutting down{}", if *may_have_run { "; the call was cut off and may have run" } else { "" })]
     ShuttingDown {
         /// Whether the call may have begun to run.
         may_have_run: bool,
     },
-    /// The call would wait for itself: every worker runs a call that waits for a queued call, directly or through a host tool.
+    /// The call would wait for itself: every worker runs a call that waits for a queued call, either directly or through a host
+    /// tool.
     #[error(
         "call of tool `{tool}` would wait for itself: every worker runs a call that waits for this one; add workers, or do not \
          call tools of workers from tools that workers call"
@@ -292,7 +293,7 @@ pub enum ToolError {
         may_have_run: bool,
     },
     /// The tokio runtime that started the host has shut down, and its workers with it. Clients receive
-    /// [`ShuttingDown`](Self::ShuttingDown), because the host is gone for them.
+    /// [`ShuttingDown`](Self::ShuttingDown), because the host cannot serve them again.
     #[error(
         "the tokio runtime that started this host has shut down, and its workers with it; start the host in a runtime that \
          lives as long as the host is used (each `#[tokio::test]` has a separate runtime)"
@@ -330,13 +331,13 @@ pub enum ToolError {
     Internal {
         /// The problem.
         problem: String,
-        /// The cause, if there is one. An error from a remote host has its text in `problem`.
+        /// The cause, if there is one. For an error from a remote host, `problem` contains its text instead.
         source: Option<SharedError>,
     },
 }
 
 impl ToolError {
-    /// The error of a call with an invalid argument. `problem` is the end of a sentence.
+    /// Creates the error of a call with an invalid argument. `problem` is the end of a sentence.
     ///
     /// ```
     /// use snakepit_registry::ToolError;
@@ -352,12 +353,12 @@ impl ToolError {
         Self::invalid_arguments(tool, vec![Violation::new(argument, problem)])
     }
 
-    /// The error of a call with these invalid arguments, at least one.
+    /// Creates the error of a call with these invalid arguments, at least one.
     pub fn invalid_arguments(tool: impl Into<String>, violations: Vec<Violation>) -> Self {
         Self::InvalidArguments { tool: tool.into(), violations }
     }
 
-    /// The error of a call that no worker can run now, without a time after which a retry may succeed.
+    /// Creates the error of a call that no worker can run now, without a `retry_after`.
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable { reason: reason.into(), last_error: String::new(), retry_after: None }
     }
@@ -389,8 +390,8 @@ impl ToolError {
         self
     }
 
-    /// Sets the cause. Errors that have no field `source` stay as they are: only [`Internal`](Self::Internal),
-    /// [`WorkerLost`](Self::WorkerLost), [`ConnectionLost`](Self::ConnectionLost) and [`Layer`](Self::Layer) have one.
+    /// Sets the cause of an error with a field `source`: [`Internal`](Self::Internal), [`WorkerLost`](Self::WorkerLost),
+    /// [`ConnectionLost`](Self::ConnectionLost) and [`Layer`](Self::Layer). Has no effect on other errors.
     #[must_use]
     pub fn with_source(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         if let Self::Internal { source, .. }

@@ -111,7 +111,7 @@ impl Fault {
         self
     }
 
-    /// Sets whether the request may have run, also in the entry `delivered`, which reasons that leave it open need.
+    /// Sets whether the request may have run, and adds the entry `delivered`, for reasons that do not imply it.
     #[must_use]
     pub fn with_may_have_run(mut self, may_have_run: bool) -> Self {
         self.may_have_run = may_have_run;
@@ -146,7 +146,7 @@ impl Fault {
         self.may_have_run
     }
 
-    /// The message with the output of workers, for a reader that [sees tracebacks](crate::Principal::sees_tracebacks).
+    /// Returns the message with the output of workers, for a reader that [sees tracebacks](crate::Principal::sees_tracebacks).
     #[doc(hidden)]
     #[must_use]
     pub fn full_message(&self) -> String {

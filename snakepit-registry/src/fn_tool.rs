@@ -31,7 +31,7 @@ use crate::{
     meter::Meter,
 };
 
-/// The reply to a call of a closure, as a future.
+/// The future of the reply to a call.
 type Replying = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>>;
 
 type BoxedTool = dyn Fn(ToolCall, &HostState) -> Replying + Send + Sync;
@@ -314,7 +314,7 @@ fn tool_failed(tool: &str, mut failure: Box<ToolFailure>) -> ToolError {
     ToolError::Failed(failure)
 }
 
-/// The failure of a call whose tool panicked with this message.
+/// Returns the failure of a call whose tool panicked with this message.
 pub(crate) fn panic_failure(tool: &str, message: &str) -> ToolError {
     failure(tool, PANIC, format!("panicked: {message}"))
 }

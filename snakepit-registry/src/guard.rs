@@ -1,7 +1,7 @@
 //! Runs and drops code of the embedding program, so that its panics fail only one call.
 //!
-//! `catch_unwind` around a poll is not enough: the destructor of a future, of a stream or of a panic's payload can panic too. Such
-//! a panic would unwind through the task that drops the value, which can serve all calls of a connection.
+//! `catch_unwind` around a poll is not enough: the destructor of a future, of a stream or of a panic's payload can panic too.
+//! Such a panic would unwind through the task that drops the value, which can serve all calls of a connection.
 
 use std::{
     any::Any,
@@ -17,7 +17,7 @@ use futures_core::Stream;
 /// Calls a function of the program.
 ///
 /// # Errors
-/// The message of its panic; empty if the panic has none.
+/// The message of its panic, or an empty string if the panic has none.
 pub fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
         let message = message_of(&*payload).to_owned();
@@ -33,21 +33,22 @@ pub fn drop_quietly<T>(value: T) {
     }
 }
 
-/// Drops the payload of a panic. Leaks the payload of a panic in its destructor, so that this ends.
+/// Drops the payload of a panic. If its destructor panics too, leaks the payload of that panic, whose destructor could panic
+/// again.
 fn discard(payload: Box<dyn Any + Send>) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         mem::forget(payload);
     }
 }
 
-/// The message of a panic; empty if it has none.
+/// Returns the message of a panic, or an empty string if it has none.
 fn message_of(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or_default()
 }
 
-/// A future or stream of the program. A panic is an item `Err` with the message of the panic, and the last item. A panic of the
-/// destructor has no effect.
+/// Wraps a future or a stream of the program. Converts a panic to `Err` with the message of the panic, which is the last item of
+/// a stream. A panic of the destructor has no effect.
 #[derive(Debug)]
 pub struct Guarded<T: ?Sized> {
     /// `None` after the end.
@@ -60,7 +61,7 @@ impl<T: ?Sized> Guarded<T> {
         Self { inner: Some(inner) }
     }
 
-    /// Polls the value, and drops it after a panic.
+    /// Polls the value, and drops it after a panic. Pending after the end.
     fn poll_with<P>(&mut self, poll: impl FnOnce(Pin<&mut T>) -> Poll<P>) -> Poll<Result<P, String>> {
         let Some(inner) = &mut self.inner else { return Poll::Pending };
         match catch(|| poll(inner.as_mut())) {

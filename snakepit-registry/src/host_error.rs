@@ -7,13 +7,14 @@ use snakepit_session::{Payload, error_chain};
 
 use crate::{ToolFailure, answer::short_type_name};
 
-/// The error of a host tool. It chooses what callers receive: a code and data for programs, and the class of the exception in Python.
+/// The error of a host tool. It chooses what callers receive: a code and data for programs, and the class of the exception in
+/// Python.
 ///
-/// Every error converts to it with `?`, and keeps the name of its type. The message includes the error's sources. A [`ToolFailure`]
-/// converts with all of its parts.
+/// Every error type converts to it with `?`. The result keeps the name of the type, and its message includes the error's sources.
+/// A [`ToolFailure`] converts with all of its parts.
 ///
-/// In Python, the exception is a `HostToolError`, unless [`python_type`](Self::python_type) names another class. It has the attributes
-/// `code` and `data`. Callers in Rust find both in [`ToolFailure`].
+/// In Python, the exception is a `HostToolError`, unless [`python_type`](Self::python_type) names another class. It has the
+/// attributes `code` and `data`. Callers in Rust find both in [`ToolFailure`].
 ///
 /// ```
 /// use serde_json::json;
@@ -84,7 +85,8 @@ impl HostError {
     }
 }
 
-/// Fails with all parts of a failure: that of another tool, or in a test that of a Python exception.
+/// Converts a failure with all of its parts. Use it to forward the failure of another tool, or to imitate a Python exception in a
+/// test.
 ///
 /// ```
 /// use snakepit_registry::{FnTool, HostError, ToolCall, ToolFailure, ToolHandler};

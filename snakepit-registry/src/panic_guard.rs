@@ -56,7 +56,7 @@ impl ToolHandler for PanicGuard {
     // counts it, and ends it at a shutdown.
 
     fn recall(&self, call: CallId) {
-        // Not recalled, if the handler panics. The call ends as if nothing had asked for it.
+        // If the handler panics, the call continues as if the pool had not recalled it.
         let _ = catch(|| self.handler.recall(call));
     }
 }

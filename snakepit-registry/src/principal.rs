@@ -6,9 +6,9 @@ use std::{borrow::Cow, collections::BTreeSet, fmt, sync::Arc};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Via {
-    /// No way: nobody has set the principal.
+    /// No route, because the principal is not set.
     Unset,
-    /// A call of the program that embeds the host.
+    /// A call from the program that embeds the host.
     Program,
     /// A Unix socket. The kernel reports the user at the other end.
     UnixSocket,
@@ -20,15 +20,15 @@ pub enum Via {
     Mounted,
     /// A worker that the host launched, and its descendants.
     Worker,
-    /// A method by which the program authenticated the principal, such as `oidc`.
+    /// An authentication method of the program, such as `oidc`.
     Other(&'static str),
 }
 
 /// The party that makes a call: the program itself, a user of this machine, a worker, or a client that the program authenticated.
 ///
-/// The host sets it, so a caller cannot choose it. Tools of the host and layers read it from
-/// [`ToolCall::principal`](crate::ToolCall::principal). Clones are cheap, and only principals with a [name](Self::new) or
-/// [grants](Self::with_grants), and those that act [in a worker](Self::in_worker), are allocated.
+/// The host sets it, so a caller cannot choose it. Host tools and layers read it from
+/// [`ToolCall::principal`](crate::ToolCall::principal). Cloning it does not allocate. Creating it allocates only for a
+/// [name](Self::new), for [grants](Self::with_grants), and for a principal [in a worker](Self::in_worker).
 ///
 /// | principal | name | via |
 /// | --- | --- | --- |
@@ -70,7 +70,8 @@ enum Identity {
     Named { name: Arc<str>, method: &'static str },
 }
 
-/// An identity with grants, or in a worker. The identity stays the same, so grants turn nobody into a worker or the program.
+/// An identity with grants, or in a worker. The identity stays the same, so grants cannot turn a principal into a worker or the
+/// program.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Details {
     identity: Identity,
@@ -84,8 +85,9 @@ impl Principal {
         Self(Form::Plain(Identity::Named { name: name.into(), method }))
     }
 
-    /// The principal of a call that nobody has authenticated yet: the default of [`ToolCall::new`](crate::ToolCall::new). A host
-    /// that authorizes denies it everything, so a listener that forgets to set the principal is closed.
+    /// The principal of a call whose caller is not authenticated yet. This is the default of
+    /// [`ToolCall::new`](crate::ToolCall::new). A host with an authorizer denies every operation of it, so a listener that
+    /// forgets to set the principal fails closed.
     #[must_use]
     pub const fn unset() -> Self {
         Self(Form::Plain(Identity::Unset))
@@ -127,7 +129,7 @@ impl Principal {
         Self(Form::Plain(Identity::Worker(id)))
     }
 
-    /// Adds grants, whose meaning the program defines. Name and way stay the same.
+    /// Adds grants, whose meaning the program defines. The name and the route stay the same.
     #[must_use]
     pub fn with_grants<G: Into<String>>(self, grants: impl IntoIterator<Item = G>) -> Self {
         let mut details = self.into_details();
@@ -135,9 +137,9 @@ impl Principal {
         Self(Form::Detailed(Arc::new(details)))
     }
 
-    /// The principal as whom a tool acts in this worker while it runs a call of this principal: the same name, way and grants, with
-    /// the [worker](Self::worker_id) in addition. For a call of the program, and for one without a principal, it is the worker
-    /// itself, because a worker must not have the rights of the program.
+    /// Returns the principal as which a tool in this worker acts while it runs a call of this principal. It has the same name,
+    /// route and grants, and also the [id of the worker](Self::worker_id). For a call of the program, and for a call without a
+    /// principal, returns the [worker](Self::worker) itself, because a worker must not have the rights of the program.
     #[must_use]
     pub fn in_worker(self, worker: Arc<str>) -> Self {
         match self.identity() {
@@ -219,21 +221,22 @@ impl Principal {
         matches!(self.identity(), Identity::Program)
     }
 
-    /// Whether nobody has set the principal.
+    /// Whether the principal is not set.
     #[inline]
     #[must_use]
     pub fn is_unset(&self) -> bool {
         matches!(self.identity(), Identity::Unset)
     }
 
-    /// Whether this is a worker of the host, and not another principal [in a worker](Self::worker_id).
+    /// Whether this is a worker of the host. `false` for other principals [in a worker](Self::worker_id).
     #[must_use]
     pub fn is_worker(&self) -> bool {
         matches!(self.identity(), Identity::Worker(_))
     }
 
-    /// The id of the worker in which a tool acts for this principal, or of the worker that this is. `None` if the principal makes
-    /// the request itself. With it, a program can permit operations to its tools that it does not permit to their callers.
+    /// The id of the worker in which a tool acts for this principal. For a [worker](Self::worker), its own id. `None` if the
+    /// principal itself makes the request. With the id, an authorizer can permit operations to tools that it denies to their
+    /// callers.
     #[must_use]
     pub fn worker_id(&self) -> Option<&str> {
         match self.identity() {
@@ -242,8 +245,8 @@ impl Principal {
         }
     }
 
-    /// Whether error reports to this principal include tracebacks and output of workers, which reveal code and paths: the program,
-    /// workers and their tools, and clients on this machine. Messages and codes are for everyone.
+    /// Whether errors for this principal include tracebacks and output of workers, which reveal code and paths. True for the
+    /// program, for workers and their tools, and for clients on this machine. All principals receive messages and codes.
     #[must_use]
     pub fn sees_tracebacks(&self) -> bool {
         let is_local = matches!(self.via(), Via::Program | Via::UnixSocket | Via::Loopback);

@@ -163,9 +163,9 @@ pub struct Registry {
     announcers: Mutex<HashMap<Arc<str>, Vec<Announcer>>>,
     fallback: RwLock<Option<Arc<ResolvedTool>>>,
     revision: AtomicU64,
-    /// Announcements that wait for the end of the workers with other specs. Locked before `tools`.
+    /// Announcements that wait until the workers with other specs have ended. Locked before `tools`.
     deferred: Mutex<Vec<Deferred>>,
-    /// The number of deferred announcements, which usually saves the lock.
+    /// The number of deferred announcements. While it is 0, readers do not take the lock.
     deferred_count: AtomicU64,
     /// Whether any host tool is hidden. Host tools are never removed.
     has_hidden: AtomicBool,
@@ -304,7 +304,8 @@ impl Registry {
     /// Resolves the name of a host tool that workers may call.
     ///
     /// # Errors
-    /// [`ToolError::NotFound`] unless an [exposed](ToolSpec::exposed) host tool has this name, and [`ToolError::InvalidArguments`] if it is not a valid name.
+    /// [`ToolError::NotFound`] unless an [exposed](ToolSpec::exposed) host tool has this name, and
+    /// [`ToolError::InvalidArguments`] if the name is not valid.
     pub fn resolve_host_tool(&self, name: &str) -> Result<Arc<ResolvedTool>, ToolError> {
         check::tool_name(name)?;
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);

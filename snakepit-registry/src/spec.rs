@@ -14,10 +14,10 @@ const EXPOSED_KEY: &str = "snakepit.exposed";
 pub const RESULT_SCHEMA_KEY: &str = "snakepit.result_schema";
 /// The metadata key of the JSON Schema of each item of a tool that streams.
 pub const ITEM_SCHEMA_KEY: &str = "snakepit.item_schema";
-/// The metadata key of further names of parameters, as a JSON object.
+/// The metadata key of the aliases of parameters, as a JSON object.
 const ALIASES_KEY: &str = "snakepit.aliases";
 
-/// Further names of parameters, each with the parameters that it may stand for.
+/// The aliases of parameters, each with the parameters that it may stand for.
 pub(crate) type Aliases = BTreeMap<String, Vec<String>>;
 
 /// The description of a tool. The host lists it, and checks arguments against it.
@@ -46,8 +46,8 @@ pub struct ToolSpec {
     ///
     /// - `snakepit.idempotent`, `true` if all calls are idempotent,
     /// - `snakepit.exposed`, `false` for a host tool that is hidden from Python,
-    /// - `snakepit.aliases`, further names of parameters, as a JSON object. The value of each name is the list of the parameters
-    ///   that it may stand for,
+    /// - `snakepit.aliases`, the aliases of parameters, as a JSON object. The value of each alias lists the parameters that it
+    ///   may stand for,
     /// - [`RESULT_SCHEMA_KEY`] and [`ITEM_SCHEMA_KEY`], the JSON Schemas of the result and of the items of a stream.
     pub metadata: BTreeMap<String, String>,
     /// Whether streaming calls are allowed.
@@ -70,13 +70,14 @@ pub struct ParameterSpec {
     pub required: bool,
     /// The value that the tool uses if the call lacks this argument.
     pub default: Option<Payload>,
-    /// The JSON Schema (2020-12) of the argument, without description and default. Empty if the other fields say it all.
-    /// Python tools check it, and host tools get it from their Rust types. The host itself does not.
+    /// The JSON Schema (2020-12) of the argument, without description and default. Empty if the other fields describe the
+    /// argument completely. Python workers check arguments against it, but the host does not. For host tools, it comes from the
+    /// Rust type.
     pub validation_json: String,
 }
 
 impl ToolSpec {
-    /// The first difference of another spec of the same tool, as a clause. `None` if they are equal.
+    /// Returns the first difference in the `new` spec of the same tool, as a clause. Returns `None` if the specs are equal.
     pub(crate) fn change_to(&self, new: &Self) -> Option<String> {
         let parameter = |spec: &Self, name: &str| spec.parameters.iter().find(|p| p.name == name).cloned();
         for spec in &new.parameters {
@@ -198,14 +199,14 @@ impl ToolSpec {
 }
 
 impl ToolSpec {
-    /// Sets further names under which the tool accepts arguments.
+    /// Sets the aliases of the parameters.
     pub(crate) fn set_aliases(&mut self, aliases: &Aliases) {
         if !aliases.is_empty() {
             self.metadata.insert(ALIASES_KEY.to_owned(), serde_json::json!(aliases).to_string());
         }
     }
 
-    /// Further names under which the tool accepts arguments.
+    /// The aliases of the parameters.
     pub(crate) fn aliases(&self) -> Aliases {
         let aliases = self.metadata.get(ALIASES_KEY);
         aliases.and_then(|aliases| serde_json::from_str(aliases).ok()).unwrap_or_default()

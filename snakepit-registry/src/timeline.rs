@@ -214,7 +214,7 @@ impl CallTimeline {
         (stamps.assigned, stamps.sent, stamps.worker) = (None, None, None);
     }
 
-    /// A tool of the host has begun.
+    /// Records that a host tool began.
     pub fn begun_here(&self) {
         let now = self.elapsed();
         let mut stamps = self.stamps();

@@ -6,9 +6,9 @@
 pub struct CallTotals {
     /// Ended with a reply. A stream counts when it has been read to its end.
     pub succeeded: u64,
-    /// Failed in the tool, or invalid.
+    /// The tool failed, or the call was invalid.
     pub failed: u64,
-    /// Rejected, because the queue was full, no worker was available or the pool was shutting down.
+    /// Rejected because the queue was full, no worker was available, or the pool was shutting down.
     pub rejected: u64,
     /// Ended at their deadline.
     pub timed_out: u64,

@@ -30,7 +30,7 @@ pub enum Operation<'a> {
     ReadPrograms,
     /// Stores or deletes a global program.
     WritePrograms,
-    /// Lists the tools. Without this permission, a session can be opened by `InitializeSession`, whose response then lists no tools.
+    /// Lists the tools. Without this permission, `InitializeSession` still opens a session, but its response lists no tools.
     ListTools,
     /// Lists workers or sessions, reads statistics, or subscribes to events of calls and sessions.
     Observe,

@@ -79,7 +79,8 @@ impl Builder {
     /// - `module.path:function`, or `module.path:` for the public functions of a module,
     /// - `path/to/app.py`, alone or with `:Class` or `:function`.
     ///
-    /// Without the path of a file, the module must be an installed package or be in `PYTHONPATH` ([`env`](Self::env)).
+    /// For the first two forms, Python must be able to import the module: from an installed package or from `PYTHONPATH`
+    /// ([`env`](Self::env)).
     pub fn adapter(mut self, adapter: impl Into<String>) -> Self {
         self.adapter = Some(adapter.into());
         self
@@ -226,15 +227,16 @@ impl Builder {
         self
     }
 
-    /// Sets the deadline of calls without one, for Python tools and host tools. The maximum is [`MAX_TIMEOUT`](crate::MAX_TIMEOUT),
-    /// 99,999,999 hours. `None` means no deadline. [`PoolConfig`] has the default.
+    /// Sets the deadline of calls without one, for Python tools and host tools. The maximum is
+    /// [`MAX_TIMEOUT`](crate::MAX_TIMEOUT), 99,999,999 hours. `None` means no deadline. [`PoolConfig`] has the default.
     pub fn default_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.pool.default_timeout = timeout.map(|timeout| timeout.min(MAX_TIMEOUT));
         self
     }
 
     /// Limits the time from the launch of a worker until it accepts calls. The maximum is
-    /// [`MAX_TIMEOUT`](crate::MAX_TIMEOUT), 99,999,999 hours. The default is 60 s. It also limits a custom [`launcher`](Self::launcher).
+    /// [`MAX_TIMEOUT`](crate::MAX_TIMEOUT), 99,999,999 hours. The default is 60 s. It also limits a custom
+    /// [`launcher`](Self::launcher).
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout.min(MAX_TIMEOUT));
         self
@@ -308,15 +310,15 @@ impl Builder {
         self
     }
 
-    /// Sets the backend that stores sessions. The default is a [`MemoryBackend`](crate::MemoryBackend). For a store of your own, see
-    /// [`SessionBackend`].
+    /// Sets the backend that stores sessions. The default is a [`MemoryBackend`](crate::MemoryBackend). For another store,
+    /// implement [`SessionBackend`].
     pub fn sessions(mut self, backend: Arc<dyn SessionBackend>) -> Self {
         self.sessions = Some(backend);
         self
     }
 
-    /// Registers an async closure as a tool for Python and for clients. Host tools and Python tools share one namespace, so the name
-    /// must be unique.
+    /// Registers an async closure as a tool for Python and for clients. Host tools and Python tools share one namespace, so the
+    /// name must be unique.
     ///
     /// The closure takes up to eight arguments: the tool's own arguments as a struct or a map, and
     /// [extractors](crate::Extractor) such as [`State`](crate::State), [`ToolContext`](crate::ToolContext),
@@ -392,8 +394,8 @@ impl Builder {
     }
 
     /// Registers any [`ToolHandler`] as a host tool, for Python and for clients. The handler may stream
-    /// ([`ToolSpec::supports_streaming`]), forward calls, or run in another process. [`ToolSpec::exposed`] hides it from Python. The
-    /// host
+    /// ([`ToolSpec::supports_streaming`]), forward calls, or run in another process. [`ToolSpec::exposed`] hides it from Python.
+    /// The host
     ///
     /// - checks the arguments against the spec,
     /// - drops the future or the stream at the deadline or when the caller cancels the call,

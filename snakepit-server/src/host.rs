@@ -1,5 +1,5 @@
-//! The host: runs calls with the sessions, the registry and the pool. The gRPC services and the embedding API both use it, so they
-//! behave the same.
+//! The host: runs calls with the sessions, the registry and the pool. The gRPC services and the embedding API both use it, so
+//! they behave the same.
 
 mod affinity;
 mod call_bounds;
@@ -76,8 +76,8 @@ pub(crate) struct Host {
     /// Set when the runtime that started the host has shut down.
     runtime_has_ended: AtomicBool,
     runtime: Handle,
-    /// Set after the host has begun to serve, because workers call back while they start. Weak, because sessions and connections own
-    /// the host and must not keep its workers alive.
+    /// Set after the host has begun to serve, because workers call back while they start. Weak, because sessions and connections
+    /// own the host and must not keep its workers alive.
     pool: SetOnce<Weak<Pool>>,
 }
 
@@ -189,8 +189,8 @@ impl Host {
         Some(self.pool_if_started()?.status())
     }
 
-    /// The principal as whom a tool acts in this worker: that of the call that the worker runs, or the worker itself if the host does
-    /// not know the call.
+    /// Returns the principal as which a tool in this worker acts: the principal of the call that the worker runs, or the worker
+    /// itself if the host does not know the call.
     pub(crate) fn principal_in(&self, worker: &WorkerId) -> Principal {
         let running = self.pool_if_started().and_then(|pool| pool.tool().principal_on(worker.as_str()));
         running.unwrap_or_else(Principal::unset).in_worker(worker.shared())
@@ -201,8 +201,8 @@ impl Host {
         self.authorizer.is_some() || self.registry.has_hidden_tools()
     }
 
-    /// Runs a call of any tool, if its principal may make it. `account` counts the value of the reply before the call is recorded as
-    /// succeeded.
+    /// Runs a call of any tool, if its principal may make it. `account` counts the value of the reply before the call is recorded
+    /// as succeeded.
     pub(crate) fn call(
         &self,
         call: ToolCall,
@@ -211,7 +211,7 @@ impl Host {
         self.run(call, false, account)
     }
 
-    /// Runs a call of any tool that code in this process makes. The host does not ask about a call of the program itself.
+    /// Runs a call that code in this process makes, of any tool. If `is_of_program`, skips the authorization.
     pub(crate) fn call_local(
         &self,
         call: ToolCall,
@@ -234,7 +234,7 @@ impl Host {
             if !is_of_program && let Err(error) = self.authorize(&call) {
                 return recorder.ended(Err(error));
             }
-            // The caller knows its own limit.
+            // Errors name only the default timeout, because the caller knows its own limit.
             let limit = self.default_timeout.filter(|_| call.deadline.is_none()).map(TimeLimit::Host);
             let session = match id {
                 Some(id) => match self.use_session(id, &mut call).await {

@@ -47,7 +47,8 @@ fn rejection_error(worker: &Worker, error: RegistryError) -> WorkerError {
     WorkerError::ToolsRejected { worker: worker.id().to_string(), source: error }
 }
 
-/// The registrations of tools that the host rejected, of workers whose launch is in progress. Such a worker reports only a text.
+/// The tool registrations that the host rejected, by worker, while the worker's launch is in progress. The worker itself reports
+/// only a text.
 #[derive(Debug, Default)]
 pub(crate) struct Rejections(Mutex<HashMap<WorkerId, Option<RegistryError>>>);
 
@@ -67,7 +68,7 @@ impl Rejections {
         RejectionWatch { rejections: self, worker }
     }
 
-    /// Remembers the rejection until the launch ends. No effect if it has ended.
+    /// Stores the rejection until the launch ends. Has no effect if the launch has ended.
     pub(crate) fn record(&self, worker: &WorkerId, error: RegistryError) {
         if let Some(entry) = self.entries().get_mut(worker) {
             *entry = Some(error);
@@ -76,7 +77,7 @@ impl Rejections {
 }
 
 impl RejectionWatch<'_> {
-    /// Replaces the error of a worker that did not start by that of its tools, if the host rejected them.
+    /// If the host rejected the tools of a worker that did not start, replaces the error with the rejection.
     fn explain(&self, error: WorkerError) -> WorkerError {
         let rejection = self.rejections.entries().get_mut(self.worker).and_then(Option::take);
         match (error, rejection) {
@@ -268,7 +269,7 @@ mod tests {
         snakepit.shutdown().await.unwrap();
     }
 
-    /// In tests of applications, closures replace Python tools, which can use the host.
+    /// Tests of applications replace Python tools with closures. Both kinds can use the host.
     #[tokio::test(start_paused = true)]
     async fn tools_in_the_process_may_use_the_host_its_state_and_the_session() {
         use crate::{Host, SessionHandle, State};

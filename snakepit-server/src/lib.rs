@@ -34,7 +34,7 @@
 //! - `redb` and `redis`, both on by default, add the session backends `RedbBackend` and `RedisBackend`.
 //! - `ndarray` adds conversions between [`Payload`] and the arrays of the crate `ndarray`.
 //! - `opentelemetry` makes the current OpenTelemetry context the [trace context](CallBuilder::trace) of each call.
-//! - `tls` adds addresses with `https://` to the [`ClientBuilder`].
+//! - `tls` adds support for `https://` addresses, and the TLS options, to the [`ClientBuilder`].
 //! - `testing` adds the module `testing`.
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

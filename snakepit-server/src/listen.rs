@@ -113,8 +113,8 @@ pub(crate) struct ListenLimits {
     pub(crate) arriving: ArrivalBudgets,
     /// The budget for unread responses on all TCP connections.
     pub(crate) unread: Arc<ResponseBudget>,
-    /// The budget for unread responses to workers and on Unix sockets. It is separate, so that TCP clients that exhaust theirs do not
-    /// stop tools.
+    /// The budget for unread responses to workers and on Unix sockets. It is separate, so that TCP clients that exhaust theirs do
+    /// not stop tools.
     pub(crate) unread_local: Arc<ResponseBudget>,
     /// The budget for unread responses of mounted services. It is separate, because the host cannot close connections of the
     /// program's own server.

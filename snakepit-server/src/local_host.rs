@@ -23,8 +23,8 @@ use crate::host::{ANCESTORS, Host, NestedCall};
 /// call waits for its own worker. Dropping the future of a call, or the stream that it returned, cancels the call.
 ///
 /// A host tool that takes a handle as an argument acts for the caller of the tool: the calls of the handle have the same
-/// [principal](ToolCall::principal). They are still calls of the program, so [`Builder::authorize`](crate::Builder::authorize) is
-/// not asked about them.
+/// [principal](ToolCall::principal). They are still calls of the program, so [`Builder::authorize`](crate::Builder::authorize)
+/// does not apply to them.
 #[derive(Debug, Clone)]
 pub struct LocalHost {
     host: Arc<Host>,
@@ -41,7 +41,7 @@ impl LocalHost {
         Self { host, is_nested: false, ancestors: None, principal: Principal::program() }
     }
 
-    /// A handle whose calls must have a principal.
+    /// Returns a handle whose calls must have a principal.
     pub(crate) fn without_principal(self) -> Self {
         Self { principal: Principal::unset(), ..self }
     }

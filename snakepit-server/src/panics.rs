@@ -1,5 +1,5 @@
-//! Restarts long-lived tasks after a panic, which may come from foreign code: a log subscriber or a session backend of the program
-//! that embeds the host.
+//! Restarts long-lived tasks after a panic, which may come from foreign code: a log subscriber or a session backend of the
+//! program that embeds the host.
 
 use std::time::Duration;
 

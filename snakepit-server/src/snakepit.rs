@@ -98,7 +98,7 @@ impl Snakepit {
     /// The host as a [`tower::Service`] of [`ToolCall`](crate::ToolCall)s, for use in another stack. Its calls pass the
     /// [layers](Builder::layer) of the builder.
     ///
-    /// Use it in a listener of your own, and set [`ToolCall::principal`](crate::ToolCall::principal). If the host
+    /// Use it in your own listener, and set [`ToolCall::principal`](crate::ToolCall::principal). If the host
     /// [authorizes](Builder::authorize), it denies calls of the service without a principal.
     #[must_use]
     pub fn service(&self) -> LocalHost {
@@ -189,21 +189,21 @@ impl Snakepit {
         self.service.run_dir.host_socket()
     }
 
-    /// The gRPC services of the host as routes for your own tonic or axum server: the bridge service, health checks and reflection.
-    /// Clients of this project then connect to that server and use its TLS, authentication and limits. The host needs no
-    /// [listener](Builder::listen) for them.
+    /// The gRPC services of the host as routes for your own tonic or axum server: the bridge service, health checks and
+    /// reflection. Clients of this project then connect to that server and use its TLS, authentication and limits. The host needs
+    /// no [listener](Builder::listen) for them.
     ///
     /// - Requests have the message limits and deadlines of the listeners, and share the host-wide budgets of their clients
-    ///   ([`queue_bytes`](Builder::queue_bytes)). At most 16,384 requests are open at a time, 2048 of one client. Your server limits the
-    ///   number of connections.
+    ///   ([`queue_bytes`](Builder::queue_bytes)). At most 16,384 requests are open at a time, and at most 2048 of them belong to
+    ///   one client. Your server limits the number of connections.
     /// - [`connection_bytes`](Builder::connection_bytes) applies to all requests of one connection together. The host knows the
     ///   connection by the peer's address in the extensions of the request: tonic inserts it, and axum does if you serve with
-    ///   `into_make_service_with_connect_info::<SocketAddr>()`. Another server can insert `axum::extract::ConnectInfo`. Without the
-    ///   address, all requests with the same [`Principal`](crate::Principal) share the limit, so slow clients without a principal
-    ///   delay each other.
-    /// - If a client reads nothing of a response for 30 seconds, the host drops the rest, and the client receives an error. A stream
-    ///   that its reader has paused is dropped only while unread responses use more than half of their memory. Your server may
-    ///   keep up to 16 KiB of each dropped response until it closes the connection.
+    ///   `into_make_service_with_connect_info::<SocketAddr>()`. Another server can insert `axum::extract::ConnectInfo`. Without
+    ///   the address, all requests with the same [`Principal`](crate::Principal) share the limit, so slow clients without a
+    ///   principal delay each other.
+    /// - If a client reads nothing of a response for 30 seconds, the host drops the rest, and the client receives an error. A
+    ///   stream that its reader has paused is dropped only while unread responses use more than half of their memory. Your server
+    ///   may keep up to 16 KiB of each dropped response until it closes the connection.
     /// - The peers are clients. They cannot register tools as workers do.
     /// - A shutdown of the host ends the streams of mounted services, and later requests fail with `UNAVAILABLE`. Pass
     ///   [`shutdown_after`](Self::shutdown_after) to your server, so that both shut down together.
@@ -252,8 +252,8 @@ impl Snakepit {
         self.service.hidden.cancel();
     }
 
-    /// Shuts down gracefully: rejects new calls, lets running calls finish for up to ten seconds, cuts off the remaining ones, stops
-    /// the workers, and closes the listeners. You may call it more than once.
+    /// Shuts down gracefully: rejects new calls, lets running calls finish for up to ten seconds, cuts off the remaining ones,
+    /// stops the workers, and closes the listeners. You may call it more than once.
     ///
     /// Rejected and cut-off calls, streams and watches fail with [`ToolError::ShuttingDown`]. The future completes when every
     /// worker process has exited and every connection is closed. A connection with open requests is closed after two seconds
@@ -269,18 +269,19 @@ impl Snakepit {
         self.shutdown_within(Self::DEFAULT_DRAIN).await
     }
 
-    /// Waits for a signal, and then [shuts down](Self::shutdown_within). This is the future for `with_graceful_shutdown` of axum and
-    /// `serve_with_shutdown` of tonic, if your server calls the host or mounts its [`routes`](Self::routes).
+    /// Waits for a signal, and then [shuts down](Self::shutdown_within). This is the future for `with_graceful_shutdown` of axum
+    /// and `serve_with_shutdown` of tonic, if your server calls the host or mounts its [`routes`](Self::routes).
     ///
     /// The order is that of a service behind a load balancer. When the signal arrives, health checks report "not serving", the
     /// host rejects new calls, and running calls finish. The host then ends its streams: calls, watches, and responses that your
     /// handlers derive from them. The future completes when the host has shut down. Only then does your server stop accepting
     /// connections, and its remaining requests are about to end.
     ///
-    /// Running calls have `drain` to finish, such as [`DEFAULT_DRAIN`](Self::DEFAULT_DRAIN). The host cuts off the remaining ones.
+    /// Running calls have `drain` to finish, such as [`DEFAULT_DRAIN`](Self::DEFAULT_DRAIN). The host cuts off the remaining
+    /// ones.
     ///
-    /// A stream of your own needs [`stopping`](Self::stopping) to end. A client that does not read its responses can keep its
-    /// connection to your server open, so bound the time that you wait for the server.
+    /// End your own streams with [`stopping`](Self::stopping). A client that does not read its responses can keep its connection
+    /// to your server open, so bound the time that you wait for the server.
     ///
     /// The future holds a clone of the host. It logs an error of the shutdown; call `shutdown` afterwards to receive it.
     ///
@@ -329,8 +330,8 @@ impl Snakepit {
             () = self.host().sleep(drain) => {}
         }
         self.host().cut_off();
-        // Calls that were cut off need a moment to send their errors. The wait is bounded, because a call whose stream the client does not
-        // read never ends.
+        // Calls that were cut off need a moment to send their errors. The wait is bounded, because a call whose stream the client
+        // does not read never ends.
         tokio::select! {
             biased;
             () = self.host().drain() => {}

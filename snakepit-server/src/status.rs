@@ -6,8 +6,8 @@
 //! - an `ErrorInfo` with the reason and its metadata, such as `delivered` (whether the call may have run),
 //! - a `RetryInfo`, if a retry may succeed later,
 //! - a `BadRequest`, if a field or an argument is invalid,
-//! - a `ToolFailure`, if the tool raised an exception in a stream (a unary call returns `success = false`), or with the last output
-//!   of a lost worker.
+//! - a `ToolFailure`, if the tool raised an exception in a stream (a unary call returns `success = false`), or with the last
+//!   output of a lost worker.
 //!
 //! `fault_to_wire` truncates each status to the size of trailers that HTTP/2 peers accept.
 
@@ -39,8 +39,8 @@ pub fn from_session_error(error: &SessionError) -> Status {
     fault_to_wire(error.into())
 }
 
-/// Converts the error of a write. If the backend failed, the write may have succeeded, so the code is not one that gRPC libraries retry
-/// automatically.
+/// Converts the error of a write. If the backend failed, the write may have succeeded, so the code is not one that gRPC libraries
+/// retry automatically.
 #[must_use]
 pub fn from_write_error(error: &SessionError) -> Status {
     fault_to_wire(Fault::of_write(error))
@@ -63,8 +63,8 @@ pub(crate) fn shutting_down(may_have_run: bool) -> Status {
     from_tool_error(ToolError::ShuttingDown { may_have_run })
 }
 
-/// The status that ends the `Multiplex` stream of an evicted connection. No call of the stream is running, and none has begun without
-/// a reply.
+/// The status that ends the `Multiplex` stream of an evicted connection. No call of the stream is running, and none has begun
+/// without a reply.
 pub(crate) fn connection_evicted() -> Status {
     let message =
         "the host closed this idle connection to make room for another; the call was not begun, repeat it";

@@ -208,11 +208,11 @@ async fn a_listener_that_sets_no_principal_is_closed() {
     let denied = call(&fixture.snakepit, Principal::unset(), "caller").await.unwrap_err();
     assert_eq!(denied.kind(), ErrorKind::AccessDenied);
     assert!(denied.to_string().contains("set `ToolCall::principal`"), "{denied}");
-    // The program's own calls have its principal.
+    // The program's own calls have the principal `program`.
     assert_eq!(fixture.snakepit.execute::<String>("caller", ()).await.unwrap(), "program");
     fixture.snakepit.shutdown().await.unwrap();
 
-    // Without an authorizer, nobody asks for it.
+    // A host without an authorizer does not require a principal.
     let open = Fixture::start(|builder| builder).await;
     assert_eq!(call(&open.snakepit, Principal::unset(), "caller").await.unwrap(), json!("unset"));
     open.snakepit.shutdown().await.unwrap();

@@ -245,7 +245,7 @@ async fn a_panic_of_a_reader_is_counted_and_affects_neither_the_call_nor_other_r
     fixture.snakepit.shutdown().await.unwrap();
 }
 
-/// A message as gRPC frames it.
+/// Frames a message as gRPC does.
 fn framed(message: &impl prost::Message) -> Vec<u8> {
     let message = message.encode_to_vec();
     let mut bytes = vec![0];
@@ -260,7 +260,7 @@ fn open_stream(message: &impl prost::Message) -> axum::body::Body {
     axum::body::Body::from_stream(items.chain(stream::pending()))
 }
 
-/// A call whose answer is dropped, because its client reads none of its answers, has failed.
+/// If the host drops the answer of a call because the client reads no answers, the record of the call is a failure.
 #[tokio::test]
 async fn a_dropped_answer_is_no_success() {
     const CALLS: usize = 3;

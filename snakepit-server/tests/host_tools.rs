@@ -232,7 +232,7 @@ async fn the_error_of_a_missed_deadline_names_the_limit_and_who_set_it() {
     snakepit.shutdown().await.unwrap();
 }
 
-/// Panics when it is dropped, unless another panic unwinds, which would abort the process.
+/// Panics when it is dropped. Does not panic during another panic, because that would abort the process.
 struct PanicsInDrop;
 
 impl Drop for PanicsInDrop {
@@ -274,7 +274,7 @@ async fn a_panic_in_a_destructor_does_not_affect_other_calls_of_the_client() {
         drop(items);
         let error = client.execute::<()>("payload", ()).await.unwrap_err();
         assert!(error.to_string().contains("panicked"), "{error}");
-        // The host has ended the stream once its counters say so.
+        // The counters show that the host has ended the stream.
         for _ in 0..1000 {
             if status(&snakepit, "items").cancelled == 1 {
                 break;

@@ -117,7 +117,7 @@ async fn clients_of_a_tonic_server_use_the_host() {
 
 const TRACEBACK: &str = "File \"/srv/shop.py\"";
 
-/// A tool that fails as one of a worker does.
+/// A tool that fails as a tool of a worker does.
 #[derive(Debug)]
 struct Raising;
 
@@ -135,7 +135,7 @@ impl ToolHandler for Raising {
     }
 }
 
-/// A client of the server of a program that never reads its responses, with raw HTTP/2 over TCP.
+/// A client of the program's own server that never reads its responses, over raw HTTP/2.
 #[tokio::test]
 async fn a_client_that_does_not_read_delays_only_itself() {
     const LARGE: usize = 3 << 20;

@@ -1,4 +1,4 @@
-//! The client over TLS, against hosts behind a tonic server, with certificates that the tests make.
+//! The client over TLS, against hosts behind a tonic server, with certificates that the tests create.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests may panic and detach tasks")]
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -68,7 +68,7 @@ impl Ca {
     }
 }
 
-/// A host behind a server of the program.
+/// A host behind the program's own server.
 struct Fixture {
     snakepit: Snakepit,
     port: u16,
@@ -166,7 +166,7 @@ async fn calls_streams_and_sessions_use_tls() {
 async fn an_unknown_ca_is_named() {
     let (right, wrong) = (Ca::new("right"), Ca::new("wrong"));
     let host = Fixture::with_certificate("a", &right.server("localhost")).await;
-    // A CA with the same name and another key is unknown too.
+    // A CA with the same name but another key is unknown too.
     for unknown in [&wrong, &Ca::new("right")] {
         let builder = Client::builder().ca_certificate(&unknown.certificate);
         assert_rejected(builder, &host.address(), &["not signed by a CA of `ClientBuilder::ca_certificate`"])
@@ -225,7 +225,8 @@ async fn a_client_certificate_is_required_presented_and_rejected() {
         server_config(&ca.server("localhost")).client_ca_root(Certificate::from_pem(&ca.certificate));
     let host = Fixture::start("a", Some(config)).await;
     let builder = || Client::builder().ca_certificate(&ca.certificate);
-    // The server reports it after the handshake, while the client sends. Whichever is first, the error is the same.
+    // The server reports the missing certificate after the handshake, while the client sends. The error must be the same in
+    // either order.
     for _ in 0..20 {
         let needles = ["requires a client certificate", "`ClientBuilder::client_certificate`"];
         assert_rejected(builder(), &host.address(), &needles).await;
@@ -280,7 +281,7 @@ async fn servers_with_and_without_tls_are_told_apart() {
     let address = format!("http://localhost:{}", secure.port);
     assert_rejected(Client::builder(), &address, &["it speaks TLS; write `https://` before the address"])
         .await;
-    // A token must not be sent without TLS because a scheme is missing.
+    // Without a scheme, the client must not send the token over an unencrypted connection.
     let address = format!("localhost:{}", secure.port);
     let error = builder().connect(&address).await.unwrap_err();
     let expected = format!(

@@ -63,12 +63,12 @@ pub struct Page<T> {
 
 /// Stores sessions.
 ///
-/// Operations on one session must be linearizable, also between hosts that share a backend. Once a session expires, every operation
-/// must treat it as missing, even if its memory is not reclaimed yet.
+/// Operations on one session must be linearizable, also between hosts that share a backend. Once a session expires, every
+/// operation must treat it as missing, even if its memory is not reclaimed yet.
 ///
 /// For a key-value store, implement `KeyValueStore` and pass it to `KeyValueBackend`. Both are in the module `kit` of the crate
-/// `snakepit-session`, with its feature `codec`. For other stores, the same module contains the semantics of every operation. Test a
-/// backend with the suites of `snakepit-session-testkit`.
+/// `snakepit-session`, with its feature `codec`. For other stores, the same module contains the semantics of every operation.
+/// Test a backend with the suites of `snakepit-session-testkit`.
 ///
 /// # Cancel safety
 /// If a future is dropped, its operation must happen completely or not at all.

@@ -237,8 +237,8 @@ pub enum SessionError {
     /// The backend did not issue this page token.
     #[error("invalid page token; pass the token of the previous page unchanged, or none for the first page")]
     InvalidPageToken,
-    /// The backend failed without a write: it cannot write now, for example because its disk is full, or the failed operation only
-    /// reads.
+    /// The backend failed without a write: it cannot write now, for example because its disk is full, or the failed operation
+    /// only reads.
     #[error("session backend failed: {problem}")]
     NotWritten {
         /// The problem.

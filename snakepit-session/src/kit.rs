@@ -29,12 +29,12 @@
 //!
 //! # Storage formats
 //!
-//! [`SessionHeader`], [`ProgramInfo`](crate::ProgramInfo), [`VariableRecord`] and [`VariableVersion`](crate::VariableVersion) implement
-//! serde traits with stable field names. New releases may add fields, so choose a binary encoding with named fields, such as that of
-//! `encode` and `decode` (feature `codec`). Text formats such as JSON do not keep the types of values.
-//! The serialized [`VariableRecord`] does not contain its older versions. Store those separately:
-//! [`older`](VariableRecord::older) returns their numbers, [`history`](VariableRecord::history) returns the loaded versions,
-//! and [`load`](VariableRecord::load) adds a stored version to the record.
+//! [`SessionHeader`], [`ProgramInfo`](crate::ProgramInfo), [`VariableRecord`] and [`VariableVersion`](crate::VariableVersion)
+//! implement serde traits with stable field names. New releases may add fields, so choose a binary encoding with named fields,
+//! such as that of `encode` and `decode` (feature `codec`). Text formats such as JSON do not keep the types of values. The
+//! serialized [`VariableRecord`] does not contain its older versions. Store those separately: [`older`](VariableRecord::older)
+//! returns their numbers, [`history`](VariableRecord::history) returns the loaded versions, and [`load`](VariableRecord::load)
+//! adds a stored version to the record.
 //!
 //! # Watches and events
 //!

@@ -172,8 +172,8 @@ pub enum PayloadError {
 /// [`to_serde`](Self::to_serde) reads any value. [`shape`](Self::shape), [`dtype`](Self::dtype) and [`items`](Self::items)
 /// read the buffer of an array in place.
 ///
-/// As a part of another value, such as a `Vec<Payload>`, it serializes to JSON as its value. A payload with a buffer then is an
-/// error, because JSON has no form for it. Binary formats, such as the MessagePack of stored sessions, keep all parts.
+/// As a part of another value, such as a `Vec<Payload>`, it serializes to the JSON of its value. JSON cannot represent a raw
+/// buffer, so such a payload is an error there. Binary formats, such as the MessagePack of stored sessions, keep all parts.
 ///
 /// ```
 /// use snakepit_session::{Payload, ValueType};
@@ -204,8 +204,8 @@ impl Payload {
         Self { ty, json, binary: None }
     }
 
-    /// Wraps JSON that a peer declared to have this type. Checks only the first character and the characters of numbers; reading the
-    /// value finds other errors.
+    /// Wraps JSON that a peer declared to have this type. Checks only the first character and the characters of numbers; reading
+    /// the value finds other errors.
     ///
     /// # Errors
     /// [`PayloadError::Mismatch`] if the JSON has another type.
@@ -284,18 +284,20 @@ impl Payload {
         serde_json::from_slice(&self.json).ok().or_else(|| whole::integer(self.to_float()?))
     }
 
-    /// Serializes a Rust value. The JSON determines the type. NaN and infinities become the strings of the protocol, at any depth.
+    /// Serializes a Rust value. The JSON determines the type. NaN and infinities become the strings of the protocol, at any
+    /// depth.
     ///
     /// # Errors
-    /// [`PayloadError::Serialize`] if serde fails, for example for a map whose keys are not strings, or if more than 127 lists and maps
-    /// are inside each other.
+    /// [`PayloadError::Serialize`] if serde fails, for example for a map whose keys are not strings, or if the value is nested
+    /// deeper than 127 levels.
     pub fn try_from_serde<T: Serialize + ?Sized>(value: &T) -> Result<Self, PayloadError> {
         let json = write::to_json(value)
             .map_err(|error| PayloadError::Serialize { source: SharedError::new(error) })?;
         Ok(Self::of_json(json.into()))
     }
 
-    /// Wraps JSON that serde wrote or read, without surrounding white space. The JSON determines the type, also of NaN and infinities.
+    /// Wraps JSON that serde wrote or read, without surrounding white space. The JSON determines the type, also of NaN and
+    /// infinities.
     #[must_use]
     pub fn of_json(json: Bytes) -> Self {
         if let Some(number) = write::marked(&json) {

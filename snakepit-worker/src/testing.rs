@@ -76,7 +76,7 @@ struct Tool {
 /// The Rust code of a tool.
 #[derive(Debug, Clone)]
 enum ToolCode {
-    /// A closure. It gets the state of the host that launched the worker.
+    /// A closure. Receives the state of the host that launched the worker.
     Closure(FnTool),
     Handler(Arc<dyn ToolHandler>),
 }
@@ -105,7 +105,7 @@ impl InProcessWorkers {
     /// Adds a tool that each worker announces and runs.
     ///
     /// In a host, the closure may take the same arguments as a host tool: the session of the call, the host, and the values of
-    /// the host's state. A pool without a host has only those of [`FnTool::with_state`].
+    /// the host's state. In a pool without a host, the closure has only the values of [`FnTool::with_state`].
     #[must_use]
     pub fn fn_tool(self, tool: FnTool) -> Self {
         self.add(Tool { spec: tool.spec().clone(), code: ToolCode::Closure(tool) })
@@ -370,7 +370,7 @@ impl ToolHandler for Handler {
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {
         let handlers: Vec<_> = {
             let state = self.shared.state();
-            // A closure has no task of its own to cancel.
+            // A closure has no separate task to cancel.
             let tools = state.tools.values().filter_map(|tool| match &tool.code {
                 ToolCode::Handler(handler) => Some(handler),
                 ToolCode::Closure(_) => None,

@@ -151,7 +151,7 @@ impl Sandbox {
         self.log.lock().unwrap().join("\n")
     }
 
-    /// Returns the lines of the log, also those that are still to come.
+    /// Returns the lines of the log, including those that follow later.
     #[must_use]
     pub fn log_handle(&self) -> Arc<Mutex<Vec<String>>> {
         Arc::clone(&self.log)

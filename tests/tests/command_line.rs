@@ -325,7 +325,7 @@ async fn with_json_a_failed_start_ends_the_log_with_a_json_object() {
         (serve().env("SNAKEPIT_DRAIN", "soon"), 2, "USAGE", "SNAKEPIT_DRAIN cannot be used"),
         (serve().env("TOKIO_WORKER_THREADS", "many"), 2, "USAGE", "it takes a number from 1 to 1024"),
         (serve().config("max-sesions = 3"), 2, "USAGE", "snakepit.toml:1: unknown key `max-sesions`"),
-        // Not a key, because the error of the file itself depends on it.
+        // `json` is not a key, because it determines how errors of the file itself are printed.
         (serve().config("json = true"), 2, "USAGE", "snakepit.toml:1: unknown key `json`"),
     ];
     for (builder, exit, code, needle) in cases {

@@ -86,7 +86,7 @@ async fn a_hidden_host_tool_does_not_exist_for_python_tools() {
     assert_eq!(hidden, unknown, "the error does not reveal the tool");
 
     let address = format!("unix:{}", snakepit.socket().display());
-    // On Linux, the host finds the worker behind a TCP connection, on its own listener and on a server of the program.
+    // On Linux, the host finds the worker behind a TCP connection, on its own listener and on the program's own server.
     let incoming = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mounted = incoming.local_addr().unwrap();
     let server = tonic::transport::Server::builder().add_routes(snakepit.routes());
@@ -149,7 +149,7 @@ async fn call_as(
     Ok(value.to_serde().unwrap())
 }
 
-/// A tool may use no session, program or host tool that its caller may not use.
+/// A tool must not use a session, a program or a host tool that its caller may not use.
 #[tokio::test]
 async fn a_tool_acts_for_the_principal_of_its_call() {
     let dir = tempfile::tempdir().unwrap();
@@ -205,7 +205,7 @@ async fn a_tool_acts_for_the_principal_of_its_call() {
     let refused = call_as(&snakepit, &alice, "global_program", name.clone()).await.unwrap_err();
     assert!(refused.contains("access denied: alice may not"), "{refused}");
     assert_eq!(call_as(&snakepit, &bob, "global_program", name).await, Ok(json!(3)));
-    // Host tools learn for whom the tool calls them, and a host tool between two tools changes nothing.
+    // Host tools receive the principal of the tool's caller, even if another host tool is in between.
     let calls = json!({"name": "whoami", "arguments": {}});
     assert_eq!(call_as(&snakepit, &alice, "calls", calls).await, Ok(json!("alice")));
     assert!(call_as(&snakepit, &alice, "whoami", json!({})).await.is_err());

@@ -155,7 +155,7 @@ async fn clients_elsewhere_do_not_receive_the_output_of_a_worker_that_cannot_sta
     assert_eq!(reason, "every worker failed to start several times in a row");
     assert!(last_error.contains("a secret"), "{last_error}");
 
-    // Mounted clients may be elsewhere, unless the program says otherwise.
+    // A mounted client may be on another machine, unless the program sets its principal.
     let mut client = BridgeServiceClient::new(snakepit.routes());
     for (principal, sees_output) in [(None, false), (Some(Principal::user(7)), true)] {
         let mut request = tonic::Request::new(tool_request("add", &json!({"a": 1})));

@@ -255,7 +255,7 @@ async fn a_token_is_valid_only_for_the_process_that_the_host_launched() {
 #[tokio::test]
 async fn an_edited_adapter_takes_effect_when_the_last_worker_with_the_old_code_has_ended() {
     let dir = tempfile::tempdir().unwrap();
-    // A worker that starts while the file `wait` exists is not ready before the file is removed.
+    // A worker that starts while the file `wait` exists does not become ready until the file is removed.
     let wait = dir.path().join("wait");
     let write = |parameters: &str, result: &str| {
         let code = format!(

@@ -96,8 +96,9 @@ impl Driver {
         Some(outer.iter().copied().chain([call]).collect())
     }
 
-    /// The principal of the call that runs on this worker. For a nested call, that of its outermost ancestor in this pool. `None` if
-    /// it runs no call, or if workers run several calls concurrently.
+    /// Returns the principal of the call that runs on this worker. For a nested call, returns the principal of its outermost
+    /// ancestor in this pool. Returns `None` if the worker is unknown or runs no call, or if workers run several calls
+    /// concurrently.
     pub(crate) fn principal_on(&self, worker: &str) -> Option<Principal> {
         if self.config.concurrency != 1 {
             return None;
@@ -146,8 +147,8 @@ impl Driver {
 }
 
 impl State {
-    /// The call that a worker runs, if it runs one call at a time. It has the lowest number of those on the worker, because the others
-    /// were handed over ahead of their turn.
+    /// Returns the call that a worker runs, if workers run one call at a time. That call has the lowest number of all calls on
+    /// the worker, because the worker received the others ahead of their turn.
     fn running_on(&self, worker: WorkerKey) -> Option<&LeaseRecord> {
         let leases = self.leases.iter().map(|(_, lease)| lease);
         leases.filter(|lease| lease.worker_key == worker).min_by_key(|lease| lease.number)

@@ -26,6 +26,7 @@ pub(super) struct DeferredWork {
 }
 
 impl DeferredWork {
+    /// Adds a task to wake.
     pub(super) fn wake(&mut self, waker: Option<Waker>) {
         match (waker, &self.waker) {
             (Some(waker), None) => self.waker = Some(waker),
@@ -34,10 +35,11 @@ impl DeferredWork {
         }
     }
 
+    /// Does the work. Call this without the lock.
     pub(super) fn run(self) {
         if let Some(waker) = self.waker {
             waker.wake();
-            // Empty unless there is a first waker.
+            // Without a first waker, there are no others.
             self.more_wakers.into_iter().for_each(Waker::wake);
         }
         for chunks in &self.streams {

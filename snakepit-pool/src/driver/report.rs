@@ -26,7 +26,7 @@ impl Driver {
         }
     }
 
-    /// Returns the first cause of a failed start, once, unless a task has waited for the start.
+    /// Returns the first cause of a failed start, unless a task has waited for the start. Later calls return `None`.
     pub(super) fn take_unreported_failure(&self) -> Option<PoolError> {
         let Startup::Failed(error) = &*self.startup.borrow() else { return None };
         let is_reported = std::mem::replace(&mut self.lock().startup_is_reported, true);

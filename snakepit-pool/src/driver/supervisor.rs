@@ -101,7 +101,7 @@ impl Supervisor {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Launch(key, id) => {
-                // By now, a task that starts the pool and waits for it would do so.
+                // This launch is a retry, so a task that wants the outcome of the start already waits for it.
                 if key.generation > 1
                     && let Some(failure) = self.driver.take_unreported_failure()
                 {

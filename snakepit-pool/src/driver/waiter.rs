@@ -20,7 +20,7 @@ pub(super) struct Waiter {
     pub(super) load: Load,
     /// The number of the call's ticket.
     pub(super) number: u64,
-    /// The party that makes the call. Unset once the call has a lease, whose record then has it.
+    /// The principal that makes the call. When the call gets a lease, the principal moves to the lease's record.
     pub(super) principal: Principal,
     state: WaiterState,
 }

@@ -43,7 +43,7 @@ async fn a_worker_runs_for_the_principal_of_its_outermost_call() {
     let alice = Principal::new("alice", "test");
     let outer = harness.call(ToolCall { principal: alice.clone(), ..ToolCall::new("outer") }).await;
     let one = harness.next_call().await;
-    // The program, as whom a host tool calls, does not replace the principal.
+    // A nested call of a host tool has the principal of the program, which does not replace that of the outermost call.
     let inner = ToolCall { principal: Principal::program(), ..nested_in(&one) };
     let inner = harness.call(inner).await;
     let two = harness.next_call().await;

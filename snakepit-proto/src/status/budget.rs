@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 use super::{Any, Bytes, Cow, FAILURE_URL, Message, RpcStatus, Status, ToolFailure};
 
-/// The maximum size of header lists between host and workers, in bytes. It is high because the statuses of foreign workers have no
-/// budget, and must not break the connection.
+/// The maximum size of header lists between host and workers, in bytes. It is high because the statuses of foreign workers have
+/// no budget, and must not break the connection.
 pub const HEADER_LIST_BYTES: u32 = 1024 * 1024;
 
 /// The budget for all trailers of a status, in bytes as HTTP/2 counts them.
@@ -25,7 +25,8 @@ const NAME_BYTES: usize = 256;
 const IN_BAND_TEXT_BYTES: usize = 384 * 1024;
 /// The maximum total size of the output lines of such a failure, in bytes.
 const IN_BAND_OUTPUT_BYTES: usize = 256 * 1024;
-/// The maximum size of the JSON details of such a failure, in bytes. Larger parts are removed, because JSON cannot be cut.
+/// The maximum size of the JSON details of such a failure, in bytes. Parts that do not fit are removed, because truncated JSON is
+/// invalid.
 const IN_BAND_DETAILS_BYTES: usize = 256 * 1024;
 
 /// Cuts a status to the budget.
@@ -71,8 +72,8 @@ pub fn bounded(mut failure: ToolFailure) -> ToolFailure {
     failure
 }
 
-/// Cuts the JSON details of a failure to at most `limit` bytes. Keeps the parts that fit, the most useful first, and lists the
-/// others under the key `omitted`. Malformed details are removed.
+/// Cuts the JSON details of a failure to at most `limit` bytes. Keeps the parts that fit, beginning with the most useful one, and
+/// lists the omitted parts under the key `omitted`. Malformed details are removed.
 fn fit_parts(details: &mut Bytes, limit: usize) {
     /// From the most useful part to the least useful one.
     const PARTS: [&str; 4] = ["python_type", "data", "attributes", "args"];
@@ -141,7 +142,7 @@ fn fit_failure(mut failure: ToolFailure, budget: usize) -> Option<ToolFailure> {
     let message = std::mem::take(&mut failure.message);
     let traceback = std::mem::take(&mut failure.traceback);
     let output = std::mem::take(&mut failure.output_lines);
-    // The texts need some room, too.
+    // Reserves half of the budget for the texts.
     let names = failure.encoded_len() - failure.details_json.len();
     fit_parts(&mut failure.details_json, (budget / 2).saturating_sub(names));
     // 16 bytes for the tags and lengths of message and traceback. `line_cost` includes those of lines.

@@ -16,10 +16,10 @@ use futures_util::Stream;
 use snakepit_proto::pb::VariableUpdate;
 use tonic::Status;
 
-/// The maximum size of the buffer without initial values, in bytes. The buffer keeps the newest update even if it is larger.
+/// The maximum size of the buffer in bytes, not counting initial values. The buffer keeps the newest update even if it is larger.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
-/// The maximum size of all backlogs of a client without initial values, in bytes. Above it, the largest backlog drops its oldest
-/// updates. Each backlog keeps its newest update.
+/// The maximum total size of a client's backlogs in bytes, not counting initial values. Above it, the largest backlog drops its
+/// oldest updates. Each backlog keeps its newest update.
 const MAX_TOTAL_BYTES: usize = 64 * 1024 * 1024;
 /// The overhead of an update in the accounting, in bytes.
 const UPDATE_BYTES: usize = 512;
@@ -33,19 +33,20 @@ const INITIAL: &str = "initial";
 #[derive(Debug)]
 pub struct Backlog(Arc<Mutex<State>>);
 
-/// The memory for the backlogs of a client. Clones share it.
+/// The memory budget of a client's backlogs. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct BacklogBudget(Arc<Usage>);
 
 #[derive(Debug, Default)]
 struct Usage {
-    /// The size of all updates in backlogs, without initial values.
+    /// The size of all updates in backlogs in bytes, not counting initial values.
     bytes: AtomicUsize,
     backlogs: Mutex<Vec<Weak<Mutex<State>>>>,
 }
 
 impl BacklogBudget {
-    /// Drops the oldest updates of the largest backlogs, until all fit. The caller must not hold the lock of a backlog.
+    /// Drops the oldest updates of the largest backlogs until the total is within the limit. The caller must not hold the lock of
+    /// a backlog.
     fn shrink(&self) {
         while self.0.bytes.load(Relaxed) > MAX_TOTAL_BYTES {
             let backlogs: Vec<_> = lock(&self.0.backlogs).iter().filter_map(Weak::upgrade).collect();
@@ -64,13 +65,13 @@ impl BacklogBudget {
 #[derive(Debug, Default)]
 struct State {
     budget: BacklogBudget,
-    /// The size that the budget counts for this backlog.
+    /// The number of bytes that the budget counts for this backlog.
     reserved: usize,
     updates: VecDeque<VariableUpdate>,
     /// The total size of the updates, in bytes.
     bytes: usize,
-    /// The total size of the initial values among the updates, in bytes. The limit is larger by this size, so initial values alone
-    /// cause no loss.
+    /// The total size of the initial values among the updates, in bytes. The limit is larger by this size, so initial values
+    /// alone cause no loss.
     initial_bytes: usize,
     /// The number of updates that were dropped and not reported yet.
     lost_count: u64,
@@ -170,7 +171,8 @@ impl State {
         }
     }
 
-    /// The bytes of the budget that the loss of updates can free. Neither initial values nor the newest update count.
+    /// Returns the number of bytes of the budget that become free if the backlog drops updates. It never drops the newest update.
+    /// Initial values do not count towards the budget.
     fn freeable_bytes(&self) -> usize {
         let newest = self.updates.back().filter(|newest| newest.update_type != INITIAL).map_or(0, size);
         self.reserved - newest
@@ -181,7 +183,7 @@ impl State {
         self.lost_count += if oldest.update_type == LOST { oldest.lost_updates } else { 1 };
     }
 
-    /// Adjusts the budget to the current size.
+    /// Updates the budget with the current size of this backlog.
     fn reserve(&mut self) {
         let (before, after) = (self.reserved, self.bytes - self.initial_bytes);
         self.reserved = after;

@@ -26,8 +26,9 @@ struct Details<'a> {
     omitted: &'a [String],
 }
 
-/// Adds the parts of an error that are in a JSON object, as in the field `details_json` of a `ToolFailure`. Parses each value
-/// separately, so that one that is malformed or has no form in Rust, such as a huge number, does not affect the others.
+/// Adds the parts of a failure that a JSON object contains, as in the field `details_json` of a `ToolFailure`. Parses each value
+/// separately, so that an invalid value does not affect the others. A value is invalid if it is malformed, or if Rust cannot
+/// represent it, such as a huge number.
 pub fn add_details(failure: &mut ToolFailure, json: &[u8]) {
     let parts: BTreeMap<String, &RawValue> = match json {
         [] => return,

@@ -6,7 +6,8 @@ use tonic::{Code, Status};
 
 use crate::failure_to_wire;
 
-/// The maximum total size of the violations in a status, in bytes. The [budget](snakepit_proto::status::fit) would drop all of them.
+/// The maximum total size of the violations in a status, in bytes. The [budget](snakepit_proto::status::fit) cannot drop single
+/// violations, only all of them.
 const MAX_VIOLATIONS_BYTES: usize = 2048;
 
 /// Converts a fault to a status with details, within the [budget](snakepit_proto::status::fit) of statuses.
@@ -51,7 +52,7 @@ pub fn violations_from_wire(violations: Vec<FieldViolation>) -> Vec<Violation> {
     violations.into_iter().map(|violation| Violation::new(violation.field, violation.description)).collect()
 }
 
-/// The row of the table of reasons for a status of a host. `None` for a status of another project, or of a newer version.
+/// Returns the reason of a host's status. Returns `None` for a status of another project, or with a reason of a newer version.
 #[must_use]
 pub fn reason_of(status: &Status) -> Option<Reason> {
     Reason::parse(snakepit_proto::status::details_of(status).reason.as_deref()?)

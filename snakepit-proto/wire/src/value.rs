@@ -43,7 +43,8 @@ pub fn payload_to_wire_inline(payload: Payload) -> pb::Any {
     value::encode_inline(typed(payload))
 }
 
-/// The size of the result of [`payload_to_wire_inline`] in bytes, without the names of its type and of its parts.
+/// Estimates the size of the result of [`payload_to_wire_inline`] in bytes. Does not count the names of its type and of its
+/// parts.
 #[must_use]
 pub fn inline_size(payload: &Payload) -> usize {
     let buffer = payload.binary().map_or(0, |buffer| match payload.ty() {

@@ -37,8 +37,9 @@ impl ToolError {
         }
     }
 
-    /// The error without the traceback of the tool, the output of the worker and the error of the last launch, for a reader that does
-    /// not [see them](crate::Principal::sees_tracebacks). Message, type and code stay.
+    /// Returns the error without the traceback of the tool, the output of the worker and the error of the last launch, for a
+    /// reader that must not [see them](crate::Principal::sees_tracebacks). Keeps the message, type and code of the tool's
+    /// failure.
     #[must_use]
     pub fn without_traceback(mut self) -> Self {
         match &mut self {
@@ -161,8 +162,8 @@ impl ToolError {
     ///
     /// If the tool is idempotent, you can retry the call after every transient cause.
     ///
-    /// A loop must end at [`ShuttingDown`](Self::ShuttingDown) if the host is in the same process: another host may run the call,
-    /// but this one does not come back. After [`RuntimeEnded`](Self::RuntimeEnded), no call is retryable.
+    /// End a retry loop at [`ShuttingDown`](Self::ShuttingDown) if the host is in the same process: another host may run the
+    /// call, but this one does not start again. [`RuntimeEnded`](Self::RuntimeEnded) is never retryable.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
         !self.may_have_run() && self.kind().is_transient() && !matches!(self, Self::RuntimeEnded { .. })

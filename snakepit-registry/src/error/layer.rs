@@ -8,7 +8,7 @@ use tower::BoxError;
 use super::{ErrorKind, ToolError};
 
 impl ToolError {
-    /// Converts the error of a layer. `may_have_run`: whether the call may have begun to run.
+    /// Converts the error of a layer. `may_have_run` states whether the call may have begun to run.
     pub(crate) fn from_layer(error: BoxError, may_have_run: bool) -> Self {
         let error = match error.downcast::<Self>() {
             Ok(error) => return *error,

@@ -26,7 +26,8 @@ pub(super) fn describe_deadline(stage: CallStage, limit: Option<TimeLimit>) -> S
     }
 }
 
-/// A duration for a message, rounded to milliseconds. The time until a deadline has too many digits otherwise.
+/// Rounds a duration for a message to milliseconds, because the time until a deadline has too many digits. Durations below 1 ms
+/// stay as they are.
 pub(super) fn rounded(time: Duration) -> Duration {
     const MILLISECOND: Duration = Duration::from_millis(1);
     let rounded = time.saturating_add(MILLISECOND / 2).as_millis();
@@ -36,7 +37,7 @@ pub(super) fn rounded(time: Duration) -> Duration {
     }
 }
 
-/// One sentence for all violations: "argument `a` of tool `t` is missing, `b` is null, and `c` is unknown".
+/// Returns one sentence for all violations: "argument `a` of tool `t` is missing, `b` is null, and `c` is unknown".
 pub(super) fn describe_violations(tool: &str, violations: &[Violation]) -> String {
     let parts: Vec<String> = violations
         .iter()
@@ -52,7 +53,7 @@ pub(super) fn describe_violations(tool: &str, violations: &[Violation]) -> Strin
     }
 }
 
-/// The last three lines of output, each shortened to 160 characters for a message. The status details contain all lines.
+/// Returns the last three lines of output for a message, each shortened to 160 characters. The status details contain all lines.
 pub(super) fn output_tail(lines: &[String]) -> String {
     const MAX_LINES: usize = 3;
     const MAX_LINE_CHARS: usize = 160;

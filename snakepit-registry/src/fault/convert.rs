@@ -9,7 +9,7 @@ use crate::{CallStage, ErrorKind, TimeLimit, ToolError, ToolFailure};
 impl From<ToolError> for Fault {
     fn from(error: ToolError) -> Self {
         let (message, internals) = match &error {
-            // The reason is enough for clients, and the last output of a worker follows it.
+            // These messages end with the output of a worker, which only some readers may see.
             ToolError::WorkerLost { .. } | ToolError::Unavailable { .. } => {
                 let (full, message) = (error.to_string(), error.clone().without_traceback().to_string());
                 let internals = full.strip_prefix(&*message).unwrap_or_default().to_owned();
@@ -71,13 +71,13 @@ impl From<ToolError> for Fault {
     }
 }
 
-/// The fault of a layer's error. The entry `layer` distinguishes it from the same error of the host.
+/// Completes the fault of a layer's error. The entry `layer` distinguishes it from the same error of the host.
 fn of_layer(fault: Fault, kind: ErrorKind, may_have_run: bool) -> Fault {
     let stage = if may_have_run { CallStage::Running } else { CallStage::Queued };
     let fault = fault.with_entry(LAYER, &true).with_may_have_run(may_have_run).with_entry("stage", &stage);
     match kind {
         ErrorKind::DeadlineExceeded | ErrorKind::Overloaded => fault,
-        // gRPC libraries retry neither this code nor the usual one.
+        // The call may have run, so the code is not `FAILED_PRECONDITION`. gRPC libraries retry neither code.
         _ if may_have_run => fault.with_code(Code::Unknown),
         _ => fault,
     }

@@ -10,8 +10,8 @@ use crate::Principal;
 const PAGE: &str = "https://github.com/snakepit-rs/snakepit/blob/main/docs/errors.md";
 
 impl Fault {
-    /// The fault as a problem document (RFC 9457), the body of an HTTP response of the type `application/problem+json`, for this
-    /// principal. Only one that [sees tracebacks](Principal::sees_tracebacks) receives tracebacks and output.
+    /// Converts the fault to a problem document (RFC 9457), the body of an HTTP response of the type `application/problem+json`.
+    /// Includes tracebacks and output of workers only if the reader [sees them](Principal::sees_tracebacks).
     ///
     /// | member | content |
     /// | --- | --- |
@@ -34,8 +34,8 @@ impl Fault {
         Value::Object(problem)
     }
 
-    /// The fault as the error object of a JSON-RPC response, as in MCP, for this principal: `code`, `message`, and `data` with these
-    /// members.
+    /// Converts the fault to the error object of a JSON-RPC response, as in MCP. It has a `code`, a `message`, and `data` with
+    /// these members. Includes tracebacks and output of workers only if the reader [sees them](Principal::sees_tracebacks).
     ///
     /// | member | content |
     /// | --- | --- |

@@ -111,7 +111,7 @@ fn parameter(name: &str, schema: &Value, required: bool, definitions: Option<&Va
         Some(default) => Payload::try_from_serde(default).ok(),
         None => (is_nullable && !required).then(Payload::null),
     };
-    // The host accepts null for a parameter of a type only if null is its default.
+    // The host accepts null for a typed parameter only if null is its default. Other nullable parameters have the type `any`.
     let is_null_unexpected = default.as_ref().is_none_or(|default| default.ty() != ValueType::Null);
     let type_name = if is_nullable && is_null_unexpected { "any" } else { value_type(schema) };
     let description = schema.get("description").and_then(Value::as_str).unwrap_or_default();
@@ -202,8 +202,8 @@ fn fields_of<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
 
 /// Finds the aliases among the names of a struct, and the fields that each may stand for.
 ///
-/// The names of one field are adjacent, and serde sorts them. An alias between two fields therefore belongs to the first one,
-/// or, if it sorts before the second one, to either.
+/// serde sorts the names of one field and lists them next to each other. An alias between two fields therefore belongs to the
+/// first field. If it sorts before the second field, it may belong to that field instead.
 fn aliases_in(names: &[&str], is_field: impl Fn(&str) -> bool) -> Aliases {
     let mut aliases = Aliases::new();
     let mut before = None;
@@ -219,7 +219,7 @@ fn aliases_in(names: &[&str], is_field: impl Fn(&str) -> bool) -> Aliases {
     aliases
 }
 
-/// Records the fields of the struct that is to be deserialized.
+/// A deserializer that records the field names of a struct, and then fails.
 struct FieldProbe<'a> {
     fields: &'a mut Option<&'static [&'static str]>,
 }

@@ -171,7 +171,7 @@ pub struct State<S>(
 
 impl<S: Clone + Send + Sync + 'static> Extractor for State<S> {
     fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError> {
-        // Only a tool that runs outside of a host lacks the value, because a host checks it at its start.
+        // A host checks this when it starts, so only a tool that runs outside of a host can lack the value.
         scope.state::<S>().cloned().map(Self).ok_or_else(|| {
             ToolError::internal(format!("tool `{}` runs without {}", scope.call.tool, state_name::<S>()))
         })
@@ -185,8 +185,8 @@ impl<S: Clone + Send + Sync + 'static> Extractor for State<S> {
 /// A clone of the value of the type `T` that a layer of the host attached to the call
 /// ([`ToolCall::extensions`](crate::ToolCall::extensions)). An [`Extractor`]. `Option<Extension<T>>` accepts calls without it.
 ///
-/// Layers wrap calls of the program and of clients. A call that a running tool makes, in Python or in the host, does not pass them
-/// again and has no extensions. Such a call keeps the session, the principal and the trace context of its caller, which
+/// Layers wrap calls of the program and of clients. A call that a running tool makes, in Python or in the host, does not pass
+/// them again and has no extensions. Such a call keeps the session, the principal and the trace context of its caller, which
 /// [`ToolContext`](crate::ToolContext) contains. A call without the value fails with the error type `MissingExtension`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extension<T>(
@@ -216,7 +216,7 @@ impl<T: Clone + Send + Sync + 'static> OptionalExtractor for Extension<T> {
 /// The name of a value of the host, and whether a state has it.
 type RequiredState = (String, fn(&HostState) -> bool);
 
-/// The requirements of a [`ToolFn`](super::ToolFn): state of the host, and arguments.
+/// The host state that a [`ToolFn`](super::ToolFn) needs, and the arguments that it takes.
 #[derive(Debug, Default)]
 pub struct Requirements {
     /// `None` for a function whose arguments are unknown.

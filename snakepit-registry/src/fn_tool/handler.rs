@@ -33,7 +33,7 @@ use crate::{IntoAnswer, ToolCall, ToolError, arguments::from_arguments};
 ///
 /// Annotate the type of each argument of a closure: the compiler cannot infer it.
 ///
-/// `M` tells the implementations apart, and is always inferred.
+/// `M` distinguishes the implementations. The compiler infers it.
 #[diagnostic::on_unimplemented(
     message = "this function cannot be a host tool",
     label = "not a host tool",

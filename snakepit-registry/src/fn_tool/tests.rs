@@ -343,7 +343,7 @@ async fn an_optional_payload_is_the_payload_or_null() {
     }
 }
 
-/// Panics when it is dropped, unless another panic unwinds, which would abort the process.
+/// Panics when it is dropped. Does not panic during another panic, because that would abort the process.
 struct PanicsInDrop;
 
 impl Drop for PanicsInDrop {

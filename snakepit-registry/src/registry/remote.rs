@@ -62,7 +62,7 @@ impl Registry {
         self.register_specs(provider, announcer, handler, &mut specs).map_err(|rejected| rejected.error)
     }
 
-    /// Registers the specs, and takes them out of the vector. An error leaves them there.
+    /// Registers the specs, and takes them out of the vector. On an error, leaves them there.
     fn register_specs(
         &self,
         provider: &str,
@@ -153,7 +153,7 @@ impl Registry {
 /// The error of an announcement.
 struct RejectedAnnouncement {
     error: RegistryError,
-    /// A live worker with other specs, for which the announcement may wait.
+    /// A live worker with other specs, if the announcement can wait until it has ended.
     blocker: Option<Announcer>,
 }
 
@@ -177,7 +177,7 @@ pub(super) struct Deferred {
 impl Registry {
     /// Like [`register_remote`](Self::register_remote), for workers whose code may change while older workers run. If another
     /// live worker announced a tool with another spec, the announcement takes effect when the last such worker has ended. If
-    /// there are several, the newest one takes effect.
+    /// there are several such announcements, the newest one takes effect.
     ///
     /// # Errors
     /// As for `register_remote`. After [`RegistryError::DuplicateTool`], the registry keeps the announcement for later.
@@ -188,10 +188,11 @@ impl Registry {
         handler: &Arc<dyn ToolHandler>,
         mut specs: Vec<ToolSpec>,
     ) -> Result<Vec<Registration>, RegistryError> {
-        // Held meanwhile, so that announcements of one worker, and passes over the list, take effect one after the other.
+        // Held during the registration, which serializes the announcements of one worker and the passes over the list.
         let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
         let registered = self.register_specs(provider, announcer, handler, &mut specs);
-        // The last announcement of a worker applies. Without the removal of ended workers, a crash loop would fill the memory.
+        // Only the last announcement of a worker applies. Announcements of ended workers are removed, because a crash loop would
+        // fill the memory with them.
         deferred.retain(|deferred| {
             deferred.announcer.is_alive() && deferred.announcer.worker != announcer.worker
         });

@@ -29,7 +29,7 @@ impl ToolSpec {
         let mut definitions = Map::new();
         for parameter in &self.parameters {
             let mut schema = parameter.schema();
-            // References begin at the root. The definitions of one tool have unique names.
+            // References start at the root of the schema, so all definitions move there. Their names are unique within a tool.
             if let Some(Value::Object(own)) = schema.remove("$defs") {
                 definitions.extend(own);
             }
@@ -78,7 +78,7 @@ impl ParameterSpec {
         schema
     }
 
-    /// The schema of the type alone.
+    /// Returns the schema of the type, without `validation_json`.
     fn schema_of_type(&self) -> Map<String, Value> {
         let schema = match self.type_name.as_str() {
             "integer" | "int" => json!({"type": "integer"}),

@@ -126,11 +126,11 @@ impl CallArgs {
     }
 }
 
-/// The problem of a text that is not a JSON object, as a clause.
+/// Returns the problem of a text that is not a JSON object, as a clause.
 fn problem_of_arguments(json: &str, error: &serde_json::Error) -> String {
     match json.trim_start().bytes().next() {
         None => "it is empty".to_owned(),
-        // The text is JSON so far, so a position in it explains nothing.
+        // The text begins with valid JSON of another type, so a position in it would not help.
         Some(first) if error.is_data() => {
             let kind = match first {
                 b'[' => "a list",

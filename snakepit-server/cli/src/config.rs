@@ -109,7 +109,7 @@ fn adapter_args(table: &DeTable<'_>) -> Result<Vec<String>, (usize, String)> {
     texts.collect()
 }
 
-/// The JSON form of a value. `None` for infinity, NaN and large integers.
+/// Converts a value to JSON. Returns `None` for infinity, NaN and integers beyond 64 bits.
 fn json_of(value: &DeValue<'_>) -> Option<Value> {
     Some(match value {
         DeValue::String(text) => Value::String(text.to_string()),

@@ -21,8 +21,8 @@ const TEST_PREFIX: &str = "SNAKEPIT_TEST_";
 /// The beginnings of variables that Kubernetes sets in each pod for a Service named `snakepit`.
 const KUBERNETES_PREFIXES: [&str; 2] = ["SNAKEPIT_SERVICE_", "SNAKEPIT_PORT"];
 
-/// Variables without a flag: `SNAKEPIT_LOG`, the variables that the worker runtime reads, and those that a host sets for its workers.
-/// The daemon inherits the latter if a tool of a worker starts it.
+/// Variables without a flag: `SNAKEPIT_LOG`, the variables that the worker runtime reads, and those that a host sets for its
+/// workers. The daemon inherits the latter if a tool of a worker starts it.
 const WITHOUT_FLAG: [&str; 16] = [
     "SNAKEPIT_LOG",
     "SNAKEPIT_AFTER_CANCEL",

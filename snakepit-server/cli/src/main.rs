@@ -172,8 +172,8 @@ fn configured(command: Command, words: &[OsString]) -> Result<Command, Failure> 
 /// The maximum number of threads. More threads would only cost memory, and systems cannot start tens of thousands of them.
 const MAX_THREADS: usize = 1024;
 
-/// Creates a runtime with the number of threads in `TOKIO_WORKER_THREADS`. The default is half of the processors: Python needs the
-/// other half, and with few processors, more threads cost more than they gain.
+/// Creates a runtime with the number of threads in `TOKIO_WORKER_THREADS`. The default is half of the processors: Python needs
+/// the other half, and with few processors, more threads cost more than they gain.
 fn runtime() -> Result<Runtime, Failure> {
     let threads = match std::env::var_os("TOKIO_WORKER_THREADS") {
         Some(text) if !text.is_empty() => {
@@ -232,7 +232,7 @@ mod tests {
         for flag in &named {
             assert!(flags.contains(flag), "there is no flag --{flag}");
         }
-        // The daemon itself, not the host, uses these flags.
+        // These flags configure the daemon, not the host.
         let own = ["config", "json", "drain"];
         for flag in flags.iter().filter(|flag| !own.contains(flag)) {
             assert!(named.contains(flag), "no setting has the name of --{flag}");

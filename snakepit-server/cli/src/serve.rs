@@ -207,8 +207,8 @@ fn log_filter() -> Result<EnvFilter, Failure> {
     })
 }
 
-/// Prints one line of JSON on stdout, for scripts that wait until the server is ready. A separate thread writes it, so that a full
-/// pipe or a stopped terminal does not block the server.
+/// Prints one line of JSON on stdout, for scripts that wait until the server is ready. A separate thread writes it, so that a
+/// full pipe or a stopped terminal does not block the server.
 fn print_ready_line(snakepit: &Snakepit) {
     let status = snakepit.status();
     let line = serde_json::json!({

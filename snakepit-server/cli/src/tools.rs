@@ -19,7 +19,7 @@ pub(crate) struct ToolArgs {
     pub(crate) list: list::Args,
 }
 
-/// A tool and the source of its calls: a pool of workers, or the host.
+/// A tool and its provider: the name of a pool of workers, or the host.
 struct Listed {
     spec: ToolSpec,
     provider: String,
@@ -92,7 +92,7 @@ impl Listed {
         })
     }
 
-    /// The description for people.
+    /// Returns the description as text for people.
     fn describe(&self) -> String {
         let Self { spec, provider } = self;
         let mut text = format!("{} ({}, {})\n", escape(&spec.name), self.kind(), escape(provider));

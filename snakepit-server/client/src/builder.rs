@@ -75,12 +75,12 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// Adds an address of another host, in the order of preference. If a host cannot be reached, or shuts down and rejects calls, the
-    /// client uses the next address, and begins again with the first after the last. Each address gets an equal share of the
-    /// [`connect_timeout`](Self::connect_timeout).
+    /// Adds the address of another host for failover, in the order of preference. If a host cannot be reached, or rejects calls
+    /// because it shuts down, the client uses the next address, and after the last one the first. Each address gets an equal
+    /// share of the [`connect_timeout`](Self::connect_timeout).
     ///
-    /// Calls that still run on a host that shuts down run to their end there. Calls in flight on a lost host fail as usual, and are
-    /// repeated only if they are idempotent or were not begun. Sessions move only if the hosts share a session backend.
+    /// A host that shuts down finishes its running calls. If a host is lost, the client repeats its calls in flight only if they
+    /// are idempotent or had not begun. The others fail. Sessions move only if the hosts share a session backend.
     pub fn fallback(mut self, address: impl Into<String>) -> Self {
         self.fallbacks.push(address.into());
         self
@@ -119,7 +119,7 @@ impl ClientBuilder {
     /// server that [mounts](https://github.com/snakepit-rs/snakepit/blob/main/docs/embedding.md#in-a-web-service) the host
     /// does.
     ///
-    /// The token is encrypted only on connections to addresses with `https://`, which need the feature `tls`. Use one of them, or a Unix
+    /// Only connections to `https://` addresses encrypt the token. They need the feature `tls`. Use such an address, or a Unix
     /// socket.
     pub fn bearer_token(self, token: &str) -> Self {
         match HeaderValue::try_from(format!("Bearer {token}")) {
@@ -132,8 +132,9 @@ impl ClientBuilder {
     }
 
     /// Sends this metadata entry, an HTTP header, with each request. A later value replaces an earlier one of the same key. The
-    /// keys of the protocol are reserved: `grpc-*`, `snakepit-*`, `content-*`, `te`, `host`, `user-agent`, the trace context and the
-    /// headers of HTTP/1 connections. Values are text, so keys that end in `-bin` are invalid. `Debug` does not show the values.
+    /// keys of the protocol are reserved: `grpc-*`, `snakepit-*`, `content-*`, `te`, `host`, `user-agent`, the trace context and
+    /// the headers of HTTP/1 connections. Values are text, so keys that end in `-bin` are invalid. `Debug` does not show the
+    /// values.
     pub fn metadata(self, key: &str, value: &str) -> Self {
         let is_reserved = |name: &str| {
             name.starts_with("grpc-")
@@ -201,8 +202,9 @@ impl ClientBuilder {
         Ok(Client::new(host))
     }
 
-    /// Creates a client that connects with its first request. Until then, the addresses need not be reachable. With `https://` and
-    /// without a CA of the program, it reads the CAs of the system on the calling thread, which takes several milliseconds.
+    /// Creates a client that connects with its first request. Until then, the addresses need not be reachable. If an address
+    /// begins with `https://` and you set no CA, this function reads the CAs of the system on the calling thread, which takes
+    /// several milliseconds.
     ///
     /// # Errors
     /// [`Error::Connect`] if an address is invalid, [`Error::InvalidOption`], or [`Error::NoRuntime`] outside a tokio runtime.
@@ -270,7 +272,7 @@ impl ClientBuilder {
         Ok(RemoteHost::new(targets, self.host_options()))
     }
 
-    /// Loads the CAs of the system, if an address needs them, without blocking the thread.
+    /// Loads the CAs of the system if an address needs them. Does not block the thread.
     #[cfg(feature = "tls")]
     async fn with_system_roots(mut self, address: &str) -> Result<Self, Error> {
         self.check()?;
@@ -287,7 +289,7 @@ impl ClientBuilder {
         Ok(self)
     }
 
-    /// Returns the function that creates channels to the addresses with `https://`.
+    /// Returns a function that creates a channel to an `https://` address.
     #[cfg(feature = "tls")]
     fn tls_channels(&self, connect_timeout: Duration) -> impl Fn(&str) -> Result<HttpService, String> {
         // Reading the CAs of the system takes several milliseconds.
@@ -308,7 +310,7 @@ impl ClientBuilder {
         }
     }
 
-    /// The first option of TLS that is set.
+    /// The name of the first TLS option that is set.
     #[cfg(feature = "tls")]
     fn tls_option(&self) -> Option<&'static str> {
         self.tls.first_set()

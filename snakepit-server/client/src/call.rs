@@ -123,8 +123,8 @@ impl<H: HostHandle> CallBuilder<H> {
 
     /// Limits the whole call: the session lookup, the wait in the queue, all attempts and, for a streaming call, the stream.
     /// The default is the host's. The maximum is [`MAX_TIMEOUT`](crate::MAX_TIMEOUT), more than 11,000 years, so a call with
-    /// `Duration::MAX` has no limit in practice. Use that for a stream without an end. Outside a tokio runtime, a call that needs a
-    /// timer fails with [`ToolError::NoRuntime`].
+    /// `Duration::MAX` has no limit in practice. Use that for a stream without an end. Outside a tokio runtime, a call that needs
+    /// a timer fails with [`ToolError::NoRuntime`].
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout.min(MAX_TIMEOUT));
         self
@@ -215,8 +215,8 @@ impl<H: HostHandle> CallBuilder<H> {
     /// Makes the call and returns its chunks as they arrive.
     ///
     /// # Errors
-    /// [`Error::Tool`] if the call cannot start. A later failure is the last item of the stream. A chunk that does not fit `T` is an
-    /// item with [`Error::WrongResult`].
+    /// [`Error::Tool`] if the call cannot start. A later failure is the last item of the stream. A chunk that does not fit `T` is
+    /// an item with [`Error::WrongResult`].
     ///
     /// The [timeout](Self::timeout) of the call, or else the default one of the host, ends the stream too.
     ///

@@ -11,8 +11,9 @@ use snakepit_session::{
 
 use crate::Error;
 
-/// A handle to a host in this process, which trusts the program: [`CallBuilder::principal`](crate::CallBuilder::principal). Remote
-/// hosts authenticate their clients themselves. Only `LocalHost` of `snakepit-server` implements it.
+/// A handle to a host in this process. Such a host trusts the program, so the program can choose the
+/// [principal](crate::CallBuilder::principal) of a call. Remote hosts authenticate their clients themselves. Only `LocalHost` of
+/// `snakepit-server` implements this trait.
 pub trait InProcessHandle: HostHandle {}
 
 /// The events of a watch, up to and including the error that ends it.

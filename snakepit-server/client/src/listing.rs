@@ -29,8 +29,8 @@ pub struct WorkerInfo {
     pub restarts: u64,
 }
 
-/// The state of the pool of a remote host: [`Client::status`](crate::Client::status). It has the fields of the `PoolStatus` of a host
-/// in this process, and serializes like it.
+/// The state of the pool of a remote host: [`Client::status`](crate::Client::status). It has the fields of the `PoolStatus` of a
+/// host in this process, and serializes like it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct PoolInfo {

@@ -1,4 +1,4 @@
-//! Converts the gRPC statuses of a host back to the errors from which the host made them.
+//! Converts the gRPC statuses of a host back to the errors from which the host created them.
 
 use std::{error::Error as _, io, time::Duration};
 
@@ -169,8 +169,8 @@ pub(crate) fn is_unreachable(status: &Status) -> bool {
         || std::iter::successors(status.source(), |&error| error.source()).any(timed_out)
 }
 
-/// Reconstructs a session error from the reason, the metadata entries and the message of a status. Returns `None` if the status has
-/// another reason or lacks an entry.
+/// Reconstructs a session error from the reason, the metadata entries and the message of a status. Returns `None` if the status
+/// has another reason or lacks an entry.
 pub(crate) fn session_error(
     reason: &str,
     entry: impl Fn(&str) -> Option<String>,

@@ -120,7 +120,7 @@ where
 
 /// Creates the generated client over a service. Requests get the headers first, so that the layers see them.
 pub(crate) fn client_over(service: HttpService, layers: &[HttpLayer], headers: &HeaderMap) -> BridgeClient {
-    // The innermost service, because layers may add headers.
+    // This is the innermost service, because layers may add headers.
     let service = HttpService::new(BoundedHeaders(service));
     let service = layers.iter().rev().fold(service, |inner, layer| layer(inner));
     let service = if headers.is_empty() {

@@ -14,13 +14,13 @@ impl Builder {
     /// - The host authenticates its peers: a user by its Unix socket, a worker by its launch. Other clients are `loopback` or
     ///   `remote`. If you mount the host's services in your own server, authenticate there, and insert the `Principal` into the
     ///   extensions of the HTTP request.
-    /// - [`Principal::program`], which makes the calls of your program, is always permitted. To make a call for another principal,
-    ///   set [`ToolCall::principal`](crate::ToolCall::principal) and use [`Snakepit::service`](crate::Snakepit::service). A call of
-    ///   the service without a principal is denied.
-    /// - A tool in a worker uses sessions and calls tools of the host for the principal of the outermost call that waits for it, with
-    ///   the [id of the worker](Principal::worker_id) in addition. If that is a call of your program, it acts as the
-    ///   [worker](Principal::worker) itself. So do workers between calls, foreign workers, and workers of a launcher that run several
-    ///   calls at a time. Permit them, or these operations of your tools fail.
+    /// - [`Principal::program`], which makes the calls of your program, is always permitted. To make a call for another
+    ///   principal, set [`ToolCall::principal`](crate::ToolCall::principal) and use
+    ///   [`Snakepit::service`](crate::Snakepit::service). A call of the service without a principal is denied.
+    /// - A tool in a worker uses sessions and calls host tools as the principal of the outermost call that waits for it, and this
+    ///   principal also has the [id of the worker](Principal::worker_id). If that is a call of your program, the tool acts as the
+    ///   [worker](Principal::worker) itself. Workers between calls, foreign workers, and workers of a launcher that run several
+    ///   calls concurrently also act as themselves. If you deny these operations, such tools fail.
     /// - `Ping`, health checks and reflection are open to every peer. A worker registers its tools with its own credentials.
     /// - The function runs in the task of the request, so it must return quickly and must not block. If it panics, the host
     ///   denies the operation.

@@ -5,15 +5,15 @@ use snakepit_registry::CallRecord;
 use super::Builder;
 
 impl Builder {
-    /// Adds a reader of the [record](CallRecord) of each call that has ended: unary or streaming, of a tool of a worker or of the host,
-    /// from any caller. Use it for metrics, an audit log, or a list of recent calls.
+    /// Adds a reader, which receives the [record](CallRecord) of every call when it ends: unary and streaming calls, of worker
+    /// tools and host tools, from any caller. Use it for metrics, an audit log, or a list of recent calls.
     ///
-    /// The reader runs in the task of the call, and delays its end. It must return quickly and must not block. Pass slow work to
-    /// another task, over a bounded channel. If it panics, the call is not affected, and
-    /// [`Snakepit::reader_panics`](crate::Snakepit::reader_panics) counts the panic. Several readers run in the order in which you
-    /// add them.
+    /// The reader runs in the task of the call and delays its end, so it must return quickly and must not block. Send slow work
+    /// to another task over a bounded channel. If the reader panics, the call is not affected, and
+    /// [`Snakepit::reader_panics`](crate::Snakepit::reader_panics) counts the panic. Several readers run in the order in which
+    /// you add them.
     ///
-    /// Without readers, the host takes no times and makes no records.
+    /// Without readers, the host takes no timestamps and creates no records, unless its log has the level DEBUG.
     ///
     /// ```
     /// use snakepit_server::Snakepit;

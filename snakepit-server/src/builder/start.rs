@@ -41,8 +41,8 @@ impl Builder {
     /// [`RuntimeEnded`](snakepit_registry::ToolError::RuntimeEnded).
     ///
     /// # Errors
-    /// [`StartError`] if a step fails, or [`PoolError::NoRuntime`] outside a tokio runtime. Everything that had started has stopped
-    /// when this returns.
+    /// [`StartError`] if a step fails, or [`PoolError::NoRuntime`] outside a tokio runtime. Everything that had started has
+    /// stopped when this returns.
     ///
     /// # Cancel safety
     /// If the future is dropped, a background task of the runtime kills the started workers. Use
@@ -55,8 +55,8 @@ impl Builder {
     /// signal arrived.
     ///
     /// # Errors
-    /// [`StartError::Cancelled`] if `cancelled` completes first, and the errors of `start`. Everything that had started has stopped
-    /// when this returns.
+    /// [`StartError::Cancelled`] if `cancelled` completes first, and the errors of `start`. Everything that had started has
+    /// stopped when this returns.
     pub async fn start_unless(self, cancelled: impl Future<Output = ()>) -> Result<Snakepit, StartError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(PoolError::NoRuntime.into());

@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::Builder;
 
 impl Builder {
-    /// Sets an argument of the adapter. Parameters of its `lifespan`, `process_init` and `__init__` receive it by name, converted by
-    /// their type hints. A worker whose adapter lacks an argument, or takes none of this name, fails the start.
+    /// Sets an argument of the adapter. Parameters of its `lifespan`, `process_init` and `__init__` receive it by name, converted
+    /// by their type hints. Workers fail to start if a required argument is not set, or if no parameter has this name.
     ///
     /// Workers receive the arguments in an environment variable, so other users of the machine cannot read them.
     ///
@@ -20,20 +20,22 @@ impl Builder {
         self
     }
 
-    /// Assigns each worker one of these GPUs: the worker with index `i` gets number `i % n` of them, in `CUDA_VISIBLE_DEVICES` and in
-    /// the attribute `gpu` of Python's `worker_info()`. The replacement of a lost worker gets the same one.
+    /// Assigns one of these GPUs to each worker. With `n` GPUs, the worker with index `i` gets the GPU at index `i % n`, in
+    /// `CUDA_VISIBLE_DEVICES` and in the attribute `gpu` of Python's `worker_info()`. The replacement of a lost worker gets the
+    /// same GPU.
     pub fn gpus<S: Into<String>>(mut self, gpus: impl IntoIterator<Item = S>) -> Self {
         self.gpus = gpus.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Sets the number of threads that numeric libraries such as OpenBLAS, MKL and OpenMP use in each worker. By default, the host
-    /// divides the processors among the workers, at least 1 each. With 0, the libraries use their own defaults: usually one thread
-    /// for each processor, in each worker.
+    /// Sets the number of threads that numeric libraries such as OpenBLAS, MKL and OpenMP use in each worker. By default, the
+    /// host divides the processors among the workers, at least 1 each. With 0, the libraries use their own defaults: usually one
+    /// thread for each processor, in each worker.
     ///
     /// The host sets the variables `OMP_NUM_THREADS`, `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS`, `NUMEXPR_NUM_THREADS`,
-    /// `VECLIB_MAXIMUM_THREADS` and `RAYON_NUM_THREADS` of the workers. It keeps those that this process or [`env`](Self::env) sets. If
-    /// `OMP_NUM_THREADS` is set, it leaves the next three unset too, because their libraries follow it.
+    /// `VECLIB_MAXIMUM_THREADS` and `RAYON_NUM_THREADS` of the workers. It does not change variables that this process or
+    /// [`env`](Self::env) sets. If one of them sets `OMP_NUM_THREADS`, the host does not set the next three variables either,
+    /// because their libraries read `OMP_NUM_THREADS`.
     pub const fn library_threads(mut self, threads: usize) -> Self {
         self.library_threads = Some(threads);
         self

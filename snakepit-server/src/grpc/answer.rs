@@ -1,5 +1,5 @@
-//! The answer of a call on its way to the client: counted as unread before the call is recorded, and without internals that the client
-//! must not see.
+//! The answer of a call on its way to the client: counted as unread before the call is recorded, and without internals that the
+//! client must not see.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub(super) struct AnswerReader {
 }
 
 impl AnswerReader {
-    /// The client that makes a call, on this connection.
+    /// Creates the reader of a call's answer on this connection.
     pub(super) fn of(call: &ToolCall, connection: Option<Arc<Connection>>) -> Self {
         Self { connection, sees_tracebacks: call.principal.sees_tracebacks() }
     }
@@ -42,7 +42,7 @@ impl AnswerReader {
         self.account(value)
     }
 
-    /// Counts a value that must fit into one message twice: with its buffer inline, and with the buffer in a field of its own.
+    /// Counts a value whose buffer must fit into one message twice: inline, and in a separate field.
     ///
     /// # Errors
     /// As for [`account_message`](Self::account_message).
@@ -51,7 +51,7 @@ impl AnswerReader {
         self.account(value)
     }
 
-    /// The result of a call as the client receives it.
+    /// Removes internals that the client must not see from the result of a call.
     pub(super) fn result(&self, result: Result<ToolReply, ToolError>) -> Result<ToolReply, ToolError> {
         if self.sees_tracebacks {
             return result;

@@ -10,17 +10,17 @@ use tonic::{Extensions, Request, Status};
 use super::bridge::Bridge;
 use crate::{Operation, host::Host, listen::Connection, status::from_tool_error};
 
-/// The party at the other end of a request.
+/// The peer of a request.
 #[derive(Debug, Clone)]
 pub(super) enum Requester {
-    /// The principal that a server of the program has set, or the peer of the connection.
+    /// The principal that the program's own server has set, or the peer of the connection.
     Principal(Principal),
-    /// A process of a worker, which makes its requests for the call that it runs.
+    /// A process of a worker, which acts for the call that the worker runs.
     Worker(Arc<Launch>),
 }
 
 impl Requester {
-    /// The principal of a request that arrives now.
+    /// Returns the principal for the next request. That of a worker changes with the call that it runs.
     pub(super) fn principal(&self, host: &Host) -> Principal {
         match self {
             Self::Principal(principal) => principal.clone(),
@@ -29,7 +29,7 @@ impl Requester {
     }
 }
 
-/// A request that names a session, or no session for global programs.
+/// A request that names a session, or that may refer to global programs instead.
 pub(super) trait OfSession {
     fn session(&self) -> Option<&str>;
 }
@@ -59,7 +59,7 @@ of_session! {
 of_session! { or global: PutProgramRequest GetProgramRequest ListProgramsRequest DeleteProgramRequest }
 
 impl Bridge {
-    /// The party that makes a request.
+    /// Returns the peer of a request.
     pub(super) fn requester(&self, extensions: &Extensions) -> Requester {
         if let Some(principal) = extensions.get::<Principal>() {
             return Requester::Principal(principal.clone());
@@ -68,18 +68,19 @@ impl Bridge {
             return Requester::Principal(Principal::mounted());
         };
         match connection.launch() {
-            // A foreign worker runs any number of calls at a time, and opens sessions for calls that have none.
+            // A foreign worker acts as itself, because it runs any number of calls concurrently and opens sessions for calls that
+            // have none.
             Some(launch) if self.launch().is_none() => Requester::Worker(Arc::clone(launch)),
             _ => Requester::Principal(connection.principal()),
         }
     }
 
-    /// The principal of a request.
+    /// Returns the principal of a request.
     pub(super) fn principal(&self, extensions: &Extensions) -> Principal {
         self.requester(extensions).principal(self.host())
     }
 
-    /// Asks the host whether the principal of a request may do this.
+    /// Checks that the principal of a request may do this operation.
     pub(super) fn authorize(&self, extensions: &Extensions, operation: &Operation<'_>) -> Result<(), Status> {
         let Some(authorizer) = self.host().authorizer() else { return Ok(()) };
         let principal = self.principal(extensions);
@@ -89,14 +90,14 @@ impl Bridge {
         authorizer.authorize(&principal, operation).map_err(from_tool_error)
     }
 
-    /// Asks the host whether the principal of a request may read its session.
+    /// Checks that the principal of a request may read the session of the request.
     pub(super) fn may_read<M: OfSession>(&self, request: &Request<M>) -> Result<(), Status> {
         let session = request.get_ref().session();
         let operation = session.map_or(Operation::ReadPrograms, |session| Operation::ReadSession { session });
         self.authorize(request.extensions(), &operation)
     }
 
-    /// Asks the host whether the principal of a request may change its session.
+    /// Checks that the principal of a request may change the session of the request.
     pub(super) fn may_write<M: OfSession>(&self, request: &Request<M>) -> Result<(), Status> {
         let session = request.get_ref().session();
         let operation =

@@ -140,8 +140,8 @@ impl Bridge {
     }
 
     /// The calls that wait for a call of this worker, for the detection of deadlocks. Any client can send the header, so the host
-    /// accepts it only from a process of the worker that it names. Otherwise a client could claim to be part of another client's call
-    /// and cause rejections of calls that would not deadlock.
+    /// accepts it only from a process of the worker that it names. Otherwise a client could claim to be part of another client's
+    /// call and cause rejections of calls that would not deadlock.
     fn ancestors(&self, headers: &MetadataMap, extensions: &Extensions) -> Option<Arc<[CallId]>> {
         let claimed = headers.get(headers::WORKER_ID)?.to_str().ok()?;
         let connection = extensions.get::<Arc<Connection>>()?;

@@ -1,5 +1,6 @@
-//! The routes of the bridge service, with a separate one for `InitializeSession`. Its response describes all tools in up to several MiB,
-//! and workers of the original Snakepit request it before each call. The host therefore encodes it once and sends it until a tool changes.
+//! The routes of the bridge service, with a separate one for `InitializeSession`. Its response describes all tools and can have
+//! several MiB, and workers of the original Snakepit request it before each call. The host therefore encodes the response once
+//! and reuses it until a tool changes.
 
 use std::{
     convert::Infallible,
@@ -50,8 +51,8 @@ fn encoded_response(registry: &Registry) -> Bytes {
     response(registry).encode_to_vec().into()
 }
 
-/// The bridge service, with a special route for `InitializeSession`. Before the first request of a TCP connection, it looks up
-/// whether a process of a worker sends it, if that makes a difference.
+/// The bridge service, with a special route for `InitializeSession`. Before the first request of a TCP connection, looks up
+/// whether the peer is a process of a worker, if the host distinguishes workers.
 #[derive(Debug, Clone)]
 pub(super) struct BridgeRoutes {
     bridge: Arc<Bridge>,

@@ -105,7 +105,7 @@ struct ClientCalls {
     connection: Option<Arc<Connection>>,
     /// Whether the client is a process of a worker.
     is_worker: bool,
-    /// The party that makes the calls.
+    /// The peer that makes the calls.
     requester: Requester,
 }
 

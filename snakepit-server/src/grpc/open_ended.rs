@@ -1,5 +1,5 @@
-//! Ends open-ended streams at shutdown and at the deadline of their RPC. Both end with an error, because a stream without one would
-//! look complete.
+//! Ends open-ended streams at shutdown and at the deadline of their RPC. Both end with an error, because a stream without one
+//! would look complete.
 
 use std::{
     pin::Pin,

@@ -1,5 +1,5 @@
-//! Bounds the parts of a call that the host runs itself, which are session lookups, host tools and their streams. Each ends at the
-//! deadline of its call, or when the host cuts off its calls at the end of the drain.
+//! Bounds the parts of a call that the host runs itself, which are session lookups, host tools and their streams. Each ends at
+//! the deadline of its call, or when the host cuts off its calls at the end of the drain.
 //!
 //! The pool bounds calls on workers, because it can report how far each got
 //! ([`ToolHandler::enforces_deadlines`](snakepit_registry::ToolHandler::enforces_deadlines)).
@@ -39,8 +39,8 @@ impl CallBounds {
     /// Waits for a future within the bounds. A future that is ready at the first poll needs no timer.
     ///
     /// # Errors
-    /// - [`ToolError::DeadlineExceeded`] with this stage. If the deadline has already passed, the future is not polled, and the stage
-    ///   is [`CallStage::Queued`].
+    /// - [`ToolError::DeadlineExceeded`] with this stage. If the deadline has already passed, the future is not polled, and the
+    ///   stage is [`CallStage::Queued`].
     /// - [`ToolError::ShuttingDown`] at the cut-off.
     /// - [`ToolError::NoRuntime`] if a timer is needed outside of a runtime.
     pub(crate) async fn within<T>(

@@ -56,7 +56,7 @@ impl CallRecords {
 
     fn publish(&self, record: &CallRecord) {
         for reader in &self.readers {
-            // A reader runs in the task of the call, also when the call is dropped.
+            // A reader runs in the task of the call, even while the call is dropped.
             if catch(|| reader(record)).is_err() {
                 self.panics.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(tool = %record.tool, call = %record.call, "a reader of call records panicked");

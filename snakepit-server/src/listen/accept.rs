@@ -23,8 +23,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The maximum number of rejected connections of a listener that receive an answer at the same time.
 const MAX_REJECTIONS: usize = 16;
-/// TCP keepalive, which detects peers whose machine died: the idle time before the first probe, the time between probes, and their
-/// number.
+/// TCP keepalive, which detects peers whose machine died: the idle time before the first probe, the time between probes, and
+/// their number.
 const TCP_KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(3), 3);
 
 /// A listening socket.
@@ -148,7 +148,7 @@ impl<L: Accept> Acceptor<L> {
         }
     }
 
-    /// Looks up which open connections belong to workers, if the limit has been reached, so that `admit` does not.
+    /// At the limit, looks up which open connections belong to workers. `admit` would block the runtime with these lookups.
     async fn identify_processes(&self) {
         let unidentified = self.connections.unidentified_at_limit();
         if !unidentified.is_empty() {

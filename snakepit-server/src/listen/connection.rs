@@ -1,4 +1,5 @@
-//! Serves one connection until its client disconnects, it is without requests for too long, the host evicts it, or the host stops.
+//! Serves one connection until its client disconnects, it is without requests for too long, the host evicts it, or the host
+//! stops.
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
@@ -34,14 +35,14 @@ const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval between HTTP/2 pings to a silent client.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// The time in which a client must answer an HTTP/2 ping. A client that is frozen or whose machine died loses its connection, its calls
-/// and its watches after this time and [`KEEPALIVE_INTERVAL`].
+/// The time in which a client must answer an HTTP/2 ping. A client that is frozen or whose machine died loses its connection, its
+/// calls and its watches after this time and [`KEEPALIVE_INTERVAL`].
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(8);
 /// The time in which a client must accept at least one byte. HTTP/2 libraries always read from the socket, even while the program
 /// does not read its streams.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(18);
-/// The most open requests of one connection. Further requests wait for a free stream. All multiplexed calls share one stream, and each
-/// watch needs its own. The budget of the connection bounds the memory of its requests.
+/// The maximum number of open requests of one connection. Further requests wait for a free stream. All multiplexed calls share
+/// one stream, and each watch needs its own. The budget of the connection bounds the memory of its requests.
 pub(super) const MAX_STREAMS: u32 = 2048;
 
 /// The maximum number of open requests on a rejected connection.

@@ -81,11 +81,11 @@ pub(crate) struct ConnectionPermit {
 /// The other end of a connection.
 #[derive(Debug, Clone)]
 pub(crate) enum Peer {
-    /// A client of which nothing is known.
+    /// A client whose address is not known.
     Unknown,
     /// A client on a TCP connection.
     Tcp(TcpPeer),
-    /// A client of a server of the program, with its TCP connection if that server provides it.
+    /// A client of the program's own server, with its TCP connection if that server provides it.
     Mounted(Option<TcpPeer>),
     /// A process on a Unix socket. The kernel reports its ids. Some systems report no pid.
     Process { pid: Option<u32>, uid: u32 },
@@ -127,7 +127,8 @@ pub(crate) struct Connection {
     opened: Instant,
     /// The end of the last use, in milliseconds after `opened`.
     last_use_ended: AtomicU64,
-    /// The end of the last request, in milliseconds after `opened`. Unlike a use, a request may be a `Multiplex` stream without calls.
+    /// The end of the last request, in milliseconds after `opened`. Unlike a use, a request may be a `Multiplex` stream without
+    /// calls.
     last_request_ended: AtomicU64,
     evicted: CancellationToken,
 }
@@ -156,12 +157,13 @@ impl Connections {
         })
     }
 
-    /// Counts the unread responses of one connection.
+    /// Creates the counter of the unread responses of one connection.
     pub(super) fn unread_responses(&self) -> Arc<UnreadResponses> {
         Arc::new(UnreadResponses::new(self.connection_bytes, Arc::clone(&self.responses)))
     }
 
-    /// Creates the state of a connection, with the count of its unread responses. It counts towards no limit of connections.
+    /// Creates the state of a connection, with this counter of its unread responses. The connection does not count towards the
+    /// limit until it is admitted.
     pub(super) fn connection(&self, peer: Peer, unread: Arc<UnreadResponses>) -> Arc<Connection> {
         Arc::new(Connection {
             budget: Arc::new(Budget::new(self.connection_bytes)),
@@ -183,8 +185,8 @@ impl Connections {
         })
     }
 
-    /// Admits a connection. At the limit, looks up which connections belong to workers and moves them to the reserve, while there is
-    /// room in it. If that does not suffice, evicts an idle connection. Below the limit, there is no need for a lookup.
+    /// Admits a connection. At the limit, looks up which connections belong to workers, and moves them to the reserve while it
+    /// has room. If that does not suffice, evicts an idle connection. Below the limit, skips the lookups.
     pub(crate) fn admit(self: &Arc<Self>, peer: Peer) -> Admission {
         let connection = self.connection(peer, self.unread_responses());
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -220,8 +222,9 @@ impl Connections {
         admitted(connection)
     }
 
-    /// At the limit, returns the open connections on Unix sockets whose process is not known yet. [`launch`](Connection::launch) looks it
-    /// up. Each lookup reads `/proc`, so the caller must not block the runtime with them before it [admits](Self::admit) a connection.
+    /// At the limit, returns the open connections on Unix sockets whose process is not known yet. Call
+    /// [`launch`](Connection::launch) for each of them on a blocking thread before you [admit](Self::admit) a connection, because
+    /// each lookup reads `/proc`.
     pub(super) fn unidentified_at_limit(&self) -> Vec<Arc<Connection>> {
         let open = self.lock();
         if open.len() < self.limit {
@@ -322,9 +325,9 @@ impl Connection {
         }
     }
 
-    /// The launch of the worker at the other end. `None` for a client. The first lookup for a Unix socket reads /proc, and its result
-    /// stays valid, because a launch is registered before its worker can connect. If the launcher does not know the pid, the token
-    /// identifies the worker. For a TCP connection, [`identify`](Self::identify) does the lookup.
+    /// The launch of the worker at the other end. `None` for a client. The first lookup for a Unix socket reads /proc, and its
+    /// result stays valid, because a launch is registered before its worker can connect. If the launcher does not know the pid,
+    /// the token identifies the worker. For a TCP connection, [`identify`](Self::identify) does the lookup.
     pub(crate) fn launch(&self) -> Option<&Arc<Launch>> {
         match &self.peer {
             Peer::Unknown => None,
@@ -347,8 +350,8 @@ impl Connection {
         (!self.launch.initialized()).then_some(*peer)
     }
 
-    /// Looks up whether a process of a worker is at the other end of a TCP connection from this machine. Only the first call reads
-    /// `/proc`. Cancel safe.
+    /// Looks up whether a process of a worker is at the other end of a TCP connection from this machine. Only the first call
+    /// reads `/proc`. Cancel safe.
     pub(crate) async fn identify(&self) {
         let Some(TcpPeer { peer, local }) = self.unidentified() else { return };
         let find = || async { self.launches.upgrade()?.find_by_connection(peer, local).await };
@@ -381,7 +384,8 @@ impl Connection {
         OpenRequest { connection: Arc::clone(self), is_use: !is_call_stream }
     }
 
-    /// Counts a use. Returns `false` if the connection has been evicted. The caller must [end](Self::end_use) the use in both cases.
+    /// Counts a use. Returns `false` if the connection has been evicted. The caller must [end](Self::end_use) the use in both
+    /// cases.
     fn begin_use(&self) -> bool {
         self.uses.begin()
     }
@@ -406,8 +410,8 @@ impl Connection {
         self.uses.is_in_use()
     }
 
-    /// The time since which no request is open, which is the end of the last request, or the opening of the connection before its first
-    /// request. `None` while a request is open, even an unused `Multiplex` stream.
+    /// The time since which no request is open, which is the end of the last request, or the opening of the connection before its
+    /// first request. `None` while a request is open, even an unused `Multiplex` stream.
     pub(crate) fn without_requests_since(&self) -> Option<Instant> {
         // Acquire: if this load sees the end of the last request, the next one sees its time.
         let has_requests = self.requests.load(Ordering::Acquire) > 0;
@@ -443,8 +447,8 @@ impl Connection {
         Reservation::new(Arc::clone(if self.launch().is_some() { workers } else { clients }))
     }
 
-    /// Waits until the client has read enough of its responses for another call to begin. Returns `Ok` at the deadline of that call
-    /// too, because the call then reports it. Cancel safe.
+    /// Waits until the client has read enough of its responses for another call to begin. Returns `Ok` at the deadline of that
+    /// call too, because the call then reports it. Cancel safe.
     ///
     /// # Errors
     /// The client read nothing for `STALL_TIMEOUT`.

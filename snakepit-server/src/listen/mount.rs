@@ -1,8 +1,8 @@
 //! The gRPC services as routes of the program's own server, which accepts the connections.
 //!
-//! The host does not see these connections. It groups the requests by the address of the peer, if the server of the program provides
-//! it, so that each client is bounded as on a listener. The host cannot close a connection whose client does not read, so it drops
-//! the rest of the response instead.
+//! The host does not see these connections. If the server provides the address of the peer, the host groups the requests by it,
+//! so that the limits of a client are the same as on a listener. The host cannot close a connection whose client does not read,
+//! so it drops the rest of the response instead.
 
 mod request_body;
 mod requests;
@@ -36,10 +36,10 @@ use super::{
 };
 use crate::status::shutting_down;
 
-/// The most open requests of mounted clients. One of them may have as many as a connection to a listener.
+/// The maximum numbers of open requests of mounted clients. One client may have as many as a connection to a listener.
 const LIMITS: RequestLimits = RequestLimits { total: 16 * 1024, per_client: MAX_STREAMS as usize };
 
-/// The services for a server of the program, with the limits and deadlines of the listeners.
+/// The services for the program's own server, with the limits and deadlines of the listeners.
 #[derive(Debug, Clone)]
 pub(crate) struct Mount {
     routes: Routes,
@@ -48,7 +48,7 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// Creates the services. A task drops responses that clients do not read, until the stop.
+    /// Creates the services, and spawns a task that drops responses that clients do not read, until the stop.
     pub(crate) fn new(
         tasks: &TaskTracker,
         routes: Routes,

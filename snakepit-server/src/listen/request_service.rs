@@ -1,5 +1,5 @@
-//! The HTTP service of one connection. Before a request reaches its gRPC service, this module checks the headers, starts the deadline,
-//! and reads the whole message unless the RPC takes a stream.
+//! The HTTP service of one connection. Before a request reaches its gRPC service, this module checks the headers, starts the
+//! deadline, and reads the whole message unless the RPC takes a stream.
 
 use std::{
     convert::Infallible,
@@ -49,8 +49,8 @@ const STREAMING_RPCS: [&str; 4] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
-/// RPCs whose services use the connection: those of calls, and those that distinguish workers from clients. If the host authorizes,
-/// all RPCs of the service do.
+/// RPCs whose services use the connection: those of calls, and those that distinguish workers from clients. If the host
+/// authorizes, all RPCs of the service do.
 const CONNECTION_RPCS: [&str; 8] = [
     MULTIPLEX,
     "/snakepit.bridge.BridgeService/ExecuteTool",
@@ -61,8 +61,8 @@ const CONNECTION_RPCS: [&str; 8] = [
     "/snakepit.bridge.BridgeService/ListTools",
     "/snakepit.bridge.BridgeService/StreamTelemetry",
 ];
-/// RPCs whose requests carry large values. The numbers are those of their message fields whose own fields count towards the limit
-/// ([`MessageLimits::nested`]).
+/// RPCs whose requests carry large values, each with the numbers of the message fields whose nested fields count towards the
+/// limit ([`MessageLimits::nested`]).
 const VALUE_RPCS: [(&str, &[u32]); 9] = [
     (MULTIPLEX, &[1]),
     ("/snakepit.bridge.BridgeService/ExecuteTool", &[]),

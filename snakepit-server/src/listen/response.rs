@@ -19,8 +19,8 @@ use crate::{
 
 /// The largest data frame that the transport receives, in bytes.
 const MAX_FRAME_BYTES: usize = 1024 * 1024;
-/// The largest data frame that a server of the program receives, in bytes. The server keeps the last frame of a response that its client
-/// does not read, which the host cannot drop.
+/// The largest data frame that the program's own server receives, in bytes. That server keeps the last frame of a response that
+/// its client does not read, and the host cannot drop this frame.
 const MAX_MOUNTED_FRAME_BYTES: usize = MIN_COUNTED_BYTES;
 
 /// The size class of an RPC's responses, and whether they can wait.
@@ -75,8 +75,8 @@ pub(super) struct ResponseBody {
 }
 
 impl ResponseBody {
-    /// Wraps the response of a service. Encodes a tool's value immediately, so that only its encoded form uses memory, and counts as
-    /// unread. The service has checked that the client does not have too much to read.
+    /// Wraps the response of a service. Encodes a tool's value immediately, so that only its encoded form uses memory, and counts
+    /// as unread. The service has checked that the client does not have too much to read.
     pub(super) fn wrap(
         response: Response<Body>,
         kind: ResponseKind,
@@ -99,7 +99,7 @@ impl ResponseBody {
         response
     }
 
-    /// Polls the body for the encoded value or its end, without a wait for capacity.
+    /// Polls the body for the encoded value or its end. Does not wait for capacity.
     fn encode(&mut self, cx: &mut Context<'_>) {
         match Pin::new(&mut self.body)
             .poll_frame(cx)
@@ -119,8 +119,9 @@ impl ResponseBody {
         }
     }
 
-    /// Drops the data that the transport has not taken, if there is any, and the source of the response. The client receives an error
-    /// instead. A stream that a reader may have paused is dropped only if memory is short. Returns whether the response was dropped.
+    /// Drops the data that the transport has not taken, and the source of the response. The client receives an error instead.
+    /// Does nothing if the transport has taken all data. Drops a stream only if memory is short, because its reader may have
+    /// paused it. Returns whether the response was dropped.
     pub(super) fn drop_unread(&mut self) -> bool {
         let unread = self.open_request.unread();
         if self.encoded.is_empty() || (self.kind == ResponseKind::Stream && !unread.is_memory_short()) {

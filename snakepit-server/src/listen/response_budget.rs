@@ -17,8 +17,8 @@ use crate::limits::BudgetExhausted;
 /// The time that a client may read nothing before the host rejects its waiting responses. If more than half of the budget of all
 /// connections is in use, the host then closes the connection.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// The bytes that a client must read within [`STALL_TIMEOUT`] while more than half of the budget of all connections is in use. The
-/// average is the minimum rate of requests, 128 KiB per second.
+/// The bytes that a client must read within [`STALL_TIMEOUT`] while more than half of the budget of all connections is in use.
+/// The average is the minimum rate of requests, 128 KiB per second.
 const MIN_READ_BYTES: usize = 128 * 1024 * 30;
 /// The smallest piece of a response that counts, in bytes. A stream buffers at most one smaller piece.
 pub(super) const MIN_COUNTED_BYTES: usize = 16 * 1024;
@@ -59,8 +59,8 @@ impl UnreadResponses {
         Self { own: ResponseBudget::new(limit), all, sent_bytes: AtomicUsize::new(0) }
     }
 
-    /// The budget that further responses must wait for. A connection may use no more bytes than the shared budget has left, so that a
-    /// few clients that do not read leave memory for the others.
+    /// The budget that further responses must wait for. A connection may use no more bytes than the shared budget has left, so
+    /// that a few clients that do not read leave memory for the others.
     fn exhausted_budget(&self) -> Option<ExhaustedBudget> {
         let (own, all) = (self.own.used(), self.all.used());
         if own >= self.own.limit {
@@ -146,7 +146,8 @@ impl UnreadResponses {
         self.sent_bytes.load(Ordering::Relaxed)
     }
 
-    /// Ready once the client has unread responses and hardly reads them, while all connections use more than half of their budget.
+    /// Ready once the client has unread responses and hardly reads them, while all connections use more than half of their
+    /// budget.
     pub(super) async fn stalled(&self) {
         loop {
             let sent = self.sent_bytes();

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The least time between two warnings.
+/// The minimum time between two warnings.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Permits one warning per interval, and counts the others.

@@ -76,9 +76,9 @@ const SWEEP_ROWS: usize = 4096;
 /// - The file does not shrink; new sessions reuse the space of deleted ones.
 /// - Opening reads the whole file and verifies its checksums, and rejects a damaged file. After a crash, a damaged last commit
 ///   looks like an incomplete one; the backend then uses the previous commit and logs a warning.
-/// - Reads and commits do not verify checksums. If another process overwrites a part of the file in place, or the disk damages it,
-///   a read of a damaged row fails, and the next start rejects the file. To check a file, close the backend, copy the file, and
-///   open the copy.
+/// - Reads and commits do not verify checksums. If another process overwrites a part of the file in place, or the disk damages
+///   it, a read of a damaged row fails, and the next start rejects the file. To check a file, close the backend, copy the file,
+///   and open the copy.
 /// - The backend rejects files with another schema version.
 ///
 /// Event counters in [`stats`](snakepit_session::SessionBackend::stats) start at 0.

@@ -52,19 +52,19 @@ pub(super) struct Opened {
     pub(super) expiries: Vec<(Owner, Expiry)>,
 }
 
-/// The file to open.
+/// The origin of the file to open.
 #[derive(Clone, Copy)]
 enum Origin<'a> {
     /// It was created for this database.
     New,
     /// It existed before.
     Existing,
-    /// It was open before, and must be as this storage wrote it last.
+    /// It was open before. Its content must be the one that this storage wrote last.
     Reopened(&'a CheckedStorage),
 }
 
-/// Opens a file and reads its expiries. Creates the file if it is missing. `known` identifies a file that was open before. It must
-/// be as it was last written.
+/// Opens a file and reads its expiries. Creates the file if it is missing. `known` identifies a file that was open before. It
+/// must be as it was last written.
 pub(super) fn open<F: StorageBackend>(
     path: &Path,
     limits: &SessionLimits,

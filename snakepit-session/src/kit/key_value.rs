@@ -19,10 +19,10 @@ mod rows;
 
 use rows::{GLOBAL, Rows, Table, Writes};
 
-/// The time after which the backend tries again to delete expired rows that it could not delete.
+/// The time after which the backend retries the deletion of expired rows.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
-/// The most expiry times in one commit, so that other operations do not wait for all of them.
+/// The maximum number of expiry times in one commit, so that other operations do not wait for all of them.
 const EXPIRIES_PER_COMMIT: usize = 256;
 
 /// An error of a [`KeyValueStore`]. Every error type converts with `?`.
@@ -35,9 +35,9 @@ pub type StoreWrites = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 ///
 /// The backend calls one method at a time, under its lock and on the thread of the caller, which in an async program runs
 /// other tasks too. While a method runs, all other operations of the backend block their threads. A method must therefore
-/// return as fast as a local store does, and must not wait for a network, for a lock that others hold long, or for the
-/// backend itself. Otherwise implement [`SessionBackend`](crate::SessionBackend) with a writer thread, as `RedbBackend` does.
-/// The methods must not panic.
+/// return as fast as a local store does, and must not wait for a network, for a lock that other code holds for long, or for the
+/// backend itself. Otherwise implement [`SessionBackend`](crate::SessionBackend) with a writer thread, as `RedbBackend` does. The
+/// methods must not panic.
 ///
 /// Keys have up to 600 bytes. A value is a record, or the data of a program, up to the
 /// [limits](SessionLimits::max_program_bytes) of the backend.
@@ -68,14 +68,14 @@ pub trait KeyValueStore: Send + std::fmt::Debug + 'static {
 /// It implements the semantics, the limits, expiry, watches, events and statistics. A store only needs three short methods. The
 /// example `sqlite_backend` of this crate stores sessions in SQLite.
 ///
-/// - One lock serializes all operations, and each change is one commit. Use a backend of its own for a store with a
-///   high latency or with concurrent writers.
-/// - One process owns the store. Watches and events do not leave the process.
-/// - Expiry times are in memory, so that a renewal does not write. [`close`](Self::close) stores them. Without it, and
-///   after a crash, each session and each global program lives for its whole TTL again. The counters of created, deleted and expired sessions
-///   start at zero.
-/// - If the store cannot delete an expired session, the backend logs a warning, and tries again after five seconds. Other
-///   operations continue. The session does not exist for callers, but counts against the limits.
+/// - One lock serializes all operations, and each change is one commit. For a store with a high latency or with concurrent
+///   writers, implement `SessionBackend` directly.
+/// - One process owns the store. Watches and events cover only that process.
+/// - Expiry times are in memory, so that a renewal does not write. [`close`](Self::close) stores them. Without it, or after a
+///   crash, each session and each global program gets its whole TTL again. At each start, the counters of created, deleted and
+///   expired sessions begin at zero.
+/// - If the store cannot delete an expired session, the backend logs a warning and retries after five seconds. Meanwhile, other
+///   operations continue. Callers cannot see the session, but it counts towards the limits.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -161,7 +161,7 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
         let stored = state.rows.take_expiries()?;
         let expires_at = |owner: &str, name: &str, ttl| {
             let expires: Option<&SystemTime> = stored.get(&(owner.to_owned(), name.to_owned()));
-            // Limits it to the TTL, because the wall clock may have been set back.
+            // At most the TTL, because the wall clock may have been set back.
             let remaining =
                 |at: &SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default().min(ttl);
             now + expires.map_or(ttl, remaining)
@@ -183,8 +183,8 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
         Ok(Self { limits, events: SessionEventSender::new(), state: Mutex::new(state) })
     }
 
-    /// Stores when sessions and global programs expire, so that the next start continues with these times. Call it as the last
-    /// operation, for example after the shutdown of the host: the next start does not know of renewals after it.
+    /// Stores the expiry times of sessions and global programs, so that the next start continues with them. Call it as the last
+    /// operation, for example after the shutdown of the host, because the stored times do not include later renewals.
     ///
     /// Blocks the thread while the store commits the times, in batches of up to 256. Use `spawn_blocking` if the store is slow
     /// or has many sessions. Dropping the backend stores nothing and does not block.
@@ -203,7 +203,7 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
         Ok(())
     }
 
-    /// Begins an operation.
+    /// Locks the state for an operation, and sets its time.
     fn lock(&self) -> MutexGuard<'_, State<S>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.now = Instant::now();
@@ -211,8 +211,8 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
     }
 
     /// Deletes expired sessions and global programs, so that they do not count against the limits. Returns the number
-    /// of deleted sessions. Those that the store cannot delete remain until the next attempt, so that they do not block
-    /// other operations.
+    /// of deleted sessions. Sessions that the store cannot delete remain until the next attempt, so that they do not block other
+    /// operations.
     fn reclaim(&self, state: &mut State<S>) -> usize {
         let now = state.now;
         if state.earliest_expiry.is_none_or(|earliest| now < earliest) {

@@ -25,7 +25,7 @@ pub(super) struct RawArray<'a> {
 #[derive(Debug)]
 enum RawBuffer<'a> {
     Bytes(&'a [u8]),
-    /// The text of a buffer in a message without a binary field. Only readers of the items decode it.
+    /// The base64 text of a buffer in a message without a binary field. Only [`RawArray::items`] decodes it.
     Base64(Cow<'a, str>),
 }
 
@@ -66,7 +66,7 @@ fn without_spare_capacity<T>(mut items: Vec<T>) -> Vec<T> {
     items
 }
 
-/// Items whose bytes become the buffer of a payload without a copy.
+/// Items that own the buffer of a payload, so that it needs no copy.
 struct OwnedItems<T>(Vec<T>);
 
 impl<T: Element> AsRef<[u8]> for OwnedItems<T> {
@@ -117,7 +117,8 @@ impl Payload {
     /// The length of each axis of an array. An array is a tensor or an embedding with a raw buffer, such as a numpy array from
     /// Python, or raw bytes, which have one axis. `None` for other values, and for a buffer that does not match its metadata.
     ///
-    /// Each call parses the metadata, which is short. A buffer that is text inside of it is scanned, but not decoded.
+    /// Each call parses the metadata, which is short. If the metadata contains the buffer as base64, the call scans the text, but
+    /// does not decode it.
     #[must_use]
     pub fn shape(&self) -> Option<Vec<usize>> {
         self.raw_array().ok().map(|array| array.shape)

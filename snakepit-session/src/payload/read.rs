@@ -35,8 +35,8 @@ impl Payload {
         }
     }
 
-    /// Like [`Payload::read`], but accepts integral floats such as 5.0 for integers, at any depth. This is slower, and intended for
-    /// values that `read` rejected.
+    /// Like [`Payload::read`], but accepts integral floats such as 5.0 for integers, at any depth. This is slower, and intended
+    /// for values that `read` rejected.
     ///
     /// # Errors
     /// The value is malformed, or the seed rejects it.

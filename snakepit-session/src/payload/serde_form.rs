@@ -1,4 +1,4 @@
-//! The forms of a payload inside of other values: JSON as it is, and all parts in binary formats.
+//! The forms of a payload inside of other values: its JSON in text formats, and all of its parts in binary formats.
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::{Payload, ValueType};
 
-/// The form in binary formats. Stored sessions have it.
+/// The form in binary formats. Stored sessions contain it, so it must not change.
 #[derive(Serialize, Deserialize)]
 struct Parts<J> {
     ty: ValueType,

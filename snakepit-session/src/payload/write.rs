@@ -11,7 +11,7 @@ use serde_json::{Error, value::RawValue};
 
 use super::Payload;
 
-/// The number of lists and maps inside each other that readers accept, and that Python tools may return.
+/// The maximum number of nested lists and maps. Readers accept as many, and Python tools may return as many.
 const MAX_LEVELS: u8 = 127;
 
 /// The strings for floats without a JSON number. An escaped letter distinguishes them from text: no JSON writer escapes it by
@@ -49,8 +49,8 @@ pub(super) fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error
 }
 
 impl Payload {
-    /// The JSON of the value as a part of another value, or of a stream. It differs from [`json`](Self::json) for NaN and infinities,
-    /// which only their type distinguishes from text.
+    /// The JSON of the value as a part of another value, or of a stream. It differs from [`json`](Self::json) for NaN and
+    /// infinities, which only their type distinguishes from text.
     #[doc(hidden)]
     #[must_use]
     pub fn json_part(&self) -> bytes::Bytes {
@@ -62,7 +62,7 @@ impl Payload {
     }
 }
 
-/// A value inside of this many lists and maps.
+/// A value that is nested in this many lists and maps.
 struct Part<'a, T: ?Sized> {
     value: &'a T,
     levels: u8,
@@ -74,7 +74,7 @@ impl<T: Serialize + ?Sized> Serialize for Part<'_, T> {
     }
 }
 
-/// A serializer that writes floats and counts levels as described above, and leaves the rest to the inner serializer.
+/// A serializer that marks floats without a JSON number and counts levels. The inner serializer does the rest.
 struct Writer<S> {
     inner: S,
     levels: u8,
@@ -283,7 +283,7 @@ impl<C: SerializeMap> SerializeMap for Writer<C> {
     type Ok = C::Ok;
     type Error = C::Error;
 
-    /// Keys are strings in JSON, so the inner serializer decides about them.
+    /// JSON keys are strings, so the inner serializer converts or rejects them.
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), C::Error> {
         self.inner.serialize_key(key)
     }

@@ -4,9 +4,9 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use snakepit_proto::launch;
 
-/// The Python code that runs a worker. `python -m` would import more to find the module, which costs 1 to 3 ms of CPU. Nothing that
-/// the import creates becomes garbage, so collections would only delay it. Later ones skip its objects, because they live as long
-/// as the process.
+/// The Python code that runs a worker. `python -m` would import more to find the module, which costs 1 to 3 ms of CPU. The import
+/// creates no garbage, so garbage collections would only delay it. `gc.freeze` excludes its objects from later collections,
+/// because they live as long as the process.
 const WORKER_CODE: &str = "\
 import gc
 collects = gc.isenabled()
@@ -57,11 +57,12 @@ pub struct ProcessConfig {
     pub output_lines: usize,
     /// The arguments of the adapter, by name. Workers receive them in [`ENV_ADAPTER_ARGS`](launch::ENV_ADAPTER_ARGS).
     pub adapter_args: serde_json::Map<String, serde_json::Value>,
-    /// The GPUs of the workers. The worker with index `i` gets number `i % gpus.len()` in `CUDA_VISIBLE_DEVICES`. Empty by default,
-    /// which leaves the variable as it is.
+    /// The GPUs of the workers. The worker with index `i` gets `gpus[i % gpus.len()]` in `CUDA_VISIBLE_DEVICES`. Empty by
+    /// default, which leaves the variable unchanged.
     pub gpus: Vec<String>,
     /// The number of threads that numeric libraries such as OpenBLAS use in each worker. `None` divides the processors among the
-    /// workers. 0 leaves the libraries their own defaults. Variables that this program or [`env`](Self::env) sets take precedence.
+    /// workers. 0 leaves the libraries their own defaults. Variables that this program or [`env`](Self::env) sets take
+    /// precedence.
     pub library_threads: Option<usize>,
 }
 

@@ -10,8 +10,8 @@ use crate::WorkerSlot;
 /// Name and value of an environment variable.
 pub(super) type Variable = (&'static str, String);
 
-/// The variables that set the number of threads of numeric libraries, and whether the library reads `OMP_NUM_THREADS` if its own
-/// variable is missing.
+/// The variables that set the number of threads of numeric libraries. The flag states whether the library reads `OMP_NUM_THREADS`
+/// if this variable is not set.
 const THREADS: [(&str, bool); 6] = [
     ("OMP_NUM_THREADS", true),
     ("OPENBLAS_NUM_THREADS", true),
@@ -21,7 +21,8 @@ const THREADS: [(&str, bool); 6] = [
     ("RAYON_NUM_THREADS", false),
 ];
 
-/// The variables of the worker in this slot: its place, its GPU, the arguments of the adapter, and the threads of libraries.
+/// Returns the variables of the worker in this slot: its place in the pool, its GPU, the arguments of the adapter, and the
+/// threads of libraries.
 pub(super) fn of_slot(config: &ProcessConfig, slot: Option<&WorkerSlot>) -> Vec<Variable> {
     let mut variables = Vec::new();
     if !config.adapter_args.is_empty() {
@@ -47,7 +48,8 @@ pub(super) fn of_slot(config: &ProcessConfig, slot: Option<&WorkerSlot>) -> Vec<
     variables
 }
 
-/// The variables to set so that libraries use this number of threads, without those that the user has set.
+/// Returns the names of the variables to set so that libraries use this number of threads, without those that the user has set.
+/// None for 0 threads.
 fn thread_variables(threads: usize, is_set: impl Fn(&str) -> bool) -> impl Iterator<Item = &'static str> {
     let is_omp_set = is_set("OMP_NUM_THREADS");
     let is_free = move |(name, follows_omp): (&'static str, bool)| {

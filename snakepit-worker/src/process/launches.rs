@@ -26,14 +26,14 @@ use super::{
 };
 use crate::{WorkerError, WorkerId};
 
-/// Bounds the lookups of a connection's process that run at a time, each of which may read all of `/proc`.
+/// Limits the concurrent lookups of a connection's process, because each of them may read all of `/proc`.
 static CONNECTION_LOOKUPS: Semaphore = Semaphore::const_new(8);
 
 /// Serves the host's API to the worker of one launch, on the launch's listener, until the launch [ends](Launch::ended).
 pub type ServeLaunch = Box<dyn Fn(TcpListener, Arc<Launch>) + Send + Sync>;
 
-/// The launches of a host. Launchers add launches through their [`HostAccess`](super::HostAccess), and the host redeems the tokens
-/// of their workers.
+/// The launches of a host. Launchers add launches through their [`HostAccess`](super::HostAccess), and the host redeems the
+/// tokens of their workers.
 #[derive(Default)]
 pub struct Launches {
     live: Mutex<Vec<Weak<Launch>>>,
@@ -160,8 +160,8 @@ impl Launches {
         }
     }
 
-    /// Redeems a token that the process `peer_pid` presents. Returns `None` if the token is unknown or used, or if the process does
-    /// not belong to the launch. A known token is invalid afterwards, even if the process was rejected.
+    /// Redeems a token that the process `peer_pid` presents. Returns `None` if the token is unknown or used, or if the process
+    /// does not belong to the launch. A known token is invalid afterwards, even if the process was rejected.
     ///
     /// # Cancel safety
     /// Cancel safe. Dropping the future leaves the token unused.
@@ -194,9 +194,9 @@ impl Launches {
         led.first().map(|(launch, _)| Arc::clone(launch))
     }
 
-    /// Returns the live launch whose process holds the peer end of a TCP connection, accepted from `peer` at `local` if that is
-    /// known. Returns `None` if the peer is on another machine, belongs to another user, or is in another network namespace, and on
-    /// systems other than Linux.
+    /// Returns the live launch whose process, or a descendant of it, holds the peer end of a TCP connection, which was accepted
+    /// from `peer` at the address `local`, if that is known. Returns `None` if the peer is on another machine, belongs to another
+    /// user, or is in another network namespace, and on systems other than Linux.
     ///
     /// # Cancel safety
     /// Cancel safe.

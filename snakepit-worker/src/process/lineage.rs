@@ -40,8 +40,8 @@ impl Leader {
 pub(super) struct Lineage(Vec<u32>);
 
 impl Lineage {
-    /// Finds the leaders that started at `oldest_start` or later, in clock ticks since boot. Reading `/proc` is slow, and an older
-    /// process descends from none of them.
+    /// Finds the leaders that started at `oldest_start` or later, in clock ticks since boot. Reading `/proc` is slow, and an
+    /// older process descends from none of them.
     pub(super) fn of(pid: u32, oldest_start: u64) -> Self {
         use nix::unistd::{Pid, getpgid, getsid};
 
@@ -98,8 +98,8 @@ pub(super) fn owns_connection(leader: Leader, peer: SocketAddr, local: SocketAdd
                 .any(|pid| pid != leader.pid && has_socket(pid, &sockets) && belongs_to_launch(pid, leader)))
 }
 
-/// The descriptors of the sockets of this user that may be the peer end of a TCP connection from `peer`, as `/proc` names them. There
-/// is at most one if the address at which the connection was accepted is known.
+/// Returns the `/proc` names of this user's sockets that may be the peer end of a TCP connection from `peer`. There is at most
+/// one if `local` is known, the address at which the connection was accepted.
 #[cfg(target_os = "linux")]
 pub(super) fn sockets(peer: SocketAddr, local: Option<SocketAddr>) -> Vec<String> {
     linux::socket_inodes(peer, local).into_iter().map(|inode| format!("socket:[{inode}]")).collect()
@@ -110,7 +110,7 @@ pub(super) const fn sockets(_: SocketAddr, _: Option<SocketAddr>) -> Vec<String>
     Vec::new()
 }
 
-/// Whether a process has one of these descriptors.
+/// Whether a process has one of these sockets open.
 #[cfg(target_os = "linux")]
 pub(super) fn has_socket(pid: u32, sockets: &[String]) -> bool {
     sockets.iter().any(|socket| linux::has_descriptor(pid, socket))
@@ -121,7 +121,7 @@ pub(super) const fn has_socket(_: u32, _: &[String]) -> bool {
     false
 }
 
-/// The pids of all processes. Empty on systems other than Linux.
+/// Returns the pids of all processes. Empty on systems other than Linux.
 #[cfg(target_os = "linux")]
 pub(super) fn processes() -> impl Iterator<Item = u32> {
     linux::processes()

@@ -93,7 +93,8 @@ impl RunDir {
     }
 
     fn create_in(base: &Path) -> Result<Self, WorkerError> {
-        // Checks the length before creating the directory, and again below, because the path without symbolic links may be longer.
+        // Checks the length before creating the directory, and again below, because the path without symbolic links may be
+        // longer.
         if !base.exists() {
             let absolute = std::path::absolute(base).unwrap_or_else(|_| base.to_owned());
             check_path(&absolute)?;
@@ -247,8 +248,8 @@ fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
     Ok(base)
 }
 
-/// Waits for the lock of a base. The lock serializes hosts that start at the same time. Otherwise one could clean up the directory
-/// of another that has not written its ledger yet.
+/// Waits for the lock of a base. The lock serializes hosts that start at the same time. Otherwise one could clean up the
+/// directory of another that has not written its ledger yet.
 fn lock_base(base: &Path) -> Result<Flock<File>, WorkerError> {
     let failed = failed(base, "it cannot be locked");
     let lock = File::create(base.join("lock")).map_err(&failed)?;
@@ -319,7 +320,7 @@ fn clean_up_dead_runs(base: &Path) -> std::io::Result<usize> {
     Ok(ledger::clean_up(&dead))
 }
 
-/// Returns a function that makes an error of the operating system the source of a [`WorkerError::Io`].
+/// Returns a function that converts an error of the operating system to a [`WorkerError::Io`] with this problem.
 fn failed(path: &Path, problem: &'static str) -> impl Fn(std::io::Error) -> WorkerError {
     move |error| WorkerError::io(path, problem).with_source(error)
 }

@@ -80,7 +80,8 @@ pub(super) async fn spawn(
     // with its children.
     command.process_group(0).kill_on_drop(true);
     // With a `pre_exec` hook, the standard library cannot use `posix_spawn`. Its `fork` copies this program's page tables, which
-    // takes ten milliseconds per gigabyte. This project's workers do not need PDEATHSIG, because they watch their lifeline from the beginning.
+    // takes ten milliseconds per gigabyte. This project's workers do not need PDEATHSIG, because they watch their lifeline from
+    // the beginning.
     if !config.is_native() {
         arm_pdeathsig(&mut command);
     }

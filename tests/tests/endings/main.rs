@@ -176,9 +176,9 @@ async fn check(host: &HostWithClients, client: ClientKind, event: &str) {
             assert_eq!(after.timed_out, before.timed_out + 1, "{kind}, {client:?}: {after:?}");
             assert_eq!(after.cancelled, before.cancelled, "{kind}, {client:?}: {after:?}");
         }
-        // Let the replacement serve a call first. Otherwise the pool sees workers that die repeatedly before they serve a call, and delays
-        // their replacement. Two calls are enough for two workers: the pool picks the most recently used worker, which is the
-        // replacement, or the least recently used one, which alternates.
+        // Let the replacement serve a call first. Otherwise the pool sees workers that die repeatedly before they serve a call,
+        // and delays their replacement. Two calls are enough for two workers: the pool picks the most recently used worker, which
+        // is the replacement, or the least recently used one, which alternates.
         for _ in 0..2 {
             host.wait_until_idle().await;
             assert_eq!(

@@ -11,7 +11,7 @@ use crate::scheduler::{Load, WorkerKey};
 /// A call that holds a worker.
 pub(in crate::driver) struct LeaseRecord {
     pub(in crate::driver) call: CallId,
-    /// The party that makes the call.
+    /// The principal that makes the call.
     pub(in crate::driver) principal: Principal,
     pub(in crate::driver) worker_key: WorkerKey,
     /// The call's deadline. After a signal to end, the time at which the driver revokes the lease.

@@ -66,8 +66,8 @@ impl Signals {
 #[allow(unsafe_code, reason = "no safe function returns the disposition of a signal")]
 fn is_hang_up_ignored() -> bool {
     let mut current = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action, the call only writes the current one to `current`, which is large enough. A zeroed `sigaction` is
-    // a valid value, so reading it is sound even if the call failed.
+    // SAFETY: without a new action, the call only writes the current one to `current`, which is large enough. A zeroed
+    // `sigaction` is a valid value, so reading it is sound even if the call failed.
     let handler = unsafe {
         libc::sigaction(libc::SIGHUP, std::ptr::null(), current.as_mut_ptr());
         current.assume_init().sa_sigaction

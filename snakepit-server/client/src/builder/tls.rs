@@ -1,4 +1,4 @@
-//! The options of TLS.
+//! The TLS options of a client.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::ClientBuilder;
 use crate::transport::tls::provider;
 
 impl ClientBuilder {
-    /// Trusts servers whose certificates this CA signed, instead of the CAs of the system. The text contains one or more
+    /// Trusts servers whose certificates this CA signed, instead of the CAs of the system. `pem` contains one or more
     /// certificates in the PEM format. Call this method again to trust several CAs.
     ///
     /// Applies to addresses with `https://`. Without this option, the client trusts the CAs of the system, which the variables
@@ -45,8 +45,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Presents this certificate to servers that require one (mutual TLS). Both texts have the PEM format. The first contains
-    /// the certificate, followed by those of intermediate CAs, and the second its key, which must not be encrypted.
+    /// Presents this certificate to servers that require one (mutual TLS). Both arguments are text in the PEM format.
+    /// `certificate` contains the certificate, followed by those of intermediate CAs. `key` contains its private key, which must
+    /// not be encrypted.
     ///
     /// Applies to addresses with `https://`. `Debug` does not show the key.
     #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
@@ -58,8 +59,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets the name that the certificate of the server must have, a DNS name or an IP address. The default is the host in the address.
-    /// The client also sends this name in the handshake (SNI).
+    /// Sets the name that the certificate of the server must have, a DNS name or an IP address. The default is the host in the
+    /// address. The client also sends this name in the handshake (SNI).
     ///
     /// Applies to addresses with `https://`.
     #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]

@@ -28,8 +28,8 @@ impl Error {
         }
     }
 
-    /// Whether the tool may have begun to run, or the write to a session may have happened. If this is `false`, the request is always
-    /// safe to retry. It is `false` for all requests that only read.
+    /// Whether the tool may have begun to run, or the write to a session may have happened. If this is `false`, the request is
+    /// always safe to retry. It is `false` for all requests that only read.
     #[must_use]
     pub const fn may_have_run(&self) -> bool {
         match self {
@@ -49,7 +49,7 @@ impl Error {
         }
     }
 
-    /// Converts the error of a request that only reads.
+    /// Marks this error as that of a request that only reads, so that it is safe to retry.
     pub(crate) fn of_read(self) -> Self {
         match self {
             Self::Session(error) => Self::Session(error.of_read()),
@@ -78,8 +78,8 @@ impl Error {
     ///
     /// If the request is an idempotent call or write, you can retry it after every transient cause.
     ///
-    /// A loop must end at the kind [`ShuttingDown`](ErrorKind::ShuttingDown) if the host is in the same process: another host may
-    /// run the call, but this one does not come back. [`ToolError::RuntimeEnded`] is not retryable.
+    /// End a retry loop at the kind [`ShuttingDown`](ErrorKind::ShuttingDown) if the host is in the same process: another host
+    /// may run the call, but this one does not start again. [`ToolError::RuntimeEnded`] is never retryable.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
         match self {

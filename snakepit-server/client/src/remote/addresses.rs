@@ -19,7 +19,7 @@ use tonic::{Response, Status};
 use super::{CallStream, Connection, MAX_ATTEMPTS, cause_of, connection_broke, rejection};
 use crate::{Error, status::is_unreachable, transport::BridgeClient};
 
-/// The end of the description of a server with TLS at an address without.
+/// The advice for an address without `https://` whose server requires TLS.
 const TLS_ADVICE: &str = "write `https://` before the address";
 
 /// An address and its channel.
@@ -27,7 +27,7 @@ const TLS_ADVICE: &str = "write `https://` before the address";
 pub(crate) struct Target {
     /// The address that errors show.
     address: String,
-    /// The address of a connection without TLS, to identify a server that is not a host.
+    /// The parsed address, to identify a server that is not a host. `None` for TLS, and for a service of the program.
     peer: Option<Address>,
     client: BridgeClient,
     /// Whether a host has answered at this address.
@@ -82,7 +82,7 @@ impl Connection {
 
     async fn open_at(&self, index: usize) -> Result<CallStream, Status> {
         let target = &self.targets[index];
-        // A proxy without a host also accepts a stream, so a unary request comes first.
+        // A proxy accepts a stream even if its host is down, so a unary request comes first.
         if !target.has_answered.load(Ordering::Relaxed) {
             let ping = pb::PingRequest { message: "client".to_owned() };
             let mut attempts = 1;
@@ -97,7 +97,7 @@ impl Connection {
         CallStream::open(target.client.clone(), index, &self.close).await
     }
 
-    /// Moves on to the next address, unless another request has already moved on from this one.
+    /// Fails over to the next address, unless another request has already left this one.
     pub(super) fn leave(&self, index: usize) {
         let next = (index + 1) % self.targets.len();
         let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -156,8 +156,8 @@ impl Connection {
         format!("{}: {problem}", self.targets[failure.target].address)
     }
 
-    /// Sends a request. If the address cannot be reached, or its host shuts down and rejects the request, sends it to the next one. If
-    /// `is_repeatable`, also sends it again if its connection breaks.
+    /// Sends a request. If the address cannot be reached, or its host rejects the request because it shuts down, fails over to
+    /// the next address. If `is_repeatable`, also repeats the request when its connection breaks.
     pub(super) async fn request<T, F>(
         &self,
         is_repeatable: bool,

@@ -25,8 +25,8 @@ use crate::{
 };
 
 impl Connection {
-    /// Runs a call. The host enforces the call's deadline. The client also enforces it, slightly later, in case the host no longer
-    /// responds.
+    /// Runs a call. The host enforces the call's deadline. The client also enforces it, slightly later, in case the host no
+    /// longer responds.
     pub(super) async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let (info, is_streaming) = (CallInfo::of(&call), call.mode == CallMode::Streaming);
         let reply = async {
@@ -49,8 +49,8 @@ impl Connection {
         })
     }
 
-    /// Sends a call. Sends it again if its stream breaks before the call is sent, or if the host reports that it did not begin the call.
-    /// If the host shuts down, sends the call to the next address. Calls that still run on the old stream keep it.
+    /// Sends a call. Repeats it if its stream breaks before the call is sent, or if the host reports that it did not begin the
+    /// call. If the host shuts down, fails over to the next address. Running calls keep their old stream.
     async fn attempt(
         &self,
         info: &CallInfo,

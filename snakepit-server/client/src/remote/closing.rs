@@ -28,7 +28,8 @@ pub(super) struct CloseState {
 }
 
 impl CloseState {
-    /// Waits for calls and requests in flight, and cuts those that have not ended in time. Returns whether all have ended.
+    /// Waits for calls and requests in flight, and cuts off those that have not ended in time. Returns whether all have ended in
+    /// time.
     pub(super) async fn end_users(&self, limit: Duration) -> bool {
         self.users.close();
         let have_ended = tokio::time::timeout(limit, self.users.wait()).await.is_ok();

@@ -65,8 +65,8 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// As for [`ping`](Self::ping), and [`Error::Rejected`] if the host does not offer this request: older versions, and hosts of
-    /// the original Snakepit.
+    /// As for [`ping`](Self::ping), and [`Error::Rejected`] if the host does not offer this request, because it is an older
+    /// version or the original Snakepit.
     pub async fn status(&self) -> Result<PoolInfo, Error> {
         let host = self.host();
         let status = read_rpc!(host, "GetPoolStatus", get_pool_status(pb::GetPoolStatusRequest {}));

@@ -39,7 +39,7 @@ impl RequestTimeout {
         }
     }
 
-    /// The error of a request that changes state. See [`Error::of_read`] for others.
+    /// Converts the status of a request that changes state. For other requests, call [`Error::of_read`] on the result.
     pub(super) fn error(self, rpc: &'static str, status: &Status) -> Error {
         match to_tool_error(rpc, status) {
             ToolError::Session(error) => Error::Session(error),

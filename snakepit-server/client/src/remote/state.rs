@@ -42,8 +42,7 @@ macro_rules! write_rpc {
     }};
 }
 
-/// Sends a request that has the same effect if it is repeated. Unlike `write_rpc!`, it retries when the connection breaks. Returns the
-/// result.
+/// Sends an idempotent request and returns the result. Unlike `write_rpc!`, repeats it when the connection breaks.
 macro_rules! repeatable_rpc {
     ($host:ident, $rpc:literal, $method:ident($request:expr)) => {{
         let (request, timeout) = ($request, $host.0.options.request_timeout);
@@ -55,7 +54,7 @@ macro_rules! repeatable_rpc {
     }};
 }
 
-/// Sends a request that changes nothing.
+/// Sends a request that only reads. Returns the response, and returns from the function on an error.
 macro_rules! read_rpc {
     ($host:ident, $rpc:literal, $method:ident($request:expr)) => {
         $crate::remote::state::repeatable_rpc!($host, $rpc, $method($request))

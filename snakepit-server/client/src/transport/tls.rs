@@ -33,13 +33,13 @@ use tower::{BoxError, Service, service_fn};
 
 use super::{ChannelOptions, HttpService, boxed, configure};
 
-/// HTTP/2 in the negotiation of the protocol (ALPN).
+/// The name of HTTP/2 in ALPN.
 const HTTP2: &[u8] = b"h2";
 
-/// The options of TLS.
+/// The TLS options of a client.
 #[derive(Clone)]
 pub(crate) struct TlsOptions {
-    /// The CAs to trust. If there are none, those of the system.
+    /// The CAs that the program set. Empty to trust the CAs of the system.
     pub(crate) roots: RootCertStore,
     /// The CAs of the system, or the problem, after [`load_system_roots`](Self::load_system_roots).
     system_roots: Option<Result<RootCertStore, String>>,
@@ -56,7 +56,7 @@ impl Default for TlsOptions {
 }
 
 impl TlsOptions {
-    /// The first option that is set.
+    /// The name of the first option that is set.
     pub(crate) fn first_set(&self) -> Option<&'static str> {
         [
             ("ca_certificate", !self.roots.is_empty()),
@@ -67,7 +67,7 @@ impl TlsOptions {
         .find_map(|(option, is_set)| is_set.then_some(option))
     }
 
-    /// Reads the CAs of the system on another thread, because their files may be slow, unless the program has set its own.
+    /// Reads the CAs of the system, unless the program has set CAs. Reads on another thread, because the file system may be slow.
     pub(crate) async fn load_system_roots(&mut self) {
         if self.roots.is_empty() {
             let loaded = tokio::task::spawn_blocking(system_roots).await;
@@ -114,7 +114,7 @@ impl fmt::Debug for TlsOptions {
     }
 }
 
-/// The cryptography: the default of the program, or ring.
+/// Returns the cryptography provider: the default of the program, or ring.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(ring::default_provider()))
 }
@@ -124,7 +124,7 @@ fn system_roots() -> Result<RootCertStore, String> {
 }
 
 fn roots_of(loaded: CertificateResult) -> Result<RootCertStore, String> {
-    /// The number of errors that a message contains.
+    /// The maximum number of errors in a message.
     const MAX_ERRORS: usize = 3;
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(loaded.certs);
@@ -215,7 +215,7 @@ impl Connector {
 
     fn explain_certificate(&self, invalid: &CertificateError, server_name: &ServerName<'_>) -> String {
         match invalid {
-            // A CA with the same name and another key has a bad signature.
+            // The signature is bad if a trusted CA has the name of the issuer but another key.
             CertificateError::UnknownIssuer | CertificateError::BadSignature if self.has_ca => {
                 "its certificate is not signed by a CA of `ClientBuilder::ca_certificate`; pass the certificate of the CA that \
                  signed it"

@@ -13,7 +13,7 @@ pub(crate) struct OpenRequest {
 }
 
 impl OpenRequest {
-    /// Whether a server of the program sends the response.
+    /// Whether the program's own server sends the response.
     pub(in crate::listen) fn is_mounted(&self) -> bool {
         matches!(self.connection.peer, Peer::Mounted(_))
     }

@@ -11,8 +11,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// The body of a request, which is dropped after the end of the response.
 ///
-/// Some services read it in a separate task that outlives the response. The server of the program resets a request only after its
-/// body was dropped, and otherwise waits for the client to end it.
+/// Some services read the body in a separate task, which outlives the response. The program's own server resets a request only
+/// after its body is dropped. Until then, it waits for the client to end the request.
 pub(super) struct CutBody {
     /// `None` after the cut.
     body: Option<axum::body::Body>,

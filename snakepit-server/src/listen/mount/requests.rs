@@ -1,5 +1,4 @@
-//! The open requests of mounted clients: their number, the connection that each belongs to, and the end of responses that clients do not
-//! read.
+//! The open requests of mounted clients: counts them, finds the connection of each, and drops responses that clients do not read.
 
 use std::{
     collections::HashMap,
@@ -28,12 +27,12 @@ use crate::{
 /// The interval at which the host looks for responses that clients do not read.
 const STALL_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The most open requests.
+/// The maximum numbers of open requests.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::listen) struct RequestLimits {
     /// Of all clients together.
     pub(in crate::listen) total: usize,
-    /// Of one client, so that it cannot use up the requests of all.
+    /// Of one client, so that it cannot use up the total.
     pub(in crate::listen) per_client: usize,
 }
 
@@ -43,7 +42,7 @@ pub(super) struct MountedRequests {
     connections: Arc<Connections>,
     limits: RequestLimits,
     state: Mutex<State>,
-    /// Notified when a request begins, because the checks pause without requests.
+    /// Notified when a request begins, because the checks for unread responses pause while no request is open.
     begun: Notify,
 }
 
@@ -60,12 +59,12 @@ struct State {
 pub(super) enum ClientKey {
     /// The connection from this address.
     Connection(SocketAddr),
-    /// All requests of this principal, if the server of the program does not provide the address of the peer.
+    /// All requests of this principal, if the program's own server does not provide the address of the peer.
     Principal(Principal),
 }
 
-/// The state that the requests of a client share. Its unread responses may outlive its last request, because the server of the program
-/// still buffers them.
+/// The state that the requests of a client share. Its unread responses may outlive its last request, because the program's own
+/// server still buffers them.
 #[derive(Debug)]
 struct Client {
     /// The number of its open requests.
@@ -74,7 +73,7 @@ struct Client {
     unread: Weak<UnreadResponses>,
 }
 
-/// A response that the server of the program sends.
+/// A response that the program's own server sends.
 pub(super) struct MountedResponse(Mutex<Sending>);
 
 pub(super) struct Sending {
@@ -229,9 +228,9 @@ impl MountedResponse {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops the rest of the response if the server has taken nothing for the stall timeout. Returns whether it did.
+    /// Drops the rest of the response if the server has taken nothing for [`STALL_TIMEOUT`]. Returns whether it did.
     fn drop_if_stalled(&self, now: Instant) -> bool {
-        // If the lock is held, the server takes a part at the moment.
+        // If the lock is held, the server is taking a part now.
         let Ok(mut sending) = self.0.try_lock() else { return false };
         now.duration_since(sending.last_taken) >= STALL_TIMEOUT && sending.body.drop_unread()
     }

@@ -29,8 +29,8 @@ struct State {
     changes_until_failure: Option<usize>,
     /// The total number of written bytes.
     written: usize,
-    /// Contains the file through which the backend opens the disk. Its own contents do not matter, but it exists only from its
-    /// creation on.
+    /// Contains the file through which the backend opens the disk. The content of the file does not matter, but it must not exist
+    /// before the backend creates it.
     directory: Option<Arc<tempfile::TempDir>>,
 }
 

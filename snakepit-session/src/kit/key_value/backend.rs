@@ -125,7 +125,7 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
         let state = &mut *self.lock();
         self.reclaim(state);
         if !state.is_live_global(name) && state.globals.contains_key(name) {
-            // It has expired, and could not be deleted.
+            // The program has expired, but the store could not delete it.
             state.delete_global(name)?;
         }
         let replaced = state.rows.program(GLOBAL, name, false)?;
@@ -173,7 +173,7 @@ impl<S: KeyValueStore> SessionBackend for KeyValueBackend<S> {
         let state = &mut *self.lock();
         self.reclaim(state);
         if state.sessions.get(id).is_some_and(|expires_at| *expires_at <= state.now) {
-            // It could not be deleted.
+            // The session has expired, but the store could not delete it.
             self.expire(state, id)?;
         }
         if state.sessions.contains_key(id) {

@@ -26,7 +26,7 @@ pub(super) enum Table {
     Version = 3,
     ProgramInfo = 4,
     ProgramData = 5,
-    /// When an owner expires. Only between a clean end and the next start.
+    /// The expiry time of a session or a global program. Stored only between `close` and the next start.
     Expiry = 6,
 }
 
@@ -101,7 +101,7 @@ impl Writes {
         Ok(())
     }
 
-    /// Stores when a session or a global program expires.
+    /// Stores the expiry time of a session or a global program.
     pub(super) fn expiry(
         &mut self,
         owner: &str,
@@ -200,7 +200,7 @@ impl<S: KeyValueStore> Rows<S> {
         self.scan(&[Table::Header as u8])?.into_iter().map(named).collect()
     }
 
-    /// Loads and deletes the expiry times, by owner and name. If they remained, a later start would use them after a crash.
+    /// Loads and deletes the expiry times, by owner and name. Deletes them because a start after a crash must not use them.
     pub(super) fn take_expiries(&mut self) -> Result<HashMap<(String, String), SystemTime>, SessionError> {
         let (mut writes, mut expiries) = (Writes::default(), HashMap::new());
         for (key, expires) in self.scan(&[Table::Expiry as u8])? {

@@ -32,7 +32,7 @@ struct SharedMap {
     read_seconds: Arc<AtomicU64>,
 }
 
-/// Advances the paused clock at once.
+/// Advances the paused clock.
 fn advance(time: Duration) {
     let advancing = std::pin::pin!(tokio::time::advance(time));
     let _ = advancing.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));

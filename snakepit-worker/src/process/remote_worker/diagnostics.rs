@@ -124,8 +124,8 @@ impl WorkerDiagnostics {
 
     /// Converts a status into an error: a broken connection, a rejection by the worker, or a failure of the tool.
     ///
-    /// Tools may set any status code. A tool's `NOT_FOUND` must not be reported as a missing tool, nor its `UNAVAILABLE` as a broken
-    /// worker. A status therefore counts as a failure of the tool unless its details or its source prove otherwise.
+    /// Tools may set any status code. A tool's `NOT_FOUND` must not be reported as a missing tool, nor its `UNAVAILABLE` as a
+    /// broken worker. A status therefore counts as a failure of the tool unless its details or its source prove otherwise.
     pub(super) async fn error(
         &self,
         CallInfo { tool, deadline, id }: &CallInfo,

@@ -1,4 +1,4 @@
-//! Tests of mounted clients that do not read their responses, over raw HTTP/2 to a server of the program.
+//! Tests of mounted clients that do not read their responses, over raw HTTP/2 to the program's own server.
 
 use std::net::SocketAddr;
 
@@ -22,7 +22,7 @@ const STALLED: Duration = Duration::from_secs(36);
 /// Limits of requests that no test reaches.
 const MANY: RequestLimits = RequestLimits { total: 1000, per_client: 1000 };
 
-/// A server of a program, with a mounted host that has a large program.
+/// The program's own server, which mounts a host with a large stored program.
 struct ProgramServer {
     host: TestServer,
     mount: Mount,
@@ -132,7 +132,7 @@ async fn the_requests_of_a_connection_share_its_budget() {
                 assert!(futures_util::poll!(&mut read_other).is_pending());
             }
         }
-        // The client reads all of them at the same time, because each waits until others are read.
+        // The client reads all responses concurrently, because each waits until others are read.
         let reads = futures_util::future::join_all(responses.into_iter().map(status));
         if known {
             assert!(reads.await.iter().all(|(code, _)| *code == 0));
