@@ -18,7 +18,7 @@ const MAX_EXCERPT_BYTES: usize = 40;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Describes the server at an address. Returns `None` if it cannot be reached or speaks HTTP/2. `tls_advice` states how this
-/// client can reach a server with TLS, as a clause.
+/// client can reach a server with TLS, as a clause. Takes at most 4 seconds. Cancel safe.
 pub async fn identify(address: &Address, tls_advice: &str) -> Option<String> {
     let description = async {
         match address {

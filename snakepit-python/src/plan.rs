@@ -60,7 +60,7 @@ pub(crate) struct Tool {
     pub(crate) contract: Contract,
 }
 
-/// An adapter class and the Python helpers that run it. Mirrors `snakepit_bridge._plan.Plan`.
+/// An adapter and the Python helpers that run it. Mirrors `snakepit_bridge._plan.Plan`.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// Creates an adapter object.

@@ -395,6 +395,7 @@ impl Builder {
 
     /// Registers any [`ToolHandler`] as a host tool, for Python and for clients. The handler may stream
     /// ([`ToolSpec::supports_streaming`]), forward calls, or run in another process. [`ToolSpec::exposed`] hides it from Python.
+    ///
     /// The host
     ///
     /// - checks the arguments against the spec,

@@ -17,7 +17,7 @@ pub use snakepit_pool::settings::{
 };
 pub use snakepit_worker::settings::{PYTHON, RUN_DIR, START_TIMEOUT, Setting, WORKER_COMMAND};
 
-/// The adapter class that workers serve.
+/// The adapter that workers serve.
 pub const ADAPTER: Setting = Setting::new("Builder::adapter", "adapter");
 /// The arguments of the adapter.
 pub const ADAPTER_ARG: Setting = Setting::new("Builder::adapter_arg", "adapter-arg");

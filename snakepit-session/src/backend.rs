@@ -63,7 +63,7 @@ pub struct Page<T> {
 
 /// Stores sessions.
 ///
-/// Operations on one session must be linearizable, also between hosts that share a backend. Once a session expires, every
+/// Operations on one session must be linearizable, even between hosts that share a backend. Once a session expires, every
 /// operation must treat it as missing, even if its memory is not reclaimed yet.
 ///
 /// For a key-value store, implement `KeyValueStore` and pass it to `KeyValueBackend`. Both are in the module `kit` of the crate

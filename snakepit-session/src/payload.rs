@@ -296,7 +296,7 @@ impl Payload {
         Ok(Self::of_json(json.into()))
     }
 
-    /// Wraps JSON that serde wrote or read, without surrounding white space. The JSON determines the type, also of NaN and
+    /// Wraps JSON that serde wrote or read, without surrounding white space. The JSON determines the type, even for NaN and
     /// infinities.
     #[must_use]
     pub fn of_json(json: Bytes) -> Self {

@@ -20,7 +20,7 @@ pub(super) enum Requester {
 }
 
 impl Requester {
-    /// Returns the principal for the next request. That of a worker changes with the call that it runs.
+    /// Returns the current principal. The principal of a worker changes with the call that the worker runs.
     pub(super) fn principal(&self, host: &Host) -> Principal {
         match self {
             Self::Principal(principal) => principal.clone(),

@@ -4,7 +4,7 @@ use futures_util::StreamExt;
 use snakepit_registry::{ReplyBody, TimeLimit, ToolError, ToolReply};
 use snakepit_session::Payload;
 
-/// Adds the default timeout of the host to the error of a call that passed it, also in the middle of a stream.
+/// Adds the default timeout of the host to the error of a call that exceeded it, even in the middle of a stream.
 pub(super) fn with_time_limit(
     result: Result<ToolReply, ToolError>,
     limit: Option<TimeLimit>,

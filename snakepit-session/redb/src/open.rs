@@ -129,7 +129,7 @@ fn open_or_create<F: StorageBackend>(
 }
 
 /// Creates a file under a temporary name, and gives it its own name after the first commit. A crash therefore never leaves an
-/// incomplete file, and an empty file has lost its content.
+/// incomplete file under the final name, and an empty file there must have lost its content.
 fn create<F: StorageBackend>(
     path: &Path,
     limits: &SessionLimits,

@@ -49,7 +49,7 @@ impl Error {
         }
     }
 
-    /// Marks this error as that of a request that only reads, so that it is safe to retry.
+    /// Marks this error as the error of a request that only reads, which cannot have changed anything.
     pub(crate) fn of_read(self) -> Self {
         match self {
             Self::Session(error) => Self::Session(error.of_read()),

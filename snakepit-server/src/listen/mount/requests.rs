@@ -63,8 +63,8 @@ pub(super) enum ClientKey {
     Principal(Principal),
 }
 
-/// The state that the requests of a client share. Its unread responses may outlive its last request, because the program's own
-/// server still buffers them.
+/// The state that the requests of a client share. The client's unread responses may outlive its last request, because the
+/// program's own server still buffers them.
 #[derive(Debug)]
 struct Client {
     /// The number of its open requests.
@@ -91,7 +91,7 @@ pub(super) struct MountedRequest {
 }
 
 impl ClientKey {
-    /// The client of a request with these extensions, and its TCP connection.
+    /// Returns the client of a request with these extensions, and its TCP connection.
     pub(super) fn of(extensions: &Extensions) -> (Self, Option<TcpPeer>) {
         if let Some(tcp) = tcp_peer(extensions) {
             return (Self::Connection(tcp.peer), Some(tcp));
@@ -101,7 +101,7 @@ impl ClientKey {
     }
 }
 
-/// The TCP connection of a request, which servers of tonic and axum insert into its extensions.
+/// Returns the TCP connection of a request, which the servers of tonic and axum insert into the extensions.
 fn tcp_peer(extensions: &Extensions) -> Option<TcpPeer> {
     if let Some(info) = extensions.get::<TcpConnectInfo>() {
         return Some(TcpPeer { peer: info.remote_addr?, local: info.local_addr });
