@@ -284,8 +284,7 @@ impl Payload {
         serde_json::from_slice(&self.json).ok().or_else(|| whole::integer(self.to_float()?))
     }
 
-    /// Serializes a Rust value. The JSON determines the type. NaN and infinities become the strings of the protocol, at any
-    /// depth.
+    /// Serializes a Rust value. The JSON determines the type. NaN and infinities at any depth become strings of the protocol.
     ///
     /// # Errors
     /// [`PayloadError::Serialize`] if serde fails, for example for a map whose keys are not strings, or if the value is nested
@@ -296,8 +295,7 @@ impl Payload {
         Ok(Self::of_json(json.into()))
     }
 
-    /// Wraps JSON that serde wrote or read, without surrounding white space. The JSON determines the type, even for NaN and
-    /// infinities.
+    /// Wraps JSON from serde, without surrounding white space. The JSON determines the type, even for NaN and infinities.
     #[must_use]
     pub fn of_json(json: Bytes) -> Self {
         if let Some(number) = write::marked(&json) {

@@ -34,8 +34,7 @@ use crate::limits::BudgetExhausted;
 /// The number of connections that may exceed the limit while evicted ones close.
 const MAX_CLOSING: usize = 16;
 /// The number of connections reserved for workers, one for each possible worker. They do not count towards the limit and are not
-/// evicted. Without the reserve, clients that use all connections would keep workers from starting, and with a low limit, workers
-/// would evict each other.
+/// evicted. Otherwise, clients could keep workers from starting, and with a low limit, workers would evict each other.
 const WORKER_RESERVE: usize = 1024;
 /// The headroom of one connection for messages of its streams, in bytes. The limit prevents one connection from using all of
 /// the host's headroom.
@@ -127,8 +126,7 @@ pub(crate) struct Connection {
     opened: Instant,
     /// The end of the last use, in milliseconds after `opened`.
     last_use_ended: AtomicU64,
-    /// The end of the last request, in milliseconds after `opened`. Unlike a use, a request may be a `Multiplex` stream without
-    /// calls.
+    /// The end of the last request, in milliseconds after `opened`. An idle `Multiplex` stream is a request, but not a use.
     last_request_ended: AtomicU64,
     evicted: CancellationToken,
 }
@@ -162,8 +160,7 @@ impl Connections {
         Arc::new(UnreadResponses::new(self.connection_bytes, Arc::clone(&self.responses)))
     }
 
-    /// Creates the state of a connection, with this counter of its unread responses. The connection does not count towards the
-    /// limit until it is admitted.
+    /// Creates the state of a connection with this counter of unread responses. The limit does not count it yet.
     pub(super) fn connection(&self, peer: Peer, unread: Arc<UnreadResponses>) -> Arc<Connection> {
         Arc::new(Connection {
             budget: Arc::new(Budget::new(self.connection_bytes)),
@@ -222,9 +219,8 @@ impl Connections {
         admitted(connection)
     }
 
-    /// At the limit, returns the open connections on Unix sockets whose process is not known yet. Call
-    /// [`launch`](Connection::launch) for each of them on a blocking thread before you [admit](Self::admit) a connection, because
-    /// each lookup reads `/proc`.
+    /// At the limit, returns the connections on Unix sockets whose process is not known yet. Call their
+    /// [`launch`](Connection::launch), which reads `/proc`, on a blocking thread before you [admit](Self::admit) a connection.
     pub(super) fn unidentified_at_limit(&self) -> Vec<Arc<Connection>> {
         let open = self.lock();
         if open.len() < self.limit {
@@ -350,8 +346,8 @@ impl Connection {
         (!self.launch.initialized()).then_some(*peer)
     }
 
-    /// Looks up whether a process of a worker is at the other end of a TCP connection from this machine. Only the first call
-    /// reads `/proc`. Cancel safe.
+    /// Looks up whether a worker process is at the other end of a local TCP connection. Only the first call reads `/proc`. Cancel
+    /// safe.
     pub(crate) async fn identify(&self) {
         let Some(TcpPeer { peer, local }) = self.unidentified() else { return };
         let find = || async { self.launches.upgrade()?.find_by_connection(peer, local).await };
@@ -384,8 +380,7 @@ impl Connection {
         OpenRequest { connection: Arc::clone(self), is_use: !is_call_stream }
     }
 
-    /// Counts a use. Returns `false` if the connection has been evicted. The caller must [end](Self::end_use) the use in both
-    /// cases.
+    /// Counts a use. Returns `false` if the connection has been evicted. The caller must [end](Self::end_use) the use either way.
     fn begin_use(&self) -> bool {
         self.uses.begin()
     }
