@@ -3,7 +3,7 @@
 mod context;
 mod derive;
 mod extract;
-mod handler;
+mod tool_fn;
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +20,7 @@ use tracing::{Instrument, Span};
 pub use self::{
     context::ToolContext,
     extract::{Args, CallScope, Extension, Extractor, HostState, OptionalExtractor, Requirements, State},
-    handler::ToolFn,
+    tool_fn::ToolFn,
 };
 use crate::{
     CallMode, Chunk, ChunkStream, IntoAnswer, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
@@ -32,9 +32,9 @@ use crate::{
 };
 
 /// The future of the reply to a call.
-type Replying = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>>;
+type ReplyFuture = Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send>>;
 
-type BoxedTool = dyn Fn(ToolCall, &HostState) -> Replying + Send + Sync;
+type BoxedTool = dyn Fn(ToolCall, &HostState) -> ReplyFuture + Send + Sync;
 
 /// A host tool: an async closure that clients and Python can call.
 ///
@@ -132,7 +132,7 @@ impl FnTool {
         F: Fn(A) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = R> + Send + 'static,
     {
-        let run = move |call: ToolCall, _: &HostState| -> Replying {
+        let run = move |call: ToolCall, _: &HostState| -> ReplyFuture {
             match from_arguments(&call.tool, &call.arguments) {
                 Ok(arguments) => reply(call.tool, call.mode, tool(arguments)),
                 Err(error) => std::future::ready(Err(error)).boxed(),
@@ -141,7 +141,7 @@ impl FnTool {
         Self::open(name, run)
     }
 
-    fn open(name: &str, run: impl Fn(ToolCall, &HostState) -> Replying + Send + Sync + 'static) -> Self {
+    fn open(name: &str, run: impl Fn(ToolCall, &HostState) -> ReplyFuture + Send + Sync + 'static) -> Self {
         Self {
             spec: ToolSpec::new(name),
             requirements: Arc::default(),
@@ -160,7 +160,7 @@ impl FnTool {
         F: Fn(A, ToolContext) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = R> + Send + 'static,
     {
-        let run = move |call: ToolCall, _: &HostState| -> Replying {
+        let run = move |call: ToolCall, _: &HostState| -> ReplyFuture {
             match from_arguments(&call.tool, &call.arguments) {
                 Ok(arguments) => {
                     let context = ToolContext::of(&call);
@@ -181,7 +181,7 @@ impl FnTool {
         F: Fn(A, ToolContext) -> S + Send + Sync + 'static,
         S: Stream<Item = R> + Send + 'static,
     {
-        let run = move |call: ToolCall, _: &HostState| -> Replying {
+        let run = move |call: ToolCall, _: &HostState| -> ReplyFuture {
             let result = from_arguments(&call.tool, &call.arguments).map(|arguments| {
                 let context = ToolContext::of(&call);
                 stream_reply(call.tool, tool(arguments, context))
@@ -269,7 +269,7 @@ fn reply<R: IntoAnswer + 'static>(
     tool: Arc<str>,
     mode: CallMode,
     answering: impl Future<Output = R> + Send + 'static,
-) -> Replying {
+) -> ReplyFuture {
     async move {
         let answer = answering.await.into_answer();
         let value = answer.map_err(|failure| tool_failed(&tool, failure))?;

@@ -19,8 +19,8 @@ use remote::Deferred;
 use crate::{
     CallMode, FnTool, HostToolStatus, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
     check::{self, MAX_NAME_BYTES},
+    host_handler::HostHandler,
     meter::Meter,
-    panic_guard::PanicGuard,
     spec::IDEMPOTENT_KEY,
     sync::{AtomicU64, Mutex, RwLock},
 };
@@ -202,7 +202,7 @@ impl Registry {
         handler: Arc<dyn ToolHandler>,
     ) -> Result<(), RegistryError> {
         let meter = Arc::default();
-        self.insert_host_tool(spec, Arc::new(PanicGuard { handler, meter: Arc::clone(&meter) }), meter)
+        self.insert_host_tool(spec, Arc::new(HostHandler { handler, meter: Arc::clone(&meter) }), meter)
     }
 
     fn insert_host_tool(

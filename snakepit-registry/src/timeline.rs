@@ -215,7 +215,7 @@ impl CallTimeline {
     }
 
     /// Records that a host tool began.
-    pub fn begun_here(&self) {
+    pub fn host_tool_began(&self) {
         let now = self.elapsed();
         let mut stamps = self.stamps();
         stamps.sent = Some(now);

@@ -10,8 +10,8 @@ use snakepit_worker::WorkerLauncher;
 use crate::{MAX_TIMEOUT, authorization::Authorizer, host::CallReader};
 
 mod authorization;
+mod call_readers;
 mod layers;
-mod observers;
 mod start;
 mod workers;
 

@@ -363,7 +363,7 @@ impl Host {
             let tool = self.registry.resolve_host_tool(&call.tool)?;
             let running = tool.begin(call)?;
             if let Some(timeline) = timeline {
-                timeline.begun_here();
+                timeline.host_tool_began();
             }
             running.await
         });
@@ -382,7 +382,7 @@ impl Host {
         let timeline = CallTimeline::of(&call).cloned();
         let running = tool.begin(call)?;
         if let Some(timeline) = timeline {
-            timeline.begun_here();
+            timeline.host_tool_began();
         }
         let reply = bounds.within(CallStage::Running, running).await?;
         Ok(bounds.bound(reply, Some(in_flight)))

@@ -8,7 +8,7 @@ const FILES: [&str; 51] = [
     "snakepit-server/src/builder.rs",
     "snakepit-server/src/builder/authorization.rs",
     "snakepit-server/src/builder/layers.rs",
-    "snakepit-server/src/builder/observers.rs",
+    "snakepit-server/src/builder/call_readers.rs",
     "snakepit-server/src/builder/start.rs",
     "snakepit-server/src/error.rs",
     "snakepit-server/src/snakepit.rs",

@@ -64,7 +64,7 @@ impl From<ToolError> for Fault {
             | ToolError::ClientClosed { may_have_run }
             | ToolError::RuntimeEnded { may_have_run }
             | ToolError::NoRuntime { may_have_run } => fault.with_may_have_run(may_have_run),
-            ToolError::Layer { kind, may_have_run, .. } => of_layer(fault, kind, may_have_run),
+            ToolError::Layer { kind, may_have_run, .. } => layer_fault(fault, kind, may_have_run),
             ToolError::Session(error) => Self::from(&error),
             _ => fault,
         }
@@ -72,7 +72,7 @@ impl From<ToolError> for Fault {
 }
 
 /// Completes the fault of a layer's error. The entry `layer` distinguishes it from the same error of the host.
-fn of_layer(fault: Fault, kind: ErrorKind, may_have_run: bool) -> Fault {
+fn layer_fault(fault: Fault, kind: ErrorKind, may_have_run: bool) -> Fault {
     let stage = if may_have_run { CallStage::Running } else { CallStage::Queued };
     let fault = fault.with_entry(LAYER, &true).with_may_have_run(may_have_run).with_entry("stage", &stage);
     match kind {
@@ -86,7 +86,7 @@ fn of_layer(fault: Fault, kind: ErrorKind, may_have_run: bool) -> Fault {
 impl From<&SessionError> for Fault {
     /// Converts the error of a read, or of a write that the backend certainly rejected.
     fn from(error: &SessionError) -> Self {
-        of_session(error, false)
+        session_fault(error, false)
     }
 }
 
@@ -95,7 +95,7 @@ impl Fault {
     /// do not retry.
     #[must_use]
     pub fn of_write(error: &SessionError) -> Self {
-        of_session(error, matches!(error, SessionError::Backend { .. }))
+        session_fault(error, matches!(error, SessionError::Backend { .. }))
     }
 
     /// Adds the time after which a retry may succeed, if it is known.
@@ -104,7 +104,7 @@ impl Fault {
     }
 }
 
-fn of_session(error: &SessionError, may_have_happened: bool) -> Fault {
+fn session_fault(error: &SessionError, may_have_happened: bool) -> Fault {
     let mut fault =
         Fault::new(error.kind().to_reason(), error_chain(error).to_string()).with_entries(entries_of(error));
     if may_have_happened {

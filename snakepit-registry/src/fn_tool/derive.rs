@@ -112,8 +112,8 @@ fn parameter(name: &str, schema: &Value, required: bool, definitions: Option<&Va
         None => (is_nullable && !required).then(Payload::null),
     };
     // The host accepts null for a typed parameter only if null is its default. Other nullable parameters have the type `any`.
-    let is_null_unexpected = default.as_ref().is_none_or(|default| default.ty() != ValueType::Null);
-    let type_name = if is_nullable && is_null_unexpected { "any" } else { value_type(schema) };
+    let is_null_rejected = default.as_ref().is_none_or(|default| default.ty() != ValueType::Null);
+    let type_name = if is_nullable && is_null_rejected { "any" } else { value_type(schema) };
     let description = schema.get("description").and_then(Value::as_str).unwrap_or_default();
     ParameterSpec {
         name: name.to_owned(),
@@ -225,10 +225,10 @@ struct FieldProbe<'a> {
 }
 
 impl<'de> Deserializer<'de> for FieldProbe<'_> {
-    type Error = ProbeEnd;
+    type Error = ProbeDone;
 
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
-        Err(ProbeEnd)
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeDone> {
+        Err(ProbeDone)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -236,20 +236,20 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
         _: &'static str,
         fields: &'static [&'static str],
         _: V,
-    ) -> Result<V::Value, ProbeEnd> {
+    ) -> Result<V::Value, ProbeDone> {
         *self.fields = Some(fields);
-        Err(ProbeEnd)
+        Err(ProbeDone)
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, ProbeEnd> {
+    ) -> Result<V::Value, ProbeDone> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeDone> {
         visitor.visit_some(self)
     }
 
@@ -261,17 +261,17 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
 
 /// The error with which every [`FieldProbe`] ends.
 #[derive(Debug)]
-struct ProbeEnd;
+struct ProbeDone;
 
-impl fmt::Display for ProbeEnd {
+impl fmt::Display for ProbeDone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the probe has no value")
     }
 }
 
-impl std::error::Error for ProbeEnd {}
+impl std::error::Error for ProbeDone {}
 
-impl serde::de::Error for ProbeEnd {
+impl serde::de::Error for ProbeDone {
     fn custom<T: fmt::Display>(_: T) -> Self {
         Self
     }

@@ -71,7 +71,7 @@ pub struct ClientBuilder {
     #[cfg(feature = "tls")]
     tls: crate::transport::tls::TlsOptions,
     /// The first invalid option and its problem.
-    mistake: Option<(&'static str, String)>,
+    invalid_option: Option<(&'static str, String)>,
 }
 
 impl ClientBuilder {
@@ -127,7 +127,9 @@ impl ClientBuilder {
                 value.set_sensitive(true);
                 self.with_header(AUTHORIZATION, value)
             }
-            Err(_) => self.with_mistake("bearer_token", "contains characters that a header cannot contain"),
+            Err(_) => {
+                self.with_invalid_option("bearer_token", "contains characters that a header cannot contain")
+            }
         }
     }
 
@@ -145,19 +147,21 @@ impl ClientBuilder {
         };
         match (HeaderName::try_from(key), HeaderValue::try_from(value)) {
             (Ok(name), _) if is_reserved(name.as_str()) => {
-                self.with_mistake("metadata", &format!("has the reserved key `{name}`"))
+                self.with_invalid_option("metadata", &format!("has the reserved key `{name}`"))
             }
             (Ok(name), Ok(mut value)) => {
                 // The value may be a secret, which `Debug` must not show.
                 value.set_sensitive(true);
                 self.with_header(name, value)
             }
-            (Ok(name), Err(_)) => self.with_mistake(
+            (Ok(name), Err(_)) => self.with_invalid_option(
                 "metadata",
                 &format!("has a value with invalid characters for the key `{name}`"),
             ),
-            (Err(_), _) => self
-                .with_mistake("metadata", "has an invalid key; use ASCII letters, digits, `-`, `_` and `.`"),
+            (Err(_), _) => self.with_invalid_option(
+                "metadata",
+                "has an invalid key; use ASCII letters, digits, `-`, `_` and `.`",
+            ),
         }
     }
 
@@ -186,8 +190,8 @@ impl ClientBuilder {
         self
     }
 
-    fn with_mistake(mut self, option: &'static str, problem: &str) -> Self {
-        self.mistake.get_or_insert_with(|| (option, problem.to_owned()));
+    fn with_invalid_option(mut self, option: &'static str, problem: &str) -> Self {
+        self.invalid_option.get_or_insert_with(|| (option, problem.to_owned()));
         self
     }
 
@@ -325,7 +329,7 @@ impl ClientBuilder {
     /// # Errors
     /// If an option is invalid, or outside of a tokio runtime, which channels need.
     fn check(&self) -> Result<(), Error> {
-        if let Some((option, problem)) = &self.mistake {
+        if let Some((option, problem)) = &self.invalid_option {
             return Err(Error::InvalidOption { option, problem: problem.clone() });
         }
         tokio::runtime::Handle::try_current().map(drop).map_err(|_| Error::NoRuntime)

@@ -129,7 +129,7 @@ impl CallStream {
             Err(status) if status.code() == Code::Unimplemented && !is_of_proxy(&status) => None,
             Err(status) => return Err(status),
         };
-        let (cut, in_use) = (close.cut.clone(), Some(close.users.token()));
+        let (cut, in_use) = (close.cut.clone(), Some(close.in_flight.token()));
         Ok(Self { target, multiplexer, broken, cut, _reader: tasks, _in_use: in_use })
     }
 }
@@ -170,7 +170,7 @@ impl RemoteHost {
         let open = self.0.replace_call_stream(CallStream::unusable(&self.0.close));
         open.broken.cancel();
         drop(open);
-        self.0.close.end_users(limit).await
+        self.0.close.drain(limit).await
     }
 }
 

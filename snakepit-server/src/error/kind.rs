@@ -66,16 +66,16 @@ impl StartError {
             Self::Pool(error) => match error {
                 PoolError::InvalidConfig { .. } => StartErrorKind::Configuration,
                 PoolError::NoRuntime => StartErrorKind::NoRuntime,
-                PoolError::Start { error, .. } => kind_of_launch(error),
+                PoolError::Start { error, .. } => launch_error_kind(error),
                 PoolError::ShutDown => StartErrorKind::ShutDown,
                 _ => StartErrorKind::Other,
             },
-            Self::Worker(error) => kind_of_launch(error),
+            Self::Worker(error) => launch_error_kind(error),
         }
     }
 }
 
-const fn kind_of_launch(error: &WorkerError) -> StartErrorKind {
+const fn launch_error_kind(error: &WorkerError) -> StartErrorKind {
     match error {
         WorkerError::Spawn { .. } => StartErrorKind::Interpreter,
         WorkerError::StartFailed { .. } => StartErrorKind::Adapter,

@@ -30,20 +30,20 @@ impl Requester {
 }
 
 /// A request that names a session, or that may refer to global programs instead.
-pub(super) trait OfSession {
+pub(super) trait HasSession {
     fn session(&self) -> Option<&str>;
 }
 
-macro_rules! of_session {
+macro_rules! has_session {
     ($($request:ident)+) => {
-        $(impl OfSession for pb::$request {
+        $(impl HasSession for pb::$request {
             fn session(&self) -> Option<&str> {
                 Some(&self.session_id)
             }
         })+
     };
     (or global: $($request:ident)+) => {
-        $(impl OfSession for pb::$request {
+        $(impl HasSession for pb::$request {
             fn session(&self) -> Option<&str> {
                 (!self.global).then_some(&self.session_id)
             }
@@ -51,12 +51,12 @@ macro_rules! of_session {
     };
 }
 
-of_session! {
+has_session! {
     GetExposedElixirToolsRequest InitializeSessionRequest CleanupSessionRequest GetSessionRequest HeartbeatRequest RegisterVariableRequest GetVariableRequest
     SetVariableRequest BatchGetVariablesRequest BatchSetVariablesRequest ListVariablesRequest DeleteVariableRequest
     GetVariableHistoryRequest RollbackVariableRequest WatchVariablesRequest
 }
-of_session! { or global: PutProgramRequest GetProgramRequest ListProgramsRequest DeleteProgramRequest }
+has_session! { or global: PutProgramRequest GetProgramRequest ListProgramsRequest DeleteProgramRequest }
 
 impl Bridge {
     /// Returns the peer of a request.
@@ -91,14 +91,14 @@ impl Bridge {
     }
 
     /// Checks that the principal of a request may read the session of the request.
-    pub(super) fn may_read<M: OfSession>(&self, request: &Request<M>) -> Result<(), Status> {
+    pub(super) fn may_read<M: HasSession>(&self, request: &Request<M>) -> Result<(), Status> {
         let session = request.get_ref().session();
         let operation = session.map_or(Operation::ReadPrograms, |session| Operation::ReadSession { session });
         self.authorize(request.extensions(), &operation)
     }
 
     /// Checks that the principal of a request may change the session of the request.
-    pub(super) fn may_write<M: OfSession>(&self, request: &Request<M>) -> Result<(), Status> {
+    pub(super) fn may_write<M: HasSession>(&self, request: &Request<M>) -> Result<(), Status> {
         let session = request.get_ref().session();
         let operation =
             session.map_or(Operation::WritePrograms, |session| Operation::WriteSession { session });

@@ -31,11 +31,11 @@ impl Connection {
         };
         let info = redis::IntoConnectionInfo::into_connection_info(url).map_err(invalid)?;
         let address = info.addr().to_string();
-        let failed = |error: RedisError| StartError::of(&address, error);
+        let redis_error = |error: RedisError| StartError::of(&address, error);
         // RESP3 reports the end of a connection, so the client reconnects before the next command.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let db = settings.db();
-        let client = Client::open(info.set_redis_settings(settings)).map_err(failed)?;
+        let client = Client::open(info.set_redis_settings(settings)).map_err(redis_error)?;
         // Fail soon while Redis is unreachable. The next command reconnects.
         let manager = ConnectionManagerConfig::new()
             .set_response_timeout(Some(config.timeout))
@@ -43,7 +43,8 @@ impl Connection {
             .set_number_of_retries(2)
             .set_min_delay(Duration::from_millis(20))
             .set_max_delay(Duration::from_millis(200));
-        let manager = ConnectionManager::new_with_config(client.clone(), manager).await.map_err(failed)?;
+        let manager =
+            ConnectionManager::new_with_config(client.clone(), manager).await.map_err(redis_error)?;
         // The databases of a server share their channels, so the database is part of the prefix.
         let prefix = &config.prefix;
         let root = if db == 0 { format!("{{{prefix}}}") } else { format!("{{{prefix}@{db}}}") };
@@ -71,7 +72,7 @@ impl Connection {
 
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, SessionError> {
         let mut manager = self.manager.clone();
-        command.query_async(&mut manager).await.map_err(|error| failed(&self.address, error))
+        command.query_async(&mut manager).await.map_err(|error| redis_error(&self.address, error))
     }
 
     /// Opens a separate connection for published messages.
@@ -80,12 +81,12 @@ impl Connection {
         let Ok(connected) = connected else {
             return Err(self.problem("does not accept a connection in time"));
         };
-        connected.map_err(|error| failed(&self.address, error))
+        connected.map_err(|error| redis_error(&self.address, error))
     }
 
     /// Converts a reply.
     pub(super) fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, SessionError> {
-        redis::from_redis_value(value).map_err(|error| failed(&self.address, error.into()))
+        redis::from_redis_value(value).map_err(|error| redis_error(&self.address, error.into()))
     }
 
     /// Returns the command that reads fields of a hash of a session, or `None` if `fields` is empty.
@@ -113,8 +114,8 @@ impl Connection {
     }
 
     /// Creates an error with the address of the server and this cause.
-    pub(super) fn failed(&self, error: RedisError) -> SessionError {
-        failed(&self.address, error)
+    pub(super) fn redis_error(&self, error: RedisError) -> SessionError {
+        redis_error(&self.address, error)
     }
 }
 
@@ -133,7 +134,7 @@ impl Call<'_> {
 
     pub(super) async fn run<T: FromRedisValue>(self) -> Result<T, SessionError> {
         let connection = self.connection;
-        self.try_run().await.map_err(|error| failed(&connection.address, error))
+        self.try_run().await.map_err(|error| redis_error(&connection.address, error))
     }
 
     /// Like [`run`](Self::run), but returns the original error.
@@ -159,22 +160,22 @@ impl Call<'_> {
     ) -> Result<(T, Vec<Value>), SessionError> {
         let Self { connection, script, command } = self;
         let mut manager = connection.manager.clone();
-        let failed = |error: RedisError| failed(&connection.address, error);
+        let redis_error = |error: RedisError| redis_error(&connection.address, error);
         let mut pipeline = redis::pipe();
         pipeline.ignore_errors().add_command(command);
         for read in reads {
             pipeline.add_command(read);
         }
         let mut replies: Vec<RedisResult<Value>> =
-            pipeline.query_async(&mut manager).await.map_err(failed)?;
+            pipeline.query_async(&mut manager).await.map_err(redis_error)?;
         if matches!(replies.first(), Some(Err(error)) if is_unknown_script(error)) {
-            script.load_async(&mut manager).await.map_err(failed)?;
-            replies = pipeline.query_async(&mut manager).await.map_err(failed)?;
+            script.load_async(&mut manager).await.map_err(redis_error)?;
+            replies = pipeline.query_async(&mut manager).await.map_err(redis_error)?;
         }
         let mut replies = replies.into_iter();
-        let reply = replies.next().unwrap_or(Ok(Value::Nil)).map_err(failed)?;
-        let reply = redis::from_redis_value(reply).map_err(|error| failed(error.into()))?;
-        Ok((reply, replies.collect::<Result<_, _>>().map_err(failed)?))
+        let reply = replies.next().unwrap_or(Ok(Value::Nil)).map_err(redis_error)?;
+        let reply = redis::from_redis_value(reply).map_err(|error| redis_error(error.into()))?;
+        Ok((reply, replies.collect::<Result<_, _>>().map_err(redis_error)?))
     }
 }
 
@@ -184,6 +185,6 @@ fn is_unknown_script(error: &RedisError) -> bool {
 }
 
 /// Converts an error of the client library.
-fn failed(address: &str, error: RedisError) -> SessionError {
+fn redis_error(address: &str, error: RedisError) -> SessionError {
     SessionError::backend(format!("redis at {address}")).with_source(error)
 }

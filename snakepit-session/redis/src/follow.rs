@@ -151,7 +151,7 @@ impl Follower {
             let subscribed = tokio::time::timeout(self.connection.timeout(), sink.subscribe(channel)).await;
             match subscribed {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(self.connection.failed(error)),
+                Ok(Err(error)) => return Err(self.connection.redis_error(error)),
                 Err(_) => return Err(self.connection.problem("does not reply in time")),
             }
         }
@@ -243,7 +243,7 @@ impl Follower {
                 }
                 match tokio::time::timeout(self.connection.timeout(), sink.ping::<redis::Value>()).await {
                     Ok(Ok(_)) => {}
-                    Ok(Err(error)) => return self.connection.failed(error),
+                    Ok(Err(error)) => return self.connection.redis_error(error),
                     Err(_) => return self.connection.problem("does not reply in time"),
                 }
             }

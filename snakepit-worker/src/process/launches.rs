@@ -186,12 +186,12 @@ impl Launches {
     #[must_use]
     pub fn find_by_pid(&self, pid: u32) -> Option<Arc<Launch>> {
         let live: Vec<_> = lock(&self.live).iter().filter_map(Weak::upgrade).collect();
-        let mut led: Vec<_> =
+        let mut leaders: Vec<_> =
             live.iter().filter_map(|launch| Some((launch, launch.running_process()?))).collect();
-        let oldest_start = led.iter().map(|(_, leader)| leader.start_time).min()?;
+        let oldest_start = leaders.iter().map(|(_, leader)| leader.start_time).min()?;
         let lineage = Lineage::of(pid, oldest_start);
-        led.retain(|(_, leader)| lineage.includes(*leader));
-        led.first().map(|(launch, _)| Arc::clone(launch))
+        leaders.retain(|(_, leader)| lineage.includes(*leader));
+        leaders.first().map(|(launch, _)| Arc::clone(launch))
     }
 
     /// Returns the live launch whose process, or a descendant of it, holds the peer end of a TCP connection, which was accepted
@@ -226,8 +226,8 @@ impl Launches {
             return None;
         }
         // Usually the process of the launch itself holds the socket.
-        let led = pids.iter().find(|(_, pid)| lineage::has_socket(*pid, sockets));
-        led.map(|(launch, _)| Arc::clone(launch)).or_else(|| {
+        let leaders = pids.iter().find(|(_, pid)| lineage::has_socket(*pid, sockets));
+        leaders.map(|(launch, _)| Arc::clone(launch)).or_else(|| {
             lineage::processes()
                 .filter(|pid| lineage::has_socket(*pid, sockets))
                 .find_map(|pid| self.find_by_pid(pid))

@@ -103,13 +103,13 @@ impl RunDir {
         check_path(&base)?;
         let _lock = lock_base(&base)?;
         let killed_leftovers = clean_up_dead_runs(&base)
-            .map_err(failed(&base, "the runs of dead hosts in it cannot be read"))?;
+            .map_err(io_error(&base, "the runs of dead hosts in it cannot be read"))?;
 
         let id = uuid::Uuid::new_v4().simple().to_string()[..ledger::ID_LENGTH].to_owned();
         let path = base.join(&id);
         let host_socket = path.join("host.sock");
-        DirBuilder::new().mode(0o700).create(&path).map_err(failed(&path, "it cannot be created"))?;
-        let ledger = Ledger::create(&path).map_err(failed(&path, "its ledger cannot be created"))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(io_error(&path, "it cannot be created"))?;
+        let ledger = Ledger::create(&path).map_err(io_error(&path, "its ledger cannot be created"))?;
         Ok(Self { id, base, path, host_socket, ledger, killed_leftovers, serve: OnceLock::new() })
     }
 
@@ -145,19 +145,19 @@ impl RunDir {
     }
 
     fn restore_now(&self) -> Result<(), WorkerError> {
-        let failed = failed(&self.path, "it was removed and cannot be created again");
+        let io_error = io_error(&self.path, "it was removed and cannot be created again");
         let base = prepare_base(&self.base)?;
         let _lock = lock_base(&base)?;
         if self.is_intact() {
             return Ok(());
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(&failed)?;
-        check_owner(&self.path, &std::fs::metadata(&self.path).map_err(&failed)?)?;
-        self.ledger.restore(&self.path).map_err(&failed)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(&io_error)?;
+        check_owner(&self.path, &std::fs::metadata(&self.path).map_err(&io_error)?)?;
+        self.ledger.restore(&self.path).map_err(&io_error)?;
         if let Some(ServeSocket(serve)) = self.serve.get()
             && !self.host_socket.exists()
         {
-            serve(&self.host_socket).map_err(&failed)?;
+            serve(&self.host_socket).map_err(&io_error)?;
         }
         tracing::warn!(dir = %self.path.display(), "the run directory, or a file in it, was removed; created it again");
         Ok(())
@@ -241,8 +241,8 @@ fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
         .recursive(true)
         .mode(0o700)
         .create(base)
-        .map_err(failed(base, "it cannot be created"))?;
-    let unreadable = failed(base, "it cannot be read");
+        .map_err(io_error(base, "it cannot be created"))?;
+    let unreadable = io_error(base, "it cannot be read");
     let base = base.canonicalize().map_err(&unreadable)?;
     check_owner(&base, &std::fs::metadata(&base).map_err(&unreadable)?)?;
     Ok(base)
@@ -251,9 +251,9 @@ fn prepare_base(base: &Path) -> Result<PathBuf, WorkerError> {
 /// Waits for the lock of a base. The lock serializes hosts that start at the same time. Otherwise one could clean up the
 /// directory of another that has not written its ledger yet.
 fn lock_base(base: &Path) -> Result<Flock<File>, WorkerError> {
-    let failed = failed(base, "it cannot be locked");
-    let lock = File::create(base.join("lock")).map_err(&failed)?;
-    Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))
+    let io_error = io_error(base, "it cannot be locked");
+    let lock = File::create(base.join("lock")).map_err(&io_error)?;
+    Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| io_error(error.into()))
 }
 
 /// Checks that the longest socket path below this base, that of a worker, fits [`MAX_SOCKET_PATH_BYTES`], and that workers can
@@ -321,7 +321,7 @@ fn clean_up_dead_runs(base: &Path) -> std::io::Result<usize> {
 }
 
 /// Returns a function that converts an error of the operating system to a [`WorkerError::Io`] with this problem.
-fn failed(path: &Path, problem: &'static str) -> impl Fn(std::io::Error) -> WorkerError {
+fn io_error(path: &Path, problem: &'static str) -> impl Fn(std::io::Error) -> WorkerError {
     move |error| WorkerError::io(path, problem).with_source(error)
 }
 

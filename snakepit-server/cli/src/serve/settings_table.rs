@@ -11,7 +11,7 @@ use snakepit_session::SessionLimits;
 use super::Args;
 
 /// One row of the table.
-struct Setting {
+struct Row {
     /// The method or the field in Rust.
     rust: &'static str,
     default: String,
@@ -20,7 +20,7 @@ struct Setting {
     flag: Option<&'static str>,
 }
 
-impl Setting {
+impl Row {
     fn markdown(&self) -> String {
         let Self { rust, default, values, flag } = self;
         let flag = flag.map_or_else(|| "–".to_owned(), |flag| format!("`--{flag}`"));
@@ -45,7 +45,7 @@ fn size(bytes: usize) -> String {
 }
 
 /// The settings of the pool. A new field does not compile without a row.
-fn pool() -> Vec<Setting> {
+fn pool() -> Vec<Row> {
     let PoolConfig {
         name,
         workers,
@@ -57,7 +57,7 @@ fn pool() -> Vec<Setting> {
         concurrency,
         max_attempts,
     } = PoolConfig::default();
-    let row = |rust, default, values, flag| Setting { rust, default, values, flag };
+    let row = |rust, default, values, flag| Row { rust, default, values, flag };
     vec![
         row("Builder::name", format!("`{name}`"), "1 to 64 letters, digits, `-`, `_`, `.`", None),
         row("Builder::workers", workers.to_string(), "1 to 1024", Some("workers")),
@@ -76,8 +76,8 @@ fn pool() -> Vec<Setting> {
     ]
 }
 
-fn host() -> Vec<Setting> {
-    let row = |rust, default: &str, values, flag| Setting { rust, default: default.to_owned(), values, flag };
+fn host() -> Vec<Row> {
+    let row = |rust, default: &str, values, flag| Row { rust, default: default.to_owned(), values, flag };
     vec![
         row("Builder::adapter", "none", "[adapter](adapters.md#functions)", Some("adapter")),
         row("Builder::adapter_arg", "none", "name and JSON value; in the file a table", Some("adapter-arg")),
@@ -114,7 +114,7 @@ fn host() -> Vec<Setting> {
 }
 
 /// The limits of sessions. A new field does not compile without a row.
-fn sessions() -> Vec<Setting> {
+fn sessions() -> Vec<Row> {
     let SessionLimits {
         default_ttl,
         max_sessions,
@@ -132,7 +132,7 @@ fn sessions() -> Vec<Setting> {
         max_watch_backlog,
         max_watch_backlog_bytes,
     } = SessionLimits::default();
-    let row = |rust, default: String, values, flag| Setting { rust, default, values, flag: Some(flag) };
+    let row = |rust, default: String, values, flag| Row { rust, default, values, flag: Some(flag) };
     let count = |number: usize| number.to_string();
     vec![
         row("SessionLimits::default_ttl", duration(default_ttl), "duration", "session-ttl"),
@@ -163,7 +163,7 @@ fn sessions() -> Vec<Setting> {
     ]
 }
 
-fn settings() -> Vec<Setting> {
+fn settings() -> Vec<Row> {
     pool().into_iter().chain(host()).chain(sessions()).collect()
 }
 
@@ -174,7 +174,7 @@ fn file(path: &str) -> String {
 
 #[test]
 fn the_page_shows_the_defaults_of_the_code() {
-    let expected: Vec<String> = settings().iter().map(Setting::markdown).collect();
+    let expected: Vec<String> = settings().iter().map(Row::markdown).collect();
     let page = file("docs/settings.md");
     let shown: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
     assert_eq!(shown, expected, "docs/settings.md should have these rows:\n{}", expected.join("\n"));

@@ -35,11 +35,12 @@ impl ClientBuilder {
         const OPTION: &str = "ca_certificate";
         let certificates = match certificates(pem.as_ref()) {
             Ok(certificates) => certificates,
-            Err(problem) => return self.with_mistake(OPTION, &problem),
+            Err(problem) => return self.with_invalid_option(OPTION, &problem),
         };
         for certificate in certificates {
             if let Err(error) = self.tls.roots.add(certificate) {
-                return self.with_mistake(OPTION, &format!("contains an invalid certificate: {error}"));
+                return self
+                    .with_invalid_option(OPTION, &format!("contains an invalid certificate: {error}"));
             }
         }
         self
@@ -54,7 +55,7 @@ impl ClientBuilder {
     pub fn client_certificate(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
         match identity(certificate.as_ref(), key.as_ref()) {
             Ok(identity) => self.tls.identity = Some(Arc::new(identity)),
-            Err(problem) => return self.with_mistake("client_certificate", &problem),
+            Err(problem) => return self.with_invalid_option("client_certificate", &problem),
         }
         self
     }
@@ -67,7 +68,7 @@ impl ClientBuilder {
     pub fn server_name(mut self, name: &str) -> Self {
         match ServerName::try_from(name.to_owned()) {
             Ok(name) => self.tls.server_name = Some(name),
-            Err(_) => return self.with_mistake("server_name", "is not a DNS name or IP address"),
+            Err(_) => return self.with_invalid_option("server_name", "is not a DNS name or IP address"),
         }
         self
     }

@@ -24,15 +24,15 @@ pub(super) struct CloseState {
     /// Cancelled when the time for calls in flight is over.
     pub(super) cut: CancellationToken,
     /// Counts streams with calls in flight, and requests.
-    pub(super) users: TaskTracker,
+    pub(super) in_flight: TaskTracker,
 }
 
 impl CloseState {
     /// Waits for calls and requests in flight, and cuts off those that have not ended in time. Returns whether all have ended in
     /// time.
-    pub(super) async fn end_users(&self, limit: Duration) -> bool {
-        self.users.close();
-        let have_ended = tokio::time::timeout(limit, self.users.wait()).await.is_ok();
+    pub(super) async fn drain(&self, limit: Duration) -> bool {
+        self.in_flight.close();
+        let have_ended = tokio::time::timeout(limit, self.in_flight.wait()).await.is_ok();
         self.cut.cancel();
         have_ended
     }
@@ -50,7 +50,7 @@ impl Connection {
         request: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         // Counts before the check, so that a close either waits for this request or rejects it.
-        let _in_use = self.close.users.token();
+        let _in_use = self.close.in_flight.token();
         if self.close.closing.is_cancelled() {
             return Err(closed(false).into());
         }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use super::{
-    HostState, Replying, Requirements,
+    HostState, ReplyFuture, Requirements,
     extract::{CallScope, Extractor},
     reply, stream_reply,
 };
@@ -53,7 +53,7 @@ pub trait ToolFn<M>: Send + Sync + 'static {
 
     /// Runs a call.
     #[doc(hidden)]
-    fn run(&self, call: ToolCall, state: &HostState) -> Replying;
+    fn run(&self, call: ToolCall, state: &HostState) -> ReplyFuture;
 }
 
 /// Marks an argument that is deserialized from the arguments of the call.
@@ -139,7 +139,7 @@ macro_rules! impl_tool_fn {
                 <($($argument,)*) as ArgumentTuple<($($marker,)*)>>::requirements()
             }
 
-            fn run(&self, call: ToolCall, state: &HostState) -> Replying {
+            fn run(&self, call: ToolCall, state: &HostState) -> ReplyFuture {
                 match ArgumentTuple::<($($marker,)*)>::from_call(&call, state) {
                     Ok(($($argument,)*)) => reply(call.tool, call.mode, self($($argument),*)),
                     Err(error) => future::ready(Err(error)).boxed(),
@@ -161,7 +161,7 @@ macro_rules! impl_tool_fn {
                 <($($argument,)*) as ArgumentTuple<($($marker,)*)>>::requirements()
             }
 
-            fn run(&self, call: ToolCall, state: &HostState) -> Replying {
+            fn run(&self, call: ToolCall, state: &HostState) -> ReplyFuture {
                 let arguments = ArgumentTuple::<($($marker,)*)>::from_call(&call, state);
                 let items = arguments.map(|($($argument,)*)| self($($argument),*));
                 future::ready(items.map(|items| stream_reply(call.tool, items))).boxed()

@@ -1,4 +1,4 @@
-//! [`PanicGuard`]: a handler of the embedding program, whose panics fail only the call.
+//! [`HostHandler`]: a handler of the embedding program, whose panics fail only the call.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use crate::{
 
 /// Converts panics of a handler and of its streams into failures of the tool, and counts its calls.
 #[derive(Debug)]
-pub(crate) struct PanicGuard {
+pub(crate) struct HostHandler {
     pub(crate) handler: Arc<dyn ToolHandler>,
     pub(crate) meter: Arc<Meter>,
 }
 
 #[async_trait]
-impl ToolHandler for PanicGuard {
+impl ToolHandler for HostHandler {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let tool = Arc::clone(&call.tool);
         let measured = self.meter.begin(&call);
