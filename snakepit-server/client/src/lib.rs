@@ -20,8 +20,8 @@
 //!
 //! # Features
 //! - `ndarray` adds conversions between [`Payload`] and the arrays of the crate `ndarray`.
-//! - `tls` adds support for `https://` addresses, and the options [`ca_certificate`](ClientBuilder::ca_certificate),
-//!   [`client_certificate`](ClientBuilder::client_certificate) and [`server_name`](ClientBuilder::server_name).
+//! - `tls` adds support for `https://` addresses, and the options `ca_certificate`,
+//!   `client_certificate` and `server_name`.
 //! - `opentelemetry` makes the current OpenTelemetry context the [trace context](CallBuilder::trace) of each call.
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
