@@ -124,7 +124,8 @@ pub fn call<'a, C: Callee>(
         match await_reply(started?, callee, &info).await {
             Ok(reply) => Ok(reply),
             Err(SendError::Error(error)) => Err(error),
-            Err(SendError::Unsent(_, status)) => Err(callee.unsent_error(&info, status).await),
+            // Boxed, like other rare futures here: each call would reserve memory for it.
+            Err(SendError::Unsent(_, status)) => Err(Box::pin(callee.unsent_error(&info, status)).await),
         }
     }
 }
@@ -169,7 +170,7 @@ async fn await_reply<C: Callee>(mut call: Call, callee: &C, info: &CallInfo) -> 
         CallEvent::Chunks(_) => return protocol_error("sent chunks of a stream before it began"),
     };
     let outcome = match outcome {
-        Outcome::NoReply(no_reply) => no_reply.unary_outcome(callee, info, call.id()).await,
+        Outcome::NoReply(no_reply) => Box::pin(no_reply.unary_outcome(callee, info, call.id())).await,
         outcome => outcome,
     };
     match outcome {
