@@ -285,8 +285,8 @@ mod tests {
 
     /// Calls are moved many times, and the memory of a call in a host must not exceed the allocator's limit for small blocks.
     #[test]
-    fn a_principal_is_as_small_as_a_string_slice() {
-        assert_eq!(size_of::<Principal>(), size_of::<&str>());
+    fn a_principal_is_small() {
+        assert!(size_of::<Principal>() <= 3 * size_of::<usize>());
     }
 
     #[test]
