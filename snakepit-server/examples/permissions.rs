@@ -16,7 +16,7 @@ pub(crate) async fn run() -> Result<(), Box<dyn std::error::Error>> {
         .adapter("snakepit_bridge.adapters.showcase.showcase_adapter:ShowcaseAdapter")
         .workers(1)
         .authorize(|principal, operation| match operation {
-            // Tools may use sessions and host tools, for whomever they run.
+            // Tools may use sessions and host tools, whoever calls them.
             _ if principal.worker_id().is_some() => Ok(()),
             Operation::Call { tool, .. } if principal.has_grant(tool) => Ok(()),
             _ => Err(Denied::new(format!("{principal} has no grant for this"))),

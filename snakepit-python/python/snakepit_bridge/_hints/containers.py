@@ -11,7 +11,7 @@ from snakepit_bridge._hints.scalars import Null
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
     from typing import Any
 
     from snakepit_bridge._hints.base import Schemas
@@ -65,20 +65,25 @@ class Items(Hint):
         exact = self._item.exact
         if type(self._item).read is Hint.read or (exact is not None and set(map(type, items)) <= {exact}):
             return items
-        converted: list[Any] = []
-        problems: list[tuple[str, str]] = []
-        for index, item in enumerate(items):
-            try:
-                converted.append(convert(item))
-            except InvalidError as error:
-                collect(problems, f"[{index}]", error)
-        if problems:
-            raise InvalidError(problems)
-        return converted
+        return _converted((convert, item) for item in items)
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         schema = {"type": "array", "items": self._item.schema(schemas)}
         return {**schema, "uniqueItems": True} if self._unique else schema
+
+
+def _converted(items: Iterable[tuple[Callable[[Any], Any], Any]]) -> list[Any]:
+    """Convert each item with its converter. Report the problems of all items, each with its index."""
+    converted: list[Any] = []
+    problems: list[tuple[str, str]] = []
+    for index, (convert, item) in enumerate(items):
+        try:
+            converted.append(convert(item))
+        except InvalidError as error:
+            collect(problems, f"[{index}]", error)
+    if problems:
+        raise InvalidError(problems)
+    return converted
 
 
 def _ordered(items: Any) -> list[Any]:
@@ -112,16 +117,7 @@ class Positions(Hint):
     def _each(self, values: Any, converters: list[Callable[[Any], Any]]) -> list[Any]:
         if len(values) != len(converters):
             raise invalid(f"has {count(len(values), 'item')}, expected {len(converters)}")
-        converted: list[Any] = []
-        problems: list[tuple[str, str]] = []
-        for index, (value, convert) in enumerate(zip(values, converters, strict=True)):
-            try:
-                converted.append(convert(value))
-            except InvalidError as error:
-                collect(problems, f"[{index}]", error)
-        if problems:
-            raise InvalidError(problems)
-        return converted
+        return _converted(zip(converters, values, strict=True))
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         length = len(self._items)
