@@ -2,12 +2,12 @@
 //! window of the connection, which calls share.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     future::Future,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
 };
@@ -41,7 +41,9 @@ pub struct BacklogBudget(Arc<Usage>);
 struct Usage {
     /// The size of all updates in backlogs in bytes, not counting initial values.
     bytes: AtomicUsize,
-    backlogs: Mutex<Vec<Weak<Mutex<State>>>>,
+    /// The backlogs that can drop updates, in the order of the bytes that would become free, and their ids.
+    freeable: Mutex<BTreeMap<(usize, u64), Weak<Mutex<State>>>>,
+    last_id: AtomicU64,
 }
 
 impl BacklogBudget {
@@ -49,15 +51,13 @@ impl BacklogBudget {
     /// a backlog.
     fn shrink(&self) {
         while self.0.bytes.load(Relaxed) > MAX_TOTAL_BYTES {
-            let backlogs: Vec<_> = lock(&self.0.backlogs).iter().filter_map(Weak::upgrade).collect();
-            let Some(largest) = backlogs.iter().max_by_key(|state| lock(state).freeable_bytes()) else {
-                return;
-            };
-            let mut state = lock(largest);
-            if state.freeable_bytes() == 0 {
-                return;
+            let largest = lock(&self.0.freeable).last_key_value().and_then(|(_, state)| state.upgrade());
+            let Some(largest) = largest else { return };
+            let mut state = lock(&largest);
+            // Its reader may have taken updates meanwhile.
+            if state.freeable_bytes() > 0 {
+                state.lose_oldest();
             }
-            state.lose_oldest();
         }
     }
 }
@@ -67,7 +67,11 @@ struct State {
     budget: BacklogBudget,
     /// The number of bytes that the budget counts for this backlog.
     reserved: usize,
-    updates: VecDeque<VariableUpdate>,
+    /// The entry of this backlog in the budget: the number of bytes that it can free, or 0 if it has no entry.
+    indexed: usize,
+    id: u64,
+    this: Weak<Mutex<Self>>,
+    updates: VecDeque<BufferedUpdate>,
     /// The total size of the updates, in bytes.
     bytes: usize,
     /// The total size of the initial values among the updates, in bytes. The limit is larger by this size, so initial values
@@ -85,6 +89,14 @@ struct State {
     is_closed: bool,
 }
 
+#[derive(Debug)]
+struct BufferedUpdate {
+    update: VariableUpdate,
+    /// Its size in the accounting, in bytes.
+    size: usize,
+    is_initial: bool,
+}
+
 /// Buffers the updates of a watch. The future moves them into the backlog, until the source ends or the backlog is
 /// dropped.
 pub fn read_ahead<S>(
@@ -94,8 +106,10 @@ pub fn read_ahead<S>(
 where
     S: Stream<Item = Result<VariableUpdate, Status>> + Send + Unpin + 'static,
 {
-    let state = Arc::new(Mutex::new(State { budget: budget.clone(), ..State::default() }));
-    lock(&budget.0.backlogs).push(Arc::downgrade(&state));
+    let id = budget.0.last_id.fetch_add(1, Relaxed);
+    let budget = budget.clone();
+    let state =
+        Arc::new_cyclic(|this| Mutex::new(State { budget, id, this: this.clone(), ..State::default() }));
     (ReadAhead { source, state: Arc::clone(&state) }, Backlog(state))
 }
 
@@ -159,12 +173,13 @@ impl<S> Drop for ReadAhead<S> {
 
 impl State {
     fn put(&mut self, update: VariableUpdate) {
-        let size = size(&update);
-        if update.update_type == INITIAL {
+        let size = UPDATE_BYTES + prost::Message::encoded_len(&update);
+        let is_initial = update.update_type == INITIAL;
+        if is_initial {
             self.initial_bytes += size;
         }
         self.bytes += size;
-        self.updates.push_back(update);
+        self.updates.push_back(BufferedUpdate { update, size, is_initial });
         self.reserve();
         while self.reserved > MAX_BYTES && self.freeable_bytes() > 0 {
             self.lose_oldest();
@@ -174,8 +189,8 @@ impl State {
     /// Returns the number of bytes of the budget that become free if the backlog drops updates. It never drops the newest update.
     /// Initial values do not count towards the budget.
     fn freeable_bytes(&self) -> usize {
-        let newest = self.updates.back().filter(|newest| newest.update_type != INITIAL).map_or(0, size);
-        self.reserved - newest
+        let newest = self.updates.back().filter(|newest| !newest.is_initial);
+        self.reserved - newest.map_or(0, |newest| newest.size)
     }
 
     fn lose_oldest(&mut self) {
@@ -191,23 +206,28 @@ impl State {
             Some(more) => self.budget.0.bytes.fetch_add(more, Relaxed),
             None => self.budget.0.bytes.fetch_sub(before - after, Relaxed),
         };
+        let freeable = self.freeable_bytes();
+        // Both are 0 while the reader keeps up.
+        if freeable != self.indexed {
+            let mut index = lock(&self.budget.0.freeable);
+            index.remove(&(self.indexed, self.id));
+            if freeable > 0 {
+                index.insert((freeable, self.id), self.this.clone());
+            }
+            self.indexed = freeable;
+        }
     }
 
     /// Removes the oldest update.
     fn take(&mut self) -> Option<VariableUpdate> {
-        let update = self.updates.pop_front()?;
-        let size = size(&update);
+        let BufferedUpdate { update, size, is_initial } = self.updates.pop_front()?;
         self.bytes -= size;
-        if update.update_type == INITIAL {
+        if is_initial {
             self.initial_bytes -= size;
         }
         self.reserve();
         Some(update)
     }
-}
-
-fn size(update: &VariableUpdate) -> usize {
-    UPDATE_BYTES + prost::Message::encoded_len(update)
 }
 
 /// Locks a state. Ignores poisoning, because no code under the lock panics.
@@ -241,15 +261,14 @@ impl Stream for Backlog {
 
 impl Drop for Backlog {
     fn drop(&mut self) {
-        let (source, budget) = {
+        let source = {
             let mut state = lock(&self.0);
             state.is_closed = true;
             state.updates.clear();
             (state.bytes, state.initial_bytes) = (0, 0);
             state.reserve();
-            (state.source_waker.take(), state.budget.clone())
+            state.source_waker.take()
         };
-        lock(&budget.0.backlogs).retain(|state| state.as_ptr() != Arc::as_ptr(&self.0));
         if let Some(source) = source {
             source.wake();
         }
@@ -327,7 +346,7 @@ mod tests {
             assert!((7..=9).contains(&lost), "the large ones lose about the same: {received:?}");
             assert_eq!(received[1..], Vec::from_iter(lost + 1..=16));
         }
-        assert_eq!((used(), lock(&budget.0.backlogs).len()), (0, 0), "read and closed backlogs use nothing");
+        assert_eq!((used(), lock(&budget.0.freeable).len()), (0, 0), "read and closed backlogs use nothing");
         assert_eq!(receive_all(fill(16).await).await, Vec::from_iter(1..=16));
     }
 
