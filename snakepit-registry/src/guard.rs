@@ -49,6 +49,10 @@ fn message_of(payload: &(dyn Any + Send)) -> &str {
 
 /// Wraps a future or a stream of the program. Converts a panic to `Err` with the message of the panic, which is the last item of
 /// a stream. A panic of the destructor has no effect.
+///
+/// # Panics
+/// A future panics if it is polled after its end, like the future of an `async fn`. A stream is fused: it yields `None` after its
+/// end.
 #[derive(Debug)]
 pub struct Guarded<T: ?Sized> {
     /// `None` after the end.
@@ -61,9 +65,12 @@ impl<T: ?Sized> Guarded<T> {
         Self { inner: Some(inner) }
     }
 
-    /// Polls the value, and drops it after a panic. Pending after the end.
+    /// Polls the value, and drops it after a panic.
+    ///
+    /// # Panics
+    /// If the value has ended.
     fn poll_with<P>(&mut self, poll: impl FnOnce(Pin<&mut T>) -> Poll<P>) -> Poll<Result<P, String>> {
-        let Some(inner) = &mut self.inner else { return Poll::Pending };
+        let Some(inner) = &mut self.inner else { panic!("`Guarded` polled after its end") };
         match catch(|| poll(inner.as_mut())) {
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
             Ok(Poll::Pending) => Poll::Pending,
@@ -164,5 +171,16 @@ mod tests {
         let panics = Guarded::new(Box::pin(async { panic!("no value") }));
         assert_eq!(panics.await, Err::<(), _>("no value".to_owned()));
         assert_eq!(Guarded::new(Box::pin(async { 1 })).await, Ok(1));
+    }
+
+    #[test]
+    fn a_poll_after_the_end_panics_for_a_future_and_ends_a_stream() {
+        let mut future = Guarded::new(Box::pin(async { 1 }));
+        assert_eq!((&mut future).now_or_never(), Some(Ok(1)));
+        assert!(catch(|| future.now_or_never()).unwrap_err().contains("after its end"));
+        let mut items = Guarded::new(Box::pin(stream::poll_fn(|_| Poll::Ready(None::<u8>))));
+        for _ in 0..2 {
+            assert_eq!(items.next().now_or_never(), Some(None));
+        }
     }
 }
