@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from snakepit_bridge._hints.compiler import Compiler
 
 #: The types that host and native runtime check and convert without Python code, with their names on the wire.
-_PLAIN: dict[Any, str] = {
+PLAIN: dict[Any, str] = {
     bool: "boolean",
     bytes: "bytes",
     dict: "map",
@@ -180,7 +180,7 @@ def is_any(annotation: Any) -> bool:
 def plain_type(annotation: Any) -> str | None:
     """Return the wire type of a plain hint. ``None`` for another hint."""
     try:
-        known = _PLAIN.get(annotation)
+        known = PLAIN.get(annotation)
     except TypeError:  # It cannot be hashed.
         return None
     if known is not None or not isinstance(annotation, type) or hasattr(annotation, "__args__"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from snakepit_bridge._contract import PLAIN
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -53,21 +55,9 @@ def collect(problems: list[tuple[str, str]], step: str, error: InvalidError) -> 
         raise InvalidError(problems[:MAX_PROBLEMS])
 
 
-_KINDS: dict[type, str] = {
-    bool: "boolean",
-    bytes: "bytes",
-    dict: "map",
-    float: "float",
-    int: "integer",
-    list: "list",
-    str: "string",
-    type(None): "null",
-}
-
-
 def describe(value: object) -> str:
     """Describe the type of a value: "is a string", "is a `decimal.Decimal`"."""
-    kind = _KINDS.get(type(value))
+    kind = PLAIN.get(type(value))
     if kind is None:
         return f"is a `{type_name(type(value))}`"
     return f"is {'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -16,7 +16,7 @@ from snakepit_bridge._hints.base import (
     show,
     type_name,
 )
-from snakepit_bridge._hints.containers import as_list, count
+from snakepit_bridge._hints.containers import as_list, convert_each, count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,21 +81,30 @@ class Fields(Hint):
     def read(self, value: Any) -> Any:
         if not isinstance(value, dict):
             raise self.mismatch(value)
+        entries = self._entries(value, lambda hint, entry: hint.read(entry))
+        return self._make({self._arguments[name].key: entry for name, entry in entries.items()})
+
+    def _entries(self, value: dict[Any, Any], convert_entry: Callable[[Hint, Any], Any]) -> dict[str, Any]:
+        """Convert the entries of a map, and report the problems of all of them.
+
+        Raises:
+            InvalidError: An entry is invalid, missing or unknown.
+        """
+        converted: dict[str, Any] = {}
         problems: list[tuple[str, str]] = []
-        values: dict[str, Any] = {}
         for name, field in self._arguments.items():
             try:
                 if name in value:
-                    values[field.key] = field.hint.read(value[name])
+                    converted[name] = convert_entry(field.hint, value[name])
                 elif field.required:
                     raise invalid("is missing")
             except InvalidError as error:
                 collect(problems, f".{name}", error)
-        if len(value) > len(values):
+        if len(value) > len(converted):
             self._check_others(value, problems)
         if problems:
             raise InvalidError(problems)
-        return self._make(values)
+        return converted
 
     def _check_others(self, value: dict[Any, Any], problems: list[tuple[str, str]]) -> None:
         for name in value:
@@ -188,21 +197,7 @@ class Keys(Fields):
     def write(self, value: Any) -> Any:
         if not isinstance(value, dict):
             raise self.mismatch(value)
-        written: dict[str, Any] = {}
-        problems: list[tuple[str, str]] = []
-        for name, field in self._arguments.items():
-            try:
-                if name in value:
-                    written[name] = field.hint.write(value[name])
-                elif field.required:
-                    raise invalid("is missing")
-            except InvalidError as error:
-                collect(problems, f".{name}", error)
-        if len(value) > len(written):
-            self._check_others(value, problems)
-        if problems:
-            raise InvalidError(problems)
-        return written
+        return self._entries(value, lambda hint, entry: hint.write(entry))
 
     def _writes_all(self) -> bool:
         return False
@@ -227,24 +222,13 @@ class Named(Hint):
         if not least <= len(values) <= len(self._fields):
             wanted = f"{least} to {len(self._fields)}" if least < len(self._fields) else str(least)
             raise invalid(f"has {count(len(values), 'item')}, expected {wanted}")
-        return convert(self._cls, *self._each(values, lambda hint, item: hint.read(item)))
+        converters = [field.hint.read for field in self._fields]
+        return convert(self._cls, *convert_each(zip(converters, values, strict=False)))
 
     def write(self, value: Any) -> Any:
         if not isinstance(value, self._cls):
             raise invalid(f"{describe(value)}, expected a `{type_name(self._cls)}`")
-        return self._each(value, lambda hint, item: hint.write(item))
-
-    def _each(self, values: Any, convert_item: Callable[[Hint, Any], Any]) -> list[Any]:
-        converted: list[Any] = []
-        problems: list[tuple[str, str]] = []
-        for index, (field, item) in enumerate(zip(self._fields, values, strict=False)):
-            try:
-                converted.append(convert_item(field.hint, item))
-            except InvalidError as error:
-                collect(problems, f"[{index}]", error)
-        if problems:
-            raise InvalidError(problems)
-        return converted
+        return convert_each(zip([field.hint.write for field in self._fields], value, strict=False))
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         return schemas.reference(self, self._cls.__name__, lambda _: self._definition(schemas))

@@ -65,14 +65,14 @@ class Items(Hint):
         exact = self._item.exact
         if type(self._item).read is Hint.read or (exact is not None and set(map(type, items)) <= {exact}):
             return items
-        return _converted((convert, item) for item in items)
+        return convert_each((convert, item) for item in items)
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         schema = {"type": "array", "items": self._item.schema(schemas)}
         return {**schema, "uniqueItems": True} if self._unique else schema
 
 
-def _converted(items: Iterable[tuple[Callable[[Any], Any], Any]]) -> list[Any]:
+def convert_each(items: Iterable[tuple[Callable[[Any], Any], Any]]) -> list[Any]:
     """Convert each item with its converter. Report the problems of all items, each with its index."""
     converted: list[Any] = []
     problems: list[tuple[str, str]] = []
@@ -117,7 +117,7 @@ class Positions(Hint):
     def _each(self, values: Any, converters: list[Callable[[Any], Any]]) -> list[Any]:
         if len(values) != len(converters):
             raise invalid(f"has {count(len(values), 'item')}, expected {len(converters)}")
-        return _converted(zip(converters, values, strict=True))
+        return convert_each(zip(converters, values, strict=True))
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         length = len(self._items)
