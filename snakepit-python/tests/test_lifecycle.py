@@ -137,7 +137,7 @@ def test_arguments_reach_the_functions_that_take_them() -> None:
     given = {"path": "/m", "names": ["a"], "scale": 2, "size": 2}
     assert call_tool(Configured, "seen", adapter_args=given) == ["/m", 2, ["a", "a"], 2.0, None]
     # A command line has only texts.
-    texts = {"path": "/m", "names": '["a"]', "scale": "0.5", "size": "1", "debug": "True"}
+    texts = {"path": "/m", "names": '["a"]', "scale": "0.5", "size": "1", "debug": "true"}
     assert call_tool(Configured, "seen", adapter_args=texts) == ["/m", 1, ["a"], 0.5, True]
 
 
@@ -155,6 +155,8 @@ def test_arguments_reach_the_functions_that_take_them() -> None:
         ({"path": "x", "names": {}}, "`names` .* is a map, expected list"),
         ({"path": 1, "names": []}, "`path` .* is an integer, expected a path"),
         ({"path": "x", "names": [], "scale": None}, "`scale` of `__init__` .* is a null, expected float"),
+        ({"path": "x", "names": [], "debug": "True"}, "`debug` of `__init__` .* is a string, .*; `True` is `true` in JSON"),
+        ({"path": "x", "names": [], "size": "None"}, "`size` .* is a string, expected integer; `None` is `null` in JSON"),
     ],
 )
 def test_missing_unknown_and_wrong_arguments_fail_the_start(given: dict[str, Any], problem: str) -> None:
@@ -198,11 +200,11 @@ class Size:
         (int, "3", 3),
         (float, 3, 3.0),
         (bool, "false", False),
-        (bool, "True", True),
+        (bool, "true", True),
         (str, "3", "3"),
         (int | None, None, None),
         (int | None, "4", 4),
-        (int | None, "None", None),
+        (int | None, "null", None),
         (int | str, "4", "4"),
         (dict, '{"a": 1}', {"a": 1}),
         (list[int], "[1]", [1]),

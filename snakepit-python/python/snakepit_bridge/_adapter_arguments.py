@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 VARIABLE = "SNAKEPIT_ADAPTER_ARGS"
 
 
-#: Python literals that users may write, with their JSON forms.
+#: Python literals that are not JSON, with their JSON forms.
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -76,7 +76,9 @@ class Receiver:
             raise AdapterError(f"the hint of `{name}` of {self.label} {error}") from None
         except InvalidError as error:
             problems = [f"`{name}{path}` of {self.label} {problem}" for path, problem in error.problems]
-            raise AdapterError(f"adapter argument {'; '.join(problems)}") from None
+            json_form = _PYTHON.get(value) if isinstance(value, str) else None
+            advice = f"; `{value}` is `{json_form}` in JSON" if json_form else ""
+            raise AdapterError(f"adapter argument {'; '.join(problems)}{advice}") from None
 
 
 def read(text: str | None) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def _parsed(text: str) -> Any:
     import json
 
     try:
-        return json.loads(_PYTHON.get(text, text))
+        return json.loads(text)
     except ValueError:
         return text
 
