@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -27,7 +28,6 @@ use crate::{
     host_stream::HostToolStream,
     listing::describe_tool,
     nested_call,
-    runtime::RuntimeHandle,
     value::{self, Purpose},
     variables::Variables,
 };
@@ -59,6 +59,23 @@ impl Call {
             client.get_program(request).await
         })?;
         Ok((response.program.unwrap_or_default(), response.unchanged))
+    }
+
+    /// Starts a call of a tool. Completes the wait with this key when the answer arrives. `tool` names the tool in messages.
+    fn start_call(
+        &self,
+        tool: String,
+        answer: impl Future<Output = Result<Payload, HostError>> + Send + 'static,
+        completions: &Completions,
+        key: u64,
+    ) -> PyResult<PendingHostCall> {
+        let outcome = Outcome::default();
+        let shared_outcome = Arc::clone(&outcome);
+        let wait = Wait::start(self.host()?.runtime(), completions, key, async move {
+            let result = answer.await;
+            *shared_outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        })?;
+        Ok(PendingHostCall { tool, wait, outcome })
     }
 
     pub(crate) fn host_tool_request(
@@ -127,8 +144,7 @@ impl Call {
     ) -> PyResult<Bound<'py, PyAny>> {
         let request = self.host_tool_request(name, arguments)?;
         let payload = self.wait(py, execute(self.host()?, &self.caller, request))?;
-        let result = value::to_python(py, payload);
-        value::name_read_error(result, py, format_args!("the result of host tool `{name}`"))
+        answer_to_python(py, payload, format_args!("host tool `{name}`"))
     }
 
     fn start_host_tool(
@@ -140,9 +156,8 @@ impl Call {
     ) -> PyResult<PendingHostCall> {
         let request = self.host_tool_request(name, arguments)?;
         let (host, caller) = (self.host()?.clone(), self.caller.clone());
-        let runtime = host.runtime();
         let answer = async move { execute(&host, &caller, request).await };
-        PendingHostCall::start(runtime, completions, key, format!("host tool `{name}`"), answer)
+        self.start_call(format!("host tool `{name}`"), answer, completions, key)
     }
 
     /// Calls a tool of the host or of its workers.
@@ -154,8 +169,7 @@ impl Call {
     ) -> PyResult<Bound<'py, PyAny>> {
         let request = nested_call::request(self, name, arguments)?;
         let payload = self.wait(py, nested_call::execute(self.host()?, &self.caller, request))?;
-        let result = value::to_python(py, payload);
-        value::name_read_error(result, py, format_args!("the result of tool `{name}`"))
+        answer_to_python(py, payload, format_args!("tool `{name}`"))
     }
 
     fn start_tool(
@@ -167,9 +181,8 @@ impl Call {
     ) -> PyResult<PendingHostCall> {
         let request = nested_call::request(self, name, arguments)?;
         let (host, caller) = (self.host()?.clone(), self.caller.clone());
-        let runtime = host.runtime();
         let answer = async move { nested_call::execute(&host, &caller, request).await };
-        PendingHostCall::start(runtime, completions, key, format!("tool `{name}`"), answer)
+        self.start_call(format!("tool `{name}`"), answer, completions, key)
     }
 
     /// Prepares a call of a host tool that streams. The first read makes it.
@@ -285,6 +298,15 @@ impl Call {
     }
 }
 
+/// Converts the answer of a tool. An error names the tool.
+fn answer_to_python<'py>(
+    py: Python<'py>,
+    answer: Payload,
+    tool: fmt::Arguments<'_>,
+) -> PyResult<Bound<'py, PyAny>> {
+    value::name_read_error(value::to_python(py, answer), py, format_args!("the result of {tool}"))
+}
+
 /// Calls a host tool and decodes its answer.
 async fn execute(
     host: &Host,
@@ -366,35 +388,13 @@ pub(crate) struct PendingHostCall {
     outcome: Outcome,
 }
 
-impl PendingHostCall {
-    /// Starts a call. Completes the wait with this key when the answer arrives.
-    fn start(
-        runtime: RuntimeHandle,
-        completions: &Completions,
-        key: u64,
-        tool: String,
-        answer: impl Future<Output = Result<Payload, HostError>> + Send + 'static,
-    ) -> PyResult<Self> {
-        let outcome = Outcome::default();
-        let shared_outcome = Arc::clone(&outcome);
-        let wait = Wait::start(runtime, completions, key, async move {
-            let result = answer.await;
-            *shared_outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-        })?;
-        Ok(Self { tool, wait, outcome })
-    }
-}
-
 #[pymethods]
 impl PendingHostCall {
     /// Returns the answer. Raises `RuntimeError` before the wait has finished.
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
         match outcome {
-            Some(outcome) => {
-                let result = value::to_python(py, outcome?);
-                value::name_read_error(result, py, format_args!("the result of {}", self.tool))
-            }
+            Some(outcome) => answer_to_python(py, outcome?, format_args!("{}", self.tool)),
             None if self.wait.is_finished() => Err(SnakepitError::new_err("the worker is stopping")),
             None => Err(PyRuntimeError::new_err("the host has not answered yet")),
         }
