@@ -208,30 +208,32 @@ impl Host {
         call: ToolCall,
         account: impl FnOnce(Payload) -> Result<Payload, ToolError> + Send,
     ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
-        self.run(call, false, account)
+        self.run(call, Permission::Required, account)
     }
 
-    /// Runs a call that code in this process makes, of any tool. If `is_of_program`, skips the authorization.
+    /// Runs a call that code in this process makes, of any tool.
     pub(crate) fn call_local(
         &self,
         call: ToolCall,
-        is_of_program: bool,
+        permission: Permission,
     ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
-        self.run(call, is_of_program, Ok)
+        self.run(call, permission, Ok)
     }
 
     /// Runs a call. Renews its session, prefers the session's last worker, and stores the worker that ran the call.
     fn run(
         &self,
         mut call: ToolCall,
-        is_of_program: bool,
+        permission: Permission,
         account: impl FnOnce(Payload) -> Result<Payload, ToolError> + Send,
     ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
         let id = call.session.clone();
         // The method is not an `async fn`, whose future would store the call twice.
         async move {
             let recorder = self.records.begin(&mut call);
-            if !is_of_program && let Err(error) = self.authorize(&call) {
+            if permission == Permission::Required
+                && let Err(error) = self.authorize(&call)
+            {
                 return recorder.ended(Err(error));
             }
             // Errors name only the default timeout, because the caller knows its own limit.
@@ -434,6 +436,14 @@ impl Host {
 
 /// The extension of a call that may run a host tool only.
 struct HostToolOnly;
+
+/// Whether the program must permit a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Permission {
+    Required,
+    /// The program itself makes the call.
+    Implied,
+}
 
 /// The extension of a call that a process of a worker makes as a client.
 pub(crate) struct FromWorker;

@@ -14,7 +14,7 @@ use snakepit_session::{
     SessionError, SessionId, SetVariable, Variable, VariableId, VariableName, VariableVersion,
 };
 
-use crate::host::{ANCESTORS, Host, NestedCall};
+use crate::host::{ANCESTORS, Host, NestedCall, Permission};
 
 /// A handle to the host of this process. Cheap to clone. It does not keep the workers alive; [`Snakepit`](crate::Snakepit)
 /// does.
@@ -80,10 +80,13 @@ impl HostHandle for LocalHost {
             call.ancestors = ANCESTORS.try_with(Clone::clone).unwrap_or_default();
         }
         let is_of_program = call.principal.is_unset() && !self.principal.is_unset();
-        if is_of_program {
+        let permission = if is_of_program {
             call.principal.clone_from(&self.principal);
-        }
-        self.host.call_local(call, is_of_program)
+            Permission::Implied
+        } else {
+            Permission::Required
+        };
+        self.host.call_local(call, permission)
     }
 
     async fn open_session(&self, id: &SessionId, new: NewSession) -> Result<(), Error> {

@@ -86,7 +86,7 @@ async fn every_rpc_asks_for_permission() {
         "Multiplex",
     ];
 
-    let fixture = Fixture::start(|builder| builder.authorize(|_, _| Err(Denied::new("nobody may")))).await;
+    let fixture = Fixture::start(|builder| builder.authorize(|_, _| Err(Denied::new("on purpose")))).await;
     let mut client = Grpc::new(fixture.channel().await);
     let mut denied = 0;
     for (rpc, is_streaming) in rpcs() {
@@ -122,7 +122,7 @@ async fn every_rpc_asks_for_permission() {
         client.execute_elixir_tool(of_host()).await.map(drop).unwrap_err(),
         client.execute_streaming_elixir_tool(of_host()).await.map(drop).unwrap_err(),
     ] {
-        assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "access denied: nobody may"));
+        assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "access denied: on purpose"));
     }
     // The client of this project uses `Multiplex`.
     let error = fixture.tcp_client().await.execute::<i64>("value", ()).await.unwrap_err();

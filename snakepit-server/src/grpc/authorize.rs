@@ -67,7 +67,7 @@ impl Bridge {
         let Some(connection) = extensions.get::<Arc<Connection>>() else {
             return Requester::Principal(Principal::mounted());
         };
-        match connection.launch() {
+        match connection.find_launch() {
             // A foreign worker acts as itself, because it runs any number of calls concurrently and opens sessions for calls that
             // have none.
             Some(launch) if self.launch().is_none() => Requester::Worker(Arc::clone(launch)),

@@ -145,7 +145,7 @@ impl Bridge {
     fn ancestors(&self, headers: &MetadataMap, extensions: &Extensions) -> Option<Arc<[CallId]>> {
         let claimed = headers.get(headers::WORKER_ID)?.to_str().ok()?;
         let connection = extensions.get::<Arc<Connection>>()?;
-        let worker = connection.launch().filter(|launch| launch.id().as_str() == claimed)?;
+        let worker = connection.find_launch().filter(|launch| launch.id().as_str() == claimed)?;
         self.host().pool_if_started()?.tool().ancestors_on(worker.id().as_str())
     }
 }

@@ -37,8 +37,8 @@ impl Bridge {
         let replies = Replies::new();
         let evicted = connection.as_ref().map(|connection| Box::pin(connection.evicted()));
         let stream_use = connection.clone().map(StreamUse::new);
-        let is_worker = connection.as_ref().is_some_and(|connection| connection.launch().is_some());
-        let service = ClientCalls { host: Arc::clone(self.host()), connection, is_worker, requester };
+        let is_worker = connection.as_ref().is_some_and(|connection| connection.find_launch().is_some());
+        let service = ClientCalls { host: Arc::clone(self.host()), connection, is_worker, principal_source };
         let calls = UseTracker { calls: MuxCalls::new(Arc::new(service), replies.clone()), stream_use };
         let (call_loop, batches) = Serve::new(inbound, calls, replies).split();
         let mut task = JoinSet::new();

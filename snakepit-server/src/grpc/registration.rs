@@ -87,7 +87,7 @@ impl Bridge {
             return Ok((peer, identity));
         }
         // A runtime older than the tokens cannot explain this itself.
-        Err(match connection.is_some_and(|connection| connection.launch().is_some()) {
+        Err(match connection.is_some_and(|connection| connection.find_launch().is_some()) {
             true => incompatible_worker(&format!(
                 "this snakepit_bridge is older than its host, snakepit {VERSION}: it presents no version and no token; \
                  install snakepit_bridge {VERSION}"

@@ -80,7 +80,7 @@ pub(super) fn mark_worker(call: &mut ToolCall, extensions: &Extensions) {
 
 /// Whether a request comes from a process of a worker.
 pub(super) fn is_from_worker(extensions: &Extensions) -> bool {
-    extensions.get::<Arc<Connection>>().is_some_and(|connection| connection.launch().is_some())
+    extensions.get::<Arc<Connection>>().is_some_and(|connection| connection.find_launch().is_some())
 }
 
 fn arguments(

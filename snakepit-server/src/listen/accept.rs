@@ -154,7 +154,7 @@ impl<L: Accept> Acceptor<L> {
         if !unidentified.is_empty() {
             let identify = move || {
                 for connection in unidentified {
-                    let _ = connection.launch();
+                    let _ = connection.find_launch();
                 }
             };
             // If the task fails, `admit` looks them up.

@@ -204,7 +204,7 @@ impl Connections {
         let evicted = if is_full && open.len() < self.limit + MAX_CLOSING { evict(&open) } else { None };
         if is_full && evicted.is_none() {
             drop(open);
-            let is_reserved = connection.launch().is_some() && self.take_from_reserve();
+            let is_reserved = connection.find_launch().is_some() && self.take_from_reserve();
             return if is_reserved {
                 admitted(connection)
             } else {
@@ -242,8 +242,8 @@ impl Connections {
             .map(|(id, connection)| (*id, Arc::clone(connection)))
             .collect();
         for (id, connection) in open {
-            if connection.launch().is_some() && self.take_from_reserve() && self.lock().remove(&id).is_none()
-            {
+            let is_reserved = connection.find_launch().is_some() && self.take_from_reserve();
+            if is_reserved && self.lock().remove(&id).is_none() {
                 // The connection has closed in the meantime.
                 self.return_to_reserve();
             }
@@ -310,7 +310,7 @@ impl Connection {
 
     /// The party at the other end.
     pub(crate) fn principal(&self) -> Principal {
-        match (&self.peer, self.launch()) {
+        match (&self.peer, self.find_launch()) {
             (_, Some(launch)) => Principal::worker(launch.id().shared()),
             (Peer::Process { uid, .. }, None) => Principal::user(*uid),
             (Peer::Tcp(TcpPeer { peer, .. }), None) if peer.ip().to_canonical().is_loopback() => {
@@ -324,7 +324,7 @@ impl Connection {
     /// The launch of the worker at the other end. `None` for a client. The first lookup for a Unix socket reads /proc, and its
     /// result stays valid, because a launch is registered before its worker can connect. If the launcher does not know the pid,
     /// the token identifies the worker. For a TCP connection, [`identify`](Self::identify) does the lookup.
-    pub(crate) fn launch(&self) -> Option<&Arc<Launch>> {
+    pub(crate) fn find_launch(&self) -> Option<&Arc<Launch>> {
         match &self.peer {
             Peer::Unknown => None,
             Peer::Tcp(_) | Peer::Mounted(_) => self.launch.get()?.as_ref(),
@@ -361,7 +361,7 @@ impl Connection {
 
     /// Whether the other end is the process of a worker on the socket that all workers of the host share.
     fn is_of_worker_process(&self) -> bool {
-        matches!(self.peer, Peer::Process { .. }) && self.launch().is_some()
+        matches!(self.peer, Peer::Process { .. }) && self.find_launch().is_some()
     }
 
     /// Records the launch whose token the peer has presented.
@@ -432,14 +432,14 @@ impl Connection {
     /// Returns empty reservations in the headroom of this connection and of the host.
     pub(super) fn headroom(&self) -> [Reservation; 2] {
         let ArrivalBudgets { client_headroom, worker_headroom, .. } = &self.arriving;
-        let host_headroom = if self.launch().is_some() { worker_headroom } else { client_headroom };
+        let host_headroom = if self.find_launch().is_some() { worker_headroom } else { client_headroom };
         [&self.headroom, host_headroom].map(|budget| Reservation::new(Arc::clone(budget)))
     }
 
     /// An empty reservation in the budget of arriving requests.
     pub(crate) fn arrival_reservation(&self) -> Reservation {
         let ArrivalBudgets { clients, workers, .. } = &self.arriving;
-        Reservation::new(Arc::clone(if self.launch().is_some() { workers } else { clients }))
+        Reservation::new(Arc::clone(if self.find_launch().is_some() { workers } else { clients }))
     }
 
     /// Waits until the client has read enough of its responses for another call to begin. Returns `Ok` at the deadline of that

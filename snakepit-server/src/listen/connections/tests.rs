@@ -101,7 +101,7 @@ async fn clients_that_use_all_connections_do_not_keep_workers_out() {
     assert!(admit_peer(&connections, own_process()).is_none());
     let _launch = launches.add_process(&WorkerId::new("w"), std::process::id());
     let worker = admit_peer(&connections, own_process()).unwrap();
-    assert_eq!(worker.connection().launch().unwrap().id().as_str(), "w");
+    assert_eq!(worker.connection().find_launch().unwrap().id().as_str(), "w");
     assert!(admit(&connections).is_none(), "the reserve is only for workers");
 }
 
@@ -129,7 +129,7 @@ async fn processes_are_looked_up_once_at_the_limit() {
     let _second = admit_peer(&connections, own_process()).unwrap();
     let unidentified = connections.unidentified_at_limit();
     assert_eq!(unidentified.len(), 2);
-    assert!(unidentified.iter().all(|connection| connection.launch().is_none()));
+    assert!(unidentified.iter().all(|connection| connection.find_launch().is_none()));
     assert!(connections.unidentified_at_limit().is_empty(), "they are known now");
 }
 
