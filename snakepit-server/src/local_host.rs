@@ -65,6 +65,8 @@ fn owner(id: &SessionId) -> ProgramOwner {
     ProgramOwner::Session(id.clone())
 }
 
+impl snakepit_client::sealed::Sealed for LocalHost {}
+
 impl InProcessHandle for LocalHost {}
 
 impl HostHandle for LocalHost {

@@ -200,6 +200,9 @@ impl ClientBuilder {
     /// # Errors
     /// As for [`Client::connect`], and [`Error::InvalidOption`]. [`Error::Tool`] with
     /// [`AccessDenied`](crate::ToolError::AccessDenied) if the host, or a proxy, does not accept the token.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection.
     pub async fn connect(self, address: &str) -> Result<Client, Error> {
         let host = self.with_system_roots(address).await?.host_at(address)?;
         host.open().await?;
@@ -221,6 +224,9 @@ impl ClientBuilder {
     ///
     /// # Errors
     /// As for [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the service.
     pub async fn connect_over<S, B>(self, service: S) -> Result<Client, Error>
     where
         S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,

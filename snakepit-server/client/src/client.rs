@@ -47,6 +47,9 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Connect`] within ten seconds; [`Error::NoRuntime`] outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection.
     pub async fn connect(address: &str) -> Result<Self, Error> {
         Self::builder().connect(address).await
     }
@@ -84,6 +87,9 @@ impl Client {
     /// # Errors
     /// [`Error::Session`] if the id is invalid or the host rejects another session; [`Error::Unreachable`] if the connection
     /// fails; [`Error::TimedOut`].
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the host may have created the session, which then expires after its TTL.
     pub async fn session(&self, id: &str) -> Result<SessionHandle, Error> {
         self.session_with(id, NewSession::default()).await
     }
@@ -92,6 +98,9 @@ impl Client {
     /// seconds.
     ///
     /// # Errors
+    /// As for [`session`](Self::session).
+    ///
+    /// # Cancel safety
     /// As for [`session`](Self::session).
     pub async fn session_with(&self, id: &str, new: NewSession) -> Result<SessionHandle, Error> {
         self.caller.open_session(id, new).await

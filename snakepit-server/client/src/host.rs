@@ -13,8 +13,15 @@ use crate::Error;
 
 /// A handle to a host in this process. Such a host trusts the program, so the program can choose the
 /// [principal](crate::CallBuilder::principal) of a call. Remote hosts authenticate their clients themselves. Only `LocalHost` of
-/// `snakepit-server` implements this trait.
+/// `snakepit-server` implements this trait, which is sealed.
 pub trait InProcessHandle: HostHandle {}
+
+/// Seals the traits of handles. `snakepit-server` needs access for `LocalHost`.
+#[doc(hidden)]
+pub mod sealed {
+    /// Marks the handles of this workspace.
+    pub trait Sealed {}
+}
 
 /// The events of a watch, up to and including the error that ends it.
 pub type EventStream = BoxStream<'static, Result<WatchEvent, Error>>;
@@ -25,8 +32,8 @@ pub type EventStream = BoxStream<'static, Result<WatchEvent, Error>>;
 /// process. [`Caller`](crate::Caller), [`CallBuilder`](crate::CallBuilder) and [`SessionHandle`](crate::SessionHandle) are
 /// generic over it, so both kinds of host have the same API, and a call to a local host needs no boxed future.
 ///
-/// Use this trait as a bound. Only the two crates implement it: a minor release may add methods.
-pub trait HostHandle: Clone + fmt::Debug + Send + Sync + 'static {
+/// Use this trait as a bound. It is sealed: only the two crates implement it, so a minor release may add methods.
+pub trait HostHandle: sealed::Sealed + Clone + fmt::Debug + Send + Sync + 'static {
     /// Runs a call.
     #[doc(hidden)]
     fn call(&self, call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send;

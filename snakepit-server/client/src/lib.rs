@@ -74,8 +74,11 @@ pub use self::{
     caller::Caller,
     client::Client,
     error::Error,
-    host::{EventStream, HostHandle, InProcessHandle},
-    listing::{GlobalPrograms, PoolInfo, SessionEventStream, SessionInfo, SessionWatchEvent, WorkerInfo},
+    host::{EventStream, HostHandle, InProcessHandle, sealed},
+    listing::{
+        GlobalPrograms, RemotePoolStatus, RemoteWorkerStatus, SessionEventStream, SessionInfo,
+        SessionWatchEvent,
+    },
     remote::RemoteHost,
     session::{SessionHandle, SessionWatch, WatchBuilder},
 };

@@ -95,6 +95,9 @@ pub type SessionEventStream = BoxStream<'static, Result<SessionWatchEvent, Error
 ///
 /// # Errors
 /// Those of session operations, see [`SessionHandle`](crate::SessionHandle). [`Error::Session`] if a program does not exist.
+///
+/// # Cancel safety
+/// As for [`SessionHandle`](crate::SessionHandle).
 #[derive(Clone)]
 pub struct GlobalPrograms {
     host: RemoteHost,

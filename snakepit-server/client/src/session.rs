@@ -27,6 +27,10 @@ use crate::{Caller, Error, HostHandle, RemoteHost};
 /// - [`Error::TimedOut`] after the client's [`request_timeout`](crate::ClientBuilder::request_timeout),
 /// - [`Error::Rejected`] if the host rejects the request for another reason.
 ///
+/// # Cancel safety
+/// Dropping the future of an operation that reads changes nothing. If the future of a write is dropped, the write may or may not
+/// happen, but never in part, unless the operation documents otherwise.
+///
 /// ```no_run
 /// use snakepit_client::{Client, VariableType};
 ///

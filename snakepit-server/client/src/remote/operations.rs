@@ -27,6 +27,9 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Unreachable`] if the connection fails; [`Error::TimedOut`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the request, which changes nothing.
     pub async fn ping(&self) -> Result<Duration, Error> {
         let (host, start) = (self.host(), Instant::now());
         read_rpc!(host, "Ping", ping(pb::PingRequest { message: "client".to_owned() }));
@@ -36,6 +39,9 @@ impl Client {
     /// Lists the registered tools with their providers: `host`, or the name of a pool.
     ///
     /// # Errors
+    /// As for [`ping`](Self::ping).
+    ///
+    /// # Cancel safety
     /// As for [`ping`](Self::ping).
     pub async fn tools(&self) -> Result<Vec<(ToolSpec, String)>, Error> {
         let host = self.host();
@@ -48,7 +54,10 @@ impl Client {
     ///
     /// # Errors
     /// As for [`ping`](Self::ping).
-    pub async fn workers(&self) -> Result<Vec<WorkerInfo>, Error> {
+    ///
+    /// # Cancel safety
+    /// As for [`ping`](Self::ping).
+    pub async fn workers(&self) -> Result<Vec<RemoteWorkerStatus>, Error> {
         let host = self.host();
         let response = read_rpc!(host, "ListWorkers", list_workers(pb::ListWorkersRequest {}));
         Ok(response.workers.into_iter().map(worker_info).collect())
@@ -67,7 +76,10 @@ impl Client {
     /// # Errors
     /// As for [`ping`](Self::ping), and [`Error::Rejected`] if the host does not offer this request, because it is an older
     /// version or the original Snakepit.
-    pub async fn status(&self) -> Result<PoolInfo, Error> {
+    ///
+    /// # Cancel safety
+    /// As for [`ping`](Self::ping).
+    pub async fn status(&self) -> Result<RemotePoolStatus, Error> {
         let host = self.host();
         let status = read_rpc!(host, "GetPoolStatus", get_pool_status(pb::GetPoolStatusRequest {}));
         let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
@@ -94,6 +106,9 @@ impl Client {
     ///
     /// # Errors
     /// As for [`ping`](Self::ping), and [`Error::Rejected`] if the host did not issue the token.
+    ///
+    /// # Cancel safety
+    /// As for [`ping`](Self::ping).
     pub async fn sessions(&self, page: PageRequest) -> Result<Page<SessionInfo>, Error> {
         let host = self.host();
         let request = pb::ListSessionsRequest {
@@ -109,6 +124,9 @@ impl Client {
     ///
     /// # Errors
     /// As for [`ping`](Self::ping), and [`Error::Session`] if the backend fails.
+    ///
+    /// # Cancel safety
+    /// As for [`ping`](Self::ping).
     pub async fn session_stats(&self) -> Result<SessionStats, Error> {
         let host = self.host();
         let stats = read_rpc!(host, "GetSessionStats", get_session_stats(pb::GetSessionStatsRequest {}));
@@ -128,6 +146,9 @@ impl Client {
     ///
     /// # Errors
     /// As for [`ping`](Self::ping).
+    ///
+    /// # Cancel safety
+    /// Dropping the future or the stream ends the watch. Dropping a future that waits for the next event loses no event.
     pub async fn session_events(&self) -> Result<SessionEventStream, Error> {
         let host = &self.host().0;
         let timeout = host.options.request_timeout;

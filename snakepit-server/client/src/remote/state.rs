@@ -66,6 +66,8 @@ pub(super) use read_rpc;
 pub(super) use repeatable_rpc;
 pub(super) use write_rpc;
 
+impl crate::host::sealed::Sealed for RemoteHost {}
+
 impl HostHandle for RemoteHost {
     async fn call(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
         attach_current_trace(&mut call);
