@@ -34,8 +34,8 @@ impl RemoteTool {
     ///
     /// Returns `None` if the worker is idle or unknown, or if the pool's `concurrency` is not 1.
     #[must_use]
-    pub fn principal_on(&self, worker: &str) -> Option<Principal> {
-        self.driver.principal_on(worker)
+    pub fn acting_principal(&self, worker: &str) -> Option<Principal> {
+        self.driver.acting_principal(worker)
     }
 
     pub(crate) const fn new(driver: Arc<Driver>, stack: Stack) -> Self {

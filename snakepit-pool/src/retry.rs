@@ -22,7 +22,7 @@ use tower::{Layer, Service};
 use crate::{attempt::AttemptError, metrics::Totals};
 
 /// The maximum number of retries of a call that did not begin, on workers that had other calls too.
-const MAX_UNRUN_RETRIES: usize = 100;
+const MAX_SAFE_RETRIES: usize = 100;
 
 /// The maximum number of retries of a call that did not begin, on workers that had no other call. Such a call probably kills
 /// every worker that receives it.
@@ -75,7 +75,7 @@ where
             service,
             call,
             run_retries: self.max_attempts.saturating_sub(1),
-            unrun_retries: MAX_UNRUN_RETRIES,
+            safe_retries: MAX_SAFE_RETRIES,
             sole_call_retries: MAX_SOLE_CALL_RETRIES,
             earlier_error: None,
             totals: Arc::clone(&self.totals),
@@ -96,7 +96,7 @@ pin_project! {
         // Remaining retries after the call may have begun.
         run_retries: usize,
         // Remaining retries after the call did not begin, on workers with other calls.
-        unrun_retries: usize,
+        safe_retries: usize,
         // Remaining retries after the call did not begin, on workers without other calls.
         sole_call_retries: usize,
         // The error of the last attempt that may have run.
@@ -121,7 +121,7 @@ where
                         let remaining = match was_only_call {
                             _ if error.may_have_run() => &mut *this.run_retries,
                             true => &mut *this.sole_call_retries,
-                            false => &mut *this.unrun_retries,
+                            false => &mut *this.safe_retries,
                         };
                         if *remaining == 0 || !may_retry(&error, this.call) {
                             return Poll::Ready(Err(with_earlier(error, this.earlier_error)));

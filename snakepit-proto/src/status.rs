@@ -1,6 +1,6 @@
 //! Details of gRPC statuses in the `google.rpc` format: a reason, the exception of a tool, an invalid argument.
 //!
-//! A [budget](fit) keeps all statuses within the limits of HTTP/2 peers for trailers.
+//! A [size limit](fit) keeps all statuses within the limits of HTTP/2 peers for trailers.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -12,9 +12,9 @@ use tonic::{Code, Status};
 
 use crate::pb::{Any, ToolFailure};
 
-mod budget;
+mod size_limit;
 
-pub use budget::{HEADER_LIST_BYTES, bounded, bounded_text, brief, fit};
+pub use size_limit::{HEADER_LIST_BYTES, bounded, bounded_text, brief, fit};
 
 /// The `domain` of every `google.rpc.ErrorInfo` this project sends.
 pub const ERROR_DOMAIN: &str = "snakepit";
@@ -122,7 +122,7 @@ impl Details {
     }
 }
 
-/// Creates a status with a reason, within the [budget](fit).
+/// Creates a status with a reason, within the [size limit](fit).
 #[must_use]
 pub fn error_status(code: Code, reason: &str, message: impl Into<String>) -> Status {
     build(code, message.into(), reason, None)
@@ -147,7 +147,7 @@ pub fn request_too_large(size: usize, limit: usize) -> String {
     format!("the message has {size} bytes, the limit is {limit}; send less at once, or the path of a file")
 }
 
-/// Creates a status with a reason and its metadata, within the [budget](fit).
+/// Creates a status with a reason and its metadata, within the [size limit](fit).
 #[must_use]
 pub fn error_status_with<'a>(
     code: Code,
@@ -166,7 +166,7 @@ pub fn answer_too_large(message: impl Into<String>, size: usize, limit: usize) -
     error_status_with(Code::ResourceExhausted, ANSWER_TOO_LARGE, message, entries)
 }
 
-/// Creates a status with an invalid field or argument, within the [budget](fit).
+/// Creates a status with an invalid field or argument, within the [size limit](fit).
 #[must_use]
 pub fn field_error_status(message: impl Into<String>, field: &str, description: &str) -> Status {
     let violation = FieldViolation { field: brief(field), description: brief(description) };
@@ -174,7 +174,7 @@ pub fn field_error_status(message: impl Into<String>, field: &str, description: 
     build(Code::InvalidArgument, message.into(), INVALID_ARGUMENT, Some(any(BAD_REQUEST_URL, detail)))
 }
 
-/// Creates a status with the failure of a tool in its details, cut to the [budget](fit).
+/// Creates a status with the failure of a tool in its details, cut to the [size limit](fit).
 #[must_use]
 pub fn failure_status(code: Code, message: impl Into<String>, failure: &ToolFailure) -> Status {
     failure_status_with_reason(code, TOOL_FAILED, message, failure)
@@ -206,7 +206,7 @@ pub struct StatusParts {
     pub retry: Option<Option<Duration>>,
 }
 
-/// Creates a status with details, within the [budget](fit).
+/// Creates a status with details, within the [size limit](fit).
 #[must_use]
 pub fn status_with_details(code: Code, message: String, parts: StatusParts) -> Status {
     let StatusParts { reason, metadata, violations, failure, retry } = parts;

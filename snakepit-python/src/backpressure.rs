@@ -18,10 +18,10 @@ use tonic::transport::server::Connected;
 
 /// Counts the connections whose socket buffer is full. Clones share the count.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Backpressure(Arc<Shared>);
+pub(crate) struct Backpressure(Arc<ConnectionCounter>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct ConnectionCounter {
     full_connections: AtomicUsize,
     /// Notified when a connection accepts bytes again.
     released: Notify,

@@ -62,10 +62,10 @@ const QUIET_TICKS: u32 = 5;
 
 /// The runtime, which lives until the process ends. Copies refer to the same runtime.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Io(&'static Shared);
+pub(crate) struct Io(&'static SharedRuntime);
 
 #[derive(Debug)]
-struct Shared {
+struct SharedRuntime {
     runtime: Runtime,
     tick: Duration,
     backpressure: Backpressure,
@@ -95,7 +95,7 @@ impl Io {
 
     fn with_tick(tick: Duration) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let io = Self(Box::leak(Box::new(Shared {
+        let io = Self(Box::leak(Box::new(SharedRuntime {
             runtime,
             tick,
             backpressure: Backpressure::default(),
@@ -179,7 +179,7 @@ impl Io {
     }
 }
 
-impl Shared {
+impl SharedRuntime {
     /// Drives the runtime on this thread, beside the executor.
     fn block_on_beside_executor<T>(&self, future: impl Future<Output = T>) -> T {
         let _driving = DrivingThread::enter(&self.driving_threads);

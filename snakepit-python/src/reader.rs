@@ -26,14 +26,14 @@ type Items<T> = Pin<Box<dyn Stream<Item = Result<T, HostError>> + Send>>;
 #[derive(Debug)]
 pub(crate) struct Reader<T> {
     runtime: RuntimeHandle,
-    shared: Arc<Shared<T>>,
+    shared: Arc<SharedItems<T>>,
     /// The task that ends the stream with its caller.
     end_task: JoinHandle<()>,
     /// The kind of stream, for messages.
-    what: &'static str,
+    kind: &'static str,
 }
 
-struct Shared<T> {
+struct SharedItems<T> {
     caller: Caller,
     deadline: Option<Instant>,
     closed: CancellationToken,
@@ -49,7 +49,7 @@ struct State<T> {
 
 impl<T: Send + 'static> Reader<T> {
     pub(crate) fn new(
-        what: &'static str,
+        kind: &'static str,
         runtime: RuntimeHandle,
         caller: Caller,
         items: impl Stream<Item = Result<T, HostError>> + Send + 'static,
@@ -57,7 +57,7 @@ impl<T: Send + 'static> Reader<T> {
         let owner = caller.clone();
         let deadline = caller.stream_deadline();
         let state = Mutex::new(State { items: Some(Box::pin(items) as Items<T>), next: None });
-        let shared = Arc::new(Shared { caller, deadline, closed: CancellationToken::new(), state });
+        let shared = Arc::new(SharedItems { caller, deadline, closed: CancellationToken::new(), state });
         // A weak reference, because Python code may keep the stream beyond the call, for example in a global. The host's
         // end of the stream must close nevertheless.
         let weak = Arc::downgrade(&shared);
@@ -73,7 +73,7 @@ impl<T: Send + 'static> Reader<T> {
                 Err(_) => {}
             }
         });
-        Self { runtime, shared, end_task, what }
+        Self { runtime, shared, end_task, kind }
     }
 
     /// Releases the GIL and waits for the next item. Returns `None` at the end.
@@ -111,9 +111,9 @@ impl<T: Send + 'static> Reader<T> {
     }
 
     fn concurrent_read(&self) -> PyErr {
-        let what = self.what;
+        let kind = self.kind;
         PyRuntimeError::new_err(format!(
-            "another thread or coroutine reads from this {what}; create a separate {what} for each"
+            "another thread or coroutine reads from this {kind}; create a separate {kind} for each"
         ))
     }
 }
@@ -129,7 +129,7 @@ impl<T> Drop for Reader<T> {
     }
 }
 
-impl<T> Shared<T> {
+impl<T> SharedItems<T> {
     /// Waits for an item or the end. Cancel safe.
     async fn advance(&self) -> MutexGuard<'_, State<T>> {
         let mut state = self.state.lock().await;
@@ -177,8 +177,8 @@ impl<T> Shared<T> {
     }
 }
 
-impl<T> fmt::Debug for Shared<T> {
+impl<T> fmt::Debug for SharedItems<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("closed", &self.closed.is_cancelled()).finish_non_exhaustive()
+        f.debug_struct("SharedItems").field("closed", &self.closed.is_cancelled()).finish_non_exhaustive()
     }
 }

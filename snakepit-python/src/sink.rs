@@ -20,12 +20,12 @@ const MAX_BYTES: usize = 1024 * 1024;
 
 /// The generator's end. Clones share the queue.
 #[derive(Debug, Clone)]
-pub(crate) struct Sink(Arc<Shared>);
+pub(crate) struct Sink(Arc<ChunkQueue>);
 
 /// The stream's end. Dropping it closes the queue.
 #[derive(Debug)]
 pub(crate) struct Source {
-    shared: Arc<Shared>,
+    shared: Arc<ChunkQueue>,
     /// Chunks that were taken from the queue together.
     ready: VecDeque<Chunk>,
 }
@@ -42,7 +42,7 @@ pub(crate) enum Put {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct ChunkQueue {
     queue: Mutex<Queue>,
     space: Condvar,
 }
@@ -64,7 +64,7 @@ impl Queue {
 
 /// Creates a queue and returns its ends.
 pub(crate) fn channel() -> (Sink, Source) {
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(ChunkQueue::default());
     (Sink(Arc::clone(&shared)), Source { shared, ready: VecDeque::new() })
 }
 
@@ -114,7 +114,7 @@ fn wake(mut queue: MutexGuard<'_, Queue>) {
     }
 }
 
-impl Shared {
+impl ChunkQueue {
     /// Code under this lock does not panic, so a poisoned lock still holds consistent data.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)

@@ -75,9 +75,9 @@ impl Reply {
 
 /// The tools of this worker's adapter. Clones share the queue.
 #[derive(Clone)]
-pub(crate) struct PythonTools(Arc<Shared>);
+pub(crate) struct PythonTools(Arc<CallQueue>);
 
-struct Shared {
+struct CallQueue {
     queue: Mutex<Queue>,
     /// Receives running calls that were cancelled.
     interrupter: mpsc::Sender<Arc<CallState>>,
@@ -96,7 +96,7 @@ struct Queue {
 impl PythonTools {
     /// Creates an open queue. Running calls that are cancelled are sent to `interrupter`.
     pub(crate) fn new(interrupter: mpsc::Sender<Arc<CallState>>) -> Self {
-        Self(Arc::new(Shared { queue: Mutex::default(), interrupter }))
+        Self(Arc::new(CallQueue { queue: Mutex::default(), interrupter }))
     }
 
     /// Waits for the next call. Returns `None` once the queue is closed. Cancel safe.

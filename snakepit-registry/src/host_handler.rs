@@ -13,7 +13,7 @@ use crate::{
     meter::Meter,
 };
 
-/// Converts panics of a handler and of its streams into failures of the tool, and counts its calls.
+/// Wraps the handler of a host tool: converts panics of the handler and its streams to failures of the tool, and counts the calls.
 #[derive(Debug)]
 pub(crate) struct HostHandler {
     pub(crate) handler: Arc<dyn ToolHandler>,

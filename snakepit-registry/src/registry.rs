@@ -14,7 +14,7 @@ use std::{
 };
 
 pub use remote::Announcer;
-use remote::Deferred;
+use remote::DeferredAnnouncement;
 
 use crate::{
     CallMode, FnTool, HostToolStatus, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,
@@ -164,7 +164,7 @@ pub struct Registry {
     fallback: RwLock<Option<Arc<ResolvedTool>>>,
     revision: AtomicU64,
     /// Announcements that wait until the workers with other specs have ended. Locked before `tools`.
-    deferred: Mutex<Vec<Deferred>>,
+    deferred: Mutex<Vec<DeferredAnnouncement>>,
     /// The number of deferred announcements. While it is 0, readers do not take the lock.
     deferred_count: AtomicU64,
     /// Whether any host tool is hidden. Host tools are never removed.

@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_without_an_end_is_that_of_a_dropped_call() {
+    fn a_record_counts_as_cancelled_until_it_ends() {
         let mut record = CallRecord::begin(&ToolCall::new("t"));
         assert_eq!((record.outcome, record.reason()), (CallOutcome::Cancelled, Some(Reason::Cancelled)));
         record.end(None);

@@ -64,7 +64,7 @@ impl From<Error> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let Self(error) = self;
-        // This service documents that its tools raise `ValueError` for requests that are wrong.
+        // This service documents that its tools raise `ValueError` for invalid requests.
         let status = match error.error_type() {
             Some("ValueError") => 400,
             _ => error.http_status(),
@@ -74,7 +74,7 @@ impl IntoResponse for Failure {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(body)).into_response();
         if let Some(delay) = error.retry_after() {
-            // The header has whole seconds.
+            // The header takes whole seconds, so this rounds up.
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(delay.as_secs() + 1));
         }
         response

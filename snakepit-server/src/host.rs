@@ -191,8 +191,8 @@ impl Host {
 
     /// Returns the principal as which a tool in this worker acts: the principal of the call that the worker runs, or the worker
     /// itself if the host does not know the call.
-    pub(crate) fn principal_in(&self, worker: &WorkerId) -> Principal {
-        let running = self.pool_if_started().and_then(|pool| pool.tool().principal_on(worker.as_str()));
+    pub(crate) fn acting_principal(&self, worker: &WorkerId) -> Principal {
+        let running = self.pool_if_started().and_then(|pool| pool.tool().acting_principal(worker.as_str()));
         running.unwrap_or_else(Principal::unset).in_worker(worker.shared())
     }
 

@@ -161,8 +161,8 @@ pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
 
 pub use snakepit_client::{
     CallBatch, Caller, Client, ClientBuilder, Error, EventStream, GlobalPrograms, HostHandle,
-    InProcessHandle, MAX_TIMEOUT, PoolInfo, RemoteHost, Reply, ReplyStream, SessionEventStream, SessionInfo,
-    SessionWatch, SessionWatchEvent, WorkerInfo, transport,
+    InProcessHandle, MAX_TIMEOUT, RemoteHost, RemotePoolStatus, RemoteWorkerStatus, Reply, ReplyStream,
+    SessionEventStream, SessionInfo, SessionWatch, SessionWatchEvent, transport,
 };
 pub use snakepit_pool::{
     CallTotals, PoolConfig, PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,

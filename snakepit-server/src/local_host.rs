@@ -96,7 +96,7 @@ impl HostHandle for LocalHost {
     }
 
     async fn session(&self, id: &SessionId) -> Result<Session, Error> {
-        Ok(self.host.sessions.get(id).await.map_err(SessionError::of_read)?)
+        Ok(self.host.sessions.get(id).await.map_err(SessionError::into_read_error)?)
     }
 
     async fn delete_session(&self, id: &SessionId) -> Result<(), Error> {
@@ -113,11 +113,11 @@ impl HostHandle for LocalHost {
     }
 
     async fn variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, Error> {
-        Ok(self.host.sessions.variable(id, identifier).await.map_err(SessionError::of_read)?)
+        Ok(self.host.sessions.variable(id, identifier).await.map_err(SessionError::into_read_error)?)
     }
 
     async fn variables(&self, id: &SessionId, pattern: &str) -> Result<Vec<Variable>, Error> {
-        Ok(self.host.sessions.list_variables(id, pattern).await.map_err(SessionError::of_read)?)
+        Ok(self.host.sessions.list_variables(id, pattern).await.map_err(SessionError::into_read_error)?)
     }
 
     async fn set_variable(&self, id: &SessionId, write: SetVariable) -> Result<u32, Error> {
@@ -129,7 +129,7 @@ impl HostHandle for LocalHost {
         id: &SessionId,
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, Error> {
-        Ok(self.host.sessions.variables(id, identifiers).await.map_err(SessionError::of_read)?)
+        Ok(self.host.sessions.variables(id, identifiers).await.map_err(SessionError::into_read_error)?)
     }
 
     async fn set_variables(
@@ -151,7 +151,12 @@ impl HostHandle for LocalHost {
         identifier: &str,
         limit: usize,
     ) -> Result<Vec<VariableVersion>, Error> {
-        Ok(self.host.sessions.variable_history(id, identifier, limit).await.map_err(SessionError::of_read)?)
+        Ok(self
+            .host
+            .sessions
+            .variable_history(id, identifier, limit)
+            .await
+            .map_err(SessionError::into_read_error)?)
     }
 
     async fn rollback(&self, id: &SessionId, identifier: &str, version: u32) -> Result<Variable, Error> {
@@ -165,8 +170,9 @@ impl HostHandle for LocalHost {
         include_initial: bool,
     ) -> Result<EventStream, Error> {
         let watch = self.host.sessions.watch_variables(id, &identifiers, include_initial).await;
-        let events =
-            watch.map_err(SessionError::of_read)?.map(|event| event.map_err(|error| error.of_read().into()));
+        let events = watch
+            .map_err(SessionError::into_read_error)?
+            .map(|event| event.map_err(|error| error.into_read_error().into()));
         let stopped = self.host.stop.clone().cancelled_owned();
         let end = stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { may_have_run: false }.into()));
         // Events first, so that the watch delivers all changes from before the shutdown.
@@ -184,11 +190,11 @@ impl HostHandle for LocalHost {
     }
 
     async fn program(&self, id: &SessionId, name: &ProgramName) -> Result<Program, Error> {
-        Ok(self.host.sessions.program(&owner(id), name).await.map_err(SessionError::of_read)?)
+        Ok(self.host.sessions.program(&owner(id), name).await.map_err(SessionError::into_read_error)?)
     }
 
     async fn programs(&self, id: &SessionId) -> Result<Vec<ProgramInfo>, Error> {
-        Ok(self.host.sessions.programs(&owner(id)).await.map_err(SessionError::of_read)?)
+        Ok(self.host.sessions.programs(&owner(id)).await.map_err(SessionError::into_read_error)?)
     }
 
     async fn delete_program(&self, id: &SessionId, name: &ProgramName) -> Result<(), Error> {

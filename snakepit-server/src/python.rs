@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_active_environment_wins_over_the_nearest_one() {
+    fn the_active_environment_takes_precedence() {
         let dir = tempfile::tempdir().unwrap();
         let (active, project) = (dir.path().join("active"), dir.path().join("project"));
         for venv in [&active, &project.join(".venv")] {

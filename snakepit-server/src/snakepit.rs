@@ -204,7 +204,7 @@ impl Snakepit {
     /// - If a client reads nothing of a response for 30 seconds, the host drops the rest, and the client receives an error. A
     ///   stream that its reader has paused is dropped only while unread responses use more than half of their memory. Your server
     ///   may keep up to 16 KiB of each dropped response until it closes the connection.
-    /// - The peers are clients. They cannot register tools as workers do.
+    /// - All peers are clients. They cannot register tools as workers do.
     /// - A shutdown of the host ends the streams of mounted services, and later requests fail with `UNAVAILABLE`. Pass
     ///   [`shutdown_after`](Self::shutdown_after) to your server, so that both shut down together.
     /// - The routes do not keep the workers alive; a [`Snakepit`] does.

@@ -150,7 +150,7 @@ async fn the_function_receives_the_principal_and_the_operation() {
         operations();
         client.session("s").await.unwrap();
         let answer = client.call("caller").session("s").unary::<String>().await.unwrap().value;
-        assert_eq!(answer, name, "the tool learns who calls it");
+        assert_eq!(answer, name, "the tool receives the principal of its caller");
         let asked = operations();
         let expected = [
             (name.to_owned(), "WriteSession { session: \"s\" }".to_owned()),

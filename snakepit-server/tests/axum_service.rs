@@ -18,7 +18,7 @@ use tokio::{
 };
 
 /// The limit for everything that must end.
-const SOON: Duration = Duration::from_secs(8);
+const TEST_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Sends an HTTP/1 request on a new connection.
 async fn send(address: &str, method: &str, path: &str, body: &str) -> TcpStream {
@@ -35,7 +35,10 @@ async fn send(address: &str, method: &str, path: &str, body: &str) -> TcpStream 
 /// Reads a response to its end.
 async fn read(mut stream: TcpStream) -> String {
     let mut text = String::new();
-    tokio::time::timeout(SOON, stream.read_to_string(&mut text)).await.expect("the response ends").unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, stream.read_to_string(&mut text))
+        .await
+        .expect("the response ends")
+        .unwrap();
     text
 }
 
@@ -80,7 +83,7 @@ async fn the_example_serves_json_events_and_grpc_and_shuts_down_as_one() {
     let mut start = String::new();
     while !start.contains("data: 2\n\n") {
         let mut buffer = [0; 512];
-        let length = tokio::time::timeout(SOON, events.read(&mut buffer)).await.unwrap().unwrap();
+        let length = tokio::time::timeout(TEST_TIMEOUT, events.read(&mut buffer)).await.unwrap().unwrap();
         assert!(length > 0, "the events ended: {start}");
         start.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
     }
@@ -94,17 +97,22 @@ async fn the_example_serves_json_events_and_grpc_and_shuts_down_as_one() {
 
     let stopping = snakepit.stopping();
     stop.send(()).unwrap();
-    tokio::time::timeout(SOON, stopping).await.expect("the shutdown begins");
+    tokio::time::timeout(TEST_TIMEOUT, stopping).await.expect("the shutdown begins");
     // The drain would wait for the streams, so end their calls.
     let shutdown = snakepit.shutdown_within(Duration::ZERO);
-    tokio::time::timeout(SOON, shutdown).await.expect("the host shuts down").unwrap();
-    let last = tokio::time::timeout(SOON, items.next()).await.expect("the stream ends").unwrap().unwrap_err();
+    tokio::time::timeout(TEST_TIMEOUT, shutdown).await.expect("the host shuts down").unwrap();
+    let last = tokio::time::timeout(TEST_TIMEOUT, items.next())
+        .await
+        .expect("the stream ends")
+        .unwrap()
+        .unwrap_err();
     assert_eq!(last.kind(), snakepit_server::ErrorKind::ShuttingDown, "{last:?}");
-    let last = tokio::time::timeout(SOON, watch.next()).await.expect("the watch ends").unwrap().unwrap_err();
+    let last =
+        tokio::time::timeout(TEST_TIMEOUT, watch.next()).await.expect("the watch ends").unwrap().unwrap_err();
     assert_eq!(last.kind(), snakepit_server::ErrorKind::ShuttingDown, "{last:?}");
     let rest = read(events).await;
     assert!(rest.contains("event: error") && rest.contains("shutting down"), "{rest}");
-    let served = tokio::time::timeout(SOON, serving).await.expect("the server ends");
+    let served = tokio::time::timeout(TEST_TIMEOUT, serving).await.expect("the server ends");
     served.unwrap().unwrap();
     assert!(TcpStream::connect(&address).await.is_err(), "the port is closed");
 }

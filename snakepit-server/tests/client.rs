@@ -25,7 +25,7 @@ use snakepit_server::{
 use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
 use tower::{layer::layer_fn, util::MapRequestLayer};
 
-const SOON: Duration = Duration::from_secs(8);
+const TEST_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The number of calls that have begun, and the permits for their answers.
 #[derive(Debug)]
@@ -44,7 +44,11 @@ struct Gated(Arc<Semaphores>);
 impl Gated {
     /// Waits until a call has begun.
     async fn started(&self) {
-        tokio::time::timeout(SOON, self.0.0.acquire()).await.expect("the call begins").unwrap().forget();
+        tokio::time::timeout(TEST_TIMEOUT, self.0.0.acquire())
+            .await
+            .expect("the call begins")
+            .unwrap()
+            .forget();
     }
 
     fn permit(&self) {
@@ -108,7 +112,7 @@ impl Fixture {
 }
 
 async fn name_from(client: &Client) -> Result<String, Error> {
-    tokio::time::timeout(SOON, client.execute::<String>("name", ())).await.expect("the call ends")
+    tokio::time::timeout(TEST_TIMEOUT, client.execute::<String>("name", ())).await.expect("the call ends")
 }
 
 /// The service of a program that requires a token.
@@ -121,7 +125,7 @@ async fn require_token(request: Request, next: Next) -> Response {
 }
 
 #[tokio::test]
-async fn tokens_pass_layers_and_a_missing_one_is_denied_access() {
+async fn layers_see_the_token_and_a_missing_token_is_denied() {
     let host = Fixture::start("a").await;
     let guarded = host.snakepit.routes().into_axum_router().layer(middleware::from_fn(require_token));
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -179,7 +183,7 @@ async fn a_permission_that_is_revoked_denies_access_to_each_kind_of_request() {
 }
 
 #[tokio::test]
-async fn the_client_moves_to_the_next_address_when_a_host_is_lost() {
+async fn the_client_fails_over_when_a_host_is_lost() {
     let (first, second) = (Fixture::start("first").await, Fixture::start("second").await);
     let second_address = format!("unix:{}", second.snakepit.socket().display());
     let client = Client::builder().fallback(second_address).connect(&first.address()).await.unwrap();
@@ -194,7 +198,7 @@ async fn the_client_moves_to_the_next_address_when_a_host_is_lost() {
 }
 
 #[tokio::test]
-async fn requests_other_than_calls_move_to_the_next_address_too() {
+async fn requests_other_than_calls_fail_over_too() {
     let (first, second) = (Fixture::start("first").await, Fixture::start("second").await);
     let client = Client::builder().fallback(second.address()).connect(&first.address()).await.unwrap();
     first.snakepit.shutdown().await.unwrap();
@@ -223,9 +227,9 @@ async fn calls_move_on_from_a_host_that_drains_and_running_ones_stay() {
         first.gated.started().await;
     }
     let (mut readiness, draining) = (first.snakepit.readiness(), first.snakepit.clone());
-    let draining = tokio::spawn(async move { draining.shutdown_within(SOON).await });
+    let draining = tokio::spawn(async move { draining.shutdown_within(TEST_TIMEOUT).await });
     let begun = readiness.wait_for(|readiness| !readiness.serves_calls());
-    tokio::time::timeout(SOON, begun).await.expect("the shutdown begins").unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, begun).await.expect("the shutdown begins").unwrap();
 
     let rejected = name_from(&alone).await.unwrap_err();
     assert!(rejected.kind() == ErrorKind::ShuttingDown && !rejected.may_have_run(), "{rejected:?}");
@@ -236,9 +240,9 @@ async fn calls_move_on_from_a_host_that_drains_and_running_ones_stay() {
     assert!(!draining.is_finished() && running.iter().all(|call| !call.is_finished()));
     for call in running {
         first.gated.permit();
-        assert_eq!(tokio::time::timeout(SOON, call).await.unwrap().unwrap().unwrap().value, 1);
+        assert_eq!(tokio::time::timeout(TEST_TIMEOUT, call).await.unwrap().unwrap().unwrap().value, 1);
     }
-    tokio::time::timeout(SOON, draining).await.expect("the host ends").unwrap().unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, draining).await.expect("the host ends").unwrap().unwrap();
     assert_eq!(name_from(&client).await.unwrap(), "second");
     second.snakepit.shutdown().await.unwrap();
 }
@@ -302,10 +306,10 @@ async fn calls_have_the_default_timeout_and_the_earlier_of_two_deadlines() {
         client.call("gated").timeout(Duration::from_secs(60)).deadline(Instant::now() + short),
         client.call("gated").timeout(short).deadline(Instant::now() + Duration::from_secs(60)),
     ] {
-        let late = tokio::time::timeout(SOON, call.unary::<i64>()).await.unwrap().unwrap_err();
+        let late = tokio::time::timeout(TEST_TIMEOUT, call.unary::<i64>()).await.unwrap().unwrap_err();
         assert!(late.is_timeout(), "{late:?}");
     }
-    assert!(start.elapsed() < SOON);
+    assert!(start.elapsed() < TEST_TIMEOUT);
     host.snakepit.shutdown().await.unwrap();
 }
 
@@ -332,9 +336,9 @@ async fn a_close_waits_for_calls_in_flight_and_rejects_new_ones() {
     let call = tokio::spawn(async move { caller.execute::<i64>("gated", ()).await });
     host.gated.started().await;
     let closer = client.clone();
-    let closing = tokio::spawn(async move { closer.close(SOON).await });
+    let closing = tokio::spawn(async move { closer.close(TEST_TIMEOUT).await });
     // The watch ends when the close begins.
-    let last = tokio::time::timeout(SOON, watch.next()).await.unwrap().unwrap().unwrap_err();
+    let last = tokio::time::timeout(TEST_TIMEOUT, watch.next()).await.unwrap().unwrap().unwrap_err();
     assert!(is_closed(&last, false), "{last:?}");
     assert!(watch.next().await.is_none());
     for rejected in [
@@ -349,7 +353,7 @@ async fn a_close_waits_for_calls_in_flight_and_rejects_new_ones() {
     assert!(!closing.is_finished());
     host.gated.permit();
     assert_eq!(call.await.unwrap().unwrap(), 1);
-    assert!(tokio::time::timeout(SOON, closing).await.unwrap().unwrap(), "no call was cut");
+    assert!(tokio::time::timeout(TEST_TIMEOUT, closing).await.unwrap().unwrap(), "no call was cut");
     assert!(client.close(Duration::ZERO).await, "a second close finds nothing");
     host.snakepit.shutdown().await.unwrap();
 }
@@ -378,23 +382,25 @@ async fn a_close_cuts_calls_and_streams_after_the_limit() {
             host.gated.started().await;
         }
     }
-    let ended = tokio::time::timeout(SOON, client.close(Duration::from_millis(50))).await.unwrap();
+    let ended = tokio::time::timeout(TEST_TIMEOUT, client.close(Duration::from_millis(50))).await.unwrap();
     assert!(!ended, "calls were cut");
     for call in waiting {
-        let cut = tokio::time::timeout(SOON, call).await.expect("the call is cut").unwrap().unwrap_err();
+        let cut =
+            tokio::time::timeout(TEST_TIMEOUT, call).await.expect("the call is cut").unwrap().unwrap_err();
         assert!(is_closed(&cut, true), "{cut:?}");
     }
     for stream in [&mut shared, &mut separate] {
-        let last = tokio::time::timeout(SOON, stream.next()).await.expect("the stream is cut").unwrap();
+        let last =
+            tokio::time::timeout(TEST_TIMEOUT, stream.next()).await.expect("the stream is cut").unwrap();
         assert!(is_closed(&last.unwrap_err(), true));
         assert!(stream.next().await.is_none());
     }
     // The streams released what they held, although they were not dropped.
-    assert!(client.close(SOON).await);
+    assert!(client.close(TEST_TIMEOUT).await);
     let idle = || host.snakepit.status().in_flight == 0;
     let start = Instant::now();
     while !idle() {
-        assert!(start.elapsed() < SOON, "the host cancels the calls");
+        assert!(start.elapsed() < TEST_TIMEOUT, "the host cancels the calls");
         tokio::task::yield_now().await;
     }
     host.snakepit.shutdown().await.unwrap();
@@ -404,7 +410,7 @@ async fn a_close_cuts_calls_and_streams_after_the_limit() {
 async fn operations_of_the_host() {
     let host = Fixture::start("a").await;
     let client = host.client().await;
-    assert!(client.ping().await.unwrap() < SOON);
+    assert!(client.ping().await.unwrap() < TEST_TIMEOUT);
     let mut tools = client.tools().await.unwrap();
     tools.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
     let names: Vec<_> =
@@ -424,7 +430,7 @@ async fn operations_of_the_host() {
     for id in ["a", "b", "c"] {
         client.session(id).await.unwrap();
     }
-    let event = tokio::time::timeout(SOON, events.next()).await.unwrap().unwrap().unwrap();
+    let event = tokio::time::timeout(TEST_TIMEOUT, events.next()).await.unwrap().unwrap().unwrap();
     assert!(
         matches!(&event, SessionWatchEvent::Session(event) if event.id.as_str() == "a" && event.kind == SessionEventKind::Created),
         "{event:?}"
@@ -442,8 +448,8 @@ async fn operations_of_the_host() {
     assert_eq!(programs.list().await.unwrap()[0].size, 7);
     programs.delete("model").await.unwrap();
     assert_eq!(programs.get("model").await.unwrap_err().http_status(), 404);
-    client.close(SOON).await;
-    let last = tokio::time::timeout(SOON, events.try_collect::<Vec<_>>()).await.unwrap().unwrap_err();
+    client.close(TEST_TIMEOUT).await;
+    let last = tokio::time::timeout(TEST_TIMEOUT, events.try_collect::<Vec<_>>()).await.unwrap().unwrap_err();
     assert!(is_closed(&last, false), "{last:?}");
     host.snakepit.shutdown().await.unwrap();
 }

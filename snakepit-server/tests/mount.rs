@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Code, Request};
 use tower::ServiceExt;
 
-const SOON: Duration = Duration::from_secs(8);
+const TEST_TIMEOUT: Duration = Duration::from_secs(8);
 const EXECUTE: &str = "/snakepit.bridge.BridgeService/ExecuteTool";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const MULTIPLEX: &str = "/snakepit.bridge.BridgeService/Multiplex";
@@ -107,12 +107,13 @@ async fn clients_of_a_tonic_server_use_the_host() {
         tokio::task::yield_now().await;
     }
     stop.send(()).unwrap();
-    let last = tokio::time::timeout(SOON, watch.next()).await.expect("the watch ends").unwrap().unwrap_err();
+    let last =
+        tokio::time::timeout(TEST_TIMEOUT, watch.next()).await.expect("the watch ends").unwrap().unwrap_err();
     assert_eq!(last.kind(), snakepit_server::ErrorKind::ShuttingDown, "{last:?}");
     let cut_off =
-        tokio::time::timeout(SOON, sleeping).await.expect("the drain is short").unwrap().unwrap_err();
+        tokio::time::timeout(TEST_TIMEOUT, sleeping).await.expect("the drain is short").unwrap().unwrap_err();
     assert_eq!(cut_off.kind(), snakepit_server::ErrorKind::ShuttingDown, "{cut_off:?}");
-    tokio::time::timeout(SOON, serving).await.expect("the server ends").unwrap().unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, serving).await.expect("the server ends").unwrap().unwrap();
 }
 
 const TRACEBACK: &str = "File \"/srv/shop.py\"";
@@ -166,8 +167,10 @@ async fn a_client_that_does_not_read_delays_only_itself() {
         send.send_data(data.into(), true).unwrap();
         unread.push(response);
     }
-    let first =
-        tokio::time::timeout(SOON, unread.remove(0)).await.expect("the first response begins").unwrap();
+    let first = tokio::time::timeout(TEST_TIMEOUT, unread.remove(0))
+        .await
+        .expect("the first response begins")
+        .unwrap();
     let client = Client::connect(&address.to_string()).await.unwrap();
     for _ in 0..30 {
         let value: String = client.execute("large", ()).await.unwrap();
@@ -180,7 +183,7 @@ async fn a_client_that_does_not_read_delays_only_itself() {
     stop.send(()).unwrap();
     drop((begun, first, stalled));
     connection.abort();
-    tokio::time::timeout(SOON, serving).await.expect("the server ends").unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, serving).await.expect("the server ends").unwrap();
 }
 
 #[tokio::test]
@@ -227,7 +230,10 @@ async fn deadlines_end_requests() {
     let fixture = Fixture::start(|builder| builder).await;
     let mut request = Request::new(call_of("sleep"));
     request.set_timeout(Duration::from_millis(200));
-    let late = tokio::time::timeout(SOON, fixture.client().execute_tool(request)).await.unwrap().unwrap_err();
+    let late = tokio::time::timeout(TEST_TIMEOUT, fixture.client().execute_tool(request))
+        .await
+        .unwrap()
+        .unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
     fixture.snakepit.shutdown().await.unwrap();
 }
@@ -241,7 +247,7 @@ async fn requests_that_are_arriving_share_the_budget_of_the_host() {
     let second = routes.oneshot(unfinished(EXECUTE, 900 << 10, 800 << 10));
     tokio::pin!(first, second);
     assert!(futures_util::poll!(&mut first).is_pending());
-    let response = tokio::time::timeout(SOON, &mut second).await.expect("the host answers").unwrap();
+    let response = tokio::time::timeout(TEST_TIMEOUT, &mut second).await.expect("the host answers").unwrap();
     assert_eq!(response.headers()["grpc-status"], "8", "{response:?}");
     // The budget is that of the listeners.
     let address = format!("unix:{}", fixture.snakepit.socket().display());
@@ -251,7 +257,10 @@ async fn requests_that_are_arriving_share_the_budget_of_the_host() {
     assert!(error.is_overloaded(), "{error:?}");
     assert!(futures_util::poll!(&mut first).is_pending());
     fixture.snakepit.shutdown().await.unwrap();
-    let cut = tokio::time::timeout(SOON, first).await.expect("a shutdown ends requests that arrive").unwrap();
+    let cut = tokio::time::timeout(TEST_TIMEOUT, first)
+        .await
+        .expect("a shutdown ends requests that arrive")
+        .unwrap();
     assert_eq!(cut.headers()["grpc-status"], "14", "{cut:?}");
 }
 
@@ -273,21 +282,21 @@ async fn a_shutdown_ends_streams_and_rejects_later_requests() {
         open.push((fixture.snakepit.routes().oneshot(request).await.unwrap(), dropped));
     }
     let shutdown = fixture.snakepit.shutdown_within(Duration::ZERO);
-    tokio::time::timeout(SOON, shutdown).await.expect("the host shuts down").unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, shutdown).await.expect("the host shuts down").unwrap();
     for ended in [
-        tokio::time::timeout(SOON, chunks.message()).await.expect("the chunks end").unwrap_err(),
-        tokio::time::timeout(SOON, watch.message()).await.expect("the watch ends").unwrap_err(),
+        tokio::time::timeout(TEST_TIMEOUT, chunks.message()).await.expect("the chunks end").unwrap_err(),
+        tokio::time::timeout(TEST_TIMEOUT, watch.message()).await.expect("the watch ends").unwrap_err(),
     ] {
         assert_eq!(ended.code(), Code::Unavailable, "{ended}");
     }
     for (response, request_dropped) in open {
         let mut body = response.into_body();
         let end = std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut body), cx));
-        let end = tokio::time::timeout(SOON, end).await.expect("the stream ends").unwrap().unwrap();
+        let end = tokio::time::timeout(TEST_TIMEOUT, end).await.expect("the stream ends").unwrap().unwrap();
         assert_eq!(end.into_trailers().unwrap()["grpc-status"], "14");
         // A server drops the body of a response that has ended.
         drop(body);
-        let dropped = tokio::time::timeout(SOON, request_dropped).await;
+        let dropped = tokio::time::timeout(TEST_TIMEOUT, request_dropped).await;
         assert!(dropped.expect("the request ends with its response").is_err());
     }
     // The program's server may still have open connections.

@@ -34,7 +34,7 @@ async fn failed(builder: Builder, kind: StartErrorKind, needles: &[&str]) -> Sta
 }
 
 #[tokio::test]
-async fn the_errors_of_a_start_have_kinds_and_name_methods() {
+async fn start_errors_have_kinds_and_name_methods() {
     use StartErrorKind as Kind;
     let dir = tempfile::tempdir().unwrap();
     let workers = || Arc::new(InProcessWorkers::new());

@@ -20,7 +20,7 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig, server::T
 #[path = "../examples/tls_client.rs"]
 mod example;
 
-const SOON: Duration = Duration::from_secs(8);
+const TEST_TIMEOUT: Duration = Duration::from_secs(8);
 
 fn pem(label: &str, der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
@@ -113,7 +113,7 @@ impl Fixture {
 
     async fn stop(self) {
         drop(self.stop);
-        tokio::time::timeout(SOON, self.serving).await.expect("the server ends").unwrap().unwrap();
+        tokio::time::timeout(TEST_TIMEOUT, self.serving).await.expect("the server ends").unwrap().unwrap();
     }
 }
 
@@ -122,12 +122,12 @@ fn server_config(pair: &Pair) -> ServerTlsConfig {
 }
 
 async fn name_from(client: &Client) -> Result<String, Error> {
-    tokio::time::timeout(SOON, client.execute::<String>("name", ())).await.expect("the call ends")
+    tokio::time::timeout(TEST_TIMEOUT, client.execute::<String>("name", ())).await.expect("the call ends")
 }
 
 /// Checks the error of a client that cannot connect, and that it does not suggest to start a server.
 async fn assert_rejected(builder: ClientBuilder, address: &str, needles: &[&str]) {
-    let error = tokio::time::timeout(SOON, builder.connect(address)).await.unwrap().unwrap_err();
+    let error = tokio::time::timeout(TEST_TIMEOUT, builder.connect(address)).await.unwrap().unwrap_err();
     let text = error.to_string();
     for needle in needles.iter().chain(&[address]) {
         assert!(text.contains(needle), "no {needle:?} in {text}");
@@ -150,13 +150,13 @@ async fn calls_streams_and_sessions_use_tls() {
     let large = "x".repeat(8 << 20);
     assert_eq!(client.call("name").arg("large", large).unary::<String>().await.unwrap().value, "a");
     let chunks = client.execute_stream::<u64>("count", json!({"n": 5000})).await.unwrap();
-    let chunks: Vec<u64> = tokio::time::timeout(SOON, chunks.try_collect()).await.unwrap().unwrap();
+    let chunks: Vec<u64> = tokio::time::timeout(TEST_TIMEOUT, chunks.try_collect()).await.unwrap().unwrap();
     assert!(chunks.into_iter().eq(0..5000));
     let session = client.session("s").await.unwrap();
     session.register("x", VariableType::integer(), 1).await.unwrap();
     let mut watch = session.watch_all().await.unwrap();
     session.set("x", 2).await.unwrap();
-    assert!(tokio::time::timeout(SOON, watch.next()).await.unwrap().unwrap().is_ok());
+    assert!(tokio::time::timeout(TEST_TIMEOUT, watch.next()).await.unwrap().unwrap().is_ok());
     assert_eq!(session.get::<i64>("x").await.unwrap(), 2);
     drop((watch, session, client));
     host.stop().await;

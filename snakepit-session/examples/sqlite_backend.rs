@@ -1,4 +1,4 @@
-//! Sessions in SQLite: a session backend that consists of a [`KeyValueStore`]. Run it with
+//! Stores sessions in SQLite, with a session backend that is only a [`KeyValueStore`]. Run it with
 //! `cargo run -p snakepit-session --example sqlite_backend`.
 
 use rusqlite::{Connection, OptionalExtension, params};

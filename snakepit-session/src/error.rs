@@ -283,11 +283,11 @@ impl SessionError {
     /// ```
     /// use snakepit_session::SessionError;
     ///
-    /// let error = SessionError::backend("the connection was reset").of_read();
+    /// let error = SessionError::backend("the connection was reset").into_read_error();
     /// assert_eq!(error, SessionError::not_written("the connection was reset"));
     /// ```
     #[must_use]
-    pub fn of_read(self) -> Self {
+    pub fn into_read_error(self) -> Self {
         match self {
             Self::Backend { problem, source } => Self::NotWritten { problem, source },
             error => error,

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_read_methods_and_users_of_the_daemon_read_flags() {
+    fn messages_name_methods_or_flags() {
         struct Shown(Setting, bool);
         impl fmt::Display for Shown {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

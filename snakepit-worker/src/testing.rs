@@ -41,11 +41,11 @@ use crate::{
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct InProcessWorkers {
-    shared: Arc<Shared>,
+    shared: Arc<LauncherState>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct LauncherState {
     state: Mutex<State>,
     /// The number of successful launches.
     launched: watch::Sender<usize>,
@@ -222,7 +222,7 @@ impl WorkerLauncher for InProcessWorkers {
 }
 
 /// Executes the pool's commands until the worker ends.
-async fn drive(mut launcher_end: LauncherEnd, id: WorkerId, guard: EndGuard, shared: Weak<Shared>) {
+async fn drive(mut launcher_end: LauncherEnd, id: WorkerId, guard: EndGuard, shared: Weak<LauncherState>) {
     let lifecycle = &guard.0;
     let mut crash = lifecycle.crash.subscribe();
     let reason = tokio::select! {
@@ -257,7 +257,7 @@ impl Drop for EndGuard {
     }
 }
 
-impl Shared {
+impl LauncherState {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -286,7 +286,7 @@ impl Lifecycle {
 #[derive(Debug)]
 struct Handler {
     worker: WorkerId,
-    shared: Arc<Shared>,
+    shared: Arc<LauncherState>,
     lifecycle: Arc<Lifecycle>,
     /// The state of the host that launched the worker.
     host_state: Option<Arc<HostState>>,

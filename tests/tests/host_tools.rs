@@ -360,7 +360,7 @@ async fn python_reads_streams_of_host_tools() {
         let missing = read("no_such", 1).await.unwrap_err().to_string();
         assert!(missing.contains("NotFoundError: host tool `no_such` not found"), "{missing}");
     }
-    eventually("the streams have ended", SOON, async || ended.load(Ordering::SeqCst) == 2).await;
+    eventually("the streams have ended", TEST_TIMEOUT, async || ended.load(Ordering::SeqCst) == 2).await;
     let failed: Value = snakepit.execute("stream_error", json!({"name": "failing"})).await.unwrap();
     let error = json!({
         "kind": "snakepit_bridge.errors.HostToolError", "text": "no more", "type_name": "HostToolError", "code": "empty",
@@ -374,7 +374,7 @@ async fn python_reads_streams_of_host_tools() {
     snakepit.shutdown().await.unwrap();
 }
 
-const SOON: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn a_slow_reader_stops_the_stream_of_a_host_tool() {
@@ -384,7 +384,7 @@ async fn a_slow_reader_stops_the_stream_of_a_host_tool() {
     // Results have 1 KiB each.
     assert!((1..400).contains(&count), "{count} results were created for a reader of one");
     assert!(created.load(Ordering::SeqCst) >= 2 * count, "the stream continued");
-    eventually("the stream has ended", SOON, async || ended.load(Ordering::SeqCst) == 1).await;
+    eventually("the stream has ended", TEST_TIMEOUT, async || ended.load(Ordering::SeqCst) == 1).await;
     snakepit.shutdown().await.unwrap();
 }
 
@@ -394,25 +394,31 @@ async fn the_end_of_a_call_or_its_worker_ends_the_streams_that_it_reads() {
     let (snakepit, _, ended) = streaming_host(&dir).await;
     let leave_open = |hang: bool| snakepit.call("leaves_open").args(json!({"name": "endless", "hang": hang}));
     leave_open(false).unary::<()>().await.unwrap();
-    eventually("the end of the call ends the stream", SOON, async || ended.load(Ordering::SeqCst) == 1).await;
+    eventually("the end of the call ends the stream", TEST_TIMEOUT, async || {
+        ended.load(Ordering::SeqCst) == 1
+    })
+    .await;
 
     let cancelled = leave_open(true).timeout(Duration::from_millis(300)).unary::<()>().await.unwrap_err();
     assert!(cancelled.is_timeout(), "{cancelled}");
-    eventually("the deadline ends the stream", SOON, async || ended.load(Ordering::SeqCst) == 2).await;
+    eventually("the deadline ends the stream", TEST_TIMEOUT, async || ended.load(Ordering::SeqCst) == 2)
+        .await;
 
     let hanging = leave_open(true).unary::<()>();
     let kill = async {
         let in_flight = || {
             snakepit.host_tool_status().into_iter().any(|tool| tool.name == "endless" && tool.in_flight == 1)
         };
-        eventually("the stream runs", SOON, async || in_flight()).await;
+        eventually("the stream runs", TEST_TIMEOUT, async || in_flight()).await;
         for worker in snakepit.status().workers {
             signal(worker.pid.unwrap(), Signal::SIGKILL);
         }
     };
     let (lost, ()) = tokio::join!(hanging, kill);
     assert!(lost.is_err());
-    eventually("the death of the worker ends the stream", SOON, async || ended.load(Ordering::SeqCst) == 3)
-        .await;
+    eventually("the death of the worker ends the stream", TEST_TIMEOUT, async || {
+        ended.load(Ordering::SeqCst) == 3
+    })
+    .await;
     snakepit.shutdown().await.unwrap();
 }

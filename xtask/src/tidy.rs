@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn code_in_guides_must_have_no_gaps() {
+    fn guides_quote_contiguous_lines() {
         let example = "fn main() {\n    one();\n\n    two();\n    println!(\"2\");\n    three();\n}\n";
         let gap = |block: &str| gap(&format!("```rust\n{block}```\n"), "rust", 0, example);
         for good in ["one();\ntwo();\n", "one();\n\nthree();\n", "two();\nthree();\n}\n", "\none();\n"] {

@@ -99,7 +99,7 @@ impl Driver {
     /// Returns the principal of the call that runs on this worker. For a nested call, returns the principal of its outermost
     /// ancestor in this pool. Returns `None` if the worker is unknown or runs no call, or if workers run several calls
     /// concurrently.
-    pub(crate) fn principal_on(&self, worker: &str) -> Option<Principal> {
+    pub(crate) fn acting_principal(&self, worker: &str) -> Option<Principal> {
         if self.config.concurrency != 1 {
             return None;
         }

@@ -53,7 +53,7 @@ fn idempotent() -> ToolCall {
 async fn calls_that_did_not_begin_are_retried_up_to_a_bound() {
     for limit in [1, 3] {
         let (attempt_count, error) = attempts(limit, ToolCall::new("t"), worker_lost(false)).await;
-        assert_eq!(attempt_count, 1 + MAX_UNRUN_RETRIES);
+        assert_eq!(attempt_count, 1 + MAX_SAFE_RETRIES);
         assert!(matches!(error, ToolError::WorkerLost { .. }), "the caller gets the last error: {error}");
     }
 }
@@ -97,7 +97,7 @@ async fn calls_are_not_retried_after_their_deadline() {
     let deadline = Instant::now() + Duration::from_secs(1);
     advance(Duration::from_millis(999)).await;
     let call = ToolCall::new("t").with_deadline(deadline);
-    assert_eq!(attempts(3, call.clone(), worker_lost(false)).await.0, 1 + MAX_UNRUN_RETRIES);
+    assert_eq!(attempts(3, call.clone(), worker_lost(false)).await.0, 1 + MAX_SAFE_RETRIES);
     advance(Duration::from_millis(1)).await;
     assert_eq!(attempts(3, call, worker_lost(false)).await.0, 1);
 }

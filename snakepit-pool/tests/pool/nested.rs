@@ -47,12 +47,12 @@ async fn a_worker_runs_for_the_principal_of_its_outermost_call() {
     let inner = ToolCall { principal: Principal::program(), ..nested_in(&one) };
     let inner = harness.call(inner).await;
     let two = harness.next_call().await;
-    let principal_on = |call: &Call| harness.tool().principal_on(call.worker.as_str());
-    assert_eq!([principal_on(&one), principal_on(&two)], [Some(alice.clone()), Some(alice)]);
+    let acting_principal = |call: &Call| harness.tool().acting_principal(call.worker.as_str());
+    assert_eq!([acting_principal(&one), acting_principal(&two)], [Some(alice.clone()), Some(alice)]);
     let idle = two.worker.clone();
     two.succeed();
     inner.answer().await.unwrap();
-    assert_eq!(harness.tool().principal_on(idle.as_str()), None);
+    assert_eq!(harness.tool().acting_principal(idle.as_str()), None);
     one.succeed();
     outer.answer().await.unwrap();
 }

@@ -101,7 +101,7 @@ reasons! {
     "An argument is missing, unknown or of the wrong type, or another part of the request is invalid."
     InvalidArgument "INVALID_ARGUMENT" [InvalidArgument] 422 -32602 3 permanent Host
 
-    "The tool streams its results, or does not; or the host does not offer this request."
+    "The tool does not support this kind of call, or the host does not offer this request."
     Unsupported "UNSUPPORTED" [Unimplemented] 501 -32601 3 permanent Host
 
     "The tool raised an exception."
@@ -137,7 +137,7 @@ reasons! {
     "The call would wait for itself."
     Deadlock "DEADLOCK" [FailedPrecondition] 500 -32029 3 permanent Host
 
-    "A layer of the host's program or a program in between rejected the request, or its answer cannot be used."
+    "A layer or an intermediary rejected the request, or its answer cannot be used."
     Rejected "REJECTED" [FailedPrecondition, Unknown] 502 -32029 3 permanent Host
 
     "The principal of the request may not do this, or a proxy denied access."

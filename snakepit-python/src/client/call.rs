@@ -46,11 +46,11 @@ pub(crate) struct HostCall {
     runtime: RuntimeHandle,
     tool: Py<PyString>,
     is_streaming: bool,
-    shared: Arc<Shared>,
+    shared: Arc<RestartableCall>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct RestartableCall {
     connection: Arc<Connection>,
     is_large: bool,
     /// The deadline. `None` leaves it to the host's default.
@@ -153,7 +153,7 @@ impl State {
     }
 }
 
-impl Shared {
+impl RestartableCall {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -235,7 +235,7 @@ impl HostCall {
                 state.unsent = Some(start);
             }
         }
-        let shared = Shared {
+        let shared = RestartableCall {
             connection: Arc::clone(connection),
             is_large,
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),

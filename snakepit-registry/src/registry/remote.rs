@@ -165,7 +165,7 @@ impl From<RegistryError> for RejectedAnnouncement {
 
 /// The announcement of a worker whose specs differ from those of older workers.
 #[derive(Debug)]
-pub(super) struct Deferred {
+pub(super) struct DeferredAnnouncement {
     provider: String,
     announcer: Announcer,
     handler: Arc<dyn ToolHandler>,
@@ -199,7 +199,7 @@ impl Registry {
         if let Err(RejectedAnnouncement { blocker: Some(blocker), .. }) = &registered {
             let (provider, announcer, handler, blocker) =
                 (provider.to_owned(), announcer.clone(), Arc::clone(handler), blocker.clone());
-            deferred.push(Deferred { provider, announcer, handler, specs, blocker });
+            deferred.push(DeferredAnnouncement { provider, announcer, handler, specs, blocker });
         }
         self.deferred_count.store(deferred.len() as u64, Ordering::Release);
         registered.map_err(|rejected| rejected.error)
@@ -213,7 +213,7 @@ impl Registry {
         let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
         // The newest first, so that older ones with other specs remain deferred.
         deferred.reverse();
-        deferred.retain_mut(|Deferred { provider, announcer, handler, specs, blocker }| {
+        deferred.retain_mut(|DeferredAnnouncement { provider, announcer, handler, specs, blocker }| {
             if !announcer.is_alive() || blocker.is_alive() {
                 return announcer.is_alive();
             }

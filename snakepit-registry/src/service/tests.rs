@@ -132,7 +132,10 @@ async fn a_layer_that_was_added_first_sees_a_call_first() {
     let _progress = CallProgress::track(&mut tracked);
     service.clone().oneshot(tracked).await.unwrap();
     assert_eq!(*order.lock().unwrap(), ["outer", "inner"]);
-    assert!(CallLayers::default().wrap(gated_tool(&permits)).is_none(), "without layers nothing is wrapped");
+    assert!(
+        CallLayers::default().wrap(gated_tool(&permits)).is_none(),
+        "without layers, there is nothing to wrap"
+    );
 }
 
 /// Runs a call through a layer that repeats it once if it fails. Each pass ends with the next of these results.

@@ -28,7 +28,7 @@ mod tests {
     }
 
     #[test]
-    fn a_positive_duration_has_at_least_a_millisecond() {
+    fn a_positive_duration_is_at_least_one_millisecond() {
         assert_eq!(parse_positive("1ms"), Ok(Duration::from_millis(1)));
         for bad in ["0s", "999us", "1ns"] {
             assert!(parse_positive(bad).unwrap_err().contains("1ms"), "{bad}");

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exit_code_is_that_of_the_reason() {
+    fn the_reason_determines_the_exit_code() {
         let status = |reason: &str| {
             let details = tonic_types::ErrorDetails::with_error_info(
                 reason,

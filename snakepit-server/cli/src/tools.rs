@@ -20,7 +20,7 @@ pub(crate) struct ToolArgs {
 }
 
 /// A tool and its provider: the name of a pool of workers, or the host.
-struct Listed {
+struct ListedTool {
     spec: ToolSpec,
     provider: String,
 }
@@ -29,9 +29,9 @@ pub(crate) async fn run(ToolArgs { name, list: args }: ToolArgs) -> Result<(), F
     let listed = args.server.connect().await?.list_tools(pb::ListToolsRequest {}).await;
     let tools = listed.map_err(|status| args.rejection(status))?.into_inner().tools.into_iter().map(|tool| {
         let pb::ToolInfo { spec, provider, .. } = tool;
-        Listed { spec: spec_from_wire(spec.unwrap_or_default()), provider }
+        ListedTool { spec: spec_from_wire(spec.unwrap_or_default()), provider }
     });
-    let tools: Vec<Listed> = tools.collect();
+    let tools: Vec<ListedTool> = tools.collect();
     let Some(name) = name else {
         let rows = tools.iter().map(|tool| (tool.row(), tool.to_json())).collect();
         return args.print(&["TOOL", "KIND", "PROVIDER", "PARAMETERS", "DESCRIPTION"], rows);
@@ -47,7 +47,7 @@ pub(crate) async fn run(ToolArgs { name, list: args }: ToolArgs) -> Result<(), F
     if args.json { output::print_json(&tool.to_json()) } else { output::print(tool.describe().trim_end()) }
 }
 
-impl Listed {
+impl ListedTool {
     const fn kind(&self) -> &'static str {
         if self.spec.supports_streaming { "stream" } else { "call" }
     }
@@ -125,7 +125,7 @@ mod tests {
             .parameter("a", "integer", "")
             .deny_unknown_arguments();
         spec.metadata.insert("snakepit.result_schema".into(), r#"{"type":"integer"}"#.into());
-        let text = Listed { spec, provider: "default".into() }.describe();
+        let text = ListedTool { spec, provider: "default".into() }.describe();
         for part in [
             "add (call, default)\nAdds.\n\nReturns:\n    The \\u{1b}sum.\n\nArguments:\n{\n",
             "\"a\": {\n      \"type\": \"integer\"",

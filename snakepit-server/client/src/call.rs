@@ -74,7 +74,7 @@ impl<H: HostHandle> CallBuilder<H> {
             Ok(arguments) => {
                 arguments.into_iter().fold(self, |call, (name, value)| call.payload(name, value))
             }
-            Err(mistake) => self.with_mistake(mistake),
+            Err(mistake) => self.with_invalid_option(mistake),
         }
     }
 
@@ -83,7 +83,7 @@ impl<H: HostHandle> CallBuilder<H> {
     pub fn arg(self, name: impl Into<String>, value: impl Serialize) -> Self {
         match Payload::try_from_serde(&value) {
             Ok(value) => self.payload(name, value),
-            Err(error) => self.with_mistake(error.into()),
+            Err(error) => self.with_invalid_option(error.into()),
         }
     }
 
@@ -93,14 +93,14 @@ impl<H: HostHandle> CallBuilder<H> {
         if self.call.arguments.get(&name).is_some() {
             let tool = self.call.tool.to_string();
             let problem = "is set twice; pass it once, by `arg`, `args` or `payload`".to_owned();
-            return self.with_mistake(ToolError::invalid_argument(tool, name, problem).into());
+            return self.with_invalid_option(ToolError::invalid_argument(tool, name, problem).into());
         }
         self.call.arguments.insert(name, value);
         self
     }
 
     /// Stores the first mistake.
-    fn with_mistake(mut self, mistake: Error) -> Self {
+    fn with_invalid_option(mut self, mistake: Error) -> Self {
         self.mistake.get_or_insert_with(|| Box::new(mistake));
         self
     }
@@ -117,7 +117,7 @@ impl<H: HostHandle> CallBuilder<H> {
                 self.call.session = Some(id);
                 self
             }
-            Err(error) => self.with_mistake(SessionError::from(error).into()),
+            Err(error) => self.with_invalid_option(SessionError::from(error).into()),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{Error, RemoteHost};
 /// A worker of a remote host: [`Client::workers`](crate::Client::workers).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
-pub struct WorkerInfo {
+pub struct RemoteWorkerStatus {
     /// The worker's id.
     pub id: String,
     /// The id of its process, if one runs.
@@ -33,7 +33,7 @@ pub struct WorkerInfo {
 /// host in this process, and serializes like it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
-pub struct PoolInfo {
+pub struct RemotePoolStatus {
     /// The pool's name.
     pub name: String,
     /// The number of calls that wait for a worker.
@@ -43,7 +43,7 @@ pub struct PoolInfo {
     /// The number of calls that hold a worker.
     pub in_flight: usize,
     /// The workers, by slot.
-    pub workers: Vec<WorkerInfo>,
+    pub workers: Vec<RemoteWorkerStatus>,
     /// Counters of ended calls.
     pub calls: CallTotals,
 }

@@ -13,13 +13,13 @@ use crate::{listen::Connection, status::answer_dropped};
 
 /// The client that receives the answer of a call.
 #[derive(Debug, Clone)]
-pub(super) struct AnswerReader {
+pub(super) struct AnswerRecipient {
     connection: Option<Arc<Connection>>,
     sees_tracebacks: bool,
 }
 
-impl AnswerReader {
-    /// Creates the reader of a call's answer on this connection.
+impl AnswerRecipient {
+    /// Creates the recipient of a call's answer on this connection.
     pub(super) fn of(call: &ToolCall, connection: Option<Arc<Connection>>) -> Self {
         Self { connection, sees_tracebacks: call.principal.sees_tracebacks() }
     }

@@ -10,21 +10,21 @@ use tonic::{Extensions, Request, Status};
 use super::bridge::Bridge;
 use crate::{Operation, host::Host, listen::Connection, status::from_tool_error};
 
-/// The peer of a request.
+/// Determines the principal of a request.
 #[derive(Debug, Clone)]
-pub(super) enum Requester {
+pub(super) enum PrincipalSource {
     /// The principal that the program's own server has set, or the peer of the connection.
-    Principal(Principal),
+    Fixed(Principal),
     /// A process of a worker, which acts for the call that the worker runs.
     Worker(Arc<Launch>),
 }
 
-impl Requester {
+impl PrincipalSource {
     /// Returns the current principal. The principal of a worker changes with the call that the worker runs.
     pub(super) fn principal(&self, host: &Host) -> Principal {
         match self {
-            Self::Principal(principal) => principal.clone(),
-            Self::Worker(launch) => host.principal_in(launch.id()),
+            Self::Fixed(principal) => principal.clone(),
+            Self::Worker(launch) => host.acting_principal(launch.id()),
         }
     }
 }
@@ -59,25 +59,25 @@ has_session! {
 has_session! { or global: PutProgramRequest GetProgramRequest ListProgramsRequest DeleteProgramRequest }
 
 impl Bridge {
-    /// Returns the peer of a request.
-    pub(super) fn requester(&self, extensions: &Extensions) -> Requester {
+    /// Returns the source of the principal of a request.
+    pub(super) fn principal_source(&self, extensions: &Extensions) -> PrincipalSource {
         if let Some(principal) = extensions.get::<Principal>() {
-            return Requester::Principal(principal.clone());
+            return PrincipalSource::Fixed(principal.clone());
         }
         let Some(connection) = extensions.get::<Arc<Connection>>() else {
-            return Requester::Principal(Principal::mounted());
+            return PrincipalSource::Fixed(Principal::mounted());
         };
         match connection.find_launch() {
             // A foreign worker acts as itself, because it runs any number of calls concurrently and opens sessions for calls that
             // have none.
-            Some(launch) if self.launch().is_none() => Requester::Worker(Arc::clone(launch)),
-            _ => Requester::Principal(connection.principal()),
+            Some(launch) if self.launch().is_none() => PrincipalSource::Worker(Arc::clone(launch)),
+            _ => PrincipalSource::Fixed(connection.principal()),
         }
     }
 
     /// Returns the principal of a request.
     pub(super) fn principal(&self, extensions: &Extensions) -> Principal {
-        self.requester(extensions).principal(self.host())
+        self.principal_source(extensions).principal(self.host())
     }
 
     /// Checks that the principal of a request may do this operation.

@@ -8,7 +8,7 @@ use snakepit_wire::{chunks_to_wire, failure_to_wire, payload_to_wire, payload_to
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    answer::AnswerReader,
+    answer::AnswerRecipient,
     bridge::Bridge,
     request::{mark_worker, tool_call},
 };
@@ -31,9 +31,9 @@ impl Bridge {
         call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
         call.ancestors = self.ancestors(&headers, &extensions);
-        let (tool, reader) = (call.tool.clone(), AnswerReader::of(&call, extensions.get().cloned()));
-        let result = self.host().call(call, |value| reader.account_message(value)).await;
-        match reader.result(result) {
+        let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(&call, extensions.get().cloned()));
+        let result = self.host().call(call, |value| recipient.account_message(value)).await;
+        match recipient.result(result) {
             Ok(reply) => unary_response(&tool, reply),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
                 success: false,
@@ -54,9 +54,9 @@ impl Bridge {
         call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
         call.ancestors = self.ancestors(&headers, &extensions);
-        let (tool, reader) = (call.tool.clone(), AnswerReader::of(&call, None));
+        let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(&call, None));
         let result = self.host().call(call, Ok).await;
-        let ToolReply { body, worker, .. } = reader.result(result).map_err(from_tool_error)?;
+        let ToolReply { body, worker, .. } = recipient.result(result).map_err(from_tool_error)?;
         let mut response = Response::new(chunk_response(&tool, body)?);
         set_worker_header(response.metadata_mut(), worker.as_deref());
         Ok(response)
@@ -67,10 +67,10 @@ impl Bridge {
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,
     ) -> Result<Response<ChunkResponse>, Status> {
-        let (call, reader) = self.host_tool_call(request, CallMode::Streaming)?;
+        let (call, recipient) = self.host_tool_call(request, CallMode::Streaming)?;
         let tool = call.tool.clone();
         let result = self.host().call_host_tool(call, Ok).await;
-        let reply = reader.result(result).map_err(from_tool_error)?;
+        let reply = recipient.result(result).map_err(from_tool_error)?;
         Ok(Response::new(chunk_response(&tool, reply.body)?))
     }
 
@@ -87,10 +87,10 @@ impl Bridge {
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,
     ) -> Result<Response<pb::ExecuteElixirToolResponse>, Status> {
-        let (call, reader) = self.host_tool_call(request, CallMode::Unary)?;
+        let (call, recipient) = self.host_tool_call(request, CallMode::Unary)?;
         let tool = call.tool.clone();
-        let result = self.host().call_host_tool(call, |value| reader.account_inline(value)).await;
-        match reader.result(result) {
+        let result = self.host().call_host_tool(call, |value| recipient.account_inline(value)).await;
+        match recipient.result(result) {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
                 // Clients of the original Snakepit read only `result`, so it also includes the buffer.
                 let binary_result = value.binary().cloned().unwrap_or_default();
@@ -117,12 +117,12 @@ impl Bridge {
 }
 
 impl Bridge {
-    /// Converts the request of a worker to a call of a host tool, and returns the reader of its answer.
+    /// Converts the request of a worker to a call of a host tool, and returns the recipient of its answer.
     fn host_tool_call(
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,
         mode: CallMode,
-    ) -> Result<(ToolCall, AnswerReader), Status> {
+    ) -> Result<(ToolCall, AnswerRecipient), Status> {
         let (headers, extensions, request) = request.into_parts();
         let pb::ExecuteElixirToolRequest { session_id, tool_name, parameters, metadata } = request;
         let request = pb::ExecuteToolRequest {
@@ -135,8 +135,8 @@ impl Bridge {
         let mut call = tool_call(&headers, &extensions, request, mode)?;
         call.principal = self.principal(&extensions);
         call.ancestors = self.ancestors(&headers, &extensions);
-        let reader = AnswerReader::of(&call, extensions.get().cloned());
-        Ok((call, reader))
+        let recipient = AnswerRecipient::of(&call, extensions.get().cloned());
+        Ok((call, recipient))
     }
 
     /// The calls that wait for a call of this worker, for the detection of deadlocks. Any client can send the header, so the host

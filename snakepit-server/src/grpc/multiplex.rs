@@ -18,7 +18,9 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
-use super::{answer::AnswerReader, authorize::Requester, bridge::Bridge, open_ended::OpenEndedStream};
+use super::{
+    answer::AnswerRecipient, authorize::PrincipalSource, bridge::Bridge, open_ended::OpenEndedStream,
+};
 use crate::{
     host::{FromWorker, Host},
     listen::{Connection, StreamUse},
@@ -32,7 +34,7 @@ impl Bridge {
         &self,
         inbound: Streaming<pb::CallBatch>,
         connection: Option<Arc<Connection>>,
-        requester: Requester,
+        principal_source: PrincipalSource,
     ) -> BatchResponse {
         let replies = Replies::new();
         let evicted = connection.as_ref().map(|connection| Box::pin(connection.evicted()));
@@ -105,8 +107,8 @@ struct ClientCalls {
     connection: Option<Arc<Connection>>,
     /// Whether the client is a process of a worker.
     is_worker: bool,
-    /// The peer that makes the calls.
-    requester: Requester,
+    /// The source of the principal of each call.
+    principal_source: PrincipalSource,
 }
 
 impl MuxService for ClientCalls {
@@ -148,14 +150,14 @@ impl ToolHandler for ClientCalls {
         if self.is_worker {
             call.extensions.insert(FromWorker);
         }
-        call.principal = self.requester.principal(&self.host);
+        call.principal = self.principal_source.principal(&self.host);
         if let Some(connection) = &self.connection
             && let Err(full) = connection.response_capacity(call.deadline).await
         {
             return self.host.records().begin(&mut call).ended(Err(response_budget_exhausted(full)));
         }
-        let reader = AnswerReader::of(&call, self.connection.clone());
-        reader.result(self.host.call(call, |value| reader.account(value)).await)
+        let recipient = AnswerRecipient::of(&call, self.connection.clone());
+        recipient.result(self.host.call(call, |value| recipient.account(value)).await)
     }
 
     /// Returns once no worker runs the call. A host tool ends when its future is dropped.

@@ -94,8 +94,8 @@ impl BridgeService for Bridge {
     async fn multiplex(&self, request: Request<Streaming<pb::CallBatch>>) -> RpcResult<BatchResponse> {
         self.require_client("Multiplex")?;
         let (_, mut extensions, inbound) = request.into_parts();
-        let requester = self.requester(&extensions);
-        Ok(Response::new(self.serve_calls(inbound, extensions.remove(), requester)))
+        let principal_source = self.principal_source(&extensions);
+        Ok(Response::new(self.serve_calls(inbound, extensions.remove(), principal_source)))
     }
 
     async fn register_tools(

@@ -321,7 +321,7 @@ impl Connection {
         }
     }
 
-    /// The launch of the worker at the other end. `None` for a client. The first lookup for a Unix socket reads /proc, and its
+    /// Finds the launch of the worker at the other end. `None` for a client. For a Unix socket, the first call reads `/proc`. Its
     /// result stays valid, because a launch is registered before its worker can connect. If the launcher does not know the pid,
     /// the token identifies the worker. For a TCP connection, [`identify`](Self::identify) does the lookup.
     pub(crate) fn find_launch(&self) -> Option<&Arc<Launch>> {

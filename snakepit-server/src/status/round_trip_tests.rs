@@ -163,7 +163,7 @@ fn a_status_without_a_reason_keeps_its_text() {
 }
 
 #[test]
-fn every_answer_without_permission_is_denied_access() {
+fn statuses_without_permission_become_access_denied() {
     for http in [401, 403, 407] {
         let answer = format!("grpc-status header missing, mapped from HTTP status code {http}");
         let error = to_tool_error("add", &Status::unknown(answer));

@@ -15,7 +15,7 @@ use snakepit_session::{
 use tokio::time::Instant;
 
 use super::{
-    RedbBackend, SWEEP_ROWS, Shared,
+    RedbBackend, SWEEP_ROWS, SharedState,
     expiry::Owner,
     open::in_file,
     rows::{GLOBAL_OWNER, View},
@@ -298,7 +298,7 @@ impl RedbBackend {
 /// Reads a page of live sessions.
 fn list(
     view: &View,
-    shared: &Shared,
+    shared: &SharedState,
     after: Option<&SessionId>,
     size: usize,
 ) -> Result<Page<Session>, SessionError> {

@@ -16,7 +16,7 @@ use snakepit_session::{
 use tokio::time::Instant;
 
 use super::{
-    Shared,
+    SharedState,
     expiry::{Expiry, Owner},
     rows::{
         DATA, GLOBAL_OWNER, HeaderSummary, Key, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey,
@@ -29,7 +29,7 @@ mod variables;
 
 /// An open transaction and its tables.
 pub(super) struct Group<'a> {
-    shared: &'a Shared,
+    shared: &'a SharedState,
     state: &'a mut State,
     /// The start of the current operation. Sessions that are live then do not expire during it.
     now: Instant,
@@ -44,7 +44,7 @@ type Rows<'a> = Table<'a, Key, Row>;
 
 impl<'a> Group<'a> {
     pub(super) fn begin(
-        shared: &'a Shared,
+        shared: &'a SharedState,
         state: &'a mut State,
         transaction: &'a WriteTransaction,
     ) -> Result<Self, SessionError> {

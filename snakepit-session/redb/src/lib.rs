@@ -107,12 +107,12 @@ const SWEEP_ROWS: usize = 4096;
 #[derive(Debug)]
 pub struct RedbBackend {
     writer: Writer,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
 }
 
 /// State that the writer and readers share.
 #[derive(Debug)]
-struct Shared {
+struct SharedState {
     path: PathBuf,
     limits: SessionLimits,
     /// The database, or the error of the last attempt to open it. Readers hold the lock, so the writer cannot close the database
@@ -123,7 +123,7 @@ struct Shared {
     events: SessionEventSender,
 }
 
-impl Shared {
+impl SharedState {
     fn new(path: PathBuf, limits: SessionLimits, database: Arc<Database>) -> Self {
         Self {
             path,

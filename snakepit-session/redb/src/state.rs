@@ -9,7 +9,7 @@ use snakepit_session::{
 use tokio::time::Instant;
 
 use super::{
-    Shared,
+    SharedState,
     expiry::{Expiry, Owner},
 };
 
@@ -83,7 +83,7 @@ pub(super) enum Notification {
 
 impl State {
     /// Adopts the contents of a file.
-    pub(super) fn resume(&mut self, shared: &Shared, totals: Totals, expiries: Vec<(Owner, Expiry)>) {
+    pub(super) fn resume(&mut self, shared: &SharedState, totals: Totals, expiries: Vec<(Owner, Expiry)>) {
         self.totals = totals;
         for (owner, expiry) in expiries {
             self.queue.insert((expiry.queue_key, owner.clone()));
@@ -93,7 +93,7 @@ impl State {
     }
 
     /// Continues with the contents of a reopened file, which may contain the failed group. Keeps existing expiries.
-    pub(super) fn reload(&mut self, shared: &Shared, in_file: Totals, expiries: Vec<(Owner, Expiry)>) {
+    pub(super) fn reload(&mut self, shared: &SharedState, in_file: Totals, expiries: Vec<(Owner, Expiry)>) {
         let Totals { sessions, variables, session_programs, global_programs, bytes, .. } = in_file;
         self.totals = Totals { sessions, variables, session_programs, global_programs, bytes, ..self.totals };
         let mut missing: HashSet<_> = shared.expiries.owners().collect();
@@ -131,7 +131,7 @@ impl State {
     }
 
     /// Publishes the changes of a committed group and sends its notifications.
-    pub(super) fn publish(&mut self, shared: &Shared) {
+    pub(super) fn publish(&mut self, shared: &SharedState) {
         let StagedChanges { totals, expiries, notifications, writes: _ } = std::mem::take(&mut self.staged);
         for (owner, expiry) in expiries {
             let queue_key = expiry.as_ref().map(|expiry| expiry.queue_key);

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Shared,
+    SharedState,
     checked_storage::CheckedStorage,
     file::{FileIdentity, check_free_space},
     group::Group,
@@ -97,7 +97,7 @@ impl Writer {
         path: PathBuf,
         limits: SessionLimits,
         storage: impl Fn(FileBackend) -> F + Send + 'static,
-    ) -> Result<(Self, Arc<Shared>), SessionError> {
+    ) -> Result<(Self, Arc<SharedState>), SessionError> {
         let (queue, operations) = mpsc::channel(QUEUE_CAPACITY);
         let (opened, shared) = oneshot::channel();
         // The thread uses the runtime's clock, which tests pause.
@@ -147,7 +147,7 @@ impl Drop for Writer {
 
 /// The state of the thread.
 struct WriterThread<S> {
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     state: State,
     operations: mpsc::Receiver<Box<dyn Operation>>,
     storage: S,
@@ -174,7 +174,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
     ) -> Result<Self, SessionError> {
         let Opened { database, identity, guard, totals, expiries } = open(&path, &limits, &storage, None)?;
         let database = Arc::new(database);
-        let shared = Arc::new(Shared::new(path, limits, Arc::clone(&database)));
+        let shared = Arc::new(SharedState::new(path, limits, Arc::clone(&database)));
         let mut state = State::default();
         state.resume(&shared, totals, expiries);
         Ok(Self {
@@ -340,7 +340,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
             let not_written = |problem: String| SessionError::not_written(problem);
             let is_usable = || {
                 let file = identity.check(&shared.path).map_err(not_written)?;
-                guard.check().map_err(|why: String| problem(&why))?;
+                guard.check().map_err(|reason: String| problem(&reason))?;
                 check_free_space(&shared.path, &file, stored, size).map_err(not_written)
             };
             match outage.and_then(|()| is_usable()) {

@@ -110,8 +110,8 @@ impl SessionBackend for RedisBackend {
         while items.len() <= size {
             let limit = (size + 1 - items.len()).min(SESSIONS_PER_SCRIPT);
             let call = self.connection.call(&scripts::LIST).arg(&after).arg(limit);
-            type Listed = (String, u64, Vec<u8>, Option<String>, String);
-            let (visited, last, found): (usize, String, Vec<Listed>) = call.run().await?;
+            type SessionRow = (String, u64, Vec<u8>, Option<String>, String);
+            let (visited, last, found): (usize, String, Vec<SessionRow>) = call.run().await?;
             for (id, remaining_ms, meta, worker, usage) in found {
                 let listed = SessionId::try_new(&id).and_then(|id| {
                     decode_session(&id, Duration::from_millis(remaining_ms), &meta, worker, &usage)

@@ -265,15 +265,15 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
 impl<S: KeyValueStore> State<S> {
     fn renew_session(&mut self, id: &SessionId, expires_at: Instant) {
         self.sessions.insert(id.clone(), expires_at);
-        self.expires(expires_at);
+        self.note_expiry(expires_at);
     }
 
     fn renew_global(&mut self, name: &ProgramName, expires_at: Instant) {
         self.globals.insert(name.clone(), expires_at);
-        self.expires(expires_at);
+        self.note_expiry(expires_at);
     }
 
-    fn expires(&mut self, at: Instant) {
+    fn note_expiry(&mut self, at: Instant) {
         self.earliest_expiry = Some(self.earliest_expiry.map_or(at, |earliest| earliest.min(at)));
     }
 

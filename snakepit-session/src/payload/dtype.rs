@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_numpy_are_data_types() {
+    fn numpy_names_parse_as_dtypes() {
         for dtype in [
             Dtype::Bool,
             Dtype::Int8,

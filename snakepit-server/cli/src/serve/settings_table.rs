@@ -163,7 +163,7 @@ fn sessions() -> Vec<Row> {
     ]
 }
 
-fn settings() -> Vec<Row> {
+fn rows() -> Vec<Row> {
     pool().into_iter().chain(host()).chain(sessions()).collect()
 }
 
@@ -174,7 +174,7 @@ fn file(path: &str) -> String {
 
 #[test]
 fn the_page_shows_the_defaults_of_the_code() {
-    let expected: Vec<String> = settings().iter().map(Row::markdown).collect();
+    let expected: Vec<String> = rows().iter().map(Row::markdown).collect();
     let page = file("docs/settings.md");
     let shown: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
     assert_eq!(shown, expected, "docs/settings.md should have these rows:\n{}", expected.join("\n"));
@@ -184,19 +184,19 @@ fn the_page_shows_the_defaults_of_the_code() {
 fn the_flags_have_the_defaults_of_the_page() {
     let command = Args::augment_args(clap::Command::new("serve"));
     let mut flags = Vec::new();
-    for setting in settings() {
-        let Some(flag) = setting.flag else { continue };
+    for row in rows() {
+        let Some(flag) = row.flag else { continue };
         let argument = command.get_arguments().find(|argument| argument.get_long() == Some(flag));
         let argument = argument.unwrap_or_else(|| panic!("the page lists `--{flag}`, which does not exist"));
         flags.push(flag);
         let default = argument.get_default_values().first().map(|value| value.to_str().unwrap());
-        let shown = setting.default.replace(' ', "");
+        let shown = row.default.replace(' ', "");
         match default {
             _ if !argument.get_action().takes_values() => {}
             Some(default) => assert!(
                 shown == default || shown.contains(&format!("`{default}`")),
                 "`--{flag}` has the default {default}, the page says {}",
-                setting.default
+                row.default
             ),
             None if shown.ends_with('s') && shown.starts_with(|c: char| c.is_ascii_digit()) => {
                 let help = argument.get_help().unwrap().to_string();
@@ -217,14 +217,14 @@ fn the_flags_have_the_defaults_of_the_page() {
 #[test]
 fn the_methods_of_the_page_exist() {
     let code = ["", "/workers"].map(|name| file(&format!("snakepit-server/src/builder{name}.rs"))).concat();
-    for setting in settings() {
-        if let Some(method) = setting.rust.strip_prefix("Builder::") {
+    for row in rows() {
+        if let Some(method) = row.rust.strip_prefix("Builder::") {
             let mut lines = code.lines().filter_map(|line| line.trim().strip_prefix("pub "));
             let exists = lines.any(|line| {
                 let rest = line.trim_start_matches("const ").strip_prefix("fn ").unwrap_or_default();
                 rest.strip_prefix(method).is_some_and(|rest| rest.starts_with(['(', '<']))
             });
-            assert!(exists, "`{}` does not exist", setting.rust);
+            assert!(exists, "`{}` does not exist", row.rust);
         }
     }
 }

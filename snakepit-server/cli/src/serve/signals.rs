@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_signal_that_arrives_twice_at_once_is_one_signal() {
+    async fn a_repeated_signal_counts_once() {
         let mut signals = Signals::catch().unwrap();
         raise(SIGQUIT).unwrap();
         let (first, received) = (signals.next().await, Instant::now());

@@ -50,9 +50,9 @@ impl Error {
     }
 
     /// Marks this error as the error of a request that only reads, which cannot have changed anything.
-    pub(crate) fn of_read(self) -> Self {
+    pub(crate) fn into_read_error(self) -> Self {
         match self {
-            Self::Session(error) => Self::Session(error.of_read()),
+            Self::Session(error) => Self::Session(error.into_read_error()),
             Self::Unreachable { problem, source, is_read: _ } => {
                 Self::Unreachable { problem, source, is_read: true }
             }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_neutral_form_has_the_same_classification() {
+    fn faults_keep_the_classification_of_errors() {
         let session = || SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
         let written = || SessionError::backend("timed out");
         for error in [
@@ -196,9 +196,9 @@ mod tests {
         let lost = || Error::Unreachable { problem: "reset".into(), source: None, is_read: false };
         let late = || Error::TimedOut { rpc: "GetVariable", within: Duration::from_secs(1), is_read: false };
         for (write, read) in [
-            (Error::Session(written()), Error::Session(written()).of_read()),
-            (lost(), lost().of_read()),
-            (late(), late().of_read()),
+            (Error::Session(written()), Error::Session(written()).into_read_error()),
+            (lost(), lost().into_read_error()),
+            (late(), late().into_read_error()),
         ] {
             assert!(write.may_have_run() && !write.is_retryable(), "{write:?}");
             assert!(!read.may_have_run() && read.is_retryable(), "{read:?}");
@@ -206,7 +206,7 @@ mod tests {
             assert!(!Fault::from(read).may_have_run());
         }
         let missing = || SessionError::NotFound { id: SessionId::try_new("s").unwrap() };
-        assert_eq!(missing().of_read(), missing());
+        assert_eq!(missing().into_read_error(), missing());
     }
 
     #[test]

@@ -18,8 +18,8 @@ use super::{
     state::{count, malformed_response, read_rpc, time, whole_seconds, write_rpc},
 };
 use crate::{
-    Client, Error, GlobalPrograms, PoolInfo, SessionEventStream, SessionInfo, SessionWatchEvent, WorkerInfo,
-    transport::BridgeClient,
+    Client, Error, GlobalPrograms, RemotePoolStatus, RemoteWorkerStatus, SessionEventStream, SessionInfo,
+    SessionWatchEvent, transport::BridgeClient,
 };
 
 impl Client {
@@ -92,7 +92,7 @@ impl Client {
         calls.cancelled = totals.cancelled;
         calls.lost = totals.lost;
         calls.retried = totals.retried;
-        Ok(PoolInfo {
+        Ok(RemotePoolStatus {
             name: status.name,
             queued: size(status.queued),
             waiting_for_room: size(status.waiting_for_room),
@@ -156,10 +156,11 @@ impl Client {
             client.watch_sessions(pb::WatchSessionsRequest {}).await
         };
         let response = timeout.within("WatchSessions", host.request(false, send));
-        let events = host.until_cut(response).await.map_err(Error::of_read)?.map(move |event| match event {
-            Ok(event) => session_event(event),
-            Err(status) => Err(timeout.error("WatchSessions", &status).of_read()),
-        });
+        let events =
+            host.until_cut(response).await.map_err(Error::into_read_error)?.map(move |event| match event {
+                Ok(event) => session_event(event),
+                Err(status) => Err(timeout.error("WatchSessions", &status).into_read_error()),
+            });
         Ok(UntilClosed::new(events, &host.close.closing, closed(false).into()).boxed())
     }
 
@@ -246,8 +247,8 @@ fn ttl(seconds: i64) -> Option<Duration> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
 }
 
-fn worker_info(worker: pb::WorkerInfo) -> WorkerInfo {
-    WorkerInfo {
+fn worker_info(worker: pb::WorkerInfo) -> RemoteWorkerStatus {
+    RemoteWorkerStatus {
         id: worker.worker_id,
         pid: (worker.pid != 0).then_some(worker.pid),
         state: worker.state,

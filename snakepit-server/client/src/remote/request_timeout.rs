@@ -39,7 +39,7 @@ impl RequestTimeout {
         }
     }
 
-    /// Converts the status of a request that changes state. For other requests, call [`Error::of_read`] on the result.
+    /// Converts the status of a request that changes state. For other requests, call [`Error::into_read_error`] on the result.
     pub(super) fn error(self, rpc: &'static str, status: &Status) -> Error {
         match to_tool_error(rpc, status) {
             ToolError::Session(error) => Error::Session(error),

@@ -58,7 +58,7 @@ macro_rules! repeatable_rpc {
 macro_rules! read_rpc {
     ($host:ident, $rpc:literal, $method:ident($request:expr)) => {
         $crate::remote::state::repeatable_rpc!($host, $rpc, $method($request))
-            .map_err($crate::Error::of_read)?
+            .map_err($crate::Error::into_read_error)?
     };
 }
 
@@ -297,7 +297,7 @@ impl HostHandle for RemoteHost {
             async move { client.watch_variables(request).await }
         };
         let response = timeout.within("WatchVariables", self.0.request(false, send));
-        let updates = self.0.until_cut(response).await.map_err(Error::of_read)?;
+        let updates = self.0.until_cut(response).await.map_err(Error::into_read_error)?;
         let (reading, updates) = read_ahead(updates, &self.0.backlogs);
         let mut task = JoinSet::new();
         task.spawn(reading);
@@ -305,7 +305,7 @@ impl HostHandle for RemoteHost {
             let _held_by_stream = (&permit, &task);
             match update {
                 Ok(update) => event(update),
-                Err(status) => Err(timeout.error("WatchVariables", &status).of_read()),
+                Err(status) => Err(timeout.error("WatchVariables", &status).into_read_error()),
             }
         });
         Ok(UntilClosed::new(events, &self.0.close.closing, closed(false).into()).boxed())

@@ -48,7 +48,7 @@ pub(super) struct MountedRequests {
 
 #[derive(Debug, Default)]
 struct State {
-    clients: HashMap<ClientKey, Client>,
+    clients: HashMap<ClientId, Client>,
     /// The responses of open requests, by request. `None` before the response begins.
     requests: HashMap<u64, Option<Weak<MountedResponse>>>,
     last_request: u64,
@@ -56,7 +56,7 @@ struct State {
 
 /// The client of a request. The requests of one client share the budgets of one connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum ClientKey {
+pub(super) enum ClientId {
     /// The connection from this address.
     Connection(SocketAddr),
     /// All requests of this principal, if the program's own server does not provide the address of the peer.
@@ -74,9 +74,9 @@ struct Client {
 }
 
 /// A response that the program's own server sends.
-pub(super) struct MountedResponse(Mutex<Sending>);
+pub(super) struct MountedResponse(Mutex<ResponseState>);
 
-pub(super) struct Sending {
+pub(super) struct ResponseState {
     pub(super) body: ResponseBody,
     /// The time at which the server last took a part of the response.
     pub(super) last_taken: Instant,
@@ -87,10 +87,10 @@ pub(super) struct Sending {
 pub(super) struct MountedRequest {
     requests: Arc<MountedRequests>,
     id: u64,
-    client: ClientKey,
+    client: ClientId,
 }
 
-impl ClientKey {
+impl ClientId {
     /// Returns the client of a request with these extensions, and its TCP connection.
     pub(super) fn of(extensions: &Extensions) -> (Self, Option<TcpPeer>) {
         if let Some(tcp) = tcp_peer(extensions) {
@@ -123,7 +123,7 @@ impl MountedRequests {
         self: &Arc<Self>,
         extensions: &Extensions,
     ) -> Result<(MountedRequest, Arc<Connection>), Status> {
-        let (key, tcp) = ClientKey::of(extensions);
+        let (key, tcp) = ClientId::of(extensions);
         let mut state = self.lock();
         let open = state.requests.len();
         if open >= self.limits.total {
@@ -200,8 +200,8 @@ impl MountedRequests {
 impl MountedRequest {
     /// Begins the response.
     pub(super) fn respond(&self, body: ResponseBody) -> Arc<MountedResponse> {
-        let sending = Sending { body, last_taken: Instant::now() };
-        let response = Arc::new(MountedResponse(Mutex::new(sending)));
+        let state = ResponseState { body, last_taken: Instant::now() };
+        let response = Arc::new(MountedResponse(Mutex::new(state)));
         self.requests.lock().requests.insert(self.id, Some(Arc::downgrade(&response)));
         response
     }
@@ -224,14 +224,14 @@ impl fmt::Debug for MountedResponse {
 }
 
 impl MountedResponse {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Sending> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, ResponseState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops the rest of the response if the server has taken nothing for [`STALL_TIMEOUT`]. Returns whether it did.
     fn drop_if_stalled(&self, now: Instant) -> bool {
         // If the lock is held, the server is taking a part now.
-        let Ok(mut sending) = self.0.try_lock() else { return false };
-        now.duration_since(sending.last_taken) >= STALL_TIMEOUT && sending.body.drop_unread()
+        let Ok(mut state) = self.0.try_lock() else { return false };
+        now.duration_since(state.last_taken) >= STALL_TIMEOUT && state.body.drop_unread()
     }
 }

@@ -1,4 +1,4 @@
-//! The size budget of statuses. HTTP/2 peers limit headers, including trailers: grpcio to 8 KiB, h2 to 16 KiB. Larger
+//! The size limit of statuses. HTTP/2 peers limit headers, including trailers: grpcio to 8 KiB, h2 to 16 KiB. Larger
 //! trailers lose the status, and with some peers the connection. This module cuts all statuses to a size that every peer
 //! accepts, with a marker at each cut.
 
@@ -9,14 +9,14 @@ use serde_json::value::RawValue;
 use super::{Any, Bytes, Cow, FAILURE_URL, Message, RpcStatus, Status, ToolFailure};
 
 /// The maximum size of header lists between host and workers, in bytes. It is high because the statuses of foreign workers have
-/// no budget, and must not break the connection.
+/// no limit, and must not break the connection.
 pub const HEADER_LIST_BYTES: u32 = 1024 * 1024;
 
-/// The budget for all trailers of a status, in bytes as HTTP/2 counts them.
+/// The maximum size of all trailers of a status, in bytes as HTTP/2 counts them.
 const TRAILER_BYTES: usize = 6 * 1024;
 /// The size of the other trailers, and the overhead that HTTP/2 counts per trailer.
 const OVERHEAD_BYTES: usize = 512;
-/// The budget for the percent-encoded `grpc-message`, in bytes. It fits about 1 KiB of text.
+/// The maximum size of the percent-encoded `grpc-message`, in bytes. It fits about 1 KiB of text.
 const ENCODED_MESSAGE_BYTES: usize = 1536;
 /// The maximum length of a name in a failure (tool, type, worker, session, code), in bytes.
 const NAME_BYTES: usize = 256;
@@ -29,7 +29,7 @@ const IN_BAND_OUTPUT_BYTES: usize = 256 * 1024;
 /// invalid.
 const IN_BAND_DETAILS_BYTES: usize = 256 * 1024;
 
-/// Cuts a status to the budget.
+/// Cuts a status to the size limit.
 ///
 /// The message keeps its start. A [`ToolFailure`] in the details keeps the start of its message, the end of its
 /// traceback and its last output lines. Other details that do not fit are removed, from the last one on.
@@ -38,13 +38,13 @@ pub fn fit(status: Status) -> Status {
     let message = head(status.message(), ENCODED_MESSAGE_BYTES, encoded_len);
     let is_message_cut = matches!(message, Cow::Owned(_));
     // Base64 encodes three bytes as four.
-    let details_budget =
+    let max_details_bytes =
         (TRAILER_BYTES - OVERHEAD_BYTES - message.chars().map(encoded_len).sum::<usize>()) / 4 * 3;
-    if !is_message_cut && status.details().len() <= details_budget {
+    if !is_message_cut && status.details().len() <= max_details_bytes {
         return status;
     }
     let message = message.into_owned();
-    let details = fit_details(status.details(), &message, details_budget);
+    let details = fit_details(status.details(), &message, max_details_bytes);
     Status::with_details_and_metadata(status.code(), message, details, status.metadata().clone())
 }
 
@@ -106,8 +106,8 @@ fn fit_parts(details: &mut Bytes, limit: usize) {
     *details = if json.len() <= limit && !kept.is_empty() { json.into() } else { Bytes::new() };
 }
 
-/// Cuts details to at most `budget` bytes, and replaces their message.
-fn fit_details(details: &[u8], message: &str, budget: usize) -> Bytes {
+/// Cuts details to at most `limit` bytes, and replaces their message.
+fn fit_details(details: &[u8], message: &str, limit: usize) -> Bytes {
     // Malformed details cannot be cut.
     let Ok(mut details) = RpcStatus::decode(details) else { return Bytes::new() };
     message.clone_into(&mut details.message);
@@ -116,7 +116,7 @@ fn fit_details(details: &[u8], message: &str, budget: usize) -> Bytes {
         all.into_iter().partition(|detail| detail.type_url == FAILURE_URL);
     for detail in others {
         details.details.push(detail);
-        if details.encoded_len() > budget {
+        if details.encoded_len() > limit {
             details.details.pop();
             break;
         }
@@ -124,7 +124,7 @@ fn fit_details(details: &[u8], message: &str, budget: usize) -> Bytes {
     for mut detail in failures.into_iter().take(1) {
         let Ok(failure) = ToolFailure::decode(detail.value.clone()) else { continue };
         // Includes the tags and lengths of the enclosing `Any`.
-        let remaining = budget.saturating_sub(details.encoded_len() + detail.type_url.len() + 16);
+        let remaining = limit.saturating_sub(details.encoded_len() + detail.type_url.len() + 16);
         if let Some(failure) = fit_failure(failure, remaining) {
             detail.value = failure.encode_to_vec().into();
             details.details.push(detail);
@@ -133,20 +133,20 @@ fn fit_details(details: &[u8], message: &str, budget: usize) -> Bytes {
     Bytes::from(details.encode_to_vec())
 }
 
-/// Cuts a failure to at most `budget` encoded bytes. Returns `None` if its names alone exceed the budget.
-fn fit_failure(mut failure: ToolFailure, budget: usize) -> Option<ToolFailure> {
-    if failure.encoded_len() <= budget {
+/// Cuts a failure to at most `limit` encoded bytes. Returns `None` if its names alone exceed the limit.
+fn fit_failure(mut failure: ToolFailure, limit: usize) -> Option<ToolFailure> {
+    if failure.encoded_len() <= limit {
         return Some(failure);
     }
     cut_names(&mut failure, NAME_BYTES);
     let message = std::mem::take(&mut failure.message);
     let traceback = std::mem::take(&mut failure.traceback);
     let output = std::mem::take(&mut failure.output_lines);
-    // Reserves half of the budget for the texts.
+    // Reserves half of the limit for the texts.
     let names = failure.encoded_len() - failure.details_json.len();
-    fit_parts(&mut failure.details_json, (budget / 2).saturating_sub(names));
+    fit_parts(&mut failure.details_json, (limit / 2).saturating_sub(names));
     // 16 bytes for the tags and lengths of message and traceback. `line_cost` includes those of lines.
-    let remaining = budget.checked_sub(failure.encoded_len() + 16)?;
+    let remaining = limit.checked_sub(failure.encoded_len() + 16)?;
     let [message_share, traceback_share, output_share] =
         share(remaining, [message.len(), traceback.len(), output.iter().map(|line| line_cost(line)).sum()]);
     failure.message = message;
@@ -158,14 +158,14 @@ fn fit_failure(mut failure: ToolFailure, budget: usize) -> Option<ToolFailure> {
     Some(failure)
 }
 
-/// Divides a budget with max-min fairness. No share exceeds its demand, and the rest is divided equally.
-fn share<const N: usize>(mut budget: usize, demands: [usize; N]) -> [usize; N] {
+/// Divides a size with max-min fairness. No share exceeds its demand, and the rest is divided equally.
+fn share<const N: usize>(mut limit: usize, demands: [usize; N]) -> [usize; N] {
     let mut order: [usize; N] = std::array::from_fn(|index| index);
     order.sort_by_key(|index| demands[*index]);
     let mut shares = [0; N];
     for (served, index) in order.into_iter().enumerate() {
-        shares[index] = demands[index].min(budget / (N - served));
-        budget -= shares[index];
+        shares[index] = demands[index].min(limit / (N - served));
+        limit -= shares[index];
     }
     shares
 }
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_within_the_budget_is_unchanged() {
+    fn a_status_within_the_limit_is_unchanged() {
         let short = failure("no", "Traceback: ...", 20);
         let status = failure_status(Code::Internal, "tool `train` failed: no", &short);
         assert_eq!(status.message(), "tool `train` failed: no");
@@ -361,7 +361,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_status_exceeds_the_budget(
+        fn no_status_exceeds_the_limit(
             message in ".{0,3000}", text in ".{0,3000}", traceback in ".{0,9000}", name in ".{0,600}",
             lines in prop::collection::vec(".{0,200}", 0..60), code in 1..17_i32, details in 0..6000_usize,
         ) {
