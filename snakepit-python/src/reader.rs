@@ -22,7 +22,7 @@ use crate::{
 
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T, HostError>> + Send>>;
 
-/// A stream of items. Ends when it is closed, when its call or client ends, or with an error. The end drops the source.
+/// A stream of items. Ends when it is closed, when its call or client ends, or with an error. It then drops the source of its items.
 #[derive(Debug)]
 pub(crate) struct Reader<T> {
     runtime: RuntimeHandle,
@@ -33,6 +33,7 @@ pub(crate) struct Reader<T> {
     kind: &'static str,
 }
 
+/// The items, which the reader shares with its end task and with waiting coroutines.
 struct SharedItems<T> {
     caller: Caller,
     deadline: Option<Instant>,

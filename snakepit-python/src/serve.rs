@@ -67,7 +67,8 @@ enum Incoming {
     Tcp(TcpIncoming),
 }
 
-struct Bound {
+/// The connection to the host, and the bound listener.
+struct Prepared {
     host: Option<Host>,
     incoming: Incoming,
     address: String,
@@ -79,7 +80,7 @@ struct Bound {
 /// # Errors
 /// A sentence that names the problem.
 pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Result<Ready, String> {
-    let Bound { host, incoming, address, port } = prepare(config, io).await?;
+    let Prepared { host, incoming, address, port } = prepare(config, io).await?;
     let drain = if host.is_some() { Drain::UntilCancelled } else { Drain::Timed };
     let (executor_done, done) = oneshot::channel();
     // Installs the handlers now, because a host may send SIGTERM as soon as this worker is ready.
@@ -92,7 +93,7 @@ pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Re
 }
 
 /// Connects to the host before it binds the socket, because clients may send calls once the socket exists.
-async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
+async fn prepare(config: ServeConfig, io: Io) -> Result<Prepared, String> {
     let ServeConfig { host, socket, port, worker_id, token, specs } = config;
     let host = match host {
         Some(address) => {
@@ -111,7 +112,7 @@ async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
             .map_err(|error| format!("cannot listen on socket `{}`: {error}", path.display()))?;
         fork::close_in_child(&listener);
         let address = format!("unix:{}", path.display());
-        return Ok(Bound {
+        return Ok(Prepared {
             host,
             incoming: Incoming::Unix(UnixListenerStream::new(listener)),
             address,
@@ -123,7 +124,7 @@ async fn prepare(config: ServeConfig, io: Io) -> Result<Bound, String> {
     fork::close_in_child(&listener);
     let address = listener.local_addr().map_err(failed)?;
     let incoming = Incoming::Tcp(TcpIncoming::from(listener).with_nodelay(Some(true)));
-    Ok(Bound { host, incoming, address: address.to_string(), port: address.port() })
+    Ok(Prepared { host, incoming, address: address.to_string(), port: address.port() })
 }
 
 /// The time that SIGTERM leaves to the running call.

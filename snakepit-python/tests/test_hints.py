@@ -70,7 +70,7 @@ def write_problems(hint: Any, value: Any) -> dict[str, str]:
     return dict(caught.value.problems)
 
 
-#: Hint, JSON value, the value of the tool, and the JSON form of the latter if it is another one.
+#: Hint, JSON value, the value that the tool receives, and the JSON form of that value if it differs from the first one.
 ACCEPTED: list[tuple[Any, ...]] = [
     (int, 5, 5),
     (int, 5.0, 5, 5),
@@ -245,7 +245,7 @@ def test_wrong_values_are_named_by_path_and_problem(case: tuple[Any, Any, dict[s
 @pytest.mark.parametrize(
     "text", ["", "P", "PT", "1D", "P1", "P1H", "PT1D", "P1D2W", "PT1S1S", "P1Y", "P1M", "P-1D", "--P1D", "P²D"]
 )
-def test_texts_that_are_no_durations(text: str) -> None:
+def test_invalid_durations_are_rejected(text: str) -> None:
     assert problems(timedelta, text) == {"": f"is {text!r}, expected a duration such as P1DT2H30M"}
 
 

@@ -191,7 +191,7 @@ impl LauncherEnd {
             .unwrap_or_else(|| WorkerCommand::Kill { reason: "its last handle was dropped".to_owned() })
     }
 
-    /// Reports the exit. Calls in flight must have failed by then, or fail without further action.
+    /// Reports the exit. Call it when all calls in flight have failed, or will fail without further action of the launcher.
     pub fn exited(self, exit: WorkerExit) {
         // Dropped first: a replacement that is launched after the exit may announce other tools.
         drop(self.announcer_alive);

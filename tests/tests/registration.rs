@@ -30,7 +30,7 @@ async fn over_socket(path: &Path) -> Client {
 }
 
 /// A request that would add the required argument `password` to the tool `add`.
-fn takeover(identity: Option<pb::WorkerIdentity>) -> pb::RegisterToolsRequest {
+fn takeover_request(identity: Option<pb::WorkerIdentity>) -> pb::RegisterToolsRequest {
     let password = pb::ParameterSpec { name: "password".into(), required: true, ..Default::default() };
     let tool = pb::ToolRegistration { name: "add".into(), parameters: vec![password], ..Default::default() };
     pb::RegisterToolsRequest {
@@ -57,7 +57,7 @@ async fn clients_cannot_register_tools() {
     };
     for client in &mut clients {
         for identity in [None, Some(pb::WorkerIdentity::default()), Some(guess.clone())] {
-            let rejected = client.register_tools(takeover(identity)).await.unwrap_err();
+            let rejected = client.register_tools(takeover_request(identity)).await.unwrap_err();
             assert!(is_reserved(&rejected), "{rejected:?}");
         }
         assert_eq!(execute(client, "add", &json!({"a": 1, "b": 2})).await.unwrap(), 3);
@@ -65,12 +65,12 @@ async fn clients_cannot_register_tools() {
     assert_eq!(clients[0].list_tools(pb::ListToolsRequest {}).await.unwrap().into_inner(), before);
 }
 
-fn grpcio(before: &str) -> String {
+fn grpcio_command(before: &str) -> String {
     format!("{before}{} {}/tests/workers/grpcio_worker.py", python().display(), root().display())
 }
 
 /// Returns the host address in a worker's command line.
-fn callback_of(pid: u32) -> Option<String> {
+fn host_address_of(pid: u32) -> Option<String> {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let mut arguments = line.split(|byte| *byte == 0).skip_while(|argument| *argument != b"--elixir-address");
     String::from_utf8(arguments.nth(1)?.to_vec()).ok()
@@ -79,7 +79,7 @@ fn callback_of(pid: u32) -> Option<String> {
 #[tokio::test]
 async fn foreign_workers_are_identified_by_their_process_and_other_processes_are_rejected() {
     for wrapper in ["", "sh -c '\"$@\"; :' sh ", "setsid --wait ", "sh -c 'setsid \"$@\"; :' sh "] {
-        let sandbox = Sandbox::worker_command(&grpcio(wrapper), 1).start().await;
+        let sandbox = Sandbox::worker_command(&grpcio_command(wrapper), 1).start().await;
         let mut client = sandbox.client().await;
         // The worker registers its tools with each call, which fails if the host rejects the registration.
         for _ in 0..3 {
@@ -91,10 +91,10 @@ async fn foreign_workers_are_identified_by_their_process_and_other_processes_are
         }
         let tools = client.list_tools(pb::ListToolsRequest {}).await.unwrap().into_inner().tools;
         assert!(tools.iter().any(|tool| tool.spec.as_ref().unwrap().name == "add"), "{wrapper:?}: {tools:?}");
-        assert!(is_reserved(&client.register_tools(takeover(None)).await.unwrap_err()));
+        assert!(is_reserved(&client.register_tools(takeover_request(None)).await.unwrap_err()));
 
         let worker = sandbox.worker_pids().await[0];
-        let address = callback_of(worker).unwrap();
+        let address = host_address_of(worker).unwrap();
         assert!(!sandbox.url().contains(&address), "each worker has a separate host address");
         let mut stranger = TcpStream::connect(&address).unwrap();
         stranger.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -124,7 +124,7 @@ async fn foreign_workers_are_identified_by_their_process_and_other_processes_are
 /// The tool also makes requests that only clients may make.
 #[tokio::test]
 async fn workers_may_make_only_the_requests_that_they_need() {
-    let sandbox = Sandbox::worker_command(&grpcio(""), 1).start().await;
+    let sandbox = Sandbox::worker_command(&grpcio_command(""), 1).start().await;
     let mut client = sandbox.client().await;
     let response = client.execute_tool(tool_request("ask_host", &json!({}))).await.unwrap().into_inner();
     assert!(response.success, "{}", response.error_message);
@@ -180,8 +180,8 @@ async fn a_client_cannot_impersonate_a_nested_call_of_a_worker() {
 }
 
 /// Creates an interpreter that runs a substitute for the runtime.
-fn other_bridge(dir: &Path) -> std::path::PathBuf {
-    let script = root().join("tests/workers/other_bridge.py");
+fn substitute_bridge(dir: &Path) -> std::path::PathBuf {
+    let script = root().join("tests/workers/substitute_bridge.py");
     interpreter(dir, &format!("exec '{}' '{}' \"$@\"", python().display(), script.display()))
 }
 
@@ -200,7 +200,7 @@ async fn start_with(kind: &str) -> String {
     let stubs = root().join(".venv/stubs").display().to_string();
     let host = Snakepit::builder()
         .adapter("any:Any")
-        .python(other_bridge(dir.path()))
+        .python(substitute_bridge(dir.path()))
         .env("SNAKEPIT_TEST_STUBS", stubs)
         .env("OTHER_BRIDGE", kind)
         .workers(1)
@@ -209,7 +209,7 @@ async fn start_with(kind: &str) -> String {
 }
 
 #[tokio::test]
-async fn runtimes_of_other_versions_are_rejected_with_both_versions() {
+async fn the_error_of_an_incompatible_runtime_names_both_versions() {
     let ours = snakepit_proto::launch::VERSION;
     let error = start_with("old").await;
     assert!(error.contains("FAILED_PRECONDITION") && error.contains("older than its host"), "{error}");

@@ -41,10 +41,12 @@ pub struct BacklogBudget(Arc<Usage>);
 struct Usage {
     /// The size of all updates in backlogs in bytes, not counting initial values.
     bytes: AtomicUsize,
-    /// The backlogs that can drop updates, in the order of the bytes that would become free, and their ids.
-    freeable: Mutex<BTreeMap<(usize, u64), Weak<Mutex<State>>>>,
+    freeable: Mutex<FreeableBacklogs>,
     last_id: AtomicU64,
 }
+
+/// The backlogs that can drop updates, in the order of the bytes that would become free, and their ids.
+type FreeableBacklogs = BTreeMap<(usize, u64), Weak<Mutex<State>>>;
 
 impl BacklogBudget {
     /// Drops the oldest updates of the largest backlogs until the total is within the limit. The caller must not hold the lock of

@@ -22,7 +22,7 @@ pub struct ToolContext {
     pub session: Option<SessionId>,
     /// Key-value pairs from the caller.
     pub metadata: BTreeMap<String, String>,
-    /// The time at which the call fails.
+    /// The deadline of the call.
     pub deadline: Option<Instant>,
     /// The trace of the call.
     pub trace: Option<TraceContext>,

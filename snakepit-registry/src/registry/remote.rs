@@ -211,7 +211,7 @@ impl Registry {
             return;
         }
         let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
-        // The newest first, so that older ones with other specs remain deferred.
+        // Registers the newest first, so that older ones with other specs remain deferred.
         deferred.reverse();
         deferred.retain_mut(|DeferredAnnouncement { provider, announcer, handler, specs, blocker }| {
             if !announcer.is_alive() || blocker.is_alive() {
@@ -341,7 +341,7 @@ mod tests {
         announce(&second, specs_named(&["add"])).unwrap();
         let (third_liveness, third) = worker("third");
         let (_fourth_liveness, fourth) = worker("fourth");
-        let (_fifth_liveness, fifth) = worker("fifth");
+        let (fifth_liveness, fifth) = worker("fifth");
         announce(&third, edited("a")).unwrap_err();
         announce(&fourth, edited("b")).unwrap_err();
         announce(&fifth, edited("b")).unwrap_err();
@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(registry.deferred.lock().unwrap().len(), 0);
         // The fourth and fifth worker both serve the tool.
         let (_liveness, sixth) = worker("sixth");
-        drop(_fifth_liveness);
+        drop(fifth_liveness);
         announce(&sixth, edited("c")).unwrap_err();
     }
 
@@ -375,7 +375,7 @@ mod tests {
         announce(&second, vec![ToolSpec::new("add").description("edited")]).unwrap_err();
         let before = registry.revision();
         drop(first_liveness);
-        assert!(registry.revision() > before, "a cached list is stale, although nobody has resolved a tool");
+        assert!(registry.revision() > before, "a cached list is stale, although no call has resolved a tool");
     }
 
     #[test]

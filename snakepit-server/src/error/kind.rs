@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn each_error_has_a_kind() {
         let taken = RegistryError::NameTaken { name: "add".into(), owner: "host".into() };
-        let of_launch =
+        let launch_failure =
             |error: WorkerError| StartError::from(PoolError::Start { worker: WorkerId::new("w"), error });
         let spawn = WorkerError::Spawn { program: "p".into(), source: SharedError::new("missing") };
         let (reason, output_lines) = (String::new(), Vec::new());
@@ -123,12 +123,12 @@ mod tests {
                 StartError::NoBridge { python: "p".into(), origin: InterpreterOrigin::Setting },
                 StartErrorKind::Interpreter,
             ),
-            (of_launch(spawn), StartErrorKind::Interpreter),
-            (of_launch(WorkerError::start_failed("no module")), StartErrorKind::Adapter),
-            (of_launch(WorkerError::EndedEarly { reason, output_lines }), StartErrorKind::WorkerExited),
-            (of_launch(late), StartErrorKind::Timeout),
-            (of_launch(WorkerError::no_host("none")), StartErrorKind::Connection),
-            (of_launch(rejected), StartErrorKind::Tools),
+            (launch_failure(spawn), StartErrorKind::Interpreter),
+            (launch_failure(WorkerError::start_failed("no module")), StartErrorKind::Adapter),
+            (launch_failure(WorkerError::EndedEarly { reason, output_lines }), StartErrorKind::WorkerExited),
+            (launch_failure(late), StartErrorKind::Timeout),
+            (launch_failure(WorkerError::no_host("none")), StartErrorKind::Connection),
+            (launch_failure(rejected), StartErrorKind::Tools),
             (taken.into(), StartErrorKind::Tools),
             (WorkerError::io("/run", "read-only").into(), StartErrorKind::RunDirectory),
             (StartError::Cancelled, StartErrorKind::Cancelled),
