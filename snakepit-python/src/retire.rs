@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    #[allow(clippy::disallowed_methods, reason = "the children are what is tested")]
+    #[allow(clippy::disallowed_methods, reason = "the test needs child processes")]
     fn only_living_children_that_started_later_count() {
         let sleep = || Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
         let before = Instant::now();

@@ -60,7 +60,7 @@ pub(super) fn check_free_space(
         #[allow(clippy::useless_conversion, reason = "the types differ between platforms")]
         let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size().into());
         let needed = MIN_FREE_BYTES.saturating_add(2 * added_bytes as u64);
-        // A file that contained more data has free space inside.
+        // A file that once contained more data has free space inside.
         let reusable = (file.blocks() * 512).saturating_sub(2 * stored_bytes as u64);
         if free < needed && reusable < 2 * needed {
             return Err(format!(
