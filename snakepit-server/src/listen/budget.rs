@@ -22,11 +22,11 @@ impl Budget {
         Self { used: AtomicUsize::new(0), limit }
     }
 
-    /// Takes bytes for a caller that has already taken `own` bytes.
-    pub(crate) fn try_take(&self, bytes: usize, own: usize) -> Result<(), BudgetExhausted> {
+    /// Takes bytes for a caller that has already taken `own_bytes`.
+    pub(crate) fn try_take(&self, bytes: usize, own_bytes: usize) -> Result<(), BudgetExhausted> {
         let take = |used: usize| {
             let total = used.checked_add(bytes)?;
-            (total <= self.limit || (used == own && total <= SINGLE_REQUEST_BYTES)).then_some(total)
+            (total <= self.limit || (used == own_bytes && total <= SINGLE_REQUEST_BYTES)).then_some(total)
         };
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
         taken.map(drop).map_err(|used| BudgetExhausted { used, limit: self.limit })

@@ -10,10 +10,10 @@ use snakepit_tests::{
 };
 use tonic::Code;
 
-const TRACES: &str = "traces:Traces";
+const ISOLATION: &str = "isolation:Isolation";
 
 async fn start() -> (Sandbox, Client) {
-    let sandbox = Sandbox::adapter(TRACES, 1).start().await;
+    let sandbox = Sandbox::adapter(ISOLATION, 1).start().await;
     let client = sandbox.client().await;
     (sandbox, client)
 }
@@ -114,9 +114,9 @@ async fn a_cancelled_call_inside_a_library_replaces_its_worker_unless_the_tool_k
 
 #[tokio::test]
 async fn with_the_policy_replace_each_cancelled_call_replaces_its_worker() {
-    let sandbox = Sandbox::adapter(TRACES, 1).env("SNAKEPIT_AFTER_CANCEL", "replace").start().await;
+    let sandbox = Sandbox::adapter(ISOLATION, 1).env("SNAKEPIT_AFTER_CANCEL", "replace").start().await;
     let mut client = sandbox.client().await;
-    // More replacements than the number of consecutive failures that makes a pool broken.
+    // Replaces more workers than the number of consecutive failures that breaks a pool.
     for _ in 0..5 {
         let_deadline_pass(&sandbox, "sleep", json!({"seconds": 600})).await;
         call(&mut client, "ping", json!({})).await;
@@ -149,7 +149,7 @@ async fn tasks_left_by_a_call_are_logged_and_worker_tasks_run_between_calls() {
     call(&mut client, "start_ticker", json!({})).await;
     assert_ticks_between_calls(&mut client).await;
 
-    let sandbox = Sandbox::adapter("traces:Ticking", 1).start().await;
+    let sandbox = Sandbox::adapter("isolation:Ticking", 1).start().await;
     assert_ticks_between_calls(&mut sandbox.client().await).await;
 }
 
@@ -164,7 +164,7 @@ async fn assert_ticks_between_calls(client: &mut Client) {
         if now > before + 30 {
             break;
         }
-        // Short, so that the ticks of the calls alone do not suffice.
+        // The time is too short for the ticks of the calls alone.
         assert!(began.elapsed() < Duration::from_secs(10), "{now} ticks, {before} before");
     }
 }
@@ -179,7 +179,7 @@ async fn the_error_of_a_crash_contains_the_python_stack() {
 
 #[tokio::test]
 async fn an_adapter_that_cannot_be_constructed_fails_the_start() {
-    let failure = Sandbox::adapter("traces:NeedsArguments", 1).try_start().await.unwrap_err();
+    let failure = Sandbox::adapter("isolation:NeedsArguments", 1).try_start().await.unwrap_err();
     assert!(
         failure.stderr.contains("adapter argument `path` is missing, which `__init__` of"),
         "{failure:?}"
@@ -207,7 +207,7 @@ async fn arguments_have_their_annotated_types() {
     }
     let argv = call(&mut client, "argv", json!({})).await;
     assert!(
-        argv.as_array().unwrap().len() == 1 && argv[0].as_str().unwrap().ends_with("traces.py"),
+        argv.as_array().unwrap().len() == 1 && argv[0].as_str().unwrap().ends_with("isolation.py"),
         "{argv}"
     );
 }

@@ -27,7 +27,7 @@ def _double(x: int) -> int:
     return 2 * x
 
 
-class Traces(BaseAdapter):
+class Isolation(BaseAdapter):
     ticks: ClassVar[int] = 0
 
     @tool
@@ -186,7 +186,7 @@ class Traces(BaseAdapter):
         return threading.active_count()
 
 
-class Ticking(Traces):
+class Ticking(Isolation):
     @classmethod
     async def process_init(cls) -> None:
         cls.task = asyncio.create_task(cls.tick())
