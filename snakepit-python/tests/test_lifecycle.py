@@ -155,8 +155,14 @@ def test_arguments_reach_the_functions_that_take_them() -> None:
         ({"path": "x", "names": {}}, "`names` .* is a map, expected list"),
         ({"path": 1, "names": []}, "`path` .* is an integer, expected a path"),
         ({"path": "x", "names": [], "scale": None}, "`scale` of `__init__` .* is a null, expected float"),
-        ({"path": "x", "names": [], "debug": "True"}, "`debug` of `__init__` .* is a string, .*; `True` is `true` in JSON"),
-        ({"path": "x", "names": [], "size": "None"}, "`size` .* is a string, expected integer; `None` is `null` in JSON"),
+        (
+            {"path": "x", "names": [], "debug": "True"},
+            "`debug` of `__init__` .* is a string, .*; `True` is `true` in JSON",
+        ),
+        (
+            {"path": "x", "names": [], "size": "None"},
+            "`size` .* is a string, expected integer; `None` is `null` in JSON",
+        ),
     ],
 )
 def test_missing_unknown_and_wrong_arguments_fail_the_start(given: dict[str, Any], problem: str) -> None:
