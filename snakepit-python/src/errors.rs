@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
-use pyo3::{PyErr, PyResult, PyTypeInfo, Python, import_exception, intern, types::PyAnyMethods};
+use pyo3::{
+    Bound, Py, PyErr, PyResult, PyTypeInfo, Python, import_exception, intern,
+    types::{PyAnyMethods, PyDict, PyDictMethods, PyTuple},
+};
 
 use snakepit_proto::{
     pb, proxy,
@@ -223,7 +226,7 @@ impl From<HostError> for PyErr {
                 host_tool_exception(&tool, &message, *failure)
             }
             HostError::CalledToolFailed(failure) => {
-                Python::attach(|py| tool_failed(py, failure_from_wire(*failure)))
+                Python::attach(|py| tool_failed(py, failure_from_wire(*failure), None))
             }
             HostError::Status(status) => from_status(&status),
             HostError::StreamRejected(status) | HostError::NotBegun(status) => {
@@ -261,21 +264,56 @@ fn host_tool_exception(tool: &str, text: &str, failure: pb::ToolFailure) -> PyEr
     })
 }
 
-/// Returns the exception for the failure of a tool of a worker.
-pub(crate) fn tool_failed(py: Python<'_>, failure: ToolFailure) -> PyErr {
-    let ToolFailure { error_type, message, traceback, code, data, args, attributes, omitted, .. } = failure;
-    let to_python = |value: &serde_json::Value| value::json_to_python(py, value.to_string().as_bytes());
+/// Returns the exception for the failure of a tool of a worker. `classes` are the classes that the client may raise, or `None` for
+/// those of all imported modules.
+pub(crate) fn tool_failed(py: Python<'_>, failure: ToolFailure, classes: Option<&Py<PyTuple>>) -> PyErr {
     let create = || -> PyResult<PyErr> {
-        let data = data.as_ref().map(to_python).transpose()?;
-        let args = args.iter().map(to_python).collect::<PyResult<Vec<_>>>()?;
-        let attributes = attributes.iter().map(|(name, value)| Ok((name, to_python(value)?)));
-        let attributes = attributes.collect::<PyResult<BTreeMap<_, _>>>()?;
-        let class = ToolFailed::type_object(py);
-        let exception =
-            class.call1((&error_type, &message, &traceback, &code, data, args, attributes, omitted))?;
-        Ok(PyErr::from_value(exception))
+        let create = py.import("snakepit_bridge._remote_errors")?.getattr("create")?;
+        Ok(PyErr::from_value(create.call1((parts(py, &failure)?, classes))?))
     };
-    create().unwrap_or_else(|_| ToolFailed::new_err((error_type.clone(), message.clone(), traceback.clone())))
+    create().unwrap_or_else(|_| {
+        ToolFailed::new_err((failure.error_type.clone(), failure.message.clone(), failure.traceback.clone()))
+    })
+}
+
+/// Returns the parts of a failure by name. Leaves out those that Python cannot read.
+fn parts<'py>(py: Python<'py>, failure: &ToolFailure) -> PyResult<Bound<'py, PyDict>> {
+    let ToolFailure {
+        error_type,
+        message,
+        traceback,
+        code,
+        data,
+        args,
+        attributes,
+        omitted,
+        notes,
+        cause,
+        context,
+        exceptions,
+        ..
+    } = failure;
+    let parts = PyDict::new(py);
+    for (name, text) in [("type", error_type), ("message", message), ("traceback", traceback), ("code", code)]
+    {
+        parts.set_item(name, text)?;
+    }
+    parts.set_item("omitted", omitted)?;
+    parts.set_item("notes", notes)?;
+    let json = [
+        ("data", serde_json::to_vec(data)),
+        ("args", serde_json::to_vec(args)),
+        ("attributes", serde_json::to_vec(attributes)),
+        ("cause", serde_json::to_vec(cause)),
+        ("context", serde_json::to_vec(context)),
+        ("exceptions", serde_json::to_vec(exceptions)),
+    ];
+    for (name, json) in json {
+        if let Some(value) = json.ok().and_then(|json| value::json_to_python(py, &json).ok()) {
+            parts.set_item(name, value)?;
+        }
+    }
+    Ok(parts)
 }
 
 /// Returns the exception for an error status of the host.

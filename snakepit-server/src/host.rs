@@ -39,7 +39,10 @@ pub(crate) use self::{
     records::{CallReader, CallRecords},
     response_cache::ResponseCache,
 };
-use crate::{Operation, authorization::Authorizer, host_launcher::Rejections, telemetry::Telemetry};
+use crate::{
+    Operation, authorization::Authorizer, host_launcher::Rejections, telemetry::Telemetry,
+    traceback_policy::TracebackPolicy,
+};
 
 tokio::task_local! {
     /// Set in tasks that run a host tool, or a call that has passed the layers. Contains the calls that wait for the host tool,
@@ -67,6 +70,7 @@ pub(crate) struct Host {
     layers: HostLayers,
     records: Arc<CallRecords>,
     authorizer: Option<Authorizer>,
+    tracebacks: TracebackPolicy,
     affinity: AffinityWriter,
     renewer: Arc<SessionRenewer>,
     /// The running calls of host tools that do not come from a worker. Closed when the drain begins.
@@ -107,6 +111,7 @@ impl Host {
             layers: HostLayers::default(),
             records: Arc::default(),
             authorizer: None,
+            tracebacks: TracebackPolicy::default(),
             affinity,
             renewer: Arc::default(),
             host_tool_calls: TaskTracker::new(),
@@ -126,6 +131,17 @@ impl Host {
     pub(crate) fn with_authorizer(mut self, authorizer: Option<Authorizer>) -> Self {
         self.authorizer = authorizer;
         self
+    }
+
+    /// Sets the principals whose errors include tracebacks.
+    pub(crate) fn with_tracebacks(mut self, policy: TracebackPolicy) -> Self {
+        self.tracebacks = policy;
+        self
+    }
+
+    /// The principals whose errors include tracebacks.
+    pub(crate) const fn tracebacks(&self) -> &TracebackPolicy {
+        &self.tracebacks
     }
 
     /// The function that authorizes operations, if the program has set one.

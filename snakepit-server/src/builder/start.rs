@@ -139,7 +139,8 @@ impl Builder {
         let timeout = self.pool.default_timeout;
         let launches = Launches::new();
         let host = Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone());
-        let host = Arc::new(host.with_call_readers(self.call_readers).with_authorizer(self.authorizer));
+        let host = host.with_call_readers(self.call_readers).with_authorizer(self.authorizer);
+        let host = Arc::new(host.with_tracebacks(self.tracebacks));
         host_ref.set(&host);
         host.set_layers(self.call_layers);
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;
