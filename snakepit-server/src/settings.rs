@@ -31,6 +31,8 @@ pub const LAUNCHER: Setting = Setting::without_flag("Builder::launcher");
 pub const LISTEN: Setting = Setting::new("Builder::listen_on", "listen");
 /// Whether the host may listen on an address that other machines can reach.
 pub const ALLOW_REMOTE: Setting = Setting::new("Builder::allow_remote", "allow-remote");
+/// The clients whose errors include tracebacks.
+pub const TRACEBACKS: Setting = Setting::new("Builder::tracebacks", "tracebacks");
 /// The number of client connections over TCP.
 pub const MAX_CONNECTIONS: Setting = Setting::new("Builder::max_connections", "max-connections");
 /// The size of the requests of one client connection.
@@ -41,7 +43,7 @@ pub const SESSIONS: Setting = Setting::new("Builder::sessions", "sessions");
 pub const MULTIPLEX: Setting = Setting::new("Builder::multiplex", "no-multiplex");
 
 /// The settings of the builder that are neither those of the pool nor those of the launcher.
-const HOST: [Setting; 11] = [
+const HOST: [Setting; 12] = [
     ADAPTER,
     ADAPTER_ARG,
     GPUS,
@@ -49,6 +51,7 @@ const HOST: [Setting; 11] = [
     LAUNCHER,
     LISTEN,
     ALLOW_REMOTE,
+    TRACEBACKS,
     MAX_CONNECTIONS,
     CONNECTION_BYTES,
     SESSIONS,
