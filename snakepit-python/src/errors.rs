@@ -1,11 +1,10 @@
 //! [`HostError`]: errors of requests to the host, and the Python exceptions that they become.
 
+mod tool_failure;
+
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
-use pyo3::{
-    Bound, Py, PyErr, PyResult, PyTypeInfo, Python, import_exception, intern,
-    types::{PyAnyMethods, PyDict, PyDictMethods, PyTuple},
-};
+use pyo3::{PyErr, PyResult, PyTypeInfo, Python, import_exception, intern, types::PyAnyMethods};
 
 use snakepit_proto::{
     pb, proxy,
@@ -14,11 +13,12 @@ use snakepit_proto::{
         details_of, root_cause,
     },
 };
-use snakepit_registry::{CallStage, ToolFailure};
+use snakepit_registry::CallStage;
 use snakepit_session::SessionError;
 use snakepit_wire::failure_from_wire;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
+pub(crate) use self::tool_failure::tool_failed;
 use crate::value;
 
 import_exception!(snakepit_bridge.errors, SnakepitError);
@@ -262,58 +262,6 @@ fn host_tool_exception(tool: &str, text: &str, failure: pb::ToolFailure) -> PyEr
             Err(_) => HostToolError::new_err((text.to_owned(), tool.to_owned())),
         }
     })
-}
-
-/// Returns the exception for the failure of a tool of a worker. `classes` are the classes that the client may raise, or `None` for
-/// those of all imported modules.
-pub(crate) fn tool_failed(py: Python<'_>, failure: ToolFailure, classes: Option<&Py<PyTuple>>) -> PyErr {
-    let create = || -> PyResult<PyErr> {
-        let create = py.import("snakepit_bridge._remote_errors")?.getattr("create")?;
-        Ok(PyErr::from_value(create.call1((parts(py, &failure)?, classes))?))
-    };
-    create().unwrap_or_else(|_| {
-        ToolFailed::new_err((failure.error_type.clone(), failure.message.clone(), failure.traceback.clone()))
-    })
-}
-
-/// Returns the parts of a failure by name. Leaves out those that Python cannot read.
-fn parts<'py>(py: Python<'py>, failure: &ToolFailure) -> PyResult<Bound<'py, PyDict>> {
-    let ToolFailure {
-        error_type,
-        message,
-        traceback,
-        code,
-        data,
-        args,
-        attributes,
-        omitted,
-        notes,
-        cause,
-        context,
-        exceptions,
-        ..
-    } = failure;
-    let parts = PyDict::new(py);
-    for (name, text) in [("type", error_type), ("message", message), ("traceback", traceback), ("code", code)]
-    {
-        parts.set_item(name, text)?;
-    }
-    parts.set_item("omitted", omitted)?;
-    parts.set_item("notes", notes)?;
-    let json = [
-        ("data", serde_json::to_vec(data)),
-        ("args", serde_json::to_vec(args)),
-        ("attributes", serde_json::to_vec(attributes)),
-        ("cause", serde_json::to_vec(cause)),
-        ("context", serde_json::to_vec(context)),
-        ("exceptions", serde_json::to_vec(exceptions)),
-    ];
-    for (name, json) in json {
-        if let Some(value) = json.ok().and_then(|json| value::json_to_python(py, &json).ok()) {
-            parts.set_item(name, value)?;
-        }
-    }
-    Ok(parts)
 }
 
 /// Returns the exception for an error status of the host.

@@ -67,10 +67,10 @@ pub(crate) struct Host {
     pub(crate) stop: CancellationToken,
     /// The timeout of calls without a deadline. The pool applies the same timeout to calls of its workers.
     pub(crate) default_timeout: Option<Duration>,
+    pub(crate) tracebacks: TracebackPolicy,
     layers: HostLayers,
     records: Arc<CallRecords>,
     authorizer: Option<Authorizer>,
-    tracebacks: TracebackPolicy,
     affinity: AffinityWriter,
     renewer: Arc<SessionRenewer>,
     /// The running calls of host tools that do not come from a worker. Closed when the drain begins.
@@ -131,17 +131,6 @@ impl Host {
     pub(crate) fn with_authorizer(mut self, authorizer: Option<Authorizer>) -> Self {
         self.authorizer = authorizer;
         self
-    }
-
-    /// Sets the principals whose errors include tracebacks.
-    pub(crate) fn with_tracebacks(mut self, policy: TracebackPolicy) -> Self {
-        self.tracebacks = policy;
-        self
-    }
-
-    /// The principals whose errors include tracebacks.
-    pub(crate) const fn tracebacks(&self) -> &TracebackPolicy {
-        &self.tracebacks
     }
 
     /// The function that authorizes operations, if the program has set one.

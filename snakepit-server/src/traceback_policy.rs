@@ -24,9 +24,9 @@ pub enum TracebackPolicy {
     #[default]
     Local,
     /// All clients.
-    Everyone,
+    Always,
     /// No client.
-    Nobody,
+    Never,
     /// The clients that a function selects. See [`when`](Self::when).
     When(Arc<dyn Fn(&Principal) -> bool + Send + Sync>),
 }
@@ -45,8 +45,8 @@ impl TracebackPolicy {
         is_internal
             || match self {
                 Self::Local => principal.sees_tracebacks(),
-                Self::Everyone => true,
-                Self::Nobody => false,
+                Self::Always => true,
+                Self::Never => false,
                 // A function that panics hides them.
                 Self::When(shows_to) => catch(|| shows_to(principal)).unwrap_or(false),
             }
@@ -57,8 +57,8 @@ impl fmt::Debug for TracebackPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Local => "Local",
-            Self::Everyone => "Everyone",
-            Self::Nobody => "Nobody",
+            Self::Always => "Always",
+            Self::Never => "Never",
             Self::When(_) => "When(..)",
         })
     }
@@ -75,8 +75,8 @@ mod tests {
         let clients = [Principal::user(1), Principal::loopback(), Principal::remote(), Principal::mounted()];
         for (policy, expected) in [
             (TracebackPolicy::Local, [true, true, false, false]),
-            (TracebackPolicy::Everyone, [true; 4]),
-            (TracebackPolicy::Nobody, [false; 4]),
+            (TracebackPolicy::Always, [true; 4]),
+            (TracebackPolicy::Never, [false; 4]),
             (
                 TracebackPolicy::when(|principal| *principal == Principal::remote()),
                 [false, false, true, false],

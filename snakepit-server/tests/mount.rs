@@ -216,8 +216,8 @@ async fn clients_elsewhere_receive_errors_without_tracebacks() {
 async fn the_policy_chooses_the_clients_that_receive_tracebacks() {
     let debuggers = TracebackPolicy::when(|principal| principal.has_grant("debug"));
     for (policy, expected) in [
-        (TracebackPolicy::Everyone, [true, true, true]),
-        (TracebackPolicy::Nobody, [false, false, false]),
+        (TracebackPolicy::Always, [true, true, true]),
+        (TracebackPolicy::Never, [false, false, false]),
         (debuggers, [false, false, true]),
     ] {
         let fixture = Fixture::start(|builder| {

@@ -1,4 +1,4 @@
-"""Tools that raise exceptions of their own classes, with causes, notes and groups."""
+"""Tools that raise application exceptions with causes, notes and groups."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Catches exceptions of tools by their own classes. The arguments are the host's address and pid."""
+"""Catches exceptions of tools by their classes. The arguments are the host's address and pid."""
 
 import asyncio
 import copy

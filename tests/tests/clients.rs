@@ -202,7 +202,7 @@ async fn codes_and_causes_of_tools_reach_grpc_and_rust() {
 
 #[tokio::test]
 async fn a_daemon_can_hide_tracebacks_from_all_clients() {
-    let sandbox = Sandbox::adapter("quotas:Quotas", 1).args(&["--tracebacks", "nobody"]).start().await;
+    let sandbox = Sandbox::adapter("quotas:Quotas", 1).args(&["--tracebacks", "never"]).start().await;
     let request = tool_request("clean_up", &json!({}));
     let failure = sandbox.client().await.execute_tool(request).await.unwrap().into_inner().failure.unwrap();
     assert_eq!((&*failure.r#type, &*failure.traceback), ("quotas.QuotaError", ""));

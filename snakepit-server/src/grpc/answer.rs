@@ -21,7 +21,7 @@ pub(super) struct AnswerRecipient {
 impl AnswerRecipient {
     /// Creates the recipient of a call's answer on this connection.
     pub(super) fn of(host: &Host, call: &ToolCall, connection: Option<Arc<Connection>>) -> Self {
-        Self { connection, sees_tracebacks: host.tracebacks().shows_to(&call.principal) }
+        Self { connection, sees_tracebacks: host.tracebacks.shows_to(&call.principal) }
     }
 
     /// Counts a value as unread until the client has read it.

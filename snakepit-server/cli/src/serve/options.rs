@@ -132,16 +132,16 @@ pub(super) struct CallOptions {
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub(super) enum TracebackReaders {
     Local,
-    Everyone,
-    Nobody,
+    Always,
+    Never,
 }
 
 impl From<TracebackReaders> for TracebackPolicy {
     fn from(readers: TracebackReaders) -> Self {
         match readers {
             TracebackReaders::Local => Self::Local,
-            TracebackReaders::Everyone => Self::Everyone,
-            TracebackReaders::Nobody => Self::Nobody,
+            TracebackReaders::Always => Self::Always,
+            TracebackReaders::Never => Self::Never,
         }
     }
 }

@@ -103,7 +103,7 @@ fn host() -> Vec<Row> {
         row(
             "Builder::tracebacks",
             "`local`",
-            "`local`, `everyone`, `nobody`; in Rust also a function",
+            "`local`, `always`, `never`; in Rust also a function",
             Some("tracebacks"),
         ),
         row("Builder::max_connections", "by the limit of open files", "at least 1", Some("max-connections")),
