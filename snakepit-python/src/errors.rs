@@ -226,7 +226,7 @@ impl From<HostError> for PyErr {
                 host_tool_exception(&tool, &message, *failure)
             }
             HostError::CalledToolFailed(failure) => {
-                Python::attach(|py| tool_failed(py, failure_from_wire(*failure), None))
+                Python::attach(|py| tool_failed(py, &failure_from_wire(*failure), None))
             }
             HostError::Status(status) => from_status(&status),
             HostError::StreamRejected(status) | HostError::NotBegun(status) => {

@@ -11,10 +11,10 @@ use crate::value;
 
 /// Returns the exception for the failure of a tool of a worker. `classes` are the classes that the client may raise, or `None` for
 /// those of all imported modules.
-pub(crate) fn tool_failed(py: Python<'_>, failure: ToolFailure, classes: Option<&Py<PyTuple>>) -> PyErr {
+pub(crate) fn tool_failed(py: Python<'_>, failure: &ToolFailure, classes: Option<&Py<PyTuple>>) -> PyErr {
     let create = || -> PyResult<PyErr> {
         let create = py.import("snakepit_bridge._remote_errors")?.getattr("create")?;
-        Ok(PyErr::from_value(create.call1((parts(py, &failure)?, classes))?))
+        Ok(PyErr::from_value(create.call1((parts(py, failure)?, classes))?))
     };
     create().unwrap_or_else(|_| {
         ToolFailed::new_err((failure.error_type.clone(), failure.message.clone(), failure.traceback.clone()))
