@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     PoolError,
+    scheduler::MAX_CONCURRENCY,
     settings::{self, Setting},
 };
 
@@ -19,7 +20,7 @@ const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// use snakepit_pool::PoolConfig;
 ///
 /// let config = PoolConfig { workers: 8, queue_limit: 100, ..PoolConfig::default() };
-/// # assert_eq!(config.concurrency, 1);
+/// # assert_eq!(config.concurrency, None);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolConfig {
@@ -42,8 +43,12 @@ pub struct PoolConfig {
     pub stop_grace: Duration,
     /// The time that a cancelled call has to end before the pool kills its worker, at most a day. Default 2 s.
     pub cancel_grace: Duration,
-    /// The number of calls that one worker runs concurrently, 1 to 256. Default 1.
-    pub concurrency: usize,
+    /// The number of calls that one worker runs concurrently, 1 to 256. With `None`, the default, each worker declares its own
+    /// number, and workers that declare none run one call at a time.
+    ///
+    /// The number that a worker declares takes precedence. Python workers receive this setting when they start, and declare
+    /// it, or more if they have more threads.
+    pub concurrency: Option<usize>,
     /// The maximum number of times that an idempotent call may begin if its workers are lost, including the first time, 1 to 10.
     /// Default 2.
     ///
@@ -63,7 +68,7 @@ impl Default for PoolConfig {
             default_timeout: Some(Duration::from_secs(60)),
             stop_grace: Duration::from_secs(5),
             cancel_grace: Duration::from_secs(2),
-            concurrency: 1,
+            concurrency: None,
             max_attempts: 2,
         }
     }
@@ -103,7 +108,7 @@ impl PoolConfig {
             }
         }
         check_range(settings::WORKERS, self.workers, 1, 1024)?;
-        check_range(settings::CONCURRENCY, self.concurrency, 1, 256)?;
+        check_range(settings::CONCURRENCY, self.concurrency.unwrap_or(1), 1, MAX_CONCURRENCY)?;
         check_range(settings::MAX_ATTEMPTS, self.max_attempts, 1, 10)
     }
 }
@@ -141,7 +146,7 @@ mod tests {
         assert!(error_of(|c| c.queue_bytes = 0).contains("`queue_bytes` is 0"));
         assert!(error_of(|c| c.default_timeout = Some(Duration::ZERO)).contains("`default_timeout`"));
         assert!(error_of(|c| c.cancel_grace = Duration::MAX).contains("`cancel_grace`"));
-        assert!(error_of(|c| c.concurrency = 0).contains("`concurrency`"));
+        assert!(error_of(|c| c.concurrency = Some(0)).contains("`concurrency`"));
         assert!(error_of(|c| c.max_attempts = 0).contains("`max_attempts`"));
         assert!(PoolConfig::default().validate().is_ok());
     }

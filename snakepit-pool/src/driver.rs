@@ -120,7 +120,7 @@ impl Driver {
         let now = Instant::now();
         let limits = Limits {
             slots: config.workers,
-            concurrency: config.concurrency,
+            concurrency: config.concurrency.unwrap_or(1),
             queue: config.queue_limit,
             queue_bytes: config.queue_bytes,
             cancel_grace: config.cancel_grace,
@@ -335,7 +335,11 @@ impl Driver {
         let all_have_launched = self.with_state(|state, deferred| {
             state.live_workers[key.index()] = Some(Arc::clone(&live_worker));
             state.has_launched[key.index()] = true;
-            let launched = Event::Launched { worker: key, queues_calls: live_worker.handle.queues_calls() };
+            let launched = Event::Launched {
+                worker: key,
+                queues_calls: live_worker.handle.queues_calls(),
+                concurrency: live_worker.handle.concurrency(),
+            };
             self.apply(state, launched, Instant::now(), deferred);
             state.all_slots_have_launched()
         });
@@ -396,7 +400,7 @@ impl Driver {
             if is_proven {
                 state.cancelling.retain(|cancelling| *cancelling != (key, call));
             }
-            let event = if is_proven { Event::CancelConfirmed(key) } else { Event::CancelFailed(key) };
+            let event = if is_proven { Event::CancelConfirmed(key, call) } else { Event::CancelFailed(key) };
             self.apply(state, event, Instant::now(), deferred);
         });
         self.update_readiness();

@@ -21,21 +21,22 @@ pub struct RemoteTool {
 
 impl RemoteTool {
     /// The call that runs on this worker and the calls that wait for it, outermost first. These are the
-    /// [ancestors](ToolCall::ancestors) of a call that the worker makes.
+    /// [ancestors](ToolCall::ancestors) of a call that the worker makes. `reported` is the id of the running call as the worker
+    /// [knows](ToolHandler::find_call) it. Only workers that run several calls need to report it.
     ///
-    /// Returns `None` if the worker is idle or unknown, and an empty list if the pool's `concurrency` is not 1.
+    /// Returns `None` if the worker is idle or unknown, and an empty list if it is unknown which call the worker means.
     #[must_use]
-    pub fn ancestors_on(&self, worker: &str) -> Option<Arc<[CallId]>> {
-        self.driver.ancestors_on(worker)
+    pub fn ancestors_on(&self, worker: &str, reported: Option<u64>) -> Option<Arc<[CallId]>> {
+        self.driver.ancestors_on(worker, reported)
     }
 
     /// Returns the principal of the call that runs on this worker. For a nested call, returns the principal of its outermost
-    /// ancestor in this pool.
+    /// ancestor in this pool. `reported` is as in [`ancestors_on`](Self::ancestors_on).
     ///
-    /// Returns `None` if the worker is idle or unknown, or if the pool's `concurrency` is not 1.
+    /// Returns `None` if the worker is idle or unknown, or if it is unknown which call the worker means.
     #[must_use]
-    pub fn acting_principal(&self, worker: &str) -> Option<Principal> {
-        self.driver.acting_principal(worker)
+    pub fn acting_principal(&self, worker: &str, reported: Option<u64>) -> Option<Principal> {
+        self.driver.acting_principal(worker, reported)
     }
 
     pub(crate) const fn new(driver: Arc<Driver>, stack: Stack) -> Self {

@@ -5,6 +5,7 @@
 
 mod admission;
 mod ahead;
+mod cancellations;
 mod capacity;
 mod event;
 mod load;
@@ -20,27 +21,30 @@ use std::{time::Duration, vec::Drain};
 use tokio::time::Instant;
 
 use self::{
+    cancellations::Cancellations,
     capacity::Capacity,
     overflow::Overflow,
     queue::{Queue, QueuedCall},
-    slot::Up,
 };
 pub(crate) use self::{
     event::{Effect, Event, KillReason, Rejection, Ticket, WorkerKey},
     load::Load,
     queue::earlier,
-    slot::{Slot, SlotState},
+    slot::{Slot, SlotState, Up},
 };
 
 /// The maximum number of calls that a worker may hold ahead of their turn, in addition to the running ones.
 const MAX_AHEAD: usize = 64;
+
+/// The maximum number of calls that a worker may run concurrently.
+pub(crate) const MAX_CONCURRENCY: usize = 256;
 
 /// The settings of the pool that the scheduler needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// The number of slots, and so of workers.
     pub(crate) slots: usize,
-    /// The number of calls that a worker runs concurrently.
+    /// The number of calls that a worker runs concurrently, unless the worker declares another number.
     pub(crate) concurrency: usize,
     /// The maximum number of queued calls.
     pub(crate) queue: usize,
@@ -72,6 +76,10 @@ pub(crate) struct Scheduler {
     queue: Queue,
     /// The calls that wait for room in the queue.
     overflow: Overflow,
+    /// The abandoned calls that may still run.
+    cancellations: Cancellations,
+    /// The largest number of calls that a worker has declared to run concurrently, and at least the setting of the pool.
+    most_concurrent: usize,
     /// The slot of the last brief call.
     last_brief_slot: u32,
     /// The number of calls that hold a worker, including lost workers.
@@ -94,6 +102,8 @@ impl Scheduler {
             capacity: Capacity::new(limits.slots, limits.concurrency + MAX_AHEAD),
             queue: Queue::default(),
             overflow: Overflow::default(),
+            cancellations: Cancellations::default(),
+            most_concurrent: limits.concurrency,
             last_brief_slot: 0,
             in_flight: 0,
             workers_up: 0,
@@ -141,9 +151,11 @@ impl Scheduler {
                 self.on_abandoned(worker, call, load, now);
                 self.stop_if_drained();
             }
-            Event::CancelConfirmed(worker) => self.on_cancel_confirmed(worker, now),
+            Event::CancelConfirmed(worker, call) => self.on_cancel_confirmed(worker, call, now),
             Event::CancelFailed(worker) => self.kill(worker, KillReason::CancelFailed, now),
-            Event::Launched { worker, queues_calls } => self.on_launched(worker, queues_calls, now),
+            Event::Launched { worker, queues_calls, concurrency } => {
+                self.on_launched(worker, queues_calls, concurrency, now);
+            }
             Event::LaunchFailed(worker) => {
                 if self.is_current(worker) && matches!(self.slot(worker).state, SlotState::Launching) {
                     self.vacate(worker, false, now);
@@ -218,7 +230,7 @@ impl Scheduler {
             if load.is_brief() {
                 self.last_brief_slot = index;
             }
-            let is_ahead = up.running() as usize > self.limits.concurrency;
+            let is_ahead = up.running() > up.concurrency;
             self.in_flight += 1;
             self.effects.push(Effect::Assign { ticket, worker });
             let stalls_at = up.stalls_at();
@@ -231,12 +243,9 @@ impl Scheduler {
 
     /// Updates the position of a slot in `capacity` after its load has changed.
     fn update_capacity(&mut self, index: u32) {
-        let (concurrency, max_calls) = (self.limits.concurrency, self.limits.concurrency + MAX_AHEAD);
         let Some(up) = self.slots[index as usize].up() else { return };
-        let running = up.running() as usize;
-        let has_room = running < concurrency || (running < max_calls && up.takes_ahead());
-        if has_room && up.cancelling == 0 {
-            self.capacity.insert(index, up.running());
+        if up.has_room() {
+            self.capacity.insert(index, up.rank(self.most_concurrent));
         } else {
             self.capacity.remove(index);
         }
@@ -247,7 +256,7 @@ impl Scheduler {
         while let Some(load) = self.queue.head_load()
             && let Some(slot) = self.next_slot(load, now)
         {
-            let call = if self.capacity.running(slot) < self.limits.concurrency {
+            let call = if self.is_idle(slot) {
                 self.queue.take_for(self.slots[slot as usize].key())
             } else {
                 self.queue.take_first()
@@ -268,9 +277,9 @@ impl Scheduler {
         if self.is_current(worker)
             && let Some(up) = self.slots[worker.index()].up()
         {
-            let is_healthy = up.is_healthy(now);
-            self.take_out_of_service(worker, is_healthy);
-            self.effects.push(Effect::Stop(worker));
+            up.is_retiring = true;
+            self.capacity.remove(worker.slot);
+            self.stop_if_retired(worker, now);
         }
         self.stop_if_drained();
     }
@@ -278,6 +287,7 @@ impl Scheduler {
     fn on_released(&mut self, worker: WorkerKey, load: Load, now: Instant) {
         self.in_flight -= 1;
         self.remove_unbegun(worker, load);
+        self.stop_if_retired(worker, now);
         self.dispatch(now);
         self.stop_if_drained();
     }
@@ -291,6 +301,7 @@ impl Scheduler {
                 up.remove(load, now);
             }
             self.update_capacity(worker.slot);
+            self.stop_if_retired(worker, now);
             self.dispatch(now);
         }
         self.stop_if_drained();
@@ -304,34 +315,31 @@ impl Scheduler {
     }
 
     fn on_abandoned(&mut self, worker: WorkerKey, call: snakepit_registry::CallId, load: Load, now: Instant) {
-        let cancel_by = now + self.limits.cancel_grace;
+        let by = now + self.limits.cancel_grace;
         if !self.is_current(worker) {
             return;
         }
         if let Some(up) = self.slots[worker.index()].up() {
             up.remove(load, now);
             up.cancelling += 1;
-            up.cancel_by = cancel_by;
-            self.capacity.remove(worker.slot);
-            self.tick_at(cancel_by);
+            self.update_capacity(worker.slot);
+            self.cancellations.add(worker, call, by);
+            self.tick_at(by);
             self.effects.push(Effect::Cancel(worker, call));
         }
     }
 
-    fn on_cancel_confirmed(&mut self, worker: WorkerKey, now: Instant) {
-        if !self.is_current(worker) {
+    fn on_cancel_confirmed(&mut self, worker: WorkerKey, call: snakepit_registry::CallId, now: Instant) {
+        if !self.is_current(worker) || !self.cancellations.remove(worker, call) {
             return;
         }
-        if let Some(up) = self.slots[worker.index()].up()
-            && up.cancelling > 0
-        {
+        if let Some(up) = self.slots[worker.index()].up() {
             up.cancelling -= 1;
             // A worker that confirms a cancellation is healthy.
             up.mark_served();
-            if up.cancelling == 0 {
-                self.update_capacity(worker.slot);
-                self.dispatch(now);
-            }
+            self.update_capacity(worker.slot);
+            self.stop_if_retired(worker, now);
+            self.dispatch(now);
         }
     }
 
@@ -349,15 +357,24 @@ impl Scheduler {
     /// Takes a worker that is up out of service, either before a stop or kill, or after its exit.
     fn take_out_of_service(&mut self, worker: WorkerKey, is_healthy: bool) {
         self.capacity.remove(worker.slot);
+        self.cancellations.remove_all(worker);
         self.workers_up -= 1;
         self.slots[worker.index()].state = SlotState::Ending { is_healthy };
     }
 
-    fn on_launched(&mut self, worker: WorkerKey, queues_calls: bool, now: Instant) {
+    fn on_launched(
+        &mut self,
+        worker: WorkerKey,
+        queues_calls: bool,
+        concurrency: Option<usize>,
+        now: Instant,
+    ) {
         if !self.is_current(worker) || !matches!(self.slot(worker).state, SlotState::Launching) {
             return;
         }
-        self.slots[worker.index()].state = SlotState::Up(Up::new(queues_calls, now));
+        let concurrency = concurrency.unwrap_or(self.limits.concurrency).clamp(1, MAX_CONCURRENCY);
+        self.rank_up_to(concurrency);
+        self.slots[worker.index()].state = SlotState::Up(Up::new(queues_calls, concurrency, now));
         self.workers_up += 1;
         if self.phase == Phase::Stopping {
             self.take_out_of_service(worker, true);
@@ -433,14 +450,14 @@ impl Scheduler {
                     self.effects.push(Effect::Launch(slot.launch()));
                 }
                 SlotState::BackingOff { until } => self.tick_at(until),
-                SlotState::Up(up) if up.cancelling > 0 && up.cancel_by <= now => {
-                    let worker = slot.key();
-                    self.kill(worker, KillReason::CancelIgnored { grace: self.limits.cancel_grace }, now);
-                }
-                SlotState::Up(up) if up.cancelling > 0 => self.tick_at(up.cancel_by),
                 _ => {}
             }
         }
+        while let Some(worker) = self.cancellations.overdue(now) {
+            // Also removes the cancellations of the worker.
+            self.kill(worker, KillReason::CancelIgnored { grace: self.limits.cancel_grace }, now);
+        }
+        self.next_tick = earlier(self.next_tick, self.cancellations.earliest());
         self.dispatch(now);
         self.recall(now);
         match self.phase {

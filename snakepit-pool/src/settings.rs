@@ -22,7 +22,7 @@ fields! {
     DEFAULT_TIMEOUT: Setting::new("default_timeout", "default-timeout");
     STOP_GRACE: Setting::new("stop_grace", "stop-grace");
     CANCEL_GRACE: Setting::without_flag("cancel_grace");
-    CONCURRENCY: Setting::without_flag("concurrency");
+    CONCURRENCY: Setting::new("concurrency", "concurrency");
     MAX_ATTEMPTS: Setting::without_flag("max_attempts");
 }
 

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 /// Identifies a call to its worker, also in a [`CancelToolRequest`](crate::pb::CancelToolRequest). All attempts of a
 /// retried call have the same id, and each begins after the previous one has ended.
+///
+/// In requests of a worker to its host, the call that makes the request, if the worker runs several. A multiplexed call has its
+/// id on the stream, combined with [`MULTIPLEXED`](crate::launch::progress::MULTIPLEXED).
 pub const CALL_ID: &str = "snakepit-call-id";
 /// In responses of the host, the id of the worker that ran the call. In requests of a worker to its host, the id of that
 /// worker, by which the host finds the parent call.

@@ -44,6 +44,10 @@ pub const ENV_WORKER_COUNT: &str = "SNAKEPIT_WORKER_COUNT";
 pub const ENV_GPU: &str = "SNAKEPIT_GPU";
 /// Environment: the arguments of the adapter, as a JSON object.
 pub const ENV_ADAPTER_ARGS: &str = "SNAKEPIT_ADAPTER_ARGS";
+/// Environment: the number of calls that the worker runs concurrently, if the pool sets one.
+pub const ENV_CONCURRENCY: &str = "SNAKEPIT_WORKER_CONCURRENCY";
+/// Environment: the number of threads for tools that are plain functions, if the host sets one.
+pub const ENV_THREADS: &str = "SNAKEPIT_WORKER_THREADS";
 /// Environment: the path of the Unix socket on which the worker must serve.
 pub const ENV_SOCKET: &str = "SNAKEPIT_SOCKET";
 /// Environment: the path of the [`progress`] file, whose data outlives the worker.
@@ -148,6 +152,9 @@ pub enum ControlMessage {
     Ready {
         /// `unix:/path` or `host:port`.
         address: String,
+        /// The number of calls that the worker runs concurrently. `None` for 1.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        concurrency: Option<usize>,
     },
     /// The worker cannot start and exits after this line.
     Failed {

@@ -9,7 +9,10 @@ use std::{
     num::NonZeroUsize,
     os::fd::{IntoRawFd, RawFd},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
@@ -32,10 +35,12 @@ pub(crate) struct CallOutput {
     start: *mut u8,
     /// The process that may write. Forks share the mapping.
     pid: u32,
+    /// Held while bytes are written.
+    writing: Mutex<()>,
 }
 
 // SAFETY: the mapping lives as long as the process. Its numbers are accessed as atomics. Only `append` writes its bytes,
-// with the GIL held, and this process never reads them.
+// with `writing` locked, and this process never reads them.
 #[allow(unsafe_code)]
 unsafe impl Send for CallOutput {}
 // SAFETY: as above.
@@ -57,13 +62,20 @@ impl CallOutput {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address chosen by the kernel overlaps nothing, and it is never unmapped.
         let start = unsafe { mmap(None, LENGTH, protection, MapFlags::MAP_SHARED, &file, 0)? };
-        Ok(Some(Self { path: path.to_owned(), start: start.as_ptr().cast(), pid: std::process::id() }))
+        let (start, pid) = (start.as_ptr().cast(), std::process::id());
+        Ok(Some(Self { path: path.to_owned(), start, pid, writing: Mutex::default() }))
     }
 
     /// Appends output of the running call.
-    #[allow(unsafe_code)]
     pub(crate) fn append(&self, text: &[u8]) {
-        let call = CURRENT.load(Ordering::Relaxed);
+        self.append_of(CURRENT.load(Ordering::Relaxed), text);
+    }
+
+    /// Appends output of a call. The output of another call is replaced.
+    #[allow(unsafe_code)]
+    pub(crate) fn append_of(&self, call: u64, text: &[u8]) {
+        // Without the GIL, several threads may write.
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if call == 0 || std::process::id() != self.pid {
             return;
         }

@@ -6,9 +6,9 @@ use snakepit_proto::headers;
 use snakepit_registry::TraceContext;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 
-use crate::{errors::HostError, state::CallState};
+use crate::{errors::HostError, executor::is_concurrent, state::CallState};
 
 /// The source of a request to the host.
 #[derive(Debug, Clone)]
@@ -110,12 +110,15 @@ impl Caller {
         }
     }
 
-    /// Adds the headers for the trace context and the id of the waiting worker.
+    /// Adds the headers for the trace context, the id of the waiting worker, and the waiting call if the worker runs several.
     pub(crate) fn add_headers(&self, headers: &mut MetadataMap) {
-        if let Self::Tool { worker_id, .. } = self
+        if let Self::Tool { state, worker_id, .. } = self
             && let Ok(value) = worker_id.parse()
         {
             headers.insert(headers::WORKER_ID, value);
+            if is_concurrent() {
+                headers.insert(headers::CALL_ID, MetadataValue::from(state.id.as_u64()));
+            }
         }
         let Some(TraceContext { traceparent, tracestate }) = self.trace() else { return };
         // A trace context that arrived as headers is valid in headers. The host validated any other.

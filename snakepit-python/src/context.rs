@@ -23,7 +23,8 @@ use crate::{
     call::Call,
     caller::Caller,
     completions::{Completions, Wait},
-    errors::{HostError, SnakepitError},
+    errors::{DeadlockError, HostError, SnakepitError},
+    executor::is_loop_thread,
     host::{Host, RequestKind},
     host_stream::HostToolStream,
     listing::describe_tool,
@@ -167,6 +168,12 @@ impl Call {
         name: &str,
         arguments: &Bound<'py, PyDict>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        if is_loop_thread() {
+            return Err(DeadlockError::new_err(format!(
+                "`call_tool` of `{name}` would block the event loop, on which the called tool may have to run; use `await \
+                 call_tool_async(..)` in a coroutine, or set `threads` for plain functions"
+            )));
+        }
         let request = nested_call::request(self, name, arguments)?;
         let payload = self.wait(py, nested_call::execute(self.host()?, &self.caller, request))?;
         answer_to_python(py, payload, format_args!("tool `{name}`"))

@@ -4,6 +4,7 @@
 //! runs inside [`Executor::invoke`]. Even if that code fails, the call ends and the next one starts in a clean state.
 
 mod answer;
+mod concurrent;
 mod fitness;
 mod globals;
 mod guarded_entry;
@@ -13,6 +14,9 @@ mod stream;
 mod task_watchdog;
 
 pub(crate) use self::{
+    concurrent::{
+        ConcurrentCall, ConcurrentCalls, Lanes, LoopSignal, ThreadCall, is_concurrent, is_loop_thread,
+    },
     fitness::Fitness,
     globals::Globals,
     pending_answers::PendingAnswers,

@@ -5,13 +5,20 @@
 //! cannot interrupt the next call. The sending thread does not need the GIL.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     time::Duration,
 };
 
 use nix::sys::{pthread, signal::Signal};
+use tokio::time::Instant;
 
-use crate::state::CallState;
+use crate::{
+    executor::LoopSignal,
+    state::{CallState, Stage},
+};
 
 /// The signal that makes the main thread check whether its call was cancelled. Its default action is to ignore it, so it does
 /// not harm child processes that receive it.
@@ -44,6 +51,44 @@ pub(crate) fn spawn() -> std::io::Result<mpsc::Sender<Arc<CallState>>> {
                 } else {
                     std::mem::replace(&mut following_wait, REPEAT_INTERVAL)
                 };
+            }
+        }
+    })?;
+    Ok(sender)
+}
+
+/// Like [`spawn`], for a worker that runs calls concurrently. The event loop cancels the tasks of cancelled calls. While some of them have
+/// not ended, the thread also sends signals, because a cancelled call may block the event loop. The handler raises an exception only if
+/// the code that runs belongs to a cancelled call.
+pub(crate) fn spawn_concurrent(signal: Arc<LoopSignal>) -> std::io::Result<mpsc::Sender<Arc<CallState>>> {
+    let executor = pthread::pthread_self();
+    let (sender, cancelled) = mpsc::channel::<Arc<CallState>>();
+    std::thread::Builder::new().name("snakepit-cancel".to_owned()).spawn(move || {
+        // The calls that have not ended.
+        let mut calls: Vec<Arc<CallState>> = Vec::new();
+        let mut signal_at = Instant::now();
+        loop {
+            let next = match calls.is_empty() {
+                true => cancelled.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                false => cancelled.recv_timeout(signal_at.saturating_duration_since(Instant::now())),
+            };
+            match next {
+                Ok(call) => {
+                    if calls.is_empty() {
+                        signal_at = Instant::now() + GRACE;
+                    }
+                    signal.cancel(call.id);
+                    calls.push(call);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    calls.retain(|call| call.stage() != Stage::Ended);
+                    if !calls.is_empty() {
+                        // The main thread lives as long as the process, so the signal always has a target.
+                        let _ = pthread::pthread_kill(executor, SIGNAL);
+                    }
+                    signal_at = Instant::now() + GRACE;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     })?;

@@ -71,7 +71,7 @@ mod _native {
         client::{HostCall, HostClient},
         completions::{Completions, Wait},
         context::PendingHostCall,
-        executor::{ChunkSink, ChunkSpace},
+        executor::{ChunkSink, ChunkSpace, ConcurrentCall, ConcurrentCalls, ThreadCall},
         host_stream::HostToolStream,
         local::{LocalRunner, LocalSession, LocalVariables},
         variables::{Variable, VariableUpdate, VariableVersion, VariableWatch, Variables},

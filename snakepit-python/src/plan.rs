@@ -13,6 +13,7 @@ use snakepit_wire::add_details;
 
 use crate::{
     contract::Contract,
+    executor::Lanes,
     value::{self, Parameters, Purpose},
 };
 
@@ -58,6 +59,10 @@ pub(crate) struct Tool {
     pub(crate) after_cancel: AfterCancel,
     pub(crate) parameters: Parameters,
     pub(crate) contract: Contract,
+    /// Whether the tool is a plain function, which occupies the thread on which it runs.
+    is_plain: bool,
+    /// The number of its calls that may run together, if the tool sets it.
+    concurrency: Option<usize>,
 }
 
 /// An adapter and the Python helpers that run it. Mirrors `snakepit_bridge._plan.Plan`.
@@ -97,6 +102,22 @@ pub(crate) struct Plan {
     pub(crate) details: Py<PyAny>,
     /// The `StreamChunk` class.
     pub(crate) chunk: Py<PyAny>,
+    /// Runs calls concurrently, until their queue is closed.
+    pub(crate) serve: Py<PyAny>,
+    pub(crate) concurrency: Concurrency,
+}
+
+/// The numbers of calls that may run together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Concurrency {
+    /// All calls. With 1, the worker does not use an event loop for plain functions.
+    pub(crate) calls: usize,
+    /// Coroutines of tools that set no number.
+    shared: usize,
+    /// The threads for plain functions. With 0, they run on the main thread, one at a time.
+    threads: usize,
+    /// Whether undeclared tools are plain functions.
+    are_dynamic_plain: bool,
 }
 
 impl Plan {
@@ -124,7 +145,10 @@ impl Plan {
                 if tool_policy.is_none() { after_cancel } else { AfterCancel::read(&tool_policy)? };
             let parameters = Parameters::of(plan.py(), &spec);
             let contract = Contract::of(&tool.getattr("contract")?)?;
-            tools.insert(spec.name.clone(), Tool { attribute, kind, after_cancel, parameters, contract });
+            let is_plain = tool.getattr("is_plain")?.extract()?;
+            let concurrency = tool.getattr("concurrency")?.extract()?;
+            let tool = Tool { attribute, kind, after_cancel, parameters, contract, is_plain, concurrency };
+            tools.insert(spec.name.clone(), tool);
             specs.push(spec);
         }
         for spec in plan.getattr("dynamic_specs")?.try_iter()? {
@@ -150,7 +174,24 @@ impl Plan {
             describe: object("describe")?,
             details: object("details")?,
             chunk: object("chunk")?,
+            serve: object("serve")?,
+            concurrency: Concurrency {
+                calls: plan.getattr("calls")?.extract()?,
+                shared: plan.getattr("concurrency")?.extract()?,
+                threads: plan.getattr("threads")?.extract()?,
+                are_dynamic_plain: flag("are_dynamic_plain")?,
+            },
         })
+    }
+
+    /// Creates the limits of a worker that runs calls concurrently.
+    pub(crate) fn lanes(&self) -> Lanes {
+        let Concurrency { calls, shared, threads, are_dynamic_plain } = self.concurrency;
+        let mut lanes = Lanes::new(calls, shared, threads, are_dynamic_plain);
+        for (name, tool) in &self.tools {
+            lanes.add(name, tool.is_plain, tool.concurrency);
+        }
+        lanes
     }
 
     /// Converts an exception to a `ToolFailure`. `call` contains the called function and its arguments, so that the

@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     pin::Pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -54,6 +55,8 @@ struct Queue {
     is_closed: bool,
     end: Option<Result<(), ToolError>>,
     reader: Option<Waker>,
+    /// The task that waits for space.
+    writer: Option<Waker>,
 }
 
 impl Queue {
@@ -89,10 +92,24 @@ impl Sink {
         !queue.unwrap_or_else(PoisonError::into_inner).is_closed
     }
 
+    /// Waits until the queue has space. Returns `false` if the reader has closed the queue. Cancel safe. Only one task may wait.
+    pub(crate) async fn space(&self) -> bool {
+        poll_fn(|cx| {
+            let mut queue = self.0.lock();
+            if queue.is_full() && !queue.is_closed {
+                queue.writer = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(!queue.is_closed)
+        })
+        .await
+    }
+
     /// Closes the queue for both ends.
     pub(crate) fn close(&self) {
-        self.0.lock().is_closed = true;
-        self.0.space.notify_all();
+        let mut queue = self.0.lock();
+        queue.is_closed = true;
+        self.0.wake_writers(queue);
     }
 
     /// Ends the stream, successfully or with an error, after the queued chunks.
@@ -115,6 +132,16 @@ fn wake(mut queue: MutexGuard<'_, Queue>) {
 }
 
 impl ChunkQueue {
+    /// Releases the lock and wakes the threads and the task that wait for space.
+    fn wake_writers(&self, mut queue: MutexGuard<'_, Queue>) {
+        let writer = queue.writer.take();
+        drop(queue);
+        self.space.notify_all();
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+    }
+
     /// Code under this lock does not panic, so a poisoned lock still holds consistent data.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -133,8 +160,7 @@ impl Stream for Source {
         if !queue.chunks.is_empty() {
             std::mem::swap(&mut queue.chunks, &mut this.ready);
             queue.bytes = 0;
-            drop(queue);
-            this.shared.space.notify_all();
+            this.shared.wake_writers(queue);
             return Poll::Ready(this.ready.pop_front().map(Ok));
         }
         match &mut queue.end {
@@ -192,6 +218,19 @@ mod tests {
         source.next().await.unwrap().unwrap();
         assert_eq!(source.next().await.unwrap().unwrap(), chunk("next"));
         assert_eq!(writer.join().unwrap(), Put::Queued);
+    }
+
+    #[tokio::test]
+    async fn a_task_waits_for_space_until_the_reader_reads_or_leaves() {
+        let (sink, mut source) = channel();
+        assert!(sink.space().await);
+        let full = || assert_eq!(sink.put(chunk(vec![0; MAX_BYTES])), Put::Full);
+        full();
+        let (has_space, _) = tokio::join!(sink.space(), async { source.next().await.unwrap().unwrap() });
+        assert!(has_space);
+        full();
+        let (has_space, ()) = tokio::join!(sink.space(), async { drop(source) });
+        assert!(!has_space);
     }
 
     #[test]

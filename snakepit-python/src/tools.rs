@@ -73,6 +73,16 @@ impl Reply {
     }
 }
 
+/// The result of [`PythonTools::take`].
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Job(Box<Job>),
+    /// No call may begin now. The waker is woken when another call arrives.
+    Nothing,
+    /// The queue is closed.
+    Closed,
+}
+
 /// The tools of this worker's adapter. Clones share the queue.
 #[derive(Clone)]
 pub(crate) struct PythonTools(Arc<CallQueue>);
@@ -124,7 +134,32 @@ impl PythonTools {
         next
     }
 
-    /// Closes the queue: rejects queued and future calls. The running call continues.
+    /// Takes the first call that may begin now, without waiting.
+    pub(crate) fn take(&self, waker: &Waker, may_begin: impl FnMut(&Job) -> bool) -> Taken {
+        let mut queue = self.queue();
+        let index = queue.jobs.iter().position(may_begin);
+        match index.and_then(|index| queue.jobs.remove(index)) {
+            Some(job) => Taken::Job(Box::new(job)),
+            None if queue.is_closed => Taken::Closed,
+            None => {
+                queue.executor = Some(waker.clone());
+                Taken::Nothing
+            }
+        }
+    }
+
+    /// Removes a call that has ended.
+    pub(crate) fn end(&self, state: &Arc<CallState>) {
+        self.queue().forget(state);
+        state.end();
+    }
+
+    /// Returns whether the queue is closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.queue().is_closed
+    }
+
+    /// Closes the queue: rejects queued and future calls. The running calls continue.
     pub(crate) fn close(&self) {
         let executor;
         let waiting = {

@@ -17,7 +17,10 @@ use crate::{
     control::Control,
     dispositions::Dispositions,
     errors,
-    executor::{CurrentCall, Executor, ExecutorFlags, Fitness, Globals, PendingAnswers, Runner},
+    executor::{
+        ConcurrentCalls, CurrentCall, Executor, ExecutorFlags, Fitness, Globals, LoopSignal, PendingAnswers,
+        Runner,
+    },
     fork, interrupt,
     io::Io,
     plan::Plan,
@@ -86,6 +89,13 @@ impl Worker {
     fn note_output(&self, data: &[u8]) {
         if let Some(output) = &self.output {
             output.append(data);
+        }
+    }
+
+    /// Records output that a call wrote, in a worker that runs several.
+    fn note_output_of(&self, call: u64, data: &[u8]) {
+        if let Some(output) = &self.output {
+            output.append_of(call, data);
         }
     }
 
@@ -172,7 +182,12 @@ impl Worker {
         let (progress, answers) = progress.unzip();
         let fitness = Fitness::new(py)?;
         errors::preload(py);
-        let tools = PythonTools::new(interrupt::spawn()?);
+        let calls = plan.concurrency.calls;
+        let loop_signal = (calls > 1).then(LoopSignal::new).transpose()?;
+        let tools = PythonTools::new(match &loop_signal {
+            Some(signal) => interrupt::spawn_concurrent(Arc::clone(signal))?,
+            None => interrupt::spawn()?,
+        });
         let config = ServeConfig {
             host,
             socket,
@@ -187,7 +202,7 @@ impl Worker {
             py.detach(|| io.drive(serve::start(config, served, io))).map_err(PyRuntimeError::new_err)?;
         // The worker has installed its SIGTERM handler by now.
         *self.dispositions.lock().unwrap_or_else(PoisonError::into_inner) = Some(Dispositions::current());
-        self.report_ready(address, port, ready_file)?;
+        self.report_ready(address, port, ready_file, calls)?;
         let executor = Executor {
             tools,
             plan,
@@ -200,7 +215,11 @@ impl Worker {
             fitness: Some(fitness),
             globals: Some(Globals::new(py)?),
         };
-        if let Err(error) = Runner::run(py, executor, io, PendingAnswers::new(answers)) {
+        let ended = match &loop_signal {
+            Some(signal) => ConcurrentCalls::run(py, executor, io, answers, signal),
+            None => Runner::run(py, executor, io, PendingAnswers::new(answers)),
+        };
+        if let Err(error) = ended {
             retire::print_and_exit(py, &error);
         }
         if self.flags.is_retired.load(Relaxed) {
@@ -215,9 +234,16 @@ impl Worker {
 }
 
 impl Worker {
-    fn report_ready(&self, address: String, port: u16, ready_file: Option<PathBuf>) -> io::Result<()> {
+    fn report_ready(
+        &self,
+        address: String,
+        port: u16,
+        ready_file: Option<PathBuf>,
+        calls: usize,
+    ) -> io::Result<()> {
         if let Some(control) = &self.control {
-            return control.send(&ControlMessage::Ready { address });
+            let concurrency = (calls > 1).then_some(calls);
+            return control.send(&ControlMessage::Ready { address, concurrency });
         }
         if let Some(path) = ready_file {
             // The rename makes the complete file appear atomically.

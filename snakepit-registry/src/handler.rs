@@ -49,4 +49,12 @@ pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
     fn recall(&self, call: CallId) {
         let _ = call;
     }
+
+    /// Returns the call that a worker reports under this number in its requests to the host. Workers that run several calls
+    /// concurrently report which of them makes the request.
+    ///
+    /// Must not block. The default implementation takes the number for a [`CallId`].
+    fn find_call(&self, reported: u64) -> Option<CallId> {
+        Some(CallId::from_u64(reported))
+    }
 }

@@ -7,7 +7,7 @@ use snakepit_registry::{CallLayers, FnTool, HostState, ToolFn, ToolHandler, Tool
 use snakepit_session::SessionBackend;
 use snakepit_worker::WorkerLauncher;
 
-use crate::{MAX_TIMEOUT, authorization::Authorizer, host::CallReader, traceback_policy::TracebackPolicy};
+use crate::{MAX_TIMEOUT, authorization::Authorizer, host::CallReader};
 
 mod authorization;
 mod call_readers;
@@ -52,6 +52,7 @@ pub struct Builder {
     adapter_args: serde_json::Map<String, serde_json::Value>,
     gpus: Vec<String>,
     library_threads: Option<usize>,
+    threads: Option<usize>,
     start_timeout: Option<Duration>,
     plain_calls: bool,
     reap_orphans: bool,
@@ -69,7 +70,6 @@ pub struct Builder {
     attempt_layers: CallLayers,
     call_readers: Vec<CallReader>,
     authorizer: Option<Authorizer>,
-    tracebacks: TracebackPolicy,
 }
 
 impl Builder {
@@ -158,8 +158,7 @@ impl Builder {
         self
     }
 
-    /// Sets the whole configuration of the pool, and replaces the settings of earlier method calls. `concurrency` must be 1 with
-    /// [`adapter`](Self::adapter), because a Python worker runs one call at a time.
+    /// Sets the whole configuration of the pool, and replaces the settings of earlier method calls.
     pub fn pool(mut self, config: PoolConfig) -> Self {
         self.pool = config;
         let timeout = self.pool.default_timeout;
@@ -257,10 +256,11 @@ impl Builder {
         self
     }
 
-    /// Sets the number of calls that one worker runs concurrently, from 1 to 256. The default is 1. Python workers
-    /// ([`adapter`](Self::adapter)) run one call at a time and accept no other value.
+    /// Sets the number of calls that one worker runs concurrently, from 1 to 256. It replaces the attribute `concurrency` of a
+    /// Python adapter. Without both, workers run one call at a time. Calls of a Python worker overlap where coroutines await;
+    /// plain functions need [`threads`](Self::threads).
     pub const fn concurrency(mut self, calls: usize) -> Self {
-        self.pool.concurrency = calls;
+        self.pool.concurrency = Some(calls);
         self
     }
 
@@ -448,7 +448,7 @@ mod tests {
             default_timeout: Some(timeout),
             stop_grace: grace,
             cancel_grace: timeout,
-            concurrency: 5,
+            concurrency: Some(5),
             max_attempts: 6,
         };
         assert_eq!(builder.pool, expected);

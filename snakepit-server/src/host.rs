@@ -39,10 +39,7 @@ pub(crate) use self::{
     records::{CallReader, CallRecords},
     response_cache::ResponseCache,
 };
-use crate::{
-    Operation, authorization::Authorizer, host_launcher::Rejections, telemetry::Telemetry,
-    traceback_policy::TracebackPolicy,
-};
+use crate::{Operation, authorization::Authorizer, host_launcher::Rejections, telemetry::Telemetry};
 
 tokio::task_local! {
     /// Set in tasks that run a host tool, or a call that has passed the layers. Contains the calls that wait for the host tool,
@@ -67,7 +64,6 @@ pub(crate) struct Host {
     pub(crate) stop: CancellationToken,
     /// The timeout of calls without a deadline. The pool applies the same timeout to calls of its workers.
     pub(crate) default_timeout: Option<Duration>,
-    pub(crate) tracebacks: TracebackPolicy,
     layers: HostLayers,
     records: Arc<CallRecords>,
     authorizer: Option<Authorizer>,
@@ -111,7 +107,6 @@ impl Host {
             layers: HostLayers::default(),
             records: Arc::default(),
             authorizer: None,
-            tracebacks: TracebackPolicy::default(),
             affinity,
             renewer: Arc::default(),
             host_tool_calls: TaskTracker::new(),
@@ -195,9 +190,10 @@ impl Host {
     }
 
     /// Returns the principal as which a tool in this worker acts: the principal of the call that the worker runs, or the worker
-    /// itself if the host does not know the call.
-    pub(crate) fn acting_principal(&self, worker: &WorkerId) -> Principal {
-        let running = self.pool_if_started().and_then(|pool| pool.tool().acting_principal(worker.as_str()));
+    /// itself if the host does not know the call. A worker that runs several calls reports the one that it means.
+    pub(crate) fn acting_principal(&self, worker: &WorkerId, reported: Option<u64>) -> Principal {
+        let pool = self.pool_if_started();
+        let running = pool.and_then(|pool| pool.tool().acting_principal(worker.as_str(), reported));
         running.unwrap_or_else(Principal::unset).in_worker(worker.shared())
     }
 

@@ -14,6 +14,7 @@ mod message;
 mod message_stream;
 mod mount;
 mod pace;
+mod reported_call;
 mod request_memory;
 mod request_service;
 mod response;
@@ -43,6 +44,7 @@ pub(crate) use self::{
     budget::ArrivalBudgets,
     connections::{Connection, StreamUse},
     deadline::CallDeadline,
+    reported_call::ReportedCall,
     response_budget::ResponseBudget,
 };
 use crate::StartError;

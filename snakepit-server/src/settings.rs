@@ -25,14 +25,14 @@ pub const ADAPTER_ARG: Setting = Setting::new("Builder::adapter_arg", "adapter-a
 pub const GPUS: Setting = Setting::new("Builder::gpus", "gpus");
 /// The number of threads that numeric libraries use in each worker.
 pub const LIBRARY_THREADS: Setting = Setting::new("Builder::library_threads", "library-threads");
+/// The number of threads in which each worker runs tools that are plain functions.
+pub const THREADS: Setting = Setting::new("Builder::threads", "threads");
 /// The launcher of the workers.
 pub const LAUNCHER: Setting = Setting::without_flag("Builder::launcher");
 /// The address on which the host serves gRPC over TCP.
 pub const LISTEN: Setting = Setting::new("Builder::listen_on", "listen");
 /// Whether the host may listen on an address that other machines can reach.
 pub const ALLOW_REMOTE: Setting = Setting::new("Builder::allow_remote", "allow-remote");
-/// The clients whose errors include tracebacks.
-pub const TRACEBACKS: Setting = Setting::new("Builder::tracebacks", "tracebacks");
 /// The number of client connections over TCP.
 pub const MAX_CONNECTIONS: Setting = Setting::new("Builder::max_connections", "max-connections");
 /// The size of the requests of one client connection.
@@ -48,10 +48,10 @@ const HOST: [Setting; 12] = [
     ADAPTER_ARG,
     GPUS,
     LIBRARY_THREADS,
+    THREADS,
     LAUNCHER,
     LISTEN,
     ALLOW_REMOTE,
-    TRACEBACKS,
     MAX_CONNECTIONS,
     CONNECTION_BYTES,
     SESSIONS,

@@ -45,7 +45,8 @@ async fn start_errors_have_kinds_and_name_methods() {
         .await;
     failed(host().adapter("a:A"), Kind::Configuration, &["`Builder::launcher` excludes `Builder::adapter`"])
         .await;
-    failed(python().concurrency(2), Kind::Configuration, &["`concurrency` is not 1", "`workers`"]).await;
+    failed(python().threads(257), Kind::Configuration, &["`Builder::threads` is 257", "from 0 to 256"]).await;
+    failed(host().concurrency(0), Kind::Configuration, &["pool setting `concurrency` is 0"]).await;
     failed(
         host().connection_bytes(0),
         Kind::Configuration,

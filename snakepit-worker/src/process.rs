@@ -191,16 +191,17 @@ impl WorkerLauncher for ProcessLauncher {
         )
         .await?;
         let connected = async {
-            let address = readiness::wait_ready(&mut supervised, &files, &self.config, deadline).await?;
+            let (address, concurrency) =
+                readiness::wait_ready(&mut supervised, &files, &self.config, deadline).await?;
             let client = connect::connect(&address, &supervised, deadline).await?;
             let multiplexer = match self.config.multiplex {
                 true => self.multiplex(&client, &address, &supervised, deadline).await?,
                 false => None,
             };
-            Ok::<_, WorkerError>((address, client, multiplexer))
+            Ok::<_, WorkerError>((address, concurrency, client, multiplexer))
         }
         .await;
-        let (address, client, multiplexer) = match connected {
+        let (address, concurrency, client, multiplexer) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 supervised.abandon().await;
@@ -217,6 +218,10 @@ impl WorkerLauncher for ProcessLauncher {
             Worker::new(id.clone(), Some(supervised.pid()), address.to_string(), Arc::new(handler));
         supervised.activate(launcher_end);
         let worker = worker.with_call_queue(queues_calls);
+        let worker = match concurrency {
+            Some(calls) => worker.with_concurrency(calls),
+            None => worker,
+        };
         tracing::debug!(worker = %id, pid = worker.pid(), %address, "worker ready");
         Ok(worker)
     }

@@ -15,6 +15,7 @@ pub struct Worker {
     address: Arc<str>,
     handler: Arc<dyn ToolHandler>,
     queues_calls: bool,
+    concurrency: Option<usize>,
     tools: Option<Arc<[ToolSpec]>>,
     announcer: Announcer,
     commands: mpsc::UnboundedSender<WorkerCommand>,
@@ -68,17 +69,26 @@ impl Worker {
         let (commands, command_receiver) = mpsc::unbounded_channel();
         let announcer_alive = Arc::new(());
         let announcer = Announcer::new(id.shared(), &announcer_alive);
-        let (tools, queues_calls) = (None, false);
-        let worker = Self { id, pid, address, handler, queues_calls, tools, announcer, commands, exit };
+        let (tools, queues_calls, concurrency) = (None, false, None);
+        let worker =
+            Self { id, pid, address, handler, queues_calls, concurrency, tools, announcer, commands, exit };
         (worker, LauncherEnd { commands: command_receiver, exit: exit_sender, announcer_alive })
     }
 
-    /// Declares whether the worker queues calls. Such a worker runs one call at a time and keeps further calls in their order.
+    /// Declares whether the worker queues calls beyond its [concurrency](Self::with_concurrency), and keeps them in their order.
     /// On [`recall`](ToolHandler::recall), it returns a call that it has not begun. The pool may dispatch short calls ahead to
     /// such a worker, which saves a round trip per call.
     #[must_use]
     pub const fn with_call_queue(mut self, queues_calls: bool) -> Self {
         self.queues_calls = queues_calls;
+        self
+    }
+
+    /// Declares the number of calls that the worker runs concurrently, which takes precedence over the pool's setting. The pool
+    /// limits it to 1 to 256.
+    #[must_use]
+    pub const fn with_concurrency(mut self, calls: usize) -> Self {
+        self.concurrency = Some(calls);
         self
     }
 
@@ -112,6 +122,12 @@ impl Worker {
     #[must_use]
     pub const fn queues_calls(&self) -> bool {
         self.queues_calls
+    }
+
+    /// The number of calls that the worker [declares](Self::with_concurrency) to run concurrently.
+    #[must_use]
+    pub const fn concurrency(&self) -> Option<usize> {
+        self.concurrency
     }
 
     /// The worker's id.

@@ -1,8 +1,8 @@
 //! Detects deadlocks of nested calls. A deadlock occurs if tools call other tools, directly or through host tools, while the
 //! ancestors of such calls hold every worker. Without detection, all of them would wait until their deadlines.
 //!
-//! The host knows a call's parent in two cases. If a worker calls a tool, the parent is the call that the worker runs. If a
-//! host tool calls a tool through the embedding API, the parent is the host tool's call on the same task.
+//! The host knows a call's parent in two cases. If a worker calls a tool, the parent is the call that the worker runs, or the one
+//! that the worker reports if it runs several. If a host tool calls a tool through the embedding API, the parent is the host tool's call on the same task.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -13,7 +13,7 @@ use snakepit_registry::{CallId, Principal, ToolCall};
 use tokio::time::Instant;
 
 use super::{AcquireError, DeferredWork, Driver, Event, State, lease::LeaseRecord};
-use crate::scheduler::{Slot, SlotState, Ticket, WorkerKey};
+use crate::scheduler::{Slot, SlotState, Ticket, Up, WorkerKey};
 
 /// Records the ancestors of one call. Dropping it removes the record.
 #[derive(Debug)]
@@ -83,32 +83,39 @@ impl NestedCalls {
 }
 
 impl Driver {
-    /// The call that runs on this worker, after its own ancestors. `None` if it runs no call. Empty if workers run several calls
-    /// concurrently, because a worker does not report which of them makes a nested call.
-    pub(crate) fn ancestors_on(&self, worker: &str) -> Option<Arc<[CallId]>> {
+    /// The call that runs on this worker, after its own ancestors. `None` if it runs no call. Empty if the worker runs several
+    /// calls and does not report which of them makes a nested call.
+    pub(crate) fn ancestors_on(&self, worker: &str, reported: Option<u64>) -> Option<Arc<[CallId]>> {
         let key = self.worker_key(worker)?;
+        let reported = self.find_call(key, reported);
         let state = self.lock();
-        if self.config.concurrency != 1 {
-            return state.leases.iter().any(|(_, lease)| lease.worker_key == key).then(Arc::default);
-        }
-        let call = state.running_on(key)?.call;
+        let Some(running) = state.running_on(key, reported) else {
+            let runs_calls = state.leases.iter().any(|(_, lease)| lease.worker_key == key);
+            return (runs_calls && state.concurrency_of(key) > 1).then(Arc::default);
+        };
+        let call = running.call;
         let outer = state.nested.of(call).unwrap_or_default();
         Some(outer.iter().copied().chain([call]).collect())
     }
 
     /// Returns the principal of the call that runs on this worker. For a nested call, returns the principal of its outermost
-    /// ancestor in this pool. Returns `None` if the worker is unknown or runs no call, or if workers run several calls
-    /// concurrently.
-    pub(crate) fn acting_principal(&self, worker: &str) -> Option<Principal> {
-        if self.config.concurrency != 1 {
-            return None;
-        }
+    /// ancestor in this pool. Returns `None` if the worker is unknown or runs no call, or if it runs several calls and does not
+    /// report which of them it means.
+    pub(crate) fn acting_principal(&self, worker: &str, reported: Option<u64>) -> Option<Principal> {
         let key = self.worker_key(worker)?;
+        let reported = self.find_call(key, reported);
         let state = self.lock();
-        let running = state.running_on(key)?;
+        let running = state.running_on(key, reported)?;
         let outermost = state.nested.of(running.call).and_then(|ancestors| ancestors.first());
         let outermost = outermost.and_then(|call| state.leases.iter().find(|(_, lease)| lease.call == *call));
         Some(outermost.map_or(running, |(_, lease)| lease).principal.clone())
+    }
+
+    /// The call that a worker reports under its own id. Asks the handler of the worker without the lock.
+    fn find_call(&self, key: WorkerKey, reported: Option<u64>) -> Option<CallId> {
+        let reported = reported?;
+        let live_worker = self.lock().live_workers.get(key.index()).cloned().flatten()?;
+        live_worker.handle.handler().find_call(reported)
     }
 
     /// Whether an event may complete a deadlock, because a nested call begins to wait or a slot loses its worker.
@@ -147,24 +154,41 @@ impl Driver {
 }
 
 impl State {
-    /// Returns the call that a worker runs, if workers run one call at a time. That call has the lowest number of all calls on
-    /// the worker, because the worker received the others ahead of their turn.
-    fn running_on(&self, worker: WorkerKey) -> Option<&LeaseRecord> {
-        let leases = self.leases.iter().map(|(_, lease)| lease);
-        leases.filter(|lease| lease.worker_key == worker).min_by_key(|lease| lease.number)
+    /// Returns the call that a worker runs. If the worker runs one call at a time, that call has the lowest number of all calls
+    /// on the worker, because the worker received the others ahead of their turn. Otherwise, it is the reported one.
+    fn running_on(&self, worker: WorkerKey, reported: Option<CallId>) -> Option<&LeaseRecord> {
+        let mut leases =
+            self.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker_key == worker);
+        if self.concurrency_of(worker) > 1 {
+            return leases.find(|lease| Some(lease.call) == reported);
+        }
+        leases.min_by_key(|lease| lease.number)
+    }
+
+    /// The number of calls that a worker runs concurrently. 1 for a worker that is not up.
+    fn concurrency_of(&self, worker: WorkerKey) -> u32 {
+        match self.scheduler.slots().get(worker.index()).map(|slot| slot.state) {
+            Some(SlotState::Up(up)) => up.concurrency,
+            _ => 1,
+        }
     }
 }
 
-/// Whether every slot runs a call that satisfies `is_holder`. Ignores slots whose workers keep failing.
+/// Whether calls that satisfy `is_holder` occupy every place of every slot. Ignores slots whose workers keep failing.
 fn holds_every_slot(state: &State, is_holder: impl Fn(CallId) -> bool) -> bool {
     let leases = state.leases.iter().map(|(_, lease)| lease);
-    let held_workers: HashSet<_> = leases
-        .filter(|lease| !lease.must_end() && is_holder(lease.call))
-        .map(|lease| lease.worker_key)
-        .collect();
+    let mut holders: HashMap<WorkerKey, u32> = HashMap::new();
+    for lease in leases.filter(|lease| !lease.must_end() && is_holder(lease.call)) {
+        *holders.entry(lease.worker_key).or_default() += 1;
+    }
     let is_up = |slot: &Slot| matches!(slot.state, SlotState::Up(_));
-    let is_held = |slot: &Slot| is_up(slot) && held_workers.contains(&slot.key());
-    !held_workers.is_empty()
+    let is_held = |slot: &Slot| {
+        let held = holders.get(&slot.key()).copied().unwrap_or_default();
+        // A retiring worker gets no further calls, but is replaced when its calls have ended.
+        let places = |up: &Up| if up.is_retiring { up.held() } else { up.concurrency };
+        matches!(&slot.state, SlotState::Up(up) if held > 0 && held >= places(up))
+    };
+    !holders.is_empty()
         && state.scheduler.slots().iter().all(|slot| is_held(slot) || (!is_up(slot) && slot.is_failing()))
 }
 

@@ -97,7 +97,9 @@ impl State {
 fn worker_state(state: &SlotState) -> WorkerState {
     match state {
         SlotState::Launching => WorkerState::Starting,
-        SlotState::Up(up) if up.cancelling > 0 => WorkerState::Quarantined,
+        SlotState::Up(up) if up.is_retiring => WorkerState::Stopping,
+        // A worker that runs other calls meanwhile is busy.
+        SlotState::Up(up) if up.cancelling > 0 && up.running() == 0 => WorkerState::Quarantined,
         SlotState::Up(up) if up.running() > 0 => WorkerState::Busy,
         SlotState::Up(_) => WorkerState::Idle,
         SlotState::Ending { .. } => WorkerState::Stopping,

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    Effect, Load, Phase, Rejection, Scheduler, SlotState, Up, WorkerKey, earlier, queue::QueuedCall,
+    Effect, Load, MAX_AHEAD, Phase, Rejection, Scheduler, SlotState, Up, WorkerKey, earlier,
+    queue::QueuedCall,
 };
 
 /// The interval between recalls of the same calls.
@@ -17,7 +18,7 @@ impl Scheduler {
     pub(super) fn slot_for(&mut self, call: &QueuedCall, now: Instant) -> Option<u32> {
         let is_last_busy = self.should_wait_behind(self.last_brief_slot, call.load, now);
         let next = self.next_slot(call.load, now)?;
-        let is_idle = |slot| self.capacity.running(slot) < self.limits.concurrency;
+        let is_idle = |slot| self.is_idle(slot);
         // While another worker may be idle, a busy worker receives only calls that are short enough to wait.
         let may_wait_behind = |slot| match is_last_busy {
             true => self.should_wait_behind(slot, call.load, now),
@@ -36,7 +37,7 @@ impl Scheduler {
         loop {
             let slot =
                 if load.is_brief() { self.capacity.most_recent()? } else { self.capacity.least_recent()? };
-            if self.capacity.running(slot) < self.limits.concurrency {
+            if self.is_idle(slot) {
                 return Some(slot);
             }
             if !load.is_brief() {
@@ -49,10 +50,32 @@ impl Scheduler {
         }
     }
 
+    /// Whether a worker with room for calls can begin another one immediately.
+    pub(super) fn is_idle(&self, slot: u32) -> bool {
+        match &self.slots[slot as usize].state {
+            SlotState::Up(up) => !up.is_full(),
+            _ => false,
+        }
+    }
+
+    /// Makes room for the ranks of a worker with this concurrency.
+    pub(super) fn rank_up_to(&mut self, concurrency: usize) {
+        if concurrency <= self.most_concurrent {
+            return;
+        }
+        self.most_concurrent = concurrency;
+        self.capacity.reserve(concurrency + MAX_AHEAD);
+        // The ranks of slots that cannot begin a call immediately have changed.
+        for index in 0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX) {
+            if self.capacity.contains(index) {
+                self.update_capacity(index);
+            }
+        }
+    }
+
     /// Whether this call should wait for a busy slot even if another slot is idle.
     fn should_wait_behind(&self, slot: u32, load: Load, now: Instant) -> bool {
-        let is_full = |up: &Up| up.running() as usize >= self.limits.concurrency;
-        let should_wait = |up: &Up| is_full(up) && up.should_wait_behind(load) && up.stalls_at() > now;
+        let should_wait = |up: &Up| up.is_full() && up.should_wait_behind(load) && up.stalls_at() > now;
         self.capacity.contains(slot)
             && matches!(&self.slots[slot as usize].state, SlotState::Up(up) if should_wait(up))
     }
@@ -60,20 +83,19 @@ impl Scheduler {
     /// Whether a fully busy worker has not ended a call for [`STALLED_AFTER`](super::slot::STALLED_AFTER).
     pub(super) fn is_stalled(&self, slot: u32, now: Instant) -> bool {
         match &self.slots[slot as usize].state {
-            SlotState::Up(up) => up.running() as usize >= self.limits.concurrency && up.stalls_at() <= now,
+            SlotState::Up(up) => up.is_full() && up.stalls_at() <= now,
             _ => true,
         }
     }
 
     /// Recalls calls from stalled workers if another worker can take them.
     pub(super) fn recall(&mut self, now: Instant) {
-        let concurrency = self.limits.concurrency;
         // Also removes stalled slots from `capacity`.
         let can_place_brief = self.next_slot(Load::of(Duration::ZERO), now).is_some();
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             let SlotState::Up(up) = slot.state else { continue };
-            if (up.running() + up.cancelling) as usize <= concurrency || up.running() == 0 {
+            if up.held() <= up.concurrency || up.running() == 0 {
                 continue;
             }
             let due = up.stalls_at();
@@ -88,6 +110,7 @@ impl Scheduler {
     pub(super) fn on_returned(&mut self, worker: WorkerKey, call: QueuedCall, now: Instant) {
         self.in_flight -= 1;
         self.remove_unbegun(worker, call.load);
+        self.stop_if_retired(worker, now);
         // The limits of the queue do not apply, because the call was admitted before.
         if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
             return self.reject(call.ticket, Rejection::Draining);

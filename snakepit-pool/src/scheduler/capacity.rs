@@ -1,4 +1,4 @@
-//! The slots that can take a call now, ordered by the number of their calls and then by recency of use.
+//! The slots that can take a call now, ordered by their [rank](super::Up::rank) and then by recency of use.
 //!
 //! Long calls go to the least recently used of the least busy slots. This spreads them over all workers, and a worker
 //! that fails fast does not get the next call immediately. Brief calls go to the most recently used one, whose memory
@@ -7,7 +7,7 @@
 /// The end of a list, and the list of a slot that is in none.
 const NONE: u32 = u32::MAX;
 
-/// One linked list of slots for each number of calls. Every operation is O(1), except that `least_busy` searches the
+/// One linked list of slots for each rank. Every operation is O(1), except that `least_busy` searches the
 /// lists for the first one that is not empty.
 #[derive(Debug)]
 pub(super) struct Capacity {
@@ -31,10 +31,10 @@ struct Ends {
 }
 
 impl Capacity {
-    pub(super) fn new(slots: usize, concurrency: usize) -> Self {
+    pub(super) fn new(slots: usize, ranks: usize) -> Self {
         Self {
             links: vec![Link { before: NONE, after: NONE, list: NONE }; slots],
-            lists: vec![Ends { first: NONE, last: NONE }; concurrency],
+            lists: vec![Ends { first: NONE, last: NONE }; ranks],
         }
     }
 
@@ -52,26 +52,28 @@ impl Capacity {
         self.lists.iter().find(|ends| ends.first != NONE)
     }
 
-    /// The number of calls that a slot in `self` holds.
-    pub(super) fn running(&self, slot: u32) -> usize {
-        self.links[slot as usize].list as usize
+    /// Adds lists, so that slots may have ranks below `ranks`.
+    pub(super) fn reserve(&mut self, ranks: usize) {
+        if self.lists.len() < ranks {
+            self.lists.resize(ranks, Ends { first: NONE, last: NONE });
+        }
     }
 
     pub(super) fn contains(&self, slot: u32) -> bool {
         self.links.get(slot as usize).is_some_and(|link| link.list != NONE)
     }
 
-    /// Moves a slot to the end of the list for `running` calls. Removes the slot if there is no such list.
-    pub(super) fn insert(&mut self, slot: u32, running: u32) {
+    /// Moves a slot to the end of the list for this rank. Removes the slot if there is no such list.
+    pub(super) fn insert(&mut self, slot: u32, rank: usize) {
         self.remove(slot);
-        let Some(ends) = self.lists.get_mut(running as usize) else { return };
+        let Some(ends) = self.lists.get_mut(rank) else { return };
         let before = std::mem::replace(&mut ends.last, slot);
         if before == NONE {
             ends.first = slot;
         } else {
             self.links[before as usize].after = slot;
         }
-        self.links[slot as usize] = Link { before, after: NONE, list: running };
+        self.links[slot as usize] = Link { before, after: NONE, list: rank as u32 };
     }
 
     pub(super) fn remove(&mut self, slot: u32) {

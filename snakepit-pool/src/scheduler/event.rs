@@ -51,14 +51,15 @@ pub(crate) enum Event {
     Released(WorkerKey, Load),
     /// The worker returned a recalled call. The call returns to its old place in the queue.
     Returned { worker: WorkerKey, ticket: Ticket, deadline: Option<Instant>, load: Load },
-    /// The worker rejected a call because it is stopping, although the pool did not stop it.
+    /// The worker rejected a call because it is stopping, although the pool did not stop it. The pool stops it when its other
+    /// calls have ended.
     Retired(WorkerKey, Load),
     /// A call ended because the worker was lost. Its exit may follow later.
     Lost(WorkerKey),
     /// The caller abandoned a call that may still run.
     Abandoned(WorkerKey, CallId, Load),
     /// The worker confirmed that an abandoned call has ended.
-    CancelConfirmed(WorkerKey),
+    CancelConfirmed(WorkerKey, CallId),
     /// The worker could not confirm that an abandoned call has ended.
     CancelFailed(WorkerKey),
     /// A launch succeeded.
@@ -66,6 +67,8 @@ pub(crate) enum Event {
         worker: WorkerKey,
         /// Whether the worker accepts calls ahead of their turn and returns them when they are recalled.
         queues_calls: bool,
+        /// The number of calls that the worker runs concurrently. `None` for the pool's setting.
+        concurrency: Option<usize>,
     },
     /// A launch failed or was aborted.
     LaunchFailed(WorkerKey),

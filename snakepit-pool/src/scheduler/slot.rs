@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
+    MAX_AHEAD,
     event::WorkerKey,
     load::{Backlog, Load},
 };
@@ -57,23 +58,27 @@ pub(crate) struct Up {
     pub(super) queues_calls: bool,
     /// The time at which the worker last ended a call, or began one while it was idle.
     last_progress: Instant,
-    /// The number of abandoned calls that may still run. The worker gets no calls unless it is 0.
+    /// The number of calls that the worker runs concurrently.
+    pub(crate) concurrency: u32,
+    /// The number of abandoned calls that may still run. Each occupies the place of a running call, and the worker gets no
+    /// calls ahead of their turn.
     pub(crate) cancelling: u32,
-    /// The time by which the abandoned calls must have ended.
-    pub(super) cancel_by: Instant,
+    /// Whether the worker rejects calls because it is stopping. The pool stops it when its other calls have ended.
+    pub(crate) is_retiring: bool,
     up_since: Instant,
     /// Whether a call has ended on the worker, so the worker counts as healthy.
     has_served: bool,
 }
 
 impl Up {
-    pub(super) fn new(queues_calls: bool, now: Instant) -> Self {
+    pub(super) fn new(queues_calls: bool, concurrency: usize, now: Instant) -> Self {
         Self {
             backlog: Backlog::default(),
             queues_calls,
             last_progress: now,
+            concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX),
             cancelling: 0,
-            cancel_by: now,
+            is_retiring: false,
             up_since: now,
             has_served: false,
         }
@@ -82,6 +87,31 @@ impl Up {
     /// The number of calls that the worker holds.
     pub(crate) const fn running(&self) -> u32 {
         self.backlog.calls()
+    }
+
+    /// The number of calls that the worker holds, including abandoned ones.
+    pub(crate) const fn held(&self) -> u32 {
+        self.running() + self.cancelling
+    }
+
+    /// Whether the worker cannot begin another call immediately.
+    pub(super) const fn is_full(&self) -> bool {
+        self.held() >= self.concurrency
+    }
+
+    /// The order in which workers get calls: first those that can begin one immediately, by the number of their calls, and then the
+    /// others. `most_concurrent` is at least the concurrency of any worker.
+    pub(super) fn rank(&self, most_concurrent: usize) -> usize {
+        match self.held().checked_sub(self.concurrency) {
+            Some(ahead) => most_concurrent + ahead as usize,
+            None => self.held() as usize,
+        }
+    }
+
+    /// Whether the worker may get another call, which it begins immediately or holds ahead of its turn.
+    pub(super) fn has_room(&self) -> bool {
+        let may_hold_more = self.cancelling == 0 && self.held() < self.concurrency + MAX_AHEAD as u32;
+        !self.is_retiring && (!self.is_full() || (may_hold_more && self.takes_ahead()))
     }
 
     pub(super) fn add(&mut self, load: Load, now: Instant) {

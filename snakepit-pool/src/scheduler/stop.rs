@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Effect, Phase, Rejection, Scheduler, Slot, SlotState};
+use super::{Effect, Phase, Rejection, Scheduler, Slot, SlotState, WorkerKey};
 
 impl Scheduler {
     pub(super) fn on_drain(&mut self, until: Instant, now: Instant) {
@@ -19,6 +19,19 @@ impl Scheduler {
             return self.stop();
         }
         self.stop_if_drained();
+    }
+
+    /// Stops a worker that rejected a call because it is stopping, once its other calls have ended.
+    pub(super) fn stop_if_retired(&mut self, worker: WorkerKey, now: Instant) {
+        if self.is_current(worker)
+            && let Some(up) = self.slots[worker.index()].up()
+            && up.is_retiring
+            && up.held() == 0
+        {
+            let is_healthy = up.is_healthy(now);
+            self.take_out_of_service(worker, is_healthy);
+            self.effects.push(Effect::Stop(worker));
+        }
     }
 
     pub(super) fn stop_if_drained(&mut self) {

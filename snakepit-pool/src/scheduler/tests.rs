@@ -1,5 +1,6 @@
 //! Tests of single rules of the scheduler. [`properties`] tests all of them under random events.
 
+mod concurrency;
 mod properties;
 mod wait_for_room;
 
@@ -76,7 +77,7 @@ const fn worker(slot: u32, generation: u32) -> WorkerKey {
 }
 
 const fn launched(worker: WorkerKey) -> Event {
-    Event::Launched { worker, queues_calls: true }
+    Event::Launched { worker, queues_calls: true, concurrency: None }
 }
 
 fn assign(ticket: Ticket, to: WorkerKey) -> Vec<Effect> {
@@ -297,7 +298,7 @@ fn an_abandoned_call_quarantines_its_worker_until_its_end_is_confirmed() {
         [Effect::Cancel(worker(0, 1), call)]
     );
     assert_eq!(harness.scheduler.in_flight(), 0);
-    assert_eq!(harness.on(Event::CancelConfirmed(worker(0, 1))), assign(queued, worker(0, 1)));
+    assert_eq!(harness.on(Event::CancelConfirmed(worker(0, 1), call)), assign(queued, worker(0, 1)));
 }
 
 #[test]
@@ -314,7 +315,8 @@ fn a_worker_that_does_not_confirm_a_cancellation_is_killed_and_replaced() {
             None => (harness.advance(2000), KillReason::CancelIgnored { grace: Duration::from_secs(2) }),
         };
         assert_eq!(effects, [Effect::Kill(worker(0, 1), reason)]);
-        assert_eq!(harness.on(Event::CancelConfirmed(worker(0, 1))), [], "the confirmation is too late");
+        let confirmed = Event::CancelConfirmed(worker(0, 1), CallId::from_u64(7));
+        assert_eq!(harness.on(confirmed), [], "the confirmation is too late");
         // It had answered a call, so it is replaced immediately.
         assert_eq!(harness.on(Event::Exited(worker(0, 1))), [Effect::Launch(worker(0, 2))]);
         assert_eq!(harness.on(launched(worker(0, 2))), assign(queued, worker(0, 2)));
@@ -341,7 +343,7 @@ fn events_of_a_previous_worker_do_not_affect_the_current_one() {
     assert_eq!(harness.scheduler.in_flight(), 2, "the lease of the lost call has not ended");
     assert_eq!(harness.on(Event::Finished(worker(0, 1), Load::LONG)), []);
     assert_eq!(harness.on(Event::Exited(worker(0, 1))), []);
-    assert_eq!(harness.on(Event::CancelConfirmed(worker(0, 1))), []);
+    assert_eq!(harness.on(Event::CancelConfirmed(worker(0, 1), CallId::from_u64(7))), []);
     assert_eq!(harness.scheduler.in_flight(), 1);
     harness.submit();
     assert_eq!(harness.scheduler.queued(), 1, "the new worker is still busy");

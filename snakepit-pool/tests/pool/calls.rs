@@ -60,7 +60,7 @@ async fn a_full_queue_rejects_calls_immediately() {
 
 #[tokio::test(start_paused = true)]
 async fn concurrency_lets_a_worker_run_several_calls() {
-    let (mut harness, _workers) = PoolHarness::up(PoolConfig { concurrency: 3, ..config(1) }).await;
+    let (mut harness, _workers) = PoolHarness::up(PoolConfig { concurrency: Some(3), ..config(1) }).await;
     let mut callers = Vec::new();
     for _ in 0..4 {
         callers.push(harness.call_tool("t").await);
@@ -167,7 +167,7 @@ async fn a_call_that_kills_its_workers_on_receipt_gets_five_attempts() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_did_not_run_is_retried_more_often_if_its_worker_had_other_calls() {
     const ROUNDS: usize = 8;
-    let config = PoolConfig { concurrency: 2, ..config(1) };
+    let config = PoolConfig { concurrency: Some(2), ..config(1) };
     let (mut harness, mut workers) = PoolHarness::up(config).await;
     let victim = harness.call_tool("victim").await;
     let mut victim_call = harness.next_call().await;

@@ -107,10 +107,11 @@ async fn a_call_that_a_tool_of_a_worker_makes_does_not_wait_for_the_layers_of_it
     for concurrency in [1, 2] {
         let limit = layers(ConcurrencyLimitLayer::new(1));
         let (mut harness, _workers) =
-            PoolHarness::up_with_layers(PoolConfig { concurrency, ..config(2) }, limit).await;
+            PoolHarness::up_with_layers(PoolConfig { concurrency: Some(concurrency), ..config(2) }, limit)
+                .await;
         let outer = harness.call_tool("outer").await;
         let one = harness.next_call().await;
-        let ancestors = harness.tool().ancestors_on(one.worker.as_str());
+        let ancestors = harness.tool().ancestors_on(one.worker.as_str(), None);
         let expected = if concurrency == 1 { &[one.call.id][..] } else { &[] };
         assert_eq!(ancestors.as_deref(), Some(expected));
         let nested = harness.call(ToolCall { ancestors, ..ToolCall::new("nested") }).await;
@@ -119,7 +120,7 @@ async fn a_call_that_a_tool_of_a_worker_makes_does_not_wait_for_the_layers_of_it
         let worker = one.worker.clone();
         one.succeed();
         outer.answer().await.unwrap();
-        assert_eq!(harness.tool().ancestors_on(worker.as_str()), None);
+        assert_eq!(harness.tool().ancestors_on(worker.as_str(), None), None);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use snakepit_pool::PoolConfig;
 use snakepit_registry::{Principal, ToolCall, ToolError};
 use snakepit_worker::ExitReason;
 
@@ -47,12 +48,12 @@ async fn a_worker_runs_for_the_principal_of_its_outermost_call() {
     let inner = ToolCall { principal: Principal::program(), ..nested_in(&one) };
     let inner = harness.call(inner).await;
     let two = harness.next_call().await;
-    let acting_principal = |call: &Call| harness.tool().acting_principal(call.worker.as_str());
+    let acting_principal = |call: &Call| harness.tool().acting_principal(call.worker.as_str(), None);
     assert_eq!([acting_principal(&one), acting_principal(&two)], [Some(alice.clone()), Some(alice)]);
     let idle = two.worker.clone();
     two.succeed();
     inner.answer().await.unwrap();
-    assert_eq!(harness.tool().acting_principal(idle.as_str()), None);
+    assert_eq!(harness.tool().acting_principal(idle.as_str(), None), None);
     one.succeed();
     outer.answer().await.unwrap();
 }
@@ -107,4 +108,41 @@ async fn a_nested_call_runs_on_the_replacement_of_a_lost_worker() {
     nested.answer().await.unwrap();
     one.succeed();
     first.answer().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nested_call_runs_on_the_worker_of_its_caller_while_a_place_is_free() {
+    let config = PoolConfig { concurrency: Some(2), ..config(1) };
+    let (mut harness, _workers) = PoolHarness::up(config).await;
+    let alice = Principal::new("alice", "test");
+    let outer = harness.call(ToolCall { principal: alice.clone(), ..ToolCall::new("outer") }).await;
+    let one = harness.next_call().await;
+    let middle = harness.call(nested_in(&one)).await;
+    let two = harness.next_call().await;
+    assert_eq!(one.worker, two.worker);
+    let worker = one.worker.as_str();
+    let [first, second] = [&one, &two].map(|call| Some(call.call.id.as_u64()));
+    assert_eq!(harness.tool().ancestors_on(worker, first).as_deref(), Some(&[one.call.id][..]));
+    let both = harness.tool().ancestors_on(worker, second);
+    assert_eq!(both.as_deref(), Some(&[one.call.id, two.call.id][..]));
+    assert_eq!(harness.tool().ancestors_on(worker, None).as_deref(), Some(&[][..]), "it runs two calls");
+    assert_eq!(harness.tool().acting_principal(worker, second), Some(alice));
+    assert_eq!(harness.tool().acting_principal(worker, None), None);
+
+    let error = harness.call(nested_in(&two)).await.error().await;
+    assert!(matches!(error, ToolError::Deadlock { .. }), "{error}");
+    two.succeed();
+    middle.answer().await.unwrap();
+
+    // A call that waits for no other one ends, and so frees its place.
+    let other = harness.call_tool("other").await;
+    let three = harness.next_call().await;
+    let nested = harness.call(nested_in(&one)).await;
+    assert_eq!(harness.status().queued, 1);
+    three.succeed();
+    other.answer().await.unwrap();
+    harness.next_call().await.succeed();
+    nested.answer().await.unwrap();
+    one.succeed();
+    outer.answer().await.unwrap();
 }

@@ -174,6 +174,12 @@ impl Multiplexer {
         });
     }
 
+    /// The tag of an open call.
+    #[must_use]
+    pub fn tag_of(&self, id: u64) -> Option<u64> {
+        self.owner.0.lock().calls.get(&id).filter(|entry| entry.end.is_none()).map(|entry| entry.tag)
+    }
+
     /// Cancels the calls of this tag and waits until none of them runs. Returns `false` if the stream broke before the
     /// callee confirmed it.
     ///

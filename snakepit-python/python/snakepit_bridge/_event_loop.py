@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-    from snakepit_bridge._native import ChunkSink
+    from snakepit_bridge._native import ChunkSink, ConcurrentCall, ConcurrentCalls
+    from snakepit_bridge._plan import Plan
     from snakepit_bridge._running_loop import RunningLoop
 
 
@@ -29,6 +30,8 @@ class EventLoop:
     def __init__(self, on_worker_task: Callable[[], object] | None = None) -> None:
         self._loop: RunningLoop | None = None
         self._on_worker_task = on_worker_task
+        #: Whether the worker runs calls concurrently.
+        self.is_concurrent = False
         #: Whether the loop is being created, which must not be interrupted.
         self.is_starting = False
         #: The context of tasks that outlive calls. The default is the context of the first coroutine.
@@ -70,6 +73,17 @@ class EventLoop:
         """
         return False if self._loop is None else self._loop.interrupt(frame)
 
+    def serve(self, calls: ConcurrentCalls, plan: Plan) -> None:
+        """Run calls concurrently, until their queue is closed and all of them have ended."""
+        loop: Any = self._running()
+        loop.serve(calls, plan)
+
+    def blocking_call(self, frame: FrameType | None) -> ConcurrentCall | None:
+        """Return the cancelled call that blocks the loop of a worker that runs calls concurrently."""
+        loop: Any = self._loop
+        call: ConcurrentCall | None = None if loop is None else loop.blocking_call(frame)
+        return call
+
     def close(self) -> None:
         """Cancel the remaining tasks and close the loop."""
         loop, self._loop = self._loop, None
@@ -81,9 +95,7 @@ class EventLoop:
         if loop is None or loop.is_closed():
             self.is_starting = True
             try:
-                from snakepit_bridge._running_loop import RunningLoop
-
-                loop = self._loop = RunningLoop(self._on_worker_task, self.context, self.modules)
+                loop = self._loop = self._loop_class()(self._on_worker_task, self.context, self.modules)
             except Exception as error:
                 raise BrokenRuntimeError(
                     f"the event loop cannot be created: {type(error).__name__}: {error}"
@@ -91,6 +103,15 @@ class EventLoop:
             finally:
                 self.is_starting = False
         return loop
+
+    def _loop_class(self) -> type[RunningLoop]:
+        if self.is_concurrent:
+            from snakepit_bridge._concurrent import ConcurrentLoop
+
+            return ConcurrentLoop
+        from snakepit_bridge._running_loop import RunningLoop
+
+        return RunningLoop
 
 
 def drain(items: AsyncIterator[Any], sink: ChunkSink) -> Coroutine[Any, Any, None]:

@@ -8,7 +8,7 @@ import sys
 from _thread import get_ident
 
 from snakepit_bridge import _owner
-from snakepit_bridge._owner import OWNER
+from snakepit_bridge._owner import OWNER, CallOwner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,8 +80,11 @@ class Output:
 
     def record(self, data: bytes) -> None:
         """Record data that was written to a stream."""
+        owner = OWNER.get()
+        if type(owner) is CallOwner:
+            self._worker.note_output_of(owner.call.id, data)
         # Other threads and callbacks may belong to earlier calls. The runtime ignores forks.
-        if OWNER.get() is _owner.running and get_ident() == self._main:
+        elif owner is _owner.running and get_ident() == self._main:
             self._worker.note_output(data)
         if not self._is_changed:
             self._is_changed = True

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from snakepit_bridge._concurrency import Concurrency
     from snakepit_bridge._contract import Contract
-    from snakepit_bridge._native import Call
+    from snakepit_bridge._native import Call, ConcurrentCalls
 
     #: A tool: the attribute of the adapter, the name of the method or function, its options, the function that a call
     #: reaches, and whether the first parameter of the function is the object or class.
@@ -38,13 +39,20 @@ class ToolPlan:
     """One declared tool."""
 
     def __init__(
-        self, attribute: str, is_generator: bool, spec: _specs.ToolSpec, contract: Contract, after_cancel: str | None
+        self,
+        attribute: str,
+        function: Callable[..., Any],
+        spec: _specs.ToolSpec,
+        contract: Contract,
+        options: ToolOptions,
     ) -> None:
         self.attribute = attribute
-        self.is_generator = is_generator
+        self.is_generator = _signatures.is_generator_function(function)
+        self.is_plain = _signatures.is_plain_function(function)
         self.spec = spec
         self.contract = contract
-        self.after_cancel = after_cancel
+        self.after_cancel = options.after_cancel
+        self.concurrency = options.concurrency
 
 
 class Plan:
@@ -57,6 +65,7 @@ class Plan:
         tools: list[ToolPlan],
         dynamic: list[_specs.ToolSpec],
         after_cancel: str,
+        concurrency: Concurrency | None,
     ) -> None:
         self.factory: Callable[[], object] = adapter
         self.tools = tools
@@ -81,21 +90,40 @@ class Plan:
         self.describe = _failures.describe
         self.details = _failures.details
         self.chunk = StreamChunk
+        #: The numbers of calls that run together: of all tools, and of coroutines whose tools set no number.
+        self.calls, self.concurrency = (1, 1) if concurrency is None else (concurrency.calls, concurrency.shared)
+        #: The number of threads for plain functions.
+        self.threads = 0 if concurrency is None else concurrency.threads
+        self.are_dynamic_plain = self.is_dynamic and _signatures.is_plain_function(getattr(adapter, "execute_tool"))  # noqa: B009
+        self._loop = loop
+
+    def serve(self, calls: ConcurrentCalls) -> None:
+        """Run calls concurrently."""
+        self._loop.serve(calls, self)
 
 
-def plan_of(adapter: type, loop: EventLoop, after_cancel: str | None = None) -> Plan:
+def plan_of(
+    adapter: type,
+    loop: EventLoop,
+    after_cancel: str | None = None,
+    concurrency: int | None = None,
+    threads: int | None = None,
+) -> Plan:
     """Create the plan of an adapter class.
 
     Args:
         adapter: The class.
         loop: The event loop of the worker.
         after_cancel: The default policy, for tools and classes that do not set one.
+        concurrency: The number of concurrent calls that the pool sets.
+        threads: The number of threads that the host sets.
 
     Raises:
         AdapterError: The class has no tools, or a tool that cannot be called.
     """
     try:
         tools = list(_tools_of(adapter))
+        numbers = _concurrency_of(adapter, tools, concurrency, threads)
     except TypeError as error:
         raise AdapterError(f"adapter `{adapter.__qualname__}` cannot be used: {error}") from error
     dynamic = _has(adapter, "execute_tool")
@@ -108,7 +136,8 @@ def plan_of(adapter: type, loop: EventLoop, after_cancel: str | None = None) -> 
     policy = getattr(adapter, "after_cancel", None) or after_cancel or "auto"
     if policy not in AFTER_CANCEL:
         raise AdapterError(f"after_cancel is {policy!r}; it takes {', '.join(AFTER_CANCEL)}")
-    return Plan(adapter, loop, tools, [_specs.dynamic_spec_of(name, adapter) for name in dynamic_names], policy)
+    dynamic_specs = [_specs.dynamic_spec_of(name, adapter) for name in dynamic_names]
+    return Plan(adapter, loop, tools, dynamic_specs, policy, numbers)
 
 
 def _tools_of(adapter: type) -> Iterator[ToolPlan]:
@@ -126,7 +155,7 @@ def _tools_of(adapter: type) -> Iterator[ToolPlan]:
             kind = "methods" if functions is None else "functions"
             raise TypeError(f"{kind} `{names[spec['name']]}` and `{name}` are both the tool `{spec['name']}`")
         names[spec["name"]] = name
-        yield ToolPlan(attribute, _signatures.is_generator_function(function), spec, contract, options.after_cancel)
+        yield ToolPlan(attribute, function, spec, contract, options)
 
 
 def _functions_of(functions: dict[str, tuple[str, Callable[..., Any]]]) -> Iterator[Member]:
@@ -175,6 +204,17 @@ def _called_function(adapter: type, member: object, function: Callable[..., Any]
         return bind(function, object(), adapter), False
     except Exception:
         return function, True
+
+
+def _concurrency_of(
+    adapter: type, tools: list[ToolPlan], concurrency: int | None, threads: int | None
+) -> Concurrency | None:
+    settings = (concurrency, threads, getattr(adapter, "concurrency", None), getattr(adapter, "threads", None))
+    if all(setting is None for setting in (*settings, *(tool.concurrency for tool in tools))):
+        return None
+    from snakepit_bridge._concurrency import Concurrency
+
+    return Concurrency(adapter, tools, concurrency, threads)
 
 
 def _has(adapter: type, method: str) -> bool:

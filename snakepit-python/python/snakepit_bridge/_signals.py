@@ -128,9 +128,12 @@ class Signals:
         # Runs on the main thread between two bytecodes, so the checked state cannot change before the exception is
         # raised.
         worker = self._worker
-        if not worker.interrupt_due() or _is_cleaning_up():
+        if self._loop.is_concurrent:
+            self._interrupt_blocking(frame)
             return
-        if self._loop.is_starting or _is_importing(frame):
+        if not worker.interrupt_due() or is_cleaning_up(sys.exception()):
+            return
+        if self._loop.is_starting or is_importing(frame):
             # An interruption would leave an imported module or a starting loop half initialized. The signal is repeated
             # soon.
             worker.defer_interrupt()
@@ -139,17 +142,22 @@ class Signals:
         if is_cancelled is None:
             worker.defer_interrupt()
         elif not is_cancelled:
-            worker.note_interruption(self._is_interruptible(frame))
+            worker.note_interruption(is_interruptible(frame, self._loop.modules))
+            raise CallCancelled("the call was cancelled")
+
+    def _interrupt_blocking(self, frame: FrameType | None) -> None:
+        # The event loop cancels the tasks of cancelled calls. Only a call that blocks it needs an exception. The signal
+        # is repeated while a cancelled call has not ended.
+        if self._loop.is_starting or is_cleaning_up(sys.exception()) or is_importing(frame):
+            return
+        call = self._loop.blocking_call(frame)
+        if call is not None:
+            call.note_interruption(is_interruptible(frame, self._loop.modules))
             raise CallCancelled("the call was cancelled")
 
     @staticmethod
     def _ignore(signum: int, frame: FrameType | None) -> None:
         pass
-
-    def _is_interruptible(self, frame: FrameType | None) -> bool:
-        """Return whether code of the adapter or this package runs, rather than a library that it called."""
-        name = None if frame is None else frame.f_globals.get("__name__")
-        return name in self._loop.modules or (isinstance(name, str) and name.partition(".")[0] in _INTERRUPTIBLE)
 
     def _watch(self, name: str) -> None:
         plain, worker = self._original[name], self._worker
@@ -223,7 +231,14 @@ def _thread_id() -> int:
     return get_ident()
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def is_interruptible(frame: FrameType | None, modules: frozenset[str]) -> bool:
+    """Return whether code of the adapter or this package runs, rather than a library that it called."""
+    name = None if frame is None else frame.f_globals.get("__name__")
+    return name in modules or (isinstance(name, str) and name.partition(".")[0] in _INTERRUPTIBLE)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Return whether this code runs inside an import."""
     while frame is not None:
         if frame.f_code.co_filename in _IMPORTING:
             return True
@@ -231,12 +246,11 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _is_cleaning_up() -> bool:
-    """Return whether a `CallCancelled` propagates through the interrupted code.
+def is_cleaning_up(error: BaseException | None) -> bool:
+    """Return whether a `CallCancelled` propagates through code that handles this exception.
 
     Such code runs `finally` blocks and `__exit__` methods.
     """
-    error = sys.exception()
     for _ in range(_MAX_CONTEXTS):
         if error is None:
             return False

@@ -28,6 +28,7 @@ _SIGNATURE_OVERRIDES = frozenset({"__signature__", "__text_signature__", "__wrap
 _HAS_VAR_POSITIONAL = 0x04
 _HAS_VAR_KEYWORD = 0x08
 _GENERATOR = 0x20
+_COROUTINE = 0x80
 _ASYNC_GENERATOR = 0x200
 
 
@@ -104,6 +105,18 @@ def is_generator_function(function: Callable[..., Any]) -> bool:
 
     function = inspect.unwrap(function)
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def is_plain_function(function: Callable[..., Any]) -> bool:
+    """Return whether a function is neither a coroutine function nor an async generator function."""
+    if is_ordinary(function):
+        return not function.__code__.co_flags & (_COROUTINE | _ASYNC_GENERATOR)
+    import inspect
+
+    function = inspect.unwrap(underlying(function))
+    # Not the value of the attribute `__call__` of an object, which need not be the method.
+    candidates = (function, vars(type(function)).get("__call__"))
+    return not any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in candidates)
 
 
 def underlying(function: Callable[..., Any]) -> Callable[..., Any]:

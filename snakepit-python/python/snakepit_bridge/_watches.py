@@ -48,8 +48,8 @@ class Watches:
     def __init__(self, loop: asyncio.AbstractEventLoop, modules: frozenset[str]) -> None:
         self._loop: Any = loop
         self._modules = modules
-        #: Callbacks that calls added.
-        self._call_callbacks: set[tuple[str, Any]] = set()
+        #: Callbacks that calls added, with the owners of the code that added them.
+        self._call_callbacks: dict[tuple[str, Any], object | None] = {}
         #: Callbacks that the worker added, and that a call may replace or remove.
         self._worker_callbacks: dict[tuple[str, Any], _WorkerCallback] = {}
         self._timers: weakref.WeakSet[asyncio.TimerHandle] = weakref.WeakSet()
@@ -62,13 +62,14 @@ class Watches:
             for name in ("call_later", "call_at"):
                 setattr(loop, name, functools.partial(self._schedule, getattr(loop, name)))
 
-    def end_call(self) -> None:
-        """Remove the callbacks of calls and restore those of the worker.
+    def end_call(self, owner: object | None = None) -> None:
+        """Remove the callbacks of all calls, or of one call, and restore those of the worker.
 
         Loops of other implementations must run for that.
         """
-        while self._call_callbacks:
-            name, key = self._call_callbacks.pop()
+        ended = [place for place, other in self._call_callbacks.items() if owner is None or other is owner]
+        for name, key in ended:
+            del self._call_callbacks[name, key]
             # The descriptor may have been closed, or reused by a transport.
             with contextlib.suppress(Exception):
                 getattr(self._loop, _REMOVE[name])(key)
@@ -79,7 +80,7 @@ class Watches:
                 worker_callback.context.run(getattr(self._loop, name), *worker_callback.args, **worker_callback.options)
             else:
                 del self._worker_callbacks[name, key]
-        while self.is_foreign and self._timers:
+        while self.is_foreign and owner is None and self._timers:
             self._timers.pop().cancel()
 
     def _add(self, name: str, add: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -87,21 +88,21 @@ class Watches:
         key = _key(*args, **options)
         callback = _callback(args, options)
         if OWNER.get() is WORKER:
-            self._call_callbacks.discard((name, key))
+            self._call_callbacks.pop((name, key), None)
             self._worker_callbacks[name, key] = _WorkerCallback(
                 contextvars.copy_context(), args, options, _file(name, key)
             )
         elif name == "add_signal_handler" or not self._is_of_library(callback):
-            self._call_callbacks.add((name, key))
+            self._call_callbacks[name, key] = OWNER.get()
         else:
             # The library's callback stays. It replaces an earlier callback of a call or of the worker.
-            self._call_callbacks.discard((name, key))
+            self._call_callbacks.pop((name, key), None)
             self._worker_callbacks.pop((name, key), None)
         return added
 
     def _remove(self, name: str, remove: Callable[..., Any], *args: Any, **options: Any) -> Any:
         key = _key(*args, **options)
-        self._call_callbacks.discard((name, key))
+        self._call_callbacks.pop((name, key), None)
         worker_callback = self._worker_callbacks.get((name, key))
         if worker_callback is not None:
             if OWNER.get() is WORKER or (
@@ -111,7 +112,7 @@ class Watches:
                 # A library removes its own callbacks when it no longer needs them.
                 del self._worker_callbacks[name, key]
             else:
-                self._call_callbacks.add((name, key))
+                self._call_callbacks[name, key] = OWNER.get()
         return remove(*args, **options)
 
     def _schedule(self, schedule: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -27,7 +27,7 @@ AFTER_CANCEL = ("auto", "keep", "replace")
 class ToolOptions:
     """The options of :func:`tool`."""
 
-    __slots__ = ("after_cancel", "description", "idempotent", "name", "supports_streaming")
+    __slots__ = ("after_cancel", "concurrency", "description", "idempotent", "name", "supports_streaming")
 
     def __init__(
         self,
@@ -36,8 +36,10 @@ class ToolOptions:
         supports_streaming: bool,
         idempotent: bool,
         after_cancel: str | None,
+        concurrency: int | None,
     ) -> None:
         self.after_cancel = after_cancel
+        self.concurrency = concurrency
         self.name = name
         self.description = description
         self.supports_streaming = supports_streaming
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
         supports_streaming: bool = False,
         idempotent: bool = False,
         after_cancel: Literal["auto", "keep", "replace"] | None = None,
+        concurrency: int | None = None,
     ) -> Callable[[_F], _F]: ...
 
 
@@ -69,6 +72,7 @@ def tool(
     supports_streaming: bool = False,
     idempotent: bool = False,
     after_cancel: Literal["auto", "keep", "replace"] | None = None,
+    concurrency: int | None = None,
 ) -> _F | Callable[[_F], _F]:
     """Mark a method of an adapter, or a function of a module, as a tool that the host can call. Return it unchanged.
 
@@ -87,13 +91,19 @@ def tool(
             ``"replace"`` it, or ``"auto"``. With ``"auto"``, the worker is kept if the exception was raised in code of
             the adapter and the call left no process behind. By default :attr:`BaseAdapter.after_cancel`. See
             docs/cancellation.md.
+        concurrency: The maximum number of calls of this tool that each worker runs together, 1 to 256. By default, the
+            tool shares :attr:`BaseAdapter.concurrency` with all tools that set no number. See docs/async.md.
 
     Raises:
-        ValueError: ``after_cancel`` has another value.
+        ValueError: ``after_cancel`` or ``concurrency`` has another value.
     """
+    if concurrency is not None:
+        from snakepit_bridge._concurrency import check
+
+        check("concurrency", concurrency)
     if after_cancel is not None and after_cancel not in AFTER_CANCEL:
         raise ValueError(f"after_cancel is {after_cancel!r}; it takes {', '.join(AFTER_CANCEL)}")
-    options = ToolOptions(name, description, supports_streaming, idempotent, after_cancel)
+    options = ToolOptions(name, description, supports_streaming, idempotent, after_cancel, concurrency)
 
     def mark(function: _F) -> _F:
         plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
@@ -139,6 +149,14 @@ class BaseAdapter:
         #: selects the environment variable ``SNAKEPIT_AFTER_CANCEL`` of the workers, and ``"auto"`` if it is not set.
         after_cancel: ClassVar[Literal["auto", "keep", "replace"] | None] = None
 
+        #: The number of calls that each worker runs together, 1 to 256. Calls of coroutines and async generators
+        #: overlap where they wait. The setting ``concurrency`` of the pool replaces it. ``None`` selects 1.
+        concurrency: ClassVar[int | None] = None
+
+        #: The number of threads in which each worker runs tools that are plain functions, 0 to 256. With 0, they run on
+        #: the main thread, one at a time. The setting ``threads`` of the host replaces it. ``None`` selects 0.
+        threads: ClassVar[int | None] = None
+
         #: The context of the call that this object serves.
         session_context: SessionContext
 
@@ -147,6 +165,8 @@ class BaseAdapter:
     else:
         dynamic_tools = ()
         after_cancel = None
+        concurrency = None
+        threads = None
         process = ProcessAttribute()
 
     def set_session_context(self, context: SessionContext) -> None:

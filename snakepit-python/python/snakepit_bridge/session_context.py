@@ -10,7 +10,9 @@ from snakepit_bridge.variables import SessionVariables
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Any
+
+    from typing_extensions import Self
 
     from snakepit_bridge._call import CallLike
     from snakepit_bridge.host_stream import HostStream

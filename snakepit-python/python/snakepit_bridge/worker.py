@@ -117,11 +117,18 @@ def _prepare(path: str, loop: EventLoop) -> tuple[Plan, Lifecycle]:
     file = getattr(sys.modules[adapter.__module__], "__file__", None)
     if file is not None:
         sys.argv[:] = [file]
-    plan = plan_of(adapter, loop, os.environ.get("SNAKEPIT_AFTER_CANCEL") or None)
+    policy = os.environ.get("SNAKEPIT_AFTER_CANCEL") or None
+    plan = plan_of(adapter, loop, policy, _number("SNAKEPIT_WORKER_CONCURRENCY"), _number("SNAKEPIT_WORKER_THREADS"))
     loop.modules = plan.modules
+    loop.is_concurrent = plan.calls > 1
     life = Lifecycle(adapter, loop, given)
     plan.factory = life.factory
     return plan, life
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable) or ""
+    return int(text) if text.isdecimal() else None
 
 
 def _time_to_stop(stopping_for: float | None) -> float:

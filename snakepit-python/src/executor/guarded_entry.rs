@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 use pyo3::{
     ffi,
     prelude::*,
+    sync::critical_section::with_critical_section,
     types::{PyDict, PyString},
 };
 
@@ -82,9 +83,13 @@ impl GuardedEntry {
         position: isize,
     ) -> Option<(*mut ffi::PyObject, *mut ffi::PyObject, isize)> {
         let (mut next, mut key, mut value) = (position, std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: `py` proves that the GIL is held. The dict is alive, and Python checks the position against its size. The
-        // pointers are written if there is an entry, and are not dereferenced.
-        let found = unsafe { ffi::PyDict_Next(self.dict.bind(py).as_ptr(), &mut next, &mut key, &mut value) };
+        let dict = self.dict.bind(py);
+        // Without the GIL, the section keeps other threads from changing the dict. Otherwise it costs nothing.
+        let found = with_critical_section(dict.as_any(), || {
+            // SAFETY: `py` proves that this thread is attached to the interpreter. The dict is alive, and Python checks the
+            // position against its size. The pointers are written if there is an entry, and are not dereferenced.
+            unsafe { ffi::PyDict_Next(dict.as_ptr(), &mut next, &mut key, &mut value) }
+        });
         (found != 0).then_some((key, value, next))
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use pyo3::{
-    exceptions::PyTypeError,
+    exceptions::{PyRuntimeError, PyTypeError},
     intern,
     prelude::*,
     types::{PyDict, PyFloat, PyInt, PyIterator, PyList, PyString},
@@ -16,8 +16,12 @@ use snakepit_registry::{Chunk, ToolError};
 
 use super::{Answer, CallObjects, Executor, Failure};
 use crate::{
+    completions::{Completions, Wait},
     contract::ResultRule,
     fork,
+    io::Io,
+    plan::Plan,
+    runtime::RuntimeHandle,
     sink::{Put, Sink},
     state::CallState,
     value::{self, Purpose},
@@ -41,29 +45,19 @@ impl Executor {
         if let Some(io) = self.io {
             io.hand_over();
         }
-        let contract = self.plan.tools.get(&**tool).map(|tool| &tool.contract);
-        let chunks = |sink| ChunkWriter {
-            sink,
-            tool: Arc::clone(tool),
-            chunk_type: self.plan.chunk.clone_ref(py),
-            rule: contract.and_then(|contract| contract.item.as_ref()).map(|rule| rule.clone_ref(py)),
-            count: 0,
-        };
         if !is_stream(&result)? {
             // The value is converted before the stream opens, so a value without a JSON form fails the call and not the
             // stream.
-            let rule = contract.and_then(|contract| contract.result.as_ref());
-            let description = format_args!("the result of tool `{tool}`");
-            let item = Item::read(&result, self.plan.chunk.bind(py), rule, description)?;
+            let chunk = ChunkSink::single(py, &self.plan, tool, &result)?;
             let sink = answer.open_stream().ok_or_else(cancelled)?;
-            sink.put(item.chunk);
+            sink.put(chunk);
             return Ok(());
         }
         objects.iterator = Some(result.clone());
         let sink = answer.open_stream().ok_or_else(cancelled)?;
-        let mut chunks = chunks(sink);
+        let mut chunks = ChunkWriter::new(py, &self.plan, tool, sink);
         if result.get_type().hasattr(intern!(py, "__anext__"))? {
-            let sink = Bound::new(py, ChunkSink { chunks })?;
+            let sink = Bound::new(py, ChunkSink { chunks, io: None })?;
             state.set_async(true);
             self.flags.has_used_loop.store(true, Relaxed);
             let pulling = self.plan.drain_async.bind(py).call1((&result, sink))?;
@@ -167,6 +161,17 @@ struct ChunkWriter {
 }
 
 impl ChunkWriter {
+    fn new(py: Python<'_>, plan: &Plan, tool: &Arc<str>, sink: Sink) -> Self {
+        let contract = plan.tools.get(&**tool).map(|tool| &tool.contract);
+        Self {
+            sink,
+            tool: Arc::clone(tool),
+            chunk_type: plan.chunk.clone_ref(py),
+            rule: contract.and_then(|contract| contract.item.as_ref()).map(|rule| rule.clone_ref(py)),
+            count: 0,
+        }
+    }
+
     fn put(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Put> {
         fork::exit_if_fork();
         self.count += 1;
@@ -183,6 +188,26 @@ impl ChunkWriter {
 #[derive(Debug)]
 pub(crate) struct ChunkSink {
     chunks: ChunkWriter,
+    /// The IO that finishes the waits of [`ready`](Self::ready). `None` in a worker that runs one call at a time.
+    io: Option<Io>,
+}
+
+impl ChunkSink {
+    pub(super) fn new(py: Python<'_>, plan: &Plan, tool: &Arc<str>, sink: Sink, io: Option<Io>) -> Self {
+        Self { chunks: ChunkWriter::new(py, plan, tool, sink), io }
+    }
+
+    /// Converts a value that is the only item of a stream.
+    pub(super) fn single(
+        py: Python<'_>,
+        plan: &Plan,
+        tool: &str,
+        result: &Bound<'_, PyAny>,
+    ) -> PyResult<Chunk> {
+        let rule = plan.tools.get(tool).and_then(|tool| tool.contract.result.as_ref());
+        let description = format_args!("the result of tool `{tool}`");
+        Ok(Item::read(result, plan.chunk.bind(py), rule, description)?.chunk)
+    }
 }
 
 #[pymethods]
@@ -194,6 +219,15 @@ impl ChunkSink {
             Put::Queued => Some(true),
             Put::Full => Some(false),
             Put::Closed => None,
+        })
+    }
+
+    /// Finishes the wait of this key when there is space or the stream has ended.
+    fn ready(&self, completions: &Completions, key: u64) -> PyResult<Wait> {
+        let io = self.io.ok_or_else(|| PyRuntimeError::new_err("this sink has no event loop"))?;
+        let sink = self.chunks.sink.clone();
+        Wait::start(RuntimeHandle::Worker(io), completions, key, async move {
+            sink.space().await;
         })
     }
 

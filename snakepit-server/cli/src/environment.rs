@@ -23,7 +23,7 @@ const KUBERNETES_PREFIXES: [&str; 2] = ["SNAKEPIT_SERVICE_", "SNAKEPIT_PORT"];
 
 /// Variables without a flag: `SNAKEPIT_LOG`, the variables that the worker runtime reads, and those that a host sets for its
 /// workers. The daemon inherits the latter if a tool of a worker starts it.
-const WITHOUT_FLAG: [&str; 16] = [
+const WITHOUT_FLAG: [&str; 18] = [
     "SNAKEPIT_LOG",
     "SNAKEPIT_AFTER_CANCEL",
     "SNAKEPIT_ALLOW_PICKLE",
@@ -35,6 +35,8 @@ const WITHOUT_FLAG: [&str; 16] = [
     launch::ENV_WORKER_COUNT,
     launch::ENV_GPU,
     launch::ENV_ADAPTER_ARGS,
+    launch::ENV_CONCURRENCY,
+    launch::ENV_THREADS,
     launch::ENV_SOCKET,
     launch::ENV_PROGRESS,
     launch::ENV_STOP_GRACE,

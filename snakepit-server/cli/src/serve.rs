@@ -98,7 +98,6 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
         .multiplex(!args.workers.no_multiplex)
         .listen_on(args.network.listen)
         .allow_remote(args.network.allow_remote)
-        .tracebacks(args.network.tracebacks.into())
         .connection_bytes(bytes(args.network.connection_bytes))
         .reap_orphans(snakepit_worker::process::inherits_orphans());
     if let Some(connections) = args.network.max_connections {
@@ -115,6 +114,12 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
     }
     if let Some(threads) = args.workers.library_threads {
         builder = builder.library_threads(threads);
+    }
+    if let Some(calls) = args.workers.concurrency {
+        builder = builder.concurrency(usize::from(calls));
+    }
+    if let Some(threads) = args.workers.threads {
+        builder = builder.threads(usize::from(threads));
     }
     if let Some(command) = args.workers.worker_command {
         builder = builder.worker_command(split_command(&command)?);

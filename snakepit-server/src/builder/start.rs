@@ -21,12 +21,15 @@ use crate::{
     host_launcher::HostLauncher,
     listen::{self, ArrivalBudgets, ListenLimits, Mount, ResponseBudget, default_connections},
     python::Interpreter,
-    settings::{ADAPTER, CONCURRENCY, CONNECTION_BYTES, LAUNCHER, QUEUE_BYTES, WORKER_COMMAND, WORKERS},
+    settings::{ADAPTER, CONNECTION_BYTES, LAUNCHER, QUEUE_BYTES, THREADS, WORKER_COMMAND},
     snakepit::Service,
 };
 
 /// The interval at which the host frees the memory of expired sessions. Callers cannot reach a session after it expires.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The maximum number of threads for tools that are plain functions.
+const MAX_THREADS: usize = 256;
 
 impl Builder {
     /// The default of [`start_timeout`](Self::start_timeout). Imports of Python packages can be slow.
@@ -110,12 +113,9 @@ impl Builder {
                 }
             }));
         }
-        if let Some(WorkerProgram::Python { .. }) = program
-            && self.pool.concurrency != 1
-        {
+        if let Some(threads) = self.threads.filter(|threads| *threads > MAX_THREADS) {
             return Err(config_error(format!(
-                "{CONCURRENCY} is not 1, but a Python worker runs one call at a time; set it to 1, or set {WORKERS} for \
-                 more workers"
+                "{THREADS} is {threads}; set it to a value from 0 to {MAX_THREADS}"
             )));
         }
         // Workers of a custom launcher do not necessarily need file descriptors.
@@ -139,9 +139,7 @@ impl Builder {
         let timeout = self.pool.default_timeout;
         let launches = Launches::new();
         let host = Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone());
-        let mut host = host.with_call_readers(self.call_readers).with_authorizer(self.authorizer);
-        host.tracebacks = self.tracebacks;
-        let host = Arc::new(host);
+        let host = Arc::new(host.with_call_readers(self.call_readers).with_authorizer(self.authorizer));
         host_ref.set(&host);
         host.set_layers(self.call_layers);
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;
@@ -168,6 +166,8 @@ impl Builder {
             config.adapter_args = self.adapter_args;
             config.gpus = self.gpus;
             config.library_threads = self.library_threads;
+            config.concurrency = self.pool.concurrency;
+            config.threads = self.threads;
             config.start_timeout = start_timeout;
             config.stop_grace = self.pool.stop_grace;
             Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir)))

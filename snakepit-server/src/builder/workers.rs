@@ -40,4 +40,12 @@ impl Builder {
         self.library_threads = Some(threads);
         self
     }
+
+    /// Sets the number of threads in which each Python worker runs tools that are plain functions, 0 to 256. It replaces the
+    /// attribute `threads` of the adapter. Without it and without the attribute, and with 0, tools that are plain functions run
+    /// one at a time on the main thread.
+    pub const fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
 }

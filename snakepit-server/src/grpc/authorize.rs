@@ -8,15 +8,24 @@ use snakepit_worker::process::Launch;
 use tonic::{Extensions, Request, Status};
 
 use super::bridge::Bridge;
-use crate::{Operation, host::Host, listen::Connection, status::from_tool_error};
+use crate::{
+    Operation,
+    host::Host,
+    listen::{Connection, ReportedCall},
+    status::from_tool_error,
+};
 
 /// Determines the principal of a request.
 #[derive(Debug, Clone)]
 pub(super) enum PrincipalSource {
     /// The principal that the program's own server has set, or the peer of the connection.
     Fixed(Principal),
-    /// A process of a worker, which acts for the call that the worker runs.
-    Worker(Arc<Launch>),
+    /// A process of a worker, which acts for the call that makes the request.
+    Worker {
+        launch: Arc<Launch>,
+        /// The call that the worker reports, if it runs several.
+        call: Option<ReportedCall>,
+    },
 }
 
 impl PrincipalSource {
@@ -24,7 +33,7 @@ impl PrincipalSource {
     pub(super) fn principal(&self, host: &Host) -> Principal {
         match self {
             Self::Fixed(principal) => principal.clone(),
-            Self::Worker(launch) => host.acting_principal(launch.id()),
+            Self::Worker { launch, call } => host.acting_principal(launch.id(), call.map(|call| call.0)),
         }
     }
 }
@@ -70,7 +79,9 @@ impl Bridge {
         match connection.find_launch() {
             // A foreign worker acts as itself, because it runs any number of calls concurrently and opens sessions for calls that
             // have none.
-            Some(launch) if self.launch().is_none() => PrincipalSource::Worker(Arc::clone(launch)),
+            Some(launch) if self.launch().is_none() => {
+                PrincipalSource::Worker { launch: Arc::clone(launch), call: extensions.get().copied() }
+            }
             _ => PrincipalSource::Fixed(connection.principal()),
         }
     }

@@ -13,7 +13,7 @@ use super::{
     request::{mark_worker, tool_call},
 };
 use crate::{
-    listen::Connection,
+    listen::{Connection, ReportedCall},
     status::{from_tool_error, unexpected_reply},
 };
 
@@ -31,8 +31,7 @@ impl Bridge {
         call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
         call.ancestors = self.ancestors(&headers, &extensions);
-        let (tool, recipient) =
-            (call.tool.clone(), AnswerRecipient::of(self.host(), &call, extensions.get().cloned()));
+        let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(&call, extensions.get().cloned()));
         let result = self.host().call(call, |value| recipient.account_message(value)).await;
         match recipient.result(result) {
             Ok(reply) => unary_response(&tool, reply),
@@ -55,7 +54,7 @@ impl Bridge {
         call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
         call.ancestors = self.ancestors(&headers, &extensions);
-        let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(self.host(), &call, None));
+        let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(&call, None));
         let result = self.host().call(call, Ok).await;
         let ToolReply { body, worker, .. } = recipient.result(result).map_err(from_tool_error)?;
         let mut response = Response::new(chunk_response(&tool, body)?);
@@ -136,7 +135,7 @@ impl Bridge {
         let mut call = tool_call(&headers, &extensions, request, mode)?;
         call.principal = self.principal(&extensions);
         call.ancestors = self.ancestors(&headers, &extensions);
-        let recipient = AnswerRecipient::of(self.host(), &call, extensions.get().cloned());
+        let recipient = AnswerRecipient::of(&call, extensions.get().cloned());
         Ok((call, recipient))
     }
 
@@ -147,7 +146,8 @@ impl Bridge {
         let claimed = headers.get(headers::WORKER_ID)?.to_str().ok()?;
         let connection = extensions.get::<Arc<Connection>>()?;
         let worker = connection.find_launch().filter(|launch| launch.id().as_str() == claimed)?;
-        self.host().pool_if_started()?.tool().ancestors_on(worker.id().as_str())
+        let reported = extensions.get::<ReportedCall>().map(|call| call.0);
+        self.host().pool_if_started()?.tool().ancestors_on(worker.id().as_str(), reported)
     }
 }
 

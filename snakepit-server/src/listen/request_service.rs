@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
-use snakepit_proto::MAX_MESSAGE_BYTES;
+use snakepit_proto::{MAX_MESSAGE_BYTES, headers::CALL_ID};
 use tonic::{Status, body::Body, service::Routes};
 use tower::Service;
 
@@ -24,6 +24,7 @@ use super::{
     gzip::{self, DecompressedBody},
     message::{Message, read_message},
     message_stream::MessageStream,
+    reported_call::ReportedCall,
     request_memory::RequestMemory,
     response::{ResponseBody, ResponseKind},
 };
@@ -167,6 +168,9 @@ where
     });
     if connection.authorizes() || CONNECTION_RPCS.contains(&path) {
         parts.extensions.insert(Arc::clone(connection));
+        if let Some(call) = ReportedCall::parse(parts.headers.get(CALL_ID)) {
+            parts.extensions.insert(call);
+        }
     }
     let is_gzip = gzip::take_gzip_encoding(&mut parts.headers);
     let compresses_response = is_gzip && gzip::accepts_gzip(&parts.headers);

@@ -64,6 +64,11 @@ pub struct ProcessConfig {
     /// workers. 0 leaves the libraries their own defaults. Variables that this program or [`env`](Self::env) sets take
     /// precedence.
     pub library_threads: Option<usize>,
+    /// The number of calls that a worker of this project runs concurrently. `None` leaves it to the adapter.
+    pub concurrency: Option<usize>,
+    /// The number of threads in which a worker of this project runs tools that are plain functions. `None` leaves it to the
+    /// adapter.
+    pub threads: Option<usize>,
 }
 
 impl ProcessConfig {
@@ -80,6 +85,8 @@ impl ProcessConfig {
             adapter_args: serde_json::Map::new(),
             gpus: Vec::new(),
             library_threads: None,
+            concurrency: None,
+            threads: None,
         }
     }
 

@@ -29,6 +29,8 @@ pub(super) fn of_slot(config: &ProcessConfig, slot: Option<&WorkerSlot>) -> Vec<
         let json = serde_json::Value::Object(config.adapter_args.clone()).to_string();
         variables.push((launch::ENV_ADAPTER_ARGS, json));
     }
+    let numbers = [(launch::ENV_CONCURRENCY, config.concurrency), (launch::ENV_THREADS, config.threads)];
+    variables.extend(numbers.into_iter().filter_map(|(name, number)| Some((name, number?.to_string()))));
     let Some(WorkerSlot { pool, index, count }) = slot else { return variables };
     variables.push((launch::ENV_POOL, pool.to_string()));
     variables.push((launch::ENV_WORKER_INDEX, index.to_string()));

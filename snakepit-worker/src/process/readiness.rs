@@ -53,7 +53,7 @@ impl WorkerAddress {
     }
 }
 
-/// Waits until the worker reports its address.
+/// Waits until the worker reports its address and the number of calls that it runs concurrently.
 ///
 /// # Errors
 /// If the worker reports a failure, exits, or does not report until the deadline.
@@ -62,18 +62,18 @@ pub(super) async fn wait_ready(
     files: &WorkerFiles,
     config: &ProcessConfig,
     deadline: Instant,
-) -> Result<WorkerAddress, WorkerError> {
+) -> Result<(WorkerAddress, Option<usize>), WorkerError> {
     let (exit, mut port) = (supervised.exit_watch(), supervised.ready_port());
     // Tools of this project's workers may print a readiness line, even at import, so only foreign workers may use one.
     let is_foreign = !config.is_native();
     let report = async {
         tokio::select! {
             message = control_message(supervised.control()) => match message {
-                ControlMessage::Ready { address } => Ok(WorkerAddress::parse(&address)),
+                ControlMessage::Ready { address, concurrency } => Ok((WorkerAddress::parse(&address), concurrency)),
                 ControlMessage::Failed { error, traceback } => Err(WorkerError::StartFailed { error, traceback, source: None }),
             },
-            port = port_from_output(&mut port), if is_foreign => Ok(WorkerAddress::port(port)),
-            port = port_from_file(&files.ready), if is_foreign => Ok(WorkerAddress::port(port)),
+            port = port_from_output(&mut port), if is_foreign => Ok((WorkerAddress::port(port), None)),
+            port = port_from_file(&files.ready), if is_foreign => Ok((WorkerAddress::port(port), None)),
         }
     };
     tokio::select! {

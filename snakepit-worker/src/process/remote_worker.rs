@@ -6,7 +6,7 @@ mod per_call_rpc;
 use std::pin::Pin;
 
 use async_trait::async_trait;
-use snakepit_proto::{mux::Multiplexer, pb};
+use snakepit_proto::{launch::progress::MULTIPLEXED, mux::Multiplexer, pb};
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_wire::mux;
 
@@ -90,5 +90,14 @@ impl ToolHandler for RemoteWorker {
         if let Some(multiplexer) = &self.multiplexer {
             multiplexer.recall(call.as_u64());
         }
+    }
+
+    fn find_call(&self, reported: u64) -> Option<CallId> {
+        if reported & MULTIPLEXED == 0 {
+            return Some(CallId::from_u64(reported));
+        }
+        // The host opens only one stream, so the remaining bits are the id on that stream.
+        let tag = self.multiplexer.as_ref()?.tag_of(reported & !MULTIPLEXED)?;
+        Some(CallId::from_u64(tag))
     }
 }

@@ -13,7 +13,7 @@ enum Op {
     Withdraw(Index),
     EndCall(Index, Ending),
     Cancel(Index, bool),
-    Launch(Index, Option<bool>),
+    Launch(Index, Option<(bool, Option<usize>)>),
     Exit(Index),
     Advance(u64),
     Drain(u64),
@@ -47,8 +47,8 @@ fn op() -> impl Strategy<Value = Op> {
         10 => any::<Index>().prop_map(Op::Withdraw),
         50 => (any::<Index>(), ending).prop_map(|(index, ending)| Op::EndCall(index, ending)),
         15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, is_proven)| Op::Cancel(index, is_proven)),
-        // `None` fails the launch; the bool is the worker's `queues_calls`.
-        25 => (any::<Index>(), prop::option::weighted(0.7, any::<bool>()))
+        // `None` fails the launch; the pair is the worker's `queues_calls` and `concurrency`.
+        25 => (any::<Index>(), prop::option::weighted(0.7, (any::<bool>(), prop::option::of(1..4_usize))))
             .prop_map(|(index, up)| Op::Launch(index, up)),
         10 => any::<Index>().prop_map(Op::Exit),
         25 => (0..2500_u64).prop_map(Op::Advance),
@@ -62,10 +62,17 @@ fn op() -> impl Strategy<Value = Op> {
 struct ModelWorker {
     running: Vec<Load>,
     queues_calls: bool,
+    concurrency: usize,
     last_progress: Instant,
     cancelling: usize,
-    cancel_by: Option<Instant>,
+    is_retiring: bool,
     is_ending: bool,
+}
+
+impl ModelWorker {
+    fn held(&self) -> usize {
+        self.running.len() + self.cancelling
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -95,7 +102,8 @@ struct Model {
     running: Vec<(WorkerKey, Load, u64, Option<Instant>)>,
     workers: HashMap<WorkerKey, ModelWorker>,
     launching: Vec<WorkerKey>,
-    cancelling: Vec<WorkerKey>,
+    /// The abandoned calls, and the ends of their grace periods.
+    cancelling: Vec<(WorkerKey, CallId, Instant)>,
     /// The numbers of assigned, rejected, expired and withdrawn tickets.
     resolved: BTreeSet<u64>,
     /// The workers whose calls were recalled by the last event.
@@ -149,13 +157,14 @@ impl Model {
     }
 
     /// Whether a worker can begin a call immediately.
-    fn is_idle(&self, up: &ModelWorker) -> bool {
-        !up.is_ending && up.cancelling == 0 && up.running.len() < self.limits.concurrency
+    fn is_idle(up: &ModelWorker) -> bool {
+        !up.is_ending && !up.is_retiring && up.held() < up.concurrency
     }
 
     /// Whether a worker may get a brief call ahead of its turn: it holds only brief calls and makes progress.
     fn takes_ahead(&self, up: &ModelWorker) -> bool {
         !up.is_ending
+            && !up.is_retiring
             && up.cancelling == 0
             && up.queues_calls
             && up.last_progress + STALLED_AFTER > self.harness.now
@@ -165,7 +174,7 @@ impl Model {
 
     /// Whether any worker can take a brief call now.
     fn can_place_brief(&self) -> bool {
-        self.workers.values().any(|up| self.is_idle(up) || self.takes_ahead(up))
+        self.workers.values().any(|up| Self::is_idle(up) || self.takes_ahead(up))
     }
 
     /// `submitted` is the load and deadline of the call that was just submitted. Other calls come from the queue.
@@ -188,12 +197,12 @@ impl Model {
                     );
                     self.queued.values_mut().for_each(|call| call.assigned_since += 1);
                 }
-                let is_any_idle = self.workers.values().any(|up| self.is_idle(up));
+                let is_any_idle = self.workers.values().any(Self::is_idle);
                 let now = self.harness.now;
                 let up = &self.workers[&worker];
                 assert!(!up.is_ending, "an ending worker got a call");
-                assert_eq!(up.cancelling, 0, "a quarantined worker got a call");
-                if up.running.len() >= self.limits.concurrency {
+                assert!(!up.is_retiring, "a retiring worker got a call");
+                if up.held() >= up.concurrency {
                     assert!(load.is_brief() && self.takes_ahead(up), "{load:?} was handed to {up:?}");
                     let before = up.running.iter().map(|load| load.time()).sum::<Duration>();
                     let should_wait =
@@ -223,16 +232,15 @@ impl Model {
                 self.launching.push(worker);
             }
             Effect::AbortLaunch(worker) => assert!(self.launching.contains(&worker)),
-            Effect::Cancel(worker, _) => {
+            Effect::Cancel(worker, call) => {
                 let up = self.workers.get_mut(&worker).expect("it is up");
                 up.cancelling += 1;
-                up.cancel_by = Some(self.harness.now + self.limits.cancel_grace);
-                self.cancelling.push(worker);
+                self.cancelling.push((worker, call, self.harness.now + self.limits.cancel_grace));
             }
             Effect::Recall(worker) => {
                 assert!(self.can_place_brief(), "no worker could take the returned calls");
                 let up = &self.workers[&worker];
-                assert!(up.running.len() + up.cancelling > self.limits.concurrency);
+                assert!(up.held() > up.concurrency);
                 assert!(up.last_progress + STALLED_AFTER <= self.harness.now, "it makes progress");
                 self.recalled.push(worker);
             }
@@ -262,7 +270,7 @@ impl Model {
         assert_eq!(scheduler.waiting_for_room(), self.waiting.len());
         assert!(self.waiting.is_empty() || self.queued.len() >= self.limits.queue, "there is room");
         let is_any_waiting = !self.queued.is_empty() || !self.waiting.is_empty();
-        let is_any_idle = self.workers.values().any(|up| self.is_idle(up));
+        let is_any_idle = self.workers.values().any(Self::is_idle);
         assert!(!is_any_waiting || !is_any_idle, "a call waits while a worker is idle");
         if !self.queued.is_empty() {
             let head = self.queued.values().next().expect("it is not empty");
@@ -281,6 +289,8 @@ impl Model {
                 }
             }
         }
+        let is_left = |up: &&ModelWorker| up.is_retiring && !up.is_ending && up.held() == 0;
+        assert!(!self.workers.values().any(|up| is_left(&up)), "a retired worker was not stopped");
         assert_eq!(self.stopped, usize::from(scheduler.phase() == Phase::Stopped));
     }
 
@@ -323,6 +333,7 @@ impl Model {
             if matches!(ending, Ending::Finished | Ending::Abandoned) {
                 up.last_progress = self.harness.now;
             }
+            up.is_retiring |= matches!(ending, Ending::Retired);
         }
         if let Ending::Returned = ending {
             let ticket = Ticket { number, waiter: 0 };
@@ -339,29 +350,30 @@ impl Model {
             Ending::Retired => Event::Retired(worker, load),
             Ending::Returned => unreachable!("handled above"),
             Ending::Lost => Event::Lost(worker),
-            Ending::Abandoned => Event::Abandoned(worker, CallId::from_u64(1), load),
+            Ending::Abandoned => Event::Abandoned(worker, CallId::from_u64(number), load),
         });
     }
 
     fn exit(&mut self, worker: WorkerKey) {
         self.workers.remove(&worker);
-        self.cancelling.retain(|cancelling| *cancelling != worker);
+        self.cancelling.retain(|(cancelling, ..)| *cancelling != worker);
         self.on(Event::Exited(worker));
     }
 
-    fn launch(&mut self, index: usize, up: Option<bool>) {
+    fn launch(&mut self, index: usize, up: Option<(bool, Option<usize>)>) {
         let worker = self.launching.swap_remove(index);
-        let Some(queues_calls) = up else { return self.on(Event::LaunchFailed(worker)) };
+        let Some((queues_calls, concurrency)) = up else { return self.on(Event::LaunchFailed(worker)) };
         let up = ModelWorker {
             running: Vec::new(),
             queues_calls,
+            concurrency: concurrency.unwrap_or(self.limits.concurrency),
             last_progress: self.harness.now,
             cancelling: 0,
-            cancel_by: None,
+            is_retiring: false,
             is_ending: false,
         };
         self.workers.insert(worker, up);
-        self.on(Event::Launched { worker, queues_calls });
+        self.on(Event::Launched { worker, queues_calls, concurrency });
     }
 
     fn advance(&mut self, millis: u64) {
@@ -377,8 +389,7 @@ impl Model {
         let has_ended = |call: &Waiting| call.end <= now || call.deadline.is_some_and(|at| at <= now);
         assert!(!self.waiting.values().any(has_ended), "a call waited for room beyond its limit");
         for (worker, up) in &self.workers {
-            let holds_calls =
-                !up.running.is_empty() && up.running.len() + up.cancelling > self.limits.concurrency;
+            let holds_calls = !up.running.is_empty() && up.held() > up.concurrency;
             if self.has_ticked
                 && self.can_place_brief()
                 && holds_calls
@@ -388,11 +399,9 @@ impl Model {
                 assert!(self.recalled.contains(worker), "{up:?} holds calls that another worker could take");
             }
         }
-        for up in self.workers.values().filter(|up| up.cancelling > 0 && !up.is_ending) {
-            assert!(
-                up.cancel_by.is_some_and(|at| at > now),
-                "a cancelled call outlived its grace period: {up:?}"
-            );
+        for (worker, call, by) in &self.cancelling {
+            let is_ending = self.workers.get(worker).is_none_or(|up| up.is_ending);
+            assert!(is_ending || *by > now, "call {call} outlived its grace period");
         }
     }
 
@@ -415,12 +424,12 @@ impl Model {
                 self.end_call(index.index(self.running.len()), *ending);
             }
             Op::Cancel(index, is_proven) if !self.cancelling.is_empty() => {
-                let worker = self.cancelling.swap_remove(index.index(self.cancelling.len()));
+                let (worker, call, _) = self.cancelling.swap_remove(index.index(self.cancelling.len()));
                 if *is_proven && let Some(up) = self.workers.get_mut(&worker) {
                     up.cancelling -= 1;
                 }
                 self.on(if *is_proven {
-                    Event::CancelConfirmed(worker)
+                    Event::CancelConfirmed(worker, call)
                 } else {
                     Event::CancelFailed(worker)
                 });

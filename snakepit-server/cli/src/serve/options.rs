@@ -6,7 +6,6 @@ use std::{path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 use snakepit_pool::PoolConfig;
 use snakepit_proto::address;
-use snakepit_server::TracebackPolicy;
 
 use super::{adapter_arg::AdapterArg, session_limits::SessionLimitArgs};
 use crate::{
@@ -89,6 +88,14 @@ pub(super) struct WorkerOptions {
     #[arg(long, value_name = "N")]
     pub(super) library_threads: Option<usize>,
 
+    /// Run this many calls of each worker concurrently, 1 to 256 [default: the adapter's, else 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) concurrency: Option<u16>,
+
+    /// Run tools that are plain functions in this many threads of each worker, 0 to 256 [default: the adapter's, else 0].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub(super) threads: Option<u16>,
+
     /// Use this Python interpreter [default: that of $VIRTUAL_ENV, else of the nearest .venv, else python3].
     #[arg(long, value_name = "PATH", env = "SNAKEPIT_PYTHON", hide_env_values = true)]
     pub(super) python: Option<PathBuf>,
@@ -128,24 +135,6 @@ pub(super) struct CallOptions {
     pub(super) drain: Duration,
 }
 
-/// The clients whose errors include tracebacks.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(super) enum TracebackReaders {
-    Local,
-    Always,
-    Never,
-}
-
-impl From<TracebackReaders> for TracebackPolicy {
-    fn from(readers: TracebackReaders) -> Self {
-        match readers {
-            TracebackReaders::Local => Self::Local,
-            TracebackReaders::Always => Self::Always,
-            TracebackReaders::Never => Self::Never,
-        }
-    }
-}
-
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Network")]
 pub(super) struct NetworkOptions {
@@ -163,11 +152,6 @@ pub(super) struct NetworkOptions {
     /// Allow an address that other machines can reach. Traffic is not encrypted, so the network must be trusted.
     #[arg(long)]
     pub(super) allow_remote: bool,
-
-    /// Include the tracebacks, notes and causes of tools' errors, and the output of workers, in the errors of these clients: on this
-    /// machine, all, or none.
-    #[arg(long, value_name = "CLIENTS", value_enum, default_value = "local")]
-    pub(super) tracebacks: TracebackReaders,
 
     /// Accept at most this many client connections [default: depends on the limit of open files].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

@@ -71,7 +71,12 @@ fn pool() -> Vec<Row> {
         ),
         row("Builder::stop_grace", duration(stop_grace), "duration, up to a day", Some("stop-grace")),
         row("Builder::cancel_grace", duration(cancel_grace), "duration, up to a day", None),
-        row("Builder::concurrency", concurrency.to_string(), "1 to 256 calls per worker; 1 for Python", None),
+        row(
+            "Builder::concurrency",
+            concurrency.map_or_else(|| "the adapter's, else 1".to_owned(), |calls| calls.to_string()),
+            "1 to 256 calls per worker",
+            Some("concurrency"),
+        ),
         row("Builder::max_attempts", max_attempts.to_string(), "1 to 10", None),
     ]
 }
@@ -88,6 +93,12 @@ fn host() -> Vec<Row> {
             "threads; 0 for no limit",
             Some("library-threads"),
         ),
+        row(
+            "Builder::threads",
+            "the adapter's, else 0",
+            "0 to 256 [threads](async.md#threads)",
+            Some("threads"),
+        ),
         row("Builder::worker_command", "none", "command", Some("worker-command")),
         row("Builder::python", "the nearest `.venv`", "path", Some("python")),
         row(
@@ -100,12 +111,6 @@ fn host() -> Vec<Row> {
         row("Snakepit::shutdown_within", &duration(Snakepit::DEFAULT_DRAIN), "duration", Some("drain")),
         row("Builder::listen", "none; daemon: `127.0.0.1:50051`", "host and port", Some("listen")),
         row("Builder::allow_remote", "off", "on or off", Some("allow-remote")),
-        row(
-            "Builder::tracebacks",
-            "`local`",
-            "`local`, `always`, `never`; in Rust also a function",
-            Some("tracebacks"),
-        ),
         row("Builder::max_connections", "by the limit of open files", "at least 1", Some("max-connections")),
         row(
             "Builder::connection_bytes",
@@ -222,9 +227,7 @@ fn the_flags_have_the_defaults_of_the_page() {
 
 #[test]
 fn the_methods_of_the_page_exist() {
-    let code = ["", "/authorization", "/workers"]
-        .map(|name| file(&format!("snakepit-server/src/builder{name}.rs")))
-        .concat();
+    let code = ["", "/workers"].map(|name| file(&format!("snakepit-server/src/builder{name}.rs"))).concat();
     for row in rows() {
         if let Some(method) = row.rust.strip_prefix("Builder::") {
             let mut lines = code.lines().filter_map(|line| line.trim().strip_prefix("pub "));

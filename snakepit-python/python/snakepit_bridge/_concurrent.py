@@ -1,0 +1,402 @@
+"""Runs several calls of a worker concurrently, each in its own task of one event loop. See :class:`ConcurrentLoop`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import sys
+import time
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+from snakepit_bridge import _native, _owner, _signals
+from snakepit_bridge._owner import OWNER, CallOwner
+from snakepit_bridge._readiness import until_done
+from snakepit_bridge._running_loop import RunningLoop, _callback_at
+from snakepit_bridge.errors import CallCancelled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from concurrent.futures import ThreadPoolExecutor
+    from types import FrameType
+
+    from snakepit_bridge._native import ChunkSink, ConcurrentCall, ConcurrentCalls
+    from snakepit_bridge._plan import Plan
+
+#: The time within which the tasks that a call left behind must end, in seconds.
+_END_WITHIN = 2.0
+
+#: The maximum number of times that the tasks of a call are cancelled, because they may start further ones.
+_MAX_ROUNDS = 10
+
+#: The grace period of a cancelled call in a thread before the first exception, in seconds.
+_GRACE = 0.1
+
+#: The time between two exceptions in a call that does not end, in seconds.
+_REPEAT_INTERVAL = 0.9
+
+#: The number of items after which an async generator that never waits lets other calls run.
+_ITEMS_PER_TURN = 16
+
+
+class ConcurrentLoop(RunningLoop):
+    """Runs calls concurrently. Each has its own task, context variables, subtasks, timers and callbacks."""
+
+    #: The callback that ran at the last signal, and the earliest time of the next exception in it.
+    _blocking: object | None = None
+    _interrupt_at = 0.0
+
+    def serve(self, calls: ConcurrentCalls, plan: Plan) -> None:
+        """Run calls until their queue is closed and all of them have ended."""
+        loop = self._loop
+        asyncio.set_event_loop(loop)
+        runner = _CallRunner(self, calls, plan)
+        # No call is the only running one. The owner in the context of the code shows its call.
+        _owner.running = runner
+        try:
+            main = loop.create_task(runner.run(), name="calls", context=self._worker_context.copy())
+            self._run_until_done(main)
+            main.result()
+        finally:
+            _owner.running = None
+            runner.close()
+
+    def blocking_call(self, frame: FrameType | None) -> ConcurrentCall | None:
+        """Return the call that blocks the loop although it was cancelled. ``frame`` runs when a signal arrives."""
+        owner = OWNER.get()
+        if type(owner) is not CallOwner or not owner.is_interruptible or not owner.call.cancelled:
+            return None
+        callback = _callback_at(frame)
+        if callback is None or _is_runtime(frame):
+            return None
+        now = time.monotonic()
+        if callback is not self._blocking:
+            self._blocking, self._interrupt_at = callback, now
+            return None
+        if now < self._interrupt_at:
+            return None
+        self._interrupt_at = now + _REPEAT_INTERVAL
+        return owner.call
+
+    def end_call_of(self, owner: CallOwner) -> None:
+        """Cancel the timers of a call, and remove its watches of descriptors and signals."""
+        loop: Any = self._loop
+        self._watches.end_call(owner)
+        for handle in getattr(loop, "_scheduled", ()):
+            if not handle.cancelled() and handle._context.get(OWNER) is owner:
+                handle.cancel()
+
+    def restore(self) -> None:
+        """Restore the settings of the loop. Called while no call runs."""
+        self._blocking = None
+        self._restore()
+        self._watches.end_call()
+
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+    ) -> asyncio.Task[Any]:
+        task = super()._make_task(loop, coroutine, **options)
+        context = options.get("context")
+        owner = OWNER.get() if context is None else context.get(OWNER)
+        if type(owner) is CallOwner:
+            owner.tasks.add(task)
+            task.add_done_callback(owner.tasks.discard)
+        return task
+
+
+class _CallRunner:
+    """Starts the calls of the queue, cancels them, and waits for their end."""
+
+    def __init__(self, running: ConcurrentLoop, calls: ConcurrentCalls, plan: Plan) -> None:
+        self._running = running
+        self._loop = running._loop
+        self._calls = calls
+        self._plan = plan
+        self._tools = {tool.spec["name"]: tool for tool in plan.tools}
+        self._base, self._prepare = calls.contexts()
+        #: The running calls by id.
+        self._owners: dict[int, CallOwner] = {}
+        self._threads: ThreadPoolExecutor | None = None
+        if plan.threads:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._threads = ThreadPoolExecutor(plan.threads, thread_name_prefix="snakepit-tool")
+
+    async def run(self) -> None:
+        """Run calls until the queue is closed and all of them have ended."""
+        self._done = self._loop.create_future()
+        self._loop.add_reader(self._calls.fileno(), self._on_signal)
+        self._on_signal()
+        await self._done
+        self._loop.remove_reader(self._calls.fileno())
+
+    def close(self) -> None:
+        """Release the threads."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+
+    def _on_signal(self) -> None:
+        self._calls.clear()
+        for call in self._calls.cancelled():
+            owner = self._owners.get(call)
+            if owner is not None:
+                self._cancel(owner)
+        self._start_calls()
+
+    def _start_calls(self) -> None:
+        while (call := self._calls.next()) is not None:
+            owner = CallOwner(call)
+            self._owners[call.id] = owner
+            context = self._base.copy()
+            context.run(OWNER.set, owner)
+            if self._prepare is not None:
+                context.run(self._prepare)
+            # Not by the factory, because it would count as a task that the call left behind.
+            owner.task = asyncio.Task(self._serve(owner), loop=self._loop, name=call.tool, context=context)
+        if not self._owners and self._calls.is_closed() and not self._done.done():
+            self._done.set_result(None)
+
+    def _cancel(self, owner: CallOwner) -> None:
+        # A call that has not begun, or whose tool has ended, notices the cancellation itself.
+        if not owner.is_interruptible:
+            return
+        if owner.thread is not None:
+            self._loop.call_later(_GRACE, self._interrupt_thread, owner)
+        elif owner.task is not None:
+            owner.task.cancel()
+
+    def _interrupt_thread(self, owner: CallOwner) -> None:
+        """Raise an exception in the thread of a cancelled call, and repeat that until the call ends."""
+        thread = owner.thread
+        if thread is None or not owner.is_interruptible:
+            return
+        wait = _GRACE
+        ident = thread.thread
+        if ident is not None and self._may_interrupt(ident):
+            frame = sys._current_frames().get(ident)
+            owner.call.note_interruption(_signals.is_interruptible(frame, self._plan.modules))
+            thread.interrupt(CallCancelled)
+            wait = _REPEAT_INTERVAL
+        self._loop.call_later(wait, self._interrupt_thread, owner)
+
+    @staticmethod
+    def _may_interrupt(ident: int) -> bool:
+        """Return whether an exception may be raised in the code that a thread runs."""
+        frame = sys._current_frames().get(ident)
+        if frame is None or _is_runtime(frame) or _signals.is_importing(frame):
+            return False
+        error: Any = sys._current_exceptions().get(ident)
+        # A tuple before Python 3.12.
+        return not _signals.is_cleaning_up(error[1] if isinstance(error, tuple) else error)
+
+    async def _serve(self, owner: CallOwner) -> None:
+        call = owner.call
+        try:
+            if call.begin():
+                await self._run(owner, call)
+        except BaseException as error:
+            # The cleanup was interrupted, or this module has a bug.
+            call.set_failure(error)
+        owner.is_interruptible = False
+        try:
+            if not call.cancelled:
+                # The caller does not wait for tasks that the call left behind.
+                call.answer()
+            if owner.tasks and not await self._end_tasks(owner):
+                call.retire("it left tasks that do not end")
+            self._running.end_call_of(owner)
+        except BaseException as error:
+            _report(error, f"the end of tool `{call.tool}`")
+        del self._owners[call.id]
+        if not self._owners:
+            self._running.restore()
+        call.finish()
+        self._start_calls()
+
+    async def _run(self, owner: CallOwner, call: ConcurrentCall) -> None:
+        inputs = call.prepare()
+        if inputs is None:
+            return
+        kwargs, context = inputs
+        plan = self._plan
+        adapter: Any = None
+        function: Any = None
+        #: A stream that was not exhausted.
+        items: list[Any] = []
+        try:
+            owner.is_interruptible = True
+            if call.cancelled:
+                raise asyncio.CancelledError
+            adapter = plan.factory()
+            if plan.has_context:
+                adapter.set_session_context(context)
+            if plan.has_initialize:
+                await _resolved(adapter.initialize())
+            tool = self._tools.get(call.tool)
+            if tool is None:
+                invoke = functools.partial(adapter.execute_tool, call.tool, kwargs, context)
+                is_plain = plan.are_dynamic_plain
+            else:
+                function = getattr(adapter, tool.attribute)
+                invoke = functools.partial(function, **kwargs)
+                is_plain = tool.is_plain
+            if is_plain and self._threads is not None:
+                await self._run_in_thread(owner, functools.partial(_run_plain, call, invoke, items))
+            else:
+                await _finish(call, invoke(), items)
+        except BaseException as error:
+            owner.is_interruptible = False
+            if not call.cancelled:
+                call.set_failure(error, function, kwargs)
+        owner.is_interruptible = False
+        # Cancellation does not interrupt the cleanup.
+        while owner.task is not None and owner.task.cancelling():
+            owner.task.uncancel()
+        await self._clean_up(adapter, items)
+
+    async def _run_in_thread(self, owner: CallOwner, body: Callable[[], Any]) -> None:
+        thread = owner.thread = _native.ThreadCall()
+        run = functools.partial(_in_thread, thread, body)
+        try:
+            error, rest = await self._loop.run_in_executor(self._threads, contextvars.copy_context().run, run)
+        finally:
+            owner.thread = None
+        if error is not None:
+            raise error
+        if owner.call.cancelled:
+            raise asyncio.CancelledError
+        if rest is not None:
+            await rest()
+
+    async def _clean_up(self, adapter: Any, items: list[Any]) -> None:
+        for iterator in items:
+            try:
+                close = getattr(iterator, "aclose", None) or getattr(iterator, "close", None)
+                if close is not None:
+                    await _resolved(close())
+            except BaseException as error:
+                _report(error, repr(iterator))
+        if adapter is not None and self._plan.has_cleanup:
+            try:
+                await _resolved(adapter.cleanup())
+            except BaseException as error:
+                _report(error, "cleanup")
+
+    async def _end_tasks(self, owner: CallOwner) -> bool:
+        """Cancel the tasks that a call left behind. Return whether they ended in time."""
+        end = self._loop.time() + _END_WITHIN
+        for _ in range(_MAX_ROUNDS):
+            tasks = {task for task in owner.tasks if not task.done()}
+            if not tasks:
+                return True
+            for task in tasks:
+                if not task.cancelling():
+                    self._running._warn(task)
+                task.cancel()
+            done, pending = await asyncio.wait(tasks, timeout=max(0.0, end - self._loop.time()))
+            for task in done:
+                # Retrieves exceptions, so that asyncio does not log them.
+                if not task.cancelled():
+                    task.exception()
+            if pending:
+                return False
+        return False
+
+
+async def _finish(call: ConcurrentCall, result: Any, items: list[Any]) -> None:
+    """Answer a call with the result of its tool. Add a stream that must be closed to `items`."""
+    if not _is_stream(result):
+        result = await _resolved(result)
+    if not call.is_streaming:
+        if not call.set_result(result):
+            items.append(result)
+        return
+    if not _is_stream(result):
+        call.put_result(result)
+        return
+    items.append(result)
+    sink = _open_stream(call)
+    if hasattr(type(result), "__anext__"):
+        count = 0
+        async for item in result:
+            if not await _put(sink, item):
+                break
+            count += 1
+            if count % _ITEMS_PER_TURN == 0:
+                await asyncio.sleep(0)
+    else:
+        for item in result:
+            if not await _put(sink, item):
+                break
+            # Each step of a plain generator blocks the loop.
+            await asyncio.sleep(0)
+    call.set_complete()
+
+
+def _run_plain(call: ConcurrentCall, invoke: Callable[[], Any], items: list[Any]) -> Callable[[], Any] | None:
+    """Run a plain function on its thread. Return a function for the event loop if the rest of the call needs it."""
+    result = invoke()
+    is_async = hasattr(type(result), "__await__") or hasattr(type(result), "__anext__")
+    if is_async:
+        return functools.partial(_finish, call, result, items)
+    if not call.is_streaming:
+        if not call.set_result(result):
+            items.append(result)
+    elif not _is_stream(result):
+        call.put_result(result)
+    else:
+        items.append(result)
+        sink = _open_stream(call)
+        for item in result:
+            put = sink.put(item)
+            if put is None or (not put and not sink.space().wait()):
+                break
+        call.set_complete()
+    return None
+
+
+def _in_thread(thread: _native.ThreadCall, body: Callable[[], Any]) -> tuple[BaseException | None, Any]:
+    # Exceptions do not pass through the future, which would add frames to their tracebacks.
+    try:
+        return None, thread.run(get_ident(), body)
+    except BaseException as error:
+        return error, None
+
+
+def _open_stream(call: ConcurrentCall) -> ChunkSink:
+    sink = call.open_stream()
+    if sink is None:
+        # The caller no longer waits.
+        raise asyncio.CancelledError
+    return sink
+
+
+async def _put(sink: ChunkSink, item: Any) -> bool:
+    """Put an item into a stream, and wait while its reader is slow. Return ``False`` at the end of the stream."""
+    put = sink.put(item)
+    if put is False:
+        await until_done(sink.ready)
+    return put is not None
+
+
+async def _resolved(result: Any) -> Any:
+    return await result if hasattr(type(result), "__await__") else result
+
+
+def _is_stream(result: Any) -> bool:
+    kind = type(result)
+    return hasattr(kind, "__next__") or hasattr(kind, "__anext__")
+
+
+def _is_runtime(frame: FrameType | None) -> bool:
+    """Return whether the code of this module runs, which an exception would leave in an unknown state."""
+    return frame is not None and frame.f_globals.get("__name__") == __name__
+
+
+def _report(error: BaseException, place: str) -> None:
+    """Write an exception that has no caller to stderr."""
+    import traceback
+
+    details = "".join(traceback.format_exception(error))
+    sys.stderr.write(f"snakepit: exception ignored in {place}:\n{details}")

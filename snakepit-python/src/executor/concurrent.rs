@@ -1,0 +1,134 @@
+//! Workers that run several calls concurrently: [`ConcurrentCalls`] hands the calls of the queue to the event loop, which runs
+//! each in its own task (`_concurrent.py`).
+//!
+//! The event loop owns Python's main thread, and the second IO thread drives the IO all the time. Workers that run one call at a
+//! time use the [`Runner`](super::Runner) instead, which needs no switch between threads.
+
+mod call;
+mod lanes;
+mod loop_signal;
+mod thread_call;
+
+pub(crate) use self::{call::ConcurrentCall, lanes::Lanes, loop_signal::LoopSignal, thread_call::ThreadCall};
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    task::Waker,
+    thread::ThreadId,
+};
+
+use pyo3::prelude::*;
+
+use super::Executor;
+use crate::{io::Io, progress::Answers, tools::Taken};
+
+/// The thread of the event loop that runs calls concurrently.
+static LOOP_THREAD: OnceLock<ThreadId> = OnceLock::new();
+
+/// Returns whether this thread runs the event loop of a worker that runs calls concurrently, so that blocking it blocks other calls.
+pub(crate) fn is_loop_thread() -> bool {
+    LOOP_THREAD.get().is_some_and(|thread| *thread == std::thread::current().id())
+}
+
+/// Returns whether this worker runs calls concurrently, so that its requests report which call makes them.
+pub(crate) fn is_concurrent() -> bool {
+    LOOP_THREAD.get().is_some()
+}
+
+/// The calls of a worker, for the event loop that runs them.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct ConcurrentCalls(Arc<Shared>);
+
+/// The parts that all calls share.
+#[derive(Debug)]
+struct Shared {
+    executor: Executor,
+    io: Io,
+    signal: Arc<LoopSignal>,
+    waker: Waker,
+    lanes: Mutex<Lanes>,
+    /// The store for answers that have not left this process. `None` without a progress file.
+    answers: Mutex<Option<Answers>>,
+    /// The number of calls that have begun, modulo its range. Shows whether a call was the only one in its time.
+    begun: AtomicU32,
+}
+
+impl Shared {
+    /// Code under this lock does not panic.
+    fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ConcurrentCalls {
+    /// Runs calls on the event loop until the queue is closed and all calls have ended.
+    ///
+    /// # Errors
+    /// The exception of an event loop that cannot run.
+    pub(crate) fn run(
+        py: Python<'_>,
+        executor: Executor,
+        io: Io,
+        answers: Option<Answers>,
+        signal: &Arc<LoopSignal>,
+    ) -> PyResult<()> {
+        LOOP_THREAD.get_or_init(|| std::thread::current().id());
+        // This thread does not return to the IO before the last call has ended.
+        io.hand_over();
+        let serve = executor.plan.serve.clone_ref(py);
+        let calls = Self(Arc::new(Shared {
+            lanes: Mutex::new(executor.plan.lanes()),
+            io,
+            signal: Arc::clone(signal),
+            waker: Waker::from(Arc::clone(signal)),
+            answers: Mutex::new(answers),
+            begun: AtomicU32::new(0),
+            executor,
+        }));
+        serve.call1(py, (Bound::new(py, calls)?,)).map(drop)
+    }
+}
+
+#[pymethods]
+impl ConcurrentCalls {
+    /// The descriptor that is readable while there are calls to begin or to cancel.
+    fn fileno(&self) -> i32 {
+        self.0.signal.fileno()
+    }
+
+    /// Resets the descriptor. Look for calls afterwards.
+    fn clear(&self) {
+        self.0.signal.clear();
+    }
+
+    /// Takes the next call that may begin now, if there is one. It counts as running until its `finish`.
+    fn next(&self) -> Option<ConcurrentCall> {
+        let mut lanes = self.0.lanes();
+        let taken = self.0.executor.tools.take(&self.0.waker, |job| lanes.has_room(&job.call.tool));
+        let Taken::Job(job) = taken else { return None };
+        lanes.begin(&job.call.tool);
+        self.0.begun.fetch_add(1, Relaxed);
+        let was_alone = lanes.running() == 1;
+        drop(lanes);
+        Some(ConcurrentCall::new(Arc::clone(&self.0), *job, was_alone))
+    }
+
+    /// Returns whether the queue is closed, so that no further call begins.
+    fn is_closed(&self) -> bool {
+        self.0.executor.tools.is_closed()
+    }
+
+    /// Takes the ids of the running calls that were cancelled.
+    fn cancelled(&self) -> Vec<u64> {
+        self.0.signal.take_cancelled().into_iter().map(|call| call.as_u64()).collect()
+    }
+
+    /// Creates the base context whose copies calls run in, and a function to run first in each copy, or `None`.
+    fn contexts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.0.executor.plan.contexts.bind(py).call0()
+    }
+}
