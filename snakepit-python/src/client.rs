@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use pyo3::{
     prelude::*,
-    types::{PyDict, PyString},
+    types::{PyDict, PyString, PyTuple},
 };
 use snakepit_proto::{mux::STREAM_CREDIT, pb};
 use snakepit_wire::value_to_wire;
@@ -38,20 +38,28 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct HostClient {
     connection: Arc<Connection>,
+    exceptions: Option<Py<PyTuple>>,
 }
 
 #[pymethods]
 impl HostClient {
-    /// Connects to `host:port`, `http://host:port` or `unix:/path` within `connect_timeout` seconds.
+    /// Connects to `host:port`, `http://host:port` or `unix:/path` within `connect_timeout` seconds. `exceptions` are the classes of
+    /// tools' exceptions that calls may raise, or `None` for those of all imported modules.
     #[new]
-    fn new(py: Python<'_>, address: &Bound<'_, PyAny>, connect_timeout: &Bound<'_, PyAny>) -> PyResult<Self> {
+    #[pyo3(signature = (address, connect_timeout, exceptions))]
+    fn new(
+        py: Python<'_>,
+        address: &Bound<'_, PyAny>,
+        connect_timeout: &Bound<'_, PyAny>,
+        exceptions: Option<Py<PyTuple>>,
+    ) -> PyResult<Self> {
         let address = text("address", address)?;
         let bound = timeout("connect_timeout", connect_timeout, MinTimeout::Nanosecond)?;
         let target = Target::parse(address).map_err(InvalidArgumentError::new_err)?;
         let runtime = RuntimeHandle::Background(BackgroundRuntime::get()?);
         let connection =
             runtime.wait(py, Connection::open(address, &target, bound, runtime))?.map_err(HostError::from)?;
-        Ok(Self { connection: Arc::new(connection) })
+        Ok(Self { connection: Arc::new(connection), exceptions })
     }
 
     /// Creates the session if it does not exist.
@@ -111,6 +119,7 @@ impl HostClient {
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
     fn start(
         &self,
+        py: Python<'_>,
         tool: &Bound<'_, PyAny>,
         arguments: &Bound<'_, PyDict>,
         session_id: String,
@@ -138,7 +147,8 @@ impl HostClient {
         };
         let timeout = option_timeout(timeout)?;
         let tool = tool.cast::<PyString>()?.clone().unbind();
-        HostCall::start(&self.connection, NewCall { tool, start, timeout })
+        let exceptions = self.exceptions.as_ref().map(|classes| classes.clone_ref(py));
+        HostCall::start(&self.connection, NewCall { tool, exceptions, start, timeout })
     }
 
     /// Rejects further calls and ends watches. Running calls continue, with `timeout` for at most that many seconds.

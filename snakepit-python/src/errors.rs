@@ -1,5 +1,7 @@
 //! [`HostError`]: errors of requests to the host, and the Python exceptions that they become.
 
+mod tool_failure;
+
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
 use pyo3::{PyErr, PyResult, PyTypeInfo, Python, import_exception, intern, types::PyAnyMethods};
@@ -11,11 +13,12 @@ use snakepit_proto::{
         details_of, root_cause,
     },
 };
-use snakepit_registry::{CallStage, ToolFailure};
+use snakepit_registry::CallStage;
 use snakepit_session::SessionError;
 use snakepit_wire::failure_from_wire;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
+pub(crate) use self::tool_failure::tool_failed;
 use crate::value;
 
 import_exception!(snakepit_bridge.errors, SnakepitError);
@@ -223,7 +226,7 @@ impl From<HostError> for PyErr {
                 host_tool_exception(&tool, &message, *failure)
             }
             HostError::CalledToolFailed(failure) => {
-                Python::attach(|py| tool_failed(py, failure_from_wire(*failure)))
+                Python::attach(|py| tool_failed(py, &failure_from_wire(*failure), None))
             }
             HostError::Status(status) => from_status(&status),
             HostError::StreamRejected(status) | HostError::NotBegun(status) => {
@@ -259,23 +262,6 @@ fn host_tool_exception(tool: &str, text: &str, failure: pb::ToolFailure) -> PyEr
             Err(_) => HostToolError::new_err((text.to_owned(), tool.to_owned())),
         }
     })
-}
-
-/// Returns the exception for the failure of a tool of a worker.
-pub(crate) fn tool_failed(py: Python<'_>, failure: ToolFailure) -> PyErr {
-    let ToolFailure { error_type, message, traceback, code, data, args, attributes, omitted, .. } = failure;
-    let to_python = |value: &serde_json::Value| value::json_to_python(py, value.to_string().as_bytes());
-    let create = || -> PyResult<PyErr> {
-        let data = data.as_ref().map(to_python).transpose()?;
-        let args = args.iter().map(to_python).collect::<PyResult<Vec<_>>>()?;
-        let attributes = attributes.iter().map(|(name, value)| Ok((name, to_python(value)?)));
-        let attributes = attributes.collect::<PyResult<BTreeMap<_, _>>>()?;
-        let class = ToolFailed::type_object(py);
-        let exception =
-            class.call1((&error_type, &message, &traceback, &code, data, args, attributes, omitted))?;
-        Ok(PyErr::from_value(exception))
-    };
-    create().unwrap_or_else(|_| ToolFailed::new_err((error_type.clone(), message.clone(), traceback.clone())))
 }
 
 /// Returns the exception for an error status of the host.

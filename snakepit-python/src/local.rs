@@ -183,7 +183,7 @@ fn deliver(py: Python<'_>, receive: &Py<PyAny>, chunk: Chunk) -> PyResult<bool> 
 fn to_exception(error: ToolError) -> PyErr {
     let message = error.to_string();
     match error {
-        ToolError::Failed(failure) => Python::attach(|py| tool_failed(py, *failure)),
+        ToolError::Failed(failure) => Python::attach(|py| tool_failed(py, &failure, None)),
         ToolError::NotFound { .. } => NotFoundError::new_err(message),
         ToolError::InvalidArguments { violations, .. } => {
             let violations = violations.iter();

@@ -32,6 +32,7 @@ _ARGUMENTS: dict[str, Any] = {
     "Iterable[Any]": ("tea", 3),
     "Iterable[str]": ("args",),
     "Mapping[str, Any] | None": {"item": "tea"},
+    "tuple[_ExceptionClass, ...] | None": (ValueError,),
 }
 
 
@@ -232,7 +233,7 @@ def test_text_that_is_not_utf_8_is_escaped(name: str, kind: str, message: str) -
         call_tool(Unprintable, name)
     error = raised.value
     assert (error.type, error.message) == (kind, message)
-    assert str(error) == f"{kind}: {message}"
+    assert str(error.failure) == f"{kind}: {message}"
     assert "caf\\udce9" in error.traceback.lower()
     assert f"in {name}" in error.traceback
 

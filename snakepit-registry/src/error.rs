@@ -1,70 +1,21 @@
 //! [`ToolError`], the error of a call. `snakepit-server` maps it to gRPC statuses in one place.
 
-use std::{collections::BTreeMap, error::Error, fmt, time::Duration};
+use std::{error::Error, fmt, time::Duration};
 
-use serde_json::Value;
 use snakepit_session::{SessionError, SharedError};
 
 use crate::Violation;
 
 mod classification;
+mod failure;
 mod kind;
 mod layer;
 mod message;
 
+pub(crate) use failure::PANIC;
+pub use failure::{ChainedException, ToolFailure};
 pub use kind::ErrorKind;
 use message::{describe_deadline, describe_queue, describe_violations, output_tail, rounded};
-
-/// The [`ToolFailure::error_type`] of a host tool that panicked.
-pub(crate) const PANIC: &str = "panic";
-
-/// The exception that a tool raised.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ToolFailure {
-    /// The tool that failed.
-    pub tool: String,
-    /// The exception's type as a Python traceback prints it, with its module unless it is a builtin: `ValueError`,
-    /// `shop.OutOfStock`, `shop.Shelf.Empty`. Empty if the worker did not report it.
-    ///
-    /// For a host tool, the name of its Rust error type without the module, such as `ParseIntError`. It is `HostToolError` for
-    /// text and for [`HostError::new`](crate::HostError::new), and `panic` for a panic.
-    pub error_type: String,
-    /// The exception's message.
-    pub message: String,
-    /// The formatted traceback. Empty if there is none.
-    pub traceback: String,
-    /// The id of the worker that ran the call. Empty for a host tool.
-    pub worker: String,
-    /// The last lines that the worker wrote to stdout and stderr, oldest first.
-    pub output_lines: Vec<String>,
-    /// A name of the error for programs, such as `not_found`, which the tool chose. Empty if there is none.
-    pub code: String,
-    /// A value that the tool attached to the error.
-    pub data: Option<Value>,
-    /// The arguments of the Python exception, without those that have no JSON form.
-    pub args: Vec<Value>,
-    /// The attributes of the Python exception that its class publishes in `__snakepit_attributes__`, without those that have no
-    /// JSON form.
-    pub attributes: BTreeMap<String, Value>,
-    /// For a host tool, the exception class that the tool chose and Python raises: a builtin such as `KeyError`, or
-    /// `module:Class`. Empty for `HostToolError`. Also empty for a tool of a worker, whose class is the `error_type`.
-    pub python_type: String,
-    /// The names of the parts that were omitted because they are too large: `args`, `attributes`, `data`.
-    pub omitted: Vec<String>,
-}
-
-impl fmt::Display for ToolFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The message of a panic names it already.
-        if self.error_type.is_empty() || self.error_type == PANIC {
-            f.write_str(&self.message)
-        } else if self.message.is_empty() {
-            f.write_str(&self.error_type)
-        } else {
-            write!(f, "{}: {}", self.error_type, self.message)
-        }
-    }
-}
 
 /// The stage that a call had reached when its deadline passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -153,7 +153,7 @@ impl Fault {
         format!("{}{}", self.message, self.internals)
     }
 
-    /// The gRPC code.
+    /// The gRPC code. For the failure of a tool, the code that the tool chose, if it is [the name of one](Code::of_failure).
     #[must_use]
     pub const fn code(&self) -> Code {
         self.code
@@ -162,7 +162,18 @@ impl Fault {
     /// The HTTP status, for a problem document.
     #[must_use]
     pub const fn http_status(&self) -> u16 {
-        self.reason.http_status()
+        if self.has_code_of_tool() { self.code.http_status() } else { self.reason.http_status() }
+    }
+
+    /// The code of a JSON-RPC error object, as in MCP.
+    #[must_use]
+    pub const fn json_rpc_code(&self) -> i32 {
+        if self.has_code_of_tool() { -32020 - self.code.number() } else { self.reason.json_rpc_code() }
+    }
+
+    /// Whether the tool chose the code.
+    const fn has_code_of_tool(&self) -> bool {
+        matches!(self.reason, Reason::ToolFailed) && !matches!(self.code, Code::Internal)
     }
 
     /// The time after which a retry may succeed, if it is known. In HTTP, the header `Retry-After` carries it in whole seconds.

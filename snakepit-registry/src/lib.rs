@@ -66,7 +66,7 @@ pub use answer::{IntoAnswer, Json};
 pub use arguments::Arguments;
 pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use check::MAX_NAME_BYTES;
-pub use error::{CallStage, ErrorKind, TimeLimit, ToolError, ToolFailure};
+pub use error::{CallStage, ChainedException, ErrorKind, TimeLimit, ToolError, ToolFailure};
 pub use extensions::Extensions;
 pub use fault::{Fault, Violation};
 pub use fn_tool::{

@@ -7,7 +7,7 @@ use snakepit_registry::{CallLayers, FnTool, HostState, ToolFn, ToolHandler, Tool
 use snakepit_session::SessionBackend;
 use snakepit_worker::WorkerLauncher;
 
-use crate::{MAX_TIMEOUT, authorization::Authorizer, host::CallReader};
+use crate::{MAX_TIMEOUT, authorization::Authorizer, host::CallReader, traceback_policy::TracebackPolicy};
 
 mod authorization;
 mod call_readers;
@@ -70,6 +70,7 @@ pub struct Builder {
     attempt_layers: CallLayers,
     call_readers: Vec<CallReader>,
     authorizer: Option<Authorizer>,
+    tracebacks: TracebackPolicy,
 }
 
 impl Builder {

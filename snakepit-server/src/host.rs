@@ -39,7 +39,10 @@ pub(crate) use self::{
     records::{CallReader, CallRecords},
     response_cache::ResponseCache,
 };
-use crate::{Operation, authorization::Authorizer, host_launcher::Rejections, telemetry::Telemetry};
+use crate::{
+    Operation, authorization::Authorizer, host_launcher::Rejections, telemetry::Telemetry,
+    traceback_policy::TracebackPolicy,
+};
 
 tokio::task_local! {
     /// Set in tasks that run a host tool, or a call that has passed the layers. Contains the calls that wait for the host tool,
@@ -64,6 +67,7 @@ pub(crate) struct Host {
     pub(crate) stop: CancellationToken,
     /// The timeout of calls without a deadline. The pool applies the same timeout to calls of its workers.
     pub(crate) default_timeout: Option<Duration>,
+    pub(crate) tracebacks: TracebackPolicy,
     layers: HostLayers,
     records: Arc<CallRecords>,
     authorizer: Option<Authorizer>,
@@ -107,6 +111,7 @@ impl Host {
             layers: HostLayers::default(),
             records: Arc::default(),
             authorizer: None,
+            tracebacks: TracebackPolicy::default(),
             affinity,
             renewer: Arc::default(),
             host_tool_calls: TaskTracker::new(),

@@ -59,6 +59,7 @@ mod sync;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod traceback_policy;
 
 /// The type of [`Snakepit::routes`], which mounts the host in your own server.
 ///
@@ -81,6 +82,7 @@ pub use listen::{default_connections, raise_descriptor_limit};
 pub use local_host::LocalHost;
 pub use python::{InterpreterOrigin, find_python};
 pub use snakepit::Snakepit;
+pub use traceback_policy::TracebackPolicy;
 
 /// A call on a host in this process, unless `H` is [`RemoteHost`]. [`generic::CallBuilder`] lists the methods.
 ///
@@ -169,10 +171,11 @@ pub use snakepit_pool::{
 };
 pub use snakepit_registry::{
     Announcer, Args, Arguments, CallId, CallLayer, CallMode, CallOutcome, CallRecord, CallScope, CallService,
-    CallStage, Chunk, ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor, Fault, FnTool,
-    HandlerService, HostError, HostState, HostToolStatus, IntoAnswer, Json, OptionalExtractor, ParameterSpec,
-    Principal, Reason, RegistryError, ReplyBody, Requirements, State, TimeLimit, ToolCall, ToolContext,
-    ToolError, ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
+    CallStage, ChainedException, Chunk, ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor,
+    Fault, FnTool, HandlerService, HostError, HostState, HostToolStatus, IntoAnswer, Json, OptionalExtractor,
+    ParameterSpec, Principal, Reason, RegistryError, ReplyBody, Requirements, State, TimeLimit, ToolCall,
+    ToolContext, ToolError, ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via,
+    Violation, schemars,
 };
 pub use snakepit_session::{
     Batch, Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata,

@@ -33,6 +33,8 @@ pub const LAUNCHER: Setting = Setting::without_flag("Builder::launcher");
 pub const LISTEN: Setting = Setting::new("Builder::listen_on", "listen");
 /// Whether the host may listen on an address that other machines can reach.
 pub const ALLOW_REMOTE: Setting = Setting::new("Builder::allow_remote", "allow-remote");
+/// The clients whose errors include tracebacks.
+pub const TRACEBACKS: Setting = Setting::new("Builder::tracebacks", "tracebacks");
 /// The number of client connections over TCP.
 pub const MAX_CONNECTIONS: Setting = Setting::new("Builder::max_connections", "max-connections");
 /// The size of the requests of one client connection.
@@ -52,6 +54,7 @@ const HOST: [Setting; 12] = [
     LAUNCHER,
     LISTEN,
     ALLOW_REMOTE,
+    TRACEBACKS,
     MAX_CONNECTIONS,
     CONNECTION_BYTES,
     SESSIONS,

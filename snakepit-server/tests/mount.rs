@@ -16,7 +16,7 @@ use http_body::Frame;
 use snakepit_proto::pb::{self, bridge_service_client::BridgeServiceClient};
 use snakepit_server::{
     Builder, Client, FnTool, Principal, Snakepit, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
-    ToolSpec, routes::Routes, testing::InProcessWorkers,
+    ToolSpec, TracebackPolicy, routes::Routes, testing::InProcessWorkers,
 };
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -130,6 +130,7 @@ impl ToolHandler for Raising {
             code: "bad".to_owned(),
             traceback: TRACEBACK.to_owned(),
             output_lines: vec!["a line".to_owned()],
+            notes: vec!["in /srv".to_owned()],
             ..ToolFailure::default()
         };
         Err(ToolError::Failed(Box::new(failure)))
@@ -209,6 +210,32 @@ async fn clients_elsewhere_receive_errors_without_tracebacks() {
         assert_eq!((&*failure.message, &*failure.traceback), ("no", expected));
     }
     fixture.snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_policy_chooses_the_clients_that_receive_tracebacks() {
+    let debuggers = TracebackPolicy::when(|principal| principal.has_grant("debug"));
+    for (policy, expected) in [
+        (TracebackPolicy::Always, [true, true, true]),
+        (TracebackPolicy::Never, [false, false, false]),
+        (debuggers, [false, false, true]),
+    ] {
+        let fixture = Fixture::start(|builder| {
+            builder.tool(ToolSpec::new("raising"), Arc::new(Raising)).tracebacks(policy.clone())
+        })
+        .await;
+        let alice = Principal::new("alice", "token");
+        let principals = [Principal::user(7), alice.clone(), alice.with_grants(["debug"])];
+        for (principal, shows) in principals.into_iter().zip(expected) {
+            let mut request = Request::new(call_of("raising"));
+            request.extensions_mut().insert(principal.clone());
+            let failure = fixture.client().execute_tool(request).await.unwrap().into_inner().failure.unwrap();
+            let has_internals = !failure.traceback.is_empty() && !failure.output_lines.is_empty();
+            assert_eq!(has_internals, shows, "{policy:?}, {principal}");
+            assert_eq!((failure.details_json.is_empty(), &*failure.message), (!shows, "no"));
+        }
+        fixture.snakepit.shutdown().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ The same scenarios run with a host (`tests/tests/python_state.rs`) and with the 
 
 import asyncio
 import threading
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import numpy as np
@@ -32,14 +32,14 @@ from state_values import check_large_lists, check_values
 
 def check_lifecycle(context: SessionContext) -> None:
     """A variable exists from its registration to its deletion."""
-    before = datetime.now(timezone.utc) - timedelta(seconds=1)
+    before = datetime.now(UTC) - timedelta(seconds=1)
     identifier = context.register_variable("rate", VariableType.FLOAT, 0.5, {"min": 0, "max": 1}, {"unit": "1/s"})
     assert identifier.startswith("var_"), identifier
     variable = context.variable("rate")
     assert (variable.id, variable.name, variable.type, variable.version) == (identifier, "rate", "float", 0)
     assert (variable.value, variable.constraints) == (0.5, {"min": 0, "max": 1})
     assert (variable.metadata, variable.source) == ({"unit": "1/s"}, "python")
-    assert before < variable.updated_at < datetime.now(timezone.utc) + timedelta(seconds=1)
+    assert before < variable.updated_at < datetime.now(UTC) + timedelta(seconds=1)
     assert repr(variable) == 'Variable(name="rate", type="float", version=0)'
 
     assert context.set_variable("rate", 1, {"why": "louder"}) == 1
@@ -277,7 +277,7 @@ def check_watches(context: SessionContext) -> None:
     assert [update.variable.version for update in updates if update.variable] == [1, 2, 2, 0]
     assert updates[0].metadata == {"why": "because"}
     assert updates[0].source == context.worker_id
-    assert updates[0].timestamp <= datetime.now(timezone.utc)
+    assert updates[0].timestamp <= datetime.now(UTC)
     last = updates[3].variable
     assert last is not None
     np.testing.assert_array_equal(last.value, np.arange(3000.0))

@@ -2,11 +2,15 @@
 
 use std::{process::Stdio, time::Duration};
 
-use snakepit_tests::{SHOWCASE, Sandbox, Signal, eventually, python, root, signal};
+use serde_json::json;
+use snakepit_proto::status::details_of;
+use snakepit_server::Client;
+use snakepit_tests::{SHOWCASE, Sandbox, Signal, eventually, python, root, signal, tool_request};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
 };
+use tonic::Code;
 
 /// Runs a client with the host's address and pid, and returns what it prints.
 async fn output_of(client: &str, sandbox: &Sandbox) -> String {
@@ -150,4 +154,58 @@ async fn the_package_client_works_over_tcp_and_unix_sockets() {
     }
     let idle = async || sandbox.workers().await.iter().all(|worker| worker.state == "idle");
     eventually("no call is running", Duration::from_secs(10), idle).await;
+}
+
+#[tokio::test]
+async fn the_package_client_raises_the_classes_of_tools() {
+    let sandbox = Sandbox::adapter("quotas:Quotas", 2).start().await;
+    let mut client = Command::new(python());
+    client.arg(root().join("tests/clients/own_exceptions.py")).arg(sandbox.url()).kill_on_drop(true);
+    client.env("PYTHONPATH", root().join("tests/adapters"));
+    let output = tokio::time::timeout(Duration::from_secs(60), client.output()).await;
+    let output = output.expect("the client ends").unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "ok\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[tokio::test]
+async fn codes_and_causes_of_tools_reach_grpc_and_rust() {
+    let sandbox = Sandbox::adapter("quotas:Quotas", 1).start().await;
+    let client = Client::connect(sandbox.url()).await.unwrap();
+    let error = client.call("shelf").arg("item", "milk").value::<i64>().await.unwrap_err();
+    assert_eq!((error.http_status(), error.error_type()), (404, Some("quotas.UnknownItemError")));
+    let failure = error.failure().unwrap();
+    assert_eq!(
+        (&*failure.code, &failure.notes[..]),
+        ("not_found", &["first note".into(), "second note".into()][..])
+    );
+    let cause = failure.causes().next().unwrap();
+    assert_eq!((cause.to_string(), cause.notes.len()), ("KeyError: 'milk'".into(), 1));
+    assert!(cause.traceback.contains("in lookup"), "{}", cause.traceback);
+    let group = client.call("several").value::<i64>().await.unwrap_err();
+    let members: Vec<_> =
+        group.failure().unwrap().exceptions.iter().map(|member| &*member.error_type).collect();
+    assert_eq!(members, ["quotas.QuotaError", "KeyError", "ExceptionGroup"]);
+
+    let request = tool_request("counted", &json!({"limit": 1}));
+    let mut chunks = sandbox.client().await.execute_streaming_tool(request).await.unwrap().into_inner();
+    assert!(chunks.message().await.unwrap().is_some());
+    let status = chunks.message().await.unwrap_err();
+    let details = details_of(&status);
+    assert_eq!((status.code(), details.reason.as_deref()), (Code::ResourceExhausted, Some("TOOL_FAILED")));
+    assert_eq!(details.failure.unwrap().code, "resource_exhausted");
+}
+
+#[tokio::test]
+async fn a_daemon_can_hide_tracebacks_from_all_clients() {
+    let sandbox = Sandbox::adapter("quotas:Quotas", 1).args(&["--tracebacks", "never"]).start().await;
+    let request = tool_request("clean_up", &json!({}));
+    let failure = sandbox.client().await.execute_tool(request).await.unwrap().into_inner().failure.unwrap();
+    assert_eq!((&*failure.r#type, &*failure.traceback), ("quotas.QuotaError", ""));
+    let details = String::from_utf8(failure.details_json.to_vec()).unwrap();
+    assert!(details.contains("alice") && !details.contains("context"), "{details}");
 }

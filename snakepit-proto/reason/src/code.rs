@@ -32,17 +32,73 @@ pub enum Code {
     FailedPrecondition = 9,
     /// A concurrent change won. Read again, then retry.
     Aborted = 10,
+    /// The request is outside of the valid range.
+    OutOfRange = 11,
     /// The host does not support the request.
     Unimplemented = 12,
     /// A failure in the host, the worker or the tool.
     Internal = 13,
     /// The host or the worker is not available now. gRPC libraries may retry.
     Unavailable = 14,
+    /// Data was lost.
+    DataLoss = 15,
     /// The caller is not authenticated.
     Unauthenticated = 16,
 }
 
 impl Code {
+    /// All codes, by number.
+    pub const ALL: &'static [Self] = &[
+        Self::Cancelled,
+        Self::Unknown,
+        Self::InvalidArgument,
+        Self::DeadlineExceeded,
+        Self::NotFound,
+        Self::AlreadyExists,
+        Self::PermissionDenied,
+        Self::ResourceExhausted,
+        Self::FailedPrecondition,
+        Self::Aborted,
+        Self::OutOfRange,
+        Self::Unimplemented,
+        Self::Internal,
+        Self::Unavailable,
+        Self::DataLoss,
+        Self::Unauthenticated,
+    ];
+
+    /// The code that a tool chose for its failure, by its name in lower case.
+    ///
+    /// ```
+    /// use snakepit_reason::Code;
+    ///
+    /// assert_eq!(Code::of_failure("not_found"), Some(Code::NotFound));
+    /// assert_eq!(Code::of_failure("out_of_stock"), None);
+    /// ```
+    #[must_use]
+    pub fn of_failure(code: &str) -> Option<Self> {
+        let is_lower = !code.bytes().any(|byte| byte.is_ascii_uppercase());
+        Self::ALL.iter().copied().find(|known| is_lower && known.name().eq_ignore_ascii_case(code))
+    }
+
+    /// The HTTP status for the failure of a tool with this code.
+    #[must_use]
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::InvalidArgument | Self::FailedPrecondition | Self::OutOfRange => 400,
+            Self::Unauthenticated => 401,
+            Self::PermissionDenied => 403,
+            Self::NotFound => 404,
+            Self::AlreadyExists | Self::Aborted => 409,
+            Self::ResourceExhausted => 429,
+            Self::Cancelled => 499,
+            Self::Unknown | Self::Internal | Self::DataLoss => 500,
+            Self::Unimplemented => 501,
+            Self::Unavailable => 503,
+            Self::DeadlineExceeded => 504,
+        }
+    }
+
     /// The number on the wire, such as 5.
     #[must_use]
     pub const fn number(self) -> i32 {
@@ -63,9 +119,11 @@ impl Code {
             Self::ResourceExhausted => "RESOURCE_EXHAUSTED",
             Self::FailedPrecondition => "FAILED_PRECONDITION",
             Self::Aborted => "ABORTED",
+            Self::OutOfRange => "OUT_OF_RANGE",
             Self::Unimplemented => "UNIMPLEMENTED",
             Self::Internal => "INTERNAL",
             Self::Unavailable => "UNAVAILABLE",
+            Self::DataLoss => "DATA_LOSS",
             Self::Unauthenticated => "UNAUTHENTICATED",
         }
     }

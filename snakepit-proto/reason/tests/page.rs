@@ -26,6 +26,21 @@ The [metadata](#metadata) of an error, in gRPC that of the `ErrorInfo`, has furt
 
 ";
 
+/// The text of the page before the codes of tools.
+const CODES_OF_TOOLS: &str = "\
+## Codes of tools
+
+A failure of a tool has the reason `TOOL_FAILED`. The tool can choose its codes: `raise ToolError(\"no such item\", code=\"not_found\")`
+in Python, `HostError::new(\"no such item\").code(\"not_found\")` in Rust. A code that is not in this table stands for `INTERNAL`, and
+callers receive its text. The exit code is always 1.
+
+- The gRPC code is that of the status that ends a stream. `ExecuteTool` answers with `success: false`, and with the code in `failure`.
+- The tool has run, so `may_have_run` is true. With `unavailable`, gRPC libraries may repeat a stream before its first chunk.
+
+| code of the tool | gRPC | HTTP | JSON-RPC |
+| --- | --- | --- | --- |
+";
+
 /// The entries of the metadata, with their meanings. A test in `snakepit-server` checks that no entry is missing.
 const METADATA: &[(&str, &str)] = &[
     (
@@ -91,6 +106,13 @@ fn page() -> String {
         }
         page.push('\n');
     }
+    page.push_str(CODES_OF_TOOLS);
+    for code in Code::ALL {
+        let name = code.name().to_lowercase();
+        let json_rpc = -32020 - code.number();
+        writeln!(page, "| `{name}` | `{code}` | {} | {json_rpc} |", code.http_status()).unwrap();
+    }
+    page.push('\n');
     page.push_str("## Metadata\n\nAll entries are optional, and all values are text.\n\n| entry | meaning |\n| --- | --- |\n");
     for (key, meaning) in METADATA {
         writeln!(page, "| `{key}` | {meaning} |").unwrap();
@@ -157,4 +179,14 @@ fn the_codes_of_a_reason_agree() {
         }
         assert!(reason.meaning().ends_with('.'), "{reason}");
     }
+}
+
+#[test]
+fn every_code_has_a_name_for_tools() {
+    for (code, number) in Code::ALL.iter().zip([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]) {
+        assert_eq!((code.number(), Code::of_failure(&code.name().to_lowercase())), (number, Some(*code)));
+        assert_eq!(Code::of_failure(code.name()), None, "codes of tools are in lower case");
+        assert!((400..600).contains(&code.http_status()));
+    }
+    assert_eq!((Code::ALL.len(), Code::of_failure("")), (16, None));
 }

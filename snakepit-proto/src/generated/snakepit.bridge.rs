@@ -827,6 +827,10 @@ pub struct ToolFailure {
     /// * `data`: any value that the tool attached
     /// * `python_type`: for a host tool, the exception class that Python raises: `KeyError`, or `module:Class`
     /// * `omitted`: the names of the parts that were left out because they are too large
+    /// * `notes`: the list of the exception's notes
+    /// * `cause`, `context`: the exception that led to this one, as an object with `type`, `message`, `traceback` (its own frames),
+    ///   `code`, and the keys above
+    /// * `exceptions`: the list of the members of an exception group, as such objects
     #[prost(bytes = "bytes", tag = "9")]
     pub details_json: ::prost::bytes::Bytes,
 }

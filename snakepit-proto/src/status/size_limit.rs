@@ -76,9 +76,10 @@ pub fn bounded(mut failure: ToolFailure) -> ToolFailure {
 /// lists the omitted parts under the key `omitted`. Malformed details are removed.
 fn fit_parts(details: &mut Bytes, limit: usize) {
     /// From the most useful part to the least useful one.
-    const PARTS: [&str; 4] = ["python_type", "data", "attributes", "args"];
-    /// The size of `"omitted":["attributes","args","data"],` with the braces.
-    const OVERHEAD: usize = 48;
+    const PARTS: [&str; 8] =
+        ["python_type", "data", "attributes", "args", "notes", "exceptions", "cause", "context"];
+    /// The size of `"omitted":[..],` with all parts and the braces.
+    const OVERHEAD: usize = 96;
     if details.len() <= limit {
         return;
     }

@@ -8,7 +8,7 @@ use snakepit_proto::{
     pb,
     status::{bounded, field_error_status},
 };
-use snakepit_registry::ToolFailure;
+use snakepit_registry::{ChainedException, ToolFailure};
 use tonic::Status;
 
 /// The content of `details_json`.
@@ -24,6 +24,14 @@ struct Details<'a> {
     python_type: &'a str,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     omitted: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    notes: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: &'a Option<Box<ChainedException>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: &'a Option<Box<ChainedException>>,
+    #[serde(skip_serializing_if = "<[ChainedException]>::is_empty")]
+    exceptions: &'a [ChainedException],
 }
 
 /// Adds the parts of a failure that a JSON object contains, as in the field `details_json` of a `ToolFailure`. Parses each value
@@ -43,6 +51,10 @@ pub fn add_details(failure: &mut ToolFailure, json: &[u8]) {
     failure.data = part::<Value>(&parts, "data").filter(|data| !data.is_null());
     failure.python_type = part(&parts, "python_type").unwrap_or_default();
     failure.omitted = part(&parts, "omitted").unwrap_or_default();
+    failure.notes = part(&parts, "notes").unwrap_or_default();
+    failure.cause = part(&parts, "cause");
+    failure.context = part(&parts, "context");
+    failure.exceptions = part(&parts, "exceptions").unwrap_or_default();
 }
 
 /// Parses one part. `None` if it is absent or malformed.
@@ -94,6 +106,10 @@ pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFail
         attributes,
         python_type,
         omitted,
+        notes,
+        cause,
+        context,
+        exceptions,
     } = failure;
     let details = Details {
         args: &args,
@@ -101,15 +117,16 @@ pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFail
         data: &data,
         python_type: &python_type,
         omitted: &omitted,
+        notes: &notes,
+        cause: &cause,
+        context: &context,
+        exceptions: &exceptions,
     };
-    let has_details = data.is_some()
-        || !args.is_empty()
-        || !attributes.is_empty()
-        || !python_type.is_empty()
-        || !omitted.is_empty();
     // Values and maps of strings always serialize.
-    let details_json =
-        if has_details { serde_json::to_vec(&details).unwrap_or_default() } else { Vec::new() };
+    let mut details_json = serde_json::to_vec(&details).unwrap_or_default();
+    if details_json == b"{}" {
+        details_json = Vec::new();
+    }
     bounded(pb::ToolFailure {
         r#type: error_type,
         message,
@@ -141,6 +158,21 @@ mod tests {
 
     use super::*;
 
+    fn full_exception() -> ChainedException {
+        let mut exception = ChainedException::new("shop.Missing", "no");
+        exception.traceback = "File".into();
+        exception.code = "not_found".into();
+        exception.data = Some(json!([1]));
+        exception.args = vec![json!("no")];
+        exception.attributes = BTreeMap::from([("item".into(), json!("tea"))]);
+        exception.notes = vec!["note".into()];
+        exception.context = Some(Box::new(ChainedException::new("OSError", "full")));
+        exception.cause = exception.context.clone();
+        exception.exceptions = vec![ChainedException::new("OSError", "")];
+        exception.omitted = vec!["data".into()];
+        exception
+    }
+
     #[test]
     fn all_parts_of_a_failure_survive_the_wire() {
         let failure = ToolFailure {
@@ -156,6 +188,10 @@ mod tests {
             attributes: BTreeMap::from([("item".into(), json!("tea"))]),
             python_type: "shop:Missing".into(),
             omitted: vec!["args".into()],
+            notes: vec!["note".into()],
+            cause: Some(Box::new(full_exception())),
+            context: Some(Box::new(ChainedException::new("KeyError", "'tea'"))),
+            exceptions: vec![full_exception(), ChainedException::new("OSError", "")],
         };
         assert_eq!(failure_from_wire(failure_to_wire(failure.clone(), "s".into())), failure);
         let plain = ToolFailure { message: "no".into(), ..ToolFailure::default() };
@@ -200,6 +236,11 @@ mod tests {
         assert_eq!(dropped(large_args), (0, 1, true, "args".into()));
         let large_data = ToolFailure { data: Some(large()), ..small() };
         assert_eq!(dropped(large_data), (1, 1, false, "data".into()));
+        let mut cause = ChainedException::new("OSError", "full");
+        cause.args = vec![large()];
+        let large_cause = ToolFailure { cause: Some(Box::new(cause)), notes: vec!["n".into()], ..small() };
+        let kept = failure_from_wire(failure_to_wire(large_cause, String::new()));
+        assert_eq!((kept.cause, kept.notes.len(), &*kept.omitted.join(" ")), (None, 1, "cause"));
         let half = || json!("x".repeat(150 * 1024));
         let both = ToolFailure { args: vec![half()], data: Some(half()), ..small() };
         assert_eq!(dropped(both), (0, 1, true, "args".into()), "data matters most");

@@ -53,16 +53,38 @@ def details(error: BaseException) -> tuple[str, bytes]:
 
     The keys of the object are those of ``ToolFailure.details_json`` in the protocol.
     """
-    from snakepit_bridge.errors import HostToolError, ToolError
+    code, parts = _parts(error, _Chain(error))
+    return code, f"{{{', '.join(parts)}}}".encode() if parts else b""
 
-    code = ""
+
+#: The attribute of an exception with the code and the data of a failure that has another class.
+FAILURE_ATTRIBUTE = "__snakepit_failure__"
+
+
+def _code_and_data(error: BaseException) -> tuple[str, Any]:
+    from snakepit_bridge.errors import HostToolError, ToolError, ToolFailed
+
+    code: Any
+    if isinstance(error, ToolFailed):
+        code, data = error.failure.code, error.failure.data
+    elif isinstance(error, (ToolError, HostToolError)):
+        code, data = error.code, error.data
+    else:
+        code, data = getattr(error, "__dict__", {}).get(FAILURE_ATTRIBUTE, ("", None))
+    return _text(code) if isinstance(code, str) else "", data
+
+
+def _parts(error: BaseException, chain: _Chain) -> tuple[str, list[str]]:
+    """Return the code of an exception, and the entries of the JSON object with its other parts."""
+    code, data = _code_and_data(error)
     encoders: dict[str, Callable[[], str | None]] = {}
-    if isinstance(error, (ToolError, HostToolError)):
-        code = error.code if isinstance(error.code, str) else ""
-        if error.data is not None:
-            encoders["data"] = lambda: _json(error.data)
+    if data is not None:
+        encoders["data"] = lambda: _json(data)
     encoders["args"] = lambda: _json_args(error)
     encoders["attributes"] = lambda: _json_attributes(error)
+    if "__notes__" in getattr(error, "__dict__", ()):
+        encoders["notes"] = lambda: _json_notes(error)
+    encoders.update(chain.encoders(error))
     parts: list[str] = []
     omitted: list[str] = []
     for name, encode in encoders.items():
@@ -75,7 +97,78 @@ def details(error: BaseException) -> tuple[str, bytes]:
                 parts.append(f'"{name}": {text}')
     if omitted:
         parts.append(f'"omitted": [{", ".join(omitted)}]')
-    return _text(code), ("{" + ", ".join(parts) + "}").encode() if parts else b""
+    return code, parts
+
+
+#: The maximum number of exceptions in the chains of a failure.
+_MAX_CHAINED = 64
+#: The maximum depth of chains and groups.
+_MAX_CHAIN_DEPTH = 24
+#: The maximum length of the message and of the frames of a chained exception, in characters.
+_MAX_CHAINED_TEXT = 16 * 1024
+
+
+class _Chain:
+    """The exceptions to which an exception is linked: its cause, its context, and the members of a group."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._seen = {id(error)}
+        self._depth = 0
+        self._remaining = _MAX_PART_SIZE
+
+    def encoders(self, error: BaseException) -> dict[str, Callable[[], str | None]]:
+        """Return functions that encode the linked exceptions of an exception, by the name of the part."""
+        found: dict[str, Callable[[], str | None]] = {}
+        # Classes may define these attributes as properties that raise.
+        try:
+            cause, context = error.__cause__, error.__context__
+            if context is cause or (error.__suppress_context__ and cause is None):
+                context = None
+            members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        except Exception:
+            return found
+        for name, linked in (("cause", cause), ("context", context)):
+            if linked is not None and not self._is_remote_traceback(linked):
+                found[name] = lambda linked=linked: self._node(linked)  # type: ignore[misc]
+        if members:
+            found["exceptions"] = lambda: f"[{', '.join(filter(None, map(self._node, members)))}]"
+        return found
+
+    def _is_remote_traceback(self, error: BaseException) -> bool:
+        errors = sys.modules.get("snakepit_bridge.errors")
+        return errors is not None and isinstance(error, errors.RemoteTraceback)
+
+    def _node(self, error: BaseException) -> str | None:
+        """Return an exception as a JSON object. ``None`` for one that is in the chain already."""
+        if id(error) in self._seen:
+            return None
+        if len(self._seen) > _MAX_CHAINED or self._depth >= _MAX_CHAIN_DEPTH:
+            raise _TooLargeError
+        self._seen.add(id(error))
+        self._depth += 1
+        try:
+            code, parts = _parts(error, self)
+        finally:
+            self._depth -= 1
+        texts = {
+            "type": _text(type_name(type(error))),
+            "message": _text(_message(error))[:_MAX_CHAINED_TEXT],
+            "traceback": _frames(error),
+            "code": code,
+        }
+        parts = [*(f'"{name}": {_json(text)}' for name, text in texts.items() if text), *parts]
+        self._remaining -= sum(map(len, parts))
+        if self._remaining < 0:
+            raise _TooLargeError
+        return f"{{{', '.join(parts)}}}"
+
+
+def _frames(error: BaseException) -> str:
+    """Return the last frames of an exception, as in its traceback."""
+    import traceback
+
+    lines = traceback.format_tb(_without_runtime(error.__traceback__))
+    return _text("".join(lines))[-_MAX_CHAINED_TEXT:]
 
 
 #: The maximum size of a part of an exception, in characters of JSON. The host does not send larger parts.
@@ -119,6 +212,14 @@ def _json_attributes(error: BaseException) -> str | None:
     return f"{{{', '.join(entries)}}}" if entries else None
 
 
+def _json_notes(error: BaseException) -> str | None:
+    """Return the notes of an exception, as a list."""
+    notes = vars(error)["__notes__"]
+    if not isinstance(notes, (list, tuple)):
+        return None
+    return _json([_text(str(note)) for note in notes])
+
+
 def _args(error: BaseException) -> tuple[Any, ...]:
     # A class may replace `args`.
     return error.args if isinstance(error.args, tuple) else ()
@@ -135,8 +236,20 @@ def _published(kind: type) -> list[str]:
     return list(names)
 
 
+#: Integers with at most this number of digits have at most 64 bits.
+_DIGITS = 18
+
+
+def _is_large_integer(chunk: str) -> bool:
+    """Return whether a chunk of JSON is an integer beyond 64 bits, which Rust would read as a float."""
+    digits = chunk.lstrip("[{:, \n")
+    if not digits.removeprefix("-").isdecimal():
+        return False
+    return not -(2**63) <= int(digits) < 2**64
+
+
 def _json(value: Any, limit: int = _MAX_PART_SIZE) -> str | None:
-    """Return the JSON form of a value, or ``None`` if it has none.
+    """Return the JSON form of a value, or ``None`` if it has none. Integers beyond 64 bits have none.
 
     Raises:
         _TooLargeError: The form has more than ``limit`` characters. The rest of a list or a dictionary is not encoded.
@@ -153,6 +266,8 @@ def _json(value: Any, limit: int = _MAX_PART_SIZE) -> str | None:
             size += len(chunk)
             if size > limit:
                 raise _TooLargeError
+            if len(chunk) > _DIGITS and _is_large_integer(chunk):
+                return None
             chunks.append(chunk)
         text = "".join(chunks)
         # Fails for lone surrogates.

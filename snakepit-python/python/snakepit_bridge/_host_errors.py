@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from snakepit_bridge._failures import FAILURE_ATTRIBUTE
 from snakepit_bridge.errors import HostToolError
 
 
@@ -27,6 +28,9 @@ def create(text: str, tool: str, message: str, type_name: str, code: str, data: 
     for name, value in (("tool_name", tool), ("type_name", type_name), ("code", code), ("data", data)):
         with contextlib.suppress(Exception):
             setattr(error, name, value)
+    # A caller of the Python tool receives them, too. The class may replace `code` and `data`.
+    with contextlib.suppress(Exception):
+        vars(error)[FAILURE_ATTRIBUTE] = (code, data)
     return error
 
 

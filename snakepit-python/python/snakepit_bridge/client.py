@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,7 @@ from snakepit_bridge.variables import SessionVariables
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
     from snakepit_bridge._call import CallLike
 
@@ -69,7 +69,7 @@ class _Caller:
         3
 
         Raises:
-            ToolFailed: The tool raised an exception.
+            ToolFailed: The tool raised an exception. Also an instance of the exception's class, if it is imported.
             NotFoundError: The tool or the session does not exist.
             InvalidArgumentError: The arguments do not match the tool's parameters, or cannot be sent.
             UnsupportedError: The tool is a generator. Use :meth:`stream`.
@@ -140,9 +140,16 @@ class Client(_Caller):
 
     >>> client = Client("unix:/run/snakepit/host.sock")  # doctest: +SKIP
 
+    A failure of a tool raises :class:`ToolFailed`. If this program has imported the class of the tool's exception, the
+    error is also an instance of that class, so ``except OutOfStock`` and ``except ValueError`` work. The client imports
+    no module and does not call ``__init__``: the object has the ``args`` and the published attributes of the tool's
+    exception. Errors of this package keep their meaning: only ``ToolError`` is raised for a tool.
+
     Args:
         address: ``host:port`` or ``unix:/path/to/socket``.
         connect_timeout: Seconds within which each attempt to connect must succeed. ``math.inf`` is the maximum.
+        exceptions: The classes that a failure of a tool may raise in addition to ``ToolFailed``, for example for a host
+            that you do not trust. Empty for none. By default, all classes of imported modules, and builtins.
 
     Raises:
         InvalidArgumentError: The address is malformed, or the timeout is out of range.
@@ -150,8 +157,11 @@ class Client(_Caller):
         ConnectTimeoutError: The host does not answer in time. A subclass of ``HostUnavailableError``.
     """
 
-    def __init__(self, address: str, *, connect_timeout: float = 5.0) -> None:
-        super().__init__(_native.HostClient(address, connect_timeout), _Options())
+    def __init__(
+        self, address: str, *, connect_timeout: float = 5.0, exceptions: Iterable[type[Exception]] | None = None
+    ) -> None:
+        classes = None if exceptions is None else _exception_classes(exceptions)
+        super().__init__(_native.HostClient(address, connect_timeout, classes), _Options())
 
     def options(self, *, timeout: float | None = None, idempotent: bool = False) -> _Caller:
         """Return a caller on this connection whose calls have these options.
@@ -234,6 +244,17 @@ class Session(_Caller, SessionVariables):
     def delete(self) -> None:
         """Delete the session with its variables and programs."""
         self._call.cleanup_session(False)
+
+
+def _exception_classes(value: object) -> tuple[type[Exception], ...]:
+    expected = "exception classes"
+    if not isinstance(value, Iterable):
+        raise _checked.wrong_type("exceptions", value, f"a list of {expected}")
+    classes = tuple(value)
+    for index, kind in enumerate(classes):
+        if not isinstance(kind, type) or not issubclass(kind, Exception):
+            raise _checked.wrong_type(f"exceptions[{index}]", kind, expected)
+    return classes
 
 
 class _Chunks:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
+    _ExceptionClass = type[Exception]
+
 
 class SnakepitError(Exception):
     """Base class of all errors of calls and requests.
@@ -72,7 +74,8 @@ class ToolError(Exception):
     >>> class OutOfStock(Exception):
     ...     __snakepit_attributes__ = ("item", "left")
 
-    Values without a JSON form are left out.
+    Values without a JSON form are left out. A code that is the name of a gRPC code in lower case, such as
+    ``not_found`` or ``permission_denied``, also determines the gRPC code and the HTTP status of the error.
 
     Args:
         message: The message.
@@ -244,7 +247,14 @@ class CallCancelled(BaseException):
 
 
 class ToolFailed(SnakepitError):  # noqa: N818
-    """A tool raised an exception. A traceback of this error includes that of the tool."""
+    """A tool raised an exception. A traceback of this error includes that of the tool.
+
+    If the program has imported the class of the tool's exception, this error is also an instance of that class, so
+    ``except OutOfStock`` catches it. :class:`Client` describes the rule. Its ``__cause__``, ``__context__`` and
+    ``__notes__`` are those of the tool's exception, and a group is an ``ExceptionGroup``.
+
+    An attribute of the tool's own class with the same name replaces one of these. ``failure`` always has all of them.
+    """
 
     def __init__(
         self,
@@ -256,13 +266,16 @@ class ToolFailed(SnakepitError):  # noqa: N818
         exception_args: Iterable[Any] = (),
         attributes: Mapping[str, Any] | None = None,
         omitted: Iterable[str] = (),
+        notes: Iterable[str] = (),
+        links: Mapping[str, Any] | None = None,
+        classes: tuple[_ExceptionClass, ...] | None = None,
     ) -> None:
         super().__init__(": ".join(part for part in (type, message) if part))
         #: The name of the exception's type, with its module unless it is a builtin.
         self.type = type
         #: The message of the exception.
         self.message = message
-        #: The formatted traceback, as the host received it.
+        #: The formatted traceback, as the host received it. Empty if the host does not show tracebacks to this client.
         self.traceback = traceback
         #: The tool's name for the error, such as ``not_found``. Empty if there is none. See :class:`ToolError`.
         self.code = code
@@ -272,17 +285,31 @@ class ToolFailed(SnakepitError):  # noqa: N818
         self.exception_args = tuple(exception_args)
         #: The attributes that the exception's class publishes in ``__snakepit_attributes__``, by name.
         self.attributes = dict(attributes or {})
-        #: The parts that were left out because they are too large: ``args``, ``attributes``, ``data``.
+        #: The parts that were left out because they are too large: ``args``, ``attributes``, ``data``, ``notes``,
+        #: ``cause``, ``context``, ``exceptions``.
         self.omitted = tuple(omitted)
+        if found := list(notes):
+            self.__notes__ = found
+        self._links = dict(links or {})
+        self._classes = classes
         self._show_traceback()
 
+    @property
+    def failure(self) -> ToolFailed:
+        """The error as a plain ``ToolFailed`` with all parts that the host sent."""
+        return self
+
     def __setstate__(self, state: dict[str, Any] | None) -> None:
-        """Restore the traceback after pickling or copying."""
+        """Restore the traceback and the causes after pickling or copying."""
         super().__setstate__(state)
         self._show_traceback()
 
     def _show_traceback(self) -> None:
-        if self.traceback:
+        if self._links:
+            from snakepit_bridge import _remote_errors
+
+            _remote_errors.link(self, self._links, self._classes)
+        elif self.traceback:
             self.__cause__ = RemoteTraceback(self.traceback)
 
 

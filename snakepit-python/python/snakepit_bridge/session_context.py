@@ -10,9 +10,7 @@ from snakepit_bridge.variables import SessionVariables
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any
-
-    from typing_extensions import Self
+    from typing import Any, Self
 
     from snakepit_bridge._call import CallLike
     from snakepit_bridge.host_stream import HostStream

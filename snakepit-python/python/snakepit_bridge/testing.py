@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
     from types import ModuleType, TracebackType
-    from typing import TypeVar
-
-    from typing_extensions import Self
+    from typing import Self, TypeVar
 
     from snakepit_bridge._plan import ToolPlan
 

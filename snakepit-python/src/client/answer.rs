@@ -1,6 +1,9 @@
 //! Converts the end of a client's call to a Python value or exception.
 
-use pyo3::{prelude::*, types::PyString};
+use pyo3::{
+    prelude::*,
+    types::{PyString, PyTuple},
+};
 use snakepit_proto::{
     pb,
     status::{Details, UNSUPPORTED, details_of},
@@ -44,11 +47,12 @@ pub(super) fn exception(tool: &Bound<'_, PyString>, error: HostError) -> PyErr {
 pub(super) fn read_reply(
     tool: &Bound<'_, PyString>,
     reply: pb::CallReply,
+    classes: Option<&Py<PyTuple>>,
     is_streaming: bool,
     wait_mode: WaitMode,
 ) -> PyResult<Option<pb::CallValue>> {
     if let Some(failure) = reply.failure {
-        return Err(tool_failed(tool.py(), failure_from_wire(failure)));
+        return Err(tool_failed(tool.py(), &failure_from_wire(failure), classes));
     }
     match reply.status {
         Some(status) => Err(status_exception(tool, Status::from(status), is_streaming, wait_mode)),

@@ -11,7 +11,7 @@ use std::{
 use pyo3::{
     exceptions::{PyRuntimeError, PyStopIteration},
     prelude::*,
-    types::PyString,
+    types::{PyString, PyTuple},
 };
 use snakepit_proto::{
     mux::{Call, CallEnd, CallEvent, MAX_SHARED_BYTES, Multiplexer, STREAM_CREDIT, call_size, chunk_cost},
@@ -45,6 +45,7 @@ const MAX_RESTARTS: u8 = 3;
 pub(crate) struct HostCall {
     runtime: RuntimeHandle,
     tool: Py<PyString>,
+    exceptions: Option<Py<PyTuple>>,
     is_streaming: bool,
     shared: Arc<RestartableCall>,
 }
@@ -213,6 +214,8 @@ impl RestartableCall {
 #[derive(Debug)]
 pub(super) struct NewCall {
     pub(super) tool: Py<PyString>,
+    /// The classes of tools' exceptions that the call may raise. `None` stands for those of all imported modules.
+    pub(super) exceptions: Option<Py<PyTuple>>,
     pub(super) start: pb::CallStart,
     pub(super) timeout: Option<Duration>,
 }
@@ -220,7 +223,7 @@ pub(super) struct NewCall {
 impl HostCall {
     /// Starts a call. Without a connection, it is sent when Python waits for it.
     pub(super) fn start(connection: &Arc<Connection>, new: NewCall) -> PyResult<Self> {
-        let NewCall { tool, mut start, timeout } = new;
+        let NewCall { tool, exceptions, mut start, timeout } = new;
         let (runtime, is_streaming) = (connection.host.runtime(), start.stream);
         runtime.check_not_forked()?;
         start.timeout_us = timeout.map_or(0, microseconds);
@@ -241,7 +244,7 @@ impl HostCall {
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             state: Mutex::new(state),
         };
-        Ok(Self { runtime, tool, is_streaming, shared: Arc::new(shared) })
+        Ok(Self { runtime, tool, exceptions, is_streaming, shared: Arc::new(shared) })
     }
 
     fn wait(&self, py: Python<'_>) -> PyResult<()> {
@@ -282,7 +285,10 @@ impl HostCall {
                 Err(HostError::Aborted.into())
             }
             Err(error) => Err(answer::exception(self.tool.bind(py), error)),
-            Ok(reply) => answer::read_reply(self.tool.bind(py), reply, self.is_streaming, wait_mode),
+            Ok(reply) => {
+                let classes = self.exceptions.as_ref();
+                answer::read_reply(self.tool.bind(py), reply, classes, self.is_streaming, wait_mode)
+            }
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use snakepit_reason::Code;
+
 use super::{CallStage, ErrorKind, ToolError, ToolFailure};
 use crate::CallOutcome;
 
@@ -37,16 +39,13 @@ impl ToolError {
         }
     }
 
-    /// Returns the error without the traceback of the tool, the output of the worker and the error of the last launch, for a
-    /// reader that must not [see them](crate::Principal::sees_tracebacks). Keeps the message, type and code of the tool's
-    /// failure.
+    /// Returns the error without the traceback, notes and linked exceptions of the tool's failure, the output of the worker and the
+    /// error of the last launch, for a reader that must not [see them](crate::Principal::sees_tracebacks). Keeps the message, type,
+    /// code, data, arguments and attributes of the failure.
     #[must_use]
     pub fn without_traceback(mut self) -> Self {
         match &mut self {
-            Self::Failed(failure) => {
-                failure.traceback.clear();
-                failure.output_lines.clear();
-            }
+            Self::Failed(failure) => failure.redact(),
             Self::WorkerLost { output_lines, .. } => output_lines.clear(),
             Self::Unavailable { last_error, .. } => last_error.clear(),
             _ => {}
@@ -199,10 +198,14 @@ impl ToolError {
         self.failure().map(|failure| failure.error_type.as_str()).filter(|name| !name.is_empty())
     }
 
-    /// The HTTP status for a service that answers its request with this error: [`ErrorKind::http_status`].
+    /// The HTTP status for a service that answers its request with this error: [`ErrorKind::http_status`], or for a failure whose
+    /// code is the name of a gRPC code, such as `not_found`, [`Code::http_status`].
     #[must_use]
-    pub const fn http_status(&self) -> u16 {
-        self.kind().http_status()
+    pub fn http_status(&self) -> u16 {
+        match self.failure().and_then(|failure| Code::of_failure(&failure.code)) {
+            Some(code) => code.http_status(),
+            None => self.kind().http_status(),
+        }
     }
 }
 

@@ -25,7 +25,10 @@ impl From<ToolError> for Fault {
             }
             ToolError::InvalidArguments { violations, .. } => Self { violations, ..fault },
             ToolError::Unsupported { may_have_run: true, .. } => fault.with_may_have_run(true),
-            ToolError::Failed(failure) => fault.with_failure(failure),
+            ToolError::Failed(failure) => {
+                let code = Code::of_failure(&failure.code);
+                Self { code: code.unwrap_or(fault.code), ..fault.with_failure(failure) }
+            }
             ToolError::Overloaded { queued, limit, retry_after } => {
                 fault.with_entry("queued", &queued).with_entry("limit", &limit).with_retry(retry_after)
             }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use snakepit_reason::DELIVERED;
 
 use super::Fault;
-use crate::Principal;
+use crate::{Principal, ToolFailure};
 
 /// The page that describes each reason, for the member `type` of problem documents.
 const PAGE: &str = "https://github.com/snakepit-rs/snakepit/blob/main/docs/errors.md";
@@ -43,14 +43,14 @@ impl Fault {
     /// | `may_have_run` | whether the tool may have run; if `false`, a retry is safe |
     /// | `retry_after` | the suggested pause before a retry in seconds; absent if unknown |
     /// | `errors` | the invalid fields, each with `field` and `detail`; absent if there are none |
-    /// | `exception` | `type`, `message` and `worker` of the tool's exception, with `traceback` and `output` if the principal [sees them](Principal::sees_tracebacks); absent without one |
+    /// | `exception` | `type`, `message`, `worker`, `code` and `data` of the tool's exception; if the principal [sees them](Principal::sees_tracebacks), also `traceback`, `output`, `notes`, `cause`, `context` and `exceptions`; absent without one |
     /// | `metadata` | further data of the reason; absent if there is none |
     ///
     /// MCP reports the exception of a tool as a result with `isError`, not as an error object.
     #[must_use]
     pub fn to_json_rpc_error(&self, reader: &Principal) -> Value {
         json!({
-            "code": self.reason.json_rpc_code(),
+            "code": self.json_rpc_code(),
             "message": self.message_for(reader),
             "data": Value::Object(self.members(reader)),
         })
@@ -82,13 +82,15 @@ impl Fault {
                 ("message", &failure.message),
                 ("traceback", &failure.traceback),
                 ("worker", &failure.worker),
+                ("code", &failure.code),
             ] {
                 if !text.is_empty() && (key != "traceback" || sees_tracebacks) {
                     exception.insert(key.into(), text.as_str().into());
                 }
             }
-            if !failure.output_lines.is_empty() && sees_tracebacks {
-                exception.insert("output".into(), failure.output_lines.clone().into());
+            exception.extend(failure.data.clone().map(|data| ("data".into(), data)));
+            if sees_tracebacks {
+                exception.extend(internals(failure));
             }
             members.insert("exception".into(), exception.into());
         }
@@ -100,4 +102,21 @@ impl Fault {
         }
         members
     }
+}
+
+/// The members that only some readers see, without the traceback.
+fn internals(failure: &ToolFailure) -> Map<String, Value> {
+    let mut members = Map::new();
+    for (key, lines) in [("output", &failure.output_lines), ("notes", &failure.notes)] {
+        if !lines.is_empty() {
+            members.insert(key.into(), lines.clone().into());
+        }
+    }
+    for (key, linked) in [("cause", &failure.cause), ("context", &failure.context)] {
+        members.extend(linked.as_ref().map(|linked| (key.into(), json!(linked))));
+    }
+    if !failure.exceptions.is_empty() {
+        members.insert("exceptions".into(), json!(failure.exceptions));
+    }
+    members
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use snakepit_session::{SessionError, SessionId};
 
 use super::*;
-use crate::{ErrorKind, Principal, ToolError};
+use crate::{ChainedException, ErrorKind, Principal, ToolError};
 
 #[test]
 fn a_problem_document_has_the_members_of_its_error() {
@@ -64,6 +64,10 @@ fn only_readers_on_this_machine_receive_tracebacks_and_output() {
         error_type: "ValueError".into(),
         message: "no".into(),
         code: "bad".into(),
+        data: Some(json!([3])),
+        notes: vec!["in /srv".into()],
+        cause: Some(Box::new(ChainedException::new("KeyError", "'tea'"))),
+        exceptions: vec![ChainedException::new("OSError", "full")],
         traceback: "File \"/srv/shop.py\"".into(),
         output_lines: vec!["secret".into()],
         ..ToolFailure::default()
@@ -71,7 +75,7 @@ fn only_readers_on_this_machine_receive_tracebacks_and_output() {
     let error = ToolError::Failed(Box::new(failure));
     let fault = Fault::from(error.clone());
     let exception = |reader| fault.to_problem(&reader)["exception"].clone();
-    let message = json!({"type": "ValueError", "message": "no"});
+    let message = json!({"type": "ValueError", "message": "no", "code": "bad", "data": [3]});
     for reader in
         [Principal::remote(), Principal::mounted(), Principal::new("alice", "token"), Principal::unset()]
     {
@@ -80,10 +84,14 @@ fn only_readers_on_this_machine_receive_tracebacks_and_output() {
     }
     let full = exception(Principal::user(7));
     assert_eq!((&full["traceback"], &full["output"]), (&json!("File \"/srv/shop.py\""), &json!(["secret"])));
+    assert_eq!(full["cause"], json!({"type": "KeyError", "message": "'tea'"}));
+    assert_eq!(full["exceptions"], json!([{"type": "OSError", "message": "full"}]));
+    assert_eq!(full["notes"], json!(["in /srv"]));
 
     let ToolError::Failed(rest) = error.without_traceback() else { panic!("another error") };
     assert_eq!((&*rest.traceback, rest.output_lines.len()), ("", 0));
     assert_eq!((&*rest.message, &*rest.code), ("no", "bad"));
+    assert!(rest.notes.is_empty() && rest.causes().next().is_none() && rest.exceptions.is_empty());
 }
 
 #[test]
@@ -139,4 +147,25 @@ fn a_fault_has_only_the_codes_of_its_reason() {
     assert_eq!((layer(true).code(), layer(false).code()), (Code::Unknown, Code::FailedPrecondition));
     let cut = Fault::new(Reason::ShuttingDown, "no").with_may_have_run(false).with_may_have_run(true);
     assert_eq!((cut.may_have_run(), &cut.entries[..]), (true, &[(DELIVERED, "true".to_owned())][..]));
+}
+
+#[test]
+fn the_code_of_a_tool_determines_the_codes_of_its_failure() {
+    let failed =
+        |code: &str| ToolError::Failed(Box::new(ToolFailure { code: code.into(), ..ToolFailure::default() }));
+    for (code, grpc, http) in [
+        ("not_found", Code::NotFound, 404),
+        ("permission_denied", Code::PermissionDenied, 403),
+        ("out_of_stock", Code::Internal, 500),
+        ("NOT_FOUND", Code::Internal, 500),
+        ("", Code::Internal, 500),
+    ] {
+        let error = failed(code);
+        assert_eq!(error.http_status(), http, "{code}");
+        let fault = Fault::from(error);
+        let found = (fault.reason, fault.code(), fault.http_status(), fault.json_rpc_code());
+        assert_eq!(found, (Reason::ToolFailed, grpc, http, -32020 - grpc.number()), "{code}");
+        assert!(fault.may_have_run());
+        assert_eq!(fault.to_problem(&Principal::remote())["status"], json!(http));
+    }
 }

@@ -98,6 +98,7 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
         .multiplex(!args.workers.no_multiplex)
         .listen_on(args.network.listen)
         .allow_remote(args.network.allow_remote)
+        .tracebacks(args.network.tracebacks.into())
         .connection_bytes(bytes(args.network.connection_bytes))
         .reap_orphans(snakepit_worker::process::inherits_orphans());
     if let Some(connections) = args.network.max_connections {

@@ -51,8 +51,8 @@ pub use extract::ExtractFrom;
 /// The maximum time limit of a call: 99,999,999 hours, which is the maximum of gRPC.
 pub use snakepit_proto::headers::MAX_TIMEOUT;
 pub use snakepit_registry::{
-    CallStage, CallTotals, ErrorKind, ParameterSpec, TimeLimit, ToolError, ToolFailure, ToolSpec,
-    TraceContext,
+    CallStage, CallTotals, ChainedException, ErrorKind, ParameterSpec, TimeLimit, ToolError, ToolFailure,
+    ToolSpec, TraceContext,
 };
 pub use snakepit_session::{
     Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable,

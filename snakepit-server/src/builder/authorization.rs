@@ -3,7 +3,7 @@
 use snakepit_registry::Principal;
 
 use super::Builder;
-use crate::{Denied, Operation, authorization::Authorizer};
+use crate::{Denied, Operation, TracebackPolicy, authorization::Authorizer};
 
 impl Builder {
     /// Sets the function that authorizes the operations of each [`Principal`]. The host calls it for every operation of a client
@@ -40,6 +40,24 @@ impl Builder {
         F: Fn(&Principal, &Operation<'_>) -> Result<(), Denied> + Send + Sync + 'static,
     {
         self.authorizer = Some(Authorizer::new(authorize));
+        self
+    }
+
+    /// Sets the principals whose errors include tracebacks, causes and output of workers. The default is
+    /// [`TracebackPolicy::Local`]: clients on this machine.
+    ///
+    /// Applies to all answers over gRPC. [`Fault::to_problem`](crate::Fault::to_problem) and
+    /// [`Fault::to_json_rpc_error`](crate::Fault::to_json_rpc_error) take the reader as an argument: for a service of your
+    /// program, call [`ToolError::without_traceback`](crate::ToolError::without_traceback) unless the policy
+    /// [shows](TracebackPolicy::shows_to) them.
+    ///
+    /// ```
+    /// use snakepit_server::{Snakepit, TracebackPolicy};
+    ///
+    /// let builder = Snakepit::builder().tracebacks(TracebackPolicy::when(|principal| principal.has_grant("debug")));
+    /// ```
+    pub fn tracebacks(mut self, policy: TracebackPolicy) -> Self {
+        self.tracebacks = policy;
         self
     }
 }

@@ -139,7 +139,9 @@ impl Builder {
         let timeout = self.pool.default_timeout;
         let launches = Launches::new();
         let host = Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone());
-        let host = Arc::new(host.with_call_readers(self.call_readers).with_authorizer(self.authorizer));
+        let mut host = host.with_call_readers(self.call_readers).with_authorizer(self.authorizer);
+        host.tracebacks = self.tracebacks;
+        let host = Arc::new(host);
         host_ref.set(&host);
         host.set_layers(self.call_layers);
         let (routes, health) = grpc::routes(Arc::clone(&host)).await;

@@ -9,7 +9,7 @@ use snakepit_registry::{ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_session::Payload;
 use snakepit_wire::{check_answer_size, inline_size};
 
-use crate::{listen::Connection, status::answer_dropped};
+use crate::{host::Host, listen::Connection, status::answer_dropped};
 
 /// The client that receives the answer of a call.
 #[derive(Debug, Clone)]
@@ -20,8 +20,8 @@ pub(super) struct AnswerRecipient {
 
 impl AnswerRecipient {
     /// Creates the recipient of a call's answer on this connection.
-    pub(super) fn of(call: &ToolCall, connection: Option<Arc<Connection>>) -> Self {
-        Self { connection, sees_tracebacks: call.principal.sees_tracebacks() }
+    pub(super) fn of(host: &Host, call: &ToolCall, connection: Option<Arc<Connection>>) -> Self {
+        Self { connection, sees_tracebacks: host.tracebacks.shows_to(&call.principal) }
     }
 
     /// Counts a value as unread until the client has read it.

@@ -31,7 +31,8 @@ impl Bridge {
         call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
         call.ancestors = self.ancestors(&headers, &extensions);
-        let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(&call, extensions.get().cloned()));
+        let (tool, recipient) =
+            (call.tool.clone(), AnswerRecipient::of(self.host(), &call, extensions.get().cloned()));
         let result = self.host().call(call, |value| recipient.account_message(value)).await;
         match recipient.result(result) {
             Ok(reply) => unary_response(&tool, reply),
@@ -54,7 +55,7 @@ impl Bridge {
         call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
         call.ancestors = self.ancestors(&headers, &extensions);
-        let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(&call, None));
+        let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(self.host(), &call, None));
         let result = self.host().call(call, Ok).await;
         let ToolReply { body, worker, .. } = recipient.result(result).map_err(from_tool_error)?;
         let mut response = Response::new(chunk_response(&tool, body)?);
@@ -135,7 +136,7 @@ impl Bridge {
         let mut call = tool_call(&headers, &extensions, request, mode)?;
         call.principal = self.principal(&extensions);
         call.ancestors = self.ancestors(&headers, &extensions);
-        let recipient = AnswerRecipient::of(&call, extensions.get().cloned());
+        let recipient = AnswerRecipient::of(self.host(), &call, extensions.get().cloned());
         Ok((call, recipient))
     }
 

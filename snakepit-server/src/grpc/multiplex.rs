@@ -156,7 +156,7 @@ impl ToolHandler for ClientCalls {
         {
             return self.host.records().begin(&mut call).ended(Err(response_budget_exhausted(full)));
         }
-        let recipient = AnswerRecipient::of(&call, self.connection.clone());
+        let recipient = AnswerRecipient::of(&self.host, &call, self.connection.clone());
         recipient.result(self.host.call(call, |value| recipient.account(value)).await)
     }
 

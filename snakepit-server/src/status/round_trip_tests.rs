@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use snakepit_registry::{CallStage, ErrorKind, ToolError, ToolFailure, Violation};
+use snakepit_registry::{CallStage, ChainedException, ErrorKind, ToolError, ToolFailure, Violation};
 use snakepit_session::{SessionError, SessionId};
 use tonic::{Code, Status};
 
@@ -42,6 +42,10 @@ fn tool_errors_survive_the_round_trip() {
             attributes: [("item".to_owned(), "tea".into())].into(),
             python_type: "KeyError".into(),
             omitted: vec!["args".into()],
+            notes: vec!["note".into()],
+            cause: Some(Box::new(ChainedException::new("KeyError", "'tea'"))),
+            context: None,
+            exceptions: vec![ChainedException::new("OSError", "full")],
         })),
         ToolError::Overloaded { queued: 9, limit: 9, retry_after: Some(Duration::from_millis(50)) },
         ToolError::TooManyConnections { limit: 9, retry_after: Some(Duration::from_millis(50)) },

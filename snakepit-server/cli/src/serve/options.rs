@@ -6,6 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 use snakepit_pool::PoolConfig;
 use snakepit_proto::address;
+use snakepit_server::TracebackPolicy;
 
 use super::{adapter_arg::AdapterArg, session_limits::SessionLimitArgs};
 use crate::{
@@ -135,6 +136,24 @@ pub(super) struct CallOptions {
     pub(super) drain: Duration,
 }
 
+/// The clients whose errors include tracebacks.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(super) enum TracebackReaders {
+    Local,
+    Always,
+    Never,
+}
+
+impl From<TracebackReaders> for TracebackPolicy {
+    fn from(readers: TracebackReaders) -> Self {
+        match readers {
+            TracebackReaders::Local => Self::Local,
+            TracebackReaders::Always => Self::Always,
+            TracebackReaders::Never => Self::Never,
+        }
+    }
+}
+
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Network")]
 pub(super) struct NetworkOptions {
@@ -152,6 +171,11 @@ pub(super) struct NetworkOptions {
     /// Allow an address that other machines can reach. Traffic is not encrypted, so the network must be trusted.
     #[arg(long)]
     pub(super) allow_remote: bool,
+
+    /// Include the tracebacks, notes and causes of tools' errors, and the output of workers, in the errors of these clients: on this
+    /// machine, all, or none.
+    #[arg(long, value_name = "CLIENTS", value_enum, default_value = "local")]
+    pub(super) tracebacks: TracebackReaders,
 
     /// Accept at most this many client connections [default: depends on the limit of open files].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

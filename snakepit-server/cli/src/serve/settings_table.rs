@@ -111,6 +111,12 @@ fn host() -> Vec<Row> {
         row("Snakepit::shutdown_within", &duration(Snakepit::DEFAULT_DRAIN), "duration", Some("drain")),
         row("Builder::listen", "none; daemon: `127.0.0.1:50051`", "host and port", Some("listen")),
         row("Builder::allow_remote", "off", "on or off", Some("allow-remote")),
+        row(
+            "Builder::tracebacks",
+            "`local`",
+            "`local`, `always`, `never`; in Rust also a function",
+            Some("tracebacks"),
+        ),
         row("Builder::max_connections", "by the limit of open files", "at least 1", Some("max-connections")),
         row(
             "Builder::connection_bytes",
@@ -227,7 +233,9 @@ fn the_flags_have_the_defaults_of_the_page() {
 
 #[test]
 fn the_methods_of_the_page_exist() {
-    let code = ["", "/workers"].map(|name| file(&format!("snakepit-server/src/builder{name}.rs"))).concat();
+    let code = ["", "/authorization", "/workers"]
+        .map(|name| file(&format!("snakepit-server/src/builder{name}.rs")))
+        .concat();
     for row in rows() {
         if let Some(method) = row.rust.strip_prefix("Builder::") {
             let mut lines = code.lines().filter_map(|line| line.trim().strip_prefix("pub "));

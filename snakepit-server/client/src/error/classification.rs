@@ -119,10 +119,11 @@ impl Error {
         self.tool_error().and_then(ToolError::error_type)
     }
 
-    /// The HTTP status for a service that reports this error to its own client: [`ErrorKind::http_status`].
+    /// The HTTP status for a service that reports this error to its own client: [`ErrorKind::http_status`], or that of the
+    /// [code of the tool](ToolError::http_status).
     #[must_use]
-    pub const fn http_status(&self) -> u16 {
-        self.kind().http_status()
+    pub fn http_status(&self) -> u16 {
+        self.tool_error().map_or_else(|| self.kind().http_status(), ToolError::http_status)
     }
 }
 

@@ -1,0 +1,191 @@
+"""Creates the exceptions for failures of tools, of the tool's own class if the program has imported it."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import sys
+import types
+from typing import Any
+
+from snakepit_bridge._failures import type_name
+from snakepit_bridge.errors import RemoteTraceback, ToolFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: The parameters of `ToolFailed` by the name of the part of a failure.
+_PARAMETERS = {
+    "type": "type",
+    "message": "message",
+    "traceback": "traceback",
+    "code": "code",
+    "data": "data",
+    "args": "exception_args",
+    "attributes": "attributes",
+    "omitted": "omitted",
+    "notes": "notes",
+}
+#: The parts of a failure that are other exceptions.
+_LINKS = ("cause", "context", "exceptions")
+
+
+#: The key of links that marks an exception to which another one is linked. Only the latter shows the traceback.
+_IS_LINKED = "is_linked"
+
+
+def create(
+    failure: Mapping[str, Any], classes: tuple[type[Exception], ...] | None = None, *, is_linked: bool = False
+) -> ToolFailed:
+    """Return the exception for a failure, whose class is a subclass of the tool's own class if possible.
+
+    Args:
+        failure: The parts of the failure by name, as in ``ToolFailure.details_json`` of the protocol.
+        classes: The classes to use. ``None`` stands for all classes of imported modules.
+        is_linked: Whether another exception is linked to this one.
+    """
+    links = {name: failure[name] for name in _LINKS if failure.get(name)}
+    if is_linked:
+        links[_IS_LINKED] = True
+    known = {parameter: failure[name] for name, parameter in _PARAMETERS.items() if name in failure}
+    failed = ToolFailed(**{"type": "", "message": "", **known}, links=links, classes=classes)
+    return _of_own_class(failed, classes) or failed
+
+
+def link(error: ToolFailed, links: Mapping[str, Any], classes: tuple[type[Exception], ...] | None) -> None:
+    """Set the cause and the context of an exception. The last one of this chain shows the traceback of the tool."""
+    for name in ("cause", "context"):
+        node = links.get(name)
+        if isinstance(node, dict):
+            setattr(error, f"__{name}__", create(node, classes, is_linked=True))
+    if error.traceback and not links.get(_IS_LINKED):
+        last: BaseException = error
+        while (following := last.__cause__ or last.__context__) is not None:
+            last = following
+        last.__cause__ = RemoteTraceback(error.traceback)
+
+
+def _of_own_class(failed: ToolFailed, classes: tuple[type[Exception], ...] | None) -> ToolFailed | None:
+    """Return the exception with a class that derives from the tool's own class and from `ToolFailed`."""
+    nodes = failed._links.get("exceptions", ())
+    members = [create(node, classes, is_linked=True) for node in nodes if isinstance(node, dict)]
+    kind = _find(failed.type, classes)
+    if members and (kind is None or not issubclass(kind, BaseExceptionGroup)):
+        kind = ExceptionGroup
+    if kind is None or issubclass(ToolFailed, kind):
+        return None
+    args = failed.exception_args
+    if issubclass(kind, BaseExceptionGroup):
+        if not members:
+            return None
+        text = args[0] if args and isinstance(args[0], str) else failed.message
+        args = (text, members)
+    # The class runs foreign code.
+    try:
+        error = _instance(kind, args)
+        _adopt(error, failed)
+    except Exception:
+        return None
+    return error
+
+
+def _instance(kind: type[Exception], args: tuple[Any, ...]) -> ToolFailed:
+    """Return an exception without calling `__init__`, whose parameters differ from ``args``."""
+    subclass: type[ToolFailed] = _subclass(kind)  # type: ignore[arg-type]
+    error = kind.__new__(subclass, *args)
+    if not isinstance(error, subclass):
+        raise TypeError
+    if not isinstance(error, BaseExceptionGroup):
+        error.args = args
+    return error
+
+
+def _adopt(error: ToolFailed, failed: ToolFailed) -> None:
+    """Copy the parts of a failure. The attributes of the tool's own class take precedence."""
+    own = _own_class(error)
+    state = {name: value for name, value in vars(failed).items() if name.startswith("_") or not hasattr(own, name)}
+    vars(error).update(state, _failure=failed)
+    for name, value in failed.attributes.items():
+        # A property may reject it.
+        with contextlib.suppress(Exception):
+            setattr(error, name, value)
+    link(error, failed._links, failed._classes)
+
+
+def _own_class(error: ToolFailed) -> type[Exception]:
+    found: type[Exception] = type(error).__bases__[0]
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _subclass(kind: type[Exception]) -> type[ToolFailed]:
+    """Create a class whose objects are exceptions of `kind` and `ToolFailed`. It looks like `kind` in a traceback."""
+    namespace = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+        "__str__": lambda self: self._failure.message,
+        "__reduce__": _reduce,
+        "__setstate__": _set_state,
+        "failure": property(lambda self: self._failure),
+        # The tool ran, even if exceptions of its class usually state otherwise.
+        "may_have_run": True,
+        "retry_after": None,
+    }
+    return types.new_class(kind.__name__, (kind, ToolFailed), exec_body=lambda created: created.update(namespace))
+
+
+def _set_state(error: ToolFailed, state: dict[str, Any] | None) -> None:
+    vars(error).update(state or {})
+
+
+def _reduce(error: ToolFailed) -> tuple[Any, ...]:
+    failed = error.failure
+    state = {name: value for name, value in vars(error).items() if value is not failed}
+    return _restore, (_own_class(error), error.args, failed), state
+
+
+def _restore(kind: type[Exception], args: tuple[Any, ...], failed: ToolFailed) -> ToolFailed:
+    error = _instance(kind, args)
+    _adopt(error, failed)
+    return error
+
+
+def _find(name: str, classes: tuple[type[Exception], ...] | None) -> type[Exception] | None:
+    """Return the class with this name, as `type_name` returns it. Imports nothing."""
+    if classes is not None:
+        return next((kind for kind in classes if _is_named(kind, name)), None)
+    if "." not in name:
+        builtin: Any = vars(builtins).get(name)
+        return builtin if _is_usable(builtin) else None
+    module, _, rest = name.rpartition(".")
+    path = [rest]
+    while module:
+        if module in sys.modules:
+            found: Any = sys.modules[module]
+            for part in path:
+                # `vars`, because modules and classes may define `__getattr__`, which may import.
+                found = getattr(found, "__dict__", {}).get(part)
+            # An alias, or an attribute of another meaning, has another name.
+            return found if _is_usable(found) and type_name(found) == name else None
+        module, _, part = module.rpartition(".")
+        path.insert(0, part)
+    return None
+
+
+def _is_named(kind: type[Exception], name: str) -> bool:
+    if type_name(kind) == name:
+        return True
+    # The worker imports the module that is the main program here.
+    return kind.__module__ == "__main__" and name.endswith(f".{kind.__qualname__}")
+
+
+def _is_usable(kind: object) -> bool:
+    """Return whether the client may raise a class. The errors of this package have another meaning there."""
+    if not isinstance(kind, type) or not issubclass(kind, Exception):
+        return False
+    if issubclass(kind, (StopIteration, StopAsyncIteration)):
+        return False
+    return kind.__module__ != "snakepit_bridge.errors" or kind.__name__ == "ToolError"

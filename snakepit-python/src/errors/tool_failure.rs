@@ -1,0 +1,62 @@
+//! The exceptions for failures of tools. Python creates them, because they may have the class of the tool's exception.
+
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyTuple},
+};
+use snakepit_registry::ToolFailure;
+
+use super::ToolFailed;
+use crate::value;
+
+/// Returns the exception for the failure of a tool of a worker. `classes` are the classes that the client may raise, or `None` for
+/// those of all imported modules.
+pub(crate) fn tool_failed(py: Python<'_>, failure: &ToolFailure, classes: Option<&Py<PyTuple>>) -> PyErr {
+    let create = || -> PyResult<PyErr> {
+        let create = py.import("snakepit_bridge._remote_errors")?.getattr("create")?;
+        Ok(PyErr::from_value(create.call1((parts(py, failure)?, classes))?))
+    };
+    create().unwrap_or_else(|_| {
+        ToolFailed::new_err((failure.error_type.clone(), failure.message.clone(), failure.traceback.clone()))
+    })
+}
+
+/// Returns the parts of a failure by name. Leaves out those that Python cannot read.
+fn parts<'py>(py: Python<'py>, failure: &ToolFailure) -> PyResult<Bound<'py, PyDict>> {
+    let ToolFailure {
+        error_type,
+        message,
+        traceback,
+        code,
+        data,
+        args,
+        attributes,
+        omitted,
+        notes,
+        cause,
+        context,
+        exceptions,
+        ..
+    } = failure;
+    let parts = PyDict::new(py);
+    for (name, text) in [("type", error_type), ("message", message), ("traceback", traceback), ("code", code)]
+    {
+        parts.set_item(name, text)?;
+    }
+    parts.set_item("omitted", omitted)?;
+    parts.set_item("notes", notes)?;
+    let json = [
+        ("data", serde_json::to_vec(data)),
+        ("args", serde_json::to_vec(args)),
+        ("attributes", serde_json::to_vec(attributes)),
+        ("cause", serde_json::to_vec(cause)),
+        ("context", serde_json::to_vec(context)),
+        ("exceptions", serde_json::to_vec(exceptions)),
+    ];
+    for (name, json) in json {
+        if let Some(value) = json.ok().and_then(|json| value::json_to_python(py, &json).ok()) {
+            parts.set_item(name, value)?;
+        }
+    }
+    Ok(parts)
+}
