@@ -217,6 +217,7 @@ impl Driver {
                     if let Some(live_worker) = live_workers.get(key.index()).and_then(Option::as_ref) {
                         let held_leases = leases.iter().filter(|(_, lease)| lease.worker_key == key);
                         deferred
+                            .rare()
                             .recalls
                             .extend(held_leases.map(|(_, lease)| (Arc::clone(live_worker), lease.call)));
                     }
@@ -224,7 +225,7 @@ impl Driver {
                 Effect::Kill(key, reason) => {
                     if let Some(live_worker) = live_workers.get(key.index()).and_then(Option::as_ref) {
                         live_worker.handle.kill(reason.to_string());
-                        deferred.killed.push((Arc::clone(live_worker), reason));
+                        deferred.rare().killed.push((Arc::clone(live_worker), reason));
                     }
                 }
                 Effect::Stop(key) => {

@@ -69,12 +69,18 @@ impl RequestKind {
     }
 }
 
-/// A client of the host's gRPC service, usable from any thread. Clones share the connection.
+/// A client of the host's gRPC service, usable from any thread. Clones share the connections. They are cheap, because each call
+/// of a tool gets one.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
-    client: BridgeServiceClient<Channel>,
     runtime: RuntimeHandle,
-    streams: Arc<StreamConnection>,
+    connections: Arc<Connections>,
+}
+
+#[derive(Debug)]
+struct Connections {
+    client: BridgeServiceClient<Channel>,
+    streams: StreamConnection,
     backlogs: BacklogBudget,
 }
 
@@ -89,12 +95,18 @@ struct StreamConnection {
 
 impl Host {
     pub(crate) fn new(channel: Channel, runtime: RuntimeHandle) -> Self {
-        Self { client: client(channel), runtime, streams: Arc::default(), backlogs: BacklogBudget::default() }
+        Self::with_streams(channel, runtime, StreamConnection::default())
+    }
+
+    fn with_streams(channel: Channel, runtime: RuntimeHandle, streams: StreamConnection) -> Self {
+        let connections =
+            Connections { client: client(channel), streams, backlogs: BacklogBudget::default() };
+        Self { runtime, connections: Arc::new(connections) }
     }
 
     /// The memory budget for unread updates of watches.
-    pub(crate) const fn backlogs(&self) -> &BacklogBudget {
-        &self.backlogs
+    pub(crate) fn backlogs(&self) -> &BacklogBudget {
+        &self.connections.backlogs
     }
 
     /// Connects and verifies that the host answers a ping.
@@ -119,10 +131,10 @@ impl Host {
                 }
             }
         };
-        let mut host = Self::new(channel, RuntimeHandle::Worker(io));
-        host.streams = Arc::new(StreamConnection { target: Some(target), client: OnceLock::new() });
+        let streams = StreamConnection { target: Some(target), client: OnceLock::new() };
+        let host = Self::with_streams(channel, RuntimeHandle::Worker(io), streams);
         let ping = pb::PingRequest { message: "worker".to_owned() };
-        match timeout(CONNECT_TIMEOUT, host.client.clone().ping(ping)).await {
+        match timeout(CONNECT_TIMEOUT, host.client().ping(ping)).await {
             Ok(Ok(_)) => Ok(host),
             Ok(Err(status)) => Err(format!("the host at `{address}` rejected a ping: {}", status.message())),
             Err(_) => {
@@ -144,7 +156,7 @@ impl Host {
         let (worker_id, version) = (worker_id.to_owned(), launch::VERSION.to_owned());
         let identity = token.map(|token| pb::WorkerIdentity { token, version, protocol: launch::PROTOCOL });
         let request = pb::RegisterToolsRequest { session_id: String::new(), tools, worker_id, identity };
-        match timeout(CONNECT_TIMEOUT, self.client.clone().register_tools(request)).await {
+        match timeout(CONNECT_TIMEOUT, self.client().register_tools(request)).await {
             Ok(Ok(response)) => {
                 let pb::RegisterToolsResponse { success, error_message, .. } = response.into_inner();
                 // A host of the original Snakepit reports tools that it already has as duplicates, which is harmless.
@@ -162,7 +174,7 @@ impl Host {
 
     /// The generated client.
     pub(crate) fn client(&self) -> BridgeServiceClient<Channel> {
-        self.client.clone()
+        self.connections.client.clone()
     }
 
     /// The runtime that drives the connection.
@@ -176,12 +188,12 @@ impl Host {
         caller: &Caller,
         request: pb::ExecuteElixirToolRequest,
     ) -> Result<Streaming<pb::ToolChunk>, HostError> {
-        let StreamConnection { target, client: stream_client } = &*self.streams;
+        let StreamConnection { target, client: stream_client } = &self.connections.streams;
         let stream_client = match target {
             Some(target) => {
                 stream_client.get_or_init(|| client(target.connect_lazy(configure_stream_client)))
             }
-            None => &self.client,
+            None => &self.connections.client,
         };
         self.request_on(
             stream_client,
@@ -208,7 +220,7 @@ impl Host {
         Q: Message + Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        self.request_on(&self.client, caller, kind, message, rpc).await
+        self.request_on(&self.connections.client, caller, kind, message, rpc).await
     }
 
     /// Sends a request as [`request`](Self::request) does, on another connection.

@@ -96,12 +96,51 @@ impl FromIterator<(String, Payload)> for Arguments {
 
 impl IntoIterator for Arguments {
     type Item = (String, Payload);
-    type IntoIter = vec::IntoIter<(String, Payload)>;
+    type IntoIter = ArgumentsIntoIter;
 
-    fn into_iter(self) -> Self::IntoIter {
-        Arc::unwrap_or_clone(self.0).into_iter()
+    fn into_iter(self) -> ArgumentsIntoIter {
+        ArgumentsIntoIter(match Arc::try_unwrap(self.0) {
+            Ok(entries) => Entries::Owned(entries.into_iter()),
+            Err(entries) => Entries::Shared { entries, next: 0 },
+        })
     }
 }
+
+/// Iterates over the names and values of [`Arguments`], sorted by name. Copies an entry when it yields it, if other clones share
+/// the arguments.
+#[derive(Debug)]
+pub struct ArgumentsIntoIter(Entries);
+
+#[derive(Debug)]
+enum Entries {
+    Owned(vec::IntoIter<(String, Payload)>),
+    Shared { entries: Arc<Vec<(String, Payload)>>, next: usize },
+}
+
+impl Iterator for ArgumentsIntoIter {
+    type Item = (String, Payload);
+
+    fn next(&mut self) -> Option<(String, Payload)> {
+        match &mut self.0 {
+            Entries::Owned(entries) => entries.next(),
+            Entries::Shared { entries, next } => {
+                let entry = entries.get(*next)?.clone();
+                *next += 1;
+                Some(entry)
+            }
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let remaining = match &self.0 {
+            Entries::Owned(entries) => entries.len(),
+            Entries::Shared { entries, next } => entries.len() - next,
+        };
+        (remaining, Some(remaining))
+    }
+}
+
+impl ExactSizeIterator for ArgumentsIntoIter {}
 
 /// Deserializes all arguments into one Rust value. Accepts 5.0 as an integer and 5 as a float, at any depth.
 ///
@@ -268,5 +307,18 @@ mod tests {
         arguments.insert("a".into(), value(2));
         assert_eq!((entries_of(&clone), entries_of(&arguments)), (vec![("a", 1)], vec![("a", 2)]));
         assert_eq!(clone.into_iter().count(), 1);
+    }
+
+    #[test]
+    fn owned_and_shared_arguments_yield_the_same_entries() {
+        let arguments: Arguments =
+            [("b", 1), ("a", 2)].map(|(name, n)| (name.to_owned(), value(n))).into_iter().collect();
+        let clone = arguments.clone();
+        let mut shared = clone.clone().into_iter();
+        assert_eq!((shared.len(), shared.next().unwrap().0.as_str(), shared.len()), (2, "a", 1));
+        drop(clone);
+        let mut owned = arguments.into_iter();
+        assert_eq!((owned.len(), owned.next().unwrap().0.as_str(), owned.len()), (2, "a", 1));
+        assert_eq!(shared.collect::<Vec<_>>(), owned.collect::<Vec<_>>());
     }
 }

@@ -63,7 +63,7 @@ pub use futures_core::Stream;
 pub use tower;
 
 pub use answer::{IntoAnswer, Json};
-pub use arguments::Arguments;
+pub use arguments::{Arguments, ArgumentsIntoIter};
 pub use call::{CallId, CallMode, ToolCall, TraceContext};
 pub use check::MAX_NAME_BYTES;
 pub use error::{CallStage, ChainedException, ErrorKind, TimeLimit, ToolError, ToolFailure};

@@ -58,6 +58,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .bytes(".")
         // For small maps, a BTreeMap is faster than a HashMap, and its order is stable.
         .btree_map(".")
+        // A reply moves through several queues, and almost every reply has a value instead of these.
+        .boxed(".snakepit.bridge.CallReply.failure")
+        .boxed(".snakepit.bridge.CallReply.status")
         // Generates `Any` instead of using the one from prost-types, so that its payload is `Bytes`.
         .compile_well_known_types(true)
         .extern_path(".google.protobuf.Timestamp", "::prost_types::Timestamp")

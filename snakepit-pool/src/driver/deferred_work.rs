@@ -16,6 +16,13 @@ use crate::scheduler::KillReason;
 pub(super) struct DeferredWork {
     /// The tasks to wake, usually only one.
     waker: Option<Waker>,
+    /// All other work. Boxed, because almost no event of a call causes any, and each creates and drops this value.
+    rare: Option<Box<RareWork>>,
+}
+
+/// Work that few events cause.
+#[derive(Default)]
+pub(super) struct RareWork {
     more_wakers: Vec<Waker>,
     /// The calls to recall.
     pub(super) recalls: Vec<(Arc<LiveWorker>, CallId)>,
@@ -30,18 +37,30 @@ impl DeferredWork {
     pub(super) fn wake(&mut self, waker: Option<Waker>) {
         match (waker, &self.waker) {
             (Some(waker), None) => self.waker = Some(waker),
-            (Some(waker), Some(_)) => self.more_wakers.push(waker),
+            (Some(waker), Some(_)) => self.rare().more_wakers.push(waker),
             (None, _) => {}
         }
+    }
+
+    /// The work that few events cause.
+    pub(super) fn rare(&mut self) -> &mut RareWork {
+        self.rare.get_or_insert_default()
     }
 
     /// Does the work. Call this without the lock.
     pub(super) fn run(self) {
         if let Some(waker) = self.waker {
             waker.wake();
-            // Without a first waker, there are no others.
-            self.more_wakers.into_iter().for_each(Waker::wake);
         }
+        if let Some(rare) = self.rare {
+            rare.run();
+        }
+    }
+}
+
+impl RareWork {
+    fn run(self) {
+        self.more_wakers.into_iter().for_each(Waker::wake);
         for chunks in &self.streams {
             catch_panic("dropping a stream", || {
                 drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());

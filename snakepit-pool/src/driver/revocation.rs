@@ -61,7 +61,9 @@ impl Driver {
             if lease.must_end() && !lease.is_revoked && lease.deadline.is_some_and(|at| at <= now) {
                 lease.is_revoked = true;
                 lease.deadline = None;
-                deferred.streams.extend(lease.chunks.take());
+                if let Some(chunks) = lease.chunks.take() {
+                    deferred.rare().streams.push(chunks);
+                }
                 abandoned.push(Event::Abandoned(lease.worker_key, lease.call, lease.load));
             }
         }

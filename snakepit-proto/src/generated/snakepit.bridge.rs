@@ -1262,10 +1262,10 @@ pub struct CallReply {
     pub id: u64,
     #[prost(message, optional, tag = "2")]
     pub value: ::core::option::Option<CallValue>,
-    #[prost(message, optional, tag = "3")]
-    pub failure: ::core::option::Option<ToolFailure>,
-    #[prost(message, optional, tag = "4")]
-    pub status: ::core::option::Option<CallStatus>,
+    #[prost(message, optional, boxed, tag = "3")]
+    pub failure: ::core::option::Option<::prost::alloc::boxed::Box<ToolFailure>>,
+    #[prost(message, optional, boxed, tag = "4")]
+    pub status: ::core::option::Option<::prost::alloc::boxed::Box<CallStatus>>,
     #[prost(btree_map = "string, string", tag = "5")]
     pub metadata: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,

@@ -458,7 +458,7 @@ fn too_large(id: u64, size: usize) -> CallReply {
         "the call has {size} bytes, the limit is {MAX_ITEM_BYTES}; pass large data in parts, or as the path of a file"
     );
     let status = error_status(Code::InvalidArgument, INVALID_ARGUMENT, problem);
-    CallReply { id, status: Some(status.into()), ..CallReply::default() }
+    CallReply { id, status: Some(Box::new(status.into())), ..CallReply::default() }
 }
 
 fn wake(waker: Option<Waker>) {

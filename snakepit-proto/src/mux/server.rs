@@ -307,7 +307,7 @@ fn limit_size(reply: &mut CallReply) -> usize {
         return size;
     }
     let worker_id = std::mem::take(&mut reply.worker_id);
-    let status = Some(reply_too_large(size).into());
+    let status = Some(Box::new(reply_too_large(size).into()));
     *reply = CallReply { id: reply.id, worker_id, status, ..CallReply::default() };
     reply_size(reply)
 }

@@ -47,7 +47,7 @@ pub fn failure_reply(id: u64, failure: ToolFailure, session_id: String) -> pb::C
     pb::CallReply {
         id,
         worker_id: failure.worker.clone(),
-        failure: Some(failure_to_wire(failure, session_id)),
+        failure: Some(Box::new(failure_to_wire(failure, session_id))),
         ..pb::CallReply::default()
     }
 }
@@ -55,7 +55,7 @@ pub fn failure_reply(id: u64, failure: ToolFailure, session_id: String) -> pb::C
 /// The reply of a call that ended with a status.
 #[must_use]
 pub fn status_reply(id: u64, status: Status) -> pb::CallReply {
-    pb::CallReply { id, status: Some(status.into()), ..pb::CallReply::default() }
+    pb::CallReply { id, status: Some(Box::new(status.into())), ..pb::CallReply::default() }
 }
 
 /// The reply of a call that ended with an error. `to_status` converts all errors except the failure of a tool.
@@ -81,8 +81,9 @@ pub fn call_to_wire(call: ToolCall, time_left: Option<Duration>) -> pb::CallStar
     let stream = mode == CallMode::Streaming;
     pb::CallStart {
         id: 0,
-        tool_name: tool.to_string(),
-        session_id: session.as_ref().map(SessionId::to_string).unwrap_or_default(),
+        // Not `to_string`, which formats an `Arc<str>` piece by piece.
+        tool_name: String::from(&*tool),
+        session_id: session.map(|id| id.as_str().to_owned()).unwrap_or_default(),
         arguments: arguments
             .into_iter()
             .map(|(name, value)| pb::CallArgument { name, value: Some(value_to_wire(value)) })

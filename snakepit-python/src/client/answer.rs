@@ -52,10 +52,10 @@ pub(super) fn read_reply(
     wait_mode: WaitMode,
 ) -> PyResult<Option<pb::CallValue>> {
     if let Some(failure) = reply.failure {
-        return Err(tool_failed(tool.py(), &failure_from_wire(failure), classes));
+        return Err(tool_failed(tool.py(), &failure_from_wire(*failure), classes));
     }
     match reply.status {
-        Some(status) => Err(status_exception(tool, Status::from(status), is_streaming, wait_mode)),
+        Some(status) => Err(status_exception(tool, Status::from(*status), is_streaming, wait_mode)),
         None => Ok(reply.value),
     }
 }

@@ -160,8 +160,8 @@ fn sizes_are_never_below_the_encoded_size() {
     let reply = CallReply {
         id: u64::MAX,
         value: Some(value),
-        failure: Some(ToolFailure { message: "x".repeat(1000), ..ToolFailure::default() }),
-        status: Some(status),
+        failure: Some(Box::new(ToolFailure { message: "x".repeat(1000), ..ToolFailure::default() })),
+        status: Some(Box::new(status)),
         metadata,
         execution_time_ns: u64::MAX,
         worker_id: "w".repeat(1000),

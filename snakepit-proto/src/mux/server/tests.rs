@@ -88,7 +88,7 @@ fn a_reply_above_the_limit_of_a_message_becomes_an_error() {
     replies.send_reply(reply_of(1, MAX_ITEM_BYTES));
     replies.send_reply(reply_of(2, 1));
     let batch = take(&replies);
-    let status = tonic::Status::from(batch.replies[0].status.clone().unwrap());
+    let status = tonic::Status::from(*batch.replies[0].status.clone().unwrap());
     let details = details_of(&status);
     assert_eq!(details.reason.as_deref(), Some(ANSWER_TOO_LARGE));
     assert_eq!(details.metadata["limit"], MAX_ITEM_BYTES.to_string());

@@ -232,10 +232,10 @@ fn outcome_of<C: Callee>(callee: &C, info: &CallInfo, end: CallEnd) -> Outcome {
     };
     let pb::CallReply { value, failure, status, metadata, execution_time_ns, worker_id, .. } = reply;
     if let Some(failure) = failure {
-        return Outcome::Failed(callee.failure_error(info, failure_from_wire(failure)));
+        return Outcome::Failed(callee.failure_error(info, failure_from_wire(*failure)));
     }
     if let Some(status) = status {
-        return Outcome::NoReply(NoReply::Rejected(Status::from(status)));
+        return Outcome::NoReply(NoReply::Rejected(Status::from(*status)));
     }
     match value.map(value_from_wire) {
         None => Outcome::Complete,
