@@ -45,7 +45,7 @@ pub const SESSIONS: Setting = Setting::new("Builder::sessions", "sessions");
 pub const MULTIPLEX: Setting = Setting::new("Builder::multiplex", "no-multiplex");
 
 /// The settings of the builder that are neither those of the pool nor those of the launcher.
-const HOST: [Setting; 12] = [
+const HOST: [Setting; 13] = [
     ADAPTER,
     ADAPTER_ARG,
     GPUS,
