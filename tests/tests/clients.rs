@@ -176,7 +176,7 @@ async fn the_package_client_raises_the_classes_of_tools() {
 async fn codes_and_causes_of_tools_reach_grpc_and_rust() {
     let sandbox = Sandbox::adapter("quotas:Quotas", 1).start().await;
     let client = Client::connect(sandbox.url()).await.unwrap();
-    let error = client.call("shelf").arg("item", "milk").value::<i64>().await.unwrap_err();
+    let error = client.call("shelf").arg("item", "milk").unary::<i64>().await.unwrap_err();
     assert_eq!((error.http_status(), error.error_type()), (404, Some("quotas.UnknownItemError")));
     let failure = error.failure().unwrap();
     assert_eq!(
@@ -186,7 +186,7 @@ async fn codes_and_causes_of_tools_reach_grpc_and_rust() {
     let cause = failure.causes().next().unwrap();
     assert_eq!((cause.to_string(), cause.notes.len()), ("KeyError: 'milk'".into(), 1));
     assert!(cause.traceback.contains("in lookup"), "{}", cause.traceback);
-    let group = client.call("several").value::<i64>().await.unwrap_err();
+    let group = client.call("several").unary::<i64>().await.unwrap_err();
     let members: Vec<_> =
         group.failure().unwrap().exceptions.iter().map(|member| &*member.error_type).collect();
     assert_eq!(members, ["quotas.QuotaError", "KeyError", "ExceptionGroup"]);
