@@ -13,7 +13,7 @@ use snakepit_worker::testing::InProcessWorkers;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let double = FnTool::typed("double", |args: HashMap<String, i64>| async move { args["x"] * 2 });
     let workers = InProcessWorkers::new().fn_tool(double);
-    let pool = Pool::start(PoolConfig { workers: 2, ..PoolConfig::default() }, Arc::new(workers.clone()))?;
+    let pool = Pool::start(PoolConfig::default().workers(2), Arc::new(workers.clone()))?;
     pool.ready().await?;
 
     // A worker crashes during the call. The pool replaces the worker, and repeats the call if its caller permits it.

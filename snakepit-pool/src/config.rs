@@ -19,10 +19,11 @@ const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// ```
 /// use snakepit_pool::PoolConfig;
 ///
-/// let config = PoolConfig { workers: 8, queue_limit: 100, ..PoolConfig::default() };
+/// let config = PoolConfig::default().workers(8).queue_limit(100);
 /// # assert_eq!(config.concurrency, None);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PoolConfig {
     /// The name of the pool, which is the prefix of its workers' ids: 1 to 64 ASCII letters, digits, `-`, `_` and `.`.
     /// Default `default`.
@@ -71,6 +72,52 @@ impl Default for PoolConfig {
             concurrency: None,
             max_attempts: 2,
         }
+    }
+}
+
+macro_rules! setters {
+    ($($field:ident: $ty:ty;)*) => {
+        $(
+            #[doc = concat!("Sets the field [`", stringify!($field), "`](Self#structfield.", stringify!($field), ").")]
+            #[must_use]
+            pub fn $field(mut self, value: $ty) -> Self {
+                self.$field = value;
+                self
+            }
+        )*
+    };
+}
+
+/// The setters, one per field.
+impl PoolConfig {
+    /// Sets the field [`name`](Self#structfield.name).
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Sets or removes the [`default_timeout`](Self#structfield.default_timeout).
+    #[must_use]
+    pub fn default_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.default_timeout = timeout.into();
+        self
+    }
+
+    /// Sets the [`concurrency`](Self#structfield.concurrency).
+    #[must_use]
+    pub const fn concurrency(mut self, concurrency: usize) -> Self {
+        self.concurrency = Some(concurrency);
+        self
+    }
+
+    setters! {
+        workers: usize;
+        queue_limit: usize;
+        queue_bytes: usize;
+        stop_grace: Duration;
+        cancel_grace: Duration;
+        max_attempts: usize;
     }
 }
 

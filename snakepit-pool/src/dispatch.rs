@@ -140,27 +140,23 @@ fn retry_after(oldest: Duration) -> Option<Duration> {
 fn to_tool_error(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolError {
     match error {
         AcquireError::Rejected(Rejection::Overloaded { queued, oldest }) => {
-            ToolError::Overloaded { queued, limit: pool.config.queue_limit, retry_after: retry_after(oldest) }
+            ToolError::overloaded(queued, pool.config.queue_limit).with_retry_after(retry_after(oldest))
         }
-        AcquireError::Rejected(Rejection::TooManyBytes { used, oldest }) => ToolError::TooManyBytes {
-            holders: "calls that wait for a worker".to_owned(),
-            used,
-            limit: pool.config.queue_bytes,
-            retry_after: retry_after(oldest),
-        },
-        AcquireError::Rejected(Rejection::Draining) => ToolError::ShuttingDown { may_have_run: false },
+        AcquireError::Rejected(Rejection::TooManyBytes { used, oldest }) => {
+            ToolError::too_many_bytes("calls that wait for a worker", used, pool.config.queue_bytes)
+                .with_retry_after(retry_after(oldest))
+        }
+        AcquireError::Rejected(Rejection::Draining) => ToolError::shutting_down(false),
         AcquireError::Rejected(Rejection::NoWorkers { next_attempt }) => {
             // A slot fails only after a failed launch or an exit, and both set the last failure.
             let (reason, last_error) =
                 pool.last_failure().map(LastFailure::into_reason_and_error).unwrap_or_default();
             let retry_after = next_attempt.map(|at| at.saturating_duration_since(Instant::now()));
-            ToolError::Unavailable { reason, last_error, retry_after }
+            ToolError::unavailable(reason).with_last_error(last_error).with_retry_after(retry_after)
         }
-        AcquireError::Expired => {
-            ToolError::DeadlineExceeded { tool: tool.to_string(), stage: CallStage::Queued, limit: None }
-        }
-        AcquireError::Deadlock => ToolError::Deadlock { tool: tool.to_string() },
-        AcquireError::RuntimeEnded => ToolError::RuntimeEnded { may_have_run: false },
-        AcquireError::Cancelled => ToolError::Cancelled { tool: tool.to_string() },
+        AcquireError::Expired => ToolError::deadline_exceeded(tool.to_string(), CallStage::Queued),
+        AcquireError::Deadlock => ToolError::deadlock(tool.to_string()),
+        AcquireError::RuntimeEnded => ToolError::runtime_ended(false),
+        AcquireError::Cancelled => ToolError::cancelled(tool.to_string()),
     }
 }

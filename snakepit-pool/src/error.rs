@@ -11,6 +11,7 @@ use snakepit_worker::{WorkerError, WorkerId, settings::Setting};
 pub enum PoolError {
     /// A setting is invalid.
     #[error("pool setting {setting} {problem}")]
+    #[non_exhaustive]
     InvalidConfig {
         /// The setting. Its [`method`](Setting::method) is the name of the field of [`PoolConfig`](crate::PoolConfig).
         setting: Setting,
@@ -22,6 +23,7 @@ pub enum PoolError {
     NoRuntime,
     /// The launch of a worker failed.
     #[error("worker `{worker}` did not start")]
+    #[non_exhaustive]
     Start {
         /// The worker's id.
         worker: WorkerId,
@@ -32,4 +34,18 @@ pub enum PoolError {
     /// The pool was shut down.
     #[error("pool is shut down")]
     ShutDown,
+}
+
+/// Constructors for crates that test how they handle these errors.
+impl PoolError {
+    /// Creates the error of an invalid setting. `problem` is the end of a sentence that begins with the setting.
+    pub fn invalid_config(setting: Setting, problem: impl Into<String>) -> Self {
+        Self::InvalidConfig { setting, problem: problem.into() }
+    }
+
+    /// Creates the error of a failed launch.
+    #[must_use]
+    pub const fn start(worker: WorkerId, error: WorkerError) -> Self {
+        Self::Start { worker, error }
+    }
 }

@@ -28,7 +28,7 @@
 //! #     Ok::<_, Infallible>(args["x"] * 2)
 //! # });
 //! # let launcher = Arc::new(InProcessWorkers::new().fn_tool(double));
-//! let pool = Pool::start(PoolConfig { workers: 2, ..PoolConfig::default() }, launcher)?;
+//! let pool = Pool::start(PoolConfig::default().workers(2), launcher)?;
 //! pool.ready().await?;
 //! let call = ToolCall::new("double").try_with_argument("x", &21)?;
 //! let reply = pool.tool().call(call).await?;

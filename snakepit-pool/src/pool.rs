@@ -24,7 +24,7 @@ use crate::{
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let double = FnTool::typed("double", |args: HashMap<String, i64>| async move { args["n"] * 2 });
 /// let launcher = Arc::new(InProcessWorkers::new().fn_tool(double));
-/// let pool = Pool::start(PoolConfig { workers: 2, ..PoolConfig::default() }, launcher)?;
+/// let pool = Pool::start(PoolConfig::default().workers(2), launcher)?;
 /// pool.ready().await?;
 ///
 /// let call = ToolCall::new("double").try_with_argument("n", &21)?;

@@ -41,12 +41,5 @@ pub(crate) async fn next(reply: &mut ToolReply) -> Option<Item> {
 }
 
 pub(crate) fn worker_lost(may_have_run: bool) -> ToolError {
-    ToolError::WorkerLost {
-        worker: "w".to_owned(),
-        reason: "it exited".to_owned(),
-        may_have_run,
-        output_lines: Vec::new(),
-        retry_after: None,
-        source: None,
-    }
+    ToolError::worker_lost("w", "it exited").with_may_have_run(may_have_run)
 }

@@ -130,7 +130,7 @@ impl Executor {
         let Job { call, state, reply } = job;
         if !state.start() {
             let next = self.tools.finish(&state);
-            let cancelled = Err(ToolError::Cancelled { tool: call.tool.to_string() });
+            let cancelled = Err(ToolError::cancelled(call.tool.to_string()));
             let answered = reply.queue(cancelled, pending.answers.as_mut());
             pending.record(answered, self.io);
             return (next, now);
@@ -158,7 +158,7 @@ impl Executor {
         // interruption had come first, because which one comes first is a matter of chance.
         let is_answer_of_tool = matches!(outcome, Ok(_) | Err(ToolError::Failed(_)));
         let outcome = if is_cancelled || (is_answer_of_tool && state.is_overdue(ended_at)) {
-            Err(ToolError::Cancelled { tool: tool.to_string() })
+            Err(ToolError::cancelled(tool.to_string()))
         } else {
             outcome
         };
@@ -377,7 +377,7 @@ impl Executor {
     fn check(&self, call: &ToolCall) -> Result<(), ToolError> {
         match self.plan.tools.get(&*call.tool) {
             None if self.plan.is_dynamic => Ok(()),
-            None => Err(ToolError::NotFound { tool: call.tool.to_string(), suggestion: None }),
+            None => Err(ToolError::not_found(call.tool.to_string())),
             Some(tool) if tool.kind == ToolKind::Generator && call.mode == CallMode::Unary => {
                 Err(unary_unsupported(&call.tool, false))
             }
@@ -436,7 +436,7 @@ impl Executor {
         kwargs: &Bound<'py, PyDict>,
     ) -> ToolError {
         if error.is_instance_of::<CallCancelled>(py) {
-            return ToolError::Cancelled { tool: tool.to_string() };
+            return ToolError::cancelled(tool.to_string());
         }
         let mut failure = self.plan.failure(py, error, function.map(|function| (function, kwargs)));
         failure.tool = tool.to_string();
@@ -481,9 +481,5 @@ fn warn(message: fmt::Arguments<'_>) {
 }
 
 fn unary_unsupported(tool: &str, may_have_run: bool) -> ToolError {
-    ToolError::Unsupported {
-        tool: tool.to_owned(),
-        problem: "streams; call it with ExecuteStreamingTool".to_owned(),
-        may_have_run,
-    }
+    ToolError::unsupported(tool, "streams; call it with ExecuteStreamingTool").with_may_have_run(may_have_run)
 }

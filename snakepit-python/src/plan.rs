@@ -216,7 +216,7 @@ impl Plan {
             let message = text.unwrap_or_else(|_| format!("<it cannot be described: {problem}>"));
             (value::type_name(error.value(py)), message, String::new())
         });
-        let mut failure = ToolFailure { error_type, message, traceback, ..ToolFailure::default() };
+        let mut failure = ToolFailure::new(error_type, message).with_traceback(traceback);
         // Without details, the failure is still complete.
         let details = self.details.call1(py, (&exception,));
         if let Ok((code, json)) = details.and_then(|details| details.extract::<(String, Vec<u8>)>(py)) {
@@ -236,23 +236,23 @@ pub(crate) fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<ToolSpec> {
     for parameter in spec.as_any().get_item("parameters")?.try_iter()? {
         let parameter = parameter?;
         let required = parameter.get_item("required")?.extract()?;
-        parameters.push(ParameterSpec {
-            name: parameter.get_item("name")?.extract()?,
-            type_name: parameter.get_item("type")?.extract()?,
-            description: parameter.get_item("description")?.extract()?,
-            required,
-            // A default without a wire form is omitted. The tool itself still has it.
-            default: match required {
-                true => None,
-                false => parameter
-                    .get_item("default")
-                    .and_then(|value| value::from_python(&value, Purpose::Result, format_args!("default")))
-                    .ok(),
-            },
-            validation_json: parameter
-                .get_item("schema")
-                .map_or_else(|_| Ok(String::new()), |schema| json_text(&schema))?,
-        });
+        let (name, ty): (String, String) =
+            (parameter.get_item("name")?.extract()?, parameter.get_item("type")?.extract()?);
+        let mut spec = ParameterSpec::new(name, ty);
+        spec.description = parameter.get_item("description")?.extract()?;
+        spec.required = required;
+        // A default without a wire form is omitted. The tool itself still has it.
+        spec.default = match required {
+            true => None,
+            false => parameter
+                .get_item("default")
+                .and_then(|value| value::from_python(&value, Purpose::Result, format_args!("default")))
+                .ok(),
+        };
+        if let Ok(schema) = parameter.get_item("schema") {
+            spec.validation_json = json_text(&schema)?;
+        }
+        parameters.push(spec);
     }
     let mut metadata: BTreeMap<String, String> = spec.as_any().get_item("metadata")?.extract()?;
     for (name, key) in [("result_schema", RESULT_SCHEMA_KEY), ("item_schema", ITEM_SCHEMA_KEY)] {
@@ -261,14 +261,13 @@ pub(crate) fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<ToolSpec> {
         }
     }
     let spec = spec.as_any();
-    Ok(ToolSpec {
-        name: spec.get_item("name")?.extract()?,
-        description: spec.get_item("description")?.extract()?,
-        parameters,
-        metadata,
-        supports_streaming: spec.get_item("supports_streaming")?.extract()?,
-        closed: spec.get_item("closed")?.extract()?,
-    })
+    let mut tool = ToolSpec::new(spec.get_item("name")?.extract::<String>()?);
+    tool.description = spec.get_item("description")?.extract()?;
+    tool.parameters = parameters;
+    tool.metadata = metadata;
+    tool.supports_streaming = spec.get_item("supports_streaming")?.extract()?;
+    tool.closed = spec.get_item("closed")?.extract()?;
+    Ok(tool)
 }
 
 /// Converts a JSON Schema to text.

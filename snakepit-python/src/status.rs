@@ -21,7 +21,7 @@ pub(crate) fn to_status(error: ToolError, session_id: String) -> Status {
             let may_have_run = may_have_run.then(|| (status::DELIVERED, true.to_string()));
             error_status_with(Code::Unimplemented, status::UNSUPPORTED, problem, may_have_run)
         }
-        ToolError::AnswerTooLarge { size, limit } => status::answer_too_large(message, size, limit),
+        ToolError::AnswerTooLarge { size, limit, .. } => status::answer_too_large(message, size, limit),
         ToolError::Cancelled { .. } => error_status(Code::Cancelled, status::CANCELLED, message),
         ToolError::Unavailable { reason, .. } => error_status(Code::Unavailable, status::STOPPING, reason),
         error @ ToolError::Internal { .. } => {
@@ -45,8 +45,7 @@ mod tests {
 
     #[test]
     fn a_message_of_several_lines_becomes_one() {
-        let failure =
-            ToolFailure { error_type: "E".into(), message: "a\n  b\n".into(), ..ToolFailure::default() };
+        let failure = ToolFailure::new("E", "a\n  b\n");
         assert_eq!(one_line(&failure), "E: a b");
     }
 
@@ -55,14 +54,10 @@ mod tests {
         let tool = || "echo".to_owned();
         let bad = ToolError::invalid_argument(tool(), "x", "is missing");
         let errors = [
-            (ToolError::NotFound { tool: tool(), suggestion: None }, Code::NotFound, status::TOOL_NOT_FOUND),
+            (ToolError::not_found(tool()), Code::NotFound, status::TOOL_NOT_FOUND),
             (bad.clone(), Code::InvalidArgument, status::INVALID_ARGUMENT),
-            (
-                ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: false },
-                Code::Unimplemented,
-                status::UNSUPPORTED,
-            ),
-            (ToolError::Cancelled { tool: tool() }, Code::Cancelled, status::CANCELLED),
+            (ToolError::unsupported(tool(), "streams"), Code::Unimplemented, status::UNSUPPORTED),
+            (ToolError::cancelled(tool()), Code::Cancelled, status::CANCELLED),
             (ToolError::unavailable("it stops"), Code::Unavailable, status::STOPPING),
             (ToolError::internal("bug"), Code::Internal, status::INTERNAL),
             (ToolError::Failed(Box::default()), Code::Internal, status::TOOL_FAILED),

@@ -202,7 +202,7 @@ impl PythonTools {
                 // If it is not queued, the executor has just taken it and will end it.
                 if let Some(job) = self.withdraw(state.id) {
                     let tool = job.call.tool.to_string();
-                    job.reply.send(Err(ToolError::Cancelled { tool }));
+                    job.reply.send(Err(ToolError::cancelled(tool)));
                 }
             }
             // Sending fails only while the process is ending, when the interrupter no longer exists.
@@ -289,7 +289,7 @@ impl PythonTools {
         if let Some(job) = self.withdraw(call) {
             job.state.cancel();
             let tool = job.call.tool.to_string();
-            job.reply.send(Err(ToolError::Recalled { tool }));
+            job.reply.send(Err(ToolError::recalled(tool)));
         }
     }
 
@@ -327,7 +327,7 @@ impl ToolHandler for PythonTools {
         // The reply of a streaming call contains another guard. A call with a value has ended.
         guard.disarm();
         // The executor drops the sender of a call that was cancelled before it began.
-        outcome.unwrap_or_else(|_| Err(ToolError::Cancelled { tool: tool.to_string() }))
+        outcome.unwrap_or_else(|_| Err(ToolError::cancelled(tool.to_string())))
     }
 
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {

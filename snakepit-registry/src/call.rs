@@ -93,6 +93,7 @@ struct AtMostOnce(bool);
 /// # }
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ToolCall {
     /// The id of this call.
     pub id: CallId,
@@ -224,6 +225,41 @@ impl ToolCall {
     #[must_use]
     pub fn streaming(mut self) -> Self {
         self.mode = CallMode::Streaming;
+        self
+    }
+
+    /// Sets the session.
+    #[must_use]
+    pub fn with_session(mut self, session: SessionId) -> Self {
+        self.session = Some(session);
+        self
+    }
+
+    /// Marks the call as idempotent, so that the pool may repeat it if its worker is lost.
+    #[must_use]
+    pub const fn idempotent(mut self) -> Self {
+        self.idempotent = true;
+        self
+    }
+
+    /// Sets the worker that should run the call, if it is idle.
+    #[must_use]
+    pub fn with_preferred_worker(mut self, worker: impl Into<Arc<str>>) -> Self {
+        self.preferred_worker = Some(worker.into());
+        self
+    }
+
+    /// Sets the calls that wait for this one.
+    #[must_use]
+    pub fn with_ancestors(mut self, ancestors: impl Into<Option<Arc<[CallId]>>>) -> Self {
+        self.ancestors = ancestors.into();
+        self
+    }
+
+    /// Sets the principal of the call.
+    #[must_use]
+    pub fn with_principal(mut self, principal: Principal) -> Self {
+        self.principal = principal;
         self
     }
 

@@ -1,12 +1,13 @@
 //! [`ToolError`], the error of a call. `snakepit-server` maps it to gRPC statuses in one place.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use snakepit_session::{SessionError, SharedError};
 
 use crate::Violation;
 
 mod classification;
+mod construct;
 mod failure;
 mod kind;
 mod layer;
@@ -55,11 +56,26 @@ impl fmt::Display for TimeLimit {
 }
 
 /// The error of a call.
+///
+/// Variants can get more fields, so patterns need `..`, and handlers, layers and launchers create errors with constructors:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use snakepit_registry::ToolError;
+///
+/// let error = ToolError::worker_lost("gpu-0-1", "its thread ended")
+///     .with_may_have_run(false)
+///     .with_retry_after(Duration::from_millis(100));
+/// assert_eq!(error.to_string(), "worker `gpu-0-1` was lost: its thread ended");
+/// assert!(error.is_retryable());
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ToolError {
     /// There is no tool with this name.
     #[error("tool `{tool}` not found{}", suggestion.as_ref().map(|s| format!("; did you mean `{s}`?")).unwrap_or_default())]
+    #[non_exhaustive]
     NotFound {
         /// The name in the call.
         tool: String,
@@ -68,6 +84,7 @@ pub enum ToolError {
     },
     /// Arguments are missing, unknown or of the wrong type. See [`invalid_argument`](Self::invalid_argument).
     #[error("{}", describe_violations(tool, violations))]
+    #[non_exhaustive]
     InvalidArguments {
         /// The tool's name.
         tool: String,
@@ -77,6 +94,7 @@ pub enum ToolError {
     },
     /// The tool does not support this kind of call.
     #[error("tool `{tool}` {problem}")]
+    #[non_exhaustive]
     Unsupported {
         /// The tool's name.
         tool: String,
@@ -90,6 +108,7 @@ pub enum ToolError {
     Failed(Box<ToolFailure>),
     /// The queue is full, so the call was rejected immediately.
     #[error("pool is overloaded: {}; retry later or add workers", describe_queue(*queued, *limit))]
+    #[non_exhaustive]
     Overloaded {
         /// The number of queued calls.
         queued: usize,
@@ -100,6 +119,7 @@ pub enum ToolError {
     },
     /// Other calls or requests occupy too many bytes, so the call was rejected immediately.
     #[error("{holders} hold {used} bytes already, the limit is {limit}; retry later or send less at once")]
+    #[non_exhaustive]
     TooManyBytes {
         /// The calls or requests that occupy the bytes, such as "calls that wait for a worker".
         holders: String,
@@ -112,6 +132,7 @@ pub enum ToolError {
     },
     /// All connections of the host are in use, so it rejected the connection of the call.
     #[error("all {limit} connections of the host are in use; retry later or raise its limit of connections")]
+    #[non_exhaustive]
     TooManyConnections {
         /// The maximum number of connections.
         limit: usize,
@@ -122,6 +143,7 @@ pub enum ToolError {
     #[error(
         "the answer was dropped: unread answers already occupy {used} bytes, the limit is {limit}; read them first"
     )]
+    #[non_exhaustive]
     AnswerDropped {
         /// The number of bytes that unread answers occupy.
         used: usize,
@@ -133,6 +155,7 @@ pub enum ToolError {
         "the answer, or a chunk of it, has {size} bytes, the limit is {limit}; stream it in smaller chunks, or return the \
          path of a file"
     )]
+    #[non_exhaustive]
     AnswerTooLarge {
         /// The size of the answer or chunk, in bytes.
         size: usize,
@@ -141,6 +164,7 @@ pub enum ToolError {
     },
     /// The call's deadline passed.
     #[error("deadline of tool `{tool}` {}", describe_deadline(*stage, *limit))]
+    #[non_exhaustive]
     DeadlineExceeded {
         /// The tool's name.
         tool: String,
@@ -151,12 +175,14 @@ pub enum ToolError {
     },
     /// The call was cancelled, by its caller or by its id.
     #[error("call of tool `{tool}` was cancelled")]
+    #[non_exhaustive]
     Cancelled {
         /// The tool's name.
         tool: String,
     },
     /// The worker was lost before the call ended.
     #[error("worker `{worker}` was lost: {reason}{}", output_tail(output_lines))]
+    #[non_exhaustive]
     WorkerLost {
         /// The worker's id.
         worker: String,
@@ -173,6 +199,7 @@ pub enum ToolError {
     },
     /// The connection to the host or worker that ran the call was lost. The outcome of the call is unknown.
     #[error("connection to {peer} was lost: {problem}; the call may have run")]
+    #[non_exhaustive]
     ConnectionLost {
         /// The other end of the connection, such as "the host".
         peer: String,
@@ -186,6 +213,7 @@ pub enum ToolError {
     /// The worker returned the call before it began, because the call was [recalled](crate::ToolHandler::recall). The
     /// pool handles this error and assigns the call to another worker.
     #[error("call of tool `{tool}` was returned by its worker before it began")]
+    #[non_exhaustive]
     Recalled {
         /// The tool's name.
         tool: String,
@@ -195,6 +223,7 @@ pub enum ToolError {
         "no worker is available: {reason}{}",
         if last_error.is_empty() { String::new() } else { format!("; the last error: {last_error}") }
     )]
+    #[non_exhaustive]
     Unavailable {
         /// The reason.
         reason: String,
@@ -207,12 +236,14 @@ pub enum ToolError {
     /// The host is shutting down. It rejected the call, or its drain ended before the call did. Calls of all kinds get
     /// this error.
     ///
-    /// [`is_retryable`](Self::is_retryable) is true if the call cannot have run, because another host may run it. This host does
-    /// not start again, so a program that retries calls on a host in its own process must end its loop.
+    /// [`is_retryable`](Self::is_retryable) is false for a host in this process, because it does not start again.
     #[error("the host is shutting down{}", if *may_have_run { "; the call was cut off and may have run" } else { "" })]
+    #[non_exhaustive]
     ShuttingDown {
         /// Whether the call may have begun to run.
         may_have_run: bool,
+        /// Whether the host is another process. It may start again, or another host may run the call.
+        is_remote: bool,
     },
     /// The call would wait for itself: every worker runs a call that waits for a queued call, either directly or through a host
     /// tool.
@@ -220,12 +251,14 @@ pub enum ToolError {
         "call of tool `{tool}` would wait for itself: every worker runs a call that waits for this one; add workers, or do not \
          call tools of workers from tools that workers call"
     )]
+    #[non_exhaustive]
     Deadlock {
         /// The tool's name.
         tool: String,
     },
     /// A program other than the host answered, such as a proxy. A retry would get the same answer.
     #[error("the call was rejected: {problem}")]
+    #[non_exhaustive]
     Rejected {
         /// The answer of the other program.
         problem: String,
@@ -233,12 +266,14 @@ pub enum ToolError {
     /// The host, or a proxy between the client and the host, denied access: the token or the certificate of the client is missing
     /// or invalid, or does not permit the call. A retry would get the same answer.
     #[error("access denied: {problem}")]
+    #[non_exhaustive]
     AccessDenied {
         /// The answer of the host or the proxy.
         problem: String,
     },
     /// The client was closed.
     #[error("the client is closed{}", if *may_have_run { "; the call was cut off and may have run" } else { "" })]
+    #[non_exhaustive]
     ClientClosed {
         /// Whether the call may have begun to run.
         may_have_run: bool,
@@ -249,6 +284,7 @@ pub enum ToolError {
         "the tokio runtime that started this host has shut down, and its workers with it; start the host in a runtime that \
          lives as long as the host is used (each `#[tokio::test]` has a separate runtime)"
     )]
+    #[non_exhaustive]
     RuntimeEnded {
         /// Whether the call may have begun to run.
         may_have_run: bool,
@@ -257,12 +293,14 @@ pub enum ToolError {
     #[error(
         "a call with a deadline needs a tokio runtime; await it inside `Runtime::block_on` or an async main"
     )]
+    #[non_exhaustive]
     NoRuntime {
         /// Whether the call may have begun to run.
         may_have_run: bool,
     },
     /// A [layer](crate::CallService) ended the call with an error that is not a `ToolError`, such as the timeout of tower.
     #[error("a layer of the host ended the call: {problem}")]
+    #[non_exhaustive]
     Layer {
         /// The kind of the error: [`Overloaded`](ErrorKind::Overloaded), [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) or
         /// [`Rejected`](ErrorKind::Rejected).
@@ -279,79 +317,11 @@ pub enum ToolError {
     Session(#[from] SessionError),
     /// A bug in the host or in the worker, such as a violation of the protocol.
     #[error("internal error: {problem}")]
+    #[non_exhaustive]
     Internal {
         /// The problem.
         problem: String,
         /// The cause, if there is one. For an error from a remote host, `problem` contains its text instead.
         source: Option<SharedError>,
     },
-}
-
-impl ToolError {
-    /// Creates the error of a call with an invalid argument. `problem` is the end of a sentence.
-    ///
-    /// ```
-    /// use snakepit_registry::ToolError;
-    ///
-    /// let error = ToolError::invalid_argument("add", "a", "is negative");
-    /// assert_eq!(error.to_string(), "argument `a` of tool `add` is negative");
-    /// ```
-    pub fn invalid_argument(
-        tool: impl Into<String>,
-        argument: impl Into<String>,
-        problem: impl Into<String>,
-    ) -> Self {
-        Self::invalid_arguments(tool, vec![Violation::new(argument, problem)])
-    }
-
-    /// Creates the error of a call with these invalid arguments, at least one.
-    pub fn invalid_arguments(tool: impl Into<String>, violations: Vec<Violation>) -> Self {
-        Self::InvalidArguments { tool: tool.into(), violations }
-    }
-
-    /// Creates the error of a call that no worker can run now, without a `retry_after`.
-    pub fn unavailable(reason: impl Into<String>) -> Self {
-        Self::Unavailable { reason: reason.into(), last_error: String::new(), retry_after: None }
-    }
-
-    /// The error of a bug in the host or in the worker.
-    ///
-    /// ```
-    /// use std::error::Error;
-    ///
-    /// use snakepit_registry::{Fault, ToolError};
-    ///
-    /// let error = ToolError::internal("the record is malformed").with_source("unexpected end of input");
-    /// assert_eq!(error.source().unwrap().to_string(), "unexpected end of input");
-    /// // Clients receive the causes in the message.
-    /// assert_eq!(Fault::from(error).message, "internal error: the record is malformed: unexpected end of input");
-    /// ```
-    pub fn internal(problem: impl Into<String>) -> Self {
-        Self::Internal { problem: problem.into(), source: None }
-    }
-
-    /// Sets the time limit of a [`DeadlineExceeded`](Self::DeadlineExceeded) error that has none. Has no effect on other errors.
-    /// The crates of this workspace use it where they know the limit.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn with_time_limit(mut self, time_limit: Option<TimeLimit>) -> Self {
-        if let Self::DeadlineExceeded { limit, .. } = &mut self {
-            *limit = limit.or(time_limit);
-        }
-        self
-    }
-
-    /// Sets the cause of an error with a field `source`: [`Internal`](Self::Internal), [`WorkerLost`](Self::WorkerLost),
-    /// [`ConnectionLost`](Self::ConnectionLost) and [`Layer`](Self::Layer). Has no effect on other errors.
-    #[must_use]
-    pub fn with_source(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        if let Self::Internal { source, .. }
-        | Self::WorkerLost { source, .. }
-        | Self::ConnectionLost { source, .. }
-        | Self::Layer { source, .. } = &mut self
-        {
-            *source = Some(SharedError::new(cause));
-        }
-        self
-    }
 }

@@ -96,7 +96,7 @@ impl HostError {
 /// // Takes the place of a Python tool that raises `shop.OutOfStock`.
 /// let price = FnTool::new("price", || async {
 ///     let (error_type, message) = ("shop.OutOfStock".to_owned(), "no tea".to_owned());
-///     Err::<f64, _>(HostError::from(ToolFailure { error_type, message, ..ToolFailure::default() }))
+///     Err::<f64, _>(HostError::from(ToolFailure::new(error_type, message)))
 /// });
 ///
 /// let error = price.call(ToolCall::new("price")).await.unwrap_err();

@@ -46,6 +46,7 @@ pub enum Registration {
 pub enum RegistryError {
     /// The name belongs to another provider.
     #[error("tool name `{name}` is taken by {owner}; rename one of the two")]
+    #[non_exhaustive]
     NameTaken {
         /// The name.
         name: String,
@@ -54,6 +55,7 @@ pub enum RegistryError {
     },
     /// The name is invalid.
     #[error("invalid tool name `{name}`: {problem}")]
+    #[non_exhaustive]
     InvalidName {
         /// The name, shortened if it is too long.
         name: String,
@@ -62,6 +64,7 @@ pub enum RegistryError {
     },
     /// The closure of a host tool cannot serve calls of this host.
     #[error("host tool `{name}` {problem}")]
+    #[non_exhaustive]
     InvalidHostTool {
         /// The name.
         name: String,
@@ -74,6 +77,7 @@ pub enum RegistryError {
         "duplicate_tool: tool `{name}` is served by worker `{worker}` with another description: {change}; other workers \
          can redefine it after all workers with that description have exited"
     )]
+    #[non_exhaustive]
     DuplicateTool {
         /// The name.
         name: String,
@@ -86,6 +90,7 @@ pub enum RegistryError {
     #[error(
         "pool `{provider}` announced more than {limit} tools; register fewer, or combine several into one tool with an argument that selects"
     )]
+    #[non_exhaustive]
     TooManyTools {
         /// The name of the pool.
         provider: String,
@@ -96,6 +101,7 @@ pub enum RegistryError {
     #[error(
         "the description of tool `{name}` takes {size} bytes, the limit is {limit}; shorten its docstring, defaults and metadata"
     )]
+    #[non_exhaustive]
     SpecTooLarge {
         /// The name of the tool.
         name: String,
@@ -109,6 +115,7 @@ pub enum RegistryError {
         "the descriptions of all tools of pool `{provider}` would take {size} bytes, the limit is {limit}; shorten \
          docstrings, defaults and metadata, or register fewer tools"
     )]
+    #[non_exhaustive]
     SpecsTooLarge {
         /// The name of the pool.
         provider: String,

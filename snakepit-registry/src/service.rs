@@ -185,7 +185,7 @@ impl CallService {
                 }
                 is_cut_off = is_cut_off || cut_off.as_mut().poll(cx).is_ready();
                 if is_cut_off && !progress.is_running() {
-                    return Poll::Ready(Err(ToolError::ShuttingDown { may_have_run: progress.has_begun() }));
+                    return Poll::Ready(Err(ToolError::shutting_down(progress.has_begun())));
                 }
                 let Some(timer) = &mut timer else { return Poll::Pending };
                 while timer.as_mut().poll(cx).is_ready() {

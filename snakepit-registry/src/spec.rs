@@ -35,6 +35,7 @@ pub(crate) type Aliases = BTreeMap<String, Vec<String>>;
 /// assert!(spec.parameters[0].required && !spec.parameters[1].required);
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ToolSpec {
     /// The tool's name, at most [`MAX_NAME_BYTES`](crate::MAX_NAME_BYTES) long.
     pub name: String,
@@ -58,6 +59,7 @@ pub struct ToolSpec {
 
 /// A parameter of a tool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ParameterSpec {
     /// The parameter's name.
     pub name: String,
@@ -74,6 +76,13 @@ pub struct ParameterSpec {
     /// argument completely. Python workers check arguments against it, but the host does not. For host tools, it comes from the
     /// Rust type.
     pub validation_json: String,
+}
+
+impl ParameterSpec {
+    /// Creates the spec of a required parameter with this type, such as `integer`.
+    pub fn new(name: impl Into<String>, type_name: impl Into<String>) -> Self {
+        Self { name: name.into(), type_name: type_name.into(), required: true, ..Self::default() }
+    }
 }
 
 impl ToolSpec {
@@ -134,13 +143,8 @@ impl ToolSpec {
         type_name: impl Into<String>,
         description: impl Into<String>,
     ) -> Self {
-        self.parameters.push(ParameterSpec {
-            name: name.into(),
-            type_name: type_name.into(),
-            description: description.into(),
-            required: true,
-            ..ParameterSpec::default()
-        });
+        let description = description.into();
+        self.parameters.push(ParameterSpec { description, ..ParameterSpec::new(name, type_name) });
         self
     }
 

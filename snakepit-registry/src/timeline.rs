@@ -282,7 +282,7 @@ mod tests {
         assert_eq!((record.outcome, record.reason()), (CallOutcome::Cancelled, Some(Reason::Cancelled)));
         record.end(None);
         assert_eq!((record.outcome, record.reason()), (CallOutcome::Succeeded, None));
-        record.end(Some(&ToolError::ShuttingDown { may_have_run: false }));
+        record.end(Some(&ToolError::shutting_down(false)));
         assert_eq!((record.outcome, record.reason()), (CallOutcome::Rejected, Some(Reason::ShuttingDown)));
     }
 }

@@ -58,7 +58,7 @@ impl WorkerLauncher for ThreadLauncher {
             while let Some(Job { answer, .. }) = received.blocking_recv() {
                 let _ = answer.send(Err(lost(&worker_id, false)));
             }
-            launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
+            launcher_end.exited(WorkerExit::new(reason));
         };
         let spawned = thread::Builder::new().name(request.id.to_string()).spawn(run);
         spawned.map_err(start_error)?;
@@ -85,14 +85,7 @@ fn add(sum: &Cell<i64>, call: &ToolCall) -> Result<ToolReply, ToolError> {
 
 /// The error of a call whose worker has ended. `may_have_run`: whether the call may have run, so that a retry may run it twice.
 fn lost(worker_id: &str, may_have_run: bool) -> ToolError {
-    ToolError::WorkerLost {
-        worker: worker_id.to_owned(),
-        reason: "its thread ended".to_owned(),
-        may_have_run,
-        output_lines: Vec::new(),
-        retry_after: None,
-        source: None,
-    }
+    ToolError::worker_lost(worker_id, "its thread ended").with_may_have_run(may_have_run)
 }
 
 /// The pool's handle to the thread of a worker.

@@ -10,6 +10,7 @@ use snakepit_registry::{Principal, ToolError, guard::catch};
 pub enum Operation<'a> {
     /// Calls a tool of a worker or of the host. The tool may not exist. A call in a session also needs the permission for
     /// [`WriteSession`](Self::WriteSession), because the tool can use the session.
+    #[non_exhaustive]
     Call {
         /// The name of the tool.
         tool: &'a str,
@@ -17,11 +18,13 @@ pub enum Operation<'a> {
         session: Option<&'a str>,
     },
     /// Reads a session, its variables or its programs, watches its variables, or renews it. The session may not exist.
+    #[non_exhaustive]
     ReadSession {
         /// The id of the session.
         session: &'a str,
     },
     /// Creates, changes or deletes a session, its variables or its programs, or calls a tool in it.
+    #[non_exhaustive]
     WriteSession {
         /// The id of the session.
         session: &'a str,
@@ -75,7 +78,7 @@ impl Authorizer {
         if principal.is_unset() {
             tracing::error!(?operation, "a call without a principal was denied; its listener must set one");
             let problem = "nobody has authenticated the caller; set `ToolCall::principal`".to_owned();
-            return Err(ToolError::AccessDenied { problem });
+            return Err(ToolError::access_denied(problem));
         }
         let problem = match catch(|| (self.0)(principal, operation)) {
             Ok(Ok(())) => return Ok(()),
@@ -88,7 +91,7 @@ impl Authorizer {
                 "the authorization failed; see the log of the host".to_owned()
             }
         };
-        Err(ToolError::AccessDenied { problem })
+        Err(ToolError::access_denied(problem))
     }
 }
 

@@ -441,17 +441,16 @@ mod tests {
             .cancel_grace(timeout)
             .concurrency(5)
             .max_attempts(6);
-        let expected = PoolConfig {
-            name: "gpu".into(),
-            workers: 2,
-            queue_limit: 3,
-            queue_bytes: 4,
-            default_timeout: Some(timeout),
-            stop_grace: grace,
-            cancel_grace: timeout,
-            concurrency: Some(5),
-            max_attempts: 6,
-        };
+        let expected = PoolConfig::default()
+            .name("gpu")
+            .workers(2)
+            .queue_limit(3)
+            .queue_bytes(4)
+            .default_timeout(timeout)
+            .stop_grace(grace)
+            .cancel_grace(timeout)
+            .concurrency(5)
+            .max_attempts(6);
         assert_eq!(builder.pool, expected);
     }
 }

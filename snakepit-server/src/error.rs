@@ -25,12 +25,14 @@ pub use kind::StartErrorKind;
 pub enum StartError {
     /// The builder lacks a setting or has an invalid one.
     #[error("cannot start: {problem}")]
+    #[non_exhaustive]
     Config {
         /// The problem and its solution.
         problem: String,
     },
     /// The host cannot listen on an address.
     #[error("cannot listen on {address}; choose another address, or port 0 for a free one")]
+    #[non_exhaustive]
     Listen {
         /// The requested address.
         address: String,
@@ -43,6 +45,7 @@ pub enum StartError {
          is trusted",
         settings::ALLOW_REMOTE
     )]
+    #[non_exhaustive]
     NotLoopback {
         /// The requested address, with the resolved one if it is a name.
         address: String,
@@ -57,6 +60,7 @@ pub enum StartError {
         python.display(),
         settings::PYTHON
     )]
+    #[non_exhaustive]
     NoBridge {
         /// The interpreter.
         python: PathBuf,
@@ -117,8 +121,8 @@ mod tests {
 
     #[test]
     fn the_cause_of_a_failed_start_can_be_read() {
-        let error = WorkerError::NotReady { timeout: Duration::from_secs(1), output_lines: vec![] };
-        let late = StartError::from(PoolError::Start { worker: WorkerId::new("w"), error });
+        let error = WorkerError::not_ready(Duration::from_secs(1));
+        let late = StartError::from(PoolError::start(WorkerId::new("w"), error));
         assert!(late.is_timeout() && late.source().unwrap().is::<WorkerError>(), "{late}");
         let failed = StartError::from(WorkerError::start_failed("no module"));
         assert!(failed.worker_error().is_some() && !failed.is_timeout());

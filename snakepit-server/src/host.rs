@@ -284,7 +284,7 @@ impl Host {
         // Sets the default deadline.
         self.bounds(&mut call)?;
         if self.host_tool_calls.is_closed() || self.cut.is_cancelled() {
-            return Err(ToolError::ShuttingDown { may_have_run: false });
+            return Err(ToolError::shutting_down(false));
         }
         Ok(layers.run_bounded(call, self.cut.clone().cancelled_owned()))
     }
@@ -322,11 +322,8 @@ impl Host {
         if is_ready || self.registry.has_worker_tools() {
             return unknown;
         }
-        ToolError::Unavailable {
-            reason: "the first workers are starting, and their tools are not known yet".to_owned(),
-            last_error: String::new(),
-            retry_after: Some(STARTING_RETRY),
-        }
+        ToolError::unavailable("the first workers are starting, and their tools are not known yet")
+            .with_retry_after(STARTING_RETRY)
     }
 
     /// Runs a call of a host tool for a worker. The drain already waits for the worker's own call. A call of a client, or of a
@@ -385,7 +382,7 @@ impl Host {
         let in_flight = self.host_tool_calls.token();
         // The call is counted before the check, so that a drain either waits for it or rejects it.
         if self.host_tool_calls.is_closed() || self.cut.is_cancelled() {
-            return Err(ToolError::ShuttingDown { may_have_run: false });
+            return Err(ToolError::shutting_down(false));
         }
         let timeline = CallTimeline::of(&call).cloned();
         let running = tool.begin(call)?;
@@ -409,7 +406,7 @@ impl Host {
     /// The bounds of the parts of a call that the host runs itself. Sets the default deadline if the call has none.
     fn bounds(&self, call: &mut ToolCall) -> Result<CallBounds, ToolError> {
         if self.runtime_has_ended() {
-            return Err(ToolError::RuntimeEnded { may_have_run: false });
+            return Err(ToolError::runtime_ended(false));
         }
         // A timeout that overflows the clock sets no deadline.
         let default_deadline = || Instant::now().checked_add(self.default_timeout?);

@@ -44,7 +44,7 @@ impl HostLauncher {
 }
 
 fn rejection_error(worker: &Worker, error: RegistryError) -> WorkerError {
-    WorkerError::ToolsRejected { worker: worker.id().to_string(), source: error }
+    WorkerError::tools_rejected(worker.id().to_string(), error)
 }
 
 /// The tool registrations that the host rejected, by worker, while the worker's launch is in progress. The worker itself reports
@@ -82,7 +82,7 @@ impl RejectionWatch<'_> {
         let rejection = self.rejections.entries().get_mut(self.worker).and_then(Option::take);
         match (error, rejection) {
             (WorkerError::StartFailed { .. }, Some(source)) => {
-                WorkerError::ToolsRejected { worker: self.worker.to_string(), source }
+                WorkerError::tools_rejected(self.worker.to_string(), source)
             }
             (error, _) => error,
         }
@@ -105,9 +105,9 @@ impl WorkerLauncher for HostLauncher {
         let launch = self.inner.launch(request);
         let launched = match self.start_timeout {
             None => launch.await,
-            Some(limit) => timeout(limit, launch)
-                .await
-                .unwrap_or_else(|_| Err(WorkerError::NotReady { timeout: limit, output_lines: Vec::new() })),
+            Some(limit) => {
+                timeout(limit, launch).await.unwrap_or_else(|_| Err(WorkerError::not_ready(limit)))
+            }
         };
         let worker = launched.map_err(|error| watch.explain(error))?;
         let accepted = if worker.id() == &id {

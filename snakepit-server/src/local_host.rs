@@ -174,7 +174,7 @@ impl HostHandle for LocalHost {
             .map_err(SessionError::into_read_error)?
             .map(|event| event.map_err(|error| error.into_read_error().into()));
         let stopped = self.host.stop.clone().cancelled_owned();
-        let end = stream::once(stopped).map(|()| Err(ToolError::ShuttingDown { may_have_run: false }.into()));
+        let end = stream::once(stopped).map(|()| Err(ToolError::shutting_down(false).into()));
         // Events first, so that the watch delivers all changes from before the shutdown.
         let events = stream::select_with_strategy(events, Box::pin(end), |(): &mut ()| PollNext::Left);
         Ok(until_error(events).boxed())

@@ -318,7 +318,7 @@ impl Snakepit {
     pub async fn shutdown_within(&self, drain: Duration) -> Result<(), Error> {
         if self.pool.runtime_has_ended() {
             self.service.stop.cancel();
-            return Err(ToolError::RuntimeEnded { may_have_run: false }.into());
+            return Err(ToolError::runtime_ended(false).into());
         }
         self.hide();
         self.service.stopping.cancel();
@@ -345,11 +345,7 @@ impl Snakepit {
         self.service.tasks.close();
         self.service.tasks.wait().await;
         // The runtime may have ended in the meantime, because a program can wait for the shutdown on another runtime.
-        if self.pool.runtime_has_ended() {
-            Err(ToolError::RuntimeEnded { may_have_run: false }.into())
-        } else {
-            Ok(())
-        }
+        if self.pool.runtime_has_ended() { Err(ToolError::runtime_ended(false).into()) } else { Ok(()) }
     }
 }
 

@@ -60,7 +60,7 @@ pub(crate) fn rpc_deadline_exceeded() -> Status {
 
 /// The status that ends open-ended streams when the host stops. `may_have_run` states whether calls of the stream may have run.
 pub(crate) fn shutting_down(may_have_run: bool) -> Status {
-    from_tool_error(ToolError::ShuttingDown { may_have_run })
+    from_tool_error(ToolError::shutting_down(may_have_run))
 }
 
 /// The status that ends the `Multiplex` stream of an evicted connection. No call of the stream is running, and none has begun
@@ -73,7 +73,7 @@ pub(crate) fn connection_evicted() -> Status {
 
 /// The status for requests on a connection above the limit of connections.
 pub(crate) fn too_many_connections(limit: usize) -> Status {
-    from_tool_error(ToolError::TooManyConnections { limit, retry_after: Some(RETRY_AFTER) })
+    from_tool_error(ToolError::too_many_connections(limit).with_retry_after(RETRY_AFTER))
 }
 
 /// The status for a request of a mounted client above the limit of open requests.
@@ -108,7 +108,7 @@ pub(crate) fn response_budget_exhausted(full: BudgetExhausted) -> ToolError {
 
 /// The error that replaces a response because of the budget for unread responses.
 pub(crate) const fn answer_dropped(BudgetExhausted { used, limit }: BudgetExhausted) -> ToolError {
-    ToolError::AnswerDropped { used, limit }
+    ToolError::answer_dropped(used, limit)
 }
 
 /// The status that ends a stream whose next message exceeds a budget. `may_have_run` states whether an earlier message arrived,
@@ -118,7 +118,7 @@ pub(crate) fn stream_rejected(error: ToolError, may_have_run: bool) -> Status {
 }
 
 fn overloaded(holders: &str, BudgetExhausted { used, limit }: BudgetExhausted) -> ToolError {
-    ToolError::TooManyBytes { holders: holders.to_owned(), used, limit, retry_after: Some(RETRY_AFTER) }
+    ToolError::too_many_bytes(holders, used, limit).with_retry_after(RETRY_AFTER)
 }
 
 /// The status for a message above a limit. `limit` is the limit of its size in bytes.

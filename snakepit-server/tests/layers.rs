@@ -206,9 +206,7 @@ fn rejecting_layer() -> impl tower::Layer<
 > + Send
 + Sync {
     tower::layer::layer_fn(|_| {
-        tower::service_fn(|_: ToolCall| async {
-            Err::<ToolReply, _>(ToolError::Rejected { problem: "no calls".to_owned() })
-        })
+        tower::service_fn(|_: ToolCall| async { Err::<ToolReply, _>(ToolError::rejected("no calls")) })
     })
 }
 

@@ -125,14 +125,11 @@ struct Raising;
 #[async_trait::async_trait]
 impl ToolHandler for Raising {
     async fn call(&self, _: ToolCall) -> Result<ToolReply, ToolError> {
-        let failure = ToolFailure {
-            message: "no".to_owned(),
-            code: "bad".to_owned(),
-            traceback: TRACEBACK.to_owned(),
-            output_lines: vec!["a line".to_owned()],
-            notes: vec!["in /srv".to_owned()],
-            ..ToolFailure::default()
-        };
+        let failure = ToolFailure::new("", "no")
+            .with_code("bad")
+            .with_traceback(TRACEBACK.to_owned())
+            .with_output_lines(vec!["a line".to_owned()])
+            .with_notes(vec!["in /srv".to_owned()]);
         Err(ToolError::Failed(Box::new(failure)))
     }
 }

@@ -56,7 +56,7 @@ async fn start_errors_have_kinds_and_name_methods() {
     failed(host().workers(0), Kind::Configuration, &["pool setting `workers` is 0"]).await;
     failed(host().name("a b"), Kind::Configuration, &["pool setting `name`"]).await;
     failed(host().cancel_grace(Duration::MAX), Kind::Configuration, &["pool setting `cancel_grace`"]).await;
-    let zero = PoolConfig { default_timeout: Some(Duration::ZERO), ..PoolConfig::default() };
+    let zero = PoolConfig::default().default_timeout(Duration::ZERO);
     failed(host().pool(zero), Kind::Configuration, &["pool setting `default_timeout`"]).await;
     let remote = host().listen_on("0.0.0.0:0");
     failed(remote, Kind::Configuration, &["set `Builder::allow_remote`"]).await;
@@ -111,14 +111,12 @@ fn host_of(launcher: &Arc<InProcessWorkers>, run_dir: &std::path::Path) -> Build
 
 #[tokio::test]
 async fn the_limits_of_sessions_name_their_fields() {
-    let limits = SessionLimits {
-        max_sessions: 1,
-        max_program_bytes: 3,
-        max_programs: 1,
-        max_value_bytes: 4,
-        max_total_bytes: 60,
-        ..SessionLimits::default()
-    };
+    let limits = SessionLimits::default()
+        .max_sessions(1)
+        .max_program_bytes(3)
+        .max_programs(1)
+        .max_value_bytes(4)
+        .max_total_bytes(60);
     let backend = MemoryBackend::new(limits);
     let (alice, name) = (SessionId::try_new("alice").unwrap(), |name| ProgramName::try_new(name).unwrap());
     backend.create(&alice, NewSession::default()).await.unwrap();

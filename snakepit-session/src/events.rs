@@ -119,6 +119,7 @@ impl SessionEventSender {
 
 /// Counters of a backend. A backend that several hosts share counts the operations of all hosts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct SessionStats {
     /// Sessions created.
     pub created: u64,

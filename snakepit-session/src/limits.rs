@@ -13,7 +13,15 @@ const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// metadata. It does not count the overhead of the backend.
 ///
 /// Error messages name a limit by its field. Messages of the daemon name its flag, see [`settings`](crate::settings).
+///
+/// ```
+/// use snakepit_session::{MemoryBackend, SessionLimits};
+///
+/// let limits = SessionLimits::default().max_sessions(10_000).max_value_bytes(1024 * 1024);
+/// let backend = MemoryBackend::new(limits);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SessionLimits {
     /// The TTL of sessions that are created without one. One hour by default.
     pub default_ttl: Duration,
@@ -67,6 +75,40 @@ impl Default for SessionLimits {
             max_watch_backlog: 1024,
             max_watch_backlog_bytes: 64 * MIB,
         }
+    }
+}
+
+macro_rules! setters {
+    ($($field:ident: $ty:ty;)*) => {
+        $(
+            #[doc = concat!("Sets the field [`", stringify!($field), "`](Self#structfield.", stringify!($field), ").")]
+            #[must_use]
+            pub const fn $field(mut self, value: $ty) -> Self {
+                self.$field = value;
+                self
+            }
+        )*
+    };
+}
+
+/// The setters, one per field.
+impl SessionLimits {
+    setters! {
+        default_ttl: Duration;
+        max_sessions: usize;
+        max_session_bytes: usize;
+        max_total_bytes: usize;
+        max_metadata_entries: usize;
+        max_metadata_bytes: usize;
+        max_program_bytes: usize;
+        max_programs: usize;
+        max_variables: usize;
+        max_value_bytes: usize;
+        max_history: usize;
+        max_history_bytes: usize;
+        max_watches: usize;
+        max_watch_backlog: usize;
+        max_watch_backlog_bytes: usize;
     }
 }
 

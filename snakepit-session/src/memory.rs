@@ -38,7 +38,7 @@ const SHARDS_PER_CPU: usize = 32;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), SessionError> {
-/// let backend = MemoryBackend::new(SessionLimits { max_sessions: 1, ..SessionLimits::default() });
+/// let backend = MemoryBackend::new(SessionLimits::default().max_sessions(1));
 /// backend.create(&SessionId::try_new("alice")?, NewSession::default()).await?;
 /// let full = backend.create(&SessionId::try_new("bob")?, NewSession::default()).await.unwrap_err();
 /// assert_eq!(full, SessionError::TooManySessions { limit: 1 });

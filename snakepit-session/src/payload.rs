@@ -10,6 +10,7 @@ use crate::SharedError;
 mod array;
 mod dtype;
 mod element;
+mod error;
 mod items;
 #[cfg(feature = "ndarray")]
 mod ndarray;
@@ -22,6 +23,7 @@ mod write;
 pub(crate) use array::ArrayMetadata;
 pub use dtype::Dtype;
 pub use element::Element;
+pub use error::PayloadError;
 
 /// The type of a value. The names are those of the wire protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -93,76 +95,6 @@ impl FromStr for ValueType {
             .find(|known| known.as_str() == name)
             .ok_or_else(|| PayloadError::UnknownType { name: name.to_owned() })
     }
-}
-
-/// An error of creating or reading a payload.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PayloadError {
-    /// The name is not one of [`ValueType`].
-    #[error(
-        "unknown value type `{name}`; one of float, integer, string, boolean, choice, module, embedding, tensor, map, list, null, bytes"
-    )]
-    UnknownType {
-        /// The name.
-        name: String,
-    },
-    /// The Rust value does not serialize to JSON.
-    #[error("value cannot be serialized to JSON")]
-    Serialize {
-        /// The error of serde.
-        source: SharedError,
-    },
-    /// The payload's JSON does not match the requested Rust type.
-    #[error("{ty} value does not fit {target}")]
-    Deserialize {
-        /// The payload's type.
-        ty: ValueType,
-        /// The Rust type.
-        target: &'static str,
-        /// The error of serde.
-        source: SharedError,
-    },
-    /// The JSON does not match the declared type.
-    #[error("value is declared as {ty}, but it is {found}")]
-    Mismatch {
-        /// The declared type.
-        ty: ValueType,
-        /// The kind of the JSON.
-        found: &'static str,
-    },
-    /// The number of items does not match the shape of the array.
-    #[error("a tensor of shape {shape:?} cannot have {items} items")]
-    Shape {
-        /// The length of each axis.
-        shape: Vec<usize>,
-        /// The number of items.
-        items: usize,
-    },
-    /// The value is not an array with a raw buffer, or its buffer does not match its metadata.
-    #[error("{ty} value is not an array: {problem}")]
-    NotAnArray {
-        /// The payload's type.
-        ty: ValueType,
-        /// The reason.
-        problem: String,
-    },
-    /// The items of the array have another data type than requested.
-    #[error("the array has items of {found}, not {expected}; read it with another type")]
-    Dtype {
-        /// The requested data type.
-        expected: Dtype,
-        /// The name of the data type in the metadata.
-        found: String,
-    },
-    /// The array has another number of axes than requested.
-    #[error("the array has shape {shape:?}, which does not have {expected} axes")]
-    Axes {
-        /// The length of each axis.
-        shape: Vec<usize>,
-        /// The requested number of axes.
-        expected: usize,
-    },
 }
 
 /// A typed value: JSON, and a raw buffer for arrays and bytes.

@@ -9,7 +9,7 @@ use snakepit_session_testkit::{
 
 #[tokio::test(start_paused = true)]
 async fn memory_keeps_the_contract() {
-    let config = SessionLimits { max_program_bytes: 1024, ..SessionLimits::default() };
+    let config = SessionLimits::default().max_program_bytes(1024);
     let make = || async { MemoryBackend::new(config.clone()) };
     session_backend_contract(make, tokio::time::advance).await;
 }

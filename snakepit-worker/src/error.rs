@@ -19,6 +19,7 @@ pub enum WorkerError {
         settings::PYTHON,
         settings::WORKER_COMMAND
     )]
+    #[non_exhaustive]
     Spawn {
         /// The program as configured.
         program: String,
@@ -27,6 +28,7 @@ pub enum WorkerError {
     },
     /// The worker or its launcher reported that the worker cannot start, for example because its adapter cannot be imported.
     #[error("worker cannot start: {error}")]
+    #[non_exhaustive]
     StartFailed {
         /// The message of the worker or the launcher.
         error: String,
@@ -37,6 +39,7 @@ pub enum WorkerError {
     },
     /// The worker exited before it was ready.
     #[error("worker ended before it was ready: {reason}{}", tail(output_lines))]
+    #[non_exhaustive]
     EndedEarly {
         /// The reason for its exit, as a sentence about "it".
         reason: String,
@@ -49,6 +52,7 @@ pub enum WorkerError {
         settings::START_TIMEOUT,
         tail(output_lines)
     )]
+    #[non_exhaustive]
     NotReady {
         /// The start timeout.
         timeout: Duration,
@@ -57,6 +61,7 @@ pub enum WorkerError {
     },
     /// The worker reported readiness, but the launcher could not connect to it.
     #[error("cannot connect to worker at `{address}`: {problem}{}", tail(output_lines))]
+    #[non_exhaustive]
     Connect {
         /// The address that the worker reported.
         address: String,
@@ -69,6 +74,7 @@ pub enum WorkerError {
     },
     /// The worker needs a host, and the launch has no access to one.
     #[error("worker cannot call a host: {problem}")]
+    #[non_exhaustive]
     NoHost {
         /// The problem.
         problem: String,
@@ -78,6 +84,7 @@ pub enum WorkerError {
     /// The host rejected the tools that the worker announced, for example because another provider has a tool with one of their
     /// names.
     #[error("the host rejected the tools of worker `{worker}`")]
+    #[non_exhaustive]
     ToolsRejected {
         /// The id of the worker.
         worker: String,
@@ -86,6 +93,7 @@ pub enum WorkerError {
     },
     /// The launcher could not use its run directory or ledger.
     #[error("cannot use `{}`: {problem}", path.display())]
+    #[non_exhaustive]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -115,6 +123,37 @@ impl WorkerError {
         Self::StartFailed { error: error.into(), traceback: None, source: None }
     }
 
+    /// Creates the error of a program that does not exist or cannot be executed.
+    pub fn spawn(program: impl Into<String>, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Spawn { program: program.into(), source: SharedError::new(cause) }
+    }
+
+    /// Creates the error of a worker that exited before it was ready. `reason` is a sentence about "it".
+    pub fn ended_early(reason: impl Into<String>) -> Self {
+        Self::EndedEarly { reason: reason.into(), output_lines: Vec::new() }
+    }
+
+    /// Creates the error of a worker that was not ready within the timeout.
+    #[must_use]
+    pub const fn not_ready(timeout: Duration) -> Self {
+        Self::NotReady { timeout, output_lines: Vec::new() }
+    }
+
+    /// Creates the error of a worker that reported readiness at an address to which the launcher cannot connect.
+    pub fn connect(address: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Connect {
+            address: address.into(),
+            problem: problem.into(),
+            output_lines: Vec::new(),
+            source: None,
+        }
+    }
+
+    /// Creates the error of a worker whose tools the host rejected.
+    pub fn tools_rejected(worker: impl Into<String>, source: RegistryError) -> Self {
+        Self::ToolsRejected { worker: worker.into(), source }
+    }
+
     /// Creates the error of a worker that needs a host, in a launch that has no access to one.
     pub fn no_host(problem: impl Into<String>) -> Self {
         Self::NoHost { problem: problem.into(), source: None }
@@ -123,6 +162,19 @@ impl WorkerError {
     /// Creates the error of a file or directory that cannot be used.
     pub fn io(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
         Self::Io { path: path.into(), problem: problem.into(), source: None }
+    }
+
+    /// Sets the last lines that the worker wrote, oldest first, for errors with a field `output_lines`. Has no effect on other
+    /// errors.
+    #[must_use]
+    pub fn with_output_lines(mut self, lines: Vec<String>) -> Self {
+        if let Self::EndedEarly { output_lines, .. }
+        | Self::NotReady { output_lines, .. }
+        | Self::Connect { output_lines, .. } = &mut self
+        {
+            *output_lines = lines;
+        }
+        self
     }
 
     /// Sets the cause. Has no effect on errors without one: [`EndedEarly`](Self::EndedEarly), [`NotReady`](Self::NotReady) and

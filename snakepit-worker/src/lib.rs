@@ -42,7 +42,7 @@
 //!                 WorkerCommand::Stop { .. } => ExitReason::Stopped,
 //!                 WorkerCommand::Kill { reason } => ExitReason::Killed { reason },
 //!             };
-//!             launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
+//!             launcher_end.exited(WorkerExit::new(reason));
 //!         });
 //!         // The host registers the tool for the pool.
 //!         Ok(worker.with_tools([ToolSpec::new("greet")]))

@@ -301,7 +301,7 @@ impl Handler {
             (Some(ToolCode::Closure(tool)), _) => {
                 if tool.spec().supports_streaming && call.mode == CallMode::Unary {
                     let problem = "streams; call it for a stream of chunks".to_owned();
-                    return Err(ToolError::Unsupported { tool: name, problem, may_have_run: false });
+                    return Err(ToolError::unsupported(name, problem));
                 }
                 let tool = tool.clone();
                 Arc::new(match &self.host_state {
@@ -310,7 +310,7 @@ impl Handler {
                 })
             }
             (Some(ToolCode::Handler(handler)), _) | (None, Some(handler)) => Arc::clone(handler),
-            (None, None) => return Err(ToolError::NotFound { tool: name, suggestion: None }),
+            (None, None) => return Err(ToolError::not_found(name)),
         };
         *state.calls.entry(name.clone()).or_default() += 1;
         let crashes = state.crashes.get_mut(&name).filter(|crashes| **crashes > 0);
@@ -325,14 +325,7 @@ impl Handler {
 
 fn lost(worker: &WorkerId, reason: &ExitReason) -> ToolError {
     let (worker, reason) = (worker.to_string(), reason.to_string());
-    ToolError::WorkerLost {
-        worker,
-        reason,
-        may_have_run: true,
-        output_lines: Vec::new(),
-        retry_after: None,
-        source: None,
-    }
+    ToolError::worker_lost(worker, reason)
 }
 
 #[async_trait]

@@ -45,9 +45,25 @@ impl fmt::Display for ExitReason {
 
 /// The exit of a worker, with its last output.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WorkerExit {
     /// The reason for the exit.
     pub reason: ExitReason,
     /// Its last lines on stdout and stderr, oldest first.
     pub output_lines: Vec<String>,
+}
+
+impl WorkerExit {
+    /// Creates the exit of a worker that wrote nothing. See [`with_output_lines`](Self::with_output_lines).
+    #[must_use]
+    pub const fn new(reason: ExitReason) -> Self {
+        Self { reason, output_lines: Vec::new() }
+    }
+
+    /// Sets the last lines that the worker wrote, oldest first.
+    #[must_use]
+    pub fn with_output_lines(mut self, lines: Vec<String>) -> Self {
+        self.output_lines = lines;
+        self
+    }
 }

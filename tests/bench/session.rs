@@ -234,7 +234,7 @@ fn idle() -> Sample {
 
 /// Measures a sweep of a thousand expired sessions among `live` sessions.
 async fn sweep_among(live: usize) -> Sample {
-    let backend = MemoryBackend::new(SessionLimits { max_sessions: 2 * MILLION, ..SessionLimits::default() });
+    let backend = MemoryBackend::new(SessionLimits::default().max_sessions(2 * MILLION));
     for n in 0..live {
         complete(backend.create(&session_id("live", n), NewSession::default())).expect("created");
     }

@@ -86,7 +86,7 @@ impl WorkerLauncher for BareLauncher {
         let (worker, mut launcher_end) = Worker::new(request.id, None, "in-process", Arc::clone(&self.0));
         tokio::spawn(async move {
             launcher_end.command().await;
-            launcher_end.exited(WorkerExit { reason: ExitReason::Stopped, output_lines: Vec::new() });
+            launcher_end.exited(WorkerExit::new(ExitReason::Stopped));
         });
         Ok(worker)
     }

@@ -123,7 +123,7 @@ fn calls(endless: &'static str) -> ContractCalls {
 #[tokio::test]
 async fn a_pool_of_python_workers_fulfils_the_handler_contract() {
     let fixture = fixture(native).await;
-    let config = PoolConfig { workers: 2, ..PoolConfig::default() };
+    let config = PoolConfig::default().workers(2);
     let pool = Pool::start(config, Arc::clone(&fixture.launcher)).unwrap();
     pool.ready().await.unwrap();
     for endless in ["sleep_for", "async_sleep"] {

@@ -101,7 +101,7 @@ async fn typed_calls_and_streams_work_until_shutdown() {
     snakepit.shutdown().await.unwrap();
     assert!(pids.iter().all(|pid| !is_alive(*pid)));
     let after = snakepit.execute::<i64>("add", json!({"a": 1, "b": 2})).await.unwrap_err();
-    assert!(matches!(after, Error::Tool(ToolError::ShuttingDown { may_have_run: false })), "{after}");
+    assert!(matches!(after, Error::Tool(ToolError::ShuttingDown { may_have_run: false, .. })), "{after}");
     snakepit.shutdown().await.unwrap();
 }
 
@@ -319,7 +319,7 @@ async fn dropping_the_host_kills_the_workers_although_sessions_and_calls_still_e
     eventually("the workers have ended", Duration::from_secs(5), have_ended).await;
     for outcome in [call.unary::<i64>().await.map(drop), session.execute("whoami", json!({})).await] {
         let error = outcome.unwrap_err();
-        assert!(matches!(error, Error::Tool(ToolError::ShuttingDown { may_have_run: false })), "{error}");
+        assert!(matches!(error, Error::Tool(ToolError::ShuttingDown { may_have_run: false, .. })), "{error}");
     }
 }
 

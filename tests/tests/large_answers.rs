@@ -114,7 +114,7 @@ async fn an_answer_above_the_limit_of_a_message_is_no_failure_of_the_tool() {
             .unwrap();
         let size = MAX_ITEM_BYTES + 1;
         let error = snakepit.execute::<Value>("large", json!({"size": size})).await.unwrap_err();
-        let Error::Tool(ToolError::AnswerTooLarge { size: actual, limit: MAX_ITEM_BYTES }) = error else {
+        let Error::Tool(ToolError::AnswerTooLarge { size: actual, limit: MAX_ITEM_BYTES, .. }) = error else {
             panic!("{multiplex}: {error:?}");
         };
         assert!(actual >= size && error.may_have_run(), "{multiplex}: {actual}");

@@ -74,7 +74,7 @@ impl WorkerLauncher for OwnProcesses {
                 () = connection => ExitReason::Killed { reason: "its connection broke".to_owned() },
             };
             let _ = child.kill().await;
-            launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
+            launcher_end.exited(WorkerExit::new(reason));
         });
         Ok(worker)
     }

@@ -1,6 +1,7 @@
 //! `cargo xtask check api`: checks that the public API of the published crates can grow without breaking changes.
 //!
-//! - Public structs and enums that may grow are `#[non_exhaustive]`. [`EXHAUSTIVE`] lists the others.
+//! - Public structs, enums and variants that may grow are `#[non_exhaustive]`. [`EXHAUSTIVE`] and [`EXHAUSTIVE_VARIANTS`] list the
+//!   others.
 //! - Public signatures name types of other crates only if those crates are stable (1.0 or later), or [`UNSTABLE`] lists them.
 
 use std::{
@@ -24,49 +25,57 @@ use crate::{
 /// change with each release.
 const INTERNAL: [&str; 2] = ["snakepit-proto", "snakepit-wire"];
 
-/// Public types that users construct or match completely, so that a new field or variant is a breaking change.
-const EXHAUSTIVE: &[&str] = &[
-    "Batch",
-    "CallMode",
-    "CallStage",
-    "Chunk",
-    "ContractCalls",
-    "Created",
-    "NewSession",
-    "NewVariable",
-    "Note",
-    "Page",
-    "PageRequest",
-    "ParameterSpec",
-    "PoolConfig",
-    "Program",
-    "ProgramInfo",
-    "ProgramOwner",
-    "ProgramRecord",
-    "RedisConfig",
-    "ReplyBody",
-    "Session",
-    "SessionEventKind",
-    "SessionHeader",
-    "SessionLimits",
-    "SessionRecord",
-    "SessionStats",
-    "SetVariable",
-    "SizeGuard",
-    "Source",
-    "ToolCall",
-    "ToolFailure",
-    "ToolReply",
-    "ToolSpec",
-    "TraceContext",
-    "ValueType",
-    "Variable",
-    "VariableUpdate",
-    "VariableVersion",
-    "WatchEvent",
-    "WorkerCommand",
-    "WorkerExit",
-    "WorkerProgram",
+/// Public types that users construct or match completely, so that a new field or variant is a breaking change, with the reason.
+const EXHAUSTIVE: &[(&str, &[&str])] = &[
+    (
+        "the stored state: a backend or a protocol that does not copy a new field would lose it, so it must not compile",
+        &[
+            "NewSession",
+            "NewVariable",
+            "Note",
+            "Program",
+            "ProgramInfo",
+            "ProgramRecord",
+            "Session",
+            "SessionHeader",
+            "SessionRecord",
+            "SetVariable",
+            "Variable",
+            "VariableUpdate",
+            "VariableVersion",
+        ],
+    ),
+    ("a reply: whoever forwards one must pass on every part", &["Chunk", "ReplyBody", "ToolReply"]),
+    (
+        "a closed choice: every caller handles all cases",
+        &[
+            "Batch",
+            "CallMode",
+            "CallStage",
+            "Created",
+            "ProgramOwner",
+            "SessionEventKind",
+            "Source",
+            "ValueType",
+            "WatchEvent",
+            "WorkerCommand",
+            "WorkerProgram",
+        ],
+    ),
+    ("a page of a listing: its entries, and the position of the next one", &["Page", "PageRequest"]),
+    ("the header of W3C Trace Context has these two parts", &["TraceContext"]),
+    ("a guard that backends create from the limit that they check", &["SizeGuard"]),
+    ("the calls with which a test of a handler describes it", &["ContractCalls"]),
+];
+
+/// Public enums whose variants users construct or match completely, so that a new field is a breaking change, with the reason.
+/// The variants of types in [`EXHAUSTIVE`] need no entry.
+const EXHAUSTIVE_VARIANTS: &[(&str, &str)] = &[
+    (
+        "SessionError",
+        "backends construct these errors, each of which names one limit or object; more detail is a new variant",
+    ),
+    ("ExitReason", "launchers construct these reasons, each of which has one detail"),
 ];
 
 /// Crates before 1.0 whose types occur in public signatures: the library, the other crate, and the path by which users name the
@@ -92,8 +101,9 @@ pub(crate) fn run() -> Result<()> {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).context("cannot read Cargo.toml")?;
     let versions = versions(&manifest);
     let mut problems = Vec::new();
+    let mut unused_enums: BTreeSet<&str> = EXHAUSTIVE_VARIANTS.iter().map(|(name, _)| *name).collect();
     let (mut unused_types, mut unused_crates): (BTreeSet<&str>, BTreeSet<_>) = (
-        EXHAUSTIVE.iter().copied().collect(),
+        exhaustive_types().collect(),
         UNSTABLE.iter().map(|(library, other, _)| (*library, *other)).collect(),
     );
     let libraries =
@@ -101,9 +111,18 @@ pub(crate) fn run() -> Result<()> {
     for (library, directory, _) in libraries {
         let api = Api::of_sources(&format!("{directory}/src"))?;
         for name in api.exhaustive {
-            if !unused_types.remove(name.as_str()) && !EXHAUSTIVE.contains(&name.as_str()) {
+            if !unused_types.remove(name.as_str()) && !exhaustive_types().any(|listed| listed == name) {
                 problems.push(format!(
                     "{library}: `{name}` is neither `#[non_exhaustive]` nor listed as exhaustive"
+                ));
+            }
+        }
+        for (name, variant) in api.variants {
+            unused_enums.remove(name.as_str());
+            let is_listed = EXHAUSTIVE_VARIANTS.iter().any(|(listed, _)| *listed == name);
+            if !is_listed && !exhaustive_types().any(|listed| listed == name) {
+                problems.push(format!(
+                    "{library}: the variant `{name}::{variant}` is not `#[non_exhaustive]`, and `{name}` is not listed"
                 ));
             }
         }
@@ -124,12 +143,19 @@ pub(crate) fn run() -> Result<()> {
     problems
         .extend(unused_types.iter().map(|name| format!("`{name}` is listed as exhaustive, but it is not")));
     problems.extend(
+        unused_enums.iter().map(|name| format!("`{name}` is listed, but it has no exhaustive variants")),
+    );
+    problems.extend(
         unused_crates.iter().map(|(library, other)| format!("{library}: no public signature names {other}")),
     );
     if !problems.is_empty() {
         bail!("{}", problems.join("\n"));
     }
     Ok(())
+}
+
+fn exhaustive_types() -> impl Iterator<Item = &'static str> {
+    EXHAUSTIVE.iter().flat_map(|(_, names)| names.iter().copied())
 }
 
 /// The versions in `[workspace.dependencies]`, by name.
@@ -148,6 +174,8 @@ fn versions(manifest: &str) -> BTreeMap<String, String> {
 struct Api {
     /// The public structs with only public fields, and the public enums, without `#[non_exhaustive]`.
     exhaustive: BTreeSet<String>,
+    /// The variants with named fields and without `#[non_exhaustive]`: the enum and the variant.
+    variants: BTreeSet<(String, String)>,
     /// The other crates whose types and traits occur in public signatures, each with its uses.
     foreign: BTreeMap<String, BTreeSet<String>>,
 }
@@ -193,6 +221,13 @@ impl Api {
                 Item::Enum(item) if is_api(&item.vis, &item.attrs) => {
                     paths.visit_generics(&item.generics);
                     item.variants.iter().for_each(|variant| paths.visit_fields(&variant.fields));
+                    let is_open = |variant: &&syn::Variant| {
+                        matches!(variant.fields, Fields::Named(_))
+                            && !has_attribute(&variant.attrs, "non_exhaustive")
+                    };
+                    let name = item.ident.to_string();
+                    let open = item.variants.iter().filter(is_open);
+                    self.variants.extend(open.map(|variant| (name.clone(), variant.ident.to_string())));
                     if !has_attribute(&item.attrs, "non_exhaustive") {
                         self.exhaustive.insert(item.ident.to_string());
                     }
@@ -430,6 +465,13 @@ mod tests {
             pub struct Closed { pub a: u8, b: u8 } pub struct Tuple(pub u8); pub enum Kind { A }
             #[non_exhaustive] pub enum Growing { A } struct Private { a: u8 }";
         assert_eq!(api(text).exhaustive.into_iter().collect::<Vec<_>>(), ["Kind", "Open"]);
+    }
+
+    #[test]
+    fn variants_with_named_fields_must_be_marked() {
+        let text = "#[non_exhaustive] pub enum E { A { x: u8 }, #[non_exhaustive] B { x: u8 }, C(u8), D }
+            enum Private { A { x: u8 } } #[doc(hidden)] pub enum Hidden { A { x: u8 } }";
+        assert_eq!(api(text).variants.into_iter().collect::<Vec<_>>(), [("E".to_owned(), "A".to_owned())]);
     }
 
     #[test]

@@ -114,14 +114,14 @@ impl Lease {
                 return polled.map(Ok);
             }
             Some(LeaseSignal::Cancelled) => {
-                return Poll::Ready(Err(ToolError::Cancelled { tool: self.tool.to_string() }));
+                return Poll::Ready(Err(ToolError::cancelled(self.tool.to_string())));
             }
             Some(LeaseSignal::DeadlineExceeded) => return Poll::Ready(Err(self.deadline_exceeded())),
             Some(LeaseSignal::ShuttingDown) => {
-                return Poll::Ready(Err(ToolError::ShuttingDown { may_have_run: true }));
+                return Poll::Ready(Err(ToolError::shutting_down(true)));
             }
             Some(LeaseSignal::RuntimeEnded) => {
-                return Poll::Ready(Err(ToolError::RuntimeEnded { may_have_run: true }));
+                return Poll::Ready(Err(ToolError::runtime_ended(true)));
             }
             Some(LeaseSignal::WorkerExited) => {}
         }
@@ -150,7 +150,7 @@ impl Lease {
     }
 
     fn deadline_exceeded(&self) -> ToolError {
-        ToolError::DeadlineExceeded { tool: self.tool.to_string(), stage: CallStage::Running, limit: None }
+        ToolError::deadline_exceeded(self.tool.to_string(), CallStage::Running)
     }
 
     fn worker_lost(&self) -> ToolError {
@@ -162,14 +162,7 @@ impl Lease {
         self.record_loss(&reason);
         // The last output of the worker may belong to other calls. Only the handler can attribute it.
         let output_lines = Vec::new();
-        ToolError::WorkerLost {
-            worker: worker.id().to_string(),
-            reason,
-            may_have_run: true,
-            output_lines,
-            retry_after: None,
-            source: None,
-        }
+        ToolError::worker_lost(worker.id().to_string(), reason).with_output_lines(output_lines)
     }
 
     /// Keeps the record of a nested call until the lease ends.
@@ -232,15 +225,10 @@ impl Lease {
                 self.end = LeaseEnd::Retired;
                 let worker = self.live_worker.handle.id().to_string();
                 let output_lines = Vec::new();
-                return ToolError::WorkerLost {
-                    worker,
-                    reason,
-                    may_have_run: false,
-                    output_lines,
-                    retry_after: None,
-                    source: None,
-                }
-                .into();
+                return ToolError::worker_lost(worker, reason)
+                    .with_may_have_run(false)
+                    .with_output_lines(output_lines)
+                    .into();
             }
             // The worker or its connection ended the call early, which does not prove that the tool has ended.
             ToolError::Cancelled { .. } | ToolError::DeadlineExceeded { .. } => {}

@@ -18,14 +18,10 @@ async fn calls_are_counted_by_outcome() {
     let service = MetricsLayer(Arc::clone(&totals)).layer(inner);
     let errors = [
         ToolError::Failed(Box::default()),
-        ToolError::Overloaded { queued: 1, limit: 1, retry_after: None },
+        ToolError::overloaded(1, 1),
         ToolError::unavailable(""),
-        ToolError::DeadlineExceeded {
-            tool: String::new(),
-            stage: snakepit_registry::CallStage::Queued,
-            limit: None,
-        },
-        ToolError::Cancelled { tool: String::new() },
+        ToolError::deadline_exceeded("", snakepit_registry::CallStage::Queued),
+        ToolError::cancelled(""),
         worker_lost(true),
     ];
     for error in errors {

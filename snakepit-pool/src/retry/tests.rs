@@ -46,7 +46,7 @@ async fn attempts_on_workers(
 }
 
 fn idempotent() -> ToolCall {
-    ToolCall { idempotent: true, ..ToolCall::new("t") }
+    ToolCall::new("t").idempotent()
 }
 
 #[tokio::test(start_paused = true)]
@@ -82,9 +82,9 @@ async fn delivered_calls_are_retried_only_if_idempotent() {
 async fn only_lost_workers_cause_retries() {
     let errors = [
         ToolError::unavailable("the pool is shutting down"),
-        ToolError::Overloaded { queued: 1, limit: 1, retry_after: None },
+        ToolError::overloaded(1, 1),
         ToolError::Failed(Box::default()),
-        ToolError::Cancelled { tool: "t".to_owned() },
+        ToolError::cancelled("t"),
         ToolError::internal("x"),
     ];
     for error in errors {
@@ -119,9 +119,9 @@ async fn the_second_attempt_can_succeed() {
 
 #[tokio::test(start_paused = true)]
 async fn the_last_error_reports_that_an_earlier_attempt_may_have_run() {
-    let overloaded = ToolError::Overloaded { queued: 1, limit: 1, retry_after: None };
-    let expired = ToolError::DeadlineExceeded { tool: "t".to_owned(), stage: CallStage::Queued, limit: None };
-    for last in [overloaded, expired, ToolError::ShuttingDown { may_have_run: false }, worker_lost(false)] {
+    let overloaded = ToolError::overloaded(1, 1);
+    let expired = ToolError::deadline_exceeded("t", CallStage::Queued);
+    for last in [overloaded, expired, ToolError::shutting_down(false), worker_lost(false)] {
         for may_have_run in [false, true] {
             let (inner, mut handle) = inner();
             let layer = RetryLayer { max_attempts: 3, totals: Arc::default() };
@@ -145,7 +145,7 @@ async fn the_last_error_reports_that_an_earlier_attempt_may_have_run() {
 async fn a_stream_is_not_retried_after_its_reply() {
     let (inner, mut handle) = inner();
     let layer = RetryLayer { max_attempts: 3, totals: Arc::default() };
-    let call = ToolCall { idempotent: true, ..ToolCall::new("t").streaming() };
+    let call = ToolCall::new("t").streaming().idempotent();
     let (reply, chunk_sender) = stream();
     let (answer, ()) = tokio::join!(layer.layer(inner.map_err(AttemptError::from)).oneshot(call), async {
         handle.next_request().await.unwrap().1.send_response(reply);

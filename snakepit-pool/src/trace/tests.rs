@@ -63,7 +63,7 @@ async fn the_span_records_the_call_its_worker_and_its_outcome() {
         Span::current().record("worker", "default-0-1");
         inner.clone().oneshot(call)
     });
-    let call = ToolCall { session: Some(SessionId::try_new("s1").unwrap()), ..ToolCall::new("add") };
+    let call = ToolCall::new("add").with_session(SessionId::try_new("s1").unwrap());
     let id = call.id;
     let (answer, ()) = tokio::join!(TraceLayer.layer(recording).oneshot(call), async {
         handle.next_request().await.unwrap().1.send_response(value());

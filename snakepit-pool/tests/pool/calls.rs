@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use snakepit_pool::{PoolConfig, WorkerState};
-use snakepit_registry::{CallMode, CallStage, ToolCall, ToolError, ToolFailure, ToolReply};
+use snakepit_pool::WorkerState;
+use snakepit_registry::{CallStage, ToolCall, ToolError, ToolFailure, ToolReply};
 use snakepit_session::Payload;
 use snakepit_worker::ExitReason;
 use tokio::time::Instant;
@@ -44,11 +44,11 @@ async fn calls_wait_for_the_first_worker() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_rejects_calls_immediately() {
-    let (mut harness, _workers) = PoolHarness::up(PoolConfig { queue_limit: 1, ..config(1) }).await;
+    let (mut harness, _workers) = PoolHarness::up(config(1).queue_limit(1)).await;
     let running = harness.call_tool("a").await;
     let queued = harness.call_tool("b").await;
     let error = harness.call_tool("c").await.error().await;
-    let ToolError::Overloaded { queued: 1, limit: 1, retry_after: Some(_) } = error else {
+    let ToolError::Overloaded { queued: 1, limit: 1, retry_after: Some(_), .. } = error else {
         panic!("{error}")
     };
     harness.next_call().await.succeed();
@@ -60,7 +60,7 @@ async fn a_full_queue_rejects_calls_immediately() {
 
 #[tokio::test(start_paused = true)]
 async fn concurrency_lets_a_worker_run_several_calls() {
-    let (mut harness, _workers) = PoolHarness::up(PoolConfig { concurrency: Some(3), ..config(1) }).await;
+    let (mut harness, _workers) = PoolHarness::up(config(1).concurrency(3)).await;
     let mut callers = Vec::new();
     for _ in 0..4 {
         callers.push(harness.call_tool("t").await);
@@ -77,7 +77,7 @@ async fn concurrency_lets_a_worker_run_several_calls() {
 #[tokio::test(start_paused = true)]
 async fn a_preferred_worker_runs_the_call_if_it_is_idle() {
     let (mut harness, _workers) = PoolHarness::up(config(3)).await;
-    let prefers = |id: &str| ToolCall { preferred_worker: Some(id.into()), ..ToolCall::new("t") };
+    let prefers = |id: &str| ToolCall::new("t").with_preferred_worker(id);
     let first = harness.call(prefers("p-2-1")).await;
     let call = harness.next_call().await;
     assert_eq!(call.worker.as_str(), "p-2-1");
@@ -108,7 +108,7 @@ async fn the_deadline_of_a_queued_call_reports_that_it_was_queued() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_without_a_deadline_gets_the_default_timeout() {
-    let config = PoolConfig { default_timeout: Some(Duration::from_secs(5)), ..config(1) };
+    let config = config(1).default_timeout(Duration::from_secs(5));
     let (mut harness, _workers) = PoolHarness::up(config).await;
     let start = Instant::now();
     let caller = harness.call_tool("t").await;
@@ -138,14 +138,7 @@ async fn a_call_that_cannot_have_run_is_retried_on_another_worker() {
 }
 
 fn worker_lost(may_have_run: bool) -> ToolError {
-    ToolError::WorkerLost {
-        worker: String::new(),
-        reason: "connection closed".to_owned(),
-        may_have_run,
-        output_lines: Vec::new(),
-        retry_after: None,
-        source: None,
-    }
+    ToolError::worker_lost("", "connection closed").with_may_have_run(may_have_run)
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,7 +160,7 @@ async fn a_call_that_kills_its_workers_on_receipt_gets_five_attempts() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_did_not_run_is_retried_more_often_if_its_worker_had_other_calls() {
     const ROUNDS: usize = 8;
-    let config = PoolConfig { concurrency: Some(2), ..config(1) };
+    let config = config(1).concurrency(2);
     let (mut harness, mut workers) = PoolHarness::up(config).await;
     let victim = harness.call_tool("victim").await;
     let mut victim_call = harness.next_call().await;
@@ -215,8 +208,8 @@ async fn a_worker_that_rejects_calls_is_stopped_and_the_call_is_retried() {
 #[tokio::test(start_paused = true)]
 async fn a_tool_failure_keeps_the_worker_and_is_not_retried() {
     let (mut harness, _workers) = PoolHarness::up(config(1)).await;
-    let caller = harness.call(ToolCall { idempotent: true, ..ToolCall::new("t") }).await;
-    let failure = ToolFailure { error_type: "ValueError".to_owned(), ..ToolFailure::default() };
+    let caller = harness.call(ToolCall::new("t").idempotent()).await;
+    let failure = ToolFailure::new("ValueError", "");
     harness.next_call().await.finish(Err(ToolError::Failed(Box::new(failure))));
     assert!(matches!(caller.error().await, ToolError::Failed(_)));
     assert_eq!(harness.state(0), WorkerState::Idle);
@@ -226,7 +219,7 @@ async fn a_tool_failure_keeps_the_worker_and_is_not_retried() {
 #[tokio::test(start_paused = true)]
 async fn a_reply_of_the_wrong_kind_is_an_internal_error() {
     let (mut harness, _workers) = PoolHarness::up(config(1)).await;
-    let caller = harness.call(ToolCall { mode: CallMode::Streaming, ..ToolCall::new("t") }).await;
+    let caller = harness.call(ToolCall::new("t").streaming()).await;
     harness.next_call().await.finish(Ok(ToolReply::value(Payload::null())));
     let error = caller.error().await;
     assert!(matches!(error, ToolError::Internal { .. }), "{error}");

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use snakepit_pool::PoolConfig;
 use snakepit_registry::{CallStage, ToolCall, ToolError, ToolHandler, ToolReply};
 use tokio::time::{Instant, advance};
 
@@ -19,7 +18,7 @@ fn stage(error: &ToolError) -> Option<CallStage> {
 
 #[tokio::test(start_paused = true)]
 async fn the_default_timeout_applies_only_to_calls_without_a_deadline() {
-    let with_default_timeout = |timeout| PoolConfig { default_timeout: Some(timeout), ..config(1) };
+    let with_default_timeout = |timeout| config(1).default_timeout(timeout);
     let now = Instant::now();
     for (default, own, expected) in [
         (SECOND, None, Some(now + SECOND)),
@@ -28,7 +27,9 @@ async fn the_default_timeout_applies_only_to_calls_without_a_deadline() {
         (Duration::MAX, None, None),
     ] {
         let (mut harness, _workers) = PoolHarness::up(with_default_timeout(default)).await;
-        let _answer = harness.call(ToolCall { deadline: own, ..ToolCall::new("t") }).await;
+        let mut call = ToolCall::new("t");
+        call.deadline = own;
+        let _answer = harness.call(call).await;
         assert_eq!(harness.next_call().await.call.deadline, expected);
     }
 }

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use snakepit_pool::PoolConfig;
 use snakepit_registry::{CallLayers, CallService, CallStage, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_worker::ExitReason;
 use tokio::time::Instant;
@@ -46,7 +45,7 @@ fn counting_layers(attempts: &Arc<AtomicUsize>) -> CallLayers {
 async fn attempt_layers_see_each_attempt() {
     let attempts = Arc::new(AtomicUsize::new(0));
     let (mut harness, mut workers) = PoolHarness::up_with_layers(config(2), counting_layers(&attempts)).await;
-    let caller = harness.call(ToolCall { idempotent: true, ..ToolCall::new("t") }).await;
+    let caller = harness.call(ToolCall::new("t").idempotent()).await;
     let call = harness.next_call().await;
     let index = workers.iter().position(|worker| worker.id == call.worker).unwrap();
     workers.remove(index).exit(ExitReason::Killed { reason: "by the test".to_owned() });
@@ -98,8 +97,8 @@ async fn an_attempt_that_waits_in_a_layer_ends_at_the_deadline_when_dropped_and_
         }
     });
     let ((), ()) = shutdown;
-    assert!(matches!(third.error().await, ToolError::ShuttingDown { may_have_run: true }));
-    assert!(matches!(waiting.await.unwrap(), Err(ToolError::ShuttingDown { may_have_run: false })));
+    assert!(matches!(third.error().await, ToolError::ShuttingDown { may_have_run: true, .. }));
+    assert!(matches!(waiting.await.unwrap(), Err(ToolError::ShuttingDown { may_have_run: false, .. })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -107,14 +106,13 @@ async fn a_call_that_a_tool_of_a_worker_makes_does_not_wait_for_the_layers_of_it
     for concurrency in [1, 2] {
         let limit = layers(ConcurrencyLimitLayer::new(1));
         let (mut harness, _workers) =
-            PoolHarness::up_with_layers(PoolConfig { concurrency: Some(concurrency), ..config(2) }, limit)
-                .await;
+            PoolHarness::up_with_layers(config(2).concurrency(concurrency), limit).await;
         let outer = harness.call_tool("outer").await;
         let one = harness.next_call().await;
         let ancestors = harness.tool().ancestors_on(one.worker.as_str(), None);
         let expected = if concurrency == 1 { &[one.call.id][..] } else { &[] };
         assert_eq!(ancestors.as_deref(), Some(expected));
-        let nested = harness.call(ToolCall { ancestors, ..ToolCall::new("nested") }).await;
+        let nested = harness.call(ToolCall::new("nested").with_ancestors(ancestors)).await;
         harness.next_call().await.succeed();
         nested.answer().await.unwrap();
         let worker = one.worker.clone();
@@ -146,13 +144,8 @@ async fn a_call_that_kills_its_workers_is_not_retried_more_often_with_layers() {
         let (mut harness, workers) = PoolHarness::up_with_layers(config(4), attempt_layers).await;
         workers.into_iter().for_each(|worker| drop(tokio::spawn(worker.exit_on_command())));
         let caller = harness.call_tool("t").await;
-        let lost = |worker: &snakepit_worker::WorkerId| ToolError::WorkerLost {
-            worker: worker.to_string(),
-            reason: "it exited".into(),
-            may_have_run: false,
-            output_lines: vec![],
-            retry_after: None,
-            source: None,
+        let lost = |worker: &snakepit_worker::WorkerId| {
+            ToolError::worker_lost(worker.to_string(), "it exited").with_may_have_run(false)
         };
         let mut attempts = 0;
         let answer = caller.answer();

@@ -69,7 +69,7 @@ async fn failed_launches_are_repeated_with_backoff() {
     }
     harness.settle().await;
     let error = harness.tool().call(ToolCall::new("t")).await.unwrap_err();
-    let ToolError::Unavailable { retry_after: Some(after), reason, last_error } = error else {
+    let ToolError::Unavailable { retry_after: Some(after), reason, last_error, .. } = error else {
         panic!("{error}")
     };
     assert_eq!(reason, "every worker failed to start several times in a row");
@@ -117,14 +117,7 @@ async fn the_handlers_error_about_a_lost_worker_reaches_the_caller() {
     let call = harness.next_call().await;
     workers.remove(0).exit(ExitReason::Code(1));
     harness.settle().await;
-    let error = ToolError::WorkerLost {
-        worker: "p-0-1".to_owned(),
-        reason: "connection closed".to_owned(),
-        may_have_run: true,
-        output_lines: Vec::new(),
-        retry_after: None,
-        source: None,
-    };
+    let error = ToolError::worker_lost("p-0-1", "connection closed");
     call.finish(Err(error));
     let error = caller.error().await.to_string();
     assert!(error.contains("connection closed"), "{error}");

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use snakepit_pool::PoolConfig;
 use snakepit_registry::{Principal, ToolCall, ToolError};
 use snakepit_worker::ExitReason;
 
@@ -12,7 +11,7 @@ use crate::puppet::{Call, PoolHarness, config};
 fn nested_in(parent: &Call) -> ToolCall {
     let outer = parent.call.ancestors.as_deref().unwrap_or_default();
     let ancestors: Arc<[_]> = outer.iter().copied().chain([parent.call.id]).collect();
-    ToolCall { ancestors: Some(ancestors), ..ToolCall::new("nested") }
+    ToolCall::new("nested").with_ancestors(ancestors)
 }
 
 #[tokio::test(start_paused = true)]
@@ -25,7 +24,7 @@ async fn the_newest_call_of_a_deadlock_is_rejected() {
     let nested = harness.call(nested_in(&one)).await;
     assert_eq!(harness.status().queued, 2, "the second worker may still become free");
     let error = harness.call(nested_in(&two)).await.error().await;
-    assert!(matches!(&error, ToolError::Deadlock { tool } if tool == "nested"), "{error}");
+    assert!(matches!(&error, ToolError::Deadlock { tool, .. } if tool == "nested"), "{error}");
 
     // When the tool whose nested call was rejected ends, the queued calls get its worker in order.
     two.succeed();
@@ -42,10 +41,10 @@ async fn the_newest_call_of_a_deadlock_is_rejected() {
 async fn a_worker_runs_for_the_principal_of_its_outermost_call() {
     let (mut harness, _workers) = PoolHarness::up(config(2)).await;
     let alice = Principal::new("alice", "test");
-    let outer = harness.call(ToolCall { principal: alice.clone(), ..ToolCall::new("outer") }).await;
+    let outer = harness.call(ToolCall::new("outer").with_principal(alice.clone())).await;
     let one = harness.next_call().await;
     // A nested call of a host tool has the principal of the program, which does not replace that of the outermost call.
-    let inner = ToolCall { principal: Principal::program(), ..nested_in(&one) };
+    let inner = nested_in(&one).with_principal(Principal::program());
     let inner = harness.call(inner).await;
     let two = harness.next_call().await;
     let acting_principal = |call: &Call| harness.tool().acting_principal(call.worker.as_str(), None);
@@ -112,10 +111,9 @@ async fn a_nested_call_runs_on_the_replacement_of_a_lost_worker() {
 
 #[tokio::test(start_paused = true)]
 async fn a_nested_call_runs_on_the_worker_of_its_caller_while_a_place_is_free() {
-    let config = PoolConfig { concurrency: Some(2), ..config(1) };
-    let (mut harness, _workers) = PoolHarness::up(config).await;
+    let (mut harness, _workers) = PoolHarness::up(config(1).concurrency(2)).await;
     let alice = Principal::new("alice", "test");
-    let outer = harness.call(ToolCall { principal: alice.clone(), ..ToolCall::new("outer") }).await;
+    let outer = harness.call(ToolCall::new("outer").with_principal(alice.clone())).await;
     let one = harness.next_call().await;
     let middle = harness.call(nested_in(&one)).await;
     let two = harness.next_call().await;

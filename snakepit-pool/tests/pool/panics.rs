@@ -52,7 +52,7 @@ impl WorkerLauncher for Launcher {
                 WorkerCommand::Kill { reason } => ExitReason::Killed { reason },
             };
             panic_once(&points.in_driver);
-            launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
+            launcher_end.exited(WorkerExit::new(reason));
         });
         // The pool recalls only calls that it dispatched ahead, so this worker must accept them.
         Ok(worker.with_call_queue(true))
@@ -79,7 +79,7 @@ impl ToolHandler for Handler {
 }
 
 async fn pool(points: &Arc<PanicPoints>) -> Pool {
-    let config = PoolConfig { workers: 1, ..PoolConfig::default() };
+    let config = PoolConfig::default().workers(1);
     Pool::start(config, Arc::new(Launcher(Arc::clone(points)))).unwrap()
 }
 

@@ -148,7 +148,7 @@ impl PuppetWorker {
     }
 
     pub(crate) fn exit(self, reason: ExitReason) {
-        self.launcher_end.exited(WorkerExit { reason, output_lines: vec!["last line".to_owned()] });
+        self.launcher_end.exited(WorkerExit::new(reason).with_output_lines(vec!["last line".to_owned()]));
     }
 
     /// Waits for a command and exits accordingly.
@@ -172,7 +172,7 @@ pub(crate) struct PoolHarness {
 }
 
 pub(crate) fn config(workers: usize) -> PoolConfig {
-    PoolConfig { workers, name: "p".to_owned(), ..PoolConfig::default() }
+    PoolConfig::default().workers(workers).name("p")
 }
 
 impl PoolHarness {

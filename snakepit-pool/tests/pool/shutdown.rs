@@ -23,7 +23,7 @@ async fn a_drain_finishes_calls_then_stops_workers_and_waits_for_their_exit() {
     assert!(!pool.is_ready());
 
     let rejected = harness.tool().call(ToolCall::new("late")).await.unwrap_err();
-    assert!(matches!(rejected, ToolError::ShuttingDown { may_have_run: false }), "{rejected}");
+    assert!(matches!(rejected, ToolError::ShuttingDown { may_have_run: false, .. }), "{rejected}");
     harness.next_call().await.succeed();
     running.answer().await.unwrap();
     harness.next_call().await.succeed();
@@ -52,8 +52,8 @@ async fn a_drain_ends_after_its_duration() {
         tokio::join!(harness.pool.shutdown(Duration::from_secs(5)), workers.remove(0).exit_on_command());
     assert!(matches!(command, WorkerCommand::Stop { .. }));
     assert!(start.elapsed() < Duration::from_millis(5010));
-    assert!(matches!(queued.error().await, ToolError::ShuttingDown { may_have_run: false }));
-    assert!(matches!(running.error().await, ToolError::ShuttingDown { may_have_run: true }));
+    assert!(matches!(queued.error().await, ToolError::ShuttingDown { may_have_run: false, .. }));
+    assert!(matches!(running.error().await, ToolError::ShuttingDown { may_have_run: true, .. }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,10 +128,10 @@ async fn dropping_the_last_handle_kills_the_workers_and_fails_all_calls() {
     while !matches!(command, WorkerCommand::Kill { .. }) {
         command = worker.command().await;
     }
-    assert!(matches!(queued.error().await, ToolError::ShuttingDown { may_have_run: false }));
-    assert!(matches!(running.error().await, ToolError::ShuttingDown { may_have_run: true }));
+    assert!(matches!(queued.error().await, ToolError::ShuttingDown { may_have_run: false, .. }));
+    assert!(matches!(running.error().await, ToolError::ShuttingDown { may_have_run: true, .. }));
     let late = tool.call(ToolCall::new("late")).await.unwrap_err();
-    assert!(matches!(late, ToolError::ShuttingDown { may_have_run: false }), "{late}");
+    assert!(matches!(late, ToolError::ShuttingDown { may_have_run: false, .. }), "{late}");
     drop((launches, calls, cancels));
 }
 
@@ -145,7 +145,7 @@ async fn a_stream_that_outlasts_the_drain_fails() {
     assert!(matches!(next(&mut reply).await, Some(Ok(_))));
     let ((), _) =
         tokio::join!(harness.pool.shutdown(Duration::from_secs(1)), workers.remove(0).exit_on_command());
-    assert!(matches!(next(&mut reply).await, Some(Err(ToolError::ShuttingDown { may_have_run: true }))));
+    assert!(matches!(next(&mut reply).await, Some(Err(ToolError::ShuttingDown { may_have_run: true, .. }))));
     assert!(next(&mut reply).await.is_none());
     assert_eq!(harness.status().calls.cancelled, 1);
 }

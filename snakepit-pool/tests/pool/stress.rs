@@ -12,7 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use snakepit_pool::{Pool, PoolConfig, WorkerState};
+use snakepit_pool::{Pool, WorkerState};
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_session::Payload;
 use snakepit_worker::{
@@ -113,7 +113,7 @@ impl WorkerLauncher for StressLauncher {
                     WorkerCommand::Kill { reason } => ExitReason::Killed { reason },
                 },
             };
-            launcher_end.exited(WorkerExit { reason, output_lines: Vec::new() });
+            launcher_end.exited(WorkerExit::new(reason));
         });
         Ok(worker)
     }
@@ -177,7 +177,7 @@ async fn caller(tool: Arc<impl ToolHandler>, mut random: Random) {
 async fn every_call_ends_once_under_stress() {
     let launcher = Arc::new(StressLauncher::default());
     let violations = Arc::clone(&launcher.violations);
-    let config = PoolConfig { queue_limit: 8, default_timeout: Some(Duration::from_secs(30)), ..config(4) };
+    let config = config(4).queue_limit(8).default_timeout(Duration::from_secs(30));
     let pool = Pool::start(config, launcher).unwrap();
     pool.ready().await.unwrap();
     let mut callers = JoinSet::new();

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use snakepit_pool::PoolConfig;
 use snakepit_registry::{CallStage, ToolCall, ToolError, ToolHandler};
 use tokio::time::Instant;
 
@@ -17,7 +16,7 @@ fn call_that_waits() -> ToolCall {
 
 /// A pool with a running call and a full queue.
 async fn full_pool() -> (PoolHarness, crate::puppet::Call, Vec<crate::puppet::PuppetWorker>) {
-    let (mut harness, workers) = PoolHarness::up(PoolConfig { queue_limit: 1, ..config(1) }).await;
+    let (mut harness, workers) = PoolHarness::up(config(1).queue_limit(1)).await;
     let _running = harness.call_tool("running").await;
     let running = harness.next_call().await;
     let _queued = harness.call_tool("queued").await;

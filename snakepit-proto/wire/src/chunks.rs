@@ -13,11 +13,7 @@ const MAX_DIGITS: usize = 20;
 /// # Errors
 /// [`ToolError::AnswerTooLarge`].
 pub const fn check_answer_size(size: usize) -> Result<(), ToolError> {
-    if size <= MAX_ITEM_BYTES {
-        Ok(())
-    } else {
-        Err(ToolError::AnswerTooLarge { size, limit: MAX_ITEM_BYTES })
-    }
+    if size <= MAX_ITEM_BYTES { Ok(()) } else { Err(ToolError::answer_too_large(size, MAX_ITEM_BYTES)) }
 }
 
 /// Converts a stream of `tool` to messages. Chunks have the ids `tool-1`, `tool-2` and so on. A final message without data marks
@@ -55,7 +51,7 @@ mod tests {
     #[tokio::test]
     async fn chunks_are_numbered_and_the_end_is_marked() {
         let chunk = |data: &'static str| Chunk { data: data.into(), metadata: BTreeMap::new() };
-        let items = [Ok(chunk("1")), Ok(chunk("2")), Err(ToolError::Cancelled { tool: "count".into() })];
+        let items = [Ok(chunk("1")), Ok(chunk("2")), Err(ToolError::cancelled("count"))];
         let chunks = chunks_to_wire("count", stream::iter(items), |error| Status::aborted(error.to_string()));
         let messages: Vec<_> = chunks.collect().await;
         let ids: Vec<_> =

@@ -76,16 +76,12 @@ pub fn failure_from_wire(failure: pb::ToolFailure) -> ToolFailure {
         code,
         details_json,
     } = failure;
-    let mut failure = ToolFailure {
-        tool: tool_name,
-        error_type: r#type,
-        message,
-        traceback,
-        worker: worker_id,
-        output_lines,
-        code,
-        ..ToolFailure::default()
-    };
+    let mut failure = ToolFailure::new(r#type, message)
+        .with_tool(tool_name)
+        .with_traceback(traceback)
+        .with_worker(worker_id)
+        .with_output_lines(output_lines)
+        .with_code(code);
     add_details(&mut failure, &details_json);
     failure
 }
@@ -110,6 +106,7 @@ pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFail
         cause,
         context,
         exceptions,
+        ..
     } = failure;
     let details = Details {
         args: &args,
@@ -175,26 +172,23 @@ mod tests {
 
     #[test]
     fn all_parts_of_a_failure_survive_the_wire() {
-        let failure = ToolFailure {
-            tool: "find".into(),
-            error_type: "shop.Missing".into(),
-            message: "no".into(),
-            traceback: "Traceback".into(),
-            worker: "w".into(),
-            output_lines: vec!["line".into()],
-            code: "not_found".into(),
-            data: Some(json!({"left": [1, null]})),
-            args: vec![json!("no"), json!(2)],
-            attributes: BTreeMap::from([("item".into(), json!("tea"))]),
-            python_type: "shop:Missing".into(),
-            omitted: vec!["args".into()],
-            notes: vec!["note".into()],
-            cause: Some(Box::new(full_exception())),
-            context: Some(Box::new(ChainedException::new("KeyError", "'tea'"))),
-            exceptions: vec![full_exception(), ChainedException::new("OSError", "")],
-        };
+        let mut failure = ToolFailure::new("shop.Missing", "no")
+            .with_tool("find")
+            .with_traceback("Traceback")
+            .with_worker("w")
+            .with_output_lines(vec!["line".into()])
+            .with_code("not_found")
+            .with_data(json!({"left": [1, null]}))
+            .with_args(vec![json!("no"), json!(2)])
+            .with_attributes(BTreeMap::from([("item".into(), json!("tea"))]))
+            .with_python_type("shop:Missing");
+        failure.omitted = vec!["args".into()];
+        failure.notes = vec!["note".into()];
+        failure.cause = Some(Box::new(full_exception()));
+        failure.context = Some(Box::new(ChainedException::new("KeyError", "'tea'")));
+        failure.exceptions = vec![full_exception(), ChainedException::new("OSError", "")];
         assert_eq!(failure_from_wire(failure_to_wire(failure.clone(), "s".into())), failure);
-        let plain = ToolFailure { message: "no".into(), ..ToolFailure::default() };
+        let plain = ToolFailure::new("", "no");
         let wire = failure_to_wire(plain.clone(), String::new());
         assert!(wire.details_json.is_empty(), "a plain failure has no details");
         assert_eq!(failure_from_wire(wire), plain);
@@ -212,7 +206,7 @@ mod tests {
             details(&format!(r#"{{"args": [1, 1e999, "\ud800", {huge}, 2], "data": {{"a": 1}}, "new": 1}}"#));
         assert_eq!((mixed.args, mixed.data), (vec![json!(1), json!(2)], Some(json!({"a": 1}))));
         let one_bad = details(r#"{"args": 1, "attributes": [2], "python_type": 3, "data": "kept"}"#);
-        assert_eq!(one_bad, ToolFailure { data: Some(json!("kept")), ..ToolFailure::default() });
+        assert_eq!(one_bad, ToolFailure::default().with_data(json!("kept")));
         for malformed in ["", "{", "[]", r#"{"args": 1}"#, "\u{0}"] {
             assert_eq!(details(malformed), ToolFailure::default(), "{malformed}");
         }
@@ -225,24 +219,24 @@ mod tests {
             let kept = failure_from_wire(failure_to_wire(failure, String::new()));
             (kept.args.len(), kept.attributes.len(), kept.data.is_some(), kept.omitted.join(" "))
         };
-        let small = || ToolFailure {
-            args: vec![json!(1)],
-            attributes: BTreeMap::from([("item".into(), json!("tea"))]),
-            data: Some(json!({"left": 3})),
-            ..ToolFailure::default()
+        let small = || {
+            ToolFailure::default()
+                .with_args(vec![json!(1)])
+                .with_attributes(BTreeMap::from([("item".into(), json!("tea"))]))
+                .with_data(json!({"left": 3}))
         };
         assert_eq!(dropped(small()), (1, 1, true, String::new()));
-        let large_args = ToolFailure { args: vec![large()], ..small() };
+        let large_args = small().with_args(vec![large()]);
         assert_eq!(dropped(large_args), (0, 1, true, "args".into()));
-        let large_data = ToolFailure { data: Some(large()), ..small() };
+        let large_data = small().with_data(large());
         assert_eq!(dropped(large_data), (1, 1, false, "data".into()));
         let mut cause = ChainedException::new("OSError", "full");
         cause.args = vec![large()];
-        let large_cause = ToolFailure { cause: Some(Box::new(cause)), notes: vec!["n".into()], ..small() };
+        let large_cause = small().with_cause(cause).with_notes(vec!["n".into()]);
         let kept = failure_from_wire(failure_to_wire(large_cause, String::new()));
         assert_eq!((kept.cause, kept.notes.len(), &*kept.omitted.join(" ")), (None, 1, "cause"));
         let half = || json!("x".repeat(150 * 1024));
-        let both = ToolFailure { args: vec![half()], data: Some(half()), ..small() };
+        let both = small().with_args(vec![half()]).with_data(half());
         assert_eq!(dropped(both), (0, 1, true, "args".into()), "data matters most");
     }
 }

@@ -14,14 +14,12 @@ pub fn spec_from_registration(registration: pb::ToolRegistration) -> ToolSpec {
     let pb::ToolRegistration { name, description, parameters, mut metadata, supports_streaming } =
         registration;
     let closed = metadata.remove(CLOSED_KEY).is_some_and(|flag| flag == "true");
-    ToolSpec {
-        name,
-        description,
-        parameters: parameters.into_iter().map(parameter_from_wire).collect(),
-        metadata,
-        supports_streaming,
-        closed,
-    }
+    let mut spec = ToolSpec::new(name).description(description);
+    spec.parameters = parameters.into_iter().map(parameter_from_wire).collect();
+    spec.metadata = metadata;
+    spec.supports_streaming = supports_streaming;
+    spec.closed = closed;
+    spec
 }
 
 /// Converts a spec from the form in which a host lists it. Omits default values that cannot be converted.
@@ -47,7 +45,7 @@ pub fn spec_to_registration(spec: ToolSpec) -> pb::ToolRegistration {
 /// Converts a spec to the form in which a host lists it.
 #[must_use]
 pub fn spec_to_wire(spec: ToolSpec) -> pb::ToolSpec {
-    let ToolSpec { name, description, parameters, mut metadata, supports_streaming, closed } = spec;
+    let ToolSpec { name, description, parameters, mut metadata, supports_streaming, closed, .. } = spec;
     if closed {
         metadata.insert(CLOSED_KEY.to_owned(), "true".to_owned());
     }
@@ -64,11 +62,16 @@ pub fn spec_to_wire(spec: ToolSpec) -> pb::ToolSpec {
 fn parameter_from_wire(parameter: pb::ParameterSpec) -> ParameterSpec {
     let pb::ParameterSpec { name, r#type, description, required, default_value, validation_json } = parameter;
     let default = default_value.and_then(|any| payload_from_wire(any, None).ok());
-    ParameterSpec { name, type_name: r#type, description, required, default, validation_json }
+    let mut spec = ParameterSpec::new(name, r#type);
+    spec.description = description;
+    spec.required = required;
+    spec.default = default;
+    spec.validation_json = validation_json;
+    spec
 }
 
 fn parameter_to_wire(parameter: ParameterSpec) -> pb::ParameterSpec {
-    let ParameterSpec { name, type_name, description, required, default, validation_json } = parameter;
+    let ParameterSpec { name, type_name, description, required, default, validation_json, .. } = parameter;
     pb::ParameterSpec {
         name,
         r#type: type_name,

@@ -62,7 +62,10 @@ pub fn inline_size(payload: &Payload) -> usize {
 pub fn value_from_wire(value: pb::CallValue) -> Result<Payload, WireError> {
     let pb::CallValue { r#type: number, json, binary, .. } = value;
     let ty = pb::CallValueType::try_from(number).ok().and_then(type_from_wire);
-    let ty = ty.ok_or_else(|| PayloadError::UnknownType { name: format!("number {number}") })?;
+    let ty = match ty {
+        Some(ty) => ty,
+        None => format!("number {number}").parse()?,
+    };
     Ok(match binary {
         Some(buffer) => Payload::declared_buffer(ty, json, buffer)?,
         None => Payload::declared(ty, json)?,

@@ -40,7 +40,7 @@ impl Executor {
     ) -> Result<(), Failure> {
         // A coroutine may return a generator.
         let result = if is_stream(&result)? { result } else { self.resolve(result, Some(state))? };
-        let cancelled = || Failure::Reported(ToolError::Cancelled { tool: tool.to_string() });
+        let cancelled = || Failure::Reported(ToolError::cancelled(tool.to_string()));
         // The IO must send chunks while the executor pulls the next ones.
         if let Some(io) = self.io {
             io.hand_over();

@@ -62,7 +62,7 @@ impl ToolError {
             | Self::TooManyConnections { .. }
             | Self::Unavailable { .. }
             | Self::Layer { kind: ErrorKind::Overloaded, .. }
-            | Self::ShuttingDown { may_have_run: false }
+            | Self::ShuttingDown { may_have_run: false, .. }
             | Self::AccessDenied { .. }
             | Self::RuntimeEnded { may_have_run: false }
             | Self::NoRuntime { may_have_run: false } => CallOutcome::Rejected,
@@ -70,7 +70,7 @@ impl ToolError {
                 CallOutcome::TimedOut
             }
             Self::Cancelled { .. }
-            | Self::ShuttingDown { may_have_run: true }
+            | Self::ShuttingDown { may_have_run: true, .. }
             | Self::RuntimeEnded { may_have_run: true }
             | Self::NoRuntime { may_have_run: true } => CallOutcome::Cancelled,
             Self::WorkerLost { .. } => CallOutcome::Lost,
@@ -95,7 +95,7 @@ impl ToolError {
             | Self::Session(_) => false,
             Self::DeadlineExceeded { stage, .. } => matches!(stage, CallStage::Running),
             Self::WorkerLost { may_have_run, .. }
-            | Self::ShuttingDown { may_have_run }
+            | Self::ShuttingDown { may_have_run, .. }
             | Self::ClientClosed { may_have_run }
             | Self::Unsupported { may_have_run, .. }
             | Self::Layer { may_have_run, .. }
@@ -125,19 +125,19 @@ impl ToolError {
             Self::WorkerLost { worker, reason, output_lines, retry_after, source, .. } => {
                 Self::WorkerLost { worker, reason, may_have_run: true, output_lines, retry_after, source }
             }
-            Self::ShuttingDown { .. } => Self::ShuttingDown { may_have_run: true },
-            Self::ClientClosed { .. } => Self::ClientClosed { may_have_run: true },
-            Self::RuntimeEnded { .. } => Self::RuntimeEnded { may_have_run: true },
-            Self::NoRuntime { .. } => Self::NoRuntime { may_have_run: true },
+            later @ (Self::ShuttingDown { .. }
+            | Self::ClientClosed { .. }
+            | Self::RuntimeEnded { .. }
+            | Self::NoRuntime { .. }) => later.with_may_have_run(true),
             Self::Layer { kind: kind @ ErrorKind::DeadlineExceeded, problem, source, .. } => {
                 Self::Layer { kind, may_have_run: true, problem, source }
             }
-            later => earlier.with_retry_after(later.retry_after()),
+            later => earlier.or_retry_after(later.retry_after()),
         }
     }
 
     /// Adds the time after which a retry may succeed, unless the error has one or cannot carry one.
-    fn with_retry_after(mut self, later: Option<Duration>) -> Self {
+    fn or_retry_after(mut self, later: Option<Duration>) -> Self {
         if let Self::WorkerLost { retry_after, .. } | Self::ConnectionLost { retry_after, .. } = &mut self {
             *retry_after = retry_after.or(later);
         }
@@ -161,11 +161,16 @@ impl ToolError {
     ///
     /// If the tool is idempotent, you can retry the call after every transient cause.
     ///
-    /// End a retry loop at [`ShuttingDown`](Self::ShuttingDown) if the host is in the same process: another host may run the
-    /// call, but this one does not start again. [`RuntimeEnded`](Self::RuntimeEnded) is never retryable.
+    /// A host in the same process does not start again after [`ShuttingDown`](Self::ShuttingDown) or
+    /// [`RuntimeEnded`](Self::RuntimeEnded), so these errors are not retryable. From a client, `ShuttingDown` is.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        !self.may_have_run() && self.kind().is_transient() && !matches!(self, Self::RuntimeEnded { .. })
+        !self.may_have_run() && self.kind().is_transient() && !self.is_end_of_local_host()
+    }
+
+    /// Whether a host in this process has ended, which does not start again.
+    const fn is_end_of_local_host(&self) -> bool {
+        matches!(self, Self::ShuttingDown { is_remote: false, .. } | Self::RuntimeEnded { .. })
     }
 
     /// The time after which a retry may succeed, if the host suggests one.
@@ -237,7 +242,9 @@ mod tests {
             (lost(true), false),
             (late(CallStage::Queued), true),
             (late(CallStage::Running), false),
-            (ToolError::ShuttingDown { may_have_run: false }, true),
+            (ToolError::shutting_down(false), false),
+            (ToolError::shutting_down(false).of_remote_host(), true),
+            (ToolError::shutting_down(true).of_remote_host(), false),
             (ToolError::RuntimeEnded { may_have_run: false }, false),
             (ToolError::AccessDenied { problem: "no token".into() }, false),
             (ToolError::ClientClosed { may_have_run: false }, false),
@@ -252,7 +259,7 @@ mod tests {
     fn an_error_with_an_earlier_attempt_that_may_have_run_may_have_run() {
         let overloaded = || ToolError::Overloaded { queued: 9, limit: 9, retry_after: None };
         let unavailable = ToolError::unavailable("no worker");
-        for error in [late(CallStage::Queued), lost(false), ToolError::ShuttingDown { may_have_run: false }] {
+        for error in [late(CallStage::Queued), lost(false), ToolError::shutting_down(false)] {
             let kind = error.kind();
             assert!(!error.clone().with_earlier_attempt(lost(false)).may_have_run(), "{error}");
             let combined = error.with_earlier_attempt(lost(true));

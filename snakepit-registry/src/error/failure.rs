@@ -9,7 +9,15 @@ use serde_json::Value;
 pub(crate) const PANIC: &str = "panic";
 
 /// The exception that a tool raised.
+///
+/// ```
+/// use snakepit_registry::ToolFailure;
+///
+/// let failure = ToolFailure::new("shop.OutOfStock", "no tea left").with_code("out_of_stock");
+/// assert_eq!(failure.to_string(), "shop.OutOfStock: no tea left");
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ToolFailure {
     /// The tool that failed.
     pub tool: String,
@@ -65,7 +73,45 @@ impl fmt::Display for ToolFailure {
     }
 }
 
+macro_rules! setters {
+    ($($method:ident($field:ident: $ty:ty);)*) => {
+        $(
+            #[doc = concat!("Sets the field [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+            #[must_use]
+            pub fn $method(mut self, $field: impl Into<$ty>) -> Self {
+                self.$field = $field.into();
+                self
+            }
+        )*
+    };
+}
+
 impl ToolFailure {
+    /// Creates a failure with the type of the exception, such as `ValueError` or `shop.OutOfStock`, and its message.
+    pub fn new(error_type: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { error_type: error_type.into(), message: message.into(), ..Self::default() }
+    }
+
+    setters! {
+        with_tool(tool: String);
+        with_traceback(traceback: String);
+        with_worker(worker: String);
+        with_output_lines(output_lines: Vec<String>);
+        with_code(code: String);
+        with_data(data: Option<Value>);
+        with_args(args: Vec<Value>);
+        with_attributes(attributes: BTreeMap<String, Value>);
+        with_python_type(python_type: String);
+        with_notes(notes: Vec<String>);
+    }
+
+    /// Sets the field [`cause`](Self::cause).
+    #[must_use]
+    pub fn with_cause(mut self, cause: ChainedException) -> Self {
+        self.cause = Some(Box::new(cause));
+        self
+    }
+
     /// Iterates over the exceptions that led to this one, as Python's traceback shows them: of each exception the cause or, without
     /// one, the context. The last one is the root cause.
     ///
@@ -74,7 +120,7 @@ impl ToolFailure {
     ///
     /// let mut lookup = ChainedException::new("KeyError", "'tea'");
     /// lookup.notes.push("while reading shelf 3".into());
-    /// let failure = ToolFailure { cause: Some(Box::new(lookup)), ..ToolFailure::default() };
+    /// let failure = ToolFailure::new("shop.OutOfStock", "no tea left").with_cause(lookup);
     /// let root = failure.causes().last().unwrap();
     /// assert_eq!((root.to_string(), root.notes.len()), ("KeyError: 'tea'".into(), 1));
     /// ```

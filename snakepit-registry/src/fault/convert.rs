@@ -63,7 +63,7 @@ impl From<ToolError> for Fault {
                 fault.with_entry("peer", &peer).with_entry("problem", &problem).suggest_retry(retry_after)
             }
             ToolError::Unavailable { retry_after, .. } => fault.with_retry(retry_after),
-            ToolError::ShuttingDown { may_have_run }
+            ToolError::ShuttingDown { may_have_run, .. }
             | ToolError::ClientClosed { may_have_run }
             | ToolError::RuntimeEnded { may_have_run }
             | ToolError::NoRuntime { may_have_run } => fault.with_may_have_run(may_have_run),

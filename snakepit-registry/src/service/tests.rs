@@ -78,7 +78,7 @@ async fn other_errors_of_layers_are_rejections_unless_a_tool_error_is_among_thei
     let rejected = failing(None).await.unwrap_err();
     assert_eq!((rejected.kind(), rejected.is_retryable()), (ErrorKind::Rejected, false));
     assert_eq!(rejected.to_string(), "a layer of the host ended the call: the tenant has no quota");
-    let inner = ToolError::ShuttingDown { may_have_run: false };
+    let inner = ToolError::shutting_down(false);
     assert_eq!(failing(Some(inner)).await.unwrap_err().kind(), ErrorKind::ShuttingDown);
 }
 
@@ -102,7 +102,7 @@ async fn a_call_that_waits_in_a_layer_ends_at_its_deadline_and_at_the_cut_off() 
     let mut waiting = limited.run_bounded(call(), async move { wait.notified().await });
     assert!((&mut waiting).now_or_never().is_none());
     cut_off.notify_one();
-    assert!(matches!(waiting.await, Err(ToolError::ShuttingDown { may_have_run: false })));
+    assert!(matches!(waiting.await, Err(ToolError::ShuttingDown { may_have_run: false, .. })));
 }
 
 #[tokio::test(start_paused = true)]

@@ -310,12 +310,11 @@ fn suggest_stream(mode: CallMode, error: ToolError) -> ToolError {
     match error {
         // Only a streaming tool rejects a unary call.
         ToolError::Unsupported { tool, may_have_run, .. } if mode == CallMode::Unary => {
-            ToolError::Unsupported {
+            ToolError::unsupported(
                 tool,
-                problem: "streams its results; call it with `execute_stream`, or `call(..).stream()`"
-                    .to_owned(),
-                may_have_run,
-            }
+                "streams its results; call it with `execute_stream`, or `call(..).stream()`",
+            )
+            .with_may_have_run(may_have_run)
         }
         error => error,
     }

@@ -27,11 +27,11 @@ mod classification;
 ///
 /// # use snakepit_client::{ToolError, ToolFailure};
 /// # let raised = |error_type: &str| {
-/// #     let failure = ToolFailure { error_type: error_type.into(), ..ToolFailure::default() };
+/// #     let failure = ToolFailure::new(error_type, "");
 /// #     Error::Tool(ToolError::Failed(Box::new(failure)))
 /// # };
 /// # assert_eq!([status(&raised("ValueError")), status(&raised("KeyError"))], [400, 500]);
-/// let overloaded = Error::Tool(ToolError::Overloaded { queued: 9, limit: 9, retry_after: None });
+/// let overloaded = Error::Tool(ToolError::overloaded(9, 9));
 /// assert_eq!(status(&overloaded), 429);
 /// assert!(overloaded.is_overloaded() && overloaded.is_retryable());
 /// ```
@@ -40,6 +40,7 @@ mod classification;
 pub enum Error {
     /// The client could not connect: the address is invalid, nothing listens there, or the peer is not a Snakepit host.
     #[error("cannot reach a server at {address}: {problem}{}", advice(.source.as_deref()))]
+    #[non_exhaustive]
     Connect {
         /// The requested address.
         address: String,
@@ -50,6 +51,7 @@ pub enum Error {
     },
     /// The connection to the remote host failed before the host answered. The host may have executed the request.
     #[error("the host cannot be reached: {problem}")]
+    #[non_exhaustive]
     Unreachable {
         /// A short description of the cause.
         problem: String,
@@ -60,6 +62,7 @@ pub enum Error {
     },
     /// The remote host did not answer in time. It may have executed the request.
     #[error("the host did not answer {rpc} within {within:?}")]
+    #[non_exhaustive]
     TimedOut {
         /// The RPC.
         rpc: &'static str,
@@ -70,6 +73,7 @@ pub enum Error {
     },
     /// An option of the client is invalid.
     #[error("client option `{option}` {problem}")]
+    #[non_exhaustive]
     InvalidOption {
         /// The method of [`ClientBuilder`](crate::ClientBuilder).
         option: &'static str,
@@ -81,6 +85,7 @@ pub enum Error {
     NoRuntime,
     /// The remote host rejected a session operation for a reason that [`SessionError`] does not cover.
     #[error("the host rejected {rpc}: {problem}")]
+    #[non_exhaustive]
     Rejected {
         /// The RPC.
         rpc: &'static str,
@@ -98,6 +103,7 @@ pub enum Error {
     Payload(#[from] PayloadError),
     /// The tool ran, but its result, or a chunk of it, does not fit the requested type.
     #[error("result of tool `{tool}` cannot be read: {source}")]
+    #[non_exhaustive]
     WrongResult {
         /// The called tool.
         tool: Arc<str>,
@@ -108,6 +114,7 @@ pub enum Error {
     #[error(
         "arguments of tool `{tool}` are not an object; pass a struct or a map from parameter names to values"
     )]
+    #[non_exhaustive]
     NotAnObject {
         /// The called tool.
         tool: String,

@@ -229,7 +229,7 @@ impl Connection {
 /// access.
 fn rejection(status: &Status) -> Option<ToolError> {
     match to_tool_error("", status) {
-        ToolError::ShuttingDown { .. } => Some(ToolError::ShuttingDown { may_have_run: false }),
+        ToolError::ShuttingDown { .. } => Some(ToolError::shutting_down(false).of_remote_host()),
         error @ ToolError::AccessDenied { .. } => Some(error),
         error => error.is_overloaded().then_some(error),
     }

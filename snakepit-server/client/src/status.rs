@@ -8,8 +8,8 @@ use snakepit_proto::{
         CONNECTION_LOST, DELIVERED, Details, LAYER, PROXY, SHUTTING_DOWN, caused_by, details_of, root_cause,
     },
 };
-use snakepit_registry::{CallStage, ErrorKind, TimeLimit, ToolError, ToolFailure};
-use snakepit_session::{SessionError, SessionId, SharedError};
+use snakepit_registry::{CallStage, ErrorKind, TimeLimit, ToolError};
+use snakepit_session::{SessionError, SessionId};
 use snakepit_wire::{failure_from_wire, violations_from_wire};
 use tonic::Code;
 /// The gRPC status, from the version of `tonic` that this crate uses.
@@ -25,7 +25,7 @@ pub(crate) const HOST: &str = "the host";
 pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     let tool_name = || tool.to_owned();
     if caused_by::<tonic::TimeoutExpired>(status) {
-        return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running, limit: None };
+        return ToolError::deadline_exceeded(tool_name(), CallStage::Running);
     }
     if let Some(source) = status.source() {
         let problem = root_cause(source).to_string();
@@ -34,8 +34,7 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
             let reason = format!("{HOST} cannot be reached: {problem}");
             return ToolError::unavailable(reason);
         }
-        let source = Some(SharedError::new(status.clone()));
-        return ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source, retry_after: None };
+        return ToolError::connection_lost(HOST, problem).with_source(status.clone());
     }
     let status = &proxy::clarify(status.clone());
     let details = status.get_error_details();
@@ -52,66 +51,59 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
     let may_have_run = entry(DELIVERED).is_some_and(|flag| flag == "true");
     let Details { failure, violations, .. } = details_of(status);
     match (reason, failure, violations) {
-        ("DEADLINE_EXCEEDED" | "OVERLOADED" | "REJECTED", ..) if entry(LAYER).is_some() => ToolError::Layer {
-            kind: match reason {
+        ("DEADLINE_EXCEEDED" | "OVERLOADED" | "REJECTED", ..) if entry(LAYER).is_some() => ToolError::layer(
+            match reason {
                 "DEADLINE_EXCEEDED" => ErrorKind::DeadlineExceeded,
                 "OVERLOADED" => ErrorKind::Overloaded,
                 _ => ErrorKind::Rejected,
             },
-            may_have_run: entry(DELIVERED).is_none_or(|flag| flag != "false"),
-            problem: message_after("a layer of the host ended the call: "),
-            source: None,
-        },
-        ("TOOL_NOT_FOUND", ..) => ToolError::NotFound { tool: tool_name(), suggestion: entry("suggestion") },
+            message_after("a layer of the host ended the call: "),
+        )
+        .with_may_have_run(entry(DELIVERED).is_none_or(|flag| flag != "false")),
+        ("TOOL_NOT_FOUND", ..) => ToolError::not_found(tool_name()).with_suggestion(entry("suggestion")),
         ("INVALID_ARGUMENT", _, violations) if !violations.is_empty() => {
             ToolError::invalid_arguments(tool_name(), violations_from_wire(violations))
         }
         ("REQUEST_TOO_LARGE", ..) => arguments_too_large(tool, status),
         ("UNSUPPORTED", ..) => {
             let problem = message_after(&format!("tool `{tool}` "));
-            ToolError::Unsupported { tool: tool_name(), problem, may_have_run }
+            ToolError::unsupported(tool_name(), problem).with_may_have_run(may_have_run)
         }
         ("TOOL_FAILED", Some(failure), _) => {
             let failure = failure_from_wire(failure);
-            ToolError::Failed(Box::new(ToolFailure { tool: tool_name(), ..failure }))
+            ToolError::Failed(Box::new(failure.with_tool(tool_name())))
         }
-        ("ANSWER_DROPPED", ..) => {
-            ToolError::AnswerDropped { used: number("used_bytes"), limit: number("limit") }
-        }
+        ("ANSWER_DROPPED", ..) => ToolError::answer_dropped(number("used_bytes"), number("limit")),
         ("ANSWER_TOO_LARGE", ..) if entry("size").is_some() => {
-            ToolError::AnswerTooLarge { size: number("size"), limit: number("limit") }
+            ToolError::answer_too_large(number("size"), number("limit"))
         }
-        ("OVERLOADED", ..) if entry("used_bytes").is_some() => ToolError::TooManyBytes {
-            holders: entry("whose").unwrap_or_default(),
-            used: number("used_bytes"),
-            limit: number("limit"),
-            retry_after,
-        },
+        ("OVERLOADED", ..) if entry("used_bytes").is_some() => ToolError::too_many_bytes(
+            entry("whose").unwrap_or_default(),
+            number("used_bytes"),
+            number("limit"),
+        )
+        .with_retry_after(retry_after),
         ("OVERLOADED", ..) if entry("connections").is_some() => {
-            ToolError::TooManyConnections { limit: number("connections"), retry_after }
+            ToolError::too_many_connections(number("connections")).with_retry_after(retry_after)
         }
         ("OVERLOADED", ..) => {
-            ToolError::Overloaded { queued: number("queued"), limit: number("limit"), retry_after }
+            ToolError::overloaded(number("queued"), number("limit")).with_retry_after(retry_after)
         }
         ("DEADLINE_EXCEEDED", ..) => {
             let is_queued = entry("stage").is_some_and(|stage| stage == CallStage::Queued.to_string());
             let stage = if is_queued { CallStage::Queued } else { CallStage::Running };
             let default_timeout = entry("default_timeout_ms").and_then(|text| text.parse().ok());
             let limit = default_timeout.map(|time| TimeLimit::Host(Duration::from_millis(time)));
-            ToolError::DeadlineExceeded { tool: tool_name(), stage, limit }
+            ToolError::deadline_exceeded(tool_name(), stage).with_time_limit(limit)
         }
-        ("CANCELLED", ..) => ToolError::Cancelled { tool: tool_name() },
-        ("WORKER_LOST", Some(lost), _) => ToolError::WorkerLost {
-            worker: lost.worker_id,
-            reason: lost.message,
+        ("CANCELLED", ..) => ToolError::cancelled(tool_name()),
+        ("WORKER_LOST", Some(lost), _) => ToolError::worker_lost(lost.worker_id, lost.message)
             // Without this entry, assume that the call may have run.
-            may_have_run: entry(DELIVERED).is_none_or(|flag| flag != "false"),
-            output_lines: lost.output_lines,
-            retry_after,
-            source: None,
-        },
+            .with_may_have_run(entry(DELIVERED).is_none_or(|flag| flag != "false"))
+            .with_output_lines(lost.output_lines)
+            .with_retry_after(retry_after),
         (PROXY, ..) if status.code() == Code::InvalidArgument => arguments_too_large(tool, status),
-        ("ACCESS_DENIED", ..) => ToolError::AccessDenied { problem: message_after("access denied: ") },
+        ("ACCESS_DENIED", ..) => ToolError::access_denied(message_after("access denied: ")),
         _ if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
             // A host of this project states the reason completely.
             let advice = match reason {
@@ -120,35 +112,30 @@ pub fn to_tool_error(tool: &str, status: &Status) -> ToolError {
                 }
                 _ => "",
             };
-            ToolError::AccessDenied { problem: format!("{}{advice}", status.message()) }
+            ToolError::access_denied(format!("{}{advice}", status.message()))
         }
-        (PROXY, ..) if status.code() != Code::Unavailable => {
-            ToolError::Rejected { problem: status.message().to_owned() }
-        }
-        ("REJECTED", ..) => ToolError::Rejected { problem: message_after("the call was rejected: ") },
+        (PROXY, ..) if status.code() != Code::Unavailable => ToolError::rejected(status.message().to_owned()),
+        ("REJECTED", ..) => ToolError::rejected(message_after("the call was rejected: ")),
         (PROXY | CONNECTION_LOST, ..) if entry(DELIVERED).is_some_and(|flag| flag == "false") => {
             ToolError::unavailable(status.message())
         }
         (PROXY, ..) => {
             let problem = status.message().to_owned();
-            ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source: None, retry_after: None }
+            ToolError::connection_lost(HOST, problem)
         }
-        (CONNECTION_LOST, ..) => ToolError::ConnectionLost {
-            peer: entry("peer").unwrap_or_default(),
-            problem: entry("problem").unwrap_or_default(),
-            source: None,
-            retry_after,
-        },
+        (CONNECTION_LOST, ..) => ToolError::connection_lost(
+            entry("peer").unwrap_or_default(),
+            entry("problem").unwrap_or_default(),
+        )
+        .with_retry_after(retry_after),
         // The message contains the last error, if the host sent it.
-        ("NO_WORKER", ..) => ToolError::Unavailable {
-            reason: message_after("no worker is available: "),
-            last_error: String::new(),
-            retry_after,
-        },
-        ("DEADLOCK", ..) => ToolError::Deadlock { tool: tool_name() },
-        ("CLIENT_CLOSED", ..) => ToolError::ClientClosed { may_have_run },
-        (SHUTTING_DOWN, ..) => ToolError::ShuttingDown { may_have_run },
-        ("NO_RUNTIME", ..) => ToolError::NoRuntime { may_have_run },
+        ("NO_WORKER", ..) => {
+            ToolError::unavailable(message_after("no worker is available: ")).with_retry_after(retry_after)
+        }
+        ("DEADLOCK", ..) => ToolError::deadlock(tool_name()),
+        ("CLIENT_CLOSED", ..) => ToolError::client_closed(may_have_run),
+        (SHUTTING_DOWN, ..) => ToolError::shutting_down(may_have_run).of_remote_host(),
+        ("NO_RUNTIME", ..) => ToolError::no_runtime(may_have_run),
         ("INTERNAL", ..) => ToolError::internal(message_after("internal error: ")),
         _ => ToolError::internal(format!("the host answered {:?}: {}", status.code(), status.message())),
     }

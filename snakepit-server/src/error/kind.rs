@@ -93,28 +93,24 @@ mod tests {
     use std::{io, time::Duration};
 
     use snakepit_pool::settings::WORKERS;
-    use snakepit_registry::RegistryError;
-    use snakepit_worker::{SharedError, WorkerId};
+    use snakepit_registry::{FnTool, Registry};
+    use snakepit_worker::WorkerId;
 
     use super::*;
     use crate::InterpreterOrigin;
 
     #[test]
     fn each_error_has_a_kind() {
-        let taken = RegistryError::NameTaken { name: "add".into(), owner: "host".into() };
-        let launch_failure =
-            |error: WorkerError| StartError::from(PoolError::Start { worker: WorkerId::new("w"), error });
-        let spawn = WorkerError::Spawn { program: "p".into(), source: SharedError::new("missing") };
-        let (reason, output_lines) = (String::new(), Vec::new());
-        let late = WorkerError::NotReady { timeout: Duration::ZERO, output_lines: Vec::new() };
-        let rejected = WorkerError::ToolsRejected { worker: "w".into(), source: taken.clone() };
+        let registry = Registry::new();
+        let register = || registry.register_host_tool(FnTool::typed("add", |()| async {}));
+        register().unwrap();
+        let taken = register().unwrap_err();
+        let of_launch = |error: WorkerError| StartError::from(PoolError::start(WorkerId::new("w"), error));
+        let rejected = WorkerError::tools_rejected("w", taken.clone());
         for (error, kind) in [
             (StartError::Config { problem: String::new() }, StartErrorKind::Configuration),
             (StartError::NotLoopback { address: String::new() }, StartErrorKind::Configuration),
-            (
-                PoolError::InvalidConfig { setting: WORKERS, problem: String::new() }.into(),
-                StartErrorKind::Configuration,
-            ),
+            (PoolError::invalid_config(WORKERS, "").into(), StartErrorKind::Configuration),
             (
                 StartError::Listen { address: String::new(), source: io::ErrorKind::AddrInUse.into() },
                 StartErrorKind::Listen,
@@ -123,12 +119,12 @@ mod tests {
                 StartError::NoBridge { python: "p".into(), origin: InterpreterOrigin::Setting },
                 StartErrorKind::Interpreter,
             ),
-            (launch_failure(spawn), StartErrorKind::Interpreter),
-            (launch_failure(WorkerError::start_failed("no module")), StartErrorKind::Adapter),
-            (launch_failure(WorkerError::EndedEarly { reason, output_lines }), StartErrorKind::WorkerExited),
-            (launch_failure(late), StartErrorKind::Timeout),
-            (launch_failure(WorkerError::no_host("none")), StartErrorKind::Connection),
-            (launch_failure(rejected), StartErrorKind::Tools),
+            (of_launch(WorkerError::spawn("p", "missing")), StartErrorKind::Interpreter),
+            (of_launch(WorkerError::start_failed("no module")), StartErrorKind::Adapter),
+            (of_launch(WorkerError::ended_early("it exited")), StartErrorKind::WorkerExited),
+            (of_launch(WorkerError::not_ready(Duration::ZERO)), StartErrorKind::Timeout),
+            (of_launch(WorkerError::no_host("none")), StartErrorKind::Connection),
+            (of_launch(rejected), StartErrorKind::Tools),
             (taken.into(), StartErrorKind::Tools),
             (WorkerError::io("/run", "read-only").into(), StartErrorKind::RunDirectory),
             (StartError::Cancelled, StartErrorKind::Cancelled),

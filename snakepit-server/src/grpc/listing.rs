@@ -73,7 +73,7 @@ impl Bridge {
 
     pub(super) async fn session_stats(&self) -> Result<pb::GetSessionStatsResponse, Status> {
         let stats = self.host().sessions.stats().await.map_err(read_status)?;
-        let SessionStats { created, deleted, expired, sweeps, live, variables, programs, bytes } = stats;
+        let SessionStats { created, deleted, expired, sweeps, live, variables, programs, bytes, .. } = stats;
         Ok(pb::GetSessionStatsResponse {
             created,
             deleted,

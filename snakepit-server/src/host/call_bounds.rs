@@ -84,7 +84,7 @@ impl CallBounds {
             },
         };
         if early_end.cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(ToolError::ShuttingDown { may_have_run: stage == CallStage::Running });
+            return Poll::Ready(ToolError::shutting_down(stage == CallStage::Running));
         }
         match &mut early_end.deadline {
             Some(deadline) => deadline.as_mut().poll(cx).map(|()| self.deadline_exceeded(stage)),
@@ -95,7 +95,7 @@ impl CallBounds {
     fn early_end(&self, stage: CallStage) -> Result<Box<EarlyEnd>, ToolError> {
         let deadline = match self.deadline {
             Some(_) if tokio::runtime::Handle::try_current().is_err() => {
-                return Err(ToolError::NoRuntime { may_have_run: stage == CallStage::Running });
+                return Err(ToolError::no_runtime(stage == CallStage::Running));
             }
             Some(at) => Some(Box::pin(sleep_until(at))),
             None => None,
@@ -104,7 +104,7 @@ impl CallBounds {
     }
 
     fn deadline_exceeded(&self, stage: CallStage) -> ToolError {
-        ToolError::DeadlineExceeded { tool: self.tool.to_string(), stage, limit: None }
+        ToolError::deadline_exceeded(self.tool.to_string(), stage)
     }
 }
 

@@ -9,86 +9,62 @@ use tonic::{Code, Status};
 use super::{from_session_error, from_tool_error, from_write_error, reserved_for_workers, to_tool_error};
 
 fn layer(kind: ErrorKind, may_have_run: bool) -> ToolError {
-    ToolError::Layer { kind, may_have_run, problem: "no quota".into(), source: None }
+    ToolError::layer(kind, "no quota").with_may_have_run(may_have_run)
 }
 
 #[test]
 fn tool_errors_survive_the_round_trip() {
     let tool = || "add".to_owned();
     let session = || SessionId::try_new("s").unwrap();
+    let mut failure = ToolFailure::new("ValueError", "no")
+        .with_tool(tool())
+        .with_traceback("Traceback")
+        .with_worker("default-1-1")
+        .with_output_lines(vec!["oops".into()])
+        .with_code("not_found")
+        .with_data(serde_json::json!({"left": 3}))
+        .with_args(vec!["no".into()])
+        .with_attributes([("item".to_owned(), "tea".into())])
+        .with_python_type("KeyError")
+        .with_notes(vec!["note".into()])
+        .with_cause(ChainedException::new("KeyError", "'tea'"));
+    failure.exceptions = vec![ChainedException::new("OSError", "full")];
+    failure.omitted = vec!["args".into()];
     let errors = [
-        ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
-        ToolError::NotFound { tool: tool(), suggestion: None },
+        ToolError::not_found(tool()).with_suggestion("adds".to_owned()),
+        ToolError::not_found(tool()),
         ToolError::invalid_argument(tool(), "a", "is missing"),
-        ToolError::InvalidArguments {
-            tool: tool(),
-            violations: vec![
-                Violation::new("a[3].b", "is missing"),
-                Violation::new("c", "is a null, expected integer"),
-            ],
-        },
-        ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: false },
-        ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: true },
-        ToolError::Failed(Box::new(ToolFailure {
-            tool: tool(),
-            error_type: "ValueError".into(),
-            message: "no".into(),
-            traceback: "Traceback".into(),
-            worker: "default-1-1".into(),
-            output_lines: vec!["oops".into()],
-            code: "not_found".into(),
-            data: Some(serde_json::json!({"left": 3})),
-            args: vec!["no".into()],
-            attributes: [("item".to_owned(), "tea".into())].into(),
-            python_type: "KeyError".into(),
-            omitted: vec!["args".into()],
-            notes: vec!["note".into()],
-            cause: Some(Box::new(ChainedException::new("KeyError", "'tea'"))),
-            context: None,
-            exceptions: vec![ChainedException::new("OSError", "full")],
-        })),
-        ToolError::Overloaded { queued: 9, limit: 9, retry_after: Some(Duration::from_millis(50)) },
-        ToolError::TooManyConnections { limit: 9, retry_after: Some(Duration::from_millis(50)) },
-        ToolError::AnswerDropped { used: 10, limit: 9 },
-        ToolError::AnswerTooLarge { size: 10, limit: 9 },
-        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Queued, limit: None },
-        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Running, limit: None },
-        ToolError::DeadlineExceeded {
-            tool: tool(),
-            stage: CallStage::Running,
-            limit: Some(snakepit_registry::TimeLimit::Host(std::time::Duration::from_millis(1500))),
-        },
-        ToolError::Cancelled { tool: tool() },
-        ToolError::WorkerLost {
-            worker: "default-1-1".into(),
-            reason: "it exited with code 1".into(),
-            may_have_run: true,
-            output_lines: vec!["oops".into()],
-            retry_after: None,
-            source: None,
-        },
-        ToolError::WorkerLost {
-            worker: "default-1-1".into(),
-            reason: "it exited with code 1".into(),
-            may_have_run: false,
-            output_lines: vec!["oops".into()],
-            retry_after: Some(Duration::from_millis(50)),
-            source: None,
-        },
-        ToolError::ConnectionLost {
-            peer: "the host".into(),
-            problem: "broken pipe".into(),
-            source: None,
-            retry_after: Some(Duration::from_millis(50)),
-        },
+        ToolError::invalid_arguments(
+            tool(),
+            vec![Violation::new("a[3].b", "is missing"), Violation::new("c", "is a null, expected integer")],
+        ),
+        ToolError::unsupported(tool(), "streams"),
+        ToolError::unsupported(tool(), "streams").with_may_have_run(true),
+        ToolError::Failed(Box::new(failure)),
+        ToolError::overloaded(9, 9).with_retry_after(Duration::from_millis(50)),
+        ToolError::too_many_connections(9).with_retry_after(Duration::from_millis(50)),
+        ToolError::answer_dropped(10, 9),
+        ToolError::answer_too_large(10, 9),
+        ToolError::deadline_exceeded(tool(), CallStage::Queued),
+        ToolError::deadline_exceeded(tool(), CallStage::Running),
+        ToolError::deadline_exceeded(tool(), CallStage::Running).with_time_limit(Some(
+            snakepit_registry::TimeLimit::Host(std::time::Duration::from_millis(1500)),
+        )),
+        ToolError::cancelled(tool()),
+        ToolError::worker_lost("default-1-1", "it exited with code 1").with_output_lines(vec!["oops".into()]),
+        ToolError::worker_lost("default-1-1", "it exited with code 1")
+            .with_may_have_run(false)
+            .with_output_lines(vec!["oops".into()])
+            .with_retry_after(Duration::from_millis(50)),
+        ToolError::connection_lost("the host", "broken pipe").with_retry_after(Duration::from_millis(50)),
         ToolError::unavailable("every worker failed to start"),
-        ToolError::Deadlock { tool: tool() },
-        ToolError::ShuttingDown { may_have_run: false },
-        ToolError::ShuttingDown { may_have_run: true },
-        ToolError::NoRuntime { may_have_run: false },
-        ToolError::Rejected { problem: "the proxy answered 403 Forbidden".into() },
-        ToolError::AccessDenied { problem: "the token expired".into() },
-        ToolError::ClientClosed { may_have_run: true },
+        ToolError::deadlock(tool()),
+        ToolError::shutting_down(false).of_remote_host(),
+        ToolError::shutting_down(true).of_remote_host(),
+        ToolError::no_runtime(false),
+        ToolError::rejected("the proxy answered 403 Forbidden"),
+        ToolError::access_denied("the token expired"),
+        ToolError::client_closed(true),
         ToolError::Session(SessionError::NotFound { id: session() }),
         layer(ErrorKind::DeadlineExceeded, true),
         layer(ErrorKind::Overloaded, false),
@@ -106,9 +82,9 @@ fn tool_errors_survive_the_round_trip() {
 #[test]
 fn a_host_without_its_runtime_is_shutting_down_for_clients() {
     for may_have_run in [false, true] {
-        let back = to_tool_error("add", &from_tool_error(ToolError::RuntimeEnded { may_have_run }));
+        let back = to_tool_error("add", &from_tool_error(ToolError::runtime_ended(may_have_run)));
         assert!(
-            matches!(back, ToolError::ShuttingDown { may_have_run: was } if was == may_have_run),
+            matches!(back, ToolError::ShuttingDown { may_have_run: was, .. } if was == may_have_run),
             "{back:?}"
         );
         assert_eq!(back.is_retryable(), !may_have_run, "another host may run the call");

@@ -12,20 +12,13 @@ use super::*;
 fn long_texts_do_not_make_a_status_too_large() {
     let long = || "long text ".repeat(10_000);
     let errors = [
-        ToolError::NotFound { tool: long(), suggestion: Some(long()) },
+        ToolError::not_found(long()).with_suggestion(long()),
         ToolError::invalid_argument(long(), long(), long()),
-        ToolError::InvalidArguments { tool: long(), violations: vec![Violation::new(long(), long()); 8] },
-        ToolError::Unsupported { tool: long(), problem: long(), may_have_run: false },
-        ToolError::Failed(Box::new(ToolFailure { message: long(), traceback: long(), ..Default::default() })),
-        ToolError::WorkerLost {
-            worker: long(),
-            reason: long(),
-            may_have_run: true,
-            output_lines: vec![long(); 20],
-            retry_after: None,
-            source: None,
-        },
-        ToolError::ConnectionLost { peer: long(), problem: long(), source: None, retry_after: None },
+        ToolError::invalid_arguments(long(), vec![Violation::new(long(), long()); 8]),
+        ToolError::unsupported(long(), long()),
+        ToolError::Failed(Box::new(ToolFailure::new("", long()).with_traceback(long()))),
+        ToolError::worker_lost(long(), long()).with_output_lines(vec![long(); 20]),
+        ToolError::connection_lost(long(), long()),
         ToolError::internal(long()),
     ];
     let statuses = errors.into_iter().map(from_tool_error).chain([invalid_field(&long(), long())]);
@@ -62,14 +55,8 @@ fn a_failed_write_that_may_have_succeeded_has_no_retryable_code() {
 
 #[test]
 fn the_last_output_of_a_lost_worker_is_in_the_details() {
-    let lost = ToolError::WorkerLost {
-        worker: "default-1-1".into(),
-        reason: "it exited with code 1".into(),
-        may_have_run: true,
-        output_lines: (0..20).map(|line| format!("line {line}")).collect(),
-        retry_after: None,
-        source: None,
-    };
+    let lost = ToolError::worker_lost("default-1-1", "it exited with code 1")
+        .with_output_lines((0..20).map(|line| format!("line {line}")).collect());
     let status = from_tool_error(lost);
     assert!(!status.message().contains("line 16") && status.message().contains("line 19"), "{status:?}");
     let failure = snakepit_proto::status::details_of(&status).failure.unwrap();
@@ -83,41 +70,24 @@ pub(super) fn errors() -> Vec<ToolError> {
     let session = id();
     let conflict = || SessionError::VersionConflict { variable: "x".into(), expected: 3, actual: 5 };
     vec![
-        ToolError::NotFound { tool: tool(), suggestion: Some("adds".into()) },
+        ToolError::not_found(tool()).with_suggestion("adds".to_owned()),
         ToolError::invalid_argument(tool(), "a", "is missing"),
-        ToolError::InvalidArguments { tool: tool(), violations: vec![Violation::new("a", "is missing"); 2] },
-        ToolError::Unsupported { tool: tool(), problem: "streams".into(), may_have_run: false },
-        ToolError::Failed(Box::new(ToolFailure {
-            tool: tool(),
-            error_type: "ValueError".into(),
-            message: "no".into(),
-            ..ToolFailure::default()
-        })),
-        ToolError::Overloaded { queued: 9, limit: 9, retry_after: Some(Duration::from_millis(50)) },
-        ToolError::DeadlineExceeded { tool: tool(), stage: CallStage::Queued, limit: None },
-        ToolError::Cancelled { tool: tool() },
-        ToolError::WorkerLost {
-            worker: "default-1-1".into(),
-            reason: "it exited with code 1".into(),
-            may_have_run: true,
-            output_lines: vec!["oops".into()],
-            retry_after: None,
-            source: None,
-        },
-        ToolError::ConnectionLost {
-            peer: "the host".into(),
-            problem: "broken pipe".into(),
-            source: None,
-            retry_after: None,
-        },
+        ToolError::invalid_arguments(tool(), vec![Violation::new("a", "is missing"); 2]),
+        ToolError::unsupported(tool(), "streams"),
+        ToolError::Failed(Box::new(ToolFailure::new("ValueError", "no").with_tool(tool()))),
+        ToolError::overloaded(9, 9).with_retry_after(Duration::from_millis(50)),
+        ToolError::deadline_exceeded(tool(), CallStage::Queued),
+        ToolError::cancelled(tool()),
+        ToolError::worker_lost("default-1-1", "it exited with code 1").with_output_lines(vec!["oops".into()]),
+        ToolError::connection_lost("the host", "broken pipe"),
         ToolError::unavailable("every worker failed to start"),
-        ToolError::Deadlock { tool: tool() },
-        ToolError::ShuttingDown { may_have_run: false },
-        ToolError::ShuttingDown { may_have_run: true },
-        ToolError::Rejected { problem: "the proxy answered 403 Forbidden".into() },
-        ToolError::AccessDenied { problem: "the token expired".into() },
-        ToolError::RuntimeEnded { may_have_run: false },
-        ToolError::NoRuntime { may_have_run: false },
+        ToolError::deadlock(tool()),
+        ToolError::shutting_down(false),
+        ToolError::shutting_down(true),
+        ToolError::rejected("the proxy answered 403 Forbidden"),
+        ToolError::access_denied("the token expired"),
+        ToolError::runtime_ended(false),
+        ToolError::no_runtime(false),
         ToolError::Session(SessionError::NotFound { id: session.clone() }),
         ToolError::Session(SessionError::TooManySessions { limit: 1 }),
         ToolError::Session(SessionError::ProgramNotFound { session: session.clone(), name: "m".into() }),
@@ -158,9 +128,8 @@ pub(super) fn errors() -> Vec<ToolError> {
 
 #[test]
 fn statuses_agree_with_the_table_of_reasons_and_with_the_kinds_of_errors() {
-    let bytes = ToolError::TooManyBytes { holders: "calls".into(), used: 9, limit: 9, retry_after: None };
-    let answers =
-        [ToolError::AnswerDropped { used: 9, limit: 9 }, ToolError::AnswerTooLarge { size: 10, limit: 9 }];
+    let bytes = ToolError::too_many_bytes("calls", 9, 9);
+    let answers = [ToolError::answer_dropped(9, 9), ToolError::answer_too_large(10, 9)];
     for error in errors().into_iter().chain([bytes]).chain(answers) {
         let (kind, shown) = (error.kind(), error.to_string());
         let (may_have_run, retry_after) = (error.may_have_run(), error.retry_after());

@@ -50,27 +50,14 @@ fn wire_form(status: &Status) -> String {
 pub(super) fn forms() -> String {
     let full = || BudgetExhausted { used: 10, limit: 9 };
     let later = Some(Duration::from_millis(50));
-    let layer =
-        |kind, may_have_run| ToolError::Layer { kind, may_have_run, problem: "no".into(), source: None };
+    let layer = |kind, may_have_run| ToolError::layer(kind, "no").with_may_have_run(may_have_run);
     let further = [
-        ToolError::Unsupported { tool: "add".into(), problem: "streams".into(), may_have_run: true },
-        ToolError::Overloaded { queued: 9, limit: 9, retry_after: None },
+        ToolError::unsupported("add", "streams").with_may_have_run(true),
+        ToolError::overloaded(9, 9),
         answer_dropped(full()),
-        ToolError::WorkerLost {
-            worker: "default-1-1".into(),
-            reason: "it exited".into(),
-            may_have_run: false,
-            output_lines: vec![],
-            retry_after: later,
-            source: None,
-        },
-        ToolError::ConnectionLost {
-            peer: "the host".into(),
-            problem: "reset".into(),
-            source: None,
-            retry_after: later,
-        },
-        ToolError::Unavailable { reason: "starting".into(), last_error: String::new(), retry_after: later },
+        ToolError::worker_lost("default-1-1", "it exited").with_may_have_run(false).with_retry_after(later),
+        ToolError::connection_lost("the host", "reset").with_retry_after(later),
+        ToolError::unavailable("starting").with_retry_after(later),
         layer(ErrorKind::DeadlineExceeded, true),
         layer(ErrorKind::Overloaded, false),
         layer(ErrorKind::Rejected, false),

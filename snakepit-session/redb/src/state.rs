@@ -28,17 +28,17 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    const fn stats(&self) -> SessionStats {
-        SessionStats {
-            created: self.created,
-            deleted: self.deleted,
-            expired: self.expired,
-            sweeps: self.sweeps,
-            live: self.sessions as u64,
-            variables: self.variables as u64,
-            programs: (self.session_programs + self.global_programs) as u64,
-            bytes: self.bytes as u64,
-        }
+    fn stats(&self) -> SessionStats {
+        let mut stats = SessionStats::default();
+        stats.created = self.created;
+        stats.deleted = self.deleted;
+        stats.expired = self.expired;
+        stats.sweeps = self.sweeps;
+        stats.live = self.sessions as u64;
+        stats.variables = self.variables as u64;
+        stats.programs = (self.session_programs + self.global_programs) as u64;
+        stats.bytes = self.bytes as u64;
+        stats
     }
 }
 

@@ -285,9 +285,18 @@ impl SessionBackend for RedisBackend {
     }
 
     async fn stats(&self) -> Result<SessionStats, SessionError> {
-        let [created, deleted, expired, sweeps, live, variables, programs, bytes] =
-            self.connection.call(&scripts::STATS).run().await?;
-        Ok(SessionStats { created, deleted, expired, sweeps, live, variables, programs, bytes })
+        let mut stats = SessionStats::default();
+        [
+            stats.created,
+            stats.deleted,
+            stats.expired,
+            stats.sweeps,
+            stats.live,
+            stats.variables,
+            stats.programs,
+            stats.bytes,
+        ] = self.connection.call(&scripts::STATS).run().await?;
+        Ok(stats)
     }
 
     fn subscribe(&self) -> SessionEvents {

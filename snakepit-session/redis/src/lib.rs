@@ -49,6 +49,7 @@ const MAX_INLINE_DECODE: usize = 1024 * 1024;
 
 /// The configuration of a [`RedisBackend`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RedisConfig {
     /// The prefix of all keys and channels: letters, digits and `-_.:@/`. Hosts with the same prefix share their sessions.
     /// `snakepit` by default.
@@ -76,6 +77,44 @@ impl Default for RedisConfig {
     }
 }
 
+/// The setters, one per field.
+impl RedisConfig {
+    /// Sets the field [`prefix`](Self#structfield.prefix).
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Sets the field [`timeout`](Self#structfield.timeout).
+    #[must_use]
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets the field [`start_wait`](Self#structfield.start_wait).
+    #[must_use]
+    pub const fn start_wait(mut self, start_wait: Duration) -> Self {
+        self.start_wait = start_wait;
+        self
+    }
+
+    /// Sets the field [`host`](Self#structfield.host).
+    #[must_use]
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.host = host.into();
+        self
+    }
+
+    /// Sets the field [`watch_lease`](Self#structfield.watch_lease).
+    #[must_use]
+    pub const fn watch_lease(mut self, watch_lease: Duration) -> Self {
+        self.watch_lease = watch_lease;
+        self
+    }
+}
+
 /// Sessions in Redis 7 or newer, shared by all hosts that use the same server, database and prefix.
 ///
 /// * [`SessionStats`](snakepit_session::SessionStats) count the operations of all hosts.
@@ -100,7 +139,7 @@ impl Default for RedisConfig {
 /// use snakepit_session_redis::{RedisBackend, RedisConfig};
 ///
 /// # async fn example() -> Result<(), SessionError> {
-/// let config = RedisConfig { prefix: "shop".to_owned(), ..RedisConfig::default() };
+/// let config = RedisConfig::default().prefix("shop");
 /// let backend = RedisBackend::connect("redis://localhost:6379", config, SessionLimits::default()).await?;
 /// backend.create(&SessionId::try_new("alice")?, NewSession::default()).await?;
 /// # Ok(())

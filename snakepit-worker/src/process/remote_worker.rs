@@ -73,14 +73,9 @@ impl ToolHandler for RemoteWorker {
         // A dying worker breaks its connections shortly before its exit is reported. The exit explains more than the error.
         if let Some(reason) = self.diagnostics.exit_reason().await {
             let (may_have_run, output_lines) = (true, Vec::new());
-            return Err(ToolError::WorkerLost {
-                worker,
-                reason,
-                may_have_run,
-                output_lines,
-                retry_after: None,
-                source: None,
-            });
+            return Err(ToolError::worker_lost(worker, reason)
+                .with_may_have_run(may_have_run)
+                .with_output_lines(output_lines));
         }
         let problem = format!("worker `{worker}` did not confirm that the call has ended: {problem}");
         Err(ToolError::internal(problem))

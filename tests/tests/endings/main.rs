@@ -291,7 +291,7 @@ async fn shut_down(multiplex: bool, clients: &[ClientKind], event: &str) {
     check_all(all, event).await;
     let rejected =
         host.snakepit.execute::<Value>("host_tool", json!({"how": "result", "marker": "/dev/null"})).await;
-    let Err(Error::Tool(ToolError::ShuttingDown { may_have_run: false })) = rejected else {
+    let Err(Error::Tool(ToolError::ShuttingDown { may_have_run: false, .. })) = rejected else {
         panic!("{rejected:?}")
     };
 }

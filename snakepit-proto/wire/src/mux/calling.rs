@@ -51,7 +51,7 @@ impl CallInfo {
         let time_left = deadline.saturating_duration_since(Instant::now());
         if time_left.is_zero() {
             let tool = self.tool.to_string();
-            return Err(ToolError::DeadlineExceeded { tool, stage: CallStage::Queued, limit: None });
+            return Err(ToolError::deadline_exceeded(tool, CallStage::Queued));
         }
         Ok(Some(time_left))
     }
@@ -226,7 +226,7 @@ impl NoReply {
 fn outcome_of<C: Callee>(callee: &C, info: &CallInfo, end: CallEnd) -> Outcome {
     let reply = match end {
         CallEnd::Reply(reply) => reply,
-        CallEnd::Recalled => return Outcome::Failed(ToolError::Recalled { tool: info.tool.to_string() }),
+        CallEnd::Recalled => return Outcome::Failed(ToolError::recalled(info.tool.to_string())),
         CallEnd::Broken(status) => return Outcome::NoReply(NoReply::Broken(status)),
         CallEnd::Unsent(_, status) => return Outcome::NoReply(NoReply::Unsent(status)),
     };

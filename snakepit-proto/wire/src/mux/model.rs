@@ -191,7 +191,7 @@ impl Tools {
 }
 
 fn failure() -> ToolError {
-    ToolError::Failed(Box::new(ToolFailure { message: "boom".to_owned(), ..ToolFailure::default() }))
+    ToolError::Failed(Box::new(ToolFailure::new("", "boom")))
 }
 
 #[async_trait]
@@ -214,7 +214,7 @@ impl ToolHandler for Tools {
             None => Ok(ToolReply::stream(self.clone().chunks(id, guard))),
             Some(ToolEnd::Returned(data)) => Ok(ToolReply::value(Payload::bytes(data))),
             Some(ToolEnd::Failed) => Err(failure()),
-            Some(ToolEnd::Recalled) => Err(ToolError::Recalled { tool: call.tool.to_string() }),
+            Some(ToolEnd::Recalled) => Err(ToolError::recalled(call.tool.to_string())),
         }
     }
 
@@ -262,7 +262,7 @@ struct TestCallee;
 impl Callee for TestCallee {
     async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         assert_eq!(status.code(), Code::Cancelled, "{status:?}");
-        ToolError::Cancelled { tool: info.tool.to_string() }
+        ToolError::cancelled(info.tool.to_string())
     }
 
     async fn lost_call(&self, _: &CallInfo, _: u64, _: Status) -> LostCall {
@@ -292,14 +292,7 @@ impl Callee for TestCallee {
 
 fn lost(may_have_run: bool) -> ToolError {
     let (worker, reason) = ("w".to_owned(), "cut".to_owned());
-    ToolError::WorkerLost {
-        worker,
-        reason,
-        may_have_run,
-        output_lines: Vec::new(),
-        retry_after: None,
-        source: None,
-    }
+    ToolError::worker_lost(worker, reason).with_may_have_run(may_have_run)
 }
 
 proptest! {

@@ -145,10 +145,10 @@ impl<S: MuxService> MuxCalls<S> {
         self.last_id = id;
         let (queued, bytes) = (self.running.len(), call_size(&start));
         let rejection = if queued >= MAX_CALLS {
-            Some(ToolError::Overloaded { queued, limit: MAX_CALLS, retry_after: Some(RETRY_AFTER) })
+            Some(ToolError::overloaded(queued, MAX_CALLS).with_retry_after(RETRY_AFTER))
         } else if queued > 0 && self.bytes + bytes > MAX_BYTES {
             let (holders, retry_after) = ("calls of this stream".to_owned(), Some(RETRY_AFTER));
-            Some(ToolError::TooManyBytes { holders, used: self.bytes, limit: MAX_BYTES, retry_after })
+            Some(ToolError::too_many_bytes(holders, self.bytes, MAX_BYTES).with_retry_after(retry_after))
         } else if bytes > SMALL_BYTES {
             self.service.reserve(bytes).err()
         } else {

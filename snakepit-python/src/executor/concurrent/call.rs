@@ -184,7 +184,7 @@ impl ConcurrentCall {
     /// Marks the call as running. Returns `False` if it was cancelled before.
     fn begin(&self) -> bool {
         if !self.state.start() {
-            self.set_outcome(Err(ToolError::Cancelled { tool: self.tool.to_string() }));
+            self.set_outcome(Err(ToolError::cancelled(self.tool.to_string())));
             return false;
         }
         if let Some(progress) = self.shared.executor.progress {
@@ -283,7 +283,7 @@ impl ConcurrentCall {
         let is_answer_of_tool = matches!(outcome, Ok(_) | Err(ToolError::Failed(_)));
         let is_late = is_answer_of_tool && self.state.is_overdue(ended_at);
         let outcome = match self.state.is_cancelled() || is_late {
-            true => Err(ToolError::Cancelled { tool: self.tool.to_string() }),
+            true => Err(ToolError::cancelled(self.tool.to_string())),
             false => outcome,
         };
         if let Some(sink) = sink {

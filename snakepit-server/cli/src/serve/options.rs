@@ -43,14 +43,12 @@ pub(crate) struct Args {
 impl Args {
     /// The configuration of the pool.
     pub(super) fn pool(&self) -> PoolConfig {
-        PoolConfig {
-            workers: self.workers.workers.into(),
-            stop_grace: self.workers.stop_grace,
-            queue_limit: self.calls.queue_limit,
-            queue_bytes: bytes(self.calls.queue_bytes),
-            default_timeout: Some(self.calls.default_timeout),
-            ..PoolConfig::default()
-        }
+        PoolConfig::default()
+            .workers(self.workers.workers.into())
+            .stop_grace(self.workers.stop_grace)
+            .queue_limit(self.calls.queue_limit)
+            .queue_bytes(bytes(self.calls.queue_bytes))
+            .default_timeout(self.calls.default_timeout)
     }
 }
 

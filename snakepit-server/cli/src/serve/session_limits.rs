@@ -76,23 +76,22 @@ pub(crate) struct SessionLimitArgs {
 
 impl From<SessionLimitArgs> for SessionLimits {
     fn from(limits: SessionLimitArgs) -> Self {
-        Self {
-            default_ttl: limits.session_ttl,
-            max_sessions: limits.max_sessions,
-            max_session_bytes: bytes(limits.max_session_bytes),
-            max_total_bytes: bytes(limits.max_total_bytes),
-            max_metadata_entries: limits.max_metadata_entries,
-            max_metadata_bytes: bytes(limits.max_metadata_bytes),
-            max_program_bytes: bytes(limits.max_program_bytes),
-            max_programs: limits.max_programs,
-            max_variables: limits.max_variables,
-            max_value_bytes: bytes(limits.max_value_bytes),
-            max_history: limits.max_history,
-            max_history_bytes: bytes(limits.max_history_bytes),
-            max_watches: limits.max_watches,
-            max_watch_backlog: limits.max_watch_backlog,
-            max_watch_backlog_bytes: bytes(limits.max_watch_backlog_bytes),
-        }
+        Self::default()
+            .default_ttl(limits.session_ttl)
+            .max_sessions(limits.max_sessions)
+            .max_session_bytes(bytes(limits.max_session_bytes))
+            .max_total_bytes(bytes(limits.max_total_bytes))
+            .max_metadata_entries(limits.max_metadata_entries)
+            .max_metadata_bytes(bytes(limits.max_metadata_bytes))
+            .max_program_bytes(bytes(limits.max_program_bytes))
+            .max_programs(limits.max_programs)
+            .max_variables(limits.max_variables)
+            .max_value_bytes(bytes(limits.max_value_bytes))
+            .max_history(limits.max_history)
+            .max_history_bytes(bytes(limits.max_history_bytes))
+            .max_watches(limits.max_watches)
+            .max_watch_backlog(limits.max_watch_backlog)
+            .max_watch_backlog_bytes(bytes(limits.max_watch_backlog_bytes))
     }
 }
 

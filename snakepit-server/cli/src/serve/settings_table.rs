@@ -44,7 +44,7 @@ fn size(bytes: usize) -> String {
     }
 }
 
-/// The settings of the pool. A new field does not compile without a row.
+/// The settings of the pool.
 fn pool() -> Vec<Row> {
     let PoolConfig {
         name,
@@ -56,6 +56,7 @@ fn pool() -> Vec<Row> {
         cancel_grace,
         concurrency,
         max_attempts,
+        ..
     } = PoolConfig::default();
     let row = |rust, default, values, flag| Row { rust, default, values, flag };
     vec![
@@ -130,7 +131,7 @@ fn host() -> Vec<Row> {
     ]
 }
 
-/// The limits of sessions. A new field does not compile without a row.
+/// The limits of sessions.
 fn sessions() -> Vec<Row> {
     let SessionLimits {
         default_ttl,
@@ -148,6 +149,7 @@ fn sessions() -> Vec<Row> {
         max_watches,
         max_watch_backlog,
         max_watch_backlog_bytes,
+        ..
     } = SessionLimits::default();
     let row = |rust, default: String, values, flag| Row { rust, default, values, flag: Some(flag) };
     let count = |number: usize| number.to_string();
@@ -187,6 +189,19 @@ fn rows() -> Vec<Row> {
 fn file(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
     std::fs::read_to_string(root.join(path)).unwrap()
+}
+
+/// The lists of settings are complete, because tests of their crates match all fields of `PoolConfig` and `SessionLimits`.
+#[test]
+fn every_setting_of_the_pool_and_every_limit_has_a_row() {
+    let rows = rows();
+    let field = |name: &'static str| name.rsplit("::").next().unwrap();
+    let fields = snakepit_server::settings::all().map(|setting| setting.method());
+    let fields: Vec<_> = fields.filter(|name| !name.starts_with("Builder::")).map(field).collect();
+    assert!(fields.len() > 20, "{fields:?}");
+    for name in fields {
+        assert!(rows.iter().any(|row| field(row.rust) == name), "no row for `{name}`");
+    }
 }
 
 #[test]

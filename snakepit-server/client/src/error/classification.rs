@@ -78,8 +78,8 @@ impl Error {
     ///
     /// If the request is an idempotent call or write, you can retry it after every transient cause.
     ///
-    /// End a retry loop at the kind [`ShuttingDown`](ErrorKind::ShuttingDown) if the host is in the same process: another host
-    /// may run the call, but this one does not start again. [`ToolError::RuntimeEnded`] is never retryable.
+    /// A remote host that shuts down may start again, so the error is retryable. A host in the same process does not start again,
+    /// so its [`ToolError::ShuttingDown`] and [`ToolError::RuntimeEnded`] are not.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
         match self {
@@ -144,7 +144,9 @@ impl From<Error> for Fault {
 
 #[cfg(test)]
 mod tests {
-    use snakepit_session::{SessionId, SharedError};
+    use std::collections::BTreeMap;
+
+    use snakepit_session::{Payload, SessionId};
 
     use super::*;
 
@@ -162,7 +164,7 @@ mod tests {
         let written = || SessionError::backend("timed out");
         for error in [
             Error::TimedOut { rpc: "SetVariable", within: Duration::from_secs(1), is_read: false },
-            Error::Tool(ToolError::ShuttingDown { may_have_run: true }),
+            Error::Tool(ToolError::shutting_down(true)),
             Error::Session(session()),
             Error::Session(written()),
             Error::NotAnObject { tool: "add".into() },
@@ -212,9 +214,10 @@ mod tests {
 
     #[test]
     fn only_values_that_arrived_prove_that_the_tool_ran() {
-        let unsent = PayloadError::Serialize { source: SharedError::new("a key is not a string") };
+        let key_is_not_text = BTreeMap::from([((1, 2), 3)]);
+        let unsent = Payload::try_from_serde(&key_is_not_text).unwrap_err();
         assert!(!Error::Payload(unsent).may_have_run());
-        let arrived = snakepit_session::Payload::null().to_serde::<u8>().unwrap_err();
+        let arrived = Payload::null().to_serde::<u8>().unwrap_err();
         assert!(Error::Payload(arrived).may_have_run());
     }
 }

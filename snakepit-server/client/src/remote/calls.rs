@@ -6,7 +6,6 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
 use snakepit_proto::{headers, pb, status::details_of};
 use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
-use snakepit_session::SharedError;
 use snakepit_wire::{
     WireError, check_size, failure_from_wire,
     mux::{self, CallInfo, Callee, LostCall, SendError},
@@ -83,7 +82,7 @@ impl Connection {
                     start = copy;
                     attempts += 1;
                 }
-                Err(SendError::Error(ToolError::ShuttingDown { may_have_run: false }))
+                Err(SendError::Error(ToolError::ShuttingDown { may_have_run: false, .. }))
                     if addresses_left > 0 =>
                 {
                     start = copy;
@@ -158,10 +157,7 @@ fn read_response(
     } = response.into_inner();
     if !success {
         // A host of the original Snakepit sends only the text.
-        let failure = failure.map_or_else(
-            || ToolFailure { message: error_message, ..ToolFailure::default() },
-            failure_from_wire,
-        );
+        let failure = failure.map_or_else(|| ToolFailure::new("", error_message), failure_from_wire);
         return Err(failure_error(info, failure));
     }
     let buffer = (!binary_result.is_empty()).then_some(binary_result);
@@ -176,7 +172,7 @@ fn worker_of(headers: &MetadataMap) -> Option<Arc<str>> {
 }
 
 fn failure_error(info: &CallInfo, failure: ToolFailure) -> ToolError {
-    ToolError::Failed(Box::new(ToolFailure { tool: info.tool.to_string(), ..failure }))
+    ToolError::Failed(Box::new(failure.with_tool(info.tool.to_string())))
 }
 
 fn bad_value_error(error: &WireError) -> ToolError {
@@ -206,8 +202,7 @@ impl Callee for HostCallee {
             error @ ToolError::TooManyBytes { .. } if details_of(&status).cannot_have_run() => error,
             _ => {
                 let problem = cause_of(&status);
-                let source = Some(SharedError::new(status));
-                ToolError::ConnectionLost { peer: HOST.to_owned(), problem, source, retry_after: None }
+                ToolError::connection_lost(HOST, problem).with_source(status)
             }
         };
         LostCall { stored_reply: None, error }

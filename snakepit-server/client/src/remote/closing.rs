@@ -40,7 +40,7 @@ impl CloseState {
 
 /// The error of a call or request of a closed client.
 pub(super) const fn closed(may_have_run: bool) -> ToolError {
-    ToolError::ClientClosed { may_have_run }
+    ToolError::client_closed(may_have_run)
 }
 
 impl Connection {

@@ -36,7 +36,7 @@ fn end_of_wait(info: &CallInfo) -> Option<Instant> {
 }
 
 fn deadline_exceeded(info: &CallInfo) -> ToolError {
-    ToolError::DeadlineExceeded { tool: info.tool.to_string(), stage: CallStage::Running, limit: None }
+    ToolError::deadline_exceeded(info.tool.to_string(), CallStage::Running)
 }
 
 /// The chunks of a call until its deadline. Keeps the call stream that delivers them open until its last item.

@@ -130,16 +130,16 @@ impl Client {
     pub async fn session_stats(&self) -> Result<SessionStats, Error> {
         let host = self.host();
         let stats = read_rpc!(host, "GetSessionStats", get_session_stats(pb::GetSessionStatsRequest {}));
-        Ok(SessionStats {
-            created: stats.created,
-            deleted: stats.deleted,
-            expired: stats.expired,
-            sweeps: stats.sweeps,
-            live: stats.live,
-            variables: stats.variables,
-            programs: stats.programs,
-            bytes: stats.bytes,
-        })
+        let mut totals = SessionStats::default();
+        totals.created = stats.created;
+        totals.deleted = stats.deleted;
+        totals.expired = stats.expired;
+        totals.sweeps = stats.sweeps;
+        totals.live = stats.live;
+        totals.variables = stats.variables;
+        totals.programs = stats.programs;
+        totals.bytes = stats.bytes;
+        Ok(totals)
     }
 
     /// Watches the lifecycle of all sessions: the events from now on, until an error ends the stream.

@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn a_wait_keeps_to_the_limit_and_the_deadline_and_ends_with_an_attempt() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let overloaded = |retry_after| ToolError::Overloaded { queued: 1, limit: 1, retry_after };
+        let overloaded = |retry_after| ToolError::overloaded(1, 1).with_retry_after(retry_after);
         let long = overloaded(Some(10 * second));
         let end = last_attempt(start, second, None);
         assert_eq!(next_delay(&long, start, end), Some(second), "a delay beyond the limit ends with it");

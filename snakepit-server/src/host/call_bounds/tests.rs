@@ -41,7 +41,7 @@ async fn a_future_ends_at_the_deadline_or_at_the_cut_off() {
     assert!(matches!(expired, Err(ToolError::DeadlineExceeded { stage: CallStage::Queued, .. })));
     let bounds = bounds(SECOND, &cut);
     let (cut_off, ()) = tokio::join!(bounds.within(CallStage::Running, never()), async { cut.cancel() });
-    assert!(matches!(cut_off, Err(ToolError::ShuttingDown { may_have_run: true })));
+    assert!(matches!(cut_off, Err(ToolError::ShuttingDown { may_have_run: true, .. })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,7 +74,7 @@ async fn a_stream_whose_next_chunk_is_always_ready_ends_too() {
     let mut cut_off = bounded_stream(bounds(SECOND, &cut), endless());
     assert!(cut_off.next().await.unwrap().is_ok());
     cut.cancel();
-    assert!(matches!(cut_off.next().await, Some(Err(ToolError::ShuttingDown { may_have_run: true }))));
+    assert!(matches!(cut_off.next().await, Some(Err(ToolError::ShuttingDown { may_have_run: true, .. }))));
 }
 
 #[test]

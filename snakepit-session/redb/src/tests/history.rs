@@ -99,7 +99,7 @@ pub(super) fn older_versions(backend: &RedbBackend) -> u64 {
 
 #[tokio::test(start_paused = true)]
 async fn older_versions_are_deleted_with_their_variable() {
-    let limits = SessionLimits { max_history: 3, ..SessionLimits::default() };
+    let limits = SessionLimits::default().max_history(3);
     let backend = Disk::default().open(limits).await.unwrap();
     backend.create(&id("s"), NewSession::default()).await.unwrap();
     backend.create(&id("s1"), NewSession::default()).await.unwrap();

@@ -43,20 +43,18 @@ pub(super) struct Write {
 }
 
 fn limits() -> SessionLimits {
-    SessionLimits {
-        default_ttl: Duration::from_secs(20),
-        max_sessions: 2,
-        max_session_bytes: 400,
-        max_total_bytes: 600,
-        max_metadata_bytes: 50,
-        max_program_bytes: 150,
-        max_programs: 2,
-        max_variables: 2,
-        max_value_bytes: 90,
-        max_history: 3,
-        max_history_bytes: 150,
-        ..SessionLimits::default()
-    }
+    SessionLimits::default()
+        .default_ttl(Duration::from_secs(20))
+        .max_sessions(2)
+        .max_session_bytes(400)
+        .max_total_bytes(600)
+        .max_metadata_bytes(50)
+        .max_program_bytes(150)
+        .max_programs(2)
+        .max_variables(2)
+        .max_value_bytes(90)
+        .max_history(3)
+        .max_history_bytes(150)
 }
 
 /// Generates steps with values and data of up to about `max_bytes`.

@@ -13,7 +13,7 @@ fn with_ten_bytes(ttl: Option<Duration>) -> NewSession {
 #[tokio::test]
 async fn expired_sessions_are_reclaimed_before_a_rejection() {
     let server = Server::start();
-    let limits = SessionLimits { max_sessions: 2, max_total_bytes: 100, ..SessionLimits::default() };
+    let limits = SessionLimits::default().max_sessions(2).max_total_bytes(100);
     let (a, b) = (server.host_with(limits.clone()).await, server.host_with(limits).await);
     let short = with_ten_bytes(Some(Duration::from_millis(300)));
     a.create(&id("short"), short.clone()).await.unwrap();
@@ -58,7 +58,7 @@ async fn wait_for_global_expiry(server: &Server, program: &str) {
 #[tokio::test]
 async fn the_limit_of_global_programs_is_exact() {
     let server = Server::start();
-    let host = server.host_with(SessionLimits { max_programs: 2, ..SessionLimits::default() }).await;
+    let host = server.host_with(SessionLimits::default().max_programs(2)).await;
     let put = |program: &'static str, ttl: u64| {
         let new = Program { ttl: Some(Duration::from_millis(ttl)), ..Program::new("x", "t") };
         let host = &host;
@@ -76,7 +76,7 @@ async fn the_limit_of_global_programs_is_exact() {
 #[tokio::test]
 async fn older_versions_are_stored_separately_and_deleted_with_their_variable() {
     let server = Server::start();
-    let host = server.host_with(SessionLimits { max_history: 3, ..SessionLimits::default() }).await;
+    let host = server.host_with(SessionLimits::default().max_history(3)).await;
     create_with_x(&host, "s", NewSession::default()).await;
     let older_fields = || async {
         let mut fields: Vec<String> = server.query(&["HKEYS", "{snakepit}:d:s"]).await;
@@ -99,8 +99,7 @@ async fn older_versions_are_stored_separately_and_deleted_with_their_variable() 
     host.delete_variable(&id("s"), "x").await.unwrap();
     assert!(older_fields().await.is_empty());
 
-    let without_history =
-        server.host_with(SessionLimits { max_history: 0, ..SessionLimits::default() }).await;
+    let without_history = server.host_with(SessionLimits::default().max_history(0)).await;
     create_with_x(&without_history, "s", NewSession::default()).await;
     for n in 1..=3 {
         without_history.set_variable(&id("s"), set("x", n)).await.unwrap();
@@ -143,8 +142,7 @@ async fn ended_sessions_leave_no_keys() {
 #[tokio::test]
 async fn the_log_of_a_watched_session_is_bounded() {
     let server = Server::start();
-    let limits =
-        SessionLimits { max_watch_backlog: 10, max_watch_backlog_bytes: 1000, ..SessionLimits::default() };
+    let limits = SessionLimits::default().max_watch_backlog(10).max_watch_backlog_bytes(1000);
     let host = server.host_with(limits).await;
     host.create(&id("s"), NewSession::default()).await.unwrap();
     let ty = VariableType::new(ValueType::String).unwrap();

@@ -280,23 +280,21 @@ pub(super) fn limits() -> impl Strategy<Value = SessionLimits> {
         let (.., max_program_bytes, max_programs) = sessions;
         let (max_variables, max_value_bytes, max_history, max_history_bytes, ..) = variables;
         let (.., max_watches, max_watch_backlog, max_watch_backlog_bytes) = variables;
-        SessionLimits {
+        SessionLimits::default()
             // The tests do not depend on time.
-            default_ttl: Duration::from_secs(24 * 3600),
-            max_sessions,
-            max_session_bytes,
-            max_total_bytes: SessionLimits::default().max_total_bytes,
-            max_metadata_entries,
-            max_metadata_bytes,
-            max_program_bytes,
-            max_programs,
-            max_variables,
-            max_value_bytes,
-            max_history,
-            max_history_bytes,
-            max_watches,
-            max_watch_backlog,
-            max_watch_backlog_bytes,
-        }
+            .default_ttl(Duration::from_secs(24 * 3600))
+            .max_sessions(max_sessions)
+            .max_session_bytes(max_session_bytes)
+            .max_metadata_entries(max_metadata_entries)
+            .max_metadata_bytes(max_metadata_bytes)
+            .max_program_bytes(max_program_bytes)
+            .max_programs(max_programs)
+            .max_variables(max_variables)
+            .max_value_bytes(max_value_bytes)
+            .max_history(max_history)
+            .max_history_bytes(max_history_bytes)
+            .max_watches(max_watches)
+            .max_watch_backlog(max_watch_backlog)
+            .max_watch_backlog_bytes(max_watch_backlog_bytes)
     })
 }

@@ -53,7 +53,7 @@ pub(super) fn case() -> impl Strategy<Value = (SessionLimits, Case)> {
             let action = |turn: &Index| turn.get(&pool).clone();
             let clients = clients.iter().map(|turns| turns.iter().map(action).collect()).collect();
             let max_history = if has_short_history { 1 } else { 20 };
-            (SessionLimits { max_history, ..SessionLimits::default() }, Case { setup, clients })
+            (SessionLimits::default().max_history(max_history), Case { setup, clients })
         },
     )
 }

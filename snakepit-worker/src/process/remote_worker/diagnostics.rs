@@ -113,13 +113,11 @@ impl WorkerDiagnostics {
     }
 
     pub(super) fn tool_failed(&self, tool: &str, failure: ToolFailure, message: String) -> ToolError {
-        let message = if failure.message.is_empty() && failure.error_type.is_empty() {
-            message
-        } else {
-            failure.message
-        };
-        let worker = self.id.to_string();
-        ToolError::Failed(Box::new(ToolFailure { tool: tool.to_owned(), message, worker, ..failure }))
+        let mut failure = failure.with_tool(tool).with_worker(self.id.to_string());
+        if failure.message.is_empty() && failure.error_type.is_empty() {
+            failure.message = message;
+        }
+        ToolError::Failed(Box::new(failure))
     }
 
     /// Converts a status into an error: a broken connection, a rejection by the worker, or a failure of the tool.
@@ -136,7 +134,7 @@ impl WorkerDiagnostics {
         let is_late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
             && deadline.is_some_and(|deadline| Instant::now() + TIMER_TOLERANCE >= deadline);
         if is_late || caused_by::<tonic::TimeoutExpired>(&status) {
-            return ToolError::DeadlineExceeded { tool: tool_name(), stage: CallStage::Running, limit: None };
+            return ToolError::deadline_exceeded(tool_name(), CallStage::Running);
         }
         // Only a status that this process created has a source.
         if status.source().is_some() {
@@ -153,7 +151,7 @@ impl WorkerDiagnostics {
             (None | Some(status::TOOL_FAILED), Some(failure)) => {
                 self.tool_failed(tool, failure_from_wire(failure), message)
             }
-            (Some(status::TOOL_NOT_FOUND), _) => ToolError::NotFound { tool: tool_name(), suggestion: None },
+            (Some(status::TOOL_NOT_FOUND), _) => ToolError::not_found(tool_name()),
             (Some(status::INVALID_ARGUMENT), _) if violations.is_empty() => {
                 let problem = format!("was rejected by the worker: {message}");
                 ToolError::invalid_argument(tool_name(), "arguments", problem)
@@ -163,19 +161,19 @@ impl WorkerDiagnostics {
             }
             (Some(status::UNSUPPORTED), _) => {
                 let may_have_run = metadata.get(status::DELIVERED).is_some_and(|flag| flag == "true");
-                ToolError::Unsupported { tool: tool_name(), problem: message, may_have_run }
+                ToolError::unsupported(tool_name(), message).with_may_have_run(may_have_run)
             }
             (Some(status::ANSWER_TOO_LARGE), _) => {
                 let number =
                     |key: &str| metadata.get(key).and_then(|text| text.parse().ok()).unwrap_or_default();
-                ToolError::AnswerTooLarge { size: number("size"), limit: number("limit") }
+                ToolError::answer_too_large(number("size"), number("limit"))
             }
-            (Some(status::CANCELLED), _) => ToolError::Cancelled { tool: tool_name() },
+            (Some(status::CANCELLED), _) => ToolError::cancelled(tool_name()),
             (Some(status::STOPPING), _) => ToolError::unavailable(message),
             (Some(status::INTERNAL), _) => ToolError::internal(message),
             // The response of gRPC itself for a method that the worker does not implement.
             (None, None) if code == Code::Unimplemented && status.details().is_empty() => {
-                ToolError::Unsupported { tool: tool_name(), problem: message, may_have_run: false }
+                ToolError::unsupported(tool_name(), message)
             }
             _ => self.tool_failed(tool, ToolFailure::default(), failure_message(code, message)),
         }
@@ -191,25 +189,14 @@ impl WorkerDiagnostics {
     pub(super) fn lost_after_unreadable(&self, info: &CallInfo, status: &Status) -> ToolError {
         let reason = format!("its answer cannot be read: {}", status.message());
         let output_lines = self.progress.output_of(info.id.as_u64(), self.output_lines);
-        ToolError::WorkerLost {
-            worker: self.id.to_string(),
-            reason,
-            may_have_run: true,
-            output_lines,
-            retry_after: None,
-            source: None,
-        }
+        ToolError::worker_lost(self.id.to_string(), reason).with_output_lines(output_lines)
     }
 
     fn worker_lost(&self, Loss { reason, output_lines, source, .. }: Loss, may_have_run: bool) -> ToolError {
-        ToolError::WorkerLost {
-            worker: self.id.to_string(),
-            reason,
-            may_have_run,
-            output_lines,
-            retry_after: None,
-            source,
-        }
+        ToolError::worker_lost(self.id.to_string(), reason)
+            .with_may_have_run(may_have_run)
+            .with_output_lines(output_lines)
+            .with_shared_source(source)
     }
 
     /// Waits up to [`EXIT_TIMEOUT`] for the worker's exit.
@@ -354,7 +341,7 @@ mod tests {
         let stopping = convert(error_status(Code::Unavailable, status::STOPPING, "it is stopping")).await;
         assert!(matches!(&stopping, ToolError::Unavailable { .. }) && !stopping.may_have_run());
         let large = convert(status::answer_too_large("too large", 9, 8)).await;
-        assert!(matches!(large, ToolError::AnswerTooLarge { size: 9, limit: 8 }), "{large:?}");
+        assert!(matches!(large, ToolError::AnswerTooLarge { size: 9, limit: 8, .. }), "{large:?}");
         let cancelled = convert(error_status(Code::Cancelled, status::CANCELLED, "x")).await;
         assert!(matches!(cancelled, ToolError::Cancelled { .. }), "{cancelled:?}");
     }

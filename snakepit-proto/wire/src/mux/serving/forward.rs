@@ -102,7 +102,7 @@ impl ForwardChunks<'_> {
         let Some(timer) = &mut self.deadline_timer else { return Poll::Pending };
         ready!(timer.as_mut().poll(cx));
         let (tool, stage) = (self.tool.to_string(), CallStage::Running);
-        Poll::Ready(ToolError::DeadlineExceeded { tool, stage, limit: None })
+        Poll::Ready(ToolError::deadline_exceeded(tool, stage))
     }
 }
 
@@ -144,5 +144,5 @@ impl Future for ForwardChunks<'_> {
 
 /// The error of a chunk that exceeds the limit of a message. Sending it would break the stream and all other calls.
 const fn chunk_too_large(size: usize) -> ToolError {
-    ToolError::AnswerTooLarge { size, limit: MAX_ITEM_BYTES }
+    ToolError::answer_too_large(size, MAX_ITEM_BYTES)
 }

@@ -243,7 +243,7 @@ struct TestCallee;
 impl Callee for TestCallee {
     async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         match status.code() {
-            Code::Cancelled => ToolError::Cancelled { tool: info.tool.to_string() },
+            Code::Cancelled => ToolError::cancelled(info.tool.to_string()),
             _ => ToolError::internal(status.message()),
         }
     }
