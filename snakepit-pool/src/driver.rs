@@ -147,9 +147,10 @@ impl Driver {
             totals: Arc::default(),
             state: Mutex::new(state),
             commands,
-            startup: watch::Sender::new(Startup::Pending),
+            // A pool without workers has nothing to wait for.
+            startup: watch::Sender::new(if workers == 0 { Startup::Ready } else { Startup::Pending }),
             stopped: watch::Sender::new(false),
-            readiness: watch::Sender::new(Readiness::of_workers(false, 0, workers)),
+            readiness: watch::Sender::new(Readiness::of_workers(workers == 0, 0, workers)),
             call_ended: Notify::new(),
         }
     }

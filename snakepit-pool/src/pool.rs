@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use snakepit_registry::CallLayers;
-use snakepit_worker::WorkerLauncher;
+use snakepit_worker::{LaunchRequest, Worker, WorkerError, WorkerLauncher};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::{
@@ -49,6 +50,17 @@ struct Owner {
     _supervisor: JoinSet<()>,
 }
 
+/// The launcher of a pool without workers, which launches nothing.
+#[derive(Debug)]
+struct NoLauncher;
+
+#[async_trait]
+impl WorkerLauncher for NoLauncher {
+    async fn launch(&self, _: LaunchRequest) -> Result<Worker, WorkerError> {
+        Err(WorkerError::start_failed("this pool has no workers"))
+    }
+}
+
 impl Pool {
     /// Creates a pool and launches all its workers concurrently. You can make calls immediately. They wait for the first
     /// worker.
@@ -70,6 +82,25 @@ impl Pool {
         attempt_layers: CallLayers,
     ) -> Result<Self, PoolError> {
         config.validate()?;
+        Self::spawn(config, launcher, attempt_layers)
+    }
+
+    /// Creates a pool without workers, for a host that has only its own tools. It is ready immediately. Calls on it fail with
+    /// [`Unavailable`](snakepit_registry::ToolError::Unavailable). The number of workers in the configuration has no effect.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub fn without_workers(config: PoolConfig) -> Result<Self, PoolError> {
+        let config = config.workers(1);
+        config.validate()?;
+        Self::spawn(config.workers(0), Arc::new(NoLauncher), CallLayers::default())
+    }
+
+    fn spawn(
+        config: PoolConfig,
+        launcher: Arc<dyn WorkerLauncher>,
+        attempt_layers: CallLayers,
+    ) -> Result<Self, PoolError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(PoolError::NoRuntime);
         }

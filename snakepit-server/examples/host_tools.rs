@@ -9,7 +9,7 @@ use futures_util::{Stream, TryStreamExt, stream};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
-use snakepit_server::{Error, FnTool, Host, SessionHandle, Snakepit, State, testing::InProcessWorkers};
+use snakepit_server::{Error, FnTool, Host, SessionHandle, Snakepit, State};
 
 /// The arguments of the tools. Parameters have the types, descriptions and defaults of the fields.
 #[derive(Deserialize, JsonSchema)]
@@ -56,8 +56,7 @@ async fn main() -> Result<(), Error> {
         host.execute::<f64>("price", json!({"item": "tea"})).await
     });
     let snakepit = Snakepit::builder()
-        .launcher(Arc::new(InProcessWorkers::new()))
-        .workers(1)
+        .without_workers()
         .state(Shop { prices: Arc::new([("tea", 4.5), ("milk", 1.25)]) })
         .host_tool("price", price)
         .host_tool("sale", sale)

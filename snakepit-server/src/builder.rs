@@ -46,6 +46,7 @@ pub struct Builder {
     adapter: Option<String>,
     worker_command: Option<Vec<String>>,
     launcher: Option<Arc<dyn WorkerLauncher>>,
+    without_workers: bool,
     decorators: Vec<Box<Decorator>>,
     python: Option<PathBuf>,
     environment: Vec<(String, String)>,
@@ -111,6 +112,33 @@ impl Builder {
     /// [`multiplex`](Self::multiplex). A launch that exceeds the [`start_timeout`](Self::start_timeout) is dropped.
     pub fn launcher(mut self, launcher: Arc<dyn WorkerLauncher>) -> Self {
         self.launcher = Some(launcher);
+        self
+    }
+
+    /// Starts a host without workers, which has only [host tools](Self::host_tool). It starts no process, and a call of another
+    /// tool fails with [`NotFound`](snakepit_registry::ToolError::NotFound). Settings of workers have no effect, and
+    /// [`adapter`](Self::adapter), [`worker_command`](Self::worker_command) and [`launcher`](Self::launcher) must not be set.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    ///
+    /// use snakepit_server::{FnTool, Snakepit};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let double = FnTool::typed("double", |args: HashMap<String, i64>| async move { 2 * args["n"] });
+    /// # let dir = tempfile::tempdir()?;
+    /// let snakepit = Snakepit::builder().without_workers().fn_tool(double)
+    /// #     .run_dir(dir.path())
+    ///     .start().await?;
+    /// let twice: i64 = snakepit.execute("double", serde_json::json!({"n": 4})).await?;
+    /// assert_eq!(twice, 8);
+    /// snakepit.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn without_workers(mut self) -> Self {
+        self.without_workers = true;
         self
     }
 

@@ -101,7 +101,12 @@ impl Builder {
             (None, Some(adapter)) => Some(WorkerProgram::Python { python: python.path.clone(), adapter }),
             (None, None) => None,
         };
-        if program.is_some() == self.launcher.is_some() {
+        if self.without_workers && (program.is_some() || self.launcher.is_some()) {
+            return Err(config_error(format!(
+                "`Builder::without_workers` excludes {ADAPTER}, {WORKER_COMMAND} and {LAUNCHER}; remove one of them"
+            )));
+        }
+        if !self.without_workers && program.is_some() == self.launcher.is_some() {
             return Err(config_error(match program {
                 Some(_) => {
                     format!("{LAUNCHER} excludes {ADAPTER} and {WORKER_COMMAND}; set only one of them")
@@ -174,19 +179,19 @@ impl Builder {
             config.stop_grace = self.pool.stop_grace;
             Arc::new(ProcessLauncher::new(config, Arc::clone(&run_dir)))
         });
+        // Absent for a host without workers.
         let launcher = match &process_launcher {
-            Some(processes) => Arc::clone(processes) as Arc<dyn WorkerLauncher>,
-            None => self.launcher.ok_or_else(|| config_error("no launcher".to_owned()))?,
+            Some(processes) => Some(Arc::clone(processes) as Arc<dyn WorkerLauncher>),
+            None => self.launcher,
         };
-        let launcher = self.decorators.into_iter().fold(launcher, |inner, decorate| decorate(inner));
-        let launcher = HostLauncher {
-            inner: launcher,
+        let launcher = launcher.map(|launcher| HostLauncher {
+            inner: self.decorators.into_iter().fold(launcher, |inner, decorate| decorate(inner)),
             host: Arc::downgrade(&host),
             access: launches.host_access(run_dir.host_socket(), run_dir.id()),
             state,
             // The process launcher measures the time itself, without the wait of decorators.
             start_timeout: process_launcher.is_none().then_some(start_timeout),
-        };
+        });
         let limits = ListenLimits {
             connections: self.max_connections.unwrap_or_else(|| default_connections(self.pool.workers)),
             connection_bytes: self.connection_bytes.unwrap_or(Self::DEFAULT_CONNECTION_BYTES),
@@ -216,7 +221,11 @@ impl Builder {
         run_dir
             .serve_host_socket(serve)
             .map_err(|error| listen::unix_listen_error(run_dir.host_socket(), error))?;
-        let pool = match Pool::start_with_layers(self.pool, Arc::new(launcher), self.attempt_layers) {
+        let started = match launcher {
+            Some(launcher) => Pool::start_with_layers(self.pool, Arc::new(launcher), self.attempt_layers),
+            None => Pool::without_workers(self.pool),
+        };
+        let pool = match started {
             Ok(pool) => Arc::new(pool),
             Err(error) => {
                 stop.cancel();
