@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::{
     api, codegen, deny, layers, loom,
     manifests::{self, PUBLISHED},
-    msrv, setup,
+    msrv, package, setup,
     shell::{cargo, program, run as sh},
     tidy,
 };
@@ -31,6 +31,8 @@ enum Check {
     Manifests,
     /// Types that may grow are non-exhaustive, and public signatures name only stable crates
     Api,
+    /// The packages of the published crates have their licences, and nothing else than sources
+    Packages,
     /// The generated code matches the .proto
     Codegen,
     /// Clippy, with warnings as errors
@@ -91,6 +93,7 @@ impl Check {
             Self::Layers => layers::run(),
             Self::Manifests => manifests::run(),
             Self::Api => api::run(),
+            Self::Packages => package::run(&package::Args::without_build()),
             Self::Codegen => codegen::run(&codegen::Args::check()),
             Self::Clippy => {
                 sh(cargo().args(["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"]))?;

@@ -35,6 +35,13 @@ pub(crate) struct Args {
     full: bool,
 }
 
+impl Args {
+    /// Without a compilation of the packages, which takes seconds instead of minutes.
+    pub(crate) const fn without_build() -> Self {
+        Self { full: false }
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let version = version()?;
     step("package the published crates", || {

@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// The commit, branch or tag to compare with; by default the last tag.
     #[arg(long, value_name = "REV")]
     baseline: Option<String>,
+    /// Succeed without a comparison if no commit is named and there is no tag, as before the first release.
+    #[arg(long)]
+    if_tagged: bool,
     /// Compare only these crates.
     #[arg(value_name = "CRATE")]
     crates: Vec<String>,
@@ -24,6 +27,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(baseline) => baseline.clone(),
         None => {
             let tag = output(program("git").args(["describe", "--tags", "--abbrev=0"]));
+            if args.if_tagged && tag.is_err() && output(program("git").arg("tag"))?.trim().is_empty() {
+                println!("there is no tag to compare with");
+                return Ok(());
+            }
             tag.context("there is no tag; name a commit with --baseline")?.trim().to_owned()
         }
     };
