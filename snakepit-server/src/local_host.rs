@@ -145,6 +145,11 @@ impl HostHandle for LocalHost {
         Ok(self.host.sessions.delete_variable(id, identifier).await.map(drop)?)
     }
 
+    async fn delete_variables(&self, id: &SessionId, identifiers: &[&str]) -> Result<Vec<bool>, Error> {
+        let deleted = self.host.sessions.delete_variables(id, identifiers).await?;
+        Ok(deleted.iter().map(Option::is_some).collect())
+    }
+
     async fn history(
         &self,
         id: &SessionId,

@@ -177,6 +177,33 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// [`SessionError::VariableNotFound`].
     async fn delete_variable(&self, id: &SessionId, identifier: &str) -> Result<Variable, SessionError>;
 
+    /// Deletes variables with their histories, and returns their last states in the order of the identifiers, with `None` for
+    /// missing ones. A variable that is named twice is missing the second time.
+    ///
+    /// The default implementation deletes them one by one, so readers may see some of them in between, and a failure of the
+    /// backend may leave some of them. The backends of this project delete all of them in one commit.
+    ///
+    /// # Errors
+    /// [`SessionError::TooManyNames`], or an error of the backend.
+    async fn delete_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> Result<Vec<Option<Variable>>, SessionError> {
+        if identifiers.is_empty() {
+            self.get(id).await?;
+        }
+        let mut deleted = Vec::with_capacity(identifiers.len());
+        for identifier in identifiers {
+            deleted.push(match self.delete_variable(id, identifier).await {
+                Ok(variable) => Some(variable),
+                Err(SessionError::VariableNotFound { .. }) => None,
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(deleted)
+    }
+
     /// Returns the newest versions of a variable, newest first: at most `limit`, or the whole history for 0.
     ///
     /// # Errors

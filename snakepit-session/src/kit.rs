@@ -17,6 +17,7 @@
 //! | `program` | the program with its data | [`SessionRecord::program`] |
 //! | `register_variable`, `delete_variable` | the variable | methods of [`SessionRecord`] |
 //! | `set_variables` | the variables | [`SessionRecord::set_batch`] |
+//! | `delete_variables` | the variables | [`SessionRecord::delete_variables`] |
 //! | `variables` | the variables | [`SessionRecord::find`] |
 //! | `list_variables` | all variables | [`matches_pattern`] |
 //! | `variable_history`, `rollback_variable` | the variable and its older versions | [`VariableRecord::history`], [`SessionRecord::rollback`] |

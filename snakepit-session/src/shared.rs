@@ -57,6 +57,7 @@ macro_rules! forward_all {
             ) -> Vec<Result<u32, SessionError>>;
             list_variables<'a, 'b>(id: &'a SessionId, pattern: &'b str) -> Vec<Variable>;
             delete_variable<'a, 'b>(id: &'a SessionId, identifier: &'b str) -> Variable;
+            delete_variables<'a, 'b, 'c>(id: &'a SessionId, identifiers: &'b [&'c str]) -> Vec<Option<Variable>>;
             variable_history<'a, 'b>(
                 id: &'a SessionId, identifier: &'b str, limit: usize
             ) -> Vec<VariableVersion>;
@@ -86,7 +87,7 @@ mod tests {
             .filter_map(|line| line.strip_prefix("    async fn "))
             .filter_map(|rest| rest.split_once('(').map(|(name, _)| name))
             .collect();
-        assert!(methods.len() >= 21, "{methods:?}");
+        assert!(methods.len() >= 22, "{methods:?}");
         let forwarded = include_str!("shared.rs");
         for method in methods {
             assert!(forwarded.contains(&format!("\n            {method}<")), "`{method}` is not forwarded");

@@ -384,6 +384,20 @@ pub struct DeleteVariableResponse {
     pub error_message: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteVariablesRequest {
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Ids or names.
+    #[prost(string, repeated, tag = "2")]
+    pub variable_identifiers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteVariablesResponse {
+    /// For each identifier of the request, in the same order, whether the variable existed.
+    #[prost(bool, repeated, tag = "1")]
+    pub deleted: ::prost::alloc::vec::Vec<bool>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchVariablesRequest {
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
@@ -2233,6 +2247,33 @@ pub mod bridge_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Deletes several variables of a session in one step.
+        pub async fn delete_variables(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteVariablesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteVariablesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/snakepit.bridge.BridgeService/DeleteVariables",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("snakepit.bridge.BridgeService", "DeleteVariables"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// The state of the host, for operators and the command line.
         pub async fn list_tools(
             &mut self,
@@ -2651,6 +2692,14 @@ pub mod bridge_service_server {
             request: tonic::Request<super::DeleteProgramRequest>,
         ) -> std::result::Result<
             tonic::Response<super::DeleteProgramResponse>,
+            tonic::Status,
+        >;
+        /// Deletes several variables of a session in one step.
+        async fn delete_variables(
+            &self,
+            request: tonic::Request<super::DeleteVariablesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteVariablesResponse>,
             tonic::Status,
         >;
         /// The state of the host, for operators and the command line.
@@ -4187,6 +4236,52 @@ pub mod bridge_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DeleteProgramSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/snakepit.bridge.BridgeService/DeleteVariables" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteVariablesSvc<T: BridgeService>(pub Arc<T>);
+                    impl<
+                        T: BridgeService,
+                    > tonic::server::UnaryService<super::DeleteVariablesRequest>
+                    for DeleteVariablesSvc<T> {
+                        type Response = super::DeleteVariablesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteVariablesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BridgeService>::delete_variables(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteVariablesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

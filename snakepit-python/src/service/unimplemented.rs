@@ -80,6 +80,7 @@ impl BridgeService for WorkerService {
         set_variables(pb::BatchSetVariablesRequest) -> pb::BatchSetVariablesResponse;
         list_variables(pb::ListVariablesRequest) -> pb::ListVariablesResponse;
         delete_variable(pb::DeleteVariableRequest) -> pb::DeleteVariableResponse;
+        delete_variables(pb::DeleteVariablesRequest) -> pb::DeleteVariablesResponse;
         watch_variables(pb::WatchVariablesRequest) -> Self::WatchVariablesStream;
         get_variable_history(pb::GetVariableHistoryRequest) -> pb::GetVariableHistoryResponse;
         rollback_variable(pb::RollbackVariableRequest) -> pb::RollbackVariableResponse;

@@ -109,6 +109,14 @@ pub trait HostHandle: sealed::Sealed + Clone + fmt::Debug + Send + Sync + 'stati
         identifier: &str,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Deletes variables in one step, and returns whether each existed.
+    #[doc(hidden)]
+    fn delete_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send;
+
     /// Returns up to `limit` stored versions of a variable, newest first. A limit of 0 returns all of them.
     #[doc(hidden)]
     fn history(

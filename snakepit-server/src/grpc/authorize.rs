@@ -63,6 +63,7 @@ macro_rules! has_session {
 has_session! {
     GetExposedElixirToolsRequest InitializeSessionRequest CleanupSessionRequest GetSessionRequest HeartbeatRequest RegisterVariableRequest GetVariableRequest
     SetVariableRequest BatchGetVariablesRequest BatchSetVariablesRequest ListVariablesRequest DeleteVariableRequest
+    DeleteVariablesRequest
     GetVariableHistoryRequest RollbackVariableRequest WatchVariablesRequest
 }
 has_session! { or global: PutProgramRequest GetProgramRequest ListProgramsRequest DeleteProgramRequest }

@@ -264,6 +264,14 @@ impl BridgeService for Bridge {
         self.delete_one(request.get_ref()).await.map(Response::new)
     }
 
+    async fn delete_variables(
+        &self,
+        request: Request<pb::DeleteVariablesRequest>,
+    ) -> RpcResult<pb::DeleteVariablesResponse> {
+        self.may_write(&request)?;
+        self.delete_many(request.get_ref()).await.map(Response::new)
+    }
+
     async fn get_variable_history(
         &self,
         request: Request<pb::GetVariableHistoryRequest>,

@@ -242,6 +242,18 @@ impl Bridge {
         Ok(pb::DeleteVariableResponse { success: true, error_message: String::new() })
     }
 
+    pub(super) async fn delete_many(
+        &self,
+        request: &pb::DeleteVariablesRequest,
+    ) -> Result<pb::DeleteVariablesResponse, Status> {
+        let id = session_id(&request.session_id)?;
+        let bound = |name| bounded("variable_identifiers", name, VariableId::MAX_BYTES);
+        let identifiers =
+            request.variable_identifiers.iter().map(|name| bound(name)).collect::<Result<Vec<_>, _>>()?;
+        let deleted = self.host().sessions.delete_variables(&id, &identifiers).await.map_err(write_status)?;
+        Ok(pb::DeleteVariablesResponse { deleted: deleted.iter().map(Option::is_some).collect() })
+    }
+
     pub(super) async fn watch(&self, request: Request<pb::WatchVariablesRequest>) -> Result<Updates, Status> {
         let (headers, extensions, request) = request.into_parts();
         let deadline = deadline(&headers, &extensions)?;

@@ -200,6 +200,24 @@ impl SessionBackend for RedbBackend {
         .await
     }
 
+    async fn delete_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> Result<Vec<Option<Variable>>, SessionError> {
+        self.shared.limits.check_names(identifiers.len())?;
+        let id = id.clone();
+        let identifiers: Vec<_> = identifiers.iter().map(|&identifier| identifier.to_owned()).collect();
+        self.write(0, move |group| {
+            group.change_variables(&id, &identifiers, |record, size_guard, changes| {
+                record.delete_variables(size_guard, &identifiers, |deleted| {
+                    changes.add(UpdateKind::Deleted, deleted);
+                })
+            })
+        })
+        .await
+    }
+
     async fn variable_history(
         &self,
         id: &SessionId,

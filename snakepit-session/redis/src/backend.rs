@@ -235,6 +235,19 @@ impl SessionBackend for RedisBackend {
         .await
     }
 
+    async fn delete_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> Result<Vec<Option<Variable>>, SessionError> {
+        self.limits.check_names(identifiers.len())?;
+        let plan = LoadPlan::variables(identifiers.iter().copied());
+        self.change(id, &plan, |record, size_guard, changes| {
+            record.delete_variables(size_guard, identifiers, |deleted| changes.delete_variable(deleted))
+        })
+        .await
+    }
+
     async fn variable_history(
         &self,
         id: &SessionId,

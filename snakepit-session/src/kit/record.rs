@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Batch, Created, NewVariable, Note, Program, ProgramName, SessionError, SessionId, SessionLimits,
-    SetVariable, VariableName,
+    SetVariable, Variable, VariableName,
 };
 
 /// A session, or the loaded part of one.
@@ -267,5 +267,26 @@ impl SessionRecord {
         self.header.resize(size_guard, self.header.bytes - variable.size())?;
         self.header.variables -= 1;
         Ok(variable)
+    }
+
+    /// Deletes variables, passes each to `on_deleted`, and returns their last states, with `None` for missing ones.
+    ///
+    /// # Errors
+    /// An error of the limits.
+    pub fn delete_variables<S: AsRef<str>>(
+        &mut self,
+        size_guard: &mut SizeGuard<'_>,
+        identifiers: &[S],
+        mut on_deleted: impl FnMut(&VariableRecord),
+    ) -> Result<Vec<Option<Variable>>, SessionError> {
+        let mut delete = |identifier: &S| {
+            if self.find(identifier.as_ref()).is_none() {
+                return Ok(None);
+            }
+            let deleted = self.delete_variable(size_guard, identifier.as_ref())?;
+            on_deleted(&deleted);
+            Ok(Some(deleted.variable))
+        };
+        identifiers.iter().map(&mut delete).collect()
     }
 }

@@ -234,6 +234,21 @@ impl SessionBackend for MemoryBackend {
         .await
     }
 
+    async fn delete_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> Result<Vec<Option<Variable>>, SessionError> {
+        self.limits.check_names(identifiers.len())?;
+        self.change(id, 0, |SessionEntry { record, watchers, .. }, size_guard| {
+            record.delete_variables(size_guard, identifiers, |deleted| {
+                self.counters.variables.fetch_sub(1, Relaxed);
+                notify(watchers, UpdateKind::Deleted, deleted);
+            })
+        })
+        .await
+    }
+
     async fn variable_history(
         &self,
         id: &SessionId,

@@ -243,6 +243,19 @@ impl HostHandle for RemoteHost {
         Ok(())
     }
 
+    async fn delete_variables(&self, id: &SessionId, identifiers: &[&str]) -> Result<Vec<bool>, Error> {
+        let request = pb::DeleteVariablesRequest {
+            session_id: id.to_string(),
+            variable_identifiers: identifiers.iter().map(|&identifier| identifier.to_owned()).collect(),
+        };
+        let deleted = write_rpc!(self, "DeleteVariables", delete_variables(request)).deleted;
+        if deleted.len() != identifiers.len() {
+            let problem = format!("{} outcomes for {} variables", deleted.len(), identifiers.len());
+            return Err(malformed_response(problem));
+        }
+        Ok(deleted)
+    }
+
     async fn history(
         &self,
         id: &SessionId,

@@ -2,25 +2,20 @@
 
 use std::collections::HashSet;
 
-use futures_util::{StreamExt, stream};
 use serde::{Serialize, de::DeserializeOwned};
 use snakepit_session::{Batch, Payload, SessionError, SetVariable, Variable};
 
 use super::SessionHandle;
 use crate::{Error, HostHandle};
 
-/// The number of deletions in flight at a time. On a remote host, each is a request of the same connection.
-const CONCURRENT_DELETIONS: usize = 16;
-
-/// Operations on several variables. Each is one request to a remote host, except
-/// [`delete_many`](SessionHandle::delete_many).
+/// Operations on several variables. Each is one request to a remote host.
 ///
 /// | method | atomicity |
 /// | --- | --- |
 /// | [`get_many`](SessionHandle::get_many), [`find_variables`](SessionHandle::find_variables) | one consistent snapshot: no write happens between two of the reads |
 /// | [`set_many`](SessionHandle::set_many), [`write_all`](SessionHandle::write_all) | all writes happen or none; readers see all of them or none |
 /// | [`write_each`](SessionHandle::write_each) | each write succeeds or fails alone; readers see all successful ones or none |
-/// | [`delete_many`](SessionHandle::delete_many) | not atomic: each deletion succeeds or fails alone, and readers may see some of them |
+/// | [`delete_many`](SessionHandle::delete_many) | one step: readers see all of the variables or none |
 impl<H: HostHandle> SessionHandle<H> {
     /// Returns the values of variables, by id or name, in the same order, with `None` for missing variables. The values
     /// are a consistent snapshot.
@@ -111,21 +106,28 @@ impl<H: HostHandle> SessionHandle<H> {
         self.host().set_variables(self.id(), writes, Batch::Each).await
     }
 
-    /// Deletes variables, by id or name, and returns the outcome of each deletion in the same order. The protocol has
-    /// no batch of deletions, so this is one request per variable.
+    /// Deletes variables with their histories, by id or name, and returns for each, in the same order, whether it existed.
+    /// Readers see all of them or none. Each watch receives an update per variable.
+    ///
+    /// ```no_run
+    /// use snakepit_client::Client;
+    ///
+    /// # async fn example() -> Result<(), snakepit_client::Error> {
+    /// let session = Client::connect("127.0.0.1:50051").await?.session("alice").await?;
+    /// let deleted = session.delete_many(&["low", "unknown"]).await?;
+    /// assert_eq!(deleted, [true, false]);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// The outcome of a deletion is [`Error::Session`] if the session or the variable does not exist.
+    /// [`Error::Session`] if the session does not exist, or for more identifiers than the host accepts, 1000 by default.
     ///
     /// # Cancel safety
-    /// If the future is dropped, any of the deletions may have happened.
-    pub async fn delete_many(&self, identifiers: &[&str]) -> Vec<Result<(), Error>> {
-        // Not an iterator, whose closure would prevent the future from being `Send`.
-        let mut deletions = Vec::with_capacity(identifiers.len());
-        for identifier in identifiers {
-            deletions.push(self.delete_variable(identifier));
-        }
-        stream::iter(deletions).buffered(CONCURRENT_DELETIONS).collect().await
+    /// If the future is dropped, either all of the variables are deleted or none. A custom backend without its own
+    /// `delete_variables` may have deleted some of them.
+    pub async fn delete_many(&self, identifiers: &[&str]) -> Result<Vec<bool>, Error> {
+        self.host().delete_variables(self.id(), identifiers).await
     }
 }
 

@@ -61,6 +61,7 @@ delegate! {
     fn set_variables(id: &SessionId, updates: Vec<SetVariable>, batch: Batch) -> Vec<Result<u32, SessionError>>;
     fn list_variables(id: &SessionId, pattern: &str) -> Vec<Variable>;
     fn delete_variable(id: &SessionId, identifier: &str) -> Variable;
+    fn delete_variables(id: &SessionId, identifiers: &[&str]) -> Vec<Option<Variable>>;
     fn variable_history(id: &SessionId, identifier: &str, limit: usize) -> Vec<VariableVersion>;
     fn rollback_variable(id: &SessionId, identifier: &str, version: u32, note: Note) -> Variable;
     fn stats() -> SessionStats;

@@ -350,6 +350,19 @@ impl<S: KeyValueStore> SessionBackend for KeyValueBackend<S> {
         })
     }
 
+    async fn delete_variables(
+        &self,
+        id: &SessionId,
+        identifiers: &[&str],
+    ) -> Result<Vec<Option<Variable>>, SessionError> {
+        self.limits.check_names(identifiers.len())?;
+        self.change(id, Part::Variables(identifiers), |_, record, size_guard, updates| {
+            record.delete_variables(size_guard, identifiers, |deleted| {
+                updates.push(deleted.update(UpdateKind::Deleted));
+            })
+        })
+    }
+
     async fn variable_history(
         &self,
         id: &SessionId,

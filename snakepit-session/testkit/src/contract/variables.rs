@@ -4,7 +4,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use snakepit_session::{
     Batch, NewSession, NewVariable, Note, Payload, SessionBackend, SessionError, SessionId, SetVariable,
-    Source, ValueType, Variable, VariableName, VariableType,
+    Source, UpdateKind, ValueType, Variable, VariableName, VariableType, WatchEvent,
 };
 
 use super::{TTL, id, with_ttl};
@@ -72,6 +72,7 @@ where
     compare_and_set_has_one_winner(Arc::new(make().await)).await;
     atomic_batches_apply_together_and_others_separately(&make().await).await;
     operations_with_too_many_names_are_rejected(&make().await).await;
+    batches_of_deletions_apply_together(&make().await).await;
     listings_are_ordered_by_name_and_filtered_by_pattern(&make().await).await;
     history_is_bounded_and_allows_rollback(&make().await).await;
     large_values_and_buffers_round_trip(&make().await).await;
@@ -99,6 +100,10 @@ pub(super) async fn check_missing_session(backend: &impl SessionBackend, missing
     }
     assert_eq!(backend.list_variables(missing, "").await.expect_err("the session is missing"), expected);
     assert_eq!(backend.delete_variable(missing, "x").await.expect_err("the session is missing"), expected);
+    for identifiers in [&["x"][..], &[]] {
+        let deleted = backend.delete_variables(missing, identifiers).await;
+        assert_eq!(deleted.expect_err("the session is missing"), expected);
+    }
     assert_eq!(
         backend.variable_history(missing, "x", 0).await.expect_err("the session is missing"),
         expected
@@ -264,6 +269,32 @@ async fn atomic_batches_apply_together_and_others_separately(backend: &impl Sess
     let none =
         backend.set_variables(&id("s"), Vec::new(), Batch::Atomic).await.expect("an empty batch is valid");
     assert!(none.is_empty());
+}
+
+async fn batches_of_deletions_apply_together(backend: &impl SessionBackend) {
+    let session = id("s");
+    backend.create(&session, NewSession::default()).await.expect("created");
+    let mut ids = Vec::new();
+    for variable in ["a", "b", "c"] {
+        let new = register(backend, "s", variable, ValueType::Integer, "", "1").await.expect("registered");
+        ids.push(new.id.to_string());
+    }
+    let mut watch = backend.watch_variables(&session, &[], false).await.expect("watched");
+    let identifiers = [ids[2].as_str(), "missing", "a", "a"];
+    let deleted = backend.delete_variables(&session, &identifiers).await.expect("deleted");
+    let names: Vec<_> = deleted.iter().map(|found| found.as_ref().map(|found| found.name.as_str())).collect();
+    assert_eq!(names, [Some("c"), None, Some("a"), None], "a variable exists only once");
+    for expected in ["c", "a"] {
+        let update = watch.next().await.expect("the watch continues").expect("the session is live");
+        let WatchEvent::Update(update) = update else { panic!("{update:?}") };
+        assert_eq!((update.kind, update.variable.name.as_str()), (UpdateKind::Deleted, expected));
+    }
+    let left = backend.list_variables(&session, "").await.expect("listed");
+    assert_eq!(left.iter().map(|left| left.name.as_str()).collect::<Vec<_>>(), ["b"]);
+    assert_eq!(backend.get(&session).await.expect("live").variable_count, 1);
+    assert_eq!(backend.stats().await.expect("counted").variables, 1);
+    assert!(backend.delete_variables(&session, &[]).await.expect("an empty batch is valid").is_empty());
+    register(backend, "s", "a", ValueType::String, "", r#""new""#).await.expect("the name is free again");
 }
 
 async fn listings_are_ordered_by_name_and_filtered_by_pattern(backend: &impl SessionBackend) {
