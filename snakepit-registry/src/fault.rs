@@ -26,7 +26,7 @@ use crate::ToolFailure;
 /// ```
 /// use snakepit_registry::{Code, Fault, Principal, Reason, ToolError};
 ///
-/// let fault = Fault::from(ToolError::NotFound { tool: "ad".into(), suggestion: Some("add".into()) });
+/// let fault = Fault::from(ToolError::not_found("ad").with_suggestion("add".to_owned()));
 /// assert_eq!((fault.reason, fault.code(), fault.http_status()), (Reason::ToolNotFound, Code::NotFound, 404));
 ///
 /// let reader = Principal::remote();

@@ -10,7 +10,7 @@ use snakepit_session::SessionErrorKind;
 /// ```
 /// use snakepit_registry::{ErrorKind, ToolError};
 ///
-/// let error = ToolError::NotFound { tool: "ad".into(), suggestion: Some("add".into()) };
+/// let error = ToolError::not_found("ad").with_suggestion("add".to_owned());
 /// assert_eq!(error.kind(), ErrorKind::ToolNotFound);
 /// assert_eq!(error.http_status(), 404);
 /// assert!(!error.is_retryable() && !error.may_have_run());
