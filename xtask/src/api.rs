@@ -45,7 +45,7 @@ const EXHAUSTIVE: &[(&str, &[&str])] = &[
             "VariableVersion",
         ],
     ),
-    ("a reply: whoever forwards one must pass on every part", &["Chunk", "ReplyBody", "ToolReply"]),
+    ("a reply: code that forwards a reply must pass on every part", &["Chunk", "ReplyBody", "ToolReply"]),
     (
         "a closed choice: every caller handles all cases",
         &[

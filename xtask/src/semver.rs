@@ -13,7 +13,7 @@ pub(crate) struct Args {
     /// The commit, branch or tag to compare with; by default the last tag.
     #[arg(long, value_name = "REV")]
     baseline: Option<String>,
-    /// Succeed without a comparison if no commit is named and there is no tag, as before the first release.
+    /// Without a baseline and before the first tag, succeed instead of failing.
     #[arg(long)]
     if_tagged: bool,
     /// Compare only these crates.
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => {
             let tag = output(program("git").args(["describe", "--tags", "--abbrev=0"]));
             if args.if_tagged && tag.is_err() && output(program("git").arg("tag"))?.trim().is_empty() {
-                println!("there is no tag to compare with");
+                println!("the repository has no tag yet; nothing to compare");
                 return Ok(());
             }
             tag.context("there is no tag; name a commit with --baseline")?.trim().to_owned()
