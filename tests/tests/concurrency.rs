@@ -1,6 +1,10 @@
 //! Workers that run several calls together: overlap, isolation, cancellation, streams, and the end of a worker with many calls.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::{
     StreamExt, TryStreamExt,
@@ -12,8 +16,8 @@ use nix::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use snakepit_server::{Builder, Error, NewSession, Snakepit, ToolError};
-use snakepit_tests::{EVENT_TIMEOUT, eventually, python, root};
+use snakepit_server::{Builder, Error, NewSession, Operation, Principal, Snakepit, ToolError};
+use snakepit_tests::{EVENT_TIMEOUT, Sandbox, eventually, execute, python, root};
 use tempfile::TempDir;
 
 /// The time after which a call that does not overlap fails.
@@ -138,7 +142,7 @@ async fn each_call_has_its_own_variables_session_failure_and_exit() {
     let failing = (0..6).map(|i| fixture.call::<()>("fail", json!({"text": format!("no {i}"), "count": 6})));
     for (i, result) in join_all(failing).await.into_iter().enumerate() {
         let Err(Error::Tool(ToolError::Failed(failure))) = result else { panic!("{result:?}") };
-        assert_eq!((&*failure.error_type, failure.message), ("LookupError", format!("'no {i}'")));
+        assert_eq!((&*failure.error_type, failure.message), ("LookupError", format!("no {i}")));
         assert!(failure.traceback.contains("overlapping.py"), "{}", failure.traceback);
         assert!(!failure.traceback.contains("_concurrent.py"), "{}", failure.traceback);
     }
@@ -326,6 +330,52 @@ async fn a_nested_call_uses_a_free_place_of_its_own_worker() {
     assert_eq!(fixture.call::<i64>("descend", json!({"depth": 1})).await.unwrap(), 20, "all places are used");
     let refused: String = fixture.call("call_plain", json!({"name": "events"})).await.unwrap();
     assert!(refused.contains("call_tool_async") && refused.contains("`threads`"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_tool_acts_for_the_principal_of_its_call_beside_other_calls() {
+    let nested = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&nested);
+    let fixture = Fixture::start("Overlapping", 1, |builder| {
+        builder.authorize(move |principal, operation| {
+            if let Operation::Call { tool: "meet", .. } = operation {
+                let names = (principal.name().to_string(), principal.worker_id().is_some());
+                seen.lock().unwrap().push(names);
+            }
+            Ok(())
+        })
+    })
+    .await;
+    // The nested calls of both principals run together with the calls that wait for them.
+    let call = async |name: &str| {
+        let call = fixture.snakepit.call("call").principal(Principal::new(name, "test")).timeout(LIMIT);
+        let call = call.args(json!({"name": "meet", "arguments": {"count": 2}}));
+        call.unary::<i32>().await.unwrap().value
+    };
+    let pids = tokio::join!(call("alice"), call("bob"));
+    assert_eq!((Some(pids.0), Some(pids.1)), (fixture.pid(), fixture.pid()));
+    let mut nested = nested.lock().unwrap().clone();
+    nested.sort();
+    assert_eq!(nested, [("alice".to_owned(), true), ("bob".to_owned(), true)]);
+}
+
+#[tokio::test]
+async fn the_configuration_file_sets_both_numbers() {
+    let sandbox =
+        Sandbox::adapter("overlapping:Threaded", 1).config("concurrency = 9\nthreads = 6\n").start().await;
+    let mut client = sandbox.client().await;
+    let calls = (0..6).map(|_| {
+        let mut client = client.clone();
+        async move { execute(&mut client, "meet", &json!({"count": 6})).await.unwrap() }
+    });
+    join_all(calls).await;
+    let pauses = (0..12).map(|_| {
+        let mut client = client.clone();
+        async move { execute(&mut client, "pause", &json!({"seconds": 0.05})).await.unwrap() }
+    });
+    join_all(pauses).await;
+    let counts = execute(&mut client, "counts", &json!({})).await.unwrap();
+    assert_eq!(counts["most"], 9);
 }
 
 #[tokio::test]
