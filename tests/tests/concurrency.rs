@@ -278,10 +278,15 @@ async fn a_killed_worker_ends_all_of_its_calls() {
 async fn a_call_that_cannot_be_interrupted_costs_the_worker() {
     let fixture =
         Fixture::start("Overlapping", 1, |builder| builder.cancel_grace(Duration::from_millis(300))).await;
-    let mut other = Box::pin(fixture.call::<i32>("meet", json!({"count": 2})));
+    let mut other = Box::pin(fixture.call::<()>("hang", json!({"name": "other"})));
+    // A call that has not begun would run again on the next worker.
+    tokio::select! {
+        _ = &mut other => panic!("it hangs"),
+        () = fixture.event("began other") => {}
+    }
     let stuck = fixture.snakepit.call("stick").timeout(Duration::from_millis(200)).unary::<()>();
     let stuck = tokio::select! {
-        _ = &mut other => panic!("a second call is missing"),
+        _ = &mut other => panic!("it hangs"),
         stuck = stuck => stuck.unwrap_err(),
     };
     assert!(matches!(stuck, Error::Tool(ToolError::DeadlineExceeded { .. })), "{stuck:?}");
@@ -295,6 +300,10 @@ async fn a_worker_that_retires_finishes_its_other_calls() {
     let pid = fixture.pid();
     let mut others =
         Box::pin(join_all((0..5).map(|_| fixture.call::<f64>("pause", json!({"seconds": 1.5})))));
+    tokio::select! {
+        _ = &mut others => panic!("they pause"),
+        () = eventually("they run", EVENT_TIMEOUT, async || fixture.count("most").await == 5) => {}
+    }
     let blocked =
         fixture.snakepit.call("block_and_replace").timeout(Duration::from_millis(200)).unary::<()>();
     tokio::select! {
