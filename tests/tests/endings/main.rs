@@ -73,7 +73,7 @@ struct HostWithClients {
 }
 
 impl HostWithClients {
-    async fn start(workers: usize, multiplex: bool) -> Self {
+    async fn start(workers: usize, multiplex: bool, concurrency: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ended = Arc::<AtomicUsize>::default();
         let end =
@@ -110,6 +110,7 @@ impl HostWithClients {
             .run_dir(dir.path())
             .workers(workers)
             .multiplex(multiplex)
+            .concurrency(concurrency)
             .listen("127.0.0.1:0".parse().unwrap())
             .host_tool("host_tool", host_tool)
             .fn_tool(host_stream)
@@ -190,8 +191,8 @@ async fn check(host: &HostWithClients, client: ClientKind, event: &str) {
 }
 
 /// Checks the events that concern one call. `shut_down` and `signal_twice` check those that concern all running calls.
-async fn check_each_event(multiplex: bool, clients: &[ClientKind]) {
-    let host = HostWithClients::start(2, multiplex).await;
+async fn check_each_event(multiplex: bool, concurrency: usize, clients: &[ClientKind]) {
+    let host = HostWithClients::start(2, multiplex, concurrency).await;
     for event in ["result", "exception", "cancelled", "deadline", "worker lost"] {
         for client in clients {
             check(&host, *client, event).await;
@@ -202,17 +203,23 @@ async fn check_each_event(multiplex: bool, clients: &[ClientKind]) {
 
 #[tokio::test]
 async fn rust_clients_get_the_documented_outcomes() {
-    check_each_event(true, &RUST_CLIENTS).await;
+    check_each_event(true, 1, &RUST_CLIENTS).await;
 }
 
 #[tokio::test]
 async fn python_clients_get_the_documented_outcomes() {
-    check_each_event(true, &PYTHON_CLIENTS).await;
+    check_each_event(true, 1, &PYTHON_CLIENTS).await;
 }
 
 #[tokio::test]
 async fn calls_to_workers_without_multiplexing_get_the_documented_outcomes() {
-    check_each_event(false, &[ClientKind::Embedded]).await;
+    check_each_event(false, 1, &[ClientKind::Embedded]).await;
+}
+
+#[tokio::test]
+async fn calls_to_workers_that_run_several_get_the_documented_outcomes() {
+    check_each_event(true, 4, &[ClientKind::Embedded, ClientKind::Multiplexed]).await;
+    check_each_event(false, 4, &[ClientKind::Embedded]).await;
 }
 
 /// Starts a call of each kind of tool and a watch with each client. Returns their outcomes as futures.
@@ -274,7 +281,7 @@ async fn check_all(all: Vec<(&'static str, ClientKind, BoxFuture<'static, String
 /// Shuts down an embedded host during calls and watches, and checks their outcomes.
 async fn shut_down(multiplex: bool, clients: &[ClientKind], event: &str) {
     let python_kinds = KINDS.iter().filter(|(.., runs_in_host)| !runs_in_host).count();
-    let host = HostWithClients::start(python_kinds * clients.len(), multiplex).await;
+    let host = HostWithClients::start(python_kinds * clients.len(), multiplex, 1).await;
     let all = begin_all(&host.clients, clients, KINDS.into_iter()).await;
     match event {
         "drain over" => host.snakepit.shutdown_within(Duration::from_millis(300)).await.unwrap(),
