@@ -15,6 +15,8 @@ pub const WORKER_ID: &str = "snakepit-worker-id";
 pub const IDEMPOTENT: &str = "snakepit-idempotent";
 /// `true` in requests to the host if the call must not run twice, even if its tool is declared idempotent.
 pub const AT_MOST_ONCE: &str = "snakepit-at-most-once";
+/// `true` in requests whose sender accepts [nested values](crate::value::inline_nested) in the response.
+pub const TAKES_BUFFERS: &str = "snakepit-takes-buffers";
 /// W3C trace context, passed from client to host to worker to host tool.
 pub const TRACEPARENT: &str = "traceparent";
 /// The vendor-specific part of the W3C trace context.

@@ -55,7 +55,9 @@ const FIELD_BYTES: usize = 16;
 /// The cost of a chunk in credit of its stream, in bytes. The fixed part bounds the memory of many small chunks.
 #[must_use]
 pub fn chunk_cost(chunk: &CallChunk) -> u64 {
-    (chunk.data.len() + metadata_size(&chunk.metadata)) as u64 + 32
+    (chunk.data.len() + chunk.binary.as_ref().map_or(0, bytes::Bytes::len) + metadata_size(&chunk.metadata))
+        as u64
+        + 32
 }
 
 /// The approximate size of a call, in bytes. Never below the encoded size.

@@ -12,6 +12,8 @@ use serde::de::IgnoredAny;
 
 use crate::pb::Any;
 
+mod nested;
+
 const URL_PREFIX: &str = "type.googleapis.com/";
 const OWN_PREFIX: &str = "snakepit.";
 const BINARY_SUFFIX: &str = ".binary";
@@ -144,6 +146,9 @@ pub fn encode(value: TypedValue) -> (Any, Option<Bytes>) {
 #[must_use]
 pub fn encode_inline(value: TypedValue) -> Any {
     let Some(buffer) = value.binary else { return encode(value).0 };
+    if let Some(json) = inline_nested(&value.json, &buffer) {
+        return encode(TypedValue { type_name: value.type_name, json: json.into(), binary: None }).0;
+    }
     if value.type_name == "bytes" {
         return Any {
             type_url: format!("{URL_PREFIX}google.protobuf.BytesValue"),
@@ -156,6 +161,20 @@ pub fn encode_inline(value: TypedValue) -> Any {
     let json = Bytes::from(serde_json::Value::Object(metadata).to_string());
     encode(TypedValue { type_name: value.type_name, json, binary: None }).0
 }
+
+/// Converts the JSON of a nested value to plain JSON, for readers that do not know nested values. The buffers become base64.
+/// Returns `None` for other JSON.
+///
+/// A nested value is JSON with bytes and arrays inside of it: `{"binary_format":"nested","value":VALUE}`. In VALUE, maps with the
+/// key `__snakepit__` refer to parts of `buffers` by `offset` and `length`. References to more bytes than there are stay unchanged.
+#[must_use]
+pub fn inline_nested(json: &[u8], buffers: &[u8]) -> Option<Vec<u8>> {
+    let value = json.strip_prefix(NESTED_PREFIX)?.strip_suffix(b"}")?;
+    Some(nested::inline(value, buffers))
+}
+
+/// The first bytes of the JSON of a nested value.
+const NESTED_PREFIX: &[u8] = br#"{"binary_format":"nested","value":"#;
 
 /// Creates a `bytes` value from its buffer.
 #[must_use]

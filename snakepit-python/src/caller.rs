@@ -120,6 +120,7 @@ impl Caller {
                 headers.insert(headers::CALL_ID, MetadataValue::from(state.id.as_u64()));
             }
         }
+        headers.insert(headers::TAKES_BUFFERS, MetadataValue::from_static("true"));
         let Some(TraceContext { traceparent, tracestate }) = self.trace() else { return };
         // A trace context that arrived as headers is valid in headers. The host validated any other.
         if let Ok(value) = traceparent.parse() {

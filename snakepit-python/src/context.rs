@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -13,9 +13,9 @@ use pyo3::{
     prelude::*,
     types::{PyBytes, PyDict},
 };
-use snakepit_proto::pb;
+use snakepit_proto::{launch, pb};
 use snakepit_session::{Payload, ValueType};
-use snakepit_wire::{payload_from_wire, payload_to_wire_inline};
+use snakepit_wire::{payload_from_wire, payload_to_wire, payload_to_wire_inline};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -84,18 +84,26 @@ impl Call {
         name: &str,
         arguments: &Bound<'_, PyDict>,
     ) -> PyResult<pb::ExecuteElixirToolRequest> {
-        let mut parameters = BTreeMap::new();
+        let (mut parameters, mut binary_parameters) = (BTreeMap::new(), BTreeMap::new());
         for (key, argument) in arguments {
             let key: String = key.extract()?;
             let description = format_args!("argument `{key}` of host tool `{name}`");
             let payload = value::from_python(&argument, Purpose::Argument, description)?;
-            parameters.insert(key, payload_to_wire_inline(payload));
+            // Hosts of the original protocol read only `parameters`.
+            if payload.nested_json().is_some() || (payload.binary().is_some() && is_host_of_this_project()) {
+                let (value, buffers) = payload_to_wire(payload);
+                binary_parameters.extend(buffers.map(|buffers| (key.clone(), buffers)));
+                parameters.insert(key, value);
+            } else {
+                parameters.insert(key, payload_to_wire_inline(payload));
+            }
         }
         Ok(pb::ExecuteElixirToolRequest {
             session_id: self.session_id.clone(),
             tool_name: name.to_owned(),
             parameters,
             metadata: BTreeMap::new(),
+            binary_parameters,
         })
     }
 }
@@ -382,6 +390,12 @@ fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_wire:
 
 /// The time at which a program was stored: seconds since the Unix epoch, and nanoseconds.
 type ProgramVersion = (i64, i32);
+
+/// Whether a host of this project launched the process. Hosts of the original protocol have no version.
+fn is_host_of_this_project() -> bool {
+    static IS_OURS: OnceLock<bool> = OnceLock::new();
+    *IS_OURS.get_or_init(|| std::env::var_os(launch::ENV_HOST_VERSION).is_some())
+}
 
 type Outcome = Arc<Mutex<Option<Result<Payload, HostError>>>>;
 

@@ -26,7 +26,7 @@ use crate::{
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct HostToolStream {
-    reader: Reader<Bytes>,
+    reader: Reader<Item>,
     tool: Arc<str>,
 }
 
@@ -48,10 +48,10 @@ impl HostToolStream {
     fn to_python<'py>(
         &self,
         py: Python<'py>,
-        result: Option<Bytes>,
+        result: Option<Item>,
     ) -> PyResult<Option<(Bound<'py, PyAny>,)>> {
-        let Some(json) = result else { return Ok(None) };
-        let value = value::json_to_python(py, &json);
+        let Some((json, buffers)) = result else { return Ok(None) };
+        let value = value::item_to_python(py, json, buffers);
         let value = value::name_read_error(value, py, format_args!("a result of host tool `{}`", self.tool))?;
         Ok(Some((value,)))
     }
@@ -82,7 +82,9 @@ impl HostToolStream {
     }
 }
 
-/// The results as JSON.
+/// The JSON of a result, and its buffers.
+type Item = (Bytes, Option<Bytes>);
+
 struct Results {
     tool: String,
     state: State,
@@ -97,7 +99,7 @@ enum State {
 }
 
 impl Stream for Results {
-    type Item = Result<Bytes, HostError>;
+    type Item = Result<Item, HostError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
@@ -112,7 +114,9 @@ impl Stream for Results {
         }
         let State::Open(chunks) = &mut this.state else { return Poll::Ready(None) };
         let end = match ready!(Pin::new(&mut **chunks).poll_next(cx)) {
-            Some(Ok(pb::ToolChunk { is_final: false, data, .. })) => return Poll::Ready(Some(Ok(data))),
+            Some(Ok(pb::ToolChunk { is_final: false, data, binary, .. })) => {
+                return Poll::Ready(Some(Ok((data, binary))));
+            }
             Some(Ok(_)) => None,
             Some(Err(status)) => Some(Err(stream_error(&this.tool, status))),
             None => Some(Err(HostError::ConnectionLost("the stream has no end".to_owned()))),

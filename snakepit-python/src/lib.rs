@@ -83,21 +83,27 @@ mod _native {
     #[allow(non_upper_case_globals, reason = "the Python name")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    /// Converts the value of a program to JSON. Raises `InvalidTypeError` with the path of a nested value that has no
-    /// JSON form.
+    /// Converts the value of a program to its data and content type. Raises `InvalidTypeError` with the path of a nested value
+    /// that has no wire form.
     #[pyfunction]
-    fn to_json<'py>(
+    fn to_program<'py>(
         py: Python<'py>,
         value: &Bound<'py, PyAny>,
         description: &str,
-    ) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &value::python_to_json(value, Purpose::Variable, format_args!("{description}"))?))
+    ) -> PyResult<(Bound<'py, PyBytes>, &'static str)> {
+        let chunk = value::to_chunk(value, Purpose::Variable, format_args!("{description}"))?;
+        let (data, content_type) = value::program_data(&chunk);
+        Ok((PyBytes::new(py, &data), content_type))
     }
 
-    /// Parses JSON.
+    /// Converts the data of a program to its value.
     #[pyfunction]
-    fn from_json<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-        value::json_to_python(py, json)
+    fn from_program<'py>(
+        py: Python<'py>,
+        data: &Bound<'py, PyBytes>,
+        content_type: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        value::read_program(py, data, content_type)
     }
 
     /// The type name, the JSON and the raw buffer of a value.

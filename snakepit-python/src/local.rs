@@ -7,10 +7,7 @@ use std::{
     sync::{Arc, mpsc},
 };
 
-use pyo3::{
-    prelude::*,
-    types::{PyBytes, PyDict},
-};
+use pyo3::{prelude::*, types::PyDict};
 use snakepit_registry::{CallId, CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_session::SessionId;
 use tokio::{sync::oneshot, time::Instant};
@@ -174,9 +171,9 @@ fn read_chunks(pending: PendingCall, receive: &Py<PyAny>) -> PyResult<()> {
 }
 
 fn deliver(py: Python<'_>, receive: &Py<PyAny>, chunk: Chunk) -> PyResult<bool> {
-    let Chunk { data, metadata } = chunk;
+    let Chunk { data, metadata, binary } = chunk;
     let metadata: BTreeMap<String, String> = metadata;
-    let answer = receive.call1(py, (PyBytes::new(py, &data), metadata))?;
+    let answer = receive.call1(py, (value::item_to_python(py, data, binary)?, metadata))?;
     Ok(answer.is_none(py) || answer.is_truthy(py)?)
 }
 

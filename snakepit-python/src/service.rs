@@ -24,7 +24,7 @@ use snakepit_session::{Payload, SessionId};
 use snakepit_wire::{
     bad_argument, bad_field, check_answer_size, chunks_to_wire, failure_to_wire,
     mux::{Replies, Serve},
-    payload_from_wire, payload_to_wire,
+    payload_from_wire, payload_to_wire, without_buffers,
 };
 use tokio::time::Instant;
 use tokio_stream::Stream;
@@ -58,9 +58,11 @@ impl WorkerService {
     }
 
     async fn execute(&self, request: Request<pb::ExecuteToolRequest>) -> RpcResult<pb::ExecuteToolResponse> {
+        let takes_buffers = takes_buffers(request.metadata());
         let (call, session_id) = read_call(request, CallMode::Unary)?;
         match self.tools.call(call).await {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
+                let value = if takes_buffers { value } else { without_buffers(value) };
                 check_answer_size(value.size()).map_err(|error| to_status(error, session_id))?;
                 let (result, binary) = payload_to_wire(value);
                 Ok(Response::new(pb::ExecuteToolResponse {
@@ -86,11 +88,14 @@ impl WorkerService {
     }
 
     async fn execute_streaming(&self, request: Request<pb::ExecuteToolRequest>) -> RpcResult<ToolChunks> {
+        let takes_buffers = takes_buffers(request.metadata());
         let (call, session_id) = read_call(request, CallMode::Streaming)?;
         let tool = Arc::clone(&call.tool);
         match self.tools.call(call).await {
             Ok(ToolReply { body: ReplyBody::Stream(chunks), .. }) => {
-                let chunks = chunks_to_wire(&tool, chunks, move |error| to_status(error, session_id.clone()));
+                let chunks = chunks_to_wire(&tool, chunks, takes_buffers, move |error| {
+                    to_status(error, session_id.clone())
+                });
                 Ok(Response::new(Box::pin(chunks)))
             }
             Ok(_) => Err(error_status(
@@ -178,6 +183,11 @@ fn trace(headers: &MetadataMap) -> Option<TraceContext> {
 
 fn text<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
+}
+
+/// Whether the sender of a request accepts nested values in the response.
+fn takes_buffers(headers: &MetadataMap) -> bool {
+    text(headers, headers::TAKES_BUFFERS) == Some("true")
 }
 
 fn timeout(headers: &MetadataMap) -> Result<Option<Duration>, Status> {

@@ -78,7 +78,7 @@ impl Sink {
         if queue.is_closed {
             return Put::Closed;
         }
-        queue.bytes += chunk.data.len();
+        queue.bytes += chunk.size();
         queue.chunks.push_back(chunk);
         let put = if queue.is_full() { Put::Full } else { Put::Queued };
         wake(queue);
@@ -182,7 +182,7 @@ impl Drop for Source {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Duration};
+    use std::time::Duration;
 
     use bytes::Bytes;
     use tokio_stream::StreamExt;
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     fn chunk(data: impl Into<Bytes>) -> Chunk {
-        Chunk { data: data.into(), metadata: BTreeMap::new() }
+        Chunk { data: data.into(), ..Chunk::default() }
     }
 
     #[tokio::test]

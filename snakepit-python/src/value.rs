@@ -5,11 +5,14 @@
 
 mod array;
 mod buffer;
+mod envelope;
 mod error;
 mod json;
+mod limit;
 mod metadata;
 mod numbers;
 mod parameters;
+mod program;
 mod purpose;
 mod read;
 mod write;
@@ -19,10 +22,12 @@ use std::fmt;
 use bytes::Bytes;
 use pyo3::{
     exceptions::{PyException, PyValueError},
+    intern,
     prelude::*,
     pybacked::PyBackedBytes,
     types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple},
 };
+use snakepit_registry::Chunk;
 use snakepit_session::{Payload, ValueType};
 
 use crate::errors::SnakepitError;
@@ -31,6 +36,7 @@ pub(crate) use error::type_name;
 use error::{type_error, with_name};
 pub(crate) use numbers::Numbers;
 pub(crate) use parameters::Parameters;
+pub(crate) use program::{program_data, read_program};
 pub(crate) use purpose::Purpose;
 pub(crate) use read::json_to_python;
 
@@ -40,10 +46,13 @@ pub(crate) use read::json_to_python;
 /// `ValueError` if the payload is malformed, does not match its declared type, is a pickle and pickles are not enabled,
 /// or requires numpy and numpy is not installed.
 pub(crate) fn to_python<'py>(py: Python<'py>, payload: Payload) -> PyResult<Bound<'py, PyAny>> {
+    if let (Some(json), Some(buffers)) = (payload.nested_json(), payload.binary()) {
+        return read::nested_to_python(py, json, buffers);
+    }
     let (ty, json, buffer) = payload.into_parts();
     if let Some(buffer) = buffer {
         return match ty {
-            ValueType::Bytes if !buffer::is_pickle(&json) => Ok(PyBytes::new(py, &buffer).into_any()),
+            ValueType::Bytes => buffer::bytes_to_python(py, &json, &buffer),
             _ => buffer::to_python(py, &json, &buffer),
         };
     }
@@ -88,7 +97,13 @@ pub(crate) fn from_python(
     purpose: Purpose,
     description: fmt::Arguments<'_>,
 ) -> PyResult<Payload> {
-    payload_of(value, purpose, description).map_err(|error| purpose.error(value.py(), error, description))
+    match payload_of(value, purpose, description) {
+        Ok(payload) if payload.size() <= limit::bytes() => Ok(payload),
+        Ok(payload) => {
+            Err(purpose.error(value.py(), limit::error(payload.size(), purpose, description), description))
+        }
+        Err(error) => Err(purpose.error(value.py(), error, description)),
+    }
 }
 
 fn payload_of(
@@ -118,16 +133,65 @@ fn payload_of(
         let plain = plain.map_err(|problem| type_error(format!("{description} {problem}")))?;
         return payload_of(&plain, purpose, description);
     } else {
-        return Err(write::type_without_wire_form(value, purpose, description));
+        // Converters may return any other value.
+        return match write::to_item(value, purpose, description)? {
+            (json, None) => Ok(Payload::of_json(json.into())),
+            (json, Some(buffers)) => Ok(Payload::nested(&json, buffers)),
+        };
     };
     if ty == ValueType::Float {
         // `Payload::float` writes NaN and infinities as strings. The type distinguishes them from text.
         return Ok(Payload::float(value.extract()?));
     }
-    Ok(Payload::from_json(ty, write::to_json(value, purpose, description)?.into()))
+    if !matches!(ty, ValueType::Map | ValueType::List) {
+        return Ok(Payload::from_json(ty, write::to_json(value, purpose, description)?.into()));
+    }
+    Ok(match write::to_item(value, purpose, description)? {
+        (json, None) => Payload::from_json(ty, json.into()),
+        (json, Some(buffers)) => Payload::nested(&json, buffers),
+    })
 }
 
-/// Converts a Python object to JSON: the form of chunks, and of values inside other values.
+/// Converts a Python object to an item of a stream.
+///
+/// # Errors
+/// Those of [`from_python`].
+pub(crate) fn to_chunk(
+    value: &Bound<'_, PyAny>,
+    purpose: Purpose,
+    description: fmt::Arguments<'_>,
+) -> PyResult<Chunk> {
+    let item = write::to_item(value, purpose, description).and_then(|(json, buffers)| {
+        let size = json.len() + buffers.as_ref().map_or(0, Bytes::len);
+        if size <= limit::bytes() {
+            Ok((json, buffers))
+        } else {
+            Err(limit::error(size, purpose, description))
+        }
+    });
+    let (json, buffers) = item.map_err(|error| purpose.error(value.py(), error, description))?;
+    Ok(match buffers {
+        None => Chunk { data: json.into(), ..Chunk::default() },
+        Some(buffers) => Chunk::of(Payload::nested(&json, buffers)),
+    })
+}
+
+/// Converts an item of a stream, which is JSON and buffers, to a Python object.
+///
+/// # Errors
+/// `ValueError` if the item is malformed.
+pub(crate) fn item_to_python<'py>(
+    py: Python<'py>,
+    json: Bytes,
+    buffers: Option<Bytes>,
+) -> PyResult<Bound<'py, PyAny>> {
+    match buffers {
+        None => json_to_python(py, &json),
+        Some(_) => to_python(py, Payload::of_item(json, buffers)),
+    }
+}
+
+/// Converts a Python object to JSON alone, without buffers. Arrays become lists.
 ///
 /// # Errors
 /// The exception of the [purpose](Purpose), with the Python type that has no JSON form, and its path in the value.
@@ -159,8 +223,15 @@ pub(crate) fn name_read_error<'py>(
     })
 }
 
-/// Returns the content of a `bytes`, `bytearray` or `memoryview`, and `None` for other objects. `bytes` are not copied.
+/// Returns the content of a `bytes`, `bytearray` or `memoryview`, and `None` for other objects and for encoded values, which have
+/// metadata. `bytes` are not copied.
 pub(crate) fn raw_bytes(value: &Bound<'_, PyAny>) -> PyResult<Option<Bytes>> {
+    if let Ok(bytes) = value.cast::<PyBytes>()
+        && !bytes.is_exact_instance_of::<PyBytes>()
+        && bytes.hasattr(intern!(value.py(), "__snakepit_format__"))?
+    {
+        return Ok(None);
+    }
     if let Ok(bytes) = value.extract::<PyBackedBytes>() {
         return Ok(Some(Bytes::from_owner(bytes)));
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import enum
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
@@ -85,7 +84,7 @@ ACCEPTED: list[tuple[Any, ...]] = [
     (bytes, b"x", b"x"),
     (bytes, "eA==", b"x", b"x"),
     (bytearray, b"x", bytearray(b"x")),
-    (list[bytes], ["eA=="], [b"x"]),
+    (list[bytes], ["eA=="], [b"x"], [b"x"]),
     (list, [1, "a"], [1, "a"]),
     (list[int], [1, 2.0], [1, 2], [1, 2]),
     (list[float], [1, 2.5], [1.0, 2.5], [1.0, 2.5]),
@@ -298,7 +297,7 @@ def test_results_that_contradict_their_hint(case: tuple[Any, Any, dict[str, str]
         (Mapping[str, int], OrderedDict(a=1), {"a": 1}),
         (float, 5, 5.0),
         (int, 5.0, 5),
-        (list[bytes], [bytearray(b"x")], [base64.b64encode(b"x").decode()]),
+        (list[bytes], [bytearray(b"x")], [bytearray(b"x")]),
     ],
 )
 def test_results_of_related_types_are_valid(hint: Any, value: Any, expected: Any) -> None:

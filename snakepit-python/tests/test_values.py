@@ -65,7 +65,7 @@ def test_subclasses_and_similar_types_arrive_as_plain_types() -> None:
     assert round_trip(memoryview(b"abcd")[::2]) == b"ac"
     assert round_trip({1: "a", None: "b", 2.5: "c"}) == {"1": "a", "null": "b", "2.5": "c"}
     assert round_trip(np.float32(0.5)) == 0.5
-    assert round_trip({"n": np.int64(3), "row": np.arange(3)}) == {"n": 3, "row": [0, 1, 2]}
+    assert round_trip({"n": np.int64(3), "texts": np.array(["a", "b"])}) == {"n": 3, "texts": ["a", "b"]}
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,10 @@ def test_arrays_keep_shape_values_and_type(array: Any) -> None:
 
 
 def test_other_types_are_rejected_with_their_path() -> None:
-    with pytest.raises(TypeError, match=r"the value\['a'\]\[2\] is a `set`"):
-        _native.encode({"a": [1, 2, {3}]}, "the value")
+    with pytest.raises(
+        TypeError, match=r"the value\['a'\]\[2\] is a `complex`, which has no wire form; return a str, .*"
+    ):
+        _native.encode({"a": [1, 2, 3j]}, "the value")
     with pytest.raises(TypeError, match="object"):
         _native.encode(np.array([object()]), "the value")
     loop: list[Any] = []
@@ -133,7 +135,7 @@ class _Unconvertible(np.ndarray):
 )
 def test_every_conversion_error_names_the_value(value: Any, where: str) -> None:
     convert: Any
-    for convert in (_native.encode, _native.to_json):
+    for convert in (_native.encode, _native.to_program):
         with pytest.raises((TypeError, ValueError), match=re.escape(f"the result of tool `x`{where}")):
             convert(value, "the result of tool `x`")
     with pytest.raises(InvalidArgumentError, match=re.escape(f"argument `a`{where}")) as caught:
@@ -147,13 +149,13 @@ def test_the_exception_and_its_advice_depend_on_the_purpose_of_the_value() -> No
     with pytest.raises(InvalidArgumentError, match="contains itself; pass a flatter structure"):
         _native.encode(loop, "argument `a`", is_argument=True)
     with pytest.raises(InvalidArgumentError, match="contains itself; store a flatter structure"):
-        _native.to_json(loop, "program `p`")
+        _native.to_program(loop, "program `p`")
     with pytest.raises(ValueError, match="contains itself; return a flatter structure") as result:
         _native.encode(loop, "the result")
     assert type(result.value) is ValueError
     for kind in (InvalidTypeError, InvalidArgumentError, TypeError, ValueError):
-        with pytest.raises(kind, match="pass it alone, or as base64 text"):
-            _native.encode([b"x"], "argument `a`", is_argument=True)
+        with pytest.raises(kind, match="has no wire form; pass a str"):
+            _native.encode([object()], "argument `a`", is_argument=True)
     # The original exception shows where the conversion failed.
     with pytest.raises(InvalidArgumentError) as wrapped:
         _native.encode(np.zeros(2).view(_Unconvertible), "argument `a`", is_argument=True)
@@ -162,17 +164,17 @@ def test_the_exception_and_its_advice_depend_on_the_purpose_of_the_value() -> No
 
 def test_an_interruption_is_not_wrapped_in_an_error() -> None:
     class Interrupted(np.ndarray):
-        def tolist(self) -> Any:
+        def astype(self, *_: object, **__: object) -> Any:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _native.to_json([np.zeros(2).view(Interrupted)], "the value")
+        _native.to_program([np.zeros(2).view(Interrupted)], "the value")
 
 
 @pytest.mark.parametrize("json", [b"", b"{", b"nul", b"[1,]", b"\xff", b"1 2", b"[" * 100_000])
 def test_malformed_json_is_a_value_error(json: bytes) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        _native.from_json(json)
+        _native.from_program(json, "application/json")
 
 
 def test_a_buffer_marked_as_list_is_a_list() -> None:
@@ -257,11 +259,6 @@ def test_values_that_would_change_are_rejected_with_a_fix_that_works(wrap: Any) 
         round_trip(wrap(fixed))
     with pytest.raises(TypeError, match=r"the value is a `numpy\.datetime64`"):
         _native.encode(dates[0], "the value")
-    with pytest.raises(TypeError, match="return it alone, or as base64 text"):
-        _native.encode([b"x"], "the value")
-    assert round_trip(b"x") == b"x"
-    with pytest.raises(TypeError, match=r"list\(\)"):
-        _native.encode({1}, "the value")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +300,7 @@ def test_nested_nan_and_infinities_stay_floats_and_text_stays_text() -> None:
         assert {key: back[key] for key in more} == more
     # Other readers see the strings that the protocol defines.
     assert json.loads(_native.encode([math.nan, -math.inf], "x")[1]) == ["NaN", "-Infinity"]
-    assert math.isnan(_native.from_json(_native.to_json(math.nan, "x")))
+    assert math.isnan(_native.from_program(*_native.to_program(math.nan, "x")))
     assert _native.encode(math.nan, "x")[:2] == ("float", b'"NaN"')
     # In a value that holds only numbers, the plain name is a number, too.
     assert math.isnan(_native.decode("embedding", b'[1.5, "NaN"]')[1])

@@ -24,7 +24,7 @@ use crate::{HostError, ToolError, ToolFailure};
 /// | numbers, `bool`, `char`, strings, `()`, `serde_json::Value` | the value |
 /// | `Option<T>`, `Vec<T>`, arrays, maps, sets, tuples, `Arc<T>` of `T: Serialize` | the value |
 /// | [`Payload`], `Option<Payload>`, and a `Result` of them | the payload, including a buffer; `None` is null |
-/// | a value that contains a [`Payload`], such as a `Vec<Payload>` | the value. A payload with a buffer in it is an error |
+/// | a value that contains a [`Payload`] or bytes, such as a `Vec<Payload>` | the value, including all buffers |
 ///
 /// NaN and infinities arrive as numbers. An answer that is nested deeper than 127 levels is an error.
 ///
@@ -237,9 +237,9 @@ mod tests {
         let labelled = Json(Labelled { label: "x", value: number() });
         assert_eq!(read(labelled.into_answer()), json!({"label": "x", "value": 1.5}));
 
-        let failure = vec![Payload::embedding(&[1.0_f32])].into_answer().unwrap_err();
-        assert_eq!(failure.error_type, "PayloadError");
-        assert!(failure.message.contains("with a raw buffer cannot be a part of another value"), "{failure}");
+        let arrays = vec![Payload::embedding(&[1.0_f32])].into_answer().unwrap();
+        let [array] = arrays.to_serde::<[Payload; 1]>().unwrap();
+        assert_eq!(*array.items::<f32>().unwrap(), [1.0]);
     }
 
     #[test]

@@ -14,7 +14,6 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use futures_util::{FutureExt, StreamExt};
 use serde::de::DeserializeOwned;
-use snakepit_session::Payload;
 use tracing::{Instrument, Span};
 
 pub use self::{
@@ -275,7 +274,7 @@ fn reply<R: IntoAnswer + 'static>(
         let value = answer.map_err(|failure| tool_failed(&tool, failure))?;
         Ok(match mode {
             CallMode::Unary => ToolReply::value(value),
-            CallMode::Streaming => ToolReply::stream(single_chunk(chunk(&tool, &value)?)),
+            CallMode::Streaming => ToolReply::stream(single_chunk(Chunk::of(value))),
         })
     }
     .boxed()
@@ -288,21 +287,11 @@ fn stream_reply<R: IntoAnswer + 'static>(
 ) -> ToolReply {
     let items = Guarded::new(Box::pin(items.map(R::into_answer)));
     let chunks = items.map(move |item| match item {
-        Ok(Ok(value)) => chunk(&tool, &value),
+        Ok(Ok(value)) => Ok(Chunk::of(value)),
         Ok(Err(failure)) => Err(tool_failed(&tool, failure)),
         Err(message) => Err(panic_failure(&tool, &message)),
     });
     ToolReply::stream(Box::pin(chunks))
-}
-
-/// Converts an item of a stream to a chunk, which carries only JSON.
-fn chunk(tool: &str, value: &Payload) -> Result<Chunk, ToolError> {
-    if value.binary().is_some() {
-        let message = "a stream item is a payload with a buffer, which streams do not support; return it from a tool \
-                       that does not stream";
-        return Err(failure(tool, "PayloadError", message.to_owned()));
-    }
-    Ok(Chunk { data: value.json_part(), metadata: std::collections::BTreeMap::new() })
 }
 
 fn single_chunk(chunk: Chunk) -> ChunkStream {

@@ -9,12 +9,35 @@ use snakepit_session::Payload;
 use crate::ToolError;
 
 /// An item of a streamed reply.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chunk {
-    /// The yielded value as JSON.
+    /// The yielded value as JSON. [`into_value`](Self::into_value) converts it to a payload.
     pub data: Bytes,
     /// Key-value pairs that the tool attached to this item.
     pub metadata: BTreeMap<String, String>,
+    /// The buffers of a value that is or contains bytes or arrays. The JSON then refers to them.
+    pub binary: Option<Bytes>,
+}
+
+impl Chunk {
+    /// Creates an item from a value, without metadata.
+    #[must_use]
+    pub fn of(value: Payload) -> Self {
+        let (data, binary) = value.into_item();
+        Self { data, binary, metadata: BTreeMap::new() }
+    }
+
+    /// The value of the item.
+    #[must_use]
+    pub fn into_value(self) -> Payload {
+        Payload::of_item(self.data, self.binary)
+    }
+
+    /// The size of the value in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.data.len() + self.binary.as_ref().map_or(0, Bytes::len)
+    }
 }
 
 /// The items of a streamed reply. An error is the last item.

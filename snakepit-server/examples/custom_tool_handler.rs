@@ -33,8 +33,7 @@ impl ToolHandler for Lines {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let Filter { word } = call.parse_arguments()?;
         let lines = self.text.lines().filter(move |line| line.contains(&word));
-        let chunks = lines
-            .map(|line| Ok(Chunk { data: json!(line).to_string().into(), metadata: Default::default() }));
+        let chunks = lines.map(|line| Ok(Chunk { data: json!(line).to_string().into(), ..Chunk::default() }));
         Ok(ToolReply::stream(Box::pin(stream::iter(chunks))))
     }
 }

@@ -10,6 +10,7 @@ mod initialize_session;
 mod listing;
 mod multiplex;
 mod open_ended;
+mod plain;
 mod programs;
 mod registration;
 mod request;

@@ -38,7 +38,7 @@ impl ToolHandler for GatedHandler {
         if call.mode == snakepit_server::CallMode::Unary {
             return Ok(ToolReply::value(payload));
         }
-        let chunk = snakepit_server::Chunk { data: "1".into(), metadata: Default::default() };
+        let chunk = snakepit_server::Chunk { data: "1".into(), ..snakepit_server::Chunk::default() };
         // The stream stays open.
         Ok(ToolReply::stream(stream::iter([Ok(chunk)]).chain(stream::pending()).boxed()))
     }

@@ -14,7 +14,9 @@ mod error;
 mod items;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+pub(crate) mod nested;
 mod read;
+mod root;
 mod serde_form;
 mod specials;
 pub(crate) mod whole;
@@ -104,8 +106,9 @@ impl FromStr for ValueType {
 /// [`to_serde`](Self::to_serde) reads any value. [`shape`](Self::shape), [`dtype`](Self::dtype) and [`items`](Self::items)
 /// read the buffer of an array in place.
 ///
-/// As a part of another value, such as a `Vec<Payload>`, it serializes to the JSON of its value. JSON cannot represent a raw
-/// buffer, so such a payload is an error there. Binary formats, such as the MessagePack of stored sessions, keep all parts.
+/// As a part of another value, such as a `Vec<Payload>`, it serializes to its value, and a raw buffer stays one. Other
+/// serializers of JSON, such as `serde_json`, write a buffer as base64. Binary formats, such as the MessagePack of stored
+/// sessions, keep all parts.
 ///
 /// ```
 /// use snakepit_session::{Payload, ValueType};
@@ -151,6 +154,14 @@ impl Payload {
     /// # Errors
     /// [`PayloadError::Mismatch`] if values of the type have no buffer.
     pub fn declared_buffer(ty: ValueType, metadata: Bytes, buffer: Bytes) -> Result<Self, PayloadError> {
+        if let Some(json) = nested::value_in(&metadata) {
+            let is_nested = matches!(ty, ValueType::List | ValueType::Map) && matches_type(ty, json);
+            return if is_nested {
+                Ok(Self::from_buffer(ty, metadata, buffer))
+            } else {
+                Err(mismatch(ty, json))
+            };
+        }
         match ty {
             ValueType::Bytes | ValueType::Embedding | ValueType::Tensor | ValueType::Map => {
                 Ok(Self::from_buffer(ty, metadata, buffer))
@@ -218,13 +229,19 @@ impl Payload {
 
     /// Serializes a Rust value. The JSON determines the type. NaN and infinities at any depth become strings of the protocol.
     ///
+    /// Bytes and arrays at any depth stay raw buffers: [`Bytes`], other types that serialize as bytes, such as those of
+    /// `serde_bytes`, and payloads of bytes and arrays. A `Vec<u8>` is a list of numbers.
+    ///
     /// # Errors
     /// [`PayloadError::Serialize`] if serde fails, for example for a map whose keys are not strings, or if the value is nested
     /// deeper than 127 levels.
     pub fn try_from_serde<T: Serialize + ?Sized>(value: &T) -> Result<Self, PayloadError> {
-        let json = write::to_json(value)
+        let (json, buffers) = write::to_json(value)
             .map_err(|error| PayloadError::Serialize { source: SharedError::new(error) })?;
-        Ok(Self::of_json(json.into()))
+        Ok(match buffers {
+            Some(buffers) => Self::nested(&json, buffers.into()),
+            None => Self::of_json(json.into()),
+        })
     }
 
     /// Wraps JSON from serde, without surrounding white space. The JSON determines the type, even for NaN and infinities.
@@ -250,6 +267,8 @@ impl Payload {
     /// - The buffer of a tensor or embedding reads as nested lists of numbers, and that of bytes as a `Vec<u8>`.
     /// - NaN and infinities, which are strings in JSON, read as `f64`, also within lists and maps.
     /// - A tensor of the form `{"shape": .., "data": ..}` stays a map.
+    /// - Bytes and arrays inside of the value read in the same way, as [`Bytes`] or as a [`Payload`] with
+    ///   [`items`](Self::items).
     ///
     /// # Errors
     /// [`PayloadError::Deserialize`] if the value is malformed or does not match `T`.

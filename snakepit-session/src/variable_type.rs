@@ -32,7 +32,7 @@ const MAX_CONSTRAINTS_BYTES: usize = 64 * 1024;
 /// | `module` | `allowed_modules` |
 /// | `embedding` | `dimensions` |
 /// | `tensor` | `shape` |
-/// | `boolean`, `map`, `list` | none |
+/// | `boolean`, `map`, `list`, `bytes` | none |
 pub struct VariableType {
     kind: ValueType,
     /// The JSON of the constraints as the caller passed it.
@@ -68,6 +68,7 @@ enum Rules {
     },
     Map,
     List,
+    Bytes,
 }
 
 impl VariableType {
@@ -84,7 +85,7 @@ impl VariableType {
     /// # Errors
     /// [`SessionError::InvalidType`] with the names of these types.
     pub fn parse_kind(name: &str) -> Result<ValueType, SessionError> {
-        let kind = name.parse().ok().filter(|kind| !matches!(kind, ValueType::Null | ValueType::Bytes));
+        let kind = name.parse().ok().filter(|kind| *kind != ValueType::Null);
         kind.ok_or_else(|| SessionError::InvalidType {
             kind: name.to_owned(),
             problem: format!("variables are {KINDS}"),
@@ -94,7 +95,7 @@ impl VariableType {
     /// Creates a type with constraints, which are a JSON object or empty.
     ///
     /// # Errors
-    /// [`SessionError::InvalidType`] for a type that variables do not support (`null`, `bytes`), and for constraints that are
+    /// [`SessionError::InvalidType`] for a type that variables do not support (`null`), and for constraints that are
     /// malformed, unknown to the type, or contradictory.
     pub fn with_constraints(kind: ValueType, json: &str) -> Result<Arc<Self>, SessionError> {
         let parsed = Self::parse(kind, json, Pattern::new);
@@ -147,9 +148,8 @@ impl VariableType {
             ValueType::Tensor => Rules::Tensor { shape: keys.counts("shape")? },
             ValueType::Map => Rules::Map,
             ValueType::List => Rules::List,
-            ValueType::Null | ValueType::Bytes => {
-                return Err(format!("variables are {KINDS}"));
-            }
+            ValueType::Bytes => Rules::Bytes,
+            ValueType::Null => return Err(format!("variables are {KINDS}")),
         };
         keys.reject_unknown(rules.keys())?;
         Ok(Self { kind, json: json.into(), rules })
@@ -190,7 +190,7 @@ impl VariableType {
 }
 
 /// The types that variables support.
-const KINDS: &str = "float, integer, string, boolean, choice, module, embedding, tensor, map or list";
+const KINDS: &str = "float, integer, string, boolean, choice, module, embedding, tensor, map, list or bytes";
 
 /// The maximum size in bytes of values that are validated under a lock.
 const MAX_CHEAP_BYTES: usize = 64 * 1024;
@@ -278,7 +278,7 @@ impl Rules {
             Self::OneOf(_) => &["choices", "allowed_modules"],
             Self::Embedding { .. } => &["dimensions"],
             Self::Tensor { .. } => &["shape"],
-            Self::Boolean | Self::Map | Self::List => &[],
+            Self::Boolean | Self::Map | Self::List | Self::Bytes => &[],
         }
     }
 }
@@ -402,10 +402,10 @@ mod tests {
     #[test]
     fn an_unknown_type_is_rejected_with_the_types_that_variables_support() {
         assert_eq!(VariableType::parse_kind("module").unwrap(), ValueType::Module);
-        for name in ["decimal", "null", "bytes", ""] {
+        for name in ["decimal", "null", ""] {
             let problem = VariableType::parse_kind(name).unwrap_err().to_string();
             assert_eq!(problem, format!("invalid type `{name}` of a variable: variables are {KINDS}"));
-            assert!(!KINDS.contains("null") && !KINDS.contains("bytes"));
+            assert!(!KINDS.contains("null"));
         }
         for kind in KINDS.replace(" or ", ", ").split(", ") {
             assert!(VariableType::parse_kind(kind).is_ok(), "{kind}");
@@ -438,7 +438,6 @@ mod tests {
             (ValueType::Embedding, "[1]", "not a JSON object"),
             (ValueType::Embedding, "{", "not valid JSON"),
             (ValueType::Null, "", "variables are float"),
-            (ValueType::Bytes, "", "variables are float"),
         ] {
             let problem = problem(kind, json);
             assert!(problem.contains(expected), "{kind} {json}: {problem}");

@@ -212,12 +212,12 @@ def check_other_arguments(context: SessionContext) -> None:
     assert context.set_variable("n", 1, expected_version=np.int64(0)) == 1  # type: ignore[arg-type]
     assert len(context.variable_history("n", np.int64(1))) == 1  # type: ignore[arg-type]
     assert context.get_variables({"n": None}) == {"n": 1}
-    assert "program 'p' is a `set`" in error_message(InvalidTypeError, lambda: context.programs.put("p", {1}))
-    assert "program 'p'['a']" in error_message(InvalidTypeError, lambda: context.programs.put("p", {"a": {1}}))
-    assert "argument `a` of host tool" in error_message(InvalidTypeError, lambda: context.call_host_tool("tool", a={1}))
-    assert "variable `n` is a `set`" in error_message(InvalidTypeError, lambda: context.set_variables({"n": {1}}))
+    assert "program 'p' is a `complex`" in error_message(InvalidTypeError, lambda: context.programs.put("p", 1j))
+    assert "program 'p'['a']" in error_message(InvalidTypeError, lambda: context.programs.put("p", {"a": 1j}))
+    assert "argument `a` of host tool" in error_message(InvalidTypeError, lambda: context.call_host_tool("tool", a=1j))
+    assert "variable `n` is a `complex`" in error_message(InvalidTypeError, lambda: context.set_variables({"n": 1j}))
     assert "constraints of variable `x`['enum']" in error_message(
-        InvalidTypeError, lambda: context.register_variable("x", "string", "a", {"enum": {1}})
+        InvalidTypeError, lambda: context.register_variable("x", "string", "a", {"enum": 1j})
     )
     assert 5 not in context
     assert "" not in context

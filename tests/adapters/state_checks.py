@@ -118,9 +118,9 @@ def check_errors(context: SessionContext) -> None:
     )
     assert "decimal" in error_message(InvalidArgumentError, lambda: context.register_variable("x", "decimal", 2))
     assert "name" in error_message(InvalidArgumentError, lambda: context.register_variable("a*", None, 2))
-    assert "bytes" in error_message(InvalidArgumentError, lambda: context.register_variable("x", None, b"x"))
-    assert "variable `x` is a `set`" in error_message(
-        InvalidTypeError, lambda: context.register_variable("x", None, {1})
+    assert "null" in error_message(InvalidArgumentError, lambda: context.register_variable("x", None, None))
+    assert "variable `x` is a `complex`" in error_message(
+        InvalidTypeError, lambda: context.register_variable("x", None, 1j)
     )
     assert "x" not in context
 

@@ -54,7 +54,11 @@ with Client(address) as client:
     assert "in lookup" in cause.traceback
     assert "in shelf" in error.traceback
     text = shown(error)
-    assert text.index("in lookup") < text.index("raise failure from error") < text.rindex("quotas.UnknownItemError: no milk")
+    assert (
+        text.index("in lookup")
+        < text.index("raise failure from error")
+        < text.rindex("quotas.UnknownItemError: no milk")
+    )
     again = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert isinstance(again.__cause__, KeyError)
     assert again.__notes__ == error.__notes__

@@ -41,15 +41,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.demo { demo_environment() } else { environment() }.map(drop)
 }
 
-/// Returns the environment with the extra `demo` installed.
+/// Returns the environment with the extras `demo` and `packages` installed.
 pub(crate) fn demo_environment() -> Result<Environment> {
     let environment = environment()?;
     let pyproject = root().join("snakepit-python/pyproject.toml");
     let version = output(program(&environment.python).arg("--version"))?;
     run_if_changed(&root().join(".venv"), "demo-packages", &[&version], &[&pyproject], || {
-        step("install the Python packages of the demo (scikit-learn)", || {
-            install(&environment, &dependencies(&environment, &pyproject, "demo")?)
-        })
+        step(
+            "install the Python packages of the demo and of tables and images (scikit-learn, pandas, ..)",
+            || {
+                let mut requirements = dependencies(&environment, &pyproject, "demo")?;
+                requirements.extend(dependencies(&environment, &pyproject, "packages")?);
+                install(&environment, &requirements)
+            },
+        )
     })?;
     Ok(environment)
 }

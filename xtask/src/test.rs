@@ -147,13 +147,14 @@ fn lists_a_test(list: &str) -> bool {
     list.lines().any(|line| line.ends_with(": test"))
 }
 
-/// Runs the demo, and the tests that need scikit-learn. This step installs it, so in a fresh
-/// `.venv` all other tests run without it.
+/// Runs the demo, and the tests that need scikit-learn, or cover more with tables and images. This step installs these packages, so in
+/// a fresh `.venv` all other tests run without them.
 fn demo_step() -> Result<()> {
     let environment = setup::demo_environment()?;
     demo::run(demo::Args::default())?;
     rust_demo_tests(&environment, None)?;
-    pytest(&environment, &["-m", "demo"])
+    pytest(&environment, &["-m", "demo"])?;
+    pytest(&environment, &["-k", "whole_values"])
 }
 
 fn rust_demo_tests(environment: &Environment, filter: Option<&str>) -> Result<()> {

@@ -290,7 +290,7 @@ impl Caller {
 }
 
 pub(crate) fn chunk() -> Item {
-    Ok(Chunk { data: Bytes::from_static(b"1"), metadata: Default::default() })
+    Ok(Chunk { data: Bytes::from_static(b"1"), ..Chunk::default() })
 }
 
 /// The next item of a streamed reply.

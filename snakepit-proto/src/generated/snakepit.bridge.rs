@@ -680,7 +680,7 @@ pub struct ExecuteToolResponse {
 pub struct ToolChunk {
     #[prost(string, tag = "1")]
     pub chunk_id: ::prost::alloc::string::String,
-    /// JSON of the yielded value.
+    /// JSON of the yielded value. With `binary`, the JSON of a nested value.
     #[prost(bytes = "bytes", tag = "2")]
     pub data: ::prost::bytes::Bytes,
     #[prost(bool, tag = "3")]
@@ -690,6 +690,9 @@ pub struct ToolChunk {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// The buffers of a nested value. Only for readers that announce the header `snakepit-takes-buffers`. Extension.
+    #[prost(bytes = "bytes", optional, tag = "5")]
+    pub binary: ::core::option::Option<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetExposedElixirToolsRequest {
@@ -716,6 +719,12 @@ pub struct ExecuteElixirToolRequest {
     pub metadata: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
+    >,
+    /// Like ExecuteToolRequest.binary_parameters. Extension.
+    #[prost(btree_map = "string, bytes", tag = "5")]
+    pub binary_parameters: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::bytes::Bytes,
     >,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1141,6 +1150,9 @@ pub struct CallBatch {
     /// Whether the caller accepts large replies in parts, see CallPart. Set in the first message.
     #[prost(bool, tag = "5")]
     pub takes_parts: bool,
+    /// Whether the caller accepts nested values in replies, see CallValue. Set in the first message.
+    #[prost(bool, tag = "6")]
+    pub takes_buffers: bool,
 }
 /// Starts a call. Arguments, session and metadata are those of ExecuteToolRequest.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1192,6 +1204,13 @@ pub struct CallValue {
     #[prost(enumeration = "CallValueType", tag = "1")]
     pub r#type: i32,
     /// The value as JSON. With a buffer in `binary`, its metadata: shape, dtype, binary_format, type.
+    ///
+    /// A value with bytes or arrays inside of it is a nested value. Its JSON is {"binary_format":"nested","value":VALUE} without
+    /// other text before VALUE, and `binary` has the concatenated buffers. In VALUE, these maps stand for bytes and arrays:
+    ///
+    /// * {"**snakepit**":"bytes","offset":0,"length":5}
+    /// * {"**snakepit**":"tensor","dtype":"float32","shape":\[2,3\],"offset":5,"length":24}
+    ///   Callers that do not set `takes_buffers` receive plain JSON instead, with "data": BASE64 in place of offset and length.
     #[prost(bytes = "bytes", tag = "2")]
     pub json: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", optional, tag = "3")]
@@ -1226,7 +1245,7 @@ pub struct ReplyBatch {
 /// A part of a reply or chunk with more than 262144 bytes of data. Small replies pass between the parts, which avoids
 /// head-of-line blocking. Only callers that set `takes_parts` receive parts.
 ///
-/// The divided data is CallChunk.data, or CallValue.binary, or CallValue.json if the value has no binary. The last bytes, at
+/// The divided data is `binary` of a CallValue or CallChunk, or CallValue.json or CallChunk.data if it has no `binary`. The last bytes, at
 /// most 262144, follow in a later message with the reply or chunk itself. Its sent_in_parts is the number of bytes that were
 /// sent before. All parts of a call belong to the next such reply or chunk of that call. The data must not exceed 104792064
 /// bytes in total.
@@ -1246,7 +1265,7 @@ pub struct CallOpened {
     #[prost(string, tag = "2")]
     pub worker_id: ::prost::alloc::string::String,
 }
-/// Chunks of one stream. A chunk costs credit: the length of its data plus 32, and for each entry of its metadata the lengths
+/// Chunks of one stream. A chunk costs credit: the length of its data and `binary` plus 32, and for each entry of its metadata the lengths
 /// of key and value plus 16. A chunk may overdraw the credit. The next one is sent once grants have made the credit positive.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallChunks {
@@ -1257,7 +1276,7 @@ pub struct CallChunks {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallChunk {
-    /// JSON of the yielded value.
+    /// JSON of the yielded value. With `binary`, the JSON of a nested value, see CallValue.
     #[prost(bytes = "bytes", tag = "1")]
     pub data: ::prost::bytes::Bytes,
     #[prost(btree_map = "string, string", tag = "2")]
@@ -1268,6 +1287,8 @@ pub struct CallChunk {
     /// Number of bytes of the data that were sent in parts, see CallPart.
     #[prost(uint64, tag = "3")]
     pub sent_in_parts: u64,
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub binary: ::core::option::Option<::prost::bytes::Bytes>,
 }
 /// The end of a call: a value, the failure of its tool, or a status. A stream that is complete has none of them.
 #[derive(Clone, PartialEq, ::prost::Message)]

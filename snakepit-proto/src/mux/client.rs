@@ -306,7 +306,8 @@ impl CallTable {
         for mut run in chunks {
             if let Some(entry) = self.awaited_entry(run.id) {
                 for chunk in run.chunks.iter_mut().filter(|chunk| chunk.sent_in_parts > 0) {
-                    entry.complete(&mut chunk.data, &mut chunk.sent_in_parts)?;
+                    let data = chunk.binary.as_mut().unwrap_or(&mut chunk.data);
+                    entry.complete(data, &mut chunk.sent_in_parts)?;
                 }
                 if entry.chunks.is_empty() {
                     entry.chunks = run.chunks;
@@ -392,6 +393,7 @@ impl CallTable {
             cancels: cancels.extract_if(.., |id| *id >= first_unsent).collect(),
             recalls: recalls.extract_if(.., |id| *id >= first_unsent).collect(),
             takes_parts: false,
+            takes_buffers: false,
         };
         Some(std::mem::replace(&mut self.outbox, next))
     }
@@ -427,7 +429,7 @@ impl CallEntry {
 impl SharedCalls {
     /// Creates a table without calls.
     fn new() -> Self {
-        let outbox = CallBatch { takes_parts: true, ..CallBatch::default() };
+        let outbox = CallBatch { takes_parts: true, takes_buffers: true, ..CallBatch::default() };
         Self(Mutex::new(CallTable { outbox, ..CallTable::default() }))
     }
 

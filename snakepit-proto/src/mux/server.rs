@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use bytes::Bytes;
 use futures_core::Stream;
 use tonic::{Status, Streaming};
 
@@ -19,12 +20,15 @@ pub use self::call_loop::CallLoop;
 use self::{
     batch_packer::BatchPacker,
     inbound::Inbound,
-    large_items::{LargeItems, data_len},
+    large_items::{LargeItems, chunk_data_len, data_len},
 };
 use super::{
     BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, PART_BYTES, chunk_cost, reply_size, reply_too_large,
 };
-use crate::pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, ReplyBatch};
+use crate::{
+    pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, CallValue, ReplyBatch},
+    value::inline_nested,
+};
 
 /// The limit of the outbox, in bytes, for backpressure. Above it, the callee reads no more calls until the caller has read some
 /// replies. Items in parts do not block others, so one item of the maximum size may wait in addition.
@@ -54,6 +58,8 @@ struct Outbox {
     bytes: usize,
     /// The items of the batch that are sent in parts.
     large: LargeItems,
+    /// Whether the caller accepts nested values.
+    takes_buffers: bool,
     /// The sending task, while the outbox is empty.
     sender_waker: Option<Waker>,
     /// The task of the [`CallLoop`], woken by messages, and when the outbox has capacity again, is ended or closed.
@@ -94,7 +100,7 @@ impl Replies {
         self.put(|outbox| {
             outbox.bytes += bytes;
             if bytes > PART_BYTES {
-                chunks.iter().for_each(|chunk| outbox.large.count_item(chunk.data.len()));
+                chunks.iter().for_each(|chunk| outbox.large.count_item(chunk_data_len(chunk)));
             }
             match outbox.batch.chunks.last_mut() {
                 Some(run) if run.id == id => {
@@ -115,6 +121,11 @@ impl Replies {
     /// its waker if the task waits. Until the caller wakes it, the reply may not leave.
     #[must_use = "the reply leaves only after the task was woken"]
     pub fn queue_reply(&self, mut reply: CallReply) -> Option<Waker> {
+        if let Some(CallValue { json, binary, .. }) =
+            reply.value.as_mut().filter(|value| value.binary.is_some())
+        {
+            self.inline(json, binary);
+        }
         let bytes = limit_size(&mut reply);
         self.queue(|outbox| {
             outbox.bytes += bytes;
@@ -137,6 +148,22 @@ impl Replies {
     pub fn enable_parts(&self) {
         let mut outbox = self.lock();
         outbox.large.is_enabled |= outbox.bytes == 0;
+    }
+
+    /// Sends nested values with their buffers. The caller requests it in its first message.
+    pub fn enable_buffers(&self) {
+        self.lock().takes_buffers = true;
+    }
+
+    /// Converts a nested value to plain JSON, unless the caller accepts nested values.
+    pub fn inline(&self, json: &mut Bytes, binary: &mut Option<Bytes>) {
+        let Some(buffers) = binary else { return };
+        if self.lock().takes_buffers {
+            return;
+        }
+        if let Some(inlined) = inline_nested(json, buffers) {
+            (*json, *binary) = (inlined.into(), None);
+        }
     }
 
     /// Ready while the outbox is below its limit. Producers of chunks should wait for this.

@@ -33,7 +33,7 @@ pub use self::{
     request::{check_size, request_to_wire},
     spec::{spec_from_registration, spec_from_wire, spec_to_registration, spec_to_wire},
     value::{
-        WireError, inline_size, payload_from_wire, payload_to_wire, payload_to_wire_inline, value_from_wire,
-        value_to_wire,
+        WireError, inline_any, inline_size, payload_from_wire, payload_to_wire, payload_to_wire_inline,
+        value_from_wire, value_to_wire, without_buffers,
     },
 };

@@ -7,11 +7,16 @@ use snakepit_registry::{CallMode, ToolCall, ToolError};
 use snakepit_session::SessionId;
 use tonic::{Request, metadata::MetadataValue};
 
-use crate::payload_to_wire;
+use crate::{payload_to_wire, without_buffers};
 
-/// Converts a call to the request of a unary or streaming RPC. `time_left` is the time until its deadline.
+/// Converts a call to the request of a unary or streaming RPC. `time_left` is the time until its deadline. Nested arguments become
+/// plain JSON unless the receiver `takes_buffers`. The answer may always be nested.
 #[must_use]
-pub fn request_to_wire(call: ToolCall, time_left: Option<Duration>) -> Request<pb::ExecuteToolRequest> {
+pub fn request_to_wire(
+    call: ToolCall,
+    time_left: Option<Duration>,
+    takes_buffers: bool,
+) -> Request<pb::ExecuteToolRequest> {
     let at_most_once = call.is_at_most_once();
     let ToolCall { id, tool, session, arguments, metadata, mode, idempotent, trace, .. } = call;
     let mut message = pb::ExecuteToolRequest {
@@ -22,6 +27,7 @@ pub fn request_to_wire(call: ToolCall, time_left: Option<Duration>) -> Request<p
         ..pb::ExecuteToolRequest::default()
     };
     for (name, payload) in arguments {
+        let payload = if takes_buffers { payload } else { without_buffers(payload) };
         let (any, buffer) = payload_to_wire(payload);
         if let Some(buffer) = buffer {
             message.binary_parameters.insert(name.clone(), buffer);
@@ -30,6 +36,7 @@ pub fn request_to_wire(call: ToolCall, time_left: Option<Duration>) -> Request<p
     }
     let mut request = Request::new(message);
     request.metadata_mut().insert(headers::CALL_ID, MetadataValue::from(id.as_u64()));
+    request.metadata_mut().insert(headers::TAKES_BUFFERS, MetadataValue::from_static("true"));
     if idempotent {
         request.metadata_mut().insert(headers::IDEMPOTENT, MetadataValue::from_static("true"));
     }
@@ -88,9 +95,9 @@ mod tests {
         call.arguments.insert("small".to_owned(), Payload::bytes(Bytes::from(vec![7; 10])));
         call.arguments
             .insert("large".to_owned(), Payload::bytes(Bytes::from(vec![7; MAX_MESSAGE_BYTES - 1000])));
-        check_size(request_to_wire(call.clone(), None).get_ref()).unwrap();
+        check_size(request_to_wire(call.clone(), None, true).get_ref()).unwrap();
         call.arguments.insert("large".to_owned(), Payload::bytes(Bytes::from(vec![7; MAX_MESSAGE_BYTES])));
-        let rejected = check_size(request_to_wire(call, None).get_ref()).unwrap_err();
+        let rejected = check_size(request_to_wire(call, None, true).get_ref()).unwrap_err();
         assert!(
             matches!(&rejected, ToolError::InvalidArguments { violations, .. } if violations[0].field == "large")
         );
@@ -100,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_timeout_above_the_maximum_of_the_header_is_clamped() {
-        let request = request_to_wire(ToolCall::new("echo"), Some(2 * headers::MAX_TIMEOUT));
+        let request = request_to_wire(ToolCall::new("echo"), Some(2 * headers::MAX_TIMEOUT), true);
         let sent = request.metadata().get(headers::GRPC_TIMEOUT).unwrap().to_str().unwrap();
         assert_eq!(headers::parse_timeout(sent), Some(headers::MAX_TIMEOUT));
     }

@@ -43,6 +43,25 @@ pub fn payload_to_wire_inline(payload: Payload) -> pb::Any {
     value::encode_inline(typed(payload))
 }
 
+/// Converts a nested value to plain JSON, for a reader that does not know nested values. Returns other values unchanged.
+#[must_use]
+pub fn without_buffers(payload: Payload) -> Payload {
+    match payload.binary().and_then(|buffers| value::inline_nested(payload.json(), buffers)) {
+        Some(json) => Payload::from_json(payload.ty(), json.into()),
+        None => payload,
+    }
+}
+
+/// Converts a nested value in a message to plain JSON, for a reader that does not know nested values.
+pub fn inline_any(any: &mut pb::Any, buffers: &mut Bytes) {
+    if let Some(base) = any.type_url.strip_suffix(".binary")
+        && let Some(json) = value::inline_nested(&any.value, buffers)
+    {
+        *any = pb::Any { type_url: base.to_owned(), value: json.into() };
+        buffers.clear();
+    }
+}
+
 /// Estimates the size of the result of [`payload_to_wire_inline`] in bytes. Does not count the names of its type and of its
 /// parts.
 #[must_use]
@@ -131,6 +150,7 @@ mod tests {
             Payload::bytes(vec![0; 1000].into()),
             Payload::embedding(&numbers),
             Payload::tensor(&[10, 100], &numbers).unwrap(),
+            Payload::try_from_serde(&[Payload::embedding(&numbers)]).unwrap(),
         ] {
             let (estimate, actual) = (inline_size(&value), payload_to_wire_inline(value).value.len());
             assert!(estimate.abs_diff(actual) < 64, "{estimate} instead of {actual}");

@@ -42,6 +42,32 @@ from snakepit_bridge.session_context import SessionContext
 from snakepit_bridge.tasks import worker_task
 from snakepit_bridge.variables import VariableType
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from snakepit_bridge._converters import Converter, converter
+    from snakepit_bridge._encoded import Encoded
+    from snakepit_bridge._markers import unserializable_markers
+
+#: The modules of names that are imported on first use, because most workers need none of them.
+_LAZY = {
+    "Converter": "_converters",
+    "Encoded": "_encoded",
+    "converter": "_converters",
+    "unserializable_markers": "_markers",
+}
+
+
+def __getattr__(name: str) -> object:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
 __all__ = [
     "AccessDeniedError",
     "AlreadyExistsError",
@@ -51,8 +77,10 @@ __all__ = [
     "CallCancelledError",
     "ClientClosedError",
     "ConnectTimeoutError",
+    "Converter",
     "DeadlineExceededError",
     "DeadlockError",
+    "Encoded",
     "GlobalPrograms",
     "HostToolError",
     "HostUnavailableError",
@@ -81,8 +109,10 @@ __all__ = [
     "WorkerInfo",
     "WorkerLostError",
     "__version__",
+    "converter",
     "current_context",
     "tool",
+    "unserializable_markers",
     "worker_info",
     "worker_task",
 ]

@@ -36,8 +36,8 @@ __all__ = [
     "__version__",
     "decode",
     "encode",
-    "from_json",
-    "to_json",
+    "from_program",
+    "to_program",
 ]
 
 @final
@@ -355,7 +355,7 @@ class LocalRunner:
         tool: str,
         arguments: Mapping[str, Any],
         session_id: str,
-        receive: Callable[[bytes, dict[str, str]], object],
+        receive: Callable[[Any, dict[str, str]], object],
     ) -> None: ...
 
 @final
@@ -392,7 +392,7 @@ class LocalSession:
     def end(self) -> None: ...
     def variables(self, call: Call) -> LocalVariables: ...
 
-def to_json(value: Any, description: str) -> bytes: ...
-def from_json(json: bytes) -> Any: ...
+def to_program(value: Any, description: str) -> tuple[bytes, str]: ...
+def from_program(data: bytes, content_type: str) -> Any: ...
 def encode(value: Any, description: str, *, is_argument: bool = False) -> tuple[str, bytes, bytes | None]: ...
 def decode(type_name: str, json: bytes, binary: bytes | None = None) -> Any: ...

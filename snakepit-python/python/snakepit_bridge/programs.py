@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-_JSON = "application/json"
 _OCTETS = "application/octet-stream"
 
 
 class Programs(MutableMapping[str, "Any"]):
     """The programs of a session, as a mutable mapping. Each operation is a request to the host.
 
-    ``bytes`` are stored unchanged. Other values are stored as JSON, and reading them returns equal objects.
+    ``bytes`` are stored unchanged. Other values are stored as JSON with buffers, and reads return equal objects.
 
     >>> context.programs["model"] = model_bytes  # doctest: +SKIP
     >>> context.programs["model"]  # doctest: +SKIP
@@ -42,7 +41,7 @@ class Programs(MutableMapping[str, "Any"]):
 
         Args:
             name: The name.
-            value: ``bytes``, or a value with a JSON form.
+            value: ``bytes``, or a value with a wire form.
             metadata: Metadata of the program.
         """
         return self._put(name, value, metadata, None)
@@ -52,7 +51,7 @@ class Programs(MutableMapping[str, "Any"]):
         if isinstance(value, bytes | bytearray | memoryview):
             data, content_type = value, _OCTETS
         else:
-            data, content_type = _native.to_json(value, f"program {name!r}"), _JSON
+            data, content_type = _native.to_program(value, f"program {name!r}")
         return self._call.put_program(
             name, data, content_type, _checked.metadata(metadata), is_global=self._is_global, ttl_seconds=ttl
         )
@@ -65,7 +64,7 @@ class Programs(MutableMapping[str, "Any"]):
             NotFoundError: The session does not exist.
         """
         data, content_type = self._call.get_program(_checked.name("name", name), self._is_global)
-        return _native.from_json(data) if content_type == _JSON else data
+        return _native.from_program(data, content_type)
 
     def cached(self, name: str, loads: Callable[[Any], _T] | None = None, /, *, limit: int = 8) -> Any:
         """Return a program as an object that this worker loads once for each version of the program.
@@ -95,7 +94,7 @@ class Programs(MutableMapping[str, "Any"]):
             # Dropped first, because both versions together may not fit into memory.
             known = None
             data, content_type, version = changed
-            value = _native.from_json(data) if content_type == _JSON else data
+            value = _native.from_program(data, content_type)
             known = (version, value if loads is None else loads(value))
         # The first entry is the least recently used one.
         cache[key] = known
@@ -136,7 +135,7 @@ class GlobalPrograms(Programs):
 
         Args:
             name: The name.
-            value: ``bytes``, or a value with a JSON form.
+            value: ``bytes``, or a value with a wire form.
             metadata: Metadata of the program.
             ttl: Seconds without use after which the host deletes the program. By default the host's setting.
         """

@@ -267,8 +267,8 @@ class ToolTester:
     def _stream_step(self, name: str, arguments: dict[str, Any], limit: int | None) -> Callable[[], list[StreamChunk]]:
         chunks: list[StreamChunk] = []
 
-        def receive(data: bytes, metadata: dict[str, str]) -> bool:
-            chunks.append(StreamChunk(_native.from_json(data), metadata=metadata))
+        def receive(data: Any, metadata: dict[str, str]) -> bool:
+            chunks.append(StreamChunk(data, metadata=metadata))
             return limit is None or len(chunks) < limit
 
         tool = self._checked_tool(name, arguments)

@@ -44,6 +44,7 @@ class VariableType:
     TENSOR = "tensor"
     MAP = "map"
     LIST = "list"
+    BYTES = "bytes"
 
 
 class SessionVariables:

@@ -321,7 +321,7 @@ impl HostCall {
         match (chunk, end) {
             (Some(chunk), _) => {
                 let description = format_args!("a chunk of tool `{}`", self.tool.bind(py));
-                value::name_read_error(value::json_to_python(py, &chunk.data), py, description)
+                value::name_read_error(value::item_to_python(py, chunk.data, chunk.binary), py, description)
             }
             (None, Some(end)) => {
                 self.convert_end(py, end, wait_mode)?;

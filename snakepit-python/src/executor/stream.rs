@@ -109,18 +109,17 @@ impl Item {
         description: fmt::Arguments<'_>,
     ) -> PyResult<Self> {
         let py = item.py();
-        let to_json = |data: Bound<'_, PyAny>| {
+        let to_chunk = |data: Bound<'_, PyAny>| {
             let data = match rule {
                 Some(rule) => rule.apply(data, description)?,
                 None => data,
             };
-            value::python_to_json(&data, Purpose::Result, description)
+            value::to_chunk(&data, Purpose::Result, description)
         };
         if !item.is_instance(chunk_type)? {
-            let data = to_json(item.clone())?;
-            return Ok(Self { chunk: Chunk { data, metadata: BTreeMap::new() }, is_final: false });
+            return Ok(Self { chunk: to_chunk(item.clone())?, is_final: false });
         }
-        let data = to_json(item.getattr(intern!(py, "data"))?)?;
+        let chunk = to_chunk(item.getattr(intern!(py, "data"))?)?;
         let mut metadata = BTreeMap::new();
         if let Ok(entries) = item.getattr(intern!(py, "metadata"))?.cast::<PyDict>() {
             for (key, entry) in entries {
@@ -134,7 +133,7 @@ impl Item {
             }
         }
         let is_final = item.getattr(intern!(py, "is_final"))?.is_truthy()?;
-        Ok(Self { chunk: Chunk { data, metadata }, is_final })
+        Ok(Self { chunk: Chunk { metadata, ..chunk }, is_final })
     }
 }
 

@@ -6,6 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use pyo3::{
     exceptions::{PyImportError, PyValueError},
+    intern,
     prelude::*,
     pybacked::PyBackedBytes,
     types::{PyByteArray, PyDict, PyList},
@@ -157,16 +158,35 @@ pub(super) fn scalar_to_plain<'py>(
 
 /// Converts a numpy array to a raw buffer.
 pub(super) fn from_python(array: &Bound<'_, PyAny>, description: fmt::Arguments<'_>) -> PyResult<Payload> {
+    match raw(array)? {
+        Ok((metadata, array)) => {
+            let buffer: PyBackedBytes = array.call_method0("tobytes")?.extract()?;
+            Ok(Payload::from_buffer(ValueType::Tensor, metadata.to_json()?, Bytes::from_owner(buffer)))
+        }
+        Err(problem) => Err(type_error(format!("{description} {problem}"))),
+    }
+}
+
+/// Returns an array whose items are contiguous, and its size in bytes.
+pub(super) fn contiguous<'py>(array: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyAny>, usize)> {
+    let py = array.py();
+    let array = numpy(py)?.call_method1(intern!(py, "ascontiguousarray"), (array,))?;
+    let length = array.getattr(intern!(py, "nbytes"))?.extract()?;
+    Ok((array, length))
+}
+
+/// Returns the metadata of a numpy array, and the array in little-endian order, or the reason why it has no raw form.
+pub(super) fn raw<'py>(array: &Bound<'py, PyAny>) -> PyResult<Result<(Metadata, Bound<'py, PyAny>), String>> {
     if let Some(problem) = conversion_problem(array)? {
-        return Err(type_error(format!("{description} {problem}")));
+        return Ok(Err(problem));
     }
     let dtype = array.getattr("dtype")?;
     let kind: String = dtype.getattr("kind")?.extract()?;
     let name: String = dtype.getattr("name")?.extract()?;
     if !NUMBER_KINDS.contains(&kind) {
         let ty = type_name(array);
-        return Err(type_error(format!(
-            "{description} is a `{ty}` of dtype `{name}`, which has no raw form; convert it to a list with tolist()"
+        return Ok(Err(format!(
+            "is a `{ty}` of dtype `{name}`, which has no raw form; convert it to a list with tolist()"
         )));
     }
     let metadata = Metadata {
@@ -180,8 +200,7 @@ pub(super) fn from_python(array: &Bound<'_, PyAny>, description: fmt::Arguments<
     let kwargs = PyDict::new(array.py());
     kwargs.set_item("copy", false)?;
     let array = array.call_method("astype", (little_endian,), Some(&kwargs))?;
-    let buffer: PyBackedBytes = array.call_method0("tobytes")?.extract()?;
-    Ok(Payload::from_buffer(ValueType::Tensor, metadata.to_json()?, Bytes::from_owner(buffer)))
+    Ok(Ok((metadata, array)))
 }
 
 /// Decodes a tensor from a message without a binary field, where it is base64 in the metadata. Returns other values

@@ -1,6 +1,6 @@
 //! Converts raw buffers to Python objects: arrays, lists of numbers, and pickles where they are enabled.
 
-use pyo3::{exceptions::PyValueError, prelude::*, types::PyBytes};
+use pyo3::{exceptions::PyValueError, intern, prelude::*, types::PyBytes};
 
 use super::{
     array::raw_to_array,
@@ -13,19 +13,24 @@ const ENV_ALLOW_PICKLE: &str = "SNAKEPIT_ALLOW_PICKLE";
 
 /// Converts a buffer to the numpy array, list or pickled object that its metadata describes.
 pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-    let Metadata { ty, shape, dtype, binary_format, container } = Metadata::parse(metadata)?;
+    read(py, &Metadata::parse(metadata)?, buffer)
+}
+
+/// Like [`to_python`], with parsed metadata.
+pub(super) fn read<'py>(py: Python<'py>, metadata: &Metadata, buffer: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let Metadata { ty, shape, dtype, binary_format, container } = metadata;
     match binary_format.as_str() {
         // `to_list` rejects buffers that do not match their shape.
         "raw"
             if container == LIST
                 && (dtype == "float64"
                     || buffer.is_empty()
-                    || !numbers::has_bounded_lists(&shape, buffer.len())) =>
+                    || !numbers::has_bounded_lists(shape, buffer.len())) =>
         {
-            numbers::to_list(py, &shape, buffer)
+            numbers::to_list(py, shape, buffer)
         }
-        "raw" if container == LIST => raw_to_array(py, &dtype, &shape, buffer)?.call_method0("tolist"),
-        "raw" => raw_to_array(py, &dtype, &shape, buffer),
+        "raw" if container == LIST => raw_to_array(py, dtype, shape, buffer)?.call_method0("tolist"),
+        "raw" => raw_to_array(py, dtype, shape, buffer),
         "pickle" if pickle_allowed(py)? => {
             py.import("pickle")?.call_method1("loads", (PyBytes::new(py, buffer),))
         }
@@ -39,9 +44,35 @@ pub(super) fn to_python<'py>(py: Python<'py>, metadata: &[u8], buffer: &[u8]) ->
     }
 }
 
-/// Returns whether the metadata describes a pickle.
-pub(super) fn is_pickle(metadata: &[u8]) -> bool {
-    Metadata::parse(metadata).is_ok_and(|metadata| metadata.binary_format == "pickle")
+/// Converts the buffer of raw bytes. Bytes that encode another object, such as a table, keep its format.
+pub(super) fn bytes_to_python<'py>(
+    py: Python<'py>,
+    metadata: &[u8],
+    buffer: &[u8],
+) -> PyResult<Bound<'py, PyAny>> {
+    /// The metadata of most bytes.
+    const PLAIN: &[u8] = br#"{"type":"bytes","binary_format":"raw"}"#;
+    if metadata == PLAIN {
+        return Ok(PyBytes::new(py, buffer).into_any());
+    }
+    match serde_json::from_slice(metadata) {
+        Ok(EncodedMetadata { binary_format: Some(format), .. }) if format == "pickle" => {
+            to_python(py, metadata, buffer)
+        }
+        Ok(EncodedMetadata { format: Some(format), class, .. }) => {
+            let encoded = py.import(intern!(py, "snakepit_bridge._encoded"))?;
+            encoded.getattr(intern!(py, "Encoded"))?.call1((PyBytes::new(py, buffer), format, class))
+        }
+        _ => Ok(PyBytes::new(py, buffer).into_any()),
+    }
+}
+
+/// The metadata of bytes that encode another object.
+#[derive(serde::Deserialize)]
+struct EncodedMetadata {
+    binary_format: Option<String>,
+    format: Option<String>,
+    class: Option<String>,
 }
 
 fn pickle_allowed(py: Python<'_>) -> PyResult<bool> {

@@ -40,7 +40,8 @@ impl Numbers {
             json.windows(marks[0].len()).any(|text| text == marks[0])
                 || json.windows(8).any(|text| text == br#"nfinity""#)
         };
-        if payload.ty() != ValueType::List || (json.len() <= BUFFER_THRESHOLD && !has_marks(json)) {
+        let is_large = payload.binary().is_some() || json.len() > BUFFER_THRESHOLD || has_marks(json);
+        if payload.ty() != ValueType::List || !is_large {
             return Ok(None);
         }
         let mut numbers = Self::default();

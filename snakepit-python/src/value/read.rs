@@ -10,7 +10,10 @@ use pyo3::{
 };
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::json::MARKED;
+use super::{
+    envelope::Buffers,
+    json::{ENVELOPE_KEY, MARKED},
+};
 
 /// The number of digits of an integer that is guaranteed to fit `i64`.
 const SAFE_DIGITS: usize = 18;
@@ -21,7 +24,19 @@ const SAFE_DIGITS: usize = 18;
 /// # Errors
 /// `ValueError` if the text is not valid JSON.
 pub(crate) fn json_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-    parse(py, json, false)
+    parse(py, json, false, &[])
+}
+
+/// Parses the JSON of a nested value, whose bytes and arrays are in `buffers`.
+///
+/// # Errors
+/// `ValueError` if the text is not valid JSON, or does not match the buffers.
+pub(super) fn nested_to_python<'py>(
+    py: Python<'py>,
+    json: &[u8],
+    buffers: &[u8],
+) -> PyResult<Bound<'py, PyAny>> {
+    parse(py, json, false, buffers)
 }
 
 /// Parses JSON that holds only numbers: strings such as `"NaN"` become floats.
@@ -30,24 +45,33 @@ pub(crate) fn json_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Boun
 /// `ValueError` if the text is not valid JSON.
 pub(super) fn numbers_to_python<'py>(py: Python<'py>, json: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     // The form `{"shape": .., "data": ..}` also contains other strings.
-    parse(py, json, json.trim_ascii_start().first() == Some(&b'['))
+    parse(py, json, json.trim_ascii_start().first() == Some(&b'['), &[])
 }
 
-fn parse<'py>(py: Python<'py>, json: &[u8], only_numbers: bool) -> PyResult<Bound<'py, PyAny>> {
+fn parse<'py>(
+    py: Python<'py>,
+    json: &[u8],
+    only_numbers: bool,
+    buffers: &[u8],
+) -> PyResult<Bound<'py, PyAny>> {
+    let buffers = Buffers::new(buffers);
     if has_long_integer(json) {
         // serde_json rounds integers that do not fit a machine word. Python's parser does not.
         let text =
             std::str::from_utf8(json).map_err(|e| PyValueError::new_err(format!("invalid JSON: {e}")))?;
-        return py
+        let value = py
             .import("json")?
             .call_method1("loads", (unmark(text),))
-            .map_err(|e| PyValueError::new_err(format!("invalid JSON: {}", e.value(py))));
+            .map_err(|e| PyValueError::new_err(format!("invalid JSON: {}", e.value(py))))?;
+        return if text.contains(ENVELOPE_KEY) { buffers.open_all(value) } else { Ok(value) };
     }
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let value = Object { py, only_numbers }
+    let value = Object { py, only_numbers, buffers: &buffers }
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value));
-    value.map_err(|e| PyValueError::new_err(format!("invalid JSON: {e}")))
+    value.map_err(|e| {
+        buffers.error.take().unwrap_or_else(|| PyValueError::new_err(format!("invalid JSON: {e}")))
+    })
 }
 
 /// Parses the JSON of a float: a number, or the name of a float that has no JSON number.
@@ -148,19 +172,20 @@ fn has_long_integer(json: &[u8]) -> bool {
 }
 
 #[derive(Clone, Copy)]
-struct Object<'py> {
+struct Object<'a, 'py> {
     py: Python<'py>,
     /// Whether strings that name a float become floats.
     only_numbers: bool,
+    buffers: &'a Buffers<'a>,
 }
 
-impl<'py> Object<'py> {
+impl<'py> Object<'_, 'py> {
     fn of<E: Error>(self, value: impl IntoPyObjectExt<'py>) -> Result<Bound<'py, PyAny>, E> {
         value.into_bound_py_any(self.py).map_err(E::custom)
     }
 }
 
-impl<'de, 'py> DeserializeSeed<'de> for Object<'py> {
+impl<'de, 'py> DeserializeSeed<'de> for Object<'_, 'py> {
     type Value = Bound<'py, PyAny>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -168,7 +193,7 @@ impl<'de, 'py> DeserializeSeed<'de> for Object<'py> {
     }
 }
 
-impl<'de, 'py> Visitor<'de> for Object<'py> {
+impl<'de, 'py> Visitor<'de> for Object<'_, 'py> {
     type Value = Bound<'py, PyAny>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -221,18 +246,30 @@ impl<'de, 'py> Visitor<'de> for Object<'py> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
         let dict = PyDict::new(self.py);
-        while let Some(key) = entries.next_key_seed(Key(self.py))? {
+        let mut is_envelope = false;
+        while let Some(key) = entries.next_key_seed(Key { py: self.py, is_envelope: &mut is_envelope })? {
             let value = entries.next_value_seed(self)?;
             dict.set_item(key, value).map_err(Error::custom)?;
+        }
+        if is_envelope {
+            return self.buffers.open(dict).map_err(|error| {
+                let text = error.to_string();
+                self.buffers.error.set(Some(error));
+                A::Error::custom(text)
+            });
         }
         Ok(dict.into_any())
     }
 }
 
 /// A key of a map. Always a string.
-struct Key<'py>(Python<'py>);
+struct Key<'a, 'py> {
+    py: Python<'py>,
+    /// Set if the key marks an envelope.
+    is_envelope: &'a mut bool,
+}
 
-impl<'de, 'py> DeserializeSeed<'de> for Key<'py> {
+impl<'de, 'py> DeserializeSeed<'de> for Key<'_, 'py> {
     type Value = Bound<'py, PyString>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -240,7 +277,7 @@ impl<'de, 'py> DeserializeSeed<'de> for Key<'py> {
     }
 }
 
-impl<'py> Visitor<'_> for Key<'py> {
+impl<'py> Visitor<'_> for Key<'_, 'py> {
     type Value = Bound<'py, PyString>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -248,7 +285,8 @@ impl<'py> Visitor<'_> for Key<'py> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
-        Ok(PyString::new(self.0, value))
+        *self.is_envelope |= value == ENVELOPE_KEY;
+        Ok(PyString::new(self.py, value))
     }
 }
 

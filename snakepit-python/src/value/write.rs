@@ -1,28 +1,79 @@
 //! Converts Python objects to JSON directly. Errors contain the type and the path of a value without a JSON form.
 
-use std::{collections::HashSet, fmt};
+use std::{
+    collections::HashSet,
+    fmt,
+    ops::{Deref, DerefMut},
+};
 
+use bytes::Bytes;
 use pyo3::{
     exceptions::PyValueError,
+    intern,
     prelude::*,
-    types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
+    types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple},
 };
 
 use super::{
     array,
+    envelope::Blob,
     error::{type_error, type_name, with_name},
-    json::{MARKED, MAX_DEPTH},
+    json::{ENVELOPE_TEXT, MARKED, MAX_DEPTH},
     purpose::Purpose,
 };
 
-/// Converts a value to JSON.
+/// Converts a value to JSON alone. Arrays become lists.
 pub(super) fn to_json(
     value: &Bound<'_, PyAny>,
     purpose: Purpose,
     description: fmt::Arguments<'_>,
 ) -> PyResult<Vec<u8>> {
+    Ok(convert(value, None, purpose, description)?.json)
+}
+
+/// Converts a value to JSON, and returns its buffers, if any.
+pub(super) fn to_item(
+    value: &Bound<'_, PyAny>,
+    purpose: Purpose,
+    description: fmt::Arguments<'_>,
+) -> PyResult<(Vec<u8>, Option<Bytes>)> {
+    let out = convert(value, Some(Blob::default()), purpose, description)?;
+    let buffers = match out.blob {
+        Some(blob) => blob.into_bytes(value.py())?,
+        None => None,
+    };
+    Ok((out.json, buffers))
+}
+
+/// The JSON and the buffers of a value.
+struct Output<'py> {
+    json: Vec<u8>,
+    /// `None` if the value must be JSON alone.
+    blob: Option<Blob<'py>>,
+}
+
+impl Deref for Output<'_> {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.json
+    }
+}
+
+impl DerefMut for Output<'_> {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.json
+    }
+}
+
+fn convert<'py>(
+    value: &Bound<'py, PyAny>,
+    blob: Option<Blob<'py>>,
+    purpose: Purpose,
+    description: fmt::Arguments<'_>,
+) -> PyResult<Output<'py>> {
     let verb = purpose.verb();
-    let mut out = Vec::with_capacity(64);
+    let mut out = Output { json: Vec::with_capacity(64), blob };
     write(value, &mut out, 0).map_err(|error| match error {
         WriteError::Python { error, path } => {
             let path: String = path.into_iter().rev().collect();
@@ -43,32 +94,19 @@ pub(super) fn to_json(
     Ok(out)
 }
 
-/// Returns the error for a value whose type has no wire form.
-pub(super) fn type_without_wire_form(
-    value: &Bound<'_, PyAny>,
-    purpose: Purpose,
-    description: fmt::Arguments<'_>,
-) -> PyErr {
-    let name = type_name(value);
-    type_error(format!("{description} is a `{name}`, {}", hint(&name, purpose)))
-}
-
 /// Describes why a type has no JSON form, and the alternative.
 fn hint(name: &str, purpose: Purpose) -> String {
     match name {
         "bytes" | "bytearray" | "memoryview" => {
-            return format!(
-                "which has no JSON form inside another value; {} it alone, or as base64 text",
-                purpose.verb()
-            );
+            "which has no JSON form; convert it to base64 text".to_owned()
         }
-        "set" | "frozenset" => "which has no JSON form; convert it with list()",
-        "datetime.datetime" | "datetime.date" | "datetime.time" => {
-            "which has no JSON form; convert it with isoformat()"
-        }
-        _ => "which has no JSON form; use str, int, float, bool, None, list, tuple or dict",
+        _ => format!(
+            "which has no wire form; {} a str, number, list, dict, bytes or array, or register a converter with \
+             snakepit_bridge.converter({})",
+            purpose.verb(),
+            name.rsplit('.').next().unwrap_or(name)
+        ),
     }
-    .to_owned()
 }
 
 enum WriteError {
@@ -105,7 +143,7 @@ impl From<PyErr> for WriteError {
     }
 }
 
-fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<(), WriteError> {
+fn write<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>, depth: usize) -> Result<(), WriteError> {
     if depth > MAX_DEPTH {
         return Err(WriteError::TooDeep);
     }
@@ -128,6 +166,8 @@ fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<()
         write_items(list.iter(), out, depth)
     } else if let Ok(tuple) = value.cast::<PyTuple>() {
         write_items(tuple.iter(), out, depth)
+    } else if out.blob.is_some() && write_buffer(value, out)? {
+        Ok(())
     } else if array::is_array(value)? {
         if let Some(problem) = array::conversion_problem(value)? {
             return Err(WriteError::Value { problem, path: Vec::new() });
@@ -136,21 +176,106 @@ fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<()
     } else if let Some(plain) = array::scalar_to_plain(value)? {
         let plain = plain.map_err(|problem| WriteError::Value { problem, path: Vec::new() })?;
         write(&plain, out, depth + 1)
+    } else if let Some(form) = call_converter(value, "encode")? {
+        write(&form, out, depth + 1)
+    } else if out.blob.is_some() && write_exported_buffer(value, out)? {
+        Ok(())
+    } else if let Some(marker) = call_converter(value, "marker")? {
+        write(&marker, out, depth + 1)
     } else {
         Err(WriteError::Type { name: type_name(value), path: Vec::new() })
     }
 }
 
-fn write_text(text: &Bound<'_, PyString>, out: &mut Vec<u8>) -> Result<(), WriteError> {
+/// Writes bytes, an encoded value or an array of numbers as a reference to its buffer. Returns `false` for other values.
+fn write_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result<bool, WriteError> {
+    let py = value.py();
+    let Some(blob) = &mut out.blob else { return Ok(false) };
+    if let Ok(bytes) = value.cast::<PyBytes>() {
+        let is_encoded =
+            !bytes.is_exact_instance_of::<PyBytes>() && bytes.hasattr(intern!(py, "__snakepit_format__"))?;
+        let length = bytes.as_bytes().len();
+        let offset = blob.push(value.clone(), length);
+        out.json.extend_from_slice(br#"{"__snakepit__":"bytes","#);
+        if is_encoded {
+            let text = |name| -> PyResult<String> { value.getattr(name)?.extract() };
+            let (format, class) = (text("format")?, text("class_name")?);
+            write_entry(out, "format", &format)?;
+            write_entry(out, "class", &class)?;
+        }
+        write_range(out, offset, length);
+        return Ok(true);
+    }
+    if value.is_instance_of::<PyByteArray>() || value.is_instance_of::<PyMemoryView>() {
+        return write_exported_buffer(value, out);
+    }
+    if !array::is_array(value)? {
+        return Ok(false);
+    }
+    // Lists represent arrays of texts and objects.
+    let kind: String = value.getattr(intern!(py, "dtype"))?.getattr(intern!(py, "kind"))?.extract()?;
+    if matches!(kind.as_str(), "O" | "U" | "S") {
+        return Ok(false);
+    }
+    let (metadata, array) = match array::raw(value)? {
+        Ok(raw) => raw,
+        Err(problem) => return Err(WriteError::Value { problem, path: Vec::new() }),
+    };
+    let (array, length) = array::contiguous(&array)?;
+    let offset = blob.push(array, length);
+    out.json.extend_from_slice(br#"{"__snakepit__":"tensor","#);
+    write_entry(out, "dtype", &metadata.dtype)?;
+    write_entry(out, "shape", &metadata.shape)?;
+    write_range(out, offset, length);
+    Ok(true)
+}
+
+/// Writes an object that exports its memory as a buffer. Returns `false` for other objects.
+fn write_exported_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result<bool, WriteError> {
+    let py = value.py();
+    let Ok(view) = PyMemoryView::from(value) else { return Ok(false) };
+    let Some(blob) = &mut out.blob else { return Ok(false) };
+    let length = view.getattr(intern!(py, "nbytes"))?.extract()?;
+    let is_contiguous = view.getattr(intern!(py, "c_contiguous"))?.is_truthy()?;
+    let buffer = if is_contiguous { view.into_any() } else { view.call_method0(intern!(py, "tobytes"))? };
+    let offset = blob.push(buffer, length);
+    out.json.extend_from_slice(br#"{"__snakepit__":"bytes","#);
+    write_range(out, offset, length);
+    Ok(true)
+}
+
+fn write_entry(out: &mut Output<'_>, key: &str, value: &impl serde::Serialize) -> Result<(), WriteError> {
+    out.json.extend_from_slice(format!("\"{key}\":").as_bytes());
+    serde_json::to_writer(&mut out.json, value).map_err(|e| PyValueError::new_err(e.to_string()))?;
+    out.json.push(b',');
+    Ok(())
+}
+
+fn write_range(out: &mut Output<'_>, offset: usize, length: usize) {
+    out.json.extend_from_slice(format!("\"offset\":{offset},\"length\":{length}}}").as_bytes());
+}
+
+/// Returns the form of a value that a function of the converters creates. Most values need none, so the module is imported by the
+/// first one.
+fn call_converter<'py>(value: &Bound<'py, PyAny>, function: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let py = value.py();
+    let converters = py.import(intern!(py, "snakepit_bridge._converters"))?;
+    let form = converters.getattr(function)?.call1((value,))?;
+    Ok((!form.is(py.NotImplemented())).then_some(form))
+}
+
+fn write_text(text: &Bound<'_, PyString>, out: &mut Output<'_>) -> Result<(), WriteError> {
     // Python strings may contain lone surrogates, which cannot be encoded as UTF-8. The UnicodeEncodeError reports them.
     let text = text.to_cow()?;
     // Writing to a vector and serializing a string cannot fail.
-    serde_json::to_writer(out, text.as_ref()).map_err(|e| PyValueError::new_err(e.to_string()).into())
+    serde_json::to_writer(&mut out.json, text.as_ref())
+        .map_err(|e| PyValueError::new_err(e.to_string()).into())
 }
 
-fn write_integer(number: &Bound<'_, PyInt>, out: &mut Vec<u8>) -> Result<(), WriteError> {
+fn write_integer(number: &Bound<'_, PyInt>, out: &mut Output<'_>) -> Result<(), WriteError> {
     if let Ok(small) = number.extract::<i64>() {
-        return serde_json::to_writer(out, &small).map_err(|e| PyValueError::new_err(e.to_string()).into());
+        return serde_json::to_writer(&mut out.json, &small)
+            .map_err(|e| PyValueError::new_err(e.to_string()).into());
     }
     // `int.__repr__`, because subclasses such as IntEnum override it.
     let Ok(text) = number.py().get_type::<PyInt>().call_method1("__repr__", (number,)) else {
@@ -161,10 +286,10 @@ fn write_integer(number: &Bound<'_, PyInt>, out: &mut Vec<u8>) -> Result<(), Wri
     Ok(())
 }
 
-fn write_float(number: f64, out: &mut Vec<u8>) {
+fn write_float(number: f64, out: &mut Output<'_>) {
     if number.is_finite() {
         // Writing to a vector and serializing a finite number cannot fail.
-        let _ = serde_json::to_writer(out, &number);
+        let _ = serde_json::to_writer(&mut out.json, &number);
     } else {
         let [(nan, _), (negative, _), (positive, _)] = MARKED;
         let mark = match number {
@@ -178,7 +303,7 @@ fn write_float(number: f64, out: &mut Vec<u8>) {
 
 fn write_items<'py>(
     items: impl Iterator<Item = Bound<'py, PyAny>>,
-    out: &mut Vec<u8>,
+    out: &mut Output<'py>,
     depth: usize,
 ) -> Result<(), WriteError> {
     // Even an empty list is a level.
@@ -196,10 +321,11 @@ fn write_items<'py>(
     Ok(())
 }
 
-fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Result<(), WriteError> {
+fn write_dict<'py>(dict: &Bound<'py, PyDict>, out: &mut Output<'py>, depth: usize) -> Result<(), WriteError> {
     if depth == MAX_DEPTH {
         return Err(WriteError::TooDeep);
     }
+    let start = out.len();
     out.push(b'{');
     let mut first = true;
     // Two converted keys, or one of them and a string key, may have the same text.
@@ -210,9 +336,13 @@ fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Resu
         }
         if let Ok(text) = key.cast::<PyString>() {
             write_text(text, out).map_err(|e| e.with_step(|| format!(" key {}", repr(&key))))?;
+            if out.ends_with(ENVELOPE_TEXT) {
+                out.truncate(start);
+                return write_escaped(dict, out, depth);
+            }
         } else {
             let text = key_text(&key)?;
-            serde_json::to_writer(&mut *out, &text).map_err(|e| PyValueError::new_err(e.to_string()))?;
+            serde_json::to_writer(&mut out.json, &text).map_err(|e| PyValueError::new_err(e.to_string()))?;
             if dict.contains(&text)? || !converted.insert(text.clone()) {
                 let problem = format!(
                     "has two keys that are both \"{text}\" in JSON, whose keys are strings; make them different strings"
@@ -223,6 +353,19 @@ fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Resu
         out.push(b':');
         write(&value, out, depth + 1).map_err(|e| e.with_step(|| format!("[{}]", repr(&key))))?;
     }
+    out.push(b'}');
+    Ok(())
+}
+
+/// Writes a map that readers would take for an envelope.
+fn write_escaped<'py>(
+    dict: &Bound<'py, PyDict>,
+    out: &mut Output<'py>,
+    depth: usize,
+) -> Result<(), WriteError> {
+    out.extend_from_slice(br#"{"__snakepit__":"map","items":"#);
+    let items = PyList::new(dict.py(), dict.items())?;
+    write_items(items.iter(), out, depth + 1)?;
     out.push(b'}');
     Ok(())
 }
@@ -247,9 +390,9 @@ fn key_text(key: &Bound<'_, PyAny>) -> Result<String, WriteError> {
         }
         .to_owned());
     }
-    let mut text = Vec::new();
+    let mut text = Output { json: Vec::new(), blob: None };
     write(key, &mut text, 0).map_err(|e| e.with_step(|| " key".to_owned()))?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    Ok(String::from_utf8_lossy(&text.json).into_owned())
 }
 
 fn repr(value: &Bound<'_, PyAny>) -> String {

@@ -292,7 +292,7 @@ impl<T: DeserializeOwned> Stream for ReplyStream<T> {
         this.chunks.as_mut().poll_next(cx).map(|item| {
             item.map(|chunk| {
                 let chunk = chunk.map_err(|error| error.with_time_limit(limit))?;
-                let value = Payload::from_json(ValueType::Map, chunk.data).to_serde();
+                let value = chunk.into_value().to_serde();
                 value.map_err(|source| Error::WrongResult { tool: Arc::clone(tool), source })
             })
         })
@@ -334,10 +334,17 @@ fn wrong_reply(got: &str, expected: &str) -> ToolError {
 
 /// Splits an object into arguments, which stay JSON.
 fn arguments_of(tool: &str, args: &impl Serialize) -> Result<Arguments, Error> {
-    let (ty, json, _) = Payload::try_from_serde(args)?.into_parts();
-    if ty == ValueType::Null {
+    let whole = Payload::try_from_serde(args)?;
+    if whole.ty() == ValueType::Null {
         return Ok(Arguments::new());
     }
+    if let (Some(json), Some(buffers)) = (whole.nested_json(), whole.binary()) {
+        let fields: BTreeMap<String, &RawValue> =
+            serde_json::from_slice(json).map_err(|_| Error::NotAnObject { tool: tool.to_owned() })?;
+        let payload = |text: &RawValue| Payload::nested_part(text.get(), buffers);
+        return Ok(fields.into_iter().map(|(name, text)| (name, payload(text))).collect());
+    }
+    let (_, json, _) = whole.into_parts();
     let fields: BTreeMap<String, &RawValue> =
         serde_json::from_slice(&json).map_err(|_| Error::NotAnObject { tool: tool.to_owned() })?;
     // All payloads share one buffer.
@@ -357,6 +364,22 @@ mod tests {
         let types: Vec<_> = arguments.iter().map(|(name, value)| (name, value.ty().as_str())).collect();
         assert_eq!(types, [("a", "integer"), ("b", "float"), ("c", "string"), ("d", "list"), ("e", "null")]);
         assert_eq!(arguments_of("t", &()).unwrap(), Arguments::new());
+    }
+
+    #[test]
+    fn each_argument_has_only_its_buffers() {
+        #[derive(Serialize)]
+        struct Images {
+            first: bytes::Bytes,
+            others: Vec<bytes::Bytes>,
+            count: u8,
+        }
+        let images = Images { first: "12345".into(), others: vec!["678".into(), "9".into()], count: 3 };
+        let arguments = arguments_of("t", &images).unwrap();
+        let sizes = |name: &str| arguments.get(name).unwrap().binary().map(bytes::Bytes::len);
+        assert_eq!([sizes("first"), sizes("others"), sizes("count")], [Some(5), Some(4), None]);
+        let others: Vec<bytes::Bytes> = arguments.get("others").unwrap().to_serde().unwrap();
+        assert_eq!(others, images.others);
     }
 
     #[test]

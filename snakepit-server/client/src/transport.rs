@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES,
@@ -118,16 +118,15 @@ where
     HttpService::new(service.map_err(|error: S::Error| Status::from_error(error.into())))
 }
 
-/// Creates the generated client over a service. Requests get the headers first, so that the layers see them.
+/// Creates the generated client over a service. Requests get the headers first, so that the layers see them. They announce that the
+/// client reads nested values.
 pub(crate) fn client_over(service: HttpService, layers: &[HttpLayer], headers: &HeaderMap) -> BridgeClient {
     // This is the innermost service, because layers may add headers.
     let service = HttpService::new(BoundedHeaders(service));
     let service = layers.iter().rev().fold(service, |inner, layer| layer(inner));
-    let service = if headers.is_empty() {
-        service
-    } else {
-        HttpService::new(WithHeaders { inner: service, headers: Arc::new(headers.clone()) })
-    };
+    let mut headers = headers.clone();
+    headers.insert(snakepit_proto::headers::TAKES_BUFFERS, HeaderValue::from_static("true"));
+    let service = HttpService::new(WithHeaders { inner: service, headers: Arc::new(headers) });
     BridgeServiceClient::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)

@@ -2,14 +2,19 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use snakepit_proto::{headers, pb, status::bounded_text};
 use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
-use snakepit_wire::{chunks_to_wire, failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
+use snakepit_session::Payload;
+use snakepit_wire::{
+    chunks_to_wire, failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire, without_buffers,
+};
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     answer::AnswerRecipient,
     bridge::Bridge,
+    plain::takes_buffers,
     request::{mark_worker, tool_call},
 };
 use crate::{
@@ -33,7 +38,9 @@ impl Bridge {
         call.ancestors = self.ancestors(&headers, &extensions);
         let (tool, recipient) =
             (call.tool.clone(), AnswerRecipient::of(self.host(), &call, extensions.get().cloned()));
-        let result = self.host().call(call, |value| recipient.account_message(value)).await;
+        let takes_buffers = takes_buffers(&headers);
+        let in_form = |value| if takes_buffers { value } else { without_buffers(value) };
+        let result = self.host().call(call, |value| recipient.account_message(in_form(value))).await;
         match recipient.result(result) {
             Ok(reply) => unary_response(&tool, reply),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
@@ -58,7 +65,7 @@ impl Bridge {
         let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(self.host(), &call, None));
         let result = self.host().call(call, Ok).await;
         let ToolReply { body, worker, .. } = recipient.result(result).map_err(from_tool_error)?;
-        let mut response = Response::new(chunk_response(&tool, body)?);
+        let mut response = Response::new(chunk_response(&tool, body, takes_buffers(&headers))?);
         set_worker_header(response.metadata_mut(), worker.as_deref());
         Ok(response)
     }
@@ -68,11 +75,12 @@ impl Bridge {
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,
     ) -> Result<Response<ChunkResponse>, Status> {
+        let takes_buffers = takes_buffers(request.metadata());
         let (call, recipient) = self.host_tool_call(request, CallMode::Streaming)?;
         let tool = call.tool.clone();
         let result = self.host().call_host_tool(call, Ok).await;
         let reply = recipient.result(result).map_err(from_tool_error)?;
-        Ok(Response::new(chunk_response(&tool, reply.body)?))
+        Ok(Response::new(chunk_response(&tool, reply.body, takes_buffers)?))
     }
 
     pub(super) async fn exposed_tools(
@@ -88,16 +96,28 @@ impl Bridge {
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,
     ) -> Result<Response<pb::ExecuteElixirToolResponse>, Status> {
+        let takes_buffers = takes_buffers(request.metadata());
         let (call, recipient) = self.host_tool_call(request, CallMode::Unary)?;
         let tool = call.tool.clone();
-        let result = self.host().call_host_tool(call, |value| recipient.account_inline(value)).await;
+        let account = |value: Payload| match takes_buffers {
+            true => recipient.account_message(value),
+            false => recipient.account_inline(value),
+        };
+        let result = self.host().call_host_tool(call, account).await;
         match recipient.result(result) {
             Ok(ToolReply { body: ReplyBody::Value(value), metadata, execution_time, .. }) => {
-                // Clients of the original Snakepit read only `result`, so it also includes the buffer.
-                let binary_result = value.binary().cloned().unwrap_or_default();
+                // Clients of the original Snakepit read only `result`, so for them it also includes the buffer.
+                let binary_result = match value.nested_json() {
+                    Some(_) if !takes_buffers => Bytes::new(),
+                    _ => value.binary().cloned().unwrap_or_default(),
+                };
+                let result = match takes_buffers {
+                    true => payload_to_wire(value).0,
+                    false => payload_to_wire_inline(value),
+                };
                 Ok(Response::new(pb::ExecuteElixirToolResponse {
                     success: true,
-                    result: Some(payload_to_wire_inline(value)),
+                    result: Some(result),
                     error_message: String::new(),
                     metadata,
                     execution_time_ms: milliseconds(execution_time),
@@ -125,12 +145,14 @@ impl Bridge {
         mode: CallMode,
     ) -> Result<(ToolCall, AnswerRecipient), Status> {
         let (headers, extensions, request) = request.into_parts();
-        let pb::ExecuteElixirToolRequest { session_id, tool_name, parameters, metadata } = request;
+        let pb::ExecuteElixirToolRequest { session_id, tool_name, parameters, metadata, binary_parameters } =
+            request;
         let request = pb::ExecuteToolRequest {
             session_id,
             tool_name,
             parameters,
             metadata,
+            binary_parameters,
             ..pb::ExecuteToolRequest::default()
         };
         let mut call = tool_call(&headers, &extensions, request, mode)?;
@@ -153,9 +175,11 @@ impl Bridge {
 }
 
 /// Converts the chunks of a reply.
-fn chunk_response(tool: &Arc<str>, body: ReplyBody) -> Result<ChunkResponse, Status> {
+fn chunk_response(tool: &Arc<str>, body: ReplyBody, takes_buffers: bool) -> Result<ChunkResponse, Status> {
     match body {
-        ReplyBody::Stream(chunks) => Ok(Box::pin(chunks_to_wire(tool, chunks, from_tool_error))),
+        ReplyBody::Stream(chunks) => {
+            Ok(Box::pin(chunks_to_wire(tool, chunks, takes_buffers, from_tool_error)))
+        }
         ReplyBody::Value(_) => Err(unexpected_reply(tool, "a value", "a stream")),
     }
 }

@@ -7,7 +7,12 @@ use snakepit_proto::pb::{self, bridge_service_server::BridgeService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    bridge::Bridge, calls::ChunkResponse, initialize_session, multiplex::BatchResponse, variables::Updates,
+    bridge::Bridge,
+    calls::ChunkResponse,
+    initialize_session,
+    multiplex::BatchResponse,
+    plain::{Plain as _, takes_buffers},
+    variables::Updates,
 };
 use crate::{Operation, status::rpc_not_offered};
 
@@ -221,7 +226,10 @@ impl BridgeService for Bridge {
         request: Request<pb::GetVariableRequest>,
     ) -> RpcResult<pb::GetVariableResponse> {
         self.may_read(&request)?;
-        self.variable(request.get_ref()).await.map(Response::new)
+        let takes_buffers = takes_buffers(request.metadata());
+        self.variable(request.get_ref())
+            .await
+            .map(|response| Response::new(response.for_client(takes_buffers)))
     }
 
     async fn set_variable(
@@ -237,7 +245,10 @@ impl BridgeService for Bridge {
         request: Request<pb::BatchGetVariablesRequest>,
     ) -> RpcResult<pb::BatchGetVariablesResponse> {
         self.may_read(&request)?;
-        self.variables(request.into_inner()).await.map(Response::new)
+        let takes_buffers = takes_buffers(request.metadata());
+        self.variables(request.into_inner())
+            .await
+            .map(|response| Response::new(response.for_client(takes_buffers)))
     }
 
     async fn set_variables(
@@ -253,7 +264,8 @@ impl BridgeService for Bridge {
         request: Request<pb::ListVariablesRequest>,
     ) -> RpcResult<pb::ListVariablesResponse> {
         self.may_read(&request)?;
-        self.list(request.get_ref()).await.map(Response::new)
+        let takes_buffers = takes_buffers(request.metadata());
+        self.list(request.get_ref()).await.map(|response| Response::new(response.for_client(takes_buffers)))
     }
 
     async fn delete_variable(
@@ -277,7 +289,10 @@ impl BridgeService for Bridge {
         request: Request<pb::GetVariableHistoryRequest>,
     ) -> RpcResult<pb::GetVariableHistoryResponse> {
         self.may_read(&request)?;
-        self.history(request.get_ref()).await.map(Response::new)
+        let takes_buffers = takes_buffers(request.metadata());
+        self.history(request.get_ref())
+            .await
+            .map(|response| Response::new(response.for_client(takes_buffers)))
     }
 
     async fn rollback_variable(
@@ -285,7 +300,10 @@ impl BridgeService for Bridge {
         request: Request<pb::RollbackVariableRequest>,
     ) -> RpcResult<pb::RollbackVariableResponse> {
         self.may_write(&request)?;
-        self.rollback(request.into_inner()).await.map(Response::new)
+        let takes_buffers = takes_buffers(request.metadata());
+        self.rollback(request.into_inner())
+            .await
+            .map(|response| Response::new(response.for_client(takes_buffers)))
     }
 
     type WatchVariablesStream = Updates;

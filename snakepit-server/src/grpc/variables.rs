@@ -20,6 +20,7 @@ use tonic::{Request, Status};
 use super::{
     bridge::Bridge,
     open_ended::OpenEndedStream,
+    plain::{Plain as _, takes_buffers},
     request::{bounded, deadline, read_status, session_id, write_status},
 };
 use crate::{
@@ -257,6 +258,7 @@ impl Bridge {
     pub(super) async fn watch(&self, request: Request<pb::WatchVariablesRequest>) -> Result<Updates, Status> {
         let (headers, extensions, request) = request.into_parts();
         let deadline = deadline(&headers, &extensions)?;
+        let takes_buffers = takes_buffers(&headers);
         let pb::WatchVariablesRequest { session_id: id, variable_identifiers, include_initial_values } =
             request;
         let id = session_id(&id)?;
@@ -265,8 +267,8 @@ impl Bridge {
         }
         let sessions = &self.host().sessions;
         let watch = sessions.watch_variables(&id, &variable_identifiers, include_initial_values).await;
-        let updates = watch.map_err(read_status)?.map(|event| match event {
-            Ok(WatchEvent::Update(update)) => Ok(update_to_wire(update)),
+        let updates = watch.map_err(read_status)?.map(move |event| match event {
+            Ok(WatchEvent::Update(update)) => Ok(update_to_wire(update).for_client(takes_buffers)),
             Ok(WatchEvent::Lost(lost_updates)) => Ok(pb::VariableUpdate {
                 update_type: "lost".to_owned(),
                 lost_updates,

@@ -1,5 +1,6 @@
 //! Deserializes values: JSON directly, arrays as nested lists, and bytes as bytes or a list.
 
+use bytes::Bytes;
 use serde::{
     Deserializer,
     de::{DeserializeSeed, Error, IntoDeserializer, Visitor, value::SeqDeserializer},
@@ -7,8 +8,10 @@ use serde::{
 };
 use serde_json::Error as Problem;
 
-use super::{Payload, array::ArrayMetadata, specials};
+use super::{Payload, array::ArrayMetadata, root::RootSeed, specials};
 use crate::ValueType;
+
+static NO_BUFFERS: Bytes = Bytes::new();
 
 impl Payload {
     /// Deserializes the value like [`Payload::to_serde`], with a seed.
@@ -16,6 +19,7 @@ impl Payload {
     /// # Errors
     /// The value is malformed or does not match the seed.
     pub fn read<'de, S: DeserializeSeed<'de>>(&'de self, seed: S) -> Result<S::Value, serde_json::Error> {
+        let seed = RootSeed { payload: self, seed };
         match &self.binary {
             None if self.ty == ValueType::Float && self.json.starts_with(b"\"") => {
                 seed.deserialize(NonFinite(self))
@@ -23,7 +27,7 @@ impl Payload {
             None if matches!(self.ty, ValueType::List | ValueType::Map)
                 && specials::may_contain(&self.json) =>
             {
-                specials::read(&self.json, seed, false)
+                specials::read(&self.json, seed, false, &NO_BUFFERS)
             }
             None => {
                 let mut json = serde_json::Deserializer::from_slice(&self.json);
@@ -31,7 +35,10 @@ impl Payload {
                 json.end()?;
                 Ok(value)
             }
-            Some(buffer) => seed.deserialize(Buffer { value: self, buffer }),
+            Some(buffer) => match self.nested_json() {
+                Some(json) => specials::read(json, seed, false, buffer),
+                None => seed.deserialize(Buffer { value: self, buffer }),
+            },
         }
     }
 
@@ -44,10 +51,14 @@ impl Payload {
         &'de self,
         seed: S,
     ) -> Result<S::Value, serde_json::Error> {
+        let root_seed = |seed| RootSeed { payload: self, seed };
         match &self.binary {
             None if self.ty == ValueType::Float && self.json.starts_with(b"\"") => self.read(seed),
-            None => specials::read(&self.json, seed, true),
-            Some(_) => self.read(seed),
+            None => specials::read(&self.json, root_seed(seed), true, &NO_BUFFERS),
+            Some(buffer) => match self.nested_json() {
+                Some(json) => specials::read(json, root_seed(seed), true, buffer),
+                None => self.read(seed),
+            },
         }
     }
 }
@@ -153,7 +164,6 @@ impl<'de> Deserializer<'de> for Buffer<'de> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use serde::Deserialize;
 
     use super::*;

@@ -1,10 +1,38 @@
 //! The forms of a payload inside of other values: its JSON in text formats, and all of its parts in binary formats.
 
-use bytes::Bytes;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
-use serde_json::value::RawValue;
+use std::{cell::RefCell, fmt};
 
-use super::{Payload, ValueType};
+use bytes::Bytes;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, MapAccess, Visitor},
+    ser::Error as _,
+};
+use serde_json::{Value, value::RawValue};
+
+use super::{Payload, ValueType, nested};
+
+/// The name of the newtype by which the serializer and the deserializers of this crate recognize a payload. They pass it through
+/// [`HANDOVER`], so that its buffer is not copied.
+pub(super) const PAYLOAD: &str = "$snakepit::Payload";
+
+thread_local! {
+    static HANDOVER: RefCell<Option<Payload>> = const { RefCell::new(None) };
+}
+
+/// Takes the payload that is being serialized.
+pub(super) fn take() -> Option<Payload> {
+    HANDOVER.take()
+}
+
+/// Passes a payload to its visitor.
+pub(super) fn pass<'de, V: Visitor<'de>, E: serde::de::Error>(
+    payload: Payload,
+    visitor: V,
+) -> Result<V::Value, E> {
+    HANDOVER.set(Some(payload));
+    visitor.visit_unit()
+}
 
 /// The form in binary formats. Stored sessions contain it, so it must not change.
 #[derive(Serialize, Deserialize)]
@@ -21,11 +49,10 @@ impl Serialize for Payload {
             return Parts { ty: *ty, json, binary: binary.as_ref() }.serialize(serializer);
         }
         if self.binary.is_some() {
-            return Err(S::Error::custom(format!(
-                "a value of type {} with a raw buffer cannot be a part of another value; pass it alone, in a call by \
-                 `.payload(name, value)`, or convert it with `to_serde`",
-                self.ty
-            )));
+            HANDOVER.set(Some(self.clone()));
+            let serialized = serializer.serialize_newtype_struct(PAYLOAD, &Plain(self));
+            HANDOVER.set(None);
+            return serialized;
         }
         // Keeps the text of numbers that no Rust type can hold.
         let part = self.json_part();
@@ -34,14 +61,84 @@ impl Serialize for Payload {
     }
 }
 
+/// The form of a payload with a buffer in JSON of other serializers.
+struct Plain<'a>(&'a Payload);
+
+impl Serialize for Plain<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (json, buffers) = self.0.clone().into_item();
+        let plain = nested::to_plain(&json, &buffers.unwrap_or_default()).map_err(S::Error::custom)?;
+        plain.serialize(serializer)
+    }
+}
+
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            let value = serde_json::Value::deserialize(deserializer)?;
-            return Self::try_from_serde(&value).map_err(D::Error::custom);
+            return deserializer.deserialize_newtype_struct(PAYLOAD, PayloadVisitor);
         }
         let Parts { ty, json, binary } = Parts::<Bytes>::deserialize(deserializer)?;
         Ok(Self { ty, json, binary })
+    }
+}
+
+/// Any value.
+#[cfg(feature = "schemars")]
+impl schemars::JsonSchema for Payload {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Payload".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        true.into()
+    }
+}
+
+struct PayloadVisitor;
+
+impl<'de> Visitor<'de> for PayloadVisitor {
+    type Value = Payload;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Payload, E> {
+        Ok(HANDOVER.take().unwrap_or_else(Payload::null))
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Payload, D::Error> {
+        deserializer.deserialize_newtype_struct(RAW_VALUE, TextVisitor)
+    }
+}
+
+/// The name by which `serde_json` recognizes its `RawValue`. It then passes the text of a value. Otherwise, the value is parsed, which
+/// rounds integers above 64 bits.
+const RAW_VALUE: &str = "$serde_json::private::RawValue";
+
+/// Reads the text of a value, or the value itself from other deserializers.
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Payload;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Payload, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        nested::of_value(&value, &Bytes::new()).map_err(D::Error::custom)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Payload, A::Error> {
+        let _: Option<String> = map.next_key()?;
+        let text: String = map.next_value()?;
+        Ok(Payload::nested_part(&text, &Bytes::new()))
     }
 }
 
@@ -63,12 +160,89 @@ mod tests {
         let (_, parts): (serde_json::Value, BTreeMap<String, Payload>) = outer.to_serde().unwrap();
         assert_eq!(parts["a"].to_serde::<String>().unwrap(), "x");
         assert_eq!(Payload::try_from_serde(&json!([1])).unwrap(), serde_json::from_str("[1]").unwrap());
+        // The text of a part stays the same.
+        let [exact] =
+            serde_json::from_str::<[Payload; 1]>(r#"[{"b":1e2,"a":18446744073709551616}]"#).unwrap();
+        assert_eq!(&exact.json()[..], br#"{"b":1e2,"a":18446744073709551616}"#);
+        // A whole value is that value, with its type and buffer.
+        for whole in [
+            Payload::embedding(&[1.0]),
+            Payload::float(f64::NAN),
+            Payload::from_json(ValueType::Tensor, "[1]".into()),
+        ] {
+            assert_eq!(whole.to_serde::<Payload>().unwrap(), whole);
+            assert_eq!(whole.to_serde::<Option<Payload>>().unwrap(), Some(whole));
+        }
+        assert_eq!(Payload::null().to_serde::<Option<Payload>>().unwrap(), None);
     }
 
     #[test]
-    fn a_buffer_inside_of_another_value_is_an_error() {
-        let error = Payload::try_from_serde(&[Payload::embedding(&[1.0_f32])]).unwrap_err();
-        let chain = error_chain(&error).to_string();
-        assert!(chain.contains("a value of type embedding with a raw buffer cannot be a part"), "{chain}");
+    fn buffers_inside_of_another_value_stay_buffers() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Frame {
+            name: String,
+            image: Bytes,
+            boxes: Option<Payload>,
+            scores: Vec<f32>,
+        }
+        let boxes = Payload::tensor(&[2, 2], &[1.5_f32, f32::NAN, -3.0, 4.0]).unwrap();
+        let frame = Frame {
+            name: "a".to_owned(),
+            image: Bytes::from_static(b"PNG"),
+            boxes: Some(boxes.clone()),
+            scores: vec![0.5],
+        };
+        let payload = Payload::try_from_serde(&[&frame]).unwrap();
+        assert_eq!((payload.ty(), payload.binary().map(Bytes::len)), (ValueType::List, Some(19)));
+        let [back] = payload.to_serde::<[Frame; 1]>().unwrap();
+        assert_eq!((&back.name, &back.image, &back.scores), (&frame.name, &frame.image, &frame.scores));
+        let read = back.boxes.unwrap();
+        assert_eq!((read.shape(), read.binary()), (Some(vec![2, 2]), boxes.binary()));
+        // The array shares the memory of the whole value.
+        let (whole, part) = (payload.binary().unwrap().as_ptr_range(), read.binary().unwrap().as_ptr());
+        assert!(whole.contains(&part));
+
+        // A nested payload inside of another value.
+        let outer = Payload::try_from_serde(&(Bytes::from_static(b"first"), &payload, f64::NAN)).unwrap();
+        let (first, inner, nan): (Bytes, Payload, f64) = outer.to_serde().unwrap();
+        assert!(nan.is_nan() && first == "first");
+        assert_eq!(inner.to_serde::<[Frame; 1]>().unwrap()[0].image, frame.image);
+
+        // Other writers and readers of JSON use base64.
+        let json = serde_json::to_value([&boxes]).unwrap();
+        assert_eq!(json[0]["data"], "AADAPwAAwH8AAEDAAACAQA==");
+        let [plain] = serde_json::from_value::<[Payload; 1]>(json).unwrap();
+        assert_eq!(plain.binary(), boxes.binary());
+    }
+
+    #[test]
+    fn items_of_streams_keep_their_buffers() {
+        let array = Payload::embedding(&[1.0_f32, 2.0]);
+        let list = Payload::try_from_serde(&[&array]).unwrap();
+        for value in [array, list, Payload::bytes(Bytes::new()), Payload::float(f64::NAN), Payload::null()] {
+            let (json, binary) = value.clone().into_item();
+            let back = Payload::of_item(json, binary);
+            assert_eq!((back.ty(), back.binary(), back.shape()), (value.ty(), value.binary(), value.shape()));
+        }
+    }
+
+    #[test]
+    fn references_beyond_the_buffers_are_rejected() {
+        let value = |json: &str| Payload::nested(json.as_bytes(), Bytes::from_static(b"12345678"));
+        for (json, problem) in [
+            (r#"[{"__snakepit__":"bytes","offset":1,"length":8}]"#, "outside of its buffers"),
+            (
+                r#"[{"__snakepit__":"bytes","offset":1,"length":18446744073709551615}]"#,
+                "outside of its buffers",
+            ),
+            (
+                r#"[{"__snakepit__":"bytes","offset":0,"length":8},{"__snakepit__":"bytes","offset":0,"length":1}]"#,
+                "refers to 9 bytes of buffers, but has only 8",
+            ),
+            (r#"[{"__snakepit__":"bytes","data":"!"}]"#, "invalid base64"),
+        ] {
+            let error = value(json).to_serde::<Vec<Bytes>>().unwrap_err();
+            assert!(error_chain(&error).to_string().contains(problem), "{}", error_chain(&error));
+        }
     }
 }

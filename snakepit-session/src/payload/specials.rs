@@ -1,7 +1,10 @@
 //! Numbers that JSON represents differently: NaN and infinities, which are strings, and integers in the form of floats.
 
+use std::borrow::Cow;
+
+use bytes::Bytes;
 use serde::{
-    Deserializer,
+    Deserialize as _, Deserializer,
     de::{
         DeserializeSeed, Error as _, IntoDeserializer, Unexpected, Visitor,
         value::{MapAccessDeserializer, MapDeserializer, SeqDeserializer},
@@ -10,28 +13,52 @@ use serde::{
 };
 use serde_json::{Error, Value};
 
-use super::whole::{Key, visit_integer};
+use super::{
+    ValueType,
+    array::ArrayMetadata,
+    nested::{self, Envelope},
+    serde_form::{self, PAYLOAD},
+    whole::{Key, visit_integer},
+};
 
-/// Whether the JSON may contain the name of NaN or an infinity, with or without an escaped first letter.
+/// Whether the JSON may contain an envelope, or the name of NaN or an infinity, with or without an escaped first letter.
 pub(super) fn may_contain(json: &[u8]) -> bool {
-    memchr::memmem::find(json, br#"aN""#).is_some() || memchr::memmem::find(json, br#"nfinity""#).is_some()
+    let contains = |text: &[u8]| memchr::memmem::find(json, text).is_some();
+    contains(br#"aN""#) || contains(br#"nfinity""#) || contains(br#""__snakepit__""#)
 }
 
 /// Deserializes JSON. The names read as numbers if the caller requests a number, and 5.0 as an integer if it requests an
 /// integer. With `whole`, 5.0 is an integer also for visitors without a type hint, such as those of flattened structs and
-/// untagged enums.
+/// untagged enums, and bytes are a map with base64 for visitors without a type hint. Envelopes refer to `buffers`.
 pub(super) fn read<'de, S: DeserializeSeed<'de>>(
     json: &[u8],
     seed: S,
     whole: bool,
+    buffers: &'de Bytes,
 ) -> Result<S::Value, Error> {
     let value: Value = serde_json::from_slice(json)?;
-    seed.deserialize(Special { value, whole })
+    nested::check_references(&value, buffers).map_err(|problem| Error::custom(format!("it {problem}")))?;
+    seed.deserialize(Special { value, whole, buffers })
 }
 
-struct Special {
+struct Special<'a> {
     value: Value,
     whole: bool,
+    buffers: &'a Bytes,
+}
+
+impl<'a> Special<'a> {
+    /// The bytes or array that this value stands for.
+    fn into_part(self) -> Result<Part<'a>, Error> {
+        let Value::Object(map) = self.value else { return Err(Error::custom("it is not a map")) };
+        let envelope =
+            Envelope::parse(map, self.buffers).map_err(|problem| Error::custom(format!("it {problem}")))?;
+        Ok(Part { envelope, whole: self.whole })
+    }
+
+    fn is_part(&self) -> bool {
+        self.value.as_object().is_some_and(Envelope::is_in)
+    }
 }
 
 /// Passes integral floats as integers to visitors that request one.
@@ -46,7 +73,7 @@ macro_rules! integers {
     };
 }
 
-impl<'de> IntoDeserializer<'de, Error> for Special {
+impl<'de> IntoDeserializer<'de, Error> for Special<'de> {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -54,21 +81,24 @@ impl<'de> IntoDeserializer<'de, Error> for Special {
     }
 }
 
-impl<'de> Deserializer<'de> for Special {
+impl<'de> Deserializer<'de> for Special<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        let whole = self.whole;
+        if self.is_part() {
+            return self.into_part()?.deserialize_any(visitor);
+        }
+        let Self { whole, buffers, .. } = self;
         match self.value {
             Value::Array(items) => {
-                let items = items.into_iter().map(|value| Self { value, whole });
+                let items = items.into_iter().map(|value| Self { value, whole, buffers });
                 let mut items = SeqDeserializer::new(items);
                 let value = visitor.visit_seq(&mut items)?;
                 items.end().map(|()| value)
             }
             Value::Object(entries) => {
                 let mut entries = MapDeserializer::new(
-                    entries.into_iter().map(|(key, value)| (Key(key), Self { value, whole })),
+                    entries.into_iter().map(|(key, value)| (Key(key), Self { value, whole, buffers })),
                 );
                 let value = visitor.visit_map(&mut entries)?;
                 entries.end().map(|()| value)
@@ -105,9 +135,13 @@ impl<'de> Deserializer<'de> for Special {
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
-        _: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Error> {
+        if name == PAYLOAD {
+            let payload = nested::of_value(&self.value, self.buffers).map_err(Error::custom)?;
+            return serde_form::pass(payload, visitor);
+        }
         visitor.visit_newtype_struct(self)
     }
 
@@ -117,22 +151,87 @@ impl<'de> Deserializer<'de> for Special {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        let whole = self.whole;
+        let Self { whole, buffers, .. } = self;
         match self.value {
             Value::Object(entries) => {
                 if entries.len() != 1 {
                     return Err(Error::invalid_value(Unexpected::Map, &"map with a single key"));
                 }
-                let entries = entries.into_iter().map(|(key, value)| (key, Self { value, whole }));
+                let entries = entries.into_iter().map(|(key, value)| (key, Self { value, whole, buffers }));
                 visitor.visit_enum(MapAccessDeserializer::new(MapDeserializer::new(entries)))
             }
             plain => plain.deserialize_enum(name, variants, visitor),
         }
     }
 
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.is_part() {
+            self.into_part()?.deserialize_seq(visitor)
+        } else {
+            self.deserialize_any(visitor)
+        }
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_seq(visitor)
+    }
+
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.is_part() { self.into_part()?.visit_bytes(visitor) } else { self.deserialize_any(visitor) }
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_bytes(visitor)
+    }
+
     forward_to_deserialize_any! {
-        bool char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map struct identifier ignored_any
+        bool char str string unit unit_struct tuple_struct map struct identifier ignored_any
+    }
+}
+
+/// Bytes or an array inside of a value.
+struct Part<'a> {
+    envelope: Envelope<'a>,
+    whole: bool,
+}
+
+impl<'de> Part<'de> {
+    fn visit_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.envelope.data {
+            Cow::Borrowed(data) => visitor.visit_borrowed_bytes(data),
+            Cow::Owned(data) => visitor.visit_byte_buf(data),
+        }
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.envelope.ty {
+            ValueType::Bytes if self.whole => self.envelope.into_plain().deserialize_any(visitor),
+            ValueType::Bytes => self.visit_bytes(visitor),
+            // Complex numbers and unknown data types have no list form.
+            _ if self.whole => match self.lists() {
+                Ok(lists) => lists.deserialize_any(visitor),
+                Err(_) => self.envelope.into_plain().deserialize_any(visitor),
+            },
+            _ => self.deserialize_seq(visitor),
+        }
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.envelope.ty == ValueType::Bytes {
+            return visitor.visit_seq(SeqDeserializer::new(self.envelope.data.iter().copied()));
+        }
+        let metadata = self.metadata()?;
+        metadata.lists(&self.envelope.data).map_err(Error::custom)?.deserialize_any(visitor)
+    }
+
+    fn metadata(&self) -> Result<ArrayMetadata, Error> {
+        serde_json::from_value(Value::Object(self.envelope.metadata.clone()))
+    }
+
+    /// The items of an array as nested lists.
+    fn lists(&self) -> Result<Value, Error> {
+        let metadata = self.metadata()?;
+        Value::deserialize(metadata.lists(&self.envelope.data).map_err(Error::custom)?)
     }
 }
 

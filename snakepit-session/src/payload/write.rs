@@ -1,5 +1,7 @@
 //! Serializes values to JSON that every reader accepts: NaN and infinities as marked strings, and at most 127 levels.
 
+use std::cell::RefCell;
+
 use serde::{
     Serialize, Serializer,
     ser::{
@@ -9,7 +11,10 @@ use serde::{
 };
 use serde_json::{Error, value::RawValue};
 
-use super::Payload;
+use super::{
+    Payload, nested,
+    serde_form::{self, PAYLOAD},
+};
 
 /// The maximum number of nested lists and maps. Readers accept as many, and Python tools may return as many.
 const MAX_LEVELS: u8 = 127;
@@ -41,11 +46,38 @@ pub(super) const fn mark(number: f64) -> Option<&'static str> {
     }
 }
 
-/// Serializes a value.
-pub(super) fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> {
-    let mut json = Vec::with_capacity(64);
-    Part { value, levels: 0 }.serialize(&mut serde_json::Serializer::new(&mut json))?;
-    Ok(json)
+/// The buffers of a value. `None` before the first one.
+type Buffers = RefCell<Option<Vec<u8>>>;
+
+/// Serializes a value to JSON and its buffers.
+pub(super) fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<(Vec<u8>, Option<Vec<u8>>), Error> {
+    let (mut json, buffers) = (Vec::with_capacity(64), Buffers::default());
+    Part { value, levels: 0, buffers: &buffers }.serialize(&mut serde_json::Serializer::new(&mut json))?;
+    Ok((json, buffers.into_inner()))
+}
+
+/// Adds a buffer. Returns its offset.
+fn add(buffers: &Buffers, buffer: &[u8]) -> usize {
+    let mut buffers = buffers.borrow_mut();
+    let buffers = buffers.get_or_insert_default();
+    let offset = buffers.len();
+    buffers.extend_from_slice(buffer);
+    offset
+}
+
+/// The JSON of a payload with a buffer, which refers to a copy in `buffers`.
+fn reference(payload: &Payload, buffers: &Buffers) -> Result<Box<RawValue>, Error> {
+    let buffer = payload.binary().map_or(&[][..], |buffer| buffer);
+    let offset = add(buffers, buffer);
+    let json = match payload.nested_json() {
+        Some(inner) => {
+            let mut json = Vec::with_capacity(inner.len());
+            nested::rebase(inner, offset, &mut json)?;
+            json
+        }
+        None => nested::envelope_of(payload.ty(), payload.json(), offset, buffer.len()),
+    };
+    RawValue::from_string(String::from_utf8(json).map_err(serde::ser::Error::custom)?)
 }
 
 impl Payload {
@@ -66,33 +98,38 @@ impl Payload {
 struct Part<'a, T: ?Sized> {
     value: &'a T,
     levels: u8,
+    buffers: &'a Buffers,
 }
 
 impl<T: Serialize + ?Sized> Serialize for Part<'_, T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.value.serialize(Writer { inner: serializer, levels: self.levels })
+        self.value.serialize(Writer { inner: serializer, levels: self.levels, buffers: self.buffers })
     }
 }
 
-/// A serializer that marks floats without a JSON number and counts levels. The inner serializer does the rest.
-struct Writer<S> {
+/// A serializer that marks floats without a JSON number, collects buffers and counts levels. The inner serializer does the rest.
+struct Writer<'a, S> {
     inner: S,
     levels: u8,
+    buffers: &'a Buffers,
 }
 
-impl<S: Serializer> Writer<S> {
+impl<'a, S: Serializer> Writer<'a, S> {
     /// Opens a list or map.
-    fn open<T>(self, open: impl FnOnce(S) -> Result<T, S::Error>) -> Result<Writer<T>, S::Error> {
+    fn open<T>(self, open: impl FnOnce(S) -> Result<T, S::Error>) -> Result<Writer<'a, T>, S::Error> {
         if self.levels == MAX_LEVELS {
             return Err(S::Error::custom(format_args!(
                 "it is nested deeper than {MAX_LEVELS} levels; return a flatter structure"
             )));
         }
-        Ok(Writer { inner: open(self.inner)?, levels: self.levels + 1 })
+        Ok(Writer { inner: open(self.inner)?, levels: self.levels + 1, buffers: self.buffers })
     }
 
     /// Opens the content of a variant, which is inside of a map with the name of the variant.
-    fn open_variant<T>(mut self, open: impl FnOnce(S) -> Result<T, S::Error>) -> Result<Writer<T>, S::Error> {
+    fn open_variant<T>(
+        mut self,
+        open: impl FnOnce(S) -> Result<T, S::Error>,
+    ) -> Result<Writer<'a, T>, S::Error> {
         self.levels = (self.levels + 1).min(MAX_LEVELS);
         self.open(open)
     }
@@ -106,16 +143,16 @@ macro_rules! forward {
     };
 }
 
-impl<S: Serializer> Serializer for Writer<S> {
+impl<'a, S: Serializer> Serializer for Writer<'a, S> {
     type Ok = S::Ok;
     type Error = S::Error;
-    type SerializeSeq = Writer<S::SerializeSeq>;
-    type SerializeTuple = Writer<S::SerializeTuple>;
-    type SerializeTupleStruct = Writer<S::SerializeTupleStruct>;
-    type SerializeTupleVariant = Writer<S::SerializeTupleVariant>;
-    type SerializeMap = Writer<S::SerializeMap>;
-    type SerializeStruct = Writer<S::SerializeStruct>;
-    type SerializeStructVariant = Writer<S::SerializeStructVariant>;
+    type SerializeSeq = Writer<'a, S::SerializeSeq>;
+    type SerializeTuple = Writer<'a, S::SerializeTuple>;
+    type SerializeTupleStruct = Writer<'a, S::SerializeTupleStruct>;
+    type SerializeTupleVariant = Writer<'a, S::SerializeTupleVariant>;
+    type SerializeMap = Writer<'a, S::SerializeMap>;
+    type SerializeStruct = Writer<'a, S::SerializeStruct>;
+    type SerializeStructVariant = Writer<'a, S::SerializeStructVariant>;
 
     forward! {
         serialize_bool(v: bool);
@@ -131,7 +168,6 @@ impl<S: Serializer> Serializer for Writer<S> {
         serialize_u128(v: u128);
         serialize_char(v: char);
         serialize_str(v: &str);
-        serialize_bytes(v: &[u8]);
         serialize_none();
         serialize_unit();
         serialize_unit_struct(name: &'static str);
@@ -152,8 +188,17 @@ impl<S: Serializer> Serializer for Writer<S> {
         }
     }
 
+    fn serialize_bytes(self, v: &[u8]) -> Result<S::Ok, S::Error> {
+        let mut envelope = self.inner.serialize_map(Some(3))?;
+        let offset = add(self.buffers, v);
+        envelope.serialize_entry(nested::KEY, "bytes")?;
+        envelope.serialize_entry("offset", &offset)?;
+        envelope.serialize_entry("length", &v.len())?;
+        envelope.end()
+    }
+
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
-        self.inner.serialize_some(&Part { value, levels: self.levels })
+        self.inner.serialize_some(&Part { value, levels: self.levels, buffers: self.buffers })
     }
 
     fn serialize_newtype_struct<T: Serialize + ?Sized>(
@@ -161,7 +206,12 @@ impl<S: Serializer> Serializer for Writer<S> {
         name: &'static str,
         value: &T,
     ) -> Result<S::Ok, S::Error> {
-        self.inner.serialize_newtype_struct(name, &Part { value, levels: self.levels })
+        if name == PAYLOAD
+            && let Some(payload) = serde_form::take()
+        {
+            return reference(&payload, self.buffers).map_err(S::Error::custom)?.serialize(self.inner);
+        }
+        self.inner.serialize_newtype_struct(name, &Part { value, levels: self.levels, buffers: self.buffers })
     }
 
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
@@ -171,8 +221,8 @@ impl<S: Serializer> Serializer for Writer<S> {
         variant: &'static str,
         value: &T,
     ) -> Result<S::Ok, S::Error> {
-        let Writer { inner, levels } = self.open(Ok)?;
-        inner.serialize_newtype_variant(name, index, variant, &Part { value, levels })
+        let Writer { inner, levels, buffers } = self.open(Ok)?;
+        inner.serialize_newtype_variant(name, index, variant, &Part { value, levels, buffers })
     }
 
     fn serialize_seq(self, len: Option<usize>) -> Result<Self::SerializeSeq, S::Error> {
@@ -230,12 +280,12 @@ impl<S: Serializer> Serializer for Writer<S> {
 
 macro_rules! compound_of_items {
     ($($compound:ident::$method:ident)*) => {
-        $(impl<C: $compound> $compound for Writer<C> {
+        $(impl<C: $compound> $compound for Writer<'_, C> {
             type Ok = C::Ok;
             type Error = C::Error;
 
             fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), C::Error> {
-                self.inner.$method(&Part { value, levels: self.levels })
+                self.inner.$method(&Part { value, levels: self.levels, buffers: self.buffers })
             }
 
             fn end(self) -> Result<C::Ok, C::Error> {
@@ -254,7 +304,7 @@ compound_of_items! {
 
 macro_rules! compound_of_fields {
     ($($compound:ident)*) => {
-        $(impl<C: $compound> $compound for Writer<C> {
+        $(impl<C: $compound> $compound for Writer<'_, C> {
             type Ok = C::Ok;
             type Error = C::Error;
 
@@ -263,7 +313,7 @@ macro_rules! compound_of_fields {
                 key: &'static str,
                 value: &T,
             ) -> Result<(), C::Error> {
-                self.inner.serialize_field(key, &Part { value, levels: self.levels })
+                self.inner.serialize_field(key, &Part { value, levels: self.levels, buffers: self.buffers })
             }
 
             fn skip_field(&mut self, key: &'static str) -> Result<(), C::Error> {
@@ -279,7 +329,7 @@ macro_rules! compound_of_fields {
 
 compound_of_fields! { SerializeStruct SerializeStructVariant }
 
-impl<C: SerializeMap> SerializeMap for Writer<C> {
+impl<C: SerializeMap> SerializeMap for Writer<'_, C> {
     type Ok = C::Ok;
     type Error = C::Error;
 
@@ -289,7 +339,7 @@ impl<C: SerializeMap> SerializeMap for Writer<C> {
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), C::Error> {
-        self.inner.serialize_value(&Part { value, levels: self.levels })
+        self.inner.serialize_value(&Part { value, levels: self.levels, buffers: self.buffers })
     }
 
     fn end(self) -> Result<C::Ok, C::Error> {
@@ -354,10 +404,9 @@ mod tests {
             json!({"a": [1, -2, 0.5, "x\n", null, true, {}, []]}),
             (i128::MIN, u64::MAX, 0.1_f32, 'c', ()),
             (raw, BTreeMap::from([(1, Some("one"))]), Reading::Unknown, Reading::Exact(1.0)),
-            bytes::Bytes::from_static(b"ab"),
             std::net::Ipv4Addr::LOCALHOST,
         );
-        assert_eq!(to_json(&value).unwrap(), serde_json::to_vec(&value).unwrap());
+        assert_eq!(to_json(&value).unwrap(), (serde_json::to_vec(&value).unwrap(), None));
     }
 
     #[test]

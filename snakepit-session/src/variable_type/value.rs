@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Rules, shape::json_shape};
 use crate::{
     Payload, ValueType,
-    payload::{ArrayMetadata, whole},
+    payload::{ArrayMetadata, nested, whole},
 };
 
 /// The maximum nesting of lists and maps. Common JSON parsers accept it.
@@ -21,8 +21,12 @@ pub(super) fn check(
     value: Payload,
     steps: &mut usize,
 ) -> Result<Payload, String> {
-    let is_array = matches!(kind, ValueType::Embedding | ValueType::Tensor);
-    if value.binary().is_some() && !is_array {
+    let may_have_buffer = match kind {
+        ValueType::Embedding | ValueType::Tensor | ValueType::Bytes => value.nested_json().is_none(),
+        ValueType::Map | ValueType::List => value.nested_json().is_some(),
+        _ => false,
+    };
+    if value.binary().is_some() && !may_have_buffer {
         return Err(format!("value must be of type {kind}, not a buffer of {}", value.ty()));
     }
     let json = match rules {
@@ -85,6 +89,10 @@ pub(super) fn check(
             check_json_starts_with(b'[', kind, &value)?;
             value.json().clone()
         }
+        Rules::Bytes => match value.ty() {
+            ValueType::Bytes if value.binary().is_some() => value.json().clone(),
+            _ => return Err(type_error(kind, &value)),
+        },
         Rules::Embedding { dimensions } => {
             let shape = shape(kind, &value)?;
             if let Some(shape) = &shape
@@ -181,11 +189,16 @@ fn text(kind: ValueType, value: &Payload) -> Result<String, String> {
 }
 
 fn check_json_starts_with(first: u8, kind: ValueType, value: &Payload) -> Result<(), String> {
-    let is_expected = value.json().iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&first);
-    if !is_expected || serde_json::from_slice::<IgnoredAny>(value.json()).is_err() {
+    let json = value.nested_json().unwrap_or(value.json());
+    let is_expected = json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&first);
+    if !is_expected || serde_json::from_slice::<IgnoredAny>(json).is_err() {
         return Err(type_error(kind, value));
     }
-    check_readable(value.json())
+    check_readable(json)?;
+    match value.binary() {
+        Some(buffers) => nested::check(json, buffers).map_err(|problem| format!("value {problem}")),
+        None => Ok(()),
+    }
 }
 
 /// Rejects valid JSON that parsers, such as Python's, do not accept.

@@ -60,7 +60,11 @@ impl ToolHandler for RemoteWorker {
             Some(multiplexer) if mux::fits_shared_stream(&call) => {
                 Box::pin(mux::call(multiplexer, &self.diagnostics, call))
             }
-            _ => Box::pin(per_call_rpc::call(&self.client, &self.diagnostics, call)),
+            multiplexer => {
+                // Workers with `Multiplex` are those of this project.
+                let takes_buffers = multiplexer.is_some();
+                Box::pin(per_call_rpc::call(&self.client, &self.diagnostics, call, takes_buffers))
+            }
         }
     }
 

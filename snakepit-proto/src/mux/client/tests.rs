@@ -147,7 +147,12 @@ fn sizes_are_never_below_the_encoded_size() {
     let batch = CallBatch { calls: vec![start.clone(), CallStart::default()], ..CallBatch::default() };
     assert!(batch.encoded_len() <= call_size(&start) + call_size(&CallStart::default()));
     let metadata = start.metadata;
-    let chunk = CallChunk { data: vec![0; 1000].into(), metadata: metadata.clone(), sent_in_parts: u64::MAX };
+    let chunk = CallChunk {
+        data: vec![0; 900].into(),
+        metadata: metadata.clone(),
+        sent_in_parts: u64::MAX,
+        binary: Some(vec![0; 100].into()),
+    };
     assert!(chunk.encoded_len() as u64 <= super::super::chunk_cost(&chunk));
     // All fields at once, with the longest numbers.
     let value = CallValue {

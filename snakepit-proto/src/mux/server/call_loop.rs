@@ -49,6 +49,9 @@ impl<C: Calls> CallLoop<C> {
                     if batch.takes_parts {
                         self.replies.enable_parts();
                     }
+                    if batch.takes_buffers {
+                        self.replies.enable_buffers();
+                    }
                     self.calls.receive(batch);
                 }
                 Poll::Ready(Some(Err(status))) => return Err(status),

@@ -30,7 +30,7 @@ impl LargeItems {
 
     pub(super) fn is_large_chunk(&self) -> impl Fn(&CallChunk) -> bool + use<> {
         let is_enabled = self.is_enabled;
-        move |chunk| is_enabled && chunk.data.len() > PART_BYTES
+        move |chunk| is_enabled && chunk_data_len(chunk) > PART_BYTES
     }
 
     pub(super) fn is_large_reply(&self) -> impl Fn(&CallReply) -> bool + use<> {
@@ -44,7 +44,8 @@ impl LargeItems {
         let chunks =
             batch.chunks.iter_mut().filter(|run| calls_with_chunks.insert(run.id)).filter_map(|run| {
                 let chunk = run.chunks.first_mut()?;
-                Some((run.id, &mut chunk.data, &mut chunk.sent_in_parts))
+                let data = chunk.binary.as_mut().unwrap_or(&mut chunk.data);
+                Some((run.id, data, &mut chunk.sent_in_parts))
             });
         let mut heads: Vec<_> = chunks.filter(|(_, data, _)| data.len() > PART_BYTES).collect();
         heads.extend(
@@ -69,6 +70,11 @@ impl LargeItems {
         }
         Some(CallPart { id, data: part })
     }
+}
+
+/// The size of the divisible data of a chunk, in bytes.
+pub(super) fn chunk_data_len(chunk: &CallChunk) -> usize {
+    chunk.binary.as_ref().unwrap_or(&chunk.data).len()
 }
 
 /// The size of the divisible data of a reply, in bytes.

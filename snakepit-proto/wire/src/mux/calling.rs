@@ -276,7 +276,7 @@ impl<C: Callee> Chunks<C> {
         {
             call.grant(std::mem::take(&mut self.consumed));
         }
-        Chunk { data: chunk.data, metadata: chunk.metadata }
+        Chunk { data: chunk.data, metadata: chunk.metadata, binary: chunk.binary }
     }
 }
 

@@ -177,7 +177,7 @@ impl Tools {
         Box::pin(stream::poll_fn(move |cx| {
             assert!(guard.is_some(), "call {call} is polled after its end");
             let next = self.poll(call, cx, |work| match (work.chunks.pop_front(), &work.end) {
-                (Some(data), _) => Some(Some(Ok(Chunk { data, metadata: Default::default() }))),
+                (Some(data), _) => Some(Some(Ok(Chunk { data, ..Chunk::default() }))),
                 (None, Some(ToolEnd::Returned(_))) => Some(None),
                 (None, Some(_)) => Some(Some(Err(failure()))),
                 (None, None) => None,

@@ -27,6 +27,9 @@ _PLAIN: dict[Any, Hint] = {
 
 _BINARY = (bytes, bytearray, memoryview)
 
+#: The packages of classes with a wire form, see `_hints.packages`.
+_PACKAGES = frozenset({"pandas", "polars", "pyarrow", "torch", "PIL"})
+
 #: The type of `int | str`.
 _UNION = type(int | None)
 
@@ -152,6 +155,12 @@ class Compiler:
         return self._class(annotation, origin, arguments)
 
     def _class(self, annotation: Any, cls: Any, arguments: tuple[Any, ...]) -> Hint:
+        if "snakepit_bridge._converters" in sys.modules or cls.__module__.partition(".")[0] in _PACKAGES:
+            from snakepit_bridge._hints.packages import package_hint
+
+            packaged = package_hint(cls)
+            if packaged is not None:
+                return packaged
         enum, numpy = sys.modules.get("enum"), sys.modules.get("numpy")
         if enum is not None and issubclass(cls, enum.Enum):
             return self._recursive(cls, lambda: Flags(cls) if issubclass(cls, enum.Flag) else Enumeration(cls))
@@ -179,7 +188,10 @@ class Compiler:
             return known
         fields = with_fields(cls)
         if fields is None:
-            raise HintError(f"is `{_shown(annotation)}`, which has no JSON form")
+            raise HintError(
+                f"is `{_shown(annotation)}`, which has no JSON form; register a converter with "
+                f"snakepit_bridge.converter({cls.__qualname__})"
+            )
         self._known[annotation] = fields
         outer = self._variables
         # The parameters of a generic class, and their values.

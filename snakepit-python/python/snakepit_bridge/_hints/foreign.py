@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pydantic
 
 from snakepit_bridge._hints.base import MAX_PROBLEMS, Hint, HintError, InvalidError, describe, invalid, type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from snakepit_bridge._hints.base import Schemas
@@ -43,7 +46,7 @@ class Pydantic(Hint):
         if self._cls is not None and not isinstance(value, self._cls):
             raise invalid(f"{describe(value)}, expected a `{type_name(self._cls)}`")
         try:
-            return self._adapter.dump_python(value, mode="json", by_alias=True, warnings="error")
+            return whole_form(lambda mode: self._adapter.dump_python(value, mode=mode, by_alias=True, warnings="error"))
         except pydantic.ValidationError as error:
             raise _invalid(error) from None
         except (ValueError, TypeError) as error:
@@ -71,6 +74,45 @@ class Pydantic(Hint):
             schemas.definitions[names[name]] = _renamed(definition, names)
         renamed: dict[str, Any] = _renamed(schema, names)
         return renamed
+
+
+def whole_form(dump: Callable[[str], Any]) -> Any:
+    """Return the form of pydantic's JSON, but with the bytes and arrays of the objects.
+
+    ``dump`` returns the form of a mode, ``json`` or ``python``.
+    """
+    raw = dump("python")
+    try:
+        form = dump("json")
+    except (ValueError, TypeError):
+        if not _has_buffers(raw):
+            raise
+        # The native runtime converts the objects in it.
+        return raw
+    return _merged(form, raw) if _has_buffers(raw) else form
+
+
+def _is_buffer(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return isinstance(value, bytes | bytearray | memoryview) or (numpy is not None and isinstance(value, numpy.ndarray))
+
+
+def _has_buffers(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_buffers, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_has_buffers, value))
+    return _is_buffer(value)
+
+
+def _merged(form: Any, raw: Any) -> Any:
+    if _is_buffer(raw):
+        return raw
+    if isinstance(form, dict) and isinstance(raw, dict) and len(form) == len(raw):
+        return {key: _merged(item, other) for (key, item), other in zip(form.items(), raw.values(), strict=True)}
+    if isinstance(form, list) and isinstance(raw, list | tuple):
+        return [_merged(item, other) for item, other in zip(form, raw, strict=True)]
+    return form
 
 
 def _renamed(schema: Any, names: dict[str, str]) -> Any:

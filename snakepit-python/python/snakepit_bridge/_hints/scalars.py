@@ -153,14 +153,13 @@ class Text(Hint):
 
 
 class Binary(Hint):
-    """``bytes``, ``bytearray`` or ``memoryview``. Inside another value, JSON has the form of base64 text."""
+    """``bytes``, ``bytearray`` or ``memoryview``. Clients that have only JSON send base64 text."""
 
     expected = "bytes, or base64 text"
     constraints = LENGTHS
 
     def __init__(self, kind: type, *, is_whole: bool) -> None:
         self._kind = kind
-        self._is_whole = is_whole
         if is_whole:
             self.wire = "bytes"
 
@@ -179,11 +178,7 @@ class Binary(Hint):
     def write(self, value: Any) -> Any:
         if not isinstance(value, bytes | bytearray | memoryview):
             raise invalid(self.mismatch(value).problems[0][1].removesuffix(", or base64 text"))
-        if self._is_whole:
-            return value
-        from binascii import b2a_base64
-
-        return b2a_base64(value, newline=False).decode()
+        return value
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         return {"type": "string", "contentEncoding": "base64"}

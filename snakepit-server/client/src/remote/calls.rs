@@ -100,7 +100,7 @@ impl Connection {
     /// Runs a call as a separate RPC.
     async fn call_by_rpc(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
         let (mode, info) = (call.mode, CallInfo::of(&call));
-        let (headers, _, message) = request_to_wire(call, info.time_left()?).into_parts();
+        let (headers, _, message) = request_to_wire(call, info.time_left()?, true).into_parts();
         check_size(&message)?;
         let to_error = |status: Status| to_tool_error(&info.tool, &status);
         // The headers contain the time that remains now. An attempt at another address starts later, so its host could run the
@@ -128,7 +128,11 @@ impl Connection {
                     .map_err(move |status| to_tool_error(&tool, &status))
                     // A final chunk without data only marks the end of the stream.
                     .try_filter(|chunk| std::future::ready(!(chunk.is_final && chunk.data.is_empty())))
-                    .map_ok(|chunk| Chunk { data: chunk.data, metadata: chunk.metadata });
+                    .map_ok(|chunk| Chunk {
+                        data: chunk.data,
+                        metadata: chunk.metadata,
+                        binary: chunk.binary,
+                    });
                 let chunks = UntilClosed::new(chunks.boxed(), &self.close.cut, closed(true));
                 Ok(ToolReply { worker, ..ToolReply::stream(chunks.boxed()) })
             }

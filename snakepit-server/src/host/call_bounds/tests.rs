@@ -15,7 +15,7 @@ fn bounds(timeout: Duration, cut: &CancellationToken) -> CallBounds {
 }
 
 fn chunk() -> Result<Chunk, ToolError> {
-    Ok(Chunk { data: "1".into(), metadata: Default::default() })
+    Ok(Chunk { data: "1".into(), ..Chunk::default() })
 }
 
 fn bounded_stream(

@@ -72,7 +72,7 @@ async fn a_stream_keeps_its_session_alive_until_it_ends() {
     let id = fixture.session("s").await;
     let slow = stream::unfold(0, |n| async move {
         sleep(3 * SECOND).await;
-        let chunk = Chunk { data: "1".into(), metadata: Default::default() };
+        let chunk = Chunk { data: "1".into(), ..Chunk::default() };
         (n < 2).then_some((Ok(chunk), n + 1))
     });
     let session_use = fixture.renewer.begin_use(&id, SECOND, None).unwrap();

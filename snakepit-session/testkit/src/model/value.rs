@@ -40,7 +40,8 @@ impl Value {
             "" => Json::Null,
             json => serde_json::from_str(json).expect("the constraints used here are JSON"),
         };
-        if self.buffer.is_some() && !matches!(ty, ValueType::Embedding | ValueType::Tensor) {
+        if self.buffer.is_some() && !matches!(ty, ValueType::Embedding | ValueType::Tensor | ValueType::Bytes)
+        {
             return None;
         }
         let json = self.validate(ty, &constraints)?;
@@ -96,7 +97,8 @@ impl Value {
             }
             ValueType::Map => json.is_object(),
             ValueType::List => json.is_array(),
-            ValueType::Null | ValueType::Bytes => false,
+            ValueType::Bytes => self.ty == ValueType::Bytes && self.buffer.is_some(),
+            ValueType::Null => false,
         };
         is_valid.then(|| json.clone())
     }

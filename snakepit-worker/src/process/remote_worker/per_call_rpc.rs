@@ -17,15 +17,16 @@ use super::{
 /// How long a worker may take to cancel a call whose stream cannot be read.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs a call.
+/// Runs a call. Nested arguments become plain JSON unless the worker `takes_buffers`.
 pub(super) async fn call(
     client: &Client,
     diagnostics: &WorkerDiagnostics,
     call: ToolCall,
+    takes_buffers: bool,
 ) -> Result<ToolReply, ToolError> {
     let (id, mode) = (call.id, call.mode);
     let info = CallInfo::of(&call);
-    let request = request_to_wire(call, info.time_left()?);
+    let request = request_to_wire(call, info.time_left()?, takes_buffers);
     check_size(request.get_ref())?;
     // Clones of a client share one connection.
     let mut client = client.clone();
@@ -53,9 +54,11 @@ pub(super) async fn call(
 fn chunks(errors: StreamErrors, stream: Streaming<pb::ToolChunk>) -> ChunkStream {
     let chunks = stream.try_filter_map(|chunk| {
         let is_empty_end = chunk.is_final && chunk.data.is_empty();
-        std::future::ready(
-            Ok((!is_empty_end).then_some(Chunk { data: chunk.data, metadata: chunk.metadata })),
-        )
+        std::future::ready(Ok((!is_empty_end).then_some(Chunk {
+            data: chunk.data,
+            metadata: chunk.metadata,
+            binary: chunk.binary,
+        })))
     });
     let errors = Arc::new(errors);
     Box::pin(chunks.then(move |item| {

@@ -10,11 +10,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use snakepit_proto::{
     mux::{MAX_ITEM_BYTES, Replies, STREAM_CREDIT, chunk_cost},
     pb,
 };
-use snakepit_registry::{CallStage, ChunkStream, ToolError};
+use snakepit_registry::{CallStage, Chunk, ChunkStream, ToolError};
 use tokio::time::Sleep;
 
 use super::Credit;
@@ -89,10 +90,14 @@ impl ForwardChunks<'_> {
         let Some(chunk) = ready!(self.chunks.as_mut().poll_next(cx)).transpose()? else {
             return Poll::Ready(Ok(None));
         };
-        let chunk = pb::CallChunk { data: chunk.data, metadata: chunk.metadata, sent_in_parts: 0 };
+        let Chunk { data, metadata, binary } = chunk;
+        let mut chunk = pb::CallChunk { data, metadata, sent_in_parts: 0, binary };
+        self.replies.inline(&mut chunk.data, &mut chunk.binary);
         let cost = chunk_cost(&chunk);
         if cost > MAX_ITEM_BYTES as u64 {
-            return Poll::Ready(Err(chunk_too_large(chunk.data.len())));
+            return Poll::Ready(Err(chunk_too_large(
+                chunk.data.len() + chunk.binary.as_ref().map_or(0, Bytes::len),
+            )));
         }
         Poll::Ready(Ok(Some((chunk, cost))))
     }

@@ -83,7 +83,7 @@ impl ToolHandler for Tools {
                 let chunks = stream::iter(0..count).map(move |i| {
                     let size = if uneven { size * SIZE_FACTORS[i % SIZE_FACTORS.len()] } else { size };
                     guard.0.produced.fetch_add(size, SeqCst);
-                    Ok(Chunk { data: vec![0; size].into(), metadata: BTreeMap::new() })
+                    Ok(Chunk { data: vec![0; size].into(), ..Chunk::default() })
                 });
                 return Ok(ToolReply::stream(Box::pin(chunks)));
             }
