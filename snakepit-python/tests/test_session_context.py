@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from snakepit_bridge import BaseAdapter, ToolError, tool
+from snakepit_bridge import BaseAdapter, NotFoundError, ToolError, tool
 from snakepit_bridge.testing import ToolFailed, ToolTester
 
 
@@ -39,6 +39,34 @@ class Callback(BaseAdapter):
     @tool
     def ask(self, a: int, b: int) -> Any:
         return self.session_context.call_host_tool("multiply", a=a, b=b)
+
+    @tool
+    def ask_by_attribute(self, a: int, b: int) -> Any:
+        return self.session_context.host.multiply(a=a, b=b)
+
+    @tool
+    async def ask_by_attribute_async(self, a: int, b: int) -> Any:
+        return await self.session_context.host["multiply"].call_async(a=a, b=b)
+
+    @tool
+    async def count_down_by_attribute(self, n: int) -> Any:
+        stream = self.session_context.host.countdown.stream
+        return [*stream(n=n), *[result async for result in stream(n=n)]]
+
+    @tool
+    def describe_host(self) -> Any:
+        host = self.session_context.host
+        with pytest.raises(AttributeError, match=r"use `host\['__len'\]`"):
+            getattr(host, "__len")
+        with pytest.raises(NotFoundError, match="host tool `multiplx` not found; did you mean `multiply`"):
+            host.multiplx.spec  # noqa: B018
+        assert ("fail" in host, "ghost" in host, len(host), repr(host.fail)) == (True, False, 3, "HostTool('fail')")
+        assert dir(host) == sorted(host)
+        return [sorted(host), host.multiply.spec["description"]]
+
+    @tool
+    def ask_for_nothing_by_attribute(self) -> Any:
+        return self.session_context.host.ghost()
 
     @tool
     def ask_by_its_old_name(self, a: int, b: int) -> Any:
@@ -95,6 +123,7 @@ class Callback(BaseAdapter):
             "session": context.session_id,
             "metadata": context.metadata,
             "left": context.time_remaining(),
+            "deadline": context.deadline,
             "cancelled": context.cancelled,
             "repr": repr(context),
         }
@@ -146,15 +175,23 @@ def test_programs_need_a_session() -> None:
         tester.call("names")
 
 
-@pytest.mark.parametrize("name", ["ask", "ask_by_its_old_name", "ask_async"])
+@pytest.mark.parametrize(
+    "name", ["ask", "ask_by_attribute", "ask_by_attribute_async", "ask_by_its_old_name", "ask_async"]
+)
 def test_host_tools_can_be_called_through_every_method(tester: ToolTester, name: str) -> None:
     assert tester.call(name, a=6, b=7) == 42
 
 
+def test_host_tools_are_attributes(tester: ToolTester) -> None:
+    assert tester.call("describe_host") == [["countdown", "fail", "multiply"], "Multiply."]
+    assert tester.call("count_down_by_attribute", n=2) == [2, 1, None, 2, 1, None]
+
+
 def test_failures_of_host_tools_have_specific_types(tester: ToolTester) -> None:
-    with pytest.raises(ToolFailed) as caught:
-        tester.call("ask_for_nothing")
-    assert caught.value.type == "snakepit_bridge.errors.NotFoundError"
+    for name in ["ask_for_nothing", "ask_for_nothing_by_attribute"]:
+        with pytest.raises(ToolFailed) as caught:
+            tester.call(name)
+        assert caught.value.type == "snakepit_bridge.errors.NotFoundError"
     with pytest.raises(ToolFailed, match="not today") as caught:
         tester.call("ask_to_fail")
     assert caught.value.type == "snakepit_bridge.errors.HostToolError"
@@ -185,6 +222,7 @@ def test_a_context_describes_its_call(tester: ToolTester) -> None:
         "session": "s",
         "metadata": {"k": "v"},
         "left": None,
+        "deadline": None,
         "cancelled": False,
         "repr": "SessionContext(session_id='s')",
     }

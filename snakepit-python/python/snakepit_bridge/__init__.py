@@ -47,11 +47,14 @@ if TYPE_CHECKING:
     from snakepit_bridge._converters import Converter, converter
     from snakepit_bridge._encoded import Encoded
     from snakepit_bridge._markers import unserializable_markers
+    from snakepit_bridge.host_tools import HostTool, HostTools
 
 #: The modules of names that are imported on first use, because most workers need none of them.
 _LAZY = {
     "Converter": "_converters",
     "Encoded": "_encoded",
+    "HostTool": "host_tools",
+    "HostTools": "host_tools",
     "converter": "_converters",
     "unserializable_markers": "_markers",
 }
@@ -82,7 +85,9 @@ __all__ = [
     "DeadlockError",
     "Encoded",
     "GlobalPrograms",
+    "HostTool",
     "HostToolError",
+    "HostTools",
     "HostUnavailableError",
     "InvalidArgumentError",
     "InvalidTypeError",

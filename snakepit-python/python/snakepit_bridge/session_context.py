@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC
+
 from snakepit_bridge import _checked, _current
 from snakepit_bridge.errors import InvalidArgumentError
 from snakepit_bridge.programs import GlobalPrograms, Programs
@@ -9,11 +11,13 @@ from snakepit_bridge.variables import SessionVariables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from datetime import datetime
     from types import TracebackType
     from typing import Any, Self
 
     from snakepit_bridge._call import CallLike
     from snakepit_bridge.host_stream import HostStream
+    from snakepit_bridge.host_tools import HostTools
 
 
 class SessionContext(SessionVariables):
@@ -70,6 +74,26 @@ class SessionContext(SessionVariables):
     def time_remaining(self) -> float | None:
         """Return the seconds until the deadline, at least 0. ``None`` without a deadline."""
         return self._call.time_remaining()
+
+    @property
+    def deadline(self) -> datetime | None:
+        """The time at which the call ends, in UTC. ``None`` without a deadline.
+
+        It changes with the clock of the system. :meth:`time_remaining` does not.
+        """
+        remaining = self._call.time_remaining()
+        if remaining is None:
+            return None
+        from datetime import datetime, timedelta
+
+        return datetime.now(UTC) + timedelta(seconds=remaining)
+
+    @property
+    def host(self) -> HostTools:
+        """The host's own tools as attributes: ``context.host.discount(item="tea")``. Requests nothing by itself."""
+        from snakepit_bridge.host_tools import HostTools
+
+        return HostTools(self)
 
     @property
     def host_tools(self) -> dict[str, dict[str, Any]]:
