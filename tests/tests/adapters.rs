@@ -106,7 +106,7 @@ async fn tools_call_other_tools_on_other_workers() {
         assert_eq!(execute(&mut client, tool, &double).await.unwrap(), 42, "{tool}");
     }
     for (name, arguments, problem) in [
-        ("fail", json!({"text": "no tea"}), "ToolFailed: LookupError: no tea"),
+        ("fail", json!({"text": "no tea"}), "LookupError: no tea"),
         ("missing", json!({}), "NotFoundError: tool `missing` not found"),
         ("double", json!({}), "argument `x` of tool `double` is missing"),
     ] {
