@@ -23,6 +23,7 @@ use crate::{
     call::Call,
     caller::Caller,
     completions::{Completions, Wait},
+    encoded,
     errors::{DeadlockError, HostError, SnakepitError},
     executor::is_loop_thread,
     host::{Host, RequestKind},
@@ -284,6 +285,17 @@ impl Call {
             return Ok(None);
         }
         Ok(Some((PyBytes::new(py, &program.data), program.content_type, version)))
+    }
+
+    /// Sends a unary request of the bridge service that Python code has encoded. Returns the encoded answer.
+    fn request_encoded<'py>(
+        &self,
+        py: Python<'py>,
+        rpc: &str,
+        request: &[u8],
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let answer = self.wait(py, encoded::request(self.host()?, &self.caller, rpc, request))?;
+        Ok(PyBytes::new(py, &answer))
     }
 
     fn list_programs(&self, py: Python<'_>, is_global: bool) -> PyResult<Vec<String>> {

@@ -353,7 +353,7 @@ impl Executor {
                 let function = &*objects.function.insert(adapter.getattr(declared.attribute.bind(py))?);
                 function.call((), Some(kwargs))?
             }
-            None => adapter.call_method1(intern!(py, "execute_tool"), (&**tool, kwargs, &context))?,
+            None => self.plan.execute(adapter, tool, kwargs, &context)?,
         };
         match mode {
             CallMode::Unary => {

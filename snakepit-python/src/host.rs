@@ -80,6 +80,8 @@ pub(crate) struct Host {
 #[derive(Debug)]
 struct Connections {
     client: BridgeServiceClient<Channel>,
+    /// The connection of `client`, for requests that Python code has encoded.
+    channel: Channel,
     streams: StreamConnection,
     backlogs: BacklogBudget,
 }
@@ -99,9 +101,8 @@ impl Host {
     }
 
     fn with_streams(channel: Channel, runtime: RuntimeHandle, streams: StreamConnection) -> Self {
-        let connections =
-            Connections { client: client(channel), streams, backlogs: BacklogBudget::default() };
-        Self { runtime, connections: Arc::new(connections) }
+        let (client, backlogs) = (client(channel.clone()), BacklogBudget::default());
+        Self { runtime, connections: Arc::new(Connections { client, channel, streams, backlogs }) }
     }
 
     /// The memory budget for unread updates of watches.
@@ -152,9 +153,11 @@ impl Host {
         tools: Vec<pb::ToolRegistration>,
         worker_id: &str,
         token: Option<String>,
+        serves_any_tool: bool,
     ) -> Result<(), String> {
         let (worker_id, version) = (worker_id.to_owned(), launch::VERSION.to_owned());
-        let identity = token.map(|token| pb::WorkerIdentity { token, version, protocol: launch::PROTOCOL });
+        let protocol = launch::PROTOCOL;
+        let identity = token.map(|token| pb::WorkerIdentity { token, version, protocol, serves_any_tool });
         let request = pb::RegisterToolsRequest { session_id: String::new(), tools, worker_id, identity };
         match timeout(CONNECT_TIMEOUT, self.client().register_tools(request)).await {
             Ok(Ok(response)) => {
@@ -175,6 +178,11 @@ impl Host {
     /// The generated client.
     pub(crate) fn client(&self) -> BridgeServiceClient<Channel> {
         self.connections.client.clone()
+    }
+
+    /// The connection of [`client`](Self::client).
+    pub(crate) fn channel(&self) -> Channel {
+        self.connections.channel.clone()
     }
 
     /// The runtime that drives the connection.

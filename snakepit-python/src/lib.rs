@@ -25,6 +25,7 @@ mod context;
 mod contract;
 mod control;
 mod dispositions;
+mod encoded;
 mod errors;
 mod executor;
 mod exit;
@@ -50,6 +51,7 @@ mod service;
 mod sink;
 mod state;
 mod status;
+mod telemetry;
 mod tools;
 mod value;
 mod variables;
@@ -74,6 +76,7 @@ mod _native {
         executor::{ChunkSink, ChunkSpace, ConcurrentCall, ConcurrentCalls, ThreadCall},
         host_stream::HostToolStream,
         local::{LocalRunner, LocalSession, LocalVariables},
+        telemetry::{dropped_events, emit_event},
         variables::{Variable, VariableUpdate, VariableVersion, VariableWatch, Variables},
         worker::Worker,
     };

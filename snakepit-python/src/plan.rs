@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use foldhash::fast::RandomState;
 use pyo3::{
     exceptions::PyValueError,
+    intern,
     prelude::*,
     types::{PyDict, PyString},
 };
@@ -77,6 +78,10 @@ pub(crate) struct Plan {
     pub(crate) has_cleanup: bool,
     /// Whether the adapter accepts calls of undeclared tools.
     pub(crate) is_dynamic: bool,
+    /// Whether calls of every name are for `execute_tool`.
+    pub(crate) serves_any_tool: bool,
+    /// Whether calls pass the parameters of `execute_tool` by name.
+    pub(crate) executes_by_name: bool,
     /// Creates a `SessionContext` from a native `Call`.
     pub(crate) context: Py<PyAny>,
     /// Runs an awaitable on the worker's event loop.
@@ -162,6 +167,8 @@ impl Plan {
             has_initialize: flag("has_initialize")?,
             has_cleanup: flag("has_cleanup")?,
             is_dynamic: flag("is_dynamic")?,
+            serves_any_tool: flag("serves_any_tool")?,
+            executes_by_name: flag("executes_by_name")?,
             context: object("context")?,
             run_async: object("run_async")?,
             drain_async: object("drain_async")?,
@@ -192,6 +199,28 @@ impl Plan {
             lanes.add(name, tool.is_plain, tool.concurrency);
         }
         lanes
+    }
+
+    /// Calls `execute_tool` of an adapter.
+    ///
+    /// # Errors
+    /// The exception that it raises.
+    pub(crate) fn execute<'py>(
+        &self,
+        adapter: &Bound<'py, PyAny>,
+        tool: &str,
+        arguments: &Bound<'py, PyDict>,
+        context: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (py, method) = (adapter.py(), intern!(adapter.py(), "execute_tool"));
+        if !self.executes_by_name {
+            return adapter.call_method1(method, (tool, arguments, context));
+        }
+        let named = PyDict::new(py);
+        named.set_item(intern!(py, "tool_name"), tool)?;
+        named.set_item(intern!(py, "arguments"), arguments)?;
+        named.set_item(intern!(py, "context"), context)?;
+        adapter.call_method(method, (), Some(&named))
     }
 
     /// Converts an exception to a `ToolFailure`. `call` contains the called function and its arguments, so that the

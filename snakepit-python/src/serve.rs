@@ -24,7 +24,7 @@ use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
     backpressure::Backpressure, exit::exit_now, fork, host::Host, http2::configure_server, io::Io,
-    open_streams::OpenStreams, service::WorkerService, tools::PythonTools,
+    open_streams::OpenStreams, service::WorkerService, telemetry, tools::PythonTools,
 };
 
 /// The default time that cancelled calls, and calls of a worker without a host, may continue after SIGTERM.
@@ -45,6 +45,8 @@ pub(crate) struct ServeConfig {
     /// The token that proves to the host that it launched this worker.
     pub(crate) token: Option<String>,
     pub(crate) specs: Vec<ToolSpec>,
+    /// Whether the adapter serves calls of any name.
+    pub(crate) serves_any_tool: bool,
 }
 
 /// A worker that is registered and listening.
@@ -94,14 +96,14 @@ pub(crate) async fn start(config: ServeConfig, tools: PythonTools, io: Io) -> Re
 
 /// Connects to the host before it binds the socket, because clients may send calls once the socket exists.
 async fn prepare(config: ServeConfig, io: Io) -> Result<Prepared, String> {
-    let ServeConfig { host, socket, port, worker_id, token, specs } = config;
+    let ServeConfig { host, socket, port, worker_id, token, specs, serves_any_tool } = config;
     let host = match host {
         Some(address) => {
             let host = Host::connect(&address, io).await?;
             let tools: Vec<_> = specs.into_iter().map(spec_to_registration).collect();
             // With a token, the registration also exchanges versions.
             if token.is_some() || !tools.is_empty() {
-                host.register(tools, &worker_id, token).await?;
+                host.register(tools, &worker_id, token, serves_any_tool).await?;
             }
             Some(host)
         }
@@ -176,6 +178,7 @@ async fn serve(
             }
         }
         streams.end();
+        telemetry::end();
     };
     let serving = async {
         match incoming {

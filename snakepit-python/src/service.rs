@@ -1,7 +1,7 @@
 //! The gRPC service of the worker, an adapter over [`PythonTools`].
 //!
-//! A worker serves `Ping`, `ExecuteTool`, `ExecuteStreamingTool`, `CancelTool` and `Multiplex`. It answers all other
-//! RPCs with UNIMPLEMENTED.
+//! A worker serves `Ping`, `ExecuteTool`, `ExecuteStreamingTool`, `CancelTool`, `Multiplex` and `StreamTelemetry`. It
+//! answers all other RPCs with UNIMPLEMENTED.
 
 use std::{
     pin::Pin,

@@ -28,6 +28,7 @@ use crate::{
     retire,
     serve::{self, Ready, ServeConfig},
     state::Interruption,
+    telemetry,
     tools::PythonTools,
 };
 
@@ -48,6 +49,7 @@ impl Worker {
     #[new]
     fn new() -> PyResult<Self> {
         fork::register_handler()?;
+        telemetry::begin();
         retire::print_panics_briefly();
         let control = match std::env::var(ENV_CONTROL).as_deref() {
             Err(_) | Ok("") => None,
@@ -195,11 +197,13 @@ impl Worker {
             worker_id: worker_id.clone(),
             token,
             specs: plan.specs.clone(),
+            serves_any_tool: plan.serves_any_tool,
         };
         let io = Io::start()?;
         let served = tools.clone();
         let Ready { host, address, port, executor_done, serving, terminated_at } =
             py.detach(|| io.drive(serve::start(config, served, io))).map_err(PyRuntimeError::new_err)?;
+        telemetry::serve();
         // The worker has installed its SIGTERM handler by now.
         *self.dispositions.lock().unwrap_or_else(PoisonError::into_inner) = Some(Dispositions::current());
         self.report_ready(address, port, ready_file, calls)?;

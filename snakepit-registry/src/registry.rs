@@ -139,6 +139,8 @@ pub struct ResolvedTool {
     /// The handler of its calls.
     pub handler: Arc<dyn ToolHandler>,
     idempotent: bool,
+    /// Whether the parameters only describe the tool, so that calls are not checked against them.
+    unchecked: bool,
     /// The counters of a host tool. `None` for other tools.
     meter: Option<Arc<Meter>>,
 }
@@ -235,7 +237,7 @@ impl Registry {
     }
 
     /// Sets the fallback, which handles calls of unregistered names. It is needed for a pool whose workers announce their
-    /// tools only at the first call.
+    /// tools only at the first call, or serve any name.
     pub fn set_fallback(&self, provider: &str, handler: Arc<dyn ToolHandler>) {
         let fallback = Arc::new(ResolvedTool::new(None, provider, handler));
         *self.fallback.write().unwrap_or_else(PoisonError::into_inner) = Some(fallback);
@@ -391,7 +393,8 @@ impl ResolvedTool {
         let idempotent = spec
             .as_ref()
             .is_some_and(|spec| spec.metadata.get(IDEMPOTENT_KEY).is_some_and(|flag| flag == "true"));
-        Self { spec, provider: provider.to_owned(), handler, idempotent, meter: None }
+        let unchecked = spec.as_ref().is_some_and(|spec| !spec.is_checked());
+        Self { spec, provider: provider.to_owned(), handler, idempotent, unchecked, meter: None }
     }
 
     /// Whether workers may see the tool. Only host tools can be [hidden](ToolSpec::exposed).
@@ -419,7 +422,9 @@ impl ResolvedTool {
     pub fn begin(&self, mut call: ToolCall) -> Result<CallFuture<'_>, ToolError> {
         check::names(&call)?;
         if let Some(spec) = &self.spec {
-            check::arguments(spec, &call.arguments)?;
+            if !self.unchecked {
+                check::arguments(spec, &call.arguments)?;
+            }
             if call.mode == CallMode::Unary && spec.supports_streaming && self.provider == HOST_PROVIDER {
                 return Err(ToolError::Unsupported {
                     tool: spec.name.clone(),

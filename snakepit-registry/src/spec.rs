@@ -14,6 +14,8 @@ const EXPOSED_KEY: &str = "snakepit.exposed";
 pub const RESULT_SCHEMA_KEY: &str = "snakepit.result_schema";
 /// The metadata key of the JSON Schema of each item of a tool that streams.
 pub const ITEM_SCHEMA_KEY: &str = "snakepit.item_schema";
+/// The metadata key of a tool of a worker whose arguments the host does not check, with the value `true`.
+const UNCHECKED_KEY: &str = "snakepit.unchecked";
 /// The metadata key of the aliases of parameters, as a JSON object.
 const ALIASES_KEY: &str = "snakepit.aliases";
 
@@ -49,6 +51,7 @@ pub struct ToolSpec {
     /// - `snakepit.exposed`, `false` for a host tool that is hidden from Python,
     /// - `snakepit.aliases`, the aliases of parameters, as a JSON object. The value of each alias lists the parameters that it
     ///   may stand for,
+    /// - `snakepit.unchecked`, `true` if the tool checks its arguments itself, so that the host does not,
     /// - [`RESULT_SCHEMA_KEY`] and [`ITEM_SCHEMA_KEY`], the JSON Schemas of the result and of the items of a stream.
     pub metadata: BTreeMap<String, String>,
     /// Whether streaming calls are allowed.
@@ -192,6 +195,11 @@ impl ToolSpec {
     #[must_use]
     pub fn is_exposed(&self) -> bool {
         self.metadata.get(EXPOSED_KEY).is_none_or(|flag| flag != "false")
+    }
+
+    /// Whether the host checks arguments against the parameters. If not, the parameters only describe the tool.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.metadata.get(UNCHECKED_KEY).is_none_or(|flag| flag != "true")
     }
 
     /// Makes the tool reject unknown arguments.

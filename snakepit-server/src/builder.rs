@@ -7,7 +7,10 @@ use snakepit_registry::{CallLayers, FnTool, HostState, ToolFn, ToolHandler, Tool
 use snakepit_session::SessionBackend;
 use snakepit_worker::WorkerLauncher;
 
-use crate::{MAX_TIMEOUT, authorization::Authorizer, host::CallReader, traceback_policy::TracebackPolicy};
+use crate::{
+    MAX_TIMEOUT, TelemetryFilter, authorization::Authorizer, host::CallReader,
+    traceback_policy::TracebackPolicy,
+};
 
 mod authorization;
 mod call_readers;
@@ -54,6 +57,7 @@ pub struct Builder {
     gpus: Vec<String>,
     library_threads: Option<usize>,
     threads: Option<usize>,
+    worker_telemetry: TelemetryFilter,
     start_timeout: Option<Duration>,
     plain_calls: bool,
     reap_orphans: bool,

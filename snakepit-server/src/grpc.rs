@@ -16,7 +16,7 @@ mod registration;
 mod request;
 mod service;
 mod sessions;
-mod telemetry;
+pub(crate) mod telemetry;
 mod variables;
 
 use std::sync::Arc;

@@ -82,6 +82,8 @@ pub use listen::{default_connections, raise_descriptor_limit};
 pub use local_host::LocalHost;
 pub use python::{InterpreterOrigin, find_python};
 pub use snakepit::Snakepit;
+pub use snakepit_wire::{InvalidPatterns, TelemetryFilter};
+pub use telemetry::{TelemetryEvent, TelemetryEvents, TelemetryValue};
 pub use traceback_policy::TracebackPolicy;
 
 /// A call on a host in this process, unless `H` is [`RemoteHost`]. [`generic::CallBuilder`] lists the methods.

@@ -27,6 +27,8 @@ pub const GPUS: Setting = Setting::new("Builder::gpus", "gpus");
 pub const LIBRARY_THREADS: Setting = Setting::new("Builder::library_threads", "library-threads");
 /// The number of threads in which each worker runs tools that are plain functions.
 pub const THREADS: Setting = Setting::new("Builder::threads", "threads");
+/// The events that workers send.
+pub const WORKER_TELEMETRY: Setting = Setting::new("Builder::worker_telemetry", "worker-telemetry");
 /// The launcher of the workers.
 pub const LAUNCHER: Setting = Setting::without_flag("Builder::launcher");
 /// The address on which the host serves gRPC over TCP.
@@ -45,12 +47,13 @@ pub const SESSIONS: Setting = Setting::new("Builder::sessions", "sessions");
 pub const MULTIPLEX: Setting = Setting::new("Builder::multiplex", "no-multiplex");
 
 /// The settings of the builder that are neither those of the pool nor those of the launcher.
-const HOST: [Setting; 13] = [
+const HOST: [Setting; 14] = [
     ADAPTER,
     ADAPTER_ARG,
     GPUS,
     LIBRARY_THREADS,
     THREADS,
+    WORKER_TELEMETRY,
     LAUNCHER,
     LISTEN,
     ALLOW_REMOTE,

@@ -9,7 +9,10 @@ use snakepit_session::{NewSession, SessionBackend, error_chain};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Builder, LocalHost, SessionHandle, grpc, host::Host, listen::Mount, routes::Routes};
+use crate::{
+    Builder, InvalidPatterns, LocalHost, SessionHandle, TelemetryEvents, TelemetryFilter, grpc,
+    grpc::telemetry::Subscription, host::Host, listen::Mount, routes::Routes,
+};
 
 /// A running host with its workers, sessions and gRPC service. Cheap to clone.
 ///
@@ -126,6 +129,38 @@ impl Snakepit {
     #[must_use]
     pub fn sessions(&self) -> &Arc<dyn SessionBackend> {
         &self.host().sessions
+    }
+
+    /// Subscribes to events: start and end of calls, and the events that tools emit with `snakepit_bridge.telemetry`. The stream
+    /// ends with the host. Worker processes send events only while there are subscribers.
+    ///
+    /// A subscriber that falls more than 1024 events behind loses the oldest. It then receives the event `telemetry.events.lost`
+    /// with the measurement `count`. Each event of a worker has the metadata `worker_id`.
+    ///
+    /// ```no_run
+    /// use futures_util::StreamExt;
+    /// use snakepit_server::TelemetryFilter;
+    ///
+    /// # async fn example(snakepit: snakepit_server::Snakepit) {
+    /// let mut events = snakepit.telemetry(TelemetryFilter::new().allow("model.*"));
+    /// while let Some(event) = events.next().await {
+    ///     println!("{} {:?}", event.name, event.measurements);
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn telemetry(&self, filter: TelemetryFilter) -> TelemetryEvents {
+        let stop = self.service.stop.clone().cancelled_owned();
+        TelemetryEvents::new(Subscription::new(self.host(), filter), stop)
+    }
+
+    /// Sets which events worker processes send, before subscribers filter them. Running workers receive the change. The default is
+    /// [`Builder::worker_telemetry`].
+    ///
+    /// # Errors
+    /// The filter has more than 64 patterns or 4096 bytes of them in a list. The old filter then stays in force.
+    pub fn set_worker_telemetry(&self, filter: TelemetryFilter) -> Result<(), InvalidPatterns> {
+        self.host().launches.telemetry().set_filter(filter)
     }
 
     /// Lists the registered tools with their providers: `host`, or the name of a pool.

@@ -1,4 +1,6 @@
-//! Publishes events of calls. Without subscribers, a call costs next to nothing.
+//! Events of a running host: those of calls, which this module publishes, and those of workers. Without subscribers, a call costs next to nothing.
+
+mod event;
 
 use std::{
     pin::Pin,
@@ -12,6 +14,8 @@ use pin_project_lite::pin_project;
 use snakepit_registry::{Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_session::error_chain;
 use tokio::{sync::broadcast, time::Instant};
+
+pub use self::event::{TelemetryEvent, TelemetryEvents, TelemetryValue};
 
 /// The maximum number of events that a slow subscriber may fall behind before it loses the oldest.
 const BACKLOG: usize = 1024;

@@ -28,6 +28,7 @@ mod remote_worker;
 mod run_dir;
 mod spawn;
 mod supervisor;
+mod telemetry;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -46,8 +47,9 @@ pub use host_access::HostAccess;
 pub use launches::{Launch, LaunchGuard, Launches, ServeLaunch};
 pub use orphans::{inherits_orphans, reap_orphans};
 pub use run_dir::RunDir;
+pub use telemetry::{TELEMETRY_TARGET, WorkerEvents, WorkerTelemetry};
 
-use crate::{LaunchRequest, Worker, WorkerError, WorkerLauncher};
+use crate::{LaunchRequest, Worker, WorkerError, WorkerId, WorkerLauncher};
 use connect::{Client, Failure};
 use progress_file::ProgressFile;
 use readiness::WorkerAddress;
@@ -112,6 +114,25 @@ impl ProcessLauncher {
 }
 
 impl ProcessLauncher {
+    /// Forwards the events of a worker to the host until the worker exits.
+    fn forward_telemetry(
+        &self,
+        id: &WorkerId,
+        host: &HostAccess,
+        client: &Client,
+        supervised: &SupervisedProcess,
+    ) {
+        let (id, client, telemetry) = (id.clone(), client.clone(), host.telemetry().clone());
+        let (exit, stop) = (supervised.exit_watch(), self.stop.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = telemetry.forward(&id, client) => {}
+                _ = exit.exited() => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
     /// Opens the stream that all calls share. Returns `None` if the worker does not serve `Multiplex`.
     async fn multiplex(
         &self,
@@ -208,6 +229,7 @@ impl WorkerLauncher for ProcessLauncher {
                 return Err(error);
             }
         };
+        self.forward_telemetry(&id, &host, &client, &supervised);
         let output_lines = self.config.output_lines;
         let diagnostics =
             WorkerDiagnostics { id: id.clone(), exit: supervised.exit_watch(), progress, output_lines };
@@ -232,7 +254,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::WorkerId;
 
     fn request(id: &str) -> LaunchRequest {
         let launches = Launches::new();

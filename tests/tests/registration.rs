@@ -54,6 +54,7 @@ async fn clients_cannot_register_tools() {
         token: "0".repeat(32),
         version: snakepit_proto::launch::VERSION.into(),
         protocol: snakepit_proto::launch::PROTOCOL,
+        ..Default::default()
     };
     for client in &mut clients {
         for identity in [None, Some(pb::WorkerIdentity::default()), Some(guess.clone())] {

@@ -7,6 +7,7 @@ its tools with the host before every call. `cargo xtask setup` generates the stu
 import argparse
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -46,6 +47,8 @@ def encode(value: object) -> any_pb2.Any:
 class Worker(rpc.BridgeServiceServicer):
     def __init__(self, host: rpc.BridgeServiceStub) -> None:
         self.host = host
+        self.events: queue.Queue[pb.TelemetryEvent] = queue.Queue()
+        self.controls: list[str] = []
 
     def tools(self) -> dict:
         return {
@@ -56,7 +59,13 @@ class Worker(rpc.BridgeServiceServicer):
             "whoami": lambda: {"pid": os.getpid()},
             "call_host": self.call_host,
             "ask_host": self.ask_host,
+            "emit": self.emit,
+            "controls": lambda: self.controls,
         }
+
+    def emit(self, name: str) -> None:
+        measurements = {"count": pb.TelemetryValue(int_value=1), "share": pb.TelemetryValue(float_value=0.5)}
+        self.events.put(pb.TelemetryEvent(event_parts=name.split("."), measurements=measurements))
 
     def fail(self, message: str) -> None:
         raise ValueError(message)
@@ -115,6 +124,20 @@ class Worker(rpc.BridgeServiceServicer):
 
     def Ping(self, request: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
         return pb.PingResponse(message=f"pong: {request.message}")
+
+    def StreamTelemetry(self, controls, context: grpc.ServicerContext):
+        """Sends the events of `emit`, and records the controls of the host."""
+
+        def read() -> None:
+            for control in controls:
+                self.controls.append(str(control).replace("\n", " ").strip())
+
+        threading.Thread(target=read, daemon=True).start()
+        while context.is_active():
+            try:
+                yield self.events.get(timeout=0.1)
+            except queue.Empty:
+                continue
 
     def ExecuteTool(self, request: pb.ExecuteToolRequest, context: grpc.ServicerContext) -> pb.ExecuteToolResponse:
         began = time.monotonic()

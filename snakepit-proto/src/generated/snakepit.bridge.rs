@@ -618,6 +618,9 @@ pub struct WorkerIdentity {
     /// The revision of the conventions between hosts and this project's workers that this file does not contain.
     #[prost(uint32, tag = "3")]
     pub protocol: u32,
+    /// Whether the worker also serves calls of tools that it does not register.
+    #[prost(bool, tag = "4")]
+    pub serves_any_tool: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegisterToolsResponse {

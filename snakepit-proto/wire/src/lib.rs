@@ -23,6 +23,7 @@ pub mod mux;
 mod request;
 mod spec;
 mod sync;
+mod telemetry;
 mod value;
 
 pub use self::{
@@ -32,6 +33,10 @@ pub use self::{
     fault::{fault_to_wire, reason_of, violations_from_wire},
     request::{check_size, request_to_wire},
     spec::{spec_from_registration, spec_from_wire, spec_to_registration, spec_to_wire},
+    telemetry::{
+        InvalidPatterns, MAX_EVENT_BYTES, MAX_WAITING_EVENTS, TelemetryFilter, lost_events,
+        nanoseconds_since_epoch, sample_key,
+    },
     value::{
         WireError, inline_any, inline_size, payload_from_wire, payload_to_wire, payload_to_wire_inline,
         value_from_wire, value_to_wire, without_buffers,

@@ -8,6 +8,10 @@ use crate::{payload_from_wire, payload_to_wire_inline};
 /// The metadata key of [closed](ToolSpec::deny_unknown_arguments) specs, with the value `true`.
 const CLOSED_KEY: &str = "snakepit.closed";
 
+/// The metadata key of the names of the variables that a tool reads, separated by commas. Registrations have no other place for
+/// them.
+const VARIABLES_KEY: &str = "required_variables";
+
 /// Converts a registration of a worker to a spec. Omits default values that cannot be converted.
 #[must_use]
 pub fn spec_from_registration(registration: pb::ToolRegistration) -> ToolSpec {
@@ -49,13 +53,14 @@ pub fn spec_to_wire(spec: ToolSpec) -> pb::ToolSpec {
     if closed {
         metadata.insert(CLOSED_KEY.to_owned(), "true".to_owned());
     }
+    let variables = metadata.get(VARIABLES_KEY).map(|names| names.split(',').map(str::to_owned).collect());
     pb::ToolSpec {
         name,
         description,
         parameters: parameters.into_iter().map(parameter_to_wire).collect(),
         metadata,
         supports_streaming,
-        required_variables: Vec::new(),
+        required_variables: variables.unwrap_or_default(),
     }
 }
 

@@ -47,15 +47,23 @@ if TYPE_CHECKING:
     from snakepit_bridge._converters import Converter, converter
     from snakepit_bridge._encoded import Encoded
     from snakepit_bridge._markers import unserializable_markers
+    from snakepit_bridge.heartbeat import HeartbeatClient, HeartbeatConfig
     from snakepit_bridge.host_tools import HostTool, HostTools
+    from snakepit_bridge.logging_config import configure_logging, get_logger
+    from snakepit_bridge.zero_copy import ZeroCopyRef
 
 #: The modules of names that are imported on first use, because most workers need none of them.
 _LAZY = {
     "Converter": "_converters",
     "Encoded": "_encoded",
+    "HeartbeatClient": "heartbeat",
+    "HeartbeatConfig": "heartbeat",
     "HostTool": "host_tools",
     "HostTools": "host_tools",
+    "ZeroCopyRef": "zero_copy",
+    "configure_logging": "logging_config",
     "converter": "_converters",
+    "get_logger": "logging_config",
     "unserializable_markers": "_markers",
 }
 
@@ -85,6 +93,8 @@ __all__ = [
     "DeadlockError",
     "Encoded",
     "GlobalPrograms",
+    "HeartbeatClient",
+    "HeartbeatConfig",
     "HostTool",
     "HostToolError",
     "HostTools",
@@ -113,9 +123,12 @@ __all__ = [
     "VersionConflictError",
     "WorkerInfo",
     "WorkerLostError",
+    "ZeroCopyRef",
     "__version__",
+    "configure_logging",
     "converter",
     "current_context",
+    "get_logger",
     "tool",
     "unserializable_markers",
     "worker_info",

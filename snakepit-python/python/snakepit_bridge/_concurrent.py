@@ -235,7 +235,11 @@ class _CallRunner:
                 await _resolved(adapter.initialize())
             tool = self._tools.get(call.tool)
             if tool is None:
-                invoke = functools.partial(adapter.execute_tool, call.tool, kwargs, context)
+                if plan.executes_by_name:
+                    named = {"tool_name": call.tool, "arguments": kwargs, "context": context}
+                    invoke = functools.partial(adapter.execute_tool, **named)
+                else:
+                    invoke = functools.partial(adapter.execute_tool, call.tool, kwargs, context)
                 is_plain = plan.are_dynamic_plain
             else:
                 function = getattr(adapter, tool.attribute)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from snakepit_bridge import _current, _signatures
+from snakepit_bridge._tool_metadata import METADATA_ATTRIBUTE
 from snakepit_bridge.base_adapter import FUNCTIONS_ATTRIBUTE, TOOL_ATTRIBUTE, BaseAdapter
 
 TYPE_CHECKING = False
@@ -105,4 +106,5 @@ def _has_tools(adapter: type) -> bool:
 def _is_marked(member: object) -> bool:
     function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
     # Looked up without `getattr`, which objects such as mocks answer for every name.
-    return TOOL_ATTRIBUTE in getattr(function, "__dict__", ())
+    attributes = getattr(function, "__dict__", ())
+    return TOOL_ATTRIBUTE in attributes or METADATA_ATTRIBUTE in attributes

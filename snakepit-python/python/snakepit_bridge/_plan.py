@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from snakepit_bridge import _contexts, _failures, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop, drain
+from snakepit_bridge._tool_metadata import METADATA_ATTRIBUTE
 from snakepit_bridge.base_adapter import AFTER_CANCEL, FUNCTIONS_ATTRIBUTE, TOOL_ATTRIBUTE, ToolOptions, tool
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.session_context import SessionContext
@@ -74,6 +75,10 @@ class Plan:
         self.has_initialize = _has(adapter, "initialize")
         self.has_cleanup = _has(adapter, "cleanup")
         self.is_dynamic = _has(adapter, "execute_tool")
+        #: Whether `execute_tool` serves any name.
+        self.serves_any_tool = serves_all_tools(adapter)
+        #: Whether calls pass the parameters of `execute_tool` by name.
+        self.executes_by_name = self.is_dynamic and _takes_names(adapter)
         self.context: Callable[[Call], SessionContext] = SessionContext
         self.run_async = loop.run
         self.drain_async = drain
@@ -121,12 +126,17 @@ def plan_of(
     Raises:
         AdapterError: The class has no tools, or a tool that cannot be called.
     """
+    dynamic, serves_all = _has(adapter, "execute_tool"), serves_all_tools(adapter)
+    tools: list[ToolPlan] = []
+    dynamic_specs: list[_specs.ToolSpec] = []
     try:
-        tools = list(_tools_of(adapter))
+        if serves_all:
+            dynamic_specs = list(_specs_of(adapter))
+        else:
+            tools = list(_tools_of(adapter))
         numbers = _concurrency_of(adapter, tools, concurrency, threads)
     except TypeError as error:
         raise AdapterError(f"adapter `{adapter.__qualname__}` cannot be used: {error}") from error
-    dynamic = _has(adapter, "execute_tool")
     declared = {tool.spec["name"] for tool in tools}
     dynamic_names = [name for name in getattr(adapter, "dynamic_tools", ()) if name not in declared]
     if dynamic_names and not dynamic:
@@ -136,8 +146,38 @@ def plan_of(
     policy = getattr(adapter, "after_cancel", None) or after_cancel or "auto"
     if policy not in AFTER_CANCEL:
         raise AdapterError(f"after_cancel is {policy!r}; it takes {', '.join(AFTER_CANCEL)}")
-    dynamic_specs = [_specs.dynamic_spec_of(name, adapter) for name in dynamic_names]
+    dynamic_specs += [_specs.dynamic_spec_of(name, adapter) for name in dynamic_names]
     return Plan(adapter, loop, tools, dynamic_specs, policy, numbers)
+
+
+def serves_all_tools(adapter: type) -> bool:
+    """Return whether calls of all tools of an adapter class go through ``execute_tool``, as in the original Snakepit.
+
+    The arguments are then its concern: type hints of methods describe them, and neither convert nor reject them.
+    """
+    if getattr(adapter, FUNCTIONS_ATTRIBUTE, None) is not None:
+        return False
+    return _has(adapter, "execute_tool") and not getattr(adapter, "dynamic_tools", ())
+
+
+def _specs_of(adapter: type) -> Iterator[_specs.ToolSpec]:
+    """Describe the methods with ``@tool`` of a class whose ``execute_tool`` serves all tools."""
+    names: set[str] = set()
+    for _, name, options, function, bound in _methods_of(adapter):
+        spec = _specs.described_spec_of(function, name, options, adapter, bound=bound)
+        if spec["name"] not in names:
+            names.add(spec["name"])
+            yield spec
+
+
+def _takes_names(adapter: type) -> bool:
+    """Return whether ``execute_tool`` has the parameters of the original Snakepit, or takes any keywords."""
+    try:
+        parameters = _signatures.parameters_of(_signatures.underlying(getattr(adapter, "execute_tool")))  # noqa: B009
+    except (TypeError, ValueError):
+        return False
+    names = {parameter.name for parameter in parameters if parameter.kind != _signatures.POSITIONAL_ONLY}
+    return names >= {"tool_name", "arguments", "context"}
 
 
 def _tools_of(adapter: type) -> Iterator[ToolPlan]:
@@ -184,7 +224,21 @@ def _methods_of(adapter: type) -> Iterator[Member]:
 def _options_of(member: object) -> ToolOptions | None:
     function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
     options = getattr(function, TOOL_ATTRIBUTE, None)
-    return options if isinstance(options, ToolOptions) else None
+    if isinstance(options, ToolOptions):
+        return options
+    # Decorators of adapters for the original Snakepit. Looked up without `getattr`, which mocks answer for every name.
+    metadata = getattr(function, "__dict__", {}).get(METADATA_ATTRIBUTE)
+    if metadata is None:
+        return None
+    return ToolOptions(
+        None,
+        getattr(metadata, "description", "") or None,
+        bool(getattr(metadata, "supports_streaming", False)),
+        False,
+        None,
+        None,
+        getattr(metadata, "required_variables", None) or (),
+    )
 
 
 def _called_function(adapter: type, member: object, function: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
         item_schema: NotRequired[dict[str, Any]]
 
 
+#: The metadata key of a tool whose arguments the host must not check.
+_UNCHECKED_KEY = "snakepit.unchecked"
+
+
 def spec_of(
     function: Callable[..., Any], attribute: str, options: ToolOptions, owner: type, *, bound: bool
 ) -> tuple[ToolSpec, Contract]:
@@ -66,7 +70,7 @@ def spec_of(
         "name": _checked_name(options.name or attribute, owner),
         "description": description if options.description is None else _encodable(options.description),
         "parameters": parameters,
-        "metadata": metadata_of(owner, idempotent=options.idempotent),
+        "metadata": _metadata_of_options(owner, options),
         "supports_streaming": options.supports_streaming or is_generator or contract.item is not None,
         "closed": closed,
     }
@@ -90,6 +94,43 @@ def _encodable(text: str) -> str:
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
+def described_spec_of(
+    function: Callable[..., Any], attribute: str, options: ToolOptions, owner: type, *, bound: bool
+) -> ToolSpec:
+    """Create the spec of a tool whose calls ``execute_tool`` serves. Its hints only describe it, so all are valid."""
+    try:
+        spec, _ = spec_of(function, attribute, options, owner, bound=bound)
+    except TypeError:
+        spec = dynamic_spec_of(_checked_name(options.name or attribute, owner), owner)
+        description, docs = _docstrings.read(_encodable(_docstrings.docstring_of(function, owner)))
+        spec["description"] = description if options.description is None else _encodable(options.description)
+        spec["metadata"] = _metadata_of_options(owner, options)
+        declared = _signatures.parameters_of(function)
+        spec["parameters"] = [
+            _described_parameter(function, parameter, docs.get(parameter.name, ""))
+            for parameter in (declared[1:] if bound else declared)
+            if parameter.kind not in (_signatures.VAR_POSITIONAL, _signatures.VAR_KEYWORD)
+        ]
+    spec["closed"] = False
+    spec["metadata"][_UNCHECKED_KEY] = "true"
+    spec.pop("result_schema", None)
+    spec.pop("item_schema", None)
+    return spec
+
+
+def _described_parameter(
+    function: Callable[..., Any], parameter: _signatures.Parameter, description: str
+) -> ParameterSpec:
+    """Return the spec of a parameter, without a hint that cannot be honoured."""
+    hint, hints = _signatures.annotations_of(function).get(parameter.name), Hints(function, parameter.name)
+    for annotation in (_signatures.EMPTY if hint is None else hint, _signatures.EMPTY):
+        try:
+            return _parameter(parameter.name, annotation, parameter.default, description, hints)[0]
+        except TypeError:
+            continue
+    raise AssertionError("a parameter without a hint has a spec")
+
+
 def dynamic_spec_of(name: str, owner: type) -> ToolSpec:
     """Create the spec of a tool that only has a name."""
     return {
@@ -100,6 +141,13 @@ def dynamic_spec_of(name: str, owner: type) -> ToolSpec:
         "supports_streaming": True,
         "closed": False,
     }
+
+
+def _metadata_of_options(owner: type, options: ToolOptions) -> dict[str, str]:
+    metadata = metadata_of(owner, idempotent=options.idempotent)
+    if options.required_variables:
+        metadata["required_variables"] = ",".join(options.required_variables)
+    return metadata
 
 
 def metadata_of(owner: type, *, idempotent: bool) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from snakepit_bridge._current import ProcessAttribute
+from snakepit_bridge._tool_metadata import METADATA_ATTRIBUTE
+from snakepit_bridge._tool_metadata import ToolMetadata as ToolMetadata
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -10,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, Literal, TypeVar, overload
 
     from snakepit_bridge._current import Process
+    from snakepit_bridge._registrations import ToolRegistration
     from snakepit_bridge.session_context import SessionContext
 
     _F = TypeVar("_F", bound=Callable[..., Any])
@@ -27,7 +30,15 @@ AFTER_CANCEL = ("auto", "keep", "replace")
 class ToolOptions:
     """The options of :func:`tool`."""
 
-    __slots__ = ("after_cancel", "concurrency", "description", "idempotent", "name", "supports_streaming")
+    __slots__ = (
+        "after_cancel",
+        "concurrency",
+        "description",
+        "idempotent",
+        "name",
+        "required_variables",
+        "supports_streaming",
+    )
 
     def __init__(
         self,
@@ -37,6 +48,7 @@ class ToolOptions:
         idempotent: bool,
         after_cancel: str | None,
         concurrency: int | None,
+        required_variables: Sequence[str] = (),
     ) -> None:
         self.after_cancel = after_cancel
         self.concurrency = concurrency
@@ -44,6 +56,7 @@ class ToolOptions:
         self.description = description
         self.supports_streaming = supports_streaming
         self.idempotent = idempotent
+        self.required_variables = tuple(required_variables)
 
 
 if TYPE_CHECKING:
@@ -53,10 +66,23 @@ if TYPE_CHECKING:
 
     @overload
     def tool(
+        description: str,
+        /,
+        supports_streaming: bool = False,
+        required_variables: Sequence[str] | None = None,
+        *,
+        name: str | None = None,
+        idempotent: bool = False,
+        after_cancel: Literal["auto", "keep", "replace"] | None = None,
+    ) -> Callable[[_F], _F]: ...
+
+    @overload
+    def tool(
         *,
         name: str | None = None,
         description: str | None = None,
         supports_streaming: bool = False,
+        required_variables: Sequence[str] | None = None,
         idempotent: bool = False,
         after_cancel: Literal["auto", "keep", "replace"] | None = None,
         concurrency: int | None = None,
@@ -64,12 +90,13 @@ if TYPE_CHECKING:
 
 
 def tool(
-    function: _F | None = None,
+    function: _F | str | None = None,
     /,
+    supports_streaming: bool = False,
+    required_variables: Sequence[str] | None = None,
     *,
     name: str | None = None,
     description: str | None = None,
-    supports_streaming: bool = False,
     idempotent: bool = False,
     after_cancel: Literal["auto", "keep", "replace"] | None = None,
     concurrency: int | None = None,
@@ -82,10 +109,12 @@ def tool(
     ...         return 9.99 * count
 
     Args:
-        function: The method, if the decorator is used without parentheses.
+        function: The method, if the decorator is used without parentheses. A text is the description.
         name: The name of the tool. By default the name of the method.
         description: The description for people and language models. By default the docstring.
         supports_streaming: Whether the tool can be called as a stream. Generators always can.
+        required_variables: Names of the variables of the session that the tool reads. Clients find them in the metadata
+            of the tool.
         idempotent: Whether running the tool twice is harmless. If so, the host may retry it.
         after_cancel: The policy for the worker after cancellation interrupted a call with an exception: ``"keep"`` it,
             ``"replace"`` it, or ``"auto"``. With ``"auto"``, the worker is kept if the exception was raised in code of
@@ -103,14 +132,34 @@ def tool(
         check("concurrency", concurrency)
     if after_cancel is not None and after_cancel not in AFTER_CANCEL:
         raise ValueError(f"after_cancel is {after_cancel!r}; it takes {', '.join(AFTER_CANCEL)}")
-    options = ToolOptions(name, description, supports_streaming, idempotent, after_cancel, concurrency)
+    if isinstance(function, str):
+        function, description = None, function
+    variables = required_variables or ()
+    options = ToolOptions(name, description, supports_streaming, idempotent, after_cancel, concurrency, variables)
 
     def mark(function: _F) -> _F:
         plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
         setattr(plain, TOOL_ATTRIBUTE, options)
+        text = description or getattr(plain, "__doc__", None) or ""
+        setattr(plain, METADATA_ATTRIBUTE, ToolMetadata(text, supports_streaming, required_variables=list(variables)))
         return function
 
     return mark if function is None else mark(function)
+
+
+class _SessionId:
+    """The default of :attr:`BaseAdapter.session_id`. An object may set its own value instead."""
+
+    def __get__(self, instance: object, owner: type | None = None) -> str | None:
+        context = getattr(instance, "session_context", None) or getattr(instance, "_session_context", None)
+        return None if context is None else context.session_id
+
+
+class _SessionContext:
+    """The default of ``_session_context``, which adapters of the original Snakepit read."""
+
+    def __get__(self, instance: object, owner: type | None = None) -> SessionContext | None:
+        return None if instance is None else vars(instance).get("session_context")
 
 
 class BaseAdapter:
@@ -132,7 +181,8 @@ class BaseAdapter:
     ``lifespan``, ``process_init`` and ``__init__`` are arguments of the adapter, which the host passes.
 
     An adapter can also serve undeclared tools, with a method ``execute_tool(self, tool_name, arguments, context)``. It
-    lists their names in :attr:`dynamic_tools`.
+    lists their names in :attr:`dynamic_tools`. If that is empty, calls of all tools go through ``execute_tool``, as in
+    the original Snakepit: those of methods with :func:`tool`, and those of names that the adapter does not declare.
 
     >>> class Shop(BaseAdapter):  # doctest: +SKIP
     ...     @tool
@@ -142,7 +192,7 @@ class BaseAdapter:
 
     # Without annotations at run time, so that code which evaluates an adapter's annotations does not need these names.
     if TYPE_CHECKING:
-        #: Names of tools that ``execute_tool`` serves. They accept any arguments.
+        #: Names of tools that ``execute_tool`` serves. They accept any arguments. If empty, it serves all tools.
         dynamic_tools: ClassVar[Sequence[str]] = ()
 
         #: The policy for a worker after cancellation interrupted a call, for tools that do not set one. ``None``
@@ -162,13 +212,51 @@ class BaseAdapter:
 
         #: A namespace that lives as long as the worker. All calls of the worker share it.
         process: Process
+
+        #: The id of the session of the call, empty for a call without one. ``None`` outside of calls.
+        session_id: str | None
+        _session_context: SessionContext | None
     else:
         dynamic_tools = ()
         after_cancel = None
         concurrency = None
         threads = None
         process = ProcessAttribute()
+        session_id = _SessionId()
+        _session_context = _SessionContext()
 
     def set_session_context(self, context: SessionContext) -> None:
         """Store the context of the call as ``self.session_context``."""
         self.session_context = context
+
+    def get_tools(self) -> list[ToolRegistration]:
+        """Describe the tools of the adapter."""
+        from snakepit_bridge._registrations import registrations_of
+
+        return registrations_of(type(self))
+
+    def call_tool(self, tool_name: str | None = None, /, **arguments: Any) -> Any:
+        """Call a method of this object by its name, for ``execute_tool``. Return its result.
+
+        Raises:
+            AttributeError: There is no such method.
+            TypeError: The attribute of this name cannot be called.
+        """
+        if tool_name is None:
+            tool_name = arguments.pop("tool_name")
+        kind = type(self).__name__
+        method = getattr(self, tool_name, None)
+        if method is None:
+            raise AttributeError(f"tool `{tool_name}` not found: `{kind}` has no method of this name")
+        if not callable(method):
+            raise TypeError(f"`{tool_name}` of `{kind}` cannot be called, so it is not a tool")
+        return method(**arguments)
+
+    def register_with_session(self, session_id: str, stub: object) -> list[str]:
+        """Return the names of the tools. The worker registers them once, so this method sends nothing."""
+        del session_id, stub
+        return [registration.name for registration in self.get_tools()]
+
+    async def register_with_session_async(self, session_id: str, stub: object) -> list[str]:
+        """Return the names of the tools, as :meth:`register_with_session` does."""
+        return self.register_with_session(session_id, stub)

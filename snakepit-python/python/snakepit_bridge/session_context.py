@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC
-
 from snakepit_bridge import _checked, _current
 from snakepit_bridge.errors import InvalidArgumentError
 from snakepit_bridge.programs import GlobalPrograms, Programs
@@ -11,11 +9,11 @@ from snakepit_bridge.variables import SessionVariables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
     from types import TracebackType
     from typing import Any, Self
 
-    from snakepit_bridge._call import CallLike
     from snakepit_bridge.host_stream import HostStream
     from snakepit_bridge.host_tools import HostTools
 
@@ -29,7 +27,20 @@ class SessionContext(SessionVariables):
 
     __slots__ = ("_host_tools",)
 
-    def __init__(self, call: CallLike) -> None:
+    def __init__(
+        self, call: Any, session_id: str | None = None, request_metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Create the context of a call. The runtime does so.
+
+        Args:
+            call: The call. With ``session_id``, a gRPC stub of the bridge service, as in the original Snakepit.
+            session_id: The id of the session.
+            request_metadata: The metadata of the request.
+        """
+        if session_id is not None:
+            from snakepit_bridge._stub import StubCall
+
+            call = StubCall(call, session_id, request_metadata or {})
         super().__init__(call)
         self._host_tools: dict[str, dict[str, Any]] | None = None
 
@@ -84,7 +95,7 @@ class SessionContext(SessionVariables):
         remaining = self._call.time_remaining()
         if remaining is None:
             return None
-        from datetime import datetime, timedelta
+        from datetime import UTC, datetime, timedelta
 
         return datetime.now(UTC) + timedelta(seconds=remaining)
 
@@ -217,6 +228,19 @@ class SessionContext(SessionVariables):
 
     # Names of the original Snakepit's Python package.
     elixir_tools = host_tools
+
+    @property
+    def request_metadata(self) -> dict[str, str]:
+        """The :attr:`metadata` of the call."""
+        return self.metadata
+
+    @property
+    def stub(self) -> Any:
+        """A gRPC stub of the host's bridge service, for messages of the adapter's own protobuf classes."""
+        from snakepit_bridge._stub import HostStub, StubCall
+
+        call: Any = self._call
+        return call.stub if isinstance(call, StubCall) else HostStub(call)
 
     def call_elixir_tool(self, tool_name: str, **arguments: Any) -> Any:
         """Call a host tool as :meth:`call_host_tool` does. Accepts the name as a keyword."""

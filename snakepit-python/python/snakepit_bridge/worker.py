@@ -23,8 +23,12 @@ _STOP_GRACE = 5.0
 #: The time for the exit of the interpreter after the adapter has stopped, in seconds.
 _EXIT_RESERVE = 0.5
 
+#: The options of heartbeats that are numbers.
+_HEARTBEAT_NUMBERS = ("interval-ms", "timeout-ms", "max-missed", "initial-delay-ms")
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Sequence
     from contextvars import Context
     from typing import Any
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve an adapter until SIGTERM. Return the exit code."""
     options = _parse(sys.argv[1:] if argv is None else argv)
+    if options.get("health_check"):
+        return _check(options["adapter"])
     if sys.path[:1] == [""]:
         # As with `-m`, imports resolve against the start directory, even after a `chdir`.
         try:
@@ -99,9 +105,39 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
         "--adapter", required=True, help="the adapter: module:Class, module:function, module: or file.py"
     )
     parser.add_argument("--port", type=int, default=0, help="TCP port on loopback, unless SNAKEPIT_SOCKET is set")
-    parser.add_argument("--elixir-address", metavar="ADDRESS", help="the host: host:port or unix:/path/to/socket")
+    address = os.environ.get("SNAKEPIT_GRPC_ADDRESS") or os.environ.get("SNAKEPIT_ELIXIR_ADDRESS")
+    parser.add_argument(
+        "--elixir-address", metavar="ADDRESS", default=address, help="the host: host:port or unix:/path/to/socket"
+    )
     parser.add_argument("--snakepit-run-id", metavar="ID", help="the id of the host's run, visible in process lists")
-    return vars(parser.parse_args(argv))
+    parser.add_argument("--health-check", action="store_true", help="only check that the adapter can be served")
+    _add_ignored(parser)
+    options = vars(parser.parse_args(argv))
+    if options["elixir_address"] is None:
+        del options["elixir_address"]
+    return options
+
+
+def _add_ignored(parser: ArgumentParser) -> None:
+    """Add the options of the original Snakepit's worker scripts that have no effect."""
+    ignored = parser.add_argument_group("options of the original Snakepit, without effect")
+    for flag in ("snakepit-instance-name", "snakepit-instance-token"):
+        ignored.add_argument(f"--{flag}", metavar="TEXT")
+    for flag in ("max-workers", *(f"heartbeat-{name}" for name in _HEARTBEAT_NUMBERS)):
+        ignored.add_argument(f"--{flag}", type=int, metavar="N")
+    for flag in ("thread-safety-check", "heartbeat-enabled", "heartbeat-dependent", "heartbeat-independent"):
+        ignored.add_argument(f"--{flag}", action="store_true")
+
+
+def _check(path: str) -> int:
+    """Load an adapter without serving it. Return the exit code."""
+    try:
+        plan_of(load(path), EventLoop())
+    except AdapterError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(f"adapter `{path}` can be served\n")
+    return 0
 
 
 def _is_plain(flag: str, value: str) -> bool:
@@ -121,6 +157,12 @@ def _prepare(path: str, loop: EventLoop) -> tuple[Plan, Lifecycle]:
     plan = plan_of(adapter, loop, policy, _number("SNAKEPIT_WORKER_CONCURRENCY"), _number("SNAKEPIT_WORKER_THREADS"))
     loop.modules = plan.modules
     loop.is_concurrent = plan.calls > 1
+    if plan.serves_any_tool and not os.environ.get("SNAKEPIT_UNSERIALIZABLE"):
+        # Adapters of the original Snakepit expect markers in place of objects without a wire form.
+        from snakepit_bridge import _markers
+
+        has_text = os.environ.get("SNAKEPIT_UNSERIALIZABLE_DETAIL", "").startswith("repr")
+        _markers.unserializable_markers("repr" if has_text else "type")
     life = Lifecycle(adapter, loop, given)
     plan.factory = life.factory
     return plan, life

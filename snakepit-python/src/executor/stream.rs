@@ -94,6 +94,12 @@ pub(super) fn is_plain(result: &Bound<'_, PyAny>) -> bool {
         || result.is_instance_of::<PyList>()
 }
 
+/// Returns whether an item is a chunk of a class of the adapter, as in the original Snakepit: it has `data` and `is_final`.
+fn is_own_chunk(item: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = item.py();
+    Ok(!is_plain(item) && item.hasattr(intern!(py, "is_final"))? && item.hasattr(intern!(py, "data"))?)
+}
+
 /// A yielded value, converted for the wire.
 struct Item {
     chunk: Chunk,
@@ -116,12 +122,13 @@ impl Item {
             };
             value::to_chunk(&data, Purpose::Result, description)
         };
-        if !item.is_instance(chunk_type)? {
+        if !item.is_instance(chunk_type)? && !is_own_chunk(item)? {
             return Ok(Self { chunk: to_chunk(item.clone())?, is_final: false });
         }
         let chunk = to_chunk(item.getattr(intern!(py, "data"))?)?;
         let mut metadata = BTreeMap::new();
-        if let Ok(entries) = item.getattr(intern!(py, "metadata"))?.cast::<PyDict>() {
+        let entries = item.getattr_opt(intern!(py, "metadata"))?;
+        if let Some(Ok(entries)) = entries.as_ref().map(|entries| entries.cast::<PyDict>()) {
             for (key, entry) in entries {
                 let name = key.str()?.to_string();
                 let text = text_of(&entry, description)?;

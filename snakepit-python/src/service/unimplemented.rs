@@ -5,6 +5,7 @@ use tokio_stream::Empty;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{Batches, RpcResult, ToolChunks, WorkerService};
+use crate::telemetry::{self, TelemetryEvents};
 
 fn host_only<T>(rpc: &str) -> RpcResult<T> {
     Err(Status::unimplemented(format!("workers do not serve {rpc}; call it on the host")))
@@ -31,7 +32,7 @@ macro_rules! host_only {
 impl BridgeService for WorkerService {
     type ExecuteStreamingToolStream = ToolChunks;
     type WatchVariablesStream = Empty<Result<pb::VariableUpdate, Status>>;
-    type StreamTelemetryStream = Empty<Result<pb::TelemetryEvent, Status>>;
+    type StreamTelemetryStream = TelemetryEvents;
     type ExecuteStreamingElixirToolStream = Empty<Result<pb::ToolChunk, Status>>;
     type WatchSessionsStream = Empty<Result<pb::SessionEvent, Status>>;
 
@@ -61,6 +62,13 @@ impl BridgeService for WorkerService {
         Ok(Response::new(self.multiplex(request.into_inner())))
     }
 
+    async fn stream_telemetry(
+        &self,
+        request: Request<Streaming<pb::TelemetryControl>>,
+    ) -> RpcResult<TelemetryEvents> {
+        telemetry::stream(request.into_inner()).map(Response::new)
+    }
+
     async fn cancel_tool(
         &self,
         request: Request<pb::CancelToolRequest>,
@@ -88,7 +96,6 @@ impl BridgeService for WorkerService {
         get_exposed_elixir_tools(pb::GetExposedElixirToolsRequest) -> pb::GetExposedElixirToolsResponse;
         execute_elixir_tool(pb::ExecuteElixirToolRequest) -> pb::ExecuteElixirToolResponse;
         execute_streaming_elixir_tool(pb::ExecuteElixirToolRequest) -> Self::ExecuteStreamingElixirToolStream;
-        stream_telemetry(Streaming<pb::TelemetryControl>) -> Self::StreamTelemetryStream;
         add_dependency(pb::AddDependencyRequest) -> pb::AddDependencyResponse;
         start_optimization(pb::StartOptimizationRequest) -> pb::StartOptimizationResponse;
         stop_optimization(pb::StopOptimizationRequest) -> pb::StopOptimizationResponse;

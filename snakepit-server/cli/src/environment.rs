@@ -23,10 +23,16 @@ const KUBERNETES_PREFIXES: [&str; 2] = ["SNAKEPIT_SERVICE_", "SNAKEPIT_PORT"];
 
 /// Variables without a flag: `SNAKEPIT_LOG`, the variables that the worker runtime reads, and those that a host sets for its
 /// workers. The daemon inherits the latter if a tool of a worker starts it.
-const WITHOUT_FLAG: [&str; 18] = [
+const WITHOUT_FLAG: [&str; 24] = [
     "SNAKEPIT_LOG",
     "SNAKEPIT_AFTER_CANCEL",
     "SNAKEPIT_ALLOW_PICKLE",
+    "SNAKEPIT_LOG_LEVEL",
+    "SNAKEPIT_OTEL_ENDPOINT",
+    "SNAKEPIT_INSTANCE_ID",
+    "SNAKEPIT_UNSERIALIZABLE_DETAIL",
+    "SNAKEPIT_UNSERIALIZABLE_REPR_MAXLEN",
+    "SNAKEPIT_TOLIST_MAX_ELEMENTS",
     launch::ENV_READY_FILE,
     launch::ENV_RUN_ID,
     launch::ENV_WORKER_ID,

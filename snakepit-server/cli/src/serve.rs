@@ -122,6 +122,9 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
     if let Some(threads) = args.workers.threads {
         builder = builder.threads(usize::from(threads));
     }
+    if let Some(filter) = args.workers.worker_telemetry {
+        builder = builder.worker_telemetry(filter);
+    }
     if let Some(command) = args.workers.worker_command {
         builder = builder.worker_command(split_command(&command)?);
     }

@@ -21,7 +21,7 @@ use crate::{
     host_launcher::HostLauncher,
     listen::{self, ArrivalBudgets, ListenLimits, Mount, ResponseBudget, default_connections},
     python::Interpreter,
-    settings::{ADAPTER, CONNECTION_BYTES, LAUNCHER, QUEUE_BYTES, THREADS, WORKER_COMMAND},
+    settings::{ADAPTER, CONNECTION_BYTES, LAUNCHER, QUEUE_BYTES, THREADS, WORKER_COMMAND, WORKER_TELEMETRY},
     snakepit::Service,
 };
 
@@ -143,6 +143,8 @@ impl Builder {
         let tasks = TaskTracker::new();
         let timeout = self.pool.default_timeout;
         let launches = Launches::new();
+        let telemetry = launches.telemetry().set_filter(self.worker_telemetry);
+        telemetry.map_err(|error| config_error(format!("{WORKER_TELEMETRY}: {error}")))?;
         let host = Host::new(sessions, registry, Arc::clone(&launches), timeout, &tasks, stop.clone());
         let mut host = host.with_call_readers(self.call_readers).with_authorizer(self.authorizer);
         host.tracebacks = self.tracebacks;

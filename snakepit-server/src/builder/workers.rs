@@ -1,8 +1,9 @@
-//! Settings of Python workers: the arguments of their adapter, their GPUs, and the threads of their libraries.
+//! Settings of Python workers: the arguments of their adapter, their GPUs, the threads of their libraries, and their telemetry.
 
 use serde_json::Value;
 
 use super::Builder;
+use crate::TelemetryFilter;
 
 impl Builder {
     /// Sets an argument of the adapter. Parameters of its `lifespan`, `process_init` and `__init__` receive it by name, converted
@@ -25,6 +26,19 @@ impl Builder {
     /// same GPU.
     pub fn gpus<S: Into<String>>(mut self, gpus: impl IntoIterator<Item = S>) -> Self {
         self.gpus = gpus.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets which events of `snakepit_bridge.telemetry` worker processes send while there are [subscribers](crate::Snakepit::telemetry).
+    /// [`Snakepit::set_worker_telemetry`](crate::Snakepit::set_worker_telemetry) changes it later. By default, they send all.
+    ///
+    /// ```no_run
+    /// use snakepit_server::{Snakepit, TelemetryFilter};
+    ///
+    /// let builder = Snakepit::builder().adapter("shop:Shop").worker_telemetry(TelemetryFilter::new().deny("*.start"));
+    /// ```
+    pub fn worker_telemetry(mut self, filter: TelemetryFilter) -> Self {
+        self.worker_telemetry = filter;
         self
     }
 

@@ -24,6 +24,7 @@ impl Bridge {
         bounded("worker_id", &worker_id, MAX_NAME_BYTES)?;
         // Workers of this project also register when they have no tools.
         let may_be_empty = identity.is_some();
+        let serves_any_tool = identity.as_ref().is_some_and(|identity| identity.serves_any_tool);
         // A worker needs credentials unless it uses the listener of its launch.
         let credentials = match self.launch() {
             Some(_) => None,
@@ -57,6 +58,9 @@ impl Bridge {
         let registered = registry.register_remote_or_defer(&name, launch.announcer(), &handler, specs);
         let response = match registered {
             Ok(_) => {
+                if serves_any_tool {
+                    registry.set_fallback(&name, handler);
+                }
                 tracing::debug!(worker = %launch.id(), as = worker_id, pool = name, count, "tools registered");
                 pb::RegisterToolsResponse { success: true, tool_ids, error_message: String::new() }
             }
@@ -99,7 +103,7 @@ impl Bridge {
     /// Finds the launch of the worker by its token.
     async fn claim(&self, peer: u32, identity: pb::WorkerIdentity) -> Result<Arc<Launch>, Status> {
         let launches = &self.host().launches;
-        let pb::WorkerIdentity { token, version, protocol } = identity;
+        let pb::WorkerIdentity { token, version, protocol, .. } = identity;
         let launch = launches.claim(&token, peer).await.ok_or_else(reserved_for_workers)?;
         snakepit_proto::launch::check_version(&version, protocol)
             .map_err(|error| incompatible_worker(&error.to_string()))?;

@@ -1,15 +1,11 @@
-//! `StreamTelemetry`: events of calls, filtered and sampled as the subscriber requests.
+//! `StreamTelemetry`: events of calls and of workers, filtered and sampled as the subscriber requests.
 
-use std::{
-    collections::BTreeMap,
-    hash::{DefaultHasher, Hash, Hasher},
-    pin::Pin,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 
 use futures_core::Stream;
-use snakepit_proto::pb::{self, telemetry_control::Control, telemetry_value::Value};
+use snakepit_proto::pb::{self, telemetry_value::Value};
+use snakepit_wire::{TelemetryFilter, lost_events, nanoseconds_since_epoch, sample_key};
+use snakepit_worker::process::WorkerEvents;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tonic::{Extensions, Status, Streaming};
 
@@ -26,13 +22,9 @@ impl Bridge {
         controls: Streaming<pb::TelemetryControl>,
         extensions: &Extensions,
     ) -> Pin<Box<dyn Stream<Item = Result<pb::TelemetryEvent, Status>> + Send>> {
-        let subscription = Subscription {
-            controls: Some(controls),
-            events: self.host().telemetry.subscribe(),
-            hiding: is_from_worker(extensions).then(|| Arc::clone(self.host())),
-            filter: EventFilter::default(),
-            is_rejected: false,
-        };
+        let mut subscription = Subscription::new(self.host(), TelemetryFilter::new());
+        subscription.controls = Some(controls);
+        subscription.hiding = is_from_worker(extensions).then(|| Arc::clone(self.host()));
         let events = futures_util::stream::unfold(subscription, |mut subscription| async {
             let event = subscription.next().await?;
             Some((event, subscription))
@@ -41,25 +33,32 @@ impl Bridge {
     }
 }
 
-struct Subscription {
+/// A subscription of events of a host.
+pub(crate) struct Subscription {
     /// `None` after the last control. The filter stays in force.
     controls: Option<Streaming<pb::TelemetryControl>>,
     events: broadcast::Receiver<Arc<CallEvent>>,
+    worker_events: WorkerEvents,
     /// The host, if the subscriber is a worker, which must not see calls of hidden host tools.
     hiding: Option<Arc<Host>>,
-    filter: EventFilter,
+    filter: TelemetryFilter,
     /// Whether a control was rejected, which ends the subscription.
     is_rejected: bool,
 }
 
 impl Subscription {
+    pub(crate) fn new(host: &Host, filter: TelemetryFilter) -> Self {
+        let (events, worker_events) = (host.telemetry.subscribe(), host.launches.telemetry().subscribe());
+        Self { controls: None, events, worker_events, hiding: None, filter, is_rejected: false }
+    }
+
     fn hides(&self, event: &CallEvent) -> bool {
         self.hiding.as_ref().is_some_and(|host| host.registry.is_hidden(&event.tool))
     }
 
     /// The next event that passes the filter. `None` after the subscriber has disconnected or the host has ended. The last item may
     /// be the rejection of a control.
-    async fn next(&mut self) -> Option<Result<pb::TelemetryEvent, Status>> {
+    pub(crate) async fn next(&mut self) -> Option<Result<pb::TelemetryEvent, Status>> {
         loop {
             if self.is_rejected {
                 return None;
@@ -72,115 +71,39 @@ impl Subscription {
             };
             tokio::select! {
                 control = control => match control {
-                    Ok(Some(control)) => if let Err(status) = self.filter.apply(control) {
+                    Ok(Some(control)) => if let Err(error) = self.filter.apply(control) {
                         self.is_rejected = true;
-                        return Some(Err(status));
+                        return Some(Err(invalid_field(error.field, &error.problem)));
                     },
                     Ok(None) => self.controls = None,
                     Err(_) => return None,
                 },
                 event = self.events.recv() => match event {
                     Ok(event) if self.hides(&event) => {}
-                    Ok(event) if self.filter.passes(&event) => return Some(Ok(event_to_wire(&event))),
+                    Ok(event) if self.filter.passes(&event_parts(event.kind).join("."), event.call) => {
+                        return Some(Ok(event_to_wire(&event)));
+                    }
                     Ok(_) => {}
                     Err(RecvError::Lagged(count)) => return Some(Ok(lost_events(count))),
                     Err(RecvError::Closed) => return None,
+                },
+                event = self.worker_events.next() => {
+                    let name = event.event_parts.join(".");
+                    if self.filter.passes(&name, sample_of(&event)) {
+                        return Some(Ok(Arc::unwrap_or_clone(event)));
+                    }
                 },
             }
         }
     }
 }
 
-/// The maximum number of patterns of a list. The host matches each of them with every event.
-const MAX_PATTERNS: usize = 64;
-/// The total size of the patterns of a list, in bytes.
-const MAX_PATTERN_BYTES: usize = 4096;
-
-fn check_patterns(field: &str, patterns: &[String]) -> Result<(), Status> {
-    let (count, bytes) = (patterns.len(), patterns.iter().map(String::len).sum::<usize>());
-    if count > MAX_PATTERNS {
-        return Err(invalid_field(field, format_args!("has {count} patterns, the limit is {MAX_PATTERNS}")));
+/// The sampling key of an event of a worker. Events without a correlation id are sampled one by one.
+fn sample_of(event: &pb::TelemetryEvent) -> u64 {
+    match &*event.correlation_id {
+        "" => event.timestamp_ns.cast_unsigned(),
+        id => sample_key(id),
     }
-    if bytes > MAX_PATTERN_BYTES {
-        let problem = format_args!("has {bytes} bytes of patterns, the limit is {MAX_PATTERN_BYTES}");
-        return Err(invalid_field(field, problem));
-    }
-    Ok(())
-}
-
-/// Selects the events of a subscription. Initially, every event passes.
-#[derive(Debug)]
-struct EventFilter {
-    enabled: bool,
-    sampling_rate: f64,
-    /// Patterns of the events that sampling applies to. Empty means all.
-    sampled: Vec<String>,
-    /// Patterns of the events that pass. Empty means all.
-    allow: Vec<String>,
-    /// Patterns of the events that do not pass. They override `allow`.
-    deny: Vec<String>,
-}
-
-impl Default for EventFilter {
-    fn default() -> Self {
-        Self { enabled: true, sampling_rate: 1.0, sampled: Vec::new(), allow: Vec::new(), deny: Vec::new() }
-    }
-}
-
-impl EventFilter {
-    /// Applies a control.
-    ///
-    /// # Errors
-    /// A list of patterns is too large. The filter is then unchanged.
-    fn apply(&mut self, control: pb::TelemetryControl) -> Result<(), Status> {
-        match control.control {
-            Some(Control::Toggle(toggle)) => self.enabled = toggle.enabled,
-            Some(Control::Sampling(update)) => {
-                check_patterns("sampling.event_patterns", &update.event_patterns)?;
-                self.sampling_rate = update.sampling_rate;
-                self.sampled = update.event_patterns;
-            }
-            Some(Control::Filter(filter)) => {
-                check_patterns("filter.allow", &filter.allow)?;
-                check_patterns("filter.deny", &filter.deny)?;
-                self.allow = filter.allow;
-                self.deny = filter.deny;
-            }
-            None => {}
-        }
-        Ok(())
-    }
-
-    fn passes(&self, event: &CallEvent) -> bool {
-        let name = event_parts(event.kind).join(".");
-        let matches_any =
-            |patterns: &[String]| patterns.iter().any(|pattern| matches_pattern(pattern, &name));
-        self.enabled
-            && !matches_any(&self.deny)
-            && (self.allow.is_empty() || matches_any(&self.allow))
-            && (!(self.sampled.is_empty() || matches_any(&self.sampled)) || self.samples(event.call))
-    }
-
-    /// Returns whether the sample includes a call. Depends only on the call's id, so that either all events of a call pass or none.
-    fn samples(&self, call: u64) -> bool {
-        let mut hasher = DefaultHasher::new();
-        call.hash(&mut hasher);
-        #[allow(clippy::cast_precision_loss, reason = "a share of all hashes needs no more precision")]
-        let share = hasher.finish() as f64 / u64::MAX as f64;
-        share < self.sampling_rate
-    }
-}
-
-/// Whether a dotted name matches a pattern, in which `*` matches any text.
-fn matches_pattern(pattern: &str, name: &str) -> bool {
-    let Some((head, mut rest)) = pattern.split_once('*') else { return pattern == name };
-    let Some(mut name) = name.strip_prefix(head) else { return false };
-    while let Some((middle, tail)) = rest.split_once('*') {
-        let Some(found) = name.find(middle) else { return false };
-        name = &name[found + middle.len()..];
-        rest = tail;
-    }
-    name.ends_with(rest)
 }
 
 const fn event_parts(kind: CallEventKind) -> [&'static str; 3] {
@@ -214,69 +137,6 @@ fn event_to_wire(event: &CallEvent) -> pb::TelemetryEvent {
     }
 }
 
-/// The event that reports to a slow subscriber how many events it lost.
-fn lost_events(count: u64) -> pb::TelemetryEvent {
-    let count = i64::try_from(count).unwrap_or(i64::MAX);
-    pb::TelemetryEvent {
-        event_parts: ["telemetry", "events", "lost"].map(str::to_owned).to_vec(),
-        measurements: BTreeMap::from([("count".to_owned(), integer(count))]),
-        timestamp_ns: nanoseconds_since_epoch(SystemTime::now()),
-        ..pb::TelemetryEvent::default()
-    }
-}
-
 const fn integer(value: i64) -> pb::TelemetryValue {
     pb::TelemetryValue { value: Some(Value::IntValue(value)) }
-}
-
-fn nanoseconds_since_epoch(at: SystemTime) -> i64 {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_match_whole_names() {
-        for (pattern, matches) in [
-            ("tool.execution.stop", true),
-            ("tool.*", true),
-            ("*", true),
-            ("*.stop", true),
-            ("tool.*.stop", true),
-            ("tool.*.start", false),
-            ("tool", false),
-            ("", false),
-        ] {
-            assert_eq!(matches_pattern(pattern, "tool.execution.stop"), matches, "{pattern}");
-        }
-    }
-
-    #[test]
-    fn patterns_are_bounded_and_a_rejection_changes_nothing() {
-        let mut filter = EventFilter::default();
-        let control = |deny: Vec<String>| pb::TelemetryControl {
-            control: Some(Control::Filter(pb::TelemetryEventFilter { allow: vec!["*".to_owned()], deny })),
-        };
-        for (patterns, problem) in [
-            (vec!["*".to_owned(); MAX_PATTERNS + 1], "has 65 patterns, the limit is 64"),
-            (vec!["*a".repeat(MAX_PATTERN_BYTES)], "has 8192 bytes of patterns, the limit is 4096"),
-        ] {
-            let status = filter.apply(control(patterns)).unwrap_err();
-            assert_eq!(status.message(), format!("`filter.deny` {problem}"));
-        }
-        assert!(filter.allow.is_empty() && filter.deny.is_empty());
-        filter.apply(control(vec!["*".to_owned(); MAX_PATTERNS])).unwrap();
-        assert_eq!(filter.deny.len(), MAX_PATTERNS);
-    }
-
-    #[test]
-    fn sampling_keeps_its_rate_and_whole_calls() {
-        let filter = EventFilter { sampling_rate: 0.25, ..EventFilter::default() };
-        let sampled = (0..10_000).filter(|call| filter.samples(*call)).count();
-        assert!((2_000..3_000).contains(&sampled), "{sampled}");
-        assert!((0..100).all(|call| filter.samples(call) == filter.samples(call)));
-    }
 }

@@ -7,8 +7,9 @@ use tokio::{sync::watch, time::Instant};
 use tonic::Code;
 
 use super::{
-    connect::{self, Failure},
+    connect::{self, Client, Failure},
     exit_watch::ExitWatch,
+    host_access::HostAccess,
     progress_file::ProgressFile,
     readiness::WorkerAddress,
     remote_worker::{RemoteWorker, WorkerDiagnostics},
@@ -34,7 +35,10 @@ pub struct ConnectedWorker {
 /// The state of the worker's calls is then unknown, so end the worker. The future never completes for workers that do not
 /// serve `Multiplex`.
 #[must_use = "calls end only while this future is polled"]
-pub struct WorkerConnection(Pin<Box<dyn Future<Output = ()> + Send>>);
+pub struct WorkerConnection {
+    connection: Pin<Box<dyn Future<Output = ()> + Send>>,
+    client: Client,
+}
 
 impl ConnectedWorker {
     /// Connects to a worker and pings it, with retries until it answers or `timeout` has passed. `address` is `unix:/path` or
@@ -78,10 +82,31 @@ impl ConnectedWorker {
             output_lines: 0,
         };
         let queues_calls = multiplexer.is_some();
-        let handler = Arc::new(RemoteWorker::new(client, multiplexer, diagnostics));
+        let handler = Arc::new(RemoteWorker::new(client.clone(), multiplexer, diagnostics));
         let (worker, launcher_end) = Worker::with_exit(id, pid, address.into(), handler, (exit_sender, exit));
         let worker = worker.with_call_queue(queues_calls);
-        Ok(Self { worker, launcher_end, connection: WorkerConnection(connection) })
+        Ok(Self { worker, launcher_end, connection: WorkerConnection { connection, client } })
+    }
+
+    /// Also reads the events of the worker, while the [connection](Self::connection) is polled.
+    #[must_use]
+    pub fn with_telemetry(mut self, host: &HostAccess) -> Self {
+        let (telemetry, id) = (host.telemetry().clone(), self.worker.id().clone());
+        let WorkerConnection { connection, client } = self.connection;
+        let events_client = client.clone();
+        let connection = Box::pin(async move {
+            let events = telemetry.forward(&id, events_client);
+            let events = async {
+                events.await;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = connection => {}
+                () = events => {}
+            }
+        });
+        self.connection = WorkerConnection { connection, client };
+        self
     }
 }
 
@@ -89,7 +114,7 @@ impl Future for WorkerConnection {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
-        self.0.as_mut().poll(cx)
+        self.connection.as_mut().poll(cx)
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{fmt, net::SocketAddr, path::Path, sync::Arc};
 
-use super::launches::{LaunchGuard, Launches};
+use super::{
+    launches::{LaunchGuard, Launches},
+    telemetry::WorkerTelemetry,
+};
 use crate::{WorkerError, WorkerId};
 
 /// The access of workers to their host.
@@ -39,6 +42,11 @@ impl HostAccess {
     pub fn with_run_id(mut self, run_id: impl Into<Arc<str>>) -> Self {
         self.run_id = run_id.into();
         self
+    }
+
+    /// The host's receiver of events of workers.
+    pub(super) fn telemetry(&self) -> &WorkerTelemetry {
+        self.launches.telemetry()
     }
 
     /// Admits a worker to the host's socket. Hold the guard as long as the worker lives.

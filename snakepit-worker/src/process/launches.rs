@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     host_access::HostAccess,
     lineage::{self, Leader, Lineage},
+    telemetry::WorkerTelemetry,
 };
 use crate::{WorkerError, WorkerId};
 
@@ -40,6 +41,7 @@ pub struct Launches {
     /// The launches whose token is unused, by token.
     unclaimed: Mutex<HashMap<String, Arc<Launch>>>,
     serve: OnceLock<ServeLaunch>,
+    pub(super) telemetry: WorkerTelemetry,
 }
 
 /// The process that leads a launch. Its descendants and its process group belong to the launch too.

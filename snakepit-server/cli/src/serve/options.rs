@@ -6,6 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 use snakepit_pool::PoolConfig;
 use snakepit_proto::address;
+use snakepit_server::TelemetryFilter;
 use snakepit_server::TracebackPolicy;
 
 use super::{adapter_arg::AdapterArg, session_limits::SessionLimitArgs};
@@ -94,6 +95,10 @@ pub(super) struct WorkerOptions {
     /// Run tools that are plain functions in this many threads of each worker, 0 to 256 [default: the adapter's, else 0].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
     pub(super) threads: Option<u16>,
+    /// Let workers send only these events of telemetry to subscribers: a list of patterns such as `model.*`, `-PATTERN` to deny,
+    /// a sampling rate from 0 to 1, or `off`.
+    #[arg(long, value_name = "RULES")]
+    pub(super) worker_telemetry: Option<TelemetryFilter>,
 
     /// Use this Python interpreter [default: that of $VIRTUAL_ENV, else of the nearest .venv, else python3].
     #[arg(long, value_name = "PATH", env = "SNAKEPIT_PYTHON", hide_env_values = true)]

@@ -100,6 +100,7 @@ fn host() -> Vec<Row> {
             "0 to 256 [threads](async.md#threads)",
             Some("threads"),
         ),
+        row("Builder::worker_telemetry", "all events", "rules", Some("worker-telemetry")),
         row("Builder::worker_command", "none", "command", Some("worker-command")),
         row("Builder::python", "the nearest `.venv`", "path", Some("python")),
         row(

@@ -1,0 +1,94 @@
+"""Context managers around operations."""
+
+from __future__ import annotations
+
+from snakepit_bridge.telemetry import _correlation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from contextvars import Token
+    from types import TracebackType
+    from typing import Any
+
+
+class Span:
+    """Emits events at the start and the end of a block. Also a decorator of functions. See :func:`telemetry.span`."""
+
+    def __init__(
+        self,
+        emit: Callable[..., None],
+        clock: Callable[[], int],
+        operation: str,
+        metadata: Mapping[str, Any] | None,
+        correlation_id: str | None,
+    ) -> None:
+        self._parts = emit, clock, operation, metadata, correlation_id
+        self._starts: list[int] = []
+
+    def __enter__(self) -> None:
+        """Emit the start."""
+        emit, clock, operation, metadata, correlation = self._parts
+        self._starts.append(clock())
+        emit(f"{operation}.start", {"system_time": self._starts[-1]}, metadata, correlation)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Emit the end."""
+        emit, clock, operation, metadata, correlation = self._parts
+        duration = {"duration": clock() - self._starts.pop()}
+        if error is None:
+            emit(f"{operation}.stop", duration, metadata, correlation)
+        else:
+            described = {**(metadata or {}), "error_type": type(error).__name__, "error_message": str(error)}
+            emit(f"{operation}.exception", duration, described, correlation)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that runs in a span."""
+        from functools import wraps
+
+        @wraps(function)
+        def spanned(*args: Any, **kwargs: Any) -> Any:
+            with Span(*self._parts):
+                return function(*args, **kwargs)
+
+        return spanned
+
+
+class OtelSpan:
+    """Sets the correlation id for a block, in a span of OpenTelemetry. See :func:`telemetry.otel_span`."""
+
+    def __init__(
+        self,
+        tracer: Callable[[], Any],
+        name: str,
+        headers: Iterable[tuple[str, str]] | None,
+        attributes: Mapping[str, Any] | None,
+    ) -> None:
+        self._tracer = tracer
+        self._name = name
+        self._headers = list(headers or ())
+        self._attributes = dict(attributes or {})
+        self._token: Token[str | None] | None = None
+        self._span: Any = None
+
+    def __enter__(self) -> Any:
+        """Return the span, or ``None`` without a tracer."""
+        current = _correlation.found_in(self._headers) or _correlation.get_correlation_id()
+        correlation = current or _correlation.new_correlation_id()
+        self._token = _correlation.set_correlation_id(correlation)
+        tracer = self._tracer()
+        if tracer is None:
+            return None
+        attributes = {**self._attributes, "snakepit.correlation_id": correlation}
+        self._span = tracer.start_as_current_span(self._name, attributes=attributes)
+        return self._span.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """End the span, and restore the correlation id."""
+        try:
+            if self._span is not None:
+                self._span.__exit__(*error)
+        finally:
+            _correlation.reset_correlation_id(self._token)
