@@ -59,7 +59,7 @@ pub(crate) struct Limits {
 pub(crate) enum Phase {
     /// The pool accepts calls.
     Serving,
-    /// The pool rejects new calls and finishes the others until this time.
+    /// The pool finishes its calls until this time. It rejects new ones, unless a running call waits for them.
     Draining { until: Instant },
     /// The pool waits for its workers to exit.
     Stopping,
@@ -115,9 +115,9 @@ impl Scheduler {
     /// Handles an event. Returns the effects in the order in which they must be applied.
     pub(crate) fn handle_event(&mut self, event: Event, now: Instant) -> Drain<'_, Effect> {
         match event {
-            Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room } => {
+            Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room, is_awaited } => {
                 let call = QueuedCall { ticket, preferred, deadline, queued_at: now, load, bytes };
-                self.on_submit(call, wait_for_room, now);
+                self.on_submit(call, wait_for_room, is_awaited, now);
             }
             Event::Withdraw(ticket) => {
                 if self.queue.remove(ticket).is_none() {
@@ -197,9 +197,16 @@ impl Scheduler {
         &self.slots
     }
 
-    fn on_submit(&mut self, call: QueuedCall, wait_for_room: Option<Duration>, now: Instant) {
+    fn on_submit(
+        &mut self,
+        call: QueuedCall,
+        wait_for_room: Option<Duration>,
+        is_awaited: bool,
+        now: Instant,
+    ) {
         let ticket = call.ticket;
-        if self.phase != Phase::Serving {
+        let is_draining = matches!(self.phase, Phase::Draining { .. });
+        if self.phase != Phase::Serving && !(is_awaited && is_draining) {
             return self.reject(ticket, Rejection::Draining);
         }
         if call.deadline.is_some_and(|at| at <= now) {

@@ -201,6 +201,11 @@ impl Call {
         self.start_call(format!("tool `{name}`"), answer, completions, key)
     }
 
+    /// Prepares a call of a tool that streams. The first read makes it.
+    fn stream_tool(&self, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<HostToolStream> {
+        HostToolStream::of_tool(self, name, arguments)
+    }
+
     /// Prepares a call of a host tool that streams. The first read makes it.
     fn stream_host_tool(&self, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<HostToolStream> {
         HostToolStream::new(self, name, arguments)

@@ -42,6 +42,11 @@ impl Contract {
         Ok(Self { read: contract.getattr("read")?.extract()?, result: rule("result")?, item: rule("item")? })
     }
 
+    /// Whether arguments need a conversion.
+    pub(crate) const fn has_reader(&self) -> bool {
+        self.read.is_some()
+    }
+
     /// Converts arguments in place. Returns their problems, or an empty list if all arguments are valid.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ use std::{
 };
 
 use pyo3::{exceptions::PyException, intern, prelude::*, types::PyDict};
-use snakepit_registry::{CallMode, ToolCall, ToolError};
+use snakepit_registry::{CallMode, ToolCall, ToolError, Violation};
 use snakepit_session::Payload;
 use tokio::time::Instant;
 
@@ -51,7 +51,7 @@ use crate::{
     fork,
     host::Host,
     io::Io,
-    plan::{Plan, ToolKind},
+    plan::{Plan, Tool, ToolKind},
     progress::Progress,
     retire,
     state::CallState,
@@ -116,6 +116,8 @@ struct CallObjects<'py> {
     iterator: Option<Bound<'py, PyAny>>,
     /// The bound method of the tool, to explain arguments that do not match its signature.
     function: Option<Bound<'py, PyAny>>,
+    /// The problems of the arguments that were found before they were converted.
+    violations: Vec<Violation>,
 }
 
 impl Executor {
@@ -202,7 +204,8 @@ impl Executor {
         answer: &mut Answer<'_>,
     ) -> Result<Option<Payload>, ToolError> {
         let tool = Arc::clone(&call.tool);
-        self.check(&call)?;
+        let declared = self.check(&call)?;
+        let violations = declared.map_or_else(Vec::new, |tool| tool.violations(&call.arguments));
         let ToolCall { session, arguments, metadata, mode, trace, .. } = call;
         let session_id = session.map_or_else(String::new, |id| id.as_str().to_owned());
         let kwargs = match self.arguments(py, &tool, arguments) {
@@ -221,7 +224,7 @@ impl Executor {
             worker_id: Arc::clone(&self.worker_id),
             metadata,
         };
-        let mut objects = CallObjects::default();
+        let mut objects = CallObjects { violations, ..CallObjects::default() };
         self.set_current(Some(Arc::clone(state)));
         let outcome = self.call_tool(py, &tool, mode, context, &kwargs, state, answer, &mut objects);
         answer.ended_at = Some(Instant::now());
@@ -329,7 +332,7 @@ impl Executor {
     ) -> Result<Option<Payload>, Failure> {
         let declared = self.plan.tools.get(&**tool);
         if let Some(declared) = declared {
-            let violations = declared.contract.read(kwargs)?;
+            let violations = declared.convert(kwargs, std::mem::take(&mut objects.violations))?;
             if !violations.is_empty() {
                 return Err(Failure::Reported(ToolError::invalid_arguments(&**tool, violations)));
             }
@@ -373,15 +376,15 @@ impl Executor {
         }
     }
 
-    /// Rejects calls that cannot succeed, without running code of the tool.
-    fn check(&self, call: &ToolCall) -> Result<(), ToolError> {
+    /// Rejects calls that cannot succeed, without running code of the tool. Returns the tool, if the adapter declares it.
+    fn check(&self, call: &ToolCall) -> Result<Option<&Tool>, ToolError> {
         match self.plan.tools.get(&*call.tool) {
-            None if self.plan.is_dynamic => Ok(()),
+            None if self.plan.is_dynamic => Ok(None),
             None => Err(ToolError::not_found(call.tool.to_string())),
             Some(tool) if tool.kind == ToolKind::Generator && call.mode == CallMode::Unary => {
                 Err(unary_unsupported(&call.tool, false))
             }
-            Some(_) => Ok(()),
+            Some(tool) => Ok(Some(tool)),
         }
     }
 

@@ -191,26 +191,38 @@ impl Host {
     }
 
     /// Calls a host tool that streams. The stream ends at the deadline of the caller.
-    pub(crate) async fn open_tool_stream(
+    pub(crate) async fn open_host_tool_stream(
         &self,
         caller: &Caller,
         request: pb::ExecuteElixirToolRequest,
     ) -> Result<Streaming<pb::ToolChunk>, HostError> {
+        let rpc = |mut client: BridgeServiceClient<Channel>, request| async move {
+            client.execute_streaming_elixir_tool(request).await
+        };
+        self.request_on(self.stream_client(), caller, RequestKind::Write, request, rpc).await
+    }
+
+    /// Calls a tool of the host or of its workers that streams. The stream ends at the deadline of the caller.
+    pub(crate) async fn open_tool_stream(
+        &self,
+        caller: &Caller,
+        request: pb::ExecuteToolRequest,
+    ) -> Result<Streaming<pb::ToolChunk>, HostError> {
+        let rpc = |mut client: BridgeServiceClient<Channel>, request| async move {
+            client.execute_streaming_tool(request).await
+        };
+        self.request_on(self.stream_client(), caller, RequestKind::Write, request, rpc).await
+    }
+
+    /// The client on the connection for streams of tools.
+    fn stream_client(&self) -> &BridgeServiceClient<Channel> {
         let StreamConnection { target, client: stream_client } = &self.connections.streams;
-        let stream_client = match target {
+        match target {
             Some(target) => {
                 stream_client.get_or_init(|| client(target.connect_lazy(configure_stream_client)))
             }
             None => &self.connections.client,
-        };
-        self.request_on(
-            stream_client,
-            caller,
-            RequestKind::Write,
-            request,
-            |mut client, request| async move { client.execute_streaming_elixir_tool(request).await },
-        )
-        .await
+        }
     }
 
     /// Sends a request. Ends early if the caller is cancelled or its deadline passes. Dropping the future cancels the

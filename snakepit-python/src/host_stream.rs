@@ -1,4 +1,4 @@
-//! [`HostToolStream`]: the results of a host tool that streams.
+//! [`HostToolStream`]: the results of a host tool or another tool that streams.
 
 use std::{
     pin::Pin,
@@ -17,31 +17,50 @@ use crate::{
     completions::{Completions, Wait},
     context::{prefix_with_host, without_default_type},
     errors::HostError,
+    nested_call,
     reader::Reader,
     value,
 };
 
-/// The results of a host tool that streams. Ends after the last result, when it is closed, when its call ends, or with an error. The
+/// The results of a tool that streams. Ends after the last result, when it is closed, when its call ends, or with an error. The
 /// end cancels the tool.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct HostToolStream {
     reader: Reader<Item>,
+    /// The tool, for messages: "host tool `prices`".
     tool: Arc<str>,
 }
 
 impl HostToolStream {
-    /// Prepares a call. The first read makes it.
+    /// Prepares a call of a tool of the host or of its workers. The first read makes it.
+    ///
+    /// # Errors
+    /// The exception for an argument that cannot be sent, or without a host.
+    pub(crate) fn of_tool(call: &Call, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let request = nested_call::request(call, name, arguments)?;
+        let (host, caller) = (call.host()?.clone(), call.caller.clone());
+        let opening = async move { host.open_tool_stream(&caller, request).await };
+        let to_error = |status| nested_call::error_of(status);
+        let results = Results { to_error: Box::new(to_error), state: State::Opening(Box::pin(opening)) };
+        let reader = Reader::new("stream", call.runtime()?, call.caller.clone(), results);
+        Ok(Self { reader, tool: format!("tool `{name}`").into() })
+    }
+
+    /// Prepares a call of a host tool. The first read makes it.
     ///
     /// # Errors
     /// The exception for an argument that cannot be sent, or without a host.
     pub(crate) fn new(call: &Call, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<Self> {
         let request = call.host_tool_request(name, arguments)?;
         let (host, caller) = (call.host()?.clone(), call.caller.clone());
-        let opening = async move { host.open_tool_stream(&caller, request).await.map_err(prefix_with_host) };
-        let results = Results { tool: name.into(), state: State::Opening(Box::pin(opening)) };
+        let opening =
+            async move { host.open_host_tool_stream(&caller, request).await.map_err(prefix_with_host) };
+        let tool = name.to_owned();
+        let to_error = move |status| stream_error(&tool, status);
+        let results = Results { to_error: Box::new(to_error), state: State::Opening(Box::pin(opening)) };
         let reader = Reader::new("stream", call.runtime()?, call.caller.clone(), results);
-        Ok(Self { reader, tool: name.into() })
+        Ok(Self { reader, tool: format!("host tool `{name}`").into() })
     }
 
     /// Converts a result. Python receives a tuple of one, because a result may be `None`.
@@ -52,7 +71,7 @@ impl HostToolStream {
     ) -> PyResult<Option<(Bound<'py, PyAny>,)>> {
         let Some((json, buffers)) = result else { return Ok(None) };
         let value = value::item_to_python(py, json, buffers);
-        let value = value::name_read_error(value, py, format_args!("a result of host tool `{}`", self.tool))?;
+        let value = value::name_read_error(value, py, format_args!("a result of {}", self.tool))?;
         Ok(Some((value,)))
     }
 }
@@ -86,7 +105,8 @@ impl HostToolStream {
 type Item = (Bytes, Option<Bytes>);
 
 struct Results {
-    tool: String,
+    /// Converts the status that ended the stream.
+    to_error: Box<dyn Fn(Status) -> HostError + Send>,
     state: State,
 }
 
@@ -118,7 +138,7 @@ impl Stream for Results {
                 return Poll::Ready(Some(Ok((data, binary))));
             }
             Some(Ok(_)) => None,
-            Some(Err(status)) => Some(Err(stream_error(&this.tool, status))),
+            Some(Err(status)) => Some(Err((this.to_error)(status))),
             None => Some(Err(HostError::ConnectionLost("the stream has no end".to_owned()))),
         };
         this.state = State::Ended;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use pyo3::{prelude::*, types::PyDict};
-use snakepit_proto::pb;
+use snakepit_proto::{pb, status::failure_of};
 use snakepit_session::Payload;
 use snakepit_wire::{payload_from_wire, payload_to_wire};
+use tonic::Status;
 
 use crate::{
     call::Call,
@@ -66,4 +67,12 @@ pub(crate) async fn execute(
         let message = format!("the answer of tool `{tool}` cannot be read: {error}");
         HostError::CalledToolFailed(Box::new(pb::ToolFailure { message, ..pb::ToolFailure::default() }))
     })
+}
+
+/// Converts the status that ended a stream of a tool.
+pub(crate) fn error_of(status: Status) -> HostError {
+    match failure_of(&status) {
+        Some(failure) => HostError::CalledToolFailed(Box::new(failure)),
+        None => HostError::from(status),
+    }
 }

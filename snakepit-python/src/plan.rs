@@ -9,7 +9,10 @@ use pyo3::{
     prelude::*,
     types::{PyDict, PyString},
 };
-use snakepit_registry::{ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolFailure, ToolSpec};
+use snakepit_registry::{
+    Arguments, ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolFailure, ToolSpec, Violation,
+    argument_violations,
+};
 use snakepit_wire::add_details;
 
 use crate::{
@@ -60,10 +63,43 @@ pub(crate) struct Tool {
     pub(crate) after_cancel: AfterCancel,
     pub(crate) parameters: Parameters,
     pub(crate) contract: Contract,
+    /// The spec to check arguments against. `None` if the host does so.
+    checked_spec: Option<ToolSpec>,
     /// Whether the tool is a plain function, which occupies the thread on which it runs.
     is_plain: bool,
     /// The number of its calls that may run together, if the tool sets it.
     concurrency: Option<usize>,
+}
+
+impl Tool {
+    /// Returns the problems of arguments that need no conversion to find: missing and unknown ones, and wrong types. Empty if the
+    /// host has checked the arguments.
+    pub(crate) fn violations(&self, arguments: &Arguments) -> Vec<Violation> {
+        self.checked_spec.as_ref().map_or_else(Vec::new, |spec| argument_violations(spec, arguments))
+    }
+
+    /// Converts arguments in place. Returns all problems, including the `known` ones.
+    ///
+    /// # Errors
+    /// As [`Contract::read`].
+    pub(crate) fn convert(
+        &self,
+        arguments: &Bound<'_, PyDict>,
+        known: Vec<Violation>,
+    ) -> PyResult<Vec<Violation>> {
+        let mut violations = self.contract.read(arguments)?;
+        let converted = violations.len();
+        for violation in known {
+            let is_described = |other: &Violation| {
+                let path = other.field.strip_prefix(&violation.field);
+                path.is_some_and(|path| path.is_empty() || path.starts_with(['.', '[']))
+            };
+            if !violations[..converted].iter().any(is_described) {
+                violations.push(violation);
+            }
+        }
+        Ok(violations)
+    }
 }
 
 /// An adapter and the Python helpers that run it. Mirrors `snakepit_bridge._plan.Plan`.
@@ -152,7 +188,17 @@ impl Plan {
             let contract = Contract::of(&tool.getattr("contract")?)?;
             let is_plain = tool.getattr("is_plain")?.extract()?;
             let concurrency = tool.getattr("concurrency")?.extract()?;
-            let tool = Tool { attribute, kind, after_cancel, parameters, contract, is_plain, concurrency };
+            let checked_spec = contract.has_reader().then(|| spec.clone());
+            let tool = Tool {
+                attribute,
+                kind,
+                after_cancel,
+                parameters,
+                contract,
+                checked_spec,
+                is_plain,
+                concurrency,
+            };
             tools.insert(spec.name.clone(), tool);
             specs.push(spec);
         }

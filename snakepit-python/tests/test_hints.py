@@ -16,8 +16,11 @@ import annotated_types
 import pytest
 from typing_extensions import TypeAliasType
 
+from snakepit_bridge import BaseAdapter, tool
 from snakepit_bridge._hints.base import MAX_PROBLEMS, HintError, InvalidError, Schemas, show
 from snakepit_bridge._hints.compiler import Compiler
+from snakepit_bridge.errors import InvalidArgumentError
+from snakepit_bridge.testing import call_tool
 
 
 class Color(enum.Enum):
@@ -419,3 +422,22 @@ def test_hints_that_cannot_be_honoured(hint: Any, needle: str) -> None:
     with pytest.raises(HintError) as caught:
         Compiler(HERE).argument(hint)
     assert needle in str(caught.value)
+
+
+class OrderTools(BaseAdapter):
+    @tool
+    def order(self, item: Literal["tea", "milk"], count: int, due: date, note: str = "") -> str:
+        return f"{count} {item} {due} {note}"
+
+
+def test_one_error_names_the_problems_of_all_arguments() -> None:
+    assert call_tool(OrderTools, "order", item="tea", count=2.0, due="2026-01-02") == "2 tea 2026-01-02 "
+    with pytest.raises(InvalidArgumentError) as caught:
+        call_tool(OrderTools, "order", item="rum", count="x", note=5, extra=1)
+    fields = [field for field, _ in caught.value.violations]
+    assert fields == ["item", "count", "due", "note", "extra"]
+    assert "is 'rum', expected 'tea' or 'milk'" in str(caught.value)
+    assert "`count` is a string, expected integer, `due` is missing, `note` is an integer, expected string" in str(
+        caught.value
+    )
+    assert str(caught.value).endswith("due (string), note (string, optional)")

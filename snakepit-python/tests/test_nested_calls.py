@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -45,6 +46,18 @@ class Composed(BaseAdapter):
         return self.session_context.call_tool(name, **arguments)
 
     @tool
+    def count(self, n: int) -> Iterator[int]:
+        yield from range(n)
+
+    @tool
+    def sum_of_stream(self, name: str, n: int) -> int:
+        return sum(self.session_context.stream_tool(name, n=n))
+
+    @tool
+    async def list_of_stream(self, n: int) -> list[int]:
+        return [number async for number in self.session_context.stream_tool("count", n=n)]
+
+    @tool
     def endless(self) -> None:
         self.session_context.call_tool("endless")
 
@@ -55,6 +68,15 @@ def test_tools_call_other_tools() -> None:
     assert call_tool(Composed, "later", x=4) == 8
     tools = {"price": lambda item: len(item)}
     assert call_tool(Composed, "call", name="price", arguments={"item": "tea"}, host_tools=tools) == 3
+
+
+def test_tools_stream_the_results_of_other_tools() -> None:
+    assert call_tool(Composed, "sum_of_stream", name="count", n=4) == 6
+    assert call_tool(Composed, "list_of_stream", n=3) == [0, 1, 2]
+    tools = {"numbers": lambda n: iter([n, n])}
+    assert call_tool(Composed, "sum_of_stream", name="numbers", n=4, host_tools=tools) == 8
+    with pytest.raises(ToolFailed, match="NotFoundError: tool `missing` not found"):
+        call_tool(Composed, "sum_of_stream", name="missing", n=4)
 
 
 async def _later() -> Any:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from datetime import date
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,6 +68,13 @@ def test_the_guide_adapters_answer(recorder: Recorder) -> None:
     assert summarize("a cup of tea") == "a cup of"
     assert [event[0] for event in recorder.events] == ["text.summarize.start", "text.size", "text.summarize.stop"]
     assert recorder.events[1][1] == {"words": 4, "bytes": 12}
+
+
+@pytest.mark.parametrize(("guide", "adapter"), [("adapters", "stock"), ("telemetry", "measured")])
+def test_the_guides_show_the_tested_code(guide: str, adapter: str) -> None:
+    root = Path(__file__).parents[2]
+    code = (root / "tests" / "adapters" / f"{adapter}.py").read_text()
+    assert f"```python\n{code}```" in (root / "docs" / f"{guide}.md").read_text()
 
 
 @pytest.mark.parametrize("adapter", [DelegatingAdapter, PlainAdapter, RegisteringAdapter, ThreadedAdapter])

@@ -261,6 +261,11 @@ def test_a_hint_that_cannot_be_honoured_fails_the_start() -> None:
         def use(self) -> int:  # type: ignore[misc]
             yield 1
 
+    class Unknown(BaseAdapter):
+        @tool
+        def use(self) -> NotThere[int]:  # type: ignore[name-defined]  # noqa: F821
+            yield 1
+
     class Others(BaseAdapter):
         @tool
         def use(self, **rest: complex) -> None: ...
@@ -269,6 +274,7 @@ def test_a_hint_that_cannot_be_honoured_fails_the_start() -> None:
         (Missing, ["parameter `b` of tool", "use`", "`NotThere`", "not only for type checkers"]),
         (Foreign, ["parameter `a` of tool", "`complex`, which has no JSON form"]),
         (Returned, ["the result of tool", "`type[int]`, which has no JSON form"]),
+        (Unknown, ["the result of tool", "use`", "`NotThere", "not only for type checkers"]),
         (Yielded, ["the result of tool", "is `int`, but the tool yields", "`Iterator[int]`"]),
         (Others, ["parameter `**rest` of tool", "`complex`"]),
     ]:

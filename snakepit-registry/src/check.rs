@@ -2,7 +2,7 @@
 
 use snakepit_session::{Payload, ValueType};
 
-use crate::{Arguments, ParameterSpec, ToolCall, ToolError, ToolSpec};
+use crate::{Arguments, ParameterSpec, ToolCall, ToolError, ToolSpec, Violation};
 
 /// The maximum length of the name of a tool or argument, and of a metadata key of a call, in bytes of UTF-8.
 pub const MAX_NAME_BYTES: usize = 256;
@@ -63,12 +63,22 @@ pub(crate) fn truncated(name: &str) -> String {
 /// Checks that every required argument is present, and that each argument has the type of its parameter. A closed spec also
 /// rejects other arguments. The error reports all problems.
 pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), ToolError> {
+    let violations = argument_violations(spec, arguments);
+    if violations.is_empty() { Ok(()) } else { Err(ToolError::invalid_arguments(&*spec.name, violations)) }
+}
+
+/// Returns the problems of arguments: those that are missing, unknown to a closed spec, or of another type than their parameter.
+/// Empty for valid arguments.
+///
+/// Workers use it for tools whose arguments the host does not check, because the worker has more to check.
+#[must_use]
+pub fn argument_violations(spec: &ToolSpec, arguments: &Arguments) -> Vec<Violation> {
     let is_valid = |parameter: &ParameterSpec| match arguments.get(&parameter.name) {
         Some(argument) => matches_type(parameter, argument),
         None => !parameter.required,
     };
     if spec.parameters.iter().all(is_valid) && unknown_names(spec, arguments).next().is_none() {
-        return Ok(());
+        return Vec::new();
     }
     let aliases = spec.aliases();
     // An alias may stand for several parameters. serde reports which of them is missing.
@@ -108,7 +118,7 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
             format!("is unknown{suggestion}")
         });
     }
-    problems.into_result()
+    problems.into_violations()
 }
 
 /// The names of arguments that are not parameters of a closed spec.
@@ -141,29 +151,21 @@ impl Problems<'_> {
         }
     }
 
-    /// Returns one error that lists all problems, starting with the first argument: "is missing, and `b` is unknown; the tool
-    /// takes ...".
-    fn into_result(self) -> Result<(), ToolError> {
+    /// Returns the problems. The last one ends with the number of omitted problems and, if that helps, with the signature.
+    fn into_violations(self) -> Vec<Violation> {
         let Self { spec, found, omitted, shows_signature } = self;
-        let mut found = found.into_iter();
-        let Some((argument, mut problem)) = found.next() else { return Ok(()) };
-        let mut others: Vec<String> = found.map(|(name, problem)| format!("`{name}` {problem}")).collect();
-        if omitted > 0 {
-            others.push(format!("{omitted} more are wrong"));
-        }
-        if let Some(last) = others.pop() {
-            for other in others {
-                problem.push_str(", ");
-                problem.push_str(&other);
+        let mut violations: Vec<_> =
+            found.into_iter().map(|(name, problem)| Violation::new(name, problem)).collect();
+        if let Some(last) = violations.last_mut() {
+            if omitted > 0 {
+                last.description.push_str(&format!(", and {omitted} more are wrong"));
             }
-            problem.push_str(", and ");
-            problem.push_str(&last);
+            if shows_signature {
+                last.description.push_str("; the tool takes ");
+                last.description.push_str(&signature(spec));
+            }
         }
-        if shows_signature {
-            problem.push_str("; the tool takes ");
-            problem.push_str(&signature(spec));
-        }
-        Err(ToolError::invalid_argument(&*spec.name, argument, problem))
+        violations
     }
 }
 

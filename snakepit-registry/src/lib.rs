@@ -65,7 +65,7 @@ pub use tower;
 pub use answer::{IntoAnswer, Json};
 pub use arguments::{Arguments, ArgumentsIntoIter};
 pub use call::{CallId, CallMode, ToolCall, TraceContext};
-pub use check::MAX_NAME_BYTES;
+pub use check::{MAX_NAME_BYTES, argument_violations};
 pub use error::{CallStage, ChainedException, ErrorKind, TimeLimit, ToolError, ToolFailure};
 pub use extensions::Extensions;
 pub use fault::{Fault, Violation};

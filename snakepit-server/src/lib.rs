@@ -166,7 +166,7 @@ pub type SessionHandle<H = LocalHost> = snakepit_client::SessionHandle<H>;
 pub use snakepit_client::{
     CallBatch, Caller, Client, ClientBuilder, Error, EventStream, GlobalPrograms, HostHandle,
     InProcessHandle, MAX_TIMEOUT, RemoteHost, RemotePoolStatus, RemoteWorkerStatus, Reply, ReplyStream,
-    SessionEventStream, SessionInfo, SessionWatch, SessionWatchEvent, transport,
+    SessionEventStream, SessionInfo, SessionWatch, SessionWatchEvent, Stream, transport,
 };
 pub use snakepit_pool::{
     CallTotals, PoolConfig, PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,

@@ -188,6 +188,7 @@ impl WorkerLauncher for ProcessLauncher {
         })?;
         // The ledger of this launcher's run directory finds processes by this id.
         let host = host.with_run_id(self.run_dir.id());
+        environment::check(&self.config)?;
         let deadline = Instant::now() + self.config.start_timeout;
         self.run_dir.restore(&self.tasks).await?;
         let files = self.run_dir.worker_files(&id);

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import time
+from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,36 @@ def call(name: str, arguments: dict[str, Any]) -> Any:
 async def call_later(name: str, arguments: dict[str, Any]) -> Any:
     """Call another tool without blocking the event loop."""
     return await current_context().call_tool_async(name, **arguments)
+
+
+def count(n: int) -> Iterator[int]:
+    """Stream numbers."""
+    yield from range(n)
+    if n == 3:
+        raise LookupError("no more")
+
+
+def sum_of(n: int, limit: int = 100) -> int:
+    """Add up the results of a tool that streams."""
+    total = 0
+    with current_context().stream_tool("count", n=n) as numbers:
+        for number in numbers:
+            if number >= limit:
+                break
+            total += number
+    return total
+
+
+async def sum_later(n: int) -> int:
+    """Add up the results without blocking the event loop."""
+    return sum([number async for number in current_context().stream_tool("count", n=n)])
+
+
+def call_once_there(path: str, name: str, arguments: dict[str, Any]) -> Any:
+    """Wait for a file, and call another tool."""
+    while not os.path.exists(path):  # noqa: PTH110
+        time.sleep(0.01)
+    return current_context().call_tool(name, **arguments)
 
 
 def descend(depth: int) -> int:

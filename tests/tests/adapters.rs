@@ -77,6 +77,14 @@ async fn missing_and_unknown_arguments_fail_the_start_and_are_named() {
 }
 
 #[tokio::test]
+async fn arguments_that_no_environment_variable_holds_fail_the_start_with_the_limit() {
+    let config = format!("[adapter-arg]\nlabel = '{}'\n", "x".repeat(140_000));
+    let failure = Sandbox::adapter("living:", 1).config(&config).try_start().await.unwrap_err();
+    let problem = "the arguments of its adapter have 140012 bytes as JSON, the limit is 131049, and `label` alone has 140002";
+    assert!(failure.stderr.contains(problem), "{}", failure.stderr);
+}
+
+#[tokio::test]
 async fn workers_know_their_place_and_share_the_processors() {
     let sandbox = living(2).args(&["--gpus", "3, 5"]).env("MKL_NUM_THREADS", "7").start().await;
     let mut client = sandbox.client().await;
@@ -114,6 +122,55 @@ async fn tools_call_other_tools_on_other_workers() {
         let error = failure(&mut client, "call", &failing).await;
         assert!(error.contains(problem), "{problem}: {error}");
     }
+}
+
+#[tokio::test]
+async fn tools_stream_the_results_of_other_tools() {
+    let sandbox = living(2).start().await;
+    let mut client = sandbox.client().await;
+    assert_eq!(execute(&mut client, "sum_of", &json!({"n": 5})).await.unwrap(), 10);
+    assert_eq!(execute(&mut client, "sum_later", &json!({"n": 5})).await.unwrap(), 10);
+    // The rest of the stream is cancelled, which frees its worker.
+    assert_eq!(execute(&mut client, "sum_of", &json!({"n": 1_000_000, "limit": 3})).await.unwrap(), 3);
+    assert_eq!(execute(&mut client, "sum_of", &json!({"n": 4})).await.unwrap(), 6);
+    for tool in ["sum_of", "sum_later"] {
+        let error = failure(&mut client, tool, &json!({"n": 3})).await;
+        assert!(error.contains("LookupError: no more"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_draining_host_finishes_the_nested_calls_of_running_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let builder = snakepit_server::Snakepit::builder()
+        .adapter("living:")
+        .adapter_arg("label", "x")
+        .python(snakepit_tests::python())
+        .env("PYTHONPATH", root().join("tests/adapters").display().to_string())
+        .run_dir(dir.path())
+        .workers(2)
+        .multiplex(!snakepit_tests::plain_calls());
+    let snakepit = builder.start().await.unwrap();
+    let file = dir.path().join("go");
+    let arguments = json!({"path": file, "name": "double", "arguments": {"x": 21}});
+    let call = {
+        let snakepit = snakepit.clone();
+        async move { snakepit.execute::<i64>("call_once_there", arguments).await }
+    };
+    let call = tokio::spawn(call);
+    eventually("the call runs", EVENT_TIMEOUT, async || snakepit.status().in_flight == 1).await;
+    let shutdown = {
+        let snakepit = snakepit.clone();
+        tokio::spawn(async move { snakepit.shutdown().await })
+    };
+    snakepit.stopping().await;
+    eventually("the pool drains", EVENT_TIMEOUT, async || {
+        snakepit.execute::<i64>("double", json!({"x": 1})).await.is_err()
+    })
+    .await;
+    std::fs::write(&file, "").unwrap();
+    assert_eq!(call.await.unwrap().unwrap(), 42);
+    shutdown.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -289,14 +289,20 @@ async fn arguments_that_contradict_type_hints_are_rejected_with_the_path_of_each
     assert_eq!(found, problems);
     assert!(!error.may_have_run());
 
-    let wrong = json!({"items": 5, "due": 6});
-    let error = client.execute::<Value>("total", wrong).await.unwrap_err().to_string();
-    assert!(
-        error.contains(
-            "argument `items` of tool `total` is an integer, expected list, and `due` is an integer"
-        ),
-        "{error}"
-    );
+    // Wrong types, missing and unknown arguments, and problems inside of others.
+    let wrong = json!({"items": [{"price": 1}, 5], "due": 6, "extra": 1});
+    let error = client.execute::<Value>("total", wrong).await.unwrap_err();
+    let snakepit_server::Error::Tool(ToolError::InvalidArguments { violations, .. }) = &error else {
+        panic!("{error}")
+    };
+    let found: Vec<_> = violations.iter().map(|each| each.field.as_str()).collect();
+    assert_eq!(found, ["items[0].name", "items[1]", "due", "extra"]);
+    let takes = "is unknown; the tool takes items (list), due (";
+    assert!(violations[3].description.starts_with(takes), "{error}");
+    let missing = client.execute::<Value>("total", json!({"currency": "GBP"})).await.unwrap_err();
+    let message = missing.to_string();
+    assert!(message.contains("argument `currency` of tool `total` is 'GBP'"), "{message}");
+    assert!(message.contains("and `items` is missing; the tool takes"), "{message}");
 
     let listed = sandbox.cli_ok(&["tools", "total", "--json"]).await;
     let listed: Value = serde_json::from_str(&listed).unwrap();

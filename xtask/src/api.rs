@@ -94,6 +94,7 @@ const UNSTABLE: &[(&str, &str, &str)] = &[
     ),
     ("snakepit-client", "tonic", "snakepit_client::status::Status"),
     ("snakepit-client", "tower", "snakepit_client::transport::tower"),
+    ("snakepit-server", "futures_core", "snakepit_server::Stream"),
     ("snakepit-server", "tonic", "snakepit_server::status::Status"),
 ];
 

@@ -154,6 +154,12 @@ impl Driver {
 }
 
 impl State {
+    /// Whether one of these calls runs on a worker. Without ancestors, a worker made the call and did not report which of its
+    /// running calls waits for it.
+    pub(super) fn runs_any(&self, ancestors: &[CallId]) -> bool {
+        ancestors.is_empty() || self.leases.iter().any(|(_, lease)| ancestors.contains(&lease.call))
+    }
+
     /// Returns the call that a worker runs. If the worker runs one call at a time, that call has the lowest number of all calls
     /// on the worker, because the worker received the others ahead of their turn. Otherwise, it is the reported one.
     fn running_on(&self, worker: WorkerKey, reported: Option<CallId>) -> Option<&LeaseRecord> {

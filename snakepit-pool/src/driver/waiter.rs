@@ -113,7 +113,9 @@ impl Acquire {
                 // The search for deadlocks needs the index entry.
                 state.waiters.index(ticket.waiter);
             }
-            let submit = Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room };
+            let is_awaited = call.ancestors.as_deref().is_some_and(|ancestors| state.runs_any(ancestors));
+            let submit =
+                Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room, is_awaited };
             driver.apply(state, submit, Instant::now(), deferred);
             state.waiters.index(ticket.waiter);
             ticket

@@ -42,6 +42,7 @@ impl Scheduler {
 
     pub(super) fn stop(&mut self) {
         self.phase = Phase::Stopping;
+        self.reject_overflow(Rejection::Draining);
         while let Some(call) = self.queue.take_first() {
             self.reject(call.ticket, Rejection::Draining);
         }

@@ -51,6 +51,7 @@ impl SchedulerHarness {
         (
             ticket,
             self.on(Event::Submit {
+                is_awaited: false,
                 ticket,
                 preferred,
                 deadline,
@@ -151,8 +152,15 @@ fn slot_of_brief(harness: &mut SchedulerHarness, micros: u64) -> u32 {
 
 fn slot_of_preferring(harness: &mut SchedulerHarness, micros: u64, preferred: Option<WorkerKey>) -> u32 {
     let (ticket, load) = (harness.ticket(), Load::of(Duration::from_micros(micros)));
-    match harness.on(Event::Submit { ticket, preferred, deadline: None, load, bytes: 0, wait_for_room: None })
-        [..]
+    match harness.on(Event::Submit {
+        is_awaited: false,
+        ticket,
+        preferred,
+        deadline: None,
+        load,
+        bytes: 0,
+        wait_for_room: None,
+    })[..]
     {
         [Effect::Assign { worker, .. }] => worker.slot,
         ref effects => panic!("{effects:?}"),
@@ -217,6 +225,7 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
     let mut submit = |bytes| {
         let ticket = harness.ticket();
         let submit = Event::Submit {
+            is_awaited: false,
             ticket,
             preferred: None,
             deadline: None,
@@ -237,6 +246,7 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
     let mut submit = |bytes| {
         let ticket = harness.ticket();
         let submit = Event::Submit {
+            is_awaited: false,
             ticket,
             preferred: None,
             deadline: None,
@@ -251,6 +261,7 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
     harness.on(Event::Finished(worker(0, 1), Load::LONG));
     let ticket = harness.ticket();
     let submit = Event::Submit {
+        is_awaited: false,
         ticket,
         preferred: None,
         deadline: None,
@@ -417,6 +428,28 @@ fn a_drain_finishes_all_calls_and_then_stops_the_workers() {
     assert_eq!(effects, [Effect::Stop(worker(0, 1)), Effect::Stop(worker(1, 1))]);
     assert_eq!(harness.on(Event::Exited(worker(0, 1))), []);
     assert_eq!(harness.on(Event::Exited(worker(1, 1))), [Effect::Stopped]);
+}
+
+#[test]
+fn a_drain_includes_calls_that_running_calls_wait_for() {
+    let mut harness = SchedulerHarness::up(1, 1, 10);
+    harness.submit();
+    let until = harness.now + Duration::from_secs(10);
+    assert_eq!(harness.on(Event::Drain { until }), []);
+    let submit_awaited = |harness: &mut SchedulerHarness| {
+        let ticket = harness.ticket();
+        let (preferred, deadline, wait_for_room, is_awaited) = (None, None, None, true);
+        let (load, bytes) = (Load::LONG, 0);
+        let submit = Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room, is_awaited };
+        (ticket, harness.on(submit))
+    };
+    let (nested, effects) = submit_awaited(&mut harness);
+    assert_eq!(effects, [], "it is queued");
+    let finished = Event::Finished(worker(0, 1), Load::LONG);
+    assert_eq!(harness.on(finished), assign(nested, worker(0, 1)));
+    assert_eq!(harness.on(finished), [Effect::Stop(worker(0, 1))]);
+    let (late, effects) = submit_awaited(&mut harness);
+    assert_eq!(effects, [Effect::Reject { ticket: late, rejection: Rejection::Draining }]);
 }
 
 #[test]

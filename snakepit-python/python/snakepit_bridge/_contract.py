@@ -162,6 +162,8 @@ class Hints:
             contract.item, contract.item_schema = self.rule(item, "the items")
             if not is_generator:
                 contract.result = ResultRule((), _Writer(_stream_hint))
+        elif is_generator and isinstance(annotation, _signatures.Unresolved):
+            raise TypeError(f"the hint of the result of tool `{self._tool}` {annotation.problem}")
         elif is_generator and not is_any(annotation):
             raise TypeError(
                 f"the hint of the result of tool `{self._tool}` is `{_shown(annotation)}`, but the tool yields; write "

@@ -68,6 +68,15 @@ class LocalCall:
 
         return _LocalStream(results())
 
+    def stream_tool(self, name: str, arguments: dict[str, Any]) -> HostStreamLike:
+        if name in self._host_tools:
+            return self.stream_host_tool(name, arguments)
+
+        def results() -> Iterator[Any]:
+            yield from self._tester._stream_peer(name, arguments)
+
+        return _LocalStream(results())
+
     def _run_host_tool(self, name: str, arguments: dict[str, Any]) -> Any:
         sent = {
             key: _round_trip(value, f"argument `{key}` of host tool `{name}`", is_argument=True)

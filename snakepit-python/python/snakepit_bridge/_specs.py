@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 #: The metadata key of a tool whose arguments the host must not check.
-_UNCHECKED_KEY = "snakepit.unchecked"
+UNCHECKED_KEY = "snakepit.unchecked"
 
 
 def spec_of(
@@ -74,6 +74,9 @@ def spec_of(
         "supports_streaming": options.supports_streaming or is_generator or contract.item is not None,
         "closed": closed,
     }
+    if contract.read is not None:
+        # The worker checks all arguments, so that one error reports the problems of all of them.
+        spec["metadata"][UNCHECKED_KEY] = "true"
     if contract.result_schema is not None:
         spec["result_schema"] = contract.result_schema
     if contract.item_schema is not None:
@@ -112,7 +115,7 @@ def described_spec_of(
             if parameter.kind not in (_signatures.VAR_POSITIONAL, _signatures.VAR_KEYWORD)
         ]
     spec["closed"] = False
-    spec["metadata"][_UNCHECKED_KEY] = "true"
+    spec["metadata"][UNCHECKED_KEY] = "true"
     spec.pop("result_schema", None)
     spec.pop("item_schema", None)
     return spec

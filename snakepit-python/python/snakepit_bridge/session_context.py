@@ -165,7 +165,7 @@ class SessionContext(SessionVariables):
         Raises:
             ToolFailed: The tool raised an exception.
             DeadlockError: Every worker runs a call that waits for this one, so it could never begin.
-            UnsupportedError: The tool streams its results.
+            UnsupportedError: The tool streams its results. Use :meth:`stream_tool`.
             NotFoundError: The tool does not exist.
             InvalidArgumentError: The host rejected the arguments.
             DeadlineExceededError: The deadline of this call passed.
@@ -182,6 +182,18 @@ class SessionContext(SessionVariables):
         # A cancelled coroutine drops the pending call, which cancels it.
         pending = await until_done(lambda completions, key: self._call.start_tool(name, arguments, completions, key))
         return pending.result()
+
+    def stream_tool(self, name: str, /, **arguments: Any) -> HostStream:
+        """Return an iterator over the results of another tool that streams, for ``for`` or ``async for``.
+
+        >>> for frame in context.stream_tool("frames", path="a.mp4"):  # doctest: +SKIP
+        ...     print(frame)
+
+        The first step makes the call, and raises its errors as :meth:`call_tool` does.
+        """
+        from snakepit_bridge.host_stream import HostStream
+
+        return HostStream(self._call.stream_tool(_checked.name("name", name), arguments))
 
     def stream_host_tool(self, name: str, /, **arguments: Any) -> HostStream:
         """Return an iterator over the results of a host tool that streams, for ``for`` or ``async for``.

@@ -13,7 +13,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _arguments, _current, _failures, _function_adapter, _native
+from snakepit_bridge import _arguments, _current, _failures, _function_adapter, _native, _specs
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._lifecycle import Lifecycle
 from snakepit_bridge._loading import load
@@ -253,7 +253,9 @@ class ToolTester:
         """Return the tool after the checks of a host. Return ``None`` if only ``execute_tool`` may serve it."""
         tool = self._tools.get(name)
         if tool is not None:
-            _arguments.check(tool.spec, arguments)
+            # The runtime checks the arguments of other tools.
+            if _specs.UNCHECKED_KEY not in tool.spec["metadata"]:
+                _arguments.check(tool.spec, arguments)
         elif not self._dynamic:
             raise NotFoundError(f"tool `{name}` not found{_arguments.did_you_mean(name, self._tools, '; {}')}")
         return tool
@@ -302,6 +304,17 @@ class ToolTester:
 
     def _call_peer(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Call a tool as another worker would run it, with the same session and programs."""
+        peer = self._other_worker(name)
+        return peer._own_thread().submit(peer.call, name, arguments).result()
+
+    def _stream_peer(self, name: str, arguments: Mapping[str, Any]) -> list[Any]:
+        """Call a tool that streams as another worker would run it. Return the values of its chunks."""
+        peer = self._other_worker(name)
+        chunks = peer._own_thread().submit(peer.stream, name, arguments).result()
+        return [chunk.data for chunk in chunks]
+
+    def _other_worker(self, name: str) -> ToolTester:
+        """Return the tester that plays the worker of a nested call."""
         if self._depth >= _WORKERS:
             raise DeadlockError(
                 f"call of tool `{name}` would wait for itself: each of the {_WORKERS} workers runs a call that waits "
@@ -318,7 +331,7 @@ class ToolTester:
             peer._session, peer._depth = self._session, self._depth + 1
             peer.programs, peer.global_programs = self.programs, self.global_programs
             self._peer = peer
-        return self._peer._own_thread().submit(self._peer.call, name, arguments).result()
+        return self._peer
 
     def _run(self, step: Callable[[], _T], context: contextvars.Context | None = None) -> _T:
         """Run a function as a worker would: in a copy of the context, on a thread without a running event loop."""

@@ -5,7 +5,7 @@ use std::{num::NonZero, thread::available_parallelism};
 use snakepit_proto::launch;
 
 use super::ProcessConfig;
-use crate::WorkerSlot;
+use crate::{WorkerError, WorkerSlot};
 
 /// Name and value of an environment variable.
 pub(super) type Variable = (&'static str, String);
@@ -20,6 +20,27 @@ const THREADS: [(&str, bool); 6] = [
     ("VECLIB_MAXIMUM_THREADS", false),
     ("RAYON_NUM_THREADS", false),
 ];
+
+/// The maximum size of the arguments of an adapter as JSON, in bytes. Linux limits one environment variable with its name, a `=` and
+/// a terminator to 128 KiB.
+const MAX_ADAPTER_ARGS_BYTES: usize = 128 * 1024 - launch::ENV_ADAPTER_ARGS.len() - 2;
+
+/// Checks that the arguments of the adapter fit into an environment variable.
+///
+/// # Errors
+/// [`WorkerError::StartFailed`] with the size, the limit and the largest argument.
+pub(super) fn check(config: &ProcessConfig) -> Result<(), WorkerError> {
+    let sizes = config.adapter_args.iter().map(|(name, value)| (value.to_string().len(), name));
+    let Some((largest, name)) = sizes.max() else { return Ok(()) };
+    let size = serde_json::Value::Object(config.adapter_args.clone()).to_string().len();
+    if size <= MAX_ADAPTER_ARGS_BYTES {
+        return Ok(());
+    }
+    Err(WorkerError::start_failed(format!(
+        "the arguments of its adapter have {size} bytes as JSON, the limit is {MAX_ADAPTER_ARGS_BYTES}, and `{name}` alone has \
+         {largest}; pass the path of a file with the data instead"
+    )))
+}
 
 /// Returns the variables of the worker in this slot: its place in the pool, its GPU, the arguments of the adapter, and the
 /// threads of libraries.
@@ -97,6 +118,25 @@ mod tests {
         config.adapter_args.insert("size".to_owned(), 3.into());
         let expected = (launch::ENV_ADAPTER_ARGS, r#"{"path":"/m","size":3}"#.to_owned());
         assert_eq!(of_slot(&config, None), [expected]);
+    }
+
+    #[test]
+    fn arguments_of_the_adapter_have_a_limit() {
+        let mut config = config();
+        config.adapter_args.insert("fits".to_owned(), "x".repeat(MAX_ADAPTER_ARGS_BYTES - 11).into());
+        check(&config).unwrap();
+        let (name, json) = of_slot(&config, None).remove(0);
+        assert_eq!(name.len() + json.len() + 2, 128 * 1024);
+        config.adapter_args.insert("n".to_owned(), 1.into());
+        let error = check(&config).unwrap_err().to_string();
+        let expected = format!(
+            "have {} bytes as JSON, the limit is {MAX_ADAPTER_ARGS_BYTES}, and `fits`",
+            MAX_ADAPTER_ARGS_BYTES + 6
+        );
+        assert!(
+            error.contains(&expected) && error.ends_with("pass the path of a file with the data instead"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -307,8 +307,15 @@ impl Model {
         let deadline = timeout.map(|millis| self.harness.now + Duration::from_millis(millis));
         let (before, is_first) = (self.queued.len(), self.waiting.is_empty());
         let wait_for_room = wait.map(Duration::from_millis);
-        let effects =
-            self.harness.on(Event::Submit { ticket, preferred, deadline, load, bytes: 0, wait_for_room });
+        let effects = self.harness.on(Event::Submit {
+            is_awaited: false,
+            ticket,
+            preferred,
+            deadline,
+            load,
+            bytes: 0,
+            wait_for_room,
+        });
         let is_resolved = !effects.is_empty();
         effects.into_iter().for_each(|effect| self.effect(effect, Some((load, deadline))));
         assert_eq!(self.resolved.contains(&ticket.number), is_resolved);

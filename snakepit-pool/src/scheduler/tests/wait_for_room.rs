@@ -14,7 +14,18 @@ impl SchedulerHarness {
         let ticket = self.ticket();
         let deadline = timeout.map(|millis| self.now + Duration::from_millis(millis));
         let (preferred, load, wait_for_room) = (None, Load::LONG, Some(wait));
-        (ticket, self.on(Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room }))
+        (
+            ticket,
+            self.on(Event::Submit {
+                is_awaited: false,
+                ticket,
+                preferred,
+                deadline,
+                load,
+                bytes,
+                wait_for_room,
+            }),
+        )
     }
 
     /// Submits a call that waits for room.

@@ -87,7 +87,8 @@ impl ConcurrentCall {
         call: ToolCall,
     ) -> Result<(Bound<'py, PyDict>, Bound<'py, PyAny>), ToolError> {
         let executor = &self.shared.executor;
-        executor.check(&call)?;
+        let declared = executor.check(&call)?;
+        let known = declared.map_or_else(Vec::new, |tool| tool.violations(&call.arguments));
         let ToolCall { session, arguments, metadata, trace, .. } = call;
         let kwargs = executor.arguments(py, &self.tool, arguments).map_err(|error| {
             let Some(problem) = executor.fitness_problem(py) else { return error };
@@ -97,8 +98,7 @@ impl ConcurrentCall {
         })?;
         if let Some(declared) = executor.plan.tools.get(&*self.tool) {
             let violations = declared
-                .contract
-                .read(&kwargs)
+                .convert(&kwargs, known)
                 .map_err(|error| self.failure_of(py, &error, None, &kwargs))?;
             if !violations.is_empty() {
                 return Err(ToolError::invalid_arguments(&*self.tool, violations));
