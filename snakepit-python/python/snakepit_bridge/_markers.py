@@ -31,6 +31,8 @@ class _Settings:
     detail: Detail | None = None
     max_length = 500
     redact: Callable[[str], str] | None = None
+    #: Replaces the marker by another form of the object.
+    fallback: Callable[[Any], Any] | None = None
 
 
 def unserializable_markers(
@@ -56,10 +58,24 @@ def unserializable_markers(
     if not 0 <= max_length <= _MAX_LENGTH:
         raise ValueError(f"`max_length` is {max_length}, expected 0 to {_MAX_LENGTH}")
     _Settings.detail, _Settings.max_length, _Settings.redact = detail, max_length, redact
+    _Settings.fallback = None
+
+
+def use_original_forms() -> None:
+    """Send the forms of ``serialization.GracefulJSONEncoder``, for adapters of the original Snakepit."""
+
+    def original_form(value: Any) -> Any:
+        from snakepit_bridge.serialization import GracefulJSONEncoder
+
+        return GracefulJSONEncoder().default(value)
+
+    _Settings.fallback = original_form
 
 
 def marker(value: Any) -> Any:
     """Return the marker of an object, or ``NotImplemented`` if markers are disabled."""
+    if _Settings.fallback is not None:
+        return _Settings.fallback(value)
     if _Settings.detail is None:
         return NotImplemented
     made: dict[str, Any] = {"__snakepit_unserializable__": True}

@@ -158,11 +158,10 @@ def _prepare(path: str, loop: EventLoop) -> tuple[Plan, Lifecycle]:
     loop.modules = plan.modules
     loop.is_concurrent = plan.calls > 1
     if plan.serves_any_tool and not os.environ.get("SNAKEPIT_UNSERIALIZABLE"):
-        # Adapters of the original Snakepit expect markers in place of objects without a wire form.
+        # Adapters of the original Snakepit return objects without a wire form.
         from snakepit_bridge import _markers
 
-        has_text = os.environ.get("SNAKEPIT_UNSERIALIZABLE_DETAIL", "").startswith("repr")
-        _markers.unserializable_markers("repr" if has_text else "type")
+        _markers.use_original_forms()
     life = Lifecycle(adapter, loop, given)
     plan.factory = life.factory
     return plan, life

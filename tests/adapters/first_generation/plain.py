@@ -14,6 +14,13 @@ logger = get_logger(__name__)
 _cleaned: list[str] = []
 
 
+class Described:
+    """An object that describes itself."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": "tea"}
+
+
 class PlainAdapter:
     """Serves any name."""
 
@@ -40,7 +47,7 @@ class PlainAdapter:
         if tool_name == "letters":
             return self._letters(**arguments)
         if tool_name == "opaque":
-            return {"value": self, "fine": 1}
+            return {"value": self, "items": [Described()]}
         if tool_name == "cleaned":
             return list(_cleaned)
         return {"tool": tool_name, "arguments": arguments, "session": context.session_id}
