@@ -206,7 +206,7 @@ impl Model {
                     assert!(load.is_brief() && self.takes_ahead(up), "{load:?} was handed to {up:?}");
                     let before = up.running.iter().map(|load| load.time()).sum::<Duration>();
                     let should_wait =
-                        load.time() < Duration::from_micros(10) && before < Duration::from_micros(100);
+                        load.time() < Duration::from_micros(10) && before < Duration::from_micros(150);
                     assert!(
                         !is_any_idle || should_wait,
                         "a call was handed over ahead although a worker is idle"
