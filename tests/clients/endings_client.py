@@ -93,8 +93,10 @@ class Package:
         return "OK"
 
     def describe(self, error: Exception) -> object:
-        """Describes an exception by its class."""
-        return {"error": type(error).__name__}
+        """Describes an exception by its class. The class of a tool's own exception does not say that the tool failed."""
+        from snakepit_bridge.errors import ToolFailed
+
+        return {"error": ToolFailed.__name__ if isinstance(error, ToolFailed) else type(error).__name__}
 
 
 async def main() -> None:
