@@ -93,7 +93,7 @@ class Package:
         return "OK"
 
     def describe(self, error: Exception) -> object:
-        """Describes an exception by its class. The class of a tool's own exception does not say that the tool failed."""
+        """Describes an exception by its class, or as ToolFailed if it has a class of the tool."""
         from snakepit_bridge.errors import ToolFailed
 
         return {"error": ToolFailed.__name__ if isinstance(error, ToolFailed) else type(error).__name__}
