@@ -147,7 +147,7 @@ impl Executor {
         // the worker.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.invoke(py, call, &state, &mut answer)));
         // A fork must not use the connections of the worker from here on.
-        fork::exit_if_fork();
+        fork::exit_if_fork_of_tool(outcome.as_ref().ok());
         let outcome = outcome.unwrap_or_else(|_| {
             self.set_current(None);
             state.set_async(false);

@@ -4,7 +4,7 @@
 //! inherit no descriptor of the runtime, because each has the close-on-exec flag.
 
 use std::{
-    io,
+    io::{self, Write},
     os::fd::{AsFd, AsRawFd, RawFd},
     sync::{
         Mutex, PoisonError,
@@ -20,6 +20,8 @@ use nix::{
     libc,
     sys::stat::{SFlag, fstat},
 };
+use serde_json::Value;
+use snakepit_registry::{ToolError, ToolFailure};
 
 use crate::exit::exit_now;
 
@@ -52,6 +54,36 @@ pub(crate) fn is_fork() -> bool {
 pub(crate) fn exit_if_fork() {
     if is_fork() {
         exit_now(0);
+    }
+}
+
+/// Exits if this process is a fork of the worker whose tool has ended, with the status of a Python program: 0 after a value, the
+/// code of `SystemExit`, or 1 after another exception, whose traceback is printed.
+pub(crate) fn exit_if_fork_of_tool<T>(outcome: Option<&Result<T, ToolError>>) {
+    if !is_fork() {
+        return;
+    }
+    exit_now(match outcome {
+        Some(Ok(_)) => 0,
+        Some(Err(ToolError::Failed(failure))) => exit_status(failure),
+        _ => 1,
+    })
+}
+
+fn exit_status(failure: &ToolFailure) -> i32 {
+    let mut stderr = io::stderr();
+    // A closed stderr does not change the status.
+    if failure.error_type != "SystemExit" {
+        let _ = stderr.write_all(failure.traceback.as_bytes());
+        return 1;
+    }
+    match failure.args.first() {
+        None | Some(Value::Null) => 0,
+        Some(Value::Number(code)) => code.as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or(1),
+        Some(_) => {
+            let _ = writeln!(stderr, "{}", failure.message);
+            1
+        }
     }
 }
 

@@ -37,6 +37,18 @@ class MisbehavingAdapter(BaseAdapter):
         return os.waitpid(child, 0)[1]
 
     @tool
+    def fork_and_end(self, end: str) -> int:
+        """Forks a process whose tool ends in this way. Returns its exit status."""
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if end == "value":
+            return 7
+        if end == "exception":
+            raise ValueError("raised in a fork")
+        sys.exit("a message" if end == "message" else int(end))
+
+    @tool
     def crash(self) -> None:
         """Exits without cleanup."""
         print("about to crash", flush=True)

@@ -76,6 +76,18 @@ async fn forks_of_a_worker_do_not_affect_it() {
 }
 
 #[tokio::test]
+async fn a_fork_that_returns_to_the_runtime_exits_with_the_status_of_a_program() {
+    let sandbox = Sandbox::adapter(MISBEHAVING, 1).start().await;
+    let mut client = sandbox.client().await;
+    for (end, status) in [("value", 0), ("0", 0), ("3", 3), ("message", 1), ("exception", 1)] {
+        let found = execute(&mut client, "fork_and_end", &json!({"end": end})).await.unwrap();
+        assert_eq!(found, status, "{end}");
+    }
+    let logged = async || sandbox.log().contains("ValueError: raised in a fork");
+    eventually("the log has the traceback of the fork", EVENT_TIMEOUT, logged).await;
+}
+
+#[tokio::test]
 async fn a_tool_that_ignores_its_deadline_loses_its_worker_but_delays_no_other_call() {
     let sandbox = Sandbox::adapter(MISBEHAVING, 2).start().await;
     let mut client = sandbox.client().await;
