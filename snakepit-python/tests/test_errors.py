@@ -7,8 +7,10 @@ import inspect
 import pickle
 import pkgutil
 import re
+import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -165,6 +167,34 @@ def test_a_malformed_address_is_an_invalid_argument(address: str) -> None:
     with pytest.raises(errors.InvalidArgumentError, match=re.escape(f"`{address}`")) as raised:
         Client(address)
     assert raised.value.may_have_run is False
+
+
+@pytest.mark.parametrize(
+    ("greeting", "name"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "a server of HTTP/1 (`HTTP/1.1 400 Bad Request`)"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "it speaks TLS; this client does not support TLS"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "it began with `SSH-2.0-OpenSSH_9.6`"),
+    ],
+)
+def test_the_error_names_a_server_that_is_no_host(greeting: bytes, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    peer, _ = server.accept()
+                    with peer:
+                        peer.recv(1024)
+                        peer.sendall(greeting)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(errors.HostUnavailableError, match=re.escape(name)) as raised:
+            Client(f"127.0.0.1:{server.getsockname()[1]}")
+        assert raised.value.may_have_run is False
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
 
 
 def test_an_uncaught_failure_shows_the_traceback_of_the_tool() -> None:

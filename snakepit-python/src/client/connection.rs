@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use snakepit_proto::{mux::Multiplexer, status::root_cause};
+use snakepit_proto::{identify::identify, mux::Multiplexer, status::root_cause};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tonic::Status;
 
@@ -24,6 +25,8 @@ use crate::{
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The time within which the host must answer a ping.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The advice for a server that requires TLS.
+const TLS_ADVICE: &str = "this client does not support TLS";
 /// The maximum number of attempts to open a stream while connections break.
 const MAX_ATTEMPTS: usize = 3;
 
@@ -219,7 +222,8 @@ async fn open_stream(
     }
 }
 
-/// Applies a timeout to a connection attempt and adds the address to its error.
+/// Applies a timeout to a connection attempt and adds the address to its error. If another program than a host answers at the
+/// address, the error describes that program.
 async fn with_timeout<T>(
     address: &str,
     bound: Duration,
@@ -228,11 +232,16 @@ async fn with_timeout<T>(
     let message = |problem: &str| {
         format!("cannot reach a host at {address}: {problem}; start one with `snakepit serve`")
     };
-    match tokio::time::timeout(bound, opened).await {
-        Ok(opened) => opened.map_err(|error| match error {
-            OpenError::Unreachable(cause) => OpenError::Unreachable(message(&cause)),
-            error => error,
-        }),
+    let until = Instant::now() + bound;
+    match timeout_at(until, opened).await {
+        Ok(Err(OpenError::Unreachable(cause))) => {
+            let described = async { identify(&address.parse().ok()?, TLS_ADVICE).await };
+            Err(OpenError::Unreachable(match timeout_at(until, described).await {
+                Ok(Some(peer)) => format!("cannot reach a host at {address}: {peer}"),
+                _ => message(&cause),
+            }))
+        }
+        Ok(opened) => opened,
         Err(_) => {
             Err(OpenError::Timeout(message(&format!("it did not answer within {} s", bound.as_secs_f64()))))
         }
