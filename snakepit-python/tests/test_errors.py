@@ -197,6 +197,17 @@ def test_the_error_names_a_server_that_is_no_host(greeting: bytes, name: str) ->
         thread.join(10)
 
 
+class _BrokenModule(type):
+    @property
+    def __module__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no module")
+
+
+def test_a_class_whose_module_raises_has_a_name() -> None:
+    kind = _BrokenModule("OddError", (ValueError,), {})
+    assert describe(kind("no"))[0] == "<unknown>.OddError"
+
+
 def test_an_uncaught_failure_shows_the_traceback_of_the_tool() -> None:
     error = ToolFailed("ValueError", "no", 'Traceback:\n  File "shop.py", line 3, in price\nValueError: no\n')
     for same in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301

@@ -286,7 +286,11 @@ def _text(text: str) -> str:
 
 def type_name(kind: type) -> str:
     """Return the name of a type as the last line of a traceback shows it: with its module, unless it is a builtin."""
-    module = kind.__module__
+    # A metaclass may define it as a property that raises.
+    try:
+        module = kind.__module__
+    except Exception:
+        module = None
     if module in ("builtins", "__main__"):
         return kind.__qualname__
     # `__module__` may have been assigned another type.
