@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _arguments, _native
-from snakepit_bridge.errors import HostToolError, NotFoundError, ProgramNotFoundError, ToolFailed
+from snakepit_bridge.errors import HostToolError, NotFoundError, ProgramNotFoundError, ToolError, ToolFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,8 +62,7 @@ class LocalCall:
                 except HostToolError:
                     raise
                 except Exception as error:
-                    text = f"{type(error).__name__}: {error}"
-                    raise HostToolError(text, name, type_name=type(error).__name__) from error
+                    raise _host_tool_error(name, error) from error
                 yield _round_trip(result, f"a result of host tool `{name}`")
 
         return _LocalStream(results())
@@ -90,7 +89,7 @@ class LocalCall:
         except HostToolError:
             raise
         except Exception as error:
-            raise HostToolError(f"{type(error).__name__}: {error}", name, type_name=type(error).__name__) from error
+            raise _host_tool_error(name, error) from error
 
     def start_host_tool(
         self, name: str, arguments: dict[str, Any], completions: _native.Completions, key: int
@@ -105,7 +104,8 @@ class LocalCall:
         try:
             return self.call_host_tool(name, arguments)
         except HostToolError as error:
-            raise ToolFailed(error.type_name, str(error), "") from error
+            failed = ToolFailed(error.type_name, str(error), code=error.code, data=error.data)
+            raise failed from error
 
     def start_tool(
         self, name: str, arguments: dict[str, Any], completions: _native.Completions, key: int
@@ -166,6 +166,15 @@ class LocalCall:
         if self._session is not None:
             self._session.end()
         return True
+
+
+def _host_tool_error(name: str, error: Exception) -> HostToolError:
+    """Return the error of a function that replaces a host tool, with the code and data of a `ToolError`."""
+    kind = type(error).__name__
+    code, data = (error.code, error.data) if isinstance(error, ToolError) else ("", None)
+    if data is not None:
+        data = _round_trip(data, f"the data of the error of host tool `{name}`")
+    return HostToolError(f"{kind}: {error}", name, type_name=kind, code=code, data=data)
 
 
 class _LocalStream:
