@@ -1,10 +1,11 @@
 //! [`LocalRunner`]: runs tools in the current process as a worker would, for tests of adapters.
 
+mod control;
 mod variables;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, mpsc},
+    sync::{Arc, PoisonError, mpsc},
 };
 
 use pyo3::{prelude::*, types::PyDict};
@@ -13,7 +14,10 @@ use snakepit_session::SessionId;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_stream::StreamExt;
 
-pub(crate) use self::variables::{LocalSession, LocalVariables};
+pub(crate) use self::{
+    control::LocalControl,
+    variables::{LocalSession, LocalVariables},
+};
 use crate::{
     call::Call,
     caller::Caller,
@@ -38,7 +42,7 @@ pub(crate) struct LocalRunner {
 impl LocalRunner {
     #[new]
     fn new(plan: &Bound<'_, PyAny>, worker_id: &str) -> PyResult<Self> {
-        // Local calls cannot be cancelled from outside, so the receiver of interruptions is dropped.
+        // The control of a call interrupts it, so the receiver of interruptions is dropped.
         let (interrupter, _) = mpsc::channel();
         let executor = Executor {
             tools: PythonTools::new(interrupter),
@@ -67,15 +71,23 @@ impl LocalRunner {
         }
     }
 
+    /// Returns whether the running call was cancelled and may be interrupted.
+    fn interrupt_due(&self) -> bool {
+        let current = self.executor.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().is_some_and(|call| call.is_cancelled())
+    }
+
     /// Runs a unary call. Converts arguments and result through their wire forms.
+    #[pyo3(signature = (tool, arguments, session_id, control))]
     fn call<'py>(
         &self,
         py: Python<'py>,
         tool: &str,
         arguments: &Bound<'py, PyDict>,
         session_id: &str,
+        control: Option<&LocalControl>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let mut pending = self.start(tool, arguments, session_id, CallMode::Unary)?;
+        let mut pending = self.start(tool, arguments, session_id, CallMode::Unary, control)?;
         self.executor.execute(py, pending.job()?, Instant::now(), &mut PendingAnswers::new(None));
         match pending.reply()? {
             ToolReply { body: ReplyBody::Value(payload), .. } => value::to_python(py, payload),
@@ -87,6 +99,7 @@ impl LocalRunner {
 
     /// Runs a streaming call and passes each chunk to `receive` on another thread. The stream ends when `receive`
     /// returns `False`.
+    #[pyo3(signature = (tool, arguments, session_id, receive, control))]
     fn stream<'py>(
         &self,
         py: Python<'py>,
@@ -94,8 +107,9 @@ impl LocalRunner {
         arguments: &Bound<'py, PyDict>,
         session_id: &str,
         receive: Py<PyAny>,
+        control: Option<&LocalControl>,
     ) -> PyResult<()> {
-        let mut pending = self.start(tool, arguments, session_id, CallMode::Streaming)?;
+        let mut pending = self.start(tool, arguments, session_id, CallMode::Streaming, control)?;
         let job = pending.job()?;
         let reader = std::thread::spawn(move || read_chunks(pending, &receive));
         self.executor.execute(py, job, Instant::now(), &mut PendingAnswers::new(None));
@@ -110,9 +124,15 @@ impl LocalRunner {
         arguments: &Bound<'_, PyDict>,
         session_id: &str,
         mode: CallMode,
+        control: Option<&LocalControl>,
     ) -> PyResult<PendingCall> {
+        let state = match control {
+            Some(control) => Arc::clone(&control.state),
+            None => Arc::new(CallState::new(CallId::next(), None)),
+        };
         let mut call = ToolCall::new(tool);
-        call.id = CallId::next();
+        call.id = state.id;
+        call.deadline = state.deadline;
         call.mode = mode;
         call.session = match session_id {
             "" => None,
@@ -124,7 +144,6 @@ impl LocalRunner {
             let payload = value::from_python(&argument, Purpose::Argument, description)?;
             call.arguments.insert(name, payload);
         }
-        let state = Arc::new(CallState::new(call.id, None));
         let (reply, answer) = oneshot::channel();
         Ok(PendingCall { job: Some(Job { call, state, reply: Reply::Task(reply) }), answer })
     }

@@ -76,6 +76,17 @@ def integer(description: str, value: object, expected: str = "an int", least: in
     return number
 
 
+def seconds(description: str, value: object) -> float | None:
+    """Check a duration above zero."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise wrong_type(description, value, "a number of seconds or None")
+    if not 0 < value < float("inf"):
+        raise InvalidArgumentError(f"`{description}` is {value}, expected a number of seconds above 0")
+    return float(value)
+
+
 def version(description: str, value: object) -> int | None:
     """Check an expected version of a variable."""
     return None if value is None else integer(description, value, "an int or None")

@@ -21,6 +21,7 @@ __all__ = [
     "HostCall",
     "HostClient",
     "HostToolStream",
+    "LocalControl",
     "LocalRunner",
     "LocalSession",
     "LocalVariables",
@@ -353,14 +354,27 @@ class LocalRunner:
 
     def __new__(cls, plan: Plan, worker_id: str) -> LocalRunner: ...
     def session_call(self, session_id: str) -> Call: ...
-    def call(self, tool: str, arguments: Mapping[str, Any], session_id: str) -> Any: ...
+    def interrupt_due(self) -> bool: ...
+    def call(self, tool: str, arguments: Mapping[str, Any], session_id: str, control: LocalControl | None) -> Any: ...
     def stream(
         self,
         tool: str,
         arguments: Mapping[str, Any],
         session_id: str,
         receive: Callable[[Any, dict[str, str]], object],
+        control: LocalControl | None,
     ) -> None: ...
+
+@final
+class LocalControl:
+    """The deadline and the cancellation of one call of a `LocalRunner`, usable from any thread."""
+
+    def __new__(cls, timeout: float | None) -> LocalControl: ...
+    @property
+    def is_cancelled(self) -> bool: ...
+    @property
+    def is_overdue(self) -> bool: ...
+    def cancel(self) -> bool: ...
 
 @final
 class LocalVariables:

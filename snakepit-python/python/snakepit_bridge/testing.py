@@ -13,7 +13,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _arguments, _current, _failures, _function_adapter, _native, _specs
+from snakepit_bridge import _arguments, _checked, _current, _failures, _function_adapter, _native, _specs
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._lifecycle import Lifecycle
 from snakepit_bridge._loading import load
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from types import ModuleType, TracebackType
     from typing import Self, TypeVar
 
+    from snakepit_bridge._daemon import Daemon, DaemonError
     from snakepit_bridge._plan import ToolPlan
+    from snakepit_bridge._tester_calls import CallControl, RunningCall
 
     _T = TypeVar("_T")
 
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterError",
+    "Daemon",
+    "DaemonError",
+    "RunningCall",
     "ToolFailed",
     "ToolTester",
     "call_tool",
@@ -45,6 +50,19 @@ __all__ = [
     "stream_tool",
     "stream_tool_async",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the classes that few tests need."""
+    if name in ("Daemon", "DaemonError"):
+        from snakepit_bridge import _daemon
+
+        return getattr(_daemon, name)
+    if name == "RunningCall":
+        from snakepit_bridge import _tester_calls
+
+        return _tester_calls.RunningCall
+    raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
 
 
 #: The number of workers that a tester simulates: the default of a host.
@@ -154,7 +172,65 @@ async def stream_tool_async(
         return [chunk.data for chunk in await tester.stream_async(name, arguments, limit=limit, **more)]
 
 
-class ToolTester:
+class TesterCalls:
+    """The calls of a tester with fixed options. Created by :meth:`ToolTester.options`."""
+
+    def __init__(self, tester: ToolTester, timeout: float | None) -> None:
+        self._tester = tester
+        self._timeout = timeout
+
+    def call(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
+        """Call a tool and return its result. Arguments may be a mapping, keywords, or both.
+
+        Raises:
+            DeadlineExceededError: The timeout passed. The code of the tool has ended.
+        """
+        tester, control = self._tester, self._control(name)
+        return tester._run(tester._call_step(name, {**(arguments or {}), **more}, control))
+
+    async def call_async(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
+        """Call a tool as :meth:`call` does, without blocking the event loop of the test.
+
+        Cancelling the task cancels the call. The task ends when the code of the tool has ended.
+        """
+        tester, control = self._tester, self._tester._new_control(name, self._timeout)
+        return await tester._run_async(tester._call_step(name, {**(arguments or {}), **more}, control), control)
+
+    def stream(
+        self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
+    ) -> list[StreamChunk]:
+        """Call a tool that streams, and return its chunks.
+
+        Args:
+            name: The name of the tool.
+            arguments: Arguments of the tool.
+            limit: The number of chunks after which to cancel the call. Necessary for tools that never end.
+            more: Arguments of the tool as keywords.
+        """
+        tester, control = self._tester, self._control(name)
+        return tester._run(tester._stream_step(name, {**(arguments or {}), **more}, limit, control))
+
+    async def stream_async(
+        self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
+    ) -> list[StreamChunk]:
+        """Call a tool as :meth:`stream` does, without blocking the event loop of the test."""
+        tester, control = self._tester, self._tester._new_control(name, self._timeout)
+        step = tester._stream_step(name, {**(arguments or {}), **more}, limit, control)
+        return await tester._run_async(step, control)
+
+    def start(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> RunningCall:
+        """Start a call on another thread, so that the test can cancel it. Calls of one tester run one after another."""
+        from snakepit_bridge._tester_calls import RunningCall
+
+        tester, control = self._tester, self._tester._new_control(name, self._timeout)
+        step = tester._call_step(name, {**(arguments or {}), **more}, control)
+        return RunningCall(control, tester._own_thread().submit(tester._base.copy().run, step))
+
+    def _control(self, name: str) -> CallControl | None:
+        return None if self._timeout is None else self._tester._new_control(name, self._timeout)
+
+
+class ToolTester(TesterCalls):
     """Runs the tools of one adapter on the calling thread, as a worker would.
 
     >>> with ToolTester(Shop) as tester:  # doctest: +SKIP
@@ -185,6 +261,7 @@ class ToolTester:
         metadata: Mapping[str, str] | None = None,
         adapter_args: Mapping[str, Any] | None = None,
     ) -> None:
+        super().__init__(self, None)
         served = _class_of(adapter)
         #: The programs of the session, as content and content type.
         self.programs: dict[str, tuple[bytes, str]] = {}
@@ -217,32 +294,18 @@ class ToolTester:
         self._run(self._life.start, self._base)
         self._loop.context = self._base
 
-    def call(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
-        """Call a tool and return its result. Arguments may be a mapping, keywords, or both."""
-        return self._run(self._call_step(name, {**(arguments or {}), **more}))
+    def options(self, *, timeout: float | None = None) -> TesterCalls:
+        """Return the calls of this tester with these options, as :meth:`Client.options` does.
 
-    async def call_async(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
-        """Call a tool as :meth:`call` does, without blocking the event loop of the test."""
-        return await self._run_async(self._call_step(name, {**(arguments or {}), **more}))
-
-    def stream(
-        self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
-    ) -> list[StreamChunk]:
-        """Call a tool that streams, and return its chunks.
+        >>> tester.options(timeout=0.5).call("wait", seconds=30)  # doctest: +SKIP
+        Traceback (most recent call last):
+        snakepit_bridge.errors.DeadlineExceededError: deadline of tool `wait` exceeded while running, ...
 
         Args:
-            name: The name of the tool.
-            arguments: Arguments of the tool.
-            limit: The number of chunks after which to cancel the call. Necessary for tools that never end.
-            more: Arguments of the tool as keywords.
+            timeout: The seconds within which each call must end. Then the tester interrupts the tool as a worker does,
+                and waits for its end. Outside of the main thread, a plain function ends a blocking system call first.
         """
-        return self._run(self._stream_step(name, {**(arguments or {}), **more}, limit))
-
-    async def stream_async(
-        self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
-    ) -> list[StreamChunk]:
-        """Call a tool as :meth:`stream` does, without blocking the event loop of the test."""
-        return await self._run_async(self._stream_step(name, {**(arguments or {}), **more}, limit))
+        return TesterCalls(self, _checked.seconds("timeout", timeout))
 
     @property
     def context(self) -> SessionContext:
@@ -260,13 +323,21 @@ class ToolTester:
             raise NotFoundError(f"tool `{name}` not found{_arguments.did_you_mean(name, self._tools, '; {}')}")
         return tool
 
-    def _call_step(self, name: str, arguments: dict[str, Any]) -> Callable[[], Any]:
+    def _new_control(self, name: str, timeout: float | None) -> CallControl:
+        from snakepit_bridge._tester_calls import CallControl
+
+        return CallControl(self._runner, self._loop, name, timeout)
+
+    def _call_step(self, name: str, arguments: dict[str, Any], control: CallControl | None) -> Callable[[], Any]:
         tool = self._checked_tool(name, arguments)
         if tool is not None and tool.is_generator:
             raise SnakepitError(f"tool `{name}` streams its results; call it with `stream_tool` or `ToolTester.stream`")
-        return lambda: self._with_cause(lambda: self._runner.call(name, arguments, self._session_id))
+        native = None if control is None else control.native
+        return self._step(lambda: self._runner.call(name, arguments, self._session_id, native), control)
 
-    def _stream_step(self, name: str, arguments: dict[str, Any], limit: int | None) -> Callable[[], list[StreamChunk]]:
+    def _stream_step(
+        self, name: str, arguments: dict[str, Any], limit: int | None, control: CallControl | None
+    ) -> Callable[[], list[StreamChunk]]:
         chunks: list[StreamChunk] = []
 
         def receive(data: Any, metadata: dict[str, str]) -> bool:
@@ -277,21 +348,30 @@ class ToolTester:
         has_own_limit = tool is not None and any(parameter["name"] == "limit" for parameter in tool.spec["parameters"])
         if has_own_limit and limit is not None and "limit" not in arguments:
             raise TypeError(f"tool `{name}` has its own parameter `limit`; pass it as {{'limit': ..}}")
+        native = None if control is None else control.native
+        run = self._step(lambda: self._runner.stream(name, arguments, self._session_id, receive, native), control)
 
         def stream() -> list[StreamChunk]:
             if limit is None or limit > 0:
-                self._with_cause(lambda: self._runner.stream(name, arguments, self._session_id, receive))
+                run()
             return chunks
 
         return stream
 
-    def _with_cause(self, call: Callable[[], _T]) -> _T:
-        """Call a function. The cause of a failure is the tool's exception, so debuggers and reports show its lines."""
-        self._error = None
-        try:
-            return call()
-        except ToolFailed as failed:
-            raise failed from self._error
+    def _step(self, call: Callable[[], _T], control: CallControl | None) -> Callable[[], _T]:
+        """Return a function that makes a call.
+
+        The cause of a failure is the tool's exception, so debuggers and reports show its lines.
+        """
+
+        def step() -> _T:
+            self._error = None
+            try:
+                return call() if control is None else control.run(call)
+            except ToolFailed as failed:
+                raise failed from self._error
+
+        return step
 
     def _describe(
         self,
@@ -341,11 +421,20 @@ class ToolTester:
             return context.run(step)
         return self._own_thread().submit(context.run, step).result()
 
-    async def _run_async(self, step: Callable[[], _T]) -> _T:
+    async def _run_async(self, step: Callable[[], _T], control: CallControl) -> _T:
         import asyncio
 
         running = asyncio.get_running_loop()
-        return await running.run_in_executor(self._own_thread(), self._base.copy().run, step)
+        ended = running.run_in_executor(self._own_thread(), self._base.copy().run, step)
+        try:
+            return await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            control.cancel()
+            # The next call of this tester must not begin before.
+            await asyncio.wait([ended])
+            if not ended.cancelled():
+                ended.exception()
+            raise
 
     def _own_thread(self) -> Executor:
         if self._thread is None:

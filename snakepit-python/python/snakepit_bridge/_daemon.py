@@ -1,0 +1,200 @@
+"""A real daemon for tests: `snakepit serve` on a free address, with its workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from snakepit_bridge.client import Client
+
+#: The environment variable with the path of the binary.
+BINARY_VARIABLE = "SNAKEPIT_BINARY"
+
+#: The time for which a stopped daemon may drain its calls, in seconds.
+_STOP_TIMEOUT = 20.0
+
+
+class DaemonError(Exception):
+    """The daemon cannot be found, or it did not start. The message has the end of its log."""
+
+
+class Daemon:
+    """A running daemon. Use it as a context manager, or call :meth:`stop`.
+
+    >>> with Daemon("shop:Shop", workers=2) as daemon:  # doctest: +SKIP
+    ...     daemon.client().call("price", item="tea")
+    9.99
+
+    Workers run with this Python interpreter and import from the same directories as this process. The daemon listens on
+    a free port of the loopback interface, keeps its sockets in a temporary directory, and reads no configuration file.
+
+    Args:
+        adapter: The path of the adapter, as for ``snakepit serve``.
+        workers: The number of workers.
+        args: Further arguments of ``snakepit serve``, such as ``["--default-timeout", "2s"]``.
+        env: Environment variables of the daemon and its workers, in addition to those of this process.
+        binary: The path of the binary. See :func:`find_binary`.
+        start_timeout: The seconds within which the daemon must serve.
+
+    Raises:
+        DaemonError: The binary is missing, or the daemon did not start.
+    """
+
+    def __init__(
+        self,
+        adapter: str,
+        *,
+        workers: int = 1,
+        args: Iterable[str] = (),
+        env: Mapping[str, str] | None = None,
+        binary: str | os.PathLike[str] | None = None,
+        start_timeout: float = 60.0,
+    ) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="snakepit-test-")
+        self._clients: list[Client] = []
+        self._log = Path(self._directory.name, "log")
+        run_dir = Path(self._directory.name, "run")
+        run_dir.mkdir(mode=0o700)
+        command = [str(binary or find_binary()), "serve", adapter, "--workers", str(workers)]
+        command += ["--listen", "127.0.0.1:0", "--run-dir", str(run_dir), *args]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                # Without a `snakepit.toml`.
+                cwd=self._directory.name,
+                env=_environment(env or {}),
+                start_new_session=True,
+            )
+        try:
+            ready = self._wait_ready(start_timeout)
+        except BaseException:
+            self.stop(timeout=0)
+            raise
+        #: The address of the daemon, such as ``127.0.0.1:50123``.
+        self.address: str = ready["grpc"].removeprefix("http://")
+        #: The address of its Unix socket, such as ``unix:/tmp/snakepit/host.sock``.
+        self.socket: str = f"unix:{ready['socket']}"
+        #: The id of its process.
+        self.pid: int = self._process.pid
+
+    def client(self, **options: Any) -> Client:
+        """Return a new client, which :meth:`stop` closes. Takes the keyword arguments of :class:`Client`."""
+        from snakepit_bridge.client import Client
+
+        client = Client(self.address, **options)
+        self._clients.append(client)
+        return client
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process of the daemon is running."""
+        return self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """The log of the daemon and the output of its workers so far."""
+        return self._log.read_text(errors="backslashreplace")
+
+    def stop(self, timeout: float = _STOP_TIMEOUT) -> None:
+        """Close its clients, stop the daemon, and wait for its end. Kill it after ``timeout`` seconds."""
+        for client in self._clients:
+            client.close(timeout=0)
+        self._clients.clear()
+        process = self._process
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+        self._directory.cleanup()
+
+    def _wait_ready(self, timeout: float) -> Mapping[str, Any]:
+        # Killing the daemon ends the read.
+        watchdog = threading.Timer(timeout, self._process.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            line = self._process.stdout.readline() if self._process.stdout is not None else b""
+        finally:
+            watchdog.cancel()
+        if not line:
+            self._process.wait()
+            raise DaemonError(f"the daemon did not start; the end of its log:\n{self.log[-4000:]}")
+        ready: Mapping[str, Any] = json.loads(line)
+        return ready
+
+    def __enter__(self) -> Self:
+        """Return the daemon."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop the daemon."""
+        self.stop()
+
+    def __repr__(self) -> str:
+        """Return a representation with the address."""
+        return f"<Daemon {self.address} pid={self.pid}>"
+
+
+def find_binary(directories: Sequence[Path] | None = None) -> Path:
+    """Return the path of the daemon's binary.
+
+    It is ``$SNAKEPIT_BINARY``, or else ``snakepit`` on ``$PATH``, or else the newest of ``target/debug/snakepit`` and
+    ``target/release/snakepit`` in the nearest directory above the current one or above this package.
+
+    Args:
+        directories: The directories to search for ``target``, with those above them.
+
+    Raises:
+        DaemonError: It does not exist.
+    """
+    chosen = os.environ.get(BINARY_VARIABLE)
+    if chosen:
+        if not Path(chosen).is_file():
+            raise DaemonError(f"${BINARY_VARIABLE} is `{chosen}`, which is not a file")
+        return Path(chosen).resolve()
+    found = shutil.which("snakepit")
+    if found:
+        return Path(found).resolve()
+    for start in directories or (Path.cwd(), Path(__file__)):
+        for directory in (start, *start.parents):
+            built = [directory / "target" / profile / "snakepit" for profile in ("debug", "release")]
+            existing = [path for path in built if path.is_file()]
+            if existing:
+                return max(existing, key=lambda path: path.stat().st_mtime)
+    raise DaemonError(
+        f"the daemon's binary `snakepit` was not found; install it, put it on $PATH, or set ${BINARY_VARIABLE}"
+    )
+
+
+def _environment(changes: Mapping[str, str]) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAKEPIT_")}
+    environment["SNAKEPIT_PYTHON"] = sys.executable
+    environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    return {**environment, **changes}

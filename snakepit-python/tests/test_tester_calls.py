@@ -1,0 +1,290 @@
+"""Deadlines and cancellation of calls of a tester, and the daemons of tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from snakepit_bridge import (
+    BaseAdapter,
+    CallCancelled,
+    CallCancelledError,
+    DeadlineExceededError,
+    HostToolError,
+    InvalidArgumentError,
+    ToolError,
+    ToolFailed,
+    tool,
+)
+from snakepit_bridge.testing import Daemon, DaemonError, ToolTester
+
+
+class Waits(BaseAdapter):
+    #: What happened in the tools, and the event that a tool waits in its loop.
+    log: list[str]
+    started = threading.Event()
+
+    def initialize(self) -> None:
+        Waits.log = []
+        Waits.started.clear()
+
+    def cleanup(self) -> None:
+        Waits.log.append("cleanup")
+
+    @tool
+    def sleep(self, seconds: float) -> str:
+        """Sleep in one system call."""
+        try:
+            time.sleep(seconds)
+        except CallCancelled:
+            Waits.log.append("interrupted")
+            raise
+        return "slept"
+
+    @tool
+    def spin(self) -> None:
+        """Run Python code forever."""
+        Waits.started.set()
+        try:
+            while True:
+                pass
+        except CallCancelled:
+            Waits.log.append("interrupted")
+            raise
+
+    @tool
+    def swallow(self) -> str:
+        """Continue after the first interruption."""
+        try:
+            time.sleep(30)
+        except CallCancelled:
+            Waits.log.append("swallowed")
+        return "value"
+
+    @tool
+    async def wait(self) -> None:
+        """Wait in a coroutine."""
+        Waits.started.set()
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            Waits.log.append("cancelled")
+            await asyncio.sleep(0)
+            raise
+
+    @tool
+    async def block(self) -> None:
+        """Block the event loop."""
+        try:
+            time.sleep(30)
+        except CallCancelled:
+            Waits.log.append("interrupted")
+            raise
+
+    @tool
+    def numbers(self) -> Iterator[int]:
+        """Stream numbers, then wait."""
+        yield 1
+        try:
+            time.sleep(30)
+        finally:
+            Waits.log.append("closed")
+
+    @tool
+    async def anumbers(self) -> AsyncIterator[int]:
+        """Stream numbers, then wait in a coroutine."""
+        yield 1
+        try:
+            await asyncio.sleep(30)
+        finally:
+            Waits.log.append("closed")
+
+    @tool
+    def remaining(self) -> float | None:
+        """Return the time left."""
+        return self.session_context.time_remaining()
+
+    @tool
+    def add(self, a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    @tool
+    def fail(self) -> None:
+        """Raise an exception with a cause."""
+        try:
+            raise KeyError("tea")
+        except KeyError as error:
+            raise ToolError("no", code="not_found") from error
+
+    @tool
+    def ask(self) -> str:
+        """Call a host tool."""
+        try:
+            self.session_context.call_host_tool("find")
+        except HostToolError as error:
+            return f"{error.code} {error.data}"
+        return "no error"
+
+
+@pytest.fixture
+def tester() -> Iterator[ToolTester]:
+    with ToolTester(Waits, host_tools={"find": find}) as tester:
+        yield tester
+
+
+def find() -> None:
+    raise ToolError("no such item", code="not_found", data={"left": [3]})
+
+
+@pytest.mark.parametrize("name", ["spin", "wait"])
+def test_a_deadline_interrupts_the_tool_and_the_next_call_runs(tester: ToolTester, name: str) -> None:
+    for _ in range(2):
+        with pytest.raises(DeadlineExceededError, match=f"`{name}` exceeded while running, after the caller's timeout"):
+            tester.options(timeout=0.05).call(name)
+        assert Waits.log == ["interrupted" if name == "spin" else "cancelled", "cleanup"]
+        assert tester.call("add", a=1, b=2) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"), [("sleep", "interrupted"), ("block", "interrupted"), ("swallow", "swallowed")]
+)
+def test_a_deadline_interrupts_system_calls_on_the_main_thread(tester: ToolTester, name: str, entry: str) -> None:
+    arguments = {"seconds": 30} if name == "sleep" else {}
+    with pytest.raises(DeadlineExceededError) as caught:
+        tester.options(timeout=0.05).call(name, arguments)
+    assert caught.value.may_have_run
+    assert Waits.log == [entry, "cleanup"]
+
+
+def test_a_call_in_time_has_its_result_and_knows_its_deadline(tester: ToolTester) -> None:
+    calls = tester.options(timeout=60)
+    assert calls.call("add", a=1, b=2) == 3
+    assert 50 < calls.call("remaining") <= 60
+    assert tester.call("remaining") is None
+    with pytest.raises(ToolError) as caught:
+        calls.call("fail")
+    assert isinstance(caught.value, ToolFailed)
+    assert isinstance(caught.value.__cause__, ToolError)
+    assert isinstance(caught.value.__cause__.__cause__, KeyError)
+    assert calls.call("ask") == "not_found {'left': [3]}"
+    for timeout in (0, -1, float("nan"), "1"):
+        with pytest.raises(InvalidArgumentError, match="`timeout`"):
+            tester.options(timeout=timeout)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["numbers", "anumbers"])
+def test_a_deadline_ends_a_stream(tester: ToolTester, name: str) -> None:
+    with pytest.raises(DeadlineExceededError):
+        tester.options(timeout=0.05).stream(name)
+    assert Waits.log == ["closed", "cleanup"]
+    assert [chunk.data for chunk in tester.options(timeout=60).stream(name, limit=1)] == [1]
+
+
+@pytest.mark.parametrize(("name", "entry"), [("spin", "interrupted"), ("wait", "cancelled")])
+def test_a_test_can_cancel_a_call(tester: ToolTester, name: str, entry: str) -> None:
+    call = tester.start(name)
+    assert Waits.started.wait(10)
+    assert not call.done()
+    call.cancel()
+    with pytest.raises(CallCancelledError, match=f"call of tool `{name}` was cancelled"):
+        call.result(timeout=10)
+    assert call.done()
+    assert Waits.log == [entry, "cleanup"]
+    call.cancel()
+    assert tester.start("add", a=1, b=2).result(timeout=10) == 3
+
+
+def test_a_call_that_waits_for_another_one_never_starts(tester: ToolTester) -> None:
+    running = tester.start("wait")
+    assert Waits.started.wait(10)
+    queued = tester.start("add", a=1, b=2)
+    queued.cancel()
+    running.cancel()
+    for call in (running, queued):
+        with pytest.raises(CallCancelledError):
+            call.result(timeout=10)
+
+
+def test_cancelling_a_task_cancels_its_call(tester: ToolTester) -> None:
+    async def cancel() -> None:
+        for name, entry in (("wait", "cancelled"), ("spin", "interrupted")):
+            Waits.started.clear()
+            task = asyncio.create_task(tester.call_async(name))
+            assert await asyncio.to_thread(Waits.started.wait, 10)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            # The tool has ended before the task.
+            assert Waits.log == [entry, "cleanup"]
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(tester.call_async(name), 0.05)
+        assert await tester.call_async("add", a=1, b=2) == 3
+        with pytest.raises(DeadlineExceededError):
+            await tester.options(timeout=0.05).call_async("wait")
+        with pytest.raises(DeadlineExceededError):
+            await tester.options(timeout=0.05).stream_async("anumbers")
+
+    asyncio.run(cancel())
+
+
+def test_a_daemon_serves_an_adapter(snakepit_daemon: Callable[..., Daemon]) -> None:
+    daemon = snakepit_daemon("quotas:Quotas", workers=2)
+    assert snakepit_daemon("quotas:Quotas", workers=2) is daemon
+    with daemon.client() as client:
+        assert client.call("spend", user="alice", units=1) == 2
+        with pytest.raises(ToolFailed, match="all 3 units"):
+            client.call("spend", user="alice", units=9)
+    assert "worker is up" in daemon.log
+    other = snakepit_daemon("quotas:Quotas", workers=2, shared=False, args=["--tracebacks", "never"])
+    assert other.address != daemon.address
+    with pytest.raises(ToolFailed) as caught:
+        other.client(exceptions=[]).call("clean_up")
+    assert (caught.value.traceback, caught.value.__context__) == ("", None)
+    other.stop()
+    other.stop()
+    assert not other.is_running
+
+
+def test_a_daemon_that_cannot_start_shows_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(DaemonError, match="no_such_module"):
+        Daemon("no_such_module:Adapter")
+    monkeypatch.setenv("SNAKEPIT_BINARY", str(tmp_path / "missing"))
+    with pytest.raises(DaemonError, match="SNAKEPIT_BINARY"):
+        Daemon("shop:Shop")
+
+
+PLUGIN_TEST = """
+import sys
+
+def test_before():
+    assert "snakepit_pytest" in sys.modules
+    assert "snakepit_bridge" not in sys.modules
+
+def test_with_a_fixture(snakepit_tester):
+    from snakepit_bridge import tool
+
+    class Adder:
+        @tool
+        def add(self, a: int) -> int:
+            return a + 1
+
+    assert snakepit_tester(Adder).call("add", a=1) == 2
+    assert "snakepit_bridge._daemon" not in sys.modules
+"""
+
+
+def test_the_plugin_imports_nothing_until_a_fixture_is_used(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(PLUGIN_TEST)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)  # noqa: S603
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
