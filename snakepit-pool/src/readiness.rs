@@ -38,8 +38,8 @@ pub enum Readiness {
 }
 
 impl Readiness {
-    /// Whether the pool has started, at least one worker is up, and the pool is not shutting down. This is the state
-    /// that health checks report as "serving".
+    /// Whether the pool has started, at least one worker is up, and the pool is not shutting down. A pool without workers
+    /// always serves calls until it shuts down. Health checks report this state as "serving".
     #[must_use]
     pub const fn serves_calls(self) -> bool {
         match self {

@@ -54,7 +54,7 @@ pub struct ToolSpec {
     /// - `snakepit.unchecked`, `true` if the tool checks its arguments itself, so that the host does not,
     /// - [`RESULT_SCHEMA_KEY`] and [`ITEM_SCHEMA_KEY`], the JSON Schemas of the result and of the items of a stream.
     pub metadata: BTreeMap<String, String>,
-    /// Whether streaming calls are allowed.
+    /// Whether the tool streams its results. The host rejects unary calls of host tools that do.
     pub supports_streaming: bool,
     /// Whether unknown arguments are errors. `false` for tools with `**kwargs`, and for workers that do not report it.
     pub closed: bool,

@@ -78,8 +78,8 @@ impl<H: HostHandle> CallBuilder<H> {
         }
     }
 
-    /// Adds one argument. Text, numbers, structs and collections become JSON. Bytes and arrays need [`payload`](Self::payload),
-    /// because serde would make lists of them: `.payload("data", Payload::bytes(bytes))`.
+    /// Adds one argument. Text, numbers, structs and collections become JSON. `bytes::Bytes` and [`Payload`] stay raw buffers at
+    /// any depth. A `Vec<u8>` becomes a list of numbers.
     pub fn arg(self, name: impl Into<String>, value: impl Serialize) -> Self {
         match Payload::try_from_serde(&value) {
             Ok(value) => self.payload(name, value),
