@@ -273,3 +273,26 @@ def test_integers_beyond_64_bits_have_no_json_form() -> None:
     limits = [2**64 - 1, -(2**63)]
     assert failure_of(ValueError(*limits, 2**64, -(2**63) - 1, [1, 2**70], {"a": -(2**70)}))["args"] == limits
     assert failure_of(ValueError({2**70: 1}, "9" * 40, 1e300, 12))["args"] == [{str(2**70): 1}, "9" * 40, 1e300, 12]
+
+
+@pytest.mark.parametrize("name", ["cause", "context"])
+def test_a_long_chain_is_created_once(name: str) -> None:
+    depth = 60
+    failure: dict[str, Any] = {"type": "RuntimeError", "message": "0", "traceback": "the traceback"}
+    for level in range(1, depth):
+        failure = {"type": "RuntimeError", "message": str(level), "traceback": "the traceback", name: failure}
+    error: BaseException | None = _remote_errors.create(failure)
+    error = pickle.loads(pickle.dumps(error))  # noqa: S301
+    messages = []
+    while error is not None and not isinstance(error, errors.RemoteTraceback):
+        assert isinstance(error, RuntimeError)
+        messages.append(str(error))
+        error = error.__cause__ or error.__context__
+    assert messages == [str(level) for level in reversed(range(depth))]
+    assert isinstance(error, errors.RemoteTraceback)
+
+
+def test_private_attributes_are_not_set() -> None:
+    failure = {"type": "ValueError", "message": "no", "attributes": {"item": "tea", "_failure": "x", "__dict__": {}}}
+    error: Any = _remote_errors.create(failure)
+    assert (str(error), error.item, error.failure.message) == ("no", "tea", "no")

@@ -108,10 +108,15 @@ def _adopt(error: ToolFailed, failed: ToolFailed) -> None:
     state = {name: value for name, value in vars(failed).items() if name.startswith("_") or not hasattr(own, name)}
     vars(error).update(state, _failure=failed)
     for name, value in failed.attributes.items():
-        # A property may reject it.
-        with contextlib.suppress(Exception):
-            setattr(error, name, value)
-    link(error, failed._links, failed._classes)
+        # Names with an underscore belong to the class and to Python.
+        if not name.startswith("_"):
+            # A property may reject it.
+            with contextlib.suppress(Exception):
+                setattr(error, name, value)
+    # Both exceptions share their links, because creating them twice would double the work with each level of a chain.
+    if failed.__cause__ is not None:
+        error.__cause__ = failed.__cause__
+    error.__context__ = failed.__context__
 
 
 def _own_class(error: ToolFailed) -> type[Exception]:
