@@ -170,9 +170,9 @@ fn slot_of_preferring(harness: &mut SchedulerHarness, micros: u64, preferred: Op
 #[test]
 fn short_calls_wait_for_the_worker_of_the_last_one() {
     let mut harness = SchedulerHarness::up(3, 1, 100);
-    let slots: Vec<u32> = (0..39).map(|_| slot_of_brief(&mut harness, 8)).collect();
+    let slots: Vec<u32> = (0..57).map(|_| slot_of_brief(&mut harness, 8)).collect();
     let runs: Vec<usize> = slots.chunk_by(|a, b| a == b).map(<[u32]>::len).collect();
-    assert_eq!(runs, [13, 13, 13], "a tenth of a millisecond each");
+    assert_eq!(runs, [19, 19, 19], "150 us each");
     let mut harness = SchedulerHarness::up(3, 1, 100);
     assert_eq!(
         [10; 3].map(|micros| slot_of_brief(&mut harness, micros)),

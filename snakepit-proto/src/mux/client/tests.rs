@@ -348,10 +348,11 @@ fn cancel_each(count: u64) -> std::time::Duration {
 
 #[test]
 fn ten_thousand_cancels_take_as_long_as_ten_times_a_thousand() {
-    // The minimum of several runs, to reduce noise. With quadratic cost, the ratio is near 100.
+    // With quadratic cost, the ratio is near 100. A busy machine distorts some comparisons, but not all of them.
     let shortest = |count| (0..3).map(|_| cancel_each(count)).min().unwrap();
-    let ratio = shortest(10_000).as_secs_f64() / shortest(1000).as_secs_f64();
-    assert!(ratio < 40.0, "{ratio}");
+    let ratio = || shortest(10_000).as_secs_f64() / shortest(1000).as_secs_f64();
+    let ratios: Vec<f64> = (0..5).map(|_| ratio()).collect();
+    assert!(ratios.iter().any(|ratio| *ratio < 40.0), "{ratios:?}");
 }
 
 #[test]
