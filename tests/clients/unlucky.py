@@ -362,7 +362,8 @@ def each_rejection_has_its_exception_class(address: str, _: int) -> None:
         with pytest.raises(ToolFailed) as failed:
             client.call("fail")
         assert (failed.value.type, failed.value.message) == ("ValueError", "caf\\udce9")
-        assert str(failed.value) == "ValueError: caf\\udce9"
+        assert (type(failed.value).__name__, str(failed.value)) == ("ValueError", "caf\\udce9")
+        assert str(failed.value.failure) == "ValueError: caf\\udce9"
         assert 'raise ValueError("caf' in failed.value.traceback
         assert "in fail" in str(failed.value.__cause__)
         with pytest.raises(DeadlineExceededError) as late:

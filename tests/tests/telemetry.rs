@@ -161,9 +161,13 @@ async fn a_foreign_worker_sends_events_and_receives_controls() {
     let event = emit_until(&mut client, &mut telemetry, "model.load").await;
     assert_eq!(event.measurements["share"].value, Some(Measurement::FloatValue(0.5)));
     assert_eq!(event.metadata["worker_id"], "default-0-1");
-    let controls = execute(&mut client, "controls", &json!({})).await.unwrap().to_string();
+    // Controls travel on a stream of their own, so a call may be earlier.
     for control in ["model.*", "deny", "sampling_rate: 0.5", "enabled: true"] {
-        assert!(controls.contains(control), "{control}: {controls}");
+        let mut caller = client.clone();
+        eventually(control, EVENT_TIMEOUT, async || {
+            execute(&mut caller, "controls", &json!({})).await.unwrap().to_string().contains(control)
+        })
+        .await;
     }
     assert_eq!(sandbox.stop().await, Some(0));
 }
