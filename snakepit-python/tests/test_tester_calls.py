@@ -186,7 +186,15 @@ def test_a_deadline_ends_a_stream(tester: ToolTester, name: str) -> None:
     with pytest.raises(DeadlineExceededError):
         tester.options(timeout=0.05).stream(name)
     assert Waits.log == ["closed", "cleanup"]
-    assert [chunk.data for chunk in tester.options(timeout=60).stream(name, limit=1)] == [1]
+
+
+@pytest.mark.parametrize("name", ["numbers", "anumbers"])
+def test_a_limit_interrupts_a_stream(tester: ToolTester, name: str) -> None:
+    began = time.monotonic()
+    for calls in (tester, tester.options(timeout=60)):
+        assert [chunk.data for chunk in calls.stream(name, limit=1)] == [1]
+        assert Waits.log == ["closed", "cleanup"]
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(("name", "entry"), [("spin", "interrupted"), ("wait", "cancelled")])
@@ -260,6 +268,8 @@ def test_a_daemon_that_cannot_start_shows_its_log(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SNAKEPIT_BINARY", str(tmp_path / "missing"))
     with pytest.raises(DaemonError, match="SNAKEPIT_BINARY"):
         Daemon("shop:Shop")
+    with pytest.raises(DaemonError, match="cannot be started"):
+        Daemon("shop:Shop", binary=tmp_path)
 
 
 PLUGIN_TEST = """

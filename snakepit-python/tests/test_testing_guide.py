@@ -16,8 +16,8 @@ from snakepit_bridge import (
     BaseAdapter,
     CallCancelledError,
     DeadlineExceededError,
-    HostToolError,
     ToolError,
+    ToolFailed,
     tool,
 )
 from snakepit_bridge.testing import Daemon, ToolTester
@@ -76,7 +76,7 @@ def test_a_failing_host_tool(snakepit_tester: Testers) -> None:
         raise ToolError("no such item", code="not_found", data={"item": item})
 
     tester = snakepit_tester(Shop, host_tools={"discount": discount})
-    with pytest.raises(HostToolError) as caught:
+    with pytest.raises(ToolFailed) as caught:
         tester.call("sale", item="tea")
     assert caught.value.code == "not_found"
 

@@ -64,24 +64,28 @@ class Daemon:
         binary: str | os.PathLike[str] | None = None,
         start_timeout: float = 60.0,
     ) -> None:
+        command = [str(binary or find_binary()), "serve", adapter, "--workers", str(workers)]
         self._directory = tempfile.TemporaryDirectory(prefix="snakepit-test-")
         self._clients: list[Client] = []
         self._log = Path(self._directory.name, "log")
         run_dir = Path(self._directory.name, "run")
         run_dir.mkdir(mode=0o700)
-        command = [str(binary or find_binary()), "serve", adapter, "--workers", str(workers)]
         command += ["--listen", "127.0.0.1:0", "--run-dir", str(run_dir), *args]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                # Without a `snakepit.toml`.
-                cwd=self._directory.name,
-                env=_environment(env or {}),
-                start_new_session=True,
-            )
+        try:
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(  # noqa: S603
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    # Without a `snakepit.toml`.
+                    cwd=self._directory.name,
+                    env=_environment(env or {}),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._directory.cleanup()
+            raise DaemonError(f"the daemon cannot be started: {error}") from error
         try:
             ready = self._wait_ready(start_timeout)
         except BaseException:

@@ -207,7 +207,9 @@ class TesterCalls:
             limit: The number of chunks after which to cancel the call. Necessary for tools that never end.
             more: Arguments of the tool as keywords.
         """
-        tester, control = self._tester, self._control(name)
+        tester = self._tester
+        # The end of the stream may have to interrupt the tool.
+        control = self._control(name) if limit is None else tester._new_control(name, self._timeout)
         return tester._run(tester._stream_step(name, {**(arguments or {}), **more}, limit, control))
 
     async def stream_async(
@@ -342,7 +344,11 @@ class ToolTester(TesterCalls):
 
         def receive(data: Any, metadata: dict[str, str]) -> bool:
             chunks.append(StreamChunk(data, metadata=metadata))
-            return limit is None or len(chunks) < limit
+            if limit is None or len(chunks) < limit:
+                return True
+            if control is not None:
+                control.cancel()
+            return False
 
         tool = self._checked_tool(name, arguments)
         has_own_limit = tool is not None and any(parameter["name"] == "limit" for parameter in tool.spec["parameters"])
