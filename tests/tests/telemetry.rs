@@ -162,13 +162,16 @@ async fn a_foreign_worker_sends_events_and_receives_controls() {
     assert_eq!(event.measurements["share"].value, Some(Measurement::FloatValue(0.5)));
     assert_eq!(event.metadata["worker_id"], "default-0-1");
     // Controls travel on a stream of their own, so a call may be earlier.
-    for control in ["model.*", "deny", "sampling_rate: 0.5", "enabled: true"] {
-        let mut caller = client.clone();
-        eventually(control, EVENT_TIMEOUT, async || {
-            execute(&mut caller, "controls", &json!({})).await.unwrap().to_string().contains(control)
-        })
-        .await;
-    }
+    let received = async {
+        loop {
+            let controls = execute(&mut client, "controls", &json!({})).await.unwrap().to_string();
+            let expected = ["model.*", "deny", "sampling_rate: 0.5", "enabled: true"];
+            if expected.iter().all(|control| controls.contains(control)) {
+                break;
+            }
+        }
+    };
+    timeout(EVENT_TIMEOUT, received).await.expect("the worker receives the controls");
     assert_eq!(sandbox.stop().await, Some(0));
 }
 
