@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class HostTools:
-    """The tools of the host. Each is an attribute, and an item for names that are no identifiers.
+    """The tools of the host. Each is an attribute, or an item if its name is not an identifier.
 
     >>> context.host.discount(item="tea")  # doctest: +SKIP
     0.5

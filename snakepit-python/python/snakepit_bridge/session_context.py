@@ -101,7 +101,7 @@ class SessionContext(SessionVariables):
 
     @property
     def host(self) -> HostTools:
-        """The host's own tools as attributes: ``context.host.discount(item="tea")``. Requests nothing by itself."""
+        """The host's own tools as attributes: ``context.host.discount(item="tea")``. Sends no request."""
         from snakepit_bridge.host_tools import HostTools
 
         return HostTools(self)
