@@ -10,17 +10,17 @@ const INTRODUCTION: &str = "\
 # Errors
 
 Every error of a host, a client and the command line has a *reason*, such as `TOOL_NOT_FOUND`. Branch on the reason, because
-several reasons share a gRPC code. This table lists all reasons, and the codes that stand for them in each protocol. Rust
-programs read it with `Reason` and `ErrorKind`.
+several reasons share a gRPC code. The tables on this page list all reasons, with their codes in each protocol. Rust programs
+get the reason of an error as `Reason` or `ErrorKind`.
 
 - **gRPC**: the reason is in the `google.rpc.ErrorInfo` of the status details, with the domain `snakepit`. If a reason has
-  several codes, the error decides. `UNAVAILABLE` means that gRPC libraries may retry.
+  several codes, the code depends on the error. `UNAVAILABLE` means that gRPC libraries may retry.
 - **HTTP**: the status of a problem document (RFC 9457), whose member `reason` has the reason.
 - **JSON-RPC**: the `code` of an error object, as in MCP, whose `data.reason` has the reason.
 - **exit**: the exit code of the command line. With `--json`, the member `code` has the reason.
 - **transient**: the same request may succeed later. A retry is safe only if `may_have_run` is false or the tool is idempotent.
 
-The [metadata](#metadata) of an error, in gRPC that of the `ErrorInfo`, has further data.
+The [metadata](#metadata) of an error has further data. In gRPC, it is the metadata of the `ErrorInfo`.
 
 <!-- Generated from snakepit-proto/reason/src/table.rs: UPDATE_PAGES=1 cargo test -p snakepit-reason -->
 
