@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import pickle
 import subprocess
 import sys
 from collections import namedtuple
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
 
 import snakepit_bridge
 from first_generation.delegating import DelegatingAdapter
@@ -23,7 +25,7 @@ from first_generation.plain import PlainAdapter
 from first_generation.registering import RegisteringAdapter
 from first_generation.threaded import ThreadedAdapter
 from measured import summarize
-from snakepit_bridge import BaseAdapter, SessionContext, telemetry, tool
+from snakepit_bridge import BaseAdapter, SessionContext, _markers, telemetry, tool
 from snakepit_bridge.base_adapter import ToolMetadata
 from snakepit_bridge.base_adapter_threaded import (
     ThreadSafeAdapter,
@@ -345,6 +347,44 @@ def test_arrays_and_references_survive_the_serializer() -> None:
     for wrong, kind in [("x", "float"), (1.5, "integer"), (1, "boolean")]:
         with pytest.raises(ValueError, match="expected a"):
             TypeSerializer.encode_any(wrong, kind)
+
+
+@pytest.mark.parametrize(
+    "numbers", [[1.5, 2.0, 3.0, 4.0], [[1.5, 2.0], [3.0, 4.0]], np.array([[1.5, 2.0], [3.0, 4.0]])]
+)
+def test_pickled_tensors_are_read_if_pickles_are_allowed(numbers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The form of large tensors from workers of the original.
+    metadata = {"type": "tensor", "shape": [2, 2], "dtype": "float32", "binary_format": "pickle"}
+    message = AnyMessage(type_url="type.googleapis.com/snakepit.tensor.binary", value=json.dumps(metadata).encode())
+    with pytest.raises(ValueError, match="SNAKEPIT_ALLOW_PICKLE"):
+        TypeSerializer.decode_any(message, pickle.dumps(numbers))
+    monkeypatch.setenv("SNAKEPIT_ALLOW_PICKLE", "1")
+    decoded = TypeSerializer.decode_any(message, pickle.dumps(numbers))
+    assert isinstance(decoded, np.ndarray)
+    np.testing.assert_array_equal(decoded, [[1.5, 2.0], [3.0, 4.0]])
+    with pytest.raises(ValueError, match="reshape"):
+        TypeSerializer.decode_any(message, pickle.dumps([1.0]))
+
+
+def test_markers_replace_only_those_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opaque:
+        pass
+
+    class Item:
+        def to_dict(self) -> dict[str, int]:
+            return {"a": 1}
+
+    for name, value in (("has_original_forms", True), ("is_set", False), ("detail", None)):
+        monkeypatch.setattr(_markers._Settings, name, value)
+    name = f"{__name__}.Opaque"
+    assert _markers.marker(Item()) == {"a": 1}
+    assert _markers.marker(Opaque()) == {"__snakepit_unserializable__": True, "__type__": name}
+    _markers.unserializable_markers("none")
+    assert _markers.marker(Item()) == {"a": 1}
+    assert _markers.marker(Opaque()) == {"__snakepit_unserializable__": True}
+    _markers.unserializable_markers(None)
+    assert _markers.marker(Item()) == {"a": 1}
+    assert _markers.marker(Opaque()) is NotImplemented
 
 
 @pytest.mark.parametrize(

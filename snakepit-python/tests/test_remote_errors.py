@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import pickle
 import sys
@@ -220,9 +221,11 @@ def test_groups_are_exception_groups() -> None:
     mixed = remote(BaseExceptionGroup("base", [KeyboardInterrupt(), ValueError("no")]))
     assert isinstance(mixed, ExceptionGroup)
     assert [type(leaf).__name__ for leaf in mixed.exceptions] == ["ToolFailed", "ValueError"]
-    odd = remote(OddGroup("odd", [ValueError("no")], 3))
-    assert isinstance(odd, OddGroup)
-    assert str(odd.exceptions[0]) == "no"
+    # `OddGroup` has a `__new__`, which runs only if the program lists the class.
+    for classes, kind in ((None, ExceptionGroup), ((OddGroup, ValueError), OddGroup)):
+        odd = remote(OddGroup("odd", [ValueError("no")], 3), classes)
+        assert type(odd).__mro__[1] is kind
+        assert str(odd.exceptions[0]) == "no"
 
 
 def test_long_and_circular_chains_are_bounded() -> None:
@@ -296,3 +299,108 @@ def test_private_attributes_are_not_set() -> None:
     failure = {"type": "ValueError", "message": "no", "attributes": {"item": "tea", "_failure": "x", "__dict__": {}}}
     error: Any = _remote_errors.create(failure)
     assert (str(error), error.item, error.failure.message) == ("no", "tea", "no")
+
+
+RUN: list[str] = []
+
+
+class _Meta(type):
+    def __subclasscheck__(cls, other: type) -> bool:
+        RUN.append("__subclasscheck__")
+        return super().__subclasscheck__(other)
+
+    def __getattribute__(cls, name: str) -> Any:
+        RUN.append(f"metaclass {name}")
+        return super().__getattribute__(name)
+
+
+class MetaError(KeyError, metaclass=_Meta):
+    pass
+
+
+class NewError(LookupError):
+    def __new__(cls, *args: Any) -> Any:
+        RUN.append("__new__")
+        return super().__new__(cls, *args)
+
+
+class InitSubclassError(LookupError):
+    def __init_subclass__(cls) -> None:
+        RUN.append("__init_subclass__")
+
+
+class SetattrError(LookupError):
+    def __setattr__(self, name: str, value: Any) -> None:
+        RUN.append(f"set {name}")
+
+    def __getattribute__(self, name: str) -> Any:
+        RUN.append(f"get {name}")
+        return super().__getattribute__(name)
+
+
+class DelError(LookupError):
+    def __del__(self) -> None:
+        RUN.append("__del__")
+
+
+class _Setter:
+    def __get__(self, instance: Any, owner: Any) -> str:
+        RUN.append("__get__")
+        return "own"
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        RUN.append("__set__")
+
+
+class SetterError(LookupError):
+    item = _Setter()
+    args = _Setter()  # type: ignore[assignment]
+    __cause__ = _Setter()  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        (MetaError, KeyError),
+        (NewError, LookupError),
+        (InitSubclassError, LookupError),
+        (SetattrError, LookupError),
+        (DelError, LookupError),
+        (SetterError, SetterError),
+    ],
+)
+def test_a_failure_runs_no_code_of_the_classes_of_the_program(kind: Any, base: type[Exception]) -> None:
+    name = f"{__name__}.{type.__dict__['__qualname__'].__get__(kind)}"
+    cause = {"type": name, "message": "cause"}
+    failure = {"type": name, "message": "no", "args": ["no"], "attributes": {"item": "tea"}, "cause": cause}
+    RUN.clear()
+    error: Any = _remote_errors.create(failure)
+    assert RUN == []
+    assert (type(error).__mro__[1], error.failure.message) == (base, "no")
+    assert error.failure.attributes == {"item": "tea"}
+    del error
+
+
+def test_a_listed_class_may_run_its_code() -> None:
+    RUN.clear()
+    error = _remote_errors.create({"type": f"{__name__}.NewError", "message": "no"}, (NewError,))
+    assert isinstance(error, NewError)
+    assert RUN == ["__new__"]
+
+
+def test_a_failure_does_not_load_a_lazy_module(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lazy_errors.py").write_text("class LazyError(Exception): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = importlib.util.find_spec("lazy_errors")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "lazy_errors", module)
+    spec.loader.exec_module(module)
+    error = _remote_errors.create({"type": "lazy_errors.LazyError", "message": "no"})
+    assert type(error) is ToolFailed
+    assert "LazyError" not in object.__getattribute__(module, "__dict__")
+    # The program has loaded it.
+    assert module.LazyError.__name__ == "LazyError"
+    assert isinstance(_remote_errors.create({"type": "lazy_errors.LazyError", "message": "no"}), module.LazyError)

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
@@ -188,6 +189,22 @@ def test_a_converter_registers_functions_by_decorators() -> None:
             converter(bad)  # type: ignore[arg-type]
 
 
+def test_a_converter_that_another_thread_registers_during_a_lookup_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = _converters._find
+
+    def find_slowly(cls: type) -> Any:
+        found = find(cls)
+        registration = threading.Thread(target=lambda: converter(Money, encode=lambda money: money.amount))
+        registration.start()
+        registration.join()
+        return found
+
+    monkeypatch.setattr(_converters, "_find", find_slowly)
+    assert _converters.encode(Money(1)) is NotImplemented
+    monkeypatch.setattr(_converters, "_find", find)
+    assert _converters.encode(Money(1)) == 1
+
+
 class Opaque:
     def __repr__(self) -> str:
         return "Opaque(password='hunter2', url=postgres://user:pw@host, key=sk-abcdefgh12345678)" + "x" * 1000
@@ -207,6 +224,68 @@ def test_values_without_a_wire_form_become_markers_if_enabled() -> None:
     assert text.startswith("Opaque(password=<redacted>, url=postgres://?:<redacted>@host, key=<redacted>)xxx")
     with pytest.raises(ValueError, match="'none', 'type', 'repr' or None"):
         snakepit_bridge.unserializable_markers("all")  # type: ignore[arg-type]
+
+
+class Represented:
+    def __init__(self, text: str | type[Exception]) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        if not isinstance(self.text, str):
+            raise self.text("secret")
+        return self.text
+
+
+class _NamelessMeta(type):
+    @property
+    def __module__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError
+
+
+class Nameless(metaclass=_NamelessMeta):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x" * 121, "x" * 117 + "..."),
+        ("x" * 120, "x" * 120),
+        ("http://host:8080", "http://host:8080"),
+        (ValueError, "<no representation: ValueError>"),
+        (RecursionError, "<no representation: RecursionError>"),
+        (MemoryError, "<no representation: MemoryError>"),
+    ],
+)
+def test_a_representation_is_bounded(text: Any, expected: str) -> None:
+    snakepit_bridge.unserializable_markers("repr", max_length=120)
+    assert round_trip(Represented(text))["__repr__"] == expected
+
+
+@pytest.mark.parametrize("secret", ["sk-SECRETSECRET", "bearer SECRETSECRET", "http://user:SECRETSECRET@host"])
+def test_a_secret_is_not_shown_in_part(secret: str) -> None:
+    snakepit_bridge.unserializable_markers("repr", max_length=120)
+    # Redaction of the first secret makes room for the end of the text that is read.
+    before, end = "password=", " " + "y " * 40
+    for shown in range(len(secret)):
+        text = before + "x" * (120 + _markers._MARGIN - len(before + end) - shown) + end + secret + "z" * 9000
+        found = round_trip(Represented(text))["__repr__"]
+        assert found.startswith("password=<redacted> y y")
+        assert "SEC" not in found
+
+
+def test_a_long_representation_costs_only_its_own_text() -> None:
+    seen: list[int] = []
+
+    def redact(text: str) -> str:
+        seen.append(len(text))
+        return text
+
+    snakepit_bridge.unserializable_markers("repr", redact=redact)
+    # Redaction of all of it would take seconds.
+    assert len(round_trip(Represented("password='" * 10_000_000))["__repr__"]) <= 500
+    assert max(seen) < 10_000
+    assert round_trip(Nameless())["__type__"] == "Nameless"
 
 
 def test_the_environment_enables_markers() -> None:

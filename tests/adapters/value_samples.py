@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from snakepit_bridge import Encoded
 
+#: The data types of arrays that keep their type.
 DTYPES = [
     "bool",
     "int8",
@@ -148,10 +149,39 @@ def _model() -> Any:
     return Reading(data=b"\xff", at=datetime(2026, 1, 1, tzinfo=UTC))
 
 
+def _sklearn() -> Any:
+    from sklearn.linear_model import LinearRegression
+
+    numbers = np.arange(6.0).reshape(3, 2)
+    return LinearRegression().fit(numbers, numbers[:, 0]).predict(numbers)
+
+
+def _lightgbm() -> Any:
+    import lightgbm
+
+    numbers = np.arange(80.0).reshape(40, 2)
+    data = lightgbm.Dataset(numbers, numbers[:, 0])
+    return lightgbm.train({"verbose": -1, "num_threads": 1}, data, 2).predict(numbers)
+
+
+def _duckdb() -> Any:
+    import duckdb
+
+    return duckdb.sql("select * from (values (1, 'x'), (2, null)) as rows(a, b)")
+
+
+def _numba() -> Any:
+    import numba
+
+    double = numba.njit(lambda numbers: numbers * 2)
+    return double(np.arange(3.0))
+
+
 _PACKAGES: Mapping[str, Mapping[str, tuple[Callable[[], Any], Callable[[], Any] | None]]] = {
     "pandas": {
         "pandas_frame": (_pandas, None),
         "pandas_series": (lambda: _pandas()["b"], None),
+        "pandas_index": (lambda: _pandas().columns, lambda: ["a", "b", "c"]),
         "pandas_unnamed_series": (lambda: _pandas()["b"].rename(None), None),
     },
     "polars": {"polars_frame": (_polars, None), "polars_series": (lambda: _polars()["a"], None)},
@@ -163,6 +193,13 @@ _PACKAGES: Mapping[str, Mapping[str, tuple[Callable[[], Any], Callable[[], Any] 
     },
     "PIL": {f"image_{mode}": (partial(_image, mode), None) for mode in ("1", "L", "RGB", "RGBA", "F", "CMYK")},
     "torch": {"torch": (_torch, lambda: np.array([[1.5, 2.5]], dtype="float32"))},
+    "sklearn": {"sklearn": (lambda: np.round(_sklearn()), lambda: np.array([0.0, 2.0, 4.0]))},
+    "lightgbm": {"lightgbm": (_lightgbm, None)},
+    "duckdb": {
+        "duckdb_relation": (_duckdb, lambda: _duckdb().to_arrow_table()),
+        "duckdb_rows": (lambda: _duckdb().fetchall(), lambda: [[1, "x"], [2, None]]),
+    },
+    "numba": {"numba": (_numba, lambda: np.array([0.0, 2.0, 4.0]))},
     "pydantic": {"pydantic": (_model, lambda: {"data": b"\xff", "at": "2026-01-01T00:00:00+00:00"})},
 }
 for _package, _samples in _PACKAGES.items():

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 #: The conversions of registered classes, by class.
 _registered: dict[type, Converter] = {}
-#: The conversions found so far, by class. ``None`` for a class without one.
+#: The conversions found so far, by class. ``None`` for a class without one. A registration replaces the dictionary, so
+#: that a lookup in another thread, which began before it, stores its outdated result in the old one.
 _known: dict[type, Encode | None] = {}
 #: A limit for programs that create classes at run time.
 _MAX_KNOWN = 4096
@@ -36,7 +37,6 @@ class Converter:
     def encode(self, function: Encode) -> Encode:
         """Register the function that returns the wire form of an object. Usable as a decorator."""
         self._encode = function
-        _known.clear()
         return function
 
     def decode(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -98,8 +98,9 @@ def converter(cls: type, *, encode: Encode | None = None, decode: Callable[[Any]
         made.encode(encode)
     if decode is not None:
         made.decode(decode)
+    global _known
     _registered[cls] = made
-    _known.clear()
+    _known = {}
     return made
 
 
@@ -117,12 +118,13 @@ def registered(cls: type) -> Converter | None:
 def encode(value: Any) -> Any:
     """Return the wire form of an object, or ``NotImplemented``. The native runtime calls it."""
     cls = type(value)
+    known = _known
     try:
-        function = _known[cls]
+        function = known[cls]
     except KeyError:
-        if len(_known) >= _MAX_KNOWN:
-            _known.clear()
-        function = _known[cls] = _find(cls)
+        if len(known) >= _MAX_KNOWN:
+            known.clear()
+        function = known[cls] = _find(cls)
     return NotImplemented if function is None else function(value)
 
 
@@ -131,7 +133,7 @@ def _find(cls: type) -> Encode | None:
     if custom is not None:
         return custom.write
     for base in cls.__mro__:
-        function = _CLASSES.get(f"{base.__module__}.{base.__qualname__}")
+        function = _CLASSES.get(full_name(base))
         if function is not None:
             return function
     # Not by their base, because dataclasses and attrs classes have none.
@@ -139,7 +141,7 @@ def _find(cls: type) -> Encode | None:
         return _fields
     if hasattr(cls, "__attrs_attrs__"):
         return _attributes
-    package = cls.__module__.partition(".")[0]
+    package = full_name(cls).partition(".")[0]
     module = _PACKAGES.get(package)
     if module is not None:
         from snakepit_bridge import _packages
@@ -147,6 +149,16 @@ def _find(cls: type) -> Encode | None:
         found: Encode | None = getattr(_packages, module)(cls)
         return found
     return None
+
+
+def full_name(cls: type) -> str:
+    """Return the name of a class with its module."""
+    # A metaclass may define them as properties that raise.
+    try:
+        return f"{cls.__module__}.{cls.__qualname__}"
+    except Exception:
+        name: str = vars(type)["__qualname__"].__get__(cls)
+        return name
 
 
 def load(encoded: Encoded) -> Any:
@@ -242,6 +254,8 @@ _PACKAGES = {
     "pandas": "of_pandas",
     "polars": "of_polars",
     "pyarrow": "of_pyarrow",
+    "duckdb": "of_duckdb",
+    "_duckdb": "of_duckdb",
     "torch": "of_torch",
     "PIL": "of_pil",
 }

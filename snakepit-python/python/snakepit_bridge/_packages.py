@@ -39,7 +39,14 @@ def kind_of(cls: type) -> str | None:
 def of_pandas(cls: type) -> Encode | None:
     """Return the conversion of a class of pandas."""
     kind = kind_of(cls)
-    return None if kind is None else lambda value: _pandas(value, kind)
+    if kind is None:
+        index = class_named("pandas.Index")
+        return _list if isinstance(index, type) and issubclass(cls, index) else None
+    return lambda value: _pandas(value, kind)
+
+
+def _list(value: Any) -> Any:
+    return value.tolist()
 
 
 def _pandas(value: Any, kind: str) -> Encoded:
@@ -104,6 +111,22 @@ def _pyarrow(value: Any, kind: str) -> Encoded:
     if kind in ("pyarrow.Array", "pyarrow.ChunkedArray"):
         return _stream(pa.table({"": value}), kind)
     return _stream(value, kind)
+
+
+def of_duckdb(cls: type) -> Encode | None:
+    """Return the conversion of a class of duckdb."""
+    relation = class_named("duckdb.DuckDBPyRelation")
+    return _relation if isinstance(relation, type) and issubclass(cls, relation) else None
+
+
+def _relation(value: Any) -> Encoded:
+    # The second name is that of duckdb before 1.4.
+    read = getattr(value, "to_arrow_table", None) or value.fetch_arrow_table
+    try:
+        table = read()
+    except ImportError:
+        raise TypeError("a `duckdb` relation needs pyarrow; install it, or send its rows with fetchall()") from None
+    return _stream(table, "pyarrow.Table")
 
 
 def of_torch(cls: type) -> Encode | None:

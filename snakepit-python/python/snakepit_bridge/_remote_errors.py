@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import functools
 import sys
 import types
@@ -31,6 +30,13 @@ _PARAMETERS = {
 #: The parts of a failure that are other exceptions.
 _LINKS = ("cause", "context", "exceptions")
 
+
+#: Methods by which a class runs its own code while an object is created or dropped.
+_HOOKS = ("__new__", "__init_subclass__", "__setattr__", "__getattribute__", "__del__")
+#: The flag of types that a program created, unlike those of the interpreter.
+_HEAP_TYPE = 1 << 9
+#: Descriptors of the interpreter, which store a value without running code.
+_STORES = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
 #: The key of links that marks an exception to which another one is linked. Only the latter shows the traceback.
 _IS_LINKED = "is_linked"
@@ -72,9 +78,11 @@ def _of_own_class(failed: ToolFailed, classes: tuple[type[Exception], ...] | Non
     nodes = failed._links.get("exceptions", ())
     members = [create(node, classes, is_linked=True) for node in nodes if isinstance(node, dict)]
     kind = _find(failed.type, classes)
+    if classes is None:
+        kind = _without_code(kind)
     if members and (kind is None or not issubclass(kind, BaseExceptionGroup)):
         kind = ExceptionGroup
-    if kind is None or issubclass(ToolFailed, kind):
+    if kind is None or any(base is kind for base in ToolFailed.__mro__):
         return None
     args = failed.exception_args
     if issubclass(kind, BaseExceptionGroup):
@@ -82,7 +90,7 @@ def _of_own_class(failed: ToolFailed, classes: tuple[type[Exception], ...] | Non
             return None
         text = args[0] if args and isinstance(args[0], str) else failed.message
         args = (text, members)
-    # The class runs foreign code.
+    # A class that the program listed may run its own code.
     try:
         error = _instance(kind, args)
         _adopt(error, failed)
@@ -98,25 +106,79 @@ def _instance(kind: type[Exception], args: tuple[Any, ...]) -> ToolFailed:
     if not isinstance(error, subclass):
         raise TypeError
     if not isinstance(error, BaseExceptionGroup):
-        error.args = args
+        _set(error, "args", args)
     return error
 
 
 def _adopt(error: ToolFailed, failed: ToolFailed) -> None:
     """Copy the parts of a failure. The attributes of the tool's own class take precedence."""
     own = _own_class(error)
-    state = {name: value for name, value in vars(failed).items() if name.startswith("_") or not hasattr(own, name)}
-    vars(error).update(state, _failure=failed)
+    state = _state(error)
+    for name, value in _state(failed).items():
+        if name.startswith("_") or _class_attribute(own, name) is None:
+            state[name] = value
+    state["_failure"] = failed
     for name, value in failed.attributes.items():
         # Names with an underscore belong to the class and to Python.
         if not name.startswith("_"):
-            # A property may reject it.
-            with contextlib.suppress(Exception):
-                setattr(error, name, value)
+            _set(error, name, value)
     # Both exceptions share their links, because creating them twice would double the work with each level of a chain.
     if failed.__cause__ is not None:
-        error.__cause__ = failed.__cause__
-    error.__context__ = failed.__context__
+        _set(error, "__cause__", failed.__cause__)
+    _set(error, "__context__", failed.__context__)
+
+
+def _state(error: BaseException) -> dict[str, Any]:
+    """Return the attributes of an exception. A class may override ``__dict__``."""
+    state: dict[str, Any] = vars(BaseException)["__dict__"].__get__(error)
+    return state
+
+
+def _set(error: BaseException, name: str, value: Any) -> None:
+    """Set an attribute without running code of the class. Leaves a property of the class as it is."""
+    own = vars(BaseException).get(name) or _class_attribute(type(error), name)
+    if isinstance(own, _STORES):
+        own.__set__(error, value)
+    elif not hasattr(type(own), "__set__"):
+        _state(error)[name] = value
+
+
+def _class_attribute(kind: type, name: str) -> Any:
+    """Return the attribute of a class as the class stores it, or ``None``."""
+    return next((_namespace(base)[name] for base in _bases(kind) if name in _namespace(base)), None)
+
+
+def _bases(kind: type) -> tuple[type, ...]:
+    """Return the bases of a class. A metaclass may override ``__mro__``."""
+    bases: tuple[type, ...] = vars(type)["__mro__"].__get__(kind)
+    return bases
+
+
+def _namespace(owner: object) -> Any:
+    """Return the attributes of a class or module. Other ways to them may run code, such as that of a lazy module."""
+    for kind in (type, types.ModuleType):
+        if issubclass(type(owner), kind):
+            return vars(kind)["__dict__"].__get__(owner)
+    return {}
+
+
+def _without_code(kind: type[Exception] | None) -> type[Exception] | None:
+    """Return the nearest base whose objects can be created without running code of the program."""
+    if kind is None:
+        return None
+    bases = _bases(kind)
+    for index, base in enumerate(bases):
+        if not issubclass(base, Exception):
+            return None
+        if not any(_runs_code(parent) for parent in bases[index:]):
+            return base
+    return None
+
+
+def _runs_code(kind: type) -> bool:
+    if type(kind) is not type:
+        return True
+    return bool(kind.__flags__ & _HEAP_TYPE) and any(hook in _namespace(kind) for hook in _HOOKS)
 
 
 def _own_class(error: ToolFailed) -> type[Exception]:
@@ -143,12 +205,12 @@ def _subclass(kind: type[Exception]) -> type[ToolFailed]:
 
 
 def _set_state(error: ToolFailed, state: dict[str, Any] | None) -> None:
-    vars(error).update(state or {})
+    _state(error).update(state or {})
 
 
 def _reduce(error: ToolFailed) -> tuple[Any, ...]:
     failed = error.failure
-    state = {name: value for name, value in vars(error).items() if value is not failed}
+    state = {name: value for name, value in _state(error).items() if value is not failed}
     return _restore, (_own_class(error), error.args, failed), state
 
 
@@ -171,10 +233,9 @@ def _find(name: str, classes: tuple[type[Exception], ...] | None) -> type[Except
         if module in sys.modules:
             found: Any = sys.modules[module]
             for part in path:
-                # `vars`, because modules and classes may define `__getattr__`, which may import.
-                found = getattr(found, "__dict__", {}).get(part)
+                found = _namespace(found).get(part)
             # An alias, or an attribute of another meaning, has another name.
-            return found if _is_usable(found) and type_name(found) == name else None
+            return found if _is_usable(found) and _stored_name(found) == name else None
         module, _, part = module.rpartition(".")
         path.insert(0, part)
     return None
@@ -189,8 +250,17 @@ def _is_named(kind: type[Exception], name: str) -> bool:
 
 def _is_usable(kind: object) -> bool:
     """Return whether the client may raise a class. The errors of this package have another meaning there."""
-    if not isinstance(kind, type) or not issubclass(kind, Exception):
+    # `isinstance` may run code of the object.
+    if not issubclass(type(kind), type) or not issubclass(kind, Exception):  # type: ignore[arg-type]
         return False
-    if issubclass(kind, (StopIteration, StopAsyncIteration)):
+    if issubclass(kind, (StopIteration, StopAsyncIteration)):  # type: ignore[arg-type]
         return False
-    return kind.__module__ != "snakepit_bridge.errors" or kind.__name__ == "ToolError"
+    name = _stored_name(kind)  # type: ignore[arg-type]
+    return not name.startswith("snakepit_bridge.errors.") or name == "snakepit_bridge.errors.ToolError"
+
+
+def _stored_name(kind: type) -> str:
+    """Return what `type_name` returns, without the properties of a metaclass."""
+    module = _namespace(kind).get("__module__")
+    name: str = vars(type)["__qualname__"].__get__(kind)
+    return name if module == "__main__" else f"{module}.{name}"

@@ -48,16 +48,23 @@ class GracefulJSONEncoder(json.JSONEncoder):
 
     def default(self, o: Any) -> Any:
         """Return a form that JSON can hold."""
-        for name in ("model_dump", "to_dict", "_asdict", "tolist", "isoformat"):
-            method = getattr(o, name, None)
-            # A class has the methods, but none of its own values.
-            if not callable(method) or isinstance(o, type) or (name == "tolist" and _is_too_large(o)):
-                continue
-            try:
+        form = original_form(o)
+        return original_marker(o) if form is NotImplemented else form
+
+
+def original_form(value: Any) -> Any:
+    """Return the form of an object that one of its methods creates, or ``NotImplemented``."""
+    # A class has the methods, but none of its own values.
+    if isinstance(value, type):
+        return NotImplemented
+    for name in ("model_dump", "to_dict", "_asdict", "tolist", "isoformat"):
+        try:
+            method = getattr(value, name, None)
+            if callable(method) and not (name == "tolist" and _is_too_large(value)):
                 return method()
-            except Exception:  # noqa: S112
-                continue
-        return _marker(o)
+        except Exception:  # noqa: S112
+            continue
+    return NotImplemented
 
 
 class TypeSerializer:
@@ -80,10 +87,19 @@ class TypeSerializer:
 
     @staticmethod
     def decode_any(any_msg: Any, binary_data: bytes | None = None) -> Any:
-        """Decode the value of an ``Any`` message and its buffer. Tensors become numpy arrays."""
+        """Decode the value of an ``Any`` message and its buffer. Tensors become numpy arrays.
+
+        The original pickles large tensors. They are read only with ``SNAKEPIT_ALLOW_PICKLE=1``, because a pickle runs
+        code of its sender.
+
+        Raises:
+            ValueError: The value is malformed, or a pickle while pickles are not allowed.
+        """
         kind = any_msg.type_url.rpartition("/")[2].removeprefix("snakepit.")
         if kind.endswith(".binary"):
-            return _native.decode(kind.removesuffix(".binary"), any_msg.value, binary_data)
+            value = _native.decode(kind.removesuffix(".binary"), any_msg.value, binary_data)
+            # A pickle of the original contains the numbers as a list.
+            return _array(value, json.loads(any_msg.value)) if isinstance(value, list) else value
         if kind in ("tensor", "embedding") and binary_data is None:
             return _native.decode(kind, any_msg.value)
         value = json.loads(any_msg.value)
@@ -144,6 +160,13 @@ def _encoded(value: Any, kind: str) -> tuple[str, bytes, bytes | None]:
     return kind, json.dumps(value, cls=GracefulJSONEncoder).encode(), None
 
 
+def _array(numbers: list[Any], metadata: Mapping[str, Any]) -> Any:
+    """Return the array of a pickled list."""
+    import numpy as np
+
+    return np.asarray(numbers, dtype=metadata.get("dtype") or None).reshape(metadata.get("shape", -1))
+
+
 def _reference(value: Any) -> Any:
     if isinstance(value, dict) and value.get("__snakepit_zero_copy__"):
         from snakepit_bridge.zero_copy import ZeroCopyRef
@@ -186,7 +209,8 @@ def _is_too_large(value: Any) -> bool:
     return isinstance(count, int) and count > limit
 
 
-def _marker(value: Any) -> dict[str, Any]:
+def original_marker(value: Any) -> dict[str, Any]:
+    """Return the marker of an object without a form."""
     name = f"{type(value).__module__}.{type(value).__name__}"
     marker = {UNSERIALIZABLE_KEY: True, TYPE_KEY: name}
     mode = os.environ.get("SNAKEPIT_UNSERIALIZABLE_DETAIL", "none").strip().lower()

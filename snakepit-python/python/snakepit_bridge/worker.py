@@ -157,7 +157,7 @@ def _prepare(path: str, loop: EventLoop) -> tuple[Plan, Lifecycle]:
     plan = plan_of(adapter, loop, policy, _number("SNAKEPIT_WORKER_CONCURRENCY"), _number("SNAKEPIT_WORKER_THREADS"))
     loop.modules = plan.modules
     loop.is_concurrent = plan.calls > 1
-    if plan.serves_any_tool and not os.environ.get("SNAKEPIT_UNSERIALIZABLE"):
+    if plan.serves_any_tool:
         # Adapters of the original Snakepit return objects without a wire form.
         from snakepit_bridge import _markers
 
