@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from snakepit_bridge import (
     ToolFailed,
     tool,
 )
+from snakepit_bridge._daemon import find_binary
 from snakepit_bridge.testing import Daemon, DaemonError, ToolTester
 
 
@@ -270,6 +272,45 @@ def test_a_daemon_that_cannot_start_shows_its_log(monkeypatch: pytest.MonkeyPatc
         Daemon("shop:Shop")
     with pytest.raises(DaemonError, match="cannot be started"):
         Daemon("shop:Shop", binary=tmp_path)
+
+
+#: Starts a daemon, prints its id and that of a worker, and waits until it is killed.
+STARTER = """
+import sys
+from snakepit_bridge.testing import Daemon
+
+with Daemon("quotas:Quotas") as daemon:
+    print(daemon.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_daemon_stops_if_its_starter_is_killed() -> None:
+    starter = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", STARTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with starter:
+        assert starter.stdout is not None
+        daemon = os.pidfd_open(int(starter.stdout.readline()))
+        try:
+            starter.kill()
+            ended, _, _ = select.select([daemon], [], [], 30)
+            assert ended, "the daemon runs on without the process that started it"
+        finally:
+            os.close(daemon)
+
+
+def test_the_binary_is_found_in_cargos_target_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SNAKEPIT_BINARY", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setenv("CARGO_TARGET_DIR", str(tmp_path / "built"))
+    binary = tmp_path / "built" / "release" / "snakepit"
+    binary.parent.mkdir(parents=True)
+    binary.touch()
+    assert find_binary() == binary
 
 
 PLUGIN_TEST = """

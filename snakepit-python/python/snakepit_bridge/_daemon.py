@@ -41,6 +41,7 @@ class Daemon:
 
     Workers run with this Python interpreter and import from the same directories as this process. The daemon listens on
     a free port of the loopback interface, keeps its sockets in a temporary directory, and reads no configuration file.
+    It stops with this process, even if the process is killed.
 
     Args:
         adapter: The path of the adapter, as for ``snakepit serve``.
@@ -70,12 +71,12 @@ class Daemon:
         self._log = Path(self._directory.name, "log")
         run_dir = Path(self._directory.name, "run")
         run_dir.mkdir(mode=0o700)
-        command += ["--listen", "127.0.0.1:0", "--run-dir", str(run_dir), *args]
+        command += ["--listen", "127.0.0.1:0", "--run-dir", str(run_dir), "--stop-with-stdin", *args]
         try:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(  # noqa: S603
                     command,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     # Without a `snakepit.toml`.
@@ -129,8 +130,9 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
         self._directory.cleanup()
 
     def _wait_ready(self, timeout: float) -> Mapping[str, Any]:
@@ -170,7 +172,8 @@ def find_binary(directories: Sequence[Path] | None = None) -> Path:
     """Return the path of the daemon's binary.
 
     It is ``$SNAKEPIT_BINARY``, or else ``snakepit`` on ``$PATH``, or else the newest of ``target/debug/snakepit`` and
-    ``target/release/snakepit`` in the nearest directory above the current one or above this package.
+    ``target/release/snakepit`` in the nearest directory above the current one or above this package. If
+    ``$CARGO_TARGET_DIR`` is set, it takes the place of ``target``.
 
     Args:
         directories: The directories to search for ``target``, with those above them.
@@ -188,7 +191,8 @@ def find_binary(directories: Sequence[Path] | None = None) -> Path:
         return Path(found).resolve()
     for start in directories or (Path.cwd(), Path(__file__)):
         for directory in (start, *start.parents):
-            built = [directory / "target" / profile / "snakepit" for profile in ("debug", "release")]
+            target = directory / (os.environ.get("CARGO_TARGET_DIR") or "target")
+            built = [target / profile / "snakepit" for profile in ("debug", "release")]
             existing = [path for path in built if path.is_file()]
             if existing:
                 return max(existing, key=lambda path: path.stat().st_mtime)

@@ -233,7 +233,7 @@ mod tests {
             assert!(flags.contains(flag), "there is no flag --{flag}");
         }
         // These flags configure the daemon, not the host.
-        let own = ["config", "json", "drain"];
+        let own = ["config", "json", "drain", "stop-with-stdin"];
         for flag in flags.iter().filter(|flag| !own.contains(flag)) {
             assert!(named.contains(flag), "no setting has the name of --{flag}");
         }

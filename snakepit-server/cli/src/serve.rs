@@ -33,8 +33,8 @@ Values:
   Sizes are bytes or have a unit: 4096, 64KiB, 10MiB.
 
 Configuration:
-  Each option except --config, --json and --adapter-arg can also be set in two other
-  ways:
+  Each option except --config, --json, --stop-with-stdin and --adapter-arg can also be set
+  in two other ways:
     - by an environment variable, such as SNAKEPIT_WORKERS or SNAKEPIT_SESSION_TTL
     - in the configuration file, such as `workers = 4` or `sessions = \"file:sessions.redb\"`
   The command line takes precedence over the environment, and the environment over the
@@ -55,7 +55,8 @@ Output:
   URL), `socket`, `pid` and `workers` (their number). The log goes to stderr.
 
 Signals:
-  SIGTERM, SIGINT, SIGQUIT and SIGHUP stop the server. Nothing reloads the configuration.
+  SIGTERM, SIGINT, SIGQUIT and SIGHUP stop the server, and with --stop-with-stdin the end
+  of standard input. Nothing reloads the configuration.
   Under nohup, the server ignores SIGHUP.
 
 Exit codes:
@@ -68,7 +69,7 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
     log::start(log_filter()?, std::io::stderr().is_terminal());
     environment::warn_of_unknown(command);
     // Signals are caught from the start, so that a signal during the launch of the workers leaves no processes behind.
-    let mut signals = Signals::catch()
+    let mut signals = Signals::catch(args.stop_with_stdin)
         .map_err(|error| Failure::new(Reason::CannotStart, format!("cannot catch signals: {error}")))?;
 
     let adapter = args.workers.served.as_ref().or(args.workers.adapter.as_ref()).cloned();

@@ -25,6 +25,11 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) json: bool,
 
+    /// Stop when standard input ends. A program that starts the server keeps a pipe to it open, so the server stops even if
+    /// that program is killed.
+    #[arg(long)]
+    pub(super) stop_with_stdin: bool,
+
     #[command(flatten)]
     pub(super) workers: WorkerOptions,
 
@@ -95,6 +100,7 @@ pub(super) struct WorkerOptions {
     /// Run tools that are plain functions in this many threads of each worker, 0 to 256 [default: the adapter's, else 0].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
     pub(super) threads: Option<u16>,
+
     /// Let workers send only these events of telemetry to subscribers: a list of patterns such as `model.*`, `-PATTERN` to deny,
     /// a sampling rate from 0 to 1, or `off`.
     #[arg(long, value_name = "RULES")]

@@ -238,7 +238,7 @@ fn the_flags_have_the_defaults_of_the_page() {
             None => {}
         }
     }
-    let listed = |flag: &str| flag == "config" || flag == "json" || flags.contains(&flag);
+    let listed = |flag: &str| ["config", "json", "stop-with-stdin"].contains(&flag) || flags.contains(&flag);
     let missing: Vec<_> = command
         .get_arguments()
         .filter_map(|argument| argument.get_long())

@@ -1,9 +1,13 @@
-//! The signals that stop the daemon.
+//! What stops the daemon: signals, and the end of its standard input.
 
-use std::time::Duration;
+use std::{
+    io::{ErrorKind, Read},
+    time::Duration,
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
     time::Instant,
 };
 
@@ -11,7 +15,7 @@ use tokio::{
 /// to the process group, so it arrives twice.
 const REPETITION_TIME: Duration = Duration::from_millis(50);
 
-/// Caught signals.
+/// Caught signals, and the end of standard input if the daemon stops with it.
 #[derive(Debug)]
 pub(super) struct Signals {
     terminate: Signal,
@@ -21,21 +25,24 @@ pub(super) struct Signals {
     hang_up: Option<Signal>,
     /// Caught only so that a write above `ulimit -f` fails instead of killing the process.
     _file_size: Signal,
+    /// Receives at the end of standard input. `None` without `--stop-with-stdin`, and after the end.
+    stdin_end: Option<oneshot::Receiver<()>>,
 }
 
 impl Signals {
-    /// Begins to catch the signals.
-    pub(super) fn catch() -> std::io::Result<Self> {
+    /// Begins to catch the signals. If `with_stdin`, begins to read standard input too.
+    pub(super) fn catch(with_stdin: bool) -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
             hang_up: (!is_hang_up_ignored()).then(|| signal(SignalKind::hangup())).transpose()?,
             _file_size: signal(SignalKind::from_raw(libc::SIGXFSZ))?,
+            stdin_end: with_stdin.then(watch_stdin).transpose()?,
         })
     }
 
-    /// Waits for the next stop signal and returns its name. Cancel safe.
+    /// Waits for the next stop signal and returns its name, or `end of stdin`. Cancel safe.
     pub(super) async fn next(&mut self) -> &'static str {
         let hang_up = async {
             match &mut self.hang_up {
@@ -43,7 +50,15 @@ impl Signals {
                 None => std::future::pending().await,
             }
         };
+        let stdin_end = async {
+            match &mut self.stdin_end {
+                Some(end) => drop(end.await),
+                None => std::future::pending().await,
+            }
+            self.stdin_end = None;
+        };
         tokio::select! {
+            () = stdin_end => "end of stdin",
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.quit.recv() => "SIGQUIT",
@@ -61,6 +76,26 @@ impl Signals {
             }
         }
     }
+}
+
+/// Reads and discards standard input on a thread. The returned channel receives, or closes, at its end or after an error.
+fn watch_stdin() -> std::io::Result<oneshot::Receiver<()>> {
+    let (sender, receiver) = oneshot::channel();
+    let read_to_end = move || {
+        let mut buffer = [0; 4096];
+        let mut stdin = std::io::stdin().lock();
+        loop {
+            match stdin.read(&mut buffer) {
+                Ok(0) => break,
+                Err(error) if error.kind() != ErrorKind::Interrupted => break,
+                _ => {}
+            }
+        }
+        // The daemon may have stopped for another reason.
+        let _ = sender.send(());
+    };
+    std::thread::Builder::new().name("snakepit-stdin".to_owned()).spawn(read_to_end)?;
+    Ok(receiver)
 }
 
 #[allow(unsafe_code, reason = "no safe function returns the disposition of a signal")]
@@ -83,7 +118,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_repeated_signal_counts_once() {
-        let mut signals = Signals::catch().unwrap();
+        let mut signals = Signals::catch(false).unwrap();
         raise(SIGQUIT).unwrap();
         let (first, received) = (signals.next().await, Instant::now());
         assert_eq!(first, "SIGQUIT");
