@@ -182,9 +182,9 @@ def _struct(value: Any) -> dict[str, Any]:
 
 
 def _model(value: Any) -> Any:
-    from snakepit_bridge._hints.foreign import whole_form
+    from snakepit_bridge._hints.foreign import form_with_buffers
 
-    return whole_form(lambda mode: value.model_dump(mode=mode, by_alias=True))
+    return form_with_buffers(lambda mode: value.model_dump(mode=mode, by_alias=True))
 
 
 def _sorted(value: Any) -> list[Any]:

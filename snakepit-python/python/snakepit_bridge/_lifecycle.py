@@ -67,7 +67,7 @@ class Lifecycle:
                 worker.
 
         Raises:
-            AdapterError: One of them failed with the cause of this error. All started parts were stopped.
+            AdapterError: One of them failed, with the ``__cause__`` of this error. All started parts were stopped.
         """
         try:
             self._start()

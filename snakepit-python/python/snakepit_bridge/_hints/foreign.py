@@ -46,7 +46,7 @@ class Pydantic(Hint):
         if self._cls is not None and not isinstance(value, self._cls):
             raise invalid(f"{describe(value)}, expected a `{type_name(self._cls)}`")
         try:
-            return whole_form(lambda mode: self._adapter.dump_python(value, mode=mode, by_alias=True, warnings="error"))
+            return form_with_buffers(lambda mode: self._adapter.dump_python(value, mode=mode, by_alias=True, warnings="error"))
         except pydantic.ValidationError as error:
             raise _invalid(error) from None
         except (ValueError, TypeError) as error:
@@ -76,7 +76,7 @@ class Pydantic(Hint):
         return renamed
 
 
-def whole_form(dump: Callable[[str], Any]) -> Any:
+def form_with_buffers(dump: Callable[[str], Any]) -> Any:
     """Return the form of pydantic's JSON, but with the bytes and arrays of the objects.
 
     ``dump`` returns the form of a mode, ``json`` or ``python``.
