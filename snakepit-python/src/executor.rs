@@ -15,7 +15,8 @@ mod task_watchdog;
 
 pub(crate) use self::{
     concurrent::{
-        ConcurrentCall, ConcurrentCalls, Lanes, LoopSignal, ThreadCall, is_concurrent, is_loop_thread,
+        ConcurrencyLimits, ConcurrentCall, ConcurrentCalls, LoopSignal, ThreadCall, is_concurrent,
+        is_loop_thread,
     },
     fitness::Fitness,
     globals::Globals,

@@ -17,7 +17,7 @@ use snakepit_wire::add_details;
 
 use crate::{
     contract::Contract,
-    executor::Lanes,
+    executor::ConcurrencyLimits,
     value::{self, Parameters, Purpose},
 };
 
@@ -238,13 +238,13 @@ impl Plan {
     }
 
     /// Creates the limits of a worker that runs calls concurrently.
-    pub(crate) fn lanes(&self) -> Lanes {
+    pub(crate) fn concurrency_limits(&self) -> ConcurrencyLimits {
         let Concurrency { calls, shared, threads, are_dynamic_plain } = self.concurrency;
-        let mut lanes = Lanes::new(calls, shared, threads, are_dynamic_plain);
+        let mut limits = ConcurrencyLimits::new(calls, shared, threads, are_dynamic_plain);
         for (name, tool) in &self.tools {
-            lanes.add(name, tool.is_plain, tool.concurrency);
+            limits.add(name, tool.is_plain, tool.concurrency);
         }
-        lanes
+        limits
     }
 
     /// Calls `execute_tool` of an adapter.

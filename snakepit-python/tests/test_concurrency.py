@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from snakepit_bridge import BaseAdapter, CallCancelled, _native, tool
 from snakepit_bridge._event_loop import EventLoop
+from snakepit_bridge._function_adapter import adapter_of_module
 from snakepit_bridge._plan import AdapterError, Plan, plan_of
 from snakepit_bridge._signatures import is_plain_function
 
@@ -52,7 +55,9 @@ def test_the_largest_number_is_that_of_the_worker() -> None:
 
 def test_settings_of_the_host_replace_those_of_the_adapter() -> None:
     assert numbers(plan_of(Mixed, EventLoop(), concurrency=5, threads=0)) == (5, 5, 0)
-    assert numbers(plan_of(Mixed, EventLoop(), concurrency=1)) == (3, 1, 3)
+    assert numbers(plan_of(Mixed, EventLoop(), concurrency=2)) == (2, 2, 2)
+    assert numbers(plan_of(Mixed, EventLoop(), concurrency=1)) == (1, 1, 0)
+    assert numbers(plan_of(Mixed, EventLoop(), concurrency=1, threads=4)) == (1, 1, 0)
     assert numbers(plan_of(Plain, EventLoop(), concurrency=7)) == (7, 7, 0)
     assert numbers(plan_of(Plain, EventLoop(), threads=4)) == (4, 1, 4)
 
@@ -64,6 +69,27 @@ def test_numbers_out_of_range_are_rejected(value: Any) -> None:
     adapter = type("Bad", (Plain,), {"concurrency": value})
     with pytest.raises(AdapterError, match=r"`Bad` cannot be used: `concurrency` is .*from 1 to 256"):
         plan_of(adapter, EventLoop())
+
+
+def module(**members: Any) -> ModuleType:
+    made = ModuleType("numbered")
+
+    async def fetch() -> None: ...
+
+    fetch.__module__ = made.__name__
+    vars(made).update(fetch=fetch, **members)
+    return made
+
+
+def test_a_module_sets_the_numbers_of_its_functions() -> None:
+    adapter = adapter_of_module(module(concurrency=12, threads=3))
+    assert numbers(plan_of(adapter, EventLoop())) == (12, 12, 3)
+    assert numbers(plan_of(adapter, EventLoop(), concurrency=4, threads=0)) == (4, 4, 0)
+    # Variables of another kind are unrelated.
+    adapter = adapter_of_module(module(concurrency=asyncio, threads=list[Any]()))
+    assert numbers(plan_of(adapter, EventLoop())) == (1, 1, 0)
+    with pytest.raises(AdapterError, match=r"`numbered` cannot be used: `concurrency` is '8'; it takes an integer"):
+        plan_of(adapter_of_module(module(concurrency="8")), EventLoop())
 
 
 def test_a_plain_function_needs_threads_to_overlap() -> None:

@@ -19,7 +19,8 @@ class Concurrency:
     Args:
         adapter: The adapter class.
         tools: Its tools.
-        pool_calls: The setting of the pool, which replaces the attribute ``concurrency``.
+        pool_calls: The setting of the pool. It replaces the attribute ``concurrency``, and limits all calls of a worker
+            together, including those in threads.
         pool_threads: The setting of the host, which replaces the attribute ``threads``.
 
     Raises:
@@ -43,7 +44,9 @@ class Concurrency:
         #: The number of threads for plain functions. With 0, they run on the event loop.
         self.threads = threads if pool_threads is None else pool_threads
         #: The number of calls that the worker runs together.
-        self.calls = max(self.shared, self.threads, *(limits if pool_calls is None else ()))
+        self.calls = max(self.shared, self.threads, *limits) if pool_calls is None else pool_calls
+        # A worker that runs one call at a time runs plain functions on the main thread.
+        self.threads = min(self.threads, self.calls) if self.calls > 1 else 0
 
 
 def check(name: str, value: object, least: int = 1) -> int:

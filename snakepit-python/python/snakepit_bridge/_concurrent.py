@@ -47,6 +47,13 @@ class ConcurrentLoop(RunningLoop):
     _blocking: object | None = None
     _interrupt_at = 0.0
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        loop: Any = self._loop
+        # `call_later` of asyncio uses `call_at`.
+        for name in ("call_at", "call_later") if self._watches.is_foreign else ("call_at",):
+            setattr(loop, name, functools.partial(self._schedule, getattr(loop, name)))
+
     def serve(self, calls: ConcurrentCalls, plan: Plan) -> None:
         """Run calls until their queue is closed and all of them have ended."""
         loop = self._loop
@@ -70,6 +77,9 @@ class ConcurrentLoop(RunningLoop):
         callback = _callback_at(frame)
         if callback is None or _is_runtime(frame):
             return None
+        if owner.is_cancelled and owner.interrupted is not callback:
+            # The call cleans up after its cancellation. If it does not end, the host kills the worker.
+            return None
         now = time.monotonic()
         if callback is not self._blocking:
             self._blocking, self._interrupt_at = callback, now
@@ -77,15 +87,18 @@ class ConcurrentLoop(RunningLoop):
         if now < self._interrupt_at:
             return None
         self._interrupt_at = now + _REPEAT_INTERVAL
+        owner.interrupted = callback
+        if not owner.is_cancelled:
+            owner.is_cancelled = True
+            if owner.task is not None and asyncio.current_task(self._loop) is not owner.task:
+                # The exception ends a task or callback that the call started. Its own task does not notice that.
+                self._loop.call_soon(owner.task.cancel)
         return owner.call
 
     def end_call_of(self, owner: CallOwner) -> None:
         """Cancel the timers of a call, and remove its watches of descriptors and signals."""
-        loop: Any = self._loop
         self._watches.end_call(owner)
-        for handle in getattr(loop, "_scheduled", ()):
-            if not handle.cancelled() and handle._context.get(OWNER) is owner:
-                handle.cancel()
+        owner.cancel_timers()
 
     def restore(self) -> None:
         """Restore the settings of the loop. Called while no call runs."""
@@ -103,6 +116,18 @@ class ConcurrentLoop(RunningLoop):
             owner.tasks.add(task)
             task.add_done_callback(owner.tasks.discard)
         return task
+
+    def _schedule(
+        self,
+        schedule: Callable[..., asyncio.TimerHandle],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        timer = schedule(*args, context=context)
+        owner = OWNER.get() if context is None else context.get(OWNER)
+        if type(owner) is CallOwner:
+            owner.add_timer(timer, self._loop.time())
+        return timer
 
 
 class _CallRunner:
@@ -147,20 +172,29 @@ class _CallRunner:
     def _start_calls(self) -> None:
         while (call := self._calls.next()) is not None:
             owner = CallOwner(call)
+            serving = self._serve(owner)
+            try:
+                context = self._base.copy()
+                context.run(OWNER.set, owner)
+                if self._prepare is not None:
+                    context.run(self._prepare)
+                # Not by the factory, because it would count as a task that the call left behind.
+                owner.task = asyncio.Task(serving, loop=self._loop, name=call.tool, context=context)
+            except BaseException as error:
+                # Without a task, only this ends the call and releases its place.
+                serving.close()
+                call.set_failure(error)
+                call.finish()
+                continue
             self._owners[call.id] = owner
-            context = self._base.copy()
-            context.run(OWNER.set, owner)
-            if self._prepare is not None:
-                context.run(self._prepare)
-            # Not by the factory, because it would count as a task that the call left behind.
-            owner.task = asyncio.Task(self._serve(owner), loop=self._loop, name=call.tool, context=context)
         if not self._owners and self._calls.is_closed() and not self._done.done():
             self._done.set_result(None)
 
     def _cancel(self, owner: CallOwner) -> None:
         # A call that has not begun, or whose tool has ended, notices the cancellation itself.
-        if not owner.is_interruptible:
+        if not owner.is_interruptible or owner.is_cancelled:
             return
+        owner.is_cancelled = True
         if owner.thread is not None:
             self._loop.call_later(_GRACE, self._interrupt_thread, owner)
         elif owner.task is not None:
@@ -209,9 +243,14 @@ class _CallRunner:
         except BaseException as error:
             _report(error, f"the end of tool `{call.tool}`")
         del self._owners[call.id]
-        if not self._owners:
-            self._running.restore()
+        try:
+            if not self._owners:
+                self._running.restore()
+        except BaseException as error:
+            _report(error, f"the end of tool `{call.tool}`")
         call.finish()
+        # The context of the task refers to its owner. Without this cycle, the memory of the call is free immediately.
+        owner.task = None
         self._start_calls()
 
     async def _run(self, owner: CallOwner, call: ConcurrentCall) -> None:
@@ -288,22 +327,30 @@ class _CallRunner:
                 _report(error, "cleanup")
 
     async def _end_tasks(self, owner: CallOwner) -> bool:
-        """Cancel the tasks that a call left behind. Return whether they ended in time."""
+        """Cancel each task that a call left behind once. Return whether they ended in time."""
         end = self._loop.time() + _END_WITHIN
+        cancelled: set[asyncio.Task[Any]] = set()
         for _ in range(_MAX_ROUNDS):
             tasks = {task for task in owner.tasks if not task.done()}
             if not tasks:
                 return True
-            for task in tasks:
+            left = end - self._loop.time()
+            for task in tasks - cancelled:
                 if not task.cancelling():
                     self._running._warn(task)
+                elif left > _END_WITHIN / 2:
+                    # Its own call has cancelled it, and it cleans up.
+                    continue
+                cancelled.add(task)
                 task.cancel()
-            done, pending = await asyncio.wait(tasks, timeout=max(0.0, end - self._loop.time()))
+            is_complete = tasks <= cancelled
+            timeout = left if is_complete else left - _END_WITHIN / 2
+            done, pending = await asyncio.wait(tasks, timeout=max(0.0, timeout))
             for task in done:
                 # Retrieves exceptions, so that asyncio does not log them.
                 if not task.cancelled():
                     task.exception()
-            if pending:
+            if pending and is_complete:
                 return False
         return False
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: The functions that the worker calls at its start and its end. They are not tools.
 HOOKS = ("lifespan", "process_init", "process_exit")
 
+#: The numbers that a module may set for all of its tools, as an adapter class does.
+_NUMBERS = ("concurrency", "threads")
+
 #: The prefix of the attributes of tools, so that a tool may have the name of a method of adapters.
 _PREFIX = "tool "
 
@@ -72,6 +75,11 @@ def _adapter(module: ModuleType, functions: dict[str, Callable[..., Any]]) -> ty
         function = getattr(module, hook, None)
         if function is not None:
             namespace[hook] = staticmethod(function)
+    for name in _NUMBERS:
+        value = vars(module).get(name)
+        # Other values are unrelated, such as a list of threads or an imported module.
+        if isinstance(value, int | float | str):
+            namespace[name] = value
     return type(module.__name__.rpartition(".")[2], (FunctionAdapter,), namespace)
 
 

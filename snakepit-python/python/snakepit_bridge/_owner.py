@@ -21,11 +21,28 @@ OWNER: ContextVar[object | None] = ContextVar("snakepit_owner", default=None)
 #: The owner for which the event loop runs. ``None`` while the loop does not run.
 running: object | None = None
 
+#: The number of timers of a call from which those that have run are removed.
+_MIN_TIMERS = 16
+
+#: The delay after which a timer counts as run if it does not show whether it has, in seconds. Timers run late while a
+#: callback blocks the event loop.
+_MAX_DELAY = 60.0
+
 
 class CallOwner:
     """The owner of the code of one call, in a worker that runs several concurrently."""
 
-    __slots__ = ("call", "is_interruptible", "task", "tasks", "thread")
+    __slots__ = (
+        "_timer_limit",
+        "call",
+        "interrupted",
+        "is_cancelled",
+        "is_interruptible",
+        "task",
+        "tasks",
+        "thread",
+        "timers",
+    )
 
     def __init__(self, call: ConcurrentCall) -> None:
         self.call = call
@@ -37,3 +54,32 @@ class CallOwner:
         self.thread: ThreadCall | None = None
         #: Whether cancellation may interrupt the code that runs.
         self.is_interruptible = False
+        #: Whether the cancellation has reached the code of the call. From then on, the code cleans up, and a second
+        #: interruption would end that.
+        self.is_cancelled = False
+        #: The callback of the event loop in which an exception was raised because it blocked the loop.
+        self.interrupted: object | None = None
+        #: The timers that code of the call started. Those that have run remain until the list is full.
+        self.timers: list[asyncio.TimerHandle] = []
+        self._timer_limit = _MIN_TIMERS
+
+    def add_timer(self, timer: asyncio.TimerHandle, now: float) -> None:
+        """Record a timer until it has run. ``now`` is the time of the event loop."""
+        timers = self.timers
+        if len(timers) >= self._timer_limit:
+            timers[:] = [timer for timer in timers if _is_waiting(timer, now)]
+            # Twice the number of timers that wait, so that each addition costs a constant time on average.
+            self._timer_limit = max(_MIN_TIMERS, 2 * len(timers))
+        timers.append(timer)
+
+    def cancel_timers(self) -> None:
+        """Cancel the timers of the call. Those that have run ignore that."""
+        while self.timers:
+            self.timers.pop().cancel()
+
+
+def _is_waiting(timer: asyncio.TimerHandle, now: float) -> bool:
+    """Return whether a timer may still run. Those of asyncio show that, and those of other implementations do not."""
+    if timer.cancelled():
+        return False
+    return bool(getattr(timer, "_scheduled", timer.when() > now - _MAX_DELAY))

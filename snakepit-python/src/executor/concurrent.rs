@@ -5,11 +5,13 @@
 //! time use the [`Runner`](super::Runner) instead, which needs no switch between threads.
 
 mod call;
-mod lanes;
+mod limits;
 mod loop_signal;
 mod thread_call;
 
-pub(crate) use self::{call::ConcurrentCall, lanes::Lanes, loop_signal::LoopSignal, thread_call::ThreadCall};
+pub(crate) use self::{
+    call::ConcurrentCall, limits::ConcurrencyLimits, loop_signal::LoopSignal, thread_call::ThreadCall,
+};
 
 use std::{
     sync::{
@@ -41,26 +43,26 @@ pub(crate) fn is_concurrent() -> bool {
 /// The calls of a worker, for the event loop that runs them.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
-pub(crate) struct ConcurrentCalls(Arc<Shared>);
+pub(crate) struct ConcurrentCalls(Arc<ConcurrentRunner>);
 
-/// The parts that all calls share.
+/// Runs several calls at a time, like the [`Runner`](super::Runner) runs one. All of its calls refer to it.
 #[derive(Debug)]
-struct Shared {
+struct ConcurrentRunner {
     executor: Executor,
     io: Io,
     signal: Arc<LoopSignal>,
     waker: Waker,
-    lanes: Mutex<Lanes>,
+    limits: Mutex<ConcurrencyLimits>,
     /// The store for answers that have not left this process. `None` without a progress file.
     answers: Mutex<Option<Answers>>,
     /// The number of calls that have begun, modulo its range. Shows whether a call was the only one in its time.
     begun: AtomicU32,
 }
 
-impl Shared {
+impl ConcurrentRunner {
     /// Code under this lock does not panic.
-    fn lanes(&self) -> MutexGuard<'_, Lanes> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn limits(&self) -> MutexGuard<'_, ConcurrencyLimits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,8 +82,8 @@ impl ConcurrentCalls {
         // This thread does not return to the IO before the last call has ended.
         io.hand_over();
         let serve = executor.plan.serve.clone_ref(py);
-        let calls = Self(Arc::new(Shared {
-            lanes: Mutex::new(executor.plan.lanes()),
+        let calls = Self(Arc::new(ConcurrentRunner {
+            limits: Mutex::new(executor.plan.concurrency_limits()),
             io,
             signal: Arc::clone(signal),
             waker: Waker::from(Arc::clone(signal)),
@@ -107,13 +109,13 @@ impl ConcurrentCalls {
 
     /// Takes the next call that may begin now, if there is one. It counts as running until its `finish`.
     fn next(&self) -> Option<ConcurrentCall> {
-        let mut lanes = self.0.lanes();
-        let taken = self.0.executor.tools.take(&self.0.waker, |job| lanes.has_room(&job.call.tool));
+        let mut limits = self.0.limits();
+        let taken = self.0.executor.tools.take(&self.0.waker, |job| limits.has_room(&job.call.tool));
         let Taken::Job(job) = taken else { return None };
-        lanes.begin(&job.call.tool);
+        limits.begin(&job.call.tool);
         self.0.begun.fetch_add(1, Relaxed);
-        let was_alone = lanes.running() == 1;
-        drop(lanes);
+        let was_alone = limits.running() == 1;
+        drop(limits);
         Some(ConcurrentCall::new(Arc::clone(&self.0), *job, was_alone))
     }
 

@@ -16,7 +16,7 @@ use super::{
         stream::{ChunkSink, is_stream},
         unary_unsupported,
     },
-    Shared,
+    ConcurrentRunner,
 };
 use crate::{
     call::Call,
@@ -36,7 +36,7 @@ type Outcome = Result<Option<Payload>, ToolError>;
 /// and `finish`.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 pub(crate) struct ConcurrentCall {
-    shared: Arc<Shared>,
+    runner: Arc<ConcurrentRunner>,
     state: Arc<CallState>,
     tool: Arc<str>,
     mode: CallMode,
@@ -59,13 +59,13 @@ struct Parts {
 }
 
 impl ConcurrentCall {
-    pub(super) fn new(shared: Arc<Shared>, job: Job, was_alone: bool) -> Self {
+    pub(super) fn new(runner: Arc<ConcurrentRunner>, job: Job, was_alone: bool) -> Self {
         let Job { call, state, reply } = job;
-        let begun_count = shared.begun.load(Relaxed);
+        let begun_count = runner.begun.load(Relaxed);
         let (tool, mode) = (Arc::clone(&call.tool), call.mode);
         let parts = Parts { call: Some(call), reply: Some(reply), ..Parts::default() };
         let (began_at, parts) = (Instant::now(), Mutex::new(parts));
-        Self { shared, state, tool, mode, began_at, was_alone, begun_count, parts }
+        Self { runner, state, tool, mode, began_at, was_alone, begun_count, parts }
     }
 
     /// Code under this lock neither panics nor runs Python code.
@@ -86,7 +86,7 @@ impl ConcurrentCall {
         py: Python<'py>,
         call: ToolCall,
     ) -> Result<(Bound<'py, PyDict>, Bound<'py, PyAny>), ToolError> {
-        let executor = &self.shared.executor;
+        let executor = &self.runner.executor;
         let declared = executor.check(&call)?;
         let known = declared.map_or_else(Vec::new, |tool| tool.violations(&call.arguments));
         let ToolCall { session, arguments, metadata, trace, .. } = call;
@@ -130,7 +130,7 @@ impl ConcurrentCall {
         function: Option<&Bound<'_, PyAny>>,
         kwargs: &Bound<'_, PyDict>,
     ) -> ToolError {
-        let executor = &self.shared.executor;
+        let executor = &self.runner.executor;
         if error.is_instance_of::<BrokenRuntimeError>(py) {
             let problem = error.value(py).to_string();
             executor.retire_with_reason(&self.tool, &problem);
@@ -142,7 +142,7 @@ impl ConcurrentCall {
     /// Retires the worker if the cancelled call may have broken state that further calls need. If other calls ran at the same time,
     /// a process that was left behind may be theirs, so it does not count.
     fn retire_if_interrupted(&self) {
-        let executor = &self.shared.executor;
+        let executor = &self.runner.executor;
         let tool = executor.plan.tools.get(&*self.tool);
         let policy = tool.map_or(executor.plan.after_cancel, |tool| tool.after_cancel);
         let is_decided = matches!(
@@ -150,7 +150,7 @@ impl ConcurrentCall {
             (AfterCancel::Auto, Interruption::Library)
                 | (AfterCancel::Replace, Interruption::Own | Interruption::Library)
         );
-        let was_alone = self.was_alone && self.shared.begun.load(Relaxed) == self.begun_count;
+        let was_alone = self.was_alone && self.runner.begun.load(Relaxed) == self.begun_count;
         if was_alone || is_decided {
             executor.retire_if_interrupted(&self.tool, &self.state, self.began_at);
         }
@@ -187,7 +187,7 @@ impl ConcurrentCall {
             self.set_outcome(Err(ToolError::cancelled(self.tool.to_string())));
             return false;
         }
-        if let Some(progress) = self.shared.executor.progress {
+        if let Some(progress) = self.runner.executor.progress {
             progress.begin(self.state.id);
         }
         true
@@ -212,7 +212,7 @@ impl ConcurrentCall {
             self.set_outcome(Err(unary_unsupported(&self.tool, true)));
             return Ok(false);
         }
-        let tool = self.shared.executor.plan.tools.get(&*self.tool);
+        let tool = self.runner.executor.plan.tools.get(&*self.tool);
         let description = format_args!("the result of tool `{}`", self.tool);
         let result = match tool.and_then(|tool| tool.contract.result.as_ref()) {
             Some(rule) => rule.apply(result, description)?,
@@ -241,15 +241,15 @@ impl ConcurrentCall {
     /// Answers with a stream. Returns the sink for its chunks, or `None` if the caller no longer waits.
     fn open_stream(&self, py: Python<'_>) -> Option<ChunkSink> {
         let reply = self.parts().reply.take()?;
-        let executor = &self.shared.executor;
+        let executor = &self.runner.executor;
         let sink = Answer::new(reply, &executor.tools, Arc::clone(&self.state)).open_stream()?;
         self.parts().sink = Some(sink.clone());
-        Some(ChunkSink::new(py, &executor.plan, &self.tool, sink, Some(self.shared.io)))
+        Some(ChunkSink::new(py, &executor.plan, &self.tool, sink, Some(self.runner.io)))
     }
 
     /// Answers a streaming call with one value. Returns `False` if the caller no longer waits.
     fn put_result(&self, py: Python<'_>, result: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let executor = &self.shared.executor;
+        let executor = &self.runner.executor;
         // The value is converted before the stream opens, so a value without a JSON form fails the call and not the stream.
         let chunk = ChunkSink::single(py, &executor.plan, &self.tool, result)?;
         let Some(reply) = self.parts().reply.take() else { return Ok(false) };
@@ -290,14 +290,14 @@ impl ConcurrentCall {
             return sink.finish(outcome.map(drop));
         }
         let Some(reply) = reply else { return };
-        let mut answers = self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.runner.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Reply::Frame(frame), Some(answers)) = (&reply, answers.as_mut())
             && frame.replies.is_empty()
-            && !self.shared.io.backpressure().is_full()
+            && !self.runner.io.backpressure().is_full()
         {
             answers.mark_sent();
         }
-        let mut answer = Answer::new(reply, &self.shared.executor.tools, Arc::clone(&self.state));
+        let mut answer = Answer::new(reply, &self.runner.executor.tools, Arc::clone(&self.state));
         answer.ended_at = Some(ended_at);
         let queued = answer.finish(outcome, self.began_at, answers.as_mut());
         drop(answers);
@@ -309,12 +309,12 @@ impl ConcurrentCall {
     /// Ends the call, and answers it if necessary. If no other call runs, restores the global state that calls changed.
     fn finish(&self, py: Python<'_>) {
         self.answer();
-        let executor = &self.shared.executor;
+        let executor = &self.runner.executor;
         let has_failed = self.parts().has_failed;
         let is_last = {
-            let mut lanes = self.shared.lanes();
-            lanes.end(&self.tool);
-            lanes.running() == 0
+            let mut limits = self.runner.limits();
+            limits.end(&self.tool);
+            limits.running() == 0
         };
         if is_last {
             executor.restore_process(py);
@@ -333,7 +333,7 @@ impl ConcurrentCall {
 
     /// Rejects further calls and makes the worker exit after the running ones.
     fn retire(&self, reason: &str) {
-        self.shared.executor.retire_with_reason(&self.tool, reason);
+        self.runner.executor.retire_with_reason(&self.tool, reason);
     }
 }
 

@@ -1,4 +1,4 @@
-//! [`Lanes`]: decides which calls of a worker may run together.
+//! [`ConcurrencyLimits`]: decides which calls of a worker may run together.
 
 use std::collections::HashMap;
 
@@ -9,49 +9,49 @@ use foldhash::fast::RandomState;
 /// A coroutine counts towards the limit of its tool, or else towards the limit that all tools without their own share. A plain
 /// function counts towards the limit of plain functions, because it occupies the event loop or a thread.
 #[derive(Debug)]
-pub(crate) struct Lanes {
-    all: Lane,
-    plain: Lane,
-    shared: Lane,
-    tools: HashMap<String, ToolLane, RandomState>,
+pub(crate) struct ConcurrencyLimits {
+    all: Limit,
+    plain: Limit,
+    shared: Limit,
+    tools: HashMap<String, ToolLimits, RandomState>,
     /// Whether tools that the adapter does not declare are plain functions.
     are_others_plain: bool,
 }
 
 /// A limit, and the number of running calls that count towards it.
 #[derive(Debug, Clone, Copy)]
-struct Lane {
-    limit: usize,
+struct Limit {
+    most: usize,
     running: usize,
 }
 
 #[derive(Debug)]
-struct ToolLane {
+struct ToolLimits {
     is_plain: bool,
-    own: Option<Lane>,
+    own: Option<Limit>,
 }
 
-impl Lane {
+impl Limit {
     const fn new(limit: usize) -> Self {
-        Self { limit, running: 0 }
+        Self { most: limit, running: 0 }
     }
 
     const fn has_room(self) -> bool {
-        self.running < self.limit
+        self.running < self.most
     }
 }
 
-impl Lanes {
+impl ConcurrencyLimits {
     /// `all` limits all calls together, `shared` the coroutines of tools without their own limit, and `plain` the plain
     /// functions.
     pub(crate) fn new(all: usize, shared: usize, plain: usize, are_others_plain: bool) -> Self {
-        let [all, shared, plain] = [all, shared, plain].map(|limit| Lane::new(limit.max(1)));
+        let [all, shared, plain] = [all, shared, plain].map(|limit| Limit::new(limit.max(1)));
         Self { all, plain, shared, tools: HashMap::default(), are_others_plain }
     }
 
     /// Declares a tool.
     pub(crate) fn add(&mut self, tool: &str, is_plain: bool, limit: Option<usize>) {
-        self.tools.insert(tool.to_owned(), ToolLane { is_plain, own: limit.map(Lane::new) });
+        self.tools.insert(tool.to_owned(), ToolLimits { is_plain, own: limit.map(Limit::new) });
     }
 
     /// The number of running calls.
@@ -62,7 +62,7 @@ impl Lanes {
     /// Returns whether another call of this tool may begin.
     pub(crate) fn has_room(&self, tool: &str) -> bool {
         let (is_plain, own) = self.of(tool);
-        let is_below_own = own.is_none_or(Lane::has_room);
+        let is_below_own = own.is_none_or(Limit::has_room);
         let is_below_others = match (is_plain, own) {
             (true, _) => self.plain.has_room(),
             (false, None) => self.shared.has_room(),
@@ -73,19 +73,19 @@ impl Lanes {
 
     /// Counts a call that begins.
     pub(crate) fn begin(&mut self, tool: &str) {
-        self.each_of(tool, |lane| lane.running += 1);
+        self.each_of(tool, |limit| limit.running += 1);
     }
 
     /// Counts a call that has ended.
     pub(crate) fn end(&mut self, tool: &str) {
-        self.each_of(tool, |lane| lane.running = lane.running.saturating_sub(1));
+        self.each_of(tool, |limit| limit.running = limit.running.saturating_sub(1));
     }
 
-    fn of(&self, tool: &str) -> (bool, Option<Lane>) {
+    fn of(&self, tool: &str) -> (bool, Option<Limit>) {
         self.tools.get(tool).map_or((self.are_others_plain, None), |tool| (tool.is_plain, tool.own))
     }
 
-    fn each_of(&mut self, tool: &str, mut change: impl FnMut(&mut Lane)) {
+    fn each_of(&mut self, tool: &str, mut change: impl FnMut(&mut Limit)) {
         let (is_plain, own) = self.of(tool);
         change(&mut self.all);
         if is_plain {
@@ -104,41 +104,41 @@ mod tests {
     use super::*;
 
     /// The tools of this list that may begin, after these calls began in order.
-    fn open<'a>(lanes: &mut Lanes, calls: &[&str], tools: &[&'a str]) -> Vec<&'a str> {
+    fn open<'a>(limits: &mut ConcurrencyLimits, calls: &[&str], tools: &[&'a str]) -> Vec<&'a str> {
         for call in calls {
-            assert!(lanes.has_room(call), "{call}");
-            lanes.begin(call);
+            assert!(limits.has_room(call), "{call}");
+            limits.begin(call);
         }
-        tools.iter().copied().filter(|tool| lanes.has_room(tool)).collect()
+        tools.iter().copied().filter(|tool| limits.has_room(tool)).collect()
     }
 
     #[test]
     fn each_kind_of_tool_has_its_limit() {
-        let mut lanes = Lanes::new(6, 2, 1, true);
-        lanes.add("a", false, None);
-        lanes.add("b", false, None);
-        lanes.add("wide", false, Some(4));
-        lanes.add("plain", true, None);
+        let mut limits = ConcurrencyLimits::new(6, 2, 1, true);
+        limits.add("a", false, None);
+        limits.add("b", false, None);
+        limits.add("wide", false, Some(4));
+        limits.add("plain", true, None);
         let all = ["a", "b", "wide", "plain", "undeclared"];
-        assert_eq!(open(&mut lanes, &[], &all), all);
-        assert_eq!(open(&mut lanes, &["a"], &all), all);
-        assert_eq!(open(&mut lanes, &["b"], &all), ["wide", "plain", "undeclared"], "the shared limit is 2");
-        assert_eq!(open(&mut lanes, &["undeclared"], &all), ["wide"], "plain functions run one at a time");
-        assert_eq!(open(&mut lanes, &["wide", "wide"], &all), ["wide"]);
-        assert_eq!(open(&mut lanes, &["wide"], &all), [""; 0], "six calls run");
-        assert_eq!(lanes.running(), 6);
-        lanes.end("a");
-        assert_eq!(open(&mut lanes, &[], &all), ["a", "b", "wide"]);
-        lanes.end("undeclared");
-        assert_eq!(open(&mut lanes, &["wide"], &all), ["a", "b", "plain", "undeclared"], "4 of wide run");
+        assert_eq!(open(&mut limits, &[], &all), all);
+        assert_eq!(open(&mut limits, &["a"], &all), all);
+        assert_eq!(open(&mut limits, &["b"], &all), ["wide", "plain", "undeclared"], "the shared limit is 2");
+        assert_eq!(open(&mut limits, &["undeclared"], &all), ["wide"], "plain functions run one at a time");
+        assert_eq!(open(&mut limits, &["wide", "wide"], &all), ["wide"]);
+        assert_eq!(open(&mut limits, &["wide"], &all), [""; 0], "six calls run");
+        assert_eq!(limits.running(), 6);
+        limits.end("a");
+        assert_eq!(open(&mut limits, &[], &all), ["a", "b", "wide"]);
+        limits.end("undeclared");
+        assert_eq!(open(&mut limits, &["wide"], &all), ["a", "b", "plain", "undeclared"], "4 of wide run");
     }
 
     #[test]
     fn a_plain_tool_may_have_a_lower_limit_than_the_threads() {
-        let mut lanes = Lanes::new(4, 1, 4, false);
-        lanes.add("gpu", true, Some(1));
-        lanes.add("cpu", true, None);
-        assert_eq!(open(&mut lanes, &["gpu"], &["gpu", "cpu"]), ["cpu"]);
-        assert_eq!(open(&mut lanes, &["cpu", "cpu"], &["gpu", "cpu"]), ["cpu"]);
+        let mut limits = ConcurrencyLimits::new(4, 1, 4, false);
+        limits.add("gpu", true, Some(1));
+        limits.add("cpu", true, None);
+        assert_eq!(open(&mut limits, &["gpu"], &["gpu", "cpu"]), ["cpu"]);
+        assert_eq!(open(&mut limits, &["cpu", "cpu"], &["gpu", "cpu"]), ["cpu"]);
     }
 }
