@@ -162,19 +162,19 @@ def _check_kinds(inner: Hint, keywords: dict[str, Any], named: str) -> None:
 
 
 def _at_least(bound: Any) -> Check:
-    return lambda value: None if value >= bound else f"is {show(value)}, below minimum {shown(bound)}"
+    return lambda value: None if value >= bound else f"is {show(value)}, below minimum {_bound_text(bound)}"
 
 
 def _above(bound: Any) -> Check:
-    return lambda value: None if value > bound else f"is {show(value)}, expected more than {shown(bound)}"
+    return lambda value: None if value > bound else f"is {show(value)}, expected more than {_bound_text(bound)}"
 
 
 def _at_most(bound: Any) -> Check:
-    return lambda value: None if value <= bound else f"is {show(value)}, above maximum {shown(bound)}"
+    return lambda value: None if value <= bound else f"is {show(value)}, above maximum {_bound_text(bound)}"
 
 
 def _below(bound: Any) -> Check:
-    return lambda value: None if value < bound else f"is {show(value)}, expected less than {shown(bound)}"
+    return lambda value: None if value < bound else f"is {show(value)}, expected less than {_bound_text(bound)}"
 
 
 def _multiple_of(bound: Any) -> Check:
@@ -188,7 +188,7 @@ def _multiple_of(bound: Any) -> Check:
                 raise ValueError(str(error)) from None
         else:
             is_multiple = value % bound == 0
-        return None if is_multiple else f"is {show(value)}, expected a multiple of {shown(bound)}"
+        return None if is_multiple else f"is {show(value)}, expected a multiple of {_bound_text(bound)}"
 
     return check
 
@@ -219,7 +219,7 @@ def _length(value: Any) -> str:
     return count(len(value), noun)
 
 
-def shown(bound: Any) -> str:
+def _bound_text(bound: Any) -> str:
     """Return the form of a bound in messages: 10, 2026-11-30."""
     return show(bound) if isinstance(bound, str | bytes) else str(bound)
 

@@ -46,7 +46,9 @@ class Pydantic(Hint):
         if self._cls is not None and not isinstance(value, self._cls):
             raise invalid(f"{describe(value)}, expected a `{type_name(self._cls)}`")
         try:
-            return form_with_buffers(lambda mode: self._adapter.dump_python(value, mode=mode, by_alias=True, warnings="error"))
+            return form_with_buffers(
+                lambda mode: self._adapter.dump_python(value, mode=mode, by_alias=True, warnings="error")
+            )
         except pydantic.ValidationError as error:
             raise _invalid(error) from None
         except (ValueError, TypeError) as error:
