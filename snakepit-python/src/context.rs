@@ -23,13 +23,12 @@ use crate::{
     call::Call,
     caller::Caller,
     completions::{Completions, Wait},
-    encoded,
     errors::{DeadlockError, HostError, SnakepitError},
     executor::is_loop_thread,
     host::{Host, RequestKind},
     host_stream::HostToolStream,
     listing::describe_tool,
-    nested_call,
+    nested_call, stub_request,
     value::{self, Purpose},
     variables::Variables,
 };
@@ -299,7 +298,7 @@ impl Call {
         rpc: &str,
         request: &[u8],
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let answer = self.wait(py, encoded::request(self.host()?, &self.caller, rpc, request))?;
+        let answer = self.wait(py, stub_request::send(self.host()?, &self.caller, rpc, request))?;
         Ok(PyBytes::new(py, &answer))
     }
 

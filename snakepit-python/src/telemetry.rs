@@ -1,7 +1,7 @@
 //! `StreamTelemetry` of a worker: events of Python code, filtered and sampled as each stream requests.
 //!
-//! Without a stream, an event is dropped before it is created. Only events of the start wait for the first stream. The queues
-//! are bounded: they drop events and count them.
+//! Without a stream, an event is dropped before it is created. Only events from the start of the worker wait for the first
+//! stream. All queues are bounded. A full queue drops further events and counts them.
 
 use std::{
     collections::VecDeque,
@@ -47,23 +47,23 @@ static HUB: Hub = Hub {
     is_active: AtomicBool::new(false),
     dropped: AtomicU64::new(0),
     last_sample: AtomicU64::new(0),
-    state: Mutex::new(State { phase: Phase::Idle, streams: Vec::new(), startup: VecDeque::new() }),
+    state: Mutex::new(HubState { phase: Phase::Idle, streams: Vec::new(), startup: VecDeque::new() }),
 };
 
-/// The streams of this process.
+/// Distributes the events of this process to its streams.
 struct Hub {
-    /// Whether an event may have a reader. If not, nothing else happens.
+    /// Whether an event may have a reader. Otherwise, it is dropped without further work.
     is_active: AtomicBool,
     /// The number of events that were dropped because a queue was full or the event was too large.
     dropped: AtomicU64,
     /// The sampling key of the last event without a correlation id.
     last_sample: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<HubState>,
 }
 
-struct State {
+struct HubState {
     phase: Phase,
-    streams: Vec<Entry>,
+    streams: Vec<OpenStream>,
     startup: VecDeque<pb::TelemetryEvent>,
 }
 
@@ -79,25 +79,25 @@ enum Phase {
 }
 
 /// The sending half of a stream.
-struct Entry {
-    filter: Arc<StreamState>,
+struct OpenStream {
+    state: Arc<StreamState>,
     sender: mpsc::Sender<pb::TelemetryEvent>,
 }
 
 /// The state that both halves of a stream share.
 struct StreamState {
     filter: Mutex<TelemetryFilter>,
-    /// The number of dropped events that the reader does not know of.
+    /// The number of dropped events that were not reported to the reader yet.
     lost: AtomicU64,
 }
 
 impl Hub {
     /// Code under this lock does not panic.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HubState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn update_activity(&self, state: &State) {
+    fn update_activity(&self, state: &HubState) {
         self.is_active.store(state.phase == Phase::Starting || !state.streams.is_empty(), Release);
     }
 
@@ -114,24 +114,24 @@ impl Hub {
     /// Whether any stream wants an event.
     fn wants(&self, name: &str, sample: u64) -> bool {
         let state = self.lock();
-        state.phase == Phase::Starting || state.streams.iter().any(|entry| entry.filter.passes(name, sample))
+        state.phase == Phase::Starting || state.streams.iter().any(|stream| stream.state.passes(name, sample))
     }
 
     fn send(&self, name: &str, sample: u64, event: pb::TelemetryEvent) {
         let is_too_large = event.encoded_len() > MAX_EVENT_BYTES;
-        let mut state = self.lock();
+        let mut hub = self.lock();
         let mut drops = 0;
-        for Entry { filter, sender } in &state.streams {
-            if filter.passes(name, sample) && (is_too_large || sender.try_send(event.clone()).is_err()) {
-                filter.lost.fetch_add(1, Relaxed);
+        for OpenStream { state, sender } in &hub.streams {
+            if state.passes(name, sample) && (is_too_large || sender.try_send(event.clone()).is_err()) {
+                state.lost.fetch_add(1, Relaxed);
                 drops += 1;
             }
         }
-        if state.phase == Phase::Starting {
-            if is_too_large || state.startup.len() >= MAX_STARTUP_EVENTS {
+        if hub.phase == Phase::Starting {
+            if is_too_large || hub.startup.len() >= MAX_STARTUP_EVENTS {
                 drops += 1;
             } else {
-                state.startup.push_back(event);
+                hub.startup.push_back(event);
             }
         }
         self.dropped.fetch_add(drops, Relaxed);
@@ -148,12 +148,12 @@ impl StreamState {
     }
 }
 
-/// Keeps the events of this process from here on for the first stream. Called when a worker starts.
+/// Starts to keep the events of this process for the first stream. Called when a worker starts.
 pub(crate) fn begin() {
     HUB.set_phase(Phase::Starting);
 }
 
-/// Drops events without a stream from here on. Called when the worker serves.
+/// Starts to drop events that have no stream. Called when the worker serves.
 pub(crate) fn serve() {
     HUB.set_phase(Phase::Serving);
 }
@@ -169,20 +169,20 @@ pub(crate) fn end() {
 /// `RESOURCE_EXHAUSTED` if too many streams are open.
 pub(crate) fn stream(controls: Streaming<pb::TelemetryControl>) -> Result<TelemetryEvents, Status> {
     let (sender, events) = mpsc::channel(MAX_WAITING_EVENTS);
-    let filter = Arc::new(StreamState { filter: Mutex::default(), lost: AtomicU64::new(0) });
-    let mut state = HUB.lock();
-    if state.streams.len() >= MAX_STREAMS {
+    let state = Arc::new(StreamState { filter: Mutex::default(), lost: AtomicU64::new(0) });
+    let mut hub = HUB.lock();
+    if hub.streams.len() >= MAX_STREAMS {
         return Err(Status::resource_exhausted(format!(
             "the worker has {MAX_STREAMS} streams of telemetry, which is the limit; close one"
         )));
     }
-    let startup = std::mem::take(&mut state.startup);
-    if state.phase != Phase::Ended {
-        state.streams.push(Entry { filter: Arc::clone(&filter), sender });
-        HUB.update_activity(&state);
+    let startup = std::mem::take(&mut hub.startup);
+    if hub.phase != Phase::Ended {
+        hub.streams.push(OpenStream { state: Arc::clone(&state), sender });
+        HUB.update_activity(&hub);
     }
-    drop(state);
-    let reader = Reader { controls: Some(controls), startup, events, filter, has_failed: false };
+    drop(hub);
+    let reader = Reader { controls: Some(controls), startup, events, state, has_failed: false };
     Ok(Box::pin(reader))
 }
 
@@ -192,16 +192,16 @@ struct Reader {
     controls: Option<Streaming<pb::TelemetryControl>>,
     startup: VecDeque<pb::TelemetryEvent>,
     events: mpsc::Receiver<pb::TelemetryEvent>,
-    filter: Arc<StreamState>,
+    state: Arc<StreamState>,
     /// Whether a control was rejected, which ends the stream.
     has_failed: bool,
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let mut state = HUB.lock();
-        state.streams.retain(|entry| !Arc::ptr_eq(&entry.filter, &self.filter));
-        HUB.update_activity(&state);
+        let mut hub = HUB.lock();
+        hub.streams.retain(|stream| !Arc::ptr_eq(&stream.state, &self.state));
+        HUB.update_activity(&hub);
     }
 }
 
@@ -211,7 +211,7 @@ impl Reader {
         while let Some(controls) = &mut self.controls {
             match ready!(Pin::new(controls).poll_next(cx)) {
                 Some(Ok(control)) => {
-                    let applied = self.filter.filter().apply(control);
+                    let applied = self.state.filter().apply(control);
                     if let Err(error) = applied {
                         self.has_failed = true;
                         return Poll::Ready(Some(Err(bad_field(error.field, &error.problem))));
@@ -229,8 +229,8 @@ impl Reader {
 
     /// Whether the current filter accepts an event that was queued before.
     fn accepts(&self, event: &pb::TelemetryEvent) -> bool {
-        // The sample was drawn when the event was queued.
-        let filter = self.filter.filter().clone();
+        // Sampling was applied when the event was queued.
+        let filter = self.state.filter().clone();
         filter.sampling(1.0).passes(&event.event_parts.join("."), 0)
     }
 }
@@ -246,7 +246,7 @@ impl Stream for Reader {
         if let Poll::Ready(end) = this.poll_controls(cx) {
             return Poll::Ready(end);
         }
-        let lost = this.filter.lost.swap(0, Relaxed);
+        let lost = this.state.lost.swap(0, Relaxed);
         if lost > 0 {
             return Poll::Ready(Some(Ok(lost_events(lost))));
         }

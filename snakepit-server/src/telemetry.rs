@@ -1,4 +1,6 @@
-//! Events of a running host: those of calls, which this module publishes, and those of workers. Without subscribers, a call costs next to nothing.
+//! The telemetry of a host. This module publishes the events of calls, and
+//! [`Subscription`](crate::grpc::telemetry::Subscription) merges them with those of workers. Without subscribers, a call costs
+//! one comparison.
 
 mod event;
 

@@ -18,7 +18,7 @@ pub(crate) mod nested;
 mod read;
 mod root;
 mod serde_form;
-mod specials;
+mod value_deserializer;
 pub(crate) mod whole;
 mod write;
 

@@ -2,7 +2,8 @@
 //! ancestors of such calls hold every worker. Without detection, all of them would wait until their deadlines.
 //!
 //! The host knows a call's parent in two cases. If a worker calls a tool, the parent is the call that the worker runs, or the one
-//! that the worker reports if it runs several. If a host tool calls a tool through the embedding API, the parent is the host tool's call on the same task.
+//! that the worker reports if it runs several. If a host tool calls a tool through the embedding API, the parent is the host
+//! tool's call on the same task.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -154,8 +155,8 @@ impl Driver {
 }
 
 impl State {
-    /// Whether one of these calls runs on a worker. Without ancestors, a worker made the call and did not report which of its
-    /// running calls waits for it.
+    /// Whether one of the ancestors of a nested call runs on a worker. An empty list means that a worker made the call and did not
+    /// report which of its running calls waits for it.
     pub(super) fn runs_any(&self, ancestors: &[CallId]) -> bool {
         ancestors.is_empty() || self.leases.iter().any(|(_, lease)| ancestors.contains(&lease.call))
     }

@@ -121,15 +121,15 @@ impl<'a> Buffers<'a> {
     }
 }
 
-/// The buffers of a value that is being written. They are copied once, together.
+/// Collects the buffers of a value that is being written, and copies all of them at once.
 #[derive(Default)]
-pub(super) struct Blob<'py> {
+pub(super) struct BufferCollector<'py> {
     /// `bytes`, and objects that export a contiguous buffer.
     parts: Vec<Bound<'py, PyAny>>,
     length: usize,
 }
 
-impl<'py> Blob<'py> {
+impl<'py> BufferCollector<'py> {
     /// Adds a buffer of this length. Returns its offset.
     pub(super) fn push(&mut self, buffer: Bound<'py, PyAny>, length: usize) -> usize {
         let offset = self.length;

@@ -16,7 +16,7 @@ use pyo3::{
 
 use super::{
     array,
-    envelope::Blob,
+    envelope::BufferCollector,
     error::{type_error, type_name, with_name},
     json::{ENVELOPE_TEXT, MARKED, MAX_DEPTH},
     purpose::Purpose,
@@ -37,9 +37,9 @@ pub(super) fn to_item(
     purpose: Purpose,
     description: fmt::Arguments<'_>,
 ) -> PyResult<(Vec<u8>, Option<Bytes>)> {
-    let out = convert(value, Some(Blob::default()), purpose, description)?;
-    let buffers = match out.blob {
-        Some(blob) => blob.into_bytes(value.py())?,
+    let out = convert(value, Some(BufferCollector::default()), purpose, description)?;
+    let buffers = match out.buffers {
+        Some(collector) => collector.into_bytes(value.py())?,
         None => None,
     };
     Ok((out.json, buffers))
@@ -49,7 +49,7 @@ pub(super) fn to_item(
 struct Output<'py> {
     json: Vec<u8>,
     /// `None` if the value must be JSON alone.
-    blob: Option<Blob<'py>>,
+    buffers: Option<BufferCollector<'py>>,
 }
 
 impl Deref for Output<'_> {
@@ -68,12 +68,12 @@ impl DerefMut for Output<'_> {
 
 fn convert<'py>(
     value: &Bound<'py, PyAny>,
-    blob: Option<Blob<'py>>,
+    buffers: Option<BufferCollector<'py>>,
     purpose: Purpose,
     description: fmt::Arguments<'_>,
 ) -> PyResult<Output<'py>> {
     let verb = purpose.verb();
-    let mut out = Output { json: Vec::with_capacity(64), blob };
+    let mut out = Output { json: Vec::with_capacity(64), buffers };
     write(value, &mut out, 0).map_err(|error| match error {
         WriteError::Python { error, path } => {
             let path: String = path.into_iter().rev().collect();
@@ -166,7 +166,7 @@ fn write<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>, depth: usize) ->
         write_items(list.iter(), out, depth)
     } else if let Ok(tuple) = value.cast::<PyTuple>() {
         write_items(tuple.iter(), out, depth)
-    } else if out.blob.is_some() && write_buffer(value, out)? {
+    } else if out.buffers.is_some() && write_buffer(value, out)? {
         Ok(())
     } else if array::is_array(value)? {
         if let Some(problem) = array::conversion_problem(value)? {
@@ -178,7 +178,7 @@ fn write<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>, depth: usize) ->
         write(&plain, out, depth + 1)
     } else if let Some(form) = call_converter(value, "encode")? {
         write(&form, out, depth + 1)
-    } else if out.blob.is_some() && write_exported_buffer(value, out)? {
+    } else if out.buffers.is_some() && write_exported_buffer(value, out)? {
         Ok(())
     } else if let Some(marker) = call_converter(value, "marker")? {
         write(&marker, out, depth + 1)
@@ -190,12 +190,12 @@ fn write<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>, depth: usize) ->
 /// Writes bytes, an encoded value or an array of numbers as a reference to its buffer. Returns `false` for other values.
 fn write_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result<bool, WriteError> {
     let py = value.py();
-    let Some(blob) = &mut out.blob else { return Ok(false) };
+    let Some(collector) = &mut out.buffers else { return Ok(false) };
     if let Ok(bytes) = value.cast::<PyBytes>() {
         let is_encoded =
             !bytes.is_exact_instance_of::<PyBytes>() && bytes.hasattr(intern!(py, "__snakepit_format__"))?;
         let length = bytes.as_bytes().len();
-        let offset = blob.push(value.clone(), length);
+        let offset = collector.push(value.clone(), length);
         out.json.extend_from_slice(br#"{"__snakepit__":"bytes","#);
         if is_encoded {
             let text = |name| -> PyResult<String> { value.getattr(name)?.extract() };
@@ -222,7 +222,7 @@ fn write_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result
         Err(problem) => return Err(WriteError::Value { problem, path: Vec::new() }),
     };
     let (array, length) = array::contiguous(&array)?;
-    let offset = blob.push(array, length);
+    let offset = collector.push(array, length);
     out.json.extend_from_slice(br#"{"__snakepit__":"tensor","#);
     write_entry(out, "dtype", &metadata.dtype)?;
     write_entry(out, "shape", &metadata.shape)?;
@@ -234,11 +234,11 @@ fn write_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result
 fn write_exported_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result<bool, WriteError> {
     let py = value.py();
     let Ok(view) = PyMemoryView::from(value) else { return Ok(false) };
-    let Some(blob) = &mut out.blob else { return Ok(false) };
+    let Some(collector) = &mut out.buffers else { return Ok(false) };
     let length = view.getattr(intern!(py, "nbytes"))?.extract()?;
     let is_contiguous = view.getattr(intern!(py, "c_contiguous"))?.is_truthy()?;
     let buffer = if is_contiguous { view.into_any() } else { view.call_method0(intern!(py, "tobytes"))? };
-    let offset = blob.push(buffer, length);
+    let offset = collector.push(buffer, length);
     out.json.extend_from_slice(br#"{"__snakepit__":"bytes","#);
     write_range(out, offset, length);
     Ok(true)
@@ -255,8 +255,8 @@ fn write_range(out: &mut Output<'_>, offset: usize, length: usize) {
     out.json.extend_from_slice(format!("\"offset\":{offset},\"length\":{length}}}").as_bytes());
 }
 
-/// Returns the form of a value that a function of the converters creates. Most values need none, so the module is imported by the
-/// first one.
+/// Converts a value with a function of `_converters.py`. Returns `None` if the function has no form for it. The module is imported
+/// for the first such value, because most workers need none.
 fn call_converter<'py>(value: &Bound<'py, PyAny>, function: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = value.py();
     let converters = py.import(intern!(py, "snakepit_bridge._converters"))?;
@@ -390,7 +390,7 @@ fn key_text(key: &Bound<'_, PyAny>) -> Result<String, WriteError> {
         }
         .to_owned());
     }
-    let mut text = Output { json: Vec::new(), blob: None };
+    let mut text = Output { json: Vec::new(), buffers: None };
     write(key, &mut text, 0).map_err(|e| e.with_step(|| " key".to_owned()))?;
     Ok(String::from_utf8_lossy(&text.json).into_owned())
 }

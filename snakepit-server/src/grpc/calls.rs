@@ -14,7 +14,7 @@ use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 use super::{
     answer::AnswerRecipient,
     bridge::Bridge,
-    plain::takes_buffers,
+    inline_buffers::takes_buffers,
     request::{mark_worker, tool_call},
 };
 use crate::{

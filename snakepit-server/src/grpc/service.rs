@@ -10,8 +10,8 @@ use super::{
     bridge::Bridge,
     calls::ChunkResponse,
     initialize_session,
+    inline_buffers::{InlineBuffers as _, takes_buffers},
     multiplex::BatchResponse,
-    plain::{Plain as _, takes_buffers},
     variables::Updates,
 };
 use crate::{Operation, status::rpc_not_offered};

@@ -19,8 +19,8 @@ use tonic::{Request, Status};
 
 use super::{
     bridge::Bridge,
+    inline_buffers::{InlineBuffers as _, takes_buffers},
     open_ended::OpenEndedStream,
-    plain::{Plain as _, takes_buffers},
     request::{bounded, deadline, read_status, session_id, write_status},
 };
 use crate::{

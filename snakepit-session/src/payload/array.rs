@@ -5,7 +5,7 @@ use serde::{
     de::{DeserializeSeed, SeqAccess, Visitor},
     forward_to_deserialize_any,
 };
-use serde_json::Error as Problem;
+use serde_json::Error;
 
 use super::{dtype::ItemFormat, whole::visit_integer};
 
@@ -133,7 +133,7 @@ pub(crate) struct Items<'a> {
 /// Passes integral floats as integers to visitors that request one.
 macro_rules! integers {
     ($($method:ident)*) => {
-        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
             let item = self.shape.is_empty().then(|| self.format.bits(self.buffer)).flatten();
             match item.and_then(|bits| self.format.float(bits)) {
                 Some(number) => visit_integer(number, visitor),
@@ -144,9 +144,9 @@ macro_rules! integers {
 }
 
 impl<'de> Deserializer<'de> for Items<'_> {
-    type Error = Problem;
+    type Error = Error;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.shape.split_first() {
             None => self.format.visit(self.buffer, visitor),
             Some((length, rest)) => {
@@ -155,7 +155,7 @@ impl<'de> Deserializer<'de> for Items<'_> {
         }
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         visitor.visit_some(self)
     }
 
@@ -163,7 +163,7 @@ impl<'de> Deserializer<'de> for Items<'_> {
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, Problem> {
+    ) -> Result<V::Value, Error> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -185,9 +185,9 @@ struct List<'a> {
 }
 
 impl<'de> SeqAccess<'de> for List<'_> {
-    type Error = Problem;
+    type Error = Error;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Problem> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         let Some(remaining) = self.length.checked_sub(1) else { return Ok(None) };
         let (item, rest) = self.rest.buffer.split_at(self.rest.buffer.len() / self.length);
         self.length = remaining;

@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::Error as Problem;
 
-use super::{Payload, array::ArrayMetadata, root::RootSeed, specials};
+use super::{Payload, array::ArrayMetadata, root::RootSeed, value_deserializer};
 use crate::ValueType;
 
 static NO_BUFFERS: Bytes = Bytes::new();
@@ -25,9 +25,9 @@ impl Payload {
                 seed.deserialize(NonFinite(self))
             }
             None if matches!(self.ty, ValueType::List | ValueType::Map)
-                && specials::may_contain(&self.json) =>
+                && value_deserializer::may_contain(&self.json) =>
             {
-                specials::read(&self.json, seed, false, &NO_BUFFERS)
+                value_deserializer::read(&self.json, seed, false, &NO_BUFFERS)
             }
             None => {
                 let mut json = serde_json::Deserializer::from_slice(&self.json);
@@ -36,7 +36,7 @@ impl Payload {
                 Ok(value)
             }
             Some(buffer) => match self.nested_json() {
-                Some(json) => specials::read(json, seed, false, buffer),
+                Some(json) => value_deserializer::read(json, seed, false, buffer),
                 None => seed.deserialize(Buffer { value: self, buffer }),
             },
         }
@@ -54,9 +54,9 @@ impl Payload {
         let root_seed = |seed| RootSeed { payload: self, seed };
         match &self.binary {
             None if self.ty == ValueType::Float && self.json.starts_with(b"\"") => self.read(seed),
-            None => specials::read(&self.json, root_seed(seed), true, &NO_BUFFERS),
+            None => value_deserializer::read(&self.json, root_seed(seed), true, &NO_BUFFERS),
             Some(buffer) => match self.nested_json() {
-                Some(json) => specials::read(json, root_seed(seed), true, buffer),
+                Some(json) => value_deserializer::read(json, root_seed(seed), true, buffer),
                 None => self.read(seed),
             },
         }

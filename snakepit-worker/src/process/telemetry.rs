@@ -1,8 +1,9 @@
-//! [`WorkerTelemetry`]: events of workers, by `StreamTelemetry` of the protocol. The host controls which events workers send.
+//! [`WorkerTelemetry`]: the events of workers, which the host reads with `StreamTelemetry`. The host controls which events workers
+//! send.
 //!
 //! ```text
 //!   worker ──events──> forward, one per worker ──> broadcast ──> subscribers, tracing
-//!          <─controls─         ^── filter and demand (watch)
+//!          <─controls─         ^── filter and number of subscribers (watch)
 //! ```
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
@@ -18,10 +19,10 @@ use crate::WorkerId;
 
 /// The tracing target of the events of workers.
 pub const TELEMETRY_TARGET: &str = "snakepit::telemetry";
-/// The pause before a stream that broke is opened again.
+/// The pause before the host opens a broken stream again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// The number of controls that wait for the worker to read them. A change consists of three.
-const CONTROLS: usize = 6;
+/// The number of controls that may wait for the worker to read them. A change of the filter consists of three.
+const MAX_WAITING_CONTROLS: usize = 6;
 
 /// The events of all workers of a host. Clones share them.
 ///
@@ -36,13 +37,12 @@ pub struct WorkerTelemetry {
 #[derive(Debug, Clone, Default)]
 struct Settings {
     filter: TelemetryFilter,
-    /// The number of subscribers.
-    demand: usize,
+    subscribers: usize,
 }
 
 impl Settings {
     fn are_events_wanted(&self) -> bool {
-        self.demand > 0 || is_traced()
+        self.subscribers > 0 || is_traced()
     }
 }
 
@@ -93,7 +93,7 @@ impl WorkerTelemetry {
     #[must_use]
     pub fn subscribe(&self) -> WorkerEvents {
         let events = self.events.subscribe();
-        self.settings.send_modify(|settings| settings.demand += 1);
+        self.settings.send_modify(|settings| settings.subscribers += 1);
         WorkerEvents { events, settings: self.settings.clone() }
     }
 
@@ -105,7 +105,7 @@ impl WorkerTelemetry {
         let mut settings = self.settings.subscribe();
         loop {
             let Some(filter) = wait_until_wanted(&mut settings).await else { return };
-            let (controls, receiver) = mpsc::channel(CONTROLS);
+            let (controls, receiver) = mpsc::channel(MAX_WAITING_CONTROLS);
             for control in filter.controls() {
                 // The channel is empty.
                 let _ = controls.try_send(control);
@@ -113,7 +113,7 @@ impl WorkerTelemetry {
             let events = self.read(worker, client.clone(), receiver);
             let ended = tokio::select! {
                 ended = events => ended,
-                () = control(&mut settings, &controls, filter) => Ok(()),
+                () = send_filter_changes(&mut settings, &controls, filter) => Ok(()),
             };
             match ended {
                 Ok(()) => {}
@@ -175,7 +175,7 @@ async fn wait_until_wanted(settings: &mut watch::Receiver<Settings>) -> Option<T
 }
 
 /// Sends changes of the filter to a worker. Returns when no events are wanted any more.
-async fn control(
+async fn send_filter_changes(
     settings: &mut watch::Receiver<Settings>,
     controls: &mpsc::Sender<pb::TelemetryControl>,
     mut sent: TelemetryFilter,
@@ -241,7 +241,7 @@ impl WorkerEvents {
 
 impl Drop for WorkerEvents {
     fn drop(&mut self) {
-        self.settings.send_modify(|settings| settings.demand -= 1);
+        self.settings.send_modify(|settings| settings.subscribers -= 1);
     }
 }
 
@@ -274,11 +274,11 @@ mod tests {
     #[tokio::test]
     async fn events_are_wanted_while_there_are_subscribers() {
         let telemetry = WorkerTelemetry::default();
-        let demand = || telemetry.settings.borrow().demand;
+        let subscribers = || telemetry.settings.borrow().subscribers;
         let (first, second) = (telemetry.subscribe(), telemetry.subscribe());
-        assert_eq!(demand(), 2);
+        assert_eq!(subscribers(), 2);
         drop((first, second));
-        assert_eq!(demand(), 0);
+        assert_eq!(subscribers(), 0);
         let many = (0..100).fold(TelemetryFilter::new(), |filter, _| filter.deny("x"));
         telemetry.set_filter(many).unwrap_err();
         assert_eq!(telemetry.filter(), TelemetryFilter::new());

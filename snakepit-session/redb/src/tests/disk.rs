@@ -83,9 +83,9 @@ impl Disk {
         self.0.lock().unwrap()
     }
 
-    /// Cuts the power at this change or sync from now on.
-    pub(super) fn cut_power_at(&self, call: usize) {
-        self.state().changes_until_failure = Some(call);
+    /// Cuts the power at the `number`th change or sync from now on, which fails.
+    pub(super) fn cut_power_at(&self, number: usize) {
+        self.state().changes_until_failure = Some(number);
     }
 
     pub(super) fn is_off(&self) -> bool {

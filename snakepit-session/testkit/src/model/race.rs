@@ -178,7 +178,7 @@ fn race<B: SessionBackend>(
     let run = |actions: &[Action]| {
         let mut actions = actions.to_vec();
         actions.iter_mut().for_each(|action| action.resolve_ids(&ids));
-        let _guest = PanicGuard(barrier);
+        let _guard = PanicGuard(barrier);
         runtime.block_on(async {
             let mut calls = Vec::new();
             for (turn, action) in actions.into_iter().enumerate() {

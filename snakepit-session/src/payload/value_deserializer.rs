@@ -1,4 +1,5 @@
-//! Numbers that JSON represents differently: NaN and infinities, which are strings, and integers in the form of floats.
+//! [`ValueDeserializer`]: reads JSON in which strings stand for NaN and infinities, floats for integers, and envelopes for bytes and
+//! arrays.
 
 use std::borrow::Cow;
 
@@ -27,9 +28,11 @@ pub(super) fn may_contain(json: &[u8]) -> bool {
     contains(br#"aN""#) || contains(br#"nfinity""#) || contains(br#""__snakepit__""#)
 }
 
-/// Deserializes JSON. The names read as numbers if the caller requests a number, and 5.0 as an integer if it requests an
-/// integer. With `whole`, 5.0 is an integer also for visitors without a type hint, such as those of flattened structs and
-/// untagged enums, and bytes are a map with base64 for visitors without a type hint. Envelopes refer to `buffers`.
+/// Deserializes JSON. If the caller requests a number, `"NaN"` and the like are read as numbers. If it requests an integer, 5.0 is
+/// read as one. Envelopes refer to `buffers`.
+///
+/// `whole` changes values for visitors without a type hint, such as those of flattened structs and untagged enums: 5.0 is an
+/// integer, and bytes are a map with base64.
 pub(super) fn read<'de, S: DeserializeSeed<'de>>(
     json: &[u8],
     seed: S,
@@ -38,25 +41,26 @@ pub(super) fn read<'de, S: DeserializeSeed<'de>>(
 ) -> Result<S::Value, Error> {
     let value: Value = serde_json::from_slice(json)?;
     nested::check_references(&value, buffers).map_err(|problem| Error::custom(format!("it {problem}")))?;
-    seed.deserialize(Special { value, whole, buffers })
+    seed.deserialize(ValueDeserializer { value, whole, buffers })
 }
 
-struct Special<'a> {
+/// Deserializes a parsed value.
+struct ValueDeserializer<'a> {
     value: Value,
     whole: bool,
     buffers: &'a Bytes,
 }
 
-impl<'a> Special<'a> {
+impl<'a> ValueDeserializer<'a> {
     /// The bytes or array that this value stands for.
-    fn into_part(self) -> Result<Part<'a>, Error> {
+    fn into_buffer(self) -> Result<BufferDeserializer<'a>, Error> {
         let Value::Object(map) = self.value else { return Err(Error::custom("it is not a map")) };
         let envelope =
             Envelope::parse(map, self.buffers).map_err(|problem| Error::custom(format!("it {problem}")))?;
-        Ok(Part { envelope, whole: self.whole })
+        Ok(BufferDeserializer { envelope, whole: self.whole })
     }
 
-    fn is_part(&self) -> bool {
+    fn is_envelope(&self) -> bool {
         self.value.as_object().is_some_and(Envelope::is_in)
     }
 }
@@ -73,7 +77,7 @@ macro_rules! integers {
     };
 }
 
-impl<'de> IntoDeserializer<'de, Error> for Special<'de> {
+impl<'de> IntoDeserializer<'de, Error> for ValueDeserializer<'de> {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -81,12 +85,12 @@ impl<'de> IntoDeserializer<'de, Error> for Special<'de> {
     }
 }
 
-impl<'de> Deserializer<'de> for Special<'de> {
+impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.is_part() {
-            return self.into_part()?.deserialize_any(visitor);
+        if self.is_envelope() {
+            return self.into_buffer()?.deserialize_any(visitor);
         }
         let Self { whole, buffers, .. } = self;
         match self.value {
@@ -165,8 +169,8 @@ impl<'de> Deserializer<'de> for Special<'de> {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.is_part() {
-            self.into_part()?.deserialize_seq(visitor)
+        if self.is_envelope() {
+            self.into_buffer()?.deserialize_seq(visitor)
         } else {
             self.deserialize_any(visitor)
         }
@@ -177,7 +181,11 @@ impl<'de> Deserializer<'de> for Special<'de> {
     }
 
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.is_part() { self.into_part()?.visit_bytes(visitor) } else { self.deserialize_any(visitor) }
+        if self.is_envelope() {
+            self.into_buffer()?.visit_bytes(visitor)
+        } else {
+            self.deserialize_any(visitor)
+        }
     }
 
     fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -189,13 +197,13 @@ impl<'de> Deserializer<'de> for Special<'de> {
     }
 }
 
-/// Bytes or an array inside of a value.
-struct Part<'a> {
+/// Deserializes bytes or an array inside a value.
+struct BufferDeserializer<'a> {
     envelope: Envelope<'a>,
     whole: bool,
 }
 
-impl<'de> Part<'de> {
+impl<'de> BufferDeserializer<'de> {
     fn visit_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.envelope.data {
             Cow::Borrowed(data) => visitor.visit_borrowed_bytes(data),

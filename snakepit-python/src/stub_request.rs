@@ -1,4 +1,4 @@
-//! Requests whose messages Python code has encoded, for adapters that bring their own protobuf classes.
+//! The requests of [stubs](../python/snakepit_bridge/_stub.py), whose messages Python code has encoded with its own protobuf classes.
 
 use bytes::{Buf, BufMut, Bytes};
 use snakepit_proto::MAX_MESSAGE_BYTES;
@@ -22,7 +22,7 @@ const SERVICE: &str = "snakepit.bridge.BridgeService";
 ///
 /// # Errors
 /// As [`Host::request`]. A name that is not that of an RPC is [`Code::Unimplemented`](tonic::Code::Unimplemented).
-pub(crate) async fn request(
+pub(crate) async fn send(
     host: &Host,
     caller: &Caller,
     rpc: &str,
