@@ -47,6 +47,47 @@ def problem_of(path: str) -> str:
     return str(caught.value)
 
 
+#: An object such as the proxies of web frameworks: each lookup raises an exception that is no `AttributeError`.
+LAZY = """
+class Lazy:
+    __slots__ = ()
+    def __getattr__(self, name): raise RuntimeError(f"there is no {name} yet")
+    def __call__(self): ...
+"""
+
+
+def test_objects_that_raise_at_lookups_are_no_tools(write: Write) -> None:
+    write(
+        "lazy",
+        f"{LAZY}\nrequest = Lazy()\nclass Settings:\n    request = Lazy()\ndef double(x: int) -> int: return 2 * x\n",
+    )
+    assert tools_of("lazy") == ["double"]
+    assert "`double`" in problem_of("lazy:missing")
+    write(
+        "lazy_class",
+        "from snakepit_bridge import tool\n"
+        f"{LAZY}\n"
+        "class Adapter:\n"
+        "    request = Lazy()\n"
+        "    @tool\n"
+        "    def double(self, x: int) -> int: return 2 * x\n",
+    )
+    assert tools_of("lazy_class") == ["double"]
+
+
+def test_a_module_may_define_models_of_pydantic(write: Write) -> None:
+    pytest.importorskip("pydantic")
+    write(
+        "models",
+        "from pydantic import BaseModel\n"
+        "class Point(BaseModel):\n"
+        "    x: int\n"
+        "def shifted(point: Point) -> Point: return Point(x=point.x + 1)\n",
+    )
+    assert tools_of("models") == ["shifted"]
+    assert call_tool("models", "shifted", point={"x": 1}) == {"x": 2}
+
+
 def test_public_functions_that_a_module_defines_are_tools(write: Write) -> None:
     write(
         "plain",

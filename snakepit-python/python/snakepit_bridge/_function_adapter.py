@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from snakepit_bridge import _current, _signatures
 from snakepit_bridge._tool_metadata import METADATA_ATTRIBUTE
-from snakepit_bridge.base_adapter import FUNCTIONS_ATTRIBUTE, TOOL_ATTRIBUTE, BaseAdapter
+from snakepit_bridge.base_adapter import FUNCTIONS_ATTRIBUTE, TOOL_ATTRIBUTE, BaseAdapter, attributes_of, own_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def is_function(value: object) -> bool:
     """Return whether a value is a function, or a callable that wraps one or is marked as a tool."""
     if isinstance(value, type) or not callable(value):
         return False
-    return isinstance(value, _signatures.FUNCTION) or hasattr(value, "__wrapped__") or _is_marked(value)
+    return (
+        isinstance(value, _signatures.FUNCTION) or own_attribute(value, "__wrapped__") is not None or _is_marked(value)
+    )
 
 
 def adapter_of_module(module: ModuleType) -> type:
@@ -93,7 +95,7 @@ def _functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]
         if name in HOOKS or not is_function(value):
             continue
         # A partial marked as a tool has the module of its class.
-        is_own = getattr(value, "__module__", None) == module.__name__ or type(value).__name__ == "partial"
+        is_own = own_attribute(value, "__module__") == module.__name__ or type(value).__name__ == "partial"
         if listed is not None or (is_own and not name.startswith("_")):
             yield name, value
 
@@ -112,7 +114,5 @@ def _has_tools(adapter: type) -> bool:
 
 
 def _is_marked(member: object) -> bool:
-    function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
-    # Looked up without `getattr`, which objects such as mocks answer for every name.
-    attributes = getattr(function, "__dict__", ())
+    attributes = attributes_of(member)
     return TOOL_ATTRIBUTE in attributes or METADATA_ATTRIBUTE in attributes

@@ -7,6 +7,7 @@ import sys
 
 from snakepit_bridge import _failures
 from snakepit_bridge._plan import AdapterError, one_line
+from snakepit_bridge.base_adapter import own_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,6 +113,6 @@ def _names_of(module: ModuleType) -> str:
     own = (
         name
         for name, member in vars(module).items()
-        if getattr(member, "__module__", None) == module.__name__ and callable(member) and not name.startswith("_")
+        if own_attribute(member, "__module__") == module.__name__ and callable(member) and not name.startswith("_")
     )
     return ", ".join(f"`{name}`" for name in own) or "no class and no function"

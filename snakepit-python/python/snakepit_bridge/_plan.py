@@ -5,7 +5,14 @@ from __future__ import annotations
 from snakepit_bridge import _contexts, _failures, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop, drain
 from snakepit_bridge._tool_metadata import METADATA_ATTRIBUTE
-from snakepit_bridge.base_adapter import AFTER_CANCEL, FUNCTIONS_ATTRIBUTE, TOOL_ATTRIBUTE, ToolOptions, tool
+from snakepit_bridge.base_adapter import (
+    AFTER_CANCEL,
+    FUNCTIONS_ATTRIBUTE,
+    TOOL_ATTRIBUTE,
+    ToolOptions,
+    attributes_of,
+    tool,
+)
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.session_context import SessionContext
 
@@ -222,12 +229,12 @@ def _methods_of(adapter: type) -> Iterator[Member]:
 
 
 def _options_of(member: object) -> ToolOptions | None:
-    function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
-    options = getattr(function, TOOL_ATTRIBUTE, None)
+    attributes = attributes_of(member)
+    options = attributes.get(TOOL_ATTRIBUTE)
     if isinstance(options, ToolOptions):
         return options
-    # Decorators of adapters for the original Snakepit. Looked up without `getattr`, which mocks answer for every name.
-    metadata = getattr(function, "__dict__", {}).get(METADATA_ATTRIBUTE)
+    # Decorators of adapters for the original Snakepit.
+    metadata = attributes.get(METADATA_ATTRIBUTE)
     if metadata is None:
         return None
     return ToolOptions(

@@ -8,7 +8,7 @@ from snakepit_bridge._tool_metadata import ToolMetadata as ToolMetadata
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, ClassVar, Literal, TypeVar, overload
 
     from snakepit_bridge._current import Process
@@ -23,8 +23,32 @@ TOOL_ATTRIBUTE = "__snakepit_tool__"
 #: The attribute of an adapter that maps attributes of the class to the names and functions of a module.
 FUNCTIONS_ATTRIBUTE = "__snakepit_functions__"
 
+#: The class of bound methods.
+_METHOD = type(ProcessAttribute().__get__)
+
 #: The accepted values of ``after_cancel``.
 AFTER_CANCEL = ("auto", "keep", "replace")
+
+
+def own_attribute(value: object, name: str, default: Any = None) -> Any:
+    """Return an attribute of a value without calling its `__getattr__`.
+
+    Mocks answer that for every name, and lazy objects, such as the validators of pydantic or the proxies of web
+    frameworks, with exceptions.
+    """
+    try:
+        return object.__getattribute__(value, name)
+    except Exception:
+        return default
+
+
+def attributes_of(member: object) -> Mapping[str, Any]:
+    """Return the dictionary of a member of a class or a module, or of the function that the member binds."""
+    function = member
+    if isinstance(member, staticmethod | classmethod) or type(member) is _METHOD:
+        function = member.__func__  # type: ignore[union-attr]
+    attributes: Mapping[str, Any] = own_attribute(function, "__dict__", {})
+    return attributes
 
 
 class ToolOptions:
