@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from snakepit_bridge._plan import Plan
 
 #: The time within which the tasks that a call left behind must end, in seconds.
-_END_WITHIN = 2.0
+_TASK_END_TIMEOUT = 2.0
 
 #: The maximum number of times that the tasks of a call are cancelled, because they may start further ones.
 _MAX_ROUNDS = 10
 
-#: The grace period of a cancelled call in a thread before the first exception, in seconds.
-_GRACE = 0.1
+#: The time between the cancellation of a call in a thread and the first exception in it, in seconds.
+_INTERRUPT_DELAY = 0.1
 
 #: The time between two exceptions in a call that does not end, in seconds.
 _REPEAT_INTERVAL = 0.9
@@ -59,7 +59,7 @@ class ConcurrentLoop(RunningLoop):
         loop = self._loop
         asyncio.set_event_loop(loop)
         runner = _CallRunner(self, calls, plan)
-        # No call is the only running one. The owner in the context of the code shows its call.
+        # Not a call, because several run. The owner in the context of the code is its call.
         _owner.running = runner
         try:
             main = loop.create_task(runner.run(), name="calls", context=self._worker_context.copy())
@@ -178,10 +178,10 @@ class _CallRunner:
                 context.run(OWNER.set, owner)
                 if self._prepare is not None:
                     context.run(self._prepare)
-                # Not by the factory, because it would count as a task that the call left behind.
+                # Without the task factory of the loop, which would record it as a task that the call left behind.
                 owner.task = asyncio.Task(serving, loop=self._loop, name=call.tool, context=context)
             except BaseException as error:
-                # Without a task, only this ends the call and releases its place.
+                # No task will end the call and release its place.
                 serving.close()
                 call.set_failure(error)
                 call.finish()
@@ -196,7 +196,7 @@ class _CallRunner:
             return
         owner.is_cancelled = True
         if owner.thread is not None:
-            self._loop.call_later(_GRACE, self._interrupt_thread, owner)
+            self._loop.call_later(_INTERRUPT_DELAY, self._interrupt_thread, owner)
         elif owner.task is not None:
             owner.task.cancel()
 
@@ -205,7 +205,7 @@ class _CallRunner:
         thread = owner.thread
         if thread is None or not owner.is_interruptible:
             return
-        wait = _GRACE
+        wait = _INTERRUPT_DELAY
         ident = thread.thread
         if ident is not None and self._may_interrupt(ident):
             frame = sys._current_frames().get(ident)
@@ -249,7 +249,7 @@ class _CallRunner:
         except BaseException as error:
             _report(error, f"the end of tool `{call.tool}`")
         call.finish()
-        # The context of the task refers to its owner. Without this cycle, the memory of the call is free immediately.
+        # The context of the task refers to its owner. Breaking this cycle frees the memory of the call immediately.
         owner.task = None
         self._start_calls()
 
@@ -261,8 +261,8 @@ class _CallRunner:
         plan = self._plan
         adapter: Any = None
         function: Any = None
-        #: A stream that was not exhausted.
-        items: list[Any] = []
+        #: The stream of the call, until it is closed.
+        open_streams: list[Any] = []
         try:
             owner.is_interruptible = True
             if call.cancelled:
@@ -285,9 +285,9 @@ class _CallRunner:
                 invoke = functools.partial(function, **kwargs)
                 is_plain = tool.is_plain
             if is_plain and self._threads is not None:
-                await self._run_in_thread(owner, functools.partial(_run_plain, call, invoke, items))
+                await self._run_in_thread(owner, functools.partial(_run_plain, call, invoke, open_streams))
             else:
-                await _finish(call, invoke(), items)
+                await _finish(call, invoke(), open_streams)
         except BaseException as error:
             owner.is_interruptible = False
             if not call.cancelled:
@@ -296,30 +296,30 @@ class _CallRunner:
         # Cancellation does not interrupt the cleanup.
         while owner.task is not None and owner.task.cancelling():
             owner.task.uncancel()
-        await self._clean_up(adapter, items)
+        await self._clean_up(adapter, open_streams)
 
     async def _run_in_thread(self, owner: CallOwner, body: Callable[[], Any]) -> None:
         thread = owner.thread = _native.ThreadCall()
         run = functools.partial(_in_thread, thread, body)
         try:
-            error, rest = await self._loop.run_in_executor(self._threads, contextvars.copy_context().run, run)
+            error, remainder = await self._loop.run_in_executor(self._threads, contextvars.copy_context().run, run)
         finally:
             owner.thread = None
         if error is not None:
             raise error
         if owner.call.cancelled:
             raise asyncio.CancelledError
-        if rest is not None:
-            await rest()
+        if remainder is not None:
+            await remainder()
 
-    async def _clean_up(self, adapter: Any, items: list[Any]) -> None:
-        for iterator in items:
+    async def _clean_up(self, adapter: Any, open_streams: list[Any]) -> None:
+        for stream in open_streams:
             try:
-                close = getattr(iterator, "aclose", None) or getattr(iterator, "close", None)
+                close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
                 if close is not None:
                     await _resolved(close())
             except BaseException as error:
-                _report(error, repr(iterator))
+                _report(error, repr(stream))
         if adapter is not None and self._plan.has_cleanup:
             try:
                 await _resolved(adapter.cleanup())
@@ -328,7 +328,7 @@ class _CallRunner:
 
     async def _end_tasks(self, owner: CallOwner) -> bool:
         """Cancel each task that a call left behind once. Return whether they ended in time."""
-        end = self._loop.time() + _END_WITHIN
+        end = self._loop.time() + _TASK_END_TIMEOUT
         cancelled: set[asyncio.Task[Any]] = set()
         for _ in range(_MAX_ROUNDS):
             tasks = {task for task in owner.tasks if not task.done()}
@@ -338,13 +338,13 @@ class _CallRunner:
             for task in tasks - cancelled:
                 if not task.cancelling():
                     self._running._warn(task)
-                elif left > _END_WITHIN / 2:
+                elif left > _TASK_END_TIMEOUT / 2:
                     # Its own call has cancelled it, and it cleans up.
                     continue
                 cancelled.add(task)
                 task.cancel()
             is_complete = tasks <= cancelled
-            timeout = left if is_complete else left - _END_WITHIN / 2
+            timeout = left if is_complete else left - _TASK_END_TIMEOUT / 2
             done, pending = await asyncio.wait(tasks, timeout=max(0.0, timeout))
             for task in done:
                 # Retrieves exceptions, so that asyncio does not log them.
@@ -355,18 +355,18 @@ class _CallRunner:
         return False
 
 
-async def _finish(call: ConcurrentCall, result: Any, items: list[Any]) -> None:
-    """Answer a call with the result of its tool. Add a stream that must be closed to `items`."""
+async def _finish(call: ConcurrentCall, result: Any, open_streams: list[Any]) -> None:
+    """Answer a call with the result of its tool. Add a stream that must be closed to `open_streams`."""
     if not _is_stream(result):
         result = await _resolved(result)
     if not call.is_streaming:
         if not call.set_result(result):
-            items.append(result)
+            open_streams.append(result)
         return
     if not _is_stream(result):
         call.put_result(result)
         return
-    items.append(result)
+    open_streams.append(result)
     sink = _open_stream(call)
     if hasattr(type(result), "__anext__"):
         count = 0
@@ -385,19 +385,19 @@ async def _finish(call: ConcurrentCall, result: Any, items: list[Any]) -> None:
     call.set_complete()
 
 
-def _run_plain(call: ConcurrentCall, invoke: Callable[[], Any], items: list[Any]) -> Callable[[], Any] | None:
+def _run_plain(call: ConcurrentCall, invoke: Callable[[], Any], open_streams: list[Any]) -> Callable[[], Any] | None:
     """Run a plain function on its thread. Return a function for the event loop if the rest of the call needs it."""
     result = invoke()
     is_async = hasattr(type(result), "__await__") or hasattr(type(result), "__anext__")
     if is_async:
-        return functools.partial(_finish, call, result, items)
+        return functools.partial(_finish, call, result, open_streams)
     if not call.is_streaming:
         if not call.set_result(result):
-            items.append(result)
+            open_streams.append(result)
     elif not _is_stream(result):
         call.put_result(result)
     else:
-        items.append(result)
+        open_streams.append(result)
         sink = _open_stream(call)
         for item in result:
             put = sink.put(item)

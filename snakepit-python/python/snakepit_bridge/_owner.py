@@ -18,13 +18,14 @@ WORKER = object()
 #: for callbacks from other threads.
 OWNER: ContextVar[object | None] = ContextVar("snakepit_owner", default=None)
 
-#: The owner for which the event loop runs. ``None`` while the loop does not run.
+#: The owner for which the event loop runs. ``None`` while the loop does not run. In a worker that runs calls
+#: concurrently, its runner, which equals the owner of no call.
 running: object | None = None
 
 #: The number of timers of a call from which those that have run are removed.
 _MIN_TIMERS = 16
 
-#: The delay after which a timer counts as run if it does not show whether it has, in seconds. Timers run late while a
+#: The delay after which a timer counts as run if it does not show its state, in seconds. Timers run late while a
 #: callback blocks the event loop.
 _MAX_DELAY = 60.0
 
@@ -54,8 +55,8 @@ class CallOwner:
         self.thread: ThreadCall | None = None
         #: Whether cancellation may interrupt the code that runs.
         self.is_interruptible = False
-        #: Whether the cancellation has reached the code of the call. From then on, the code cleans up, and a second
-        #: interruption would end that.
+        #: Whether the cancellation has reached the code of the call. The code then cleans up, and a second interruption
+        #: would end its cleanup.
         self.is_cancelled = False
         #: The callback of the event loop in which an exception was raised because it blocked the loop.
         self.interrupted: object | None = None
@@ -79,7 +80,7 @@ class CallOwner:
 
 
 def _is_waiting(timer: asyncio.TimerHandle, now: float) -> bool:
-    """Return whether a timer may still run. Those of asyncio show that, and those of other implementations do not."""
+    """Return whether a timer may still run. Only the timers of asyncio show that."""
     if timer.cancelled():
         return False
     return bool(getattr(timer, "_scheduled", timer.when() > now - _MAX_DELAY))
