@@ -57,9 +57,9 @@ pub(crate) fn spawn() -> std::io::Result<mpsc::Sender<Arc<CallState>>> {
     Ok(sender)
 }
 
-/// Like [`spawn`], for a worker that runs calls concurrently. The event loop cancels the tasks of cancelled calls. While some of them have
-/// not ended, the thread also sends signals, because a cancelled call may block the event loop. The handler raises an exception only if
-/// the code that runs belongs to a cancelled call.
+/// Like [`spawn`], for a worker that runs calls concurrently. The event loop cancels the tasks of cancelled calls. Until they have
+/// ended, the thread also sends signals, because a cancelled call may block the event loop. The handler of the signal raises an
+/// exception only if the running code belongs to a cancelled call.
 pub(crate) fn spawn_concurrent(signal: Arc<LoopSignal>) -> std::io::Result<mpsc::Sender<Arc<CallState>>> {
     let executor = pthread::pthread_self();
     let (sender, cancelled) = mpsc::channel::<Arc<CallState>>();

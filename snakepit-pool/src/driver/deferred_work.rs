@@ -16,11 +16,11 @@ use crate::scheduler::KillReason;
 pub(super) struct DeferredWork {
     /// The tasks to wake, usually only one.
     waker: Option<Waker>,
-    /// All other work. Boxed, because almost no event of a call causes any, and each creates and drops this value.
+    /// All other work. Boxed to keep this value small, because every event creates one, and almost none needs this part.
     rare: Option<Box<RareWork>>,
 }
 
-/// Work that few events cause.
+/// The parts of [`DeferredWork`] that most events do not need.
 #[derive(Default)]
 pub(super) struct RareWork {
     more_wakers: Vec<Waker>,
@@ -42,7 +42,7 @@ impl DeferredWork {
         }
     }
 
-    /// The work that few events cause.
+    /// Returns the rare parts. Allocates them at the first call.
     pub(super) fn rare(&mut self) -> &mut RareWork {
         self.rare.get_or_insert_default()
     }

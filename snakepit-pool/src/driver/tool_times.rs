@@ -6,7 +6,8 @@ use snakepit_registry::{CallMode, ToolCall};
 
 use crate::scheduler::Load;
 
-/// The maximum number of tools with an average, which bounds the memory for names that clients invent. Calls of other tools count as long.
+/// The maximum number of tools with an average. It bounds the memory for names that clients invent. Calls of other tools count
+/// as long.
 const MAX_TOOLS: usize = 4096;
 /// The maximum number of bytes of arguments of a brief call. Calls with more count as long.
 const MAX_ARGUMENT_BYTES: usize = 64 * 1024;
