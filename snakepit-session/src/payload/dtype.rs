@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::de::{Error, Visitor};
-use serde_json::Error as Problem;
+use serde_json::Error as JsonError;
 
 /// The data type of the items of an array: [`Payload::dtype`](crate::Payload::dtype). The names are those of numpy.
 ///
@@ -167,7 +167,7 @@ impl ItemFormat {
         Some(u64::from_le_bytes(wide))
     }
 
-    pub(super) fn visit<'de, V: Visitor<'de>>(self, item: &[u8], visitor: V) -> Result<V::Value, Problem> {
+    pub(super) fn visit<'de, V: Visitor<'de>>(self, item: &[u8], visitor: V) -> Result<V::Value, JsonError> {
         let unsupported = || {
             let name = match self.kind {
                 Kind::Bool => "bool",
@@ -178,7 +178,7 @@ impl ItemFormat {
                 Kind::Bfloat => "bfloat",
             };
             let bits = 8 * self.bytes;
-            Problem::custom(format!(
+            JsonError::custom(format!(
                 "items of {name}{bits} cannot be read in Rust; convert them to another dtype first"
             ))
         };
