@@ -257,7 +257,12 @@ def test_every_row_of_the_table_has_generated_values() -> None:
     text = (Path(__file__).parents[2] / "docs/values.md").read_text()
     table = text.partition("## Types")[2].partition("###")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")]
-    assert [re.sub(r"^-+$", "", row) for row in rows[2:]] == list(ROWS)
+    assert [types_in(row) for row in rows[2:]] == [types_in(row) for row in ROWS]
+
+
+def types_in(row: str) -> list[str]:
+    """Return the names of the types in a cell. The words around them do not matter."""
+    return re.findall(r"`([^`]+)`", row) or row.split()[:2]
 
 
 def loaded(value: Any) -> Any:
