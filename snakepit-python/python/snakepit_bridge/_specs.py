@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         description: str
         required: bool
         default: Any
-        #: The JSON Schema, unless the type says it all.
+        #: The JSON Schema, if `type` does not describe all conditions.
         schema: NotRequired[dict[str, Any]]
 
     class ToolSpec(TypedDict):
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         parameters: list[ParameterSpec]
         metadata: dict[str, str]
         supports_streaming: bool
+        #: Whether the tool accepts no arguments except these parameters.
         closed: bool
         #: The JSON Schemas of the result, and of the items of a stream.
         result_schema: NotRequired[dict[str, Any]]

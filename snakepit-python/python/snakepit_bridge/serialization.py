@@ -75,7 +75,7 @@ class TypeSerializer:
         """Encode a value of a type, such as ``float``.
 
         Returns:
-            The ``Any`` message, and the buffer of an array, which belongs into a separate field of the message.
+            The ``Any`` message, and the buffer of an array, which belongs in a separate field of the message.
 
         Raises:
             ValueError: The value has another type.

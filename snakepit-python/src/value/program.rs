@@ -23,7 +23,7 @@ pub(crate) fn program_data(value: &Chunk) -> (Cow<'_, [u8]>, &'static str) {
     (Cow::Owned(data), NESTED)
 }
 
-/// Converts the data of a program to its value. Data of an unknown content type is the value.
+/// Converts the data of a program to its value. Data of any other content type becomes `bytes`.
 ///
 /// # Errors
 /// `ValueError` if the data is malformed.
