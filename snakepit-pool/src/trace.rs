@@ -139,11 +139,11 @@ fn record_outcome(span: &Span, CallInfo { tool, call }: &CallInfo, result: Resul
             tracing::debug!("call succeeded");
         }
         Err(error @ (ToolError::WorkerLost { .. } | ToolError::Internal { .. })) => {
-            span.record("outcome", error.kind().reason());
+            span.record("outcome", error.kind().reason().as_str());
             tracing::warn!(%tool, %call, error = %error_chain(error), "call failed");
         }
         Err(error) => {
-            span.record("outcome", error.kind().reason());
+            span.record("outcome", error.kind().reason().as_str());
             tracing::debug!(error = %error_chain(error), "call failed");
         }
     }

@@ -107,7 +107,7 @@ impl CallRecord {
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {
         match (&self.error, self.outcome) {
-            (Some(error), _) => Some(error.kind().to_reason()),
+            (Some(error), _) => Some(error.kind().reason()),
             (None, CallOutcome::Succeeded) => None,
             (None, _) => Some(Reason::Cancelled),
         }

@@ -73,7 +73,7 @@ mod tests {
     #[tokio::test]
     async fn a_chunk_above_the_limit_of_a_message_is_an_error() {
         let chunk = Chunk { data: vec![b' '; MAX_ITEM_BYTES + 1].into(), ..Chunk::default() };
-        let to_status = |error: ToolError| Status::aborted(error.kind().reason());
+        let to_status = |error: ToolError| Status::aborted(error.kind().reason().as_str());
         let mut chunks = Box::pin(chunks_to_wire("count", stream::iter([Ok(chunk)]), true, to_status));
         let status = chunks.next().await.unwrap().unwrap_err();
         assert_eq!(status.message(), "ANSWER_TOO_LARGE");

@@ -70,9 +70,17 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The row of the table of reasons, with the codes of every protocol.
+    /// The machine-readable reason, such as `OVERLOADED`: a row of the table of reasons, with the codes of every protocol. Remote
+    /// clients receive its [text](Reason::as_str) in the details of a gRPC status.
+    ///
+    /// ```
+    /// use snakepit_registry::{ErrorKind, Reason};
+    ///
+    /// let reason = ErrorKind::Overloaded.reason();
+    /// assert_eq!((reason, reason.as_str(), reason.http_status()), (Reason::Overloaded, "OVERLOADED", 429));
+    /// ```
     #[must_use]
-    pub const fn to_reason(self) -> Reason {
+    pub const fn reason(self) -> Reason {
         match self {
             Self::ToolNotFound => Reason::ToolNotFound,
             Self::InvalidArgument => Reason::InvalidArgument,
@@ -96,27 +104,21 @@ impl ErrorKind {
             Self::ClientClosed => Reason::ClientClosed,
             Self::InvalidPayload => Reason::InvalidPayload,
             Self::NotStarted => Reason::NotStarted,
-            Self::Session(kind) => kind.to_reason(),
+            Self::Session(kind) => kind.reason(),
         }
-    }
-
-    /// The machine-readable reason, such as `OVERLOADED`. Remote clients receive the same text in the details of a gRPC status.
-    #[must_use]
-    pub const fn reason(self) -> &'static str {
-        self.to_reason().as_str()
     }
 
     /// The HTTP status for a service that answers its request with this error, such as 429. A gateway error (502) means that
     /// a worker or a host behind the service was lost.
     #[must_use]
     pub const fn http_status(self) -> u16 {
-        self.to_reason().http_status()
+        self.reason().http_status()
     }
 
     /// Whether the same call may succeed later without a change by the caller. A retry may run the tool twice. It is safe if
     /// [`ToolError::is_retryable`](crate::ToolError::is_retryable) returns `true` or the tool is idempotent.
     #[must_use]
     pub const fn is_transient(self) -> bool {
-        self.to_reason().is_transient()
+        self.reason().is_transient()
     }
 }

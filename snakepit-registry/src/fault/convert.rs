@@ -17,7 +17,7 @@ impl From<ToolError> for Fault {
             }
             _ => (error_chain(&error).to_string(), String::new()),
         };
-        let mut fault = Self { internals, ..Self::new(error.kind().to_reason(), message) };
+        let mut fault = Self { internals, ..Self::new(error.kind().reason(), message) };
         fault.may_have_run = error.may_have_run();
         match error {
             ToolError::NotFound { suggestion, .. } => {
@@ -109,7 +109,7 @@ impl Fault {
 
 fn session_fault(error: &SessionError, may_have_happened: bool) -> Fault {
     let mut fault =
-        Fault::new(error.kind().to_reason(), error_chain(error).to_string()).with_entries(entries_of(error));
+        Fault::new(error.kind().reason(), error_chain(error).to_string()).with_entries(entries_of(error));
     if may_have_happened {
         fault = fault.with_code(Code::Internal).with_may_have_run(true);
     } else if matches!(error, SessionError::NotWritten { .. }) {

@@ -67,7 +67,8 @@ where
     S: Stream<Item = CallBuilder<H>>,
     H: HostHandle,
 {
-    /// Returns the replies in the order of the items.
+    /// Returns the replies in the order of the items. `T` is the type of a value: `calls.in_order::<serde_json::Value>()` for any
+    /// value that JSON can express.
     ///
     /// A failed call is an `Err` item, and the others continue. `try_collect` and `try_for_each` end the batch at the first
     /// error.
@@ -81,7 +82,8 @@ where
         self.calls.map(CallBuilder::unary::<T>).buffered(self.concurrency)
     }
 
-    /// Returns the replies as they arrive, each with the index of its item, from 0.
+    /// Returns the replies as they arrive, each with the index of its item, from 0. `T` is the type of a value, as for
+    /// [`in_order`](Self::in_order).
     ///
     /// # Errors
     /// As for [`in_order`](Self::in_order).

@@ -185,7 +185,8 @@ impl<H: HostHandle> CallBuilder<H> {
         self
     }
 
-    /// Makes the call and waits for its value.
+    /// Makes the call and waits for its value. `T` is the type of the value:
+    /// `call.unary::<serde_json::Value>()` for any value that JSON can express.
     ///
     /// # Errors
     /// [`Error::Tool`] if the call fails, [`Error::WrongResult`] if the value does not fit `T`.
@@ -212,7 +213,9 @@ impl<H: HostHandle> CallBuilder<H> {
         value_of(self.send(CallMode::Unary).await?.0)
     }
 
-    /// Makes the call and returns its chunks as they arrive.
+    /// Makes the call and returns its chunks as they arrive. `T` is the type of a chunk:
+    /// `call.stream::<serde_json::Value>()` for any chunk that JSON can express, `call.stream::<Payload>()` for raw buffers. See
+    /// [`Caller::execute_stream`](crate::Caller::execute_stream).
     ///
     /// # Errors
     /// [`Error::Tool`] if the call cannot start. A later failure is the last item of the stream. A chunk that does not fit `T` is

@@ -50,7 +50,22 @@ impl<H: HostHandle> Caller<H> {
         Ok(SessionHandle::new(self.host.clone(), id))
     }
 
-    /// Calls a tool and returns its value.
+    /// Calls a tool and returns its value. `T` is the type of the value. If nothing else determines it, write it at the call, for
+    /// example `serde_json::Value` for any value that JSON can express:
+    ///
+    /// ```
+    /// use serde_json::{Value, json};
+    /// use snakepit_client::{Caller, Error, HostHandle};
+    ///
+    /// async fn show<H: HostHandle>(caller: &Caller<H>) -> Result<(), Error> {
+    ///     let report = caller.execute::<Value>("report", json!({"year": 2026})).await?;
+    ///     println!("{report}");
+    ///     caller.execute::<()>("forget", json!({"year": 2025})).await // for a tool that returns `None`
+    /// }
+    /// ```
+    ///
+    /// `Value` rounds integers beyond 64 bits to floats. To keep their digits, use `i128` or [`CallBuilder::payload_reply`], which also
+    /// returns the buffers of `bytes` and arrays.
     ///
     /// # Errors
     /// See [`CallBuilder::unary`].
@@ -61,7 +76,24 @@ impl<H: HostHandle> Caller<H> {
         Ok(self.call(tool).args(args).unary().await?.value)
     }
 
-    /// Calls a streaming tool and returns its chunks as they arrive.
+    /// Calls a streaming tool and returns its chunks as they arrive. `T` is the type of a chunk: your own type,
+    /// `serde_json::Value` for any chunk that JSON can express, or [`Payload`](snakepit_session::Payload) for `bytes` and arrays,
+    /// whose buffers it does not copy.
+    ///
+    /// ```
+    /// use futures_util::TryStreamExt;
+    /// use serde_json::json;
+    /// use snakepit_client::{Caller, Error, HostHandle, Payload};
+    ///
+    /// async fn read<H: HostHandle>(caller: &Caller<H>) -> Result<u64, Error> {
+    ///     let mut words = caller.execute_stream::<String>("generate", json!({"prompt": "Hello"})).await?;
+    ///     while let Some(word) = words.try_next().await? {
+    ///         print!("{word} ");
+    ///     }
+    ///     let frames = caller.execute_stream::<Payload>("frames", json!({})).await?;
+    ///     frames.try_fold(0, |total, frame| async move { Ok(total + frame.size() as u64) }).await
+    /// }
+    /// ```
     ///
     /// # Errors
     /// See [`CallBuilder::stream`].

@@ -137,7 +137,7 @@ fn statuses_agree_with_the_table_of_reasons_and_with_the_kinds_of_errors() {
         assert_eq!((fault.may_have_run(), fault.retry_after()), (may_have_run, retry_after), "{shown}");
         let status = from_tool_error(error);
         let reason = snakepit_wire::reason_of(&status).expect("a reason of the table");
-        assert_eq!((reason, reason.http_status()), (kind.to_reason(), kind.http_status()), "{shown}");
+        assert_eq!((reason, reason.http_status()), (kind.reason(), kind.http_status()), "{shown}");
         assert!(reason.codes().iter().any(|code| code.number() == status.code() as i32), "{shown}");
         let details = snakepit_proto::status::details_of(&status);
         assert_eq!(details.retry_after, retry_after, "{shown}");
@@ -176,7 +176,7 @@ const OTHER_REASONS: [Reason; 15] = [
 #[test]
 fn every_reason_of_the_table_is_in_use() {
     for &reason in Reason::ALL {
-        let is_used = errors().iter().any(|error| error.kind().to_reason() == reason);
+        let is_used = errors().iter().any(|error| error.kind().reason() == reason);
         assert_ne!(is_used, OTHER_REASONS.contains(&reason), "{reason}");
     }
 }

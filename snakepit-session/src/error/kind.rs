@@ -49,9 +49,10 @@ pub enum SessionErrorKind {
 }
 
 impl SessionErrorKind {
-    /// The row of the table of reasons, with the codes of every protocol.
+    /// The machine-readable reason, such as `SESSION_NOT_FOUND`: a row of the table of reasons, with the codes of every protocol.
+    /// Remote clients receive its [text](Reason::as_str) in the details of a gRPC status.
     #[must_use]
-    pub const fn to_reason(self) -> Reason {
+    pub const fn reason(self) -> Reason {
         match self {
             Self::SessionNotFound => Reason::SessionNotFound,
             Self::ProgramNotFound => Reason::ProgramNotFound,
@@ -71,22 +72,16 @@ impl SessionErrorKind {
         }
     }
 
-    /// The reason as clients receive it in the details of a gRPC status, such as `SESSION_NOT_FOUND`.
-    #[must_use]
-    pub const fn reason(self) -> &'static str {
-        self.to_reason().as_str()
-    }
-
     /// The HTTP status that suits the error, such as 404.
     #[must_use]
     pub const fn http_status(self) -> u16 {
-        self.to_reason().http_status()
+        self.reason().http_status()
     }
 
     /// Whether the same operation may succeed later without a change by the caller.
     #[must_use]
     pub const fn is_transient(self) -> bool {
-        self.to_reason().is_transient()
+        self.reason().is_transient()
     }
 }
 

@@ -136,7 +136,7 @@ impl From<Error> for Fault {
             Error::Session(error) => Self::of_write(&error),
             error => {
                 let message = error_chain(&error).to_string();
-                Self::new(error.kind().to_reason(), message).with_may_have_run(error.may_have_run())
+                Self::new(error.kind().reason(), message).with_may_have_run(error.may_have_run())
             }
         }
     }
@@ -171,7 +171,7 @@ mod tests {
         ] {
             let (kind, may_have_run, shown) = (error.kind(), error.may_have_run(), error.to_string());
             let fault = Fault::from(error);
-            assert_eq!((fault.reason, fault.may_have_run()), (kind.to_reason(), may_have_run), "{shown}");
+            assert_eq!((fault.reason, fault.may_have_run()), (kind.reason(), may_have_run), "{shown}");
             assert_eq!((fault.http_status(), fault.message), (kind.http_status(), shown));
         }
     }

@@ -74,8 +74,9 @@ impl<H: HostHandle> SessionHandle<H> {
         self.host().register_variable(self.id(), &VariableName::try_new(name)?, new).await
     }
 
-    /// Returns the value of a variable, by id or name. A tensor or an embedding becomes nested lists of numbers, even if it
-    /// was written as a raw buffer.
+    /// Returns the value of a variable, by id or name. `T` is the type of the value:
+    /// `session.get::<serde_json::Value>("rate")` for any value that JSON can express. A tensor or an embedding becomes nested lists
+    /// of numbers, even if it was written as a raw buffer. [`variable`](Self::variable) returns the buffer.
     ///
     /// # Errors
     /// [`Error::Session`] if the session or the variable does not exist; [`Error::Payload`] if the value does not fit `T`.
@@ -118,7 +119,8 @@ impl<H: HostHandle> SessionHandle<H> {
         self.host().set_variable(self.id(), write).await
     }
 
-    /// Computes the next value of a variable from its current value, writes it, and returns it. If another writer was faster,
+    /// Computes the next value of a variable from its current value, writes it, and returns it. The function names the type of
+    /// the value: `session.update("count", |count: i64| count + 1)`. If another writer was faster,
     /// the handle calls the function again with the newer value, so no write is lost.
     ///
     /// The value is written as by [`set`](Self::set). Use [`update_payload`](Self::update_payload) for floats that may become
