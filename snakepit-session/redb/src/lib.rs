@@ -29,6 +29,7 @@ mod expiry;
 mod file;
 mod group;
 mod open;
+mod row_counts;
 mod rows;
 mod state;
 mod writer;
@@ -36,6 +37,7 @@ mod writer;
 use expiry::{Expiries, Expiry, Owner};
 use group::Group;
 use open::in_file;
+use row_counts::RowCounts;
 use rows::{View, backend_error, damaged_error, is_disk_error};
 use writer::Writer;
 
@@ -119,6 +121,7 @@ struct SharedState {
     /// during a read.
     database: Arc<RwLock<Result<Arc<Database>, SessionError>>>,
     expiries: Expiries,
+    row_counts: Arc<RowCounts>,
     stats: Mutex<SessionStats>,
     events: SessionEventSender,
 }
@@ -130,6 +133,7 @@ impl SharedState {
             limits,
             database: Arc::new(RwLock::new(Ok(database))),
             expiries: Expiries::default(),
+            row_counts: Arc::default(),
             stats: Mutex::default(),
             events: SessionEventSender::new(),
         }
@@ -146,11 +150,12 @@ impl SharedState {
     /// Opens a snapshot of the last commit.
     async fn view(&self) -> Result<View, SessionError> {
         let database = Arc::clone(&self.database).read_owned().await;
+        let commits = self.row_counts.commits();
         let transaction = match &*database {
             Ok(database) => database.begin_read().map_err(backend_error)?,
             Err(failure) => return Err(failure.clone()),
         };
-        Ok(View::new(transaction, database))
+        Ok(View::new(transaction, Arc::clone(&self.row_counts), commits, database))
     }
 }
 

@@ -14,6 +14,8 @@ use snakepit_session::{
 };
 use tokio::sync::OwnedRwLockReadGuard;
 
+use super::row_counts::RowCounts;
+
 pub(super) type Key = (&'static str, &'static str);
 pub(super) type VersionKey = (&'static str, &'static str, u32);
 pub(super) type Row = &'static [u8];
@@ -142,7 +144,7 @@ pub(super) fn load_all_variables(
 }
 
 /// Checks that a missing row was never written. If the session contains fewer rows than its header counts, the file is damaged.
-fn check_missing(
+fn count_rows(
     table: &impl ReadableTable<Key, Row>,
     owner: &str,
     name: &str,
@@ -170,6 +172,9 @@ fn check_count(owner: &str, unit: &str, found: usize, expected: usize) -> Result
 /// A consistent snapshot of the file.
 pub(super) struct View {
     transaction: ReadTransaction,
+    row_counts: Arc<RowCounts>,
+    /// The number of commits before the snapshot.
+    commits: u64,
     /// Keeps the file open.
     _database: OwnedRwLockReadGuard<Result<Arc<Database>, SessionError>>,
 }
@@ -177,9 +182,30 @@ pub(super) struct View {
 impl View {
     pub(super) const fn new(
         transaction: ReadTransaction,
+        row_counts: Arc<RowCounts>,
+        commits: u64,
         database: OwnedRwLockReadGuard<Result<Arc<Database>, SessionError>>,
     ) -> Self {
-        Self { transaction, _database: database }
+        Self { transaction, row_counts, commits, _database: database }
+    }
+
+    /// Checks that a missing row was never written. Counts the rows of a session once per commit.
+    fn check_missing(
+        &self,
+        definition: (&'static str, Definition),
+        id: &SessionId,
+        name: &str,
+        expected: usize,
+    ) -> Result<(), SessionError> {
+        let (table, definition) = definition;
+        if self.row_counts.are_counted(self.commits, table, id.as_str()) {
+            return Ok(());
+        }
+        #[cfg(test)]
+        self.row_counts.scans.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        count_rows(&self.table(definition)?, id.as_str(), name, expected)?;
+        self.row_counts.record(self.commits, table, id.as_str());
+        Ok(())
     }
 
     fn table<K: redb::Key + 'static>(
@@ -227,7 +253,12 @@ impl View {
         let is_missing = |identifier: &String| !record.variables.contains_key(variable_name_in(identifier));
         let missing = identifiers.iter().find(|identifier| is_missing(identifier));
         missing.map_or(Ok(()), |missing| {
-            check_missing(&table, id.as_str(), variable_name_in(missing), record.header.variables)
+            self.check_missing(
+                ("variables", VARIABLES),
+                id,
+                variable_name_in(missing),
+                record.header.variables,
+            )
         })
     }
 
@@ -283,7 +314,7 @@ impl View {
         name: &ProgramName,
         header: &SessionHeader,
     ) -> Result<(), SessionError> {
-        check_missing(&self.table(PROGRAMS)?, id.as_str(), name.as_str(), header.programs)
+        self.check_missing(("programs", PROGRAMS), id, name.as_str(), header.programs)
     }
 
     /// Loads the data of a program.

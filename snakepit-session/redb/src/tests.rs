@@ -31,6 +31,29 @@ fn id(text: &str) -> SessionId {
     SessionId::try_new(text).unwrap()
 }
 
+#[tokio::test]
+async fn lookups_of_missing_rows_count_the_rows_once_per_commit() {
+    let directory = directory();
+    let backend = open(&directory).await;
+    let session = id("s");
+    backend.create(&session, NewSession::default()).await.unwrap();
+    for n in 0..20 {
+        register(&backend, "s", &format!("v{n}")).await.unwrap();
+    }
+    let scans = || backend.shared.row_counts.scans.load(Relaxed);
+    let (owner, missing) = (ProgramOwner::Session(session.clone()), program_name("missing"));
+    let before = scans();
+    for round in 1..=3_usize {
+        for _ in 0..5 {
+            let found = backend.variables(&session, &["missing", "v1", "other"]).await.unwrap();
+            assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true, false]);
+            assert!(backend.program(&owner, &missing).await.is_err());
+        }
+        assert_eq!(scans() - before, 2 * round, "one scan per table");
+        set(&backend, "s", "v1", 7).await.unwrap();
+    }
+}
+
 fn program_name(text: &str) -> ProgramName {
     ProgramName::try_new(text).unwrap()
 }

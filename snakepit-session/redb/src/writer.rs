@@ -277,6 +277,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
         // The write lock excludes readers, so this closes the file.
         *current = Err(failure.clone());
         *database = None;
+        shared.row_counts.invalidate();
         let opened = open(&shared.path, &shared.limits, &self.storage, Some((*identity, guard)));
         let outcome =
             opened.map(|Opened { database: opened, guard: opened_guard, totals, expiries, .. }| {
@@ -344,7 +345,12 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
                 check_free_space(&shared.path, &file, stored, size).map_err(not_written)
             };
             match outage.and_then(|()| is_usable()) {
-                Ok(()) => transaction.commit().map_err(backend_error).inspect(|()| self.outage = None),
+                Ok(()) => {
+                    shared.row_counts.invalidate();
+                    let committed = transaction.commit().map_err(backend_error);
+                    shared.row_counts.invalidate();
+                    committed.inspect(|()| self.outage = None)
+                }
                 Err(error) => {
                     // If the abort fails too, the next transaction cannot begin.
                     let _ = transaction.abort();
