@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use crate::{
     NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session, SessionError,
-    SessionEvents, SessionId, SessionStats, SetVariable, Variable, VariableName, VariableVersion,
-    VariableWatch, kit::variable_not_found,
+    SessionEvents, SessionId, SessionLimits, SessionStats, SetVariable, Variable, VariableName,
+    VariableVersion, VariableWatch, kit::variable_not_found,
 };
 
 /// Whether an operation created an object or found an existing one.
@@ -184,12 +184,15 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// backend may leave some of them. The backends of this project delete all of them in one commit.
     ///
     /// # Errors
-    /// [`SessionError::TooManyNames`], or an error of the backend.
+    /// [`SessionError::TooManyNames`], or an error of the backend. The default implementation accepts as many identifiers as
+    /// [`SessionLimits::default`].
     async fn delete_variables(
         &self,
         id: &SessionId,
         identifiers: &[&str],
     ) -> Result<Vec<Option<Variable>>, SessionError> {
+        // Checked before the reservation of memory, because an identifier of a client can have two bytes.
+        SessionLimits::default().check_names(identifiers.len())?;
         if identifiers.is_empty() {
             self.get(id).await?;
         }

@@ -97,6 +97,15 @@ impl TryFrom<String> for SessionId {
     }
 }
 
+/// So that `call.session(&id)` accepts text that the caller keeps.
+impl TryFrom<&String> for SessionId {
+    type Error = SessionError;
+
+    fn try_from(id: &String) -> Result<Self, SessionError> {
+        Self::try_new(id)
+    }
+}
+
 impl FromStr for SessionId {
     type Err = SessionError;
 
@@ -148,6 +157,21 @@ mod tests {
         assert_eq!(serde_json::from_str::<SessionId>(&json).unwrap(), id);
         let error = serde_json::from_str::<SessionId>(r#""a\nb""#).unwrap_err().to_string();
         assert!(error.contains("control characters"), "{error}");
+    }
+
+    #[test]
+    fn text_and_ids_convert_whether_owned_or_borrowed() {
+        fn convert<S: TryInto<SessionId>>(id: S) -> Result<SessionId, SessionError>
+        where
+            SessionError: From<S::Error>,
+        {
+            Ok(id.try_into()?)
+        }
+        let (text, id) = ("a".to_owned(), SessionId::try_new("a").unwrap());
+        for converted in [convert("a"), convert(&text), convert(&id), convert(id.clone()), convert(text)] {
+            assert_eq!(converted.unwrap(), id);
+        }
+        assert!(convert(String::new()).is_err());
     }
 
     #[test]

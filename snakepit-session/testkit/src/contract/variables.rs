@@ -55,6 +55,7 @@ async fn operations_with_too_many_names_are_rejected(backend: &impl SessionBacke
         let updates = names.iter().map(|name| set(name, "1")).collect();
         assert!(is_rejected(backend.set_variables(&id("s"), updates, batch).await.expect_err("too many")));
     }
+    assert!(is_rejected(backend.delete_variables(&id("s"), &identifiers).await.expect_err("too many")));
     let few = backend.variables(&id("s"), &identifiers[..100]).await.expect("read");
     assert!(few.iter().all(Option::is_none));
 }
