@@ -15,8 +15,9 @@ use futures_util::{FutureExt, StreamExt, stream};
 use http_body::Frame;
 use snakepit_proto::pb::{self, bridge_service_client::BridgeServiceClient};
 use snakepit_server::{
-    Builder, Client, FnTool, Principal, Snakepit, ToolCall, ToolError, ToolFailure, ToolHandler, ToolReply,
-    ToolSpec, TracebackPolicy, routes::Routes, testing::InProcessWorkers,
+    Builder, Client, ErrorKind, FnTool, Principal, SessionErrorKind, Snakepit, ToolCall, ToolError,
+    ToolFailure, ToolHandler, ToolReply, ToolSpec, TracebackPolicy, VariableType, routes::Routes,
+    testing::InProcessWorkers,
 };
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -114,6 +115,42 @@ async fn clients_of_a_tonic_server_use_the_host() {
         tokio::time::timeout(TEST_TIMEOUT, sleeping).await.expect("the drain is short").unwrap().unwrap_err();
     assert_eq!(cut_off.kind(), snakepit_server::ErrorKind::ShuttingDown, "{cut_off:?}");
     tokio::time::timeout(TEST_TIMEOUT, serving).await.expect("the server ends").unwrap().unwrap();
+}
+
+/// Answers as a host of an earlier version, which cannot delete several variables in one step.
+async fn without_delete_variables(
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> axum::response::Response {
+    if request.uri().path().ends_with("/DeleteVariables") {
+        return tonic::Status::unimplemented("").into_http();
+    }
+    next.run(request).await
+}
+
+#[tokio::test]
+async fn many_variables_are_deleted_one_by_one_on_hosts_of_earlier_versions() {
+    let fixture = Fixture::start(|builder| builder).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let layer = axum::middleware::from_fn(without_delete_variables);
+    let router = fixture.snakepit.routes().into_axum_router().route_layer(layer);
+    let serving = tokio::spawn(axum::serve(listener, router).into_future());
+
+    let session = Client::connect(&address.to_string()).await.unwrap().session("alice").await.unwrap();
+    for name in ["a", "b"] {
+        session.register(name, VariableType::integer(), 1).await.unwrap();
+    }
+    let deleted = session.delete_many(&["a", "missing", "a", "b"]).await.unwrap();
+    assert_eq!(deleted, [true, false, false, true]);
+    assert!(session.variables("").await.unwrap().is_empty());
+    assert_eq!(session.delete_many(&[]).await.unwrap(), [false; 0]);
+    session.clone().delete().await.unwrap();
+    for identifiers in [&[][..], &["a"]] {
+        let error = session.delete_many(identifiers).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Session(SessionErrorKind::SessionNotFound), "{error:?}");
+    }
+    serving.abort();
 }
 
 const TRACEBACK: &str = "File \"/srv/shop.py\"";

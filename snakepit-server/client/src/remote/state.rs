@@ -17,10 +17,12 @@ use snakepit_session::{
 };
 use snakepit_wire::{payload_from_wire, payload_to_wire, read_ahead};
 use tokio::{task::JoinSet, time::Instant};
+use tonic::{Code, Response};
 
 use super::{
     MAX_WATCHES, RemoteHost,
     closing::{UntilClosed, closed},
+    is_of_proxy,
 };
 use crate::{
     Error, EventStream, HostHandle, status::session_error, trace::attach_current_trace,
@@ -67,6 +69,24 @@ pub(super) use repeatable_rpc;
 pub(super) use write_rpc;
 
 impl crate::host::sealed::Sealed for RemoteHost {}
+
+impl RemoteHost {
+    /// Deletes variables on a host of an earlier version, which cannot delete several in one step.
+    async fn delete_one_by_one(&self, id: &SessionId, identifiers: &[&str]) -> Result<Vec<bool>, Error> {
+        if identifiers.is_empty() {
+            self.find_variables(id, identifiers).await?;
+        }
+        let mut deleted = Vec::with_capacity(identifiers.len());
+        for identifier in identifiers {
+            deleted.push(match self.delete_variable(id, identifier).await {
+                Ok(()) => true,
+                Err(Error::Session(SessionError::VariableNotFound { .. })) => false,
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(deleted)
+    }
+}
 
 impl HostHandle for RemoteHost {
     async fn call(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
@@ -248,7 +268,25 @@ impl HostHandle for RemoteHost {
             session_id: id.to_string(),
             variable_identifiers: identifiers.iter().map(|&identifier| identifier.to_owned()).collect(),
         };
-        let deleted = write_rpc!(self, "DeleteVariables", delete_variables(request)).deleted;
+        let timeout = self.0.options.request_timeout;
+        check_request_size(&request).map_err(|status| timeout.error("DeleteVariables", &status))?;
+        let send = |mut client: BridgeClient| {
+            let request = timeout.apply(request.clone());
+            async move { client.delete_variables(request).await }
+        };
+        let response = async {
+            match self.0.request(false, send).await {
+                Ok(response) => Ok(response.map(Some)),
+                Err(status) if status.code() == Code::Unimplemented && !is_of_proxy(&status) => {
+                    Ok(Response::new(None))
+                }
+                Err(status) => Err(status),
+            }
+        };
+        let Some(response) = self.0.until_cut(timeout.within("DeleteVariables", response)).await? else {
+            return self.delete_one_by_one(id, identifiers).await;
+        };
+        let deleted = response.deleted;
         if deleted.len() != identifiers.len() {
             let problem = format!("{} outcomes for {} variables", deleted.len(), identifiers.len());
             return Err(malformed_response(problem));

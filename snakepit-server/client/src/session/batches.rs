@@ -125,7 +125,8 @@ impl<H: HostHandle> SessionHandle<H> {
     ///
     /// # Cancel safety
     /// If the future is dropped, either all of the variables are deleted or none. A custom backend without its own
-    /// `delete_variables` may have deleted some of them.
+    /// `delete_variables`, or a remote host of an earlier version, may have deleted some of them. The client deletes variables one by
+    /// one on such a host.
     pub async fn delete_many(&self, identifiers: &[&str]) -> Result<Vec<bool>, Error> {
         self.host().delete_variables(self.id(), identifiers).await
     }
