@@ -270,7 +270,13 @@ impl<'de, 'a: 'de> MapAccess<'de> for ArgumentsAccess<'a, '_> {
         seed: V,
     ) -> Result<V::Value, Self::Error> {
         let value = self.value.take().ok_or_else(|| serde_json::Error::custom("a value without its key"))?;
-        let result = if self.accepts_whole_floats { value.read_whole(seed)? } else { value.read(seed)? };
+        let result = if value.may_contain_large_integer() {
+            value.read_exact(seed, self.accepts_whole_floats)?
+        } else if self.accepts_whole_floats {
+            value.read_whole(seed)?
+        } else {
+            value.read(seed)?
+        };
         *self.current_name = None;
         Ok(result)
     }
@@ -297,6 +303,33 @@ mod tests {
         assert_eq!(entries_of(&collected), [("a", 2), ("b", 5), ("c", 3)]);
         assert_eq!(collected, inserted);
         assert_eq!((collected.get("c"), collected.get("d")), (Some(&value(3)), None));
+    }
+
+    #[test]
+    fn integers_beyond_64_bits_keep_their_digits_or_are_rejected() {
+        use std::collections::BTreeMap;
+
+        use serde_json::Value;
+
+        let large = || Payload::of_json("[1, 18446744073709551617]".into());
+        let arguments: Arguments = [("n".to_owned(), large())].into_iter().collect();
+        let exact: BTreeMap<String, (i64, u128)> = from_arguments("t", &arguments).unwrap();
+        assert_eq!(exact["n"], (1, (1 << 64) + 1));
+        let floats: BTreeMap<String, Vec<f64>> = from_arguments("t", &arguments).unwrap();
+        assert!((floats["n"][1] - 1.844_674_407_370_955_2e19).abs() < 1.0, "the type asks for a float");
+        let payloads: BTreeMap<String, Payload> = from_arguments("t", &arguments).unwrap();
+        assert_eq!(payloads["n"], large());
+        for error in [
+            from_arguments::<BTreeMap<String, Value>>("t", &arguments).unwrap_err(),
+            from_arguments::<BTreeMap<String, Vec<Value>>>("t", &arguments).unwrap_err(),
+        ] {
+            let text = error.to_string();
+            assert!(
+                text.starts_with("argument `n` of tool `t` does not fit: the integer 18446744073709551617"),
+                "{text}"
+            );
+            assert!(text.contains("take it as `i128`, `f64` or `Payload`"), "{text}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod array;
 mod dtype;
 mod element;
 mod error;
+mod exact;
 mod items;
 #[cfg(feature = "ndarray")]
 mod ndarray;
