@@ -16,7 +16,9 @@ mod message;
 pub(crate) use failure::PANIC;
 pub use failure::{ChainedException, ToolFailure};
 pub use kind::ErrorKind;
-use message::{describe_deadline, describe_queue, describe_violations, output_tail, rounded};
+use message::{
+    describe_deadline, describe_failure, describe_queue, describe_violations, output_tail, rounded,
+};
 
 /// The stage that a call had reached when its deadline passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +106,25 @@ pub enum ToolError {
         may_have_run: bool,
     },
     /// The tool ran and raised an exception.
-    #[error("tool `{}` failed: {_0}", _0.tool)]
+    #[error("{}", describe_failure(_0))]
+    ///
+    /// A handler can return a [`ToolFailure`] or a [`HostError`](crate::HostError) with `?` or [`into`](Into::into). The host adds
+    /// the name of the tool.
+    ///
+    /// ```
+    /// use snakepit_registry::{HostError, ToolError};
+    ///
+    /// fn find(key: &str) -> Result<u32, ToolError> {
+    ///     if key.is_empty() {
+    ///         return Err(HostError::new("no such entry").code("not_found").into());
+    ///     }
+    ///     let number: u32 = key.parse().map_err(HostError::from)?; // any error
+    ///     Ok(number)
+    /// }
+    ///
+    /// assert_eq!(find("").unwrap_err().failure().unwrap().code, "not_found");
+    /// assert_eq!(find("x").unwrap_err().error_type(), Some("ParseIntError"));
+    /// ```
     Failed(Box<ToolFailure>),
     /// The queue is full, so the call was rejected immediately.
     #[error("pool is overloaded: {}; retry later or add workers", describe_queue(*queued, *limit))]
@@ -163,7 +183,7 @@ pub enum ToolError {
         limit: usize,
     },
     /// The call's deadline passed.
-    #[error("deadline of tool `{tool}` {}", describe_deadline(*stage, *limit))]
+    #[error("deadline of tool `{tool}` {}", describe_deadline(*stage, *limit, *is_unanswered))]
     #[non_exhaustive]
     DeadlineExceeded {
         /// The tool's name.
@@ -172,6 +192,9 @@ pub enum ToolError {
         stage: CallStage,
         /// The time limit from which the deadline follows, if it is known.
         limit: Option<TimeLimit>,
+        /// Whether a client ended the call itself, because the host did not report the deadline. The host may not be running, or may
+        /// be unreachable.
+        is_unanswered: bool,
     },
     /// The call was cancelled, by its caller or by its id.
     #[error("call of tool `{tool}` was cancelled")]

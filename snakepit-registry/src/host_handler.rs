@@ -13,7 +13,8 @@ use crate::{
     meter::Meter,
 };
 
-/// Wraps the handler of a host tool: converts panics of the handler and its streams to failures of the tool, and counts the calls.
+/// Wraps the handler of a host tool: converts panics of the handler and its streams to failures of the tool, adds the name of the
+/// tool to failures, and counts the calls.
 #[derive(Debug)]
 pub(crate) struct HostHandler {
     pub(crate) handler: Arc<dyn ToolHandler>,
@@ -30,15 +31,20 @@ impl ToolHandler for HostHandler {
             Ok(running) => Guarded::new(running).instrument(measured.span().clone()).await,
             Err(message) => Err(message),
         };
-        let result = answer.unwrap_or_else(|message| Err(panic_failure(&tool, &message)));
-        let result = result.map(|mut reply| {
-            if let ReplyBody::Stream(chunks) = reply.body {
-                let chunks = Guarded::new(chunks)
-                    .map(move |item| item.unwrap_or_else(|message| Err(panic_failure(&tool, &message))));
-                reply.body = ReplyBody::Stream(Box::pin(chunks));
+        let result = match answer {
+            Ok(Ok(mut reply)) => {
+                if let ReplyBody::Stream(chunks) = reply.body {
+                    let chunks = Guarded::new(chunks).map(move |item| {
+                        item.unwrap_or_else(|message| Err(panic_failure(&tool, &message)))
+                            .map_err(|error| error.with_tool(&tool))
+                    });
+                    reply.body = ReplyBody::Stream(Box::pin(chunks));
+                }
+                Ok(reply)
             }
-            reply
-        });
+            Ok(Err(error)) => Err(error.with_tool(&tool)),
+            Err(message) => Err(panic_failure(&tool, &message)),
+        };
         measured.finish(result)
     }
 
@@ -64,7 +70,7 @@ impl ToolHandler for HostHandler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CallMode, Registry, ToolSpec};
+    use crate::{CallMode, HostError, Registry, ToolFailure, ToolSpec};
 
     #[derive(Debug)]
     struct Panics;
@@ -98,5 +104,36 @@ mod tests {
         let failed = chunks.next().await.unwrap().unwrap_err().to_string();
         assert!(failed.contains("panicked: no chunk"), "{failed}");
         assert!(chunks.next().await.is_none(), "the failure ends the stream");
+    }
+
+    #[derive(Debug)]
+    struct Fails;
+
+    #[async_trait]
+    impl ToolHandler for Fails {
+        /// Fails without the name of the tool, before or in the stream.
+        async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
+            if call.mode == CallMode::Unary {
+                Err(HostError::new("no such entry").code("not_found"))?;
+            }
+            let failure = async { Err(ToolFailure::new("NoEntry", "no such entry").into()) };
+            Ok(ToolReply::stream(Box::pin(futures_util::stream::once(failure))))
+        }
+    }
+
+    #[tokio::test]
+    async fn failures_of_a_handler_get_the_name_of_the_tool() {
+        let registry = Registry::new();
+        registry.register_host_handler(ToolSpec::new("value"), Arc::new(Fails)).unwrap();
+        let spec = ToolSpec { supports_streaming: true, ..ToolSpec::new("items") };
+        registry.register_host_handler(spec, Arc::new(Fails)).unwrap();
+
+        let unary = registry.call_host_tool(ToolCall::new("value")).await.unwrap_err();
+        assert_eq!(unary.to_string(), "tool `value` failed: HostToolError: no such entry");
+        assert_eq!(unary.failure().unwrap().code, "not_found");
+        let reply = registry.call_host_tool(ToolCall::new("items").streaming()).await.unwrap();
+        let ReplyBody::Stream(mut chunks) = reply.body else { panic!("a value") };
+        let failed = chunks.next().await.unwrap().unwrap_err();
+        assert_eq!(failed.to_string(), "tool `items` failed: NoEntry: no such entry");
     }
 }

@@ -8,7 +8,8 @@
 //!       a Rust closure, in the host          a pool of workers (snakepit-pool)     inside a worker
 //! ```
 //!
-//! This crate does not depend on gRPC, protobuf, processes or Python.
+//! This crate does not depend on gRPC, protobuf, processes or Python. Programs that embed a host import its items from
+//! `snakepit_server`.
 //!
 //! # Example
 //! ```
@@ -81,7 +82,9 @@ pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError,
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 /// The crate of [`schemars::JsonSchema`], which the argument types of host tools derive.
 pub use schemars;
-pub use service::{CallLayer, CallLayers, CallProgress, CallService, HandlerService};
+pub use service::{
+    CallLayer, CallLayers, CallLimit, CallLimitLayer, CallProgress, CallService, HandlerService,
+};
 pub use snakepit_reason::{Code, Reason};
 pub use spec::{ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolSpec};
 pub use timeline::{CallOutcome, CallRecord, CallTimeline};

@@ -1,6 +1,7 @@
 //! Calls as [`tower::Service`]s: the boxed service that layers wrap, and adapters from and to [`ToolHandler`].
 
 mod always_ready;
+mod call_limit;
 mod layers;
 mod progress;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use tower::{BoxError, Service};
 
 pub use self::{
+    call_limit::{CallLimit, CallLimitLayer},
     layers::{CallLayer, CallLayers},
     progress::CallProgress,
 };
@@ -162,7 +164,7 @@ impl CallService {
             let mut running = running.map_err(|message| layer_panicked(&message, false))?;
             let deadline_exceeded = |is_running| {
                 let stage = if is_running { CallStage::Running } else { CallStage::Queued };
-                ToolError::DeadlineExceeded { tool: tool.to_string(), stage, limit: None }
+                ToolError::deadline_exceeded(&*tool, stage)
             };
             if deadline.is_some_and(|at| at <= Instant::now()) {
                 return Err(deadline_exceeded(false));
@@ -179,8 +181,8 @@ impl CallService {
                     let result =
                         result.unwrap_or_else(|message| Err(layer_panicked(&message, progress.has_begun())));
                     return Poll::Ready(match result {
-                        Ok(reply) => Ok(catch_panics_of_stream(reply)),
-                        Err(error) => Err(progress.with_earlier_pass(error)),
+                        Ok(reply) => Ok(catch_panics_of_stream(reply, &tool)),
+                        Err(error) => Err(progress.with_earlier_pass(error).with_tool(&tool)),
                     });
                 }
                 is_cut_off = is_cut_off || cut_off.as_mut().poll(cx).is_ready();
@@ -211,11 +213,14 @@ fn layer_panicked(message: &str, may_have_run: bool) -> ToolError {
     ToolError::Layer { kind: ErrorKind::Rejected, may_have_run, problem, source: None }
 }
 
-/// Ends a streamed reply with an error if a layer that wraps the stream panics.
-fn catch_panics_of_stream(mut reply: ToolReply) -> ToolReply {
+/// Ends a streamed reply with an error if a layer that wraps the stream panics. Adds the name of the tool to its failure.
+fn catch_panics_of_stream(mut reply: ToolReply, tool: &Arc<str>) -> ToolReply {
     if let ReplyBody::Stream(chunks) = reply.body {
-        let items = Guarded::new(chunks)
-            .map(|item| item.unwrap_or_else(|message| Err(layer_panicked(&message, true))));
+        let tool = Arc::clone(tool);
+        let items = Guarded::new(chunks).map(move |item| {
+            item.unwrap_or_else(|message| Err(layer_panicked(&message, true)))
+                .map_err(|error| error.with_tool(&tool))
+        });
         reply.body = ReplyBody::Stream(Box::pin(items));
     }
     reply

@@ -234,7 +234,7 @@ impl Lease {
             ToolError::Cancelled { .. } | ToolError::DeadlineExceeded { .. } => {}
             _ => self.end = LeaseEnd::Finished(None),
         }
-        error.into()
+        error.with_tool(&self.tool).into()
     }
 
     /// Records that the worker was lost while it ran this call.

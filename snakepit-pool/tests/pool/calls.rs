@@ -210,8 +210,9 @@ async fn a_tool_failure_keeps_the_worker_and_is_not_retried() {
     let (mut harness, _workers) = PoolHarness::up(config(1)).await;
     let caller = harness.call(ToolCall::new("t").idempotent()).await;
     let failure = ToolFailure::new("ValueError", "");
-    harness.next_call().await.finish(Err(ToolError::Failed(Box::new(failure))));
-    assert!(matches!(caller.error().await, ToolError::Failed(_)));
+    harness.next_call().await.finish(Err(failure.into()));
+    let error = caller.error().await;
+    assert_eq!(error.to_string(), "tool `t` failed: ValueError", "the pool adds the name of the tool");
     assert_eq!(harness.state(0), WorkerState::Idle);
     assert!(harness.calls.is_empty());
 }

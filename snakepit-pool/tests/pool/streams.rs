@@ -43,7 +43,8 @@ async fn the_worker_is_busy_until_the_stream_ends() {
 async fn an_error_ends_the_stream_and_frees_the_worker() {
     let (harness, _worker, mut reply, chunk_sender) = start_stream(ToolCall::new("s")).await;
     chunk_sender.send(Err(ToolError::Failed(Box::default()))).unwrap();
-    assert!(matches!(next(&mut reply).await, Some(Err(ToolError::Failed(_)))));
+    let Some(Err(ToolError::Failed(failure))) = next(&mut reply).await else { panic!("no failure") };
+    assert_eq!(failure.tool, "s", "the pool adds the name of the tool");
     assert_eq!(harness.state(0), WorkerState::Idle);
     assert!(next(&mut reply).await.is_none());
     assert_eq!(harness.status().calls.failed, 1);

@@ -119,8 +119,8 @@ impl ToolError {
             return self;
         }
         match self {
-            Self::DeadlineExceeded { tool, limit, .. } => {
-                Self::DeadlineExceeded { tool, stage: CallStage::Running, limit }
+            Self::DeadlineExceeded { tool, limit, is_unanswered, .. } => {
+                Self::DeadlineExceeded { tool, stage: CallStage::Running, limit, is_unanswered }
             }
             Self::WorkerLost { worker, reason, output_lines, retry_after, source, .. } => {
                 Self::WorkerLost { worker, reason, may_have_run: true, output_lines, retry_after, source }
@@ -230,7 +230,7 @@ mod tests {
     }
 
     fn late(stage: CallStage) -> ToolError {
-        ToolError::DeadlineExceeded { tool: "add".into(), stage, limit: None }
+        ToolError::deadline_exceeded("add", stage)
     }
 
     #[test]

@@ -4,8 +4,20 @@ use std::{error::Error, time::Duration};
 
 use snakepit_session::SharedError;
 
-use super::{CallStage, ErrorKind, TimeLimit, ToolError};
-use crate::Violation;
+use super::{CallStage, ErrorKind, TimeLimit, ToolError, ToolFailure};
+use crate::{HostError, Violation};
+
+impl From<ToolFailure> for ToolError {
+    fn from(failure: ToolFailure) -> Self {
+        Self::Failed(Box::new(failure))
+    }
+}
+
+impl From<HostError> for ToolError {
+    fn from(error: HostError) -> Self {
+        Self::Failed(error.into_failure())
+    }
+}
 
 impl ToolError {
     /// Creates the error of a call of a tool that does not exist. See [`with_suggestion`](Self::with_suggestion).
@@ -72,7 +84,7 @@ impl ToolError {
 
     /// Creates the error of a missed deadline. See [`with_time_limit`](Self::with_time_limit).
     pub fn deadline_exceeded(tool: impl Into<String>, stage: CallStage) -> Self {
-        Self::DeadlineExceeded { tool: tool.into(), stage, limit: None }
+        Self::DeadlineExceeded { tool: tool.into(), stage, limit: None, is_unanswered: false }
     }
 
     /// Creates the error of a cancelled call.
@@ -170,6 +182,18 @@ impl ToolError {
         Self::Internal { problem: problem.into(), source: None }
     }
 
+    /// Sets the tool of a [`Failed`](Self::Failed) error that names none. Has no effect on other errors. The host does this for the
+    /// failures of handlers, workers and layers.
+    #[must_use]
+    pub fn with_tool(mut self, tool: &str) -> Self {
+        if let Self::Failed(failure) = &mut self
+            && failure.tool.is_empty()
+        {
+            tool.clone_into(&mut failure.tool);
+        }
+        self
+    }
+
     /// Sets the similar name of a [`NotFound`](Self::NotFound) error. Has no effect on other errors.
     #[must_use]
     pub fn with_suggestion(mut self, name: impl Into<Option<String>>) -> Self {
@@ -234,6 +258,16 @@ impl ToolError {
     pub fn with_time_limit(mut self, time_limit: Option<TimeLimit>) -> Self {
         if let Self::DeadlineExceeded { limit, .. } = &mut self {
             *limit = limit.or(time_limit);
+        }
+        self
+    }
+
+    /// Marks a [`DeadlineExceeded`](Self::DeadlineExceeded) error as one of a call that the host did not answer. Has no effect on other
+    /// errors.
+    #[must_use]
+    pub const fn of_unanswered_call(mut self) -> Self {
+        if let Self::DeadlineExceeded { is_unanswered, .. } = &mut self {
+            *is_unanswered = true;
         }
         self
     }

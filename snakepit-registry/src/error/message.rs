@@ -3,7 +3,15 @@
 use std::time::Duration;
 
 use super::{CallStage, TimeLimit};
-use crate::Violation;
+use crate::{ToolFailure, Violation};
+
+/// The message of a failure. Constructors do not require the name of the tool.
+pub(super) fn describe_failure(failure: &ToolFailure) -> String {
+    match &*failure.tool {
+        "" => format!("the tool failed: {failure}"),
+        tool => format!("tool `{tool}` failed: {failure}"),
+    }
+}
 
 /// The end of the message of a full queue.
 pub(super) fn describe_queue(queued: usize, limit: usize) -> String {
@@ -14,8 +22,12 @@ pub(super) fn describe_queue(queued: usize, limit: usize) -> String {
 }
 
 /// The end of the message of a missed deadline.
-pub(super) fn describe_deadline(stage: CallStage, limit: Option<TimeLimit>) -> String {
+pub(super) fn describe_deadline(stage: CallStage, limit: Option<TimeLimit>, is_unanswered: bool) -> String {
     match limit {
+        limit if is_unanswered => {
+            let limit = limit.map(|limit| format!(", after {limit},")).unwrap_or_default();
+            format!("passed{limit} and the host did not answer; check that it is running and reachable")
+        }
         Some(TimeLimit::Caller(Duration::ZERO)) => {
             "had passed before the call was made; set a later deadline, or a timeout above zero".to_owned()
         }
@@ -74,7 +86,7 @@ mod tests {
 
     #[test]
     fn the_message_of_a_missed_deadline_names_the_limit() {
-        let error = ToolError::DeadlineExceeded { tool: "add".into(), stage: CallStage::Queued, limit: None };
+        let error = ToolError::deadline_exceeded("add", CallStage::Queued);
         let second = Duration::from_secs(1);
         let late = error.with_time_limit(None).with_time_limit(Some(TimeLimit::Host(60 * second)));
         let late = late.with_time_limit(Some(TimeLimit::Caller(second)));
@@ -83,13 +95,18 @@ mod tests {
             "deadline of tool `add` exceeded while queued, after the host's default timeout of 60s; raise the timeout or make \
              the tool faster"
         );
+        let silent = ToolError::deadline_exceeded("add", CallStage::Running).of_unanswered_call();
+        assert_eq!(
+            silent.with_time_limit(Some(TimeLimit::Caller(second))).to_string(),
+            "deadline of tool `add` passed, after the caller's timeout of 1s, and the host did not answer; check that it is \
+             running and reachable"
+        );
     }
 
     #[test]
     fn the_message_of_a_missed_deadline_rounds_the_limit_and_explains_a_deadline_in_the_past() {
         let late = |limit| {
-            let error =
-                ToolError::DeadlineExceeded { tool: "add".into(), stage: CallStage::Queued, limit: None };
+            let error = ToolError::deadline_exceeded("add", CallStage::Queued);
             error.with_time_limit(Some(TimeLimit::Caller(limit))).to_string()
         };
         assert!(
@@ -123,6 +140,16 @@ mod tests {
             ..ToolFailure::default()
         };
         assert_eq!(failure.to_string(), "panicked: oh no");
+    }
+
+    #[test]
+    fn the_message_of_a_failure_without_a_tool_has_no_empty_name() {
+        let error = ToolError::from(ToolFailure::new("ValueError", "no"));
+        assert_eq!(error.to_string(), "the tool failed: ValueError: no");
+        let error = error.with_tool("add").with_tool("other");
+        assert_eq!(error.to_string(), "tool `add` failed: ValueError: no", "the first name stays");
+        let error = ToolError::from(crate::HostError::new("no"));
+        assert_eq!(error.to_string(), "the tool failed: HostToolError: no");
     }
 
     #[test]
