@@ -25,7 +25,10 @@ pub(super) async fn within<T>(
     reply: impl Future<Output = Result<T, ToolError>>,
 ) -> Result<T, ToolError> {
     match end_of_wait(info) {
-        Some(end) => timeout_at(end, reply).await.unwrap_or_else(|_| Err(deadline_exceeded(info))),
+        Some(end) => {
+            let late = |_| Err(deadline_exceeded(info).of_unanswered_call());
+            timeout_at(end, reply).await.unwrap_or_else(late)
+        }
         None => reply.await,
     }
 }
@@ -64,13 +67,53 @@ impl Stream for BoundedChunks {
         if let Some(timer) = &mut this.timer
             && timer.as_mut().poll(cx).is_ready()
         {
+            // Unread chunks show that the host answered. Its error follows them.
+            let has_chunk = chunks.as_mut().poll_next(cx).is_ready();
             this.chunks = None;
-            return Poll::Ready(Some(Err(deadline_exceeded(&this.info))));
+            let error = deadline_exceeded(&this.info);
+            return Poll::Ready(Some(Err(if has_chunk { error } else { error.of_unanswered_call() })));
         }
         let polled = chunks.as_mut().poll_next(cx);
         if let Poll::Ready(None | Some(Err(_))) = polled {
             this.chunks = None;
         }
         polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt, stream};
+    use snakepit_registry::ToolCall;
+
+    use super::{super::closing::CloseState, *};
+
+    fn info() -> CallInfo {
+        let mut call = ToolCall::new("add").streaming();
+        call.deadline = Some(Instant::now() + Duration::from_secs(1));
+        CallInfo::of(&call)
+    }
+
+    async fn last_error(chunks: impl Stream<Item = Result<Chunk, ToolError>> + Send + 'static) -> String {
+        let stream = Arc::new(CallStream::unusable(&CloseState::default()));
+        let mut chunks = BoundedChunks::new(Box::pin(chunks), info(), stream);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let error = chunks.next().await.unwrap().unwrap_err();
+        assert!(error.is_timeout() && chunks.next().await.is_none());
+        error.to_string()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_error_names_a_host_that_did_not_answer() {
+        let silent = "deadline of tool `add` passed and the host did not answer; check that it is running and reachable";
+        let error = within(&info(), std::future::pending::<Result<(), _>>()).await.unwrap_err();
+        assert_eq!(error.to_string(), silent);
+        assert_eq!(last_error(stream::pending()).await, silent);
+        // The reader was slow. The host has sent chunks.
+        let error = last_error(stream::repeat_with(|| Ok(Chunk::default()))).await;
+        assert_eq!(
+            error,
+            "deadline of tool `add` exceeded while running; raise the timeout or make the tool faster"
+        );
     }
 }
