@@ -1,14 +1,18 @@
 //! One attempt at a call: its error, and the layers that the program puts around it.
 
 use std::{
+    collections::HashMap,
+    future::poll_fn,
+    pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
 };
 
-use snakepit_registry::{CallLayers, CallService, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallId, CallLayers, CallService, ToolCall, ToolError, ToolReply};
+use tokio::sync::Notify;
 use tower::Service;
 
 use crate::{dispatch::Dispatch, driver::Driver};
@@ -33,11 +37,12 @@ impl From<ToolError> for AttemptError {
 #[derive(Debug, Clone)]
 pub(crate) struct Attempts {
     dispatch: Dispatch,
-    layered: Option<Arc<LayeredAttempts>>,
+    layered: Option<Arc<AttemptService>>,
 }
 
+/// The layers of the program around [`InnermostDispatch`].
 #[derive(Debug)]
-struct LayeredAttempts {
+struct AttemptService {
     service: CallService,
     driver: Arc<Driver>,
 }
@@ -47,7 +52,7 @@ impl Attempts {
         let dispatch = Dispatch::new(Arc::clone(driver));
         let layered = layers
             .wrap(InnermostDispatch(dispatch.clone()))
-            .map(|service| Arc::new(LayeredAttempts { service, driver: Arc::clone(driver) }));
+            .map(|service| Arc::new(AttemptService { service, driver: Arc::clone(driver) }));
         Self { dispatch, layered }
     }
 }
@@ -71,17 +76,70 @@ impl Service<Arc<ToolCall>> for Attempts {
     }
 }
 
-impl LayeredAttempts {
+impl AttemptService {
     fn run(&self, mut call: ToolCall) -> <Attempts as Service<Arc<ToolCall>>>::Future {
         let mark = OnlyCallMark::default();
         call.extensions.insert(mark.clone());
         let driver = Arc::clone(&self.driver);
+        let (tool, registration) = (Arc::clone(&call.tool), LayeredAttempt::register(&driver, call.id));
         // The driver does not know of calls that wait in a layer, so `run_bounded` ends them.
-        let running = self.service.run_bounded(call, async move { driver.stopped().await });
+        let mut running = self.service.run_bounded(call, async move { driver.stopped().await });
         Box::pin(async move {
+            let mut cancelled = pin!(registration.cancelled.notified());
+            let result = poll_fn(|cx| {
+                // Polled first, so that a call does not begin after its cancellation.
+                if cancelled.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Err(ToolError::cancelled(&*tool)));
+                }
+                running.as_mut().poll(cx)
+            });
             let with_mark = |error| AttemptError { error, was_only_call: mark.0.load(Ordering::Relaxed) };
-            running.await.map_err(with_mark)
+            result.await.map_err(with_mark)
         })
+    }
+}
+
+/// The attempts that are in the layers of the program or inside of them, by their calls. A call that waits in a layer is unknown to
+/// the driver, so a cancellation ends its attempt here.
+#[derive(Debug, Default)]
+pub(crate) struct LayeredAttempts(Mutex<HashMap<CallId, Vec<Arc<Notify>>>>);
+
+impl LayeredAttempts {
+    /// Ends the attempts of a call. Dropping an attempt on a worker also cancels it there.
+    pub(crate) fn cancel(&self, call: CallId) {
+        let attempts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Stores a permit if the attempt is not polled yet.
+        attempts.get(&call).into_iter().flatten().for_each(|attempt| attempt.notify_one());
+    }
+}
+
+/// The registration of an attempt, until it is dropped.
+struct LayeredAttempt {
+    driver: Arc<Driver>,
+    call: CallId,
+    cancelled: Arc<Notify>,
+}
+
+impl LayeredAttempt {
+    fn register(driver: &Arc<Driver>, call: CallId) -> Self {
+        let (driver, cancelled) = (Arc::clone(driver), Arc::<Notify>::default());
+        let mut attempts = driver.layered_attempts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A layer can run copies of a call, which have the same id.
+        attempts.entry(call).or_default().push(Arc::clone(&cancelled));
+        drop(attempts);
+        Self { driver, call, cancelled }
+    }
+}
+
+impl Drop for LayeredAttempt {
+    fn drop(&mut self) {
+        let mut attempts = self.driver.layered_attempts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_call) = attempts.get_mut(&self.call) {
+            of_call.retain(|attempt| !Arc::ptr_eq(attempt, &self.cancelled));
+            if of_call.is_empty() {
+                attempts.remove(&self.call);
+            }
+        }
     }
 }
 

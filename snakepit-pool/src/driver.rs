@@ -47,6 +47,7 @@ use self::{
 };
 use crate::{
     PoolConfig, PoolError, Readiness,
+    attempt::LayeredAttempts,
     collections::Slab,
     metrics::Totals,
     scheduler::{Effect, Event, Limits, Load, Rejection, Scheduler, Ticket, WorkerKey, earlier},
@@ -64,6 +65,7 @@ pub(crate) struct Driver {
     readiness: watch::Sender<Readiness>,
     /// Notified when a cancelled or lost call may have ended, so that [`cancel`](Self::cancel) checks again.
     call_ended: Notify,
+    pub(crate) layered_attempts: LayeredAttempts,
 }
 
 struct State {
@@ -152,6 +154,7 @@ impl Driver {
             stopped: watch::Sender::new(false),
             readiness: watch::Sender::new(Readiness::of_workers(workers == 0, 0, workers)),
             call_ended: Notify::new(),
+            layered_attempts: LayeredAttempts::default(),
         }
     }
 

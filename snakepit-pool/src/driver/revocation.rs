@@ -18,6 +18,7 @@ const REVOKE_AFTER: Duration = Duration::from_millis(50);
 impl Driver {
     /// Cancels a queued or running call, and returns once it has provably ended.
     pub(crate) async fn cancel(&self, call: CallId) {
+        self.layered_attempts.cancel(call);
         self.with_state(|state, deferred| {
             if let Some(ticket) = state.waiters.queued(call) {
                 deferred.wake(state.waiters[ticket.waiter].fail(AcquireError::Cancelled));

@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use snakepit_registry::{CallLayers, CallService, CallStage, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{
+    CallLayers, CallService, CallStage, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply,
+};
 use snakepit_worker::ExitReason;
 use tokio::time::Instant;
 use tower::{Layer, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, timeout::TimeoutLayer};
@@ -99,6 +101,37 @@ async fn an_attempt_that_waits_in_a_layer_ends_at_the_deadline_when_dropped_and_
     let ((), ()) = shutdown;
     assert!(matches!(third.error().await, ToolError::ShuttingDown { may_have_run: true, .. }));
     assert!(matches!(waiting.await.unwrap(), Err(ToolError::ShuttingDown { may_have_run: false, .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_can_be_cancelled_by_its_id_in_an_attempt_layer_and_on_its_worker() {
+    let limit = layers(ConcurrencyLimitLayer::new(1));
+    let (mut harness, _workers) = PoolHarness::up_with_layers(config(2), limit).await;
+    let running = harness.call_tool("t").await;
+    let on_worker = harness.next_call().await;
+
+    let call = ToolCall::new("waiting");
+    let id = call.id;
+    let waiting = tokio::spawn(harness.pool.service().oneshot(call));
+    harness.settle().await;
+    harness.tool().cancel(id).await.unwrap();
+    let error = waiting.await.unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "call of tool `waiting` was cancelled");
+    harness.tool().cancel(id).await.unwrap();
+
+    let (tool, id) = (harness.tool(), on_worker.call.id);
+    let cancelling = tokio::spawn(async move { tool.cancel(id).await });
+    assert!(matches!(running.error().await, ToolError::Cancelled { .. }));
+    harness.settle().await;
+    assert!(!cancelling.is_finished(), "the worker has not confirmed the end of the call");
+    let cancel = harness.next_cancel().await;
+    assert_eq!(cancel.call, id);
+    cancel.answer.send(Ok(())).unwrap();
+    cancelling.await.unwrap().unwrap();
+    // The permit is free again.
+    let last = harness.call_tool("t").await;
+    harness.next_call().await.succeed();
+    last.answer().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
