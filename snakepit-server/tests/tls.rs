@@ -11,7 +11,8 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 use snakepit_server::{
-    Client, ClientBuilder, Error, ErrorKind, FnTool, Snakepit, VariableType, testing::InProcessWorkers,
+    Client, ClientBuilder, Error, ErrorKind, FnTool, Principal, Snakepit, VariableType,
+    testing::InProcessWorkers,
 };
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig, server::TcpIncoming};
@@ -19,6 +20,10 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig, server::T
 #[allow(dead_code, unreachable_pub, reason = "the test calls only one function of the example")]
 #[path = "../examples/tls_client.rs"]
 mod example;
+
+#[allow(dead_code, unreachable_pub, reason = "the test calls the parts of the example")]
+#[path = "../examples/tls_server.rs"]
+mod server_example;
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -358,4 +363,41 @@ async fn invalid_options_are_named_and_keys_are_not_printed() {
     );
     let error = builder.connect_over(service).await.unwrap_err().to_string();
     assert!(error.starts_with("client option `client_certificate` has no effect on a service"), "{error}");
+}
+
+#[tokio::test]
+async fn the_complete_server_requires_tls_and_a_token_and_permits_granted_tools() {
+    use server_example::{Pair as Numbers, connect, serve, start};
+
+    let (ca, other) = (Ca::new("right"), Ca::new("other"));
+    let pair = ca.server("localhost");
+    let dir = tempfile::tempdir().unwrap();
+    let (trusted, distrusted) = (dir.path().join("ca.pem"), dir.path().join("other.pem"));
+    std::fs::write(&trusted, &ca.certificate).unwrap();
+    std::fs::write(&distrusted, &other.certificate).unwrap();
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let alice = Principal::new("alice", "token").with_grants(["add"]);
+    let principals = Arc::new([("Bearer of-alice".to_owned(), alice)].into());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let identity = Identity::from_pem(&pair.certificate, &pair.key);
+    let signal = async { drop(stopped.await) };
+    let serving = tokio::spawn(serve(start().await.unwrap(), listener, identity, principals, signal));
+
+    let client = connect(&address, &trusted, "of-alice").await.unwrap();
+    assert_eq!(client.execute::<i64>("add", Numbers { a: 1, b: 2 }).await.unwrap(), 3);
+    let denied = client.execute::<i64>("subtract", Numbers { a: 1, b: 2 }).await.unwrap_err();
+    assert_eq!(denied.kind(), ErrorKind::AccessDenied, "{denied:?}");
+    assert!(denied.to_string().contains("alice has no grant for this"), "{denied}");
+
+    let error = connect(&address, &trusted, "of-bob").await.unwrap_err().to_string();
+    assert!(error.contains("the token is missing or unknown"), "{error}");
+    let error = connect(&address, &distrusted, "of-alice").await.unwrap_err().to_string();
+    assert!(error.contains("not signed by a CA"), "{error}");
+    let plain = address.replace("https://", "http://");
+    assert!(Client::builder().bearer_token("of-alice").connect(&plain).await.is_err());
+
+    drop((client, stop));
+    tokio::time::timeout(TEST_TIMEOUT, serving).await.expect("the server ends").unwrap().unwrap();
 }

@@ -10,7 +10,7 @@ use crate::shell::{output, program, root};
 const MAX_LINES: usize = 500;
 
 /// Code blocks on pages: the page, the language, the index among the blocks of that language, and the source file.
-const EXAMPLES: [(&str, &str, usize, &str); 28] = [
+const EXAMPLES: [(&str, &str, usize, &str); 29] = [
     ("README.md", "rust", 0, "snakepit-server/examples/embed.rs"),
     ("docs/sessions.md", "rust", 0, "snakepit-server/examples/state.rs"),
     ("README.md", "python", 0, "tests/adapters/shop.py"),
@@ -31,6 +31,7 @@ const EXAMPLES: [(&str, &str, usize, &str); 28] = [
     ("docs/embedding.md", "rust", 7, "snakepit-server/examples/custom_launcher.rs"),
     ("docs/embedding.md", "rust", 8, "snakepit-server/examples/decorated_launcher.rs"),
     ("docs/embedding.md", "rust", 9, "snakepit-server/examples/axum_service.rs"),
+    ("docs/embedding.md", "rust", 10, "snakepit-server/examples/tls_server.rs"),
     ("docs/testing-in-rust.md", "rust", 0, "snakepit-server/examples/testing_without_python.rs"),
     ("docs/adapters.md", "python", 0, "tests/adapters/greetings.py"),
     ("docs/hints.md", "python", 0, "tests/adapters/orders.py"),
