@@ -22,8 +22,8 @@ pub const TRACEPARENT: &str = "traceparent";
 /// The vendor-specific part of the W3C trace context.
 pub const TRACESTATE: &str = "tracestate";
 
-/// The maximum of [`GRPC_TIMEOUT`], which has eight digits of hours. Clients must clamp longer timeouts, because tonic panics on
-/// them.
+/// The maximum of the gRPC header `grpc-timeout`, which has eight digits of hours: more than 11,000 years. Clients must clamp longer
+/// timeouts, because tonic panics on them.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(99_999_999 * 60 * 60);
 
 /// The timeout of a call, as specified by gRPC over HTTP/2. [`parse_timeout`] parses it.

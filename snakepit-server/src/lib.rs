@@ -30,6 +30,9 @@
 //! client depends on `snakepit-client`. The module [`status`] maps errors to gRPC statuses. The module `testing`, behind the
 //! feature of the same name, runs a host in a test without Python. The module [`routes`] mounts the host in your own server.
 //!
+//! This crate exports the items of the other crates that programs need. Their examples name the crate that defines them, such as
+//! `snakepit_registry` or `snakepit_session`. In your program, import the same names from `snakepit_server`.
+//!
 //! # Features
 //! - `redb` and `redis`, both on by default, add the session backends `RedbBackend` and `RedisBackend`.
 //! - `ndarray` adds conversions between [`Payload`] and the arrays of the crate `ndarray`.
@@ -172,12 +175,12 @@ pub use snakepit_pool::{
     CallTotals, PoolConfig, PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,
 };
 pub use snakepit_registry::{
-    Announcer, Args, Arguments, CallId, CallLayer, CallMode, CallOutcome, CallRecord, CallScope, CallService,
-    CallStage, ChainedException, Chunk, ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor,
-    Fault, FnTool, HandlerService, HostError, HostState, HostToolStatus, IntoAnswer, Json, OptionalExtractor,
-    ParameterSpec, Principal, Reason, RegistryError, ReplyBody, Requirements, State, TimeLimit, ToolCall,
-    ToolContext, ToolError, ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via,
-    Violation, schemars,
+    Announcer, Args, Arguments, CallId, CallLayer, CallLimit, CallLimitLayer, CallMode, CallOutcome,
+    CallRecord, CallScope, CallService, CallStage, ChainedException, Chunk, ChunkStream, Code, ErrorKind,
+    Extension, Extensions, Extractor, Fault, FnTool, HandlerService, HostError, HostState, HostToolStatus,
+    ITEM_SCHEMA_KEY, IntoAnswer, Json, OptionalExtractor, ParameterSpec, Principal, RESULT_SCHEMA_KEY,
+    Reason, RegistryError, ReplyBody, Requirements, State, TimeLimit, ToolCall, ToolContext, ToolError,
+    ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
 };
 pub use snakepit_session::{
     Batch, Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata,

@@ -13,7 +13,8 @@
 //! ```
 //!
 //! A session has an id, metadata, typed variables, programs, the worker that served it last, and a TTL that every use renews.
-//! This crate contains the trait, its types, the memory backend, and the [`kit`] for other backends.
+//! This crate contains the trait, its types, the memory backend, and the [`kit`] for other backends. Programs that embed a host
+//! or connect to one import its other items from `snakepit_server` or `snakepit_client`.
 //!
 //! | crate | contents |
 //! | --- | --- |

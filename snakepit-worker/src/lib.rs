@@ -11,6 +11,8 @@
 //! The pool holds a [`Worker`]. The launcher holds the other end, a [`LauncherEnd`], which receives commands and reports
 //! the exit. The pool, not this crate, decides which worker runs a call and when to replace a worker.
 //!
+//! Programs that embed a host import these items from `snakepit_server`.
+//!
 //! A program whose workers are not child processes implements [`WorkerLauncher`]:
 //!
 //! ```

@@ -18,6 +18,9 @@
 //! session. All three are generic over a [`HostHandle`], because `snakepit-server`, which runs a host inside your program,
 //! offers the same API.
 //!
+//! This crate exports the items of other crates that its API uses. Their examples name the crate that defines them, such as
+//! `snakepit_registry` or `snakepit_session`. In your program, import the same names from `snakepit_client`.
+//!
 //! # Features
 //! - `ndarray` adds conversions between [`Payload`] and the arrays of the crate `ndarray`.
 //! - `tls` adds support for `https://` addresses, and the options `ca_certificate`,
@@ -51,8 +54,8 @@ pub use extract::ExtractFrom;
 /// The maximum time limit of a call: 99,999,999 hours, which is the maximum of gRPC.
 pub use snakepit_proto::headers::MAX_TIMEOUT;
 pub use snakepit_registry::{
-    CallStage, CallTotals, ChainedException, ErrorKind, ParameterSpec, TimeLimit, ToolError, ToolFailure,
-    ToolSpec, TraceContext,
+    CallStage, CallTotals, ChainedException, Code, ErrorKind, ITEM_SCHEMA_KEY, ParameterSpec,
+    RESULT_SCHEMA_KEY, Reason, TimeLimit, ToolError, ToolFailure, ToolSpec, TraceContext,
 };
 pub use snakepit_session::{
     Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable,
