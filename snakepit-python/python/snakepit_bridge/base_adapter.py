@@ -33,8 +33,8 @@ AFTER_CANCEL = ("auto", "keep", "replace")
 def own_attribute(value: object, name: str, default: Any = None) -> Any:
     """Return an attribute of a value without calling its `__getattr__`.
 
-    That of a mock returns a value for every name. That of a lazy object, such as a validator of pydantic or a proxy of a
-    web framework, may raise an exception.
+    That of a mock returns a value for every name. That of a lazy object, such as a validator of pydantic or a proxy of
+    a web framework, may raise an exception.
     """
     try:
         return object.__getattribute__(value, name)
