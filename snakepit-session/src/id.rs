@@ -97,7 +97,7 @@ impl TryFrom<String> for SessionId {
     }
 }
 
-/// So that `call.session(&id)` accepts text that the caller keeps.
+/// For `call.session(&id)`, where the caller keeps the text.
 impl TryFrom<&String> for SessionId {
     type Error = SessionError;
 
