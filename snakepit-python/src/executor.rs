@@ -316,7 +316,10 @@ impl Executor {
     /// Rejects all further calls, so that the host runs them elsewhere, and makes the worker exit after this one.
     fn retire(&self) {
         self.flags.is_retired.store(true, Relaxed);
-        self.tools.close();
+        // No other worker replaces the process of a test.
+        if self.io.is_some() {
+            self.tools.close();
+        }
     }
 
     #[allow(clippy::too_many_arguments, reason = "the parts of one call, used once")]

@@ -8,6 +8,7 @@ mod call;
 mod limits;
 mod loop_signal;
 mod thread_call;
+mod unsent_answers;
 
 pub(crate) use self::{
     call::ConcurrentCall, limits::ConcurrencyLimits, loop_signal::LoopSignal, thread_call::ThreadCall,
@@ -24,6 +25,7 @@ use std::{
 
 use pyo3::prelude::*;
 
+use self::unsent_answers::UnsentAnswers;
 use super::Executor;
 use crate::{io::Io, progress::Answers, tools::Taken};
 
@@ -49,12 +51,15 @@ pub(crate) struct ConcurrentCalls(Arc<ConcurrentRunner>);
 #[derive(Debug)]
 struct ConcurrentRunner {
     executor: Executor,
-    io: Io,
+    /// `None` in tests of adapters, whose callers receive the answers directly.
+    io: Option<Io>,
     signal: Arc<LoopSignal>,
     waker: Waker,
     limits: Mutex<ConcurrencyLimits>,
     /// The store for answers that have not left this process. `None` without a progress file.
     answers: Mutex<Option<Answers>>,
+    /// The answers that must leave this process before the next call begins.
+    unsent_answers: UnsentAnswers,
     /// The number of calls that have begun, modulo its range. Shows whether a call was the only one in its time.
     begun: AtomicU32,
 }
@@ -63,6 +68,11 @@ impl ConcurrentRunner {
     /// Code under this lock does not panic.
     fn limits(&self) -> MutexGuard<'_, ConcurrencyLimits> {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Code under this lock neither panics nor runs Python code.
+    fn answers(&self) -> MutexGuard<'_, Option<Answers>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -81,17 +91,35 @@ impl ConcurrentCalls {
         LOOP_THREAD.get_or_init(|| std::thread::current().id());
         // This thread does not return to the IO before the last call has ended.
         io.hand_over();
-        let serve = executor.plan.serve.clone_ref(py);
-        let calls = Self(Arc::new(ConcurrentRunner {
+        Self::new(executor, Some(io), answers, signal).serve(py)
+    }
+
+    /// Creates the calls of a worker, or of a test without IO.
+    pub(crate) fn new(
+        executor: Executor,
+        io: Option<Io>,
+        answers: Option<Answers>,
+        signal: &Arc<LoopSignal>,
+    ) -> Self {
+        Self(Arc::new(ConcurrentRunner {
             limits: Mutex::new(executor.plan.concurrency_limits()),
             io,
             signal: Arc::clone(signal),
             waker: Waker::from(Arc::clone(signal)),
             answers: Mutex::new(answers),
+            unsent_answers: UnsentAnswers::default(),
             begun: AtomicU32::new(0),
             executor,
-        }));
-        serve.call1(py, (Bound::new(py, calls)?,)).map(drop)
+        }))
+    }
+
+    /// Runs calls on the event loop of this thread until the queue is closed and all calls have ended.
+    ///
+    /// # Errors
+    /// The exception of an event loop that cannot run.
+    pub(crate) fn serve(&self, py: Python<'_>) -> PyResult<()> {
+        let calls = Bound::new(py, Self(Arc::clone(&self.0)))?;
+        self.0.executor.plan.serve.call1(py, (calls,)).map(drop)
     }
 }
 
@@ -109,6 +137,10 @@ impl ConcurrentCalls {
 
     /// Takes the next call that may begin now, if there is one. It counts as running until its `finish`.
     fn next(&self) -> Option<ConcurrentCall> {
+        if !self.0.unsent_answers.is_empty() {
+            // The signal is set when they have left.
+            return None;
+        }
         let mut limits = self.0.limits();
         let taken = self.0.executor.tools.take(&self.0.waker, |job| limits.has_room(&job.call.tool));
         let Taken::Job(job) = taken else { return None };

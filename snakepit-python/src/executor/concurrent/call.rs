@@ -23,6 +23,7 @@ use crate::{
     caller::Caller,
     errors::BrokenRuntimeError,
     fork,
+    frames::AnswerState,
     plan::AfterCancel,
     sink::Sink,
     state::{CallState, Interruption},
@@ -244,7 +245,7 @@ impl ConcurrentCall {
         let executor = &self.runner.executor;
         let sink = Answer::new(reply, &executor.tools, Arc::clone(&self.state)).open_stream()?;
         self.parts().sink = Some(sink.clone());
-        Some(ChunkSink::new(py, &executor.plan, &self.tool, sink, Some(self.runner.io)))
+        Some(ChunkSink::new(py, &executor.plan, &self.tool, sink, self.runner.io))
     }
 
     /// Answers a streaming call with one value. Returns `False` if the caller no longer waits.
@@ -287,22 +288,20 @@ impl ConcurrentCall {
             false => outcome,
         };
         if let Some(sink) = sink {
-            return sink.finish(outcome.map(drop));
+            sink.finish(outcome.map(drop));
+            return self.runner.send_before_next_call(None);
         }
         let Some(reply) = reply else { return };
-        let mut answers = self.runner.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Reply::Frame(frame), Some(answers)) = (&reply, answers.as_mut())
-            && frame.replies.is_empty()
-            && !self.runner.io.backpressure().is_full()
-        {
-            answers.mark_sent();
-        }
+        let mut answers = self.runner.answers();
         let mut answer = Answer::new(reply, &self.runner.executor.tools, Arc::clone(&self.state));
         answer.ended_at = Some(ended_at);
         let queued = answer.finish(outcome, self.began_at, answers.as_mut());
         drop(answers);
         if let Some(waker) = queued.waker {
             waker.wake();
+        }
+        if let AnswerState::Pending(replies) = queued.state {
+            self.runner.send_before_next_call(replies);
         }
     }
 
