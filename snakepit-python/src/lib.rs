@@ -75,7 +75,7 @@ mod _native {
         context::PendingHostCall,
         executor::{ChunkSink, ChunkSpace, ConcurrentCall, ConcurrentCalls, ThreadCall},
         host_stream::HostToolStream,
-        local::{LocalControl, LocalRunner, LocalSession, LocalVariables},
+        local::{ConcurrentLocalRunner, LocalControl, LocalRunner, LocalSession, LocalVariables},
         telemetry::{dropped_events, emit_event},
         variables::{Variable, VariableUpdate, VariableVersion, VariableWatch, Variables},
         worker::Worker,

@@ -1,20 +1,23 @@
 //! [`LocalRunner`]: runs tools in the current process as a worker would, for tests of adapters.
 
+mod concurrent;
 mod control;
 mod variables;
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError, mpsc},
+    thread::JoinHandle,
 };
 
 use pyo3::{prelude::*, types::PyDict};
 use snakepit_registry::{CallId, CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_session::SessionId;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{runtime::Runtime, sync::oneshot, time::Instant};
 use tokio_stream::StreamExt;
 
 pub(crate) use self::{
+    concurrent::ConcurrentLocalRunner,
     control::LocalControl,
     variables::{LocalSession, LocalVariables},
 };
@@ -44,19 +47,7 @@ impl LocalRunner {
     fn new(plan: &Bound<'_, PyAny>, worker_id: &str) -> PyResult<Self> {
         // The control of a call interrupts it, so the receiver of interruptions is dropped.
         let (interrupter, _) = mpsc::channel();
-        let executor = Executor {
-            tools: PythonTools::new(interrupter),
-            plan: Plan::read(plan)?,
-            io: None,
-            host: None,
-            worker_id: worker_id.into(),
-            current: CurrentCall::default(),
-            progress: None,
-            flags: Arc::default(),
-            fitness: None,
-            globals: None,
-        };
-        Ok(Self { executor })
+        Ok(Self { executor: Self::executor(plan, worker_id, interrupter)? })
     }
 
     /// Returns a `Call` outside of any tool, for access to the session.
@@ -87,14 +78,9 @@ impl LocalRunner {
         session_id: &str,
         control: Option<&LocalControl>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let mut pending = self.start(tool, arguments, session_id, CallMode::Unary, control)?;
+        let mut pending = PendingCall::new(tool, arguments, session_id, CallMode::Unary, control)?;
         self.executor.execute(py, pending.job()?, Instant::now(), &mut PendingAnswers::new(None));
-        match pending.reply()? {
-            ToolReply { body: ReplyBody::Value(payload), .. } => value::to_python(py, payload),
-            ToolReply { body: ReplyBody::Stream(_), .. } => {
-                Err(SnakepitError::new_err("the call was answered with a stream"))
-            }
-        }
+        pending.value(py)
     }
 
     /// Runs a streaming call and passes each chunk to `receive` on another thread. The stream ends when `receive`
@@ -109,23 +95,49 @@ impl LocalRunner {
         receive: Py<PyAny>,
         control: Option<&LocalControl>,
     ) -> PyResult<()> {
-        let mut pending = self.start(tool, arguments, session_id, CallMode::Streaming, control)?;
+        let mut pending = PendingCall::new(tool, arguments, session_id, CallMode::Streaming, control)?;
         let job = pending.job()?;
         let reader = std::thread::spawn(move || read_chunks(pending, &receive));
         self.executor.execute(py, job, Instant::now(), &mut PendingAnswers::new(None));
-        py.detach(|| reader.join()).unwrap_or_else(|_| Err(SnakepitError::new_err("the reader panicked")))
+        Self::join(py, reader)
     }
 }
 
 impl LocalRunner {
-    fn start(
-        &self,
+    /// Creates an executor without a host. `interrupter` receives the running calls that are cancelled.
+    fn executor(
+        plan: &Bound<'_, PyAny>,
+        worker_id: &str,
+        interrupter: mpsc::Sender<Arc<CallState>>,
+    ) -> PyResult<Executor> {
+        Ok(Executor {
+            tools: PythonTools::new(interrupter),
+            plan: Plan::read(plan)?,
+            io: None,
+            host: None,
+            worker_id: worker_id.into(),
+            current: CurrentCall::default(),
+            progress: None,
+            flags: Arc::default(),
+            fitness: None,
+            globals: None,
+        })
+    }
+
+    /// Waits for the thread that reads the chunks of a call.
+    fn join(py: Python<'_>, reader: JoinHandle<PyResult<()>>) -> PyResult<()> {
+        py.detach(|| reader.join()).unwrap_or_else(|_| Err(SnakepitError::new_err("the reader panicked")))
+    }
+}
+
+impl PendingCall {
+    fn new(
         tool: &str,
         arguments: &Bound<'_, PyDict>,
         session_id: &str,
         mode: CallMode,
         control: Option<&LocalControl>,
-    ) -> PyResult<PendingCall> {
+    ) -> PyResult<Self> {
         let state = match control {
             Some(control) => Arc::clone(&control.state),
             None => Arc::new(CallState::new(CallId::next(), None)),
@@ -145,7 +157,7 @@ impl LocalRunner {
             call.arguments.insert(name, payload);
         }
         let (reply, answer) = oneshot::channel();
-        Ok(PendingCall { job: Some(Job { call, state, reply: Reply::Task(reply) }), answer })
+        Ok(Self { job: Some(Job { call, state, reply: Reply::Task(reply) }), answer })
     }
 }
 
@@ -164,6 +176,16 @@ impl PendingCall {
         self.job.take().ok_or_else(|| SnakepitError::new_err("the call has already run"))
     }
 
+    /// Returns the value that answered the call, which has ended.
+    fn value(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+        match self.reply()? {
+            ToolReply { body: ReplyBody::Value(payload), .. } => value::to_python(py, payload),
+            ToolReply { body: ReplyBody::Stream(_), .. } => {
+                Err(SnakepitError::new_err("the call was answered with a stream"))
+            }
+        }
+    }
+
     fn reply(mut self) -> PyResult<ToolReply> {
         match self.answer.try_recv() {
             Ok(reply) => reply.map_err(to_exception),
@@ -180,13 +202,17 @@ fn read_chunks(pending: PendingCall, receive: &Py<PyAny>) -> PyResult<()> {
     let ReplyBody::Stream(mut chunks) = reply.map_err(to_exception)?.body else {
         return Err(SnakepitError::new_err("the call was answered with a value"));
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = new_runtime()?;
     while let Some(chunk) = runtime.block_on(chunks.next()) {
         if !Python::attach(|py| deliver(py, receive, chunk.map_err(to_exception)?))? {
             break;
         }
     }
     Ok(())
+}
+
+fn new_runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_time().build()
 }
 
 fn deliver(py: Python<'_>, receive: &Py<PyAny>, chunk: Chunk) -> PyResult<bool> {

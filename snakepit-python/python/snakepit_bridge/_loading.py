@@ -116,3 +116,27 @@ def _names_of(module: ModuleType) -> str:
         if own_attribute(member, "__module__") == module.__name__ and callable(member) and not name.startswith("_")
     )
     return ", ".join(f"`{name}`" for name in own) or "no class and no function"
+
+
+def class_of(adapter: Any) -> type:
+    """Return the class of an adapter: a class, a path, a module, or a function of a module.
+
+    Raises:
+        AdapterError: It has no tools, or was not found.
+        TypeError: It is an object of another kind.
+    """
+    if isinstance(adapter, type):
+        return adapter
+    if isinstance(adapter, str):
+        return load(adapter)
+    from snakepit_bridge import _function_adapter
+
+    try:
+        if isinstance(adapter, type(sys)):
+            return _function_adapter.adapter_of_module(adapter)
+        if _function_adapter.is_function(adapter):
+            return _function_adapter.adapter_of_function(sys.modules[adapter.__module__], adapter.__name__, adapter)
+    except TypeError as error:
+        raise AdapterError(f"module `{getattr(adapter, '__name__', '')}` cannot be served: {error}") from None
+    kind = type(adapter).__qualname__
+    raise TypeError(f"adapter is an instance of `{kind}`; pass the class itself, because each call creates an instance")

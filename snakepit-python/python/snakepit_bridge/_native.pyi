@@ -18,6 +18,7 @@ __all__ = [
     "Completions",
     "ConcurrentCall",
     "ConcurrentCalls",
+    "ConcurrentLocalRunner",
     "HostCall",
     "HostClient",
     "HostToolStream",
@@ -366,10 +367,31 @@ class LocalRunner:
     ) -> None: ...
 
 @final
+class ConcurrentLocalRunner:
+    """Runs the tools of one adapter on the event loop of one thread, for tests that call them on others."""
+
+    def __new__(cls, plan: Plan, worker_id: str) -> ConcurrentLocalRunner: ...
+    def session_call(self, session_id: str) -> Call: ...
+    def serve(self) -> None: ...
+    def close(self) -> None: ...
+    def cancel(self, control: LocalControl) -> None: ...
+    def call(self, tool: str, arguments: Mapping[str, Any], session_id: str, control: LocalControl) -> Any: ...
+    def stream(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any],
+        session_id: str,
+        receive: Callable[[Any, dict[str, str]], object],
+        control: LocalControl,
+    ) -> None: ...
+
+@final
 class LocalControl:
-    """The deadline and the cancellation of one call of a `LocalRunner`, usable from any thread."""
+    """The deadline and the cancellation of one call of a local runner, usable from any thread."""
 
     def __new__(cls, timeout: float | None) -> LocalControl: ...
+    @property
+    def id(self) -> int: ...
     @property
     def is_cancelled(self) -> bool: ...
     @property

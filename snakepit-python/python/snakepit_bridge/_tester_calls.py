@@ -30,8 +30,14 @@ class CallControl:
         timeout: The seconds within which the call must end.
     """
 
-    def __init__(self, runner: _native.LocalRunner, loop: EventLoop, tool: str, timeout: float | None) -> None:
-        self._runner = runner
+    def __init__(
+        self,
+        runner: _native.LocalRunner | _native.ConcurrentLocalRunner,
+        loop: EventLoop,
+        tool: str,
+        timeout: float | None,
+    ) -> None:
+        self._runner: Any = runner
         self._loop = loop
         self._tool = tool
         self._timeout = timeout

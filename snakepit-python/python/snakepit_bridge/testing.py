@@ -13,10 +13,10 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _arguments, _checked, _current, _failures, _function_adapter, _native, _specs
+from snakepit_bridge import _arguments, _checked, _current, _failures, _native, _specs
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._lifecycle import Lifecycle
-from snakepit_bridge._loading import load
+from snakepit_bridge._loading import class_of
 from snakepit_bridge._local_call import LocalCall
 from snakepit_bridge._plan import AdapterError, plan_of
 from snakepit_bridge.chunks import StreamChunk
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from types import ModuleType, TracebackType
     from typing import Self, TypeVar
 
+    from snakepit_bridge._concurrent_tester import ConcurrentTester
     from snakepit_bridge._daemon import Daemon, DaemonError
     from snakepit_bridge._plan import ToolPlan
     from snakepit_bridge._tester_calls import CallControl, RunningCall
@@ -221,7 +222,10 @@ class TesterCalls:
         return await tester._run_async(step, control)
 
     def start(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> RunningCall:
-        """Start a call on another thread, so that the test can cancel it. Calls of one tester run one after another."""
+        """Start a call on another thread, so that the test can cancel it.
+
+        Calls of one tester run one after another, unless the adapter allows several.
+        """
         from snakepit_bridge._tester_calls import RunningCall
 
         tester, control = self._tester, self._tester._new_control(name, self._timeout)
@@ -229,7 +233,9 @@ class TesterCalls:
         return RunningCall(control, tester._own_thread().submit(tester._base.copy().run, step))
 
     def _control(self, name: str) -> CallControl | None:
-        return None if self._timeout is None else self._tester._new_control(name, self._timeout)
+        tester = self._tester
+        is_needed = self._timeout is not None or tester._concurrent is not None
+        return tester._new_control(name, self._timeout) if is_needed else None
 
 
 class ToolTester(TesterCalls):
@@ -240,8 +246,9 @@ class ToolTester(TesterCalls):
     ...     tester.call("sale", item="tea")
     4.995
 
-    The tools need a separate event loop. If the calling thread already runs one, as in a coroutine or a notebook, they
-    run on another thread.
+    If the adapter sets ``concurrency`` or ``threads``, calls of several threads, of `start` and of `call_async` run
+    together. The tools need a separate event loop. If the calling thread already runs one, as in a coroutine or a
+    notebook, they run on another thread.
 
     Args:
         adapter: A class, a module, a function of a module, or the path of one of them, as for a host.
@@ -264,7 +271,7 @@ class ToolTester(TesterCalls):
         adapter_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(self, None)
-        served = _class_of(adapter)
+        served = class_of(adapter)
         #: The programs of the session, as content and content type.
         self.programs: dict[str, tuple[bytes, str]] = {}
         #: The host's own programs, as content and content type.
@@ -287,14 +294,23 @@ class ToolTester(TesterCalls):
         plan.describe = self._describe
         self._error: BaseException | None = None
         self._thread: Executor | None = None
+        self._calls = plan.calls
+        self._concurrent: ConcurrentTester | None = None
+        self._runner: Any
         self._tools = {tool.spec["name"]: tool for tool in plan.tools}
         self._dynamic = plan.is_dynamic
-        self._runner = _native.LocalRunner(plan, "worker-under-test")
         #: The context of which each call gets a copy.
         self._base = contextvars.copy_context()
         self._base.run(_current.set_process, _current.Process())
-        self._run(self._life.start, self._base)
-        self._loop.context = self._base
+        if self._calls > 1:
+            from snakepit_bridge._concurrent_tester import ConcurrentTester
+
+            self._concurrent = ConcurrentTester(plan, self._loop, self._life, self._base)
+            self._runner = self._concurrent.runner
+        else:
+            self._runner = _native.LocalRunner(plan, "worker-under-test")
+            self._run(self._life.start, self._base)
+            self._loop.context = self._base
 
     def options(self, *, timeout: float | None = None) -> TesterCalls:
         """Return the calls of this tester with these options, as :meth:`Client.options` does.
@@ -328,7 +344,8 @@ class ToolTester(TesterCalls):
     def _new_control(self, name: str, timeout: float | None) -> CallControl:
         from snakepit_bridge._tester_calls import CallControl
 
-        return CallControl(self._runner, self._loop, name, timeout)
+        kind = CallControl if self._concurrent is None else self._concurrent.control_class
+        return kind(self._runner, self._loop, name, timeout)
 
     def _call_step(self, name: str, arguments: dict[str, Any], control: CallControl | None) -> Callable[[], Any]:
         tool = self._checked_tool(name, arguments)
@@ -375,7 +392,7 @@ class ToolTester(TesterCalls):
             try:
                 return call() if control is None else control.run(call)
             except ToolFailed as failed:
-                raise failed from self._error
+                raise failed from self._error if self._concurrent is None else self._concurrent.take_error(control)
 
         return step
 
@@ -386,6 +403,8 @@ class ToolTester(TesterCalls):
         arguments: Mapping[str, Any] | None = None,
     ) -> tuple[str, str, str]:
         self._error = error
+        if self._concurrent is not None:
+            self._concurrent.note_error(error)
         return _failures.describe(error, function, arguments)
 
     def _call_peer(self, name: str, arguments: Mapping[str, Any]) -> Any:
@@ -446,15 +465,18 @@ class ToolTester(TesterCalls):
         if self._thread is None:
             from concurrent.futures import ThreadPoolExecutor
 
-            self._thread = ThreadPoolExecutor(1, "snakepit-tester")
+            self._thread = ThreadPoolExecutor(self._calls, "snakepit-tester")
         return self._thread
 
     def close(self) -> None:
         """Stop the adapter as a worker does, and close the event loop."""
         if self._peer is not None:
             self._peer.close()
-        self._run(self._life.stop)
-        self._run(self._loop.close)
+        if self._concurrent is not None:
+            self._concurrent.close()
+        else:
+            self._run(self._life.stop)
+            self._run(self._loop.close)
         if self._thread is not None:
             self._thread.shutdown()
 
@@ -476,19 +498,3 @@ class ToolTester(TesterCalls):
             # The previous call may have deleted the session.
             self._session.open()
         return SessionContext(LocalCall(call, self))
-
-
-def _class_of(adapter: Any) -> type:
-    if isinstance(adapter, type):
-        return adapter
-    if isinstance(adapter, str):
-        return load(adapter)
-    try:
-        if isinstance(adapter, type(sys)):
-            return _function_adapter.adapter_of_module(adapter)
-        if _function_adapter.is_function(adapter):
-            return _function_adapter.adapter_of_function(sys.modules[adapter.__module__], adapter.__name__, adapter)
-    except TypeError as error:
-        raise AdapterError(f"module `{getattr(adapter, '__name__', '')}` cannot be served: {error}") from None
-    kind = type(adapter).__qualname__
-    raise TypeError(f"adapter is an instance of `{kind}`; pass the class itself, because each call creates an instance")

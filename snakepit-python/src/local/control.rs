@@ -36,6 +36,12 @@ impl LocalControl {
         self.state.cancel() == Stage::Running
     }
 
+    /// The id of the call in this process.
+    #[getter]
+    fn id(&self) -> u64 {
+        self.state.id.as_u64()
+    }
+
     /// Whether the call was cancelled before it ended.
     #[getter]
     fn is_cancelled(&self) -> bool {
