@@ -86,7 +86,7 @@ class ConcurrentTester:
 class ConcurrentControl(CallControl):
     """The deadline and the cancellation of one call beside others.
 
-    The event loop cancels its task. Code that blocks the event loop ends first.
+    The event loop cancels the task of the call. Code that blocks the event loop delays that.
     """
 
     _runner: _native.ConcurrentLocalRunner
