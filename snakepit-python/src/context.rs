@@ -408,7 +408,7 @@ fn read_result(result: pb::Any, buffer: Bytes) -> Result<Payload, snakepit_wire:
 type ProgramVersion = (i64, i32);
 
 /// Whether a host of this project launched the process. Hosts of the original protocol have no version.
-fn is_host_of_this_project() -> bool {
+pub(crate) fn is_host_of_this_project() -> bool {
     static IS_OURS: OnceLock<bool> = OnceLock::new();
     *IS_OURS.get_or_init(|| std::env::var_os(launch::ENV_HOST_VERSION).is_some())
 }

@@ -213,10 +213,13 @@ async fn serve(
 
 /// Returns the time that cancelled calls, and calls of a worker without a host, may continue after SIGTERM. It is shorter than
 /// the grace period after which the host kills this process.
-fn stop_timeout() -> Duration {
-    let grace =
-        std::env::var(ENV_STOP_GRACE).ok().and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
-    grace.map_or(DEFAULT_STOP_TIMEOUT, |grace| grace - FINALIZATION_RESERVE.min(grace / 2))
+pub(crate) fn stop_timeout() -> Duration {
+    static TIMEOUT: OnceLock<Duration> = OnceLock::new();
+    *TIMEOUT.get_or_init(|| {
+        let millis = std::env::var(ENV_STOP_GRACE).ok().and_then(|millis| millis.parse().ok());
+        let grace = millis.map(Duration::from_millis);
+        grace.map_or(DEFAULT_STOP_TIMEOUT, |grace| grace - FINALIZATION_RESERVE.min(grace / 2))
+    })
 }
 
 /// Waits for SIGTERM. Also notices a signal that arrives between this call and the first poll. Cancel safe.

@@ -128,7 +128,7 @@ fn payload_of(
     } else if let Some(buffer) = raw_bytes(value)? {
         return Ok(Payload::bytes(buffer));
     } else if array::is_array(value)? {
-        return array::from_python(value, description);
+        return array::from_python(value, purpose, description);
     } else if let Some(plain) = array::scalar_to_plain(value)? {
         let plain = plain.map_err(|problem| type_error(format!("{description} {problem}")))?;
         return payload_of(&plain, purpose, description);

@@ -1,6 +1,7 @@
 //! [`Worker`]: the native runtime of a worker process, as the entry point in Python uses it.
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
@@ -14,6 +15,7 @@ use snakepit_proto::launch::{
 
 use crate::{
     call_output::CallOutput,
+    context,
     control::Control,
     dispositions::Dispositions,
     errors,
@@ -39,6 +41,8 @@ pub(crate) struct Worker {
     control: Option<Control>,
     current: CurrentCall,
     output: Option<CallOutput>,
+    /// The file for the progress of calls, if the host reads it.
+    page: Option<OsString>,
     flags: Arc<ExecutorFlags>,
     /// The signal dispositions to restore after calls. `None` until the worker serves.
     dispositions: Mutex<Option<Dispositions>>,
@@ -65,11 +69,15 @@ impl Worker {
             }
         };
         let page = std::env::var_os(ENV_PROGRESS).filter(|path| !path.is_empty());
-        let output = page.map(|path| CallOutput::open(path.as_ref())).transpose()?.flatten();
+        let output = page.as_ref().map(|path| CallOutput::open(path.as_ref())).transpose()?.flatten();
+        // Read before the adapter is imported, which may change the environment.
+        context::is_host_of_this_project();
+        serve::stop_timeout();
         Ok(Self {
             control,
             current: CurrentCall::default(),
             output,
+            page,
             flags: Arc::default(),
             dispositions: Mutex::default(),
         })
@@ -179,8 +187,7 @@ impl Worker {
                  same version of both"
             )));
         }
-        let progress =
-            std::env::var_os(ENV_PROGRESS).map(|path| Progress::open(path.as_ref())).transpose()?;
+        let progress = self.page.as_ref().map(|path| Progress::open(path.as_ref())).transpose()?;
         let (progress, answers) = progress.unzip();
         let fitness = Fitness::new(py)?;
         errors::preload(py);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -168,3 +170,23 @@ def test_an_exception_that_comes_too_late_does_not_reach_the_next_function() -> 
     assert call.run(threading.get_ident(), functools.partial(call.interrupt, CallCancelled))
     for _ in range(100):
         time.sleep(0)
+
+
+#: Runs a function on a thread with and without an exception that is pending at its end, and then traced code.
+TRACED = """
+import functools, sys, threading
+from snakepit_bridge import CallCancelled, _native
+call = _native.ThreadCall()
+assert call.run(threading.get_ident(), lambda: 5) == 5
+assert call.run(threading.get_ident(), functools.partial(call.interrupt, CallCancelled))
+def function(): return 1
+sys.settrace(lambda frame, event, argument: None)
+print(function())
+"""
+
+
+def test_traced_code_continues_after_a_call_on_a_thread() -> None:
+    # CPython 3.11 would run the first instruction of the function for ever.
+    command = [sys.executable, "-c", TRACED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
+    assert done.stdout == "1\n"

@@ -47,6 +47,14 @@ def problem_of(path: str) -> str:
     return str(caught.value)
 
 
+def test_tools_of_other_modules_must_be_listed(write: Write) -> None:
+    write("library", "from snakepit_bridge import tool\n@tool\ndef double(x: int) -> int: return 2 * x\n")
+    write("importing", "from library import double\n")
+    assert "its tools `double` are defined in other modules; list them in `__all__`" in problem_of("importing")
+    write("listing", "from library import double\n__all__ = ['double']\n")
+    assert tools_of("listing") == ["double"]
+
+
 #: An object such as the proxies of web frameworks: each lookup raises an exception that is no `AttributeError`.
 LAZY = """
 class Lazy:

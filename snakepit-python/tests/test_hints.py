@@ -17,7 +17,7 @@ import pytest
 from typing_extensions import TypeAliasType
 
 from snakepit_bridge import BaseAdapter, tool
-from snakepit_bridge._hints.base import MAX_PROBLEMS, HintError, InvalidError, Schemas, show
+from snakepit_bridge._hints.base import MAX_PROBLEMS, HintError, InvalidError, Schemas, show, shown
 from snakepit_bridge._hints.compiler import Compiler
 from snakepit_bridge.errors import InvalidArgumentError
 from snakepit_bridge.testing import call_tool
@@ -337,7 +337,13 @@ def test_an_alias_may_have_parameters() -> None:
 
 def test_an_error_reports_a_bounded_number_of_problems() -> None:
     found = problems(list[int], ["a"] * 1000)
-    assert list(found) == [f"[{index}]" for index in range(MAX_PROBLEMS)]
+    assert list(found) == [f"[{index}]" for index in range(MAX_PROBLEMS + 1)]
+    assert shown(list(found.items())) == [
+        *list(found.items())[: MAX_PROBLEMS - 1],
+        (f"[{MAX_PROBLEMS - 1}]", "is a string, expected integer, and more are wrong"),
+    ]
+    found = problems(list[int], ["a"] * MAX_PROBLEMS)
+    assert shown(list(found.items())) == list(found.items())
 
 
 def test_long_values_are_cut_in_messages() -> None:

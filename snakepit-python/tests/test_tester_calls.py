@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -274,6 +275,35 @@ def test_a_daemon_that_cannot_start_shows_its_log(monkeypatch: pytest.MonkeyPatc
         Daemon("shop:Shop", binary=tmp_path)
 
 
+def test_a_daemon_finds_a_file_in_the_current_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("numbers_file.py").write_text("def double(x: int) -> int: return 2 * x\n")
+    for adapter in ("numbers_file.py", "numbers_file.py:double"):
+        with Daemon(adapter) as daemon:
+            assert daemon.client().call("double", x=2) == 4
+
+
+def test_an_adapter_that_changes_the_environment_does_not_change_the_settings_of_its_worker(tmp_path: Path) -> None:
+    path = tmp_path / "clearing.py"
+    path.write_text("import os\nos.environ.clear()\nasync def double(x: int) -> int: return 2 * x\n")
+    with Daemon(str(path), args=["--concurrency", "3"]) as daemon:
+        assert daemon.client().call("double", x=2) == 4
+        up = next(line for line in daemon.log.splitlines() if "worker is up" in line)
+        assert "127.0.0.1" not in up, up
+        assert "unix:" in up, up
+
+
+def test_a_daemon_whose_parent_blocks_signals_stops_when_it_is_asked() -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        daemon = Daemon("quotas:Quotas")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    process = daemon._process
+    daemon.stop(timeout=30)
+    assert process.returncode == 0
+
+
 #: Starts a daemon, prints its id and that of a worker, and waits until it is killed.
 STARTER = """
 import sys
@@ -311,6 +341,48 @@ def test_the_binary_is_found_in_cargos_target_directory(monkeypatch: pytest.Monk
     binary.parent.mkdir(parents=True)
     binary.touch()
     assert find_binary() == binary
+
+
+#: Calls tools on other threads, one of which is cancelled, and then runs traced code there.
+TRACED = """
+import asyncio, sys, threading
+from snakepit_bridge import CallCancelledError, tool
+from snakepit_bridge.testing import ToolTester
+
+class Adapter:
+    @tool
+    async def fast(self) -> int: return 1
+    @tool
+    def traced(self) -> int:
+        def function(): return 2
+        sys.settrace(lambda frame, event, argument: None)
+        result = function()
+        sys.settrace(None)
+        return result
+    @tool
+    def endless(self) -> None:
+        started.set()
+        while True: pass
+
+started = threading.Event()
+tester = ToolTester(Adapter)
+print(asyncio.run(tester.call_async("fast")))
+print(asyncio.run(tester.call_async("traced")))
+call = tester.start("endless")
+started.wait()
+call.cancel()
+try:
+    call.result()
+except CallCancelledError:
+    print(asyncio.run(tester.call_async("traced")))
+"""
+
+
+def test_tools_run_under_a_debugger_and_under_coverage() -> None:
+    # On CPython 3.11, traced code would never continue after a call on another thread.
+    command = [sys.executable, "-c", TRACED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
+    assert done.stdout.split() == ["1", "2", "2"]
 
 
 PLUGIN_TEST = """

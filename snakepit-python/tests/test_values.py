@@ -108,11 +108,9 @@ def test_other_types_are_rejected_with_their_path() -> None:
 
 
 class _Unconvertible(np.ndarray):
-    def tolist(self) -> Any:
-        raise RuntimeError("not today")
-
-    def astype(self, *_: object, **__: object) -> _Unconvertible:
-        raise KeyError("nor this")
+    @property
+    def dtype(self) -> Any:
+        raise KeyError("not today")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +162,8 @@ def test_the_exception_and_its_advice_depend_on_the_purpose_of_the_value() -> No
 
 def test_an_interruption_is_not_wrapped_in_an_error() -> None:
     class Interrupted(np.ndarray):
-        def astype(self, *_: object, **__: object) -> Any:
+        @property
+        def dtype(self) -> Any:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -318,6 +318,54 @@ for convert in (argument, program):
     assert argument.endswith("raise SNAKEPIT_MAX_VALUE_BYTES, which may be up to 104792064")
 
 
+def test_writing_a_small_object_that_stands_for_a_huge_value_stops() -> None:
+    script = """
+import resource
+import numpy as np
+from snakepit_bridge import _native
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+shared = [1]
+for _ in range(8):
+    shared = [shared] * 100
+values = {
+    "range": range(10**9),
+    "shared lists": shared,
+    "shared map": {"a": {"b": shared}},
+    "one array many times": [np.zeros(500_000)] * 500,
+    "numbers": np.broadcast_to(0.0, (10**10,)),
+    "inner numbers": [np.broadcast_to(0.0, (10**10,))],
+    "other byte order": [np.broadcast_to(np.array(0.0, ">f8"), (10**10,))],
+    "texts": [np.broadcast_to("x", (10**10,))],
+    "strided memory": [memoryview(np.broadcast_to(np.uint8(0), (10**10,)))],
+}
+for name, value in values.items():
+    try:
+        _native.encode(value, "the result")
+    except ValueError as error:
+        print(name, error)
+"""
+    lines = run(script, SNAKEPIT_MAX_VALUE_BYTES="1000000").splitlines()
+    assert len(lines) == 9, lines
+    for line in lines:
+        assert " the result has at least " in line, line
+        assert "bytes, the limit is 1000000; return a smaller value" in line, line
+
+
+class Boaster(np.ndarray):
+    """Claims to be much larger than it is."""
+
+    @property  # type: ignore[misc]
+    def shape(self) -> tuple[int, ...]:
+        return (10**9, 10**9)
+
+
+def test_arrays_of_subclasses_have_their_real_shape() -> None:
+    array = np.arange(4.0).view(Boaster)
+    for value in (array, [array]):
+        decoded = _native.decode(*_native.encode(value, "the result"))
+        np.testing.assert_array_equal(decoded if value is array else decoded[0], np.arange(4.0))
+
+
 def test_plain_values_import_nothing() -> None:
     script = """
 import sys

@@ -129,7 +129,7 @@ fn unknown_names<'a>(spec: &ToolSpec, arguments: &'a Arguments) -> impl Iterator
 }
 
 /// The maximum number of problems that one error describes.
-const MAX_PROBLEMS: usize = 8;
+const MAX_PROBLEMS: usize = 32;
 
 /// The problems of the arguments of one call.
 struct Problems<'a> {
@@ -291,10 +291,10 @@ mod tests {
             "argument `a` of tool `add` is a string, expected float, `b` is missing, `c` is unknown, and `x` is unknown; \
              the tool takes a (float), b (integer)"
         );
-        let many: serde_json::Map<_, _> = (0..20).map(|n| (format!("x{n}"), json!(n))).collect();
+        let many: serde_json::Map<_, _> = (0..44).map(|n| (format!("x{n:02}"), json!(n))).collect();
         let error = check(&ToolSpec::new("t").deny_unknown_arguments(), Value::Object(many)).unwrap_err();
         assert!(
-            error.ends_with("`x15` is unknown, and 12 more are wrong; the tool takes no arguments"),
+            error.ends_with("`x31` is unknown, and 12 more are wrong; the tool takes no arguments"),
             "{error}"
         );
     }

@@ -281,9 +281,9 @@ class Reader:
         others: Hint | None,
         factories: dict[str, Callable[[], Any]],
     ) -> None:
-        from snakepit_bridge._hints.base import MAX_PROBLEMS, InvalidError
+        from snakepit_bridge._hints.base import InvalidError, shown
 
-        self._error, self._limit = InvalidError, MAX_PROBLEMS
+        self._error, self._shown = InvalidError, shown
         self._hints = list(hints.items())
         self._names = names
         self._others = others
@@ -303,7 +303,7 @@ class Reader:
             except self._error as error:
                 problems += [(_cut(name + path, 128), _cut(problem, 256)) for path, problem in error.problems]
         if problems:
-            return problems[: self._limit]
+            return self._shown(problems)
         for name, make in self._factories.items():
             if name not in arguments:
                 arguments[name] = make()
@@ -317,12 +317,13 @@ def _cut(text: str, limit: int) -> str:
 class _Writer:
     """Converts a result of a tool."""
 
-    __slots__ = ("_compile", "_error", "_hint")
+    __slots__ = ("_compile", "_error", "_hint", "_shown")
 
     def __init__(self, compile_hint: Callable[[], Hint]) -> None:
         self._compile = compile_hint
         self._hint: Hint | None = None
         self._error: type[InvalidError]
+        self._shown: Callable[[list[tuple[str, str]]], list[tuple[str, str]]]
 
     def __call__(self, value: Any, description: str) -> Any:
         """Return the JSON form of a value.
@@ -331,13 +332,13 @@ class _Writer:
             TypeError: The value contradicts the hint.
         """
         if self._hint is None:
-            from snakepit_bridge._hints.base import InvalidError
+            from snakepit_bridge._hints.base import InvalidError, shown
 
-            self._hint, self._error = self._compile(), InvalidError
+            self._hint, self._error, self._shown = self._compile(), InvalidError, shown
         try:
             return self._hint.write(value)
         except self._error as error:
-            (path, problem), *others = error.problems
+            (path, problem), *others = self._shown(error.problems)
         parts = [f"{description}{path} {problem}"]
         parts += [f"`{path.removeprefix('.')}` {problem}" for path, problem in others]
         raise TypeError(", and ".join([", ".join(parts[:-1]), parts[-1]] if others else parts))

@@ -220,7 +220,6 @@ def _value(value: Any) -> Any:
 _CLASSES: dict[str, Encode] = {
     "builtins.set": _sorted,
     "builtins.frozenset": _sorted,
-    "builtins.range": list,
     "builtins.dict_keys": list,
     "builtins.dict_values": list,
     "builtins.dict_items": list,

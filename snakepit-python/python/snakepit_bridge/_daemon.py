@@ -65,6 +65,9 @@ class Daemon:
         binary: str | os.PathLike[str] | None = None,
         start_timeout: float = 60.0,
     ) -> None:
+        file, separator, attribute = adapter.partition(":")
+        if file.endswith(".py"):
+            adapter = f"{Path(file).absolute()}{separator}{attribute}"
         command = [str(binary or find_binary()), "serve", adapter, "--workers", str(workers)]
         self._directory = tempfile.TemporaryDirectory(prefix="snakepit-test-")
         self._clients: list[Client] = []

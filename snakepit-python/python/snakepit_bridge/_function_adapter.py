@@ -58,6 +58,10 @@ def adapter_of_module(module: ModuleType) -> type:
     if classes and not marked:
         return classes[0]
     if not functions:
+        imported = [name for name, value in vars(module).items() if is_function(value) and _is_marked(value)]
+        if imported:
+            shown = ", ".join(f"`{name}`" for name in imported[:3]) + (", .." if len(imported) > 3 else "")
+            raise TypeError(f"its tools {shown} are defined in other modules; list them in `__all__` to serve them")
         raise TypeError(
             "it has no tools; define a function whose name does not begin with an underscore, or an adapter class"
         )

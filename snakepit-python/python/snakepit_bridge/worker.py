@@ -29,7 +29,7 @@ _HEARTBEAT_NUMBERS = ("interval-ms", "timeout-ms", "max-missed", "initial-delay-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextvars import Context
     from typing import Any
 
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:
             # The directory was removed.
             del sys.path[0]
+    # Adapters may change the environment of their process, but not the settings of the host.
+    environment = dict(os.environ)
     # Created before anything else, because it arms the lifeline, which ends this process with its host.
     worker = _native.Worker()
     output = Output(worker)
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     life: Lifecycle | None = None
     stopping_for: float | None = None
     try:
-        plan, life = _prepare(options["adapter"], loop)
+        plan, life = _prepare(options["adapter"], loop, environment)
         life.start(FAILED_START_LIMIT)
         signals.install()
         hooks.remember()
@@ -74,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopping_for = worker.run(
             plan,
             host=options.get("elixir_address"),
-            socket=os.environ.get("SNAKEPIT_SOCKET") or None,
+            socket=environment.get("SNAKEPIT_SOCKET") or None,
             port=int(options.get("port", 0)),
-            worker_id=os.environ.get("SNAKEPIT_WORKER_ID") or f"python-{os.getpid()}",
-            ready_file=os.environ.get("SNAKEPIT_READY_FILE") or None,
+            worker_id=environment.get("SNAKEPIT_WORKER_ID") or f"python-{os.getpid()}",
+            ready_file=environment.get("SNAKEPIT_READY_FILE") or None,
         )
     except AdapterError as error:
         return _fail(worker, str(error), error.__cause__)
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(worker, f"the worker failed: {type(error).__name__}: {error}", error)
     finally:
         if life is not None:
-            life.stop(_time_to_stop(stopping_for))
+            life.stop(_time_to_stop(environment.get("SNAKEPIT_STOP_GRACE_MS"), stopping_for))
     return 0
 
 
@@ -146,15 +148,16 @@ def _is_plain(flag: str, value: str) -> bool:
     return flag in ("--adapter", "--elixir-address", "--snakepit-run-id") and not value.startswith("-")
 
 
-def _prepare(path: str, loop: EventLoop) -> tuple[Plan, Lifecycle]:
+def _prepare(path: str, loop: EventLoop, environment: Mapping[str, str]) -> tuple[Plan, Lifecycle]:
     # Removed from the environment, because it may contain secrets, and programs that tools start do not need it.
     given = _adapter_arguments.read(os.environ.pop(_adapter_arguments.VARIABLE, None))
     adapter = load(path)
     file = getattr(sys.modules[adapter.__module__], "__file__", None)
     if file is not None:
         sys.argv[:] = [file]
-    policy = os.environ.get("SNAKEPIT_AFTER_CANCEL") or None
-    plan = plan_of(adapter, loop, policy, _number("SNAKEPIT_WORKER_CONCURRENCY"), _number("SNAKEPIT_WORKER_THREADS"))
+    policy = environment.get("SNAKEPIT_AFTER_CANCEL") or None
+    concurrency, threads = environment.get("SNAKEPIT_WORKER_CONCURRENCY"), environment.get("SNAKEPIT_WORKER_THREADS")
+    plan = plan_of(adapter, loop, policy, _number(concurrency), _number(threads))
     loop.modules = plan.modules
     loop.is_concurrent = plan.calls > 1
     if plan.serves_any_tool:
@@ -167,19 +170,19 @@ def _prepare(path: str, loop: EventLoop) -> tuple[Plan, Lifecycle]:
     return plan, life
 
 
-def _number(variable: str) -> int | None:
-    text = os.environ.get(variable) or ""
-    return int(text) if text.isdecimal() else None
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
 
 
-def _time_to_stop(stopping_for: float | None) -> float:
+def _time_to_stop(grace: str | None, stopping_for: float | None) -> float:
     """Return the time in which the adapter must stop, in seconds. The host kills the worker soon after.
 
     Args:
+        grace: The milliseconds between the request to stop and the kill.
         stopping_for: The seconds since the request to stop. ``None`` without one.
     """
-    grace = os.environ.get("SNAKEPIT_STOP_GRACE_MS") or ""
-    seconds = int(grace) / 1000 if grace.isdecimal() else _STOP_GRACE
+    milliseconds = _number(grace)
+    seconds = _STOP_GRACE if milliseconds is None else milliseconds / 1000
     return max(seconds - (stopping_for or 0.0) - min(_EXIT_RESERVE, seconds / 4), 0.0)
 
 

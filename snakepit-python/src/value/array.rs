@@ -15,7 +15,9 @@ use snakepit_session::{Payload, ValueType};
 
 use super::{
     error::{type_error, type_name},
+    limit,
     metadata::Metadata,
+    purpose::Purpose,
 };
 
 /// The kinds of numpy data types that are plain numbers: booleans, integers, floats, complex numbers.
@@ -156,26 +158,53 @@ pub(super) fn scalar_to_plain<'py>(
     Ok(Some(Ok(plain)))
 }
 
+/// The number of items of an array.
+pub(super) fn length(array: &Bound<'_, PyAny>) -> PyResult<usize> {
+    array.getattr(intern!(array.py(), "size"))?.extract()
+}
+
+/// The size of an array in bytes.
+pub(super) fn size(array: &Bound<'_, PyAny>) -> PyResult<usize> {
+    array.getattr(intern!(array.py(), "nbytes"))?.extract()
+}
+
 /// Converts a numpy array to a raw buffer.
-pub(super) fn from_python(array: &Bound<'_, PyAny>, description: fmt::Arguments<'_>) -> PyResult<Payload> {
+pub(super) fn from_python(
+    array: &Bound<'_, PyAny>,
+    purpose: Purpose,
+    description: fmt::Arguments<'_>,
+) -> PyResult<Payload> {
     match raw(array)? {
         Ok((metadata, array)) => {
-            let buffer: PyBackedBytes = array.call_method0("tobytes")?.extract()?;
+            // The copy of an array that repeats a few items can be larger than the memory.
+            let size = size(&array)?;
+            if size > limit::stop() {
+                return Err(limit::error(size, purpose, description));
+            }
+            let buffer: PyBackedBytes = little_endian(&array)?.call_method0("tobytes")?.extract()?;
             Ok(Payload::from_buffer(ValueType::Tensor, metadata.to_json()?, Bytes::from_owner(buffer)))
         }
         Err(problem) => Err(type_error(format!("{description} {problem}"))),
     }
 }
 
-/// Returns an array whose items are contiguous, and its size in bytes.
+/// Returns an array whose items are contiguous and little-endian, and its size in bytes.
 pub(super) fn contiguous<'py>(array: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyAny>, usize)> {
     let py = array.py();
-    let array = numpy(py)?.call_method1(intern!(py, "ascontiguousarray"), (array,))?;
-    let length = array.getattr(intern!(py, "nbytes"))?.extract()?;
+    let array = numpy(py)?.call_method1(intern!(py, "ascontiguousarray"), (little_endian(array)?,))?;
+    let length = size(&array)?;
     Ok((array, length))
 }
 
-/// Returns the metadata of a numpy array, and the array in little-endian order, or the reason why it has no raw form.
+/// Returns an array in little-endian order.
+fn little_endian<'py>(array: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let little_endian = array.getattr("dtype")?.call_method1("newbyteorder", ("<",))?;
+    let kwargs = PyDict::new(array.py());
+    kwargs.set_item("copy", false)?;
+    array.call_method("astype", (little_endian,), Some(&kwargs))
+}
+
+/// Returns the metadata of a numpy array, and the array as a plain one, or the reason why it has no raw form.
 pub(super) fn raw<'py>(array: &Bound<'py, PyAny>) -> PyResult<Result<(Metadata, Bound<'py, PyAny>), String>> {
     if let Some(problem) = conversion_problem(array)? {
         return Ok(Err(problem));
@@ -189,6 +218,8 @@ pub(super) fn raw<'py>(array: &Bound<'py, PyAny>) -> PyResult<Result<(Metadata, 
             "is a `{ty}` of dtype `{name}`, which has no raw form; convert it to a list with tolist()"
         )));
     }
+    // A plain array, because subclasses may override the shape.
+    let array = numpy(array.py())?.call_method1(intern!(array.py(), "asarray"), (array,))?;
     let metadata = Metadata {
         ty: "tensor".to_owned(),
         shape: array.getattr("shape")?.extract()?,
@@ -196,10 +227,6 @@ pub(super) fn raw<'py>(array: &Bound<'py, PyAny>) -> PyResult<Result<(Metadata, 
         binary_format: "raw".to_owned(),
         container: String::new(),
     };
-    let little_endian = dtype.call_method1("newbyteorder", ("<",))?;
-    let kwargs = PyDict::new(array.py());
-    kwargs.set_item("copy", false)?;
-    let array = array.call_method("astype", (little_endian,), Some(&kwargs))?;
     Ok(Ok((metadata, array)))
 }
 

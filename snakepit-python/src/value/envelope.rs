@@ -138,6 +138,11 @@ impl<'py> BufferCollector<'py> {
         offset
     }
 
+    /// The number of bytes so far.
+    pub(super) const fn size(&self) -> usize {
+        self.length
+    }
+
     /// Joins the buffers. Returns `None` without any. A single `bytes` object is not copied.
     pub(super) fn into_bytes(self, py: Python<'py>) -> PyResult<Option<Bytes>> {
         if self.parts.is_empty() {

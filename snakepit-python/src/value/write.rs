@@ -11,7 +11,10 @@ use pyo3::{
     exceptions::PyValueError,
     intern,
     prelude::*,
-    types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple},
+    types::{
+        PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyRange, PyString,
+        PyTuple,
+    },
 };
 
 use super::{
@@ -19,6 +22,7 @@ use super::{
     envelope::BufferCollector,
     error::{type_error, type_name, with_name},
     json::{ENVELOPE_TEXT, MARKED, MAX_DEPTH},
+    limit,
     purpose::Purpose,
 };
 
@@ -52,6 +56,18 @@ struct Output<'py> {
     buffers: Option<BufferCollector<'py>>,
 }
 
+impl Output<'_> {
+    /// Checks that the value may still grow.
+    fn check_size(&self) -> Result<(), WriteError> {
+        check_size(self.json.len() + self.buffers.as_ref().map_or(0, BufferCollector::size))
+    }
+}
+
+/// Checks the size of a value that is being written, in bytes.
+fn check_size(size: usize) -> Result<(), WriteError> {
+    if size > limit::stop() { Err(WriteError::TooLarge { size }) } else { Ok(()) }
+}
+
 impl Deref for Output<'_> {
     type Target = Vec<u8>;
 
@@ -82,6 +98,7 @@ fn convert<'py>(
         WriteError::TooDeep => PyValueError::new_err(format!(
             "{description} is nested deeper than {MAX_DEPTH} levels, or contains itself; {verb} a flatter structure"
         )),
+        WriteError::TooLarge { size } => limit::error(size, purpose, description),
         WriteError::Type { name, path } => {
             let path: String = path.into_iter().rev().collect();
             type_error(format!("{description}{path} is a `{name}`, {}", hint(&name, purpose)))
@@ -115,6 +132,10 @@ enum WriteError {
         path: Vec<String>,
     },
     TooDeep,
+    /// The value is too large. This many bytes were written before it was known.
+    TooLarge {
+        size: usize,
+    },
     /// A type without a JSON form. The path is in reverse order, because each level appends its step while the error
     /// propagates.
     Type {
@@ -163,19 +184,23 @@ fn write<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>, depth: usize) ->
     } else if let Ok(dict) = value.cast::<PyDict>() {
         write_dict(dict, out, depth)
     } else if let Ok(list) = value.cast::<PyList>() {
-        write_items(list.iter(), out, depth)
+        write_items(list.iter().map(Ok), out, depth)
     } else if let Ok(tuple) = value.cast::<PyTuple>() {
-        write_items(tuple.iter(), out, depth)
+        write_items(tuple.iter().map(Ok), out, depth)
     } else if out.buffers.is_some() && write_buffer(value, out)? {
         Ok(())
     } else if array::is_array(value)? {
         if let Some(problem) = array::conversion_problem(value)? {
             return Err(WriteError::Value { problem, path: Vec::new() });
         }
+        // Each item has at least one byte and a comma. An array may repeat a few items billions of times.
+        check_size(array::length(value)?.saturating_mul(2))?;
         write(&value.call_method0("tolist")?, out, depth + 1)
     } else if let Some(plain) = array::scalar_to_plain(value)? {
         let plain = plain.map_err(|problem| WriteError::Value { problem, path: Vec::new() })?;
         write(&plain, out, depth + 1)
+    } else if let Ok(range) = value.cast::<PyRange>() {
+        write_items(range.try_iter()?, out, depth)
     } else if let Some(form) = call_converter(value, "encode")? {
         write(&form, out, depth + 1)
     } else if out.buffers.is_some() && write_exported_buffer(value, out)? {
@@ -221,6 +246,7 @@ fn write_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result
         Ok(raw) => raw,
         Err(problem) => return Err(WriteError::Value { problem, path: Vec::new() }),
     };
+    check_size(collector.size() + array::size(&array)?)?;
     let (array, length) = array::contiguous(&array)?;
     let offset = collector.push(array, length);
     out.json.extend_from_slice(br#"{"__snakepit__":"tensor","#);
@@ -235,7 +261,8 @@ fn write_exported_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) 
     let py = value.py();
     let Ok(view) = PyMemoryView::from(value) else { return Ok(false) };
     let Some(collector) = &mut out.buffers else { return Ok(false) };
-    let length = view.getattr(intern!(py, "nbytes"))?.extract()?;
+    let length: usize = view.getattr(intern!(py, "nbytes"))?.extract()?;
+    check_size(collector.size() + length)?;
     let is_contiguous = view.getattr(intern!(py, "c_contiguous"))?.is_truthy()?;
     let buffer = if is_contiguous { view.into_any() } else { view.call_method0(intern!(py, "tobytes"))? };
     let offset = collector.push(buffer, length);
@@ -302,7 +329,7 @@ fn write_float(number: f64, out: &mut Output<'_>) {
 }
 
 fn write_items<'py>(
-    items: impl Iterator<Item = Bound<'py, PyAny>>,
+    items: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
     out: &mut Output<'py>,
     depth: usize,
 ) -> Result<(), WriteError> {
@@ -315,7 +342,8 @@ fn write_items<'py>(
         if index > 0 {
             out.push(b',');
         }
-        write(&item, out, depth + 1).map_err(|e| e.with_step(|| format!("[{index}]")))?;
+        write(&item?, out, depth + 1).map_err(|e| e.with_step(|| format!("[{index}]")))?;
+        out.check_size()?;
     }
     out.push(b']');
     Ok(())
@@ -352,6 +380,7 @@ fn write_dict<'py>(dict: &Bound<'py, PyDict>, out: &mut Output<'py>, depth: usiz
         }
         out.push(b':');
         write(&value, out, depth + 1).map_err(|e| e.with_step(|| format!("[{}]", repr(&key))))?;
+        out.check_size()?;
     }
     out.push(b'}');
     Ok(())
@@ -365,7 +394,7 @@ fn write_escaped<'py>(
 ) -> Result<(), WriteError> {
     out.extend_from_slice(br#"{"__snakepit__":"map","items":"#);
     let items = PyList::new(dict.py(), dict.items())?;
-    write_items(items.iter(), out, depth + 1)?;
+    write_items(items.iter().map(Ok), out, depth + 1)?;
     out.push(b'}');
     Ok(())
 }

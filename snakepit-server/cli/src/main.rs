@@ -20,6 +20,7 @@ mod tools;
 use std::{ffi::OsString, process::ExitCode, thread::available_parallelism};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use nix::sys::signal::SigSet;
 use snakepit_server::{Reason, settings::Setting};
 use tokio::runtime::{Builder, Runtime};
 
@@ -107,6 +108,11 @@ impl Command {
 }
 
 fn main() -> ExitCode {
+    // Before other threads start, which inherit the mask. A parent that waits for signals with `sigwait` passes its mask on, and
+    // then no signal would stop the daemon.
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        log::print_error(&format!("cannot unblock signals: {error}"));
+    }
     // Error messages name flags, because users of the daemon set flags, not builder methods.
     Setting::name_flags();
     let words: Vec<OsString> = std::env::args_os().collect();

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 #: The maximum number of problems that one error describes.
-MAX_PROBLEMS = 8
+MAX_PROBLEMS = 32
 
 #: The constraints of numbers, and of values with a length.
 BOUNDS = frozenset({"ge", "gt", "le", "lt", "multiple_of"})
@@ -45,14 +45,22 @@ def invalid(problem: str) -> InvalidError:
 
 
 def collect(problems: list[tuple[str, str]], step: str, error: InvalidError) -> None:
-    """Add the problems of a part. Raise if they are enough for a message.
+    """Add the problems of a part.
 
     Raises:
-        InvalidError: There are as many problems as a message shows.
+        InvalidError: There are more problems than a message shows. It has one more than that.
     """
     problems += [(step + path, problem) for path, problem in error.problems]
-    if len(problems) >= MAX_PROBLEMS:
-        raise InvalidError(problems[:MAX_PROBLEMS])
+    if len(problems) > MAX_PROBLEMS:
+        raise InvalidError(problems[: MAX_PROBLEMS + 1])
+
+
+def shown(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the problems that a message shows. The last one says whether there are more."""
+    if len(problems) <= MAX_PROBLEMS:
+        return problems
+    path, problem = problems[MAX_PROBLEMS - 1]
+    return [*problems[: MAX_PROBLEMS - 1], (path, f"{problem}, and more are wrong")]
 
 
 def describe(value: object) -> str:

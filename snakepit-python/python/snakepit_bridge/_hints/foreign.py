@@ -131,7 +131,7 @@ def _renamed(schema: Any, names: dict[str, str]) -> Any:
 
 def _invalid(error: pydantic.ValidationError) -> InvalidError:
     problems = []
-    for detail in error.errors(include_url=False, include_context=False)[:MAX_PROBLEMS]:
+    for detail in error.errors(include_url=False, include_context=False)[: MAX_PROBLEMS + 1]:
         path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in detail["loc"])
         kind = detail["type"]
         if kind == "missing":

@@ -1,6 +1,9 @@
 //! [`ThreadCall`]: a plain function that runs on another thread than the event loop, and can be interrupted there.
 
-use std::{ffi::c_long, ptr, sync::Mutex};
+use std::{
+    ffi::c_long,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use pyo3::{ffi, prelude::*, sync::MutexExt};
 
@@ -8,8 +11,15 @@ use pyo3::{ffi, prelude::*, sync::MutexExt};
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug, Default)]
 pub(crate) struct ThreadCall {
-    /// The thread that runs the function, while it does.
-    thread: Mutex<Option<c_long>>,
+    /// The function, while it runs.
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    thread: c_long,
+    /// Whether an exception was raised in it, which may be pending.
+    is_interrupted: bool,
 }
 
 #[pymethods]
@@ -26,40 +36,39 @@ impl ThreadCall {
         thread: c_long,
         function: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.set(py, Some(thread));
+        *self.running(py) = Some(Running { thread, is_interrupted: false });
         let result = function.call0();
-        self.set(py, None);
+        let ended = self.running(py).take();
+        if ended.is_some_and(|call| call.is_interrupted) {
+            // A pending exception must not reach the next function of this thread, so any Python code raises it here. Removing
+            // it with a null exception would leave CPython 3.11 with a flag that only an exception clears, and with that flag,
+            // code that a debugger or a coverage tool traces never continues.
+            let _ = py.eval(c"None", None, None);
+        }
         result
     }
 
     /// The thread that runs the function, while it does.
     #[getter]
     fn thread(&self, py: Python<'_>) -> Option<c_long> {
-        *self.thread.lock_py_attached(py).unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.running(py).as_ref().map(|call| call.thread)
     }
 
     /// Raises an exception of this class in the function, as soon as its thread runs Python code. Returns `false` if the function
     /// does not run.
     #[allow(unsafe_code)]
     fn interrupt(&self, py: Python<'_>, exception: &Bound<'_, PyAny>) -> bool {
-        let thread = self.thread.lock_py_attached(py).unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Some(thread) = *thread else { return false };
+        let mut running = self.running(py);
+        let Some(call) = &mut *running else { return false };
+        call.is_interrupted = true;
         // SAFETY: this thread is attached to the interpreter. The function finds the thread by its id and takes a reference to
         // the exception.
-        unsafe { ffi::PyThreadState_SetAsyncExc(thread, exception.as_ptr()) != 0 }
+        unsafe { ffi::PyThreadState_SetAsyncExc(call.thread, exception.as_ptr()) != 0 }
     }
 }
 
 impl ThreadCall {
-    #[allow(unsafe_code)]
-    fn set(&self, py: Python<'_>, thread: Option<c_long>) {
-        let mut current = self.thread.lock_py_attached(py).unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let (Some(ended), None) = (*current, thread) {
-            // An exception that was not raised yet must not reach the next function of this thread. No Python code runs
-            // between the end of the function and this point.
-            // SAFETY: as above. Null removes a pending exception.
-            unsafe { ffi::PyThreadState_SetAsyncExc(ended, ptr::null_mut()) };
-        }
-        *current = thread;
+    fn running(&self, py: Python<'_>) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 }
