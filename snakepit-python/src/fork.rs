@@ -20,6 +20,7 @@ use nix::{
     libc,
     sys::stat::{SFlag, fstat},
 };
+use pyo3::{exceptions::PySystemExit, prelude::*};
 use serde_json::Value;
 use snakepit_registry::{ToolError, ToolFailure};
 
@@ -67,6 +68,24 @@ pub(crate) fn exit_if_fork_of_tool<T>(outcome: Option<&Result<T, ToolError>>) {
         Some(Ok(_)) => 0,
         Some(Err(ToolError::Failed(failure))) => exit_status(failure),
         _ => 1,
+    })
+}
+
+/// Exits if this process is a fork of the worker in which a function has returned, with the same status.
+pub(crate) fn exit_if_fork_of_function<T>(py: Python<'_>, result: &PyResult<T>) {
+    if !is_fork() {
+        return;
+    }
+    exit_now(match result {
+        Ok(_) => 0,
+        Err(error) if error.is_instance_of::<PySystemExit>(py) => {
+            let code = error.value(py).getattr("code").ok().filter(|code| !code.is_none());
+            code.map_or(0, |code| code.extract().unwrap_or(1))
+        }
+        Err(error) => {
+            error.print(py);
+            1
+        }
     })
 }
 

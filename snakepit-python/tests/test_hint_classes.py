@@ -14,6 +14,7 @@ import msgspec
 import pydantic
 import pytest
 
+from snakepit_bridge import _native
 from snakepit_bridge._hints.base import HintError, InvalidError
 from snakepit_bridge._hints.compiler import Compiler
 
@@ -332,3 +333,35 @@ def test_a_class_whose_field_cannot_be_honoured_fails_the_start() -> None:
         with pytest.raises(HintError) as caught:
             Compiler(HERE).argument(annotation)
         assert needle in str(caught.value)
+
+
+class Car(pydantic.BaseModel):
+    kind: Literal["car"]
+    doors: Annotated[int, pydantic.Field(ge=1)]
+
+
+class Bike(pydantic.BaseModel):
+    kind: Literal["bike"]
+
+
+def test_the_discriminator_of_a_union_selects_its_member() -> None:
+    hint = Compiler(HERE).argument(Annotated[Car | Bike, pydantic.Field(discriminator="kind")])
+    assert hint.read({"kind": "bike"}) == Bike(kind="bike")
+    with pytest.raises(InvalidError) as caught:
+        hint.read({"kind": "car", "doors": 0})
+    assert [path for path, _ in caught.value.problems] == [".car.doors"]
+
+
+def test_the_secret_of_a_model_is_not_replaced_by_asterisks() -> None:
+    class Login(pydantic.BaseModel):
+        password: pydantic.SecretStr
+
+    class Open(Login):
+        @pydantic.field_serializer("password")
+        def reveal(self, value: pydantic.SecretStr) -> str:
+            return value.get_secret_value()
+
+    with pytest.raises(TypeError, match="contains a `SecretStr`, which pydantic hides"):
+        _native.encode([Login(password=pydantic.SecretStr("hush"))], "argument `login`", is_argument=True)
+    sent = _native.encode([Open(password=pydantic.SecretStr("hush"))], "argument `login`", is_argument=True)
+    assert _native.decode(*sent) == [{"password": "hush"}]

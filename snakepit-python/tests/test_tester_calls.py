@@ -333,6 +333,24 @@ def test_a_daemon_stops_if_its_starter_is_killed() -> None:
             os.close(daemon)
 
 
+def test_a_daemon_with_a_nonblocking_stdin_stops_at_its_end() -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    command = [str(find_binary()), "serve", "quotas:Quotas", "--listen", "127.0.0.1:0", "--stop-with-stdin"]
+    environment = {**os.environ, "SNAKEPIT_PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(sys.path)}
+    daemon = subprocess.Popen(command, stdin=read, stdout=subprocess.PIPE, env=environment)  # noqa: S603
+    with daemon:
+        os.close(read)
+        try:
+            assert daemon.stdout is not None
+            assert b"grpc" in daemon.stdout.readline()
+            os.write(write, b"ignored")
+            assert daemon.poll() is None
+        finally:
+            os.close(write)
+        assert daemon.wait(30) == 0
+
+
 def test_the_binary_is_found_in_cargos_target_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SNAKEPIT_BINARY", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))

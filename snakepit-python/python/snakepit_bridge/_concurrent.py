@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from snakepit_bridge import _native, _owner, _signals
 from snakepit_bridge._owner import OWNER, CallOwner
 from snakepit_bridge._readiness import until_done
-from snakepit_bridge._running_loop import RunningLoop, _callback_at
+from snakepit_bridge._running_loop import _MAX_TURNS, RunningLoop, _callback_at
 from snakepit_bridge.errors import CallCancelled
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class ConcurrentLoop(RunningLoop):
         _owner.running = runner
         try:
             main = loop.create_task(runner.run(), name="calls", context=self._worker_context.copy())
+            _hide(main)
             self._run_until_done(main)
             main.result()
         finally:
@@ -96,9 +98,27 @@ class ConcurrentLoop(RunningLoop):
         return owner.call
 
     def end_call_of(self, owner: CallOwner) -> None:
-        """Cancel the timers of a call, and remove its watches of descriptors and signals."""
+        """Cancel the timers and callbacks of a call, and remove its watches of descriptors and signals."""
         self._watches.end_call(owner)
         owner.cancel_timers()
+        self._end_callbacks_of(owner, _MAX_TURNS)
+
+    def _end_callbacks_of(self, owner: CallOwner, turns: int) -> None:
+        """Let the callbacks of a call run for some turns, for example to close connections, and cancel the rest."""
+        # Loops of other implementations do not show their callbacks.
+        ready = [handle for handle in getattr(self._loop, "_ready", ()) if handle._context.get(OWNER) is owner]
+        if not ready:
+            return
+        if turns:
+            self._loop.call_soon(self._end_callbacks_of, owner, turns - 1, context=self._worker_context)
+            return
+        for handle in ready:
+            handle.cancel()
+
+    def keep_running(self) -> None:
+        """Make this the running loop again, if a call has replaced it, for example to run a loop of its own."""
+        if asyncio._get_running_loop() is not self._loop:
+            asyncio._set_running_loop(self._loop)
 
     def restore(self) -> None:
         """Restore the settings of the loop. Called while no call runs."""
@@ -153,7 +173,10 @@ class _CallRunner:
         self._done = self._loop.create_future()
         self._loop.add_reader(self._calls.fileno(), self._on_signal)
         self._on_signal()
-        await self._done
+        while not self._done.done():
+            # Code of a tool may cancel all tasks of the loop. Only the end of the queue ends this one.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([self._done])
         self._loop.remove_reader(self._calls.fileno())
 
     def close(self) -> None:
@@ -162,6 +185,7 @@ class _CallRunner:
             self._threads.shutdown(wait=False)
 
     def _on_signal(self) -> None:
+        self._running.keep_running()
         self._calls.clear()
         for call in self._calls.cancelled():
             owner = self._owners.get(call)
@@ -180,6 +204,7 @@ class _CallRunner:
                     context.run(self._prepare)
                 # Without the task factory of the loop, which would record it as a task that the call left behind.
                 owner.task = asyncio.Task(serving, loop=self._loop, name=call.tool, context=context)
+                _hide(owner.task)
             except BaseException as error:
                 # No task will end the call and release its place.
                 serving.close()
@@ -233,6 +258,7 @@ class _CallRunner:
             # The cleanup was interrupted, or this module has a bug.
             call.set_failure(error)
         owner.is_interruptible = False
+        self._running.keep_running()
         try:
             if not call.cancelled:
                 # The caller does not wait for tasks that the call left behind.
@@ -438,6 +464,11 @@ async def _resolved(result: Any) -> Any:
 def _is_stream(result: Any) -> bool:
     kind = type(result)
     return hasattr(kind, "__next__") or hasattr(kind, "__anext__")
+
+
+def _hide(task: asyncio.Task[Any]) -> None:
+    """Remove a task from `asyncio.all_tasks`, so that a tool that cancels all other tasks does not end other calls."""
+    asyncio.tasks._unregister_task(task)
 
 
 def _is_runtime(frame: FrameType | None) -> bool:

@@ -102,8 +102,11 @@ class Watches:
 
     def _remove(self, name: str, remove: Callable[..., Any], *args: Any, **options: Any) -> Any:
         key = _key(*args, **options)
-        self._call_callbacks.pop((name, key), None)
         worker_callback = self._worker_callbacks.get((name, key))
+        if worker_callback is not None and self._is_of_runtime(worker_callback) and OWNER.get() is not WORKER:
+            # Without it, the worker would no longer notice calls.
+            return False
+        self._call_callbacks.pop((name, key), None)
         if worker_callback is not None:
             if OWNER.get() is WORKER or (
                 name != "add_signal_handler"
@@ -120,6 +123,11 @@ class Watches:
         if OWNER.get() is not WORKER:
             self._timers.add(handle)
         return handle
+
+    @staticmethod
+    def _is_of_runtime(worker_callback: _WorkerCallback) -> bool:
+        module = getattr(_callback(worker_callback.args, worker_callback.options), "__module__", None)
+        return isinstance(module, str) and module.startswith("snakepit_bridge.")
 
     def _is_of_library(self, callback: Any) -> bool:
         """Return whether a callback belongs to a library.

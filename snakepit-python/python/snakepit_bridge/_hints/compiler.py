@@ -286,7 +286,7 @@ def _needs_pydantic(item: Any) -> bool:
     """Return whether only pydantic understands the metadata, such as its validators."""
     kind = type(item)
     if kind.__name__ == "FieldInfo":
-        return any(map(_needs_pydantic, item.metadata))
+        return item.discriminator is not None or any(map(_needs_pydantic, item.metadata))
     if kind.__name__ == "_PydanticGeneralMetadata":
         # Such as `strict` and `max_digits`.
         return set(vars(item)) != {"pattern"}

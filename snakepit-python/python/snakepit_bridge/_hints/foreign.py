@@ -94,6 +94,25 @@ def form_with_buffers(dump: Callable[[str], Any]) -> Any:
     return _merged(form, raw) if _has_buffers(raw) else form
 
 
+def check_secrets(value: Any) -> None:
+    """Check that the form of a model hides no value.
+
+    Raises:
+        TypeError: It contains a ``SecretStr`` or another secret, of which pydantic would write only asterisks.
+    """
+    if isinstance(value, pydantic.SecretStr | pydantic.SecretBytes | pydantic.Secret):
+        name = type(value).__name__
+        raise TypeError(
+            f"it contains a `{name}`, which pydantic hides; add a serializer that returns get_secret_value()"
+        )
+    if isinstance(value, dict):
+        for item in value.values():
+            check_secrets(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            check_secrets(item)
+
+
 def _is_buffer(value: Any) -> bool:
     numpy = sys.modules.get("numpy")
     return isinstance(value, bytes | bytearray | memoryview) or (numpy is not None and isinstance(value, numpy.ndarray))

@@ -7,6 +7,8 @@ use std::{
 
 use pyo3::{ffi, prelude::*, sync::MutexExt};
 
+use crate::fork;
+
 /// Runs one function on a thread, and raises exceptions in it.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug, Default)]
@@ -38,6 +40,8 @@ impl ThreadCall {
     ) -> PyResult<Bound<'py, PyAny>> {
         *self.running(py) = Some(Running { thread, is_interrupted: false });
         let result = function.call0();
+        // A fork of the worker must not answer the call.
+        fork::exit_if_fork_of_function(py, &result);
         let ended = self.running(py).take();
         if ended.is_some_and(|call| call.is_interrupted) {
             // A pending exception must not reach the next function of this thread, so any Python code raises it here. Removing

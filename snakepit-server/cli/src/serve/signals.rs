@@ -1,10 +1,12 @@
 //! What stops the daemon: signals, and the end of its standard input.
 
 use std::{
-    io::{ErrorKind, Read},
+    io::{ErrorKind, Read, StdinLock},
+    os::fd::AsFd,
     time::Duration,
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
@@ -87,6 +89,7 @@ fn watch_stdin() -> std::io::Result<oneshot::Receiver<()>> {
         loop {
             match stdin.read(&mut buffer) {
                 Ok(0) => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => wait_readable(&stdin),
                 Err(error) if error.kind() != ErrorKind::Interrupted => break,
                 _ => {}
             }
@@ -96,6 +99,12 @@ fn watch_stdin() -> std::io::Result<oneshot::Receiver<()>> {
     };
     std::thread::Builder::new().name("snakepit-stdin".to_owned()).spawn(read_to_end)?;
     Ok(receiver)
+}
+
+/// Waits until standard input is readable or has ended. Needed if its parent has made it non-blocking.
+fn wait_readable(stdin: &StdinLock<'_>) {
+    // After an error, the next read reports one too.
+    let _ = poll(&mut [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
 }
 
 #[allow(unsafe_code, reason = "no safe function returns the disposition of a signal")]
