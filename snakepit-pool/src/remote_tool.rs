@@ -3,7 +3,9 @@
 use std::{pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
-use snakepit_registry::{CallId, CallTimeline, Principal, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{
+    CallId, CallReports, CallTimeline, Principal, ToolCall, ToolError, ToolHandler, ToolReply,
+};
 use tokio::time::Instant;
 use tower::Service;
 
@@ -37,6 +39,15 @@ impl RemoteTool {
     #[must_use]
     pub fn acting_principal(&self, worker: &str, reported: Option<u64>) -> Option<Principal> {
         self.driver.acting_principal(worker, reported)
+    }
+
+    /// The receivers of output for nested calls of the call on this worker. `reported` is as in
+    /// [`ancestors_on`](Self::ancestors_on).
+    ///
+    /// Returns `None` if the caller receives no output, or if it is unknown which call the worker means.
+    #[must_use]
+    pub fn reports_on(&self, worker: &str, reported: Option<u64>) -> Option<CallReports> {
+        self.driver.reports_on(worker, reported)
     }
 
     pub(crate) const fn new(driver: Arc<Driver>, stack: Stack) -> Self {

@@ -17,6 +17,8 @@ pub const IDEMPOTENT: &str = "snakepit-idempotent";
 pub const AT_MOST_ONCE: &str = "snakepit-at-most-once";
 /// `true` in requests whose sender accepts [nested values](crate::value::inline_nested) in the response.
 pub const TAKES_BUFFERS: &str = "snakepit-takes-buffers";
+/// In requests of a host to its worker, the reports that the caller of the call receives: `progress`, `logs`, or both with a comma.
+pub const REPORTS: &str = "snakepit-reports";
 /// W3C trace context, passed from client to host to worker to host tool.
 pub const TRACEPARENT: &str = "traceparent";
 /// The vendor-specific part of the W3C trace context.

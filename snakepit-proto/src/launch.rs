@@ -13,6 +13,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod output;
+
 /// The version of this crate, and of a host or worker that is built with it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The revision of the launch contract and of the other conventions that the `.proto` does not define. Every incompatible change

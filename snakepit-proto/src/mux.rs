@@ -13,6 +13,7 @@
 //! This module handles frames only. `snakepit_wire::mux` converts them to and from calls of the domain.
 
 mod client;
+mod report_queue;
 mod server;
 
 #[cfg(any(test, feature = "test-util"))]

@@ -50,6 +50,14 @@ impl Caller {
         matches!(self, Self::Tool { .. })
     }
 
+    /// The state of the call that the tool serves. `None` for a program.
+    pub(crate) fn state(&self) -> Option<&CallState> {
+        match self {
+            Self::Tool { state, .. } => Some(state),
+            Self::Program { .. } => None,
+        }
+    }
+
     /// The deadline of a request that begins now.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self {

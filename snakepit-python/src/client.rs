@@ -115,7 +115,7 @@ impl HostClient {
     }
 
     /// Starts a call.
-    #[pyo3(signature = (tool, arguments, *, session_id, timeout, idempotent, stream))]
+    #[pyo3(signature = (tool, arguments, *, session_id, timeout, idempotent, stream, progress=false, logs=false))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
     fn start(
         &self,
@@ -126,6 +126,8 @@ impl HostClient {
         timeout: Option<&Bound<'_, PyAny>>,
         idempotent: bool,
         stream: bool,
+        progress: bool,
+        logs: bool,
     ) -> PyResult<HostCall> {
         let tool_name = text("name", tool)?.to_owned();
         let mut values = Vec::with_capacity(arguments.len());
@@ -143,6 +145,7 @@ impl HostClient {
             stream,
             idempotent,
             credit: if stream { STREAM_CREDIT } else { 0 },
+            reports: (progress || logs).then_some(pb::CallReports { progress, logs }),
             ..pb::CallStart::default()
         };
         let timeout = option_timeout(timeout)?;

@@ -115,6 +115,18 @@ impl Call {
         &self.session_id
     }
 
+    /// The host's id of the call. Empty outside a call.
+    #[getter]
+    fn request_id(&self) -> String {
+        self.caller.state().map_or_else(String::new, |state| state.request_id().to_string())
+    }
+
+    /// The name of the tool. Empty outside a call.
+    #[getter]
+    fn tool(&self) -> &str {
+        self.caller.state().map_or("", |state| state.tool())
+    }
+
     #[getter]
     fn worker_id(&self) -> &str {
         &self.worker_id
@@ -143,6 +155,17 @@ impl Call {
     fn time_remaining(&self) -> Option<f64> {
         let deadline = self.caller.stream_deadline()?;
         Some(deadline.saturating_duration_since(Instant::now()).as_secs_f64())
+    }
+
+    /// Reports the progress of the call to its caller. Does nothing if the caller receives no progress.
+    #[pyo3(signature = (done, total, message))]
+    fn report_progress(&self, py: Python<'_>, done: f64, total: Option<f64>, message: String) {
+        if let Caller::Tool { state, .. } = &self.caller
+            && let Some(reports) = state.reports().filter(|reports| reports.wants_progress())
+        {
+            // The write waits while the pipe is full.
+            py.detach(|| reports.report(Arc::downgrade(state), state.request_id(), (done, total, message)));
+        }
     }
 
     fn call_host_tool<'py>(

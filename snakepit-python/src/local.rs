@@ -11,7 +11,7 @@ use std::{
 };
 
 use pyo3::{prelude::*, types::PyDict};
-use snakepit_registry::{CallId, CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_session::SessionId;
 use tokio::{runtime::Runtime, sync::oneshot, time::Instant};
 use tokio_stream::StreamExt;
@@ -52,7 +52,7 @@ impl LocalRunner {
 
     /// Returns a `Call` outside of any tool, for access to the session.
     fn session_call(&self, session_id: &str) -> Call {
-        let state = Arc::new(CallState::new(CallId::next(), None));
+        let state = Arc::new(CallState::unnamed(None));
         Call {
             caller: Caller::Tool { state, trace: None, worker_id: Arc::clone(&self.executor.worker_id) },
             host: None,
@@ -116,6 +116,7 @@ impl LocalRunner {
             io: None,
             host: None,
             worker_id: worker_id.into(),
+            thread: None,
             current: CurrentCall::default(),
             progress: None,
             flags: Arc::default(),
@@ -140,8 +141,9 @@ impl PendingCall {
     ) -> PyResult<Self> {
         let state = match control {
             Some(control) => Arc::clone(&control.state),
-            None => Arc::new(CallState::new(CallId::next(), None)),
+            None => Arc::new(CallState::unnamed(None)),
         };
+        state.set_tool(tool);
         let mut call = ToolCall::new(tool);
         call.id = state.id;
         call.deadline = state.deadline;

@@ -13,15 +13,16 @@ use std::{
 };
 
 use snakepit_proto::pb;
-use snakepit_registry::{CallId, ToolError};
+use snakepit_registry::{CallId, ToolCall, ToolError};
 use snakepit_wire::mux::{
-    Calls, MuxCalls, MuxService, Replies, call_from_wire, non_increasing_id, status_reply,
+    CallOrigin, Calls, MuxCalls, MuxService, Replies, call_from_wire, non_increasing_id, status_reply,
 };
 use tonic::Status;
 
 use crate::{
     frames::FrameReply,
     progress,
+    reports::ReportRequest,
     state::CallState,
     status::to_status,
     tools::{Job, PythonTools, Reply},
@@ -63,10 +64,10 @@ impl WorkerCalls {
     }
 
     fn job(&self, start: pb::CallStart) -> Option<Job> {
-        let id = start.id;
+        let (id, origin) = (start.id, CallOrigin::of(&start));
         match call_from_wire(start, progress::multiplexed_id(self.stream, id)) {
             Ok(call) => {
-                let state = Arc::new(CallState::new(call.id, call.deadline));
+                let state = Arc::new(CallState::of(&call).with_origin(&origin));
                 let reply = FrameReply {
                     replies: self.replies.clone(),
                     id,
@@ -147,6 +148,14 @@ impl MuxService for StreamingCalls {
 
     fn call_id(&self, id: u64) -> CallId {
         progress::multiplexed_id(self.stream, id)
+    }
+
+    fn prepare(&self, mut call: ToolCall, origin: &CallOrigin, _: &Replies) -> ToolCall {
+        let (request_id, wanted) = (origin.request_id, origin.reports);
+        if request_id != 0 {
+            call.extensions.insert(ReportRequest { request_id, wanted });
+        }
+        call
     }
 
     fn status(&self, error: ToolError) -> Status {

@@ -120,6 +120,8 @@ pub(crate) struct Plan {
     pub(crate) executes_by_name: bool,
     /// Creates a `SessionContext` from a native `Call`.
     pub(crate) context: Py<PyAny>,
+    /// The contexts of running calls, by thread.
+    pub(crate) running: Py<PyDict>,
     /// Runs an awaitable on the worker's event loop.
     pub(crate) run_async: Py<PyAny>,
     /// Pulls an async generator into a sink.
@@ -135,6 +137,8 @@ pub(crate) struct Plan {
     pub(crate) loop_fileno: Py<PyAny>,
     /// Restores the worker's signals, trace functions and standard streams after a call.
     pub(crate) restore: Py<PyAny>,
+    /// Writes the output that the standard streams still hold. `None` outside a worker.
+    pub(crate) flush_output: Py<PyAny>,
     /// The policy for undeclared tools.
     pub(crate) after_cancel: AfterCancel,
     /// Returns the type, message and traceback of an exception.
@@ -216,6 +220,7 @@ impl Plan {
             serves_any_tool: flag("serves_any_tool")?,
             executes_by_name: flag("executes_by_name")?,
             context: object("context")?,
+            running: plan.getattr("running")?.cast_into::<PyDict>()?.unbind(),
             run_async: object("run_async")?,
             drain_async: object("drain_async")?,
             end_async: object("end_async")?,
@@ -223,6 +228,7 @@ impl Plan {
             loop_fileno: object("loop_fileno")?,
             contexts: object("contexts")?,
             restore: object("restore")?,
+            flush_output: object("flush_output")?,
             after_cancel,
             describe: object("describe")?,
             details: object("details")?,

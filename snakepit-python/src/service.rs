@@ -33,6 +33,7 @@ use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 use crate::{
     multiplexed::WorkerCalls,
     open_streams::OpenStreams,
+    reports::ReportRequest,
     status::{one_line, to_status},
     tools::PythonTools,
 };
@@ -141,6 +142,11 @@ fn read_call(request: Request<pb::ExecuteToolRequest>, mode: CallMode) -> Result
     call.metadata = metadata;
     call.deadline = timeout(&headers)?.and_then(|timeout| Instant::now().checked_add(timeout));
     call.trace = trace(&headers);
+    if let Some(names) = text(&headers, headers::REPORTS) {
+        let wants = |kind: &str| names.split(',').any(|name| name == kind);
+        let wanted = Some(pb::CallReports { progress: wants("progress"), logs: wants("logs") });
+        call.extensions.insert(ReportRequest { request_id: call.id.as_u64(), wanted });
+    }
     let mut buffers = binary_parameters;
     for (name, any) in parameters {
         let buffer = buffers.remove(&name);

@@ -2,16 +2,20 @@
 
 use std::{
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
 
-use snakepit_registry::CallId;
+use snakepit_registry::{CallId, ToolCall};
+use snakepit_wire::mux::CallOrigin;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::sink::Sink;
+use crate::{
+    reports::{ReportRequest, Reports},
+    sink::Sink,
+};
 
 /// The stage of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,11 @@ pub(crate) enum Interruption {
 pub(crate) struct CallState {
     pub(crate) id: CallId,
     pub(crate) deadline: Option<Instant>,
+    tool: OnceLock<Arc<str>>,
+    /// The host's id of the call.
+    request_id: u64,
+    /// The reports that the caller receives, if there are any.
+    reports: Option<Box<Reports>>,
     lifecycle: Mutex<Lifecycle>,
     is_cancelled: AtomicBool,
     /// Whether the call runs on the event loop, which can cancel it without raising an exception at an arbitrary point.
@@ -63,10 +72,14 @@ struct Lifecycle {
 }
 
 impl CallState {
-    pub(crate) fn new(id: CallId, deadline: Option<Instant>) -> Self {
+    pub(crate) fn of(call: &ToolCall) -> Self {
+        let request = call.extensions.get::<ReportRequest>();
         Self {
-            id,
-            deadline,
+            id: call.id,
+            deadline: call.deadline,
+            tool: Arc::clone(&call.tool).into(),
+            request_id: request.map_or(call.id.as_u64(), |request| request.request_id),
+            reports: request.and_then(|request| request.wanted).map(|wanted| Box::new(Reports::new(wanted))),
             lifecycle: Mutex::new(Lifecycle { stage: Stage::Queued, has_waiter: false, sink: None }),
             is_cancelled: AtomicBool::new(false),
             is_on_loop: AtomicBool::new(false),
@@ -76,6 +89,49 @@ impl CallState {
             ended_notify: Notify::new(),
             ended: Condvar::new(),
         }
+    }
+
+    /// Creates the state of a call whose tool is not known yet.
+    pub(crate) fn unnamed(deadline: Option<Instant>) -> Self {
+        let mut call = ToolCall::new("");
+        call.deadline = deadline;
+        Self { tool: OnceLock::new(), ..Self::of(&call) }
+    }
+
+    /// Sets the tool of a call that was created without one.
+    pub(crate) fn set_tool(&self, tool: &str) {
+        let _ = self.tool.set(tool.into());
+    }
+
+    /// Sets the host's id of the call, unless it is 0, and the reports that its caller receives.
+    pub(crate) fn with_origin(mut self, origin: &CallOrigin) -> Self {
+        if origin.request_id != 0 {
+            self.request_id = origin.request_id;
+        }
+        self.reports = origin.reports.map(|wanted| Box::new(Reports::new(wanted)));
+        self
+    }
+
+    /// The reports that the caller receives, if there are any.
+    pub(crate) fn reports(&self) -> Option<&Reports> {
+        self.reports.as_deref()
+    }
+
+    /// Ends the reports of the call. Called before its answer.
+    pub(crate) fn end_reports(&self) {
+        if let Some(reports) = &self.reports {
+            reports.end(self.request_id);
+        }
+    }
+
+    /// The host's id of the call.
+    pub(crate) const fn request_id(&self) -> u64 {
+        self.request_id
+    }
+
+    /// The name of the tool.
+    pub(crate) fn tool(&self) -> &str {
+        self.tool.get().map_or("", |tool| tool)
     }
 
     /// Changes the stage from queued to running. Returns `false` if the call was cancelled and must not run.
@@ -226,7 +282,7 @@ mod tests {
     use super::*;
 
     fn state() -> CallState {
-        CallState::new(CallId::from_u64(1), None)
+        CallState::of(&ToolCall::new("tool"))
     }
 
     #[test]

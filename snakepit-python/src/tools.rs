@@ -318,7 +318,7 @@ pub(crate) fn stopping_error() -> ToolError {
 #[async_trait]
 impl ToolHandler for PythonTools {
     async fn call(&self, call: ToolCall) -> Result<ToolReply, ToolError> {
-        let state = Arc::new(CallState::new(call.id, call.deadline));
+        let state = Arc::new(CallState::of(&call));
         let tool = Arc::clone(&call.tool);
         let (reply, answer) = oneshot::channel();
         let guard = CancelOnDrop::new(self.clone(), Arc::clone(&state));

@@ -11,9 +11,11 @@ use pyo3::{exceptions::PyRuntimeError, prelude::*};
 use snakepit_proto::launch::{
     CONTROL_STDIN, ControlMessage, ENV_CONTROL, ENV_HOST_VERSION, ENV_PROGRESS, ENV_SOCKET, READY_PREFIX,
     VERSION,
+    output::{ENV_OUTPUT_KEY, Frame, FrameKind},
 };
 
 use crate::{
+    call::Call,
     call_output::CallOutput,
     context,
     control::Control,
@@ -25,11 +27,12 @@ use crate::{
     },
     fork, interrupt,
     io::Io,
+    output_frames::{self, OutputFrames},
     plan::Plan,
     progress::Progress,
     retire,
     serve::{self, Ready, ServeConfig},
-    state::Interruption,
+    state::{CallState, Interruption},
     telemetry,
     tools::PythonTools,
 };
@@ -68,6 +71,7 @@ impl Worker {
                 )));
             }
         };
+        OutputFrames::install(std::env::var(ENV_OUTPUT_KEY).ok().as_deref());
         let page = std::env::var_os(ENV_PROGRESS).filter(|path| !path.is_empty());
         let output = page.as_ref().map(|path| CallOutput::open(path.as_ref())).transpose()?.flatten();
         // Read before the adapter is imported, which may change the environment.
@@ -107,6 +111,53 @@ impl Worker {
         if let Some(output) = &self.output {
             output.append_of(call, data);
         }
+    }
+
+    /// Whether the host attributes output to calls.
+    #[getter]
+    fn has_frames(&self) -> bool {
+        OutputFrames::get().is_some()
+    }
+
+    /// Writes output of a call, or of the worker. `stream` is 0 for standard output, and 1 for standard error. Returns `False` if that
+    /// stream does not lead to the host.
+    fn write_output(
+        &self,
+        py: Python<'_>,
+        stream: usize,
+        call: Option<&Call>,
+        level: i32,
+        logger: &str,
+        data: &[u8],
+    ) -> bool {
+        let Some(frames) = OutputFrames::get().filter(|frames| frames.is_connected(stream)) else {
+            return false;
+        };
+        let frame = Frame { level, logger, body: data, ..frame_of(FrameKind::Text, call) };
+        py.detach(|| frames.write(stream, &frame));
+        true
+    }
+
+    /// Records that output of programs and native code belongs to a call from here on.
+    fn begin_output(&self, py: Python<'_>, call: &Call) {
+        if let Some(frames) = OutputFrames::get() {
+            let frame = frame_of(FrameKind::Begin, Some(call));
+            py.detach(|| frames.write_to_both(&frame));
+        }
+    }
+
+    /// Records that no further output of a call follows.
+    fn end_output(&self, py: Python<'_>, call: &Call) {
+        if let Some(frames) = OutputFrames::get() {
+            let frame = frame_of(FrameKind::End, Some(call));
+            py.detach(|| frames.write_to_both(&frame));
+        }
+    }
+
+    /// Makes native code write its standard output line by line, so that it reaches the host before the call ends.
+    #[staticmethod]
+    fn buffer_native_lines() {
+        output_frames::buffer_native_lines();
     }
 
     /// Returns a descriptor for Python's fault handler, so that the error of a crashed call contains the stacks.
@@ -220,6 +271,7 @@ impl Worker {
             io: Some(io),
             host,
             worker_id: worker_id.into(),
+            thread: Some(py.import("_thread")?.call_method0("get_ident")?.unbind()),
             current: Arc::clone(&self.current),
             progress,
             flags: Arc::clone(&self.flags),
@@ -241,6 +293,20 @@ impl Worker {
         py.detach(|| io.drive(serving))
             .map_err(|_| PyRuntimeError::new_err("the task that serves calls panicked"))?;
         Ok(terminated_at.get().map(|at| at.elapsed().as_secs_f64()))
+    }
+}
+
+/// A frame of a call without content.
+pub(crate) fn frame_of(kind: FrameKind, call: Option<&Call>) -> Frame<'_> {
+    let state = call.and_then(|call| call.caller.state());
+    Frame {
+        kind,
+        request_id: state.map_or(0, CallState::request_id),
+        level: 0,
+        session: call.map_or("", |call| &call.session_id),
+        tool: state.map_or("", CallState::tool),
+        logger: "",
+        body: b"",
     }
 }
 

@@ -224,7 +224,7 @@ def test_modules_and_functions_are_adapters_of_the_tester() -> None:
     assert tools_of(greetings) == ["greet", "visit"]
     with ToolTester(greetings) as tester:
         assert [tester.call("visit", name="Ann") for _ in range(2)] == [1, 2]
-    with pytest.raises(RuntimeError, match="no function runs as a tool here"):
+    with pytest.raises(RuntimeError, match="no tool runs here"):
         current_context()
     with pytest.raises(TypeError, match="adapter is an instance of `int`"):
         ToolTester(1)  # type: ignore[arg-type]

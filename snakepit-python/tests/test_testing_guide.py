@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -18,6 +19,7 @@ from snakepit_bridge import (
     DeadlineExceededError,
     ToolError,
     ToolFailed,
+    current_context,
     tool,
 )
 from snakepit_bridge.testing import Daemon, ToolTester
@@ -51,6 +53,15 @@ class Slow(BaseAdapter):
                 time.sleep(0.001)
         finally:
             Slow.cleaned_up = True
+
+
+class Training(BaseAdapter):
+    @tool
+    def train(self, epochs: int) -> None:
+        """Train."""
+        for epoch in range(epochs):
+            current_context().report_progress(epoch + 1, epochs)
+        logging.getLogger("training").warning("no improvement")
 
 
 def test_a_price(snakepit_tester: Testers) -> None:
@@ -89,6 +100,13 @@ def test_an_exception_and_its_cause(snakepit_tester: Testers) -> None:
     original = caught.value.__cause__
     assert isinstance(original, UnknownItemError)
     assert isinstance(original.__cause__, KeyError)
+
+
+def test_progress_and_output(snakepit_tester: Testers) -> None:
+    tester = snakepit_tester(Training)
+    tester.call("train", epochs=3)
+    assert [report.fraction for report in tester.last_call.progress][-1] == 1
+    assert [(line.level, line.text) for line in tester.last_call.logs] == [(logging.WARNING, "no improvement")]
 
 
 def test_a_deadline(snakepit_tester: Testers) -> None:

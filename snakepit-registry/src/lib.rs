@@ -52,6 +52,7 @@ mod meter;
 mod principal;
 mod registry;
 mod reply;
+mod reports;
 mod service;
 mod spec;
 mod sync;
@@ -80,6 +81,7 @@ pub use meter::HostToolStatus;
 pub use principal::{Principal, Via};
 pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError, ResolvedTool};
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
+pub use reports::{CallReports, LogLine, ProgressReport};
 /// The crate of [`schemars::JsonSchema`], which the argument types of host tools derive.
 pub use schemars;
 pub use service::{

@@ -8,7 +8,7 @@ use futures_util::{
     stream::{self, PollNext},
 };
 use snakepit_client::{Error, EventStream, HostHandle, InProcessHandle, attach_current_trace};
-use snakepit_registry::{CallId, Principal, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallId, CallReports, Principal, ToolCall, ToolError, ToolReply};
 use snakepit_session::{
     Batch, Created, NewSession, NewVariable, Note, Program, ProgramInfo, ProgramName, ProgramOwner, Session,
     SessionError, SessionId, SetVariable, Variable, VariableId, VariableName, VariableVersion,
@@ -32,13 +32,15 @@ pub struct LocalHost {
     is_nested: bool,
     /// The calls that wait for those of this handle, if it belongs to a call.
     ancestors: Option<Arc<[CallId]>>,
+    /// The receivers of the output of its calls, if it belongs to a call.
+    reports: Option<CallReports>,
     /// The principal of calls that have none. Unset for a service, which also serves listeners of the program.
     principal: Principal,
 }
 
 impl LocalHost {
     pub(crate) const fn new(host: Arc<Host>) -> Self {
-        Self { host, is_nested: false, ancestors: None, principal: Principal::program() }
+        Self { host, is_nested: false, ancestors: None, reports: None, principal: Principal::program() }
     }
 
     /// Returns a handle whose calls must have a principal.
@@ -48,7 +50,13 @@ impl LocalHost {
 
     /// A handle whose calls are nested in a call of a host tool, also outside of the tool's task.
     pub(crate) fn nested_in(host: Arc<Host>, call: &ToolCall) -> Self {
-        Self { host, is_nested: true, ancestors: call.ancestors.clone(), principal: call.principal.clone() }
+        Self {
+            host,
+            is_nested: true,
+            ancestors: call.ancestors.clone(),
+            reports: CallReports::of(call).and_then(CallReports::for_nested),
+            principal: call.principal.clone(),
+        }
     }
 
     pub(crate) fn inner(&self) -> &Host {
@@ -75,6 +83,9 @@ impl HostHandle for LocalHost {
         attach_current_trace(&mut call);
         if self.is_nested {
             call.ancestors.clone_from(&self.ancestors);
+            if let Some(reports) = self.reports.clone() {
+                reports.attach_to(&mut call);
+            }
             if call.ancestors.is_none() {
                 call.extensions.insert(NestedCall);
             }

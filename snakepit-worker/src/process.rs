@@ -236,7 +236,8 @@ impl WorkerLauncher for ProcessLauncher {
             WorkerDiagnostics { id: id.clone(), exit: supervised.exit_watch(), progress, output_lines };
         // A worker that serves `Multiplex` queues the calls of the stream for the thread that runs Python.
         let queues_calls = multiplexer.is_some();
-        let handler = RemoteWorker::new(client, multiplexer, diagnostics);
+        let handler =
+            RemoteWorker::new(client, multiplexer, diagnostics, supervised.output().watched_calls());
         let (worker, launcher_end) =
             Worker::new(id.clone(), Some(supervised.pid()), address.to_string(), Arc::new(handler));
         supervised.activate(launcher_end);

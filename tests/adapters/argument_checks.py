@@ -120,6 +120,14 @@ FUNCTION: Invalid = [
     (None, InvalidTypeError, "` is None, expected a function"),
 ]
 
+AMOUNT: Invalid = [
+    ("1", InvalidTypeError, "` is a `str`, expected a number"),
+    (True, InvalidTypeError, "` is a `bool`, expected a number"),
+    (-1, InvalidArgumentError, "` is -1.0, expected a finite number of at least 0"),
+    (float("inf"), InvalidArgumentError, "` is inf, expected a finite number of at least 0"),
+    (float("nan"), InvalidArgumentError, "` is nan, expected a finite number of at least 0"),
+]
+
 LOADS: Invalid = [
     (5, InvalidTypeError, "` is an `int`, expected a function or None"),
 ]
@@ -129,6 +137,7 @@ PARAMETERS: dict[str, tuple[Invalid, Any]] = {
     "atomic": (FLAG, True),
     "change": (FUNCTION, lambda value: value),
     "constraints": (CONSTRAINTS, None),
+    "done": (AMOUNT, 1),
     "expected_version": (VERSION, None),
     "expected_versions": (VERSIONS, None),
     "force": (FLAG, False),
@@ -137,10 +146,12 @@ PARAMETERS: dict[str, tuple[Invalid, Any]] = {
     "initial": (FLAG, False),
     "limit": (INTEGER, 0),
     "loads": (LOADS, None),
+    "message": (TEXT, ""),
     "metadata": (METADATA, None),
     "name": (NAME, "new"),
     "pattern": (TEXT, ""),
     "retries": (VERSION, 0),
+    "total": (AMOUNT, None),
     "ttl": (TTL, None),
     "type": (TYPE, None),
     "updates": (UPDATES, {"n": 1}),

@@ -237,7 +237,7 @@ impl Daemon {
         let mut call = multiplexer.start(pb::CallStart { stream: true, credit: STREAM_CREDIT, ..start }, 0);
         loop {
             match call.event().await {
-                CallEvent::Opened(_) => {}
+                CallEvent::Opened(_) | CallEvent::Reports(_) => {}
                 CallEvent::Chunks(chunks) => {
                     chunks.iter().for_each(|chunk| checker.chunk(&chunk.data));
                     call.grant(chunks.iter().map(chunk_cost).sum());

@@ -10,13 +10,13 @@ use std::{
     sync::Arc,
 };
 
-use snakepit_registry::{CallId, Principal, ToolCall};
+use snakepit_registry::{CallId, CallReports, Principal, ToolCall};
 use tokio::time::Instant;
 
 use super::{AcquireError, DeferredWork, Driver, Event, State, lease::LeaseRecord};
 use crate::scheduler::{Slot, SlotState, Ticket, Up, WorkerKey};
 
-/// Records the ancestors of one call. Dropping it removes the record.
+/// Records the ancestors of one call, and the receivers of the output of calls that it makes. Dropping it removes the record.
 #[derive(Debug)]
 pub(crate) struct Ancestry {
     driver: Arc<Driver>,
@@ -24,10 +24,20 @@ pub(crate) struct Ancestry {
 }
 
 impl Ancestry {
-    /// Records the ancestors of a call. Returns `None` for a call that is not nested.
+    /// Records the ancestors of a call. Returns `None` for a call that is not nested, and whose caller receives no output.
     pub(crate) fn of(call: &ToolCall, driver: &Arc<Driver>) -> Option<Box<Self>> {
-        let ancestors = Arc::clone(call.ancestors.as_ref()?);
-        driver.lock().nested.insert(call.id, ancestors);
+        let reports = CallReports::of(call).and_then(CallReports::for_nested);
+        if call.ancestors.is_none() && reports.is_none() {
+            return None;
+        }
+        let mut state = driver.lock();
+        if let Some(ancestors) = &call.ancestors {
+            state.nested.insert(call.id, Arc::clone(ancestors));
+        }
+        if let Some(reports) = reports {
+            state.nested.reports.insert(call.id, reports);
+        }
+        drop(state);
         Some(Box::new(Self { driver: Arc::clone(driver), call: call.id }))
     }
 }
@@ -45,6 +55,8 @@ pub(super) struct NestedCalls {
     ancestors: HashMap<CallId, Arc<[CallId]>>,
     /// For each call, the number of nested calls of which it is an ancestor.
     descendants: HashMap<CallId, usize>,
+    /// The receivers for nested calls, by the call that makes them. Only for calls whose callers receive output.
+    reports: HashMap<CallId, CallReports>,
 }
 
 impl NestedCalls {
@@ -58,6 +70,7 @@ impl NestedCalls {
     }
 
     fn remove(&mut self, call: CallId) {
+        self.reports.remove(&call);
         if let Some(ancestors) = self.ancestors.remove(&call) {
             self.remove_descendant(&ancestors);
         }
@@ -110,6 +123,18 @@ impl Driver {
         let outermost = state.nested.of(running.call).and_then(|ancestors| ancestors.first());
         let outermost = outermost.and_then(|call| state.leases.iter().find(|(_, lease)| lease.call == *call));
         Some(outermost.map_or(running, |(_, lease)| lease).principal.clone())
+    }
+
+    /// The receivers of the output of calls that the call on this worker makes.
+    pub(crate) fn reports_on(&self, worker: &str, reported: Option<u64>) -> Option<CallReports> {
+        let key = self.worker_key(worker)?;
+        if self.lock().nested.reports.is_empty() {
+            return None;
+        }
+        let reported = self.find_call(key, reported);
+        let state = self.lock();
+        let running = state.running_on(key, reported)?;
+        state.nested.reports.get(&running.call).cloned()
     }
 
     /// The call that a worker reports under its own id. Asks the handler of the worker without the lock.

@@ -1194,6 +1194,21 @@ pub struct CallStart {
     /// Whether the call must not run twice, even if its tool is declared idempotent.
     #[prost(bool, tag = "12")]
     pub at_most_once: bool,
+    /// For a worker, the host's id of the call, which its logs contain. 0 if the sender is no host or an older one.
+    #[prost(uint64, tag = "13")]
+    pub request_id: u64,
+    /// The reports that the caller receives while the call runs. Nothing if it is not set.
+    #[prost(message, optional, tag = "14")]
+    pub reports: ::core::option::Option<CallReports>,
+}
+/// The kinds of reports of a call, see CallReport. Whether there are any depends on the tool.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallReports {
+    #[prost(bool, tag = "1")]
+    pub progress: bool,
+    /// The output of the tool. The host ignores it for principals that may not see output of workers.
+    #[prost(bool, tag = "2")]
+    pub logs: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CallArgument {
@@ -1244,6 +1259,57 @@ pub struct ReplyBatch {
     pub recalled: ::prost::alloc::vec::Vec<u64>,
     #[prost(message, repeated, tag = "5")]
     pub parts: ::prost::alloc::vec::Vec<CallPart>,
+    /// Only for callers that set CallStart.reports. A report precedes the reply of its call. The callee drops reports while
+    /// several megabytes of replies wait for the caller.
+    #[prost(message, repeated, tag = "6")]
+    pub reports: ::prost::alloc::vec::Vec<CallReport>,
+}
+/// A report of a running call.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CallReport {
+    /// The id of the call on this stream.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(oneof = "call_report::Report", tags = "2, 3")]
+    pub report: ::core::option::Option<call_report::Report>,
+}
+/// Nested message and enum types in `CallReport`.
+pub mod call_report {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Report {
+        #[prost(message, tag = "2")]
+        Progress(super::CallProgress),
+        #[prost(message, tag = "3")]
+        Log(super::CallLog),
+    }
+}
+/// The progress of a call, as its tool reports it. The callee may leave out reports that a later one replaces.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CallProgress {
+    #[prost(double, tag = "1")]
+    pub done: f64,
+    #[prost(double, optional, tag = "2")]
+    pub total: ::core::option::Option<f64>,
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
+}
+/// A line of output of a call.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallLog {
+    /// `stdout` or `stderr`.
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    /// The level of a record of Python's logging, such as 20 for INFO. 0 for other output.
+    #[prost(int32, tag = "2")]
+    pub level: i32,
+    /// The name of the logger. Empty for other output.
+    #[prost(string, tag = "3")]
+    pub logger: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
+    /// When the host received it.
+    #[prost(message, optional, tag = "5")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// A part of a reply or chunk with more than 262144 bytes of data. Small replies pass between the parts, which avoids
 /// head-of-line blocking. Only callers that set `takes_parts` receive parts.

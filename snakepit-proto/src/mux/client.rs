@@ -25,15 +25,18 @@ pub use self::{
     transport::Incoming,
 };
 use self::{event::IdHasher, transport::Outgoing};
-use super::{BATCH_BYTES, MAX_ITEM_BYTES, call_size};
+use super::{BATCH_BYTES, MAX_ITEM_BYTES, call_size, report_queue};
 use crate::{
     pb::{
-        CallBatch, CallChunk, CallOpened, CallReply, CallStart, ReplyBatch,
+        CallBatch, CallChunk, CallOpened, CallReply, CallReport, CallStart, ReplyBatch,
         bridge_service_client::BridgeServiceClient,
     },
     proxy,
     status::{INVALID_ARGUMENT, error_status},
 };
+
+/// The maximum number of reports of a call that wait for their reader. A notice replaces further lines of output.
+const MAX_REPORTS: usize = 4096;
 
 /// Starts calls on one `Multiplex` stream. Clones share the stream.
 ///
@@ -101,6 +104,7 @@ struct CallEntry {
     waker: Option<Waker>,
     opened: Option<CallOpened>,
     chunks: Vec<CallChunk>,
+    reports: Vec<CallReport>,
     /// The start of a reply or chunk that arrives in parts.
     parts: Vec<u8>,
     end: Option<CallEnd>,
@@ -230,7 +234,7 @@ impl CallTable {
             return;
         }
         entry.is_abandoned = true;
-        (entry.chunks, entry.parts) = (Vec::new(), Vec::new());
+        (entry.chunks, entry.parts, entry.reports) = (Vec::new(), Vec::new(), Vec::new());
         self.cancel(id, wakers);
     }
 
@@ -296,7 +300,15 @@ impl CallTable {
     /// A violation of the protocol. The stream must then [fail](Self::fail), because the state of the callee is
     /// unknown.
     fn deliver(&mut self, batch: ReplyBatch, wakers: &mut Vec<Waker>) -> Result<(), Status> {
-        let ReplyBatch { opened, chunks, replies, recalled, parts } = batch;
+        let ReplyBatch { opened, chunks, replies, recalled, parts, reports } = batch;
+        // First, because they precede the replies of their calls.
+        for report in reports {
+            if let Some(entry) = self.awaited_entry(report.id) {
+                let is_full = entry.reports.len() >= MAX_REPORTS;
+                report_queue::push(&mut entry.reports, report, is_full);
+                wakers.extend(entry.waker.take());
+            }
+        }
         for opened in opened {
             if let Some(entry) = self.awaited_entry(opened.id) {
                 entry.opened = Some(opened);

@@ -23,10 +23,12 @@ use self::{
     large_items::{LargeItems, chunk_data_len, data_len},
 };
 use super::{
-    BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, PART_BYTES, chunk_cost, reply_size, reply_too_large,
+    BATCH_BYTES, FIELD_BYTES, ITEM_BYTES, MAX_ITEM_BYTES, PART_BYTES, chunk_cost, reply_size,
+    reply_too_large,
+    report_queue::{self, SizeChange, report_size},
 };
 use crate::{
-    pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, CallValue, ReplyBatch},
+    pb::{CallBatch, CallChunk, CallChunks, CallOpened, CallReply, CallReport, CallValue, ReplyBatch},
     value::inline_nested,
 };
 
@@ -134,6 +136,17 @@ impl Replies {
             }
             outbox.batch.replies.push(reply);
         })
+    }
+
+    /// Sends a report of a running call. If the caller reads too slowly, it receives a notice in place of lines of output, and only the
+    /// last progress.
+    pub fn send_report(&self, report: CallReport) {
+        self.put(|outbox| {
+            let is_full = outbox.is_full();
+            let SizeChange { added, removed } =
+                report_queue::push(&mut outbox.batch.reports, report, is_full);
+            outbox.bytes = outbox.bytes + added - removed;
+        });
     }
 
     /// Sends that a call was recalled before it began.
@@ -297,8 +310,13 @@ impl Outbox {
 
     /// Takes the next message from the outbox, within the size limit.
     fn take_batch(&mut self) -> Option<ReplyBatch> {
-        let ReplyBatch { opened, chunks, replies, recalled, .. } = &self.batch;
-        if opened.is_empty() && chunks.is_empty() && replies.is_empty() && recalled.is_empty() {
+        let ReplyBatch { opened, chunks, replies, recalled, reports, .. } = &self.batch;
+        if opened.is_empty()
+            && chunks.is_empty()
+            && replies.is_empty()
+            && recalled.is_empty()
+            && reports.is_empty()
+        {
             return None;
         }
         let has_large = self.large.item_count > 0;
@@ -307,6 +325,8 @@ impl Outbox {
             return Some(std::mem::take(&mut self.batch));
         }
         let mut packer = BatchPacker::new(if has_large { BATCH_BYTES - PART_BYTES } else { BATCH_BYTES });
+        // First, because they precede the replies of their calls.
+        let reports = packer.take(&mut self.batch.reports, report_size);
         let opened = packer.take(&mut self.batch.opened, opened_size);
         let chunks = packer.take_runs(&mut self.batch.chunks, self.large.is_large_chunk());
         let replies = packer.take_replies(&mut self.batch.replies, self.large.is_large_reply());
@@ -314,7 +334,7 @@ impl Outbox {
         let recalled = packer.take(&mut self.batch.recalled, |_| FIELD_BYTES);
         let parts = if has_large { Vec::from_iter(self.large.take(&mut self.batch)) } else { Vec::new() };
         self.bytes -= packer.used + parts.iter().map(|part| part.data.len()).sum::<usize>();
-        Some(ReplyBatch { opened, chunks, replies, recalled, parts })
+        Some(ReplyBatch { opened, chunks, replies, recalled, parts, reports })
     }
 }
 

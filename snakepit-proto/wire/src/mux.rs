@@ -11,6 +11,7 @@
 //! servers. The host and the worker runtime each add an adapter that implements these traits.
 
 mod calling;
+mod reports;
 mod serving;
 
 use std::time::Duration;
@@ -23,6 +24,7 @@ use tonic::Status;
 
 pub use self::{
     calling::{CallInfo, Callee, LostCall, SendError, call, fits_shared_stream, send},
+    reports::{CallOrigin, attach_reports, report_from_wire},
     serving::{MuxCalls, MuxService, non_increasing_id},
 };
 use crate::{bad_argument, bad_field, failure_to_wire, value_from_wire, value_to_wire};
@@ -75,7 +77,8 @@ pub fn error_reply(
 /// Converts a call into a `CallStart` frame. `time_left` is the time until its deadline.
 #[must_use]
 pub fn call_to_wire(call: ToolCall, time_left: Option<Duration>) -> pb::CallStart {
-    let at_most_once = call.is_at_most_once();
+    let (at_most_once, request_id) = (call.is_at_most_once(), call.id.as_u64());
+    let reports = reports::to_wire(&call);
     let ToolCall { tool, session, arguments, metadata, mode, idempotent, trace, .. } = call;
     let (traceparent, tracestate) = trace.map(|t| (t.traceparent, t.tracestate)).unwrap_or_default();
     let stream = mode == CallMode::Streaming;
@@ -97,6 +100,8 @@ pub fn call_to_wire(call: ToolCall, time_left: Option<Duration>) -> pb::CallStar
         idempotent,
         credit: if stream { snakepit_proto::mux::STREAM_CREDIT } else { 0 },
         at_most_once,
+        request_id,
+        reports,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use snakepit_proto::{MAX_MESSAGE_BYTES, Message as _, headers, pb};
-use snakepit_registry::{CallMode, ToolCall, ToolError};
+use snakepit_registry::{CallMode, CallReports, ToolCall, ToolError};
 use snakepit_session::SessionId;
 use tonic::{Request, metadata::MetadataValue};
 
@@ -18,6 +18,7 @@ pub fn request_to_wire(
     takes_buffers: bool,
 ) -> Request<pb::ExecuteToolRequest> {
     let at_most_once = call.is_at_most_once();
+    let reports = CallReports::of(&call).map(|reports| (reports.wants_progress(), reports.wants_logs()));
     let ToolCall { id, tool, session, arguments, metadata, mode, idempotent, trace, .. } = call;
     let mut message = pb::ExecuteToolRequest {
         session_id: session.as_ref().map(SessionId::to_string).unwrap_or_default(),
@@ -42,6 +43,14 @@ pub fn request_to_wire(
     }
     if at_most_once {
         request.metadata_mut().insert(headers::AT_MOST_ONCE, MetadataValue::from_static("true"));
+    }
+    if let Some((progress, logs)) = reports {
+        let names = match (progress, logs) {
+            (true, true) => "progress,logs",
+            (_, true) => "logs",
+            _ => "progress",
+        };
+        request.metadata_mut().insert(headers::REPORTS, MetadataValue::from_static(names));
     }
     if let Some(time_left) = time_left {
         request.set_timeout(time_left.min(headers::MAX_TIMEOUT));

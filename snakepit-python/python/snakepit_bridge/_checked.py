@@ -112,3 +112,17 @@ def metadata(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise wrong_type("metadata", value, "a mapping of str to str, or None")
     return {text(f"metadata key {key!r}", key): text(f"metadata[{key!r}]", item) for key, item in value.items()}
+
+
+def amount(description: str, value: object) -> float:
+    """Check a number that is neither negative nor infinite."""
+    kind = type(value)
+    if isinstance(value, bool) or not (hasattr(kind, "__float__") or hasattr(kind, "__index__")):
+        raise wrong_type(description, value, "a number")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except Exception as error:
+        raise wrong_type(description, value, "a number") from error
+    if not 0 <= number < float("inf"):
+        raise InvalidArgumentError(f"`{description}` is {number}, expected a finite number of at least 0")
+    return number

@@ -260,6 +260,8 @@ class _CallRunner:
         owner.is_interruptible = False
         self._running.keep_running()
         try:
+            if owner.context is not None and self._plan.end_output is not None:
+                self._plan.end_output(owner.context)
             if not call.cancelled:
                 # The caller does not wait for tasks that the call left behind.
                 call.answer()
@@ -284,6 +286,7 @@ class _CallRunner:
         if inputs is None:
             return
         kwargs, context = inputs
+        owner.context = context
         plan = self._plan
         adapter: Any = None
         function: Any = None

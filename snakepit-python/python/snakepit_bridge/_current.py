@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from _thread import get_ident
 from contextvars import ContextVar
+
+from snakepit_bridge import _owner
+from snakepit_bridge._owner import OWNER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +54,8 @@ _CACHE = "__snakepit_cache__"
 _PROCESS: ContextVar[Process] = ContextVar("snakepit_process")
 _default = Process()
 
-_CONTEXT: ContextVar[SessionContext] = ContextVar("snakepit_context")
+#: The contexts of the calls that run one at a time, by thread. The native runtime sets and clears the entries.
+RUNNING: dict[int, SessionContext | None] = {}
 
 
 def process() -> Process:
@@ -69,22 +75,43 @@ def set_process(namespace: Process) -> None:
 
 
 def current_context() -> SessionContext:
-    """Return the context of the running call, in a tool that is a plain function.
+    """Return the context of the running call.
 
-    Methods of an adapter have it as ``self.session_context``. A thread that a tool starts needs a copy of the tool's
-    context variables, which ``asyncio.to_thread`` makes.
+    It works in a tool and in everything that the tool runs: coroutines, tasks, threads, and work that it submits to a
+    :class:`~concurrent.futures.ThreadPoolExecutor`, also by ``asyncio.to_thread``. Processes that the tool starts have
+    no context.
+
+    >>> current_context().session_id  # doctest: +SKIP
+    'user-7'
 
     Raises:
-        RuntimeError: No function runs as a tool here.
+        RuntimeError: No tool runs here.
     """
-    try:
-        return _CONTEXT.get()
-    except LookupError:
+    context = find()
+    if context is None:
         raise RuntimeError(
-            "no function runs as a tool here; in a method of an adapter, use `self.session_context`"
-        ) from None
+            "no tool runs here; call `current_context` in a tool, or in a thread or task that a tool started"
+        )
+    return context
 
 
-def set_context(context: SessionContext) -> None:
-    """Set the context of the running call."""
-    _CONTEXT.set(context)
+def find() -> SessionContext | None:
+    """Return the context of the running call. ``None`` if no tool runs here."""
+    owner = OWNER.get()
+    # Calls that run concurrently have their context with their owner.
+    context: SessionContext | None = getattr(owner, "context", None)
+    if context is not None:
+        return context
+    ident = get_ident()
+    context = RUNNING.get(ident)
+    if context is not None:
+        return context if owner is _owner.running or (owner is None and not _runs_loop()) else None
+    from snakepit_bridge import _threads
+
+    return _threads.context_of(ident)
+
+
+def _runs_loop() -> bool:
+    """Return whether this thread runs an event loop. A callback without an owner then comes from another thread."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from snakepit_bridge import _current, _signatures
+from snakepit_bridge import _signatures
 from snakepit_bridge._tool_metadata import METADATA_ATTRIBUTE
-from snakepit_bridge.base_adapter import FUNCTIONS_ATTRIBUTE, TOOL_ATTRIBUTE, BaseAdapter, attributes_of, own_attribute
+from snakepit_bridge.base_adapter import FUNCTIONS_ATTRIBUTE, TOOL_ATTRIBUTE, attributes_of, own_attribute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
     from typing import Any
-
-    from snakepit_bridge.session_context import SessionContext
 
 #: The functions that the worker calls at its start and its end. They are not tools.
 HOOKS = ("lifespan", "process_init", "process_exit")
@@ -24,12 +22,8 @@ _NUMBERS = ("concurrency", "threads")
 _PREFIX = "tool "
 
 
-class FunctionAdapter(BaseAdapter):
+class FunctionAdapter:
     """The base class of adapters whose tools are functions of a module."""
-
-    def set_session_context(self, context: SessionContext) -> None:
-        """Make the context available to :func:`snakepit_bridge.current_context`."""
-        _current.set_context(context)
 
 
 def is_function(value: object) -> bool:

@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _arguments, _native
 from snakepit_bridge.errors import HostToolError, NotFoundError, ProgramNotFoundError, ToolError, ToolFailed
+from snakepit_bridge.reports import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from snakepit_bridge._call import HostStreamLike, PendingLike, VariablesLike
+    from snakepit_bridge._call_record import CallRecord
     from snakepit_bridge.testing import ToolTester
 
 
 class LocalCall:
     """A call without a host. Uses functions, dicts, and a session in this process instead."""
 
-    def __init__(self, call: _native.Call, tester: ToolTester) -> None:
+    def __init__(self, call: _native.Call, tester: ToolTester, record: CallRecord | None) -> None:
         self.session_id = call.session_id
+        self.request_id = call.request_id
+        self.tool = call.tool
         self.worker_id = call.worker_id
         self.metadata = tester._metadata
         self.traceparent = None
@@ -29,6 +33,8 @@ class LocalCall:
         self._programs = (tester.programs, tester.global_programs)
         self._session = tester._session
         self._tester = tester
+        #: The record of the call. ``None`` outside of calls.
+        self.record = record
 
     @property
     def cancelled(self) -> bool:
@@ -36,6 +42,10 @@ class LocalCall:
 
     def time_remaining(self) -> float | None:
         return self._call.time_remaining()
+
+    def report_progress(self, done: float, total: float | None, message: str) -> None:
+        if self.record is not None:
+            self.record.progress.append(Progress(done, total, message))
 
     def host_tools(self) -> dict[str, dict[str, Any]]:
         return {
@@ -72,7 +82,7 @@ class LocalCall:
             return self.stream_host_tool(name, arguments)
 
         def results() -> Iterator[Any]:
-            yield from self._tester._stream_peer(name, arguments)
+            yield from self._tester._stream_peer(name, arguments, self.record)
 
         return _LocalStream(results())
 
@@ -100,7 +110,7 @@ class LocalCall:
 
     def call_tool(self, name: str, arguments: dict[str, Any]) -> Any:
         if name not in self._host_tools:
-            return self._tester._call_peer(name, arguments)
+            return self._tester._call_peer(name, arguments, self.record)
         try:
             return self.call_host_tool(name, arguments)
         except HostToolError as error:

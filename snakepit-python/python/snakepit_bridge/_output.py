@@ -1,25 +1,40 @@
-"""Records a worker's output and stacks for the error of a call that kills the worker."""
+"""Attributes a worker's output to its calls.
+
+Output goes to the host at once, in frames that name the call. The output of the running call is also recorded in a
+file, with the stacks, for the error of a call that kills the worker.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from _thread import get_ident
+from _thread import RLock, get_ident
 
-from snakepit_bridge import _owner
+from snakepit_bridge import _current, _owner
+from snakepit_bridge._imports import on_import
 from snakepit_bridge._owner import OWNER, CallOwner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
     from typing import Any
 
     from snakepit_bridge import _native
+    from snakepit_bridge.session_context import SessionContext
 
 #: The settings of a stream that a tool may change. `write_through` stays on.
 _SETTINGS = ("encoding", "errors", "line_buffering")
 
 _write = io.BufferedWriter.write
+_flush = io.BufferedWriter.flush
+
+#: The number of bytes of an unfinished line after which it is sent.
+_MAX_PENDING = 4096
+
+#: The functions of `os` that start programs. Those of `subprocess` use `_posixsubprocess`.
+_STARTS = ("posix_spawn", "posix_spawnp", "system")
 
 
 class Output:
@@ -34,6 +49,12 @@ class Output:
         self._main = get_ident()
         self._is_changed = self._is_reconfigured = False
         self._streams: list[tuple[_Text, dict[str, Any]]] = []
+        #: Whether the host attributes output to calls.
+        self.has_frames = worker.has_frames
+        #: The level and the name of the logger of the record that a handler of `logging` writes now, by thread.
+        self.records: dict[int, tuple[int, str]] = {}
+        #: The calls whose output has an unfinished line, or that started programs, by the id of the object.
+        self._unfinished: dict[int, Any] = {}
 
     def install(self) -> None:
         """Replace the standard streams."""
@@ -46,7 +67,7 @@ class Output:
             raw = io.FileIO(descriptor, "wb", closefd=False)
             raw.name = stream.name
             replacement = _Text(
-                _Buffer(raw, self, is_unbuffered=isinstance(stream.buffer, io.RawIOBase)),
+                _Buffer(raw, self, descriptor - 1, is_unbuffered=isinstance(stream.buffer, io.RawIOBase)),
                 encoding=stream.encoding,
                 errors=stream.errors,
                 # Output reaches the host line by line.
@@ -57,7 +78,23 @@ class Output:
             setattr(sys, name, replacement)
             setattr(sys, f"__{name}__", replacement)
             self._streams.append((replacement, {}))
+            if descriptor == 1 and not replacement.buffer.is_unbuffered:  # type: ignore[attr-defined]
+                self._worker.buffer_native_lines()
         _enable_fault_handler(self._worker)
+        if self.has_frames:
+            on_import("logging", self._watch_logging)
+            self._watch_programs()
+
+    def flush(self) -> None:
+        """Send the output that the streams still hold."""
+        for stream, _ in self._streams:
+            buffer: Any = stream.buffer
+            try:
+                stream.flush()
+                buffer.flush_all()
+            except (OSError, ValueError):
+                # The descriptor was closed, so the buffered output is lost.
+                continue
 
     def remember(self) -> None:
         """Record the current settings of the streams as those to restore after calls."""
@@ -71,12 +108,98 @@ class Output:
         for stream, settings in self._streams:
             try:
                 stream.flush()
+                buffer: Any = stream.buffer
+                buffer.flush_all()
                 if self._is_reconfigured and settings != _settings(stream):
                     stream.reconfigure(**settings)
             except (OSError, ValueError):
                 # The descriptor was closed, so the buffered output is lost.
                 pass
         self._is_reconfigured = False
+        # Threads of earlier calls may add more.
+        for key in list(self._unfinished):
+            self._worker.end_output(self._unfinished.pop(key))
+
+    def end(self, context: SessionContext) -> None:
+        """Send the unfinished lines of a call that has ended, while other calls run."""
+        for stream, _ in self._streams:
+            buffer: Any = stream.buffer
+            buffer.flush_of(context)
+        call: Any = context._call
+        if self._unfinished.pop(id(call), None) is not None:
+            self._worker.end_output(call)
+
+    def send(self, stream: int, context: SessionContext | None, record: tuple[int, str], data: bytes) -> bool:
+        """Send output to the host. Return ``False`` if a tool has redirected the stream."""
+        call: Any = None if context is None else context._call
+        if not self._worker.write_output(stream, call, *record, data):
+            return False
+        if call is not None and not data.endswith(b"\n"):
+            self._end_later(call)
+        return True
+
+    def _end_later(self, call: Any) -> None:
+        self._unfinished[id(call)] = call
+        self._is_changed = True
+        self._worker.request_restore()
+
+    def _watch_logging(self, module: ModuleType) -> None:
+        """Attach the level and the name of the logger to the output of handlers."""
+        handler: Any = module.Handler
+        handle, records = handler.handle, self.records
+
+        def handle_with_level(self: Any, record: Any) -> Any:
+            ident = get_ident()
+            outer = records.get(ident)
+            records[ident] = (record.levelno, record.name)
+            try:
+                return handle(self, record)
+            finally:
+                if outer is None:
+                    del records[ident]
+                else:
+                    records[ident] = outer
+
+        handler.handle = handle_with_level
+        # Without a configuration, `logging` ignores the levels of the loggers and only prints warnings and errors.
+        last_resort: Any = getattr(module, "lastResort", None)
+        if last_resort is not None:
+            last_resort.setLevel(0)
+
+    def _watch_programs(self) -> None:
+        """Attribute the output of the programs that a call starts to the call."""
+        import _posixsubprocess
+
+        def watch(module: Any, name: str) -> None:
+            start: Callable[..., Any] | None = getattr(module, name, None)
+            if start is None:
+                return
+
+            def start_in_call(*args: Any, **options: Any) -> Any:
+                self._begin_program()
+                return start(*args, **options)
+
+            start_in_call.__name__ = start_in_call.__qualname__ = name
+            start_in_call.__doc__ = start.__doc__
+            setattr(module, name, start_in_call)
+
+        watch(_posixsubprocess, "fork_exec")
+        subprocess: Any = sys.modules.get("subprocess")
+        if subprocess is not None and hasattr(subprocess, "_fork_exec"):
+            subprocess._fork_exec = _posixsubprocess.fork_exec
+        for name in _STARTS:
+            watch(os, name)
+        os.register_at_fork(before=self._begin_program)
+
+    def _begin_program(self) -> None:
+        # If calls run concurrently, the output of their programs belongs to the worker.
+        if getattr(OWNER.get(), "context", None) is not None:
+            return
+        context = _current.find()
+        call: Any = None if context is None else context._call
+        if call is not None and id(call) not in self._unfinished:
+            self._worker.begin_output(call)
+            self._end_later(call)
 
     def record(self, data: bytes) -> None:
         """Record data that was written to a stream."""
@@ -102,17 +225,50 @@ class _Buffer(io.BufferedWriter):
     It cannot be closed, because closing a wrapper around it would close it, too.
     """
 
-    def __init__(self, raw: io.RawIOBase, output: Output, *, is_unbuffered: bool) -> None:
+    def __init__(self, raw: io.RawIOBase, output: Output, index: int, *, is_unbuffered: bool) -> None:
         super().__init__(raw)
         self.output = output
-        self._is_unbuffered = is_unbuffered
+        self._index = index
+        self.is_unbuffered = is_unbuffered
+        #: The unfinished lines of calls, by thread.
+        self._pending: dict[int, _Unfinished] = {}
+        self._lock = RLock()
+        os.register_at_fork(after_in_child=self._reset)
 
     def write(self, data: Any, /) -> int:
+        output = self.output
+        data = data if type(data) is bytes else bytes(memoryview(data))
+        if output.has_frames:
+            context = _current.find()
+            record = output.records.get(get_ident(), _NO_RECORD)
+            if context is not None or record is not _NO_RECORD:
+                self._write_for(context, record, data)
+                output.record(data)
+                return len(data)
+            if self._pending:
+                self._send(get_ident())
         written = _write(self, data)
-        self.output.record(data if type(data) is bytes else bytes(memoryview(data)))
-        if self._is_unbuffered:
+        output.record(data)
+        if self.is_unbuffered:
             self.flush()
         return written
+
+    def flush(self) -> None:
+        if self._pending:
+            self._send(get_ident())
+        _flush(self)
+
+    def flush_all(self) -> None:
+        """Send the unfinished lines of all threads."""
+        for thread in list(self._pending):
+            self._send(thread)
+        _flush(self)
+
+    def flush_of(self, context: SessionContext) -> None:
+        """Send the unfinished lines of a call."""
+        for thread, line in list(self._pending.items()):
+            if line.context is context:
+                self._send(thread)
 
     def close(self) -> None:
         self.flush()
@@ -120,6 +276,52 @@ class _Buffer(io.BufferedWriter):
     def detach(self) -> Any:
         self.flush()
         return self.raw
+
+    def _write_for(self, context: SessionContext | None, record: tuple[int, str], data: bytes) -> None:
+        thread = get_ident()
+        with self._lock:
+            line = self._pending.get(thread)
+            if line is not None and (line.context is not context or line.record != record):
+                self._send(thread)
+                line = None
+            if line is None:
+                line = self._pending[thread] = _Unfinished(context, record)
+            line.data += data
+            # An unbuffered stream sends complete lines, because threads of a call would mix parts of them.
+            if (self.is_unbuffered and data.endswith(b"\n")) or len(line.data) > _MAX_PENDING:
+                self._send(thread)
+
+    def _send(self, thread: int) -> None:
+        with self._lock:
+            line = self._pending.pop(thread, None)
+            if line is None:
+                return
+            # Output that was written before.
+            _flush(self)
+            data = bytes(line.data)
+            if not self.output.send(self._index, line.context, line.record, data):
+                _write(self, data)
+                _flush(self)
+
+    def _reset(self) -> None:
+        # In a fork. Its parent sends the unfinished lines.
+        self._lock = RLock()
+        self._pending.clear()
+
+
+class _Unfinished:
+    """The unfinished line of one thread, and the call and record that it belongs to."""
+
+    __slots__ = ("context", "data", "record")
+
+    def __init__(self, context: SessionContext | None, record: tuple[int, str]) -> None:
+        self.context = context
+        self.record = record
+        self.data = bytearray()
+
+
+#: The level and logger of output that no handler of `logging` writes.
+_NO_RECORD = (0, "")
 
 
 class _Text(io.TextIOWrapper):

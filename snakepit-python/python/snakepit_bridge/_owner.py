@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from snakepit_bridge._native import ConcurrentCall, ThreadCall
+    from snakepit_bridge.session_context import SessionContext
 
 #: The owner of code that belongs to the worker and not to a call.
 WORKER = object()
@@ -36,6 +37,7 @@ class CallOwner:
     __slots__ = (
         "_timer_limit",
         "call",
+        "context",
         "interrupted",
         "is_cancelled",
         "is_interruptible",
@@ -47,6 +49,8 @@ class CallOwner:
 
     def __init__(self, call: ConcurrentCall) -> None:
         self.call = call
+        #: The context of the call, once it has one.
+        self.context: SessionContext | None = None
         #: The task that runs the call.
         self.task: asyncio.Task[Any] | None = None
         #: The tasks that code of the call started and that have not ended.

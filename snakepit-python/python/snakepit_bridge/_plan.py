@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snakepit_bridge import _contexts, _failures, _signatures, _specs
+from snakepit_bridge import _contexts, _current, _failures, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop, drain
 from snakepit_bridge._tool_metadata import METADATA_ATTRIBUTE
 from snakepit_bridge.base_adapter import (
@@ -87,6 +87,8 @@ class Plan:
         #: Whether calls pass the parameters of `execute_tool` by name.
         self.executes_by_name = self.is_dynamic and _takes_names(adapter)
         self.context: Callable[[Call], SessionContext] = SessionContext
+        #: The contexts of running calls, by thread.
+        self.running = _current.RUNNING
         self.run_async = loop.run
         self.drain_async = drain
         self.end_async = loop.end_call
@@ -95,6 +97,10 @@ class Plan:
         self.contexts = _contexts.base_context
         #: Restores the signals, trace functions and standard streams of the worker after a call.
         self.restore: Callable[[], None] | None = None
+        #: Writes the output that the standard streams still hold.
+        self.flush_output: Callable[[], None] | None = None
+        #: Writes the unfinished lines of a call that has ended, in a worker that runs several.
+        self.end_output: Callable[[SessionContext], None] | None = None
         #: The policy of tools that do not set one.
         self.after_cancel = after_cancel
         #: The modules that define the adapter and its bases.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import FrameType
 
+    from snakepit_bridge._call_record import CallRecord
     from snakepit_bridge._event_loop import EventLoop
 
 #: The seconds between two interruptions of a call that does not end.
@@ -186,9 +187,11 @@ class RunningCall:
     snakepit_bridge.errors.CallCancelledError: call of tool `train` was cancelled
     """
 
-    def __init__(self, control: CallControl, future: Future[Any]) -> None:
+    def __init__(self, control: CallControl, future: Future[Any], record: CallRecord) -> None:
         self._control = control
         self._future = future
+        #: The progress and the output so far.
+        self.record = record
 
     def cancel(self) -> None:
         """Cancel the call as a caller does. Returns immediately; :meth:`result` waits for the end of the tool.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _checked, _native
@@ -19,11 +20,12 @@ from snakepit_bridge.programs import GlobalPrograms, Programs
 from snakepit_bridge.variables import SessionVariables
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from types import TracebackType
     from typing import Self
 
     from snakepit_bridge._call import CallLike
+    from snakepit_bridge.reports import LogLine, Progress
 
 __all__ = ["Client", "Session"]
 
@@ -33,6 +35,37 @@ class _Options:
     session_id: str = ""
     timeout: float | None = None
     idempotent: bool = False
+    progress: Callable[[Progress], object] | None = None
+    logs: Callable[[LogLine], object] | None = None
+
+    def deliver_until_ready(self, call: _native.HostCall) -> None:
+        """Wait until a result or chunk is available, and deliver the reports that arrive before it."""
+        if self.progress is not None or self.logs is not None:
+            while reports := call.next_reports():
+                self._deliver(reports)
+
+    async def until_ready(self, call: _native.HostCall) -> None:
+        """Do the same without blocking the event loop. Cancels the call if the wait is cancelled or fails."""
+        try:
+            await until_done(call.ready)
+            if self.progress is not None or self.logs is not None:
+                while reports := call.take_reports():
+                    self._deliver(reports)
+                    await until_done(call.ready)
+        except BaseException:
+            call.cancel()
+            raise
+
+    def _deliver(self, reports: list[_native.Report]) -> None:
+        from snakepit_bridge.reports import LogLine, Progress
+
+        for progress, line in reports:
+            if progress is not None and self.progress is not None:
+                self.progress(Progress(*progress))
+            if line is not None and self.logs is not None:
+                text, stream, level, logger, time = line
+                received = datetime.fromtimestamp(time, UTC)
+                self.logs(LogLine(text, "stdout" if stream == "stdout" else "stderr", level, logger, received))
 
 
 class _Caller:
@@ -83,7 +116,9 @@ class _Caller:
             LimitExceededError: The answer is too large, or too many answers are unread.
             ClientClosedError: The client is closed.
         """
-        return self._start(name, arguments, stream=False).result()
+        call = self._start(name, arguments, stream=False)
+        self._options.deliver_until_ready(call)
+        return call.result()
 
     async def call_async(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool without blocking the event loop.
@@ -91,7 +126,7 @@ class _Caller:
         Cancelling the task cancels the call. Raises as :meth:`call` does.
         """
         call = self._start(name, arguments, stream=False)
-        await _until_ready(call)
+        await self._options.until_ready(call)
         return call.take_result()
 
     def stream(self, name: str, /, **arguments: Any) -> Iterator[Any]:
@@ -103,14 +138,14 @@ class _Caller:
         Raises as :meth:`call` does, also during the iteration.
         """
         call = self._start(name, arguments, stream=True)
-        return _Chunks(call)
+        return _Chunks(call, self._options)
 
     async def stream_async(self, name: str, /, **arguments: Any) -> AsyncIterator[Any]:
         """Call a tool that streams its results, without blocking the event loop. See :meth:`stream`."""
         call = self._start(name, arguments, stream=True)
         try:
             while True:
-                await _until_ready(call)
+                await self._options.until_ready(call)
                 try:
                     chunk = call.take_chunk()
                 except StopIteration:
@@ -128,6 +163,8 @@ class _Caller:
             timeout=options.timeout,
             idempotent=options.idempotent,
             stream=stream,
+            progress=options.progress is not None,
+            logs=options.logs is not None,
         )
 
 
@@ -163,7 +200,14 @@ class Client(_Caller):
         classes = None if exceptions is None else _exception_classes(exceptions)
         super().__init__(_native.HostClient(address, connect_timeout, classes), _Options())
 
-    def options(self, *, timeout: float | None = None, idempotent: bool = False) -> _Caller:
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        progress: Callable[[Progress], object] | None = None,
+        logs: Callable[[LogLine], object] | None = None,
+    ) -> _Caller:
         """Return a caller on this connection whose calls have these options.
 
         Args:
@@ -171,11 +215,16 @@ class Client(_Caller):
                 Also limits each request for programs or variables (30 seconds by default), and each watch as a whole.
                 The client enforces the timeout itself, in case the host hangs. ``math.inf`` is the maximum.
             idempotent: Whether running a call twice is harmless. If so, the host and the client may retry it.
+            progress: A function for the progress that the tool reports. It runs in the thread or task that waits for
+                the call. An exception in it cancels the call.
+            logs: A function for the output of the tool, line by line. All lines precede the result. The host passes
+                them on only to callers that may see tracebacks.
 
         Raises:
             InvalidArgumentError: The timeout is out of range, or an option has the wrong type.
         """
-        return _Caller(self._native, _Options(timeout=timeout, idempotent=_checked.flag("idempotent", idempotent)))
+        idempotent = _checked.flag("idempotent", idempotent)
+        return _Caller(self._native, _Options("", timeout, idempotent, progress, logs))
 
     def session(self, session_id: str, *, timeout: float | None = None) -> Session:
         """Return the session with this id. Creates it if it does not exist.
@@ -230,10 +279,17 @@ class Session(_Caller, SessionVariables):
         """The programs of the session: named blobs, such as trained models, that the host stores."""
         return Programs(self._call)
 
-    def options(self, *, timeout: float | None = None, idempotent: bool = False) -> Session:
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        progress: Callable[[Progress], object] | None = None,
+        logs: Callable[[LogLine], object] | None = None,
+    ) -> Session:
         """Return this session with these options, which replace all others. See :meth:`Client.options`."""
         idempotent = _checked.flag("idempotent", idempotent)
-        return Session(self._native, _Options(self.session_id, timeout, idempotent))
+        return Session(self._native, _Options(self.session_id, timeout, idempotent, progress, logs))
 
     def _until(self, end: float) -> Session:
         if self._options.timeout is None:
@@ -260,13 +316,15 @@ def _exception_classes(value: object) -> tuple[type[Exception], ...]:
 class _Chunks:
     """An iterator over the values of a stream. Dropping it cancels the call."""
 
-    def __init__(self, call: _native.HostCall) -> None:
+    def __init__(self, call: _native.HostCall, options: _Options) -> None:
         self._call = call
+        self._options = options
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
+        self._options.deliver_until_ready(self._call)
         return self._call.chunk()
 
     def close(self) -> None:
@@ -275,12 +333,3 @@ class _Chunks:
 
     def __del__(self) -> None:
         self._call.cancel()
-
-
-async def _until_ready(call: _native.HostCall) -> None:
-    """Wait until a result or chunk is available. Cancels the call if the wait is cancelled."""
-    try:
-        await until_done(call.ready)
-    except BaseException:
-        call.cancel()
-        raise

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class SessionContext(SessionVariables):
     """The context of the call that a tool serves: its session, its deadline and its host.
 
-    A tool finds it in ``self.session_context``. It has the methods of :class:`SessionVariables` for the session's
-    variables, such as ``context["rate"] = 0.5``. As a context manager, it deletes the session at the end of the block.
+    A tool finds it in ``self.session_context`` or with :func:`snakepit_bridge.current_context`. It has the methods of
+    :class:`SessionVariables` for the session's variables, such as ``context["rate"] = 0.5``. As a context manager, it
+    deletes the session at the end of the block.
     """
 
     __slots__ = ("_host_tools",)
@@ -48,6 +49,16 @@ class SessionContext(SessionVariables):
     def session_id(self) -> str:
         """The id of the session. Empty if the call has no session."""
         return self._call.session_id
+
+    @property
+    def request_id(self) -> str:
+        """The id of the call, as in the logs of the host. Attempts of a call on several workers share it."""
+        return self._call.request_id
+
+    @property
+    def tool(self) -> str:
+        """The name of the tool that the call runs."""
+        return self._call.tool
 
     @property
     def worker_id(self) -> str:
@@ -98,6 +109,28 @@ class SessionContext(SessionVariables):
         from datetime import UTC, datetime, timedelta
 
         return datetime.now(UTC) + timedelta(seconds=remaining)
+
+    def report_progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Report how far the call is to its caller, if the caller receives progress.
+
+        Frequent reports are cheap: about twenty a second are sent, and always the last one.
+
+        >>> for step in range(100):  # doctest: +SKIP
+        ...     context.report_progress(step + 1, 100, f"step {step + 1}")
+
+        Args:
+            done: The work that is done, in any unit.
+            total: The whole work, if it is known.
+            message: A text for people, of which 1024 bytes are sent.
+
+        Raises:
+            InvalidTypeError: A number or the text has another type.
+            InvalidArgumentError: A number is negative, infinite or NaN.
+        """
+        _checked.text("message", message)
+        self._call.report_progress(
+            _checked.amount("done", done), None if total is None else _checked.amount("total", total), message
+        )
 
     @property
     def host(self) -> HostTools:

@@ -13,12 +13,13 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _arguments, _checked, _current, _failures, _native, _specs
+from snakepit_bridge import _arguments, _checked, _current, _failures, _native, _specs, _threads
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._lifecycle import Lifecycle
 from snakepit_bridge._loading import class_of
 from snakepit_bridge._local_call import LocalCall
 from snakepit_bridge._plan import AdapterError, plan_of
+from snakepit_bridge._tester_options import TesterCalls
 from snakepit_bridge.chunks import StreamChunk
 from snakepit_bridge.errors import DeadlockError, NotFoundError, SnakepitError, ToolFailed
 from snakepit_bridge.session_context import SessionContext
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from types import ModuleType, TracebackType
     from typing import Self, TypeVar
 
+    from snakepit_bridge._call_record import CallRecord
     from snakepit_bridge._concurrent_tester import ConcurrentTester
     from snakepit_bridge._daemon import Daemon, DaemonError
     from snakepit_bridge._plan import ToolPlan
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterError",
+    "CallRecord",
     "Daemon",
     "DaemonError",
     "RunningCall",
@@ -59,6 +62,10 @@ def __getattr__(name: str) -> Any:
         from snakepit_bridge import _daemon
 
         return getattr(_daemon, name)
+    if name == "CallRecord":
+        from snakepit_bridge import _call_record
+
+        return _call_record.CallRecord
     if name == "RunningCall":
         from snakepit_bridge import _tester_calls
 
@@ -173,71 +180,6 @@ async def stream_tool_async(
         return [chunk.data for chunk in await tester.stream_async(name, arguments, limit=limit, **more)]
 
 
-class TesterCalls:
-    """The calls of a tester with fixed options. Created by :meth:`ToolTester.options`."""
-
-    def __init__(self, tester: ToolTester, timeout: float | None) -> None:
-        self._tester = tester
-        self._timeout = timeout
-
-    def call(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
-        """Call a tool and return its result. Arguments may be a mapping, keywords, or both.
-
-        Raises:
-            DeadlineExceededError: The timeout passed. The code of the tool has ended.
-        """
-        tester, control = self._tester, self._control(name)
-        return tester._run(tester._call_step(name, {**(arguments or {}), **more}, control))
-
-    async def call_async(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
-        """Call a tool as :meth:`call` does, without blocking the event loop of the test.
-
-        Cancelling the task cancels the call. The task ends when the code of the tool has ended.
-        """
-        tester, control = self._tester, self._tester._new_control(name, self._timeout)
-        return await tester._run_async(tester._call_step(name, {**(arguments or {}), **more}, control), control)
-
-    def stream(
-        self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
-    ) -> list[StreamChunk]:
-        """Call a tool that streams, and return its chunks.
-
-        Args:
-            name: The name of the tool.
-            arguments: Arguments of the tool.
-            limit: The number of chunks after which to cancel the call. Necessary for tools that never end.
-            more: Arguments of the tool as keywords.
-        """
-        tester = self._tester
-        # The end of the stream may have to interrupt the tool.
-        control = self._control(name) if limit is None else tester._new_control(name, self._timeout)
-        return tester._run(tester._stream_step(name, {**(arguments or {}), **more}, limit, control))
-
-    async def stream_async(
-        self, name: str, arguments: Mapping[str, Any] | None = None, /, *, limit: int | None = None, **more: Any
-    ) -> list[StreamChunk]:
-        """Call a tool as :meth:`stream` does, without blocking the event loop of the test."""
-        tester, control = self._tester, self._tester._new_control(name, self._timeout)
-        step = tester._stream_step(name, {**(arguments or {}), **more}, limit, control)
-        return await tester._run_async(step, control)
-
-    def start(self, name: str, arguments: Mapping[str, Any] | None = None, /, **more: Any) -> RunningCall:
-        """Start a call on another thread, so that the test can cancel it.
-
-        Calls of one tester run one after another, unless the adapter allows several.
-        """
-        from snakepit_bridge._tester_calls import RunningCall
-
-        tester, control = self._tester, self._tester._new_control(name, self._timeout)
-        step = tester._call_step(name, {**(arguments or {}), **more}, control)
-        return RunningCall(control, tester._own_thread().submit(tester._base.copy().run, step))
-
-    def _control(self, name: str) -> CallControl | None:
-        tester = self._tester
-        is_needed = self._timeout is not None or tester._concurrent is not None
-        return tester._new_control(name, self._timeout) if is_needed else None
-
-
 class ToolTester(TesterCalls):
     """Runs the tools of one adapter on the calling thread, as a worker would.
 
@@ -271,11 +213,15 @@ class ToolTester(TesterCalls):
         adapter_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(self, None)
+        _threads.install()
         served = class_of(adapter)
         #: The programs of the session, as content and content type.
         self.programs: dict[str, tuple[bytes, str]] = {}
         #: The host's own programs, as content and content type.
         self.global_programs: dict[str, tuple[bytes, str]] = {}
+        self._last_call: CallRecord | None = None
+        #: The records of the running calls, by the id of the call. That of a call without a control has the key "".
+        self._records: dict[str, CallRecord] = {}
         self._adapter = adapter
         self._adapter_args = adapter_args
         #: The tester for calls that a tool makes to other tools, which other workers would run.
@@ -326,6 +272,17 @@ class ToolTester(TesterCalls):
         return TesterCalls(self, _checked.seconds("timeout", timeout))
 
     @property
+    def last_call(self) -> CallRecord:
+        """The progress and the output of the call that began last.
+
+        Raises:
+            RuntimeError: No call has begun.
+        """
+        if self._last_call is None:
+            raise RuntimeError("no call of this tester has begun")
+        return self._last_call
+
+    @property
     def context(self) -> SessionContext:
         """A context outside of calls, for preparing and reading the variables and programs of the session."""
         return self._context(self._runner.session_call(self._session_id))
@@ -347,12 +304,19 @@ class ToolTester(TesterCalls):
         kind = CallControl if self._concurrent is None else self._concurrent.control_class
         return kind(self._runner, self._loop, name, timeout)
 
-    def _call_step(self, name: str, arguments: dict[str, Any], control: CallControl | None) -> Callable[[], Any]:
+    def _call_step(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        control: CallControl | None,
+        record: CallRecord | None = None,
+    ) -> Callable[[], Any]:
         tool = self._checked_tool(name, arguments)
         if tool is not None and tool.is_generator:
             raise SnakepitError(f"tool `{name}` streams its results; call it with `stream_tool` or `ToolTester.stream`")
         native = None if control is None else control.native
-        return self._step(lambda: self._runner.call(name, arguments, self._session_id, native), control)
+        call = lambda: self._runner.call(name, arguments, self._session_id, native)  # noqa: E731
+        return self._step(call, control, record or self._new_record(name))
 
     def _stream_step(
         self, name: str, arguments: dict[str, Any], limit: int | None, control: CallControl | None
@@ -372,7 +336,8 @@ class ToolTester(TesterCalls):
         if has_own_limit and limit is not None and "limit" not in arguments:
             raise TypeError(f"tool `{name}` has its own parameter `limit`; pass it as {{'limit': ..}}")
         native = None if control is None else control.native
-        run = self._step(lambda: self._runner.stream(name, arguments, self._session_id, receive, native), control)
+        call = lambda: self._runner.stream(name, arguments, self._session_id, receive, native)  # noqa: E731
+        run = self._step(call, control, self._new_record(name))
 
         def stream() -> list[StreamChunk]:
             if limit is None or limit > 0:
@@ -381,18 +346,30 @@ class ToolTester(TesterCalls):
 
         return stream
 
-    def _step(self, call: Callable[[], _T], control: CallControl | None) -> Callable[[], _T]:
-        """Return a function that makes a call.
+    def _new_record(self, name: str) -> CallRecord:
+        from snakepit_bridge import _call_record
+
+        return _call_record.new(name)
+
+    def _step(self, call: Callable[[], _T], control: CallControl | None, record: CallRecord) -> Callable[[], _T]:
+        """Return a function that makes a call and records its output.
 
         The cause of a failure is the tool's exception, so debuggers and reports show its lines.
         """
 
         def step() -> _T:
+            from snakepit_bridge._call_record import recording
+
             self._error = None
+            key = "" if control is None else str(control.native.id)
+            self._last_call = self._records[key] = record
             try:
-                return call() if control is None else control.run(call)
+                with recording(record):
+                    return call() if control is None else control.run(call)
             except ToolFailed as failed:
                 raise failed from self._error if self._concurrent is None else self._concurrent.take_error(control)
+            finally:
+                del self._records[key]
 
         return step
 
@@ -407,15 +384,19 @@ class ToolTester(TesterCalls):
             self._concurrent.note_error(error)
         return _failures.describe(error, function, arguments)
 
-    def _call_peer(self, name: str, arguments: Mapping[str, Any]) -> Any:
+    def _call_peer(self, name: str, arguments: Mapping[str, Any], outer: CallRecord | None) -> Any:
         """Call a tool as another worker would run it, with the same session and programs."""
-        peer = self._other_worker(name)
-        return peer._own_thread().submit(peer.call, name, arguments).result()
+        from snakepit_bridge._call_record import nested
 
-    def _stream_peer(self, name: str, arguments: Mapping[str, Any]) -> list[Any]:
-        """Call a tool that streams as another worker would run it. Return the values of its chunks."""
         peer = self._other_worker(name)
-        chunks = peer._own_thread().submit(peer.stream, name, arguments).result()
+        return peer._own_thread().submit(nested, outer, peer.call, name, arguments).result()
+
+    def _stream_peer(self, name: str, arguments: Mapping[str, Any], outer: CallRecord | None) -> list[Any]:
+        """Call a tool that streams as another worker would run it. Return the values of its chunks."""
+        from snakepit_bridge._call_record import nested
+
+        peer = self._other_worker(name)
+        chunks = peer._own_thread().submit(nested, outer, peer.stream, name, arguments).result()
         return [chunk.data for chunk in chunks]
 
     def _other_worker(self, name: str) -> ToolTester:
@@ -497,4 +478,5 @@ class ToolTester(TesterCalls):
         if self._session is not None:
             # The previous call may have deleted the session.
             self._session.open()
-        return SessionContext(LocalCall(call, self))
+        record = self._records.get(call.request_id) or self._records.get("")
+        return SessionContext(LocalCall(call, self, record))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from snakepit_bridge import _adapter_arguments, _native
+from snakepit_bridge import _adapter_arguments, _native, _threads
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._hooks import Hooks
 from snakepit_bridge._lifecycle import FAILED_START_LIMIT, Lifecycle
@@ -50,8 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = dict(os.environ)
     # Created before anything else, because it arms the lifeline, which ends this process with its host.
     worker = _native.Worker()
+    # Programs that tools start must not write frames, such as another worker.
+    os.environ.pop("SNAKEPIT_OUTPUT_KEY", None)
     output = Output(worker)
     output.install()
+    _threads.install()
     loop = EventLoop(worker.keep_loop_running)
     signals, hooks = Signals(worker, loop), Hooks(worker)
     # The arguments on the command line belong to the runtime, so the adapter sees none.
@@ -72,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             output.restore()
 
         plan.restore = restore
+        plan.flush_output, plan.end_output = output.flush, output.end
         loop.context = _context()
         stopping_for = worker.run(
             plan,

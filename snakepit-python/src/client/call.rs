@@ -77,11 +77,13 @@ struct State {
     chunks: VecDeque<pb::CallChunk>,
     /// The cost, in bytes, of the chunks that Python took since the last grant of credit.
     ungranted: u64,
+    /// The reports that Python has not taken yet.
+    reports: Vec<pb::CallReport>,
     end: Option<Result<pb::CallReply, HostError>>,
 }
 
 enum Step {
-    /// A chunk or the end is available, or the call was cancelled.
+    /// A chunk, a report or the end is available, or the call was cancelled.
     Ready,
     /// The call needs a connection.
     Connect,
@@ -89,13 +91,14 @@ enum Step {
 
 impl State {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        while self.chunks.is_empty() && self.end.is_none() {
+        while self.chunks.is_empty() && self.reports.is_empty() && self.end.is_none() {
             if self.unsent.is_some() {
                 return Poll::Ready(Step::Connect);
             }
             let Some(call) = &mut self.live else { break };
             match ready!(call.poll_event(cx)) {
                 CallEvent::Opened(_) => {}
+                CallEvent::Reports(reports) => self.reports = reports,
                 CallEvent::Chunks(chunks) => {
                     // Sending the call again would start the stream from the beginning.
                     self.copy = None;
@@ -340,6 +343,20 @@ impl HostCall {
         self.take_value(py, WaitMode::Blocking)
     }
 
+    /// Waits for reports, a chunk or the end. Returns the reports, and an empty list if a chunk or the end is available.
+    fn next_reports(&self, py: Python<'_>) -> PyResult<Vec<Report>> {
+        if self.shared.state().reports.is_empty() {
+            self.wait(py)?;
+        }
+        Ok(self.take_reports())
+    }
+
+    /// Returns the reports that have arrived.
+    fn take_reports(&self) -> Vec<Report> {
+        let reports = std::mem::take(&mut self.shared.state().reports);
+        reports.into_iter().filter_map(|report| report.report.map(report_of)).collect()
+    }
+
     /// Waits for the next chunk of a stream and returns its value. Raises `StopIteration` at the end.
     fn chunk<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let is_ready = {
@@ -394,6 +411,21 @@ impl Drop for HostCall {
         if !has_no_stream && self.runtime.is_forked() {
             // The call belongs to the parent, and its locks may have been held by threads that do not exist here.
             std::mem::forget(Arc::clone(&self.shared));
+        }
+    }
+}
+
+/// A progress report: done, total, message. Or a line of output: text, stream, level, logger, seconds since the Unix epoch.
+type Report = (Option<(f64, Option<f64>, String)>, Option<(String, String, i32, String, f64)>);
+
+fn report_of(report: pb::call_report::Report) -> Report {
+    match report {
+        pb::call_report::Report::Progress(pb::CallProgress { done, total, message }) => {
+            (Some((done, total, message)), None)
+        }
+        pb::call_report::Report::Log(pb::CallLog { stream, level, logger, text, time }) => {
+            let time = time.map_or(0.0, |time| time.seconds as f64 + f64::from(time.nanos) / 1e9);
+            (None, Some((text, stream, level, logger, time)))
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use pyo3::prelude::*;
-use snakepit_registry::CallId;
 use tokio::time::Instant;
 
 use crate::{
@@ -28,7 +27,7 @@ impl LocalControl {
         let timeout =
             timeout.map_err(|error| InvalidArgumentError::new_err(format!("`timeout`: {error}")))?;
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Ok(Self { state: Arc::new(CallState::new(CallId::next(), deadline)) })
+        Ok(Self { state: Arc::new(CallState::unnamed(deadline)) })
     }
 
     /// Cancels the call, unless it has ended. Returns whether it is running, and so has to be interrupted.

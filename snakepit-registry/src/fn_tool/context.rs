@@ -6,7 +6,9 @@ use snakepit_session::SessionId;
 use tokio::time::Instant;
 
 use super::extract::{CallScope, Extractor};
-use crate::{CallId, CallMode, Extensions, Principal, ToolCall, ToolError, TraceContext};
+use crate::{
+    CallId, CallMode, CallReports, Extensions, Principal, ProgressReport, ToolCall, ToolError, TraceContext,
+};
 
 /// The context of a call of a host tool: the call without its arguments. An [`Extractor`].
 #[derive(Debug, Clone)]
@@ -47,6 +49,26 @@ impl ToolContext {
             ancestors: call.ancestors.clone(),
             principal: call.principal.clone(),
             extensions: call.extensions.clone(),
+        }
+    }
+
+    /// Reports the progress of the call to its caller, if the caller receives it. `done` and `total` are in any unit. Each report is
+    /// sent, so report at most some twenty a second.
+    ///
+    /// ```
+    /// use snakepit_registry::{FnTool, Json, ToolContext};
+    ///
+    /// let tool = FnTool::new("import", |context: ToolContext| async move {
+    ///     for file in 1..=3 {
+    ///         context.report_progress(f64::from(file), Some(3.0), "copying");
+    ///     }
+    ///     Ok::<_, snakepit_registry::ToolError>(Json(3))
+    /// });
+    /// ```
+    pub fn report_progress(&self, done: f64, total: Option<f64>, message: impl Into<String>) {
+        if let Some(reports) = self.extensions.get::<CallReports>().filter(|reports| reports.wants_progress())
+        {
+            reports.progress(ProgressReport::new(done, total, message.into()));
         }
     }
 }

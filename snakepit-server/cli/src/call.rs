@@ -1,19 +1,20 @@
 //! `snakepit call` and `snakepit stream`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, io::IsTerminal, time::Duration};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use snakepit_proto::{headers, pb, value};
+use snakepit_proto::{headers, mux::MAX_ITEM_BYTES, pb, value};
 use snakepit_server::Reason;
 use tokio::time::Instant;
-use tonic::Request;
+use tonic::{Request, Status};
 
 use crate::{
     Failure,
     client::{Clock, ServerArgs, Stage},
     duration,
     entries::{self, Entries},
+    live_call::{Answer, LiveCall, LiveEvent, error_message},
     output::{print_json, to_readable_json},
 };
 
@@ -71,6 +72,14 @@ struct CallArgs {
     #[arg(skip)]
     deadline: Option<Instant>,
 
+    /// Show the output of the tool on stderr while it runs. The server sends it only to callers that may see tracebacks.
+    #[arg(long)]
+    logs: bool,
+
+    /// Show the progress that the tool reports on stderr, also if stderr is not a terminal.
+    #[arg(long)]
+    progress: bool,
+
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -111,6 +120,40 @@ impl CallArgs {
             request.set_timeout(remaining.min(headers::MAX_TIMEOUT));
         }
         request
+    }
+
+    /// Starts a call whose reports appear on stderr. Returns `None` if the user asks for no reports, or if the server cannot send them.
+    async fn start_live(
+        &self,
+        client: &Client,
+        request: &pb::ExecuteToolRequest,
+        stream: bool,
+    ) -> Result<Option<LiveCall>, Status> {
+        let (logs, progress) = (self.logs, self.progress || std::io::stderr().is_terminal());
+        let fits = snakepit_proto::Message::encoded_len(request) <= MAX_ITEM_BYTES;
+        if !fits || !(logs || progress) {
+            return Ok(None);
+        }
+        let remaining = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout_us =
+            remaining.map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1));
+        let wanted = pb::CallReports { progress, logs };
+        LiveCall::start(client.clone(), request.clone(), stream, timeout_us, wanted).await
+    }
+
+    /// Makes a unary call.
+    async fn answer(&self, mut client: Client, request: pb::ExecuteToolRequest) -> Result<Answer, Status> {
+        if let Some(mut live) = self.start_live(&client, &request, false).await? {
+            loop {
+                if let LiveEvent::End(reply) = live.next().await? {
+                    return Answer::of(reply);
+                }
+            }
+        }
+        let response = client.execute_tool(self.with_timeout(request)).await?;
+        let worker = response.metadata().get(headers::WORKER_ID).and_then(|id| id.to_str().ok());
+        let worker = worker.unwrap_or_default().to_owned();
+        Ok(Answer { response: response.into_inner(), worker })
     }
 
     async fn open_session(&self, client: &mut Client) -> Result<(), Failure> {
@@ -188,7 +231,8 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     let request = call.request()?;
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
-    let response = client.execute_tool(call.with_timeout(request)).await.map_err(|status| {
+    let answer = call.answer(client, request).await;
+    let Answer { response, worker } = answer.map_err(|status| {
         let failure = call.server.status_failure(status);
         // For a unary call, this reason means that the tool streams, so the message names the other command.
         match failure.reason() {
@@ -200,18 +244,15 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
             _ => failure,
         }
     })?;
-    let worker =
-        response.metadata().get(headers::WORKER_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
-    let response = response.into_inner();
     if !response.success {
-        return Err(tool_failed(&call.tool, response));
+        return Err(tool_failed(&call.tool, &response.error_message, response.failure));
     }
     let result = to_readable_json(response.result.unwrap_or_default(), response.binary_result)?;
     if json {
         print_json(&ResultLine {
             execution_time_ms: response.execution_time_ms,
             result: &result,
-            worker: worker.as_deref(),
+            worker: (!worker.is_empty()).then_some(&*worker),
         })
     } else {
         print_json(&result)
@@ -223,28 +264,48 @@ pub(crate) async fn stream(StreamArgs { json, call }: StreamArgs) -> Result<(), 
     let mut client = call.server.connect().await?;
     call.open_session(&mut client).await?;
     let rejected = |status| call.server.status_failure(status);
+    if let Some(mut live) = call.start_live(&client, &request, true).await.map_err(rejected)? {
+        loop {
+            match live.next().await.map_err(rejected)? {
+                LiveEvent::Chunks(chunks) => {
+                    live.display.clear();
+                    chunks.iter().try_for_each(|chunk| print_chunk(chunk, json))?;
+                    live.display.draw();
+                }
+                LiveEvent::End(pb::CallReply { failure: Some(failure), .. }) => {
+                    return Err(tool_failed(&call.tool, &error_message(&failure), Some(*failure)));
+                }
+                LiveEvent::End(_) => return Ok(()),
+            }
+        }
+    }
     let mut chunks =
         client.execute_streaming_tool(call.with_timeout(request)).await.map_err(rejected)?.into_inner();
     while let Some(chunk) = chunks.message().await.map_err(rejected)? {
-        if chunk.is_final && chunk.data.is_empty() {
-            continue;
-        }
-        let data: Box<RawValue> = serde_json::from_slice(&chunk.data).map_err(|e| {
-            Failure::new(Reason::Rejected, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
-        })?;
-        if json {
-            print_json(&ChunkLine { chunk_id: &chunk.chunk_id, data: &data, metadata: &chunk.metadata })?;
-        } else {
-            print_json(&data)?;
+        if !(chunk.is_final && chunk.data.is_empty()) {
+            print_chunk(&chunk, json)?;
         }
     }
     Ok(())
 }
 
-fn tool_failed(tool: &str, response: pb::ExecuteToolResponse) -> Failure {
-    let traceback = response.failure.map(|failure| failure.traceback).unwrap_or_default();
-    Failure::new(Reason::ToolFailed, format!("tool `{tool}` failed: {}", response.error_message))
-        .traceback(traceback)
+fn print_chunk(chunk: &pb::ToolChunk, json: bool) -> Result<(), Failure> {
+    let data: Box<RawValue> = serde_json::from_slice(&chunk.data).map_err(|e| {
+        Failure::new(Reason::Rejected, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
+    })?;
+    if json {
+        print_json(&ChunkLine { chunk_id: &chunk.chunk_id, data: &data, metadata: &chunk.metadata })
+    } else {
+        print_json(&data)
+    }
+}
+
+fn tool_failed(tool: &str, message: &str, failure: Option<pb::ToolFailure>) -> Failure {
+    let failed = Failure::new(Reason::ToolFailed, format!("tool `{tool}` failed: {message}"));
+    match failure {
+        Some(failure) => failed.exception(failure),
+        None => failed,
+    }
 }
 
 #[cfg(test)]

@@ -210,7 +210,7 @@ impl ServerArgs {
             return Failure::new(Reason::ConnectionLost, problem).may_have_run(may_have_run);
         }
         if let Some(failure) = failure_of(&status) {
-            return Failure::new(Reason::ToolFailed, status.message()).traceback(failure.traceback);
+            return Failure::new(Reason::ToolFailed, status.message()).exception(failure);
         }
         let status = proxy::clarify(status);
         let failure = match reason_of(&status) {

@@ -3,7 +3,10 @@
 use std::{fmt, time::Duration};
 
 use clap::error::{ContextKind, ContextValue};
-use snakepit_server::Reason;
+use serde_json::Value;
+use snakepit_proto::pb;
+use snakepit_server::{Fault, Principal, Reason, ToolError};
+use snakepit_wire::failure_from_wire;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -17,6 +20,8 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// Empty unless the tool raised an exception.
     traceback: String,
+    /// The exception of the tool, for scripts. Boxed, because most failures have none.
+    exception: Option<Box<Value>>,
     /// Whether the tool may have run. If not, a retry is safe.
     pub(crate) may_have_run: bool,
     /// The pause after which a retry may succeed, if the server suggests one.
@@ -26,8 +31,15 @@ pub(crate) struct Failure {
 impl Failure {
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
         let may_have_run = matches!(reason, Reason::ToolFailed | Reason::Rejected);
-        let (foreign_code, message) = (None, message.into());
-        Self { reason, foreign_code, message, traceback: String::new(), may_have_run, retry_after: None }
+        Self {
+            reason,
+            foreign_code: None,
+            message: message.into(),
+            traceback: String::new(),
+            exception: None,
+            may_have_run,
+            retry_after: None,
+        }
     }
 
     /// The failure of a malformed command line.
@@ -63,6 +75,16 @@ impl Failure {
         self
     }
 
+    /// Adds the exception of the tool. The server has removed what this caller may not see.
+    pub(crate) fn exception(mut self, failure: pb::ToolFailure) -> Self {
+        let failure = failure_from_wire(failure);
+        self.traceback.clone_from(&failure.traceback);
+        let fault = Fault::from(ToolError::Failed(Box::new(failure)));
+        self.exception =
+            fault.to_problem(&Principal::loopback()).get_mut("exception").map(Value::take).map(Box::new);
+        self
+    }
+
     pub(crate) const fn may_have_run(mut self, may_have_run: bool) -> Self {
         self.may_have_run = may_have_run;
         self
@@ -73,7 +95,7 @@ impl Failure {
         self
     }
 
-    pub(crate) fn as_json(&self) -> serde_json::Value {
+    pub(crate) fn as_json(&self) -> Value {
         let Self { message, may_have_run, .. } = self;
         let code = self.foreign_code.as_deref().unwrap_or(self.reason.as_str());
         let mut object = serde_json::json!({"code": code, "message": message, "may_have_run": may_have_run});
@@ -82,6 +104,9 @@ impl Failure {
         }
         if !self.traceback.is_empty() {
             object["traceback"] = self.traceback.as_str().into();
+        }
+        if let Some(exception) = &self.exception {
+            object["exception"] = Value::clone(exception);
         }
         object
     }
@@ -160,5 +185,26 @@ mod tests {
             .as_json();
         assert_eq!(full["retry_after"], 0.1);
         assert_eq!((&full["traceback"], &full["may_have_run"]), (&"in f".into(), &true.into()));
+        assert_eq!(full.get("exception"), None);
+    }
+
+    #[test]
+    fn json_has_the_exception_of_the_tool() {
+        let details =
+            br#"{"data": {"id": 7}, "notes": ["a note"], "cause": {"type": "KeyError", "message": "7"}}"#;
+        let failure = pb::ToolFailure {
+            r#type: "shop.NoItem".into(),
+            message: "no item".into(),
+            code: "not_found".into(),
+            traceback: "in f".into(),
+            details_json: details.to_vec().into(),
+            ..pb::ToolFailure::default()
+        };
+        let json = Failure::new(Reason::ToolFailed, "no").exception(failure).as_json();
+        let exception = &json["exception"];
+        assert_eq!((&json["traceback"], &exception["traceback"]), (&"in f".into(), &"in f".into()));
+        assert_eq!((&exception["type"], &exception["code"]), (&"shop.NoItem".into(), &"not_found".into()));
+        assert_eq!((&exception["data"]["id"], &exception["notes"][0]), (&7.into(), &"a note".into()));
+        assert_eq!(exception["cause"]["type"], "KeyError");
     }
 }

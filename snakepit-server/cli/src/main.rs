@@ -8,6 +8,8 @@ mod entries;
 mod environment;
 mod failure;
 mod list;
+mod live_call;
+mod live_reports;
 mod log;
 mod memory;
 mod output;
@@ -51,7 +53,8 @@ Exit codes:
 
 With --json, an error is one JSON object on stderr. It has the keys `code`, `message` and
 `may_have_run` (whether the tool may have run), `retry_after` (seconds) if the server suggests
-a pause, and `traceback` if the tool raised an exception. docs/errors.md lists the codes.";
+a pause, and `exception` and `traceback` if the tool raised an exception. docs/errors.md lists
+the codes.";
 
 /// Run Python tools in a pool of worker processes, and call them.
 ///

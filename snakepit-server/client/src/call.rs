@@ -15,8 +15,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use snakepit_proto::headers::MAX_TIMEOUT;
 use snakepit_registry::{
-    Arguments, CallMode, ChunkStream, Principal, ReplyBody, TimeLimit, ToolCall, ToolError, ToolReply,
-    TraceContext,
+    Arguments, CallMode, ChunkStream, LogLine, Principal, ProgressReport, ReplyBody, TimeLimit, ToolCall,
+    ToolError, ToolReply, TraceContext,
 };
 use snakepit_session::{Payload, SessionError, SessionId, ValueType};
 use tokio::time::Instant;
@@ -167,6 +167,40 @@ impl<H: HostHandle> CallBuilder<H> {
     /// this method and [`idempotent`](Self::idempotent), the last one applies.
     pub fn at_most_once(mut self) -> Self {
         *self.call = self.call.at_most_once(true);
+        self
+    }
+
+    /// Passes the progress that the tool reports to a function. The host sends at most some twenty reports a second, and always
+    /// the last one before the value. The function runs on the task that waits for the call, or on one that serves other calls,
+    /// so it must not block.
+    ///
+    /// Workers of other runtimes and hosts of earlier versions report no progress.
+    ///
+    /// ```no_run
+    /// # async fn example(client: snakepit_client::Client) -> Result<(), snakepit_client::Error> {
+    /// let call = client
+    ///     .call("train")
+    ///     .on_progress(|report| println!("{:?} {}", report.fraction(), report.message))
+    ///     .on_log(|line| println!("{}", line.text));
+    /// let loss: f64 = call.unary().await?.value;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_progress(mut self, receiver: impl Fn(ProgressReport) + Send + Sync + 'static) -> Self {
+        *self.call = self.call.on_progress(receiver);
+        self
+    }
+
+    /// Passes the output of the tool to a function, line by line: prints, records of loggers, warnings, and the output of programs
+    /// that the tool starts. All lines arrive before the value. If they are read too slowly over a connection, a warning of the logger
+    /// `snakepit` takes the place of some. The function must not block.
+    ///
+    /// The output of calls that the tool makes to other tools is included.
+    ///
+    /// A remote host passes on output only to principals that also see
+    /// [tracebacks](https://docs.rs/snakepit-server/latest/snakepit_server/struct.TracebackPolicy.html).
+    pub fn on_log(mut self, receiver: impl Fn(LogLine) + Send + Sync + 'static) -> Self {
+        *self.call = self.call.on_log(receiver);
         self
     }
 

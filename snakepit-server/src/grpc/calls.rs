@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use snakepit_proto::{headers, pb, status::bounded_text};
-use snakepit_registry::{CallId, CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
+use snakepit_registry::{CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_session::Payload;
 use snakepit_wire::{
     chunks_to_wire, failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire, without_buffers,
@@ -35,7 +35,7 @@ impl Bridge {
         let mut call = tool_call(&headers, &extensions, request, CallMode::Unary)?;
         call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
-        call.ancestors = self.ancestors(&headers, &extensions);
+        self.nest(&mut call, &headers, &extensions);
         let (tool, recipient) =
             (call.tool.clone(), AnswerRecipient::of(self.host(), &call, extensions.get().cloned()));
         let takes_buffers = takes_buffers(&headers);
@@ -61,7 +61,7 @@ impl Bridge {
         let mut call = tool_call(&headers, &extensions, request, CallMode::Streaming)?;
         call.principal = self.principal(&extensions);
         mark_worker(&mut call, &extensions);
-        call.ancestors = self.ancestors(&headers, &extensions);
+        self.nest(&mut call, &headers, &extensions);
         let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(self.host(), &call, None));
         let result = self.host().call(call, Ok).await;
         let ToolReply { body, worker, .. } = recipient.result(result).map_err(from_tool_error)?;
@@ -157,21 +157,33 @@ impl Bridge {
         };
         let mut call = tool_call(&headers, &extensions, request, mode)?;
         call.principal = self.principal(&extensions);
-        call.ancestors = self.ancestors(&headers, &extensions);
+        self.nest(&mut call, &headers, &extensions);
         let recipient = AnswerRecipient::of(self.host(), &call, extensions.get().cloned());
         Ok((call, recipient))
     }
 
-    /// The calls that wait for a call of this worker, for the detection of deadlocks. Any client can send the header, so the host
-    /// accepts it only from a process of the worker that it names. Otherwise a client could claim to be part of another client's
-    /// call and cause rejections of calls that would not deadlock.
-    fn ancestors(&self, headers: &MetadataMap, extensions: &Extensions) -> Option<Arc<[CallId]>> {
-        let claimed = headers.get(headers::WORKER_ID)?.to_str().ok()?;
-        let connection = extensions.get::<Arc<Connection>>()?;
-        let worker = connection.find_launch().filter(|launch| launch.id().as_str() == claimed)?;
+    /// For a call of a worker, sets the calls that wait for it, for the detection of deadlocks, and passes its output to the caller of
+    /// the outer call. Any client can send the header, so the host accepts it only from a process of the worker that it names.
+    /// Otherwise a client could claim to be part of another client's call and cause rejections of calls that would not deadlock.
+    fn nest(&self, call: &mut ToolCall, headers: &MetadataMap, extensions: &Extensions) {
+        let Some((pool, worker)) = self.host().pool_if_started().zip(calling_worker(headers, extensions))
+        else {
+            return;
+        };
         let reported = extensions.get::<ReportedCall>().map(|call| call.0);
-        self.host().pool_if_started()?.tool().ancestors_on(worker.id().as_str(), reported)
+        call.ancestors = pool.tool().ancestors_on(&worker, reported);
+        if let Some(reports) = pool.tool().reports_on(&worker, reported) {
+            reports.attach_to(call);
+        }
     }
+}
+
+/// The worker that a request names, if it comes from a process of that worker.
+fn calling_worker(headers: &MetadataMap, extensions: &Extensions) -> Option<String> {
+    let claimed = headers.get(headers::WORKER_ID)?.to_str().ok()?;
+    let connection = extensions.get::<Arc<Connection>>()?;
+    let worker = connection.find_launch().filter(|launch| launch.id().as_str() == claimed)?;
+    Some(worker.id().as_str().to_owned())
 }
 
 /// Converts the chunks of a reply.

@@ -13,7 +13,9 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use snakepit_proto::pb;
 use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
-use snakepit_wire::mux::{Calls, MuxCalls, MuxService, Replies, ReplyBatches, Serve};
+use snakepit_wire::mux::{
+    CallOrigin, Calls, MuxCalls, MuxService, Replies, ReplyBatches, Serve, attach_reports,
+};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
@@ -116,6 +118,13 @@ impl MuxService for ClientCalls {
 
     fn handler(&self) -> &Self {
         self
+    }
+
+    fn prepare(&self, call: ToolCall, origin: &CallOrigin, replies: &Replies) -> ToolCall {
+        let Some(mut reports) = origin.reports else { return call };
+        // The policy for the output in errors.
+        reports.logs &= self.host.tracebacks.shows_to(&self.principal_source.principal(&self.host));
+        attach_reports(call, &CallOrigin { reports: Some(reports), ..*origin }, replies)
     }
 
     fn reserve(&self, bytes: usize) -> Result<(), ToolError> {

@@ -82,7 +82,7 @@ impl ConnectedWorker {
             output_lines: 0,
         };
         let queues_calls = multiplexer.is_some();
-        let handler = Arc::new(RemoteWorker::new(client.clone(), multiplexer, diagnostics));
+        let handler = Arc::new(RemoteWorker::new(client.clone(), multiplexer, diagnostics, None));
         let (worker, launcher_end) = Worker::with_exit(id, pid, address.into(), handler, (exit_sender, exit));
         let worker = worker.with_call_queue(queues_calls);
         Ok(Self { worker, launcher_end, connection: WorkerConnection { connection, client } })

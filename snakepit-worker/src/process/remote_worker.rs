@@ -2,16 +2,17 @@
 
 mod diagnostics;
 mod per_call_rpc;
+mod watched;
 
 use std::pin::Pin;
 
 use async_trait::async_trait;
 use snakepit_proto::{launch::progress::MULTIPLEXED, mux::Multiplexer, pb};
-use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{CallId, CallReports, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_wire::mux;
 
 pub(super) use self::diagnostics::WorkerDiagnostics;
-use super::connect::Client;
+use super::{connect::Client, output::WatchedCalls};
 
 /// A [`ToolHandler`] that sends calls to a worker process.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(super) struct RemoteWorker {
     /// The stream that calls share, if the worker serves `Multiplex`.
     multiplexer: Option<Multiplexer>,
     diagnostics: WorkerDiagnostics,
+    /// The calls whose callers receive reports. `None` if the worker sends none.
+    watched: Option<WatchedCalls>,
 }
 
 impl RemoteWorker {
@@ -27,8 +30,26 @@ impl RemoteWorker {
         client: Client,
         multiplexer: Option<Multiplexer>,
         diagnostics: WorkerDiagnostics,
+        watched: Option<WatchedCalls>,
     ) -> Self {
-        Self { client, multiplexer, diagnostics }
+        Self { client, multiplexer, diagnostics, watched }
+    }
+
+    /// Sends a call.
+    fn send<'a>(
+        &'a self,
+        call: ToolCall,
+    ) -> Pin<Box<dyn Future<Output = Result<ToolReply, ToolError>> + Send + 'a>> {
+        match &self.multiplexer {
+            Some(multiplexer) if mux::fits_shared_stream(&call) => {
+                Box::pin(mux::call(multiplexer, &self.diagnostics, call))
+            }
+            multiplexer => {
+                // Workers with `Multiplex` are those of this project.
+                let takes_buffers = multiplexer.is_some();
+                Box::pin(per_call_rpc::call(&self.client, &self.diagnostics, call, takes_buffers))
+            }
+        }
     }
 
     /// Cancels a call and waits until the worker confirms that it has ended.
@@ -56,16 +77,13 @@ impl ToolHandler for RemoteWorker {
         'a: 'f,
         Self: 'f,
     {
-        match &self.multiplexer {
-            Some(multiplexer) if mux::fits_shared_stream(&call) => {
-                Box::pin(mux::call(multiplexer, &self.diagnostics, call))
-            }
-            multiplexer => {
-                // Workers with `Multiplex` are those of this project.
-                let takes_buffers = multiplexer.is_some();
-                Box::pin(per_call_rpc::call(&self.client, &self.diagnostics, call, takes_buffers))
-            }
+        if let Some(watched) = &self.watched
+            && let Some(reports) = CallReports::of(&call)
+        {
+            let watch = watched.watch(call.id, reports.clone());
+            return Box::pin(watched::with_reports(watch, self.send(call)));
         }
+        self.send(call)
     }
 
     async fn cancel(&self, call: CallId) -> Result<(), ToolError> {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
+use snakepit_proto::launch::output::{ENV_OUTPUT_KEY, KEY_BYTES, Key};
 use tokio::{
     net::UnixStream,
     signal::unix::{Signal, SignalKind, signal},
@@ -23,7 +24,7 @@ use super::{
     host_access::HostAccess,
     launches::LaunchGuard,
     os_process,
-    output::{self, WorkerOutput},
+    output::{self, OutputStream, WorkerOutput},
     process_group::ProcessGroup,
     progress_file::ProgressFile,
     run_dir::WorkerFiles,
@@ -57,7 +58,7 @@ impl SupervisedProcess {
     pub(super) async fn spawn(
         id: &WorkerId,
         config: &ProcessConfig,
-        environment: Vec<Variable>,
+        mut environment: Vec<Variable>,
         run_dir: &Arc<RunDir>,
         host: &HostAccess,
         working_dir: Option<&Path>,
@@ -76,18 +77,23 @@ impl SupervisedProcess {
             return Err(WorkerError::start_failed("its launcher was shut down"));
         }
         let launch = Self::admit(id, config, host).await?;
+        // Foreign workers do not know frames.
+        let key = config.is_native().then(new_key);
+        if let Some(key) = &key {
+            environment.push((ENV_OUTPUT_KEY, String::from_utf8_lossy(key).into_owned()));
+        }
         let SpawnedProcess { mut group, control } =
             spawn::spawn(id, config, environment, run_dir, working_dir, &files, &launch, token).await?;
         let pid = group.pid();
         launch.record_pid(pid);
-        let output = WorkerOutput::new(id.clone(), config.output_lines);
+        let output = WorkerOutput::new(id.clone(), key, config.output_lines);
         let (port, ready_port) = watch::channel(None);
         let drain_tasks = TaskTracker::new();
         if let Some(stdout) = group.child.stdout.take() {
-            drain_tasks.spawn(output::drain(stdout, "stdout", output.clone(), port.clone()));
+            drain_tasks.spawn(output::drain(stdout, OutputStream::Stdout, output.clone(), port.clone()));
         }
         if let Some(stderr) = group.child.stderr.take() {
-            drain_tasks.spawn(output::drain(stderr, "stderr", output.clone(), port));
+            drain_tasks.spawn(output::drain(stderr, OutputStream::Stderr, output.clone(), port));
         }
         drain_tasks.close();
 
@@ -172,6 +178,14 @@ impl SupervisedProcess {
     }
 }
 
+/// Creates the key with which a worker marks its output.
+fn new_key() -> Key {
+    let mut key = [0; KEY_BYTES];
+    let text = uuid::Uuid::new_v4().simple().to_string();
+    key.copy_from_slice(&text.as_bytes()[..KEY_BYTES]);
+    key
+}
+
 /// Removes the files of a worker on drop, unless the supervisor has taken over.
 struct FilesGuard(Option<WorkerFiles>);
 
@@ -230,7 +244,7 @@ impl Supervisor {
             tracing::debug!(worker = %self.id, "the output of a dead worker is held open by another process");
         }
         if let ExitReason::Signal { .. } = &reason {
-            self.progress.stack().iter().for_each(|line| self.output.log("stack", line));
+            self.progress.stack().iter().for_each(|line| self.output.log_line("stack", line));
         }
         tracing::debug!(worker = %self.id, pid = self.pid, %reason, "process reaped");
         (WorkerExit { reason, output_lines: self.output.lines() }, launcher_end)

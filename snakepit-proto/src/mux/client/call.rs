@@ -28,6 +28,9 @@ impl Call {
         let mut stale = None;
         let mut state = self.shared.lock();
         let Some(entry) = state.calls.get_mut(&self.id) else { return Poll::Pending };
+        if !entry.reports.is_empty() {
+            return Poll::Ready(CallEvent::Reports(std::mem::take(&mut entry.reports)));
+        }
         if let Some(opened) = entry.opened.take() {
             return Poll::Ready(CallEvent::Opened(opened));
         }

@@ -4,7 +4,7 @@ use std::hash::Hasher;
 
 use tonic::Status;
 
-use crate::pb::{CallChunk, CallOpened, CallReply, CallStart};
+use crate::pb::{CallChunk, CallOpened, CallReply, CallReport, CallStart};
 
 /// An event of a call.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub enum CallEvent {
     Opened(CallOpened),
     /// More chunks. After consuming them, the caller should [grant](super::Call::grant) their cost again.
     Chunks(Vec<CallChunk>),
+    /// Reports, if the call asked for them in [`CallStart::reports`].
+    Reports(Vec<CallReport>),
     /// The call has ended. No event follows.
     End(CallEnd),
 }

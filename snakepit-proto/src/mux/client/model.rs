@@ -206,6 +206,7 @@ impl Run {
                 );
             }
             Poll::Ready(CallEvent::Opened(opened)) => assert_eq!(opened.id, id),
+            Poll::Ready(CallEvent::Reports(reports)) => panic!("call {id} asked for no reports: {reports:?}"),
             Poll::Ready(CallEvent::Chunks(chunks)) => {
                 let numbers: Vec<_> = chunks.iter().map(number_of).collect();
                 for chunk in &chunks {

@@ -15,6 +15,7 @@ use crate::{
 
 mod inbound;
 mod large_items;
+mod reports;
 
 #[derive(Default)]
 struct WakeCount(AtomicUsize);

@@ -16,12 +16,13 @@ use snakepit_proto::{
     pb,
 };
 use snakepit_registry::{
-    CallId, CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply,
+    CallId, CallReports, CallStage, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolFailure,
+    ToolReply,
 };
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::call_to_wire;
+use super::{call_to_wire, report_from_wire};
 use crate::{WireError, failure_from_wire, value_from_wire};
 
 /// The data of a call that its errors contain.
@@ -33,13 +34,23 @@ pub struct CallInfo {
     pub deadline: Option<Instant>,
     /// The id of the call.
     pub id: CallId,
+    /// The reports that the caller receives.
+    pub reports: Option<CallReports>,
 }
 
 impl CallInfo {
     /// Copies the data from a call.
     #[must_use]
     pub fn of(call: &ToolCall) -> Self {
-        Self { tool: Arc::clone(&call.tool), deadline: call.deadline, id: call.id }
+        let reports = CallReports::of(call).cloned();
+        Self { tool: Arc::clone(&call.tool), deadline: call.deadline, id: call.id, reports }
+    }
+
+    /// Passes on reports of the call.
+    fn report(&self, reports: Vec<pb::CallReport>) {
+        if let Some(receiver) = &self.reports {
+            reports.into_iter().for_each(|report| report_from_wire(report, receiver));
+        }
     }
 
     /// The time until the deadline, or `None` if the call has no deadline.
@@ -157,7 +168,14 @@ pub async fn send<C: Callee>(
 
 async fn await_reply<C: Callee>(mut call: Call, callee: &C, info: &CallInfo) -> Result<ToolReply, SendError> {
     let protocol_error = |violation| Err(SendError::Error(callee.protocol_error(violation)));
-    let outcome = match call.event().await {
+    let event = loop {
+        match call.event().await {
+            CallEvent::Reports(reports) => info.report(reports),
+            event => break event,
+        }
+    };
+    let outcome = match event {
+        CallEvent::Reports(_) => return protocol_error("sent a report without a call"),
         CallEvent::End(CallEnd::Unsent(start, status)) => {
             return Err(SendError::Unsent(Box::new(start), status));
         }
@@ -297,6 +315,7 @@ impl<C: Callee> Stream for Chunks<C> {
             let Some(call) = &mut this.call else { return Poll::Ready(None) };
             match ready!(call.poll_event(cx)) {
                 CallEvent::Opened(_) => {}
+                CallEvent::Reports(reports) => this.info.report(reports),
                 CallEvent::Chunks(chunks) => this.ready = chunks.into(),
                 CallEvent::End(end) => {
                     let id = call.id();

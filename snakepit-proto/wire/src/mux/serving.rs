@@ -34,7 +34,7 @@ use self::{
     credit::Credit,
     forward::{ForwardChunks, PrefetchTotal},
 };
-use super::{call_from_wire, error_reply, status_reply, value_reply};
+use super::{CallOrigin, call_from_wire, error_reply, status_reply, value_reply};
 use crate::bad_field;
 
 /// The maximum number of open calls per stream. It is well above the default queue of a host.
@@ -63,6 +63,12 @@ pub trait MuxService: Send + Sync + 'static {
 
     /// The id under which the handler receives a call of the stream.
     fn call_id(&self, id: u64) -> CallId;
+
+    /// Prepares a call before the handler receives it. The default ignores the reports that its caller asks for.
+    fn prepare(&self, call: ToolCall, origin: &CallOrigin, replies: &Replies) -> ToolCall {
+        let _ = (origin, replies);
+        call
+    }
 
     /// Reserves memory for a large call until [`release`](Self::release).
     ///
@@ -159,8 +165,9 @@ impl<S: MuxService> MuxCalls<S> {
         }
         let session_id = start.session_id.clone();
         let window = if start.credit == 0 { STREAM_CREDIT } else { start.credit };
+        let origin = CallOrigin::of(&start);
         let call = match call_from_wire(start, self.service.call_id(id)) {
-            Ok(call) => call,
+            Ok(call) => self.service.prepare(call, &origin, &self.replies),
             Err(status) => {
                 self.release(bytes);
                 return self.replies.send_reply(status_reply(id, status));

@@ -268,9 +268,12 @@ impl ConcurrentCall {
     }
 
     /// Answers the call. Later calls of this method do nothing.
-    fn answer(&self) {
+    fn answer(&self, py: Python<'_>) {
         // A fork must not use the connections of the worker.
         fork::exit_if_fork();
+        if self.state.reports().is_some() {
+            self.runner.executor.end_reports(py, &self.state);
+        }
         let Parts { reply, sink, outcome, ended_at, .. } = {
             let mut parts = self.parts();
             let (reply, sink, outcome) = (parts.reply.take(), parts.sink.take(), parts.outcome.take());
@@ -307,7 +310,7 @@ impl ConcurrentCall {
 
     /// Ends the call, and answers it if necessary. If no other call runs, restores the global state that calls changed.
     fn finish(&self, py: Python<'_>) {
-        self.answer();
+        self.answer(py);
         let executor = &self.runner.executor;
         let has_failed = self.parts().has_failed;
         let is_last = {

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
 use snakepit_proto::{headers, pb, status::details_of};
-use snakepit_registry::{CallMode, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply};
+use snakepit_registry::{
+    CallMode, CallReports, Chunk, ReplyBody, ToolCall, ToolError, ToolFailure, ToolReply,
+};
 use snakepit_wire::{
     WireError, check_size, failure_from_wire,
     mux::{self, CallInfo, Callee, LostCall, SendError},
@@ -56,7 +58,10 @@ impl Connection {
         call: ToolCall,
     ) -> Result<(ToolReply, Arc<CallStream>), ToolError> {
         let mut stream = self.call_stream().await?;
-        if stream.multiplexer.is_none() || !mux::fits_shared_stream(&call) {
+        // Only the shared stream carries reports.
+        if stream.multiplexer.is_none()
+            || !(mux::fits_shared_stream(&call) || CallReports::of(&call).is_some())
+        {
             return Ok((self.call_by_rpc(call).await?, stream));
         }
         let mut start = mux::call_to_wire(call, info.time_left()?);

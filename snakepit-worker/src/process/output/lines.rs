@@ -1,87 +1,86 @@
-//! [`LineReader`]: splits a stream into lines in bounded memory. It truncates long lines and counts the skipped bytes.
-
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+//! [`LineBuffer`]: collects the lines of a stream in bounded memory. It truncates long lines and counts the skipped bytes.
 
 /// The number of bytes after which a line is truncated.
 pub(super) const MAX_LINE_BYTES: usize = 8 * 1024;
 
-/// Reads a stream line by line.
-#[derive(Debug)]
-pub(super) struct LineReader<R> {
-    stream: BufReader<R>,
+/// The unfinished line of one writer.
+///
+/// A carriage return within a line starts it again, as on a terminal, so the line of a progress bar is its last state.
+#[derive(Debug, Default)]
+pub(super) struct LineBuffer {
     line: Vec<u8>,
-    /// Whether `next` has returned `line`, so the next byte begins a new one.
-    is_line_returned: bool,
-    /// The number of skipped bytes of a truncated line whose end has not been read.
-    skipped: Option<u64>,
+    /// Whether the last byte was a carriage return.
+    has_returned: bool,
+    /// The number of bytes of the line that were skipped.
+    skipped: u64,
 }
 
-/// The outcome of a read.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum LineEvent {
-    /// [`LineReader::line`] holds a line, or the first [`MAX_LINE_BYTES`] bytes of a longer one.
-    Line,
+/// A complete line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line<'a> {
+    /// The line, or the first [`MAX_LINE_BYTES`] bytes of a longer one.
+    Text(&'a [u8]),
     /// The previous line was truncated by this many bytes.
-    Truncated { bytes: u64 },
-    /// The stream has ended.
-    End,
+    Truncated(u64),
 }
 
-impl<R: AsyncRead + Unpin> LineReader<R> {
-    pub(super) fn new(stream: R) -> Self {
-        let stream = BufReader::with_capacity(MAX_LINE_BYTES, stream);
-        Self { stream, line: Vec::new(), is_line_returned: false, skipped: None }
-    }
-
-    /// The line that [`next`](Self::next) returned last.
-    pub(super) fn line(&self) -> &[u8] {
-        &self.line
-    }
-
-    /// Reads the next line. Cancel safe.
-    pub(super) async fn next(&mut self) -> std::io::Result<LineEvent> {
-        if std::mem::take(&mut self.is_line_returned) {
-            self.line.clear();
-        }
-        loop {
-            let buffer = self.stream.fill_buf().await?;
-            if buffer.is_empty() {
-                return Ok(match self.skipped.take() {
-                    Some(bytes) if bytes > 0 => LineEvent::Truncated { bytes },
-                    _ if self.line.is_empty() => LineEvent::End,
-                    _ => self.return_line(),
-                });
-            }
-            let newline = buffer.iter().position(|byte| *byte == b'\n');
-            let line_end = newline.unwrap_or(buffer.len());
-            if let Some(skipped) = &mut self.skipped {
-                *skipped += line_end as u64;
-                self.stream.consume(newline.map_or(line_end, |index| index + 1));
-                if let Some(bytes) = self.skipped.filter(|_| newline.is_some()) {
-                    self.skipped = None;
-                    if bytes > 0 {
-                        return Ok(LineEvent::Truncated { bytes });
-                    }
+impl LineBuffer {
+    /// Adds bytes, and passes on the lines that are complete.
+    pub(super) fn push(&mut self, bytes: &[u8], mut emit: impl FnMut(Line<'_>)) {
+        let mut rest = bytes;
+        while let Some((first, tail)) = rest.split_first() {
+            match first {
+                b'\n' => {
+                    self.finish(&mut emit);
+                    rest = tail;
                 }
-                continue;
-            }
-            let copied = line_end.min(MAX_LINE_BYTES - self.line.len());
-            self.line.extend_from_slice(&buffer[..copied]);
-            let is_complete = newline == Some(copied);
-            self.stream.consume(if is_complete { copied + 1 } else { copied });
-            if is_complete {
-                return Ok(self.return_line());
-            }
-            if self.line.len() == MAX_LINE_BYTES {
-                self.skipped = Some(0);
-                return Ok(self.return_line());
+                b'\r' => {
+                    self.has_returned = true;
+                    rest = tail;
+                }
+                _ => {
+                    if std::mem::take(&mut self.has_returned) {
+                        self.clear();
+                    }
+                    let end =
+                        rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
+                    self.extend(&rest[..end]);
+                    rest = &rest[end..];
+                }
             }
         }
     }
 
-    fn return_line(&mut self) -> LineEvent {
-        self.is_line_returned = true;
-        LineEvent::Line
+    /// Passes on the unfinished line, if there is one.
+    pub(super) fn flush(&mut self, mut emit: impl FnMut(Line<'_>)) {
+        if !self.is_empty() {
+            self.finish(&mut emit);
+        }
+    }
+
+    /// Whether the last line is finished.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.line.is_empty() && self.skipped == 0
+    }
+
+    fn finish(&mut self, emit: &mut impl FnMut(Line<'_>)) {
+        emit(Line::Text(&self.line));
+        if self.skipped > 0 {
+            emit(Line::Truncated(self.skipped));
+        }
+        self.clear();
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        let copied = bytes.len().min(MAX_LINE_BYTES - self.line.len());
+        self.line.extend_from_slice(&bytes[..copied]);
+        self.skipped += (bytes.len() - copied) as u64;
+    }
+
+    fn clear(&mut self) {
+        self.line.clear();
+        self.skipped = 0;
+        self.has_returned = false;
     }
 }
 
@@ -89,36 +88,42 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
 mod tests {
     use super::*;
 
-    /// Reads all lines. Returns the length of each line, or the number of truncated bytes.
-    async fn read_all(text: &str) -> Vec<(usize, u64)> {
-        let mut lines = LineReader::new(text.as_bytes());
-        let mut events = Vec::new();
-        loop {
-            match lines.next().await.unwrap() {
-                LineEvent::Line => events.push((lines.line().len(), 0)),
-                LineEvent::Truncated { bytes } => events.push((0, bytes)),
-                LineEvent::End => return events,
-            }
-            assert!(lines.line.capacity() <= 2 * MAX_LINE_BYTES, "{}", lines.line.capacity());
+    /// The lines of a text that arrives in parts of this size. A truncated line ends with its number of skipped bytes.
+    fn lines_of(text: &str, step: usize) -> Vec<String> {
+        let mut buffer = LineBuffer::default();
+        let mut lines: Vec<String> = Vec::new();
+        let mut emit = |line: Line<'_>| match line {
+            Line::Text(line) => lines.push(String::from_utf8(line.to_vec()).unwrap()),
+            Line::Truncated(bytes) => lines.last_mut().unwrap().push_str(&format!("+{bytes}")),
+        };
+        for part in text.as_bytes().chunks(step) {
+            buffer.push(part, &mut emit);
+            assert!(buffer.line.len() <= MAX_LINE_BYTES);
+        }
+        buffer.flush(&mut emit);
+        assert!(buffer.is_empty());
+        lines
+    }
+
+    #[test]
+    fn lines_end_at_newlines_and_at_the_end_of_the_stream() {
+        let longest = "x".repeat(MAX_LINE_BYTES);
+        for step in [1, 3, 100_000] {
+            assert_eq!(lines_of("", step), [""; 0]);
+            assert_eq!(lines_of("a\n\nbc", step), ["a", "", "bc"]);
+            assert_eq!(lines_of(&format!("{longest}\n{longest}"), step), [longest.clone(), longest.clone()]);
+            assert_eq!(lines_of(&format!("{longest}yy\nz"), step), [format!("{longest}+2"), "z".to_owned()]);
+            assert_eq!(lines_of(&format!("{longest}yyy"), step), [format!("{longest}+3")]);
         }
     }
 
-    #[tokio::test]
-    async fn lines_end_at_newlines_and_at_the_end_of_the_stream() {
-        assert_eq!(read_all("").await, []);
-        assert_eq!(read_all("a\n\nbc").await, [(1, 0), (0, 0), (2, 0)]);
-        let longest = "x".repeat(MAX_LINE_BYTES);
-        assert_eq!(
-            read_all(&format!("{longest}\n{longest}")).await,
-            [(MAX_LINE_BYTES, 0), (MAX_LINE_BYTES, 0)]
-        );
-        assert_eq!(read_all(&format!("{longest}yy\nz")).await, [(MAX_LINE_BYTES, 0), (0, 2), (1, 0)]);
-    }
-
-    #[tokio::test]
-    async fn an_endless_line_needs_bounded_memory() {
-        let long = "x".repeat(50 * MAX_LINE_BYTES + 3);
-        assert_eq!(read_all(&long).await, [(MAX_LINE_BYTES, 0), (0, 49 * MAX_LINE_BYTES as u64 + 3)]);
-        assert_eq!(read_all(&format!("{long}\nb")).await[1..], [(0, 49 * MAX_LINE_BYTES as u64 + 3), (1, 0)]);
+    #[test]
+    fn a_carriage_return_starts_the_line_again() {
+        for step in [1, 2, 100] {
+            assert_eq!(lines_of("a\r\nb\r\n", step), ["a", "b"]);
+            assert_eq!(lines_of("\r 10%\r 20%\rdone\n", step), ["done"]);
+            assert_eq!(lines_of("\r 10%\r 20%\r", step), [" 20%"]);
+            assert_eq!(lines_of(&"\r0123456789".repeat(2000), step), ["0123456789"]);
+        }
     }
 }

@@ -126,7 +126,7 @@ impl WorkerDiagnostics {
     /// broken worker. A status therefore counts as a failure of the tool unless its details or its source prove otherwise.
     pub(super) async fn error(
         &self,
-        CallInfo { tool, deadline, id }: &CallInfo,
+        CallInfo { tool, deadline, id, .. }: &CallInfo,
         status: Status,
     ) -> ToolError {
         let tool_name = || tool.to_string();
@@ -304,7 +304,9 @@ mod tests {
             progress: ProgressFile::default(),
             output_lines: 20,
         };
-        diagnostics.error(&CallInfo { tool: "fetch".into(), deadline, id: CallId::next() }, status).await
+        diagnostics
+            .error(&CallInfo { tool: "fetch".into(), deadline, id: CallId::next(), reports: None }, status)
+            .await
     }
 
     #[tokio::test]
@@ -354,7 +356,7 @@ mod tests {
         let (sender, exit) = ExitWatch::channel();
         let progress = ProgressFile::create(&path).unwrap();
         let diagnostics = WorkerDiagnostics { id: WorkerId::new("w"), exit, progress, output_lines: 20 };
-        let info = CallInfo { tool: "fetch".into(), deadline: None, id: CallId::next() };
+        let info = CallInfo { tool: "fetch".into(), deadline: None, id: CallId::next(), reports: None };
         let may_have_run = async |id| {
             let lost = diagnostics.lost_call(&info, id, Status::unavailable("broken")).await.error;
             assert!(matches!(lost, ToolError::WorkerLost { .. }), "{lost:?}");

@@ -24,7 +24,7 @@ fn received_sizes(batches: Vec<ReplyBatch>, count: usize) -> Vec<(u64, Vec<usize
                 && let Poll::Ready(event) = call.poll_event(cx)
             {
                 match event {
-                    crate::mux::CallEvent::Opened(_) => {}
+                    crate::mux::CallEvent::Opened(_) | crate::mux::CallEvent::Reports(_) => {}
                     crate::mux::CallEvent::Chunks(run) => {
                         assert!(run.iter().all(|chunk| chunk.sent_in_parts == 0));
                         chunks.extend(run.iter().map(|chunk| chunk.data.len()));

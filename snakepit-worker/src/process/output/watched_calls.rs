@@ -1,0 +1,146 @@
+//! [`WatchedCalls`]: the calls of one worker whose callers receive reports.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use snakepit_registry::{CallId, CallReports};
+use tokio::sync::Notify;
+
+/// How long a caller that receives reports waits for the last ones of an ended call.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The bits of the two streams.
+const ALL_STREAMS: u8 = 0b11;
+
+/// The calls by id. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(in super::super) struct WatchedCalls(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    calls: HashMap<u64, Arc<WatchedCall>>,
+    /// The streams that have ended, as bits.
+    ended_streams: u8,
+}
+
+#[derive(Debug)]
+struct WatchedCall {
+    reports: CallReports,
+    /// The streams in which the call has ended, as bits.
+    ended_streams: AtomicU8,
+    ended: Notify,
+}
+
+impl WatchedCall {
+    fn end(&self, streams: u8) {
+        self.ended_streams.fetch_or(streams, Ordering::AcqRel);
+        self.ended.notify_one();
+    }
+}
+
+/// Passes reports to the caller of one call until it is dropped.
+#[derive(Debug)]
+pub(in super::super) struct CallWatch {
+    calls: WatchedCalls,
+    id: CallId,
+    call: Arc<WatchedCall>,
+}
+
+impl WatchedCalls {
+    /// Passes the reports of a call to its caller.
+    pub(in super::super) fn watch(&self, id: CallId, reports: CallReports) -> CallWatch {
+        let mut state = self.lock();
+        let ended_streams = AtomicU8::new(state.ended_streams);
+        let call = Arc::new(WatchedCall { reports, ended_streams, ended: Notify::new() });
+        state.calls.insert(id.as_u64(), Arc::clone(&call));
+        drop(state);
+        CallWatch { calls: self.clone(), id, call }
+    }
+
+    /// The reports of a call, if its caller receives any.
+    pub(super) fn reports_of(&self, request_id: u64) -> Option<CallReports> {
+        self.lock().calls.get(&request_id).map(|call| call.reports.clone())
+    }
+
+    /// Records that no further reports of a call follow in a stream.
+    pub(super) fn end_call(&self, request_id: u64, stream: u8) {
+        if let Some(call) = self.lock().calls.get(&request_id) {
+            call.end(stream);
+        }
+    }
+
+    /// Records that a stream has ended, because the worker has exited.
+    pub(super) fn end_stream(&self, stream: u8) {
+        let mut state = self.lock();
+        state.ended_streams |= stream;
+        state.calls.values().for_each(|call| call.end(stream));
+    }
+
+    /// No code under this lock panics in the middle of a change.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CallWatch {
+    /// Waits until the caller has received all reports of the ended call, for a second at most. Cancel safe.
+    pub(in super::super) async fn drained(&self) {
+        let drained = async {
+            while self.call.ended_streams.load(Ordering::Acquire) != ALL_STREAMS {
+                self.call.ended.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(END_TIMEOUT, drained).await;
+    }
+}
+
+impl Drop for CallWatch {
+    fn drop(&mut self) {
+        let mut state = self.calls.lock();
+        // A later attempt of the call may have replaced the entry.
+        if state.calls.get(&self.id.as_u64()).is_some_and(|call| Arc::ptr_eq(call, &self.call)) {
+            state.calls.remove(&self.id.as_u64());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use snakepit_registry::ToolCall;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn reports() -> CallReports {
+        CallReports::of(&ToolCall::new("t").on_log(|_| {})).unwrap().clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_waits_for_the_end_in_both_streams_or_for_the_end_of_the_worker() {
+        let calls = WatchedCalls::default();
+        let (id, start) = (CallId::from_u64(1), Instant::now());
+        let watch = calls.watch(id, reports());
+        assert!(calls.reports_of(1).is_some_and(|reports| reports.wants_logs()));
+        calls.end_call(1, 1);
+        let both = async { tokio::join!(watch.drained(), async { calls.end_call(1, 2) }) };
+        both.await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        drop(watch);
+        assert!(calls.reports_of(1).is_none());
+
+        let watch = calls.watch(id, reports());
+        watch.drained().await;
+        assert_eq!(start.elapsed(), END_TIMEOUT);
+        calls.end_stream(1);
+        calls.end_stream(2);
+        watch.drained().await;
+        calls.watch(CallId::from_u64(2), reports()).drained().await;
+        assert_eq!(start.elapsed(), END_TIMEOUT);
+    }
+}
