@@ -1,6 +1,6 @@
 """Attributes a worker's output to its calls.
 
-Output goes to the host at once, in frames that name the call. The output of the running call is also recorded in a
+Output goes to the host immediately, in frames that name the call. The output of the running call is also recorded in a
 file, with the stacks, for the error of a call that kills the worker.
 """
 
@@ -170,7 +170,7 @@ class Output:
         """Attribute the output of the programs that a call starts to the call."""
         import _posixsubprocess
 
-        def watch(module: Any, name: str) -> None:
+        def wrap(module: Any, name: str) -> None:
             start: Callable[..., Any] | None = getattr(module, name, None)
             if start is None:
                 return
@@ -183,12 +183,12 @@ class Output:
             start_in_call.__doc__ = start.__doc__
             setattr(module, name, start_in_call)
 
-        watch(_posixsubprocess, "fork_exec")
+        wrap(_posixsubprocess, "fork_exec")
         subprocess: Any = sys.modules.get("subprocess")
         if subprocess is not None and hasattr(subprocess, "_fork_exec"):
             subprocess._fork_exec = _posixsubprocess.fork_exec
         for name in _STARTS:
-            watch(os, name)
+            wrap(os, name)
         os.register_at_fork(before=self._begin_program)
 
     def _begin_program(self) -> None:
