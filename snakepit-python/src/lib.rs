@@ -141,7 +141,12 @@ mod _native {
         let ty = type_name.parse().map_err(|e| PyValueError::new_err(format!("{e}")))?;
         let json = Bytes::copy_from_slice(json);
         let payload = match binary {
-            Some(buffer) => Payload::from_buffer(ty, json, Bytes::copy_from_slice(buffer)),
+            Some(buffer) => {
+                let buffer = Bytes::copy_from_slice(buffer);
+                let checked = Payload::check_item(&json, Some(&buffer));
+                checked.map_err(|error| PyValueError::new_err(error.to_string()))?;
+                Payload::from_buffer(ty, json, buffer)
+            }
             None => Payload::from_json(ty, json),
         };
         value::to_python(py, payload)

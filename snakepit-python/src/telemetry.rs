@@ -230,8 +230,7 @@ impl Reader {
     /// Whether the current filter accepts an event that was queued before.
     fn accepts(&self, event: &pb::TelemetryEvent) -> bool {
         // Sampling was applied when the event was queued.
-        let filter = self.state.filter().clone();
-        filter.sampling(1.0).passes(&event.event_parts.join("."), 0)
+        self.state.filter().selects(&event.event_parts.join("."))
     }
 }
 

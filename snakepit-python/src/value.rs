@@ -187,7 +187,11 @@ pub(crate) fn item_to_python<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     match buffers {
         None => json_to_python(py, &json),
-        Some(_) => to_python(py, Payload::of_item(json, buffers)),
+        Some(_) => {
+            Payload::check_item(&json, buffers.as_ref())
+                .map_err(|error| PyValueError::new_err(error.to_string()))?;
+            to_python(py, Payload::of_item(json, buffers))
+        }
     }
 }
 

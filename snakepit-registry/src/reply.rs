@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_core::Stream;
-use snakepit_session::Payload;
+use snakepit_session::{Payload, PayloadError};
 
 use crate::ToolError;
 
@@ -25,6 +25,19 @@ impl Chunk {
     pub fn of(value: Payload) -> Self {
         let (data, binary) = value.into_item();
         Self { data, binary, metadata: BTreeMap::new() }
+    }
+
+    /// Creates an item that arrived from a peer.
+    ///
+    /// # Errors
+    /// [`PayloadError::Nested`] if the value refers to bytes that are not in its buffers, or to the same bytes twice.
+    pub fn declared(
+        data: Bytes,
+        metadata: BTreeMap<String, String>,
+        binary: Option<Bytes>,
+    ) -> Result<Self, PayloadError> {
+        Payload::check_item(&data, binary.as_ref())?;
+        Ok(Self { data, metadata, binary })
     }
 
     /// The value of the item.
@@ -66,7 +79,7 @@ impl fmt::Debug for ReplyBody {
 ///
 /// ```
 /// use snakepit_registry::{ReplyBody, ToolReply};
-/// use snakepit_session::Payload;
+/// use snakepit_session::{Payload, PayloadError};
 ///
 /// let reply = ToolReply::value(Payload::float(0.5));
 /// assert!(matches!(reply.body, ReplyBody::Value(value) if value.to_float() == Some(0.5)));

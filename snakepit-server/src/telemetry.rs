@@ -50,6 +50,8 @@ pub(crate) struct CallEvent {
     pub(crate) duration: Duration,
     /// The error message. Empty unless the call failed.
     pub(crate) error: String,
+    /// The error message for subscribers that must not see tracebacks and output of workers, if it differs.
+    pub(crate) redacted_error: Option<String>,
     pub(crate) at: SystemTime,
 }
 
@@ -77,6 +79,7 @@ impl Telemetry {
             worker: String::new(),
             duration: Duration::ZERO,
             error: String::new(),
+            redacted_error: None,
             at: SystemTime::now(),
         };
         let _ = self.events.send(Arc::new(start.clone()));
@@ -102,7 +105,7 @@ impl CallWatch {
         let Some(watched) = &mut self.0 else { return result };
         match result {
             Err(error) => {
-                self.publish(CallEventKind::Exception, error_chain(&error).to_string());
+                self.publish_error(&error);
                 Err(error)
             }
             Ok(reply) => {
@@ -112,7 +115,7 @@ impl CallWatch {
                         ReplyBody::Stream(Box::pin(WatchedStream { chunks, watch: self }))
                     }
                     value @ ReplyBody::Value(_) => {
-                        self.publish(CallEventKind::Stop, String::new());
+                        self.publish(CallEventKind::Stop, String::new(), None);
                         value
                     }
                 };
@@ -121,10 +124,20 @@ impl CallWatch {
         }
     }
 
-    fn publish(&mut self, kind: CallEventKind, error: String) {
+    fn publish_error(&mut self, error: &ToolError) {
+        if self.0.is_some() {
+            let text = error_chain(error).to_string();
+            let redacted = error_chain(&error.clone().without_traceback()).to_string();
+            let redacted = (redacted != text).then_some(redacted);
+            self.publish(CallEventKind::Exception, text, redacted);
+        }
+    }
+
+    fn publish(&mut self, kind: CallEventKind, error: String, redacted_error: Option<String>) {
         if let Some(watched) = self.0.take() {
             let WatchedCall { events, event, began } = *watched;
-            let event = CallEvent { kind, duration: began.elapsed(), error, at: SystemTime::now(), ..event };
+            let (duration, at) = (began.elapsed(), SystemTime::now());
+            let event = CallEvent { kind, duration, error, redacted_error, at, ..event };
             // An error means that there are no subscribers.
             let _ = events.send(Arc::new(event));
         }
@@ -133,7 +146,7 @@ impl CallWatch {
 
 impl Drop for CallWatch {
     fn drop(&mut self) {
-        self.publish(CallEventKind::Exception, "cancelled".to_owned());
+        self.publish(CallEventKind::Exception, "cancelled".to_owned(), None);
     }
 }
 
@@ -153,10 +166,8 @@ impl<S: Stream<Item = Result<Chunk, ToolError>>> Stream for WatchedStream<S> {
         let this = self.project();
         let item = this.chunks.poll_next(cx);
         match &item {
-            Poll::Ready(None) => this.watch.publish(CallEventKind::Stop, String::new()),
-            Poll::Ready(Some(Err(error))) => {
-                this.watch.publish(CallEventKind::Exception, error_chain(error).to_string());
-            }
+            Poll::Ready(None) => this.watch.publish(CallEventKind::Stop, String::new(), None),
+            Poll::Ready(Some(Err(error))) => this.watch.publish_error(error),
             Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
         }
         item

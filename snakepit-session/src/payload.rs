@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::SharedError;
 
 mod array;
+mod cursor;
 mod dtype;
 mod element;
+mod envelopes;
 mod error;
 mod exact;
 mod items;
@@ -153,15 +155,15 @@ impl Payload {
     /// Wraps a raw buffer that a peer declared to have this type.
     ///
     /// # Errors
-    /// [`PayloadError::Mismatch`] if values of the type have no buffer.
+    /// [`PayloadError::Mismatch`] if values of the type have no buffer, [`PayloadError::Nested`] if the value refers to bytes that
+    /// are not in the buffer, or to the same bytes twice.
     pub fn declared_buffer(ty: ValueType, metadata: Bytes, buffer: Bytes) -> Result<Self, PayloadError> {
         if let Some(json) = nested::value_in(&metadata) {
-            let is_nested = matches!(ty, ValueType::List | ValueType::Map) && matches_type(ty, json);
-            return if is_nested {
-                Ok(Self::from_buffer(ty, metadata, buffer))
-            } else {
-                Err(mismatch(ty, json))
-            };
+            if !matches!(ty, ValueType::List | ValueType::Map) || !matches_type(ty, json) {
+                return Err(mismatch(ty, json));
+            }
+            Self::check_item(&metadata, Some(&buffer))?;
+            return Ok(Self::from_buffer(ty, metadata, buffer));
         }
         match ty {
             ValueType::Bytes | ValueType::Embedding | ValueType::Tensor | ValueType::Map => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from snakepit_bridge import telemetry
@@ -27,6 +28,12 @@ def work(fail: bool = False) -> str:
             if fail:
                 raise LookupError("no model")
         return telemetry.get_correlation_id("none") or ""
+
+
+def die(text: str) -> None:
+    """Print a text and end the worker."""
+    print(text, file=sys.stderr, flush=True)
+    os._exit(3)
 
 
 def dropped() -> dict[str, Any]:

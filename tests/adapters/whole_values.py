@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from snakepit_bridge import BaseAdapter, SessionContext, tool
 from value_samples import SAMPLES, problem, same, sent, unwrapped, wrapped
 
@@ -27,6 +29,11 @@ class WholeValues(BaseAdapter):
     @tool
     def make(self, name: str, depth: int) -> Any:
         return wrapped(sent(name), depth)
+
+    @tool
+    def ones(self, count: int) -> list[Any]:
+        """Returns bytes of an odd length, and an array."""
+        return [b"abc", np.ones(count)]
 
     @tool
     def make_all(self, depth: int) -> Iterator[Any]:

@@ -13,7 +13,7 @@ use snakepit_tests::{
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     sync::mpsc,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming, transport::Endpoint};
@@ -104,6 +104,38 @@ async fn events_of_tools_reach_clients_with_the_filter_of_each() {
     assert_eq!(filtered.next().await.event_parts, ["model", "run", "start"]);
     assert_eq!(execute(&mut client, "emit_in_child", &json!({})).await.unwrap(), true);
     assert_eq!(sandbox.stop().await, Some(0));
+}
+
+/// The error of a call whose worker prints a secret and ends, as a subscriber receives it.
+async fn error_of_a_lost_worker(arguments: &[&str]) -> String {
+    let sandbox = Sandbox::adapter("events:", 1).args(arguments).start().await;
+    let mut client = sandbox.client().await;
+    let mut telemetry = Telemetry::open(&mut client).await;
+    client.execute_tool(tool_request("die", &json!({"text": "the secret"}))).await.unwrap_err();
+    let event = telemetry.next_named("tool.execution.exception").await;
+    event.metadata["error"].clone()
+}
+
+#[tokio::test]
+async fn subscribers_see_the_output_of_lost_workers_only_if_their_errors_include_it() {
+    let (shown, hidden) =
+        tokio::join!(error_of_a_lost_worker(&[]), error_of_a_lost_worker(&["--tracebacks", "never"]));
+    assert!(shown.contains("was lost") && shown.contains("the secret"), "{shown}");
+    assert!(hidden.contains("was lost") && !hidden.contains("the secret"), "{hidden}");
+}
+
+#[tokio::test]
+async fn a_new_subscriber_does_not_wait_after_the_last_one_has_left() {
+    const ROUNDS: u32 = 10;
+    let sandbox = Sandbox::adapter("events:", 1).start().await;
+    let mut client = sandbox.client().await;
+    let begin = Instant::now();
+    for _ in 0..ROUNDS {
+        let mut telemetry = Telemetry::open(&mut client).await;
+        emit_until(&mut client, &mut telemetry, "again").await;
+    }
+    // A pause of a second in each round would take twice as long.
+    assert!(begin.elapsed() < Duration::from_secs(1) * ROUNDS / 2, "{:?}", begin.elapsed());
 }
 
 #[tokio::test]

@@ -1,13 +1,16 @@
 //! Bytes, arrays and objects of every type, at any depth, in each place where values travel.
 
-use std::process::Stdio;
+use std::{borrow::Cow, process::Stdio};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use snakepit_proto::{headers, pb};
+use snakepit_proto::{
+    headers,
+    pb::{self, bridge_service_client::BridgeServiceClient},
+};
 use snakepit_server::{Caller, Client, HostHandle, Payload, Snakepit};
 use snakepit_tests::{python, root};
 
@@ -72,7 +75,7 @@ async fn values_of_every_type_arrive_whole_in_every_place() {
 
 async fn buffers_stay_in_structs(caller: &Caller<impl HostHandle>) {
     let sent = [frame(), Frame { name: "b".to_owned(), ..frame() }];
-    let back: Vec<Frame> = caller.execute("echo", json_free(&sent)).await.unwrap();
+    let back: Vec<Frame> = caller.execute("echo", json_free(&sent[..])).await.unwrap();
     for (back, sent) in back.iter().zip(&sent) {
         assert_eq!((&back.name, &back.image, &back.scores), (&sent.name, &sent.image, &sent.scores));
         assert_eq!(
@@ -87,17 +90,17 @@ async fn buffers_stay_in_structs(caller: &Caller<impl HostHandle>) {
         count += 1;
     }
     assert!(count > 50, "{count} chunks");
-    let mut frames = caller.execute_stream::<Payload>("repeat", json_free(&sent)).await.unwrap();
+    let mut frames = caller.execute_stream::<Payload>("repeat", json_free(&sent[..])).await.unwrap();
     let first: Vec<Frame> = frames.next().await.unwrap().unwrap().to_serde().unwrap();
     assert_eq!(first[1].boxes.items::<f32>().unwrap(), sent[1].boxes.items::<f32>().unwrap());
 }
 
 #[derive(Serialize)]
-struct Arguments<'a> {
-    value: &'a [Frame],
+struct Arguments<T> {
+    value: T,
 }
 
-fn json_free(value: &[Frame]) -> Arguments<'_> {
+const fn json_free<T>(value: T) -> Arguments<T> {
     Arguments { value }
 }
 
@@ -112,12 +115,50 @@ async fn bytes_and_arrays_stay_in_structs_of_rust() {
 }
 
 #[tokio::test]
+async fn large_arrays_of_workers_are_aligned() {
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = start(&dir).await;
+    let (_, array): (Bytes, Payload) = snakepit.execute("ones", json!({"count": 100_000})).await.unwrap();
+    let items = array.items::<f64>().unwrap();
+    assert!(matches!(&items, Cow::Borrowed(items) if items[99_999] == 1.0));
+    snakepit.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_host_rejects_references_to_bytes_that_are_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let snakepit = start(&dir).await;
+    let mut client = raw_client(&snakepit).await;
+    let json = r#"{"binary_format":"nested","value":[{"__snakepit__":"bytes","offset":0,"length":9}]}"#;
+    let value =
+        pb::Any { type_url: "type.googleapis.com/snakepit.list.binary".to_owned(), value: json.into() };
+    let request = |bytes: &'static [u8]| pb::ExecuteToolRequest {
+        tool_name: "echo".to_owned(),
+        parameters: [("value".to_owned(), value.clone())].into(),
+        binary_parameters: [("value".to_owned(), Bytes::from_static(bytes))].into(),
+        ..Default::default()
+    };
+    assert!(client.execute_tool(request(b"123456789")).await.unwrap().into_inner().success);
+    let status = client.execute_tool(request(b"12345678")).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    assert!(
+        status.message().contains("refers to bytes 0 to 9 of its buffers, which have 8 bytes"),
+        "{status}"
+    );
+    snakepit.shutdown().await.unwrap();
+}
+
+async fn raw_client(snakepit: &Snakepit) -> BridgeServiceClient<tonic::transport::Channel> {
+    let url = format!("http://{}", snakepit.address().unwrap());
+    let channel = tonic::transport::Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+    BridgeServiceClient::new(channel)
+}
+
+#[tokio::test]
 async fn clients_without_buffers_send_and_receive_base64() {
     let dir = tempfile::tempdir().unwrap();
     let snakepit = start(&dir).await;
-    let url = format!("http://{}", snakepit.address().unwrap());
-    let channel = tonic::transport::Endpoint::from_shared(url).unwrap().connect().await.unwrap();
-    let mut client = pb::bridge_service_client::BridgeServiceClient::new(channel);
+    let mut client = raw_client(&snakepit).await;
     let value = |json: Value| pb::Any {
         type_url: format!("type.googleapis.com/snakepit.{}", if json.is_array() { "list" } else { "map" }),
         value: json.to_string().into(),

@@ -28,7 +28,7 @@ pub(super) fn inline(json: &[u8], buffers: &[u8]) -> Vec<u8> {
         let end = if *byte == b'"' { at + string_length(&json[at..]) } else { at + 1 };
         match byte {
             b'{' => maps.push(OpenMap { start: at, out_start: out.len(), is_reference: false }),
-            b'"' if json[at..end] == *KEY => {
+            b'"' if may_be_key(&json[at..end]) => {
                 if let Some(map) = maps.last_mut() {
                     map.is_reference = true;
                 }
@@ -52,6 +52,9 @@ pub(super) fn inline(json: &[u8], buffers: &[u8]) -> Vec<u8> {
 
 fn inline_reference(json: &[u8], buffers: &[u8], remaining: &mut usize) -> Option<String> {
     let mut map: Map<String, Value> = serde_json::from_slice(json).ok()?;
+    if !matches!(map.get("__snakepit__")?.as_str()?, "bytes" | "tensor" | "embedding") {
+        return None;
+    }
     let number = |key: &str| usize::try_from(map.get(key)?.as_u64()?).ok();
     let (offset, length) = (number("offset")?, number("length")?);
     let buffer = buffers.get(offset..offset.checked_add(length)?)?;
@@ -60,6 +63,12 @@ fn inline_reference(json: &[u8], buffers: &[u8], remaining: &mut usize) -> Optio
     map.remove("length");
     map.insert("data".to_owned(), BASE64.encode(buffer).into());
     Some(Value::Object(map).to_string())
+}
+
+/// Whether a string may be the key of a reference. Its letters may be escaped.
+fn may_be_key(text: &[u8]) -> bool {
+    const MAX_ESCAPED_BYTES: usize = KEY.len() * 6;
+    text == KEY || (text.len() <= MAX_ESCAPED_BYTES && memchr::memmem::find(text, br"\u00").is_some())
 }
 
 /// The length of the string that starts here, including its quotes.
@@ -91,12 +100,21 @@ mod tests {
     }
 
     #[test]
+    fn the_key_of_a_reference_may_be_escaped() {
+        let json = r#"[{"\u005f_snakep\u0069t__":"bytes","offset":0,"length":3}]"#;
+        assert_eq!(inlined(json), r#"[{"__snakepit__":"bytes","data":"MTIz"}]"#);
+    }
+
+    #[test]
     fn other_text_is_unchanged() {
         for json in [
             r#"{"a": ["\u004eaN", 123456789012345678901234567890, "}{\\"]}"#,
             r#"{"__snakepit__":"bytes","offset":0,"length":9}"#,
             r#"{"__snakepit__":"bytes","offset":18446744073709551615,"length":1}"#,
             r#"{"__snakepit__":"map","items":[["a",1]]}"#,
+            r#"{"__snakepit__":"other","offset":0,"length":3}"#,
+            r#"{"name":"__snakepit__","offset":0,"length":3}"#,
+            r#"{"\u006e":"__snakepit__","offset":0,"length":3}"#,
             r#"{"__snakepit__":"bytes","#,
             r#"}}"__snakepit__"}"#,
             r#"["\"#,

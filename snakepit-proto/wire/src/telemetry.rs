@@ -160,11 +160,16 @@ impl TelemetryFilter {
     /// either all events of one key pass or none.
     #[must_use]
     pub fn passes(&self, name: &str, sample: u64) -> bool {
-        let matches_any = |patterns: &[String]| patterns.iter().any(|pattern| matches_pattern(pattern, name));
+        self.selects(name)
+            && (!(self.sampled.is_empty() || matches_any(&self.sampled, name)) || self.samples(sample))
+    }
+
+    /// Whether an event passes, apart from sampling.
+    #[must_use]
+    pub fn selects(&self, name: &str) -> bool {
         self.enabled
-            && !matches_any(&self.deny)
-            && (self.allow.is_empty() || matches_any(&self.allow))
-            && (!(self.sampled.is_empty() || matches_any(&self.sampled)) || self.samples(sample))
+            && !matches_any(&self.deny, name)
+            && (self.allow.is_empty() || matches_any(&self.allow, name))
     }
 
     fn samples(&self, key: u64) -> bool {
@@ -178,6 +183,10 @@ impl TelemetryFilter {
         let share = hasher.finish() as f64 / u64::MAX as f64;
         share < self.sampling_rate
     }
+}
+
+fn matches_any(patterns: &[String], name: &str) -> bool {
+    patterns.iter().any(|pattern| matches_pattern(pattern, name))
 }
 
 /// Parses rules, separated by commas: a pattern allows events, `-` and a pattern deny events, a number from 0 to 1 is the sampling

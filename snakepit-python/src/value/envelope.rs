@@ -9,7 +9,7 @@ use pyo3::{
     intern,
     prelude::*,
     pybacked::PyBackedBytes,
-    types::{PyBytes, PyDict, PyList},
+    types::{PyBytes, PyDict, PyInt, PyList, PyString},
 };
 
 use super::{buffer, json::ENVELOPE_KEY, metadata::Metadata};
@@ -63,12 +63,18 @@ impl<'a> Buffers<'a> {
                 buffer::read(py, &metadata, &self.data(&map)?)
             }
             Some("map") => {
+                let malformed = || {
+                    PyValueError::new_err(
+                        "an escaped map needs `items`, a list of pairs of a text and a value",
+                    )
+                };
+                let items = map.get_item(intern!(py, "items"))?.ok_or_else(malformed)?;
                 let dict = PyDict::new(py);
-                if let Some(items) = map.get_item(intern!(py, "items"))? {
-                    for item in items.try_iter()? {
-                        let item = item?;
-                        dict.set_item(item.get_item(0)?, item.get_item(1)?)?;
-                    }
+                for item in items.cast::<PyList>().map_err(|_| malformed())? {
+                    let pair =
+                        item.cast::<PyList>().ok().filter(|pair| pair.len() == 2).ok_or_else(malformed)?;
+                    let key = pair.get_item(0)?.cast_into::<PyString>().map_err(|_| malformed())?;
+                    dict.set_item(key, pair.get_item(1)?)?;
                 }
                 Ok(dict.into_any())
             }
@@ -98,8 +104,11 @@ impl<'a> Buffers<'a> {
     /// The buffer of an envelope: a part of the buffers, or base64.
     fn data(&self, map: &Bound<'_, PyDict>) -> PyResult<std::borrow::Cow<'a, [u8]>> {
         let error = |problem: String| PyValueError::new_err(problem);
-        let number = |name| -> PyResult<Option<usize>> {
-            map.get_item(name)?.map(|number| number.extract::<usize>()).transpose()
+        let number = |name: &str| -> PyResult<Option<usize>> {
+            let Some(number) = map.get_item(name)? else { return Ok(None) };
+            // A boolean is an int.
+            let size = if number.is_exact_instance_of::<PyInt>() { number.extract().ok() } else { None };
+            size.map(Some).ok_or_else(|| error(format!("the `{name}` of its bytes is not a number of bytes")))
         };
         if let (Some(offset), Some(length)) = (number("offset")?, number("length")?) {
             let part = offset.checked_add(length).and_then(|end| self.bytes.get(offset..end));
@@ -130,6 +139,17 @@ pub(super) struct BufferCollector<'py> {
 }
 
 impl<'py> BufferCollector<'py> {
+    /// Adds the items of an array, aligned for all types of items. Returns their offset.
+    pub(super) fn push_array(&mut self, buffer: Bound<'py, PyAny>, length: usize) -> usize {
+        const ALIGNMENT: usize = 8;
+        let padding = self.length.next_multiple_of(ALIGNMENT) - self.length;
+        if padding > 0 {
+            let zeros = PyBytes::new(buffer.py(), &[0; ALIGNMENT][..padding]);
+            self.push(zeros.into_any(), padding);
+        }
+        self.push(buffer, length)
+    }
+
     /// Adds a buffer of this length. Returns its offset.
     pub(super) fn push(&mut self, buffer: Bound<'py, PyAny>, length: usize) -> usize {
         let offset = self.length;

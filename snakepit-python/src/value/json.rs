@@ -5,8 +5,6 @@ pub(super) const MAX_DEPTH: usize = 127;
 
 /// The key that marks a map as an envelope, which stands for bytes, an array or an escaped map.
 pub(super) const ENVELOPE_KEY: &str = "__snakepit__";
-/// The key in JSON.
-pub(super) const ENVELOPE_TEXT: &[u8] = br#""__snakepit__""#;
 
 /// The strings for floats that have no JSON number, inside other values, and their names in Python's JSON parser.
 ///

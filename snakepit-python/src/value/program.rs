@@ -5,9 +5,8 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use pyo3::{exceptions::PyValueError, prelude::*, types::PyBytes};
 use snakepit_registry::Chunk;
-use snakepit_session::Payload;
 
-use super::{json_to_python, to_python};
+use super::{item_to_python, json_to_python};
 
 const JSON: &str = "application/json";
 /// The length of the JSON as 8 bytes in little-endian order, the JSON of a nested value, and its buffers.
@@ -40,7 +39,7 @@ pub(crate) fn read_program<'py>(
             });
             let (json, buffers) = parts.ok_or_else(|| PyValueError::new_err("the program is truncated"))?;
             let (json, buffers) = (Bytes::copy_from_slice(json), Bytes::copy_from_slice(buffers));
-            to_python(py, Payload::of_item(json, Some(buffers)))
+            item_to_python(py, json, Some(buffers))
         }
         _ => Ok(data.clone().into_any()),
     }

@@ -9,6 +9,7 @@ use pyo3::{
     types::{PyDict, PyList, PyString},
 };
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use snakepit_session::Payload;
 
 use super::{
     envelope::Buffers,
@@ -63,7 +64,7 @@ fn parse<'py>(
             .import("json")?
             .call_method1("loads", (unmark(text),))
             .map_err(|e| PyValueError::new_err(format!("invalid JSON: {}", e.value(py))))?;
-        return if text.contains(ENVELOPE_KEY) { buffers.open_all(value) } else { Ok(value) };
+        return if Payload::may_have_envelope(json) { buffers.open_all(value) } else { Ok(value) };
     }
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let value = Object { py, only_numbers, buffers: &buffers }

@@ -21,7 +21,7 @@ use super::{
     array,
     envelope::BufferCollector,
     error::{type_error, type_name, with_name},
-    json::{ENVELOPE_TEXT, MARKED, MAX_DEPTH},
+    json::{ENVELOPE_KEY, MARKED, MAX_DEPTH},
     limit,
     purpose::Purpose,
 };
@@ -187,7 +187,7 @@ fn write<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>, depth: usize) ->
         write_items(list.iter().map(Ok), out, depth)
     } else if let Ok(tuple) = value.cast::<PyTuple>() {
         write_items(tuple.iter().map(Ok), out, depth)
-    } else if out.buffers.is_some() && write_buffer(value, out)? {
+    } else if out.buffers.is_some() && write_buffer(value, out, depth)? {
         Ok(())
     } else if array::is_array(value)? {
         if let Some(problem) = array::conversion_problem(value)? {
@@ -203,7 +203,7 @@ fn write<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>, depth: usize) ->
         write_items(range.try_iter()?, out, depth)
     } else if let Some(form) = call_converter(value, "encode")? {
         write(&form, out, depth + 1)
-    } else if out.buffers.is_some() && write_exported_buffer(value, out)? {
+    } else if out.buffers.is_some() && write_exported_buffer(value, out, depth)? {
         Ok(())
     } else if let Some(marker) = call_converter(value, "marker")? {
         write(&marker, out, depth + 1)
@@ -213,10 +213,15 @@ fn write<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>, depth: usize) ->
 }
 
 /// Writes bytes, an encoded value or an array of numbers as a reference to its buffer. Returns `false` for other values.
-fn write_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result<bool, WriteError> {
+fn write_buffer<'py>(
+    value: &Bound<'py, PyAny>,
+    out: &mut Output<'py>,
+    depth: usize,
+) -> Result<bool, WriteError> {
     let py = value.py();
     let Some(collector) = &mut out.buffers else { return Ok(false) };
     if let Ok(bytes) = value.cast::<PyBytes>() {
+        check_envelope_depth(depth, 1)?;
         let is_encoded =
             !bytes.is_exact_instance_of::<PyBytes>() && bytes.hasattr(intern!(py, "__snakepit_format__"))?;
         let length = bytes.as_bytes().len();
@@ -232,7 +237,7 @@ fn write_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result
         return Ok(true);
     }
     if value.is_instance_of::<PyByteArray>() || value.is_instance_of::<PyMemoryView>() {
-        return write_exported_buffer(value, out);
+        return write_exported_buffer(value, out, depth);
     }
     if !array::is_array(value)? {
         return Ok(false);
@@ -247,8 +252,10 @@ fn write_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result
         Err(problem) => return Err(WriteError::Value { problem, path: Vec::new() }),
     };
     check_size(collector.size() + array::size(&array)?)?;
+    // The shape is a list.
+    check_envelope_depth(depth, 2)?;
     let (array, length) = array::contiguous(&array)?;
-    let offset = collector.push(array, length);
+    let offset = collector.push_array(array, length);
     out.json.extend_from_slice(br#"{"__snakepit__":"tensor","#);
     write_entry(out, "dtype", &metadata.dtype)?;
     write_entry(out, "shape", &metadata.shape)?;
@@ -257,10 +264,15 @@ fn write_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result
 }
 
 /// Writes an object that exports its memory as a buffer. Returns `false` for other objects.
-fn write_exported_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) -> Result<bool, WriteError> {
+fn write_exported_buffer<'py>(
+    value: &Bound<'py, PyAny>,
+    out: &mut Output<'py>,
+    depth: usize,
+) -> Result<bool, WriteError> {
     let py = value.py();
     let Ok(view) = PyMemoryView::from(value) else { return Ok(false) };
     let Some(collector) = &mut out.buffers else { return Ok(false) };
+    check_envelope_depth(depth, 1)?;
     let length: usize = view.getattr(intern!(py, "nbytes"))?.extract()?;
     check_size(collector.size() + length)?;
     let is_contiguous = view.getattr(intern!(py, "c_contiguous"))?.is_truthy()?;
@@ -269,6 +281,11 @@ fn write_exported_buffer<'py>(value: &Bound<'py, PyAny>, out: &mut Output<'py>) 
     out.json.extend_from_slice(br#"{"__snakepit__":"bytes","#);
     write_range(out, offset, length);
     Ok(true)
+}
+
+/// Checks that readers can read an envelope, which is a map with this number of levels.
+fn check_envelope_depth(depth: usize, levels: usize) -> Result<(), WriteError> {
+    if depth + levels > MAX_DEPTH { Err(WriteError::TooDeep) } else { Ok(()) }
 }
 
 fn write_entry(out: &mut Output<'_>, key: &str, value: &impl serde::Serialize) -> Result<(), WriteError> {
@@ -353,7 +370,9 @@ fn write_dict<'py>(dict: &Bound<'py, PyDict>, out: &mut Output<'py>, depth: usiz
     if depth == MAX_DEPTH {
         return Err(WriteError::TooDeep);
     }
-    let start = out.len();
+    if dict.contains(intern!(dict.py(), ENVELOPE_KEY))? {
+        return write_escaped(dict, out, depth);
+    }
     out.push(b'{');
     let mut first = true;
     // Two converted keys, or one of them and a string key, may have the same text.
@@ -364,19 +383,9 @@ fn write_dict<'py>(dict: &Bound<'py, PyDict>, out: &mut Output<'py>, depth: usiz
         }
         if let Ok(text) = key.cast::<PyString>() {
             write_text(text, out).map_err(|e| e.with_step(|| format!(" key {}", repr(&key))))?;
-            if out.ends_with(ENVELOPE_TEXT) {
-                out.truncate(start);
-                return write_escaped(dict, out, depth);
-            }
         } else {
-            let text = key_text(&key)?;
+            let text = convert_key(dict, &key, &mut converted)?;
             serde_json::to_writer(&mut out.json, &text).map_err(|e| PyValueError::new_err(e.to_string()))?;
-            if dict.contains(&text)? || !converted.insert(text.clone()) {
-                let problem = format!(
-                    "has two keys that are both \"{text}\" in JSON, whose keys are strings; make them different strings"
-                );
-                return Err(WriteError::Value { problem, path: Vec::new() });
-            }
         }
         out.push(b':');
         write(&value, out, depth + 1).map_err(|e| e.with_step(|| format!("[{}]", repr(&key))))?;
@@ -392,11 +401,35 @@ fn write_escaped<'py>(
     out: &mut Output<'py>,
     depth: usize,
 ) -> Result<(), WriteError> {
+    let py = dict.py();
     out.extend_from_slice(br#"{"__snakepit__":"map","items":"#);
-    let items = PyList::new(dict.py(), dict.items())?;
+    let (items, mut converted) = (PyList::empty(py), HashSet::new());
+    for (key, value) in dict.iter() {
+        let text = match key.cast_into::<PyString>() {
+            Ok(text) => text,
+            Err(key) => PyString::new(py, &convert_key(dict, &key.into_inner(), &mut converted)?),
+        };
+        items.append((text, value))?;
+    }
     write_items(items.iter().map(Ok), out, depth + 1)?;
     out.push(b'}');
     Ok(())
+}
+
+/// Converts a key to text. Two keys of a map must not have the same text.
+fn convert_key(
+    dict: &Bound<'_, PyDict>,
+    key: &Bound<'_, PyAny>,
+    converted: &mut HashSet<String>,
+) -> Result<String, WriteError> {
+    let text = key_text(key)?;
+    if dict.contains(&text)? || !converted.insert(text.clone()) {
+        let problem = format!(
+            "has two keys that are both \"{text}\" in JSON, whose keys are strings; make them different strings"
+        );
+        return Err(WriteError::Value { problem, path: Vec::new() });
+    }
+    Ok(text)
 }
 
 /// Converts a key to text, as Python's `json` does for numbers, booleans and None.

@@ -375,11 +375,10 @@ fn arguments_of(tool: &str, args: &impl Serialize) -> Result<Arguments, Error> {
     if whole.ty() == ValueType::Null {
         return Ok(Arguments::new());
     }
-    if let (Some(json), Some(buffers)) = (whole.nested_json(), whole.binary()) {
-        let fields: BTreeMap<String, &RawValue> =
-            serde_json::from_slice(json).map_err(|_| Error::NotAnObject { tool: tool.to_owned() })?;
-        let payload = |text: &RawValue| Payload::nested_part(text.get(), buffers);
-        return Ok(fields.into_iter().map(|(name, text)| (name, payload(text))).collect());
+    if whole.binary().is_some() {
+        let fields = whole.to_serde::<BTreeMap<String, Payload>>();
+        let fields = fields.map_err(|_| Error::NotAnObject { tool: tool.to_owned() })?;
+        return Ok(fields.into_iter().collect());
     }
     let (_, json, _) = whole.into_parts();
     let fields: BTreeMap<String, &RawValue> =

@@ -24,6 +24,7 @@ impl Bridge {
     ) -> Pin<Box<dyn Stream<Item = Result<pb::TelemetryEvent, Status>> + Send>> {
         let mut subscription = Subscription::new(self.host(), TelemetryFilter::new());
         subscription.controls = Some(controls);
+        subscription.sees_internals = self.host().tracebacks.shows_to(&self.principal(extensions));
         subscription.hiding = is_from_worker(extensions).then(|| Arc::clone(self.host()));
         let events = futures_util::stream::unfold(subscription, |mut subscription| async {
             let event = subscription.next().await?;
@@ -41,15 +42,26 @@ pub(crate) struct Subscription {
     worker_events: WorkerEvents,
     /// The host, if the subscriber is a worker, which must not see calls of hidden host tools.
     hiding: Option<Arc<Host>>,
+    /// Whether errors include the output of workers and tracebacks.
+    sees_internals: bool,
     filter: TelemetryFilter,
     /// Whether a control was rejected, which ends the subscription.
     is_rejected: bool,
 }
 
 impl Subscription {
+    /// Creates a subscription of the program itself.
     pub(crate) fn new(host: &Host, filter: TelemetryFilter) -> Self {
         let (events, worker_events) = (host.telemetry.subscribe(), host.launches.telemetry().subscribe());
-        Self { controls: None, events, worker_events, hiding: None, filter, is_rejected: false }
+        Self {
+            controls: None,
+            events,
+            worker_events,
+            hiding: None,
+            sees_internals: true,
+            filter,
+            is_rejected: false,
+        }
     }
 
     fn hides(&self, event: &CallEvent) -> bool {
@@ -81,7 +93,7 @@ impl Subscription {
                 event = self.events.recv() => match event {
                     Ok(event) if self.hides(&event) => {}
                     Ok(event) if self.filter.passes(&event_parts(event.kind).join("."), event.call) => {
-                        return Some(Ok(event_to_wire(&event)));
+                        return Some(Ok(event_to_wire(&event, self.sees_internals)));
                     }
                     Ok(_) => {}
                     Err(RecvError::Lagged(count)) => return Some(Ok(lost_events(count))),
@@ -114,11 +126,13 @@ const fn event_parts(kind: CallEventKind) -> [&'static str; 3] {
     }
 }
 
-fn event_to_wire(event: &CallEvent) -> pb::TelemetryEvent {
+fn event_to_wire(event: &CallEvent, sees_internals: bool) -> pb::TelemetryEvent {
+    let error = match &event.redacted_error {
+        Some(redacted) if !sees_internals => redacted,
+        _ => &event.error,
+    };
     let mut metadata = BTreeMap::from([("tool".to_owned(), event.tool.to_string())]);
-    for (key, value) in
-        [("session_id", &event.session), ("worker_id", &event.worker), ("error", &event.error)]
-    {
+    for (key, value) in [("session_id", &event.session), ("worker_id", &event.worker), ("error", error)] {
         if !value.is_empty() {
             metadata.insert(key.to_owned(), value.clone());
         }

@@ -43,6 +43,13 @@ pub enum PayloadError {
         /// The kind of the JSON.
         found: &'static str,
     },
+    /// The value has bytes or arrays inside of it whose references to its buffers are invalid.
+    #[error("value {problem}")]
+    #[non_exhaustive]
+    Nested {
+        /// The reason.
+        problem: String,
+    },
     /// The number of items does not match the shape of the array.
     #[error("a tensor of shape {shape:?} cannot have {items} items")]
     #[non_exhaustive]

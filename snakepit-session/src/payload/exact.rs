@@ -3,7 +3,6 @@
 
 use std::fmt;
 
-use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer,
     de::{
@@ -247,7 +246,10 @@ impl<'de> Deserializer<'de> for Exact<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match name {
-            PAYLOAD => pass(Payload::nested_part(self.text, &Bytes::new()), visitor),
+            PAYLOAD => {
+                let payload = Payload::with_base64(self.text);
+                pass(payload.map_err(|problem| Error::custom(format!("it {problem}")))?, visitor)
+            }
             RAW_VALUE => self.plain().deserialize_newtype_struct(name, visitor),
             _ => visitor.visit_newtype_struct(self),
         }

@@ -1,25 +1,24 @@
 //! Nested values: JSON with bytes and arrays inside of it, whose buffers travel beside the JSON.
 //!
-//! The JSON is `{"binary_format":"nested","value":VALUE}`. In VALUE, an [`Envelope`] stands for each buffer.
+//! The JSON is `{"binary_format":"nested","value":VALUE}`. In VALUE, an [`Envelope`] stands for each buffer. [`Envelopes`] finds them.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, ops::Range};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
-use serde::{
-    Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
-};
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Map, Value};
 
-use super::{Payload, ValueType};
+use super::{
+    Payload, PayloadError, ValueType,
+    envelopes::{Content, Envelopes, may_have_envelope},
+};
 
 /// The key that marks an envelope. Its value is the type.
 pub(crate) const KEY: &str = "__snakepit__";
 /// The first bytes of the JSON of a nested value.
 const PREFIX: &[u8] = br#"{"binary_format":"nested","value":"#;
 /// The maximum size of an envelope in bytes. A shape has at most 64 axes.
-const MAX_ENVELOPE_BYTES: usize = 4096;
+pub(super) const MAX_ENVELOPE_BYTES: usize = 4096;
 
 /// A map that stands for bytes or an array.
 #[derive(Debug)]
@@ -38,6 +37,15 @@ impl<'a> Envelope<'a> {
             .is_some_and(|name| matches!(name, "bytes" | "tensor" | "embedding"))
     }
 
+    /// Reads the JSON of an envelope.
+    ///
+    /// # Errors
+    /// Those of [`Envelope::parse`].
+    pub(super) fn read(json: &[u8], buffers: &'a [u8]) -> Result<Self, String> {
+        let map = serde_json::from_slice(json).map_err(|error| format!("is not valid JSON: {error}"))?;
+        Self::parse(map, buffers)
+    }
+
     /// Reads an envelope whose buffer is a part of `buffers`, or base64.
     ///
     /// # Errors
@@ -51,7 +59,8 @@ impl<'a> Envelope<'a> {
             })?;
             Cow::Borrowed(&buffers[start..end])
         } else {
-            let text = map.get("data").and_then(Value::as_str).unwrap_or_default();
+            let text = map.get("data").and_then(Value::as_str);
+            let text = text.ok_or_else(|| format!("contains {ty} without `data` as base64 text"))?;
             let data =
                 BASE64.decode(text).map_err(|error| format!("contains {ty} with invalid base64: {error}"))?;
             Cow::Owned(data)
@@ -90,152 +99,67 @@ fn range_of(map: &Map<String, Value>) -> Option<Option<(usize, usize)>> {
     )
 }
 
-/// Checks that the envelopes of a value refer to no more bytes than there are, so that a small message cannot expand to a large
-/// value.
-///
-/// # Errors
-/// The reason, which continues a message after "the value".
-pub(super) fn check_references(value: &Value, buffers: &[u8]) -> Result<(), String> {
-    fn referenced(value: &Value) -> usize {
-        match value {
-            Value::Array(items) => items.iter().map(referenced).fold(0, usize::saturating_add),
-            Value::Object(map) if Envelope::is_in(map) => {
-                range_of(map).flatten().map_or(0, |(start, end)| end - start)
-            }
-            Value::Object(map) => map.values().map(referenced).fold(0, usize::saturating_add),
-            _ => 0,
+/// Returns the part of a nested value that is at this place of its JSON, with its own part of the buffers.
+pub(super) fn part_at(json: &[u8], text: &Range<usize>, envelopes: &Envelopes, buffers: &Bytes) -> Payload {
+    let envelopes = envelopes.within(text);
+    let part = &json[text.clone()];
+    let is_whole = matches!(envelopes, [only] if only.text == *text);
+    let mut extent: Option<Range<usize>> = None;
+    for envelope in envelopes {
+        if let Content::Reference { part, .. } = &envelope.content {
+            let extent = extent.get_or_insert_with(|| part.clone());
+            *extent = extent.start.min(part.start)..extent.end.max(part.end);
         }
     }
-    let bytes = referenced(value);
-    if bytes > buffers.len() {
-        return Err(format!("refers to {bytes} bytes of buffers, but has only {}", buffers.len()));
-    }
-    Ok(())
-}
-
-/// Converts a value to a payload. Its envelopes refer to `buffers`.
-///
-/// # Errors
-/// The reason, which continues a message after "the value".
-pub(super) fn of_value(value: &Value, buffers: &Bytes) -> Result<Payload, String> {
-    if !contains_envelope(value) {
-        return Payload::try_from_serde(value).map_err(|error| error.to_string());
-    }
-    Ok(Payload::nested_part(&value.to_string(), buffers))
-}
-
-/// The part of the buffers that the envelopes of a value refer to.
-fn extent(value: &Value) -> Option<(usize, usize)> {
-    let union = |one: Option<(usize, usize)>, other: Option<(usize, usize)>| match (one, other) {
-        (Some((start, end)), Some(other)) => Some((start.min(other.0), end.max(other.1))),
-        (one, other) => one.or(other),
+    let Some(extent) = extent else {
+        let base64 = if is_whole { Payload::envelope(part, &Bytes::new()) } else { None };
+        return base64.unwrap_or_else(|| Payload::of_json(Bytes::copy_from_slice(part)));
     };
-    match value {
-        Value::Array(items) => items.iter().map(extent).fold(None, union),
-        Value::Object(map) if Envelope::is_in(map) => range_of(map).flatten(),
-        Value::Object(map) => map.values().map(extent).fold(None, union),
-        _ => None,
+    if is_whole && let Some(whole) = Payload::envelope(part, buffers) {
+        return whole;
     }
+    let mut rebased = Vec::with_capacity(part.len());
+    move_offsets(json, text, envelopes, extent.start.wrapping_neg(), &mut rebased);
+    Payload::from_buffer(type_of(&rebased), wrap(&rebased), buffers.slice(extent))
 }
 
-fn contains_envelope(value: &Value) -> bool {
-    match value {
-        Value::Array(items) => items.iter().any(contains_envelope),
-        Value::Object(map) => Envelope::is_in(map) || map.values().any(contains_envelope),
-        _ => false,
+/// Copies a part of the JSON of a nested value, and adds `base` to the offsets of its envelopes, with wrapping.
+pub(super) fn move_offsets(
+    json: &[u8],
+    text: &Range<usize>,
+    envelopes: &[super::envelopes::Envelope],
+    base: usize,
+    out: &mut Vec<u8>,
+) {
+    let mut at = text.start;
+    for envelope in envelopes {
+        if let Content::Reference { part, offset } = &envelope.content {
+            out.extend_from_slice(&json[at..offset.start]);
+            out.extend_from_slice(part.start.wrapping_add(base).to_string().as_bytes());
+            at = offset.end;
+        }
     }
+    out.extend_from_slice(&json[at..text.end]);
 }
 
-/// Converts an item of a stream, or a nested value, to JSON with base64.
+/// Returns the JSON of an item of a stream, or of a nested value, with base64 in place of its buffers.
 ///
 /// # Errors
 /// The reason, which continues a message after "the value".
-pub(super) fn to_plain(json: &[u8], buffers: &[u8]) -> Result<Value, String> {
-    fn convert(value: Value, buffers: &[u8]) -> Result<Value, String> {
-        Ok(match value {
-            Value::Array(items) => {
-                items.into_iter().map(|item| convert(item, buffers)).collect::<Result<Vec<_>, _>>()?.into()
-            }
-            Value::Object(map) if Envelope::is_in(&map) => Envelope::parse(map, buffers)?.into_plain(),
-            Value::Object(map) => {
-                let entries = map.into_iter().map(|(key, value)| Ok((key, convert(value, buffers)?)));
-                Value::Object(entries.collect::<Result<_, String>>()?)
-            }
-            plain => plain,
-        })
-    }
+pub(super) fn to_plain(json: &[u8], buffers: &[u8]) -> Result<Vec<u8>, String> {
     let json = value_in(json).unwrap_or(json);
-    let value = serde_json::from_slice(json).map_err(|error| format!("is not valid JSON: {error}"))?;
-    check_references(&value, buffers)?;
-    convert(value, buffers)
-}
-
-/// Copies the JSON of a nested value, and adds `base` to the offsets of its envelopes, with wrapping.
-///
-/// # Errors
-/// The JSON is malformed.
-pub(super) fn rebase(json: &[u8], base: usize, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
-    if memchr::memmem::find(json, KEY.as_bytes()).is_none() {
-        out.extend_from_slice(json);
-        return Ok(());
+    let envelopes = Envelopes::checked(json, buffers.len())?;
+    let mut out = Vec::with_capacity(json.len() + buffers.len().div_ceil(3) * 4);
+    let mut at = 0;
+    for (envelope, _) in envelopes.references() {
+        let text = &envelope.text;
+        let plain = Envelope::read(&json[text.clone()], buffers)?.into_plain().to_string();
+        out.extend_from_slice(&json[at..text.start]);
+        out.extend_from_slice(plain.as_bytes());
+        at = text.end;
     }
-    match json.first() {
-        Some(b'[') => {
-            let items: Vec<&RawValue> = serde_json::from_slice(json)?;
-            out.push(b'[');
-            for (index, item) in items.into_iter().enumerate() {
-                if index > 0 {
-                    out.push(b',');
-                }
-                rebase(item.get().as_bytes(), base, out)?;
-            }
-            out.push(b']');
-        }
-        Some(b'{') => {
-            let Entries(entries) = serde_json::from_slice(json)?;
-            let is_envelope = entries.iter().any(|(key, _)| key == KEY);
-            for (index, (key, value)) in entries.iter().enumerate() {
-                out.push(if index > 0 { b',' } else { b'{' });
-                serde_json::to_writer(&mut *out, key)?;
-                out.push(b':');
-                match value.get().parse::<usize>() {
-                    Ok(offset) if is_envelope && key == "offset" => {
-                        out.extend_from_slice(base.wrapping_add(offset).to_string().as_bytes());
-                    }
-                    _ => rebase(value.get().as_bytes(), base, out)?,
-                }
-            }
-            out.push(b'}');
-        }
-        _ => out.extend_from_slice(json),
-    }
-    Ok(())
-}
-
-/// The entries of a map in their order.
-struct Entries<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor;
-
-        impl<'de> Visitor<'de> for EntriesVisitor {
-            type Value = Vec<(String, &'de RawValue)>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(entries)
-            }
-        }
-        deserializer.deserialize_map(EntriesVisitor).map(Self)
-    }
+    out.extend_from_slice(&json[at..]);
+    Ok(out)
 }
 
 /// The value in the JSON of a nested value.
@@ -248,17 +172,9 @@ pub(super) fn value_in(json: &[u8]) -> Option<&[u8]> {
 /// # Errors
 /// The reason, which continues a message after "value".
 pub(crate) fn check(json: &[u8], buffers: &[u8]) -> Result<(), String> {
-    fn check_envelopes(value: &Value, buffers: &[u8]) -> Result<(), String> {
-        match value {
-            Value::Array(items) => items.iter().try_for_each(|item| check_envelopes(item, buffers)),
-            Value::Object(map) if Envelope::is_in(map) => Envelope::parse(map.clone(), buffers).map(drop),
-            Value::Object(map) => map.values().try_for_each(|item| check_envelopes(item, buffers)),
-            _ => Ok(()),
-        }
-    }
-    let value = serde_json::from_slice(json).map_err(|error| format!("is not valid JSON: {error}"))?;
-    check_references(&value, buffers)?;
-    check_envelopes(&value, buffers)
+    let envelopes = Envelopes::checked(json, buffers.len())?;
+    let mut data = envelopes.all().iter().filter(|envelope| !matches!(envelope.content, Content::Map { .. }));
+    data.try_for_each(|envelope| Envelope::read(&json[envelope.text.clone()], buffers).map(drop))
 }
 
 /// Writes the envelope of a whole value with these metadata.
@@ -282,39 +198,56 @@ fn wrap(json: &[u8]) -> Bytes {
     wrapped.into()
 }
 
+fn type_of(json: &[u8]) -> ValueType {
+    if json.first() == Some(&b'[') { ValueType::List } else { ValueType::Map }
+}
+
 impl Payload {
     /// Wraps JSON whose envelopes refer to parts of `buffers`.
     #[doc(hidden)]
     #[must_use]
     pub fn nested(json: &[u8], buffers: Bytes) -> Self {
-        Self::root(json, &buffers).unwrap_or_else(|| {
-            let ty = if json.first() == Some(&b'[') { ValueType::List } else { ValueType::Map };
-            Self::from_buffer(ty, wrap(json), buffers)
-        })
+        let is_short = json.len() <= MAX_ENVELOPE_BYTES && json.starts_with(b"{");
+        let whole = if is_short { Self::envelope(json, &buffers) } else { None };
+        whole.unwrap_or_else(|| Self::from_buffer(type_of(json), wrap(json), buffers))
     }
 
-    /// Wraps JSON that is a part of a nested value with these buffers. Keeps only its own part of the buffers.
+    /// Wraps JSON that may contain envelopes with base64.
+    ///
+    /// # Errors
+    /// An envelope is invalid.
+    pub(super) fn with_base64(json: &str) -> Result<Self, String> {
+        if !may_have_envelope(json.as_bytes()) {
+            return Ok(Self::of_json(Bytes::copy_from_slice(json.as_bytes())));
+        }
+        let envelopes = Envelopes::checked(json.as_bytes(), 0)?;
+        Ok(part_at(json.as_bytes(), &(0..json.len()), &envelopes, &Bytes::new()))
+    }
+
+    /// Checks the parts of the buffers to which a value that arrived refers. Values of this process need no check.
+    ///
+    /// # Errors
+    /// [`PayloadError::Nested`] if an envelope is invalid, refers to bytes that are not there, or to those of another one.
+    #[doc(hidden)]
+    pub fn check_item(json: &[u8], buffers: Option<&Bytes>) -> Result<(), PayloadError> {
+        match (buffers, value_in(json)) {
+            (Some(buffers), Some(value)) if may_have_envelope(value) => {
+                let checked = Envelopes::checked(value, buffers.len());
+                checked.map(drop).map_err(|problem| PayloadError::Nested { problem })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether JSON may contain an envelope, whose key may be escaped.
     #[doc(hidden)]
     #[must_use]
-    pub fn nested_part(json: &str, buffers: &Bytes) -> Self {
-        if !json.contains(KEY) {
-            return Self::of_json(Bytes::copy_from_slice(json.as_bytes()));
-        }
-        let extent = serde_json::from_str(json).ok().and_then(|value| extent(&value));
-        let (start, end) =
-            extent.filter(|(start, end)| start <= end && *end <= buffers.len()).unwrap_or_default();
-        let mut rebased = Vec::with_capacity(json.len());
-        match rebase(json.as_bytes(), start.wrapping_neg(), &mut rebased) {
-            Ok(()) => Self::nested(&rebased, buffers.slice(start..end)),
-            Err(_) => Self::nested(json.as_bytes(), buffers.clone()),
-        }
+    pub fn may_have_envelope(json: &[u8]) -> bool {
+        may_have_envelope(json)
     }
 
-    /// A value that is bytes or an array as a whole.
-    fn root(json: &[u8], buffers: &Bytes) -> Option<Self> {
-        if json.len() > MAX_ENVELOPE_BYTES || !json.starts_with(b"{") {
-            return None;
-        }
+    /// A value that is bytes or an array as a whole. `None` for other JSON.
+    fn envelope(json: &[u8], buffers: &Bytes) -> Option<Self> {
         let map = serde_json::from_slice(json).ok().filter(Envelope::is_in)?;
         let envelope = Envelope::parse(map, buffers).ok()?;
         let metadata = envelope.metadata_json();

@@ -10,7 +10,11 @@ use serde::{
 };
 use serde_json::{Value, value::RawValue};
 
-use super::{Payload, ValueType, nested};
+use super::{
+    Payload, ValueType,
+    envelopes::{Envelopes, may_have_envelope},
+    nested,
+};
 
 /// The name of the newtype by which the serializer and the deserializers of this crate recognize a payload. They pass it through
 /// [`HANDOVER`], so that its buffer is not copied.
@@ -56,6 +60,11 @@ impl Serialize for Payload {
         }
         // Keeps the text of numbers that no Rust type can hold.
         let part = self.json_part();
+        // A peer may have sent an envelope for a buffer that it did not send. Inside of another value, it would refer to that of
+        // another part.
+        if matches!(self.ty, ValueType::List | ValueType::Map) && may_have_envelope(&part) {
+            Envelopes::checked(&part, 0).map_err(|problem| S::Error::custom(format!("it {problem}")))?;
+        }
         let json: &RawValue = serde_json::from_slice(&part).map_err(S::Error::custom)?;
         json.serialize(serializer)
     }
@@ -68,6 +77,7 @@ impl Serialize for Plain<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (json, buffers) = self.0.clone().into_item();
         let plain = nested::to_plain(&json, &buffers.unwrap_or_default()).map_err(S::Error::custom)?;
+        let plain: Value = serde_json::from_slice(&plain).map_err(S::Error::custom)?;
         plain.serialize(serializer)
     }
 }
@@ -132,13 +142,14 @@ impl<'de> Visitor<'de> for TextVisitor {
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Payload, D::Error> {
         let value = Value::deserialize(deserializer)?;
-        nested::of_value(&value, &Bytes::new()).map_err(D::Error::custom)
+        let payload = Payload::with_base64(&value.to_string());
+        payload.map_err(|problem| D::Error::custom(format!("it {problem}")))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Payload, A::Error> {
         let _: Option<String> = map.next_key()?;
         let text: String = map.next_value()?;
-        Ok(Payload::nested_part(&text, &Bytes::new()))
+        Payload::with_base64(&text).map_err(|problem| A::Error::custom(format!("it {problem}")))
     }
 }
 
@@ -193,7 +204,11 @@ mod tests {
             scores: vec![0.5],
         };
         let payload = Payload::try_from_serde(&[&frame]).unwrap();
-        assert_eq!((payload.ty(), payload.binary().map(Bytes::len)), (ValueType::List, Some(19)));
+        assert_eq!(
+            (payload.ty(), payload.binary().map(Bytes::len)),
+            (ValueType::List, Some(24)),
+            "the array is aligned"
+        );
         let [back] = payload.to_serde::<[Frame; 1]>().unwrap();
         assert_eq!((&back.name, &back.image, &back.scores), (&frame.name, &frame.image, &frame.scores));
         let read = back.boxes.unwrap();
@@ -230,14 +245,14 @@ mod tests {
     fn references_beyond_the_buffers_are_rejected() {
         let value = |json: &str| Payload::nested(json.as_bytes(), Bytes::from_static(b"12345678"));
         for (json, problem) in [
-            (r#"[{"__snakepit__":"bytes","offset":1,"length":8}]"#, "outside of its buffers"),
+            (r#"[{"__snakepit__":"bytes","offset":1,"length":8}]"#, "refers to bytes 1 to 9 of its buffers"),
             (
                 r#"[{"__snakepit__":"bytes","offset":1,"length":18446744073709551615}]"#,
-                "outside of its buffers",
+                "beyond the size of any buffer",
             ),
             (
                 r#"[{"__snakepit__":"bytes","offset":0,"length":8},{"__snakepit__":"bytes","offset":0,"length":1}]"#,
-                "refers to 9 bytes of buffers, but has only 8",
+                "refers to the same bytes of its buffers twice",
             ),
             (r#"[{"__snakepit__":"bytes","data":"!"}]"#, "invalid base64"),
         ] {

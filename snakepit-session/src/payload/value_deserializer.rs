@@ -7,8 +7,8 @@ use bytes::Bytes;
 use serde::{
     Deserialize as _, Deserializer,
     de::{
-        DeserializeSeed, Error as _, IntoDeserializer, Unexpected, Visitor,
-        value::{MapAccessDeserializer, MapDeserializer, SeqDeserializer},
+        DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor,
+        value::{MapAccessDeserializer, SeqDeserializer},
     },
     forward_to_deserialize_any,
 };
@@ -17,15 +17,17 @@ use serde_json::{Error, Value};
 use super::{
     ValueType,
     array::ArrayMetadata,
+    cursor::Cursor,
+    envelopes::{Content, Envelopes, may_have_envelope},
     nested::{self, Envelope},
-    serde_form::{self, PAYLOAD},
+    serde_form::{self, PAYLOAD, RAW_VALUE},
     whole::{Key, visit_integer},
 };
 
 /// Whether the JSON may contain an envelope, or the name of NaN or an infinity, with or without an escaped first letter.
 pub(super) fn may_contain(json: &[u8]) -> bool {
     let contains = |text: &[u8]| memchr::memmem::find(json, text).is_some();
-    contains(br#"aN""#) || contains(br#"nfinity""#) || contains(br#""__snakepit__""#)
+    contains(br#"aN""#) || contains(br#"nfinity""#) || may_have_envelope(json)
 }
 
 /// Deserializes JSON. If the caller requests a number, `"NaN"` and the like are read as numbers. If it requests an integer, 5.0 is
@@ -33,84 +35,139 @@ pub(super) fn may_contain(json: &[u8]) -> bool {
 ///
 /// `whole` changes values for visitors without a type hint, such as those of flattened structs and untagged enums: 5.0 is an
 /// integer, and bytes are a map with base64.
+///
+/// A payload inside of the value gets its text, so numbers of any size stay exact.
 pub(super) fn read<'de, S: DeserializeSeed<'de>>(
-    json: &[u8],
+    json: &'de [u8],
     seed: S,
     whole: bool,
     buffers: &'de Bytes,
 ) -> Result<S::Value, Error> {
-    let value: Value = serde_json::from_slice(json)?;
-    nested::check_references(&value, buffers).map_err(|problem| Error::custom(format!("it {problem}")))?;
-    seed.deserialize(ValueDeserializer { value, whole, buffers })
+    let envelopes = if may_have_envelope(json) {
+        Envelopes::checked(json, buffers.len()).map_err(|problem| Error::custom(format!("it {problem}")))?
+    } else {
+        Envelopes::default()
+    };
+    let mut reader = ValueDeserializer { cursor: Cursor::new(json), envelopes: &envelopes, whole, buffers };
+    let value = seed.deserialize(&mut reader)?;
+    // A payload is passed on without being read.
+    if reader.cursor.at() > 0 {
+        reader.cursor.end()?;
+    }
+    Ok(value)
 }
 
-/// Deserializes a parsed value.
-struct ValueDeserializer<'a> {
-    value: Value,
+/// Deserializes the value at the place of a cursor.
+struct ValueDeserializer<'a, 'de> {
+    cursor: Cursor<'de>,
+    envelopes: &'a Envelopes,
     whole: bool,
-    buffers: &'a Bytes,
+    buffers: &'de Bytes,
 }
 
-impl<'a> ValueDeserializer<'a> {
-    /// The bytes or array that this value stands for.
-    fn into_buffer(self) -> Result<BufferDeserializer<'a>, Error> {
-        let Value::Object(map) = self.value else { return Err(Error::custom("it is not a map")) };
+impl<'de> ValueDeserializer<'_, 'de> {
+    /// Returns the bytes or array whose envelope is here, and moves behind it.
+    fn buffer(&mut self) -> Result<Option<BufferDeserializer<'de>>, Error> {
+        if self.cursor.peek() != Some(b'{') {
+            return Ok(None);
+        }
+        let Some(found) = self.envelopes.at(self.cursor.at()) else { return Ok(None) };
+        if matches!(found.content, Content::Map { .. }) {
+            return Ok(None);
+        }
+        let json = &self.cursor.json()[found.text.clone()];
         let envelope =
-            Envelope::parse(map, self.buffers).map_err(|problem| Error::custom(format!("it {problem}")))?;
-        Ok(BufferDeserializer { envelope, whole: self.whole })
+            Envelope::read(json, self.buffers).map_err(|problem| Error::custom(format!("it {problem}")))?;
+        self.cursor.jump(found.text.end);
+        Ok(Some(BufferDeserializer { envelope, whole: self.whole }))
     }
 
-    fn is_envelope(&self) -> bool {
-        self.value.as_object().is_some_and(Envelope::is_in)
+    fn visit_list<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, Error> {
+        self.cursor.open(b'[')?;
+        let value = visitor.visit_seq(Items { reader: self, is_first: true })?;
+        self.cursor.close(b']')?;
+        Ok(value)
+    }
+
+    fn visit_map<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, Error> {
+        if let Some(found) = self.envelopes.at(self.cursor.at())
+            && let Content::Map { items } = found.content
+        {
+            let end = found.text.end;
+            self.cursor.open(b'{')?;
+            self.cursor.jump(items);
+            self.cursor.open(b'[')?;
+            let value = visitor.visit_map(EscapedEntries { reader: self, is_first: true })?;
+            self.cursor.close(b']')?;
+            // Other keys of the envelope have no meaning.
+            self.cursor.jump(end);
+            self.cursor.leave();
+            return Ok(value);
+        }
+        self.cursor.open(b'{')?;
+        let value = visitor.visit_map(Entries { reader: self, is_first: true })?;
+        self.cursor.close(b'}')?;
+        Ok(value)
+    }
+
+    /// Passes an integer of the requested type to the visitor.
+    fn visit_integer<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, Error> {
+        if !self.cursor.is_at_number() {
+            return self.deserialize_any(visitor);
+        }
+        let number = self.cursor.number()?;
+        match number.integer() {
+            Some(Ok(number)) => visitor.visit_u64(number),
+            Some(Err(number)) => visitor.visit_i64(number),
+            None if number.is_integral() => match number.text().parse() {
+                Ok(number) => visitor.visit_i128(number),
+                Err(_) => match number.text().parse() {
+                    Ok(number) => visitor.visit_u128(number),
+                    Err(_) => visitor.visit_f64(number.float()?),
+                },
+            },
+            None => visit_integer(number.float()?, visitor),
+        }
     }
 }
 
-/// Passes integral floats as integers to visitors that request one.
 macro_rules! integers {
     ($($method:ident)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            match self.value.as_f64() {
-                Some(number) if self.value.is_f64() => visit_integer(number, visitor),
-                _ => self.value.$method(visitor),
-            }
+            self.visit_integer(visitor)
         })*
     };
 }
 
-impl<'de> IntoDeserializer<'de, Error> for ValueDeserializer<'de> {
-    type Deserializer = Self;
-
-    fn into_deserializer(self) -> Self {
-        self
-    }
-}
-
-impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
+impl<'de> Deserializer<'de> for &mut ValueDeserializer<'_, 'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.is_envelope() {
-            return self.into_buffer()?.deserialize_any(visitor);
-        }
-        let Self { whole, buffers, .. } = self;
-        match self.value {
-            Value::Array(items) => {
-                let items = items.into_iter().map(|value| Self { value, whole, buffers });
-                let mut items = SeqDeserializer::new(items);
-                let value = visitor.visit_seq(&mut items)?;
-                items.end().map(|()| value)
+        match self.cursor.peek() {
+            Some(b'{') => match self.buffer()? {
+                Some(buffer) => buffer.deserialize_any(visitor),
+                None => self.visit_map(visitor),
+            },
+            Some(b'[') => self.visit_list(visitor),
+            Some(b'"') => match self.cursor.string()? {
+                Cow::Borrowed(text) => visitor.visit_borrowed_str(text),
+                Cow::Owned(text) => visitor.visit_string(text),
+            },
+            _ if self.cursor.is_at_number() => {
+                let number = self.cursor.number()?;
+                match number.integer() {
+                    Some(Ok(number)) => visitor.visit_u64(number),
+                    Some(Err(number)) => visitor.visit_i64(number),
+                    // As an integer, -0.0 would lose its sign.
+                    None => match number.float()? {
+                        number if self.whole && number != 0.0 => visit_integer(number, visitor),
+                        number => visitor.visit_f64(number),
+                    },
+                }
             }
-            Value::Object(entries) => {
-                let mut entries = MapDeserializer::new(
-                    entries.into_iter().map(|(key, value)| (Key(key), Self { value, whole, buffers })),
-                );
-                let value = visitor.visit_map(&mut entries)?;
-                entries.end().map(|()| value)
-            }
-            plain => match plain.as_f64() {
-                // As an integer, -0.0 would lose its sign.
-                Some(number) if whole && plain.is_f64() && number != 0.0 => visit_integer(number, visitor),
-                _ => plain.deserialize_any(visitor),
+            _ => match self.cursor.name()? {
+                Some(flag) => visitor.visit_bool(flag),
+                None => visitor.visit_unit(),
             },
         }
     }
@@ -125,16 +182,24 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match self.value.as_str() {
-            Some("NaN") => visitor.visit_f64(f64::NAN),
-            Some("Infinity") => visitor.visit_f64(f64::INFINITY),
-            Some("-Infinity") => visitor.visit_f64(f64::NEG_INFINITY),
-            _ => self.value.deserialize_any(visitor),
+        if self.cursor.peek() != Some(b'"') {
+            return self.deserialize_any(visitor);
+        }
+        let text = self.cursor.string()?;
+        match &*text {
+            "NaN" => visitor.visit_f64(f64::NAN),
+            "Infinity" => visitor.visit_f64(f64::INFINITY),
+            "-Infinity" => visitor.visit_f64(f64::NEG_INFINITY),
+            _ => visitor.visit_str(&text),
         }
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.value.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+        if self.cursor.peek() != Some(b'n') {
+            return visitor.visit_some(self);
+        }
+        self.cursor.name()?;
+        visitor.visit_none()
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
@@ -142,11 +207,19 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Error> {
-        if name == PAYLOAD {
-            let payload = nested::of_value(&self.value, self.buffers).map_err(Error::custom)?;
-            return serde_form::pass(payload, visitor);
+        match name {
+            PAYLOAD => {
+                let text = self.cursor.skip()?;
+                let part = nested::part_at(self.cursor.json(), &text, self.envelopes, self.buffers);
+                serde_form::pass(part, visitor)
+            }
+            RAW_VALUE => {
+                let text = self.cursor.skip()?;
+                serde_json::Deserializer::from_slice(&self.cursor.json()[text])
+                    .deserialize_newtype_struct(RAW_VALUE, visitor)
+            }
+            _ => visitor.visit_newtype_struct(self),
         }
-        visitor.visit_newtype_struct(self)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -155,24 +228,26 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        let Self { whole, buffers, .. } = self;
-        match self.value {
-            Value::Object(entries) => {
-                if entries.len() != 1 {
-                    return Err(Error::invalid_value(Unexpected::Map, &"map with a single key"));
-                }
-                let entries = entries.into_iter().map(|(key, value)| (key, Self { value, whole, buffers }));
-                visitor.visit_enum(MapAccessDeserializer::new(MapDeserializer::new(entries)))
+        match self.cursor.peek() {
+            Some(b'{') => {
+                self.cursor.open(b'{')?;
+                let entries = Entries { reader: &mut *self, is_first: true };
+                let value = visitor.visit_enum(MapAccessDeserializer::new(entries))?;
+                self.cursor.close(b'}')?;
+                Ok(value)
             }
-            plain => plain.deserialize_enum(name, variants, visitor),
+            Some(b'"') => {
+                let text = self.cursor.string()?.into_owned();
+                Value::String(text).deserialize_enum(name, variants, visitor)
+            }
+            _ => self.deserialize_any(visitor),
         }
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.is_envelope() {
-            self.into_buffer()?.deserialize_seq(visitor)
-        } else {
-            self.deserialize_any(visitor)
+        match self.buffer()? {
+            Some(buffer) => buffer.deserialize_seq(visitor),
+            None => self.deserialize_any(visitor),
         }
     }
 
@@ -181,10 +256,9 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
     }
 
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.is_envelope() {
-            self.into_buffer()?.visit_bytes(visitor)
-        } else {
-            self.deserialize_any(visitor)
+        match self.buffer()? {
+            Some(buffer) => buffer.visit_bytes(visitor),
+            None => self.deserialize_any(visitor),
         }
     }
 
@@ -192,8 +266,81 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
         self.deserialize_bytes(visitor)
     }
 
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.cursor.skip()?;
+        visitor.visit_unit()
+    }
+
     forward_to_deserialize_any! {
-        bool char str string unit unit_struct tuple_struct map struct identifier ignored_any
+        bool char str string unit unit_struct tuple_struct map struct identifier
+    }
+}
+
+/// The items of a list.
+struct Items<'r, 'a, 'de> {
+    reader: &'r mut ValueDeserializer<'a, 'de>,
+    is_first: bool,
+}
+
+impl<'de> SeqAccess<'de> for Items<'_, '_, 'de> {
+    type Error = Error;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        if !self.reader.cursor.has_next(b']', &mut self.is_first)? {
+            return Ok(None);
+        }
+        seed.deserialize(&mut *self.reader).map(Some)
+    }
+}
+
+/// The entries of a map.
+struct Entries<'r, 'a, 'de> {
+    reader: &'r mut ValueDeserializer<'a, 'de>,
+    is_first: bool,
+}
+
+impl<'de> MapAccess<'de> for Entries<'_, '_, 'de> {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+        let cursor = &mut self.reader.cursor;
+        if !cursor.has_next(b'}', &mut self.is_first)? {
+            return Ok(None);
+        }
+        let key = cursor.string()?.into_owned();
+        cursor.expect(b':')?;
+        seed.deserialize(Key(key)).map(Some)
+    }
+
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Error> {
+        seed.deserialize(&mut *self.reader)
+    }
+}
+
+/// The entries of a map with the key of envelopes: a list of lists of a key and a value.
+struct EscapedEntries<'r, 'a, 'de> {
+    reader: &'r mut ValueDeserializer<'a, 'de>,
+    is_first: bool,
+}
+
+impl<'de> MapAccess<'de> for EscapedEntries<'_, '_, 'de> {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+        let cursor = &mut self.reader.cursor;
+        if !cursor.has_next(b']', &mut self.is_first)? {
+            return Ok(None);
+        }
+        cursor.open(b'[')?;
+        let key = cursor.string()?.into_owned();
+        cursor.expect(b',')?;
+        seed.deserialize(Key(key)).map(Some)
+    }
+
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Error> {
+        let value = seed.deserialize(&mut *self.reader)?;
+        self.reader.cursor.close(b']')?;
+        Ok(value)
     }
 }
 

@@ -12,12 +12,14 @@ use serde::{
 use serde_json::{Error, value::RawValue};
 
 use super::{
-    Payload, nested,
+    Payload, ValueType,
+    envelopes::Envelopes,
+    nested,
     serde_form::{self, PAYLOAD},
 };
 
 /// The maximum number of nested lists and maps. Readers accept as many, and Python tools may return as many.
-const MAX_LEVELS: u8 = 127;
+pub(super) const MAX_LEVELS: u8 = 127;
 
 /// The strings for floats without a JSON number. An escaped letter distinguishes them from text: no JSON writer escapes it by
 /// default, and every reader decodes it to the same string. Python writes the same ones.
@@ -53,14 +55,23 @@ type Buffers = RefCell<Option<Vec<u8>>>;
 pub(super) fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<(Vec<u8>, Option<Vec<u8>>), Error> {
     let (mut json, buffers) = (Vec::with_capacity(64), Buffers::default());
     Part { value, levels: 0, buffers: &buffers }.serialize(&mut serde_json::Serializer::new(&mut json))?;
-    Ok((json, buffers.into_inner()))
+    let buffers = buffers.into_inner();
+    if let Some(buffers) = &buffers {
+        // A map of the program could look like an envelope.
+        Envelopes::checked(&json, buffers.len()).map_err(|problem| Error::custom(format!("it {problem}")))?;
+    }
+    Ok((json, buffers))
 }
 
+/// The alignment of arrays in the buffers of a value, which suffices for all types of items.
+const ARRAY_ALIGNMENT: usize = 8;
+
 /// Adds a buffer. Returns its offset.
-fn add(buffers: &Buffers, buffer: &[u8]) -> usize {
+fn add(buffers: &Buffers, buffer: &[u8], alignment: usize) -> usize {
     let mut buffers = buffers.borrow_mut();
     let buffers = buffers.get_or_insert_default();
-    let offset = buffers.len();
+    let offset = buffers.len().next_multiple_of(alignment);
+    buffers.resize(offset, 0);
     buffers.extend_from_slice(buffer);
     offset
 }
@@ -68,16 +79,22 @@ fn add(buffers: &Buffers, buffer: &[u8]) -> usize {
 /// The JSON of a payload with a buffer, which refers to a copy in `buffers`.
 fn reference(payload: &Payload, buffers: &Buffers) -> Result<Box<RawValue>, Error> {
     let buffer = payload.binary().map_or(&[][..], |buffer| buffer);
-    let offset = add(buffers, buffer);
     let json = match payload.nested_json() {
         Some(inner) => {
-            let mut json = Vec::with_capacity(inner.len());
-            nested::rebase(inner, offset, &mut json)?;
+            let envelopes = Envelopes::checked(inner, buffer.len());
+            let envelopes = envelopes.map_err(|problem| Error::custom(format!("it {problem}")))?;
+            let mut json = Vec::with_capacity(inner.len() + 64);
+            let base = add(buffers, buffer, ARRAY_ALIGNMENT);
+            nested::move_offsets(inner, &(0..inner.len()), envelopes.all(), base, &mut json);
             json
         }
-        None => nested::envelope_of(payload.ty(), payload.json(), offset, buffer.len()),
+        None => {
+            let alignment = if payload.ty() == ValueType::Bytes { 1 } else { ARRAY_ALIGNMENT };
+            let offset = add(buffers, buffer, alignment);
+            nested::envelope_of(payload.ty(), payload.json(), offset, buffer.len())
+        }
     };
-    RawValue::from_string(String::from_utf8(json).map_err(serde::ser::Error::custom)?)
+    RawValue::from_string(String::from_utf8(json).map_err(Error::custom)?)
 }
 
 impl Payload {
@@ -86,7 +103,7 @@ impl Payload {
     #[doc(hidden)]
     #[must_use]
     pub fn json_part(&self) -> bytes::Bytes {
-        let is_text = self.ty == super::ValueType::Float && self.json.starts_with(b"\"");
+        let is_text = self.ty == ValueType::Float && self.json.starts_with(b"\"");
         match self.to_float().filter(|_| is_text).and_then(mark) {
             Some(mark) => bytes::Bytes::from_static(mark.as_bytes()),
             None => self.json.clone(),
@@ -190,7 +207,7 @@ impl<'a, S: Serializer> Serializer for Writer<'a, S> {
 
     fn serialize_bytes(self, v: &[u8]) -> Result<S::Ok, S::Error> {
         let mut envelope = self.inner.serialize_map(Some(3))?;
-        let offset = add(self.buffers, v);
+        let offset = add(self.buffers, v, 1);
         envelope.serialize_entry(nested::KEY, "bytes")?;
         envelope.serialize_entry("offset", &offset)?;
         envelope.serialize_entry("length", &v.len())?;
@@ -355,7 +372,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{ValueType, error_chain};
+    use crate::error_chain;
 
     #[derive(Debug, Serialize, Deserialize)]
     enum Reading {

@@ -113,7 +113,8 @@ impl WorkerTelemetry {
             let events = self.read(worker, client.clone(), receiver);
             let ended = tokio::select! {
                 ended = events => ended,
-                () = send_filter_changes(&mut settings, &controls, filter) => Ok(()),
+                // The next subscriber must not wait.
+                () = send_filter_changes(&mut settings, &controls, filter) => continue,
             };
             match ended {
                 Ok(()) => {}

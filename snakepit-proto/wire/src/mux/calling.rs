@@ -287,14 +287,18 @@ impl<C: Callee> Chunks<C> {
         Box::pin(Self { call: Some(call), callee, info, ready: VecDeque::new(), consumed: 0, error: None })
     }
 
-    fn consume(&mut self, chunk: pb::CallChunk) -> Chunk {
+    fn consume(&mut self, chunk: pb::CallChunk) -> Result<Chunk, ToolError> {
         self.consumed += chunk_cost(&chunk);
         if self.consumed >= STREAM_CREDIT / 2
             && let Some(call) = &self.call
         {
             call.grant(std::mem::take(&mut self.consumed));
         }
-        Chunk { data: chunk.data, metadata: chunk.metadata, binary: chunk.binary }
+        Chunk::declared(chunk.data, chunk.metadata, chunk.binary).map_err(|error| {
+            // Dropping the call cancels it.
+            (self.call, self.ready) = (None, VecDeque::new());
+            self.callee.bad_value_error(&error.into())
+        })
     }
 }
 
@@ -305,7 +309,7 @@ impl<C: Callee> Stream for Chunks<C> {
         let this = &mut *self;
         loop {
             if let Some(chunk) = this.ready.pop_front() {
-                return Poll::Ready(Some(Ok(this.consume(chunk))));
+                return Poll::Ready(Some(this.consume(chunk)));
             }
             if let Some(error) = &mut this.error {
                 let error = ready!(error.poll_unpin(cx));

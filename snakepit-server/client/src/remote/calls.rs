@@ -133,10 +133,9 @@ impl Connection {
                     .map_err(move |status| to_tool_error(&tool, &status))
                     // A final chunk without data only marks the end of the stream.
                     .try_filter(|chunk| std::future::ready(!(chunk.is_final && chunk.data.is_empty())))
-                    .map_ok(|chunk| Chunk {
-                        data: chunk.data,
-                        metadata: chunk.metadata,
-                        binary: chunk.binary,
+                    .and_then(|chunk| {
+                        let chunk = Chunk::declared(chunk.data, chunk.metadata, chunk.binary);
+                        std::future::ready(chunk.map_err(|error| bad_value_error(&error.into())))
                     });
                 let chunks = UntilClosed::new(chunks.boxed(), &self.close.cut, closed(true));
                 Ok(ToolReply { worker, ..ToolReply::stream(chunks.boxed()) })

@@ -9,7 +9,7 @@ use snakepit_proto::{
     status::{self, Details, caused_by, details_of, root_cause},
 };
 use snakepit_registry::{CallStage, ReplyBody, ToolError, ToolFailure, ToolReply};
-use snakepit_session::{Payload, SharedError};
+use snakepit_session::{Payload, PayloadError, SharedError};
 use snakepit_wire::{
     WireError, failure_from_wire,
     mux::{CallInfo, Callee, LostCall},
@@ -245,10 +245,14 @@ struct Loss {
     is_exit_known: bool,
 }
 
+/// The beginning of the message of [`unreadable_status`].
+const VALUE_PREFIX: &str = "a chunk is malformed: ";
+
 /// Whether this process created the status because it could not decode a message. The transport sets no source for such
 /// statuses, so only their messages identify them.
 pub(super) fn is_unreadable(status: &Status) -> bool {
-    const MESSAGE_PREFIXES: [&str; 4] = [
+    const MESSAGE_PREFIXES: [&str; 5] = [
+        VALUE_PREFIX,
         "failed to decode Protobuf message",
         "Error, decoded message length too large",
         "protocol error: received message with",
@@ -257,6 +261,11 @@ pub(super) fn is_unreadable(status: &Status) -> bool {
     let may_be_local =
         matches!(status.code(), Code::Internal | Code::OutOfRange) && status.details().is_empty();
     may_be_local && MESSAGE_PREFIXES.iter().any(|prefix| status.message().starts_with(prefix))
+}
+
+/// The status of a stream with a value that cannot be decoded.
+pub(super) fn unreadable_status(error: &PayloadError) -> Status {
+    Status::internal(format!("{VALUE_PREFIX}{error}"))
 }
 
 /// The message of a failure that arrived as a status. Omits the codes INTERNAL and UNKNOWN, because workers of the original

@@ -11,7 +11,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     super::connect::Client,
-    diagnostics::{WorkerDiagnostics, is_unreadable},
+    diagnostics::{WorkerDiagnostics, is_unreadable, unreadable_status},
 };
 
 /// How long a worker may take to cancel a call whose stream cannot be read.
@@ -54,11 +54,8 @@ pub(super) async fn call(
 fn chunks(errors: StreamErrors, stream: Streaming<pb::ToolChunk>) -> ChunkStream {
     let chunks = stream.try_filter_map(|chunk| {
         let is_empty_end = chunk.is_final && chunk.data.is_empty();
-        std::future::ready(Ok((!is_empty_end).then_some(Chunk {
-            data: chunk.data,
-            metadata: chunk.metadata,
-            binary: chunk.binary,
-        })))
+        let chunk = (!is_empty_end).then(|| Chunk::declared(chunk.data, chunk.metadata, chunk.binary));
+        std::future::ready(chunk.transpose().map_err(|error| unreadable_status(&error)))
     });
     let errors = Arc::new(errors);
     Box::pin(chunks.then(move |item| {

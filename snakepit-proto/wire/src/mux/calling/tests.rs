@@ -1,5 +1,6 @@
 //! Outcomes of calls whose connection ends.
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use snakepit_proto::mux::Frames;
 use snakepit_registry::CallMode;
@@ -94,6 +95,19 @@ async fn a_stream_is_complete_only_if_its_end_arrived() {
         end_of_stream(&DeadWorker(None), value).await,
         Some(internal("ended a stream with a value").to_string())
     );
+}
+
+#[tokio::test]
+async fn a_chunk_with_an_invalid_reference_ends_its_stream() {
+    let json = r#"{"binary_format":"nested","value":[{"__snakepit__":"bytes","offset":0,"length":9}]}"#;
+    let chunk = |bytes: &'static [u8]| {
+        let binary = Some(Bytes::from_static(bytes));
+        let chunk = pb::CallChunk { data: json.into(), binary, ..pb::CallChunk::default() };
+        vec![pb::CallChunks { id: ID, chunks: vec![chunk.clone(), chunk] }]
+    };
+    let batch = pb::ReplyBatch { chunks: chunk(b"12345678"), ..pb::ReplyBatch::default() };
+    let problem = end_of_stream(&DeadWorker(None), batch).await.unwrap();
+    assert!(problem.contains("refers to bytes 0 to 9 of its buffers, which have 8 bytes"), "{problem}");
 }
 
 #[tokio::test]
