@@ -266,7 +266,7 @@ async fn a_client_certificate_is_required_presented_and_rejected() {
 }
 
 #[tokio::test]
-async fn servers_with_and_without_tls_are_told_apart() {
+async fn servers_with_and_without_tls_are_distinguished() {
     let ca = Ca::new("right");
     let builder = || Client::builder().ca_certificate(&ca.certificate);
     let plain = Fixture::start("plain", None).await;

@@ -237,7 +237,7 @@ impl WorkerLauncher for ProcessLauncher {
         // A worker that serves `Multiplex` queues the calls of the stream for the thread that runs Python.
         let queues_calls = multiplexer.is_some();
         let handler =
-            RemoteWorker::new(client, multiplexer, diagnostics, supervised.output().watched_calls());
+            RemoteWorker::new(client, multiplexer, diagnostics, supervised.output().report_receivers());
         let (worker, launcher_end) =
             Worker::new(id.clone(), Some(supervised.pid()), address.to_string(), Arc::new(handler));
         supervised.activate(launcher_end);

@@ -300,7 +300,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_and_other_bytes_are_told_apart_at_any_division(
+        fn frames_and_other_bytes_are_separated_at_any_division(
             parts in proptest::collection::vec((any::<bool>(), proptest::collection::vec(any::<u8>(), 0..60)), 0..20),
             step in 1_usize..200,
         ) {

@@ -48,7 +48,7 @@ impl Payload {
         whole: bool,
     ) -> Result<S::Value, Error> {
         let raw: &RawValue = serde_json::from_slice(&self.json)?;
-        RootSeed { payload: self, seed }.deserialize(Exact { text: raw.get(), whole, depth: 0 })
+        RootSeed { payload: self, seed }.deserialize(ExactDeserializer { text: raw.get(), whole, depth: 0 })
     }
 }
 
@@ -85,13 +85,13 @@ fn is_large_integer(number: &[u8]) -> bool {
 
 /// The text of a value.
 #[derive(Clone, Copy)]
-struct Exact<'a> {
+struct ExactDeserializer<'a> {
     text: &'a str,
     whole: bool,
     depth: u8,
 }
 
-impl<'de> Exact<'de> {
+impl<'de> ExactDeserializer<'de> {
     fn plain(self) -> serde_json::Deserializer<serde_json::de::StrRead<'de>> {
         serde_json::Deserializer::from_str(self.text)
     }
@@ -162,7 +162,7 @@ impl<'de> Deserialize<'de> for Entries<'de> {
     }
 }
 
-impl<'de> IntoDeserializer<'de, Error> for Exact<'de> {
+impl<'de> IntoDeserializer<'de, Error> for ExactDeserializer<'de> {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -190,7 +190,7 @@ macro_rules! plain {
     };
 }
 
-impl<'de> Deserializer<'de> for Exact<'de> {
+impl<'de> Deserializer<'de> for ExactDeserializer<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {

@@ -9,7 +9,7 @@
 mod demux;
 mod lines;
 mod rate_limit;
-mod watched_calls;
+mod report_receivers;
 
 use std::{
     collections::VecDeque,
@@ -26,7 +26,7 @@ use tokio::{
     time::Instant,
 };
 
-pub(super) use self::watched_calls::{CallWatch, WatchedCalls};
+pub(super) use self::report_receivers::{ReceiverGuard, ReportReceivers};
 use self::{
     demux::{Demux, Origin, OutputEvent},
     rate_limit::{DroppedOutput, RateLimit},
@@ -66,7 +66,7 @@ pub(super) struct WorkerOutput {
     /// The key of the worker's frames. `None` if it writes none.
     key: Option<Key>,
     state: Arc<Mutex<OutputState>>,
-    watched: WatchedCalls,
+    receivers: ReportReceivers,
     capacity: usize,
 }
 
@@ -79,8 +79,8 @@ struct OutputState {
 impl WorkerOutput {
     pub(super) fn new(worker: WorkerId, key: Option<Key>, capacity: usize) -> Self {
         let state = OutputState { tail: VecDeque::new(), rate_limit: RateLimit::new(Instant::now()) };
-        let (state, watched) = (Arc::new(Mutex::new(state)), WatchedCalls::default());
-        Self { worker, key, state, watched, capacity }
+        let (state, receivers) = (Arc::new(Mutex::new(state)), ReportReceivers::default());
+        Self { worker, key, state, receivers, capacity }
     }
 
     /// The last lines of both streams, oldest first.
@@ -89,8 +89,8 @@ impl WorkerOutput {
     }
 
     /// The calls whose callers receive reports. `None` if the worker does not attribute its output to calls.
-    pub(super) fn watched_calls(&self) -> Option<WatchedCalls> {
-        self.key.is_some().then(|| self.watched.clone())
+    pub(super) fn report_receivers(&self) -> Option<ReportReceivers> {
+        self.key.is_some().then(|| self.receivers.clone())
     }
 
     /// Handles an event in the output.
@@ -101,7 +101,7 @@ impl WorkerOutput {
                 self.record(stream, origin, format!("[{bytes} more bytes of this line]").as_bytes());
             }
             OutputEvent::Progress(request_id, json) => self.report_progress(request_id, json),
-            OutputEvent::End(request_id) => self.watched.end_call(request_id, stream.bit()),
+            OutputEvent::End(request_id) => self.receivers.end_call(request_id, stream.bit()),
         }
     }
 
@@ -110,7 +110,7 @@ impl WorkerOutput {
         let text = String::from_utf8_lossy(line);
         let text = escape(text.trim_end());
         if origin.request_id != 0
-            && let Some(reports) = self.watched.reports_of(origin.request_id)
+            && let Some(reports) = self.receivers.reports_of(origin.request_id)
             && reports.wants_logs()
         {
             let line = LogLine::new(stream.name(), text.clone().into_owned());
@@ -144,7 +144,7 @@ impl WorkerOutput {
             #[serde(default)]
             message: String,
         }
-        let Some(reports) = self.watched.reports_of(request_id) else { return };
+        let Some(reports) = self.receivers.reports_of(request_id) else { return };
         // Other code of the worker can write frames, too.
         let Ok(Report { done, total, message }) = serde_json::from_slice(json) else { return };
         let report = ProgressReport::new(done, total, message);
@@ -249,7 +249,7 @@ pub(super) async fn drain(
         }
     }
     demux.finish(handle);
-    output.watched.end_stream(kind.bit());
+    output.receivers.end_stream(kind.bit());
     let dropped = output.with_state(|state| state.rate_limit.take_dropped());
     output.log_dropped(dropped);
 }

@@ -2,7 +2,7 @@
 
 mod diagnostics;
 mod per_call_rpc;
-mod watched;
+mod reports;
 
 use std::pin::Pin;
 
@@ -12,7 +12,7 @@ use snakepit_registry::{CallId, CallReports, ToolCall, ToolError, ToolHandler, T
 use snakepit_wire::mux;
 
 pub(super) use self::diagnostics::WorkerDiagnostics;
-use super::{connect::Client, output::WatchedCalls};
+use super::{connect::Client, output::ReportReceivers};
 
 /// A [`ToolHandler`] that sends calls to a worker process.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) struct RemoteWorker {
     multiplexer: Option<Multiplexer>,
     diagnostics: WorkerDiagnostics,
     /// The calls whose callers receive reports. `None` if the worker sends none.
-    watched: Option<WatchedCalls>,
+    report_receivers: Option<ReportReceivers>,
 }
 
 impl RemoteWorker {
@@ -30,9 +30,9 @@ impl RemoteWorker {
         client: Client,
         multiplexer: Option<Multiplexer>,
         diagnostics: WorkerDiagnostics,
-        watched: Option<WatchedCalls>,
+        report_receivers: Option<ReportReceivers>,
     ) -> Self {
-        Self { client, multiplexer, diagnostics, watched }
+        Self { client, multiplexer, diagnostics, report_receivers }
     }
 
     /// Sends a call.
@@ -77,11 +77,11 @@ impl ToolHandler for RemoteWorker {
         'a: 'f,
         Self: 'f,
     {
-        if let Some(watched) = &self.watched
+        if let Some(receivers) = &self.report_receivers
             && let Some(reports) = CallReports::of(&call)
         {
-            let watch = watched.watch(call.id, reports.clone());
-            return Box::pin(watched::with_reports(watch, self.send(call)));
+            let guard = receivers.add(call.id, reports.clone());
+            return Box::pin(reports::with_reports(guard, self.send(call)));
         }
         self.send(call)
     }

@@ -1,4 +1,4 @@
-//! [`WatchedCalls`]: the calls of one worker whose callers receive reports.
+//! [`ReportReceivers`]: the calls of one worker whose callers receive reports.
 
 use std::{
     collections::HashMap,
@@ -20,24 +20,24 @@ const ALL_STREAMS: u8 = 0b11;
 
 /// The calls by id. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub(in super::super) struct WatchedCalls(Arc<Mutex<State>>);
+pub(in super::super) struct ReportReceivers(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    calls: HashMap<u64, Arc<WatchedCall>>,
+    calls: HashMap<u64, Arc<Receiver>>,
     /// The streams that have ended, as bits.
     ended_streams: u8,
 }
 
 #[derive(Debug)]
-struct WatchedCall {
+struct Receiver {
     reports: CallReports,
     /// The streams in which the call has ended, as bits.
     ended_streams: AtomicU8,
     ended: Notify,
 }
 
-impl WatchedCall {
+impl Receiver {
     fn end(&self, streams: u8) {
         self.ended_streams.fetch_or(streams, Ordering::AcqRel);
         self.ended.notify_one();
@@ -46,21 +46,21 @@ impl WatchedCall {
 
 /// Passes reports to the caller of one call until it is dropped.
 #[derive(Debug)]
-pub(in super::super) struct CallWatch {
-    calls: WatchedCalls,
+pub(in super::super) struct ReceiverGuard {
+    calls: ReportReceivers,
     id: CallId,
-    call: Arc<WatchedCall>,
+    call: Arc<Receiver>,
 }
 
-impl WatchedCalls {
+impl ReportReceivers {
     /// Passes the reports of a call to its caller.
-    pub(in super::super) fn watch(&self, id: CallId, reports: CallReports) -> CallWatch {
+    pub(in super::super) fn add(&self, id: CallId, reports: CallReports) -> ReceiverGuard {
         let mut state = self.lock();
         let ended_streams = AtomicU8::new(state.ended_streams);
-        let call = Arc::new(WatchedCall { reports, ended_streams, ended: Notify::new() });
+        let call = Arc::new(Receiver { reports, ended_streams, ended: Notify::new() });
         state.calls.insert(id.as_u64(), Arc::clone(&call));
         drop(state);
-        CallWatch { calls: self.clone(), id, call }
+        ReceiverGuard { calls: self.clone(), id, call }
     }
 
     /// The reports of a call, if its caller receives any.
@@ -88,7 +88,7 @@ impl WatchedCalls {
     }
 }
 
-impl CallWatch {
+impl ReceiverGuard {
     /// Waits until the caller has received all reports of the ended call, for a second at most. Cancel safe.
     pub(in super::super) async fn drained(&self) {
         let drained = async {
@@ -100,7 +100,7 @@ impl CallWatch {
     }
 }
 
-impl Drop for CallWatch {
+impl Drop for ReceiverGuard {
     fn drop(&mut self) {
         let mut state = self.calls.lock();
         // A later attempt of the call may have replaced the entry.
@@ -123,24 +123,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_caller_waits_for_the_end_in_both_streams_or_for_the_end_of_the_worker() {
-        let calls = WatchedCalls::default();
+        let calls = ReportReceivers::default();
         let (id, start) = (CallId::from_u64(1), Instant::now());
-        let watch = calls.watch(id, reports());
+        let guard = calls.add(id, reports());
         assert!(calls.reports_of(1).is_some_and(|reports| reports.wants_logs()));
         calls.end_call(1, 1);
-        let both = async { tokio::join!(watch.drained(), async { calls.end_call(1, 2) }) };
+        let both = async { tokio::join!(guard.drained(), async { calls.end_call(1, 2) }) };
         both.await;
         assert_eq!(start.elapsed(), Duration::ZERO);
-        drop(watch);
+        drop(guard);
         assert!(calls.reports_of(1).is_none());
 
-        let watch = calls.watch(id, reports());
-        watch.drained().await;
+        let guard = calls.add(id, reports());
+        guard.drained().await;
         assert_eq!(start.elapsed(), END_TIMEOUT);
         calls.end_stream(1);
         calls.end_stream(2);
-        watch.drained().await;
-        calls.watch(CallId::from_u64(2), reports()).drained().await;
+        guard.drained().await;
+        calls.add(CallId::from_u64(2), reports()).drained().await;
         assert_eq!(start.elapsed(), END_TIMEOUT);
     }
 }
