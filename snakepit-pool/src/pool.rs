@@ -124,7 +124,7 @@ impl Pool {
         Arc::clone(&self.owner.tool)
     }
 
-    /// The pool as a [`tower::Service`], to which you can add layers.
+    /// The pool as a [`tower::Service`](https://docs.rs/tower/0.5/tower/trait.Service.html), to which you can add layers.
     #[must_use]
     pub fn service(&self) -> PoolService {
         PoolService::new(self.tool())

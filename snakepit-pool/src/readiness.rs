@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Whether a pool serves calls, and with how many workers: [`Pool::readiness`](crate::Pool::readiness).
+/// Whether a pool serves calls, and with how many workers: `Pool::readiness`, and `Snakepit::readiness` of `snakepit_server`.
 ///
 /// Serializes with the feature `serde` as a map with the key `state`, such as `{"state": "degraded", "up": 3,
 /// "workers": 4}`.

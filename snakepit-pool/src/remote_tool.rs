@@ -95,7 +95,8 @@ impl ToolHandler for RemoteTool {
     }
 }
 
-/// A pool as a [`tower::Service`]: [`Pool::service`](crate::Pool::service). Cheap to clone.
+/// A pool as a [`tower::Service`](https://docs.rs/tower/0.5/tower/trait.Service.html):
+/// [`Pool::service`](crate::Pool::service). Cheap to clone.
 ///
 /// # Readiness
 /// Always ready. Each call waits in the queue for its own worker, so a call never blocks the calls behind it. If the queue is

@@ -108,7 +108,7 @@ pub enum ToolError {
     /// The tool ran and raised an exception.
     #[error("{}", describe_failure(_0))]
     ///
-    /// A handler can return a [`ToolFailure`] or a [`HostError`](crate::HostError) with `?` or [`into`](Into::into). The host adds
+    /// A handler can return a [`ToolFailure`] or a `HostError` with `?` or [`into`](Into::into). The host adds
     /// the name of the tool.
     ///
     /// ```
@@ -233,7 +233,7 @@ pub enum ToolError {
         /// The time after which a retry may succeed, if a later attempt of the call was rejected with it.
         retry_after: Option<Duration>,
     },
-    /// The worker returned the call before it began, because the call was [recalled](crate::ToolHandler::recall). The
+    /// The worker returned the call before it began, because the call was recalled with `ToolHandler::recall`. The
     /// pool handles this error and assigns the call to another worker.
     #[error("call of tool `{tool}` was returned by its worker before it began")]
     #[non_exhaustive]
@@ -251,7 +251,7 @@ pub enum ToolError {
         /// The reason.
         reason: String,
         /// The error of the last launch of a worker, with the last output of that worker. Empty if there is none, and for readers
-        /// that do not [see tracebacks](crate::Principal::sees_tracebacks).
+        /// that do not see tracebacks (`Principal::sees_tracebacks`).
         last_error: String,
         /// The time after which a retry may succeed.
         retry_after: Option<Duration>,
@@ -321,7 +321,7 @@ pub enum ToolError {
         /// Whether the call may have begun to run.
         may_have_run: bool,
     },
-    /// A [layer](crate::CallService) ended the call with an error that is not a `ToolError`, such as the timeout of tower.
+    /// A layer ended the call with an error that is not a `ToolError`, such as the timeout of tower.
     #[error("a layer of the host ended the call: {problem}")]
     #[non_exhaustive]
     Layer {

@@ -40,7 +40,8 @@ type BoxedTool = dyn Fn(ToolCall, &HostState) -> ReplyFuture + Send + Sync;
 /// [`new`](Self::new) takes a closure of up to eight arguments. One of them is the type of the tool's own arguments, a struct or
 /// a map. The others are [extractors](Extractor), such as [`State`] and [`ToolContext`]. [`ToolFn`] lists them.
 ///
-/// The spec of the tool follows from the argument type, which implements [`JsonSchema`](schemars::JsonSchema):
+/// The spec of the tool follows from the argument type, which implements
+/// [`JsonSchema`](https://docs.rs/schemars/1/schemars/trait.JsonSchema.html):
 ///
 /// | in the type | in the [`ToolSpec`] |
 /// | --- | --- |

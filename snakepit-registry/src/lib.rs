@@ -82,7 +82,7 @@ pub use principal::{Principal, Via};
 pub use registry::{Announcer, CallFuture, Registration, Registry, RegistryError, ResolvedTool};
 pub use reply::{Chunk, ChunkStream, ReplyBody, ToolReply};
 pub use reports::{CallReports, LogLine, ProgressReport};
-/// The crate of [`schemars::JsonSchema`], which the argument types of host tools derive.
+/// The crate of `schemars::JsonSchema`, which the argument types of host tools derive.
 pub use schemars;
 pub use service::{
     CallLayer, CallLayers, CallLimit, CallLimitLayer, CallProgress, CallService, HandlerService,

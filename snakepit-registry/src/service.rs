@@ -89,8 +89,8 @@ impl CallService {
     /// | error, or one of its sources | result |
     /// | --- | --- |
     /// | [`ToolError`] | that error |
-    /// | [`tower::timeout::error::Elapsed`] | [`ToolError::Layer`] of the kind [`DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) |
-    /// | [`tower::load_shed::error::Overloaded`] | [`ToolError::Layer`] of the kind [`Overloaded`](crate::ErrorKind::Overloaded) |
+    /// | `tower::timeout::error::Elapsed` | [`ToolError::Layer`] of the kind [`DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) |
+    /// | `tower::load_shed::error::Overloaded` | [`ToolError::Layer`] of the kind [`Overloaded`](crate::ErrorKind::Overloaded) |
     /// | any other error | [`ToolError::Layer`] of the kind [`Rejected`](crate::ErrorKind::Rejected) |
     ///
     /// A [`ToolError::Layer`] keeps the error as its source.
@@ -252,7 +252,8 @@ impl Service<ToolCall> for CallService {
     }
 }
 
-/// A [`ToolHandler`] as a [`tower::Service`]. Always ready. [`CallService::into_handler`] is the other direction.
+/// A [`ToolHandler`] as a [`tower::Service`](https://docs.rs/tower/0.5/tower/trait.Service.html). Always ready.
+/// [`CallService::into_handler`] is the other direction.
 #[derive(Debug, Clone)]
 pub struct HandlerService(Arc<dyn ToolHandler>);
 

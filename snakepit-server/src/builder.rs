@@ -357,7 +357,8 @@ impl Builder {
     /// The closure takes up to eight arguments: the tool's own arguments as a struct or a map, and
     /// [extractors](crate::Extractor) such as [`State`](crate::State), [`ToolContext`](crate::ToolContext),
     /// [`SessionHandle`](crate::SessionHandle) and [`Host`](crate::Host). [`ToolFn`] lists them. The struct derives
-    /// [`JsonSchema`](crate::schemars::JsonSchema), which defines the tool's parameters. The host lists them, and rejects calls
+    /// [`JsonSchema`](https://docs.rs/schemars/1/schemars/trait.JsonSchema.html), which defines the tool's
+    /// parameters. The host lists them, and rejects calls
     /// with missing or unknown arguments before the closure runs. [`FnTool`] describes the derivation.
     ///
     /// The closure returns a future of any [`IntoAnswer`](crate::IntoAnswer), or a stream of them:

@@ -123,11 +123,11 @@ impl SessionEventSender {
 pub struct SessionStats {
     /// Sessions created.
     pub created: u64,
-    /// Sessions deleted by [`delete`](crate::SessionBackend::delete).
+    /// Sessions deleted by `SessionBackend::delete`.
     pub deleted: u64,
     /// Sessions expired, counted when they are reclaimed.
     pub expired: u64,
-    /// Runs of [`sweep`](crate::SessionBackend::sweep).
+    /// Runs of `SessionBackend::sweep`.
     pub sweeps: u64,
     /// Sessions in the backend, including expired ones that are not reclaimed yet.
     pub live: u64,
@@ -135,6 +135,6 @@ pub struct SessionStats {
     pub variables: u64,
     /// Programs in all sessions, and global programs.
     pub programs: u64,
-    /// Their total size in bytes, as [`SessionLimits`](crate::SessionLimits) counts it.
+    /// Their total size in bytes, as `SessionLimits` counts it.
     pub bytes: u64,
 }

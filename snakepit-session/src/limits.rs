@@ -12,7 +12,7 @@ const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// The *size* of a session counts its metadata, its variables with their histories, and its programs, including names and
 /// metadata. It does not count the overhead of the backend.
 ///
-/// Error messages name a limit by its field. Messages of the daemon name its flag, see [`settings`](crate::settings).
+/// Error messages name a limit by its field. Messages of the daemon name its flag.
 ///
 /// ```
 /// use snakepit_session::{MemoryBackend, SessionLimits};

@@ -232,7 +232,7 @@ impl Payload {
 
     /// Serializes a Rust value. The JSON determines the type. NaN and infinities at any depth become strings of the protocol.
     ///
-    /// Bytes and arrays at any depth stay raw buffers: [`Bytes`], other types that serialize as bytes, such as those of
+    /// Bytes and arrays at any depth stay raw buffers: `bytes::Bytes`, other types that serialize as bytes, such as those of
     /// `serde_bytes`, and payloads of bytes and arrays. A `Vec<u8>` is a list of numbers.
     ///
     /// # Errors
@@ -270,7 +270,7 @@ impl Payload {
     /// - The buffer of a tensor or embedding reads as nested lists of numbers, and that of bytes as a `Vec<u8>`.
     /// - NaN and infinities, which are strings in JSON, read as `f64`, also within lists and maps.
     /// - A tensor of the form `{"shape": .., "data": ..}` stays a map.
-    /// - Bytes and arrays inside of the value read in the same way, as [`Bytes`] or as a [`Payload`] with
+    /// - Bytes and arrays inside of the value read in the same way, as `bytes::Bytes` or as a [`Payload`] with
     ///   [`items`](Self::items).
     ///
     /// # Errors

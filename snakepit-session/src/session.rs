@@ -39,7 +39,7 @@ pub struct Session {
     pub program_count: usize,
     /// The number of variables.
     pub variable_count: usize,
-    /// The size in bytes, as [`SessionLimits`](crate::SessionLimits) counts it.
+    /// The size in bytes, as `SessionLimits` counts it.
     pub bytes: usize,
     /// The worker that served the session last. This is only a hint for the next call.
     pub last_worker: Option<Arc<str>>,

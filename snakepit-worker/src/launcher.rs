@@ -13,7 +13,7 @@ use crate::{Worker, WorkerError, WorkerId};
 ///
 /// A launcher may wrap another one, for example to log launches or to limit their number.
 ///
-/// Run the suite `contract` (feature `test-util`) against your implementation. The [crate documentation](crate) has an
+/// Run the suite `contract` (feature `test-util`) against your implementation. The documentation of `snakepit_worker` has an
 /// example.
 #[async_trait]
 pub trait WorkerLauncher: Send + Sync + std::fmt::Debug + 'static {

@@ -156,7 +156,7 @@ impl TelemetryFilter {
         .map(|control| pb::TelemetryControl { control: Some(control) })
     }
 
-    /// Whether an event passes. Sampling depends only on `sample`, the [key](sample_key) of a call or correlation id, so that
+    /// Whether an event passes. Sampling depends only on `sample`, the key of a call or correlation id, so that
     /// either all events of one key pass or none.
     #[must_use]
     pub fn passes(&self, name: &str, sample: u64) -> bool {

@@ -25,7 +25,7 @@ pub struct ToolFailure {
     /// `shop.OutOfStock`, `shop.Shelf.Empty`. Empty if the worker did not report it.
     ///
     /// For a host tool, the name of its Rust error type without the module, such as `ParseIntError`. It is `HostToolError` for
-    /// text and for [`HostError::new`](crate::HostError::new), and `panic` for a panic.
+    /// text and for `HostError::new`, and `panic` for a panic.
     pub error_type: String,
     /// The exception's message.
     pub message: String,

@@ -51,7 +51,7 @@ impl<S> Layer<S> for CallLimitLayer {
 /// The service of [`CallLimitLayer`].
 ///
 /// # Readiness
-/// `poll_ready` waits for a permit. The service holds it until [`call`](Service::call), or until it is dropped.
+/// `poll_ready` waits for a permit. The service holds it until `call`, or until it is dropped.
 #[derive(Debug)]
 pub struct CallLimit<S> {
     inner: S,

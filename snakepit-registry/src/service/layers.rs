@@ -10,7 +10,8 @@ use tower::{BoxError, Layer, Service};
 use super::{CallProgress, CallService};
 use crate::{CallFuture, ToolCall, ToolError, ToolReply};
 
-/// A [`tower::Layer`] that can wrap calls: around those of a host, or around the attempts of a pool.
+/// A [`tower::Layer`](https://docs.rs/tower/0.5/tower/trait.Layer.html) that can wrap calls:
+/// around those of a host, or around the attempts of a pool.
 ///
 /// Implemented for every layer whose service takes [`ToolCall`]s, returns [`ToolReply`]s and is `Clone`. Calls are concurrent, so
 /// each call uses its own clone. Put a service that is not `Clone`, such as tower's rate limit, behind a buffer.

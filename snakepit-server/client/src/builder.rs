@@ -165,7 +165,8 @@ impl ClientBuilder {
         }
     }
 
-    /// Puts a [`tower::Layer`] around the HTTP requests of the client, for example to sign them, to count them, or to inject
+    /// Puts a [`tower::Layer`](https://docs.rs/tower/0.5/tower/trait.Layer.html) around the HTTP requests of the client,
+    /// for example to sign them, to count them, or to inject
     /// faults. A request passes the layers in the order in which you add them. They see the final headers, with the token and
     /// the metadata, and may change them.
     ///

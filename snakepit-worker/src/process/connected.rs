@@ -17,7 +17,7 @@ use super::{
 use crate::{LauncherEnd, Worker, WorkerError, WorkerId};
 
 /// A worker that serves gRPC at an address, for launchers that start processes themselves: in a container, or on another
-/// machine behind a tunnel. [`ProcessLauncher`](super::ProcessLauncher) covers child processes.
+/// machine behind a tunnel. The default launcher covers child processes.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ConnectedWorker {

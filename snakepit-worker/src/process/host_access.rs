@@ -37,7 +37,7 @@ impl HostAccess {
         &self.run_id
     }
 
-    /// Replaces the run id, for a launcher that records its processes in its own [`RunDir`](super::RunDir).
+    /// Replaces the run id, for a launcher that records its processes in its own run directory.
     #[must_use]
     pub fn with_run_id(mut self, run_id: impl Into<Arc<str>>) -> Self {
         self.run_id = run_id.into();

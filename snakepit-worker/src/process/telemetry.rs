@@ -26,7 +26,7 @@ const MAX_WAITING_CONTROLS: usize = 6;
 
 /// The events of all workers of a host. Clones share them.
 ///
-/// A worker sends events only while there are subscribers, or while [`tracing`] accepts the level `TRACE` of the target
+/// A worker sends events only while there are subscribers, or while `tracing` accepts the level `TRACE` of the target
 /// [`TELEMETRY_TARGET`]. Without either, no stream is open.
 #[derive(Clone)]
 pub struct WorkerTelemetry {
