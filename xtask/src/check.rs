@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::{
-    api, codegen, deny, layers, loom,
+    api, codegen, deny, docs, layers, loom,
     manifests::{self, PUBLISHED},
     msrv, package, setup,
     shell::{cargo, program, run as sh},
@@ -116,11 +116,7 @@ impl Check {
                 sh(cargo().args(["check", "--quiet", "-p", package, "--no-default-features"]))?;
                 sh(cargo().args(["check", "--quiet", "-p", package, "--all-features"]))
             }),
-            Self::Docs => {
-                let mut docs = cargo();
-                docs.args(["doc", "--quiet", "--no-deps", "--lib"]);
-                sh(docs.env("RUSTDOCFLAGS", "-D warnings"))
-            }
+            Self::Docs => docs::run(),
             Self::Deny => deny::run(),
             Self::Loom => loom::run(),
             Self::Advisories => deny::advisories(),

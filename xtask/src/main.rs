@@ -16,6 +16,7 @@ mod check;
 mod codegen;
 mod demo;
 mod deny;
+mod docs;
 mod fuzz;
 mod layers;
 mod loom;
