@@ -8,6 +8,7 @@ mod ancestry;
 mod deferred_work;
 mod last_failure;
 mod lease;
+mod live_workers;
 #[cfg(all(test, loom))]
 mod models;
 mod report;
@@ -34,12 +35,14 @@ pub(crate) use self::{
     ancestry::Ancestry,
     last_failure::LastFailure,
     lease::Lease,
+    live_workers::LiveWorker,
     waiter::{Acquire, AcquireError},
 };
 use self::{
     ancestry::NestedCalls,
     deferred_work::{DeferredWork, catch_panic},
     lease::{LeaseRecord, LeaseSignal},
+    live_workers::LiveWorkers,
     supervisor::Command,
     tool_times::ToolTimes,
     waiter::Waiter,
@@ -80,11 +83,12 @@ struct State {
     earliest_deadline: Option<Instant>,
     /// The abandoned calls that may still run.
     cancelling: Vec<(WorkerKey, CallId)>,
-    /// The workers that are up or stopping, by slot.
-    live_workers: Vec<Option<Arc<LiveWorker>>>,
+    live_workers: LiveWorkers,
     /// Whether each slot has launched a worker before.
     has_launched: Vec<bool>,
     nested: NestedCalls,
+    /// Whether a worker has declared limits of tools.
+    has_call_limits: bool,
     /// The last failed launch or lost worker.
     last_failure: Option<LastFailure>,
     /// Whether the outcome of the start phase was reported, or a task waits for it.
@@ -93,14 +97,6 @@ struct State {
     runtime_has_ended: bool,
     /// The time at which the supervisor's timer fires.
     timer_at: Option<Instant>,
-}
-
-/// A worker that was launched and has not exited.
-#[derive(Debug)]
-pub(crate) struct LiveWorker {
-    pub(crate) key: WorkerKey,
-    pub(crate) handle: Worker,
-    pub(crate) started_at: SystemTime,
 }
 
 /// The outcome of the first launches.
@@ -135,9 +131,10 @@ impl Driver {
             tool_times: ToolTimes::default(),
             earliest_deadline: None,
             cancelling: Vec::new(),
-            live_workers: vec![None; config.workers],
+            live_workers: LiveWorkers::new(config.workers),
             has_launched: vec![false; config.workers],
             nested: NestedCalls::default(),
+            has_call_limits: false,
             last_failure: None,
             startup_is_reported: false,
             runtime_has_ended: false,
@@ -184,10 +181,9 @@ impl Driver {
         for effect in scheduler.handle_event(event, now) {
             match effect {
                 Effect::Assign { ticket, worker: worker_key } => {
-                    if let (Some(waiter), Some(live_worker)) = (
-                        waiters.get_mut(ticket.waiter),
-                        live_workers.get(worker_key.index()).cloned().flatten(),
-                    ) {
+                    if let (Some(waiter), Some(live_worker)) =
+                        (waiters.get_mut(ticket.waiter), live_workers.get(worker_key).cloned())
+                    {
                         state.earliest_deadline = earlier(state.earliest_deadline, waiter.deadline);
                         let key = leases.insert(LeaseRecord::new(
                             waiter.call,
@@ -196,6 +192,7 @@ impl Driver {
                             waiter.deadline,
                             waiter.number,
                             waiter.load,
+                            waiter.tool.clone(),
                         ));
                         deferred.wake(waiter.assign(live_worker, key));
                     }
@@ -218,7 +215,7 @@ impl Driver {
                     );
                 }
                 Effect::Recall(key) => {
-                    if let Some(live_worker) = live_workers.get(key.index()).and_then(Option::as_ref) {
+                    if let Some(live_worker) = live_workers.get(key) {
                         let held_leases = leases.iter().filter(|(_, lease)| lease.worker_key == key);
                         deferred
                             .rare()
@@ -227,18 +224,18 @@ impl Driver {
                     }
                 }
                 Effect::Kill(key, reason) => {
-                    if let Some(live_worker) = live_workers.get(key.index()).and_then(Option::as_ref) {
+                    if let Some(live_worker) = live_workers.get(key) {
                         live_worker.handle.kill(reason.to_string());
                         deferred.rare().killed.push((Arc::clone(live_worker), reason));
                     }
                 }
                 Effect::Stop(key) => {
-                    if let Some(live_worker) = live_workers.get(key.index()).and_then(Option::as_ref) {
+                    if let Some(live_worker) = live_workers.get(key) {
                         live_worker.handle.stop(self.config.stop_grace);
                     }
                 }
                 Effect::Cancel(key, call) => {
-                    if let Some(live_worker) = live_workers.get(key.index()).cloned().flatten() {
+                    if let Some(live_worker) = live_workers.get(key).cloned() {
                         cancelling.push((key, call));
                         self.send_command(Command::Cancel(live_worker, call));
                     }
@@ -307,7 +304,7 @@ impl Driver {
         let mut lease = state.leases.remove(key);
         let (deadline, principal) =
             (lease.deadline, std::mem::replace(&mut lease.principal, Principal::unset()));
-        let waiter = Waiter::new(lease.call, principal, deadline, load, lease.number);
+        let waiter = Waiter::new(lease.call, principal, deadline, load, lease.number, lease.tool.take());
         let ticket = Ticket { number: lease.number, waiter: state.waiters.insert(waiter) };
         let waiter = &mut state.waiters[ticket.waiter];
         let failed_waker = match lease.signal() {
@@ -338,8 +335,9 @@ impl Driver {
     fn on_launched(&self, key: WorkerKey, worker: Worker) -> Arc<LiveWorker> {
         let live_worker = Arc::new(LiveWorker { key, handle: worker, started_at: SystemTime::now() });
         let all_have_launched = self.with_state(|state, deferred| {
-            state.live_workers[key.index()] = Some(Arc::clone(&live_worker));
+            state.live_workers.insert(Arc::clone(&live_worker));
             state.has_launched[key.index()] = true;
+            state.has_call_limits |= live_worker.handle.call_limits().is_some();
             let launched = Event::Launched {
                 worker: key,
                 queues_calls: live_worker.handle.queues_calls(),
@@ -385,7 +383,7 @@ impl Driver {
 
     fn on_exited(&self, key: WorkerKey, id: &WorkerId, reason: String) {
         self.with_state(|state, deferred| {
-            state.live_workers[key.index()] = None;
+            state.live_workers.remove(key);
             state.last_failure = Some(LastFailure::exited(state.last_failure.take(), id, reason));
             state.mark_concurrent_calls(key);
             state.cancelling.retain(|(worker_key, _)| *worker_key != key);
@@ -445,7 +443,7 @@ impl Driver {
     /// Rejects all calls and kills all workers without waiting, after the last handle was dropped.
     pub(crate) fn abort(&self) {
         self.handle_event(Event::Drain { until: Instant::now() });
-        for live_worker in self.lock().live_workers.iter().flatten() {
+        for live_worker in self.lock().live_workers.iter() {
             live_worker.handle.kill("its pool was dropped");
         }
         self.stopped.send_replace(true);

@@ -32,6 +32,12 @@ impl RemoteTool {
         self.driver.ancestors_on(worker, reported)
     }
 
+    /// Records whether a running call blocks its worker while it waits for a request to the host. Nested calls of that request then
+    /// run on other workers, or are rejected. The record lasts until the next request of the call.
+    pub fn set_blocks_worker(&self, worker: &str, reported: u64, blocks_worker: bool) {
+        self.driver.set_blocks_worker(worker, reported, blocks_worker);
+    }
+
     /// Returns the principal of the call that runs on this worker. For a nested call, returns the principal of its outermost
     /// ancestor in this pool. `reported` is as in [`ancestors_on`](Self::ancestors_on).
     ///

@@ -11,8 +11,10 @@ mod event;
 mod load;
 mod overflow;
 mod queue;
+mod retirement;
 mod slot;
 mod stop;
+mod suspension;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +27,7 @@ use self::{
     capacity::Capacity,
     overflow::Overflow,
     queue::{Queue, QueuedCall},
+    retirement::RetiredWorkers,
 };
 pub(crate) use self::{
     event::{Effect, Event, KillReason, Rejection, Ticket, WorkerKey},
@@ -78,6 +81,8 @@ pub(crate) struct Scheduler {
     overflow: Overflow,
     /// The abandoned calls that may still run.
     cancellations: Cancellations,
+    /// The workers that finish their calls beside their replacements.
+    retired: RetiredWorkers,
     /// The largest number of calls that a worker has declared to run concurrently, and at least the setting of the pool.
     most_concurrent: usize,
     /// The slot of the last brief call.
@@ -103,6 +108,7 @@ impl Scheduler {
             queue: Queue::default(),
             overflow: Overflow::default(),
             cancellations: Cancellations::default(),
+            retired: RetiredWorkers::default(),
             most_concurrent: limits.concurrency,
             last_brief_slot: 0,
             in_flight: 0,
@@ -162,6 +168,8 @@ impl Scheduler {
                 }
             }
             Event::Exited(worker) => self.on_exited(worker, now),
+            Event::Suspend(worker) => self.suspend(worker),
+            Event::Resume(worker) => self.resume(worker, now),
             Event::Tick => self.on_tick(now),
             Event::Drain { until } => self.on_drain(until, now),
         }
@@ -278,19 +286,6 @@ impl Scheduler {
         }
     }
 
-    fn on_retired(&mut self, worker: WorkerKey, load: Load, now: Instant) {
-        self.in_flight -= 1;
-        self.remove_unbegun(worker, load);
-        if self.is_current(worker)
-            && let Some(up) = self.slots[worker.index()].up()
-        {
-            up.is_retiring = true;
-            self.capacity.remove(worker.slot);
-            self.stop_if_retired(worker, now);
-        }
-        self.stop_if_drained();
-    }
-
     fn on_released(&mut self, worker: WorkerKey, load: Load, now: Instant) {
         self.in_flight -= 1;
         self.remove_unbegun(worker, load);
@@ -310,6 +305,10 @@ impl Scheduler {
             self.update_capacity(worker.slot);
             self.stop_if_retired(worker, now);
             self.dispatch(now);
+        } else if let Some(up) = self.up(worker) {
+            up.remove(load, now);
+            self.count_end(worker);
+            self.stop_if_retired(worker, now);
         }
         self.stop_if_drained();
     }
@@ -321,40 +320,12 @@ impl Scheduler {
         }
     }
 
-    fn on_abandoned(&mut self, worker: WorkerKey, call: snakepit_registry::CallId, load: Load, now: Instant) {
-        let by = now + self.limits.cancel_grace;
-        if !self.is_current(worker) {
-            return;
-        }
-        if let Some(up) = self.slots[worker.index()].up() {
-            up.remove(load, now);
-            up.cancelling += 1;
-            self.update_capacity(worker.slot);
-            self.cancellations.add(worker, call, by);
-            self.tick_at(by);
-            self.effects.push(Effect::Cancel(worker, call));
-        }
-    }
-
-    fn on_cancel_confirmed(&mut self, worker: WorkerKey, call: snakepit_registry::CallId, now: Instant) {
-        if !self.is_current(worker) || !self.cancellations.remove(worker, call) {
-            return;
-        }
-        if let Some(up) = self.slots[worker.index()].up() {
-            up.cancelling -= 1;
-            // A worker that confirms a cancellation is healthy.
-            up.mark_served();
-            self.update_capacity(worker.slot);
-            self.stop_if_retired(worker, now);
-            self.dispatch(now);
-        }
-    }
-
     fn kill(&mut self, worker: WorkerKey, reason: KillReason, now: Instant) {
         if !self.is_current(worker) {
-            return;
-        }
-        if let Some(up) = self.slots[worker.index()].up() {
+            if self.end_retired(worker) {
+                self.effects.push(Effect::Kill(worker, reason));
+            }
+        } else if let Some(up) = self.slots[worker.index()].up() {
             let is_healthy = up.is_healthy(now);
             self.take_out_of_service(worker, is_healthy);
             self.effects.push(Effect::Kill(worker, reason));
@@ -393,7 +364,7 @@ impl Scheduler {
     }
 
     fn on_exited(&mut self, worker: WorkerKey, now: Instant) {
-        if !self.is_current(worker) {
+        if self.on_retired_exited(worker, now) || !self.is_current(worker) {
             return;
         }
         let is_healthy = match self.slot(worker).state {
@@ -464,6 +435,7 @@ impl Scheduler {
             // Also removes the cancellations of the worker.
             self.kill(worker, KillReason::CancelIgnored { grace: self.limits.cancel_grace }, now);
         }
+        self.end_retirements(now);
         self.next_tick = earlier(self.next_tick, self.cancellations.earliest());
         self.dispatch(now);
         self.recall(now);
@@ -479,9 +451,11 @@ impl Scheduler {
             earlier(self.next_tick, earlier(self.queue.earliest_deadline(), self.overflow.next_end()));
     }
 
-    /// Whether the key names the current worker of its slot, not a previous one.
+    /// Whether the key names the current worker of its slot, not a previous one. Until the next launch, the slot keeps the key of a
+    /// worker that left it.
     fn is_current(&self, worker: WorkerKey) -> bool {
         self.slots.get(worker.index()).is_some_and(|slot| slot.key() == worker)
+            && !self.retired.contains(worker)
     }
 
     fn slot(&self, worker: WorkerKey) -> &Slot {

@@ -11,6 +11,9 @@ pub const CALL_ID: &str = "snakepit-call-id";
 /// In responses of the host, the id of the worker that ran the call. In requests of a worker to its host, the id of that
 /// worker, by which the host finds the parent call.
 pub const WORKER_ID: &str = "snakepit-worker-id";
+/// `true` in requests of a worker to its host if the [call](CALL_ID) that makes the request blocks the worker until the answer
+/// arrives, so that the worker begins no other call.
+pub const BLOCKS_WORKER: &str = "snakepit-blocks-worker";
 /// `true` in requests to the host if the call is idempotent.
 pub const IDEMPOTENT: &str = "snakepit-idempotent";
 /// `true` in requests to the host if the call must not run twice, even if its tool is declared idempotent.

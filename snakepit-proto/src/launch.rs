@@ -11,6 +11,8 @@
 //! means that the host has exited, and the worker exits too. Workers of this project read one line from it when they
 //! start, a [`HostMessage`].
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub mod output;
@@ -146,6 +148,21 @@ fn major_minor(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
+/// The limits within which a worker begins calls together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallLimits {
+    /// Limits the coroutines of all tools without an own limit together.
+    pub shared: usize,
+    /// The limit of each tool that has one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tools: BTreeMap<String, usize>,
+    /// Limits the plain functions together.
+    pub plain: usize,
+    /// The tools that are plain functions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plain_tools: Vec<String>,
+}
+
 /// One line of JSON that a worker writes to the control channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -157,6 +174,9 @@ pub enum ControlMessage {
         /// The number of calls that the worker runs concurrently. `None` for 1.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         concurrency: Option<usize>,
+        /// The limits of a worker that runs several calls.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        call_limits: Option<CallLimits>,
     },
     /// The worker cannot start and exits after this line.
     Failed {

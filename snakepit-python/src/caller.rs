@@ -8,7 +8,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
-use crate::{errors::HostError, executor::is_concurrent, state::CallState};
+use crate::{
+    errors::HostError,
+    executor::{is_concurrent, is_loop_thread},
+    state::CallState,
+};
 
 /// The source of a request to the host.
 #[derive(Debug, Clone)]
@@ -118,6 +122,18 @@ impl Caller {
         }
     }
 
+    /// Reports in requests that this thread blocks the event loop of a worker that runs several calls, until the returned guard is
+    /// dropped. `None` on other threads.
+    pub(crate) fn block_loop(&self) -> Option<LoopBlock> {
+        match self {
+            Self::Tool { state, .. } if is_loop_thread() => {
+                state.set_blocking(true);
+                Some(LoopBlock(Arc::clone(state)))
+            }
+            _ => None,
+        }
+    }
+
     /// Adds the headers for the trace context, the id of the waiting worker, and the waiting call if the worker runs several.
     pub(crate) fn add_headers(&self, headers: &mut MetadataMap) {
         if let Self::Tool { state, worker_id, .. } = self
@@ -126,6 +142,9 @@ impl Caller {
             headers.insert(headers::WORKER_ID, value);
             if is_concurrent() {
                 headers.insert(headers::CALL_ID, MetadataValue::from(state.id.as_u64()));
+            }
+            if state.is_blocking() {
+                headers.insert(headers::BLOCKS_WORKER, MetadataValue::from_static("true"));
             }
         }
         headers.insert(headers::TAKES_BUFFERS, MetadataValue::from_static("true"));
@@ -137,5 +156,15 @@ impl Caller {
         if let Some(Ok(value)) = tracestate.as_ref().map(|state| state.parse()) {
             headers.insert(headers::TRACESTATE, value);
         }
+    }
+}
+
+/// Marks a call as blocking the event loop, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct LoopBlock(Arc<CallState>);
+
+impl Drop for LoopBlock {
+    fn drop(&mut self) {
+        self.0.set_blocking(false);
     }
 }

@@ -175,6 +175,7 @@ impl Call {
         arguments: &Bound<'py, PyDict>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let request = self.host_tool_request(name, arguments)?;
+        let _block = self.caller.block_loop();
         let payload = self.wait(py, execute(self.host()?, &self.caller, request))?;
         answer_to_python(py, payload, format_args!("host tool `{name}`"))
     }

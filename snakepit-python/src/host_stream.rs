@@ -14,6 +14,7 @@ use tonic::{Status, Streaming};
 
 use crate::{
     call::Call,
+    caller::Caller,
     completions::{Completions, Wait},
     context::{prefix_with_host, without_default_type},
     errors::HostError,
@@ -28,6 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct HostToolStream {
     reader: Reader<Item>,
+    caller: Caller,
     /// The tool, for messages: "host tool `prices`".
     tool: Arc<str>,
 }
@@ -44,7 +46,7 @@ impl HostToolStream {
         let to_error = |status| nested_call::error_of(status);
         let results = Results { to_error: Box::new(to_error), state: State::Opening(Box::pin(opening)) };
         let reader = Reader::new("stream", call.runtime()?, call.caller.clone(), results);
-        Ok(Self { reader, tool: format!("tool `{name}`").into() })
+        Ok(Self { reader, caller: call.caller.clone(), tool: format!("tool `{name}`").into() })
     }
 
     /// Prepares a call of a host tool. The first read makes it.
@@ -60,7 +62,7 @@ impl HostToolStream {
         let to_error = move |status| stream_error(&tool, status);
         let results = Results { to_error: Box::new(to_error), state: State::Opening(Box::pin(opening)) };
         let reader = Reader::new("stream", call.runtime()?, call.caller.clone(), results);
-        Ok(Self { reader, tool: format!("host tool `{name}`").into() })
+        Ok(Self { reader, caller: call.caller.clone(), tool: format!("host tool `{name}`").into() })
     }
 
     /// Converts a result. Python receives a tuple of one, because a result may be `None`.
@@ -80,6 +82,7 @@ impl HostToolStream {
 impl HostToolStream {
     /// Releases the GIL and waits for the next result. Returns `None` at the end.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<(Bound<'py, PyAny>,)>> {
+        let _block = self.caller.block_loop();
         let result = self.reader.next(py)?;
         self.to_python(py, result)
     }

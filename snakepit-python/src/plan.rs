@@ -9,6 +9,7 @@ use pyo3::{
     prelude::*,
     types::{PyDict, PyString},
 };
+use snakepit_proto::launch;
 use snakepit_registry::{
     Arguments, ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolFailure, ToolSpec, Violation,
     argument_violations,
@@ -251,6 +252,19 @@ impl Plan {
             limits.add(name, tool.is_plain, tool.concurrency);
         }
         limits
+    }
+
+    /// Describes the limits for the host. `None` for a worker that runs one call at a time.
+    pub(crate) fn call_limits(&self) -> Option<launch::CallLimits> {
+        let Concurrency { calls, shared, threads, .. } = self.concurrency;
+        let own = self.tools.iter().filter_map(|(name, tool)| Some((name.clone(), tool.concurrency?)));
+        let plain = self.tools.iter().filter(|(_, tool)| tool.is_plain).map(|(name, _)| name.clone());
+        (calls > 1).then(|| launch::CallLimits {
+            shared: shared.max(1),
+            tools: own.collect(),
+            plain: threads.max(1),
+            plain_tools: plain.collect(),
+        })
     }
 
     /// Calls `execute_tool` of an adapter.

@@ -53,6 +53,8 @@ pub(crate) struct CallState {
     is_cancelled: AtomicBool,
     /// Whether the call runs on the event loop, which can cancel it without raising an exception at an arbitrary point.
     is_on_loop: AtomicBool,
+    /// Whether the call blocks the event loop of a worker that runs several calls, while it waits for the host.
+    is_blocking: AtomicBool,
     /// Whether the last interruption was deferred and must be repeated soon.
     is_deferred: AtomicBool,
     /// An [`Interruption`] as a number.
@@ -83,6 +85,7 @@ impl CallState {
             lifecycle: Mutex::new(Lifecycle { stage: Stage::Queued, has_waiter: false, sink: None }),
             is_cancelled: AtomicBool::new(false),
             is_on_loop: AtomicBool::new(false),
+            is_blocking: AtomicBool::new(false),
             is_deferred: AtomicBool::new(false),
             interrupted: AtomicU8::new(Interruption::None as u8),
             cancel_notify: Notify::new(),
@@ -210,6 +213,16 @@ impl CallState {
     /// Records that the call enters or leaves the event loop.
     pub(crate) fn set_async(&self, is_on_loop: bool) {
         self.is_on_loop.store(is_on_loop, Ordering::Release);
+    }
+
+    /// Returns whether the call blocks the event loop while it waits for the host.
+    pub(crate) fn is_blocking(&self) -> bool {
+        self.is_blocking.load(Ordering::Acquire)
+    }
+
+    /// Records that the call begins or ends to block the event loop.
+    pub(crate) fn set_blocking(&self, is_blocking: bool) {
+        self.is_blocking.store(is_blocking, Ordering::Release);
     }
 
     /// Records that the interruption had to be deferred, for example until an import ends.

@@ -9,8 +9,8 @@ use std::{
 
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
 use snakepit_proto::launch::{
-    CONTROL_STDIN, ControlMessage, ENV_CONTROL, ENV_HOST_VERSION, ENV_PROGRESS, ENV_SOCKET, READY_PREFIX,
-    VERSION,
+    CONTROL_STDIN, CallLimits, ControlMessage, ENV_CONTROL, ENV_HOST_VERSION, ENV_PROGRESS, ENV_SOCKET,
+    READY_PREFIX, VERSION,
     output::{ENV_OUTPUT_KEY, Frame, FrameKind},
 };
 
@@ -242,7 +242,7 @@ impl Worker {
         let (progress, answers) = progress.unzip();
         let fitness = Fitness::new(py)?;
         errors::preload(py);
-        let calls = plan.concurrency.calls;
+        let (calls, call_limits) = (plan.concurrency.calls, plan.call_limits());
         let loop_signal = (calls > 1).then(LoopSignal::new).transpose()?;
         let tools = PythonTools::new(match &loop_signal {
             Some(signal) => interrupt::spawn_concurrent(Arc::clone(signal))?,
@@ -264,7 +264,7 @@ impl Worker {
         telemetry::serve();
         // The worker has installed its SIGTERM handler by now.
         *self.dispositions.lock().unwrap_or_else(PoisonError::into_inner) = Some(Dispositions::current());
-        self.report_ready(address, port, ready_file, calls)?;
+        self.report_ready(address, port, ready_file, calls, call_limits)?;
         let executor = Executor {
             tools,
             plan,
@@ -317,10 +317,11 @@ impl Worker {
         port: u16,
         ready_file: Option<PathBuf>,
         calls: usize,
+        call_limits: Option<CallLimits>,
     ) -> io::Result<()> {
         if let Some(control) = &self.control {
             let concurrency = (calls > 1).then_some(calls);
-            return control.send(&ControlMessage::Ready { address, concurrency });
+            return control.send(&ControlMessage::Ready { address, concurrency, call_limits });
         }
         if let Some(path) = ready_file {
             // The rename makes the complete file appear atomically.

@@ -54,6 +54,7 @@
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod call_limits;
 #[cfg(feature = "test-util")]
 pub mod contract;
 #[cfg(feature = "descendants")]
@@ -70,6 +71,7 @@ pub mod testing;
 mod worker;
 mod worker_exit;
 
+pub use call_limits::CallLimits;
 pub use error::WorkerError;
 pub use id::WorkerId;
 pub use launcher::{LaunchRequest, WorkerLauncher, WorkerSlot};

@@ -52,7 +52,7 @@ pub use telemetry::{TELEMETRY_TARGET, WorkerEvents, WorkerTelemetry};
 use crate::{LaunchRequest, Worker, WorkerError, WorkerId, WorkerLauncher};
 use connect::{Client, Failure};
 use progress_file::ProgressFile;
-use readiness::WorkerAddress;
+use readiness::{Readiness, WorkerAddress};
 use remote_worker::{RemoteWorker, WorkerDiagnostics};
 use supervisor::SupervisedProcess;
 
@@ -213,17 +213,17 @@ impl WorkerLauncher for ProcessLauncher {
         )
         .await?;
         let connected = async {
-            let (address, concurrency) =
-                readiness::wait_ready(&mut supervised, &files, &self.config, deadline).await?;
-            let client = connect::connect(&address, &supervised, deadline).await?;
+            let ready = readiness::wait_ready(&mut supervised, &files, &self.config, deadline).await?;
+            let address = &ready.address;
+            let client = connect::connect(address, &supervised, deadline).await?;
             let multiplexer = match self.config.multiplex {
-                true => self.multiplex(&client, &address, &supervised, deadline).await?,
+                true => self.multiplex(&client, address, &supervised, deadline).await?,
                 false => None,
             };
-            Ok::<_, WorkerError>((address, concurrency, client, multiplexer))
+            Ok::<_, WorkerError>((ready, client, multiplexer))
         }
         .await;
-        let (address, concurrency, client, multiplexer) = match connected {
+        let (Readiness { address, concurrency, call_limits }, client, multiplexer) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 supervised.abandon().await;
@@ -244,6 +244,10 @@ impl WorkerLauncher for ProcessLauncher {
         let worker = worker.with_call_queue(queues_calls);
         let worker = match concurrency {
             Some(calls) => worker.with_concurrency(calls),
+            None => worker,
+        };
+        let worker = match call_limits {
+            Some(limits) => worker.with_call_limits(limits),
             None => worker,
         };
         tracing::debug!(worker = %id, pid = worker.pid(), %address, "worker ready");

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use snakepit_registry::{Announcer, ToolHandler, ToolSpec};
 use tokio::sync::{mpsc, watch};
 
-use crate::{ExitReason, WorkerExit, WorkerId};
+use crate::{CallLimits, ExitReason, WorkerExit, WorkerId};
 
 /// A handle to a launched worker. Dropping the last clone kills the worker.
 #[derive(Clone)]
@@ -16,6 +16,7 @@ pub struct Worker {
     handler: Arc<dyn ToolHandler>,
     queues_calls: bool,
     concurrency: Option<usize>,
+    call_limits: Option<Arc<CallLimits>>,
     tools: Option<Arc<[ToolSpec]>>,
     announcer: Announcer,
     commands: mpsc::UnboundedSender<WorkerCommand>,
@@ -69,9 +70,20 @@ impl Worker {
         let (commands, command_receiver) = mpsc::unbounded_channel();
         let announcer_alive = Arc::new(());
         let announcer = Announcer::new(id.shared(), &announcer_alive);
-        let (tools, queues_calls, concurrency) = (None, false, None);
-        let worker =
-            Self { id, pid, address, handler, queues_calls, concurrency, tools, announcer, commands, exit };
+        let (tools, queues_calls, concurrency, call_limits) = (None, false, None, None);
+        let worker = Self {
+            id,
+            pid,
+            address,
+            handler,
+            queues_calls,
+            concurrency,
+            call_limits,
+            tools,
+            announcer,
+            commands,
+            exit,
+        };
         (worker, LauncherEnd { commands: command_receiver, exit: exit_sender, announcer_alive })
     }
 
@@ -89,6 +101,14 @@ impl Worker {
     #[must_use]
     pub const fn with_concurrency(mut self, calls: usize) -> Self {
         self.concurrency = Some(calls);
+        self
+    }
+
+    /// Declares the limits of a worker that runs several calls. The pool then rejects nested calls that would wait for their
+    /// ancestors because of such a limit, unless another worker can run them.
+    #[must_use]
+    pub fn with_call_limits(mut self, limits: CallLimits) -> Self {
+        self.call_limits = Some(Arc::new(limits));
         self
     }
 
@@ -128,6 +148,12 @@ impl Worker {
     #[must_use]
     pub const fn concurrency(&self) -> Option<usize> {
         self.concurrency
+    }
+
+    /// The limits that the worker [declares](Self::with_call_limits).
+    #[must_use]
+    pub fn call_limits(&self) -> Option<&CallLimits> {
+        self.call_limits.as_deref()
     }
 
     /// The worker's id.

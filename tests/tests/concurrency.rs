@@ -314,8 +314,8 @@ async fn a_worker_that_retires_finishes_its_other_calls() {
     let (later, others) = tokio::join!(fixture.count("pid"), others);
     assert!(others.iter().all(Result::is_ok), "{others:?}");
     assert_ne!(Some(later), pid.map(i64::from));
-    let log = std::fs::read_to_string(fixture.exit_file()).unwrap();
-    assert_eq!(log, "0 of 5", "process_exit runs after all calls");
+    let has_exited = async || std::fs::read_to_string(fixture.exit_file()).is_ok_and(|log| log == "0 of 5");
+    eventually("process_exit runs after all calls", EVENT_TIMEOUT, has_exited).await;
 }
 
 #[tokio::test]

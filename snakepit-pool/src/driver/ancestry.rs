@@ -105,11 +105,22 @@ impl Driver {
         let state = self.lock();
         let Some(running) = state.running_on(key, reported) else {
             let runs_calls = state.leases.iter().any(|(_, lease)| lease.worker_key == key);
-            return (runs_calls && state.concurrency_of(key) > 1).then(Arc::default);
+            return (runs_calls && state.scheduler.concurrency_of(key) > 1).then(Arc::default);
         };
         let call = running.call;
         let outer = state.nested.of(call).unwrap_or_default();
         Some(outer.iter().copied().chain([call]).collect())
+    }
+
+    /// Records whether a running call blocks its worker while it waits for a request to the host.
+    pub(crate) fn set_blocks_worker(&self, worker: &str, reported: u64, blocks_worker: bool) {
+        let Some(key) = self.worker_key(worker) else { return };
+        let Some(call) = self.find_call(key, Some(reported)) else { return };
+        let mut state = self.lock();
+        let lease = state.leases.iter_mut().map(|(_, lease)| lease);
+        for lease in lease.filter(|lease| lease.call == call && lease.worker_key == key) {
+            lease.blocks_worker = blocks_worker;
+        }
     }
 
     /// Returns the principal of the call that runs on this worker. For a nested call, returns the principal of its outermost
@@ -140,7 +151,7 @@ impl Driver {
     /// The call that a worker reports under its own id. Asks the handler of the worker without the lock.
     fn find_call(&self, key: WorkerKey, reported: Option<u64>) -> Option<CallId> {
         let reported = reported?;
-        let live_worker = self.lock().live_workers.get(key.index()).cloned().flatten()?;
+        let live_worker = self.lock().live_workers.get(key).cloned()?;
         live_worker.handle.handler().find_call(reported)
     }
 
@@ -186,27 +197,40 @@ impl State {
         ancestors.is_empty() || self.leases.iter().any(|(_, lease)| ancestors.contains(&lease.call))
     }
 
+    /// The workers with places on which a call of this tool could not begin before one of its ancestors ends: an ancestor blocks the
+    /// worker, or ancestors use up a limit of the worker.
+    pub(super) fn workers_blocked_for(&self, tool: &str, ancestors: &[CallId]) -> Vec<WorkerKey> {
+        let is_holder = |lease: &&LeaseRecord| !lease.must_end() && ancestors.contains(&lease.call);
+        let holders = self.leases.iter().map(|(_, lease)| lease).filter(is_holder);
+        let holders: Vec<_> =
+            holders.filter(|lease| self.scheduler.concurrency_of(lease.worker_key) > 1).collect();
+        let mut workers: Vec<_> = holders.iter().map(|lease| lease.worker_key).collect();
+        workers.sort_unstable_by_key(|worker| (worker.slot, worker.generation));
+        workers.dedup();
+        workers.retain(|worker| {
+            let holders = holders.iter().filter(|lease| lease.worker_key == *worker);
+            let limits = self.live_workers.get(*worker).and_then(|worker| worker.handle.call_limits());
+            holders.clone().any(|lease| lease.blocks_worker)
+                || limits.is_some_and(|limits| {
+                    !limits.can_begin(tool, holders.filter_map(|lease| lease.tool.as_deref()))
+                })
+        });
+        workers
+    }
+
     /// Returns the call that a worker runs. If the worker runs one call at a time, that call has the lowest number of all calls
     /// on the worker, because the worker received the others ahead of their turn. Otherwise, it is the reported one.
     fn running_on(&self, worker: WorkerKey, reported: Option<CallId>) -> Option<&LeaseRecord> {
         let mut leases =
             self.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker_key == worker);
-        if self.concurrency_of(worker) > 1 {
+        if self.scheduler.concurrency_of(worker) > 1 {
             return leases.find(|lease| Some(lease.call) == reported);
         }
         leases.min_by_key(|lease| lease.number)
     }
-
-    /// The number of calls that a worker runs concurrently. 1 for a worker that is not up.
-    fn concurrency_of(&self, worker: WorkerKey) -> u32 {
-        match self.scheduler.slots().get(worker.index()).map(|slot| slot.state) {
-            Some(SlotState::Up(up)) => up.concurrency,
-            _ => 1,
-        }
-    }
 }
 
-/// Whether calls that satisfy `is_holder` occupy every place of every slot. Ignores slots whose workers keep failing.
+/// Whether calls that satisfy `is_holder` occupy every place of every slot, or suspend its worker. Ignores slots whose workers keep failing.
 fn holds_every_slot(state: &State, is_holder: impl Fn(CallId) -> bool) -> bool {
     let leases = state.leases.iter().map(|(_, lease)| lease);
     let mut holders: HashMap<WorkerKey, u32> = HashMap::new();
@@ -218,7 +242,7 @@ fn holds_every_slot(state: &State, is_holder: impl Fn(CallId) -> bool) -> bool {
         let held = holders.get(&slot.key()).copied().unwrap_or_default();
         // A retiring worker gets no further calls, but is replaced when its calls have ended.
         let places = |up: &Up| if up.is_retiring { up.held() } else { up.concurrency };
-        matches!(&slot.state, SlotState::Up(up) if held > 0 && held >= places(up))
+        matches!(&slot.state, SlotState::Up(up) if held > 0 && (held >= places(up) || up.suspensions > 0))
     };
     !holders.is_empty()
         && state.scheduler.slots().iter().all(|slot| is_held(slot) || (!is_up(slot) && slot.is_failing()))

@@ -287,5 +287,9 @@ impl Drop for Lease {
             }
             self.driver.end_lease(state, self.key, event, deferred)
         }));
+        if matches!(event, Event::Retired(..)) {
+            // The slot of the worker may launch its replacement.
+            self.driver.update_readiness();
+        }
     }
 }

@@ -54,7 +54,7 @@ impl Driver {
         self.readiness.subscribe()
     }
 
-    /// Publishes a change of readiness. Only launches, kills, exits and drains can change it.
+    /// Publishes a change of readiness. Only launches, retirements, kills, exits and drains can change it.
     pub(super) fn update_readiness(&self) {
         self.readiness.send_if_modified(|published| {
             // Computed while no other thread can publish, so that the last value is the newest.
@@ -65,18 +65,21 @@ impl Driver {
 
     pub(crate) fn status(&self) -> PoolStatus {
         let state = self.lock();
-        let workers = state.scheduler.slots().iter().zip(&state.live_workers).map(|(slot, live_worker)| {
-            let worker = live_worker.as_ref().map(|live_worker| &live_worker.handle);
-            WorkerStatus {
-                id: self.worker_id(slot.key()),
-                pid: worker.and_then(Worker::pid),
-                state: worker_state(&slot.state),
-                address: worker.map_or_else(String::new, |worker| worker.address().to_owned()),
-                started_at: live_worker.as_ref().map(|live_worker| live_worker.started_at),
-                calls: slot.ended_calls(),
-                restarts: slot.restarts(),
-            }
-        });
+        let workers =
+            state.scheduler.slots().iter().zip(state.live_workers.by_slot()).map(|(slot, live_worker)| {
+                // A retired worker finishes its calls while its replacement starts.
+                let live_worker = live_worker.filter(|live_worker| live_worker.key == slot.key());
+                let worker = live_worker.map(|live_worker| &live_worker.handle);
+                WorkerStatus {
+                    id: self.worker_id(slot.key()),
+                    pid: worker.and_then(Worker::pid),
+                    state: worker_state(&slot.state),
+                    address: worker.map_or_else(String::new, |worker| worker.address().to_owned()),
+                    started_at: live_worker.map(|live_worker| live_worker.started_at),
+                    calls: slot.ended_calls(),
+                    restarts: slot.restarts(),
+                }
+            });
         PoolStatus {
             name: self.config.name.clone(),
             queued: state.scheduler.queued(),

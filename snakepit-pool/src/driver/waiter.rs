@@ -10,7 +10,7 @@ use snakepit_registry::{CallId, Principal, ToolCall};
 use tokio::time::Instant;
 
 use super::{Driver, Event, Lease, LiveWorker, Rejection};
-use crate::scheduler::{Load, Ticket};
+use crate::scheduler::{Load, Ticket, WorkerKey};
 
 /// The driver's record of a call that waits for a worker.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(super) struct Waiter {
     pub(super) number: u64,
     /// The principal that makes the call. When the call gets a lease, the principal moves to the lease's record.
     pub(super) principal: Principal,
+    /// The tool, in pools whose workers declare limits of tools.
+    pub(super) tool: Option<Arc<str>>,
     state: WaiterState,
 }
 
@@ -51,8 +53,9 @@ impl Waiter {
         deadline: Option<Instant>,
         load: Load,
         number: u64,
+        tool: Option<Arc<str>>,
     ) -> Self {
-        Self { call, deadline, load, number, principal, state: WaiterState::Waiting(None) }
+        Self { call, deadline, load, number, principal, tool, state: WaiterState::Waiting(None) }
     }
 
     pub(super) const fn is_waiting(&self) -> bool {
@@ -88,6 +91,8 @@ pub(crate) struct Acquire {
     ticket: Option<Ticket>,
     tool: Arc<str>,
     deadline: Option<Instant>,
+    /// The workers that get no calls while this one waits, because they could not begin it.
+    suspended: Vec<WorkerKey>,
 }
 
 impl Acquire {
@@ -97,12 +102,14 @@ impl Acquire {
         let (tool, deadline) = (Arc::clone(&call.tool), call.deadline);
         let (bytes, wait_for_room) = (call.size(), call.remaining_wait_for_room());
         let principal = call.principal.clone();
+        let mut suspended = Vec::new();
         let ticket = driver.with_state(|state, deferred| {
             state.last_ticket += 1;
             let number = state.last_ticket;
             // A nested call is never brief, because it must not be handed to the worker of a call that waits for it.
             let load = if call.ancestors.is_some() { Load::LONG } else { state.tool_times.load(call, bytes) };
-            let waiter = Waiter::new(call.id, principal, deadline, load, number);
+            let recorded_tool = state.has_call_limits.then(|| Arc::clone(&tool));
+            let waiter = Waiter::new(call.id, principal, deadline, load, number, recorded_tool);
             let ticket = Ticket { number, waiter: state.waiters.insert(waiter) };
             if state.runtime_has_ended {
                 // The future was not polled yet, so there is no waker.
@@ -113,6 +120,12 @@ impl Acquire {
                 // The search for deadlocks needs the index entry.
                 state.waiters.index(ticket.waiter);
             }
+            if let Some(ancestors) = call.ancestors.as_deref().filter(|ancestors| !ancestors.is_empty()) {
+                suspended = state.workers_blocked_for(&tool, ancestors);
+                for worker in &suspended {
+                    driver.apply(state, Event::Suspend(*worker), Instant::now(), deferred);
+                }
+            }
             let is_awaited = call.ancestors.as_deref().is_some_and(|ancestors| state.runs_any(ancestors));
             let submit =
                 Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room, is_awaited };
@@ -120,7 +133,7 @@ impl Acquire {
             state.waiters.index(ticket.waiter);
             ticket
         });
-        Self { driver, ticket: Some(ticket), tool, deadline }
+        Self { driver, ticket: Some(ticket), tool, deadline, suspended }
     }
 }
 
@@ -132,7 +145,20 @@ impl Acquire {
         tool: Arc<str>,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { driver, ticket: Some(ticket), tool, deadline }
+        Self { driver, ticket: Some(ticket), tool, deadline, suspended: Vec::new() }
+    }
+
+    /// Lets the suspended workers get calls again.
+    fn end_suspensions(&mut self) {
+        if self.suspended.is_empty() {
+            return;
+        }
+        let suspended = std::mem::take(&mut self.suspended);
+        self.driver.with_state(|state, deferred| {
+            for worker in suspended {
+                self.driver.apply(state, Event::Resume(worker), Instant::now(), deferred);
+            }
+        });
     }
 }
 
@@ -162,6 +188,7 @@ impl Future for Acquire {
             return Poll::Pending;
         };
         self.ticket = None;
+        self.end_suspensions();
         Poll::Ready(match waiter.state {
             WaiterState::Assigned { live_worker, key } => {
                 let (driver, tool) = (Arc::clone(&self.driver), Arc::clone(&self.tool));
@@ -196,6 +223,7 @@ impl Acquire {
             };
             (waiter, lease_record)
         });
+        self.end_suspensions();
     }
 }
 

@@ -127,10 +127,10 @@ impl Scheduler {
 
     /// Removes a call that did not begin from its worker's backlog. It does not count as progress of the worker.
     pub(super) fn remove_unbegun(&mut self, worker: WorkerKey, load: Load) {
+        if let Some(up) = self.up(worker) {
+            up.remove_unbegun(load);
+        }
         if self.is_current(worker) {
-            if let Some(up) = self.slots[worker.index()].up() {
-                up.remove_unbegun(load);
-            }
             self.update_capacity(worker.slot);
         }
     }

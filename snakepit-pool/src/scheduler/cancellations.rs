@@ -3,7 +3,7 @@
 use snakepit_registry::CallId;
 use tokio::time::Instant;
 
-use super::WorkerKey;
+use super::{Effect, Load, Scheduler, WorkerKey};
 
 /// A worker that runs several calls may end some abandoned calls while others hang, so each call has its own time.
 #[derive(Debug, Default)]
@@ -40,5 +40,35 @@ impl Cancellations {
     /// The earliest time by which a call must have ended.
     pub(super) fn earliest(&self) -> Option<Instant> {
         self.0.iter().map(|other| other.by).min()
+    }
+}
+
+impl Scheduler {
+    pub(super) fn on_abandoned(&mut self, worker: WorkerKey, call: CallId, load: Load, now: Instant) {
+        let by = now + self.limits.cancel_grace;
+        let Some(up) = self.up(worker) else { return };
+        up.remove(load, now);
+        up.cancelling += 1;
+        if self.is_current(worker) {
+            self.update_capacity(worker.slot);
+        }
+        self.cancellations.add(worker, call, by);
+        self.tick_at(by);
+        self.effects.push(Effect::Cancel(worker, call));
+    }
+
+    pub(super) fn on_cancel_confirmed(&mut self, worker: WorkerKey, call: CallId, now: Instant) {
+        if !self.cancellations.remove(worker, call) {
+            return;
+        }
+        let Some(up) = self.up(worker) else { return };
+        up.cancelling -= 1;
+        // A worker that confirms a cancellation is healthy.
+        up.mark_served();
+        if self.is_current(worker) {
+            self.update_capacity(worker.slot);
+        }
+        self.stop_if_retired(worker, now);
+        self.dispatch(now);
     }
 }

@@ -54,7 +54,7 @@ pub(crate) enum Event {
     /// The worker returned a recalled call. The call returns to its old place in the queue.
     Returned { worker: WorkerKey, ticket: Ticket, deadline: Option<Instant>, load: Load },
     /// The worker rejected a call because it is stopping, although the pool did not stop it. The pool stops it when its other
-    /// calls have ended.
+    /// calls have ended. If the worker runs several calls, its replacement starts immediately.
     Retired(WorkerKey, Load),
     /// A call ended because the worker was lost. Its exit may follow later.
     Lost(WorkerKey),
@@ -76,6 +76,10 @@ pub(crate) enum Event {
     LaunchFailed(WorkerKey),
     /// The worker exited.
     Exited(WorkerKey),
+    /// The worker must get no calls until a `Resume`, because a call that waits for the next one blocks it.
+    Suspend(WorkerKey),
+    /// A `Suspend` ended.
+    Resume(WorkerKey),
     /// The time of [`Scheduler::next_tick`](super::Scheduler::next_tick) was reached.
     Tick,
     /// The pool shuts down. It stops when all calls have ended, but not later than this time.
@@ -131,6 +135,8 @@ pub(crate) enum KillReason {
     CancelFailed,
     /// A call reported that the worker was lost.
     Lost,
+    /// The worker retired and did not finish its calls in time.
+    RetiredTooLong { limit: Duration },
 }
 
 impl fmt::Display for KillReason {
@@ -140,6 +146,9 @@ impl fmt::Display for KillReason {
             Self::CancelIgnored { grace } => write!(f, "a cancelled call did not end within {grace:?}"),
             Self::CancelFailed => f.write_str("it could not confirm the end of a cancelled call"),
             Self::Lost => f.write_str("it lost a call"),
+            Self::RetiredTooLong { limit } => {
+                write!(f, "it accepts no calls, and did not finish its last ones within {limit:?}")
+            }
         }
     }
 }

@@ -65,6 +65,8 @@ pub(crate) struct Up {
     pub(crate) cancelling: u32,
     /// Whether the worker rejects calls because it is stopping. The pool stops it when its other calls have ended.
     pub(crate) is_retiring: bool,
+    /// The number of nested calls that wait because the worker cannot begin them. Meanwhile, it gets no calls.
+    pub(crate) suspensions: u32,
     up_since: Instant,
     /// Whether a call has ended on the worker, so the worker counts as healthy.
     has_served: bool,
@@ -79,6 +81,7 @@ impl Up {
             concurrency: u32::try_from(concurrency).unwrap_or(u32::MAX),
             cancelling: 0,
             is_retiring: false,
+            suspensions: 0,
             up_since: now,
             has_served: false,
         }
@@ -111,7 +114,9 @@ impl Up {
     /// Whether the worker may get another call, which it begins immediately or holds ahead of its turn.
     pub(super) fn has_room(&self) -> bool {
         let may_hold_more = self.cancelling == 0 && self.held() < self.concurrency + MAX_AHEAD as u32;
-        !self.is_retiring && (!self.is_full() || (may_hold_more && self.takes_ahead()))
+        !self.is_retiring
+            && self.suspensions == 0
+            && (!self.is_full() || (may_hold_more && self.takes_ahead()))
     }
 
     pub(super) fn add(&mut self, load: Load, now: Instant) {

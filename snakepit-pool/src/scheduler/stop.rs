@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Effect, Phase, Rejection, Scheduler, Slot, SlotState, WorkerKey};
+use super::{Effect, Phase, Rejection, Scheduler, Slot, SlotState};
 
 impl Scheduler {
     pub(super) fn on_drain(&mut self, until: Instant, now: Instant) {
@@ -19,19 +19,6 @@ impl Scheduler {
             return self.stop();
         }
         self.stop_if_drained();
-    }
-
-    /// Stops a worker that rejected a call because it is stopping, once its other calls have ended.
-    pub(super) fn stop_if_retired(&mut self, worker: WorkerKey, now: Instant) {
-        if self.is_current(worker)
-            && let Some(up) = self.slots[worker.index()].up()
-            && up.is_retiring
-            && up.held() == 0
-        {
-            let is_healthy = up.is_healthy(now);
-            self.take_out_of_service(worker, is_healthy);
-            self.effects.push(Effect::Stop(worker));
-        }
     }
 
     pub(super) fn stop_if_drained(&mut self) {
@@ -62,12 +49,13 @@ impl Scheduler {
                 SlotState::Ending { .. } | SlotState::Closed => {}
             }
         }
+        self.stop_retired();
         self.finish_stop();
     }
 
     pub(super) fn finish_stop(&mut self) {
         let is_closed = |slot: &Slot| matches!(slot.state, SlotState::Closed);
-        if self.phase == Phase::Stopping && self.slots.iter().all(is_closed) {
+        if self.phase == Phase::Stopping && self.retired.is_empty() && self.slots.iter().all(is_closed) {
             self.phase = Phase::Stopped;
             self.effects.push(Effect::Stopped);
         }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use snakepit_registry::{Principal, ToolCall, ToolError};
-use snakepit_worker::ExitReason;
+use snakepit_worker::{CallLimits, ExitReason, Worker};
 
-use crate::puppet::{Call, PoolHarness, config};
+use crate::puppet::{Call, PoolHarness, PuppetWorker, config};
 
 /// A call that the tool of `parent` makes and waits for.
 fn nested_in(parent: &Call) -> ToolCall {
@@ -141,6 +141,84 @@ async fn a_nested_call_runs_on_the_worker_of_its_caller_while_a_place_is_free() 
     other.answer().await.unwrap();
     harness.next_call().await.succeed();
     nested.answer().await.unwrap();
+    one.succeed();
+    outer.answer().await.unwrap();
+}
+
+/// Starts a pool whose workers run `concurrency` calls and limit the calls of the tool `nested` to one.
+async fn limited(workers: usize, concurrency: usize) -> (PoolHarness, Vec<PuppetWorker>) {
+    let mut harness = PoolHarness::start(config(workers));
+    let mut puppets = Vec::new();
+    for _ in 0..workers {
+        let limits = CallLimits::new(concurrency).with_tool("nested", 1);
+        let configure = |worker: Worker| worker.with_concurrency(concurrency).with_call_limits(limits);
+        puppets.push(harness.launch().await.succeed_with(configure));
+    }
+    harness.pool.ready().await.unwrap();
+    (harness, puppets)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nested_call_that_waits_for_the_limit_of_its_tool_is_rejected_or_runs_elsewhere() {
+    let (mut harness, _workers) = limited(1, 3).await;
+    let outer = harness.call_tool("nested").await;
+    let one = harness.next_call().await;
+    let error = harness.call(nested_in(&one)).await.error().await;
+    assert!(matches!(error, ToolError::Deadlock { .. }), "{error}");
+    // Other tools are not affected.
+    let other = harness.call_tool("other").await;
+    harness.next_call().await.succeed();
+    other.answer().await.unwrap();
+    one.succeed();
+    outer.answer().await.unwrap();
+
+    let (mut harness, _workers) = limited(2, 3).await;
+    let outer = harness.call_tool("nested").await;
+    let one = harness.next_call().await;
+    let inner = harness.call(nested_in(&one)).await;
+    let two = harness.next_call().await;
+    assert_ne!(two.worker, one.worker);
+    let error = harness.call(nested_in(&two)).await.error().await;
+    assert!(matches!(error, ToolError::Deadlock { .. }), "both workers run the tool for it: {error}");
+    two.succeed();
+    inner.answer().await.unwrap();
+    one.succeed();
+    outer.answer().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nested_call_does_not_run_on_a_worker_that_its_ancestor_blocks() {
+    let (mut harness, _workers) = limited(2, 2).await;
+    let outer = harness.call_tool("outer").await;
+    let one = harness.next_call().await;
+    let (worker, id) = (one.worker.as_str(), one.call.id.as_u64());
+    harness.tool().set_blocks_worker(worker, id, true);
+    let first = harness.call(nested_in(&one)).await;
+    let two = harness.next_call().await;
+    assert_ne!(two.worker, one.worker);
+    let others = [harness.call_tool("other").await, harness.call_tool("other").await];
+    let mut fillers = [harness.next_call().await, harness.next_call().await];
+    fillers.sort_by_key(|filler| filler.worker != one.worker);
+    let [beside, elsewhere] = fillers;
+    assert_eq!((&beside.worker, &elsewhere.worker), (&one.worker, &two.worker));
+    let second = harness.call(nested_in(&one)).await;
+    beside.succeed();
+    harness.settle().await;
+    assert_eq!(harness.status().queued, 1, "the blocked worker could not begin it");
+    elsewhere.succeed();
+    let three = harness.next_call().await;
+    assert_eq!(three.worker, two.worker);
+    for call in [two, three] {
+        call.succeed();
+    }
+    for caller in others.into_iter().chain([first, second]) {
+        caller.answer().await.unwrap();
+    }
+
+    harness.tool().set_blocks_worker(worker, id, false);
+    let third = harness.call(nested_in(&one)).await;
+    harness.next_call().await.succeed();
+    third.answer().await.unwrap();
     one.succeed();
     outer.answer().await.unwrap();
 }

@@ -104,13 +104,17 @@ impl ToolHandler for PuppetHandler {
 
 impl Launch {
     pub(crate) fn succeed(self) -> PuppetWorker {
+        self.succeed_with(|worker| worker)
+    }
+
+    pub(crate) fn succeed_with(self, configure: impl FnOnce(Worker) -> Worker) -> PuppetWorker {
         let handler = PuppetHandler {
             worker: self.id.clone(),
             calls: self.calls.clone(),
             cancels: self.cancels.clone(),
         };
         let (worker, launcher_end) = Worker::new(self.id.clone(), Some(42), "puppet", Arc::new(handler));
-        assert!(self.answer.send(Ok(worker)).is_ok(), "the pool waits for the launch");
+        assert!(self.answer.send(Ok(configure(worker))).is_ok(), "the pool waits for the launch");
         PuppetWorker { id: self.id, launcher_end }
     }
 

@@ -171,6 +171,9 @@ impl Bridge {
             return;
         };
         let reported = extensions.get::<ReportedCall>().map(|call| call.0);
+        if let Some(reported) = reported {
+            pool.tool().set_blocks_worker(&worker, reported, headers.contains_key(headers::BLOCKS_WORKER));
+        }
         call.ancestors = pool.tool().ancestors_on(&worker, reported);
         if let Some(reports) = pool.tool().reports_on(&worker, reported) {
             reports.attach_to(call);

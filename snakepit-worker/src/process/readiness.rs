@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use snakepit_proto::launch::ControlMessage;
+use snakepit_proto::launch::{self, ControlMessage};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     net::UnixStream,
@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{ProcessConfig, run_dir::WorkerFiles, supervisor::SupervisedProcess};
-use crate::WorkerError;
+use crate::{CallLimits, WorkerError};
 
 /// The polling interval for the ready file. There is no portable notification for a new file. This project's workers do not
 /// use it.
@@ -53,7 +53,22 @@ impl WorkerAddress {
     }
 }
 
-/// Waits until the worker reports its address and the number of calls that it runs concurrently.
+/// The report of a worker that accepts calls.
+#[derive(Debug)]
+pub(super) struct Readiness {
+    pub(super) address: WorkerAddress,
+    /// The number of calls that the worker runs concurrently.
+    pub(super) concurrency: Option<usize>,
+    pub(super) call_limits: Option<CallLimits>,
+}
+
+impl Readiness {
+    const fn of_foreign(address: WorkerAddress) -> Self {
+        Self { address, concurrency: None, call_limits: None }
+    }
+}
+
+/// Waits until the worker reports that it accepts calls.
 ///
 /// # Errors
 /// If the worker reports a failure, exits, or does not report until the deadline.
@@ -62,18 +77,22 @@ pub(super) async fn wait_ready(
     files: &WorkerFiles,
     config: &ProcessConfig,
     deadline: Instant,
-) -> Result<(WorkerAddress, Option<usize>), WorkerError> {
+) -> Result<Readiness, WorkerError> {
     let (exit, mut port) = (supervised.exit_watch(), supervised.ready_port());
     // Tools of this project's workers may print a readiness line, even at import, so only foreign workers may use one.
     let is_foreign = !config.is_native();
     let report = async {
         tokio::select! {
             message = control_message(supervised.control()) => match message {
-                ControlMessage::Ready { address, concurrency } => Ok((WorkerAddress::parse(&address), concurrency)),
+                ControlMessage::Ready { address, concurrency, call_limits } => Ok(Readiness {
+                    address: WorkerAddress::parse(&address),
+                    concurrency,
+                    call_limits: call_limits.map(call_limits_of),
+                }),
                 ControlMessage::Failed { error, traceback } => Err(WorkerError::StartFailed { error, traceback, source: None }),
             },
-            port = port_from_output(&mut port), if is_foreign => Ok((WorkerAddress::port(port), None)),
-            port = port_from_file(&files.ready), if is_foreign => Ok((WorkerAddress::port(port), None)),
+            port = port_from_output(&mut port), if is_foreign => Ok(Readiness::of_foreign(WorkerAddress::port(port))),
+            port = port_from_file(&files.ready), if is_foreign => Ok(Readiness::of_foreign(WorkerAddress::port(port))),
         }
     };
     tokio::select! {
@@ -88,6 +107,12 @@ pub(super) async fn wait_ready(
             output_lines: supervised.output().lines(),
         }),
     }
+}
+
+fn call_limits_of(limits: launch::CallLimits) -> CallLimits {
+    let launch::CallLimits { shared, tools, plain, plain_tools } = limits;
+    let shared = CallLimits::new(shared).with_plain_tools(plain, plain_tools);
+    tools.into_iter().fold(shared, |limits, (tool, calls)| limits.with_tool(tool, calls))
 }
 
 /// Reads the worker's message from the control channel. Never returns for workers that do not use it.

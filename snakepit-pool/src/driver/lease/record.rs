@@ -1,6 +1,6 @@
 //! The driver's record of a lease.
 
-use std::task::Waker;
+use std::{sync::Arc, task::Waker};
 
 use snakepit_registry::{CallId, Principal};
 use tokio::time::Instant;
@@ -19,6 +19,10 @@ pub(in crate::driver) struct LeaseRecord {
     /// The number of the call's ticket.
     pub(in crate::driver) number: u64,
     pub(in crate::driver) load: Load,
+    /// The tool, in pools whose workers declare limits of tools.
+    pub(in crate::driver) tool: Option<Arc<str>>,
+    /// Whether the call blocks its worker while it waits for the host.
+    pub(in crate::driver) blocks_worker: bool,
     pub(super) waker: Option<Waker>,
     signal: Option<LeaseSignal>,
     /// Whether the driver revoked the lease. The scheduler then counts the call as abandoned already.
@@ -52,6 +56,7 @@ impl LeaseRecord {
         deadline: Option<Instant>,
         number: u64,
         load: Load,
+        tool: Option<Arc<str>>,
     ) -> Self {
         Self {
             call,
@@ -60,6 +65,8 @@ impl LeaseRecord {
             deadline,
             number,
             load,
+            tool,
+            blocks_worker: false,
             waker: None,
             signal: None,
             is_revoked: false,

@@ -228,7 +228,17 @@ impl Model {
                 assert!(queued.is_none_or(|call| call.deadline.is_some_and(|at| at <= self.harness.now)));
             }
             Effect::Launch(worker) => {
-                assert!(!self.is_occupied(worker.slot), "two workers in one slot");
+                assert!(
+                    !self.launching.iter().any(|other| other.slot == worker.slot),
+                    "two launches in one slot"
+                );
+                let others: Vec<_> =
+                    self.workers.iter().filter(|(other, _)| other.slot == worker.slot).collect();
+                let is_retired = |up: &ModelWorker| up.is_retiring && up.concurrency > 1;
+                assert!(
+                    others.len() <= 1 && others.iter().all(|(_, up)| is_retired(up)),
+                    "{others:?} occupy the slot"
+                );
                 self.launching.push(worker);
             }
             Effect::AbortLaunch(worker) => assert!(self.launching.contains(&worker)),
@@ -259,8 +269,8 @@ impl Model {
         self.queued.remove(&ticket.number)
     }
 
-    fn is_occupied(&self, slot: u32) -> bool {
-        self.launching.iter().chain(self.workers.keys()).any(|worker| worker.slot == slot)
+    fn is_alive(&self, worker: WorkerKey) -> bool {
+        self.launching.iter().chain(self.workers.keys()).any(|other| *other == worker)
     }
 
     fn check(&self) {
@@ -281,7 +291,7 @@ impl Model {
             for slot in scheduler.slots() {
                 let is_backing_off = matches!(slot.state, SlotState::BackingOff { .. });
                 assert!(
-                    is_backing_off || self.is_occupied(slot.key().slot),
+                    is_backing_off || self.is_alive(slot.key()),
                     "slot without a worker or a scheduled launch: {slot:?}"
                 );
                 if let SlotState::BackingOff { until } = slot.state {
@@ -291,6 +301,18 @@ impl Model {
         }
         let is_left = |up: &&ModelWorker| up.is_retiring && !up.is_ending && up.held() == 0;
         assert!(!self.workers.values().any(|up| is_left(&up)), "a retired worker was not stopped");
+        for (worker, up) in self.workers.iter().filter(|(_, up)| up.is_retiring && up.concurrency > 1) {
+            let is_second = self
+                .workers
+                .keys()
+                .any(|other| other.slot == worker.slot && other.generation < worker.generation);
+            let is_replaced = scheduler.slots()[worker.index()].key() != *worker
+                || !matches!(scheduler.slots()[worker.index()].state, SlotState::Up(_));
+            assert!(
+                up.is_ending || is_second || is_replaced || self.is_draining,
+                "{worker:?} has no replacement"
+            );
+        }
         assert_eq!(self.stopped, usize::from(scheduler.phase() == Phase::Stopped));
     }
 

@@ -1,0 +1,153 @@
+//! Workers that reject calls because they are stopping. One that runs several calls finishes them beside its replacement.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Effect, KillReason, Load, Phase, Scheduler, Slot, SlotState, Up, WorkerKey};
+
+/// The time that a worker has to finish its calls beside its replacement.
+pub(crate) const RETIREMENT: Duration = Duration::from_secs(300);
+
+/// The workers that finish their calls beside the replacements in their slots. At most one per slot, which bounds the number of
+/// processes.
+#[derive(Debug, Default)]
+pub(super) struct RetiredWorkers(Vec<RetiredWorker>);
+
+#[derive(Debug)]
+struct RetiredWorker {
+    key: WorkerKey,
+    up: Up,
+    /// The end of its time.
+    until: Instant,
+    /// Whether it was killed or asked to stop.
+    is_ending: bool,
+}
+
+impl RetiredWorkers {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn contains(&self, worker: WorkerKey) -> bool {
+        self.0.iter().any(|retired| retired.key == worker)
+    }
+
+    fn find(&mut self, worker: WorkerKey) -> Option<&mut RetiredWorker> {
+        self.0.iter_mut().find(|retired| retired.key == worker && !retired.is_ending)
+    }
+
+    fn overdue(&self, now: Instant) -> Option<WorkerKey> {
+        let is_overdue = |retired: &&RetiredWorker| !retired.is_ending && retired.until <= now;
+        self.0.iter().find(is_overdue).map(|retired| retired.key)
+    }
+
+    /// The earliest time by which a worker must have finished its calls.
+    fn earliest_end(&self) -> Option<Instant> {
+        self.0.iter().filter(|retired| !retired.is_ending).map(|retired| retired.until).min()
+    }
+}
+
+impl Scheduler {
+    /// The state of a worker in service, or of one that finishes its calls beside its replacement.
+    pub(super) fn up(&mut self, worker: WorkerKey) -> Option<&mut Up> {
+        if self.is_current(worker) {
+            return self.slots[worker.index()].up();
+        }
+        self.retired.find(worker).map(|retired| &mut retired.up)
+    }
+
+    /// The number of calls that a worker runs concurrently. 1 for a worker that is not up.
+    pub(crate) fn concurrency_of(&self, worker: WorkerKey) -> u32 {
+        let retired = self.retired.0.iter().find(|retired| retired.key == worker).map(|retired| &retired.up);
+        let current = || match &self.slots.get(worker.index()).filter(|slot| slot.key() == worker)?.state {
+            SlotState::Up(up) => Some(up),
+            _ => None,
+        };
+        retired.or_else(current).map_or(1, |up| up.concurrency)
+    }
+
+    pub(super) fn on_retired(&mut self, worker: WorkerKey, load: Load, now: Instant) {
+        self.in_flight -= 1;
+        self.remove_unbegun(worker, load);
+        if self.is_current(worker)
+            && let Some(up) = self.slots[worker.index()].up()
+        {
+            up.is_retiring = true;
+            self.capacity.remove(worker.slot);
+        }
+        self.stop_if_retired(worker, now);
+        self.replace_retiring(worker.slot, now);
+        self.stop_if_drained();
+    }
+
+    /// Stops a worker that rejected a call because it is stopping, once its other calls have ended.
+    pub(super) fn stop_if_retired(&mut self, worker: WorkerKey, now: Instant) {
+        if self.up(worker).is_none_or(|up| !up.is_retiring || up.held() > 0) {
+            return;
+        }
+        if self.is_current(worker) {
+            let is_healthy = self.slots[worker.index()].up().is_some_and(|up| up.is_healthy(now));
+            self.take_out_of_service(worker, is_healthy);
+        } else {
+            self.end_retired(worker);
+        }
+        self.effects.push(Effect::Stop(worker));
+    }
+
+    /// Launches the replacement of a retiring worker that still runs several calls, unless another retired worker of the slot has
+    /// not exited.
+    fn replace_retiring(&mut self, slot: u32, now: Instant) {
+        let is_alone = self.retired.0.iter().all(|retired| retired.key.slot != slot);
+        let Some(Slot { state: SlotState::Up(up), .. }) = self.slots.get(slot as usize) else { return };
+        if !up.is_retiring || up.concurrency == 1 || !is_alone || self.phase == Phase::Stopping {
+            return;
+        }
+        let (up, key, until) = (*up, self.slots[slot as usize].key(), now + RETIREMENT);
+        self.retired.0.push(RetiredWorker { key, up, until, is_ending: false });
+        self.tick_at(until);
+        self.workers_up -= 1;
+        self.vacate(key, up.is_healthy(now), now);
+    }
+
+    /// Marks a retired worker as killed or asked to stop. Returns `false` for other workers, and if it was marked before.
+    pub(super) fn end_retired(&mut self, worker: WorkerKey) -> bool {
+        let Some(retired) = self.retired.find(worker) else { return false };
+        retired.is_ending = true;
+        self.cancellations.remove_all(worker);
+        true
+    }
+
+    /// Kills retired workers that have not finished their calls in time.
+    pub(super) fn end_retirements(&mut self, now: Instant) {
+        while let Some(worker) = self.retired.overdue(now) {
+            self.kill(worker, KillReason::RetiredTooLong { limit: RETIREMENT }, now);
+        }
+        if let Some(end) = self.retired.earliest_end() {
+            self.tick_at(end);
+        }
+    }
+
+    /// Stops all retired workers.
+    pub(super) fn stop_retired(&mut self) {
+        while let Some(worker) =
+            self.retired.0.iter().find(|retired| !retired.is_ending).map(|retired| retired.key)
+        {
+            self.end_retired(worker);
+            self.effects.push(Effect::Stop(worker));
+        }
+    }
+
+    /// Handles the exit of a retired worker. Returns `false` for other workers.
+    pub(super) fn on_retired_exited(&mut self, worker: WorkerKey, now: Instant) -> bool {
+        let Some(index) = self.retired.0.iter().position(|retired| retired.key == worker) else {
+            return false;
+        };
+        self.retired.0.swap_remove(index);
+        self.cancellations.remove_all(worker);
+        // Its replacement may have retired, too.
+        self.replace_retiring(worker.slot, now);
+        self.finish_stop();
+        true
+    }
+}

@@ -1,0 +1,88 @@
+//! [`CallLimits`]: which calls a worker that runs several can begin together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The limits within which a worker that runs several calls begins them. A call above a limit occupies a place of the worker and
+/// waits. The pool does not apply them, but rejects nested calls that would wait for calls that wait for them.
+///
+/// # Example
+///
+/// ```
+/// use snakepit_worker::CallLimits;
+///
+/// let limits = CallLimits::new(8).with_tool("search", 1);
+/// assert!(limits.can_begin("search", ["fetch"; 7]));
+/// assert!(!limits.can_begin("search", ["search"]));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallLimits {
+    shared: usize,
+    tools: BTreeMap<String, usize>,
+    plain: usize,
+    plain_tools: BTreeSet<String>,
+}
+
+impl CallLimits {
+    /// `shared` limits the calls of all tools without an own limit together.
+    #[must_use]
+    pub const fn new(shared: usize) -> Self {
+        Self { shared, tools: BTreeMap::new(), plain: 1, plain_tools: BTreeSet::new() }
+    }
+
+    /// Limits the calls of one tool. They do not count towards the shared limit.
+    #[must_use]
+    pub fn with_tool(mut self, tool: impl Into<String>, calls: usize) -> Self {
+        self.tools.insert(tool.into(), calls);
+        self
+    }
+
+    /// Limits the calls of all of these tools together, because each occupies a thread. They do not count towards the shared limit,
+    /// but may also have their own.
+    #[must_use]
+    pub fn with_plain_tools(
+        mut self,
+        calls: usize,
+        tools: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        self.plain = calls;
+        self.plain_tools = tools.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Returns whether a call of `tool` can begin while calls of these tools run, and none of them ends.
+    pub fn can_begin<'a>(&self, tool: &str, running: impl IntoIterator<Item = &'a str>) -> bool {
+        let is_plain = self.plain_tools.contains(tool);
+        let own = self.tools.get(tool).copied();
+        let (mut of_tool, mut plain, mut shared) = (0, 0, 0);
+        for other in running {
+            of_tool += usize::from(other == tool);
+            let is_other_plain = self.plain_tools.contains(other);
+            plain += usize::from(is_other_plain);
+            shared += usize::from(!is_other_plain && !self.tools.contains_key(other));
+        }
+        let is_below_shared = match (is_plain, own) {
+            (true, _) => plain < self.plain,
+            (false, None) => shared < self.shared,
+            (false, Some(_)) => true,
+        };
+        is_below_shared && own.is_none_or(|limit| of_tool < limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_begins_below_all_limits_of_its_tool() {
+        let limits =
+            CallLimits::new(2).with_tool("one", 1).with_tool("gpu", 1).with_plain_tools(2, ["gpu", "cpu"]);
+        assert!(limits.can_begin("a", ["b", "one", "cpu", "cpu"]));
+        assert!(!limits.can_begin("a", ["b", "c"]));
+        assert!(limits.can_begin("one", ["b", "c", "cpu", "cpu"]));
+        assert!(!limits.can_begin("one", ["one"]));
+        assert!(limits.can_begin("cpu", ["gpu", "a", "b"]));
+        assert!(!limits.can_begin("cpu", ["gpu", "cpu"]));
+        assert!(!limits.can_begin("gpu", ["gpu"]));
+    }
+}
