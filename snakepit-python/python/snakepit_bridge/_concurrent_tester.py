@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ConcurrentTester:
-    """The event loop of the calls, in a thread of its own.
+    """The event loop of the calls, in a separate thread.
 
     Args:
         plan: The plan of the adapter.
