@@ -19,9 +19,16 @@ pub mod output;
 
 /// The version of this crate, and of a host or worker that is built with it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The revision of the launch contract and of the other conventions that the `.proto` does not define. Every incompatible change
-/// increments it.
-pub const PROTOCOL: u32 = 1;
+/// The revision of the launch contract, of the forms of values, and of the other conventions that the `.proto` does not define.
+/// Every incompatible change increments it. A host rejects workers of another revision.
+///
+/// The Python files of `snakepit_bridge` contain the same number. They reject a native runtime of another revision, so a change of
+/// the interface between the two is incompatible, too.
+///
+/// | revision | change |
+/// | --- | --- |
+/// | 2 | values with buffers inside other values |
+pub const PROTOCOL: u32 = 2;
 
 /// Argument: the TCP port to listen on. With 0 the worker chooses a port and reports it.
 pub const ARG_PORT: &str = "--port";
@@ -120,13 +127,23 @@ impl std::fmt::Debug for HostMessage {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "snakepit_bridge {worker} (protocol {worker_protocol}) is incompatible with this host, snakepit {VERSION} (protocol \
-     {PROTOCOL}); install the same version of both"
+     {PROTOCOL}); {}",
+    fix(worker)
 )]
 pub struct Incompatible {
     /// The version of the worker.
     pub worker: String,
     /// Its protocol revision.
     pub worker_protocol: u32,
+}
+
+/// The fix of an incompatible worker of this version.
+fn fix(worker: &str) -> &'static str {
+    if worker == VERSION {
+        "build both from the same commit (in a checkout, `cargo xtask setup` builds snakepit_bridge)"
+    } else {
+        "install the same version of both"
+    }
 }
 
 /// Checks that the version of a worker is compatible with this host. Protocol revision, major and minor version must be equal.
@@ -208,6 +225,12 @@ mod tests {
             let error = check_version(&version, protocol).unwrap_err().to_string();
             assert!(error.contains(VERSION) && error.len() < 300, "{error}");
             assert!(error.contains(version.get(..20).unwrap_or(&version)), "{error}");
+            let fix = if version == VERSION {
+                "build both from the same commit"
+            } else {
+                "install the same version of both"
+            };
+            assert!(error.contains(fix), "{error}");
         }
     }
 }

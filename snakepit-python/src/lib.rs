@@ -88,6 +88,10 @@ mod _native {
     #[allow(non_upper_case_globals, reason = "the Python name")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
+    /// The revision of the protocol. The Python files of the package compare it with theirs.
+    #[pymodule_export]
+    const PROTOCOL: u32 = snakepit_proto::launch::PROTOCOL;
+
     /// Converts the value of a program to its data and content type. Raises `InvalidTypeError` with the path of a nested value
     /// that has no wire form.
     #[pyfunction]

@@ -10,7 +10,10 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use snakepit_proto::{launch::ENV_HOST_VERSION, pb};
+use snakepit_proto::{
+    launch::{ENV_HOST_VERSION, PROTOCOL},
+    pb,
+};
 use snakepit_server::{FnTool, Snakepit, WorkerState, error_chain};
 use snakepit_tests::{
     Client, EVENT_TIMEOUT, SHOWCASE, Sandbox, Signal, eventually, execute, processes_with, python, root,
@@ -53,7 +56,7 @@ async fn clients_cannot_register_tools() {
     let guess = pb::WorkerIdentity {
         token: "0".repeat(32),
         version: snakepit_proto::launch::VERSION.into(),
-        protocol: snakepit_proto::launch::PROTOCOL,
+        protocol: PROTOCOL,
         ..Default::default()
     };
     for client in &mut clients {
@@ -215,18 +218,55 @@ async fn the_error_of_an_incompatible_runtime_names_both_versions() {
     let error = start_with("old").await;
     assert!(error.contains("FAILED_PRECONDITION") && error.contains("older than its host"), "{error}");
     assert!(error.contains(ours), "{error}");
-    for kind in ["9.9.9 1".to_owned(), format!("{ours} 99")] {
+    let fix_of_versions = "install the same version of both";
+    let fix_of_commits = "build both from the same commit";
+    // A runtime of another commit can have the same version.
+    for (kind, fix) in [
+        (format!("9.9.9 {PROTOCOL}"), fix_of_versions),
+        (format!("{ours} 99"), fix_of_commits),
+        (format!("{ours} 1"), fix_of_commits),
+    ] {
         let error = start_with(&kind).await;
         let (theirs, protocol) = kind.split_once(' ').unwrap();
         assert!(error.contains("FAILED_PRECONDITION"), "{error}");
-        for needle in [theirs, &format!("protocol {protocol}"), &format!("snakepit {ours}")] {
+        let host = format!("snakepit {ours} (protocol {PROTOCOL})");
+        for needle in [theirs, &format!("protocol {protocol}"), &host, fix] {
             assert!(error.contains(needle), "no {needle} in {error}");
         }
     }
     // Versions that differ only in the patch number are compatible.
     let (release, _) = ours.rsplit_once('.').unwrap();
-    let error = start_with(&format!("{release}.999 1")).await;
+    let error = start_with(&format!("{release}.999 {PROTOCOL}")).await;
     assert!(error.contains("registered: True"), "{error}");
+}
+
+/// Python files of another commit find the native runtime of an earlier build next to them.
+#[tokio::test]
+async fn python_files_reject_a_native_runtime_of_another_protocol() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("snakepit_bridge");
+    let line = format!("cp -r '{}' '{}'", bridge().display(), package.display());
+    assert!(std::process::Command::new("sh").args(["-c", &line]).status().unwrap().success());
+    let init = package.join("__init__.py");
+    let text = std::fs::read_to_string(&init).unwrap();
+    let newer = text.replace(&format!("\n_PROTOCOL = {PROTOCOL}\n"), "\n_PROTOCOL = 99\n");
+    assert_ne!(newer, text, "the Python files have the protocol of the host");
+    std::fs::write(&init, newer).unwrap();
+
+    let line = format!("PYTHONPATH='{}' exec '{}' \"$@\"", dir.path().display(), python().display());
+    let failure = Sandbox::adapter(SHOWCASE, 1).python(interpreter(dir.path(), &line)).try_start().await;
+    let failure = failure.unwrap_err();
+    let message = format!(
+        "the native runtime {} has protocol {PROTOCOL}, its Python files have protocol 99; reinstall snakepit-bridge (in a \
+         checkout: `cargo xtask setup`)",
+        snakepit_proto::launch::VERSION
+    );
+    assert!(failure.stderr.contains(&message), "{}", failure.stderr);
+}
+
+/// The directory of the Python package.
+fn bridge() -> std::path::PathBuf {
+    root().join("snakepit-python/python/snakepit_bridge")
 }
 
 /// Old hosts do not pass their version to the worker.
@@ -247,7 +287,7 @@ async fn a_runtime_rejects_a_host_without_a_version() {
 
 #[tokio::test]
 async fn a_token_is_valid_only_for_the_process_that_the_host_launched() {
-    let error = start_with(&format!("stolen {} 1", snakepit_proto::launch::VERSION)).await;
+    let error = start_with(&format!("stolen {} {PROTOCOL}", snakepit_proto::launch::VERSION)).await;
     let (stranger, worker) = error.split_once(" / then itself: ").unwrap_or_else(|| panic!("{error}"));
     assert!(stranger.contains("PERMISSION_DENIED"), "{error}");
     assert!(worker.contains("PERMISSION_DENIED"), "the attempt invalidated the token: {error}");

@@ -4,6 +4,17 @@ An adapter is a class or a module. The decorator :func:`tool` makes the methods 
 by name. See :class:`BaseAdapter`. The public functions of a module are tools, too.
 """
 
+from snakepit_bridge import _native
+
+#: The protocol of these files, as ``PROTOCOL`` in ``snakepit-proto/src/launch.rs``. Runtimes without it have number 1.
+_PROTOCOL = 2
+if (_found := getattr(_native, "PROTOCOL", 1)) != _PROTOCOL:
+    # Hosts show the first 160 characters of the line.
+    raise ImportError(
+        f"the native runtime {_native.__version__} has protocol {_found}, its Python files have protocol {_PROTOCOL}; "
+        "reinstall snakepit-bridge (in a checkout: `cargo xtask setup`)"
+    )
+
 from snakepit_bridge._current import Process, current_context
 from snakepit_bridge._native import Variable, VariableUpdate, VariableVersion, __version__
 from snakepit_bridge._worker_info import WorkerInfo, worker_info

@@ -10,8 +10,10 @@ from snakepit_bridge._plan import Plan
 from snakepit_bridge.errors import SnakepitError
 
 __version__: str
+PROTOCOL: int
 
 __all__ = [
+    "PROTOCOL",
     "Call",
     "ChunkSink",
     "ChunkSpace",
