@@ -251,7 +251,7 @@ impl Host {
                 },
                 None => None,
             };
-            let watch = self.telemetry.watch(&call);
+            let publisher = self.telemetry.begin(&call);
             let result = if let Some(layers) = self.layers.service_for(&call) {
                 match self.begin_in(layers, call) {
                     Ok(running) => running.await,
@@ -270,7 +270,7 @@ impl Host {
                 }
             };
             let result = with_time_limit(result, limit).and_then(|reply| accounted(reply, account));
-            let reply = recorder.ended(watch.ended(result))?;
+            let reply = recorder.ended(publisher.ended(result))?;
             Ok(match session {
                 Some(session) => session.finish(reply, &self.affinity),
                 None => reply,

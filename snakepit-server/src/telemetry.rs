@@ -67,9 +67,9 @@ impl Telemetry {
     }
 
     /// Publishes the start of a call, and returns a guard that publishes its end.
-    pub(crate) fn watch(&self, call: &ToolCall) -> CallWatch {
+    pub(crate) fn begin(&self, call: &ToolCall) -> EndPublisher {
         if self.events.receiver_count() == 0 {
-            return CallWatch(None);
+            return EndPublisher(None);
         }
         let start = CallEvent {
             kind: CallEventKind::Start,
@@ -84,35 +84,35 @@ impl Telemetry {
         };
         let _ = self.events.send(Arc::new(start.clone()));
         let (events, began) = (self.events.clone(), Instant::now());
-        CallWatch(Some(Box::new(WatchedCall { events, event: start, began })))
+        EndPublisher(Some(Box::new(OpenCall { events, event: start, began })))
     }
 }
 
 /// Publishes the end of a call. If it is dropped before the call has ended, it reports the call as cancelled.
 #[derive(Debug)]
-pub(crate) struct CallWatch(Option<Box<WatchedCall>>);
+pub(crate) struct EndPublisher(Option<Box<OpenCall>>);
 
 #[derive(Debug)]
-struct WatchedCall {
+struct OpenCall {
     events: broadcast::Sender<Arc<CallEvent>>,
     event: CallEvent,
     began: Instant,
 }
 
-impl CallWatch {
+impl EndPublisher {
     /// Publishes the end of the call. For a stream, defers that to the end of the stream.
     pub(crate) fn ended(mut self, result: Result<ToolReply, ToolError>) -> Result<ToolReply, ToolError> {
-        let Some(watched) = &mut self.0 else { return result };
+        let Some(open) = &mut self.0 else { return result };
         match result {
             Err(error) => {
                 self.publish_error(&error);
                 Err(error)
             }
             Ok(reply) => {
-                watched.event.worker = reply.worker.as_deref().unwrap_or_default().to_owned();
+                open.event.worker = reply.worker.as_deref().unwrap_or_default().to_owned();
                 let body = match reply.body {
                     ReplyBody::Stream(chunks) => {
-                        ReplyBody::Stream(Box::pin(WatchedStream { chunks, watch: self }))
+                        ReplyBody::Stream(Box::pin(PublishingStream { chunks, publisher: self }))
                     }
                     value @ ReplyBody::Value(_) => {
                         self.publish(CallEventKind::Stop, String::new(), None);
@@ -134,8 +134,8 @@ impl CallWatch {
     }
 
     fn publish(&mut self, kind: CallEventKind, error: String, redacted_error: Option<String>) {
-        if let Some(watched) = self.0.take() {
-            let WatchedCall { events, event, began } = *watched;
+        if let Some(open) = self.0.take() {
+            let OpenCall { events, event, began } = *open;
             let (duration, at) = (began.elapsed(), SystemTime::now());
             let event = CallEvent { kind, duration, error, redacted_error, at, ..event };
             // An error means that there are no subscribers.
@@ -144,7 +144,7 @@ impl CallWatch {
     }
 }
 
-impl Drop for CallWatch {
+impl Drop for EndPublisher {
     fn drop(&mut self) {
         self.publish(CallEventKind::Exception, "cancelled".to_owned(), None);
     }
@@ -152,22 +152,22 @@ impl Drop for CallWatch {
 
 pin_project! {
     /// The stream of a reply. When it ends, it publishes the end of its call.
-    struct WatchedStream<S> {
+    struct PublishingStream<S> {
         #[pin]
         chunks: S,
-        watch: CallWatch,
+        publisher: EndPublisher,
     }
 }
 
-impl<S: Stream<Item = Result<Chunk, ToolError>>> Stream for WatchedStream<S> {
+impl<S: Stream<Item = Result<Chunk, ToolError>>> Stream for PublishingStream<S> {
     type Item = Result<Chunk, ToolError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
         let item = this.chunks.poll_next(cx);
         match &item {
-            Poll::Ready(None) => this.watch.publish(CallEventKind::Stop, String::new(), None),
-            Poll::Ready(Some(Err(error))) => this.watch.publish_error(error),
+            Poll::Ready(None) => this.publisher.publish(CallEventKind::Stop, String::new(), None),
+            Poll::Ready(Some(Err(error))) => this.publisher.publish_error(error),
             Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
         }
         item
@@ -191,14 +191,14 @@ mod tests {
         let mut events = telemetry.subscribe();
         let call = ToolCall::new("add");
 
-        drop(telemetry.watch(&call).ended(Ok(ToolReply::value(Payload::null()))));
+        drop(telemetry.begin(&call).ended(Ok(ToolReply::value(Payload::null()))));
         assert_eq!(kinds(&mut events), [CallEventKind::Start, CallEventKind::Stop]);
 
-        drop(telemetry.watch(&call));
+        drop(telemetry.begin(&call));
         assert_eq!(kinds(&mut events), [CallEventKind::Start, CallEventKind::Exception]);
 
         let chunks = || Box::pin(futures_util::stream::empty());
-        let reply = telemetry.watch(&call).ended(Ok(ToolReply::stream(chunks()))).unwrap();
+        let reply = telemetry.begin(&call).ended(Ok(ToolReply::stream(chunks()))).unwrap();
         assert_eq!(kinds(&mut events), [CallEventKind::Start], "a stream's call ends with the stream");
         let ReplyBody::Stream(stream) = reply.body else { panic!("not a stream") };
         assert_eq!(stream.count().await, 0);

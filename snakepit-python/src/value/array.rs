@@ -178,7 +178,7 @@ pub(super) fn from_python(
         Ok((metadata, array)) => {
             // The copy of an array that repeats a few items can be larger than the memory.
             let size = size(&array)?;
-            if size > limit::stop() {
+            if size > limit::write_limit() {
                 return Err(limit::error(size, purpose, description));
             }
             let buffer: PyBackedBytes = little_endian(&array)?.call_method0("tobytes")?.extract()?;

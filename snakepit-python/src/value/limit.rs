@@ -21,7 +21,7 @@ pub(super) fn bytes() -> usize {
 
 /// The size above which writing a value stops, so that a small object that stands for a huge value, such as a `range` or a list
 /// that contains one array many times, does not use up the memory. Up to this size, errors contain the exact size of the value.
-pub(super) fn stop() -> usize {
+pub(super) fn write_limit() -> usize {
     bytes().min(MAX_ITEM_BYTES).saturating_mul(2)
 }
 
@@ -29,7 +29,7 @@ pub(super) fn stop() -> usize {
 #[cold]
 pub(super) fn error(size: usize, purpose: Purpose, description: fmt::Arguments<'_>) -> PyErr {
     let limit = bytes().min(MAX_ITEM_BYTES);
-    let more = if size > stop() { "at least " } else { "" };
+    let more = if size > write_limit() { "at least " } else { "" };
     let advice = if limit < MAX_ITEM_BYTES {
         format!(", or raise {ENV_MAX_VALUE_BYTES}, which may be up to {MAX_ITEM_BYTES}")
     } else {

@@ -65,7 +65,7 @@ impl Output<'_> {
 
 /// Checks the size of a value that is being written, in bytes.
 fn check_size(size: usize) -> Result<(), WriteError> {
-    if size > limit::stop() { Err(WriteError::TooLarge { size }) } else { Ok(()) }
+    if size > limit::write_limit() { Err(WriteError::TooLarge { size }) } else { Ok(()) }
 }
 
 impl Deref for Output<'_> {

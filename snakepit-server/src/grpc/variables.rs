@@ -376,7 +376,7 @@ fn check_response_size(sizes: impl Iterator<Item = usize>) -> Result<(), Status>
             "the requested values",
             size,
             MAX_MESSAGE_BYTES,
-            "request fewer at once",
+            "request fewer in one call",
         ));
     }
     Ok(())

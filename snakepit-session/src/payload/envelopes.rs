@@ -13,14 +13,15 @@ const MAX_KEY_TEXT: usize = KEY.len() * 6 + 2;
 /// The maximum number of characters of a number in an error.
 const MAX_EXCERPT: usize = 40;
 
-/// A map in JSON that stands for bytes, an array, or a map with the key [`KEY`].
+/// The place of an envelope, which stands for bytes, an array, or a map with the key [`KEY`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Envelope {
-    /// Its place in the JSON.
+pub(super) struct EnvelopePlace {
+    /// The bytes of the JSON that contain the envelope.
     pub(super) text: Range<usize>,
     pub(super) content: Content,
 }
 
+/// The value for which an envelope stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Content {
     /// A part of the buffers.
@@ -44,7 +45,7 @@ pub(super) fn may_have_envelope(json: &[u8]) -> bool {
 /// The envelopes of a value, in the order of their beginnings.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Envelopes {
-    found: Vec<Envelope>,
+    found: Vec<EnvelopePlace>,
 }
 
 impl Envelopes {
@@ -94,24 +95,24 @@ impl Envelopes {
     }
 
     /// The envelope that begins at this place.
-    pub(super) fn at(&self, start: usize) -> Option<&Envelope> {
+    pub(super) fn at(&self, start: usize) -> Option<&EnvelopePlace> {
         let index = self.found.binary_search_by_key(&start, |envelope| envelope.text.start).ok()?;
         self.found.get(index)
     }
 
     /// The envelopes inside of a part of the JSON.
-    pub(super) fn within(&self, text: &Range<usize>) -> &[Envelope] {
+    pub(super) fn within(&self, text: &Range<usize>) -> &[EnvelopePlace] {
         let first = self.found.partition_point(|envelope| envelope.text.start < text.start);
         let end = self.found.partition_point(|envelope| envelope.text.start < text.end);
         &self.found[first..end]
     }
 
-    pub(super) fn all(&self) -> &[Envelope] {
+    pub(super) fn all(&self) -> &[EnvelopePlace] {
         &self.found
     }
 
     /// The envelopes with a part of the buffers, and that part.
-    pub(super) fn references(&self) -> impl Iterator<Item = (&Envelope, &Range<usize>)> {
+    pub(super) fn references(&self) -> impl Iterator<Item = (&EnvelopePlace, &Range<usize>)> {
         self.found.iter().filter_map(|envelope| match &envelope.content {
             Content::Reference { part, .. } => Some((envelope, part)),
             Content::Base64 | Content::Map { .. } => None,
@@ -222,7 +223,7 @@ impl Search<'_> {
             br#""map""# => {
                 let items = level.items.map(|items| items.start).filter(|_| !level.has_duplicates);
                 let items = items.ok_or("contains an escaped map without one list of `items`")?;
-                self.envelopes.found.push(Envelope { text, content: Content::Map { items } });
+                self.envelopes.found.push(EnvelopePlace { text, content: Content::Map { items } });
                 return Ok(());
             }
             _ => return Ok(()),
@@ -253,7 +254,7 @@ impl Search<'_> {
                 ));
             }
         };
-        self.envelopes.found.push(Envelope { text, content });
+        self.envelopes.found.push(EnvelopePlace { text, content });
         Ok(())
     }
 

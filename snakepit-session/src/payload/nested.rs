@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Payload, PayloadError, ValueType,
-    envelopes::{Content, Envelopes, may_have_envelope},
+    envelopes::{Content, EnvelopePlace, Envelopes, may_have_envelope},
 };
 
 /// The key that marks an envelope. Its value is the type.
@@ -127,7 +127,7 @@ pub(super) fn part_at(json: &[u8], text: &Range<usize>, envelopes: &Envelopes, b
 pub(super) fn move_offsets(
     json: &[u8],
     text: &Range<usize>,
-    envelopes: &[super::envelopes::Envelope],
+    envelopes: &[EnvelopePlace],
     base: usize,
     out: &mut Vec<u8>,
 ) {
