@@ -160,9 +160,7 @@ impl Executor {
             Err(ToolError::internal(format!("the runtime panicked while it ran tool `{tool}`")))
         });
         let ended_at = *answer.ended_at.get_or_insert_with(Instant::now);
-        if state.reports().is_some() {
-            self.end_reports(py, &state);
-        }
+        self.end_reports(py, &state);
         let (is_cancelled, has_failed) = (state.is_cancelled(), outcome.is_err());
         // A tool may notice its deadline, and stop half-way with a value or an exception. The call ends as if the
         // interruption had come first, because which one comes first is a matter of chance.
@@ -233,9 +231,8 @@ impl Executor {
             metadata,
         };
         let mut objects = CallObjects { violations, ..CallObjects::default() };
-        let thread = self.thread_ident(py).map_err(|error| self.failure(py, &tool, &error, None, &kwargs))?;
         self.set_current(Some(Arc::clone(state)));
-        let outcome = self.call_tool(py, &tool, mode, context, &thread, &kwargs, state, answer, &mut objects);
+        let outcome = self.call_tool(py, &tool, mode, context, &kwargs, state, answer, &mut objects);
         answer.ended_at = Some(Instant::now());
         // From here on, the call is not interrupted, so cleanup can finish.
         self.set_current(None);
@@ -250,7 +247,7 @@ impl Executor {
             Failure::Raised(error) => self.failure(py, &tool, &error, objects.function.as_ref(), &kwargs),
         });
         self.clean_up(py, &objects);
-        self.leave_context(py, &thread);
+        self.leave_context(py);
         outcome
     }
 
@@ -338,7 +335,6 @@ impl Executor {
         tool: &Arc<str>,
         mode: CallMode,
         context: Call,
-        thread: &Bound<'py, PyAny>,
         kwargs: &Bound<'py, PyDict>,
         state: &Arc<CallState>,
         answer: &mut Answer<'_>,
@@ -358,7 +354,7 @@ impl Executor {
             self.retire_with_reason(tool, &format!("its session context cannot be created: {error}"));
             Failure::Reported(stopping_error())
         })?;
-        self.enter_context(py, thread, &context, state)?;
+        self.enter_context(py, &context, state)?;
         let adapter = &*objects.adapter.insert(self.plan.factory.bind(py).call0()?);
         if self.plan.has_context {
             adapter.call_method1(intern!(py, "set_session_context"), (&context,))?;

@@ -10,7 +10,7 @@ use crate::{call::Call, output_frames::OutputFrames, reports::Reports, state::Ca
 
 impl Executor {
     /// The ident of the thread that runs calls.
-    pub(super) fn thread_ident<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn thread_ident<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         match &self.thread {
             Some(thread) => Ok(thread.bind(py).clone()),
             None => py.import(intern!(py, "_thread"))?.call_method0(intern!(py, "get_ident")),
@@ -22,11 +22,10 @@ impl Executor {
     pub(super) fn enter_context(
         &self,
         py: Python<'_>,
-        thread: &Bound<'_, PyAny>,
         context: &Bound<'_, PyAny>,
         state: &Arc<CallState>,
     ) -> PyResult<()> {
-        self.plan.running.bind(py).set_item(thread, context)?;
+        self.plan.running.bind(py).set_item(self.thread_ident(py)?, context)?;
         if state.reports().is_some_and(Reports::wants_logs)
             && let Some(frames) = OutputFrames::get()
         {
@@ -39,13 +38,17 @@ impl Executor {
     }
 
     /// Removes the current context of this thread.
-    pub(super) fn leave_context(&self, py: Python<'_>, thread: &Bound<'_, PyAny>) {
+    pub(super) fn leave_context(&self, py: Python<'_>) {
         // Fails only without memory. The next call replaces the entry.
-        let _ = self.plan.running.bind(py).set_item(thread, py.None());
+        let _ =
+            self.thread_ident(py).and_then(|thread| self.plan.running.bind(py).set_item(thread, py.None()));
     }
 
-    /// Sends the last reports of a call to its caller.
+    /// Sends the last reports of a call to its caller, if it receives any.
     pub(super) fn end_reports(&self, py: Python<'_>, state: &CallState) {
+        if state.reports().is_none() {
+            return;
+        }
         let flush = self.plan.flush_output.bind(py);
         if !flush.is_none()
             && let Err(error) = flush.call0()

@@ -271,9 +271,7 @@ impl ConcurrentCall {
     fn answer(&self, py: Python<'_>) {
         // A fork must not use the connections of the worker.
         fork::exit_if_fork();
-        if self.state.reports().is_some() {
-            self.runner.executor.end_reports(py, &self.state);
-        }
+        self.runner.executor.end_reports(py, &self.state);
         let Parts { reply, sink, outcome, ended_at, .. } = {
             let mut parts = self.parts();
             let (reply, sink, outcome) = (parts.reply.take(), parts.sink.take(), parts.outcome.take());
