@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from snakepit_bridge._call import CallLike
     from snakepit_bridge.reports import LogLine, Progress
 
+    #: A report of the native client: progress as its done, total and message, or a line of output as its text, stream,
+    #: level, logger and seconds since the epoch.
+    _Report = tuple[tuple[float, float | None, str] | None, tuple[str, str, int, str, float] | None]
+
 __all__ = ["Client", "Session"]
 
 
@@ -56,7 +60,7 @@ class _Options:
             call.cancel()
             raise
 
-    def _deliver(self, reports: list[_native.Report]) -> None:
+    def _deliver(self, reports: list[_Report]) -> None:
         from snakepit_bridge.reports import LogLine, Progress
 
         for progress, line in reports:
