@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 /// The maximum work that a worker may hold ahead. This amount keeps the worker busy until the next call can reach it.
-const MAX_BACKLOG: Duration = Duration::from_millis(1);
+pub(super) const MAX_BACKLOG: Duration = Duration::from_millis(1);
 
 /// The time that it takes to wake an idle worker. A call with a shorter expected time waits for a busy worker instead.
-const WAKE_COST: Duration = Duration::from_micros(10);
+pub(super) const WAKE_COST: Duration = Duration::from_micros(10);
 
 /// The maximum backlog of a busy worker to which the pool adds calls shorter than [`WAKE_COST`]. Above it, the pool wakes an idle
 /// worker. About 64 calls of the shortest tools fit, so that their messages share one write and one wake-up.
-const MAX_SHORT_BACKLOG: Duration = Duration::from_micros(150);
+pub(super) const MAX_SHORT_BACKLOG: Duration = Duration::from_micros(150);
 
 /// The longest expected time of a brief call. Longer calls are never handed over ahead, and no call waits behind them
 /// on a worker.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use proptest::{prelude::*, sample::Index};
 
 use super::*;
-use crate::scheduler::slot::STALLED_AFTER;
+use crate::scheduler::{load, slot::STALLED_AFTER};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -169,7 +169,7 @@ impl Model {
             && up.queues_calls
             && up.last_progress + STALLED_AFTER > self.harness.now
             && up.running.iter().all(|load| load.is_brief())
-            && up.running.iter().map(|load| load.time()).sum::<Duration>() < Duration::from_millis(1)
+            && up.running.iter().map(|load| load.time()).sum::<Duration>() < load::MAX_BACKLOG
     }
 
     /// Whether any worker can take a brief call now.
@@ -205,8 +205,7 @@ impl Model {
                 if up.held() >= up.concurrency {
                     assert!(load.is_brief() && self.takes_ahead(up), "{load:?} was handed to {up:?}");
                     let before = up.running.iter().map(|load| load.time()).sum::<Duration>();
-                    let should_wait =
-                        load.time() < Duration::from_micros(10) && before < Duration::from_micros(150);
+                    let should_wait = load.time() < load::WAKE_COST && before < load::MAX_SHORT_BACKLOG;
                     assert!(
                         !is_any_idle || should_wait,
                         "a call was handed over ahead although a worker is idle"
