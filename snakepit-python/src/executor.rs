@@ -5,6 +5,7 @@
 
 mod answer;
 mod call_context;
+mod chunk_sender;
 mod concurrent;
 mod fitness;
 mod globals;
@@ -43,6 +44,7 @@ use tokio::time::Instant;
 
 use self::{
     answer::Answer,
+    chunk_sender::ChunkSender,
     stream::{is_plain, is_stream},
 };
 use crate::{

@@ -145,9 +145,14 @@ impl Io {
     pub(crate) fn wake_later(self, waker: Waker) {
         self.0.delayed_wakers().push(waker);
         // A thread that starts to drive after the push wakes the task itself.
-        if self.0.driving_threads.load(SeqCst) > 0 {
+        if self.is_driven_elsewhere() {
             self.0.wake_delayed();
         }
+    }
+
+    /// Returns whether a thread other than the executor may be driving the runtime now.
+    pub(crate) fn is_driven_elsewhere(self) -> bool {
+        self.0.driving_threads.load(SeqCst) > 0
     }
 
     /// Makes the standby drive the runtime immediately, without waiting for its next check.

@@ -72,17 +72,22 @@ pub(crate) fn channel() -> (Sink, Source) {
 }
 
 impl Sink {
-    /// Queues a chunk, even if the queue is full. The caller must wait after [`Put::Full`].
+    /// Queues a chunk, even if the queue is full, and wakes the reader. The caller must wait after [`Put::Full`].
     pub(crate) fn put(&self, chunk: Chunk) -> Put {
+        let (put, reader) = self.put_without_wake(chunk);
+        reader.into_iter().for_each(Waker::wake);
+        put
+    }
+
+    /// Like [`put`](Self::put), for callers that can wake the reader at a lower cost later. Returns its waker if it waits.
+    pub(crate) fn put_without_wake(&self, chunk: Chunk) -> (Put, Option<Waker>) {
         let mut queue = self.0.lock();
         if queue.is_closed {
-            return Put::Closed;
+            return (Put::Closed, None);
         }
         queue.bytes += chunk.size();
         queue.chunks.push_back(chunk);
-        let put = if queue.is_full() { Put::Full } else { Put::Queued };
-        wake(queue);
-        put
+        (if queue.is_full() { Put::Full } else { Put::Queued }, queue.reader.take())
     }
 
     /// Blocks until the queue has space. Returns `false` if the reader has closed the queue.
@@ -112,22 +117,12 @@ impl Sink {
         self.0.wake_writers(queue);
     }
 
-    /// Ends the stream, successfully or with an error, after the queued chunks.
-    pub(crate) fn finish(&self, end: Result<(), ToolError>) {
+    /// Ends the stream, successfully or with an error, after the queued chunks. Returns the waker of the reader if it waits.
+    #[must_use = "the end leaves only after the reader was woken"]
+    pub(crate) fn finish(&self, end: Result<(), ToolError>) -> Option<Waker> {
         let mut queue = self.0.lock();
-        if queue.end.is_none() {
-            queue.end = Some(end);
-        }
-        wake(queue);
-    }
-}
-
-/// Releases the lock and wakes a waiting reader.
-fn wake(mut queue: MutexGuard<'_, Queue>) {
-    let reader = queue.reader.take();
-    drop(queue);
-    if let Some(reader) = reader {
-        reader.wake();
+        queue.end.get_or_insert(end);
+        queue.reader.take()
     }
 }
 
@@ -198,7 +193,7 @@ mod tests {
         let (sink, mut source) = channel();
         assert_eq!(sink.put(chunk("1")), Put::Queued);
         assert_eq!(sink.put(chunk("2")), Put::Queued);
-        sink.finish(Err(ToolError::internal("x")));
+        assert!(sink.finish(Err(ToolError::internal("x"))).is_none(), "no reader waits");
         assert_eq!(source.next().await.unwrap().unwrap(), chunk("1"));
         assert_eq!(source.next().await.unwrap().unwrap(), chunk("2"));
         assert!(source.next().await.unwrap().is_err());

@@ -27,6 +27,16 @@ class UnluckyTools(BaseAdapter):
             yield i
 
     @tool
+    def burst(self, n: int, path: str) -> Iterator[int]:
+        """Streams numbers without a pause, and one more once a file exists at the path."""
+        yield from range(n)
+        for _ in range(30_000):
+            if Path(path).exists():
+                break
+            time.sleep(0.001)
+        yield n
+
+    @tool
     def sleep(self, seconds: float, path: str = "") -> str:
         """Creates a file at the path, and then sleeps."""
         if path:

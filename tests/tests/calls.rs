@@ -39,6 +39,26 @@ async fn functions_coroutines_and_generators_are_tools() {
 }
 
 #[tokio::test]
+async fn all_chunks_of_a_burst_arrive_while_the_tool_computes_the_next_one() {
+    let sandbox = Sandbox::adapter("unlucky:UnluckyTools", 1).start().await;
+    let mut client = sandbox.client().await;
+    let files = tempfile::tempdir().unwrap();
+    for n in [1, 7, 300, 5000] {
+        let path = files.path().join(n.to_string());
+        let request = tool_request("burst", &json!({"n": n, "path": path}));
+        let mut chunks = client.execute_streaming_tool(request).await.unwrap().into_inner();
+        for number in 0..n {
+            let chunk = tokio::time::timeout(EVENT_TIMEOUT, chunks.message()).await;
+            let chunk = chunk.expect("the last chunks of the burst wait for the next one");
+            assert_eq!(chunk.unwrap().unwrap().data, number.to_string());
+        }
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(chunks.message().await.unwrap().unwrap().data, n.to_string());
+        assert!(chunks.message().await.unwrap().unwrap().is_final);
+    }
+}
+
+#[tokio::test]
 async fn values_survive_a_round_trip() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     let mut client = sandbox.client().await;

@@ -51,8 +51,7 @@ impl<'a> Answer<'a> {
     ) -> QueuedAnswer {
         match (self.sink, self.reply) {
             (Some(sink), _) => {
-                sink.finish(outcome.map(drop));
-                QueuedAnswer::with_task()
+                QueuedAnswer { waker: sink.finish(outcome.map(drop)), ..QueuedAnswer::with_task() }
             }
             (None, Some(reply)) => {
                 let answer = outcome.and_then(|value| match value {

@@ -14,7 +14,7 @@ use pyo3::{
 };
 use snakepit_registry::{Chunk, ToolError};
 
-use super::{Answer, CallObjects, Executor, Failure};
+use super::{Answer, CallObjects, ChunkSender, Executor, Failure};
 use crate::{
     completions::{Completions, Wait},
     contract::ResultRule,
@@ -41,10 +41,6 @@ impl Executor {
         // A coroutine may return a generator.
         let result = if is_stream(&result)? { result } else { self.resolve(result, Some(state))? };
         let cancelled = || Failure::Reported(ToolError::cancelled(tool.to_string()));
-        // The IO must send chunks while the executor pulls the next ones.
-        if let Some(io) = self.io {
-            io.hand_over();
-        }
         if !is_stream(&result)? {
             // The value is converted before the stream opens, so a value without a JSON form fails the call and not the
             // stream.
@@ -57,6 +53,10 @@ impl Executor {
         let sink = answer.open_stream().ok_or_else(cancelled)?;
         let mut chunks = ChunkWriter::new(py, &self.plan, tool, sink);
         if result.get_type().hasattr(intern!(py, "__anext__"))? {
+            // The IO must send chunks while the event loop waits for the next ones.
+            if let Some(io) = self.io {
+                io.hand_over();
+            }
             let sink = Bound::new(py, ChunkSink { chunks, io: None })?;
             state.set_async(true);
             self.flags.has_used_loop.store(true, Relaxed);
@@ -64,10 +64,15 @@ impl Executor {
             self.plan.run_async.bind(py).call1((pulling,))?;
             return Ok(());
         }
+        let mut sender = self.io.map(ChunkSender::new);
         for item in result.cast::<PyIterator>().map_err(PyErr::from)?.clone() {
-            match chunks.put(&item?)? {
+            let put = match &mut sender {
+                Some(sender) => chunks.put_and_send(&item?, sender)?,
+                None => chunks.put(&item?)?,
+            };
+            match put {
                 Put::Queued => {}
-                Put::Full if py.detach(|| chunks.sink.wait_for_space()) => {}
+                Put::Full if chunks.wait_for_space(py, sender.as_mut()) => {}
                 Put::Full => return Err(cancelled()),
                 // The tool marked the chunk as final, or the reader has closed the stream. In the second case, the state
                 // of the call is "cancelled".
@@ -179,13 +184,32 @@ impl ChunkWriter {
     }
 
     fn put(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Put> {
+        let Item { chunk, is_final } = self.read(item)?;
+        let put = self.sink.put(chunk);
+        Ok(if is_final { Put::Closed } else { put })
+    }
+
+    /// Like [`put`](Self::put), and lets `sender` send the chunk.
+    fn put_and_send(&mut self, item: &Bound<'_, PyAny>, sender: &mut ChunkSender) -> PyResult<Put> {
+        let Item { chunk, is_final } = self.read(item)?;
+        let size = chunk.size();
+        let (put, reader) = self.sink.put_without_wake(chunk);
+        sender.chunk_queued(size, reader);
+        Ok(if is_final { Put::Closed } else { put })
+    }
+
+    fn wait_for_space(&self, py: Python<'_>, sender: Option<&mut ChunkSender>) -> bool {
+        match sender {
+            Some(sender) => sender.wait_for_space(py, &self.sink),
+            None => py.detach(|| self.sink.wait_for_space()),
+        }
+    }
+
+    fn read(&mut self, item: &Bound<'_, PyAny>) -> PyResult<Item> {
         fork::exit_if_fork();
         self.count += 1;
         let description = format_args!("chunk {} of tool `{}`", self.count, self.tool);
-        let Item { chunk, is_final } =
-            Item::read(item, self.chunk_type.bind(item.py()), self.rule.as_ref(), description)?;
-        let put = self.sink.put(chunk);
-        Ok(if is_final { Put::Closed } else { put })
+        Item::read(item, self.chunk_type.bind(item.py()), self.rule.as_ref(), description)
     }
 }
 

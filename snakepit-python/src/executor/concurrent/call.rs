@@ -289,7 +289,9 @@ impl ConcurrentCall {
             false => outcome,
         };
         if let Some(sink) = sink {
-            sink.finish(outcome.map(drop));
+            if let Some(reader) = sink.finish(outcome.map(drop)) {
+                reader.wake();
+            }
             return self.runner.send_before_next_call(None);
         }
         let Some(reply) = reply else { return };
