@@ -2,7 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, PoisonError},
+    sync::Arc,
     task::Waker,
 };
 
@@ -29,7 +29,7 @@ pub(super) struct RareWork {
     /// The killed workers, to log.
     pub(super) killed: Vec<(Arc<LiveWorker>, KillReason)>,
     /// The streams to drop.
-    pub(super) streams: Vec<SharedChunks>,
+    pub(super) streams: Vec<Arc<SharedChunks>>,
 }
 
 impl DeferredWork {
@@ -63,7 +63,7 @@ impl RareWork {
         self.more_wakers.into_iter().for_each(Waker::wake);
         for chunks in &self.streams {
             catch_panic("dropping a stream", || {
-                drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());
+                chunks.discard();
             });
         }
         for (live_worker, call) in &self.recalls {

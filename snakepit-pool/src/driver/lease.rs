@@ -176,11 +176,14 @@ impl Lease {
     }
 
     /// Stores the chunks in the lease's record, so that the driver can drop them.
-    fn share_chunks(&mut self, chunks: &SharedChunks) {
+    fn share_chunks(&mut self, chunks: &Arc<SharedChunks>) {
         self.is_stream = true;
         self.driver.with_state(|state, _| {
             if let Some(record) = state.leases.get_mut(self.key) {
                 record.chunks = Some(Arc::clone(chunks));
+                if record.signal().is_some() {
+                    chunks.signal();
+                }
             }
         });
     }

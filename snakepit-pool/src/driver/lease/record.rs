@@ -30,7 +30,7 @@ pub(in crate::driver) struct LeaseRecord {
     /// Whether the worker was lost with several calls, so none of them is known to have caused the loss.
     pub(in crate::driver) had_concurrent_calls: bool,
     /// The chunks of a streaming call, which are dropped when the lease is revoked.
-    pub(in crate::driver) chunks: Option<SharedChunks>,
+    pub(in crate::driver) chunks: Option<Arc<SharedChunks>>,
 }
 
 /// An event that the holder of a lease must react to.
@@ -78,6 +78,9 @@ impl LeaseRecord {
     /// Sets the signal and returns the holder's waker.
     pub(in crate::driver) fn send(&mut self, signal: LeaseSignal) -> Option<Waker> {
         self.signal = Some(signal);
+        if let Some(chunks) = &self.chunks {
+            chunks.signal();
+        }
         self.waker.take()
     }
 

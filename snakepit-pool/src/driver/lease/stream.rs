@@ -2,7 +2,10 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -11,19 +14,45 @@ use snakepit_registry::{Chunk, ChunkStream, ToolError};
 
 use super::Lease;
 
-/// The worker's stream, shared by its reader and the lease's record. If the driver revokes the lease of a stalled reader, it
-/// also drops the stream, because the unread chunks occupy the connection to the worker. `None` after that.
-pub(in crate::driver) type SharedChunks = Arc<Mutex<Option<ChunkStream>>>;
+/// The worker's stream, shared by its reader and the lease's record.
+pub(in crate::driver) struct SharedChunks {
+    /// If the driver revokes the lease of a stalled reader, it also drops the stream, because the unread chunks occupy the
+    /// connection to the worker. `None` after that.
+    stream: Mutex<Option<ChunkStream>>,
+    /// Whether the lease has a signal. It spares the reader the driver's lock for each chunk.
+    is_signalled: AtomicBool,
+}
+
+impl SharedChunks {
+    /// Makes the reader look for a signal before its next chunk.
+    pub(super) fn signal(&self) {
+        self.is_signalled.store(true, Ordering::Release);
+    }
+
+    /// Drops the stream.
+    pub(in crate::driver) fn discard(&self) {
+        drop(self.stream.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, ToolError>>> {
+        match &mut *self.stream.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(stream) => stream.as_mut().poll_next(cx),
+            // The lease was revoked, so its signal ends the stream.
+            None => Poll::Pending,
+        }
+    }
+}
 
 /// A stream with its lease.
 pub(super) struct LeasedStream {
     /// `None` after the end of the stream.
-    open: Option<(SharedChunks, Lease)>,
+    open: Option<(Arc<SharedChunks>, Lease)>,
 }
 
 impl LeasedStream {
     pub(super) fn new(stream: ChunkStream, mut lease: Lease) -> Self {
-        let chunks: SharedChunks = Arc::new(Mutex::new(Some(stream)));
+        let (stream, is_signalled) = (Mutex::new(Some(stream)), AtomicBool::new(false));
+        let chunks = Arc::new(SharedChunks { stream, is_signalled });
         lease.share_chunks(&chunks);
         Self { open: Some((chunks, lease)) }
     }
@@ -33,16 +62,8 @@ impl Drop for LeasedStream {
     fn drop(&mut self) {
         // Drops the stream before the lease, so that the worker gets its next call only afterwards.
         if let Some((chunks, _)) = &self.open {
-            drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());
+            chunks.discard();
         }
-    }
-}
-
-fn poll_chunks(chunks: &SharedChunks, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, ToolError>>> {
-    match &mut *chunks.lock().unwrap_or_else(PoisonError::into_inner) {
-        Some(stream) => stream.as_mut().poll_next(cx),
-        // The lease was revoked, so its signal ends the stream.
-        None => Poll::Pending,
     }
 }
 
@@ -51,12 +72,19 @@ impl Stream for LeasedStream {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some((chunks, lease)) = &mut self.open else { return Poll::Ready(None) };
-        let item = ready!(lease.poll(cx, |cx| poll_chunks(chunks, cx)));
+        let mut polled = None;
+        if !chunks.is_signalled.load(Ordering::Acquire) && !lease.is_overdue() {
+            match chunks.poll(cx) {
+                Poll::Ready(Some(Ok(chunk))) => return Poll::Ready(Some(Ok(chunk))),
+                other => polled = Some(other),
+            }
+        }
+        let item = ready!(lease.poll(cx, |cx| polled.unwrap_or_else(|| chunks.poll(cx))));
         if let Ok(Some(Ok(chunk))) = item {
             return Poll::Ready(Some(Ok(chunk)));
         }
         let Some((chunks, lease)) = self.open.take() else { return Poll::Ready(None) };
-        drop(chunks.lock().unwrap_or_else(PoisonError::into_inner).take());
+        chunks.discard();
         Poll::Ready(match item {
             Ok(Some(Err(error))) => Some(Err(lease.fail(error).error)),
             // Drops the lease unfinished, because the worker may still run the call.
