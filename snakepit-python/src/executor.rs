@@ -11,6 +11,7 @@ mod fitness;
 mod globals;
 mod guarded_entry;
 mod pending_answers;
+mod retirement;
 mod runner;
 mod stream;
 mod task_watchdog;
@@ -20,7 +21,6 @@ pub(crate) use self::{
         ConcurrencyLimits, ConcurrentCall, ConcurrentCalls, LoopSignal, ThreadCall, is_concurrent,
         is_loop_thread,
     },
-    fitness::Fitness,
     globals::Globals,
     pending_answers::PendingAnswers,
     runner::Runner,
@@ -45,6 +45,7 @@ use tokio::time::Instant;
 use self::{
     answer::Answer,
     chunk_sender::ChunkSender,
+    fitness::Fitness,
     stream::{is_plain, is_stream},
 };
 use crate::{
@@ -57,7 +58,6 @@ use crate::{
     io::Io,
     plan::{Plan, Tool, ToolKind},
     progress::Progress,
-    retire,
     state::CallState,
     tools::{Job, PythonTools, stopping_error},
     value::{self, Purpose},
@@ -233,6 +233,8 @@ impl Executor {
             metadata,
         };
         let mut objects = CallObjects { violations, ..CallObjects::default() };
+        // An interruption must not break the import. If it fails, so does the next one, which reports the error.
+        let _ = self.plan.context(py);
         self.set_current(Some(Arc::clone(state)));
         let outcome = self.call_tool(py, &tool, mode, context, &kwargs, state, answer, &mut objects);
         answer.ended_at = Some(Instant::now());
@@ -288,48 +290,6 @@ impl Executor {
         }
     }
 
-    /// Returns the problem that prevents further calls, if there is one.
-    fn fitness_problem(&self, py: Python<'_>) -> Option<String> {
-        self.fitness.as_ref().and_then(|fitness| fitness.problem(py))
-    }
-
-    /// Retires this worker if a call left it unable to run others.
-    fn retire_if_broken(&self, py: Python<'_>, tool: &str, has_failed: bool) {
-        let Some(fitness) = &self.fitness else { return };
-        if !has_failed {
-            if let Some(problem) = fitness.quick_check(py) {
-                self.retire_with_reason(tool, problem);
-            }
-        } else if let Some(problem) = fitness.problem(py) {
-            self.retire_with_reason(tool, &problem);
-        }
-    }
-
-    /// Retires this worker because of an effect of one of its calls, and logs the reason.
-    fn retire_with_reason(&self, tool: &str, reason: &str) {
-        if !self.flags.is_retired.load(Relaxed) {
-            warn(format_args!("the worker is replaced after a call of tool `{tool}`: {reason}"));
-            self.retire();
-        }
-    }
-
-    /// Retires this worker if a cancelled call may have broken state that further calls need.
-    fn retire_if_interrupted(&self, tool: &str, state: &CallState, began_at: Instant) {
-        let policy = self.plan.tools.get(tool).map_or(self.plan.after_cancel, |tool| tool.after_cancel);
-        if let Some(reason) = retire::retire_reason(policy, state, began_at) {
-            self.retire_with_reason(tool, reason);
-        }
-    }
-
-    /// Rejects all further calls, so that the host runs them elsewhere, and makes the worker exit after this one.
-    fn retire(&self) {
-        self.flags.is_retired.store(true, Relaxed);
-        // No other worker replaces the process of a test.
-        if self.io.is_some() {
-            self.tools.close();
-        }
-    }
-
     #[allow(clippy::too_many_arguments, reason = "the parts of one call, used once")]
     fn call_tool<'py>(
         &self,
@@ -349,7 +309,7 @@ impl Executor {
                 return Err(Failure::Reported(ToolError::invalid_arguments(&**tool, violations)));
             }
         }
-        let context = self.plan.context.bind(py).call1((context,)).map_err(|error| {
+        let context = self.plan.context(py).and_then(|create| create.call1((context,))).map_err(|error| {
             if !error.is_instance_of::<PyException>(py) {
                 return Failure::Raised(error);
             }

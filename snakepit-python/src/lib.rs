@@ -65,10 +65,14 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     use bytes::Bytes;
-    use pyo3::{exceptions::PyValueError, prelude::*, types::PyBytes};
+    use pyo3::{
+        PyTypeInfo,
+        exceptions::PyValueError,
+        prelude::*,
+        types::{PyBytes, PyType},
+    };
     use snakepit_session::Payload;
 
-    use crate::value::{self, Purpose};
     #[pymodule_export]
     use crate::{
         call::Call,
@@ -82,6 +86,10 @@ mod _native {
         variables::{Variable, VariableUpdate, VariableVersion, VariableWatch, Variables},
         worker::Worker,
     };
+    use crate::{
+        errors::CallCancelled,
+        value::{self, Purpose},
+    };
 
     /// The version of this package.
     #[pymodule_export]
@@ -91,6 +99,12 @@ mod _native {
     /// The revision of the protocol. The Python files of the package compare it with theirs.
     #[pymodule_export]
     const PROTOCOL: u32 = snakepit_proto::launch::PROTOCOL;
+
+    /// Returns the class `CallCancelled`, even if a tool has removed its module.
+    #[pyfunction]
+    fn call_cancelled(py: Python<'_>) -> Bound<'_, PyType> {
+        CallCancelled::type_object(py)
+    }
 
     /// Converts the value of a program to its data and content type. Raises `InvalidTypeError` with the path of a nested value
     /// that has no wire form.

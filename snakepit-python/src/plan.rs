@@ -1,12 +1,16 @@
 //! [`Plan`]: the adapter's tools and the Python helpers that run them. Read once, so that calls need no lookup by name.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use foldhash::fast::RandomState;
 use pyo3::{
     exceptions::PyValueError,
     intern,
     prelude::*,
+    sync::PyOnceLock,
     types::{PyDict, PyString},
 };
 use snakepit_proto::launch;
@@ -18,6 +22,7 @@ use snakepit_wire::add_details;
 
 use crate::{
     contract::Contract,
+    errors,
     executor::ConcurrencyLimits,
     value::{self, Parameters, Purpose},
 };
@@ -119,8 +124,7 @@ pub(crate) struct Plan {
     pub(crate) serves_any_tool: bool,
     /// Whether calls pass the parameters of `execute_tool` by name.
     pub(crate) executes_by_name: bool,
-    /// Creates a `SessionContext` from a native `Call`.
-    pub(crate) context: Py<PyAny>,
+    context: SessionContextType,
     /// The contexts of running calls, by thread.
     pub(crate) running: Py<PyDict>,
     /// Runs an awaitable on the worker's event loop.
@@ -151,6 +155,19 @@ pub(crate) struct Plan {
     /// Runs calls concurrently, until their queue is closed.
     pub(crate) serve: Py<PyAny>,
     pub(crate) concurrency: Concurrency,
+}
+
+/// The class of session contexts.
+struct SessionContextType {
+    /// Imports the class.
+    load: Py<PyAny>,
+    loaded: PyOnceLock<Py<PyAny>>,
+}
+
+impl fmt::Debug for SessionContextType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionContextType").finish_non_exhaustive()
+    }
 }
 
 /// The numbers of calls that may run together.
@@ -220,7 +237,7 @@ impl Plan {
             is_dynamic: flag("is_dynamic")?,
             serves_any_tool: flag("serves_any_tool")?,
             executes_by_name: flag("executes_by_name")?,
-            context: object("context")?,
+            context: SessionContextType { load: object("load_context")?, loaded: PyOnceLock::new() },
             running: plan.getattr("running")?.cast_into::<PyDict>()?.unbind(),
             run_async: object("run_async")?,
             drain_async: object("drain_async")?,
@@ -242,6 +259,22 @@ impl Plan {
                 are_dynamic_plain: flag("are_dynamic_plain")?,
             },
         })
+    }
+
+    /// Returns the class that creates a `SessionContext` from a native `Call`.
+    ///
+    /// Imports it at the first use, with the modules that only calls need, because these take a quarter of the imports of a
+    /// worker, and workers start in parallel. Tools run only afterwards, so they cannot disturb the import.
+    ///
+    /// # Errors
+    /// The exception of the import.
+    pub(crate) fn context<'a, 'py>(&'a self, py: Python<'py>) -> PyResult<&'a Bound<'py, PyAny>> {
+        let SessionContextType { load, loaded } = &self.context;
+        let context = loaded.get_or_try_init(py, || {
+            errors::preload(py);
+            load.call0(py)
+        })?;
+        Ok(context.bind(py))
     }
 
     /// Creates the limits of a worker that runs calls concurrently.

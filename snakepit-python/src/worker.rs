@@ -20,10 +20,8 @@ use crate::{
     context,
     control::Control,
     dispositions::Dispositions,
-    errors,
     executor::{
-        ConcurrentCalls, CurrentCall, Executor, ExecutorFlags, Fitness, Globals, LoopSignal, PendingAnswers,
-        Runner,
+        ConcurrentCalls, CurrentCall, Executor, ExecutorFlags, Globals, LoopSignal, PendingAnswers, Runner,
     },
     fork, interrupt,
     io::Io,
@@ -240,8 +238,6 @@ impl Worker {
         }
         let progress = self.page.as_ref().map(|path| Progress::open(path.as_ref())).transpose()?;
         let (progress, answers) = progress.unzip();
-        let fitness = Fitness::new(py)?;
-        errors::preload(py);
         let (calls, call_limits) = (plan.concurrency.calls, plan.call_limits());
         let loop_signal = (calls > 1).then(LoopSignal::new).transpose()?;
         let tools = PythonTools::new(match &loop_signal {
@@ -275,7 +271,7 @@ impl Worker {
             current: Arc::clone(&self.current),
             progress,
             flags: Arc::clone(&self.flags),
-            fitness: Some(fitness),
+            fitness: None,
             globals: Some(Globals::new(py)?),
         };
         let ended = match &loop_signal {

@@ -17,65 +17,98 @@ if (_found := getattr(_native, "PROTOCOL", 1)) != _PROTOCOL:
 
 from snakepit_bridge._current import Process, current_context
 from snakepit_bridge._native import Variable, VariableUpdate, VariableVersion, __version__
-from snakepit_bridge._worker_info import WorkerInfo, worker_info
 from snakepit_bridge.base_adapter import BaseAdapter, tool
 from snakepit_bridge.chunks import StreamChunk
-from snakepit_bridge.errors import (
-    AccessDeniedError,
-    AlreadyExistsError,
-    BatchError,
-    CallCancelled,
-    CallCancelledError,
-    ClientClosedError,
-    ConnectTimeoutError,
-    DeadlineExceededError,
-    DeadlockError,
-    HostToolError,
-    HostUnavailableError,
-    InvalidArgumentError,
-    InvalidTypeError,
-    LimitExceededError,
-    NotFoundError,
-    OverloadedError,
-    ProgramNotFoundError,
-    ShuttingDownError,
-    SnakepitError,
-    ToolError,
-    ToolFailed,
-    UnsupportedError,
-    ValidationError,
-    VariableNotFoundError,
-    VersionConflictError,
-    WorkerLostError,
-)
-from snakepit_bridge.programs import GlobalPrograms, Programs
-from snakepit_bridge.session_context import SessionContext
-from snakepit_bridge.tasks import worker_task
-from snakepit_bridge.variables import VariableType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from snakepit_bridge._converters import Converter, converter
     from snakepit_bridge._encoded import Encoded
     from snakepit_bridge._markers import unserializable_markers
+    from snakepit_bridge._worker_info import WorkerInfo, worker_info
+    from snakepit_bridge.errors import (
+        AccessDeniedError,
+        AlreadyExistsError,
+        BatchError,
+        CallCancelled,
+        CallCancelledError,
+        ClientClosedError,
+        ConnectTimeoutError,
+        DeadlineExceededError,
+        DeadlockError,
+        HostToolError,
+        HostUnavailableError,
+        InvalidArgumentError,
+        InvalidTypeError,
+        LimitExceededError,
+        NotFoundError,
+        OverloadedError,
+        ProgramNotFoundError,
+        ShuttingDownError,
+        SnakepitError,
+        ToolError,
+        ToolFailed,
+        UnsupportedError,
+        ValidationError,
+        VariableNotFoundError,
+        VersionConflictError,
+        WorkerLostError,
+    )
     from snakepit_bridge.heartbeat import HeartbeatClient, HeartbeatConfig
     from snakepit_bridge.host_tools import HostTool, HostTools
     from snakepit_bridge.logging_config import configure_logging, get_logger
+    from snakepit_bridge.programs import GlobalPrograms, Programs
+    from snakepit_bridge.session_context import SessionContext
+    from snakepit_bridge.tasks import worker_task
+    from snakepit_bridge.variables import VariableType
     from snakepit_bridge.zero_copy import ZeroCopyRef
 
-#: The modules of names that are imported on first use, because most workers need none of them.
+#: The modules of names that are imported on first use, because workers start faster without them.
 _LAZY = {
+    "AccessDeniedError": "errors",
+    "AlreadyExistsError": "errors",
+    "BatchError": "errors",
+    "CallCancelled": "errors",
+    "CallCancelledError": "errors",
+    "ClientClosedError": "errors",
+    "ConnectTimeoutError": "errors",
     "Converter": "_converters",
+    "DeadlineExceededError": "errors",
+    "DeadlockError": "errors",
     "Encoded": "_encoded",
+    "GlobalPrograms": "programs",
     "HeartbeatClient": "heartbeat",
     "HeartbeatConfig": "heartbeat",
     "HostTool": "host_tools",
+    "HostToolError": "errors",
     "HostTools": "host_tools",
+    "HostUnavailableError": "errors",
+    "InvalidArgumentError": "errors",
+    "InvalidTypeError": "errors",
+    "LimitExceededError": "errors",
+    "NotFoundError": "errors",
+    "OverloadedError": "errors",
+    "ProgramNotFoundError": "errors",
+    "Programs": "programs",
+    "SessionContext": "session_context",
+    "ShuttingDownError": "errors",
+    "SnakepitError": "errors",
+    "ToolError": "errors",
+    "ToolFailed": "errors",
+    "UnsupportedError": "errors",
+    "ValidationError": "errors",
+    "VariableNotFoundError": "errors",
+    "VariableType": "variables",
+    "VersionConflictError": "errors",
+    "WorkerInfo": "_worker_info",
+    "WorkerLostError": "errors",
     "ZeroCopyRef": "zero_copy",
     "configure_logging": "logging_config",
     "converter": "_converters",
     "get_logger": "logging_config",
     "unserializable_markers": "_markers",
+    "worker_info": "_worker_info",
+    "worker_task": "tasks",
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from contextvars import Context, copy_context
+
+# Not from `contextvars`: see `_current`.
+from _contextvars import Context, copy_context
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

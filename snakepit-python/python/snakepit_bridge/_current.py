@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+
+# Not from `contextvars`, whose file only renames this module.
+from _contextvars import ContextVar
 from _thread import get_ident
-from contextvars import ContextVar
 
 from snakepit_bridge import _owner
 from snakepit_bridge._owner import OWNER

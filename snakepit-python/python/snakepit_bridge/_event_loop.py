@@ -5,8 +5,6 @@ Importing asyncio would dominate a worker's start.
 
 from __future__ import annotations
 
-from snakepit_bridge._failures import BrokenRuntimeError
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -97,6 +95,8 @@ class EventLoop:
             try:
                 loop = self._loop = self._loop_class()(self._on_worker_task, self.context, self.modules)
             except Exception as error:
+                from snakepit_bridge._failures import BrokenRuntimeError
+
                 raise BrokenRuntimeError(
                     f"the event loop cannot be created: {type(error).__name__}: {error}"
                 ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from snakepit_bridge import _adapter_arguments, _current, _failures
+from snakepit_bridge import _current
 from snakepit_bridge._plan import AdapterError, one_line
 from snakepit_bridge.base_adapter import TOOL_ATTRIBUTE
 
@@ -43,21 +43,34 @@ class Lifecycle:
         self._exit = self._hook("process_exit")
         #: The steps of the shutdown, in the order in which their counterparts started.
         self._steps: list[Step] = []
+        has_constructor = any(getattr(adapter, name) is not getattr(object, name) for name in ("__init__", "__new__"))
+        self._arguments: dict[str, dict[str, Any]] = {}
+        if given or has_constructor or self._lifespan is not None or self._init is not None:
+            self._arguments = self._assigned(given)
+        #: Creates an object of the adapter for a call.
+        self.factory: Callable[[], object] = adapter
+        if self._arguments.get("__init__"):
+            self.factory = _Factory(adapter, self._arguments["__init__"])
+
+    def _assigned(self, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the arguments of each function that may take some.
+
+        Raises:
+            AdapterError: No function takes one of the arguments, or a function needs another one.
+        """
+        # Imported late, because most adapters have no arguments.
+        from snakepit_bridge import _adapter_arguments
+
         receivers = {
-            name: _adapter_arguments.receiver_of_hook(name, hook, adapter)
+            name: _adapter_arguments.receiver_of_hook(name, hook, self._adapter)
             for name, hook in (("lifespan", self._lifespan), ("process_init", self._init))
             if hook is not None
         }
-        constructor = _adapter_arguments.receiver_of_class(adapter)
+        constructor = _adapter_arguments.receiver_of_class(self._adapter)
         if constructor is not None:
             receivers["__init__"] = constructor
-        _adapter_arguments.check_names(given, receivers.values(), adapter)
-        arguments = {name: receiver.converted(given) for name, receiver in receivers.items()}
-        self._arguments = arguments
-        #: Creates an object of the adapter for a call.
-        self.factory: Callable[[], object] = adapter
-        if arguments.get("__init__"):
-            self.factory = _Factory(adapter, arguments["__init__"])
+        _adapter_arguments.check_names(given, receivers.values(), self._adapter)
+        return {name: receiver.converted(given) for name, receiver in receivers.items()}
 
     def start(self, stop_limit: float | None = None) -> None:
         """Enter ``lifespan``, run ``process_init``, and create an object as each call does.
@@ -140,13 +153,13 @@ class Lifecycle:
             self._steps.append(("lifespan", lambda: manager.__exit__(None, None, None) and None))
         else:
             raise TypeError(
-                f"it returned `{_failures.type_name(kind)}`, which is not a context manager; decorate it with "
+                f"it returned `{_type_name(kind)}`, which is not a context manager; decorate it with "
                 "`contextlib.contextmanager` or `contextlib.asynccontextmanager`"
             )
         if value is None or value is manager:
             return
         if not hasattr(type(value), "keys"):
-            raise TypeError(f"it yielded `{_failures.type_name(type(value))}`, expected a mapping with names as keys")
+            raise TypeError(f"it yielded `{_type_name(type(value))}`, expected a mapping with names as keys")
         for key in value.keys():  # noqa: SIM118  Any mapping.
             setattr(_current.process(), key, value[key])
 
@@ -221,4 +234,11 @@ class _Alarm:
 
 
 def _described(error: BaseException) -> str:
-    return one_line(f"{_failures.type_name(type(error))}: {error}")
+    return one_line(f"{_type_name(type(error))}: {error}")
+
+
+def _type_name(kind: type) -> str:
+    # Imported late to keep the start fast.
+    from snakepit_bridge import _failures
+
+    return _failures.type_name(kind)

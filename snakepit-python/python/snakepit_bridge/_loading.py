@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from snakepit_bridge import _failures
 from snakepit_bridge._plan import AdapterError, one_line
 from snakepit_bridge.base_adapter import own_attribute
 
@@ -53,6 +52,9 @@ def load(path: str) -> type:
             return _function_adapter.adapter_of_function(module, attribute.rpartition(".")[2], adapter)
     except TypeError as error:
         raise AdapterError(f"module `{module.__name__}` cannot be served: {error}") from None
+    # Imported late to keep the start fast.
+    from snakepit_bridge import _failures
+
     kind = _failures.type_name(type(adapter))
     raise AdapterError(
         f"adapter `{path}` is neither a class nor a function, but of type `{kind}`; module `{module.__name__}` "
@@ -89,6 +91,8 @@ def _import(path: str, name: str) -> ModuleType:
         fix = f"install it for {sys.executable}, or add its directory to PYTHONPATH"
         raise AdapterError(f"adapter `{path}` cannot be imported: {error}; {fix}") from error
     except BaseException as error:
+        from snakepit_bridge import _failures
+
         described = one_line(f"{_failures.type_name(type(error))}: {error}")
         raise AdapterError(f"adapter `{path}` cannot be imported: {described}") from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from snakepit_bridge._plan import Plan
-from snakepit_bridge.errors import SnakepitError
+from snakepit_bridge.errors import CallCancelled, SnakepitError
 
 __version__: str
 PROTOCOL: int
@@ -38,6 +38,7 @@ __all__ = [
     "Wait",
     "Worker",
     "__version__",
+    "call_cancelled",
     "decode",
     "dropped_events",
     "emit_event",
@@ -453,6 +454,7 @@ class LocalSession:
     def end(self) -> None: ...
     def variables(self, call: Call) -> LocalVariables: ...
 
+def call_cancelled() -> type[CallCancelled]: ...
 def to_program(value: Any, description: str) -> tuple[bytes, str]: ...
 def from_program(data: bytes, content_type: str) -> Any: ...
 def encode(value: Any, description: str, *, is_argument: bool = False) -> tuple[str, bytes, bytes | None]: ...

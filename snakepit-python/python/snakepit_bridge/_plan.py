@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snakepit_bridge import _contexts, _current, _failures, _signatures, _specs
+from snakepit_bridge import _contexts, _current, _signatures, _specs
 from snakepit_bridge._event_loop import EventLoop, drain
 from snakepit_bridge._tool_metadata import METADATA_ATTRIBUTE
 from snakepit_bridge.base_adapter import (
@@ -14,16 +14,16 @@ from snakepit_bridge.base_adapter import (
     tool,
 )
 from snakepit_bridge.chunks import StreamChunk
-from snakepit_bridge.session_context import SessionContext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from snakepit_bridge._concurrency import Concurrency
     from snakepit_bridge._contract import Contract
     from snakepit_bridge._native import Call, ConcurrentCalls
+    from snakepit_bridge.session_context import SessionContext
 
     #: A tool: the attribute of the adapter, the name of the method or function, its options, the function that a call
     #: reaches, and whether the first parameter of the function is the object or class.
@@ -86,7 +86,7 @@ class Plan:
         self.serves_any_tool = serves_all_tools(adapter)
         #: Whether calls pass the parameters of `execute_tool` by name.
         self.executes_by_name = self.is_dynamic and _takes_names(adapter)
-        self.context: Callable[[Call], SessionContext] = SessionContext
+        self.load_context = _load_context
         #: The contexts of running calls, by thread.
         self.running = _current.RUNNING
         self.run_async = loop.run
@@ -105,8 +105,8 @@ class Plan:
         self.after_cancel = after_cancel
         #: The modules that define the adapter and its bases.
         self.modules = frozenset(base.__module__ for base in adapter.__mro__)
-        self.describe = _failures.describe
-        self.details = _failures.details
+        self.describe = _describe
+        self.details = _details
         self.chunk = StreamChunk
         #: The numbers of calls that run together: of all tools, and of coroutines whose tools set no number.
         self.calls, self.concurrency = (1, 1) if concurrency is None else (concurrency.calls, concurrency.shared)
@@ -118,6 +118,30 @@ class Plan:
     def serve(self, calls: ConcurrentCalls) -> None:
         """Run calls concurrently."""
         self._loop.serve(calls, self)
+
+
+def _describe(
+    error: BaseException,
+    function: Callable[..., Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> tuple[str, str, str]:
+    # Imported late to keep the start fast. The runtime imports the module before the first call.
+    from snakepit_bridge import _failures
+
+    return _failures.describe(error, function, arguments)
+
+
+def _details(error: BaseException) -> tuple[str, bytes]:
+    from snakepit_bridge import _failures
+
+    return _failures.details(error)
+
+
+def _load_context() -> Callable[[Call], SessionContext]:
+    """Return the class of session contexts. The runtime calls it late to keep the start fast."""
+    from snakepit_bridge.session_context import SessionContext
+
+    return SessionContext
 
 
 def plan_of(

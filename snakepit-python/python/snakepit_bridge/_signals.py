@@ -12,8 +12,8 @@ import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
+from snakepit_bridge import _native
 from snakepit_bridge._owner import OWNER, WORKER
-from snakepit_bridge.errors import CallCancelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-    from snakepit_bridge import _native
     from snakepit_bridge._event_loop import EventLoop
 
 #: Functions of `signal` whose effects are checked at the end of a call.
@@ -143,7 +142,7 @@ class Signals:
             worker.defer_interrupt()
         elif not is_cancelled:
             worker.note_interruption(is_interruptible(frame, self._loop.modules))
-            raise CallCancelled("the call was cancelled")
+            raise _native.call_cancelled()("the call was cancelled")
 
     def _interrupt_blocking(self, frame: FrameType | None) -> None:
         # The event loop cancels the tasks of cancelled calls. Only a call that blocks it needs an exception. The signal
@@ -153,7 +152,7 @@ class Signals:
         call = self._loop.blocking_call(frame)
         if call is not None:
             call.note_interruption(is_interruptible(frame, self._loop.modules))
-            raise CallCancelled("the call was cancelled")
+            raise _native.call_cancelled()("the call was cancelled")
 
     @staticmethod
     def _ignore(signum: int, frame: FrameType | None) -> None:
@@ -251,10 +250,13 @@ def is_cleaning_up(error: BaseException | None) -> bool:
 
     Such code runs `finally` blocks and `__exit__` methods.
     """
+    if error is None:
+        return False
+    cancelled = _native.call_cancelled()
     for _ in range(_MAX_CONTEXTS):
         if error is None:
             return False
-        if isinstance(error, CallCancelled):
+        if isinstance(error, cancelled):
             return True
         error = error.__context__
     return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from snakepit_bridge import _checked, _current
 from snakepit_bridge.errors import InvalidArgumentError
-from snakepit_bridge.programs import GlobalPrograms, Programs
 from snakepit_bridge.variables import SessionVariables
 
 TYPE_CHECKING = False
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from snakepit_bridge.host_stream import HostStream
     from snakepit_bridge.host_tools import HostTools
+    from snakepit_bridge.programs import GlobalPrograms, Programs
 
 
 class SessionContext(SessionVariables):
@@ -247,11 +247,15 @@ class SessionContext(SessionVariables):
             raise InvalidArgumentError(
                 "the call has no session, which programs belong to; call the tool with one, or use `global_programs`"
             )
+        from snakepit_bridge.programs import Programs
+
         return Programs(self._call)
 
     @property
     def global_programs(self) -> GlobalPrograms:
         """The host's own programs, which all sessions share. Calls without a session can use them too."""
+        from snakepit_bridge.programs import GlobalPrograms
+
         return GlobalPrograms(self._call)
 
     def cleanup(self, force: bool = False) -> bool:

@@ -236,7 +236,7 @@ class ToolTester(TesterCalls):
         given = json.loads(json.dumps(dict(adapter_args or {})))
         self._life = Lifecycle(served, self._loop, given)
         plan.factory = self._life.factory
-        plan.context = self._context
+        plan.load_context = lambda: self._context
         plan.describe = self._describe
         self._error: BaseException | None = None
         self._thread: Executor | None = None

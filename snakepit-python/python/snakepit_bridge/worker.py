@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from snakepit_bridge import _adapter_arguments, _native, _threads
+from snakepit_bridge import _native, _threads
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._hooks import Hooks
 from snakepit_bridge._lifecycle import FAILED_START_LIMIT, Lifecycle
@@ -154,7 +154,13 @@ def _is_plain(flag: str, value: str) -> bool:
 
 def _prepare(path: str, loop: EventLoop, environment: Mapping[str, str]) -> tuple[Plan, Lifecycle]:
     # Removed from the environment, because it may contain secrets, and programs that tools start do not need it.
-    given = _adapter_arguments.read(os.environ.pop(_adapter_arguments.VARIABLE, None))
+    text = os.environ.pop("SNAKEPIT_ADAPTER_ARGS", None)
+    given: dict[str, Any] = {}
+    if text:
+        # Imported late, because most adapters have no arguments.
+        from snakepit_bridge import _adapter_arguments
+
+        given = _adapter_arguments.read(text)
     adapter = load(path)
     file = getattr(sys.modules[adapter.__module__], "__file__", None)
     if file is not None:
@@ -193,7 +199,7 @@ def _time_to_stop(grace: str | None, stopping_for: float | None) -> float:
 def _context() -> Context:
     """Return the context of which each call gets a copy."""
     # Imported late to keep the start fast.
-    from contextvars import copy_context
+    from _contextvars import copy_context
 
     return copy_context()
 

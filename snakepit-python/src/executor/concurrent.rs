@@ -26,7 +26,7 @@ use std::{
 use pyo3::prelude::*;
 
 use self::unsent_answers::UnsentAnswers;
-use super::Executor;
+use super::{Executor, Fitness};
 use crate::{io::Io, progress::Answers, tools::Taken};
 
 /// The thread of the event loop that runs calls concurrently.
@@ -83,12 +83,14 @@ impl ConcurrentCalls {
     /// The exception of an event loop that cannot run.
     pub(crate) fn run(
         py: Python<'_>,
-        executor: Executor,
+        mut executor: Executor,
         io: Io,
         answers: Option<Answers>,
         signal: &Arc<LoopSignal>,
     ) -> PyResult<()> {
         LOOP_THREAD.get_or_init(|| std::thread::current().id());
+        executor.plan.context(py)?;
+        executor.fitness = Some(Fitness::new(py)?);
         // This thread does not return to the IO before the last call has ended.
         io.hand_over();
         Self::new(executor, Some(io), answers, signal).serve(py)

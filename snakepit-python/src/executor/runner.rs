@@ -13,7 +13,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Executor, PendingAnswers};
+use super::{Executor, Fitness, PendingAnswers};
 use crate::{io::Io, tools::Job};
 
 /// The maximum time between two turns of the IO while calls follow each other without a pause.
@@ -28,6 +28,9 @@ const MAX_TASK_DELAY: Duration = Duration::from_millis(1);
 
 /// The interval for polling an event loop that does not report its timers.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The time without a call after which a worker imports the modules that only calls need. The other workers have started by then.
+const IMPORT_DELAY: Duration = Duration::from_millis(100);
 
 /// Runs calls inside a Python context, until one of them changes it. Calling the object again continues with the next call
 /// in another context.
@@ -50,8 +53,12 @@ impl Runner {
     pub(crate) fn run(py: Python<'_>, executor: Executor, io: Io, pending: PendingAnswers) -> PyResult<()> {
         let (base, prepare): (Bound<'_, PyAny>, Option<Bound<'_, PyAny>>) =
             executor.plan.contexts.bind(py).call0()?.extract()?;
-        let runner =
-            Bound::new(py, Self { executor, io, pending: Mutex::new(pending), next: Mutex::default() })?;
+        let mut runner = Self { executor, io, pending: Mutex::new(pending), next: Mutex::default() };
+        if runner.wait_for_first_job(py) {
+            return Ok(());
+        }
+        runner.executor.fitness = Some(Fitness::new(py)?);
+        let runner = Bound::new(py, runner)?;
         loop {
             let context = base.call_method0("copy")?;
             if let Some(prepare) = &prepare {
@@ -107,6 +114,22 @@ impl Runner {
 }
 
 impl Runner {
+    /// Waits for the first call, but not longer than [`IMPORT_DELAY`], and then imports the modules that only calls need. Returns
+    /// whether the queue is closed.
+    fn wait_for_first_job(&self, py: Python<'_>) -> bool {
+        if self.loop_has_tasks() {
+            return false;
+        }
+        let taken = async { tokio::time::timeout(IMPORT_DELAY, self.executor.tools.next_job()).await };
+        match py.detach(|| self.io.drive(taken)) {
+            Ok(Some(job)) => *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(job),
+            Ok(None) => return true,
+            // If the import fails, so does that of the first call, which reports the error.
+            Err(_) => drop(self.executor.plan.context(py)),
+        }
+        false
+    }
+
     fn next_job(&self, py: Python<'_>, pending: &mut PendingAnswers) -> Option<Job> {
         if self.loop_has_tasks() {
             // The worker's own tasks may kill the process, too.

@@ -113,14 +113,15 @@ impl ConcurrentCall {
             worker_id: Arc::clone(worker_id),
             metadata,
         };
-        let context = executor.plan.context.bind(py).call1((context,)).map_err(|error| {
-            if !error.is_instance_of::<PyException>(py) {
-                return self.failure_of(py, &error, None, &kwargs);
-            }
-            let problem = format!("its session context cannot be created: {error}");
-            executor.retire_with_reason(&self.tool, &problem);
-            stopping_error()
-        })?;
+        let context =
+            executor.plan.context(py).and_then(|create| create.call1((context,))).map_err(|error| {
+                if !error.is_instance_of::<PyException>(py) {
+                    return self.failure_of(py, &error, None, &kwargs);
+                }
+                let problem = format!("its session context cannot be created: {error}");
+                executor.retire_with_reason(&self.tool, &problem);
+                stopping_error()
+            })?;
         Ok((kwargs, context))
     }
 
