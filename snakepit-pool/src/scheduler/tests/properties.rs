@@ -1,61 +1,14 @@
 //! Invariants of the scheduler under random events, checked with a model.
 
+mod operation;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use proptest::{prelude::*, sample::Index};
+use proptest::prelude::*;
 
+use self::operation::{Ending, Op, op};
 use super::*;
 use crate::scheduler::{load, slot::STALLED_AFTER};
-
-#[derive(Debug, Clone)]
-enum Op {
-    Submit { preferred: Option<(u32, u32)>, timeout: Option<u64>, micros: u64, wait: Option<u64> },
-    Withdraw(Index),
-    EndCall(Index, Ending),
-    Cancel(Index, bool),
-    Launch(Index, Option<(bool, Option<usize>)>),
-    Exit(Index),
-    Advance(u64),
-    Drain(u64),
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Ending {
-    Finished,
-    Released,
-    Returned,
-    Retired,
-    Lost,
-    Abandoned,
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    let preferred = prop::option::of((0..4_u32, 1..3_u32));
-    // The time in milliseconds that the call waits for room.
-    let wait = prop::option::of(0..3000_u64);
-    let ending = prop_oneof![
-        6 => Just(Ending::Finished),
-        1 => Just(Ending::Released),
-        3 => Just(Ending::Returned),
-        1 => Just(Ending::Retired),
-        1 => Just(Ending::Lost),
-        2 => Just(Ending::Abandoned),
-    ];
-    prop_oneof![
-        60 => (preferred, prop::option::of(0..3000_u64), prop_oneof![0..20_u64, 0..1000_u64], wait)
-            .prop_map(|(preferred, timeout, micros, wait)| Op::Submit { preferred, timeout, micros, wait }),
-        10 => any::<Index>().prop_map(Op::Withdraw),
-        50 => (any::<Index>(), ending).prop_map(|(index, ending)| Op::EndCall(index, ending)),
-        15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, is_proven)| Op::Cancel(index, is_proven)),
-        // `None` fails the launch; the pair is the worker's `queues_calls` and `concurrency`.
-        25 => (any::<Index>(), prop::option::weighted(0.7, (any::<bool>(), prop::option::of(1..4_usize))))
-            .prop_map(|(index, up)| Op::Launch(index, up)),
-        10 => any::<Index>().prop_map(Op::Exit),
-        25 => (0..2500_u64).prop_map(Op::Advance),
-        // Rare, because the scheduler only shuts down afterwards.
-        1 => (0..5000_u64).prop_map(Op::Drain),
-    ]
-}
 
 /// The model of a worker that is up.
 #[derive(Debug)]
