@@ -2,6 +2,7 @@
 //! [`snakepit_proto::launch::output`].
 
 use std::{
+    ffi::{CStr, CString},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
     sync::OnceLock,
@@ -15,7 +16,7 @@ use nix::{
     sys::stat::{FileStat, fstat},
     unistd::write,
 };
-use snakepit_proto::launch::output::{Frame, Key};
+use snakepit_proto::launch::output::{ENV_OUTPUT_KEY, Frame, Key};
 
 static FRAMES: OnceLock<Option<OutputFrames>> = OnceLock::new();
 
@@ -38,14 +39,14 @@ struct Pipe {
 
 impl OutputFrames {
     /// Prepares the pipes of this process. Without the key of a host, the process writes plain output.
-    pub(crate) fn install(key: Option<&str>) {
-        let open = |key: &str| {
-            let key = key.as_bytes().try_into().ok()?;
+    pub(crate) fn install() {
+        let open = |key: Vec<u8>| {
+            let key = key.as_slice().try_into().ok()?;
             let stdout = Pipe::open(io::stdout().as_fd())?;
             let stderr = Pipe::open(io::stderr().as_fd())?;
             Some(Self { key, pipes: [stdout, stderr] })
         };
-        FRAMES.get_or_init(|| key.and_then(open));
+        FRAMES.get_or_init(|| take_key().and_then(open));
     }
 
     /// The frames of this process. `None` if the host expects none.
@@ -84,6 +85,10 @@ impl Pipe {
 
     /// Writes bytes that fit into one atomic write.
     fn write(&self, bytes: &[u8]) -> Result<(), Errno> {
+        // A tool may have closed all descriptors, and opened a file that got this one.
+        if identity(self.copy.as_fd()) != Some(self.identity) {
+            return Err(Errno::EBADF);
+        }
         loop {
             match write(&self.copy, bytes) {
                 Ok(_) => return Ok(()),
@@ -99,6 +104,25 @@ impl Pipe {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Returns the key of the host, and overwrites it. Otherwise, each tool, and each program that a tool starts, could read it from
+/// `/proc` and forge the output of other calls.
+#[allow(unsafe_code)]
+fn take_key() -> Option<Vec<u8>> {
+    let name = CString::new(ENV_OUTPUT_KEY).ok()?;
+    // SAFETY: the name is zero-terminated. The worker has no thread yet that changes the environment, and the value stays valid until
+    // then. The bytes of the environment are writable, and their number does not change.
+    unsafe {
+        let value = libc::getenv(name.as_ptr());
+        if value.is_null() {
+            return None;
+        }
+        let key = CStr::from_ptr(value).to_bytes().to_vec();
+        value.cast::<u8>().write_bytes(b'-', key.len());
+        libc::unsetenv(name.as_ptr());
+        Some(key)
     }
 }
 

@@ -11,7 +11,7 @@ use pyo3::{exceptions::PyRuntimeError, prelude::*};
 use snakepit_proto::launch::{
     CONTROL_STDIN, CallLimits, ControlMessage, ENV_CONTROL, ENV_HOST_VERSION, ENV_PROGRESS, ENV_SOCKET,
     READY_PREFIX, VERSION,
-    output::{ENV_OUTPUT_KEY, Frame, FrameKind},
+    output::{Frame, FrameKind},
 };
 
 use crate::{
@@ -69,7 +69,7 @@ impl Worker {
                 )));
             }
         };
-        OutputFrames::install(std::env::var(ENV_OUTPUT_KEY).ok().as_deref());
+        OutputFrames::install();
         let page = std::env::var_os(ENV_PROGRESS).filter(|path| !path.is_empty());
         let output = page.as_ref().map(|path| CallOutput::open(path.as_ref())).transpose()?.flatten();
         // Read before the adapter is imported, which may change the environment.

@@ -29,6 +29,11 @@ async def wait(seconds: float) -> str:
 async def pid() -> int:
     return os.getpid()
 
+async def environments() -> list[str]:
+    program = "import os; print(open(f'/proc/{os.getppid()}/environ').read())"
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+    return [open("/proc/self/environ").read(), (await child.communicate())[0].decode(), str(dict(os.environ))]
+
 async def remove_readers() -> str:
     loop = asyncio.get_running_loop()
     for fd in range(256):
@@ -123,6 +128,14 @@ def test_a_callback_that_schedules_itself_ends_with_its_call(client: Client) -> 
     for _ in range(20):
         client.call("plain", x=1)
     assert client.call("turns_of_callbacks") == turns
+
+
+def test_tools_cannot_read_the_key_of_the_output(client: Client) -> None:
+    ours, of_child, variables = client.call("environments")
+    for environment in (ours, of_child):
+        key = environment.partition("SNAKEPIT_OUTPUT_KEY=")[2].partition("\0")[0]
+        assert set(key) == {"-"}, key
+    assert "SNAKEPIT_OUTPUT_KEY" not in variables
 
 
 @pytest.mark.parametrize(("end", "code"), [("return", 0), ("raise", 1), ("exit", 3)])

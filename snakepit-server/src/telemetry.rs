@@ -66,6 +66,11 @@ impl Telemetry {
         self.events.subscribe()
     }
 
+    /// The number of open subscriptions, with those of the program itself.
+    pub(crate) fn subscribers(&self) -> usize {
+        self.events.receiver_count()
+    }
+
     /// Publishes the start of a call, and returns a guard that publishes its end.
     pub(crate) fn begin(&self, call: &ToolCall) -> EndPublisher {
         if self.events.receiver_count() == 0 {

@@ -125,6 +125,29 @@ async fn subscribers_see_the_output_of_lost_workers_only_if_their_errors_include
 }
 
 #[tokio::test]
+async fn the_number_of_subscribers_is_limited() {
+    let sandbox = Sandbox::adapter("events:", 1).start().await;
+    let mut client = sandbox.client().await;
+    let mut open = Vec::new();
+    for _ in 0..32 {
+        open.push(Telemetry::open(&mut client).await);
+    }
+    let (_controls, receiver) = mpsc::channel(1);
+    let rejected = client.stream_telemetry(ReceiverStream::new(receiver)).await.unwrap_err();
+    assert_eq!(rejected.code(), Code::ResourceExhausted, "{rejected:?}");
+    assert!(rejected.message().contains("32 requests of telemetry are open"), "{rejected:?}");
+    open.pop();
+    eventually("a place is free after a subscriber has left", EVENT_TIMEOUT, || {
+        let mut client = client.clone();
+        async move {
+            let (_controls, receiver) = mpsc::channel(1);
+            client.stream_telemetry(ReceiverStream::new(receiver)).await.is_ok()
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_new_subscriber_does_not_wait_after_the_last_one_has_left() {
     const ROUNDS: u32 = 10;
     let sandbox = Sandbox::adapter("events:", 1).start().await;

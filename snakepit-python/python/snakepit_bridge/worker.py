@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:
             # The directory was removed.
             del sys.path[0]
-    # Adapters may change the environment of their process, but not the settings of the host.
-    environment = dict(os.environ)
     # Created before anything else, because it arms the lifeline, which ends this process with its host.
     worker = _native.Worker()
-    # Programs that tools start must not write frames, such as another worker.
+    # With the key, a tool, or a program that it starts, could forge the output of other calls.
     os.environ.pop("SNAKEPIT_OUTPUT_KEY", None)
+    # Adapters may change the environment of their process, but not the settings of the host.
+    environment = dict(os.environ)
     output = Output(worker)
     output.install()
     _threads.install()

@@ -145,7 +145,7 @@ impl BridgeService for Bridge {
     ) -> RpcResult<Self::StreamTelemetryStream> {
         self.may_observe(&request)?;
         let (_, extensions, controls) = request.into_parts();
-        Ok(Response::new(self.telemetry(controls, &extensions)))
+        self.telemetry(controls, &extensions).map(Response::new)
     }
 
     async fn put_program(

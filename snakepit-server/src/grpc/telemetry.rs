@@ -12,16 +12,27 @@ use tonic::{Extensions, Status, Streaming};
 use super::{bridge::Bridge, open_ended::OpenEndedStream, request::is_from_worker};
 use crate::{
     host::Host,
-    status::invalid_field,
+    status::{invalid_field, too_many_requests},
     telemetry::{CallEvent, CallEventKind},
 };
 
+/// The maximum number of subscribers of a host over gRPC. Each makes every call slower.
+const MAX_SUBSCRIBERS: usize = 32;
+
+type TelemetryStream = Pin<Box<dyn Stream<Item = Result<pb::TelemetryEvent, Status>> + Send>>;
+
 impl Bridge {
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` above [`MAX_SUBSCRIBERS`].
     pub(super) fn telemetry(
         &self,
         controls: Streaming<pb::TelemetryControl>,
         extensions: &Extensions,
-    ) -> Pin<Box<dyn Stream<Item = Result<pb::TelemetryEvent, Status>> + Send>> {
+    ) -> Result<TelemetryStream, Status> {
+        let open = self.host().telemetry.subscribers();
+        if open >= MAX_SUBSCRIBERS {
+            return Err(too_many_requests("telemetry", open));
+        }
         let mut subscription = Subscription::new(self.host(), TelemetryFilter::new());
         subscription.controls = Some(controls);
         subscription.sees_internals = self.host().tracebacks.shows_to(&self.principal(extensions));
@@ -30,7 +41,7 @@ impl Bridge {
             let event = subscription.next().await?;
             Some((event, subscription))
         });
-        Box::pin(OpenEndedStream::new(events, self.host().stop.clone()))
+        Ok(Box::pin(OpenEndedStream::new(events, self.host().stop.clone())))
     }
 }
 
