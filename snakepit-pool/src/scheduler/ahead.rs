@@ -94,16 +94,26 @@ impl Scheduler {
         let can_place_brief = self.next_slot(Load::of(Duration::ZERO), now).is_some();
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
-            let SlotState::Up(up) = slot.state else { continue };
-            if up.held() <= up.concurrency || up.running() == 0 {
-                continue;
+            if let SlotState::Up(up) = slot.state {
+                self.recall_from(slot.key(), up, can_place_brief, now);
             }
-            let due = up.stalls_at();
-            if due <= now && can_place_brief {
-                self.effects.push(Effect::Recall(slot.key()));
-            }
-            self.tick_at(if due <= now { now + RECALL_INTERVAL } else { due });
         }
+        for index in 0..self.retired.len() {
+            if let Some((worker, up)) = self.retired.running(index) {
+                self.recall_from(worker, up, can_place_brief, now);
+            }
+        }
+    }
+
+    fn recall_from(&mut self, worker: WorkerKey, up: Up, can_place_brief: bool, now: Instant) {
+        if up.held() <= up.concurrency || up.running() == 0 {
+            return;
+        }
+        let due = up.stalls_at();
+        if due <= now && can_place_brief {
+            self.effects.push(Effect::Recall(worker));
+        }
+        self.tick_at(if due <= now { now + RECALL_INTERVAL } else { due });
     }
 
     /// Returns a recalled call to its old place in the queue.

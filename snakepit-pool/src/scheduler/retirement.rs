@@ -29,6 +29,15 @@ impl RetiredWorkers {
         self.0.is_empty()
     }
 
+    pub(super) const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The worker at this position and its load, unless it was killed or asked to stop.
+    pub(super) fn running(&self, index: usize) -> Option<(WorkerKey, Up)> {
+        self.0.get(index).filter(|retired| !retired.is_ending).map(|retired| (retired.key, retired.up))
+    }
+
     pub(super) fn contains(&self, worker: WorkerKey) -> bool {
         self.0.iter().any(|retired| retired.key == worker)
     }
