@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from snakepit_bridge._failures import describe, details
-from snakepit_bridge.errors import HostToolError, ToolError
+from snakepit_bridge.errors import HostToolError, ToolError, ToolFailed
 
 
 class Shelf:
@@ -121,3 +122,44 @@ def test_a_large_part_is_omitted_without_encoding_all_of_it() -> None:
     large = RareError()
     large.shelf = {"row": list(range(100_000))}  # type: ignore[dict-item]
     assert parts_of(large) == ("", {"args": ["tea", 3], "omitted": ["attributes"]})
+
+
+def test_an_error_of_another_tool_that_a_tool_passes_on_stays_that_error() -> None:
+    error = ToolFailed(
+        "shop.OutOfStock",
+        "no tea",
+        code="sold_out",
+        data={"left": 0},
+        exception_args=("tea",),
+        attributes={"item": "tea"},
+        omitted=("notes",),
+    )
+    assert describe(error)[:2] == ("shop.OutOfStock", "no tea")
+    code, parts = details(error)
+    assert code == "sold_out"
+    assert json.loads(parts) == {
+        "data": {"left": 0},
+        "args": ["tea"],
+        "attributes": {"item": "tea"},
+        "omitted": ["notes"],
+    }
+    group = ExceptionGroup("two", [error, ValueError("x")])
+    members = json.loads(details(group)[1])["exceptions"]
+    assert [(member["type"], member["message"]) for member in members] == [
+        ("shop.OutOfStock", "no tea"),
+        ("ValueError", "x"),
+    ]
+
+
+def test_a_huge_group_is_described_quickly() -> None:
+    shared: Exception = ValueError("leaf")
+    for _ in range(40):
+        shared = ExceptionGroup("pair", [shared, shared])
+    for group in (ExceptionGroup("wide", [ValueError("no")] * 1_000_000), shared):
+        started = time.monotonic()
+        name, message, text = describe(group)
+        parts = details(group)[1]
+        assert time.monotonic() - started < 2
+        assert name == "ExceptionGroup"
+        assert text.endswith(f"ExceptionGroup: {message}\n")
+        assert len(parts) < 300_000

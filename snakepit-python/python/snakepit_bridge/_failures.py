@@ -22,6 +22,10 @@ _RUNTIME_FILES = tuple(
 )
 
 
+#: The maximum number of exceptions of a group whose traceback has all of them.
+_MAX_FORMATTED = 1000
+
+
 def describe(
     error: BaseException,
     function: Callable[..., Any] | None = None,
@@ -39,13 +43,19 @@ def describe(
 
     frames = _without_runtime(error.__traceback__)
     try:
-        lines = traceback.format_exception(type(error), error, frames)
+        if _is_large(error):
+            # The time of the whole traceback could exceed the deadline of the call.
+            lines = ["Traceback (most recent call last):\n", *traceback.format_tb(frames)]
+            lines.append(f"{type_name(type(error))}: {_message(error)}\n")
+        else:
+            lines = traceback.format_exception(type(error), error, frames)
     except Exception:  # Attributes of the exception may raise. Its frames are still useful.
         lines = traceback.format_tb(frames)
     # A TypeError without frames comes from the call itself: the arguments do not match the signature.
     is_mismatch = type(error) is TypeError and frames is None and function is not None
     message = _mismatch(function, arguments) if is_mismatch and function is not None and arguments is not None else None
-    return _text(type_name(type(error))), _text(message or _message(error)), _text("".join(lines))
+    name, own_message = _type_and_message(error)
+    return name, _text(message) if message else own_message, _text("".join(lines))
 
 
 def details(error: BaseException) -> tuple[str, bytes]:
@@ -59,6 +69,37 @@ def details(error: BaseException) -> tuple[str, bytes]:
 
 #: The attribute of an exception with the code and the data of a failure that has another class.
 FAILURE_ATTRIBUTE = "__snakepit_failure__"
+
+
+def _is_large(error: BaseException) -> bool:
+    """Return whether an exception group, with the causes and members of its members, has too many exceptions to format."""
+    if not isinstance(error, BaseExceptionGroup):
+        return False
+    pending: list[BaseException] = [error]
+    count = 0
+    while pending:
+        found = pending.pop()
+        count += 1
+        if count > _MAX_FORMATTED:
+            return True
+        pending += (linked for linked in (found.__cause__, found.__context__) if linked is not None)
+        if isinstance(found, BaseExceptionGroup):
+            pending += found.exceptions[:_MAX_FORMATTED]
+    return False
+
+
+def _passed_on(error: BaseException) -> Any:
+    """Return an error of another tool that this tool did not catch, and whose class this process does not have."""
+    errors = sys.modules.get("snakepit_bridge.errors")
+    return error if errors is not None and type(error) is errors.ToolFailed else None
+
+
+def _type_and_message(error: BaseException) -> tuple[str, str]:
+    """Return the type and the message of an exception. Those of another tool's error are those that the tool raised."""
+    failed = _passed_on(error)
+    if failed is not None and isinstance(failed.type, str) and isinstance(failed.message, str):
+        return _text(failed.type), _text(failed.message)
+    return _text(type_name(type(error))), _text(_message(error))
 
 
 def _code_and_data(error: BaseException) -> tuple[str, Any]:
@@ -86,7 +127,8 @@ def _parts(error: BaseException, chain: _Chain) -> tuple[str, list[str]]:
         encoders["notes"] = lambda: _json_notes(error)
     encoders.update(chain.encoders(error))
     parts: list[str] = []
-    omitted: list[str] = []
+    failed = _passed_on(error)
+    omitted: list[str] = [] if failed is None else [f'"{name}"' for name in failed.omitted if name in _PARTS]
     for name, encode in encoders.items():
         try:
             text = encode()
@@ -100,6 +142,8 @@ def _parts(error: BaseException, chain: _Chain) -> tuple[str, list[str]]:
     return code, parts
 
 
+#: The parts of a failure that may be left out.
+_PARTS = ("args", "attributes", "data", "notes", "cause", "context", "exceptions")
 #: The maximum number of exceptions in the chains of a failure.
 _MAX_CHAINED = 64
 #: The maximum depth of chains and groups.
@@ -150,9 +194,10 @@ class _Chain:
             code, parts = _parts(error, self)
         finally:
             self._depth -= 1
+        name, message = _type_and_message(error)
         texts = {
-            "type": _text(type_name(type(error))),
-            "message": _text(_message(error))[:_MAX_CHAINED_TEXT],
+            "type": name,
+            "message": message[:_MAX_CHAINED_TEXT],
             "traceback": _frames(error),
             "code": code,
         }
@@ -196,6 +241,9 @@ def _json_args(error: BaseException) -> str | None:
 
 def _json_attributes(error: BaseException) -> str | None:
     """Return the published attributes that have a JSON form, as an object."""
+    failed = _passed_on(error)
+    if failed is not None:
+        return _json(failed.attributes) if failed.attributes else None
     entries: list[str] = []
     remaining = _MAX_PART_SIZE
     for name in _published(type(error)):
@@ -221,6 +269,9 @@ def _json_notes(error: BaseException) -> str | None:
 
 
 def _args(error: BaseException) -> tuple[Any, ...]:
+    failed = _passed_on(error)
+    if failed is not None:
+        return tuple(failed.exception_args)
     # A class may replace `args`.
     return error.args if isinstance(error.args, tuple) else ()
 
