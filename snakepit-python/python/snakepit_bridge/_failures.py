@@ -72,7 +72,7 @@ FAILURE_ATTRIBUTE = "__snakepit_failure__"
 
 
 def _is_large(error: BaseException) -> bool:
-    """Return whether an exception group, with the causes and members of its members, has too many exceptions to format."""
+    """Return whether an exception is a group that, with its members and causes, has too many exceptions to format."""
     if not isinstance(error, BaseExceptionGroup):
         return False
     pending: list[BaseException] = [error]
