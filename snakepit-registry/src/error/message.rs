@@ -65,15 +65,25 @@ pub(super) fn describe_violations(tool: &str, violations: &[Violation]) -> Strin
     }
 }
 
-/// Returns the last three lines of output for a message, each shortened to 160 characters. The status details contain all lines.
+/// Returns the last three lines of output for a message, each shortened to 160 characters. After a fatal signal, the first lines of
+/// Python's stacks follow. The status details contain all lines.
 pub(super) fn output_tail(lines: &[String]) -> String {
     const MAX_LINES: usize = 3;
     const MAX_LINE_CHARS: usize = 160;
-    let last: Vec<String> = lines[lines.len().saturating_sub(MAX_LINES)..]
+    const STACKS: &str = "Fatal Python error";
+    // The stacks follow the output. They begin with the code that crashed, and end with that of the runtime.
+    let begin = lines.iter().position(|line| line.starts_with(STACKS)).unwrap_or(lines.len());
+    let (output, stacks) = lines.split_at(begin);
+    let output = &output[output.len().saturating_sub(MAX_LINES)..];
+    let is_useful = |line: &&String| line.starts_with(STACKS) || line.trim_start().starts_with("File ");
+    let stacks = stacks.iter().filter(is_useful).take(MAX_LINES);
+    let last: Vec<String> = output
         .iter()
+        .chain(stacks)
+        .map(|line| line.trim())
         .map(|line| match line.char_indices().nth(MAX_LINE_CHARS) {
             Some((end, _)) => format!("{}...", &line[..end]),
-            None => line.clone(),
+            None => line.to_owned(),
         })
         .collect();
     if last.is_empty() { String::new() } else { format!("; its last output: {}", last.join(" | ")) }
@@ -182,5 +192,13 @@ mod tests {
         let long = lost((0..20).map(|n| format!("{n}: {}", "ü".repeat(8 * 1024))).collect());
         assert!(long.contains("; its last output: 17: üü") && long.ends_with("ü..."), "{long}");
         assert!(long.chars().count() < 600, "{long}");
+        let crash = "one\ntwo\nthree\nabout to die\nFatal Python error: Segmentation fault\n\nCurrent thread 0x1 (most recent call first):\n  \
+                     File \"shop.py\", line 4 in crash\n  File \"shop.py\", line 9 in tool\n  File \"worker.py\", line 74 in main\n\n\
+                     Extension modules: numpy";
+        assert_eq!(
+            lost(crash.lines().map(str::to_owned).collect()),
+            "worker `w` was lost: it exited with code 1; its last output: two | three | about to die | Fatal Python error: \
+             Segmentation fault | File \"shop.py\", line 4 in crash | File \"shop.py\", line 9 in tool"
+        );
     }
 }
