@@ -200,8 +200,8 @@ pub use snakepit_session_redb::RedbBackend;
 #[cfg(feature = "redis")]
 pub use snakepit_session_redis::{RedisBackend, RedisConfig};
 pub use snakepit_worker::{
-    ExitReason, LaunchRequest, LauncherEnd, Worker, WorkerCommand, WorkerError, WorkerExit, WorkerId,
-    WorkerLauncher, WorkerSlot,
+    CallLimits, ExitReason, LaunchRequest, LauncherEnd, Worker, WorkerCommand, WorkerError, WorkerExit,
+    WorkerId, WorkerLauncher, WorkerSlot,
     process::{ConnectedWorker, HostAccess, LaunchGuard, WorkerConnection},
 };
 
