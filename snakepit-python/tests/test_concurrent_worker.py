@@ -26,6 +26,9 @@ async def wait(seconds: float) -> str:
     await asyncio.sleep(seconds)
     return "done"
 
+async def in_thread(x: int) -> int:
+    return await asyncio.to_thread(int, x)
+
 async def pid() -> int:
     return os.getpid()
 
@@ -114,6 +117,7 @@ def test_a_call_that_disturbs_the_event_loop_leaves_the_others_alone(client: Cli
         waiting = [pool.submit(client.call, "wait", seconds=0.3) for _ in range(4)]
         client.options(timeout=10).call(tool)
         assert [client.options(timeout=10).call("plain", x=x) for x in range(20)] == list(range(20))
+        assert client.options(timeout=10).call("in_thread", x=5) == 5
         if tool != "own_loop":
             # Until the call that replaced the running loop ends, the others cannot find theirs.
             assert [call.result(30) for call in waiting] == ["done"] * 4

@@ -48,6 +48,9 @@ class Watches:
     def __init__(self, loop: asyncio.AbstractEventLoop, modules: frozenset[str]) -> None:
         self._loop: Any = loop
         self._modules = modules
+        #: The descriptor by which other threads wake the loop.
+        wakeup = getattr(loop, "_ssock", None)
+        self._wakeup: int | None = None if wakeup is None else wakeup.fileno()
         #: Callbacks that calls added, with the owners of the code that added them.
         self._call_callbacks: dict[tuple[str, Any], object | None] = {}
         #: Callbacks that the worker added, and that a call may replace or remove.
@@ -103,8 +106,11 @@ class Watches:
     def _remove(self, name: str, remove: Callable[..., Any], *args: Any, **options: Any) -> Any:
         key = _key(*args, **options)
         worker_callback = self._worker_callbacks.get((name, key))
-        if worker_callback is not None and self._is_of_runtime(worker_callback) and OWNER.get() is not WORKER:
-            # Without it, the worker would no longer notice calls.
+        if OWNER.get() is not WORKER and (
+            (name == "add_reader" and key == self._wakeup)
+            or (worker_callback is not None and self._is_of_runtime(worker_callback))
+        ):
+            # Without them, the loop would no longer notice other threads, and the worker would no longer notice calls.
             return False
         self._call_callbacks.pop((name, key), None)
         if worker_callback is not None:

@@ -56,13 +56,13 @@ impl ToolContext {
     /// sent, so report at most some twenty a second.
     ///
     /// ```
-    /// use snakepit_registry::{FnTool, Json, ToolContext};
+    /// use snakepit_registry::{FnTool, ToolContext};
     ///
     /// let tool = FnTool::new("import", |context: ToolContext| async move {
     ///     for file in 1..=3 {
     ///         context.report_progress(f64::from(file), Some(3.0), "copying");
     ///     }
-    ///     Ok::<_, snakepit_registry::ToolError>(Json(3))
+    ///     3
     /// });
     /// ```
     pub fn report_progress(&self, done: f64, total: Option<f64>, message: impl Into<String>) {
