@@ -116,7 +116,7 @@ class ConcurrentLoop(RunningLoop):
             handle.cancel()
 
     def keep_running(self) -> None:
-        """Make this the running loop again, if a call has replaced it, for example to run a loop of its own."""
+        """Make this the running loop again if a call has run another one."""
         if asyncio._get_running_loop() is not self._loop:
             asyncio._set_running_loop(self._loop)
 

@@ -48,8 +48,8 @@ class Watches:
     def __init__(self, loop: asyncio.AbstractEventLoop, modules: frozenset[str]) -> None:
         self._loop: Any = loop
         self._modules = modules
-        #: The descriptor by which other threads wake the loop.
         wakeup = getattr(loop, "_ssock", None)
+        #: The descriptor by which other threads wake the loop. ``None`` for loops of other implementations.
         self._wakeup: int | None = None if wakeup is None else wakeup.fileno()
         #: Callbacks that calls added, with the owners of the code that added them.
         self._call_callbacks: dict[tuple[str, Any], object | None] = {}
