@@ -1,1 +1,1 @@
-"""Adapters with the API of the original Snakepit, in its three styles. tests/tests/original.rs serves them."""
+"""Adapters with the API of the original Snakepit, in its three styles. tests/tests/original_adapters.rs serves them."""
