@@ -9,7 +9,9 @@ import logging
 import pickle
 import subprocess
 import sys
+import time
 from collections import namedtuple
+from collections.abc import AsyncIterator, Iterator
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,6 +276,41 @@ def test_spans_and_correlation_ids(recorder: Recorder) -> None:
     backend.emit("outside of a worker", {"x": 1}, {"y": 2}, "id")
     backend.close()
     assert stream.dropped_count == 0
+
+
+def test_the_span_of_a_decorated_function_lasts_until_its_end(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @telemetry.span("coroutine")
+    async def coroutine() -> int:
+        telemetry.emit("inside", {})
+        raise KeyError
+
+    @telemetry.span("generator")
+    def generator() -> Iterator[int]:
+        telemetry.emit("inside", {})
+        yield 1
+
+    @telemetry.span("stream")
+    async def stream() -> AsyncIterator[int]:
+        telemetry.emit("inside", {})
+        yield 1
+
+    async def run() -> list[int]:
+        with pytest.raises(KeyError):
+            await coroutine()
+        return [item async for item in stream()] + list(generator())
+
+    # The clock of the system may go back.
+    seconds = iter(range(10, 0, -1))
+    monkeypatch.setattr(time, "time_ns", lambda: next(seconds) * 10**9)
+    assert asyncio.run(run()) == [1, 1]
+    assert [event[0] for event in recorder.events] == [
+        *("coroutine.start", "inside", "coroutine.exception"),
+        *("stream.start", "inside", "stream.stop"),
+        *("generator.start", "inside", "generator.stop"),
+    ]
+    assert all(event[1]["duration"] >= 0 for event in recorder.events[2::3])
 
 
 def test_tracing_marks_log_records() -> None:

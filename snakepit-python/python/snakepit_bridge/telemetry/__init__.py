@@ -11,8 +11,6 @@ than a microsecond. Events wait in a bounded queue. If it is full, further event
 
 from __future__ import annotations
 
-import time
-
 from snakepit_bridge.telemetry._correlation import (
     CORRELATION_HEADER,
     correlation_filter,
@@ -69,7 +67,7 @@ def emit(
 
 
 def span(operation: str, metadata: Mapping[str, Any] | None = None, correlation_id: str | None = None) -> Span:
-    """Return a context manager that emits events around a block.
+    """Return a context manager that emits events around a block. As a decorator, the block is the function.
 
     The events are ``OPERATION.start`` with ``system_time``, then ``OPERATION.stop`` with ``duration``, or
     ``OPERATION.exception`` with ``duration`` and the metadata ``error_type`` and ``error_message``. Both are in
@@ -80,7 +78,7 @@ def span(operation: str, metadata: Mapping[str, Any] | None = None, correlation_
         metadata: The metadata of all events.
         correlation_id: As for :func:`emit`.
     """
-    return Span(emit, time.time_ns, operation, metadata, correlation_id)
+    return Span(emit, operation, metadata, correlation_id)
 
 
 def otel_span(

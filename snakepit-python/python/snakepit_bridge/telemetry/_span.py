@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from snakepit_bridge.telemetry import _correlation
 
 TYPE_CHECKING = False
@@ -18,26 +20,26 @@ class Span:
     def __init__(
         self,
         emit: Callable[..., None],
-        clock: Callable[[], int],
         operation: str,
         metadata: Mapping[str, Any] | None,
         correlation_id: str | None,
     ) -> None:
-        self._parts = emit, clock, operation, metadata, correlation_id
+        self._parts = emit, operation, metadata, correlation_id
+        #: The starts of the blocks that run, by a clock that never goes back.
         self._starts: list[int] = []
 
     def __enter__(self) -> None:
         """Emit the start."""
-        emit, clock, operation, metadata, correlation = self._parts
-        self._starts.append(clock())
-        emit(f"{operation}.start", {"system_time": self._starts[-1]}, metadata, correlation)
+        emit, operation, metadata, correlation = self._parts
+        self._starts.append(time.monotonic_ns())
+        emit(f"{operation}.start", {"system_time": time.time_ns()}, metadata, correlation)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Emit the end."""
-        emit, clock, operation, metadata, correlation = self._parts
-        duration = {"duration": clock() - self._starts.pop()}
+        emit, operation, metadata, correlation = self._parts
+        duration = {"duration": time.monotonic_ns() - self._starts.pop()}
         if error is None:
             emit(f"{operation}.stop", duration, metadata, correlation)
         else:
@@ -45,15 +47,39 @@ class Span:
             emit(f"{operation}.exception", duration, described, correlation)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that runs in a span."""
+        """Return a function that runs in a span. That of a coroutine or a generator lasts until it ends."""
+        import inspect
         from functools import wraps
 
         @wraps(function)
-        def spanned(*args: Any, **kwargs: Any) -> Any:
+        def plain(*args: Any, **kwargs: Any) -> Any:
             with Span(*self._parts):
                 return function(*args, **kwargs)
 
-        return spanned
+        @wraps(function)
+        async def coroutine(*args: Any, **kwargs: Any) -> Any:
+            with Span(*self._parts):
+                return await function(*args, **kwargs)
+
+        @wraps(function)
+        def generator(*args: Any, **kwargs: Any) -> Any:
+            with Span(*self._parts):
+                return (yield from function(*args, **kwargs))
+
+        @wraps(function)
+        async def async_generator(*args: Any, **kwargs: Any) -> Any:
+            from contextlib import aclosing
+
+            with Span(*self._parts):
+                async with aclosing(function(*args, **kwargs)) as items:
+                    async for item in items:
+                        yield item
+
+        if inspect.iscoroutinefunction(function):
+            return coroutine
+        if inspect.isasyncgenfunction(function):
+            return async_generator
+        return generator if inspect.isgeneratorfunction(function) else plain
 
 
 class OtelSpan:
