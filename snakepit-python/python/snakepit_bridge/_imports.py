@@ -43,9 +43,9 @@ class _Finder:
 
     def imported(self, module: ModuleType) -> None:
         """Call the function of a module that was imported. A spec that was found need not lead to an import."""
+        # The finder stays in `sys.meta_path`. If it were removed, a thread that iterates over the list at this moment
+        # would skip the next finder, and could miss a module.
         function = self.functions.pop(module.__name__, None)
-        if not self.functions and self in sys.meta_path:
-            sys.meta_path.remove(self)
         if function is not None:
             function(module)
 

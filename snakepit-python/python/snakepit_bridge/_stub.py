@@ -103,6 +103,9 @@ class StubCall:
 
     def __getattr__(self, name: str) -> Any:
         """Explain that this call has no host."""
+        # Inspection and copying ask for special names.
+        if name.startswith("__"):
+            raise AttributeError(f"`{type(self).__name__}` has no attribute `{name}`", name=name, obj=self)
         raise UnsupportedError(
             f"`{name}` needs the context of a call; a `SessionContext` for a stub has only the host tools"
         )

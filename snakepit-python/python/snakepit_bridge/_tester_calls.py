@@ -141,7 +141,8 @@ class CallControl:
                 raise CallCancelled("the call was cancelled")
 
         previous = signal.signal(signal.SIGURG, handle)
-        return lambda: signal.signal(signal.SIGURG, previous)
+        # `None` stands for a handler of native code, which Python cannot restore.
+        return lambda: signal.signal(signal.SIGURG, signal.SIG_DFL if previous is None else previous)
 
     def _must_interrupt(self, frame: FrameType | None, error: BaseException | None) -> bool | None:
         """Return whether an exception must interrupt the call. ``None`` if it must be tried again soon.

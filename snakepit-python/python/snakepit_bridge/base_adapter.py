@@ -98,6 +98,7 @@ if TYPE_CHECKING:
         name: str | None = None,
         idempotent: bool = False,
         after_cancel: Literal["auto", "keep", "replace"] | None = None,
+        concurrency: int | None = None,
     ) -> Callable[[_F], _F]: ...
 
     @overload
