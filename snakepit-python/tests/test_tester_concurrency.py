@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import gc
+import socket
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -162,3 +166,119 @@ def test_an_adapter_that_cannot_start_fails_the_tester() -> None:
 
     with pytest.raises(Exception, match="no model"):
         ToolTester(Broken)
+
+
+class Large:
+    """Stands for the data of a tool."""
+
+
+class Failing(BaseAdapter):
+    threads = 2
+    concurrency = 2
+    data: list[weakref.ref[Large]] = []  # noqa: RUF012
+
+    @tool
+    def in_thread(self) -> None:
+        large = Large()
+        self.data.append(weakref.ref(large))
+        raise LookupError("no")
+
+    @tool
+    async def in_task(self) -> None:
+        large = Large()
+        self.data.append(weakref.ref(large))
+        raise LookupError("no")
+
+    @tool
+    async def succeed(self) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["in_thread", "in_task"])
+def test_a_failed_call_leaves_nothing_for_the_garbage_collector(name: str) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with ToolTester(Failing) as tester:
+            with pytest.raises(LookupError):
+                tester.call(name)
+            # The tester keeps the last exception until the next call.
+            tester.call("succeed")
+            assert Failing.data[-1]() is None
+    finally:
+        gc.enable()
+
+
+class Received(asyncio.Protocol):
+    """Counts the bytes that a connection receives."""
+
+    count = 0
+
+    def data_received(self, data: bytes) -> None:
+        self.count += len(data)
+
+
+class Connected(BaseAdapter):
+    concurrency = 2
+
+    @tool
+    async def connect(self) -> None:
+        """Leave a connection behind that receives data in each turn of the loop."""
+        ours, theirs = socket.socketpair()
+        theirs.sendall(bytes(60_000))
+        transport: Any
+        transport, self.process.received = await asyncio.get_running_loop().create_connection(Received, sock=ours)
+        transport.max_size = 1000
+        self.process.ends = transport, theirs
+
+    @tool
+    async def receive(self) -> int:
+        """Return the number of bytes after all of them have arrived, or after some seconds."""
+        transport, theirs = self.process.ends
+        theirs.sendall(bytes(1000))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(20):
+                while self.process.received.count < 61_000:
+                    await asyncio.sleep(0.001)
+        transport.close()
+        theirs.close()
+        return int(self.process.received.count)
+
+
+def test_a_connection_outlives_the_call_that_opened_it() -> None:
+    with ToolTester(Connected) as tester:
+        tester.call("connect")
+        assert tester.call("receive") == 61_000
+
+
+class Ending(BaseAdapter):
+    concurrency = 64
+
+    #: The number of times that the callbacks of the loop were looked through.
+    passes = 0
+
+    @tool
+    async def watch(self) -> None:
+        """Count how often the callbacks of the loop are looked through, from now on."""
+
+        class Ready(collections.deque[Any]):
+            def __iter__(self) -> Iterator[Any]:
+                Ending.passes += 1
+                return super().__iter__()
+
+        loop: Any = asyncio.get_running_loop()
+        loop._ready = Ready(loop._ready)
+        self.process.barrier = asyncio.Barrier(64)
+
+    @tool
+    async def meet(self) -> None:
+        """End together with other calls."""
+        await self.process.barrier.wait()
+
+
+def test_calls_that_end_together_look_for_their_callbacks_together() -> None:
+    with ToolTester(Ending) as tester:
+        tester.call("watch")
+        calls = [tester.start("meet") for _ in range(64)]
+        for call in calls:
+            call.result(20)
+    assert 0 < Ending.passes < 20

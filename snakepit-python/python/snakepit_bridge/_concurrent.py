@@ -11,9 +11,9 @@ import time
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _native, _owner, _signals
+from snakepit_bridge import _answering, _native, _owner, _signals
+from snakepit_bridge._answering import finish, resolved, run_plain
 from snakepit_bridge._owner import OWNER, CallOwner
-from snakepit_bridge._readiness import until_done
 from snakepit_bridge._running_loop import _MAX_TURNS, RunningLoop, _callback_at
 from snakepit_bridge.errors import CallCancelled
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
     from types import FrameType
 
-    from snakepit_bridge._native import ChunkSink, ConcurrentCall, ConcurrentCalls
+    from snakepit_bridge._native import ConcurrentCall, ConcurrentCalls
     from snakepit_bridge._plan import Plan
 
 #: The time within which the tasks that a call left behind must end, in seconds.
@@ -37,9 +37,6 @@ _INTERRUPT_DELAY = 0.1
 #: The time between two exceptions in a call that does not end, in seconds.
 _REPEAT_INTERVAL = 0.9
 
-#: The number of items after which an async generator that never waits lets other calls run.
-_ITEMS_PER_TURN = 16
-
 
 class ConcurrentLoop(RunningLoop):
     """Runs calls concurrently. Each has its own task, context variables, subtasks, timers and callbacks."""
@@ -50,6 +47,8 @@ class ConcurrentLoop(RunningLoop):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        #: The calls that have ended and may have left callbacks, with the number of turns for these.
+        self._ended: dict[CallOwner, int] = {}
         loop: Any = self._loop
         # `call_later` of asyncio uses `call_at`.
         for name in ("call_at", "call_later") if self._watches.is_foreign else ("call_at",):
@@ -101,19 +100,33 @@ class ConcurrentLoop(RunningLoop):
         """Cancel the timers and callbacks of a call, and remove its watches of descriptors and signals."""
         self._watches.end_call(owner)
         owner.cancel_timers()
-        self._end_callbacks_of(owner, _MAX_TURNS)
-
-    def _end_callbacks_of(self, owner: CallOwner, turns: int) -> None:
-        """Let the callbacks of a call run for some turns, for example to close connections, and cancel the rest."""
         # Loops of other implementations do not show their callbacks.
-        ready = [handle for handle in getattr(self._loop, "_ready", ()) if handle._context.get(OWNER) is owner]
-        if not ready:
-            return
-        if turns:
-            self._loop.call_soon(self._end_callbacks_of, owner, turns - 1, context=self._worker_context)
-            return
-        for handle in ready:
-            handle.cancel()
+        if getattr(self._loop, "_ready", None):
+            if not self._ended:
+                self._loop.call_soon(self._end_callbacks, context=self._worker_context)
+            self._ended[owner] = _MAX_TURNS
+
+    def _end_callbacks(self) -> None:
+        """Let callbacks of ended calls run for some turns, for example to close connections, and cancel the rest."""
+        ended, self._ended = self._ended, {}
+        loop: Any = self._loop
+        rest = []
+        # One pass for all of these calls.
+        for handle in loop._ready:
+            owner = handle._context.get(OWNER)
+            turns = ended.get(owner)
+            if turns:
+                self._ended[owner] = turns - 1
+            elif turns is not None:
+                rest.append(handle)
+        if rest:
+            # Without the handle of its descriptor, a connection that calls share would never receive data again.
+            watching = self._watches.handles()
+            for handle in rest:
+                if handle not in watching:
+                    handle.cancel()
+        if self._ended:
+            loop.call_soon(self._end_callbacks, context=self._worker_context)
 
     def keep_running(self) -> None:
         """Make this the running loop again if a call has run another one."""
@@ -300,7 +313,7 @@ class _CallRunner:
             if plan.has_context:
                 adapter.set_session_context(context)
             if plan.has_initialize:
-                await _resolved(adapter.initialize())
+                await resolved(adapter.initialize())
             tool = self._tools.get(call.tool)
             if tool is None:
                 if plan.executes_by_name:
@@ -314,9 +327,9 @@ class _CallRunner:
                 invoke = functools.partial(function, **kwargs)
                 is_plain = tool.is_plain
             if is_plain and self._threads is not None:
-                await self._run_in_thread(owner, functools.partial(_run_plain, call, invoke, open_streams))
+                await self._run_in_thread(owner, functools.partial(run_plain, call, invoke, open_streams))
             else:
-                await _finish(call, invoke(), open_streams)
+                await finish(call, invoke(), open_streams)
         except BaseException as error:
             owner.is_interruptible = False
             if not call.cancelled:
@@ -329,13 +342,19 @@ class _CallRunner:
 
     async def _run_in_thread(self, owner: CallOwner, body: Callable[[], Any]) -> None:
         thread = owner.thread = _native.ThreadCall()
-        run = functools.partial(_in_thread, thread, body)
+        outcome: list[tuple[BaseException | None, Any]] = []
+        run = functools.partial(_in_thread, thread, body, outcome)
         try:
-            error, remainder = await self._loop.run_in_executor(self._threads, contextvars.copy_context().run, run)
+            await self._loop.run_in_executor(self._threads, contextvars.copy_context().run, run)
         finally:
             owner.thread = None
+        error, remainder = outcome.pop()
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                # Its traceback refers to this frame, and both would keep the objects of the tool.
+                del error
         if owner.call.cancelled:
             raise asyncio.CancelledError
         if remainder is not None:
@@ -346,12 +365,12 @@ class _CallRunner:
             try:
                 close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
                 if close is not None:
-                    await _resolved(close())
+                    await resolved(close())
             except BaseException as error:
                 _report(error, repr(stream))
         if adapter is not None and self._plan.has_cleanup:
             try:
-                await _resolved(adapter.cleanup())
+                await resolved(adapter.cleanup())
             except BaseException as error:
                 _report(error, "cleanup")
 
@@ -384,89 +403,16 @@ class _CallRunner:
         return False
 
 
-async def _finish(call: ConcurrentCall, result: Any, open_streams: list[Any]) -> None:
-    """Answer a call with the result of its tool. Add a stream that must be closed to `open_streams`."""
-    if not _is_stream(result):
-        result = await _resolved(result)
-    if not call.is_streaming:
-        if not call.set_result(result):
-            open_streams.append(result)
-        return
-    if not _is_stream(result):
-        call.put_result(result)
-        return
-    open_streams.append(result)
-    sink = _open_stream(call)
-    if hasattr(type(result), "__anext__"):
-        count = 0
-        async for item in result:
-            if not await _put(sink, item):
-                break
-            count += 1
-            if count % _ITEMS_PER_TURN == 0:
-                await asyncio.sleep(0)
-    else:
-        for item in result:
-            if not await _put(sink, item):
-                break
-            # Each step of a plain generator blocks the loop.
-            await asyncio.sleep(0)
-    call.set_complete()
-
-
-def _run_plain(call: ConcurrentCall, invoke: Callable[[], Any], open_streams: list[Any]) -> Callable[[], Any] | None:
-    """Run a plain function on its thread. Return a function for the event loop if the rest of the call needs it."""
-    result = invoke()
-    is_async = hasattr(type(result), "__await__") or hasattr(type(result), "__anext__")
-    if is_async:
-        return functools.partial(_finish, call, result, open_streams)
-    if not call.is_streaming:
-        if not call.set_result(result):
-            open_streams.append(result)
-    elif not _is_stream(result):
-        call.put_result(result)
-    else:
-        open_streams.append(result)
-        sink = _open_stream(call)
-        for item in result:
-            put = sink.put(item)
-            if put is None or (not put and not sink.space().wait()):
-                break
-        call.set_complete()
-    return None
-
-
-def _in_thread(thread: _native.ThreadCall, body: Callable[[], Any]) -> tuple[BaseException | None, Any]:
-    # Exceptions do not pass through the future, which would add frames to their tracebacks.
+def _in_thread(
+    thread: _native.ThreadCall, body: Callable[[], Any], outcome: list[tuple[BaseException | None, Any]]
+) -> None:
+    """Run a function on its thread. Add its exception or its result to `outcome`."""
+    # Exceptions do not pass through the future, which would add frames to their tracebacks, and keep them in a cycle: a
+    # frame of the traceback refers to that of the executor, which refers to the future.
     try:
-        return None, thread.run(get_ident(), body)
+        outcome.append((None, thread.run(get_ident(), body)))
     except BaseException as error:
-        return error, None
-
-
-def _open_stream(call: ConcurrentCall) -> ChunkSink:
-    sink = call.open_stream()
-    if sink is None:
-        # The caller no longer waits.
-        raise asyncio.CancelledError
-    return sink
-
-
-async def _put(sink: ChunkSink, item: Any) -> bool:
-    """Put an item into a stream, and wait while its reader is slow. Return ``False`` at the end of the stream."""
-    put = sink.put(item)
-    if put is False:
-        await until_done(sink.ready)
-    return put is not None
-
-
-async def _resolved(result: Any) -> Any:
-    return await result if hasattr(type(result), "__await__") else result
-
-
-def _is_stream(result: Any) -> bool:
-    kind = type(result)
-    return hasattr(kind, "__next__") or hasattr(kind, "__anext__")
+        outcome.append((error, None))
 
 
 def _hide(task: asyncio.Task[Any]) -> None:
@@ -475,8 +421,8 @@ def _hide(task: asyncio.Task[Any]) -> None:
 
 
 def _is_runtime(frame: FrameType | None) -> bool:
-    """Return whether the code of this module runs, which an exception would leave in an unknown state."""
-    return frame is not None and frame.f_globals.get("__name__") == __name__
+    """Return whether code that runs calls is at this place, which an exception would leave in an unknown state."""
+    return frame is not None and frame.f_globals.get("__name__") in (__name__, _answering.__name__)
 
 
 def _report(error: BaseException, place: str) -> None:

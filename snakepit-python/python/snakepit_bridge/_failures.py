@@ -18,7 +18,7 @@ class BrokenRuntimeError(Exception):
 #: The files of this package whose frames precede those of a tool in a traceback.
 _RUNTIME_FILES = tuple(
     __file__.replace("_failures.py", name)
-    for name in ("_event_loop.py", "_running_loop.py", "_concurrent.py", "_contract.py", "_hints")
+    for name in ("_event_loop.py", "_running_loop.py", "_concurrent.py", "_answering.py", "_contract.py", "_hints")
 )
 
 

@@ -86,6 +86,11 @@ class Watches:
         while self.is_foreign and owner is None and self._timers:
             self._timers.pop().cancel()
 
+    def handles(self) -> set[asyncio.Handle]:
+        """Return the handles of all watched descriptors. A loop of asyncio runs them again for each event."""
+        keys = self._loop._selector.get_map().values()
+        return {handle for key in keys for handle in key.data if handle is not None}
+
     def _add(self, name: str, add: Callable[..., Any], *args: Any, **options: Any) -> Any:
         added = add(*args, **options)
         key = _key(*args, **options)
