@@ -5,12 +5,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NotRequired, Required, TypedDict, TypeVar
 
 import annotated_types
 import attrs
 import msgspec
+import numpy as np
 import pydantic
 import pytest
 
@@ -365,3 +367,72 @@ def test_the_secret_of_a_model_is_not_replaced_by_asterisks() -> None:
         _native.encode([Login(password=pydantic.SecretStr("hush"))], "argument `login`", is_argument=True)
     sent = _native.encode([Open(password=pydantic.SecretStr("hush"))], "argument `login`", is_argument=True)
     assert _native.decode(*sent) == [{"password": "hush"}]
+    secret = pydantic.SecretStr("hush")
+    for value in (Login(password=secret), secret):
+        with pytest.raises(InvalidError, match="contains a `SecretStr`"):
+            Compiler(HERE).argument(type(value)).write(value)
+
+
+class Part(pydantic.BaseModel):
+    name: str
+    price: Decimal = Decimal(1)
+    due: date | None = None
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def written(self) -> int:
+        """The number of forms that pydantic has created."""
+        FORMS.append(self.name)
+        return len(FORMS)
+
+
+class Scanned(Part):
+    scan: bytes
+
+
+class Delivery(pydantic.BaseModel, arbitrary_types_allowed=True):
+    due: datetime
+    scan: Annotated[bytes | np.ndarray[Any, Any], pydantic.WithJsonSchema({})]
+    note: str | None = None
+
+
+class Loose(pydantic.BaseModel, extra="allow"):
+    pass
+
+
+class Chosen(pydantic.BaseModel):
+    value: Any
+
+
+FORMS: list[str] = []
+
+
+def sent(value: Any) -> Any:
+    return _native.decode(*_native.encode(value, "the value"))
+
+
+def written_by_hint(value: Any) -> Any:
+    return Compiler(HERE).argument(type(value)).write(value)
+
+
+@pytest.mark.parametrize("write", [sent, written_by_hint])
+def test_pydantic_writes_a_model_twice_only_for_buffers(write: Callable[[Any], Any]) -> None:
+    for part, forms in ((Part(name="bolt"), 1), (Scanned(name="nut", scan=b"x"), 2)):
+        FORMS.clear()
+        written = write(part)
+        assert (len(FORMS), written["price"], written.get("scan")) == (forms, "1", getattr(part, "scan", None))
+
+
+@pytest.mark.parametrize("write", [sent, written_by_hint])
+def test_the_form_of_a_model_does_not_depend_on_its_bytes(write: Callable[[Any], Any]) -> None:
+    due = datetime(2026, 1, 1, tzinfo=UTC)
+    for scan in (b"text", b"\xff", np.zeros(2)):
+        written = write(Delivery(due=due, scan=scan))
+        np.testing.assert_array_equal(written.pop("scan"), scan)
+        assert written == {"due": "2026-01-01T00:00:00Z", "note": None}
+
+
+def test_fields_of_any_type_keep_their_bytes() -> None:
+    assert sent(Loose.model_validate({"scan": b"\xff"})) == {"scan": b"\xff"}
+    assert sent(Chosen(value={"scan": b"\xff"})) == {"value": {"scan": b"\xff"}}

@@ -200,7 +200,7 @@ _PACKAGES: Mapping[str, Mapping[str, tuple[Callable[[], Any], Callable[[], Any] 
         "duckdb_rows": (lambda: _duckdb().fetchall(), lambda: [[1, "x"], [2, None]]),
     },
     "numba": {"numba": (_numba, lambda: np.array([0.0, 2.0, 4.0]))},
-    "pydantic": {"pydantic": (_model, lambda: {"data": b"\xff", "at": "2026-01-01T00:00:00+00:00"})},
+    "pydantic": {"pydantic": (_model, lambda: {"data": b"\xff", "at": "2026-01-01T00:00:00Z"})},
 }
 for _package, _samples in _PACKAGES.items():
     if find_spec(_package) is not None and (_package != "pandas" or find_spec("pyarrow") is not None):

@@ -182,15 +182,9 @@ def _struct(value: Any) -> dict[str, Any]:
 
 
 def _model(value: Any) -> Any:
-    from snakepit_bridge._hints.foreign import check_secrets, form_with_buffers
+    from snakepit_bridge._hints.foreign import form_of_model
 
-    def dump(mode: str) -> Any:
-        form = value.model_dump(mode=mode, by_alias=True)
-        if mode == "python":
-            check_secrets(form)
-        return form
-
-    return form_with_buffers(dump)
+    return form_of_model(value)
 
 
 def _sorted(value: Any) -> list[Any]:

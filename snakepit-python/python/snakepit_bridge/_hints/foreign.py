@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import weakref
 
 import pydantic
+import pydantic_core
 
 from snakepit_bridge._hints.base import MAX_PROBLEMS, Hint, HintError, InvalidError, describe, invalid, type_name
 
@@ -23,6 +25,7 @@ class Pydantic(Hint):
         try:
             self._adapter: Any = pydantic.TypeAdapter(annotation)
             kind = self._adapter.json_schema().get("type", "")
+            self._is_json = _is_json(self._adapter.core_schema)
         except Exception as error:
             text = " ".join(str(error).split())
             raise HintError(f"is `{name}`, for which pydantic has no schema: {text}") from error
@@ -46,8 +49,9 @@ class Pydantic(Hint):
         if self._cls is not None and not isinstance(value, self._cls):
             raise invalid(f"{describe(value)}, expected a `{type_name(self._cls)}`")
         try:
-            return form_with_buffers(
-                lambda mode: self._adapter.dump_python(value, mode=mode, by_alias=True, warnings="error")
+            return _form(
+                lambda mode: self._adapter.dump_python(value, mode=mode, by_alias=True, warnings="error"),
+                is_json=self._is_json,
             )
         except pydantic.ValidationError as error:
             raise _invalid(error) from None
@@ -78,39 +82,67 @@ class Pydantic(Hint):
         return renamed
 
 
-def form_with_buffers(dump: Callable[[str], Any]) -> Any:
+#: The types of schemas whose values pydantic writes into JSON without a loss, with those of their parts.
+_JSON_TYPES = frozenset(
+    {
+        *("none", "bool", "int", "float", "decimal", "str", "date", "time", "datetime", "timedelta", "uuid"),
+        *("literal", "enum", "list", "tuple", "set", "frozenset", "dict", "typed-dict", "typed-dict-field"),
+        *("nullable", "union", "tagged-union", "default", "definitions", "definition-ref"),
+        *("model", "model-fields", "model-field", "dataclass", "dataclass-args", "dataclass-field", "computed-field"),
+    }
+)
+
+#: Whether the form of a model is that of its JSON.
+_json_models: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+
+
+def form_of_model(value: pydantic.BaseModel) -> Any:
+    """Return the form of a model: that of its JSON, but with raw bytes and arrays."""
+    cls = type(value)
+    is_json = _json_models.get(cls)
+    if is_json is None:
+        is_json = _json_models[cls] = _is_json(cls.__pydantic_core_schema__)
+    return _form(lambda mode: value.model_dump(mode=mode, by_alias=True), is_json=is_json)
+
+
+def _is_json(schema: Any) -> bool:
+    """Return whether the values of a schema contain neither buffers, secrets nor objects of unknown classes."""
+    if isinstance(schema, list | tuple):
+        return all(map(_is_json, schema))
+    if not isinstance(schema, dict):
+        return not isinstance(schema, bytes)
+    # A part without a type is a map of fields, or a configuration.
+    kind = schema.get("type")
+    if isinstance(kind, str) and kind not in _JSON_TYPES:
+        return False
+    # The values of a function, and those of unknown fields, have any type.
+    if "serialization" in schema or "allow" in (schema.get("extra_behavior"), schema.get("extra_fields_behavior")):
+        return False
+    return all(_is_json(part) for name, part in schema.items() if name != "metadata")
+
+
+def _form(dump: Callable[[str], Any], *, is_json: bool) -> Any:
     """Return the form of pydantic's JSON, but with the bytes and arrays of the objects.
 
-    ``dump`` returns the form of a mode, ``json`` or ``python``.
-    """
-    raw = dump("python")
-    try:
-        form = dump("json")
-    except (ValueError, TypeError):
-        if not _has_buffers(raw):
-            raise
-        # The native runtime converts the objects in it.
-        return raw
-    return _merged(form, raw) if _has_buffers(raw) else form
-
-
-def check_secrets(value: Any) -> None:
-    """Check that the form of a model hides no value.
+    Args:
+        dump: Returns the form of a mode, ``json`` or ``python``.
+        is_json: Whether the form is that of the JSON. This saves the second form and the search for buffers.
 
     Raises:
         TypeError: It contains a ``SecretStr`` or another secret, of which pydantic would write only asterisks.
     """
-    if isinstance(value, pydantic.SecretStr | pydantic.SecretBytes | pydantic.Secret):
-        name = type(value).__name__
-        raise TypeError(
-            f"it contains a `{name}`, which pydantic hides; add a serializer that returns get_secret_value()"
-        )
-    if isinstance(value, dict):
-        for item in value.values():
-            check_secrets(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            check_secrets(item)
+    if is_json:
+        return dump("json")
+    raw = dump("python")
+    has_buffers = _has_buffers(raw)
+    try:
+        form = dump("json")
+    except (ValueError, TypeError):
+        if not has_buffers:
+            raise
+        # Bytes that are not UTF-8, or an array. The native runtime converts objects that pydantic does not know.
+        form = pydantic_core.to_jsonable_python(raw, bytes_mode="base64", fallback=lambda _: None)
+    return _merged(form, raw) if has_buffers else form
 
 
 def _is_buffer(value: Any) -> bool:
@@ -119,15 +151,28 @@ def _is_buffer(value: Any) -> bool:
 
 
 def _has_buffers(value: Any) -> bool:
+    """Return whether a form contains buffers, after a look at all of its parts.
+
+    Raises:
+        TypeError: It contains a secret.
+    """
     if isinstance(value, dict):
-        return any(map(_has_buffers, value.values()))
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(map(_has_buffers, value))
-    return _is_buffer(value)
+        value = value.values()
+    elif not isinstance(value, list | tuple | set | frozenset):
+        if isinstance(value, pydantic.SecretStr | pydantic.SecretBytes | pydantic.Secret):
+            name = type(value).__name__
+            raise TypeError(
+                f"it contains a `{name}`, which pydantic hides; add a serializer that returns get_secret_value()"
+            )
+        return _is_buffer(value)
+    found = False
+    for item in value:
+        found = _has_buffers(item) or found
+    return found
 
 
 def _merged(form: Any, raw: Any) -> Any:
-    if _is_buffer(raw):
+    if form is None or _is_buffer(raw):
         return raw
     if isinstance(form, dict) and isinstance(raw, dict) and len(form) == len(raw):
         return {key: _merged(item, other) for (key, item), other in zip(form.items(), raw.values(), strict=True)}
