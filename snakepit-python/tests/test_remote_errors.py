@@ -151,6 +151,12 @@ def test_the_class_must_be_imported_under_its_name(monkeypatch: pytest.MonkeyPat
     assert type(_remote_errors.create({**failure, "type": f"{__name__}.AliasError"})) is ToolFailed
 
 
+def test_a_long_name_costs_no_time() -> None:
+    # Looking it up in the modules would take minutes.
+    name = "a." * 500_000
+    assert type(_remote_errors.create({"type": name, "message": "no"})) is ToolFailed
+
+
 def test_a_client_can_limit_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(remote(ValueError("no"), ())) is ToolFailed
     assert type(remote(ValueError("no"), (OutOfStockError,))) is ToolFailed

@@ -35,6 +35,8 @@ _LINKS = ("cause", "context", "exceptions")
 _HOOKS = ("__new__", "__init_subclass__", "__setattr__", "__getattribute__", "__del__")
 #: The flag of types that a program created, unlike those of the interpreter.
 _HEAP_TYPE = 1 << 9
+#: The maximum length of the name of a class that is looked up, because the time grows with its square.
+_MAX_NAME = 1024
 #: Descriptors of the interpreter, which store a value without running code.
 _STORES = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
@@ -224,6 +226,8 @@ def _find(name: str, classes: tuple[type[Exception], ...] | None) -> type[Except
     """Return the class with this name, as `type_name` returns it. Imports nothing."""
     if classes is not None:
         return next((kind for kind in classes if _is_named(kind, name)), None)
+    if len(name) > _MAX_NAME:
+        return None
     if "." not in name:
         builtin: Any = vars(builtins).get(name)
         return builtin if _is_usable(builtin) else None
