@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,41 @@ def test_a_call_that_waits_for_another_one_never_starts(tester: ToolTester) -> N
     for call in (running, queued):
         with pytest.raises(CallCancelledError):
             call.result(timeout=10)
+
+
+class Serial(BaseAdapter):
+    """Records the begin and the end of calls."""
+
+    events: list[str]
+    started = threading.Event()
+
+    @classmethod
+    def process_init(cls) -> None:
+        cls.events = []
+        cls.started.clear()
+
+    @classmethod
+    def process_exit(cls) -> None:
+        cls.events.append("exit")
+
+    @tool
+    def run(self) -> None:
+        self.events.append("begin")
+        Serial.started.set()
+        time.sleep(0.05)
+        self.events.append("end")
+
+
+def test_calls_of_several_threads_run_one_after_another() -> None:
+    with ToolTester(Serial) as tester:
+        calls = [tester.start("run")]
+        assert Serial.started.wait(10)
+        with ThreadPoolExecutor(3) as threads:
+            assert list(threads.map(lambda _: tester.call("run"), range(3))) == [None] * 3
+        tester.call("run")
+        calls.append(tester.start("run"))
+    assert [call.result(10) for call in calls] == [None] * 2
+    assert Serial.events == ["begin", "end"] * 6 + ["exit"]
 
 
 def test_cancelling_a_task_cancels_its_call(tester: ToolTester) -> None:

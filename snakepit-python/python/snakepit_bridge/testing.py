@@ -8,9 +8,11 @@ Values are converted through their wire forms.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import json
 import sys
+from _thread import RLock
 from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _arguments, _checked, _current, _failures, _native, _specs, _threads
@@ -241,6 +243,8 @@ class ToolTester(TesterCalls):
         self._error: BaseException | None = None
         self._thread: Executor | None = None
         self._calls = plan.calls
+        #: Held by the running call, if calls run one after another.
+        self._turn: Any = RLock() if plan.calls == 1 else contextlib.nullcontext()
         self._concurrent: ConcurrentTester | None = None
         self._runner: Any
         self._tools = {tool.spec["name"]: tool for tool in plan.tools}
@@ -360,16 +364,17 @@ class ToolTester(TesterCalls):
         def step() -> _T:
             from snakepit_bridge._call_record import recording
 
-            self._error = None
-            key = "" if control is None else str(control.native.id)
-            self._last_call = self._records[key] = record
-            try:
-                with recording(record):
-                    return call() if control is None else control.run(call)
-            except ToolFailed as failed:
-                raise failed from self._error if self._concurrent is None else self._concurrent.take_error(control)
-            finally:
-                del self._records[key]
+            with self._turn:
+                self._error = None
+                key = "" if control is None else str(control.native.id)
+                self._last_call = self._records[key] = record
+                try:
+                    with recording(record):
+                        return call() if control is None else control.run(call)
+                except ToolFailed as failed:
+                    raise failed from self._error if self._concurrent is None else self._concurrent.take_error(control)
+                finally:
+                    del self._records[key]
 
         return step
 
@@ -456,6 +461,9 @@ class ToolTester(TesterCalls):
         if self._concurrent is not None:
             self._concurrent.close()
         else:
+            if self._thread is not None:
+                # Calls of `start` end before the adapter stops.
+                self._thread.submit(int).result()
             self._run(self._life.stop)
             self._run(self._loop.close)
         if self._thread is not None:
