@@ -401,6 +401,26 @@ def test_tables_convert_by_hint() -> None:
             tester.call("total", table="x")
 
 
+def test_a_subclass_of_a_table_may_reject_it() -> None:
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+
+    class Prices(pd.DataFrame):  # type: ignore[misc, name-defined]
+        def __init__(self, table: Any) -> None:
+            super().__init__(table)
+            if "price" not in self.columns:
+                raise KeyError("no column `price`")
+
+    def total(self: Any, table: Any) -> float:
+        return float(table["price"].sum())
+
+    total.__annotations__["table"] = Prices
+    tester = ToolTester(type("Made", (), {"total": tool(total)}))
+    assert tester.call("total", table=pd.DataFrame({"price": [1.5]})) == 1.5
+    with pytest.raises(snakepit_bridge.InvalidArgumentError, match="no column `price`"):
+        tester.call("total", table=pd.DataFrame({"a": [1]}))
+
+
 def test_images_convert_by_hint() -> None:
     image_module = pytest.importorskip("PIL.Image")
 

@@ -63,11 +63,11 @@ class Loaded(Hint):
     def read(self, value: Any) -> Any:
         try:
             made = self._made(value)
+            return made if isinstance(made, self._cls) else self._cls(made)
         except InvalidError:
             raise
         except Exception as error:
             raise invalid(f"cannot be converted to a `{self._name}`: {_text(error)}") from error
-        return made if isinstance(made, self._cls) else self._cls(made)
 
     def _made(self, value: Any) -> Any:
         if isinstance(value, self._cls):
