@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -259,6 +260,12 @@ def test_calls_of_several_threads_run_one_after_another() -> None:
         calls.append(tester.start("run"))
     assert [call.result(10) for call in calls] == [None] * 2
     assert Serial.events == ["begin", "end"] * 6 + ["exit"]
+
+
+def test_another_thread_may_import_asyncio_meanwhile(tester: ToolTester, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A module has no functions at the beginning of its import.
+    monkeypatch.setitem(sys.modules, "asyncio", ModuleType("asyncio"))
+    assert tester.call("add", a=1, b=2) == 3
 
 
 def test_cancelling_a_task_cancels_its_call(tester: ToolTester) -> None:

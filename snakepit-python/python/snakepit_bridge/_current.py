@@ -107,13 +107,14 @@ def find() -> SessionContext | None:
     ident = get_ident()
     context = RUNNING.get(ident)
     if context is not None:
-        return context if owner is _owner.running or (owner is None and not _runs_loop()) else None
+        return context if owner is _owner.running or (owner is None and not runs_loop()) else None
     from snakepit_bridge import _threads
 
     return _threads.context_of(ident)
 
 
-def _runs_loop() -> bool:
+def runs_loop() -> bool:
     """Return whether this thread runs an event loop. A callback without an owner then comes from another thread."""
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None
+    # The function is missing while another thread imports the module.
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    return running is not None and running() is not None

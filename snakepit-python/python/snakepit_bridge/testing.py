@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import json
-import sys
 from _thread import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -427,8 +426,7 @@ class ToolTester(TesterCalls):
     def _run(self, step: Callable[[], _T], context: contextvars.Context | None = None) -> _T:
         """Run a function as a worker would: in a copy of the context, on a thread without a running event loop."""
         context = self._base.copy() if context is None else context
-        asyncio = sys.modules.get("asyncio")
-        if asyncio is None or asyncio._get_running_loop() is None:
+        if not _current.runs_loop():
             return context.run(step)
         return self._own_thread().submit(context.run, step).result()
 
