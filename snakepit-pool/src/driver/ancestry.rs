@@ -5,6 +5,8 @@
 //! that the worker reports if it runs several. If a host tool calls a tool through the embedding API, the parent is the host
 //! tool's call on the same task.
 
+mod cycles;
+
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
     sync::Arc,
@@ -198,7 +200,7 @@ impl State {
     }
 
     /// The workers with places on which a call of this tool could not begin before one of its ancestors ends: an ancestor blocks the
-    /// worker, or ancestors use up a limit of the worker.
+    /// worker, ancestors use up a limit of the worker, or other nested calls that wait for these ancestors do.
     pub(super) fn workers_blocked_for(&self, tool: &str, ancestors: &[CallId]) -> Vec<WorkerKey> {
         let is_holder = |lease: &&LeaseRecord| !lease.must_end() && ancestors.contains(&lease.call);
         let holders = self.leases.iter().map(|(_, lease)| lease).filter(is_holder);
@@ -215,6 +217,11 @@ impl State {
                     !limits.can_begin(tool, holders.filter_map(|lease| lease.tool.as_deref()))
                 })
         });
+        if self.has_call_limits {
+            let others = self.live_workers.iter().map(|worker| worker.key);
+            let others: Vec<_> = others.filter(|worker| !workers.contains(worker)).collect();
+            workers.extend(others.into_iter().filter(|worker| self.closes_cycle(*worker, tool, ancestors)));
+        }
         workers
     }
 

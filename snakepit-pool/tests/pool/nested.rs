@@ -186,6 +186,77 @@ async fn a_nested_call_that_waits_for_the_limit_of_its_tool_is_rejected_or_runs_
     outer.answer().await.unwrap();
 }
 
+/// A call of `tool` that the tool of `parent` makes and waits for.
+fn nested_call(tool: &str, parent: &Call) -> ToolCall {
+    let mut call = nested_in(parent);
+    call.tool = tool.into();
+    call
+}
+
+#[tokio::test(start_paused = true)]
+async fn chains_that_hold_limits_of_each_other_are_a_deadlock() {
+    for queued in [false, true] {
+        let mut harness = PoolHarness::start(config(1));
+        let limits = CallLimits::new(4).with_tool("a", 1).with_tool("b", 1);
+        let _worker =
+            harness.launch().await.succeed_with(|worker| worker.with_concurrency(4).with_call_limits(limits));
+        harness.pool.ready().await.unwrap();
+        let outer = [harness.call_tool("a").await, harness.call_tool("b").await];
+        let (a, b) = (harness.next_call().await, harness.next_call().await);
+        let mut fillers = Vec::new();
+        if queued {
+            // The first nested call waits for a place, and has no worker yet.
+            fillers = vec![harness.call_tool("c").await, harness.call_tool("c").await];
+        }
+        let first = harness.call(nested_call("b", &a)).await;
+        let error = harness.call(nested_call("a", &b)).await.error().await;
+        assert!(matches!(&error, ToolError::Deadlock { tool, .. } if tool == "a"), "{error}");
+        for filler in fillers {
+            harness.next_call().await.succeed();
+            filler.answer().await.unwrap();
+        }
+        // The tool that did not get its nested call ends, and the other chain continues.
+        b.succeed();
+        harness.next_call().await.succeed();
+        first.answer().await.unwrap();
+        a.succeed();
+        for outer in outer {
+            outer.answer().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn chains_that_wait_for_calls_that_end_are_no_deadlock() {
+    let mut harness = PoolHarness::start(config(1));
+    let limits = CallLimits::new(8).with_tool("a", 1).with_tool("b", 1);
+    let _worker =
+        harness.launch().await.succeed_with(|worker| worker.with_concurrency(8).with_call_limits(limits));
+    harness.pool.ready().await.unwrap();
+    // `b` runs a nested call that can begin, so it ends, and then the nested call of `a` begins.
+    let outer = [harness.call_tool("a").await, harness.call_tool("b").await];
+    let (a, b) = (harness.next_call().await, harness.next_call().await);
+    let first = harness.call(nested_call("b", &a)).await;
+    let second = harness.call(nested_call("c", &b)).await;
+    // Waits for the limit that `a` holds, which waits for `b`, which waits for `c`.
+    let other = harness.call_tool("d").await;
+    let mut calls = Vec::new();
+    for _ in 0..3 {
+        calls.push(harness.next_call().await);
+    }
+    let d = calls.iter().position(|call| &*call.call.tool == "d").unwrap();
+    let d = calls.remove(d);
+    let third = harness.call(nested_call("a", &d)).await;
+    let last = harness.next_call().await;
+    assert_eq!(&*last.call.tool, "a", "the worker begins it when the limit is free");
+    for call in [b, a, d, last].into_iter().chain(calls) {
+        call.succeed();
+    }
+    for caller in outer.into_iter().chain([first, second, third, other]) {
+        caller.answer().await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_nested_call_does_not_run_on_a_worker_that_its_ancestor_blocks() {
     let (mut harness, _workers) = limited(2, 2).await;

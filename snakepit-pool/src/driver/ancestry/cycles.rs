@@ -1,0 +1,79 @@
+//! Finds cycles of nested calls of several chains: each call waits for a limit of a worker that calls of the other chains hold.
+
+use std::collections::HashSet;
+
+use snakepit_registry::CallId;
+
+use super::State;
+use crate::scheduler::WorkerKey;
+
+/// A nested call that waits for a worker, or for its turn on one.
+struct WaitingCall<'a> {
+    ancestors: &'a [CallId],
+    tool: &'a str,
+    /// `None` if it is queued, so that it may still begin on any worker.
+    worker: Option<WorkerKey>,
+}
+
+impl State {
+    /// Whether a nested call of this tool could not begin on this worker before one of its ancestors ends, because its ancestors and
+    /// those of other waiting calls wait for each other.
+    pub(super) fn closes_cycle(&self, worker: WorkerKey, tool: &str, ancestors: &[CallId]) -> bool {
+        // A cheap check that is usually decisive: calls that wait for nested calls must hold the limit.
+        let may_wait = |call| self.nested.has_descendants(call) || ancestors.contains(&call);
+        if self.can_begin_beside(worker, tool, may_wait) {
+            return false;
+        }
+        let mut waiting = self.waiting_calls();
+        loop {
+            let awaited = waiting.iter().flat_map(|call| call.ancestors).chain(ancestors);
+            let awaited: HashSet<CallId> = awaited.copied().collect();
+            let can_begin =
+                |worker, tool| self.can_begin_beside(worker, tool, |call| awaited.contains(&call));
+            if can_begin(worker, tool) {
+                return false;
+            }
+            let count = waiting.len();
+            // Calls that can begin will end, and then their ancestors no longer wait.
+            waiting.retain(|call| match call.worker {
+                Some(worker) => !can_begin(worker, call.tool),
+                None => !self.live_workers.iter().any(|worker| can_begin(worker.key, call.tool)),
+            });
+            if waiting.len() == count {
+                return true;
+            }
+        }
+    }
+
+    /// The nested calls that wait for no nested call themselves.
+    fn waiting_calls(&self) -> Vec<WaitingCall<'_>> {
+        let is_leaf = |call| !self.nested.has_descendants(call);
+        let leased = self.leases.iter().map(|(_, lease)| lease).filter(|lease| !lease.must_end());
+        let leased =
+            leased.filter_map(|lease| Some((lease.call, lease.tool.as_deref()?, Some(lease.worker_key))));
+        let queued = self.nested.ancestors.keys().filter_map(|call| {
+            let ticket = self.waiters.queued(*call)?;
+            Some((*call, self.waiters[ticket.waiter].tool.as_deref()?, None))
+        });
+        let waiting = leased.chain(queued).filter(|(call, ..)| is_leaf(*call));
+        waiting
+            .filter_map(|(call, tool, worker)| {
+                Some(WaitingCall { ancestors: self.nested.of(call)?, tool, worker })
+            })
+            .collect()
+    }
+
+    /// Whether a call of this tool can begin on a worker while its calls that satisfy `holds` run.
+    fn can_begin_beside(&self, worker: WorkerKey, tool: &str, holds: impl Fn(CallId) -> bool) -> bool {
+        let Some(limits) = self.live_workers.get(worker).and_then(|worker| worker.handle.call_limits())
+        else {
+            return true;
+        };
+        let leases = self.leases.iter().map(|(_, lease)| lease);
+        let holders =
+            leases.filter(|lease| lease.worker_key == worker && !lease.must_end() && holds(lease.call));
+        let holders: Vec<_> = holders.collect();
+        !holders.iter().any(|lease| lease.blocks_worker)
+            && limits.can_begin(tool, holders.iter().filter_map(|lease| lease.tool.as_deref()))
+    }
+}
