@@ -149,6 +149,8 @@ def test_the_base_class_has_the_methods_of_the_original() -> None:
     assert adapter.call_tool(tool_name="again", message="x") == {"again": "x"}
     with pytest.raises(AttributeError, match="tool `nothing` not found: `DelegatingAdapter` has no method"):
         adapter.call_tool("nothing")
+    with pytest.raises(TypeError, match="needs the name of a tool"):
+        adapter.call_tool(message="x")
     with pytest.raises(TypeError, match="`handlers` of `DelegatingAdapter` cannot be called"):
         adapter.call_tool("handlers")
     registered = adapter.register_with_session("s", None)

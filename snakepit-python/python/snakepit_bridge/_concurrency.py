@@ -60,12 +60,13 @@ def check(name: str, value: object, least: int = 1) -> int:
     return value
 
 
-def _attribute(adapter: Any, name: str, default: int) -> int:
+def _attribute(adapter: Any, name: str, least: int) -> int:
+    """Return the number that an adapter sets, or the least one."""
     value = getattr(adapter, name, None)
     # A tool may have this name.
     if value is None or callable(value):
-        return default
+        return least
     try:
-        return check(f"`{name}`", value, default)
+        return check(f"`{name}`", value, least)
     except ValueError as error:
         raise TypeError(str(error)) from None

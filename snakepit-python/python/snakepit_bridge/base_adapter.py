@@ -264,11 +264,13 @@ class BaseAdapter:
         """Call a method of this object by its name, for ``execute_tool``. Return its result.
 
         Raises:
-            AttributeError: There is no such method.
-            TypeError: The attribute of this name cannot be called.
+            AttributeError: The object has no such method.
+            TypeError: The attribute of this name cannot be called, or the name is missing.
         """
         if tool_name is None:
-            tool_name = arguments.pop("tool_name")
+            tool_name = arguments.pop("tool_name", None)
+        if tool_name is None:
+            raise TypeError("call_tool() needs the name of a tool")
         kind = type(self).__name__
         method = getattr(self, tool_name, None)
         if method is None:

@@ -16,20 +16,14 @@ if TYPE_CHECKING:
     from snakepit_bridge._converters import Converter
     from snakepit_bridge._hints.base import Schemas
 
-#: The top-level packages of the supported classes.
-_PACKAGES = ("pandas", "polars", "pyarrow", "torch", "PIL")
-
 
 def package_hint(cls: type) -> Hint | None:
     """Return the hint of a registered class, or of a table, image or tensor. ``None`` for another class."""
     converter = registered(cls)
     if converter is not None:
         return Converted(cls, converter)
-    if any(package in sys.modules for package in _PACKAGES):
-        name = _packages.kind_of(cls)
-        if name is not None:
-            return Loaded(cls, name)
-    return None
+    name = _packages.kind_of(cls)
+    return None if name is None else Loaded(cls, name)
 
 
 class Converted(Hint):
