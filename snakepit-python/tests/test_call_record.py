@@ -12,6 +12,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
 
 import pytest
 
@@ -163,6 +164,33 @@ def test_the_output_of_a_nested_call_belongs_to_the_outer_call_too() -> None:
         assert tester.call("outer") == 1
         record = tester.last_call
         assert (record.tool, texts(record), record.progress) == ("outer", ["before", "epoch 1", "after"], [])
+
+
+class Pooled(BaseAdapter):
+    pool: ThreadPool | None = None
+
+    @tool
+    def ask(self) -> str:
+        """Ask a thread that an earlier call may have started for the context."""
+        Pooled.pool = Pooled.pool or ThreadPool(1)
+        return str(Pooled.pool.apply(session_of_thread))
+
+
+def session_of_thread() -> str:
+    print("from a pool of another kind")
+    try:
+        return current_context().session_id
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_a_thread_of_a_pool_does_not_keep_the_context_of_an_earlier_call() -> None:
+    for session in ("first", "second"):
+        with ToolTester(Pooled, session_id=session) as tester:
+            assert "no tool runs here" in tester.call("ask")
+            assert texts(tester.last_call) == []
+    assert Pooled.pool is not None
+    Pooled.pool.terminate()
 
 
 def test_a_failed_call_keeps_its_record() -> None:

@@ -145,7 +145,10 @@ class Output:
 
     def _watch_logging(self, module: ModuleType) -> None:
         """Attach the level and the name of the logger to the output of handlers."""
-        handler: Any = module.Handler
+        handler: Any = getattr(module, "Handler", None)
+        if handler is None:
+            # A module of the program with this name.
+            return
         handle, records = handler.handle, self.records
 
         def handle_with_level(self: Any, record: Any) -> Any:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: The attribute of a thread, or of an item of work, with the context of the call that created it.
 _ATTRIBUTE = "_snakepit_context"
 
+#: The modules of pools, whose threads serve many calls.
+_POOLS = frozenset({"concurrent.futures.thread", "multiprocessing.pool"})
+
 #: The contexts of the items of work that run now, by thread.
 _working: dict[int, SessionContext] = {}
 
@@ -49,8 +52,7 @@ def _watch_threads(module: ModuleType) -> None:
     start = thread.start
 
     def start_with_context(self: Any) -> None:
-        # The threads of a pool serve many calls.
-        if getattr(getattr(self, "_target", None), "__module__", None) != "concurrent.futures.thread":
+        if getattr(getattr(self, "_target", None), "__module__", None) not in _POOLS:
             context = _current.find()
             if context is not None:
                 setattr(self, _ATTRIBUTE, context)
