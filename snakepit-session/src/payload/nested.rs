@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Payload, PayloadError, ValueType,
+    array::ArrayMetadata,
     envelopes::{Content, EnvelopePlace, Envelopes, may_have_envelope},
 };
 
@@ -69,6 +70,23 @@ impl<'a> Envelope<'a> {
             map.remove(key);
         }
         Ok(Self { ty, metadata: map, data })
+    }
+
+    /// Checks the shape and the data type of an array in the format of numpy.
+    ///
+    /// # Errors
+    /// The reason, which continues a message after "value".
+    fn check_array(&self) -> Result<(), String> {
+        if self.ty == ValueType::Bytes {
+            return Ok(());
+        }
+        let metadata: ArrayMetadata = serde_json::from_value(Value::Object(self.metadata.clone()))
+            .map_err(|error| format!("contains {} whose metadata cannot be read: {error}", self.ty))?;
+        if !metadata.is_raw() {
+            return Ok(());
+        }
+        let checked = metadata.array(self.data.len()).map(drop);
+        checked.map_err(|problem| format!("contains {} that cannot be read: {problem}", self.ty))
     }
 
     /// The JSON of the metadata beside a separate buffer.
@@ -174,7 +192,7 @@ pub(super) fn value_in(json: &[u8]) -> Option<&[u8]> {
 pub(crate) fn check(json: &[u8], buffers: &[u8]) -> Result<(), String> {
     let envelopes = Envelopes::checked(json, buffers.len())?;
     let mut data = envelopes.all().iter().filter(|envelope| !matches!(envelope.content, Content::Map { .. }));
-    data.try_for_each(|envelope| Envelope::read(&json[envelope.text.clone()], buffers).map(drop))
+    data.try_for_each(|envelope| Envelope::read(&json[envelope.text.clone()], buffers)?.check_array())
 }
 
 /// Writes the envelope of a whole value with these metadata.
@@ -288,6 +306,32 @@ impl Payload {
         match value_in(&json) {
             Some(value) => Self::nested(value, buffers),
             None => Self::from_buffer(ValueType::Bytes, json, buffers),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nested_arrays_have_a_known_type_and_shape() {
+        let checked = |envelope: &str, bytes| {
+            let json = format!(r#"[{{"__snakepit__":"tensor",{envelope},"offset":0,"length":{bytes}}}]"#);
+            check(json.as_bytes(), &vec![0; bytes])
+        };
+        checked(r#""dtype":"float32","shape":[2]"#, 8).unwrap();
+        checked(r#""dtype":"complex64","shape":[]"#, 8).unwrap();
+        // The host does not know the format.
+        checked(r#""binary_format":"own""#, 8).unwrap();
+        for (envelope, expected) in [
+            (r#""dtype":"wide","shape":[2]"#, "has dtype `wide`, which is unknown"),
+            (r#""dtype":"float32","shape":[3]"#, "has 8 bytes, which does not match shape [3] of float32"),
+            (r#""dtype":"float32""#, "its metadata has no shape"),
+            (r#""dtype":"float32","shape":"two""#, "metadata cannot be read"),
+        ] {
+            let problem = checked(envelope, 8).unwrap_err();
+            assert!(problem.starts_with("contains tensor ") && problem.contains(expected), "{problem}");
         }
     }
 }

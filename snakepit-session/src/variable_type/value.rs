@@ -139,6 +139,10 @@ fn type_error(kind: ValueType, value: &Payload) -> String {
         ValueType::Integer if kind == ValueType::Integer => {
             format!("{}, which does not fit 64 bits", excerpt(value.json()))
         }
+        ValueType::Float if kind == ValueType::Integer => {
+            let number = excerpt(value.json());
+            format!("float {number}; a variable has the type of its first value, so delete it, or register it as float")
+        }
         ty => format!("{ty} {}", excerpt(value.json())),
     };
     format!("value must be of type {kind}, it is {actual}")
@@ -336,7 +340,12 @@ mod tests {
             (Float, "", "null", "value must be of type float, it is null"),
             (Float, "", "1e999", "must be of type float"),
             (Integer, r#"{"min": 0}"#, "-1", "value -1 is below minimum 0"),
-            (Integer, "", "1.5", "must be of type integer"),
+            (
+                Integer,
+                "",
+                "1.5",
+                "must be of type integer, it is float 1.5; a variable has the type of its first value",
+            ),
             (Integer, "", "9223372036854775808", "it is 9223372036854775808, which does not fit 64 bits"),
             (Integer, "", "true", "must be of type integer"),
             (String, r#"{"min_length": 3}"#, r#""ab""#, "at least 3 characters, it has 2"),
