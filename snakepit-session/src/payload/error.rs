@@ -87,3 +87,11 @@ pub enum PayloadError {
         expected: usize,
     },
 }
+
+impl PayloadError {
+    /// Creates the error of a type that is not one of [`ValueType`].
+    #[must_use]
+    pub fn unknown_type(name: impl Into<String>) -> Self {
+        Self::UnknownType { name: name.into() }
+    }
+}

@@ -10,7 +10,6 @@ use serde::{
         DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor,
         value::{MapAccessDeserializer, SeqDeserializer},
     },
-    forward_to_deserialize_any,
 };
 use serde_json::{Error, Value};
 
@@ -30,17 +29,25 @@ pub(super) fn may_contain(json: &[u8]) -> bool {
     contains(br#"aN""#) || contains(br#"nfinity""#) || may_have_envelope(json)
 }
 
+/// The form of values for visitors without a type hint.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Untyped {
+    /// 5.0 is an integer, and bytes are a map with base64.
+    pub(super) whole: bool,
+    /// An integer beyond 64 bits is an error instead of a rounded float.
+    pub(super) exact: bool,
+}
+
 /// Deserializes JSON. If the caller requests a number, `"NaN"` and the like are read as numbers. If it requests an integer, 5.0 is
 /// read as one. Envelopes refer to `buffers`.
 ///
-/// `whole` changes values for visitors without a type hint, such as those of flattened structs and untagged enums: 5.0 is an
-/// integer, and bytes are a map with base64.
+/// `untyped` applies to visitors without a type hint, such as those of flattened structs and untagged enums.
 ///
 /// A payload inside of the value gets its text, so numbers of any size stay exact.
 pub(super) fn read<'de, S: DeserializeSeed<'de>>(
     json: &'de [u8],
     seed: S,
-    whole: bool,
+    untyped: Untyped,
     buffers: &'de Bytes,
 ) -> Result<S::Value, Error> {
     let envelopes = if may_have_envelope(json) {
@@ -48,7 +55,7 @@ pub(super) fn read<'de, S: DeserializeSeed<'de>>(
     } else {
         Envelopes::default()
     };
-    let mut reader = ValueDeserializer { cursor: Cursor::new(json), envelopes: &envelopes, whole, buffers };
+    let mut reader = ValueDeserializer { cursor: Cursor::new(json), envelopes: &envelopes, untyped, buffers };
     let value = seed.deserialize(&mut reader)?;
     // A payload is passed on without being read.
     if reader.cursor.at() > 0 {
@@ -61,7 +68,7 @@ pub(super) fn read<'de, S: DeserializeSeed<'de>>(
 struct ValueDeserializer<'a, 'de> {
     cursor: Cursor<'de>,
     envelopes: &'a Envelopes,
-    whole: bool,
+    untyped: Untyped,
     buffers: &'de Bytes,
 }
 
@@ -79,7 +86,7 @@ impl<'de> ValueDeserializer<'_, 'de> {
         let envelope =
             Envelope::read(json, self.buffers).map_err(|problem| Error::custom(format!("it {problem}")))?;
         self.cursor.jump(found.text.end);
-        Ok(Some(BufferDeserializer { envelope, whole: self.whole }))
+        Ok(Some(BufferDeserializer { envelope, whole: self.untyped.whole }))
     }
 
     fn visit_list<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, Error> {
@@ -110,10 +117,42 @@ impl<'de> ValueDeserializer<'_, 'de> {
         Ok(value)
     }
 
+    /// Passes the value in the form that its JSON has. `exact` rejects integers beyond 64 bits.
+    fn visit<V: Visitor<'de>>(&mut self, exact: bool, visitor: V) -> Result<V::Value, Error> {
+        match self.cursor.peek() {
+            Some(b'{') => match self.buffer()? {
+                Some(buffer) => buffer.deserialize_any(visitor),
+                None => self.visit_map(visitor),
+            },
+            Some(b'[') => self.visit_list(visitor),
+            Some(b'"') => match self.cursor.string()? {
+                Cow::Borrowed(text) => visitor.visit_borrowed_str(text),
+                Cow::Owned(text) => visitor.visit_string(text),
+            },
+            _ if self.cursor.is_at_number() => {
+                let number = self.cursor.number()?;
+                match number.integer() {
+                    Some(Ok(number)) => visitor.visit_u64(number),
+                    Some(Err(number)) => visitor.visit_i64(number),
+                    None if exact && number.is_integral() => Err(inexact(number.text())),
+                    // As an integer, -0.0 would lose its sign.
+                    None => match number.float()? {
+                        number if self.untyped.whole && number != 0.0 => visit_integer(number, visitor),
+                        number => visitor.visit_f64(number),
+                    },
+                }
+            }
+            _ => match self.cursor.name()? {
+                Some(flag) => visitor.visit_bool(flag),
+                None => visitor.visit_unit(),
+            },
+        }
+    }
+
     /// Passes an integer of the requested type to the visitor.
     fn visit_integer<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, Error> {
         if !self.cursor.is_at_number() {
-            return self.deserialize_any(visitor);
+            return self.visit(false, visitor);
         }
         let number = self.cursor.number()?;
         match number.integer() {
@@ -131,6 +170,17 @@ impl<'de> ValueDeserializer<'_, 'de> {
     }
 }
 
+#[cold]
+fn inexact(number: &str) -> Error {
+    let mut shown: String = number.chars().take(40).collect();
+    if shown.len() < number.len() {
+        shown.push_str("..");
+    }
+    Error::custom(format!(
+        "the integer {shown} exceeds 64 bits, so a JSON value would round it; take it as `i128`, `f64` or `Payload`"
+    ))
+}
+
 macro_rules! integers {
     ($($method:ident)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -139,37 +189,20 @@ macro_rules! integers {
     };
 }
 
+/// Types for which the form of the JSON suffices. A number does not have these types, so the visitor rejects it.
+macro_rules! hinted {
+    ($($method:ident($($argument:ident: $ty:ty),*))*) => {
+        $(fn $method<V: Visitor<'de>>(self, $(_: $ty,)* visitor: V) -> Result<V::Value, Error> {
+            self.visit(false, visitor)
+        })*
+    };
+}
+
 impl<'de> Deserializer<'de> for &mut ValueDeserializer<'_, 'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match self.cursor.peek() {
-            Some(b'{') => match self.buffer()? {
-                Some(buffer) => buffer.deserialize_any(visitor),
-                None => self.visit_map(visitor),
-            },
-            Some(b'[') => self.visit_list(visitor),
-            Some(b'"') => match self.cursor.string()? {
-                Cow::Borrowed(text) => visitor.visit_borrowed_str(text),
-                Cow::Owned(text) => visitor.visit_string(text),
-            },
-            _ if self.cursor.is_at_number() => {
-                let number = self.cursor.number()?;
-                match number.integer() {
-                    Some(Ok(number)) => visitor.visit_u64(number),
-                    Some(Err(number)) => visitor.visit_i64(number),
-                    // As an integer, -0.0 would lose its sign.
-                    None => match number.float()? {
-                        number if self.whole && number != 0.0 => visit_integer(number, visitor),
-                        number => visitor.visit_f64(number),
-                    },
-                }
-            }
-            _ => match self.cursor.name()? {
-                Some(flag) => visitor.visit_bool(flag),
-                None => visitor.visit_unit(),
-            },
-        }
+        self.visit(self.untyped.exact, visitor)
     }
 
     integers! {
@@ -183,7 +216,7 @@ impl<'de> Deserializer<'de> for &mut ValueDeserializer<'_, 'de> {
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         if self.cursor.peek() != Some(b'"') {
-            return self.deserialize_any(visitor);
+            return self.visit(false, visitor);
         }
         let text = self.cursor.string()?;
         match &*text {
@@ -240,14 +273,14 @@ impl<'de> Deserializer<'de> for &mut ValueDeserializer<'_, 'de> {
                 let text = self.cursor.string()?.into_owned();
                 Value::String(text).deserialize_enum(name, variants, visitor)
             }
-            _ => self.deserialize_any(visitor),
+            _ => self.visit(false, visitor),
         }
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.buffer()? {
             Some(buffer) => buffer.deserialize_seq(visitor),
-            None => self.deserialize_any(visitor),
+            None => self.visit(false, visitor),
         }
     }
 
@@ -258,7 +291,7 @@ impl<'de> Deserializer<'de> for &mut ValueDeserializer<'_, 'de> {
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.buffer()? {
             Some(buffer) => buffer.visit_bytes(visitor),
-            None => self.deserialize_any(visitor),
+            None => self.visit(false, visitor),
         }
     }
 
@@ -271,8 +304,17 @@ impl<'de> Deserializer<'de> for &mut ValueDeserializer<'_, 'de> {
         visitor.visit_unit()
     }
 
-    forward_to_deserialize_any! {
-        bool char str string unit unit_struct tuple_struct map struct identifier
+    hinted! {
+        deserialize_bool()
+        deserialize_char()
+        deserialize_str()
+        deserialize_string()
+        deserialize_unit()
+        deserialize_unit_struct(name: &'static str)
+        deserialize_tuple_struct(name: &'static str, length: usize)
+        deserialize_map()
+        deserialize_struct(name: &'static str, fields: &'static [&'static str])
+        deserialize_identifier()
     }
 }
 
