@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 const KEY: &[u8] = br#""__snakepit__""#;
 /// The maximum size of a reference in bytes. A shape has at most 64 axes.
 const MAX_REFERENCE_BYTES: usize = 4096;
+/// The maximum number of open maps that are remembered. Values have at most 127 levels, so a map inside of more maps has no
+/// references.
+const MAX_OPEN_MAPS: usize = 127;
 
 /// A map whose end has not been reached.
 struct OpenMap {
@@ -23,12 +26,15 @@ pub(super) fn inline(json: &[u8], buffers: &[u8]) -> Vec<u8> {
     // Each byte of the buffers may appear once, so that a small message cannot expand to a large value.
     let mut remaining = buffers.len();
     let mut maps: Vec<OpenMap> = Vec::new();
+    // The number of open maps that are not in `maps`.
+    let mut deeper = 0_usize;
     let mut at = 0;
     while let Some(byte) = json.get(at) {
         let end = if *byte == b'"' { at + string_length(&json[at..]) } else { at + 1 };
         match byte {
+            b'{' if maps.len() == MAX_OPEN_MAPS => deeper += 1,
             b'{' => maps.push(OpenMap { start: at, out_start: out.len(), is_reference: false }),
-            b'"' if may_be_key(&json[at..end]) => {
+            b'"' if deeper == 0 && may_be_key(&json[at..end]) => {
                 if let Some(map) = maps.last_mut() {
                     map.is_reference = true;
                 }
@@ -37,7 +43,9 @@ pub(super) fn inline(json: &[u8], buffers: &[u8]) -> Vec<u8> {
         }
         out.extend_from_slice(&json[at..end]);
         at = end;
-        if *byte == b'}'
+        if *byte == b'}' && deeper > 0 {
+            deeper -= 1;
+        } else if *byte == b'}'
             && let Some(map) = maps.pop()
             && map.is_reference
             && at - map.start <= MAX_REFERENCE_BYTES
@@ -122,6 +130,21 @@ mod tests {
         ] {
             assert_eq!(inlined(json), json);
         }
+    }
+
+    #[test]
+    fn deep_maps_are_unchanged() {
+        let nested = |levels: usize, inner: &str| {
+            format!("{}{inner}{}", r#"{"a":"#.repeat(levels), "}".repeat(levels))
+        };
+        let reference = r#"{"__snakepit__":"bytes","offset":0,"length":3}"#;
+        let base64 = r#"{"__snakepit__":"bytes","data":"MTIz"}"#;
+        assert_eq!(inlined(&nested(126, reference)), nested(126, base64));
+        assert_eq!(inlined(&nested(127, reference)), nested(127, reference));
+        // The levels after deep maps count again.
+        let after = format!("[{},{reference}]", nested(1000, "1"));
+        assert_eq!(inlined(&after), format!("[{},{base64}]", nested(1000, "1")));
+        assert_eq!(inlined(&"{".repeat(100_000)), "{".repeat(100_000));
     }
 
     #[test]
