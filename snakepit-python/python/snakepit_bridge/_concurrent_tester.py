@@ -105,6 +105,9 @@ class ConcurrentControl(CallControl):
             return call()
         except CallCancelled:
             raise self._error() from None
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
         finally:
             if timer is not None:
                 timer.cancel()

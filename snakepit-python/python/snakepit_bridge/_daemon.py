@@ -47,8 +47,8 @@ class Daemon:
         adapter: The path of the adapter, as for ``snakepit serve``.
         workers: The number of workers.
         args: Further arguments of ``snakepit serve``, such as ``["--default-timeout", "2s"]``.
-        env: Environment variables of the daemon and its workers, in addition to those of this process whose names do not
-            begin with ``SNAKEPIT_``.
+        env: Environment variables of the daemon and its workers. They also get those of this process, except the ones
+            that begin with ``SNAKEPIT_``.
         binary: The path of the binary. See :func:`find_binary`.
         start_timeout: The seconds within which the daemon must serve.
 

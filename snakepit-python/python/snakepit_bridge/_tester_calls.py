@@ -48,6 +48,8 @@ class CallControl:
         self._is_main = False
         self._has_ended = threading.Event()
         self._is_late = False
+        #: Whether SIGINT has cancelled the call, as Ctrl+C does.
+        self._is_stopped = False
         #: Whether an exception was raised in the thread, which may be pending.
         self._is_interrupted = False
         self.native = _native.LocalControl(timeout)
@@ -63,6 +65,7 @@ class CallControl:
         Raises:
             DeadlineExceededError: The deadline passed.
             CallCancelledError: The test cancelled the call.
+            KeyboardInterrupt: SIGINT cancelled the call.
         """
         with self._lock:
             self._thread = threading.get_ident()
@@ -82,6 +85,8 @@ class CallControl:
             self._end()
             if restore is not None:
                 restore()
+            if self._is_stopped:
+                raise KeyboardInterrupt from None
 
     def _end(self) -> None:
         with self._lock:
@@ -140,9 +145,24 @@ class CallControl:
             if self._must_interrupt(frame, sys.exception()):
                 raise CallCancelled("the call was cancelled")
 
-        previous = signal.signal(signal.SIGURG, handle)
-        # `None` stands for a handler of native code, which Python cannot restore.
-        return lambda: signal.signal(signal.SIGURG, signal.SIG_DFL if previous is None else previous)
+        def stop(signum: int, frame: FrameType | None) -> None:
+            if self._is_stopped:
+                # The tool ignores its cancellation.
+                signal.default_int_handler(signum, frame)
+            self._is_stopped = True
+            self.cancel()
+
+        handlers: dict[signal.Signals, Any] = {signal.SIGURG: signal.signal(signal.SIGURG, handle)}
+        # The event loop would ignore an exception that the default handler raises in it.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            handlers[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
+
+        def restore() -> None:
+            for number, handler in handlers.items():
+                # `None` stands for a handler of native code, which Python cannot restore.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+        return restore
 
     def _must_interrupt(self, frame: FrameType | None, error: BaseException | None) -> bool | None:
         """Return whether an exception must interrupt the call. ``None`` if it must be tried again soon.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,5 +75,7 @@ class TesterCalls:
 
     def _control(self, name: str) -> CallControl | None:
         tester = self._tester
-        is_needed = self._timeout is not None or tester._concurrent is not None
+        # On the main thread, SIGINT cancels the call.
+        is_main = threading.current_thread() is threading.main_thread()
+        is_needed = is_main or self._timeout is not None or tester._concurrent is not None
         return tester._new_control(name, self._timeout) if is_needed else None
