@@ -21,6 +21,20 @@ pub(crate) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + S
     }
 }
 
+/// The size in bytes above which the conversion of a value takes long enough, about a millisecond, to delay other calls.
+const HEAVY_BYTES: usize = 64 * 1024;
+
+/// Converts a value of this size in bytes, on a blocking thread if it is large. A panic continues in the caller.
+///
+/// # Cancel safety
+/// As for [`run_blocking`].
+pub(crate) async fn run_if_heavy<T: Send + 'static>(
+    size: usize,
+    convert: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    if size > HEAVY_BYTES { run_blocking(convert).await } else { convert() }
+}
+
 /// Polls a future on a blocking thread the first time and in the caller's task after that. Use it for futures that do their heavy
 /// work before they first wait.
 ///

@@ -10,7 +10,7 @@ mod reply;
 mod response_cache;
 
 use std::{
-    future::Future,
+    future::{Future, ready},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -209,11 +209,14 @@ impl Host {
 
     /// Runs a call of any tool, if its principal may make it. `account` counts the value of the reply before the call is recorded
     /// as succeeded.
-    pub(crate) fn call(
+    pub(crate) fn call<F>(
         &self,
         call: ToolCall,
-        account: impl FnOnce(Payload) -> Result<Payload, ToolError> + Send,
-    ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
+        account: impl FnOnce(Payload) -> F + Send,
+    ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send
+    where
+        F: Future<Output = Result<Payload, ToolError>> + Send,
+    {
         self.run(call, Permission::Required, account)
     }
 
@@ -223,16 +226,19 @@ impl Host {
         call: ToolCall,
         permission: Permission,
     ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
-        self.run(call, permission, Ok)
+        self.run(call, permission, |value| ready(Ok(value)))
     }
 
     /// Runs a call. Renews its session, prefers the session's last worker, and stores the worker that ran the call.
-    fn run(
+    fn run<F>(
         &self,
         mut call: ToolCall,
         permission: Permission,
-        account: impl FnOnce(Payload) -> Result<Payload, ToolError> + Send,
-    ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
+        account: impl FnOnce(Payload) -> F + Send,
+    ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send
+    where
+        F: Future<Output = Result<Payload, ToolError>> + Send,
+    {
         let id = call.session.clone();
         // The method is not an `async fn`, whose future would store the call twice.
         async move {
@@ -269,7 +275,7 @@ impl Host {
                     Err(unknown) => Err(self.unknown_tool_error(unknown)),
                 }
             };
-            let result = with_time_limit(result, limit).and_then(|reply| accounted(reply, account));
+            let result = accounted(with_time_limit(result, limit), account).await;
             let reply = recorder.ended(publisher.ended(result))?;
             Ok(match session {
                 Some(session) => session.finish(reply, &self.affinity),
@@ -328,11 +334,14 @@ impl Host {
 
     /// Runs a call of a host tool for a worker. The drain already waits for the worker's own call. A call of a client, or of a
     /// worker that runs no call, is not nested, so it passes the layers of the program.
-    pub(crate) async fn call_host_tool(
+    pub(crate) async fn call_host_tool<F>(
         &self,
         mut call: ToolCall,
-        account: impl FnOnce(Payload) -> Result<Payload, ToolError> + Send,
-    ) -> Result<ToolReply, ToolError> {
+        account: impl FnOnce(Payload) -> F + Send,
+    ) -> Result<ToolReply, ToolError>
+    where
+        F: Future<Output = Result<Payload, ToolError>> + Send,
+    {
         let recorder = self.records.begin(&mut call);
         if let Err(error) = self.authorize(&call) {
             return recorder.ended(Err(error));
@@ -353,7 +362,7 @@ impl Host {
         } else {
             self.call_nested(call).await
         };
-        let reply = recorder.ended(result.and_then(|reply| accounted(reply, account)))?;
+        let reply = recorder.ended(accounted(result, account).await)?;
         Ok(match session {
             Some(session) => session.finish(reply, &self.affinity),
             None => reply,

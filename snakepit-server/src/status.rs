@@ -53,6 +53,14 @@ pub fn invalid_field(field: &str, problem: impl std::fmt::Display) -> Status {
     fault_to_wire(fault.with_violation(field, problem.to_string()))
 }
 
+/// The status of a request with a message that is not valid protobuf, from the one that tonic creates. `None` for other statuses.
+pub(crate) fn malformed_message(status: &Status) -> Option<Status> {
+    let problem = status.message().strip_prefix("failed to decode Protobuf message: ")?;
+    let is_of_tonic = status.code() == tonic::Code::Internal && status.details().is_empty();
+    let message = format!("the message is not valid protobuf: {problem}; use the schema of this host");
+    is_of_tonic.then(|| self::status(Reason::InvalidArgument, message))
+}
+
 /// The status for an RPC that exceeded its deadline outside of a tool call.
 pub(crate) fn rpc_deadline_exceeded() -> Status {
     status(Reason::DeadlineExceeded, "the deadline passed before the host had an answer; raise the timeout")

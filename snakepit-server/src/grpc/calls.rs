@@ -1,23 +1,23 @@
 //! `ExecuteTool`, `ExecuteStreamingTool`, and the RPCs with which workers call host tools.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{future::ready, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use snakepit_proto::{headers, pb, status::bounded_text};
 use snakepit_registry::{CallMode, ReplyBody, ToolCall, ToolError, ToolReply};
 use snakepit_session::Payload;
-use snakepit_wire::{
-    chunks_to_wire, failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire, without_buffers,
-};
+use snakepit_wire::{chunks_to_wire, failure_to_wire, payload_to_wire, payload_to_wire_inline, spec_to_wire};
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     answer::AnswerRecipient,
     bridge::Bridge,
-    inline_buffers::takes_buffers,
+    inline_buffers::{chunk_in_form, in_form, takes_buffers},
     request::{mark_worker, tool_call},
 };
 use crate::{
+    blocking::run_if_heavy,
     listen::{Connection, ReportedCall},
     status::{from_tool_error, unexpected_reply},
 };
@@ -39,8 +39,8 @@ impl Bridge {
         let (tool, recipient) =
             (call.tool.clone(), AnswerRecipient::of(self.host(), &call, extensions.get().cloned()));
         let takes_buffers = takes_buffers(&headers);
-        let in_form = |value| if takes_buffers { value } else { without_buffers(value) };
-        let result = self.host().call(call, |value| recipient.account_message(in_form(value))).await;
+        let account = async |value| recipient.account_message(in_form(value, takes_buffers).await?);
+        let result = self.host().call(call, account).await;
         match recipient.result(result) {
             Ok(reply) => unary_response(&tool, reply),
             Err(ToolError::Failed(failure)) => Ok(Response::new(pb::ExecuteToolResponse {
@@ -63,7 +63,7 @@ impl Bridge {
         mark_worker(&mut call, &extensions);
         self.nest(&mut call, &headers, &extensions);
         let (tool, recipient) = (call.tool.clone(), AnswerRecipient::of(self.host(), &call, None));
-        let result = self.host().call(call, Ok).await;
+        let result = self.host().call(call, |value| ready(Ok(value))).await;
         let ToolReply { body, worker, .. } = recipient.result(result).map_err(from_tool_error)?;
         let mut response = Response::new(chunk_response(&tool, body, takes_buffers(&headers))?);
         set_worker_header(response.metadata_mut(), worker.as_deref());
@@ -78,7 +78,7 @@ impl Bridge {
         let takes_buffers = takes_buffers(request.metadata());
         let (call, recipient) = self.host_tool_call(request, CallMode::Streaming)?;
         let tool = call.tool.clone();
-        let result = self.host().call_host_tool(call, Ok).await;
+        let result = self.host().call_host_tool(call, |value| ready(Ok(value))).await;
         let reply = recipient.result(result).map_err(from_tool_error)?;
         Ok(Response::new(chunk_response(&tool, reply.body, takes_buffers)?))
     }
@@ -99,9 +99,11 @@ impl Bridge {
         let takes_buffers = takes_buffers(request.metadata());
         let (call, recipient) = self.host_tool_call(request, CallMode::Unary)?;
         let tool = call.tool.clone();
-        let account = |value: Payload| match takes_buffers {
-            true => recipient.account_message(value),
-            false => recipient.account_inline(value),
+        let account = |value: Payload| {
+            ready(match takes_buffers {
+                true => recipient.account_message(value),
+                false => recipient.account_inline(value),
+            })
         };
         let result = self.host().call_host_tool(call, account).await;
         match recipient.result(result) {
@@ -113,7 +115,7 @@ impl Bridge {
                 };
                 let result = match takes_buffers {
                     true => payload_to_wire(value).0,
-                    false => payload_to_wire_inline(value),
+                    false => run_if_heavy(value.size(), move || payload_to_wire_inline(value)).await,
                 };
                 Ok(Response::new(pb::ExecuteElixirToolResponse {
                     success: true,
@@ -192,8 +194,12 @@ fn calling_worker(headers: &MetadataMap, extensions: &Extensions) -> Option<Stri
 /// Converts the chunks of a reply.
 fn chunk_response(tool: &Arc<str>, body: ReplyBody, takes_buffers: bool) -> Result<ChunkResponse, Status> {
     match body {
+        ReplyBody::Stream(chunks) if takes_buffers => {
+            Ok(Box::pin(chunks_to_wire(tool, chunks, true, from_tool_error)))
+        }
         ReplyBody::Stream(chunks) => {
-            Ok(Box::pin(chunks_to_wire(tool, chunks, takes_buffers, from_tool_error)))
+            let chunks = chunks.then(async |chunk| chunk_in_form(chunk?).await);
+            Ok(Box::pin(chunks_to_wire(tool, chunks, false, from_tool_error)))
         }
         ReplyBody::Value(_) => Err(unexpected_reply(tool, "a value", "a stream")),
     }

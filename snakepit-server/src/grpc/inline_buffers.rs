@@ -1,27 +1,76 @@
-//! [`InlineBuffers`]: responses about variables for clients that do not read nested values. Such values become plain JSON, with
-//! their buffers as base64.
+//! Values for clients that do not read nested values. Such values become plain JSON, with their buffers as base64. A blocking thread
+//! converts large ones.
 
 use bytes::Bytes;
-use snakepit_proto::{headers, pb};
-use snakepit_wire::inline_any;
+use prost::Message;
+use snakepit_proto::{headers, mux::MAX_ITEM_BYTES, pb, value::inline_nested};
+use snakepit_registry::{Chunk, ToolError};
+use snakepit_session::Payload;
+use snakepit_wire::{inline_any, without_buffers};
 use tonic::metadata::MetadataMap;
+
+use crate::blocking::run_if_heavy;
 
 /// Whether the sender of a request accepts nested values in the response.
 pub(super) fn takes_buffers(headers: &MetadataMap) -> bool {
     headers.get(headers::TAKES_BUFFERS).is_some_and(|flag| flag == "true")
 }
 
+/// Returns a value in the form that the client reads.
+///
+/// # Errors
+/// [`ToolError::AnswerTooLarge`], before the conversion, if the base64 text of its buffers alone is above the size limit.
+pub(super) async fn in_form(value: Payload, takes_buffers: bool) -> Result<Payload, ToolError> {
+    if takes_buffers || value.nested_json().is_none() {
+        return Ok(value);
+    }
+    check_base64(value.json(), value.binary())?;
+    Ok(run_if_heavy(value.size(), move || without_buffers(value)).await)
+}
+
+/// Returns a chunk in the form of clients that do not read nested values.
+///
+/// # Errors
+/// As for [`in_form`].
+pub(super) async fn chunk_in_form(chunk: Chunk) -> Result<Chunk, ToolError> {
+    let Chunk { data, metadata, binary } = chunk;
+    let Some(buffers) = binary else { return Ok(Chunk { data, metadata, binary }) };
+    check_base64(&data, Some(&buffers))?;
+    let size = data.len() + buffers.len();
+    let inline = move || match inline_nested(&data, &buffers) {
+        Some(plain) => (plain.into(), None),
+        None => (data, Some(buffers)),
+    };
+    let (data, binary) = run_if_heavy(size, inline).await;
+    Ok(Chunk { data, metadata, binary })
+}
+
+fn check_base64(json: &[u8], buffers: Option<&Bytes>) -> Result<(), ToolError> {
+    let base64 = buffers.map_or(0, |buffers| buffers.len().div_ceil(3) * 4);
+    if base64 <= MAX_ITEM_BYTES {
+        return Ok(());
+    }
+    Err(ToolError::answer_too_large(json.len() + base64, MAX_ITEM_BYTES))
+}
+
 /// A response that may contain nested values.
-pub(super) trait InlineBuffers: Sized {
+pub(super) trait InlineBuffers: Message + Sized + 'static {
     /// Converts the nested values to plain JSON.
     fn inline_buffers(&mut self);
 
     /// Converts the nested values, unless the client takes buffers.
-    fn for_client(mut self, takes_buffers: bool) -> Self {
-        if !takes_buffers {
-            self.inline_buffers();
+    fn for_client(mut self, takes_buffers: bool) -> impl Future<Output = Self> + Send {
+        async move {
+            if takes_buffers {
+                return self;
+            }
+            let size = self.encoded_len();
+            let inline = move || {
+                self.inline_buffers();
+                self
+            };
+            run_if_heavy(size, inline).await
         }
-        self
     }
 }
 
@@ -72,5 +121,74 @@ impl InlineBuffers for pb::GetVariableHistoryResponse {
         for entry in &mut self.entries {
             inline(&mut entry.value, &mut entry.binary_value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+        time::Duration,
+    };
+
+    use super::*;
+
+    /// A list of this many buffers of one byte each.
+    fn buffers(count: usize) -> Payload {
+        let value = vec![Bytes::from_static(b"x"); count];
+        Payload::try_from_serde(&value).unwrap()
+    }
+
+    /// Counts how often another task runs while a future does.
+    async fn ticks_during<T>(future: impl Future<Output = T>) -> (T, usize) {
+        let has_ended = AtomicBool::new(false);
+        let ticker = async {
+            let mut ticks = 0;
+            while !has_ended.load(Relaxed) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                ticks += 1;
+            }
+            ticks
+        };
+        let future = async {
+            let output = future.await;
+            has_ended.store(true, Relaxed);
+            output
+        };
+        tokio::join!(future, ticker)
+    }
+
+    #[tokio::test]
+    async fn other_tasks_run_while_a_large_value_is_converted() {
+        let value = buffers(100_000);
+        let (plain, ticks) = ticks_during(in_form(value.clone(), false)).await;
+        let plain = plain.unwrap();
+        assert!(plain.binary().is_none() && ticks > 3, "{ticks} ticks");
+        let back: Vec<Bytes> = plain.to_serde().unwrap();
+        assert_eq!((back.len(), &back[99_999][..]), (100_000, &b"x"[..]));
+
+        let (json, binary) = (Bytes::copy_from_slice(value.json()), value.binary().cloned());
+        let chunk = Chunk { data: json, binary, ..Chunk::default() };
+        let (chunk, ticks) = ticks_during(chunk_in_form(chunk)).await;
+        assert!(chunk.unwrap().binary.is_none() && ticks > 3, "{ticks} ticks");
+
+        let (any, buffers) = snakepit_wire::payload_to_wire(value);
+        let variable =
+            pb::Variable { value: Some(any), binary_value: buffers.unwrap(), ..pb::Variable::default() };
+        let response = pb::GetVariableResponse { variable: Some(variable), ..Default::default() };
+        let (response, ticks) = ticks_during(response.for_client(false)).await;
+        assert!(response.variable.unwrap().binary_value.is_empty() && ticks > 3, "{ticks} ticks");
+    }
+
+    #[tokio::test]
+    async fn a_value_that_cannot_fit_is_refused_before_it_is_converted() {
+        let value = Payload::try_from_serde(&[vec![0_u8; 8].into(), Bytes::from(vec![0; MAX_ITEM_BYTES])]);
+        let value = value.unwrap();
+        assert_eq!(in_form(value.clone(), true).await.unwrap(), value);
+        let (error, ticks) = ticks_during(in_form(value, false)).await;
+        let Err(ToolError::AnswerTooLarge { size, limit: MAX_ITEM_BYTES, .. }) = error else {
+            panic!("{error:?}");
+        };
+        assert!(size > MAX_ITEM_BYTES / 3 * 4 && ticks <= 1, "{size} bytes, {ticks} ticks");
     }
 }

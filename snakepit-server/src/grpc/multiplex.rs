@@ -4,15 +4,20 @@
 //! connection.
 
 use std::{
+    future::ready,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
 use async_trait::async_trait;
 use futures_core::Stream;
+use futures_util::StreamExt;
 use snakepit_proto::pb;
-use snakepit_registry::{CallId, ToolCall, ToolError, ToolHandler, ToolReply};
+use snakepit_registry::{CallId, ReplyBody, ToolCall, ToolError, ToolHandler, ToolReply};
 use snakepit_wire::mux::{
     CallOrigin, Calls, MuxCalls, MuxService, Replies, ReplyBatches, Serve, attach_reports,
 };
@@ -21,12 +26,19 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
 use super::{
-    answer::AnswerRecipient, authorize::PrincipalSource, bridge::Bridge, open_ended::OpenEndedStream,
+    answer::AnswerRecipient,
+    authorize::PrincipalSource,
+    bridge::Bridge,
+    inline_buffers::{chunk_in_form, in_form},
+    open_ended::OpenEndedStream,
 };
 use crate::{
     host::{FromWorker, Host},
     listen::{Connection, StreamUse},
-    status::{connection_budget_exhausted, connection_evicted, from_tool_error, response_budget_exhausted},
+    status::{
+        connection_budget_exhausted, connection_evicted, from_tool_error, malformed_message,
+        response_budget_exhausted,
+    },
 };
 
 pub(super) type BatchResponse = Pin<Box<dyn Stream<Item = Result<pb::ReplyBatch, Status>> + Send>>;
@@ -42,8 +54,16 @@ impl Bridge {
         let evicted = connection.as_ref().map(|connection| Box::pin(connection.evicted()));
         let stream_use = connection.clone().map(StreamUse::new);
         let is_worker = connection.as_ref().is_some_and(|connection| connection.find_launch().is_some());
-        let service = ClientCalls { host: Arc::clone(self.host()), connection, is_worker, principal_source };
-        let calls = UseTracker { calls: MuxCalls::new(Arc::new(service), replies.clone()), stream_use };
+        let takes_buffers = AtomicBool::new(false);
+        let service = Arc::new(ClientCalls {
+            host: Arc::clone(self.host()),
+            connection,
+            is_worker,
+            principal_source,
+            takes_buffers,
+        });
+        let calls = MuxCalls::new(Arc::clone(&service), replies.clone());
+        let calls = ClientBatches { calls, service, stream_use };
         let (call_loop, batches) = Serve::new(inbound, calls, replies).split();
         let mut task = JoinSet::new();
         task.spawn(call_loop);
@@ -52,14 +72,18 @@ impl Bridge {
     }
 }
 
-/// Marks the connection as in use while calls of the stream run.
-struct UseTracker<C> {
+/// Receives the batches of a client, and marks the connection as in use while calls of the stream run.
+struct ClientBatches<C> {
     calls: C,
+    service: Arc<ClientCalls>,
     stream_use: Option<StreamUse>,
 }
 
-impl<C: Calls> Calls for UseTracker<C> {
+impl<C: Calls> Calls for ClientBatches<C> {
     fn receive(&mut self, batch: pb::CallBatch) {
+        if batch.takes_buffers {
+            self.service.takes_buffers.store(true, Relaxed);
+        }
         // Drops the batch if the connection is evicted. The status that ends the stream says that its calls have not
         // begun.
         if self.stream_use.as_mut().is_none_or(StreamUse::begin) {
@@ -90,6 +114,7 @@ impl Stream for MuxResponse {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Poll::Ready(item) = Pin::new(&mut self.batches).poll_next(cx) {
+            let item = item.map(|item| item.map_err(|status| malformed_message(&status).unwrap_or(status)));
             return Poll::Ready(item);
         }
         let is_evicted = self.evicted.as_mut().is_some_and(|evicted| evicted.as_mut().poll(cx).is_ready());
@@ -99,6 +124,14 @@ impl Stream for MuxResponse {
         }
         Poll::Pending
     }
+}
+
+/// Converts the chunks of a reply for a client that does not read nested values.
+fn plain_chunks(mut reply: ToolReply) -> ToolReply {
+    if let ReplyBody::Stream(chunks) = reply.body {
+        reply.body = ReplyBody::Stream(Box::pin(chunks.then(async |chunk| chunk_in_form(chunk?).await)));
+    }
+    reply
 }
 
 /// The calls of one client, run by the host.
@@ -111,6 +144,8 @@ struct ClientCalls {
     is_worker: bool,
     /// The source of the principal of each call.
     principal_source: PrincipalSource,
+    /// Whether the client reads nested values, as it states in its first message.
+    takes_buffers: AtomicBool,
 }
 
 impl MuxService for ClientCalls {
@@ -166,7 +201,14 @@ impl ToolHandler for ClientCalls {
             return self.host.records().begin(&mut call).ended(Err(response_budget_exhausted(full)));
         }
         let recipient = AnswerRecipient::of(&self.host, &call, self.connection.clone());
-        recipient.result(self.host.call(call, |value| recipient.account(value)).await)
+        let result = if self.takes_buffers.load(Relaxed) {
+            self.host.call(call, |value| ready(recipient.account(value))).await
+        } else {
+            let account = async |value| recipient.account(in_form(value, false).await?);
+            // A separate allocation, because such clients are rare.
+            Box::pin(self.host.call(call, account)).await.map(plain_chunks)
+        };
+        recipient.result(result)
     }
 
     /// Returns once no worker runs the call. A host tool ends when its future is dropped.

@@ -227,9 +227,8 @@ impl BridgeService for Bridge {
     ) -> RpcResult<pb::GetVariableResponse> {
         self.may_read(&request)?;
         let takes_buffers = takes_buffers(request.metadata());
-        self.variable(request.get_ref())
-            .await
-            .map(|response| Response::new(response.for_client(takes_buffers)))
+        let response = self.variable(request.get_ref()).await?;
+        Ok(Response::new(response.for_client(takes_buffers).await))
     }
 
     async fn set_variable(
@@ -246,9 +245,8 @@ impl BridgeService for Bridge {
     ) -> RpcResult<pb::BatchGetVariablesResponse> {
         self.may_read(&request)?;
         let takes_buffers = takes_buffers(request.metadata());
-        self.variables(request.into_inner())
-            .await
-            .map(|response| Response::new(response.for_client(takes_buffers)))
+        let response = self.variables(request.into_inner()).await?;
+        Ok(Response::new(response.for_client(takes_buffers).await))
     }
 
     async fn set_variables(
@@ -265,7 +263,8 @@ impl BridgeService for Bridge {
     ) -> RpcResult<pb::ListVariablesResponse> {
         self.may_read(&request)?;
         let takes_buffers = takes_buffers(request.metadata());
-        self.list(request.get_ref()).await.map(|response| Response::new(response.for_client(takes_buffers)))
+        let response = self.list(request.get_ref()).await?;
+        Ok(Response::new(response.for_client(takes_buffers).await))
     }
 
     async fn delete_variable(
@@ -290,9 +289,8 @@ impl BridgeService for Bridge {
     ) -> RpcResult<pb::GetVariableHistoryResponse> {
         self.may_read(&request)?;
         let takes_buffers = takes_buffers(request.metadata());
-        self.history(request.get_ref())
-            .await
-            .map(|response| Response::new(response.for_client(takes_buffers)))
+        let response = self.history(request.get_ref()).await?;
+        Ok(Response::new(response.for_client(takes_buffers).await))
     }
 
     async fn rollback_variable(
@@ -301,9 +299,8 @@ impl BridgeService for Bridge {
     ) -> RpcResult<pb::RollbackVariableResponse> {
         self.may_write(&request)?;
         let takes_buffers = takes_buffers(request.metadata());
-        self.rollback(request.into_inner())
-            .await
-            .map(|response| Response::new(response.for_client(takes_buffers)))
+        let response = self.rollback(request.into_inner()).await?;
+        Ok(Response::new(response.for_client(takes_buffers).await))
     }
 
     type WatchVariablesStream = Updates;

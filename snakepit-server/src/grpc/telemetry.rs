@@ -12,7 +12,7 @@ use tonic::{Extensions, Status, Streaming};
 use super::{bridge::Bridge, open_ended::OpenEndedStream, request::is_from_worker};
 use crate::{
     host::Host,
-    status::{invalid_field, too_many_requests},
+    status::{invalid_field, malformed_message, too_many_requests},
     telemetry::{CallEvent, CallEventKind},
 };
 
@@ -99,7 +99,10 @@ impl Subscription {
                         return Some(Err(invalid_field(error.field, &error.problem)));
                     },
                     Ok(None) => self.controls = None,
-                    Err(_) => return None,
+                    Err(status) => {
+                        self.is_rejected = true;
+                        return malformed_message(&status).map(Err);
+                    }
                 },
                 event = self.events.recv() => match event {
                     Ok(event) if self.hides(&event) => {}

@@ -267,14 +267,16 @@ impl Bridge {
         }
         let sessions = &self.host().sessions;
         let watch = sessions.watch_variables(&id, &variable_identifiers, include_initial_values).await;
-        let updates = watch.map_err(read_status)?.map(move |event| match event {
-            Ok(WatchEvent::Update(update)) => Ok(update_to_wire(update).for_client(takes_buffers)),
-            Ok(WatchEvent::Lost(lost_updates)) => Ok(pb::VariableUpdate {
-                update_type: "lost".to_owned(),
-                lost_updates,
-                ..pb::VariableUpdate::default()
-            }),
-            Err(error) => Err(read_status(error)),
+        let updates = watch.map_err(read_status)?.then(move |event| async move {
+            match event {
+                Ok(WatchEvent::Update(update)) => Ok(update_to_wire(update).for_client(takes_buffers).await),
+                Ok(WatchEvent::Lost(lost_updates)) => Ok(pb::VariableUpdate {
+                    update_type: "lost".to_owned(),
+                    lost_updates,
+                    ..pb::VariableUpdate::default()
+                }),
+                Err(error) => Err(read_status(error)),
+            }
         });
         Ok(Box::pin(OpenEndedStream::new(updates, self.host().stop.clone()).with_deadline(deadline)))
     }

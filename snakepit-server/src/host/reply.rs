@@ -19,13 +19,17 @@ pub(super) fn with_time_limit(
     Ok(reply)
 }
 
-/// Counts the value of a reply as unread by the client. A stream counts its chunks itself.
-pub(super) fn accounted(
-    mut reply: ToolReply,
-    account: impl FnOnce(Payload) -> Result<Payload, ToolError>,
-) -> Result<ToolReply, ToolError> {
+/// Converts the value of a reply to the form of the client, and counts it as unread. A stream counts its chunks itself.
+pub(super) async fn accounted<F>(
+    result: Result<ToolReply, ToolError>,
+    account: impl FnOnce(Payload) -> F,
+) -> Result<ToolReply, ToolError>
+where
+    F: Future<Output = Result<Payload, ToolError>>,
+{
+    let mut reply = result?;
     if let ReplyBody::Value(value) = reply.body {
-        reply.body = ReplyBody::Value(account(value)?);
+        reply.body = ReplyBody::Value(account(value).await?);
     }
     Ok(reply)
 }

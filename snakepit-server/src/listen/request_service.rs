@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use snakepit_proto::{MAX_MESSAGE_BYTES, headers::CALL_ID};
@@ -30,7 +31,7 @@ use super::{
 };
 use crate::{
     blocking::poll_first_blocking,
-    status::{from_tool_error, headers_too_large, response_budget_exhausted},
+    status::{from_tool_error, headers_too_large, malformed_message, response_budget_exhausted},
 };
 
 /// The largest headers of a request, in bytes. Each entry counts 32 bytes more, as in HTTP/2.
@@ -202,6 +203,13 @@ where
 /// Calls the routes, whose services are always ready and report failures as statuses.
 async fn call(mut routes: Routes, request: Request<Body>) -> Response<Body> {
     let Ok(response) = routes.call(request).await;
+    // Only a response without a body has its status in the headers.
+    if response.body().is_end_stream()
+        && let Some(status) = Status::from_header_map(response.headers())
+        && let Some(malformed) = malformed_message(&status)
+    {
+        return malformed.into_http();
+    }
     response
 }
 

@@ -26,6 +26,7 @@ use crate::{
     listen::connections::{Admission, ConnectionPermit, Peer},
 };
 
+mod malformed;
 mod mounted;
 mod overload;
 mod unread;
