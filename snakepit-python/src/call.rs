@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 
-use pyo3::prelude::*;
+use pyo3::{IntoPyObjectExt, prelude::*};
 use snakepit_proto::{Message, pb};
 use tonic::{Request, Response, Status, transport::Channel};
 
@@ -10,10 +10,15 @@ use crate::{
     caller::Caller,
     errors::{HostError, HostUnavailableError},
     host::{Host, RequestKind},
+    pending::{PendingRequest, Wake},
     runtime::RuntimeHandle,
 };
 
-type Client = pb::bridge_service_client::BridgeServiceClient<Channel>;
+/// The answer of a request that returns nothing. In Python, `()` would be an empty tuple.
+pub(crate) const NOTHING: Option<bool> = None;
+
+/// The generated client of the host.
+pub(crate) type Client = pb::bridge_service_client::BridgeServiceClient<Channel>;
 
 /// The call that a tool serves, or the session that a client uses.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
@@ -24,6 +29,8 @@ pub(crate) struct Call {
     pub(crate) session_id: String,
     pub(crate) worker_id: Arc<str>,
     pub(crate) metadata: BTreeMap<String, String>,
+    /// The wait of the coroutine that makes the next request. `None` if requests block their thread.
+    pub(crate) wake: Option<Wake>,
 }
 
 impl Call {
@@ -76,5 +83,52 @@ impl Call {
         F: Future<Output = Result<Response<A>, Status>> + Send,
     {
         self.wait(py, self.host()?.request(&self.caller, kind, message, rpc))
+    }
+
+    /// Sends one request and converts its answer. If a coroutine makes the request, returns a [`PendingRequest`] instead.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request), and those of `convert`.
+    pub(crate) fn answer<Q, A, F, V>(
+        &self,
+        py: Python<'_>,
+        kind: RequestKind,
+        message: Q,
+        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync + 'static,
+        convert: impl FnOnce(Python<'_>, A) -> PyResult<V> + Send + 'static,
+    ) -> PyResult<Py<PyAny>>
+    where
+        Q: Message + Clone + 'static,
+        A: Send + 'static,
+        F: Future<Output = Result<Response<A>, Status>> + Send + 'static,
+        V: for<'py> IntoPyObject<'py>,
+    {
+        let request =
+            move |host: Host, caller: Caller| async move { host.request(&caller, kind, message, rpc).await };
+        self.answer_of(py, request, convert)
+    }
+
+    /// Runs a request of several steps, as [`answer`](Self::answer) does.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer).
+    pub(crate) fn answer_of<A, F, V>(
+        &self,
+        py: Python<'_>,
+        request: impl FnOnce(Host, Caller) -> F,
+        convert: impl FnOnce(Python<'_>, A) -> PyResult<V> + Send + 'static,
+    ) -> PyResult<Py<PyAny>>
+    where
+        A: Send + 'static,
+        F: Future<Output = Result<A, HostError>> + Send + 'static,
+        V: for<'py> IntoPyObject<'py>,
+    {
+        let host = self.host()?;
+        let request = request(host.clone(), self.caller.clone());
+        let convert = move |py: Python<'_>, answer| convert(py, answer)?.into_py_any(py);
+        match &self.wake {
+            None => convert(py, self.wait(py, request)?),
+            Some(wake) => PendingRequest::start(host.runtime(), wake, request, convert)?.into_py_any(py),
+        }
     }
 }

@@ -5,6 +5,7 @@ mod answer;
 mod arguments;
 mod call;
 mod connection;
+mod operations;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -14,21 +15,21 @@ use pyo3::{
 };
 use snakepit_proto::{mux::STREAM_CREDIT, pb};
 use snakepit_wire::value_to_wire;
-use tokio::time::Instant;
 
-pub(crate) use self::call::HostCall;
 use self::{
     arguments::{MinTimeout, text, timeout},
     call::NewCall,
     connection::{Connection, OpenError},
 };
+pub(crate) use self::{call::HostCall, operations::Operations};
 use crate::{
     background::BackgroundRuntime,
     call::Call,
     caller::Caller,
+    completions::Completions,
     errors::{HostError, InvalidArgumentError},
-    host::{RequestKind, Target},
-    listing::describe_listed,
+    host::Target,
+    pending::{PendingRequest, Wake},
     runtime::RuntimeHandle,
     value::{self, Purpose},
 };
@@ -43,12 +44,12 @@ pub(crate) struct HostClient {
 
 #[pymethods]
 impl HostClient {
-    /// Connects to `host:port`, `http://host:port` or `unix:/path` within `connect_timeout` seconds. `exceptions` are the classes of
-    /// tools' exceptions that calls may raise, or `None` for those of all imported modules.
+    /// Creates a client of the host at `host:port`, `http://host:port` or `unix:/path`. The first request connects, within
+    /// `connect_timeout` seconds. `exceptions` are the classes of tools' exceptions that calls may raise, or `None` for those
+    /// of all imported modules.
     #[new]
     #[pyo3(signature = (address, connect_timeout, exceptions))]
     fn new(
-        py: Python<'_>,
         address: &Bound<'_, PyAny>,
         connect_timeout: &Bound<'_, PyAny>,
         exceptions: Option<Py<PyTuple>>,
@@ -57,26 +58,31 @@ impl HostClient {
         let bound = timeout("connect_timeout", connect_timeout, MinTimeout::Nanosecond)?;
         let target = Target::parse(address).map_err(InvalidArgumentError::new_err)?;
         let runtime = RuntimeHandle::Background(BackgroundRuntime::get()?);
-        let connection =
-            runtime.wait(py, Connection::open(address, &target, bound, runtime))?.map_err(HostError::from)?;
+        let connection = Connection::new(address, &target, bound, runtime);
         Ok(Self { connection: Arc::new(connection), exceptions })
     }
 
-    /// Creates the session if it does not exist.
-    #[pyo3(signature = (session_id, timeout))]
-    fn open_session(
+    /// Connects, unless the client is connected. Waits for `timeout` seconds at most.
+    #[pyo3(signature = (timeout=None))]
+    fn connect(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let timeout = option_timeout(timeout)?;
+        let runtime = self.connection.host.runtime();
+        runtime.wait(py, Arc::clone(&self.connection).connect(timeout))??;
+        Ok(())
+    }
+
+    /// Connects without blocking the thread. See `Call.in_background`.
+    #[pyo3(signature = (timeout, completions, key))]
+    fn start_connect(
         &self,
-        py: Python<'_>,
-        session_id: String,
         timeout: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<()> {
-        let request = pb::InitializeSessionRequest { session_id, ..Default::default() };
-        let call = self.session_call(String::new(), timeout)?;
-        // Initializing an existing session changes nothing, so the request may be repeated.
-        let opened = call.request(py, RequestKind::Read, request, |mut client, request| async move {
-            client.initialize_session(request).await
-        });
-        opened.map(drop)
+        completions: Py<Completions>,
+        key: u64,
+    ) -> PyResult<PendingRequest> {
+        let timeout = option_timeout(timeout)?;
+        let (runtime, wake) = (self.connection.host.runtime(), Wake { completions, key });
+        let connect = Arc::clone(&self.connection).connect(timeout);
+        PendingRequest::start(runtime, &wake, connect, |py, ()| Ok(py.None()))
     }
 
     /// Returns a `Call` outside of any tool, for access to the session. `timeout` is in seconds and bounds each request
@@ -91,31 +97,14 @@ impl HostClient {
             // A program has no worker id. It may name itself in the metadata of its writes.
             worker_id: "".into(),
             metadata: BTreeMap::new(),
+            wake: None,
         })
     }
 
-    /// Lists the tools of the host by name.
-    #[pyo3(signature = (timeout))]
-    fn tools<'py>(
-        &self,
-        py: Python<'py>,
-        timeout: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Bound<'py, PyDict>> {
-        let call = self.session_call(String::new(), timeout)?;
-        let request = pb::ListToolsRequest {};
-        let listed = call.request(py, RequestKind::Read, request, |mut client, request| async move {
-            client.list_tools(request).await
-        })?;
-        let tools = PyDict::new(py);
-        for tool in listed.tools {
-            let entry = describe_listed(py, tool)?;
-            tools.set_item(entry.as_any().get_item("name")?, entry)?;
-        }
-        Ok(tools)
-    }
-
     /// Starts a call.
-    #[pyo3(signature = (tool, arguments, *, session_id, timeout, idempotent, stream, progress=false, logs=false))]
+    #[pyo3(signature = (
+        tool, arguments, *, session_id, timeout, idempotent, stream, metadata=None, progress=false, logs=false
+    ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
     fn start(
         &self,
@@ -126,6 +115,7 @@ impl HostClient {
         timeout: Option<&Bound<'_, PyAny>>,
         idempotent: bool,
         stream: bool,
+        metadata: Option<BTreeMap<String, String>>,
         progress: bool,
         logs: bool,
     ) -> PyResult<HostCall> {
@@ -141,7 +131,7 @@ impl HostClient {
             tool_name,
             session_id,
             arguments: values,
-            metadata: BTreeMap::new(),
+            metadata: metadata.unwrap_or_default(),
             stream,
             idempotent,
             credit: if stream { STREAM_CREDIT } else { 0 },
@@ -157,20 +147,37 @@ impl HostClient {
     /// Rejects further calls and ends watches. Running calls continue, with `timeout` for at most that many seconds.
     #[pyo3(signature = (timeout))]
     fn close(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        let bound =
-            timeout.map(|value| arguments::timeout("timeout", value, MinTimeout::Zero)).transpose()?;
+        let bound = close_timeout(timeout)?;
         let runtime = self.connection.host.runtime();
         if runtime.is_forked() {
             // The connection belongs to the parent.
             return Ok(());
         }
         self.connection.close();
-        let Some(bound) = bound else { return Ok(()) };
-        let limit = Instant::now().checked_add(bound);
-        if runtime.wait_until(py, limit, self.connection.drained())?.is_none() {
-            self.connection.close_signals.abort.cancel();
+        match bound {
+            Some(bound) => runtime.wait(py, Arc::clone(&self.connection).drain(bound)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Closes the client, and waits for running calls without blocking the thread. See `Call.in_background`.
+    #[pyo3(signature = (timeout, completions, key))]
+    fn start_close(
+        &self,
+        timeout: Option<&Bound<'_, PyAny>>,
+        completions: Py<Completions>,
+        key: u64,
+    ) -> PyResult<PendingRequest> {
+        let bound = close_timeout(timeout)?.unwrap_or_default();
+        let (runtime, wake) = (self.connection.host.runtime(), Wake { completions, key });
+        runtime.check_not_forked()?;
+        self.connection.close();
+        let connection = Arc::clone(&self.connection);
+        let drain = async move {
+            connection.drain(bound).await;
+            Ok(())
+        };
+        PendingRequest::start(runtime, &wake, drain, |py, ()| Ok(py.None()))
     }
 }
 
@@ -187,4 +194,9 @@ impl From<OpenError> for HostError {
 /// Reads the timeout of the option `timeout`.
 fn option_timeout(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Duration>> {
     value.map(|value| timeout("timeout", value, MinTimeout::Nanosecond)).transpose()
+}
+
+/// Reads the timeout of `close`.
+fn close_timeout(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Duration>> {
+    value.map(|value| timeout("timeout", value, MinTimeout::Zero)).transpose()
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::{
-    call::Call,
+    call::{Call, Client, NOTHING},
     caller::Caller,
     completions::{Completions, Wait},
     errors::{DeadlockError, HostError, SnakepitError},
@@ -28,7 +28,9 @@ use crate::{
     host::{Host, RequestKind},
     host_stream::HostToolStream,
     listing::describe_tool,
-    nested_call, stub_request,
+    nested_call,
+    pending::Wake,
+    stub_request,
     value::{self, Purpose},
     variables::Variables,
 };
@@ -42,24 +44,29 @@ impl Call {
         if is_global { String::new() } else { self.session_id.clone() }
     }
 
-    /// Requests a program. If the program still has the time `known`, the host omits its data, and the returned flag is `true`.
-    fn request_program(
+    /// Requests a program and converts it. If the program still has the time `known`, the host omits its data, and the flag for
+    /// `convert` is `true`.
+    fn request_program<V>(
         &self,
         py: Python<'_>,
         name: String,
         is_global: bool,
         known: Option<SystemTime>,
-    ) -> PyResult<(pb::Program, bool)> {
+        convert: impl FnOnce(Python<'_>, pb::Program, bool) -> PyResult<V> + Send + 'static,
+    ) -> PyResult<Py<PyAny>>
+    where
+        V: for<'py> IntoPyObject<'py>,
+    {
         let request = pb::GetProgramRequest {
             session_id: self.program_owner(is_global),
             name,
             global: is_global,
             unless_updated_at: known.map(Into::into),
         };
-        let response = self.request(py, RequestKind::Read, request, |mut client, request| async move {
-            client.get_program(request).await
-        })?;
-        Ok((response.program.unwrap_or_default(), response.unchanged))
+        let rpc = |mut client: Client, request| async move { client.get_program(request).await };
+        self.answer(py, RequestKind::Read, request, rpc, |py, response| {
+            convert(py, response.program.unwrap_or_default(), response.unchanged)
+        })
     }
 
     /// Starts a call of a tool. Completes the wait with this key when the answer arrives. `tool` names the tool in messages.
@@ -263,7 +270,7 @@ impl Call {
         metadata: BTreeMap<String, String>,
         is_global: bool,
         ttl_seconds: Option<i64>,
-    ) -> PyResult<bool> {
+    ) -> PyResult<Py<PyAny>> {
         let data = value::raw_bytes(data)?.unwrap_or_default();
         let program = pb::Program {
             name,
@@ -278,41 +285,35 @@ impl Call {
             program: Some(program),
             global: is_global,
         };
-        let response = self.request(py, RequestKind::Write, request, |mut client, request| async move {
-            client.put_program(request).await
-        })?;
-        Ok(response.created)
+        let rpc = |mut client: Client, request| async move { client.put_program(request).await };
+        self.answer(py, RequestKind::Write, request, rpc, |_, response| Ok(response.created))
     }
 
     /// Returns the data and the content type of a program.
-    fn get_program<'py>(
-        &self,
-        py: Python<'py>,
-        name: String,
-        is_global: bool,
-    ) -> PyResult<(Bound<'py, PyBytes>, String)> {
-        let (program, _) = self.request_program(py, name, is_global, None)?;
-        Ok((PyBytes::new(py, &program.data), program.content_type))
+    fn get_program(&self, py: Python<'_>, name: String, is_global: bool) -> PyResult<Py<PyAny>> {
+        self.request_program(py, name, is_global, None, |py, program, _| {
+            Ok((PyBytes::new(py, &program.data).unbind(), program.content_type))
+        })
     }
 
     /// Returns the data, the content type and the version of a program. Returns `None` if it still has the known version.
-    fn get_changed_program<'py>(
+    fn get_changed_program(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         name: String,
         is_global: bool,
         known: Option<ProgramVersion>,
-    ) -> PyResult<Option<(Bound<'py, PyBytes>, String, ProgramVersion)>> {
+    ) -> PyResult<Py<PyAny>> {
         let known_time = known.and_then(|(seconds, nanos)| {
             UNIX_EPOCH.checked_add(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?))
         });
-        let (program, is_unchanged) = self.request_program(py, name, is_global, known_time)?;
-        let version = program.updated_at.map_or((0, 0), |time| (time.seconds, time.nanos));
-        // Older hosts always send the data.
-        if is_unchanged {
-            return Ok(None);
-        }
-        Ok(Some((PyBytes::new(py, &program.data), program.content_type, version)))
+        self.request_program(py, name, is_global, known_time, |py, program, is_unchanged| {
+            let version: ProgramVersion =
+                program.updated_at.map_or((0, 0), |time| (time.seconds, time.nanos));
+            // Older hosts always send the data.
+            let data = || (PyBytes::new(py, &program.data).unbind(), program.content_type, version);
+            Ok((!is_unchanged).then(data))
+        })
     }
 
     /// Sends a unary request of the bridge service that Python code has encoded. Returns the encoded answer.
@@ -326,30 +327,40 @@ impl Call {
         Ok(PyBytes::new(py, &answer))
     }
 
-    fn list_programs(&self, py: Python<'_>, is_global: bool) -> PyResult<Vec<String>> {
+    fn list_programs(&self, py: Python<'_>, is_global: bool) -> PyResult<Py<PyAny>> {
         let request =
             pb::ListProgramsRequest { session_id: self.program_owner(is_global), global: is_global };
-        let response = self.request(py, RequestKind::Read, request, |mut client, request| async move {
-            client.list_programs(request).await
-        })?;
-        Ok(response.programs.into_iter().map(|program| program.name).collect())
+        let rpc = |mut client: Client, request| async move { client.list_programs(request).await };
+        self.answer(py, RequestKind::Read, request, rpc, |_, response| {
+            Ok(response.programs.into_iter().map(|program| program.name).collect::<Vec<_>>())
+        })
     }
 
-    fn delete_program(&self, py: Python<'_>, name: String, is_global: bool) -> PyResult<()> {
+    fn delete_program(&self, py: Python<'_>, name: String, is_global: bool) -> PyResult<Py<PyAny>> {
         let request =
             pb::DeleteProgramRequest { session_id: self.program_owner(is_global), name, global: is_global };
-        self.request(py, RequestKind::Write, request, |mut client, request| async move {
-            client.delete_program(request).await
-        })
-        .map(drop)
+        let rpc = |mut client: Client, request| async move { client.delete_program(request).await };
+        self.answer(py, RequestKind::Write, request, rpc, |_, _| Ok(NOTHING))
     }
 
-    fn cleanup_session(&self, py: Python<'_>, force: bool) -> PyResult<bool> {
+    fn cleanup_session(&self, py: Python<'_>, force: bool) -> PyResult<Py<PyAny>> {
         let request = pb::CleanupSessionRequest { session_id: self.session_id.clone(), force };
-        let response = self.request(py, RequestKind::Write, request, |mut client, request| async move {
-            client.cleanup_session(request).await
-        })?;
-        Ok(response.success)
+        let rpc = |mut client: Client, request| async move { client.cleanup_session(request).await };
+        self.answer(py, RequestKind::Write, request, rpc, |_, response| Ok(response.success))
+    }
+
+    /// Returns this call for the next request of a coroutine. The request returns a `PendingRequest`, and finishes the wait of
+    /// this key when its answer arrives.
+    fn in_background(&self, completions: Py<Completions>, key: u64) -> Self {
+        let Self { caller, host, session_id, worker_id, metadata, wake: _ } = self;
+        Self {
+            caller: caller.clone(),
+            host: host.clone(),
+            session_id: session_id.clone(),
+            worker_id: Arc::clone(worker_id),
+            metadata: metadata.clone(),
+            wake: Some(Wake { completions, key }),
+        }
     }
 }
 

@@ -114,6 +114,8 @@ pub(crate) enum HostError {
     ToolFailed { tool: String, message: String, failure: Option<Box<pb::ToolFailure>> },
     /// A tool that this tool called ran and failed. It belongs to the host or to a worker.
     CalledToolFailed(Box<pb::ToolFailure>),
+    /// The request could not be created.
+    Exception(PyErr),
     /// The session backend of a [`LocalSession`](crate::local::LocalSession) returned an error.
     Session(SessionError),
 }
@@ -148,6 +150,11 @@ pub(crate) fn is_message_rejected(status: &Status) -> bool {
 /// Returns whether a reachable host rejects a new stream because it is overloaded or shutting down.
 pub(crate) fn is_stream_rejected(status: &Status) -> bool {
     matches!(details_of(status).reason.as_deref(), Some(OVERLOADED | SHUTTING_DOWN))
+}
+
+/// Returns whether the host reports that a variable does not exist.
+pub(crate) fn is_variable_not_found(status: &Status) -> bool {
+    details_of(status).reason.as_deref() == Some("VARIABLE_NOT_FOUND")
 }
 
 /// Returns whether the host closed an idle connection and reports that it began none of the stream's unanswered calls.
@@ -232,6 +239,7 @@ impl From<HostError> for PyErr {
             HostError::StreamRejected(status) | HostError::NotBegun(status) => {
                 with_may_have_run(from_status(&status), false)
             }
+            HostError::Exception(error) => error,
             HostError::Session(error) => from_session_error(&error),
         }
     }

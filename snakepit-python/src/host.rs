@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -79,9 +79,8 @@ pub(crate) struct Host {
 
 #[derive(Debug)]
 struct Connections {
-    client: BridgeServiceClient<Channel>,
-    /// The connection of `client`, for requests that Python code has encoded.
-    channel: Channel,
+    /// `None` once the client of a program is closed. The connection ends with its last request.
+    channel: RwLock<Option<Channel>>,
     streams: StreamConnection,
     backlogs: BacklogBudget,
 }
@@ -101,8 +100,8 @@ impl Host {
     }
 
     fn with_streams(channel: Channel, runtime: RuntimeHandle, streams: StreamConnection) -> Self {
-        let (client, backlogs) = (client(channel.clone()), BacklogBudget::default());
-        Self { runtime, connections: Arc::new(Connections { client, channel, streams, backlogs }) }
+        let (channel, backlogs) = (RwLock::new(Some(channel)), BacklogBudget::default());
+        Self { runtime, connections: Arc::new(Connections { channel, streams, backlogs }) }
     }
 
     /// The memory budget for unread updates of watches.
@@ -135,7 +134,7 @@ impl Host {
         let streams = StreamConnection { target: Some(target), client: OnceLock::new() };
         let host = Self::with_streams(channel, RuntimeHandle::Worker(io), streams);
         let ping = pb::PingRequest { message: "worker".to_owned() };
-        match timeout(CONNECT_TIMEOUT, host.client().ping(ping)).await {
+        match timeout(CONNECT_TIMEOUT, client(host.open_channel()?).ping(ping)).await {
             Ok(Ok(_)) => Ok(host),
             Ok(Err(status)) => Err(format!("the host at `{address}` rejected a ping: {}", status.message())),
             Err(_) => {
@@ -159,7 +158,7 @@ impl Host {
         let protocol = launch::PROTOCOL;
         let identity = token.map(|token| pb::WorkerIdentity { token, version, protocol, serves_any_tool });
         let request = pb::RegisterToolsRequest { session_id: String::new(), tools, worker_id, identity };
-        match timeout(CONNECT_TIMEOUT, self.client().register_tools(request)).await {
+        match timeout(CONNECT_TIMEOUT, client(self.open_channel()?).register_tools(request)).await {
             Ok(Ok(response)) => {
                 let pb::RegisterToolsResponse { success, error_message, .. } = response.into_inner();
                 // A host of the original Snakepit reports tools that it already has as duplicates, which is harmless.
@@ -176,13 +175,32 @@ impl Host {
     }
 
     /// The generated client.
-    pub(crate) fn client(&self) -> BridgeServiceClient<Channel> {
-        self.connections.client.clone()
+    ///
+    /// # Errors
+    /// [`HostError::Closed`] after [`disconnect`](Self::disconnect).
+    pub(crate) fn client(&self) -> Result<BridgeServiceClient<Channel>, HostError> {
+        self.channel().map(client)
     }
 
-    /// The connection of [`client`](Self::client).
-    pub(crate) fn channel(&self) -> Channel {
-        self.connections.channel.clone()
+    /// The connection of [`client`](Self::client), for requests that Python code has encoded.
+    ///
+    /// # Errors
+    /// As [`client`](Self::client).
+    pub(crate) fn channel(&self) -> Result<Channel, HostError> {
+        // Only this function and `disconnect` lock it, and neither panics.
+        let channel = self.connections.channel.read().unwrap_or_else(PoisonError::into_inner);
+        channel.clone().ok_or(HostError::Closed)
+    }
+
+    /// The connection of a worker, which is always open.
+    fn open_channel(&self) -> Result<Channel, String> {
+        self.channel().map_err(|_| "the connection is closed".to_owned())
+    }
+
+    /// Drops the connection, which ends with its last request. Further requests fail.
+    pub(crate) fn disconnect(&self) {
+        let channel = self.connections.channel.write().unwrap_or_else(PoisonError::into_inner).take();
+        drop(channel);
     }
 
     /// The runtime that drives the connection.
@@ -199,7 +217,7 @@ impl Host {
         let rpc = |mut client: BridgeServiceClient<Channel>, request| async move {
             client.execute_streaming_elixir_tool(request).await
         };
-        self.request_on(self.stream_client(), caller, RequestKind::Write, request, rpc).await
+        self.request_on(self.stream_client()?, caller, RequestKind::Write, request, rpc).await
     }
 
     /// Calls a tool of the host or of its workers that streams. The stream ends at the deadline of the caller.
@@ -211,17 +229,18 @@ impl Host {
         let rpc = |mut client: BridgeServiceClient<Channel>, request| async move {
             client.execute_streaming_tool(request).await
         };
-        self.request_on(self.stream_client(), caller, RequestKind::Write, request, rpc).await
+        self.request_on(self.stream_client()?, caller, RequestKind::Write, request, rpc).await
     }
 
     /// The client on the connection for streams of tools.
-    fn stream_client(&self) -> &BridgeServiceClient<Channel> {
+    fn stream_client(&self) -> Result<BridgeServiceClient<Channel>, HostError> {
         let StreamConnection { target, client: stream_client } = &self.connections.streams;
         match target {
             Some(target) => {
-                stream_client.get_or_init(|| client(target.connect_lazy(configure_stream_client)))
+                let connect = || client(target.connect_lazy(configure_stream_client));
+                Ok(stream_client.get_or_init(connect).clone())
             }
-            None => &self.connections.client,
+            None => self.client(),
         }
     }
 
@@ -240,13 +259,13 @@ impl Host {
         Q: Message + Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        self.request_on(&self.connections.client, caller, kind, message, rpc).await
+        self.request_on(self.client()?, caller, kind, message, rpc).await
     }
 
     /// Sends a request as [`request`](Self::request) does, on another connection.
     async fn request_on<Q, A, F>(
         &self,
-        client: &BridgeServiceClient<Channel>,
+        client: BridgeServiceClient<Channel>,
         caller: &Caller,
         kind: RequestKind,
         message: Q,
@@ -364,7 +383,7 @@ impl Target {
     }
 
     /// Returns a channel that connects with these settings at its first request. Needs a tokio runtime.
-    fn connect_lazy(&self, settings: impl FnOnce(Endpoint) -> Endpoint) -> Channel {
+    pub(crate) fn connect_lazy(&self, settings: impl FnOnce(Endpoint) -> Endpoint) -> Channel {
         let endpoint = settings(self.endpoint.clone());
         match self.socket.clone() {
             Some(path) => endpoint.connect_with_connector_lazy(unix_connector(path)),

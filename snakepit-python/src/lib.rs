@@ -41,6 +41,7 @@ mod multiplexed;
 mod nested_call;
 mod open_streams;
 mod output_frames;
+mod pending;
 mod plan;
 mod progress;
 mod reader;
@@ -76,12 +77,13 @@ mod _native {
     #[pymodule_export]
     use crate::{
         call::Call,
-        client::{HostCall, HostClient},
+        client::{HostCall, HostClient, Operations},
         completions::{Completions, Wait},
         context::PendingHostCall,
         executor::{ChunkSink, ChunkSpace, ConcurrentCall, ConcurrentCalls, ThreadCall},
         host_stream::HostToolStream,
         local::{ConcurrentLocalRunner, LocalControl, LocalRunner, LocalSession, LocalVariables},
+        pending::PendingRequest,
         telemetry::{dropped_events, emit_event},
         variables::{Variable, VariableUpdate, VariableVersion, VariableWatch, Variables},
         worker::Worker,

@@ -36,7 +36,21 @@ pub(crate) async fn send(
     let Some(path) = path else {
         return Err(HostError::from(Status::unimplemented(format!("`{rpc}` is not an RPC of the host"))));
     };
-    let channel = host.channel();
+    unary(host, caller, RequestKind::Write, path, Bytes::copy_from_slice(request)).await
+}
+
+/// Sends a unary request of any service of the host. Returns the encoded answer.
+///
+/// # Errors
+/// As [`Host::request`].
+pub(crate) async fn unary(
+    host: &Host,
+    caller: &Caller,
+    kind: RequestKind,
+    path: PathAndQuery,
+    request: Bytes,
+) -> Result<Bytes, HostError> {
+    let channel = host.channel()?;
     let send = |_, request| {
         let mut client = Grpc::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -47,7 +61,7 @@ pub(crate) async fn send(
             client.unary(request, path, BytesCodec).await
         }
     };
-    host.request(caller, RequestKind::Write, Bytes::copy_from_slice(request), send).await
+    host.request(caller, kind, request, send).await
 }
 
 /// Passes messages through unchanged.

@@ -14,9 +14,10 @@ use snakepit_wire::{payload_to_wire, read_ahead};
 use tokio_stream::StreamExt;
 
 use crate::{
-    call::Call,
-    errors::{HostError, SnakepitError, VariableNotFoundError, from_batch},
-    host::RequestKind,
+    call::{Call, Client, NOTHING},
+    caller::Caller,
+    errors::{HostError, SnakepitError, from_batch, is_variable_not_found},
+    host::{Host, RequestKind},
     value::{self, Numbers, Purpose},
 };
 
@@ -43,16 +44,6 @@ impl Variables {
     fn with_author(&self, metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
         with_author(self.call.get(), metadata)
     }
-
-    fn to_wire(
-        &self,
-        py: Python<'_>,
-        identifier: &str,
-        value: &Bound<'_, PyAny>,
-    ) -> PyResult<(pb::Any, Option<Bytes>)> {
-        let payload = payload_for_existing(py, identifier, value, || self.get(py, identifier.to_owned()))?;
-        Ok(payload_to_wire(payload))
-    }
 }
 
 #[pymethods]
@@ -66,7 +57,7 @@ impl Variables {
         initial_value: &Bound<'_, PyAny>,
         constraints: Option<&Bound<'_, PyAny>>,
         metadata: BTreeMap<String, String>,
-    ) -> PyResult<String> {
+    ) -> PyResult<Py<PyAny>> {
         let kind = type_name.as_ref().and_then(|name| name.parse().ok());
         let payload = payload_for_new(&name, initial_value, kind)?;
         let type_name = type_name.unwrap_or_else(|| payload.ty().as_str().to_owned());
@@ -85,26 +76,24 @@ impl Variables {
             metadata: self.with_author(metadata),
             initial_binary_value: buffer.unwrap_or_default(),
         };
-        let response =
-            self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
-                client.register_variable(request).await
-            })?;
-        let pb::RegisterVariableResponse { success, variable_id, error_message } = response;
-        check_success(success, error_message)?;
-        Ok(variable_id)
+        let rpc = |mut client: Client, request| async move { client.register_variable(request).await };
+        self.call.get().answer(py, RequestKind::Write, request, rpc, |_, response| {
+            let pb::RegisterVariableResponse { success, variable_id, error_message } = response;
+            check_success(success, error_message)?;
+            Ok(variable_id)
+        })
     }
 
-    fn get(&self, py: Python<'_>, identifier: String) -> PyResult<Variable> {
+    fn get(&self, py: Python<'_>, identifier: String) -> PyResult<Py<PyAny>> {
         let request = pb::GetVariableRequest {
             session_id: self.session_id(),
             variable_identifier: identifier,
             bypass_cache: true,
         };
-        let response =
-            self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
-                client.get_variable(request).await
-            })?;
-        Ok(response.variable.unwrap_or_default().into())
+        let rpc = |mut client: Client, request| async move { client.get_variable(request).await };
+        self.call.get().answer(py, RequestKind::Read, request, rpc, |_, response| {
+            Ok(Variable::from(response.variable.unwrap_or_default()))
+        })
     }
 
     /// Writes a variable and returns its new version.
@@ -116,45 +105,46 @@ impl Variables {
         value: &Bound<'_, PyAny>,
         metadata: BTreeMap<String, String>,
         expected_version: Option<i32>,
-    ) -> PyResult<i32> {
-        let (value, buffer) = self.to_wire(py, &identifier, value)?;
-        let request = pb::SetVariableRequest {
+    ) -> PyResult<Py<PyAny>> {
+        let value = NewValue::read(&identifier, value)?;
+        let mut request = pb::SetVariableRequest {
             session_id: self.session_id(),
             variable_identifier: identifier,
-            value: Some(value),
             metadata: self.with_author(metadata),
             expected_version: expected_version.unwrap_or_default(),
-            binary_value: buffer.unwrap_or_default(),
             check_version: expected_version.is_some(),
+            ..pb::SetVariableRequest::default()
         };
-        let response =
-            self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
-                client.set_variable(request).await
-            })?;
-        let pb::SetVariableResponse { success, error_message, new_version } = response;
-        check_success(success, error_message)?;
-        Ok(new_version)
+        let send = |host: Host, caller: Caller| async move {
+            let payload =
+                value.resolve(&host, &caller, &request.session_id, &request.variable_identifier).await?;
+            let (value, buffer) = payload_to_wire(payload);
+            (request.value, request.binary_value) = (Some(value), buffer.unwrap_or_default());
+            let rpc = |mut client: Client, request| async move { client.set_variable(request).await };
+            host.request(&caller, RequestKind::Write, request, rpc).await
+        };
+        self.call.get().answer_of(py, send, |_, response| {
+            let pb::SetVariableResponse { success, error_message, new_version } = response;
+            check_success(success, error_message)?;
+            Ok(new_version)
+        })
     }
 
     /// Returns the existing variables by identifier, and the identifiers of the missing ones.
-    fn get_many(
-        &self,
-        py: Python<'_>,
-        identifiers: Vec<String>,
-    ) -> PyResult<(HashMap<String, Variable>, Vec<String>)> {
+    fn get_many(&self, py: Python<'_>, identifiers: Vec<String>) -> PyResult<Py<PyAny>> {
         let request = pb::BatchGetVariablesRequest {
             session_id: self.session_id(),
             variable_identifiers: identifiers,
             include_metadata: true,
             bypass_cache: true,
         };
-        let response =
-            self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
-                client.get_variables(request).await
-            })?;
-        let variables =
-            response.variables.into_iter().map(|(key, variable)| (key, variable.into())).collect();
-        Ok((variables, response.missing_variables))
+        let rpc = |mut client: Client, request| async move { client.get_variables(request).await };
+        self.call.get().answer(py, RequestKind::Read, request, rpc, |_, response| {
+            let variables = response.variables.into_iter();
+            let variables: HashMap<_, _> =
+                variables.map(|(key, variable)| (key, Variable::from(variable))).collect();
+            Ok((variables, response.missing_variables))
+        })
     }
 
     fn set_many(
@@ -164,7 +154,7 @@ impl Variables {
         metadata: BTreeMap<String, String>,
         expected_versions: BTreeMap<String, i32>,
         atomic: bool,
-    ) -> PyResult<Written<i32>> {
+    ) -> PyResult<Py<PyAny>> {
         let mut request = pb::BatchSetVariablesRequest {
             session_id: self.session_id(),
             metadata: self.with_author(metadata),
@@ -172,93 +162,100 @@ impl Variables {
             expected_versions,
             ..pb::BatchSetVariablesRequest::default()
         };
+        let mut values = Vec::with_capacity(updates.len());
         for (identifier, value) in updates {
             let identifier: String = identifier.extract()?;
-            let (value, buffer) = self.to_wire(py, &identifier, &value)?;
-            if let Some(buffer) = buffer {
-                request.binary_updates.insert(identifier.clone(), buffer);
-            }
-            request.updates.insert(identifier, value);
+            let value = NewValue::read(&identifier, &value)?;
+            values.push((identifier, value));
         }
-        let response =
-            self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
-                client.set_variables(request).await
-            })?;
-        let pb::BatchSetVariablesResponse { success, errors, new_versions, reasons } = response;
-        check_success(success || !errors.is_empty(), "the host rejected the batch".to_owned())?;
-        let errors = errors.into_iter().map(|(name, message)| {
-            let error = from_batch(message, reasons.get(&name));
-            (name, error.into_value(py))
-        });
-        Ok((new_versions, errors.collect()))
+        let send = |host: Host, caller: Caller| async move {
+            for (identifier, value) in values {
+                let payload = value.resolve(&host, &caller, &request.session_id, &identifier).await?;
+                let (value, buffer) = payload_to_wire(payload);
+                if let Some(buffer) = buffer {
+                    request.binary_updates.insert(identifier.clone(), buffer);
+                }
+                request.updates.insert(identifier, value);
+            }
+            let rpc = |mut client: Client, request| async move { client.set_variables(request).await };
+            host.request(&caller, RequestKind::Write, request, rpc).await
+        };
+        self.call.get().answer_of(py, send, |py, response| {
+            let pb::BatchSetVariablesResponse { success, errors, new_versions, reasons } = response;
+            check_success(success || !errors.is_empty(), "the host rejected the batch".to_owned())?;
+            let errors = errors.into_iter().map(|(name, message)| {
+                let error = from_batch(message, reasons.get(&name));
+                (name, error.into_value(py))
+            });
+            let written: Written<i32> = (new_versions, errors.collect());
+            Ok(written)
+        })
     }
 
-    fn find(&self, py: Python<'_>, pattern: String) -> PyResult<Vec<Variable>> {
+    fn find(&self, py: Python<'_>, pattern: String) -> PyResult<Py<PyAny>> {
         let request = pb::ListVariablesRequest { session_id: self.session_id(), pattern };
-        let response =
-            self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
-                client.list_variables(request).await
-            })?;
-        Ok(response.variables.into_iter().map(Variable::from).collect())
+        let rpc = |mut client: Client, request| async move { client.list_variables(request).await };
+        self.call.get().answer(py, RequestKind::Read, request, rpc, |_, response| {
+            Ok(response.variables.into_iter().map(Variable::from).collect::<Vec<_>>())
+        })
     }
 
-    fn delete(&self, py: Python<'_>, identifier: String) -> PyResult<()> {
+    fn delete(&self, py: Python<'_>, identifier: String) -> PyResult<Py<PyAny>> {
         let request =
             pb::DeleteVariableRequest { session_id: self.session_id(), variable_identifier: identifier };
-        let response =
-            self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
-                client.delete_variable(request).await
-            })?;
-        check_success(response.success, response.error_message)
+        let rpc = |mut client: Client, request| async move { client.delete_variable(request).await };
+        self.call.get().answer(py, RequestKind::Write, request, rpc, |_, response| {
+            check_success(response.success, response.error_message)?;
+            Ok(NOTHING)
+        })
     }
 
-    fn history(&self, py: Python<'_>, identifier: &str, limit: i32) -> PyResult<Vec<VariableVersion>> {
+    fn history(&self, py: Python<'_>, identifier: String, limit: i32) -> PyResult<Py<PyAny>> {
         let request = pb::GetVariableHistoryRequest {
             session_id: self.session_id(),
-            variable_identifier: identifier.to_owned(),
+            variable_identifier: identifier.clone(),
             limit,
         };
-        let response =
-            self.call.get().request(py, RequestKind::Read, request, |mut client, request| async move {
-                client.get_variable_history(request).await
-            })?;
-        let entries = response.entries.into_iter();
-        Ok(entries.map(|entry| VariableVersion::from_wire(identifier, entry)).collect())
+        let rpc = |mut client: Client, request| async move { client.get_variable_history(request).await };
+        self.call.get().answer(py, RequestKind::Read, request, rpc, move |_, response| {
+            let entries = response.entries.into_iter();
+            Ok(entries.map(|entry| VariableVersion::from_wire(&identifier, entry)).collect::<Vec<_>>())
+        })
     }
 
-    fn rollback(&self, py: Python<'_>, identifier: String, version: i32) -> PyResult<Variable> {
+    fn rollback(&self, py: Python<'_>, identifier: String, version: i32) -> PyResult<Py<PyAny>> {
         let request = pb::RollbackVariableRequest {
             session_id: self.session_id(),
             variable_identifier: identifier,
             target_version: version,
             metadata: self.with_author(BTreeMap::new()),
         };
-        let response =
-            self.call.get().request(py, RequestKind::Write, request, |mut client, request| async move {
-                client.rollback_variable(request).await
-            })?;
-        let pb::RollbackVariableResponse { success, variable, error_message } = response;
-        check_success(success, error_message)?;
-        Ok(variable.unwrap_or_default().into())
+        let rpc = |mut client: Client, request| async move { client.rollback_variable(request).await };
+        self.call.get().answer(py, RequestKind::Write, request, rpc, |_, response| {
+            let pb::RollbackVariableResponse { success, variable, error_message } = response;
+            check_success(success, error_message)?;
+            Ok(Variable::from(variable.unwrap_or_default()))
+        })
     }
 
     /// Watches variables, or all of them if none is named. The watch receives every update after this method has
     /// returned.
-    fn watch(&self, py: Python<'_>, identifiers: Vec<String>, initial: bool) -> PyResult<VariableWatch> {
+    fn watch(&self, py: Python<'_>, identifiers: Vec<String>, initial: bool) -> PyResult<Py<PyAny>> {
         let request = pb::WatchVariablesRequest {
             session_id: self.session_id(),
             variable_identifiers: identifiers,
             include_initial_values: initial,
         };
         let call = self.call.get();
-        let updates = call.request(py, RequestKind::Stream, request, |mut client, request| async move {
-            client.watch_variables(request).await
-        })?;
-        let runtime = call.runtime()?;
-        let (read_task, updates) = read_ahead(updates, call.host()?.backlogs());
-        runtime.tokio().spawn(read_task);
-        let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::from));
-        Ok(VariableWatch::new(runtime, call.caller.clone(), updates))
+        let (host, caller) = (call.host()?.clone(), call.caller.clone());
+        let rpc = |mut client: Client, request| async move { client.watch_variables(request).await };
+        call.answer(py, RequestKind::Stream, request, rpc, move |_, updates| {
+            let runtime = host.runtime();
+            let (read_task, updates) = read_ahead(updates, host.backlogs());
+            runtime.tokio().spawn(read_task);
+            let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::from));
+            Ok(VariableWatch::new(runtime, caller, updates))
+        })
     }
 }
 
@@ -290,25 +287,66 @@ pub(crate) fn payload_for_new(
     }
 }
 
-/// Converts a new value of an existing variable. The conversion of a large list of numbers depends on the type of the
-/// variable, so only for such lists, `get` requests the variable from the host.
-pub(crate) fn payload_for_existing(
-    py: Python<'_>,
-    identifier: &str,
-    value: &Bound<'_, PyAny>,
-    get: impl FnOnce() -> PyResult<Variable>,
-) -> PyResult<Payload> {
-    let description = format_args!("the value of variable `{identifier}`");
-    let payload = value::from_python(value, Purpose::Variable, description)?;
-    let Some(numbers) = Numbers::from_large_list(value, &payload)? else { return Ok(payload) };
-    match get() {
-        Ok(variable) => match variable.kind() {
-            Some(kind) => numbers.into_payload_or(payload, kind),
-            None => Ok(payload),
-        },
-        // The write itself will report the missing variable. In a batch, it does so for each variable.
-        Err(error) if error.is_instance_of::<VariableNotFoundError>(py) => Ok(payload),
-        Err(error) => Err(error),
+/// A new value of an existing variable.
+#[derive(Debug)]
+pub(crate) struct NewValue {
+    payload: Payload,
+    /// The numbers of a large list, whose form depends on the type of the variable.
+    numbers: Option<Numbers>,
+}
+
+impl NewValue {
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// The exception for a value that cannot be sent.
+    pub(crate) fn read(identifier: &str, value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let description = format_args!("the value of variable `{identifier}`");
+        let payload = value::from_python(value, Purpose::Variable, description)?;
+        let numbers = Numbers::from_large_list(value, &payload)?;
+        Ok(Self { payload, numbers })
+    }
+
+    /// Returns whether the form of the value depends on the type of the variable.
+    pub(crate) const fn needs_kind(&self) -> bool {
+        self.numbers.is_some()
+    }
+
+    /// Returns the payload for a variable of this type, or of an unknown one.
+    ///
+    /// # Errors
+    /// If the metadata of the buffer cannot be encoded.
+    pub(crate) fn into_payload(self, kind: Option<ValueType>) -> PyResult<Payload> {
+        match (self.numbers, kind) {
+            (Some(numbers), Some(kind)) => numbers.into_payload_or(self.payload, kind),
+            _ => Ok(self.payload),
+        }
+    }
+
+    /// Returns the payload for this variable. Only for large lists of numbers, this function requests the variable from the host.
+    async fn resolve(
+        self,
+        host: &Host,
+        caller: &Caller,
+        session_id: &str,
+        identifier: &str,
+    ) -> Result<Payload, HostError> {
+        if !self.needs_kind() {
+            return Ok(self.payload);
+        }
+        let request = pb::GetVariableRequest {
+            session_id: session_id.to_owned(),
+            variable_identifier: identifier.to_owned(),
+            bypass_cache: true,
+        };
+        let rpc = |mut client: Client, request| async move { client.get_variable(request).await };
+        let kind = match host.request(caller, RequestKind::Read, request, rpc).await {
+            Ok(response) => response.variable.unwrap_or_default().r#type.parse().ok(),
+            // The write itself will report the missing variable. In a batch, it does so for each variable.
+            Err(HostError::Status(status)) if is_variable_not_found(&status) => None,
+            Err(error) => return Err(error),
+        };
+        self.into_payload(kind).map_err(HostError::Exception)
     }
 }
 

@@ -23,7 +23,8 @@ from snakepit_bridge import (
     SessionContext,
     VersionConflictError,
 )
-from snakepit_bridge.client import Client, Session, _Options
+from snakepit_bridge._call_options import CallOptions
+from snakepit_bridge.client import Client, Session
 from snakepit_bridge.watch import Watch
 from state_checks import CHECKS
 
@@ -39,7 +40,7 @@ def scenarios(client: Client) -> None:
     """Runs the scenarios that also run in tools."""
     for name, check in CHECKS.items():
         client.session(name)
-        outcome = check(Context(client._native, _Options(session_id=name)))
+        outcome = check(Context(client._connection, CallOptions(session_id=name)))
         if asyncio.iscoroutine(outcome):
             asyncio.run(outcome)
 

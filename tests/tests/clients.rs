@@ -33,6 +33,7 @@ async fn the_clients_on_the_documentation_page_work() {
     let state = "1\ninitial 0 0.1\nset 1 0.2\nABORTED variable `rate` is at version 1, not at the expected version 7; read it again\n";
     assert_eq!(output_of("state.py", &sandbox).await, state);
     assert_eq!(output_of("package_client.py", &sandbox).await, "3.5\n[1, 2, 3]\n3\nalice\n0.2\nset 1 0.2\n");
+    assert_eq!(output_of("async_client.py", &sandbox).await, "3.5\n[1, 2, 3]\n[3, 7]\n0.2\ninitial 0.2\n");
 }
 
 #[tokio::test]

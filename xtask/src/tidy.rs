@@ -10,15 +10,16 @@ use crate::shell::{output, program, root};
 const MAX_LINES: usize = 500;
 
 /// Code blocks on pages: the page, the language, the index among the blocks of that language, and the source file.
-const EXAMPLES: [(&str, &str, usize, &str); 29] = [
+const EXAMPLES: [(&str, &str, usize, &str); 30] = [
     ("README.md", "rust", 0, "snakepit-server/examples/embed.rs"),
     ("docs/sessions.md", "rust", 0, "snakepit-server/examples/state.rs"),
     ("README.md", "python", 0, "tests/adapters/shop.py"),
     ("README.md", "rust", 1, "tests/tests/shop.rs"),
     ("docs/clients.md", "python", 0, "tests/clients/package_client.py"),
     ("docs/clients.md", "rust", 0, "snakepit-server/client/examples/client.rs"),
-    ("docs/clients.md", "python", 1, "tests/clients/client.py"),
-    ("docs/clients.md", "python", 2, "tests/clients/state.py"),
+    ("docs/clients.md", "python", 1, "tests/clients/async_client.py"),
+    ("docs/clients.md", "python", 2, "tests/clients/client.py"),
+    ("docs/clients.md", "python", 3, "tests/clients/state.py"),
     ("docs/proxies.md", "nginx", 0, "tests/proxies/nginx.conf"),
     ("docs/proxies.md", "haproxy", 0, "tests/proxies/haproxy.cfg"),
     ("docs/embedding.md", "rust", 0, "snakepit-server/examples/host_tools.rs"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from snakepit_bridge._encoded import Encoded
     from snakepit_bridge._markers import unserializable_markers
     from snakepit_bridge._worker_info import WorkerInfo, worker_info
+    from snakepit_bridge.client import AsyncClient, AsyncSession, Client, Session
     from snakepit_bridge.errors import (
         AccessDeniedError,
         AlreadyExistsError,
@@ -67,9 +68,12 @@ if TYPE_CHECKING:
 _LAZY = {
     "AccessDeniedError": "errors",
     "AlreadyExistsError": "errors",
+    "AsyncClient": "client",
+    "AsyncSession": "client",
     "BatchError": "errors",
     "CallCancelled": "errors",
     "CallCancelledError": "errors",
+    "Client": "client",
     "ClientClosedError": "errors",
     "ConnectTimeoutError": "errors",
     "Converter": "_converters",
@@ -90,6 +94,7 @@ _LAZY = {
     "OverloadedError": "errors",
     "ProgramNotFoundError": "errors",
     "Programs": "programs",
+    "Session": "client",
     "SessionContext": "session_context",
     "ShuttingDownError": "errors",
     "SnakepitError": "errors",
@@ -133,10 +138,13 @@ def __dir__() -> list[str]:
 __all__ = [
     "AccessDeniedError",
     "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncSession",
     "BaseAdapter",
     "BatchError",
     "CallCancelled",
     "CallCancelledError",
+    "Client",
     "ClientClosedError",
     "ConnectTimeoutError",
     "Converter",
@@ -158,6 +166,7 @@ __all__ = [
     "Process",
     "ProgramNotFoundError",
     "Programs",
+    "Session",
     "SessionContext",
     "ShuttingDownError",
     "SnakepitError",

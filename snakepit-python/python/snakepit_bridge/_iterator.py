@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class HostIterator:
-    """An iterator for ``for`` and ``async for``, which closes at the end of a ``with`` block.
+    """An iterator for ``for`` and ``async for``, which closes at the end of a ``with`` or ``async with`` block.
 
     Subclasses narrow the type of the items.
     """
@@ -64,6 +64,19 @@ class HostIterator:
         return self
 
     def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the iterator."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """Return the iterator."""
+        return self
+
+    async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,

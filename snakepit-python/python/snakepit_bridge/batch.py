@@ -6,20 +6,17 @@ from snakepit_bridge import _checked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
     from typing import Any, Self
 
 
-class Batch:
-    """A batch of writes, created by :meth:`SessionVariables.batch_updates`."""
+class Writes:
+    """The collected writes of a batch."""
 
-    __slots__ = ("_atomic", "_expected_versions", "_metadata", "_set_variables", "_updates", "versions")
+    __slots__ = ("_atomic", "_expected_versions", "_metadata", "_updates", "versions")
 
-    def __init__(
-        self, set_variables: Callable[..., dict[str, int]], atomic: bool, metadata: Mapping[str, str] | None
-    ) -> None:
-        self._set_variables = set_variables
+    def __init__(self, atomic: bool, metadata: Mapping[str, str] | None) -> None:
         self._atomic = _checked.flag("atomic", atomic)
         self._metadata = _checked.metadata(metadata)
         self._updates: dict[str, Any] = {}
@@ -46,6 +43,25 @@ class Batch:
         """Add a write to the batch."""
         self.set(identifier, value)
 
+    def _options(self) -> dict[str, Any]:
+        return {
+            "atomic": self._atomic,
+            "metadata": self._metadata,
+            "expected_versions": self._expected_versions,
+        }
+
+
+class Batch(Writes):
+    """A batch of writes, created by :meth:`SessionVariables.batch_updates`."""
+
+    __slots__ = ("_set_variables",)
+
+    def __init__(
+        self, set_variables: Callable[..., dict[str, int]], atomic: bool, metadata: Mapping[str, str] | None
+    ) -> None:
+        super().__init__(atomic, metadata)
+        self._set_variables = set_variables
+
     def __enter__(self) -> Self:
         """Return the batch."""
         return self
@@ -58,9 +74,33 @@ class Batch:
     ) -> None:
         """Send the batch, unless the block raised."""
         if exc_type is None and self._updates:
-            self.versions = self._set_variables(
-                self._updates,
-                atomic=self._atomic,
-                metadata=self._metadata,
-                expected_versions=self._expected_versions,
-            )
+            self.versions = self._set_variables(self._updates, **self._options())
+
+
+class AsyncBatch(Writes):
+    """A batch of writes for coroutines, created by :meth:`AsyncSession.batch_updates`."""
+
+    __slots__ = ("_set_variables",)
+
+    def __init__(
+        self,
+        set_variables: Callable[..., Awaitable[dict[str, int]]],
+        atomic: bool,
+        metadata: Mapping[str, str] | None,
+    ) -> None:
+        super().__init__(atomic, metadata)
+        self._set_variables = set_variables
+
+    async def __aenter__(self) -> Self:
+        """Return the batch."""
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Send the batch, unless the block raised."""
+        if exc_type is None and self._updates:
+            self.versions = await self._set_variables(self._updates, **self._options())

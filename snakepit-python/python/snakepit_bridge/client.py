@@ -1,101 +1,88 @@
-"""A client of a host: calls its tools and shares its sessions, from any Python program.
+"""Clients of a host: they call its tools and share its sessions, from any Python program.
 
 >>> with Client("127.0.0.1:50051") as client:  # doctest: +SKIP
 ...     client.call("add", a=1, b=2)
 ...     client.session("alice")["rate"] = 0.5
 3
+
+:class:`Client` blocks its thread. :class:`AsyncClient` has the same methods for coroutines.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _checked, _native
-from snakepit_bridge._readiness import until_done
+from snakepit_bridge import _checked, _connection, _running_calls
+from snakepit_bridge._async_client import AsyncCaller, AsyncClient, AsyncSession
+from snakepit_bridge._call_options import CallOptions
+from snakepit_bridge._connection import Connection
+from snakepit_bridge._listings import PoolStatus, SessionInfo, ToolInfo, WorkerStatus
+from snakepit_bridge._tool_signatures import with_signatures
 from snakepit_bridge.programs import GlobalPrograms, Programs
 from snakepit_bridge.variables import SessionVariables
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
     from types import TracebackType
     from typing import Self
 
+    from snakepit_bridge import _native
     from snakepit_bridge._call import CallLike
     from snakepit_bridge.reports import LogLine, Progress
 
-    #: A report of the native client: progress as its done, total and message, or a line of output as its text, stream,
-    #: level, logger and seconds since the epoch.
-    _Report = tuple[tuple[float, float | None, str] | None, tuple[str, str, int, str, float] | None]
-
-__all__ = ["Client", "Session"]
-
-
-@dataclass(frozen=True)
-class _Options:
-    session_id: str = ""
-    timeout: float | None = None
-    idempotent: bool = False
-    progress: Callable[[Progress], object] | None = None
-    logs: Callable[[LogLine], object] | None = None
-
-    def deliver_until_ready(self, call: _native.HostCall) -> None:
-        """Wait until a result or chunk is available, and deliver the reports that arrive before it."""
-        if self.progress is not None or self.logs is not None:
-            while reports := call.next_reports():
-                self._deliver(reports)
-
-    async def until_ready(self, call: _native.HostCall) -> None:
-        """Do the same without blocking the event loop. Cancels the call if the wait is cancelled or fails."""
-        try:
-            await until_done(call.ready)
-            if self.progress is not None or self.logs is not None:
-                while reports := call.take_reports():
-                    self._deliver(reports)
-                    await until_done(call.ready)
-        except BaseException:
-            call.cancel()
-            raise
-
-    def _deliver(self, reports: list[_Report]) -> None:
-        from snakepit_bridge.reports import LogLine, Progress
-
-        for progress, line in reports:
-            if progress is not None and self.progress is not None:
-                self.progress(Progress(*progress))
-            if line is not None and self.logs is not None:
-                text, stream, level, logger, time = line
-                received = datetime.fromtimestamp(time, UTC)
-                self.logs(LogLine(text, "stdout" if stream == "stdout" else "stderr", level, logger, received))
+__all__ = [
+    "AsyncCaller",
+    "AsyncClient",
+    "AsyncSession",
+    "Caller",
+    "Client",
+    "PoolStatus",
+    "Session",
+    "SessionInfo",
+    "ToolInfo",
+    "WorkerStatus",
+]
 
 
-class _Caller:
-    """Calls over one connection with fixed options."""
+class Caller:
+    """Calls over one connection with fixed options: a :class:`Client`, or what its ``options`` returns."""
 
-    def __init__(self, native: _native.HostClient, options: _Options) -> None:
-        self._native = native
+    def __init__(self, connection: Connection, options: CallOptions) -> None:
+        self._connection = connection
+        self._native = connection.native
         self._options = options
-        self._call: CallLike = native.session_call(options.session_id, options.timeout)
+        self._call: CallLike = self._native.session_call(options.session_id, options.timeout)
 
     @property
     def global_programs(self) -> GlobalPrograms:
         """The host's own programs, shared by all sessions."""
         return GlobalPrograms(self._call)
 
-    def tools(self) -> dict[str, dict[str, Any]]:
-        """List the tools of the host by name.
+    def tools(self) -> dict[str, ToolInfo]:
+        """List the tools of the host by name: their descriptions, signatures and JSON Schemas.
 
-        Each has the keys ``name``, ``description``, ``parameters``, ``supports_streaming``, ``provider``,
-        ``input_schema``, ``result_schema`` and ``item_schema``. The last three are JSON Schemas of the arguments, the
-        result, and the items of a stream. ``None`` means that the tool does not declare it.
+        >>> print(client.tools()["add"]["signature"])  # doctest: +SKIP
+        add(*, a: int, b: float = 1.0) -> float
 
         Raises:
             HostUnavailableError: The host cannot be reached, or the connection broke.
         """
-        return self._native.tools(self._options.timeout)
+        return with_signatures(self._operations().tools())
+
+    def workers(self) -> list[WorkerStatus]:
+        """List the workers of the host. Raises as :meth:`tools` does."""
+        return self._operations().workers()
+
+    def status(self) -> PoolStatus:
+        """Describe the pool of the host: its queue, its workers, and the number of ended calls by outcome.
+
+        Raises:
+            HostUnavailableError: As for :meth:`tools`.
+            UnsupportedError: The host is an older version, or the original Snakepit.
+        """
+        return self._operations().status()
 
     def call(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool and wait for its result.
@@ -120,18 +107,14 @@ class _Caller:
             LimitExceededError: The answer is too large, or too many answers are unread.
             ClientClosedError: The client is closed.
         """
-        call = self._start(name, arguments, stream=False)
-        self._options.deliver_until_ready(call)
-        return call.result()
+        return _running_calls.run(self._native, self._options, name, arguments)
 
     async def call_async(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool without blocking the event loop.
 
         Cancelling the task cancels the call. Raises as :meth:`call` does.
         """
-        call = self._start(name, arguments, stream=False)
-        await self._options.until_ready(call)
-        return call.take_result()
+        return await _running_calls.run_async(self._native, self._options, name, arguments)
 
     def stream(self, name: str, /, **arguments: Any) -> Iterator[Any]:
         """Call a tool that streams its results, and return an iterator. Dropping it cancels the call.
@@ -141,38 +124,53 @@ class _Caller:
 
         Raises as :meth:`call` does, also during the iteration.
         """
-        call = self._start(name, arguments, stream=True)
-        return _Chunks(call, self._options)
+        return _running_calls.Chunks(self._native, self._options, name, arguments)
 
-    async def stream_async(self, name: str, /, **arguments: Any) -> AsyncIterator[Any]:
+    def stream_async(self, name: str, /, **arguments: Any) -> AsyncIterator[Any]:
         """Call a tool that streams its results, without blocking the event loop. See :meth:`stream`."""
-        call = self._start(name, arguments, stream=True)
-        try:
-            while True:
-                await self._options.until_ready(call)
-                try:
-                    chunk = call.take_chunk()
-                except StopIteration:
-                    return
-                yield chunk
-        finally:
-            call.cancel()
+        return _running_calls.chunks_async(self._native, self._options, name, arguments)
 
-    def _start(self, name: str, arguments: dict[str, Any], *, stream: bool) -> _native.HostCall:
-        options = self._options
-        return self._native.start(
-            name,
-            arguments,
-            session_id=options.session_id,
-            timeout=options.timeout,
-            idempotent=options.idempotent,
-            stream=stream,
-            progress=options.progress is not None,
-            logs=options.logs is not None,
+    def map(
+        self,
+        name: str,
+        items: Iterable[Mapping[str, Any]],
+        *,
+        concurrency: int = _running_calls.CONCURRENCY,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """Call a tool once for each item, and iterate over the results in the order of the items.
+
+        >>> list(client.map("square", [{"x": 1}, {"x": 2}]))  # doctest: +SKIP
+        [1, 4]
+
+        The calls begin with the iteration. Closing or dropping the iterator cancels the running ones.
+
+        Args:
+            name: The tool.
+            items: The arguments of each call. They are read when the call can begin, so they may be a generator.
+            concurrency: The maximum number of calls that run, or whose results are unread. If it exceeds the number of
+                workers plus the queue limit of the host, set ``wait_for_room`` in the options.
+            return_exceptions: Whether to return the exception of a failed call in its place. Otherwise the iteration
+                raises it, and ends.
+
+        Raises:
+            InvalidTypeError: The items are not mappings.
+        """
+        _running_calls.check_items(items)
+        return _running_calls.map_calls(
+            self._native,
+            self._options,
+            _checked.text("name", name),
+            items,
+            _checked.integer("concurrency", concurrency, least=1),
+            _checked.flag("return_exceptions", return_exceptions),
         )
 
+    def _operations(self) -> _native.Operations:
+        return _connection.operations(self._native, self._options.session_id, self._options.timeout)
 
-class Client(_Caller):
+
+class Client(Caller):
     """A connection to a host, usable from several threads. All calls share one stream.
 
     If the connection breaks, the next call reconnects. Calls that were not sent yet, and calls marked ``idempotent``,
@@ -187,7 +185,9 @@ class Client(_Caller):
     exception. Errors of this package keep their meaning: only ``ToolError`` is raised for a tool.
 
     Args:
-        address: ``host:port`` or ``unix:/path/to/socket``.
+        address: ``host:port`` or ``unix:/path/to/socket``. By default, the value of the environment variable
+            ``SNAKEPIT_SERVER``, or else ``127.0.0.1:50051``.
+        connect: Whether to connect now. Otherwise, the first request or :meth:`wait_ready` connects.
         connect_timeout: Seconds within which each attempt to connect must succeed. ``math.inf`` is the maximum.
         exceptions: The classes that a failure of a tool may raise in addition to ``ToolFailed``, for example for a host
             that you do not trust. Empty for none. By default, all classes of imported modules, and builtins.
@@ -199,53 +199,100 @@ class Client(_Caller):
     """
 
     def __init__(
-        self, address: str, *, connect_timeout: float = 5.0, exceptions: Iterable[type[Exception]] | None = None
+        self,
+        address: str | None = None,
+        *,
+        connect: bool = True,
+        connect_timeout: float = 5.0,
+        exceptions: Iterable[type[Exception]] | None = None,
     ) -> None:
-        classes = None if exceptions is None else _exception_classes(exceptions)
-        super().__init__(_native.HostClient(address, connect_timeout, classes), _Options())
+        connect = _checked.flag("connect", connect)
+        super().__init__(Connection(address, connect_timeout, exceptions), CallOptions())
+        if connect:
+            self._native.connect()
+
+    def wait_ready(self, timeout: float = 30.0) -> None:
+        """Wait until the host can be reached and serves calls, for example because it starts later than this program.
+
+        >>> client = Client(connect=False)  # doctest: +SKIP
+        >>> client.wait_ready(timeout=60)  # doctest: +SKIP
+
+        Args:
+            timeout: Seconds.
+
+        Raises:
+            ConnectTimeoutError: The host was not ready in time. The message has the last problem.
+            AccessDeniedError: The host, or a proxy in front of it, denied access.
+            ClientClosedError: The client is closed.
+        """
+        _connection.wait_ready(self._connection, timeout)
 
     def options(
         self,
         *,
         timeout: float | None = None,
         idempotent: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        retries: int = 0,
+        wait_for_room: float = 0.0,
         progress: Callable[[Progress], object] | None = None,
         logs: Callable[[LogLine], object] | None = None,
-    ) -> _Caller:
-        """Return a caller on this connection whose calls have these options.
+    ) -> Caller:
+        """Return a caller on this connection whose calls have these options, which replace all others.
 
         Args:
-            timeout: Seconds within which a call must end, including its time in the queue. By default the host's limit.
-                Also limits each request for programs or variables (30 seconds by default), and each watch as a whole.
-                The client enforces the timeout itself, in case the host hangs. ``math.inf`` is the maximum.
+            timeout: Seconds within which a call must end, including its time in the queue and all retries. By default
+                the host's limit. Also limits each request for programs or variables (30 seconds by default), and each
+                watch as a whole. The client enforces the timeout itself, in case the host hangs. ``math.inf`` is the
+                maximum.
             idempotent: Whether running a call twice is harmless. If so, the host and the client may retry it.
+            metadata: Entries that the tool reads from the metadata of its context.
+            retries: How often the client repeats a failed call if that is safe and may succeed
+                (:attr:`SnakepitError.is_retryable`). It repeats idempotent calls after all transient errors. It waits
+                for the time that the host asks for, or for a growing pause, but not beyond the timeout. It does not
+                repeat a stream that has produced a value.
+            wait_for_room: Seconds for which to repeat a call while the queue of the host is full. These attempts do not
+                count as retries. The timeout includes the wait.
             progress: A function for the progress that the tool reports. It runs in the thread or task that waits for
-                the call. An exception in it cancels the call.
+                the call. An exception in it cancels the call. Reports that the function has not received at the
+                deadline are dropped.
             logs: A function for the output of the tool, line by line. All lines precede the result. The host passes
                 them on only to callers that may see tracebacks.
 
         Raises:
-            InvalidArgumentError: The timeout is out of range, or an option has the wrong type.
+            InvalidArgumentError: An option is out of range or has the wrong type.
         """
-        idempotent = _checked.flag("idempotent", idempotent)
-        return _Caller(self._native, _Options("", timeout, idempotent, progress, logs))
+        options = CallOptions.of("", timeout, idempotent, metadata, retries, wait_for_room, progress, logs)
+        return Caller(self._connection, options)
 
-    def session(self, session_id: str, *, timeout: float | None = None) -> Session:
+    def session(
+        self,
+        session_id: str,
+        *,
+        timeout: float | None = None,
+        ttl: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Session:
         """Return the session with this id. Creates it if it does not exist.
 
         Args:
             session_id: The id.
             timeout: Seconds within which this request (30 by default), and each call and request of the session, must
                 end. See :meth:`options`.
+            ttl: Seconds without use after which a new session expires, rounded up to whole seconds. By default the
+                host's setting. Does not change an existing session.
+            metadata: The metadata of a new session.
         """
-        self._native.open_session(_checked.name("session_id", session_id), timeout)
-        return Session(self._native, _Options(session_id=session_id, timeout=timeout))
+        session_id, seconds, entries = _connection.new_session(session_id, ttl, metadata)
+        _connection.operations(self._native, session_id, timeout).open_session(seconds, entries)
+        return Session(self._connection, CallOptions(session_id=session_id, timeout=timeout))
 
     def close(self, timeout: float | None = None) -> None:
         """Close the client. Its watches and further calls raise ``ClientClosedError``.
 
-        Running calls and streams continue to their end, on the open connection. Without ``timeout``, this method does
-        not wait for them. With it, it waits that long and then ends the remaining ones with ``ClientClosedError``.
+        Running calls and streams continue to their end, on the open connection, which then closes. Without ``timeout``,
+        this method does not wait for them. With it, it waits that long and then ends the remaining ones with
+        ``ClientClosedError``.
 
         Args:
             timeout: Seconds. 0 ends all calls immediately.
@@ -265,8 +312,12 @@ class Client(_Caller):
         """Close the client. Running calls continue."""
         self.close()
 
+    def __repr__(self) -> str:
+        """Return a representation with the address."""
+        return f"<Client {self._connection.address}>"
 
-class Session(_Caller, SessionVariables):
+
+class Session(Caller, SessionVariables):
     """A session of a host, created by :meth:`Client.session`.
 
     Its calls run in the session. Its variables are those of :class:`SessionVariables`, shared with tools:
@@ -283,57 +334,43 @@ class Session(_Caller, SessionVariables):
         """The programs of the session: named blobs, such as trained models, that the host stores."""
         return Programs(self._call)
 
+    def info(self) -> SessionInfo:
+        """Describe the session: its metadata, its TTL and its sizes. Renews the session.
+
+        Raises:
+            NotFoundError: The session does not exist.
+        """
+        return self._operations().session_info()
+
     def options(
         self,
         *,
         timeout: float | None = None,
         idempotent: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        retries: int = 0,
+        wait_for_room: float = 0.0,
         progress: Callable[[Progress], object] | None = None,
         logs: Callable[[LogLine], object] | None = None,
     ) -> Session:
         """Return this session with these options, which replace all others. See :meth:`Client.options`."""
-        idempotent = _checked.flag("idempotent", idempotent)
-        return Session(self._native, _Options(self.session_id, timeout, idempotent, progress, logs))
+        options = CallOptions.of(self.session_id, timeout, idempotent, metadata, retries, wait_for_room, progress, logs)
+        return Session(self._connection, options)
 
     def _until(self, end: float) -> Session:
         if self._options.timeout is None:
             return self
         left = max(end - time.monotonic(), 0.001)
-        return Session(self._native, replace(self._options, timeout=min(left, self._options.timeout)))
+        return Session(self._connection, replace(self._options, timeout=min(left, self._options.timeout)))
 
     def delete(self) -> None:
-        """Delete the session with its variables and programs."""
+        """End the session: delete it with its variables and programs.
+
+        Raises:
+            NotFoundError: The session does not exist.
+        """
         self._call.cleanup_session(False)
 
-
-def _exception_classes(value: object) -> tuple[type[Exception], ...]:
-    expected = "exception classes"
-    if not isinstance(value, Iterable):
-        raise _checked.wrong_type("exceptions", value, f"a list of {expected}")
-    classes = tuple(value)
-    for index, kind in enumerate(classes):
-        if not isinstance(kind, type) or not issubclass(kind, Exception):
-            raise _checked.wrong_type(f"exceptions[{index}]", kind, expected)
-    return classes
-
-
-class _Chunks:
-    """An iterator over the values of a stream. Dropping it cancels the call."""
-
-    def __init__(self, call: _native.HostCall, options: _Options) -> None:
-        self._call = call
-        self._options = options
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Any:
-        self._options.deliver_until_ready(self._call)
-        return self._call.chunk()
-
-    def close(self) -> None:
-        """Cancel the call."""
-        self._call.cancel()
-
-    def __del__(self) -> None:
-        self._call.cancel()
+    def __repr__(self) -> str:
+        """Return a representation with the id and the address."""
+        return f"<Session {self.session_id!r} at {self._connection.address}>"

@@ -1,7 +1,8 @@
 """The exceptions of this package.
 
-Two attributes of each exception show whether a retry is safe. ``may_have_run`` is ``False`` if the call or request had
-no effect. ``retry_after`` is the pause in seconds that the host asks for. All exceptions can be pickled and copied.
+Attributes of each exception show whether a retry is safe and may succeed: ``is_retryable``, and its parts
+``may_have_run`` and ``is_transient``. ``retry_after`` is the pause in seconds that the host asks for. All exceptions
+can be pickled and copied.
 """
 
 from __future__ import annotations
@@ -27,6 +28,16 @@ class SnakepitError(Exception):
     retry_after: float | None = None
     #: Whether the tool may have run, or the write may have happened. If ``False``, a retry is safe.
     may_have_run: bool = True
+    #: Whether the cause may disappear, such as a full queue or a lost connection.
+    is_transient: bool = False
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether a retry is safe and may succeed. Wait for ``retry_after`` first.
+
+        An idempotent call can be repeated after all errors that are transient.
+        """
+        return self.is_transient and not self.may_have_run
 
     def __init__(self, *args: object, retry_after: float | None = None, may_have_run: bool | None = None) -> None:
         super().__init__(*args)
@@ -188,6 +199,8 @@ class DeadlineExceededError(SnakepitError, TimeoutError):
     ``may_have_run`` is ``False`` if the call was still queued.
     """
 
+    is_transient = True
+
 
 class DeadlockError(SnakepitError):
     """The call would wait for itself: every worker runs a call that waits for this one."""
@@ -202,6 +215,8 @@ class HostUnavailableError(SnakepitError, ConnectionError):
     broke later. Then a write may have happened: read the variable first, and repeat the write with
     ``expected_version``.
     """
+
+    is_transient = True
 
 
 class OverloadedError(HostUnavailableError):

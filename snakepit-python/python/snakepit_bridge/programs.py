@@ -83,24 +83,8 @@ class Programs(MutableMapping[str, "Any"]):
 
         Raises the errors of reading the program. Errors of ``loads`` propagate.
         """
-        name, limit = _checked.name("name", name), _checked.integer("limit", limit)
-        if loads is not None and not callable(loads):
-            raise _checked.wrong_type("loads", loads, "a function or None")
-        cache = _current.process_cache()
-        key = (None if self._is_global else self._call.session_id, name)
-        known = cache.pop(key, None)
-        changed = self._call.get_changed_program(name, self._is_global, None if known is None else known[0])
-        if changed is not None:
-            # Dropped first, because both versions together may not fit into memory.
-            known = None
-            data, content_type, version = changed
-            value = _native.from_program(data, content_type)
-            known = (version, value if loads is None else loads(value))
-        # The first entry is the least recently used one.
-        cache[key] = known
-        while len(cache) > limit:
-            del cache[next(iter(cache))]
-        return known[1]
+        entry = CacheEntry(self._call, self._is_global, name, loads, limit)
+        return entry.store(self._call.get_changed_program(entry.name, self._is_global, entry.version))
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Store a program. Replaces a program of the same name."""
@@ -142,3 +126,38 @@ class GlobalPrograms(Programs):
         if ttl is not None:
             ttl = _checked.integer("ttl", ttl, "an int or None", least=1)
         return self._put(name, value, metadata, ttl)
+
+
+class CacheEntry:
+    """The object of a program in the cache of the process, while the host is asked for a newer version."""
+
+    def __init__(
+        self, call: CallLike, is_global: bool, name: str, loads: Callable[[Any], Any] | None, limit: int
+    ) -> None:
+        self.name = _checked.name("name", name)
+        self._limit = _checked.integer("limit", limit)
+        if loads is not None and not callable(loads):
+            raise _checked.wrong_type("loads", loads, "a function or None")
+        self._loads = loads
+        self._key = (None if is_global else call.session_id, self.name)
+        self._known = _current.process_cache().pop(self._key, None)
+
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """The version of the object."""
+        return None if self._known is None else self._known[0]
+
+    def store(self, changed: tuple[bytes, str, tuple[int, int]] | None) -> Any:
+        """Return the object, loaded from the newer version if there is one."""
+        if changed is not None:
+            # Dropped first, because both versions together may not fit into memory.
+            self._known = None
+            data, content_type, version = changed
+            value = _native.from_program(data, content_type)
+            self._known = (version, value if self._loads is None else self._loads(value))
+        cache = _current.process_cache()
+        # The first entry is the least recently used one.
+        cache[self._key] = self._known
+        while len(cache) > self._limit:
+            del cache[next(iter(cache))]
+        return self._known[1]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: The default time limit of `update`, in seconds. There is no limit on attempts, because each failed attempt means that
 #: another writer succeeded.
-_UPDATE_TIMEOUT = 60.0
+UPDATE_TIMEOUT = 60.0
 
 
 class VariableType:
@@ -197,7 +197,7 @@ class SessionVariables:
         if retries is not None:
             retries = _checked.integer("retries", retries, "an int or None")
         limit = self._call.time_remaining()
-        end, pause = time.monotonic() + min(_UPDATE_TIMEOUT, _UPDATE_TIMEOUT if limit is None else limit), 1
+        end, pause = time.monotonic() + min(UPDATE_TIMEOUT, UPDATE_TIMEOUT if limit is None else limit), 1
         while True:
             attempt = time.monotonic()
             current = self._until(end).variable(identifier)
@@ -248,12 +248,7 @@ class SessionVariables:
         Raises:
             VariableNotFoundError: Variables are missing. The message names them.
         """
-        found, missing = self._variables.get_many(_checked.names("identifiers", identifiers))
-        if missing:
-            plural = "s" if len(missing) > 1 else ""
-            names = ", ".join(f"`{identifier}`" for identifier in missing)
-            raise VariableNotFoundError(f"variable{plural} {names} not found")
-        return {identifier: variable.value for identifier, variable in found.items()}
+        return values_of(*self._variables.get_many(_checked.names("identifiers", identifiers)))
 
     def set_variables(
         self,
@@ -276,9 +271,7 @@ class SessionVariables:
             InvalidTypeError: A value has no wire form. Nothing was written.
         """
         versions, errors = self._set_variables(updates, metadata, expected_versions, atomic=atomic)
-        if errors:
-            outcome = "nothing was written" if atomic else f"{len(versions)} of {len(updates)} were written"
-            raise BatchError(f"{outcome}: {'; '.join(map(str, errors.values()))}", errors, versions)
+        raise_rejected(len(updates), versions, errors, atomic=atomic)
         return versions
 
     def _set_variables(
@@ -406,6 +399,26 @@ class SessionVariables:
         """Write several variables. Return, by identifier, ``True`` or the message of the error."""
         versions, errors = self._set_variables(updates, metadata, None, atomic=atomic)
         return {**dict.fromkeys(versions, True), **{name: str(error) for name, error in errors.items()}}
+
+
+def values_of(found: Mapping[str, Variable], missing: list[str]) -> dict[str, Any]:
+    """Return the values of variables.
+
+    Raises:
+        VariableNotFoundError: Variables are missing.
+    """
+    if missing:
+        plural = "s" if len(missing) > 1 else ""
+        names = ", ".join(f"`{identifier}`" for identifier in missing)
+        raise VariableNotFoundError(f"variable{plural} {names} not found")
+    return {identifier: variable.value for identifier, variable in found.items()}
+
+
+def raise_rejected(count: int, versions: dict[str, int], errors: dict[str, SnakepitError], *, atomic: bool) -> None:
+    """Raise ``BatchError`` if the host rejected some of the writes of a batch."""
+    if errors:
+        outcome = "nothing was written" if atomic else f"{len(versions)} of {count} were written"
+        raise BatchError(f"{outcome}: {'; '.join(map(str, errors.values()))}", errors, versions)
 
 
 class VariableNamespace:

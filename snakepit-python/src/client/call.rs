@@ -79,6 +79,8 @@ struct State {
     ungranted: u64,
     /// The reports that Python has not taken yet.
     reports: Vec<pb::CallReport>,
+    /// Whether further reports are dropped.
+    ignores_reports: bool,
     end: Option<Result<pb::CallReply, HostError>>,
 }
 
@@ -98,6 +100,7 @@ impl State {
             let Some(call) = &mut self.live else { break };
             match ready!(call.poll_event(cx)) {
                 CallEvent::Opened(_) => {}
+                CallEvent::Reports(_) if self.ignores_reports => {}
                 CallEvent::Reports(reports) => self.reports = reports,
                 CallEvent::Chunks(chunks) => {
                     // Sending the call again would start the stream from the beginning.
@@ -355,6 +358,13 @@ impl HostCall {
     fn take_reports(&self) -> Vec<Report> {
         let reports = std::mem::take(&mut self.shared.state().reports);
         reports.into_iter().filter_map(|report| report.report.map(report_of)).collect()
+    }
+
+    /// Drops the reports that have arrived, and all later ones.
+    fn ignore_reports(&self) {
+        let mut state = self.shared.state();
+        state.ignores_reports = true;
+        state.reports.clear();
     }
 
     /// Waits for the next chunk of a stream and returns its value. Raises `StopIteration` at the end.

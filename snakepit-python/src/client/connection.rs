@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -38,8 +38,8 @@ pub(super) struct Connection {
     pub(super) close_signals: CloseSignals,
     address: String,
     connect_timeout: Duration,
-    /// The stream that calls share. `None` once the client is closed.
-    stream: Mutex<Option<Multiplexer>>,
+    /// The stream that calls share.
+    stream: Mutex<SharedStream>,
     /// The tasks that receive answers. Each belongs to a stream, and ends when the stream is dropped and its last call
     /// has ended. So calls outlive the client that started them.
     receivers: TaskTracker,
@@ -47,6 +47,16 @@ pub(super) struct Connection {
     reconnect_lock: tokio::sync::Mutex<Option<OpenError>>,
     /// The number of failed replacements.
     reconnect_failures: AtomicU64,
+}
+
+/// The stream that calls share.
+#[derive(Debug)]
+enum SharedStream {
+    /// The first call opens the stream.
+    Unopened,
+    Open(Multiplexer),
+    /// The client is closed.
+    Closed,
 }
 
 /// The reason why connecting failed.
@@ -60,50 +70,64 @@ pub(super) enum OpenError {
 }
 
 impl Connection {
-    pub(super) async fn open(
+    /// Creates a connection, which the first request opens.
+    pub(super) fn new(
         address: &str,
         target: &Target,
         connect_timeout: Duration,
         runtime: RuntimeHandle,
-    ) -> Result<Self, OpenError> {
+    ) -> Self {
         let settings = |endpoint| {
-            // Also limits later attempts to reconnect.
             configure_client(endpoint)
                 .connect_timeout(connect_timeout)
                 .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         };
-        let (close_signals, receivers) = (CloseSignals::default(), TaskTracker::new());
-        let opened = async {
-            let channel = target.connect(settings).await.map_err(OpenError::Unreachable)?;
-            let host = Host::new(channel, runtime);
-            let stream = open_stream(&host, &receivers, &close_signals).await?;
-            Ok((host, stream))
-        };
-        let (host, stream) = with_timeout(address, connect_timeout, opened).await?;
-        Ok(Self {
-            host,
-            close_signals,
+        let _runtime = runtime.tokio().enter();
+        Self {
+            host: Host::new(target.connect_lazy(settings), runtime),
+            close_signals: CloseSignals::default(),
             address: address.to_owned(),
             connect_timeout,
-            stream: Mutex::new(Some(stream)),
-            receivers,
+            stream: Mutex::new(SharedStream::Unopened),
+            receivers: TaskTracker::new(),
             reconnect_lock: tokio::sync::Mutex::default(),
             reconnect_failures: AtomicU64::new(0),
-        })
+        }
     }
 
-    fn stream(&self) -> MutexGuard<'_, Option<Multiplexer>> {
+    fn stream(&self) -> MutexGuard<'_, SharedStream> {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the stream that calls share, or `None` if it broke.
+    /// Returns the stream that calls share, or `None` if it broke or was not opened yet.
     ///
     /// # Errors
     /// [`HostError::Closed`] once the client is closed.
     pub(super) fn usable_stream(&self) -> Result<Option<Multiplexer>, HostError> {
-        let stream = self.stream().clone().ok_or(HostError::Closed)?;
-        Ok((!stream.is_broken()).then_some(stream))
+        match &*self.stream() {
+            SharedStream::Open(stream) => Ok((!stream.is_broken()).then(|| stream.clone())),
+            SharedStream::Unopened => Ok(None),
+            SharedStream::Closed => Err(HostError::Closed),
+        }
+    }
+
+    /// Connects, unless the connection is open. Waits no longer than `timeout`.
+    ///
+    /// # Errors
+    /// As [`shared_stream`](Self::shared_stream).
+    pub(super) async fn connect(self: Arc<Self>, timeout: Option<Duration>) -> Result<(), HostError> {
+        let Some(timeout) = timeout else { return self.shared_stream().await.map(drop) };
+        match tokio::time::timeout(timeout, self.shared_stream()).await {
+            Ok(opened) => opened.map(drop),
+            Err(_) => {
+                let seconds = timeout.as_secs_f64();
+                let address = &self.address;
+                let problem =
+                    format!("cannot reach a host at {address}: it did not answer within {seconds} s");
+                Err(HostError::ConnectTimeout(problem))
+            }
+        }
     }
 
     /// Returns the stream that calls share. Opens another one if it broke, for example because the host
@@ -128,11 +152,14 @@ impl Connection {
             return Err(failure.clone().into());
         }
         match self.open_another().await {
-            Ok(stream) => {
-                // The client may have been closed meanwhile.
-                *self.stream().as_mut().ok_or(HostError::Closed)? = stream.clone();
-                Ok(stream)
-            }
+            Ok(opened) => match &mut *self.stream() {
+                // The client was closed meanwhile.
+                SharedStream::Closed => Err(HostError::Closed),
+                stream => {
+                    *stream = SharedStream::Open(opened.clone());
+                    Ok(opened)
+                }
+            },
             Err(error) => {
                 *failure = Some(error.clone());
                 self.reconnect_failures.fetch_add(1, Ordering::Release);
@@ -155,7 +182,7 @@ impl Connection {
         }
     }
 
-    /// Returns a token that keeps [`drained`](Self::drained) waiting.
+    /// Returns a token that keeps [`drain`](Self::drain) waiting.
     pub(super) fn drain_token(&self) -> TaskTrackerToken {
         self.receivers.token()
     }
@@ -165,16 +192,25 @@ impl Connection {
         with_timeout(&self.address, self.connect_timeout, opened).await
     }
 
-    /// Rejects further calls and ends watches. Idempotent.
-    pub(super) fn close(&self) {
-        drop(self.stream().take());
+    /// Rejects further calls and ends watches. The connection ends with the last running call. Idempotent.
+    pub(super) fn close(self: &Arc<Self>) {
+        let was_open = std::mem::replace(&mut *self.stream(), SharedStream::Closed);
         self.close_signals.closed.cancel();
         self.receivers.close();
+        if !matches!(was_open, SharedStream::Closed) {
+            let connection = Arc::clone(self);
+            self.host.runtime().tokio().spawn(async move {
+                connection.receivers.wait().await;
+                connection.host.disconnect();
+            });
+        }
     }
 
-    /// Waits until the last call of a closed client has ended. Cancel safe.
-    pub(super) async fn drained(&self) {
-        self.receivers.wait().await;
+    /// Waits until the last call of a closed client has ended, and ends the remaining ones after `limit`.
+    pub(super) async fn drain(self: Arc<Self>, limit: Duration) {
+        if tokio::time::timeout(limit, self.receivers.wait()).await.is_err() {
+            self.close_signals.abort.cancel();
+        }
     }
 }
 
@@ -184,7 +220,8 @@ impl Drop for Connection {
             // The connection belongs to the parent. Its lock may have been held by a thread that does not exist here;
             // `get_mut` does not need it.
             std::mem::forget(self.host.clone());
-            std::mem::forget(self.stream.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+            let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget(std::mem::replace(stream, SharedStream::Closed));
         }
     }
 }
@@ -196,7 +233,10 @@ async fn open_stream(
 ) -> Result<Multiplexer, OpenError> {
     let mut attempts = 1;
     loop {
-        match Multiplexer::open(host.client()).await {
+        let Ok(client) = host.client() else {
+            return Err(OpenError::Unreachable("the client is closed".to_owned()));
+        };
+        match Multiplexer::open(client).await {
             Ok((multiplexer, incoming)) => {
                 let abort = close_signals.abort.clone();
                 let receive = async move {
@@ -277,7 +317,7 @@ mod tests {
             close_signals: CloseSignals::default(),
             address: String::new(),
             connect_timeout: Duration::ZERO,
-            stream: Mutex::new(None),
+            stream: Mutex::new(SharedStream::Unopened),
             receivers: TaskTracker::new(),
             reconnect_lock: tokio::sync::Mutex::default(),
             reconnect_failures: AtomicU64::new(0),

@@ -12,11 +12,11 @@ use tokio_stream::StreamExt;
 use crate::{
     background::BackgroundRuntime,
     call::Call,
-    errors::{HostError, InvalidArgumentError},
+    errors::{HostError, InvalidArgumentError, VariableNotFoundError},
     runtime::RuntimeHandle,
     variables::{
-        Variable, VariableUpdate, VariableVersion, VariableWatch, Written, constraints_to_json,
-        payload_for_existing, payload_for_new, with_author,
+        NewValue, Variable, VariableUpdate, VariableVersion, VariableWatch, Written, constraints_to_json,
+        payload_for_new, with_author,
     },
 };
 
@@ -96,7 +96,14 @@ impl LocalVariables {
         note: Note,
         expected_version: Option<i32>,
     ) -> PyResult<SetVariable> {
-        let value = payload_for_existing(py, &identifier, value, || self.get(py, &identifier))?;
+        let value = NewValue::read(&identifier, value)?;
+        let kind = match value.needs_kind().then(|| self.get(py, &identifier)).transpose() {
+            Ok(variable) => variable.and_then(|variable| variable.kind()),
+            // The write itself reports the missing variable.
+            Err(error) if error.is_instance_of::<VariableNotFoundError>(py) => None,
+            Err(error) => return Err(error),
+        };
+        let value = value.into_payload(kind)?;
         let expected_version = expected_version.map(version).transpose()?;
         Ok(SetVariable { identifier, value, note, expected_version })
     }

@@ -1,0 +1,171 @@
+//! [`Operations`]: the requests of a client beside calls, variables and programs.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use bytes::Bytes;
+use prost::Message;
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyList},
+};
+use snakepit_proto::pb;
+use tonic::{Code, codegen::http::uri::PathAndQuery};
+
+use crate::{
+    call::{Call, Client, NOTHING},
+    caller::Caller,
+    errors::HostError,
+    host::{Host, RequestKind},
+    listing::describe_listed,
+    stub_request,
+};
+
+/// The standard health check of gRPC.
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+/// The status of a host that serves calls.
+const SERVING: i32 = 1;
+
+/// The answer of the health check.
+#[derive(Clone, PartialEq, Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// The requests of a client to its host, and to the session of its `Call`.
+#[pyclass(frozen, module = "snakepit_bridge._native")]
+#[derive(Debug)]
+pub(crate) struct Operations {
+    call: Py<Call>,
+}
+
+#[pymethods]
+impl Operations {
+    #[new]
+    const fn new(call: Py<Call>) -> Self {
+        Self { call }
+    }
+
+    /// Returns whether the host serves calls. A host without health checks is ready if it answers.
+    fn is_ready(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let check = |host: Host, caller: Caller| async move {
+            let path = PathAndQuery::from_static(HEALTH_CHECK);
+            let answer = stub_request::unary(&host, &caller, RequestKind::Read, path, Bytes::new()).await;
+            match answer {
+                Ok(answer) => Ok(HealthCheckResponse::decode(answer).is_ok_and(|it| it.status == SERVING)),
+                Err(HostError::Status(status))
+                    if matches!(status.code(), Code::Unimplemented | Code::NotFound) =>
+                {
+                    Ok(true)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        self.call.get().answer_of(py, check, |_, is_ready: bool| Ok(is_ready))
+    }
+
+    /// Creates the session if it does not exist. `ttl_seconds` is 0 for the default of the host.
+    fn open_session(
+        &self,
+        py: Python<'_>,
+        ttl_seconds: i64,
+        metadata: BTreeMap<String, String>,
+    ) -> PyResult<Py<PyAny>> {
+        let session_id = self.call.get().session_id.clone();
+        let request =
+            pb::InitializeSessionRequest { session_id, metadata, ttl_seconds, ..Default::default() };
+        let rpc = |mut client: Client, request| async move { client.initialize_session(request).await };
+        // Initializing an existing session changes nothing, so the request may be repeated.
+        self.call.get().answer(py, RequestKind::Read, request, rpc, |_, _| Ok(NOTHING))
+    }
+
+    /// Describes the session, and renews it.
+    fn session_info(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let request = pb::GetSessionRequest { session_id: self.call.get().session_id.clone() };
+        let rpc = |mut client: Client, request| async move { client.get_session(request).await };
+        self.call.get().answer(py, RequestKind::Read, request, rpc, |py, session| {
+            let entry = PyDict::new(py);
+            entry.set_item("id", session.session_id)?;
+            entry.set_item("metadata", session.metadata)?;
+            entry.set_item("created_at", time(session.created_at))?;
+            entry.set_item("expires_in", session.expires_in_ms as f64 / 1000.0)?;
+            entry.set_item("ttl", session.ttl_ms as f64 / 1000.0)?;
+            entry.set_item("variable_count", session.variable_count)?;
+            entry.set_item("program_count", session.program_count)?;
+            entry.set_item("bytes", session.bytes)?;
+            let worker = session.last_worker_id;
+            entry.set_item("last_worker", (!worker.is_empty()).then_some(worker))?;
+            Ok(entry.unbind())
+        })
+    }
+
+    /// Lists the tools of the host by name.
+    fn tools(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let rpc = |mut client: Client, request| async move { client.list_tools(request).await };
+        self.call.get().answer(py, RequestKind::Read, pb::ListToolsRequest {}, rpc, |py, listed| {
+            let tools = PyDict::new(py);
+            for tool in listed.tools {
+                let entry = describe_listed(py, tool)?;
+                tools.set_item(entry.as_any().get_item("name")?, entry)?;
+            }
+            Ok(tools.unbind())
+        })
+    }
+
+    /// Lists the workers of the host, by slot.
+    fn workers(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let rpc = |mut client: Client, request| async move { client.list_workers(request).await };
+        self.call.get().answer(py, RequestKind::Read, pb::ListWorkersRequest {}, rpc, |py, listed| {
+            describe_workers(py, listed.workers).map(Bound::unbind)
+        })
+    }
+
+    /// Describes the pool of the host.
+    fn status(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let rpc = |mut client: Client, request| async move { client.get_pool_status(request).await };
+        self.call.get().answer(py, RequestKind::Read, pb::GetPoolStatusRequest {}, rpc, |py, status| {
+            let entry = PyDict::new(py);
+            entry.set_item("name", status.name)?;
+            entry.set_item("queued", status.queued)?;
+            entry.set_item("waiting_for_room", status.waiting_for_room)?;
+            entry.set_item("in_flight", status.in_flight)?;
+            entry.set_item("workers", describe_workers(py, status.workers)?)?;
+            let totals = status.calls.unwrap_or_default();
+            let calls = PyDict::new(py);
+            for (name, count) in [
+                ("succeeded", totals.succeeded),
+                ("failed", totals.failed),
+                ("rejected", totals.rejected),
+                ("timed_out", totals.timed_out),
+                ("cancelled", totals.cancelled),
+                ("lost", totals.lost),
+                ("retried", totals.retried),
+            ] {
+                calls.set_item(name, count)?;
+            }
+            entry.set_item("calls", calls)?;
+            Ok(entry.unbind())
+        })
+    }
+}
+
+fn describe_workers(py: Python<'_>, workers: Vec<pb::WorkerInfo>) -> PyResult<Bound<'_, PyList>> {
+    let list = PyList::empty(py);
+    for worker in workers {
+        let entry = PyDict::new(py);
+        entry.set_item("id", worker.worker_id)?;
+        entry.set_item("pid", (worker.pid != 0).then_some(worker.pid))?;
+        entry.set_item("state", worker.state)?;
+        entry.set_item("address", worker.address)?;
+        entry.set_item("started_at", time(worker.started_at))?;
+        entry.set_item("calls", worker.calls)?;
+        entry.set_item("restarts", worker.restarts)?;
+        list.append(entry)?;
+    }
+    Ok(list)
+}
+
+/// Converts a time. A missing or unrepresentable one is `None`.
+fn time(time: Option<impl TryInto<SystemTime>>) -> Option<SystemTime> {
+    time.and_then(|time| time.try_into().ok())
+}
