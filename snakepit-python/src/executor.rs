@@ -18,8 +18,8 @@ mod task_watchdog;
 
 pub(crate) use self::{
     concurrent::{
-        ConcurrencyLimits, ConcurrentCall, ConcurrentCalls, LoopSignal, ThreadCall, is_concurrent,
-        is_loop_thread,
+        ConcurrencyLimits, ConcurrentCall, ConcurrentCalls, LoopSignal, LoopWatchdog, ThreadCall,
+        is_concurrent, is_loop_thread,
     },
     globals::Globals,
     pending_answers::PendingAnswers,
@@ -414,6 +414,9 @@ impl Executor {
     ) -> ToolError {
         if error.is_instance_of::<CallCancelled>(py) {
             return ToolError::cancelled(tool.to_string());
+        }
+        if let Some((size, limit)) = value::numbers_of(py, error) {
+            return ToolError::answer_too_large(size, limit);
         }
         let mut failure = self.plan.failure(py, error, function.map(|function| (function, kwargs)));
         failure.tool = tool.to_string();

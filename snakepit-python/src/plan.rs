@@ -15,8 +15,8 @@ use pyo3::{
 };
 use snakepit_proto::launch;
 use snakepit_registry::{
-    Arguments, ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolFailure, ToolSpec, Violation,
-    argument_violations,
+    Arguments, ITEM_SCHEMA_KEY, OTHERS_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolFailure, ToolSpec,
+    Violation, argument_violations,
 };
 use snakepit_wire::add_details;
 
@@ -383,7 +383,12 @@ pub(crate) fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<ToolSpec> {
         parameters.push(spec);
     }
     let mut metadata: BTreeMap<String, String> = spec.as_any().get_item("metadata")?.extract()?;
-    for (name, key) in [("result_schema", RESULT_SCHEMA_KEY), ("item_schema", ITEM_SCHEMA_KEY)] {
+    let schemas = [
+        ("others_schema", OTHERS_SCHEMA_KEY),
+        ("result_schema", RESULT_SCHEMA_KEY),
+        ("item_schema", ITEM_SCHEMA_KEY),
+    ];
+    for (name, key) in schemas {
         if let Some(schema) = spec.get_item(name)? {
             metadata.insert(key.to_owned(), json_text(&schema)?);
         }

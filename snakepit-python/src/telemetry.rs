@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    ffi::CString,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -19,6 +20,8 @@ use std::{
 
 use futures_core::Stream;
 use pyo3::{
+    PyTypeInfo,
+    exceptions::PyRuntimeWarning,
     prelude::*,
     types::{PyBool, PyFloat, PyInt, PyMapping, PyString},
 };
@@ -27,8 +30,8 @@ use snakepit_proto::{
     pb::{self, telemetry_value::Value},
 };
 use snakepit_wire::{
-    MAX_EVENT_BYTES, MAX_WAITING_EVENTS, TelemetryFilter, bad_field, lost_events, nanoseconds_since_epoch,
-    sample_key,
+    MAX_EVENT_BYTES, MAX_WAITING_EVENTS, TelemetryFilter, bad_field, is_host_event, lost_events,
+    nanoseconds_since_epoch, sample_key,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -272,6 +275,12 @@ pub(crate) fn emit_event(
     metadata: Option<&Bound<'_, PyAny>>,
     correlation_id: Option<&str>,
 ) -> PyResult<()> {
+    if is_host_event(event) || event == "telemetry.events.lost" {
+        let message =
+            format!("the event `{event}` is dropped, because only the host emits it; choose another name");
+        let py = measurements.py();
+        return PyErr::warn(py, &PyRuntimeWarning::type_object(py), &CString::new(message)?, 2);
+    }
     if !HUB.is_active.load(Acquire) || fork::is_fork() {
         return Ok(());
     }

@@ -10,7 +10,7 @@ use std::{
     fmt,
     future::poll_fn,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
     task::{Context, Poll, Waker},
 };
 
@@ -21,6 +21,7 @@ use snakepit_registry::{CallId, Chunk, ChunkStream, ToolCall, ToolError, ToolHan
 use tokio::sync::oneshot;
 
 use crate::{
+    executor::LoopWatchdog,
     frames::{FrameReply, QueuedAnswer},
     progress::Answers,
     sink::Source,
@@ -91,6 +92,8 @@ struct CallQueue {
     queue: Mutex<Queue>,
     /// Receives running calls that were cancelled.
     interrupter: mpsc::Sender<Arc<CallState>>,
+    /// Looks at the event loop of a worker that runs several calls.
+    watchdog: OnceLock<Arc<LoopWatchdog>>,
 }
 
 #[derive(Debug, Default)]
@@ -106,7 +109,12 @@ struct Queue {
 impl PythonTools {
     /// Creates an open queue. Running calls that are cancelled are sent to `interrupter`.
     pub(crate) fn new(interrupter: mpsc::Sender<Arc<CallState>>) -> Self {
-        Self(Arc::new(CallQueue { queue: Mutex::default(), interrupter }))
+        Self(Arc::new(CallQueue { queue: Mutex::default(), interrupter, watchdog: OnceLock::new() }))
+    }
+
+    /// Sets the watchdog that looks at the event loop after a queued call was cancelled.
+    pub(crate) fn set_watchdog(&self, watchdog: Arc<LoopWatchdog>) {
+        let _ = self.0.watchdog.set(watchdog);
     }
 
     /// Waits for the next call. Returns `None` once the queue is closed. Cancel safe.
@@ -203,6 +211,9 @@ impl PythonTools {
                 if let Some(job) = self.withdraw(state.id) {
                     let tool = job.call.tool.to_string();
                     job.reply.send(Err(ToolError::cancelled(tool)));
+                    if let Some(watchdog) = self.0.watchdog.get() {
+                        watchdog.look();
+                    }
                 }
             }
             // Sending fails only while the process is ending, when the interrupter no longer exists.

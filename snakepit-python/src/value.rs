@@ -34,6 +34,7 @@ use crate::errors::SnakepitError;
 
 pub(crate) use error::type_name;
 use error::{type_error, with_name};
+pub(crate) use limit::numbers_of;
 pub(crate) use numbers::Numbers;
 pub(crate) use parameters::Parameters;
 pub(crate) use program::{program_data, read_program};
@@ -127,13 +128,13 @@ fn payload_of(
         ValueType::List
     } else if let Some(buffer) = raw_bytes(value)? {
         return Ok(Payload::bytes(buffer));
-    } else if array::is_array(value)? {
+    } else if array::is_array(value)? && !array::has_objects(value)? {
         return array::from_python(value, purpose, description);
     } else if let Some(plain) = array::scalar_to_plain(value)? {
         let plain = plain.map_err(|problem| type_error(format!("{description} {problem}")))?;
         return payload_of(&plain, purpose, description);
     } else {
-        // Converters may return any other value.
+        // Converters may return any other value. Arrays of texts and objects become lists.
         return match write::to_item(value, purpose, description)? {
             (json, None) => Ok(Payload::of_json(json.into())),
             (json, Some(buffers)) => Ok(Payload::nested(&json, buffers)),

@@ -283,3 +283,31 @@ class Mappings(BaseAdapter):
 
 def test_abstract_types_work_in_both_directions() -> None:
     assert call_tool(Mappings, "mapping", values={"a": 1}) == {"a": 1.0}
+
+
+class Opaque:
+    """A class that neither pydantic nor the runtime knows."""
+
+
+class Frame(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+
+    name: str
+    pixels: np.ndarray
+    opaque: Opaque | None = None
+
+
+class Frames(BaseAdapter):
+    @tool
+    def invert(self, frame: Frame) -> Frame:
+        assert isinstance(frame, Frame)
+        return Frame(name=frame.name, pixels=255 - frame.pixels)
+
+
+def test_a_model_may_have_a_field_of_an_arbitrary_type() -> None:
+    pixels = np.array([[0, 255]], dtype=np.uint8)
+    found = call_tool(Frames, "invert", frame={"name": "a", "pixels": pixels})
+    assert (found["name"], found["opaque"]) == ("a", None)
+    assert found["pixels"].tolist() == [[255, 0]]
+    with pytest.raises(InvalidArgumentError, match=r"`frame\.pixels` of tool .* should be an instance of ndarray"):
+        call_tool(Frames, "invert", frame={"name": "a", "pixels": "b"})

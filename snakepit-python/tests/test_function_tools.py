@@ -228,3 +228,54 @@ def test_modules_and_functions_are_adapters_of_the_tester() -> None:
         current_context()
     with pytest.raises(TypeError, match="adapter is an instance of `int`"):
         ToolTester(1)  # type: ignore[arg-type]
+
+
+def test_a_module_whose_attributes_raise_is_loaded_or_named(write: Write) -> None:
+    # Python looks for `__all__` and the functions around the life of a worker in each module.
+    write("odd_names", "def __getattr__(name): raise KeyError(name)\ndef double(x: int) -> int: return 2 * x\n")
+    assert tools_of("odd_names") == ["double"]
+    assert "the attribute `missing` of module `odd_names` raises KeyError: 'missing'" in problem_of("odd_names:missing")
+    write("listed_raising", "__all__ = ['gone']\ndef __getattr__(name): raise KeyError(name)\n")
+    assert "its attribute `gone` raises KeyError: 'gone'" in problem_of("listed_raising")
+
+
+#: A class whose module cannot be read.
+NO_MODULE = """
+from snakepit_bridge import BaseAdapter, tool
+
+class Meta(type):
+    @property
+    def __module__(cls):
+        raise RuntimeError("no module")
+
+class Odd(BaseAdapter, metaclass=Meta):
+    @tool
+    def double(self, x: int) -> int: return 2 * x
+"""
+
+
+def test_a_class_whose_module_cannot_be_read_is_named(write: Write) -> None:
+    write("no_module", NO_MODULE)
+    for path in ("no_module:Odd", "no_module"):
+        expected = "adapter `Odd` cannot be used: its attribute `__module__` raises RuntimeError: no module"
+        assert problem_of(path) == expected
+
+
+def test_the_message_of_an_import_error_can_be_encoded(write: Write) -> None:
+    write("surrogate", "raise ValueError('a' + chr(0xd800))\n")
+    problem = problem_of("surrogate")
+    assert problem == "adapter `surrogate` cannot be imported: ValueError: a\\ud800"
+    write("missing_surrogate", "__import__('gone' + chr(0xd800))\n")
+    problem_of("missing_surrogate").encode()
+
+
+def test_arguments_that_no_call_can_pass_are_rejected(write: Write) -> None:
+    write("positional", "def total(*numbers: int) -> int: return sum(numbers)\n")
+    problem = problem_of("positional")
+    assert "tool `total` has the parameter `*numbers`, but arguments come by name; take a list instead" in problem
+    write("unhinted", "def total(*numbers): return sum(numbers)\n")
+    assert "the parameter `*numbers`" in problem_of("unhinted")
+    wrapper = "def wrapper(*args, **kwargs): return double(*args, **kwargs)\ndef double(x: int) -> int: return 2 * x\n"
+    write("wrapped", f"import functools\n{wrapper}again = functools.wraps(double)(lambda *args, **kwargs: 3)\n")
+    assert sorted(tools_of("wrapped")) == ["again", "double", "wrapper"]
+    assert call_tool("wrapped", "wrapper", x=4) == 8

@@ -240,3 +240,19 @@ def test_the_spec_contains_schemas_defaults_and_descriptions() -> None:
     assert parameters["default"]["schema"] == {"type": "integer", "maximum": 9}
     assert parameters["must"]["required"]
     assert spec["result_schema"]["additionalProperties"] == {"$ref": "#/$defs/Item"}
+
+
+def test_the_schema_of_other_arguments_is_in_the_spec() -> None:
+    class Open(BaseAdapter):
+        @tool
+        def order(self, count: int, **others: Item) -> None:
+            del count, others
+
+        @tool
+        def anything(self, **others: Any) -> None:
+            del others
+
+    specs = {planned.spec["name"]: planned.spec for planned in plan_of(Open, EventLoop()).tools}
+    schema = specs["order"]["others_schema"]
+    assert (schema["$ref"], set(schema["$defs"])) == ("#/$defs/Item", {"Item", "Color"})
+    assert "others_schema" not in specs["anything"]

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import time
+import warnings
 from collections import namedtuple
 from collections.abc import AsyncIterator, Iterator
 from datetime import date
@@ -27,7 +28,7 @@ from first_generation.plain import PlainAdapter
 from first_generation.registering import RegisteringAdapter
 from first_generation.threaded import ThreadedAdapter
 from measured import summarize
-from snakepit_bridge import BaseAdapter, SessionContext, _markers, telemetry, tool
+from snakepit_bridge import BaseAdapter, SessionContext, _markers, _native, telemetry, tool
 from snakepit_bridge.base_adapter import ToolMetadata
 from snakepit_bridge.base_adapter_threaded import (
     ThreadSafeAdapter,
@@ -313,6 +314,16 @@ def test_the_span_of_a_decorated_function_lasts_until_its_end(
         *("generator.start", "inside", "generator.stop"),
     ]
     assert all(event[1]["duration"] >= 0 for event in recorder.events[2::3])
+
+
+def test_events_of_the_host_are_dropped_with_a_warning() -> None:
+    names = [f"tool.execution.{part}" for part in ("start", "stop", "exception")]
+    for name in (*names, "telemetry.events.lost"):
+        with pytest.warns(RuntimeWarning, match=f"the event `{name}` is dropped, because only the host emits it"):
+            _native.emit_event(name, {}, None, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _native.emit_event("tool.execution.other", {}, None, None)
 
 
 def test_tracing_marks_log_records() -> None:

@@ -256,6 +256,19 @@ def test_long_and_circular_chains_are_bounded() -> None:
     assert failure_of(large)["cause"]["omitted"] == ["args"]
 
 
+def test_a_chain_that_is_too_deep_says_so_on_every_host() -> None:
+    last: Exception = ValueError("root")
+    for _ in range(30):
+        error = ValueError("step")
+        error.__cause__ = last
+        last = error
+    for found in (remote(last), remote(remote(last)), remote(remote(last, ()), ())):
+        depth, deepest = 0, found
+        while isinstance(deepest.__cause__, ToolFailed):
+            depth, deepest = depth + 1, deepest.__cause__
+        assert (depth, deepest.failure.omitted) == (24, ("cause",))
+
+
 def test_failures_pass_through_a_tool() -> None:
     passed = remote(remote(chained()))
     assert isinstance(passed, ValueError)

@@ -66,6 +66,10 @@ def test_subclasses_and_similar_types_arrive_as_plain_types() -> None:
     assert round_trip({1: "a", None: "b", 2.5: "c"}) == {"1": "a", "null": "b", "2.5": "c"}
     assert round_trip(np.float32(0.5)) == 0.5
     assert round_trip({"n": np.int64(3), "texts": np.array(["a", "b"])}) == {"n": 3, "texts": ["a", "b"]}
+    # The same rule applies to whole values.
+    assert round_trip(np.array([["a"], ["b"]])) == [["a"], ["b"]]
+    assert round_trip(np.array([1, "a", None], dtype=object)) == [1, "a", None]
+    assert round_trip(np.array("a")) == "a"
 
 
 @pytest.mark.parametrize(

@@ -172,12 +172,13 @@ pub enum ToolError {
     },
     /// The tool ran, but its answer, or a chunk of it, is too large for one message.
     #[error(
-        "the answer, or a chunk of it, has {size} bytes, the limit is {limit}; stream it in smaller chunks, or return the \
-         path of a file"
+        "the answer, or a chunk of it, has {}{size} bytes, the limit is {limit}; stream it in smaller chunks, or return \
+         the path of a file",
+        if *size > limit.saturating_mul(2) { "at least " } else { "" }
     )]
     #[non_exhaustive]
     AnswerTooLarge {
-        /// The size of the answer or chunk, in bytes.
+        /// The size of the answer or chunk, in bytes. Above twice the limit, the size of the part that was written.
         size: usize,
         /// The maximum size, in bytes.
         limit: usize,

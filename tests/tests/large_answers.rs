@@ -113,11 +113,18 @@ async fn an_answer_above_the_limit_of_a_message_is_no_failure_of_the_tool() {
             .await
             .unwrap();
         let size = MAX_ITEM_BYTES + 1;
-        let error = snakepit.execute::<Value>("large", json!({"size": size})).await.unwrap_err();
-        let Error::Tool(ToolError::AnswerTooLarge { size: actual, limit: MAX_ITEM_BYTES, .. }) = error else {
-            panic!("{multiplex}: {error:?}");
-        };
-        assert!(actual >= size && error.may_have_run(), "{multiplex}: {actual}");
+        // Writing a nested value stops at twice the limit.
+        for (tool, size, qualifier) in [("large", size, ""), ("nested", 3 * size, "at least ")] {
+            let error = snakepit.execute::<Value>(tool, json!({"size": size})).await.unwrap_err();
+            let Error::Tool(ToolError::AnswerTooLarge { size: actual, limit: MAX_ITEM_BYTES, .. }) = error
+            else {
+                panic!("{tool}, {multiplex}: {error:?}");
+            };
+            assert!(actual >= size.min(2 * MAX_ITEM_BYTES) && error.may_have_run(), "{multiplex}: {actual}");
+            let message = error.to_string();
+            let numbers = format!("has {qualifier}{actual} bytes, the limit is {MAX_ITEM_BYTES}; ");
+            assert!(message.contains(&numbers), "{message}");
+        }
         snakepit.shutdown().await.unwrap();
     }
 }

@@ -42,7 +42,7 @@ pub struct TelemetryFilter {
     deny: Vec<String>,
 }
 
-/// A control or a filter with too many patterns.
+/// A control or a filter with too many patterns or an invalid sampling rate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidPatterns {
     /// The field of the control, such as `filter.deny`.
@@ -107,11 +107,15 @@ impl TelemetryFilter {
         self
     }
 
-    /// Checks the number and the size of the patterns.
+    /// Checks the sampling rate, and the number and the size of the patterns.
     ///
     /// # Errors
-    /// A list has more than 64 patterns, or patterns of more than 4096 bytes.
+    /// The rate is not a number from 0 to 1. A list has more than 64 patterns, or patterns of more than 4096 bytes.
     pub fn check(&self) -> Result<(), InvalidPatterns> {
+        if !(0.0..=1.0).contains(&self.sampling_rate) {
+            let problem = format!("is {}, expected a number from 0 to 1", self.sampling_rate);
+            return Err(InvalidPatterns { field: "sampling.sampling_rate", problem });
+        }
         let lists = [
             ("sampling.event_patterns", &self.sampled),
             ("filter.allow", &self.allow),
@@ -123,7 +127,7 @@ impl TelemetryFilter {
     /// Applies a control of a stream.
     ///
     /// # Errors
-    /// A list of patterns is too large. The filter is then unchanged.
+    /// As for [`check`](Self::check). The filter is then unchanged.
     pub fn apply(&mut self, control: pb::TelemetryControl) -> Result<(), InvalidPatterns> {
         let mut changed = self.clone();
         match control.control {
@@ -267,6 +271,12 @@ pub fn lost_events(count: u64) -> pb::TelemetryEvent {
     }
 }
 
+/// Whether only hosts emit events of this name. Those of workers are dropped.
+#[must_use]
+pub fn is_host_event(name: &str) -> bool {
+    matches!(name, "tool.execution.start" | "tool.execution.stop" | "tool.execution.exception")
+}
+
 /// A time as an event holds it.
 #[must_use]
 pub fn nanoseconds_since_epoch(at: SystemTime) -> i64 {
@@ -277,6 +287,19 @@ pub fn nanoseconds_since_epoch(at: SystemTime) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sampling_rate_is_a_number_from_0_to_1() {
+        let mut filter = TelemetryFilter::new();
+        for rate in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
+            let sampling = pb::TelemetrySamplingUpdate { sampling_rate: rate, event_patterns: Vec::new() };
+            let control = pb::TelemetryControl { control: Some(Control::Sampling(sampling)) };
+            let error = filter.apply(control).unwrap_err();
+            let expected = format!("`sampling.sampling_rate` is {rate}, expected a number from 0 to 1");
+            assert_eq!(error.to_string(), expected);
+            assert_eq!(filter, TelemetryFilter::new());
+        }
+    }
 
     #[test]
     fn patterns_match_whole_names() {

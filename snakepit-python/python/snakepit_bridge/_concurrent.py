@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from snakepit_bridge import _answering, _native, _owner, _signals
 from snakepit_bridge._answering import finish, resolved, run_plain
+from snakepit_bridge._loop_watchdog import LoopWatchdog
 from snakepit_bridge._owner import OWNER, CallOwner
 from snakepit_bridge._running_loop import _MAX_TURNS, RunningLoop, _callback_at
 from snakepit_bridge.errors import CallCancelled
@@ -185,6 +186,7 @@ class _CallRunner:
         """Run calls until the queue is closed and all of them have ended."""
         self._done = self._loop.create_future()
         self._loop.add_reader(self._calls.fileno(), self._on_signal)
+        self._calls.watch(LoopWatchdog(self._loop, self._calls, self._on_signal, self._running._worker_context))
         self._on_signal()
         while not self._done.done():
             # Code of a tool may cancel all tasks of the loop. Only the end of the queue ends this one.

@@ -74,7 +74,7 @@ class ResultRule:
 class Contract:
     """The converters of a tool, ``None`` where any value is accepted. Mirrors `Contract` of the native runtime."""
 
-    __slots__ = ("item", "item_schema", "read", "result", "result_schema")
+    __slots__ = ("item", "item_schema", "others_schema", "read", "result", "result_schema")
 
     def __init__(self) -> None:
         #: Converts the arguments of a call in their dict. Returns the problems, or ``None`` for valid arguments.
@@ -83,6 +83,8 @@ class Contract:
         self.result: ResultRule | None = None
         #: The rule for each item of a stream.
         self.item: ResultRule | None = None
+        #: The schema of arguments that are no parameters.
+        self.others_schema: dict[str, Any] | None = None
         self.result_schema: dict[str, Any] | None = None
         self.item_schema: dict[str, Any] | None = None
 

@@ -94,6 +94,18 @@ def _passed_on(error: BaseException) -> Any:
     return error if errors is not None and type(error) is errors.ToolFailed else None
 
 
+def _omitted_before(error: BaseException) -> list[str]:
+    """Return the names of the parts that were left out when another tool raised the exception."""
+    errors = sys.modules.get("snakepit_bridge.errors")
+    # Its class may be that of the other tool.
+    if errors is None or not issubclass(type(error), errors.ToolFailed):
+        return []
+    try:
+        return [name for name in error.failure.omitted if name in _PARTS]  # type: ignore[attr-defined]
+    except Exception:  # A class may override the attribute.
+        return []
+
+
 def _type_and_message(error: BaseException) -> tuple[str, str]:
     """Return the type and the message of an exception. Those of another tool's error are those that the tool raised."""
     failed = _passed_on(error)
@@ -127,8 +139,7 @@ def _parts(error: BaseException, chain: _Chain) -> tuple[str, list[str]]:
         encoders["notes"] = lambda: _json_notes(error)
     encoders.update(chain.encoders(error))
     parts: list[str] = []
-    failed = _passed_on(error)
-    omitted: list[str] = [] if failed is None else [f'"{name}"' for name in failed.omitted if name in _PARTS]
+    omitted = [f'"{name}"' for name in _omitted_before(error)]
     for name, encode in encoders.items():
         try:
             text = encode()

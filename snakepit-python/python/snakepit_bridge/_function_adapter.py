@@ -72,7 +72,7 @@ def _adapter(module: ModuleType, functions: dict[str, Callable[..., Any]]) -> ty
     namespace[FUNCTIONS_ATTRIBUTE] = {_PREFIX + name: (name, function) for name, function in functions.items()}
     namespace |= {_PREFIX + name: staticmethod(function) for name, function in functions.items()}
     for hook in HOOKS:
-        function = getattr(module, hook, None)
+        function = vars(module).get(hook)
         if function is not None:
             namespace[hook] = staticmethod(function)
     for name in _NUMBERS:
@@ -85,11 +85,17 @@ def _adapter(module: ModuleType, functions: dict[str, Callable[..., Any]]) -> ty
 
 def _functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Iterate over the functions in ``__all__``, or over the public functions that the module defines."""
-    listed = getattr(module, "__all__", None)
-    for name in vars(module) if listed is None else listed:
-        if listed is not None and not hasattr(module, name):
-            raise TypeError(f"it has no `{name}`, which `__all__` lists; define it, or remove it from `__all__`")
-        value: Any = getattr(module, name, None)
+    # Not of the module's `__getattr__`, which may create or reject any name.
+    listed = vars(module).get("__all__")
+    for name in list(vars(module)) if listed is None else listed:
+        try:
+            value: Any = getattr(module, name)
+        except AttributeError:
+            raise TypeError(
+                f"it has no `{name}`, which `__all__` lists; define it, or remove it from `__all__`"
+            ) from None
+        except Exception as error:
+            raise TypeError(f"its attribute `{name}` raises {type(error).__qualname__}: {error}") from error
         if name in HOOKS or not is_function(value):
             continue
         # A partial marked as a tool has the module of its class.
@@ -101,7 +107,12 @@ def _functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]
 def _adapters_of(module: ModuleType) -> list[type]:
     """Return the public classes with tools that the module defines, without bases of other such classes."""
     members = [value for name, value in vars(module).items() if isinstance(value, type) and not name.startswith("_")]
-    own = [member for member in dict.fromkeys(members) if member.__module__ == module.__name__ and _has_tools(member)]
+    # A metaclass may raise when the attribute is read.
+    own = [
+        member
+        for member in dict.fromkeys(members)
+        if vars(member).get("__module__") == module.__name__ and _has_tools(member)
+    ]
     return [member for member in own if not any(member in other.__mro__[1:] for other in own)]
 
 

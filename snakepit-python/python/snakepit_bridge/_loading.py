@@ -41,13 +41,13 @@ def load(path: str) -> type:
         module = _import(path, name)
     adapter: Any = _attribute(path, module, attribute) if attribute else module
     if isinstance(adapter, type):
-        return adapter
+        return _checked(adapter)
     # Not imported at the start, because most workers serve a class.
     from snakepit_bridge import _function_adapter
 
     try:
         if adapter is module:
-            return _function_adapter.adapter_of_module(module)
+            return _checked(_function_adapter.adapter_of_module(module))
         if _function_adapter.is_function(adapter):
             return _function_adapter.adapter_of_function(module, attribute.rpartition(".")[2], adapter)
     except TypeError as error:
@@ -89,12 +89,21 @@ def _import(path: str, name: str) -> ModuleType:
         return sys.modules[name]
     except ModuleNotFoundError as error:
         fix = f"install it for {sys.executable}, or add its directory to PYTHONPATH"
-        raise AdapterError(f"adapter `{path}` cannot be imported: {error}; {fix}") from error
+        raise AdapterError(f"adapter `{path}` cannot be imported: {_encodable(str(error))}; {fix}") from error
     except BaseException as error:
-        from snakepit_bridge import _failures
+        raise AdapterError(f"adapter `{path}` cannot be imported: {_described(error)}") from error
 
-        described = one_line(f"{_failures.type_name(type(error))}: {error}")
-        raise AdapterError(f"adapter `{path}` cannot be imported: {described}") from error
+
+def _described(error: BaseException) -> str:
+    """Return the type and the message of an exception on one line."""
+    from snakepit_bridge import _failures
+
+    return _encodable(one_line(f"{_failures.type_name(type(error))}: {error}"))
+
+
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which the log of the host cannot contain, with escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _attribute(path: str, module: ModuleType, attribute: str) -> Any:
@@ -108,8 +117,25 @@ def _attribute(path: str, module: ModuleType, attribute: str) -> Any:
                 f"adapter `{path}` does not exist: {owner} has no attribute `{name}`; module `{module.__name__}` "
                 f"defines {_names_of(module)}"
             ) from error
+        except Exception as error:
+            raise AdapterError(
+                f"adapter `{path}` cannot be loaded: the attribute `{name}` of {owner} raises {_described(error)}"
+            ) from error
         owner = f"`{name}`"
     return found
+
+
+def _checked(adapter: type) -> type:
+    """Return an adapter class whose name and module can be read."""
+    for name in ("__name__", "__qualname__", "__module__"):
+        try:
+            getattr(adapter, name)
+        except Exception as error:
+            own_name = type.__getattribute__(adapter, "__name__")
+            raise AdapterError(
+                f"adapter `{own_name}` cannot be used: its attribute `{name}` raises {_described(error)}"
+            ) from error
+    return adapter
 
 
 def _names_of(module: ModuleType) -> str:
@@ -130,14 +156,14 @@ def class_of(adapter: Any) -> type:
         TypeError: It is an object of another kind.
     """
     if isinstance(adapter, type):
-        return adapter
+        return _checked(adapter)
     if isinstance(adapter, str):
         return load(adapter)
     from snakepit_bridge import _function_adapter
 
     try:
         if isinstance(adapter, type(sys)):
-            return _function_adapter.adapter_of_module(adapter)
+            return _checked(_function_adapter.adapter_of_module(adapter))
         if _function_adapter.is_function(adapter):
             return _function_adapter.adapter_of_function(sys.modules[adapter.__module__], adapter.__name__, adapter)
     except TypeError as error:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NotRequired, TypedDict
 
-    from snakepit_bridge._contract import Reader
     from snakepit_bridge._hints.base import Hint
     from snakepit_bridge.base_adapter import ToolOptions
 
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
         supports_streaming: bool
         #: Whether the tool accepts no arguments except these parameters.
         closed: bool
-        #: The JSON Schemas of the result, and of the items of a stream.
+        #: The JSON Schemas of arguments that are no parameters, of the result, and of the items of a stream.
+        others_schema: NotRequired[dict[str, Any]]
         result_schema: NotRequired[dict[str, Any]]
         item_schema: NotRequired[dict[str, Any]]
 
@@ -64,7 +64,7 @@ def spec_of(
     annotations = _signatures.annotations_of(function)
     is_generator = _signatures.is_generator_function(function)
     hints, contract = Hints(function, name), Contract()
-    parameters, closed, contract.read = _parameters(function, annotations, argument_docs, hints, name, bound=bound)
+    parameters, closed = _parameters(function, annotations, argument_docs, hints, contract, name, bound=bound)
     returned = annotations.get("return", _signatures.EMPTY)
     hints.apply_result(contract, returned, is_generator=is_generator)
     spec: ToolSpec = {
@@ -78,6 +78,8 @@ def spec_of(
     if contract.read is not None:
         # The worker checks all arguments, so that one error reports the problems of all of them.
         spec["metadata"][UNCHECKED_KEY] = "true"
+    if contract.others_schema is not None:
+        spec["others_schema"] = contract.others_schema
     if contract.result_schema is not None:
         spec["result_schema"] = contract.result_schema
     if contract.item_schema is not None:
@@ -117,6 +119,7 @@ def described_spec_of(
         ]
     spec["closed"] = False
     spec["metadata"][UNCHECKED_KEY] = "true"
+    spec.pop("others_schema", None)
     spec.pop("result_schema", None)
     spec.pop("item_schema", None)
     return spec
@@ -167,21 +170,20 @@ def _parameters(
     annotations: dict[str, Any],
     docs: dict[str, str],
     hints: Hints,
+    contract: Contract,
     name: str,
     *,
     bound: bool,
-) -> tuple[list[ParameterSpec], bool, Reader | None]:
-    """Return the parameters, whether the function takes no other arguments, and the converter of arguments."""
+) -> tuple[list[ParameterSpec], bool]:
+    """Return the parameters, and whether the function takes no other arguments. Set the converter of arguments."""
     parameters: list[ParameterSpec] = []
     closed = True
     compiled: dict[str, Hint] = {}
     others: Hint | None = None
     factories: dict[str, Callable[[], Any]] = {}
     declared = _signatures.parameters_of(function)
-    if declared and declared[0].kind == _signatures.VAR_POSITIONAL:
-        # A wrapper with `*args` also receives the object through them.
-        declared = declared[1:]
-    elif bound:
+    # A wrapper with `*args` also receives the object through them.
+    if _is_wrapper(declared, annotations, bound=bound) or (bound and not _takes_any(declared)):
         declared = declared[1:]
     for parameter in declared:
         annotation = annotations.get(parameter.name, _signatures.EMPTY)
@@ -189,6 +191,7 @@ def _parameters(
             closed = False
             if not _contract.is_any(annotation):
                 others = hints.compile(annotation, f"parameter `**{parameter.name}`")
+                contract.others_schema = hints.schema(others)
         elif parameter.kind == _signatures.POSITIONAL_ONLY:
             raise TypeError(
                 f"tool `{name}` has the positional-only parameter `{parameter.name}`, but "
@@ -212,8 +215,23 @@ def _parameters(
             if hint is not None:
                 compiled[parameter.name] = hint
     names = frozenset(parameter["name"] for parameter in parameters)
-    needs_reader = compiled or others is not None or factories
-    return parameters, closed, _contract.Reader(compiled, names, others, factories) if needs_reader else None
+    if compiled or others is not None or factories:
+        contract.read = _contract.Reader(compiled, names, others, factories)
+    return parameters, closed
+
+
+def _takes_any(declared: list[_signatures.Parameter]) -> bool:
+    return bool(declared) and declared[0].kind == _signatures.VAR_POSITIONAL
+
+
+def _is_wrapper(declared: list[_signatures.Parameter], annotations: dict[str, Any], *, bound: bool) -> bool:
+    """Return whether the first parameter is the ``*args`` of a wrapper, which passes all arguments on."""
+    if not _takes_any(declared):
+        return False
+    if any(parameter.kind == _signatures.VAR_KEYWORD for parameter in declared):
+        return True
+    # A method receives its object through them. With a hint, they are arguments.
+    return bound and _contract.is_any(annotations.get(declared[0].name, _signatures.EMPTY))
 
 
 def _parameter(

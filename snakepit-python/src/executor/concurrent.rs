@@ -7,11 +7,13 @@
 mod call;
 mod limits;
 mod loop_signal;
+mod loop_watchdog;
 mod thread_call;
 mod unsent_answers;
 
 pub(crate) use self::{
-    call::ConcurrentCall, limits::ConcurrencyLimits, loop_signal::LoopSignal, thread_call::ThreadCall,
+    call::ConcurrentCall, limits::ConcurrencyLimits, loop_signal::LoopSignal, loop_watchdog::LoopWatchdog,
+    thread_call::ThreadCall,
 };
 
 use std::{
@@ -62,6 +64,7 @@ struct ConcurrentRunner {
     unsent_answers: UnsentAnswers,
     /// The number of calls that have begun, modulo its range. Shows whether a call was the only one in its time.
     begun: AtomicU32,
+    watchdog: Arc<LoopWatchdog>,
 }
 
 impl ConcurrentRunner {
@@ -103,7 +106,9 @@ impl ConcurrentCalls {
         answers: Option<Answers>,
         signal: &Arc<LoopSignal>,
     ) -> Self {
+        let watchdog = loop_watchdog::install(&executor.tools, signal, &executor.flags);
         Self(Arc::new(ConcurrentRunner {
+            watchdog,
             limits: Mutex::new(executor.plan.concurrency_limits()),
             io,
             signal: Arc::clone(signal),
@@ -135,6 +140,31 @@ impl ConcurrentCalls {
     /// Resets the descriptor. Look for calls afterwards.
     fn clear(&self) {
         self.0.signal.clear();
+    }
+
+    /// Sets the watchdog of the event loop.
+    fn watch(&self, watchdog: Py<PyAny>) {
+        self.0.watchdog.set_python(watchdog);
+    }
+
+    /// Records that the event loop runs.
+    fn note_probe(&self) {
+        self.0.watchdog.note_probe();
+    }
+
+    /// A number that changes when the event loop looks for calls because of the descriptor.
+    fn noticed(&self) -> u32 {
+        self.0.signal.noticed()
+    }
+
+    /// Returns whether there are calls to begin or to cancel that the event loop has not noticed.
+    fn is_signalled(&self) -> bool {
+        self.0.signal.is_set()
+    }
+
+    /// Retires the worker, because its event loop runs but does not notice calls.
+    fn replace_deaf(&self) {
+        self.0.executor.retire_deaf();
     }
 
     /// Takes the next call that may begin now, if there is one. It counts as running until its `finish`.

@@ -42,6 +42,16 @@ impl Executor {
         }
     }
 
+    /// Retires this worker because its event loop runs but does not notice calls.
+    pub(super) fn retire_deaf(&self) {
+        if !self.flags.is_retired.load(Relaxed) {
+            warn(format_args!(
+                "the worker is replaced: its event loop does not notice calls; a tool may have closed a descriptor of the loop"
+            ));
+            self.retire();
+        }
+    }
+
     /// Rejects all further calls, so that the host runs them elsewhere, and makes the worker exit after this one.
     pub(super) fn retire(&self) {
         self.flags.is_retired.store(true, Relaxed);

@@ -36,6 +36,13 @@ pub(super) fn is_array(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
 }
 
+/// Returns whether an array contains texts or objects, so that lists represent it.
+pub(super) fn has_objects(array: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = array.py();
+    let kind: String = array.getattr(intern!(py, "dtype"))?.getattr(intern!(py, "kind"))?.extract()?;
+    Ok(matches!(kind.as_str(), "O" | "U" | "S" | "T"))
+}
+
 /// Returns the reason why an array cannot be sent unchanged, or `None` if it can.
 ///
 /// Masked values would become the numbers below the mask. Dates would become numbers without a unit.

@@ -2,10 +2,17 @@
 
 use std::{fmt, sync::OnceLock};
 
-use pyo3::{exceptions::PyValueError, prelude::*};
+use pyo3::{create_exception, exceptions::PyValueError, intern, prelude::*};
 use snakepit_proto::mux::MAX_ITEM_BYTES;
 
 use super::Purpose;
+
+create_exception!(
+    snakepit_bridge._native,
+    AnswerTooLargeError,
+    PyValueError,
+    "A result of a tool, or a chunk of it, that is too large. The call fails with the reason `ANSWER_TOO_LARGE`."
+);
 
 /// Environment: the maximum size of a value in bytes, below that of a message.
 const ENV_MAX_VALUE_BYTES: &str = "SNAKEPIT_MAX_VALUE_BYTES";
@@ -35,8 +42,25 @@ pub(super) fn error(size: usize, purpose: Purpose, description: fmt::Arguments<'
     } else {
         String::new()
     };
-    PyValueError::new_err(format!(
+    let message = format!(
         "{description} has {more}{size} bytes, the limit is {limit}; {} a smaller value or the path of a file{advice}",
         purpose.verb()
-    ))
+    );
+    if purpose != Purpose::Result {
+        return PyValueError::new_err(message);
+    }
+    let error = AnswerTooLargeError::new_err(message);
+    Python::attach(|py| {
+        // Without the numbers, the call fails with this exception.
+        let _ = error.value(py).setattr(intern!(py, "_numbers"), (size, limit));
+    });
+    error
+}
+
+/// Returns the size and the limit if this is the error of a result above the limit.
+pub(crate) fn numbers_of(py: Python<'_>, error: &PyErr) -> Option<(usize, usize)> {
+    if !error.is_instance_of::<AnswerTooLargeError>(py) {
+        return None;
+    }
+    error.value(py).getattr(intern!(py, "_numbers")).ok()?.extract().ok()
 }

@@ -242,9 +242,7 @@ fn write_buffer<'py>(
     if !array::is_array(value)? {
         return Ok(false);
     }
-    // Lists represent arrays of texts and objects.
-    let kind: String = value.getattr(intern!(py, "dtype"))?.getattr(intern!(py, "kind"))?.extract()?;
-    if matches!(kind.as_str(), "O" | "U" | "S") {
+    if array::has_objects(value)? {
         return Ok(false);
     }
     let (metadata, array) = match array::raw(value)? {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use snakepit_session::ValueType;
 
-use super::{ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolSpec};
+use super::{ITEM_SCHEMA_KEY, OTHERS_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolSpec};
 
 impl ToolSpec {
     /// The JSON Schema (2020-12) of the arguments, as one object.
@@ -35,6 +35,13 @@ impl ToolSpec {
             }
             properties.insert(parameter.name.clone(), schema.into());
         }
+        let others = self.metadata.get(OTHERS_SCHEMA_KEY).and_then(|json| serde_json::from_str(json).ok());
+        let others = others.map(|mut schema: Map<String, Value>| {
+            if let Some(Value::Object(own)) = schema.remove("$defs") {
+                definitions.extend(own);
+            }
+            schema
+        });
         let required = self.parameters.iter().filter(|parameter| parameter.required);
         let required: Vec<&str> = required.map(|parameter| parameter.name.as_str()).collect();
         let mut schema = json!({"type": "object", "properties": properties});
@@ -43,6 +50,8 @@ impl ToolSpec {
         }
         if self.closed {
             schema["additionalProperties"] = false.into();
+        } else if let Some(others) = others {
+            schema["additionalProperties"] = others.into();
         }
         if !definitions.is_empty() {
             schema["$defs"] = definitions.into();
@@ -132,6 +141,16 @@ mod tests {
         });
         assert_eq!(spec.input_schema(), expected);
         assert_eq!(spec.deny_unknown_arguments().input_schema()["additionalProperties"], false);
+    }
+
+    #[test]
+    fn other_arguments_have_a_schema() {
+        let mut spec = ToolSpec::new("order").parameter("count", "integer", "");
+        let others = json!({"$ref": "#/$defs/Item", "$defs": {"Item": {"type": "object"}}});
+        spec.metadata.insert(OTHERS_SCHEMA_KEY.to_owned(), others.to_string());
+        let schema = spec.input_schema();
+        assert_eq!(schema["additionalProperties"], json!({"$ref": "#/$defs/Item"}));
+        assert_eq!(schema["$defs"], json!({"Item": {"type": "object"}}));
     }
 
     #[test]

@@ -55,8 +55,8 @@ pub use extract::ExtractFrom;
 pub use snakepit_proto::headers::MAX_TIMEOUT;
 pub use snakepit_registry::{
     CallStage, CallTotals, ChainedException, Code, ErrorKind, ITEM_SCHEMA_KEY, LogLine, MAX_NAME_BYTES,
-    ParameterSpec, ProgressReport, RESULT_SCHEMA_KEY, Reason, TimeLimit, ToolError, ToolFailure, ToolSpec,
-    TraceContext,
+    OTHERS_SCHEMA_KEY, ParameterSpec, ProgressReport, RESULT_SCHEMA_KEY, Reason, TimeLimit, ToolError,
+    ToolFailure, ToolSpec, TraceContext,
 };
 pub use snakepit_session::{
     Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable,

@@ -10,7 +10,9 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use futures_util::stream;
 use snakepit_proto::{Message, pb};
-use snakepit_wire::{InvalidPatterns, MAX_EVENT_BYTES, MAX_WAITING_EVENTS, TelemetryFilter, lost_events};
+use snakepit_wire::{
+    InvalidPatterns, MAX_EVENT_BYTES, MAX_WAITING_EVENTS, TelemetryFilter, is_host_event, lost_events,
+};
 use tokio::sync::{broadcast, mpsc, watch};
 use tonic::{Code, Status};
 
@@ -149,7 +151,12 @@ impl WorkerTelemetry {
     }
 
     fn publish(&self, worker: &WorkerId, event: pb::TelemetryEvent) {
-        // Foreign workers may send events of any size.
+        // Foreign workers may send events of any name and size.
+        let name = event.event_parts.join(".");
+        if is_host_event(&name) {
+            tracing::debug!(event = name, %worker, "dropped an event of a worker with a name of the host");
+            return;
+        }
         let mut event = if event.encoded_len() > MAX_EVENT_BYTES { lost_events(1) } else { event };
         event.metadata.insert("worker_id".to_owned(), worker.to_string());
         if is_traced() {
@@ -262,6 +269,8 @@ mod tests {
         let first = events.next().await;
         assert_eq!((&*first.event_parts[0], &*first.metadata["worker_id"]), ("a", "p-0-1"));
 
+        // Only the host emits such events.
+        telemetry.publish(&worker, event("tool.execution.stop"));
         telemetry.publish(&worker, event(&"x".repeat(MAX_EVENT_BYTES)));
         assert_eq!(events.next().await.event_parts, ["telemetry", "events", "lost"]);
 

@@ -6,6 +6,7 @@ import sys
 import weakref
 
 import pydantic
+import pydantic.json_schema
 import pydantic_core
 
 from snakepit_bridge._hints.base import MAX_PROBLEMS, Hint, HintError, InvalidError, describe, invalid, type_name
@@ -18,13 +19,20 @@ if TYPE_CHECKING:
     from snakepit_bridge._hints.base import Schemas
 
 
+class _SchemaGenerator(pydantic.json_schema.GenerateJsonSchema):
+    """Describes fields of arbitrary types, which pydantic only checks, as any value."""
+
+    def is_instance_schema(self, schema: Any) -> dict[str, Any]:
+        return {}
+
+
 class Pydantic(Hint):
     """A model or another type of pydantic. Follows the rules of pydantic."""
 
     def __init__(self, annotation: Any, name: str) -> None:
         try:
             self._adapter: Any = pydantic.TypeAdapter(annotation)
-            kind = self._adapter.json_schema().get("type", "")
+            kind = self._adapter.json_schema(schema_generator=_SchemaGenerator).get("type", "")
             self._is_json = _is_json(self._adapter.core_schema)
         except Exception as error:
             text = " ".join(str(error).split())
@@ -65,7 +73,7 @@ class Pydantic(Hint):
 
     def _definition(self, schemas: Schemas, own_name: str) -> dict[str, Any]:
         mode = "serialization" if schemas.is_result else "validation"
-        schema = self._adapter.json_schema(mode=mode, ref_template="#/$defs/{model}")
+        schema = self._adapter.json_schema(mode=mode, ref_template="#/$defs/{model}", schema_generator=_SchemaGenerator)
         inner = schema.pop("$defs", {})
         # The definitions include the class itself if it is recursive.
         itself = schema.get("$ref", "").removeprefix("#/$defs/") if own_name else ""

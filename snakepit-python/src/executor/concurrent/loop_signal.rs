@@ -8,7 +8,7 @@ use std::{
     },
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
     task::Wake,
 };
@@ -24,6 +24,8 @@ pub(crate) struct LoopSignal {
     writer: UnixStream,
     /// Whether the descriptor is readable, so that writes never block.
     is_set: AtomicBool,
+    /// The number of times that the event loop has looked, modulo its range.
+    noticed: AtomicU32,
     /// The running calls that were cancelled since the event loop last looked.
     cancelled: Mutex<Vec<CallId>>,
 }
@@ -37,8 +39,8 @@ impl LoopSignal {
         writer.set_nonblocking(true)?;
         fork::close_in_child(&readable);
         fork::close_in_child(&writer);
-        let (is_set, cancelled) = (AtomicBool::new(false), Mutex::default());
-        Ok(Arc::new(Self { readable, writer, is_set, cancelled }))
+        let (is_set, noticed) = (AtomicBool::new(false), AtomicU32::new(0));
+        Ok(Arc::new(Self { readable, writer, is_set, noticed, cancelled: Mutex::default() }))
     }
 
     pub(super) fn fileno(&self) -> RawFd {
@@ -57,6 +59,17 @@ impl LoopSignal {
     pub(super) fn clear(&self) {
         let _ = (&self.readable).read(&mut [0]);
         self.is_set.store(false, SeqCst);
+        self.noticed.fetch_add(1, SeqCst);
+    }
+
+    /// Whether the event loop has work that it has not noticed.
+    pub(super) fn is_set(&self) -> bool {
+        self.is_set.load(SeqCst)
+    }
+
+    /// A number that changes when the event loop looks for work.
+    pub(super) fn noticed(&self) -> u32 {
+        self.noticed.load(SeqCst)
     }
 
     /// Asks the event loop to cancel a running call.
