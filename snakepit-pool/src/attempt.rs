@@ -107,9 +107,9 @@ pub(crate) struct LayeredAttempts(Mutex<HashMap<CallId, Vec<Arc<Notify>>>>);
 impl LayeredAttempts {
     /// Ends the attempts of a call. Dropping an attempt on a worker also cancels it there.
     pub(crate) fn cancel(&self, call: CallId) {
-        let attempts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Stores a permit if the attempt is not polled yet.
-        attempts.get(&call).into_iter().flatten().for_each(|attempt| attempt.notify_one());
+        let attempts = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&call).cloned();
+        // Without the lock, because a waker can run code of the program. Stores a permit if the attempt is not polled yet.
+        attempts.into_iter().flatten().for_each(|attempt| attempt.notify_one());
     }
 }
 

@@ -70,16 +70,18 @@ impl ReportReceivers {
 
     /// Records that no further reports of a call follow in a stream.
     pub(super) fn end_call(&self, request_id: u64, stream: u8) {
-        if let Some(call) = self.lock().calls.get(&request_id) {
-            call.end(stream);
-        }
+        // Without the lock, because a waker can run code of the program.
+        let call = self.lock().calls.get(&request_id).cloned();
+        call.into_iter().for_each(|call| call.end(stream));
     }
 
     /// Records that a stream has ended, because the worker has exited.
     pub(super) fn end_stream(&self, stream: u8) {
         let mut state = self.lock();
         state.ended_streams |= stream;
-        state.calls.values().for_each(|call| call.end(stream));
+        let calls: Vec<_> = state.calls.values().cloned().collect();
+        drop(state);
+        calls.into_iter().for_each(|call| call.end(stream));
     }
 
     /// No code under this lock panics in the middle of a change.
