@@ -79,7 +79,7 @@ impl fmt::Debug for ReplyBody {
 ///
 /// ```
 /// use snakepit_registry::{ReplyBody, ToolReply};
-/// use snakepit_session::{Payload, PayloadError};
+/// use snakepit_session::Payload;
 ///
 /// let reply = ToolReply::value(Payload::float(0.5));
 /// assert!(matches!(reply.body, ReplyBody::Value(value) if value.to_float() == Some(0.5)));

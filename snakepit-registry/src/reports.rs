@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use crate::ToolCall;
+use crate::{ToolCall, guard::catch};
 
 /// The progress of a call, as its tool reports it.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,11 +23,12 @@ impl ProgressReport {
         Self { done, total, message }
     }
 
-    /// The part of the work that is done, from 0 to 1. `None` without a total.
+    /// The part of the work that is done, from 0 to 1. `None` without a total, or if the tool reported NaN.
     #[must_use]
     pub fn fraction(&self) -> Option<f64> {
         let total = self.total.filter(|total| *total > 0.0)?;
-        Some((self.done / total).clamp(0.0, 1.0))
+        let fraction = self.done / total;
+        (!fraction.is_nan()).then(|| fraction.clamp(0.0, 1.0))
     }
 }
 
@@ -115,17 +116,17 @@ impl CallReports {
             .insert(Self { progress: own.progress.or(self.progress), logs: own.logs.or(self.logs) });
     }
 
-    /// Passes on a report.
+    /// Passes on a report. A panic of the receiver affects neither the tool nor the host.
     pub fn progress(&self, report: ProgressReport) {
         if let Some(receiver) = &self.progress {
-            receiver(report);
+            let _ = catch(|| receiver(report));
         }
     }
 
-    /// Passes on a line of output.
+    /// Passes on a line of output. A panic of the receiver affects neither the tool nor the host.
     pub fn log(&self, line: LogLine) {
         if let Some(receiver) = &self.logs {
-            receiver(line);
+            let _ = catch(|| receiver(line));
         }
     }
 }
@@ -164,6 +165,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::{FnTool, Registry, ReplyBody, ToolContext};
 
     #[test]
     fn a_call_passes_on_the_reports_that_its_caller_receives() {
@@ -184,6 +186,10 @@ mod tests {
         reports.log(LogLine::new("stderr", "a line".to_owned()));
         assert_eq!(*seen.lock().unwrap(), ["Some(0.75) epoch 3", "None ", "Some(1.0) ", "a line"]);
 
+        for done in [f64::NAN, f64::INFINITY] {
+            assert_eq!(ProgressReport::new(done, Some(done), String::new()).fraction(), None);
+        }
+
         // The receivers of a nested call.
         assert!(CallReports::of(&ToolCall::new("t").on_progress(|_| {})).unwrap().for_nested().is_none());
         let inherited = reports.for_nested().unwrap();
@@ -198,5 +204,20 @@ mod tests {
         inherited.attach_to(&mut nested);
         CallReports::of(&nested).unwrap().log(LogLine::new("stdout", "nested".to_owned()));
         assert_eq!(seen.lock().unwrap().last().map(String::as_str), Some("nested"));
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_panics_does_not_affect_the_tool() {
+        let tool = FnTool::new("import", |context: ToolContext| async move {
+            context.report_progress(1.0, None, "");
+            1
+        });
+        let registry = Registry::new();
+        registry.register_host_tool(tool).unwrap();
+        let call =
+            ToolCall::new("import").on_progress(|_| panic!("on purpose")).on_log(|_| panic!("on purpose"));
+        CallReports::of(&call).unwrap().log(LogLine::new("stdout", String::new()));
+        let reply = registry.call_host_tool(call).await.unwrap();
+        assert!(matches!(reply.body, ReplyBody::Value(value) if value.to_serde::<i64>().unwrap() == 1));
     }
 }

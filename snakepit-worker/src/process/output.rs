@@ -115,7 +115,7 @@ impl WorkerOutput {
         {
             let line = LogLine::new(stream.name(), text.clone().into_owned());
             let line = line.with_level(origin.level, origin.logger.clone());
-            let _ = catch_unwind(AssertUnwindSafe(|| reports.log(line)));
+            reports.log(line);
         }
         let capacity = self.capacity;
         let (is_logged, dropped) = self.with_state(|state| {
@@ -147,8 +147,7 @@ impl WorkerOutput {
         let Some(reports) = self.receivers.reports_of(request_id) else { return };
         // Other code of the worker can write frames, too.
         let Ok(Report { done, total, message }) = serde_json::from_slice(json) else { return };
-        let report = ProgressReport::new(done, total, message);
-        let _ = catch_unwind(AssertUnwindSafe(|| reports.progress(report)));
+        reports.progress(ProgressReport::new(done, total, message));
     }
 
     /// Logs a line that belongs to no call.
