@@ -18,6 +18,7 @@ struct ModelWorker {
     concurrency: usize,
     last_progress: Instant,
     cancelling: usize,
+    suspensions: usize,
     is_retiring: bool,
     is_ending: bool,
 }
@@ -25,6 +26,10 @@ struct ModelWorker {
 impl ModelWorker {
     fn held(&self) -> usize {
         self.running.len() + self.cancelling
+    }
+
+    fn takes_calls(&self) -> bool {
+        !self.is_ending && !self.is_retiring && self.suspensions == 0
     }
 }
 
@@ -111,13 +116,12 @@ impl Model {
 
     /// Whether a worker can begin a call immediately.
     fn is_idle(up: &ModelWorker) -> bool {
-        !up.is_ending && !up.is_retiring && up.held() < up.concurrency
+        up.takes_calls() && up.held() < up.concurrency
     }
 
     /// Whether a worker may get a brief call ahead of its turn: it holds only brief calls and makes progress.
     fn takes_ahead(&self, up: &ModelWorker) -> bool {
-        !up.is_ending
-            && !up.is_retiring
+        up.takes_calls()
             && up.cancelling == 0
             && up.queues_calls
             && up.last_progress + STALLED_AFTER > self.harness.now
@@ -153,8 +157,7 @@ impl Model {
                 let is_any_idle = self.workers.values().any(Self::is_idle);
                 let now = self.harness.now;
                 let up = &self.workers[&worker];
-                assert!(!up.is_ending, "an ending worker got a call");
-                assert!(!up.is_retiring, "a retiring worker got a call");
+                assert!(up.takes_calls(), "an ending, retiring or suspended worker got a call: {up:?}");
                 if up.held() >= up.concurrency {
                     assert!(load.is_brief() && self.takes_ahead(up), "{load:?} was handed to {up:?}");
                     let before = up.running.iter().map(|load| load.time()).sum::<Duration>();
@@ -274,6 +277,7 @@ impl Model {
         timeout: Option<u64>,
         micros: u64,
         wait: Option<u64>,
+        is_awaited: bool,
     ) {
         let load = Load::of(Duration::from_micros(micros));
         let ticket = self.harness.ticket();
@@ -282,7 +286,7 @@ impl Model {
         let (before, is_first) = (self.queued.len(), self.waiting.is_empty());
         let wait_for_room = wait.map(Duration::from_millis);
         let effects = self.harness.on(Event::Submit {
-            is_awaited: false,
+            is_awaited,
             ticket,
             preferred,
             deadline,
@@ -335,6 +339,14 @@ impl Model {
         });
     }
 
+    /// The workers that are up and fulfil a condition, in a stable order.
+    fn keys(&self, is_included: impl Fn(&ModelWorker) -> bool) -> Vec<WorkerKey> {
+        let included = self.workers.iter().filter(|(_, up)| is_included(up));
+        let mut keys: Vec<_> = included.map(|(key, _)| *key).collect();
+        keys.sort_by_key(|key| (key.slot, key.generation));
+        keys
+    }
+
     fn exit(&mut self, worker: WorkerKey) {
         self.workers.remove(&worker);
         self.cancelling.retain(|(cancelling, ..)| *cancelling != worker);
@@ -350,6 +362,7 @@ impl Model {
             concurrency: concurrency.unwrap_or(self.limits.concurrency),
             last_progress: self.harness.now,
             cancelling: 0,
+            suspensions: 0,
             is_retiring: false,
             is_ending: false,
         };
@@ -388,8 +401,8 @@ impl Model {
 
     fn step(&mut self, op: &Op) {
         match op {
-            Op::Submit { preferred, timeout, micros, wait } => {
-                self.submit(*preferred, *timeout, *micros, *wait);
+            Op::Submit { preferred, timeout, micros, wait, is_awaited } => {
+                self.submit(*preferred, *timeout, *micros, *wait, *is_awaited);
             }
             Op::Withdraw(index) => {
                 let numbers: Vec<u64> = self.queued.keys().chain(self.waiting.keys()).copied().collect();
@@ -418,10 +431,19 @@ impl Model {
             Op::Launch(index, succeeds) if !self.launching.is_empty() => {
                 self.launch(index.index(self.launching.len()), *succeeds);
             }
-            Op::Exit(index) if !self.workers.is_empty() => {
-                let mut keys: Vec<WorkerKey> = self.workers.keys().copied().collect();
-                keys.sort_by_key(|key| key.slot);
-                self.exit(*index.get(&keys));
+            Op::Exit(index) if !self.workers.is_empty() => self.exit(*index.get(&self.keys(|_| true))),
+            Op::Suspend(index) if !self.workers.is_empty() => {
+                let worker = *index.get(&self.keys(|_| true));
+                self.workers.get_mut(&worker).expect("it is up").suspensions += 1;
+                self.on(Event::Suspend(worker));
+            }
+            Op::Resume(index) => {
+                let suspended = self.keys(|up| up.suspensions > 0);
+                if !suspended.is_empty() {
+                    let worker = *index.get(&suspended);
+                    self.workers.get_mut(&worker).expect("it is up").suspensions -= 1;
+                    self.on(Event::Resume(worker));
+                }
             }
             Op::Advance(millis) => self.advance(*millis),
             Op::Drain(millis) => {
@@ -429,7 +451,7 @@ impl Model {
                 let until = self.harness.now + Duration::from_millis(*millis);
                 self.on(Event::Drain { until });
             }
-            Op::EndCall(..) | Op::Cancel(..) | Op::Launch(..) | Op::Exit(_) => {}
+            Op::EndCall(..) | Op::Cancel(..) | Op::Launch(..) | Op::Exit(_) | Op::Suspend(_) => {}
         }
     }
 

@@ -4,12 +4,20 @@ use proptest::{prelude::*, sample::Index};
 
 #[derive(Debug, Clone)]
 pub(super) enum Op {
-    Submit { preferred: Option<(u32, u32)>, timeout: Option<u64>, micros: u64, wait: Option<u64> },
+    Submit {
+        preferred: Option<(u32, u32)>,
+        timeout: Option<u64>,
+        micros: u64,
+        wait: Option<u64>,
+        is_awaited: bool,
+    },
     Withdraw(Index),
     EndCall(Index, Ending),
     Cancel(Index, bool),
     Launch(Index, Option<(bool, Option<usize>)>),
     Exit(Index),
+    Suspend(Index),
+    Resume(Index),
     Advance(u64),
     Drain(u64),
 }
@@ -37,8 +45,10 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         2 => Just(Ending::Abandoned),
     ];
     prop_oneof![
-        60 => (preferred, prop::option::of(0..3000_u64), prop_oneof![0..20_u64, 0..1000_u64], wait)
-            .prop_map(|(preferred, timeout, micros, wait)| Op::Submit { preferred, timeout, micros, wait }),
+        60 => (preferred, prop::option::of(0..3000_u64), prop_oneof![0..20_u64, 0..1000_u64], wait, any::<bool>())
+            .prop_map(|(preferred, timeout, micros, wait, is_awaited)| {
+                Op::Submit { preferred, timeout, micros, wait, is_awaited }
+            }),
         10 => any::<Index>().prop_map(Op::Withdraw),
         50 => (any::<Index>(), ending).prop_map(|(index, ending)| Op::EndCall(index, ending)),
         15 => (any::<Index>(), prop::bool::weighted(0.8)).prop_map(|(index, is_proven)| Op::Cancel(index, is_proven)),
@@ -46,6 +56,8 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         25 => (any::<Index>(), prop::option::weighted(0.7, (any::<bool>(), prop::option::of(1..4_usize))))
             .prop_map(|(index, up)| Op::Launch(index, up)),
         10 => any::<Index>().prop_map(Op::Exit),
+        6 => any::<Index>().prop_map(Op::Suspend),
+        8 => any::<Index>().prop_map(Op::Resume),
         25 => (0..2500_u64).prop_map(Op::Advance),
         // Rare, because the scheduler only shuts down afterwards.
         1 => (0..5000_u64).prop_map(Op::Drain),
