@@ -117,6 +117,12 @@ impl Worker {
         OutputFrames::get().is_some()
     }
 
+    /// Whether a call has left this worker unable to run further calls.
+    #[getter]
+    fn is_retired(&self) -> bool {
+        self.flags.is_retired.load(Relaxed)
+    }
+
     /// Writes output of a call, or of the worker. `stream` is 0 for standard output, and 1 for standard error. Returns `False` if that
     /// stream does not lead to the host.
     fn write_output(

@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 FAILED_START_LIMIT = 5.0
 
 
+def end_children() -> None:
+    """Terminate the processes that calls left in pools, because Python waits for them before it exits."""
+    # Not imported if no call has used it.
+    processes: Any = sys.modules.get("multiprocessing.process")
+    if processes is None:
+        return
+    for child in processes.active_children():
+        try:
+            child.terminate()
+        except Exception as error:  # Code of a tool may have changed the object.
+            sys.stderr.write(f"snakepit: cannot end the process {child!r}: {error}\n")
+
+
 class Lifecycle:
     """The life of an adapter in one worker.
 

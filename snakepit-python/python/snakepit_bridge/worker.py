@@ -11,7 +11,7 @@ import sys
 from snakepit_bridge import _native, _threads
 from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._hooks import Hooks
-from snakepit_bridge._lifecycle import FAILED_START_LIMIT, Lifecycle
+from snakepit_bridge._lifecycle import FAILED_START_LIMIT, Lifecycle, end_children
 from snakepit_bridge._loading import load
 from snakepit_bridge._output import Output
 from snakepit_bridge._plan import AdapterError, Plan, plan_of
@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if life is not None:
             life.stop(_time_to_stop(environment.get("SNAKEPIT_STOP_GRACE_MS"), stopping_for))
+        if worker.is_retired:
+            end_children()
     return 0
 
 
