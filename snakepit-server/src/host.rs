@@ -50,6 +50,11 @@ tokio::task_local! {
     pub(crate) static ANCESTORS: Option<Arc<[CallId]>>;
 }
 
+/// The future of a call that failed before it began.
+fn failed<'a>(error: ToolError) -> CallFuture<'a> {
+    Box::pin(ready(Err(error)))
+}
+
 /// The retry delay while the first workers start.
 const STARTING_RETRY: Duration = Duration::from_millis(500);
 
@@ -217,70 +222,72 @@ impl Host {
     where
         F: Future<Output = Result<Payload, ToolError>> + Send,
     {
-        self.run(call, Permission::Required, account)
+        self.run(Box::new(call), Permission::Required, account)
     }
 
     /// Runs a call that code in this process makes, of any tool.
     pub(crate) fn call_local(
         &self,
-        call: ToolCall,
+        call: Box<ToolCall>,
         permission: Permission,
     ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
         self.run(call, permission, |value| ready(Ok(value)))
     }
 
     /// Runs a call. Renews its session, prefers the session's last worker, and stores the worker that ran the call.
-    fn run<F>(
+    ///
+    /// Each call that waits for a worker holds this future. Therefore the call, and the futures that few calls need, are boxed.
+    async fn run<F>(
         &self,
-        mut call: ToolCall,
+        mut call: Box<ToolCall>,
         permission: Permission,
         account: impl FnOnce(Payload) -> F + Send,
-    ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send
+    ) -> Result<ToolReply, ToolError>
     where
         F: Future<Output = Result<Payload, ToolError>> + Send,
     {
-        let id = call.session.clone();
-        // The method is not an `async fn`, whose future would store the call twice.
-        async move {
-            let recorder = self.records.begin(&mut call);
-            if permission == Permission::Required
-                && let Err(error) = self.authorize(&call)
-            {
-                return recorder.ended(Err(error));
-            }
-            // Errors name only the default timeout, because the caller knows its own limit.
-            let limit = self.default_timeout.filter(|_| call.deadline.is_none()).map(TimeLimit::Host);
-            let session = match id {
-                Some(id) => match self.use_session(id, &mut call).await {
-                    Ok(session) => Some(session),
-                    Err(error) => return recorder.ended(Err(error.with_time_limit(limit))),
-                },
-                None => None,
-            };
-            let publisher = self.telemetry.begin(&call);
-            let result = if let Some(layers) = self.layers.service_for(&call) {
-                match self.begin_in(layers, call) {
-                    Ok(running) => running.await,
-                    Err(error) => Err(error),
+        let recorder = self.records.begin(&mut call);
+        if permission == Permission::Required
+            && let Err(error) = self.authorize(&call)
+        {
+            return recorder.ended(Err(error));
+        }
+        // Errors name only the default timeout, because the caller knows its own limit.
+        let limit = self.default_timeout.filter(|_| call.deadline.is_none()).map(TimeLimit::Host);
+        let session = match call.session.clone() {
+            Some(id) => match Box::pin(self.use_session(id, &mut call)).await {
+                Ok(session) => Some(session),
+                Err(error) => return recorder.ended(Err(error.with_time_limit(limit))),
+            },
+            None => None,
+        };
+        let publisher = self.telemetry.begin(&call);
+        let tool;
+        let running = match self.layers.service_for(&call) {
+            Some(layers) => self.begin_in(layers, *call).unwrap_or_else(failed),
+            None => match self.resolve(&call) {
+                Ok(resolved) => {
+                    tool = resolved;
+                    self.begin(&tool, *call)
                 }
-            } else {
-                // Repeats `resolve_and_call`, whose future would reserve space for the call a second time.
-                match self.resolve(&call) {
-                    // The pool enforces the deadline, because it can report how far the call got.
-                    Ok(tool) if tool.enforces_deadlines() => match tool.begin(call) {
-                        Ok(running) => running.await,
-                        Err(error) => Err(error),
-                    },
-                    Ok(tool) => self.call_here(&tool, call).await,
-                    Err(unknown) => Err(self.unknown_tool_error(unknown)),
-                }
-            };
-            let result = accounted(with_time_limit(result, limit), account).await;
-            let reply = recorder.ended(publisher.ended(result))?;
-            Ok(match session {
-                Some(session) => session.finish(reply, &self.affinity),
-                None => reply,
-            })
+                Err(unknown) => failed(self.unknown_tool_error(unknown)),
+            },
+        };
+        let result = accounted(with_time_limit(running.await, limit), account).await;
+        let reply = recorder.ended(publisher.ended(result))?;
+        Ok(match session {
+            Some(session) => session.finish(reply, &self.affinity),
+            None => reply,
+        })
+    }
+
+    /// Begins a call of a resolved tool. The pool enforces the deadline of its calls itself, because it can report how far a call
+    /// got.
+    fn begin<'a>(&'a self, tool: &'a ResolvedTool, call: ToolCall) -> CallFuture<'a> {
+        if tool.enforces_deadlines() {
+            tool.begin(call).unwrap_or_else(failed)
+        } else {
+            Box::pin(self.call_here(tool, call))
         }
     }
 
@@ -308,10 +315,7 @@ impl Host {
         {
             progress.begin();
         }
-        if tool.enforces_deadlines() {
-            return tool.begin(call)?.await;
-        }
-        self.call_here(&tool, call).await
+        self.begin(&tool, call).await
     }
 
     /// Finds the tool of a call. Hidden host tools do not exist for a worker.

@@ -28,35 +28,47 @@ use crate::host::{ANCESTORS, Host, NestedCall, Permission};
 #[derive(Debug, Clone)]
 pub struct LocalHost {
     host: Arc<Host>,
-    /// Whether the handle belongs to a call of a host tool.
-    is_nested: bool,
-    /// The calls that wait for those of this handle, if it belongs to a call.
+    owner: HandleOwner,
+}
+
+/// The owner of a handle, for which its calls are made.
+#[derive(Debug, Clone)]
+enum HandleOwner {
+    Program,
+    /// A service. It also serves listeners of the program, so its calls must have a principal.
+    Service,
+    /// A call of a host tool. Shared, because each call contains a copy of its handle.
+    Call(Arc<OuterCall>),
+}
+
+/// What the calls of a host tool take over from the call of the tool.
+#[derive(Debug)]
+struct OuterCall {
+    /// The calls that wait for the nested ones, if they are known.
     ancestors: Option<Arc<[CallId]>>,
-    /// The receivers of the output of its calls, if it belongs to a call.
+    /// The receivers of the output.
     reports: Option<CallReports>,
-    /// The principal of calls that have none. Unset for a service, which also serves listeners of the program.
     principal: Principal,
 }
 
 impl LocalHost {
     pub(crate) const fn new(host: Arc<Host>) -> Self {
-        Self { host, is_nested: false, ancestors: None, reports: None, principal: Principal::program() }
+        Self { host, owner: HandleOwner::Program }
     }
 
     /// Returns a handle whose calls must have a principal.
     pub(crate) fn without_principal(self) -> Self {
-        Self { principal: Principal::unset(), ..self }
+        Self { owner: HandleOwner::Service, ..self }
     }
 
     /// A handle whose calls are nested in a call of a host tool, also outside of the tool's task.
     pub(crate) fn nested_in(host: Arc<Host>, call: &ToolCall) -> Self {
-        Self {
-            host,
-            is_nested: true,
+        let outer = OuterCall {
             ancestors: call.ancestors.clone(),
             reports: CallReports::of(call).and_then(CallReports::for_nested),
             principal: call.principal.clone(),
-        }
+        };
+        Self { host, owner: HandleOwner::Call(Arc::new(outer)) }
     }
 
     pub(crate) fn inner(&self) -> &Host {
@@ -66,7 +78,7 @@ impl LocalHost {
 
 snakepit_registry::always_ready!(LocalHost, |service, call| {
     let host = service.clone();
-    Box::pin(async move { HostHandle::call(&host, call).await })
+    Box::pin(async move { HostHandle::call(&host, Box::new(call)).await })
 });
 
 fn owner(id: &SessionId) -> ProgramOwner {
@@ -78,12 +90,17 @@ impl snakepit_client::sealed::Sealed for LocalHost {}
 impl InProcessHandle for LocalHost {}
 
 impl HostHandle for LocalHost {
-    // This is not an `async fn`, whose future would store the call twice.
-    fn call(&self, mut call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
+    // This is not an `async fn`, whose future would store its arguments twice.
+    fn call(&self, mut call: Box<ToolCall>) -> impl Future<Output = Result<ToolReply, ToolError>> + Send {
         attach_current_trace(&mut call);
-        if self.is_nested {
-            call.ancestors.clone_from(&self.ancestors);
-            if let Some(reports) = self.reports.clone() {
+        let principal = match &self.owner {
+            HandleOwner::Program => Principal::program(),
+            HandleOwner::Service => Principal::unset(),
+            HandleOwner::Call(outer) => outer.principal.clone(),
+        };
+        if let HandleOwner::Call(outer) = &self.owner {
+            call.ancestors.clone_from(&outer.ancestors);
+            if let Some(reports) = outer.reports.clone() {
                 reports.attach_to(&mut call);
             }
             if call.ancestors.is_none() {
@@ -92,9 +109,9 @@ impl HostHandle for LocalHost {
         } else {
             call.ancestors = ANCESTORS.try_with(Clone::clone).unwrap_or_default();
         }
-        let is_of_program = call.principal.is_unset() && !self.principal.is_unset();
+        let is_of_program = call.principal.is_unset() && !principal.is_unset();
         let permission = if is_of_program {
-            call.principal.clone_from(&self.principal);
+            call.principal = principal;
             Permission::Implied
         } else {
             Permission::Required

@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures_core::Stream;
+use futures_util::FutureExt;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use snakepit_proto::headers::MAX_TIMEOUT;
@@ -227,12 +228,13 @@ impl<H: HostHandle> CallBuilder<H> {
     ///
     /// # Cancel safety
     /// Dropping the future cancels the call.
-    pub async fn unary<T: DeserializeOwned>(self) -> Result<Reply<T>, Error> {
+    pub fn unary<T: DeserializeOwned>(self) -> impl Future<Output = Result<Reply<T>, Error>> + Send {
         let tool = Arc::clone(&self.call.tool);
-        let Reply { value, worker, execution_time, metadata } =
-            value_of(self.send(CallMode::Unary).await?.0)?;
-        let value = value.to_serde().map_err(|source| Error::WrongResult { tool, source })?;
-        Ok(Reply { value, worker, execution_time, metadata })
+        self.send(CallMode::Unary).map(|sent| {
+            let Reply { value, worker, execution_time, metadata } = value_of(sent?.0)?;
+            let value = value.to_serde().map_err(|source| Error::WrongResult { tool, source })?;
+            Ok(Reply { value, worker, execution_time, metadata })
+        })
     }
 
     /// Makes the call and waits for its raw value. Use it for `bytes` and numpy arrays of Python, whose buffer is
@@ -243,8 +245,8 @@ impl<H: HostHandle> CallBuilder<H> {
     ///
     /// # Cancel safety
     /// Dropping the future cancels the call.
-    pub async fn payload_reply(self) -> Result<Reply<Payload>, Error> {
-        value_of(self.send(CallMode::Unary).await?.0)
+    pub fn payload_reply(self) -> impl Future<Output = Result<Reply<Payload>, Error>> + Send {
+        self.send(CallMode::Unary).map(|sent| value_of(sent?.0))
     }
 
     /// Makes the call and returns its chunks as they arrive. `T` is the type of a chunk:
@@ -259,22 +261,26 @@ impl<H: HostHandle> CallBuilder<H> {
     ///
     /// # Cancel safety
     /// Dropping the future, or the stream before its end, cancels the call.
-    pub async fn stream<T: DeserializeOwned>(self) -> Result<ReplyStream<T>, Error> {
+    pub fn stream<T: DeserializeOwned>(self) -> impl Future<Output = Result<ReplyStream<T>, Error>> + Send {
         let tool = Arc::clone(&self.call.tool);
-        let (ToolReply { body, worker, .. }, limit) = self.send(CallMode::Streaming).await?;
-        match body {
-            ReplyBody::Stream(chunks) => Ok(ReplyStream { chunks, tool, worker, limit, item: PhantomData }),
-            ReplyBody::Value(_) => Err(wrong_reply("a value", "a stream").into()),
-        }
+        self.send(CallMode::Streaming).map(|sent| {
+            let (ToolReply { body, worker, .. }, limit) = sent?;
+            match body {
+                ReplyBody::Stream(chunks) => {
+                    Ok(ReplyStream { chunks, tool, worker, limit, item: PhantomData })
+                }
+                ReplyBody::Value(_) => Err(wrong_reply("a value", "a stream").into()),
+            }
+        })
     }
 
-    /// Returns the reply, and the time limit that this call set.
+    /// Returns the reply, and the time limit that this call set. The callers map this future, because an `async fn` would store
+    /// its arguments beside the future that it awaits, and each waiting call of an overloaded host holds that memory.
     fn send(
         self,
         mode: CallMode,
     ) -> impl Future<Output = Result<(ToolReply, Option<TimeLimit>), Error>> + Send {
         let Self { host, mut call, timeout, deadline, mistake } = self;
-        // An `async fn` would store these captures twice in its future.
         async move {
             if let Some(mistake) = mistake {
                 return Err(*mistake);
@@ -284,7 +290,7 @@ impl<H: HostHandle> CallBuilder<H> {
             let after_timeout = timeout.and_then(|timeout| now.checked_add(timeout));
             call.deadline = after_timeout.into_iter().chain(deadline).min();
             let limit = call.deadline.map(|at| TimeLimit::Caller(at.saturating_duration_since(now)));
-            let called = host.call(*call).await;
+            let called = host.call(call).await;
             let reply = called.map_err(|error| suggest_stream(mode, error).with_time_limit(limit))?;
             Ok((reply, limit))
         }

@@ -36,7 +36,7 @@ pub type EventStream = BoxStream<'static, Result<WatchEvent, Error>>;
 pub trait HostHandle: sealed::Sealed + Clone + fmt::Debug + Send + Sync + 'static {
     /// Runs a call.
     #[doc(hidden)]
-    fn call(&self, call: ToolCall) -> impl Future<Output = Result<ToolReply, ToolError>> + Send;
+    fn call(&self, call: Box<ToolCall>) -> impl Future<Output = Result<ToolReply, ToolError>> + Send;
 
     /// Creates a session unless it exists.
     #[doc(hidden)]

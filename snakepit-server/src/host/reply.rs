@@ -1,6 +1,8 @@
 //! The reply of a call on its way to the caller.
 
-use futures_util::StreamExt;
+use std::future::ready;
+
+use futures_util::{StreamExt, TryFutureExt, future::Either};
 use snakepit_registry::{ReplyBody, TimeLimit, ToolError, ToolReply};
 use snakepit_session::Payload;
 
@@ -20,16 +22,21 @@ pub(super) fn with_time_limit(
 }
 
 /// Converts the value of a reply to the form of the client, and counts it as unread. A stream counts its chunks itself.
-pub(super) async fn accounted<F>(
+///
+/// This is not an `async fn`, whose future would store the result twice.
+pub(super) fn accounted<F>(
     result: Result<ToolReply, ToolError>,
     account: impl FnOnce(Payload) -> F,
-) -> Result<ToolReply, ToolError>
+) -> impl Future<Output = Result<ToolReply, ToolError>>
 where
     F: Future<Output = Result<Payload, ToolError>>,
 {
-    let mut reply = result?;
-    if let ReplyBody::Value(value) = reply.body {
-        reply.body = ReplyBody::Value(account(value).await?);
+    match result {
+        Ok(ToolReply { body: ReplyBody::Value(value), metadata, worker, execution_time }) => {
+            let reply =
+                move |value| ToolReply { body: ReplyBody::Value(value), metadata, worker, execution_time };
+            Either::Left(account(value).map_ok(reply))
+        }
+        result => Either::Right(ready(result)),
     }
-    Ok(reply)
 }

@@ -89,7 +89,7 @@ impl RemoteHost {
 }
 
 impl HostHandle for RemoteHost {
-    async fn call(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
+    async fn call(&self, mut call: Box<ToolCall>) -> Result<ToolReply, ToolError> {
         attach_current_trace(&mut call);
         if call.deadline.is_none()
             && let Some(timeout) = self.0.options.default_timeout
@@ -98,8 +98,8 @@ impl HostHandle for RemoteHost {
         }
         // Boxed, so that the large future of a remote call does not become part of the caller's.
         match call.wait_for_room() {
-            None => Box::pin(self.0.call(call)).await,
-            Some(limit) => Box::pin(self.0.call_with_wait_for_room(call, limit)).await,
+            None => Box::pin(self.0.call(*call)).await,
+            Some(limit) => Box::pin(self.0.call_with_wait_for_room(*call, limit)).await,
         }
     }
 
