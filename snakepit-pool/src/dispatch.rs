@@ -51,7 +51,8 @@ impl Service<Arc<ToolCall>> for Dispatch {
         let pool = Arc::clone(&self.driver);
         Box::pin(async move {
             loop {
-                let lease = match acquire.await {
+                // Polled in place, because a queued call holds this future.
+                let lease = match (&mut acquire).await {
                     Ok(lease) => lease,
                     Err(error) => return Err(to_tool_error(error, &call.tool, &pool).into()),
                 };
@@ -71,44 +72,51 @@ enum Outcome {
     Requeued(Acquire),
 }
 
-async fn run_call(mut lease: Lease, call: &ToolCall, ancestry: &mut Option<Box<Ancestry>>) -> Outcome {
+/// Calls the worker's handler. This is not an `async fn`, whose future would store the lease twice.
+fn run_call<'a>(
+    mut lease: Lease,
+    call: &'a ToolCall,
+    ancestry: &'a mut Option<Box<Ancestry>>,
+) -> impl Future<Output = Outcome> + Send + 'a {
     let live_worker = Arc::clone(lease.live_worker());
-    let id = live_worker.handle.id();
-    Span::current().record("worker", field::display(id));
-    if let Some(progress) = CallProgress::of(call) {
-        progress.begin();
-    }
-    let timeline = CallTimeline::of(call);
-    if let Some(timeline) = timeline {
-        timeline.assigned(id.shared());
-    }
-    let result = {
-        // The call is dropped before the lease, so the worker is freed only after the last poll of the call.
-        let mut running = live_worker.handle.handler().call(call.clone());
-        let mut poll_running = |cx: &mut Context<'_>| {
-            let polled = running.as_mut().poll(cx);
-            if let Some(timeline) = timeline {
-                // The first poll hands the call to the worker.
-                timeline.sent();
-            }
-            polled
+    async move {
+        let id = live_worker.handle.id();
+        Span::current().record("worker", field::display(id));
+        if let Some(progress) = CallProgress::of(call) {
+            progress.begin();
+        }
+        let timeline = CallTimeline::of(call);
+        if let Some(timeline) = timeline {
+            timeline.assigned(id.shared());
+        }
+        let result = {
+            // The call is dropped before the lease, so the worker is freed only after the last poll of the call.
+            let mut running = live_worker.handle.handler().call(call.clone());
+            let mut poll_running = |cx: &mut Context<'_>| {
+                let polled = running.as_mut().poll(cx);
+                if let Some(timeline) = timeline {
+                    // The first poll hands the call to the worker.
+                    timeline.sent();
+                }
+                polled
+            };
+            poll_fn(|cx| lease.poll(cx, &mut poll_running)).await
         };
-        poll_fn(|cx| lease.poll(cx, &mut poll_running)).await
-    };
-    match result {
-        Ok(Ok(reply)) => {
-            lease.hold_ancestry(ancestry.take());
-            Outcome::Answered(complete(reply, lease, call.mode, id))
-        }
-        Ok(Err(ToolError::Recalled { .. })) if lease.is_brief() => {
-            if let Some(timeline) = timeline {
-                timeline.recalled();
+        match result {
+            Ok(Ok(reply)) => {
+                lease.hold_ancestry(ancestry.take());
+                Outcome::Answered(complete(reply, lease, call.mode, id))
             }
-            Outcome::Requeued(lease.requeue())
+            Ok(Err(ToolError::Recalled { .. })) if lease.is_brief() => {
+                if let Some(timeline) = timeline {
+                    timeline.recalled();
+                }
+                Outcome::Requeued(lease.requeue())
+            }
+            Ok(Err(error)) => Outcome::Answered(Err(lease.fail(error))),
+            // Drops the lease unfinished, because the worker may still run the call.
+            Err(error) => Outcome::Answered(Err(error.into())),
         }
-        Ok(Err(error)) => Outcome::Answered(Err(lease.fail(error))),
-        // Drops the lease unfinished, because the worker may still run the call.
-        Err(error) => Outcome::Answered(Err(error.into())),
     }
 }
 
