@@ -43,6 +43,7 @@ mod open_streams;
 mod output_frames;
 mod pending;
 mod plan;
+mod program_output;
 mod progress;
 mod reader;
 mod reports;

@@ -140,13 +140,14 @@ pub(crate) fn buffer_native_lines() {
 }
 
 #[allow(unsafe_code)]
-fn owned(descriptor: RawFd) -> OwnedFd {
+pub(crate) fn owned(descriptor: RawFd) -> OwnedFd {
     use std::os::fd::FromRawFd;
     // SAFETY: the descriptor was just created, and no other code knows it.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
-fn identity(descriptor: BorrowedFd<'_>) -> Option<(u64, u64)> {
+/// The device and the inode of an open file.
+pub(crate) fn identity(descriptor: BorrowedFd<'_>) -> Option<(u64, u64)> {
     let FileStat { st_dev, st_ino, .. } = fstat(descriptor).ok()?;
     Some((st_dev, st_ino))
 }

@@ -12,7 +12,7 @@ use snakepit_proto::{
 };
 use tokio::time::Instant;
 
-use crate::{output_frames::OutputFrames, state::CallState};
+use crate::{output_frames::OutputFrames, program_output, state::CallState};
 
 /// The minimum time between two progress reports of a call. The last report of several is sent.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -111,6 +111,7 @@ impl Reports {
         let had_ended = std::mem::replace(&mut progress.has_ended, true);
         drop(progress);
         if !had_ended && let Some(frames) = OutputFrames::get() {
+            program_output::forward_of(request_id);
             frames.write_to_both(&frame(FrameKind::End, request_id, b""));
         }
     }
@@ -125,7 +126,7 @@ fn send(request_id: u64, (done, total, message): &(f64, Option<f64>, String)) {
 }
 
 const fn frame(kind: FrameKind, request_id: u64, body: &[u8]) -> Frame<'_> {
-    Frame { kind, request_id, level: 0, session: "", tool: "", logger: "", body }
+    Frame { kind, request_id, level: 0, writer: 0, session: "", tool: "", logger: "", body }
 }
 
 /// Flushes the reports of a call at this time, on a thread that the first caller starts.

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     io::{self, Write},
+    os::fd::IntoRawFd,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
 };
@@ -27,6 +28,7 @@ use crate::{
     io::Io,
     output_frames::{self, OutputFrames},
     plan::Plan,
+    program_output,
     progress::Progress,
     retire,
     serve::{self, Ready, ServeConfig},
@@ -138,8 +140,23 @@ impl Worker {
             return false;
         };
         let frame = Frame { level, logger, body: data, ..frame_of(FrameKind::Text, call) };
-        py.detach(|| frames.write(stream, &frame));
+        py.detach(|| {
+            program_output::forward_of(frame.request_id);
+            frames.write(stream, &frame);
+        });
         true
+    }
+
+    /// Opens a pipe for the output of a program that a call starts, and returns the descriptor for the program, which the caller
+    /// closes. Returns `None` if the program must inherit the stream of the worker.
+    fn open_program_pipe(&self, stream: usize, call: &Call) -> Option<i32> {
+        let descriptor = program_output::open(stream, &frame_of(FrameKind::Text, Some(call)))?;
+        Some(descriptor.into_raw_fd())
+    }
+
+    /// Forwards the output that programs have written until now. Called before this process exits.
+    fn forward_programs(&self, py: Python<'_>) {
+        py.detach(program_output::forward_all);
     }
 
     /// Records that output of programs and native code belongs to a call from here on.
@@ -154,7 +171,10 @@ impl Worker {
     fn end_output(&self, py: Python<'_>, call: &Call) {
         if let Some(frames) = OutputFrames::get() {
             let frame = frame_of(FrameKind::End, Some(call));
-            py.detach(|| frames.write_to_both(&frame));
+            py.detach(|| {
+                program_output::forward_of(frame.request_id);
+                frames.write_to_both(&frame);
+            });
         }
     }
 
@@ -305,6 +325,7 @@ pub(crate) fn frame_of(kind: FrameKind, call: Option<&Call>) -> Frame<'_> {
         kind,
         request_id: state.map_or(0, CallState::request_id),
         level: 0,
+        writer: 0,
         session: call.map_or("", |call| &call.session_id),
         tool: state.map_or("", CallState::tool),
         logger: "",

@@ -191,6 +191,30 @@ class Reporting(BaseAdapter):
         print("finished")
 
     @tool
+    def programs_in_order(self) -> None:
+        """Write in turns with programs."""
+        for number in range(20):
+            print("tool", number)
+            subprocess.run(["echo", "program", str(number)], check=True)
+            os.system(f"printf 'part of %s\\n' {number} >&2")
+            print("error", number, file=sys.stderr)
+
+    @tool
+    def exit_after_program(self) -> None:
+        subprocess.run(["echo", "last words of a program"], check=True)
+        os._exit(3)
+
+    @tool
+    def nested_programs(self, lines: int) -> None:
+        """Run programs in forks."""
+        context = multiprocessing.get_context("fork")
+        forks = [context.Process(target=_run_program, args=(number, lines)) for number in range(3)]
+        for fork in forks:
+            fork.start()
+        for fork in forks:
+            fork.join()
+
+    @tool
     def size(self, data: str) -> int:
         print("size", len(data))
         return len(data)
@@ -265,6 +289,16 @@ class Concurrent(Reporting):
         await current_context().call_tool_async("meet", name=name, peers=3)
 
     @tool
+    async def run_program(self, name: str, peers: int) -> None:
+        """Run an unbuffered program at the same time as other calls."""
+        self.process.begun = getattr(self.process, "begun", 0) + 1
+        while self.process.begun < peers:
+            await asyncio.sleep(0.001)
+        program = f"for number in range(50): print('of', {name!r}, number, 'end')"
+        started = await asyncio.create_subprocess_exec(sys.executable, "-u", "-c", program)
+        await started.wait()
+
+    @tool
     async def hold(self) -> None:
         """Run until another call releases it."""
         event = self.process.held = asyncio.Event()
@@ -287,6 +321,11 @@ class Concurrent(Reporting):
 def _print_lines(kind: str, lines: int) -> None:
     for number in range(lines):
         print(kind, number, kind * 20)
+
+
+def _run_program(number: int, lines: int) -> None:
+    program = f"for line in range({lines}): print('fork {number}', line, 'end')"
+    subprocess.run([sys.executable, "-u", "-c", program], check=True)
 
 
 def _pool2(session):  # noqa: ANN001, ANN202

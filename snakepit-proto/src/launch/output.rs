@@ -17,8 +17,8 @@ pub const MAX_FRAME_BYTES: usize = 4096;
 const MARK: u8 = 0x1e;
 /// Mark and key.
 const PREFIX_BYTES: usize = 1 + KEY_BYTES;
-/// Prefix, kind, request id, level, and four lengths.
-const HEADER_BYTES: usize = PREFIX_BYTES + 1 + 8 + 4 + 4 * 2;
+/// Prefix, kind, request id, level, writer, and four lengths.
+const HEADER_BYTES: usize = PREFIX_BYTES + 1 + 8 + 4 + 8 + 4 * 2;
 /// The maximum size of a text in the header. Longer texts are truncated.
 const MAX_TEXT_BYTES: usize = 512;
 
@@ -60,6 +60,8 @@ pub struct Frame<'a> {
     pub request_id: u64,
     /// The level of a record of Python's logging. 0 for other output.
     pub level: i32,
+    /// The program of the call that wrote the text, so that the lines of several programs stay apart. 0 for the call itself.
+    pub writer: u64,
     /// The session. May be empty.
     pub session: &'a str,
     /// The tool.
@@ -88,6 +90,7 @@ impl Frame<'_> {
             buffer.push(self.kind.byte());
             buffer.extend_from_slice(&self.request_id.to_le_bytes());
             buffer.extend_from_slice(&self.level.to_le_bytes());
+            buffer.extend_from_slice(&self.writer.to_le_bytes());
             for length in [session.len(), tool.len(), logger.len(), body.len()] {
                 // At most `MAX_FRAME_BYTES`.
                 buffer.extend_from_slice(&u16::try_from(length).unwrap_or(u16::MAX).to_le_bytes());
@@ -221,8 +224,11 @@ fn parse<'a>(key: &Key, bytes: &'a [u8]) -> Parsed<'a> {
     request_id.copy_from_slice(&header[PREFIX_BYTES + 1..PREFIX_BYTES + 9]);
     let mut level = [0; 4];
     level.copy_from_slice(&header[PREFIX_BYTES + 9..PREFIX_BYTES + 13]);
+    let mut writer = [0; 8];
+    writer.copy_from_slice(&header[PREFIX_BYTES + 13..PREFIX_BYTES + 21]);
     let (request_id, level) = (u64::from_le_bytes(request_id), i32::from_le_bytes(level));
-    Parsed::Frame(Frame { kind, request_id, level, session, tool, logger, body }, total)
+    let writer = u64::from_le_bytes(writer);
+    Parsed::Frame(Frame { kind, request_id, level, writer, session, tool, logger, body }, total)
 }
 
 #[cfg(test)]
@@ -234,7 +240,16 @@ mod tests {
     const KEY: Key = *b"0123456789abcdef";
 
     fn frame(body: &[u8]) -> Frame<'_> {
-        Frame { kind: FrameKind::Text, request_id: 7, level: 20, session: "s", tool: "t", logger: "", body }
+        Frame {
+            kind: FrameKind::Text,
+            request_id: 7,
+            level: 20,
+            writer: 3,
+            session: "s",
+            tool: "t",
+            logger: "",
+            body,
+        }
     }
 
     fn encoded(frame: &Frame<'_>) -> Vec<Vec<u8>> {

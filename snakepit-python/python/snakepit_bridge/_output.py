@@ -11,13 +11,12 @@ import os
 import sys
 from _thread import RLock, get_ident
 
-from snakepit_bridge import _current, _owner
+from snakepit_bridge import _current, _owner, _programs
 from snakepit_bridge._imports import on_import
 from snakepit_bridge._owner import OWNER, CallOwner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType
     from typing import Any
 
@@ -32,9 +31,6 @@ _flush = io.BufferedWriter.flush
 
 #: The number of bytes of an unfinished line after which it is sent.
 _MAX_PENDING = 4096
-
-#: The functions of `os` that start programs. Those of `subprocess` use `_posixsubprocess`.
-_STARTS = ("posix_spawn", "posix_spawnp", "system")
 
 
 class Output:
@@ -55,6 +51,8 @@ class Output:
         self.records: dict[int, tuple[int, str]] = {}
         #: The calls whose output has an unfinished line, or that started programs, by the id of the object.
         self._unfinished: dict[int, Any] = {}
+        #: The calls to which output of forks and native code belongs, by the id of the object.
+        self._begun: set[int] = set()
 
     def install(self) -> None:
         """Replace the standard streams."""
@@ -83,7 +81,7 @@ class Output:
         _enable_fault_handler(self._worker)
         if self.has_frames:
             on_import("logging", self._watch_logging)
-            self._watch_programs()
+            _programs.install(self)
 
     def flush(self) -> None:
         """Send the output that the streams still hold."""
@@ -118,6 +116,7 @@ class Output:
         self._is_reconfigured = False
         # Threads of earlier calls may add more.
         for key in list(self._unfinished):
+            self._begun.discard(key)
             self._worker.end_output(self._unfinished.pop(key))
 
     def end(self, context: SessionContext) -> None:
@@ -127,6 +126,7 @@ class Output:
             buffer.flush_of(context)
         call: Any = context._call
         if self._unfinished.pop(id(call), None) is not None:
+            self._begun.discard(id(call))
             self._worker.end_output(call)
 
     def send(self, stream: int, context: SessionContext | None, record: tuple[int, str], data: bytes) -> bool:
@@ -169,40 +169,32 @@ class Output:
         if last_resort is not None:
             last_resort.setLevel(0)
 
-    def _watch_programs(self) -> None:
-        """Attribute the output of the programs that a call starts to the call."""
-        import _posixsubprocess
+    def open_pipe(self, stream: int) -> int | None:
+        """Open a pipe for a program of the running call. Return ``None`` if it inherits the stream of the worker."""
+        context = _current.find()
+        call: Any = None if context is None else context._call
+        if call is None:
+            return None
+        descriptor = self._worker.open_program_pipe(stream, call)
+        if descriptor is not None and id(call) not in self._unfinished:
+            self._end_later(call)
+        return descriptor
 
-        def wrap(module: Any, name: str) -> None:
-            start: Callable[..., Any] | None = getattr(module, name, None)
-            if start is None:
-                return
-
-            def start_in_call(*args: Any, **options: Any) -> Any:
-                self._begin_program()
-                return start(*args, **options)
-
-            start_in_call.__name__ = start_in_call.__qualname__ = name
-            start_in_call.__doc__ = start.__doc__
-            setattr(module, name, start_in_call)
-
-        wrap(_posixsubprocess, "fork_exec")
-        subprocess: Any = sys.modules.get("subprocess")
-        if subprocess is not None and hasattr(subprocess, "_fork_exec"):
-            subprocess._fork_exec = _posixsubprocess.fork_exec
-        for name in _STARTS:
-            wrap(os, name)
-        os.register_at_fork(before=self._begin_program)
-
-    def _begin_program(self) -> None:
-        # If calls run concurrently, the output of their programs belongs to the worker.
+    def begin_program(self) -> None:
+        """Attribute the output of forks, and of programs that inherit a stream of the worker, to the running call."""
+        # If calls run concurrently, such output belongs to the worker.
         if getattr(OWNER.get(), "context", None) is not None:
             return
         context = _current.find()
         call: Any = None if context is None else context._call
-        if call is not None and id(call) not in self._unfinished:
+        if call is not None and id(call) not in self._begun:
+            self._begun.add(id(call))
             self._worker.begin_output(call)
             self._end_later(call)
+
+    def forward_programs(self) -> None:
+        """Forward the output that programs have written until now."""
+        self._worker.forward_programs()
 
     def record(self, data: bytes) -> None:
         """Record data that was written to a stream."""

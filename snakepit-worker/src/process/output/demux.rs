@@ -42,6 +42,21 @@ pub(super) enum OutputEvent<'a> {
     End(u64),
 }
 
+/// The unfinished line of a call, or of a program of it.
+#[derive(Debug)]
+struct Unfinished {
+    origin: Origin,
+    writer: u64,
+    line: LineBuffer,
+}
+
+impl Unfinished {
+    fn flush(mut self, emit: &mut impl FnMut(OutputEvent<'_>)) {
+        let origin = &self.origin;
+        self.line.flush(|line| emit(event(origin, line)));
+    }
+}
+
 /// Divides one stream.
 #[derive(Debug)]
 pub(super) struct Demux {
@@ -52,8 +67,8 @@ pub(super) struct Demux {
     raw_owners: Vec<Origin>,
     /// The origin of output outside of frames.
     raw_origin: Origin,
-    /// Unfinished lines of calls, oldest first.
-    unfinished: Vec<(Origin, LineBuffer)>,
+    /// Unfinished lines of calls and their programs, oldest first.
+    unfinished: Vec<Unfinished>,
 }
 
 impl Demux {
@@ -77,9 +92,7 @@ impl Demux {
     /// Passes on the unfinished lines at the end of the stream.
     pub(super) fn finish(&mut self, mut emit: impl FnMut(OutputEvent<'_>)) {
         self.take(true, &mut emit);
-        for (origin, mut line) in self.unfinished.drain(..) {
-            line.flush(|line| emit(event(&origin, line)));
-        }
+        self.unfinished.drain(..).for_each(|unfinished| unfinished.flush(&mut emit));
         self.raw.flush(|line| emit(event(&self.raw_origin, line)));
     }
 
@@ -113,10 +126,8 @@ impl Demux {
                         };
                     }
                     if !is_begin {
-                        let ended = unfinished.iter().position(|(origin, _)| origin.request_id == request_id);
-                        if let Some((origin, mut line)) = ended.map(|index| unfinished.remove(index)) {
-                            line.flush(|line| emit(event(&origin, line)));
-                        }
+                        let ended = unfinished.extract_if(.., |line| line.origin.request_id == request_id);
+                        ended.for_each(|line| line.flush(emit));
                         emit(OutputEvent::End(request_id));
                     }
                 }
@@ -125,30 +136,27 @@ impl Demux {
     }
 }
 
-fn push_text(
-    unfinished: &mut Vec<(Origin, LineBuffer)>,
-    frame: &Frame<'_>,
-    emit: &mut impl FnMut(OutputEvent<'_>),
-) {
-    let index = unfinished.iter().position(|(origin, _)| origin.request_id == frame.request_id);
-    let (mut origin, mut line) = match index {
+fn push_text(unfinished: &mut Vec<Unfinished>, frame: &Frame<'_>, emit: &mut impl FnMut(OutputEvent<'_>)) {
+    let of_writer =
+        |line: &Unfinished| (line.origin.request_id, line.writer) == (frame.request_id, frame.writer);
+    let new = || Unfinished { origin: Origin::of(frame), writer: frame.writer, line: LineBuffer::default() };
+    let mut current = match unfinished.iter().position(of_writer) {
         Some(index) => unfinished.remove(index),
-        None => (Origin::of(frame), LineBuffer::default()),
+        None => new(),
     };
     // A record of a logger begins a line.
-    if (origin.level, origin.logger.as_str()) != (frame.level, frame.logger) {
-        line.flush(|line| emit(event(&origin, line)));
-        origin = Origin::of(frame);
+    if (current.origin.level, current.origin.logger.as_str()) != (frame.level, frame.logger) {
+        std::mem::replace(&mut current, new()).flush(emit);
     }
-    line.push(frame.body, |line| emit(event(&origin, line)));
+    let Unfinished { origin, line, .. } = &mut current;
+    line.push(frame.body, |line| emit(event(origin, line)));
     if line.is_empty() {
         return;
     }
     if unfinished.len() >= MAX_UNFINISHED {
-        let (origin, mut line) = unfinished.remove(0);
-        line.flush(|line| emit(event(&origin, line)));
+        unfinished.remove(0).flush(emit);
     }
-    unfinished.push((origin, line));
+    unfinished.push(current);
 }
 
 fn event<'a>(origin: &'a Origin, line: Line<'a>) -> OutputEvent<'a> {
@@ -165,8 +173,20 @@ mod tests {
     const KEY: Key = *b"0123456789abcdef";
 
     fn frame(kind: FrameKind, request_id: u64, body: &str) -> Vec<u8> {
-        let frame =
-            Frame { kind, request_id, level: 0, session: "s", tool: "t", logger: "", body: body.as_bytes() };
+        let frame = Frame {
+            kind,
+            request_id,
+            level: 0,
+            writer: 0,
+            session: "s",
+            tool: "t",
+            logger: "",
+            body: body.as_bytes(),
+        };
+        encoded(&frame)
+    }
+
+    fn encoded(frame: &Frame<'_>) -> Vec<u8> {
         let mut bytes = Vec::new();
         frame
             .encode::<()>(&KEY, |part| {
@@ -234,6 +254,33 @@ mod tests {
         let expected =
             ["0 before", "1 a child", "1 unfinished", "1 end", "0 after", "0 of 2 or 3", "2 end", "3 of 3"];
         assert_eq!(events, expected);
+    }
+
+    #[test]
+    fn lines_of_the_programs_of_a_call_are_kept_apart() {
+        let part = |writer, body: &str| {
+            let (kind, body) = (FrameKind::Text, body.as_bytes());
+            encoded(&Frame {
+                kind,
+                request_id: 1,
+                level: 0,
+                writer,
+                session: "s",
+                tool: "t",
+                logger: "",
+                body,
+            })
+        };
+        let events = events_of(&[
+            part(0, "of the "),
+            part(7, "of a "),
+            part(8, "of another "),
+            part(0, "call\n"),
+            part(8, "program\n"),
+            part(7, "program"),
+            frame(FrameKind::End, 1, ""),
+        ]);
+        assert_eq!(events, ["1 of the call", "1 of another program", "1 of a program", "1 end"]);
     }
 
     #[test]
