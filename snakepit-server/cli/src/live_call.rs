@@ -1,11 +1,14 @@
 //! [`LiveCall`]: a call on a separate stream, which carries progress and output beside the answer.
 
+use std::time::Duration;
+
 use snakepit_proto::{
     mux::{Call, CallEnd, CallEvent, Incoming, Multiplexer, STREAM_CREDIT, chunk_cost},
     pb,
     value::inline_nested,
 };
 use snakepit_wire::{payload_from_wire, payload_to_wire, value_from_wire, value_to_wire, without_buffers};
+use tokio::time::Instant;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::live_reports::Display;
@@ -21,6 +24,8 @@ pub(crate) struct LiveCall {
     is_cut: bool,
     /// The number of chunks so far.
     count: u64,
+    /// After this time, reports are dropped, so that a slow terminal does not delay the end of the call. `None` without a timeout.
+    deadline: Option<Instant>,
     pub(crate) display: Display,
 }
 
@@ -66,7 +71,10 @@ impl LiveCall {
             Err(status) => return Err(status),
         };
         let call = multiplexer.start(start, 0);
-        Ok(Some(Self { tool, call, incoming, is_cut: false, count: 0, display: Display::default() }))
+        let timeout = (timeout_us > 0).then(|| Duration::from_micros(timeout_us));
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let display = Display::default();
+        Ok(Some(Self { tool, call, incoming, is_cut: false, count: 0, deadline, display }))
     }
 
     /// Waits for chunks or the end, and shows the reports that arrive before.
@@ -85,7 +93,7 @@ impl LiveCall {
             };
             match event {
                 CallEvent::Reports(reports) => {
-                    reports.into_iter().for_each(|report| self.display.show(report));
+                    show_until(self.deadline, reports, |report| self.display.show(report));
                 }
                 CallEvent::Chunks(chunks) => return Ok(LiveEvent::Chunks(self.read(chunks))),
                 CallEvent::End(end) => break end,
@@ -119,6 +127,12 @@ impl LiveCall {
         };
         chunks.into_iter().map(chunk_of).collect()
     }
+}
+
+/// Shows reports one by one, and drops those that remain at the deadline.
+fn show_until<T>(deadline: Option<Instant>, reports: Vec<T>, show: impl FnMut(T)) {
+    let is_in_time = |_: &T| deadline.is_none_or(|deadline| Instant::now() < deadline);
+    reports.into_iter().take_while(is_in_time).for_each(show);
 }
 
 /// The answer of a unary call.
@@ -158,5 +172,24 @@ pub(crate) fn error_message(failure: &pb::ToolFailure) -> String {
     match failure.r#type.as_str() {
         "" => failure.message.clone(),
         kind => format!("{kind}: {}", failure.message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_that_remain_at_the_deadline_are_dropped() {
+        let mut shown = Vec::new();
+        show_until(None, vec![1, 2], |report| shown.push(report));
+        let deadline = Instant::now() + Duration::from_millis(20);
+        show_until(Some(deadline), vec![3, 4, 5], |report| {
+            shown.push(report);
+            while report == 4 && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(shown, [1, 2, 3, 4]);
     }
 }
