@@ -32,8 +32,8 @@ def signature(tool: Mapping[str, Any]) -> str:
             default = properties.get(name, {}).get("default", ...)
             part += f" = {'...' if default is ... else repr(default)}"
         parameters.append(part)
-    if schema.get("additionalProperties") is not False:
-        parameters.append("**others")
+    if (additional := schema.get("additionalProperties")) is not False:
+        parameters.append(f"**others: {types.annotation(additional, 'value')}")
     if any(not part.startswith("**") for part in parameters):
         parameters.insert(0, "*")
     return f"{tool['name']}({', '.join(parameters)}) -> {result_type(tool, _name_of)}"

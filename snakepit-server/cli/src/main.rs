@@ -16,6 +16,7 @@ mod output;
 mod serve;
 mod session_storage;
 mod size;
+mod stubs;
 mod suggestion;
 mod tools;
 
@@ -81,6 +82,9 @@ enum Command {
     /// List the tools of a server, or describe one of them.
     #[command(after_help = CLIENT_HELP)]
     Tools(tools::ToolArgs),
+    /// Print a typed Python module with a function for each tool of a server.
+    #[command(after_help = stubs::HELP)]
+    Stubs(stubs::Args),
     /// Show the queue, the workers and the counters of calls of a server.
     #[command(after_help = format!("{}\n\n{CLIENT_HELP}", list::STATUS_COLUMNS))]
     Status(list::Args),
@@ -103,6 +107,7 @@ impl Command {
             Self::Call(args) => args.json,
             Self::Stream(args) => args.json,
             Self::Tools(args) => args.list.json,
+            Self::Stubs(_) => false,
             Self::Status(args) | Self::Workers(args) => args.json,
             Self::Sessions(args) => args.list.json,
             Self::Variables(args) => args.list.json,
@@ -211,6 +216,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Call(mut args) => within(args.start_clock(), call::unary(args)).await,
         Command::Stream(mut args) => within(args.start_clock(), call::stream(args)).await,
         Command::Tools(mut args) => listing(within(args.list.start_clock(), tools::run(args)).await),
+        Command::Stubs(args) => stubs::run(args),
         Command::Status(mut args) => listing(within(args.start_clock(), list::status(args)).await),
         Command::Workers(mut args) => listing(within(args.start_clock(), list::workers(args)).await),
         Command::Sessions(mut args) => listing(within(args.list.start_clock(), list::sessions(args)).await),
