@@ -3,9 +3,13 @@
 /// The number of bytes after which a line is truncated.
 pub(super) const MAX_LINE_BYTES: usize = 8 * 1024;
 
+/// The control sequence that moves the cursor of a terminal one line up.
+const CURSOR_UP: &[u8] = b"\x1b[A";
+
 /// The unfinished line of one writer.
 ///
-/// A carriage return within a line starts it again, as on a terminal, so the line of a progress bar is its last state.
+/// A carriage return within a line starts it again, as on a terminal, so the line of a progress bar is its last state. The bars of nested
+/// loops move up after each state, which makes them single lines, too.
 #[derive(Debug, Default)]
 pub(super) struct LineBuffer {
     line: Vec<u8>,
@@ -31,7 +35,11 @@ impl LineBuffer {
         while let Some((first, tail)) = rest.split_first() {
             match first {
                 b'\n' => {
-                    self.finish(&mut emit);
+                    if self.is_transient() {
+                        self.clear();
+                    } else {
+                        self.finish(&mut emit);
+                    }
                     rest = tail;
                 }
                 b'\r' => {
@@ -61,6 +69,11 @@ impl LineBuffer {
     /// Whether the last line is finished.
     pub(super) const fn is_empty(&self) -> bool {
         self.line.is_empty() && self.skipped == 0
+    }
+
+    /// Whether the writer has moved up after the line and will write it again, as nested progress bars do.
+    fn is_transient(&self) -> bool {
+        self.skipped == 0 && self.line.ends_with(CURSOR_UP)
     }
 
     fn finish(&mut self, emit: &mut impl FnMut(Line<'_>)) {
@@ -124,6 +137,35 @@ mod tests {
             assert_eq!(lines_of("\r 10%\r 20%\rdone\n", step), ["done"]);
             assert_eq!(lines_of("\r 10%\r 20%\r", step), [" 20%"]);
             assert_eq!(lines_of(&"\r0123456789".repeat(2000), step), ["0123456789"]);
+        }
+    }
+
+    #[test]
+    fn progress_bars_of_nested_loops_are_single_lines() {
+        // The output of tqdm 4.70, with a bar of two steps in each of two steps of another bar.
+        let outer = |percent: &str, step: usize| format!("\repochs: {percent}|{step}/2");
+        let inner = |epoch: usize, step: usize| format!("\n\rbatches of {epoch}: {step}/2\x1b[A");
+        let mut text = outer("  0%", 0);
+        for epoch in 0..2 {
+            text += &(0..2).map(|step| inner(epoch, step)).collect::<String>();
+            text += &format!("\n\rbatches of {epoch}: 2/2\n");
+            text += &outer(if epoch == 0 { " 50%" } else { "100%" }, epoch + 1);
+        }
+        text.push('\n');
+        for step in [1, 2, 5, 1000] {
+            let lines = lines_of(&text, step);
+            assert_eq!(
+                lines,
+                [
+                    "epochs:   0%|0/2",
+                    "batches of 0: 2/2",
+                    "epochs:  50%|1/2",
+                    "batches of 1: 2/2",
+                    "epochs: 100%|2/2"
+                ]
+            );
+            // The last state of a program that ends in between is shown.
+            assert_eq!(lines_of("a\n\rb 1\x1b[A\n\rb 2\x1b[A", step), ["a", "b 2\x1b[A"]);
         }
     }
 }
