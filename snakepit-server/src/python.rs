@@ -24,7 +24,9 @@ pub enum InterpreterOrigin {
     ActiveEnvironment,
     /// The nearest `.venv` of the working directory and its ancestors.
     NearestEnvironment,
-    /// `python3` from `PATH`, because there is no virtual environment.
+    /// `python3` in the directory of the program, such as that of the environment in which pip installed the daemon.
+    ProgramDirectory,
+    /// `python3` from `PATH`, because there is no other interpreter.
     Path,
 }
 
@@ -35,6 +37,7 @@ impl fmt::Display for InterpreterOrigin {
             Self::Variable => "by $SNAKEPIT_PYTHON",
             Self::ActiveEnvironment => "by $VIRTUAL_ENV",
             Self::NearestEnvironment => "as the nearest .venv",
+            Self::ProgramDirectory => "beside this program, because there is no .venv",
             Self::Path => "from $PATH, because there is no .venv",
         })
     }
@@ -52,7 +55,8 @@ pub(crate) struct Interpreter {
 /// 1. `$SNAKEPIT_PYTHON`,
 /// 2. the interpreter in `$VIRTUAL_ENV`,
 /// 3. the interpreter in `.venv` of the current directory or of the nearest ancestor that has one,
-/// 4. `python3` from `PATH`.
+/// 4. `python3` in the directory of the program, with symbolic links resolved,
+/// 5. `python3` from `PATH`.
 #[must_use]
 pub fn find_python() -> PathBuf {
     Interpreter::find().path
@@ -75,7 +79,8 @@ impl Interpreter {
             return Self { path, origin: InterpreterOrigin::Variable };
         }
         let start_dir = std::env::current_dir().unwrap_or_default();
-        find_in(variable("VIRTUAL_ENV").as_deref(), &start_dir)
+        let program = std::env::current_exe().and_then(std::fs::canonicalize).ok();
+        find_in(variable("VIRTUAL_ENV").as_deref(), &start_dir, program.as_deref())
             .unwrap_or_else(|| Self { path: "python3".into(), origin: InterpreterOrigin::Path })
     }
 
@@ -98,12 +103,16 @@ fn reports_missing_bridge(line: &str) -> bool {
         || line.contains("No module named 'snakepit_bridge.worker'")
 }
 
-fn find_in(active: Option<&Path>, start_dir: &Path) -> Option<Interpreter> {
-    let active = active.map(|venv| (venv.to_owned(), InterpreterOrigin::ActiveEnvironment));
-    let nearby = start_dir.ancestors().map(|dir| (dir.join(".venv"), InterpreterOrigin::NearestEnvironment));
-    let interpreters = active.into_iter().chain(nearby);
+fn find_in(active: Option<&Path>, start_dir: &Path, program: Option<&Path>) -> Option<Interpreter> {
+    let active = active.map(|venv| (venv.join("bin/python"), InterpreterOrigin::ActiveEnvironment));
+    let nearby = start_dir
+        .ancestors()
+        .map(|dir| (dir.join(".venv/bin/python"), InterpreterOrigin::NearestEnvironment));
+    let beside =
+        program.map(|program| (program.with_file_name("python3"), InterpreterOrigin::ProgramDirectory));
+    let interpreters = active.into_iter().chain(nearby).chain(beside);
     interpreters
-        .map(|(venv, origin)| Interpreter { path: venv.join("bin/python"), origin })
+        .map(|(path, origin)| Interpreter { path, origin })
         .find(|interpreter| interpreter.path.is_file())
 }
 
@@ -112,9 +121,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_active_environment_takes_precedence() {
+    fn finds_the_first_interpreter_in_the_documented_order() {
         let dir = tempfile::tempdir().unwrap();
         let (active, project) = (dir.path().join("active"), dir.path().join("project"));
+        let program = dir.path().join("installed/snakepit");
         for venv in [&active, &project.join(".venv")] {
             std::fs::create_dir_all(venv.join("bin")).unwrap();
             std::fs::write(venv.join("bin/python"), "").unwrap();
@@ -122,7 +132,8 @@ mod tests {
         let deep = project.join("a/b");
         std::fs::create_dir_all(&deep).unwrap();
         let found = |active: Option<&Path>, start_dir: &Path| {
-            find_in(active, start_dir).map(|interpreter| (interpreter.path, interpreter.origin))
+            find_in(active, start_dir, Some(&program))
+                .map(|interpreter| (interpreter.path, interpreter.origin))
         };
         let nearest = Some((project.join(".venv/bin/python"), InterpreterOrigin::NearestEnvironment));
         assert_eq!(
@@ -132,6 +143,11 @@ mod tests {
         assert_eq!(found(None, &deep), nearest);
         assert_eq!(found(Some(&dir.path().join("missing")), &deep), nearest);
         assert_eq!(found(None, dir.path()), None);
+        let beside = program.with_file_name("python3");
+        std::fs::create_dir(beside.parent().unwrap()).unwrap();
+        std::fs::write(&beside, "").unwrap();
+        assert_eq!(found(None, &deep), nearest);
+        assert_eq!(found(None, dir.path()), Some((beside, InterpreterOrigin::ProgramDirectory)));
     }
 
     #[test]
