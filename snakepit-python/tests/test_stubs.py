@@ -16,7 +16,8 @@ import pytest
 
 import snakepit_bridge
 from snakepit_bridge import AsyncClient, Client, _stubs
-from snakepit_bridge._daemon import Daemon, find_binary
+from snakepit_bridge._daemon import Daemon
+from snakepit_bridge._launch import find_binary
 from snakepit_bridge._listings import ToolInfo
 from snakepit_bridge._stubs import generate, main
 

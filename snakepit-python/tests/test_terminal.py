@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from snakepit_bridge._daemon import find_binary
+from snakepit_bridge._launch import find_binary
 from snakepit_bridge.testing import Daemon
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of Unix")

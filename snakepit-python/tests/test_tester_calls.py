@@ -28,7 +28,7 @@ from snakepit_bridge import (
     ToolFailed,
     tool,
 )
-from snakepit_bridge._daemon import find_binary
+from snakepit_bridge._launch import find_binary
 from snakepit_bridge.testing import Daemon, DaemonError, ToolTester
 
 

@@ -24,7 +24,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from snakepit_bridge._converters import Converter, converter
     from snakepit_bridge._encoded import Encoded
+    from snakepit_bridge._launch import DaemonError
     from snakepit_bridge._markers import unserializable_markers
+    from snakepit_bridge._serve import serve
     from snakepit_bridge._worker_info import WorkerInfo, worker_info
     from snakepit_bridge.client import AsyncClient, AsyncSession, Client, Session
     from snakepit_bridge.errors import (
@@ -77,6 +79,7 @@ _LAZY = {
     "ClientClosedError": "errors",
     "ConnectTimeoutError": "errors",
     "Converter": "_converters",
+    "DaemonError": "_launch",
     "DeadlineExceededError": "errors",
     "DeadlockError": "errors",
     "Encoded": "_encoded",
@@ -111,6 +114,7 @@ _LAZY = {
     "configure_logging": "logging_config",
     "converter": "_converters",
     "get_logger": "logging_config",
+    "serve": "_serve",
     "unserializable_markers": "_markers",
     "worker_info": "_worker_info",
     "worker_task": "tasks",
@@ -148,6 +152,7 @@ __all__ = [
     "ClientClosedError",
     "ConnectTimeoutError",
     "Converter",
+    "DaemonError",
     "DeadlineExceededError",
     "DeadlockError",
     "Encoded",
@@ -189,6 +194,7 @@ __all__ = [
     "converter",
     "current_context",
     "get_logger",
+    "serve",
     "tool",
     "unserializable_markers",
     "worker_info",

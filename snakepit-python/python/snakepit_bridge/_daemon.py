@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snakepit_bridge._launch import DaemonError, adapter_path, find_binary, isolated_environment
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    import os
+    from collections.abc import Iterable
     from types import TracebackType
     from typing import Self
 
+    from snakepit_bridge._launch import Adapter
     from snakepit_bridge.client import Client
-
-#: The environment variable with the path of the binary.
-BINARY_VARIABLE = "SNAKEPIT_BINARY"
 
 #: The time for which a stopped daemon may drain its calls, in seconds.
 _STOP_TIMEOUT = 20.0
-
-
-class DaemonError(Exception):
-    """The daemon cannot be found, or it did not start. The message has the end of its log."""
 
 
 class Daemon:
@@ -44,12 +38,12 @@ class Daemon:
     It stops with this process, even if the process is killed.
 
     Args:
-        adapter: The path of the adapter, as for ``snakepit serve``.
+        adapter: A class, a module, a function of a module, or the path of one of them, as for a host.
         workers: The number of workers.
         args: Further arguments of ``snakepit serve``, such as ``["--default-timeout", "2s"]``.
         env: Environment variables of the daemon and its workers. They also get those of this process, except the ones
             that begin with ``SNAKEPIT_``.
-        binary: The path of the binary. See :func:`find_binary`.
+        binary: The path of the binary, as :func:`find_binary` finds it by default.
         start_timeout: The seconds within which the daemon must serve.
 
     Raises:
@@ -58,7 +52,7 @@ class Daemon:
 
     def __init__(
         self,
-        adapter: str,
+        adapter: Adapter,
         *,
         workers: int = 1,
         args: Iterable[str] = (),
@@ -66,10 +60,7 @@ class Daemon:
         binary: str | os.PathLike[str] | None = None,
         start_timeout: float = 60.0,
     ) -> None:
-        file, separator, attribute = adapter.partition(":")
-        if file.endswith(".py"):
-            adapter = f"{Path(file).absolute()}{separator}{attribute}"
-        command = [str(binary or find_binary()), "serve", adapter, "--workers", str(workers)]
+        command = [str(binary or find_binary()), "serve", adapter_path(adapter), "--workers", str(workers)]
         self._directory = tempfile.TemporaryDirectory(prefix="snakepit-test-")
         self._clients: list[Client] = []
         self._log = Path(self._directory.name, "log")
@@ -85,7 +76,7 @@ class Daemon:
                     stderr=log,
                     # Without a `snakepit.toml`.
                     cwd=self._directory.name,
-                    env=_environment(env or {}),
+                    env=isolated_environment(env or {}),
                     start_new_session=True,
                 )
         except OSError as error:
@@ -170,43 +161,3 @@ class Daemon:
     def __repr__(self) -> str:
         """Return a representation with the address."""
         return f"<Daemon {self.address} pid={self.pid}>"
-
-
-def find_binary(directories: Sequence[Path] | None = None) -> Path:
-    """Return the path of the daemon's binary.
-
-    It is ``$SNAKEPIT_BINARY``, or else ``snakepit`` on ``$PATH``, or else the newest of ``target/debug/snakepit`` and
-    ``target/release/snakepit`` in the nearest directory above the current one or above this package. If
-    ``$CARGO_TARGET_DIR`` is set, it takes the place of ``target``.
-
-    Args:
-        directories: The directories to search for ``target``, with those above them.
-
-    Raises:
-        DaemonError: It does not exist.
-    """
-    chosen = os.environ.get(BINARY_VARIABLE)
-    if chosen:
-        if not Path(chosen).is_file():
-            raise DaemonError(f"${BINARY_VARIABLE} is `{chosen}`, which is not a file")
-        return Path(chosen).resolve()
-    found = shutil.which("snakepit")
-    if found:
-        return Path(found).resolve()
-    for start in directories or (Path.cwd(), Path(__file__)):
-        for directory in (start, *start.parents):
-            target = directory / (os.environ.get("CARGO_TARGET_DIR") or "target")
-            built = [target / profile / "snakepit" for profile in ("debug", "release")]
-            existing = [path for path in built if path.is_file()]
-            if existing:
-                return max(existing, key=lambda path: path.stat().st_mtime)
-    raise DaemonError(
-        f"the daemon's binary `snakepit` was not found; install it, put it on $PATH, or set ${BINARY_VARIABLE}"
-    )
-
-
-def _environment(changes: Mapping[str, str]) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAKEPIT_")}
-    environment["SNAKEPIT_PYTHON"] = sys.executable
-    environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-    return {**environment, **changes}

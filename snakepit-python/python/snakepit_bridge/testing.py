@@ -28,19 +28,18 @@ from snakepit_bridge.session_context import SessionContext
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
-    from types import ModuleType, TracebackType
+    from types import TracebackType
     from typing import Self, TypeVar
 
     from snakepit_bridge._call_record import CallRecord
     from snakepit_bridge._concurrent_tester import ConcurrentTester
-    from snakepit_bridge._daemon import Daemon, DaemonError
+    from snakepit_bridge._daemon import Daemon
+    from snakepit_bridge._launch import Adapter, DaemonError
     from snakepit_bridge._plan import ToolPlan
     from snakepit_bridge._tester_calls import CallControl, RunningCall
 
     _T = TypeVar("_T")
 
-    #: A class, a module, a function of a module, or the path of one of them, as for a host.
-    Adapter = type | ModuleType | Callable[..., Any] | str
 
 __all__ = [
     "AdapterError",
@@ -59,10 +58,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the classes that few tests need."""
-    if name in ("Daemon", "DaemonError"):
+    if name == "Daemon":
         from snakepit_bridge import _daemon
 
-        return getattr(_daemon, name)
+        return _daemon.Daemon
+    if name == "DaemonError":
+        from snakepit_bridge import _launch
+
+        return _launch.DaemonError
     if name == "CallRecord":
         from snakepit_bridge import _call_record
 
