@@ -31,6 +31,7 @@ mod soak;
 mod test;
 mod tidy;
 mod tools;
+mod wheel;
 #[cfg(test)]
 mod workflows;
 
@@ -63,6 +64,8 @@ enum Verb {
     Layers,
     /// Build the packages of the published crates, and check their contents.
     Package(package::Args),
+    /// Build a wheel of the Python package with the daemon, and use it in an empty environment without Rust.
+    Wheel(wheel::Args),
     /// Compare the public API with that of an earlier commit (builds cargo-semver-checks once).
     Semver(semver::Args),
     /// Generate the Rust code of the wire protocol, without protoc.
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Verb::Miri => miri::run(),
         Verb::Layers => layers::run(),
         Verb::Package(args) => package::run(&args),
+        Verb::Wheel(args) => wheel::run(&args),
         Verb::Semver(args) => semver::run(&args),
         Verb::Codegen(args) => codegen::run(&args),
     };

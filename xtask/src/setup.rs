@@ -2,6 +2,7 @@
 //! step runs again only if its inputs changed.
 
 use std::{
+    ffi::OsString,
     fs,
     hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
@@ -27,6 +28,14 @@ impl Environment {
     /// The path of an installed program.
     pub(crate) fn tool(&self, name: &str) -> PathBuf {
         self.python.with_file_name(name)
+    }
+
+    /// The `PATH` on which the installed programs are the first.
+    pub(crate) fn path(&self) -> Result<OsString> {
+        let directory = self.python.parent().unwrap_or(&self.python).to_owned();
+        let inherited = std::env::var_os("PATH").unwrap_or_default();
+        let all = std::iter::once(directory).chain(std::env::split_paths(&inherited));
+        std::env::join_paths(all).context("cannot extend PATH")
     }
 }
 
@@ -117,8 +126,22 @@ pub(crate) fn environment() -> Result<Environment> {
     Ok(environment)
 }
 
+/// Creates or updates an environment with programs that only some verbs need.
+pub(crate) fn tool_environment(directory: &Path, requirements: &[&str]) -> Result<Environment> {
+    let environment = Environment { python: directory.join("bin/python") };
+    let base = find_python()?;
+    let version = output(program(&base).arg("--version"))?;
+    run_if_changed(directory, "venv", &[&version, &requirements.join(" ")], &[], || {
+        step(&format!("install {} in {}", requirements.join(", "), directory.display()), || {
+            create_venv(&base, directory)?;
+            install(&environment, &requirements.iter().map(|&text| text.to_owned()).collect::<Vec<_>>())
+        })
+    })?;
+    Ok(environment)
+}
+
 /// Returns the first Python of version 3.11 or later among `$PYTHON`, `python3` and `python`.
-fn find_python() -> Result<PathBuf> {
+pub(crate) fn find_python() -> Result<PathBuf> {
     let from_environment = std::env::var_os("PYTHON").map(PathBuf::from);
     let candidates = from_environment.into_iter().chain(["python3", "python"].map(PathBuf::from));
     for candidate in candidates {

@@ -9,7 +9,7 @@ use crate::{
     check, demo, setup,
     setup::Environment,
     shell::{self, cargo, output, program, try_output},
-    soak,
+    soak, wheel,
 };
 
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Box::new(|env| shell::run(with_env(cargo().args(["test", "--quiet", "--doc"]), env))),
         ));
         steps.push(("python tests", Box::new(|env| pytest(env, &[]))));
+        steps.push(("wheel", Box::new(|_| wheel::dev())));
         steps.push(("demo", Box::new(|_| demo_step())));
         steps.push(("soak", Box::new(|_| soak::run(&soak::Args::default()))));
         if !args.quick {

@@ -10,7 +10,7 @@ use crate::shell::{output, program, root};
 const MAX_LINES: usize = 500;
 
 /// Code blocks on pages: the page, the language, the index among the blocks of that language, and the source file.
-const EXAMPLES: [(&str, &str, usize, &str); 30] = [
+const EXAMPLES: [(&str, &str, usize, &str); 31] = [
     ("README.md", "rust", 0, "snakepit-server/examples/embed.rs"),
     ("docs/sessions.md", "rust", 0, "snakepit-server/examples/state.rs"),
     ("README.md", "python", 0, "tests/adapters/shop.py"),
@@ -36,6 +36,7 @@ const EXAMPLES: [(&str, &str, usize, &str); 30] = [
     ("docs/testing-in-rust.md", "rust", 0, "snakepit-server/examples/testing_without_python.rs"),
     ("docs/adapters.md", "python", 0, "tests/adapters/greetings.py"),
     ("docs/hints.md", "python", 0, "tests/adapters/orders.py"),
+    ("docs/installation.md", "python", 0, "tests/adapters/greeter.py"),
     ("docs/python.md", "python", 0, "tests/adapters/tuning.py"),
     ("docs/python.md", "python", 1, "snakepit-python/tests/test_guide.py"),
     ("snakepit-server/client/README.md", "rust", 0, "snakepit-server/client/examples/client.rs"),
