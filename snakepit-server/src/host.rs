@@ -3,6 +3,7 @@
 
 mod affinity;
 mod call_bounds;
+mod call_session;
 mod layers;
 mod records;
 mod renewal;
@@ -31,8 +32,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     affinity::AffinityWriter,
     call_bounds::CallBounds,
+    call_session::CallSession,
     layers::HostLayers,
-    renewal::{SessionRenewer, SessionUse},
+    renewal::SessionRenewer,
     reply::{accounted, with_time_limit},
 };
 pub(crate) use self::{
@@ -466,31 +468,6 @@ pub(crate) struct FromWorker;
 
 /// The extension of a call that a host tool without ancestors makes through its handle to the host.
 pub(crate) struct NestedCall;
-
-/// The session of a call.
-struct CallSession {
-    id: SessionId,
-    /// The worker that served the session last.
-    last_worker: Option<Arc<str>>,
-    /// `None` if the session does not need a renewal during the call.
-    session_use: Option<SessionUse>,
-}
-
-impl CallSession {
-    /// Stores the worker that ran the call, and ends the use of the session when the reply is complete.
-    fn finish(self, reply: ToolReply, affinity: &AffinityWriter) -> ToolReply {
-        let Self { id, last_worker, session_use } = self;
-        if let Some(worker) = &reply.worker
-            && last_worker.as_ref() != Some(worker)
-        {
-            affinity.store(id, Arc::clone(worker));
-        }
-        match session_use {
-            Some(session_use) => session_use.until_complete(reply),
-            None => reply,
-        }
-    }
-}
 
 /// Records the end of the runtime when its task is dropped before the host stops.
 struct RuntimeEndGuard(Weak<Host>);
