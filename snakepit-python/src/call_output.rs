@@ -74,11 +74,12 @@ impl CallOutput {
     /// Appends output of a call. The output of another call is replaced.
     #[allow(unsafe_code)]
     pub(crate) fn append_of(&self, call: u64, text: &[u8]) {
-        // Without the GIL, several threads may write.
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        // A fork does not take the lock, which another thread may have held when the process forked.
         if call == 0 || std::process::id() != self.pid {
             return;
         }
+        // Without the GIL, several threads may write.
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (owner, length) = (self.number(layout::OUTPUT_CALL), self.number(layout::OUTPUT_LENGTH));
         if owner.load(Ordering::Relaxed) != call {
             // In this order, so that a crash in between attributes the output to no call.
@@ -127,6 +128,42 @@ impl CallOutput {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn a_fork_does_not_wait_for_a_thread_of_its_parent() {
+        use nix::{
+            fcntl::OFlag,
+            libc,
+            poll::{PollFd, PollFlags, PollTimeout, poll},
+            sys::{signal::Signal, wait::WaitStatus},
+            unistd::{ForkResult, fork, pipe2},
+        };
+        use std::os::fd::AsFd;
+
+        let path = std::env::temp_dir().join(format!("snakepit-output-of-fork-{}", std::process::id()));
+        std::fs::write(&path, vec![0; layout::RESERVED_BYTES]).unwrap();
+        let output = CallOutput::open(&path).unwrap().unwrap();
+        let writing = output.writing.lock().unwrap();
+        let (ended, child_end) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        // SAFETY: the child calls only functions that take no lock of another thread, and exits without destructors.
+        let child = match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                output.append_of(7, b"of the fork");
+                unsafe { libc::_exit(0) }
+            }
+            ForkResult::Parent { child } => child,
+        };
+        drop((child_end, writing));
+        let mut descriptors = [PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut descriptors, PollTimeout::from(10_000_u16)).unwrap() == 0 {
+            nix::sys::signal::kill(child, Signal::SIGKILL).unwrap();
+        }
+        let status = nix::sys::wait::waitpid(child, None).unwrap();
+        assert_eq!(status, WaitStatus::Exited(child, 0), "the fork waits");
+        assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0), "only the worker writes");
+        std::fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn the_output_of_a_call_replaces_that_of_the_previous_call() {

@@ -137,7 +137,8 @@ impl Executor {
     ) -> (Option<Job>, Instant) {
         let Job { call, state, reply } = job;
         if !state.start() {
-            state.end_reports();
+            // The write waits while the pipes are full.
+            py.detach(|| state.end_reports());
             let next = self.tools.finish(&state);
             let cancelled = Err(ToolError::cancelled(call.tool.to_string()));
             let answered = reply.queue(cancelled, pending.answers.as_mut());

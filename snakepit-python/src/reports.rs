@@ -12,7 +12,7 @@ use snakepit_proto::{
 };
 use tokio::time::Instant;
 
-use crate::{output_frames::OutputFrames, program_output, state::CallState};
+use crate::{fork, output_frames::OutputFrames, program_output, state::CallState};
 
 /// The minimum time between two progress reports of a call. The last report of several is sent.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -58,17 +58,18 @@ impl Reports {
         self.wanted.progress
     }
 
-    /// Code under this lock does not panic, so a poisoned lock still holds consistent data.
-    fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Code under this lock does not panic, so a poisoned lock still holds consistent data. In a fork, returns `None` if another
+    /// thread held the lock when the process forked, because the fork has no thread that releases it.
+    fn progress(&self) -> Option<MutexGuard<'_, Progress>> {
+        if fork::is_fork() {
+            return self.progress.try_lock().ok();
+        }
+        Some(self.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Sends a progress report now, or soon if another one was sent just before. `state` is that of the call.
     pub(crate) fn report(&self, state: Weak<CallState>, request_id: u64, report: (f64, Option<f64>, String)) {
-        let mut progress = self.progress();
-        if progress.has_ended {
-            return;
-        }
+        let Some(mut progress) = self.progress().filter(|progress| !progress.has_ended) else { return };
         let now = Instant::now();
         match progress.sent_at.map(|sent_at| sent_at + INTERVAL).filter(|due| *due > now) {
             None => {
@@ -87,7 +88,7 @@ impl Reports {
 
     /// Sends the pending progress report if it may be sent. Otherwise schedules it again, because another report was sent meanwhile.
     fn flush_due(&self, state: &Arc<CallState>) {
-        let mut progress = self.progress();
+        let Some(mut progress) = self.progress() else { return };
         let due = progress.sent_at.map(|sent_at| sent_at + INTERVAL).filter(|due| *due > Instant::now());
         match due.filter(|_| progress.pending.is_some()) {
             Some(due) => flush_at(due, Arc::downgrade(state)),
@@ -106,7 +107,7 @@ impl Reports {
 
     /// Sends the last report of the call, and ends its reports.
     pub(crate) fn end(&self, request_id: u64) {
-        let mut progress = self.progress();
+        let Some(mut progress) = self.progress() else { return };
         Self::flush(&mut progress, request_id);
         let had_ended = std::mem::replace(&mut progress.has_ended, true);
         drop(progress);

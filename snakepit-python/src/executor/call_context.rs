@@ -31,7 +31,9 @@ impl Executor {
         {
             let call = context.getattr(intern!(py, "_call"))?;
             if let Ok(call) = call.cast::<Call>() {
-                frames.write_to_both(&frame_of(FrameKind::Begin, Some(call.get())));
+                let frame = frame_of(FrameKind::Begin, Some(call.get()));
+                // The write waits while the pipes are full.
+                py.detach(|| frames.write_to_both(&frame));
             }
         }
         Ok(())
