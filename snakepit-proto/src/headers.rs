@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tonic::metadata::MetadataMap;
+
 /// Identifies a call to its worker, also in a [`CancelToolRequest`](crate::pb::CancelToolRequest). All attempts of a
 /// retried call have the same id, and each begins after the previous one has ended.
 ///
@@ -26,6 +28,12 @@ pub const REPORTS: &str = "snakepit-reports";
 pub const TRACEPARENT: &str = "traceparent";
 /// The vendor-specific part of the W3C trace context.
 pub const TRACESTATE: &str = "tracestate";
+
+/// Whether a header is `true`, such as [`IDEMPOTENT`]. Any other value counts as no header.
+#[must_use]
+pub fn has_flag(headers: &MetadataMap, name: &str) -> bool {
+    headers.get(name).is_some_and(|flag| flag == "true")
+}
 
 /// The maximum of the gRPC header `grpc-timeout`, which has eight digits of hours: more than 11,000 years. Clients must clamp longer
 /// timeouts, because tonic panics on them.
@@ -57,6 +65,16 @@ pub fn parse_timeout(value: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_true_sets_a_flag() {
+        let mut headers = MetadataMap::new();
+        assert!(!has_flag(&headers, IDEMPOTENT));
+        for (value, is_set) in [("true", true), ("false", false), ("", false)] {
+            headers.insert(IDEMPOTENT, value.parse().unwrap());
+            assert_eq!(has_flag(&headers, IDEMPOTENT), is_set, "{value}");
+        }
+    }
 
     #[test]
     fn timeouts_parse_as_specified() {

@@ -193,7 +193,7 @@ fn text<'a>(headers: &'a MetadataMap, name: &str) -> Option<&'a str> {
 
 /// Whether the sender of a request accepts nested values in the response.
 fn takes_buffers(headers: &MetadataMap) -> bool {
-    text(headers, headers::TAKES_BUFFERS) == Some("true")
+    headers::has_flag(headers, headers::TAKES_BUFFERS)
 }
 
 fn timeout(headers: &MetadataMap) -> Result<Option<Duration>, Status> {

@@ -174,7 +174,11 @@ impl Bridge {
         };
         let reported = extensions.get::<ReportedCall>().map(|call| call.0);
         if let Some(reported) = reported {
-            pool.tool().set_blocks_worker(&worker, reported, headers.contains_key(headers::BLOCKS_WORKER));
+            pool.tool().set_blocks_worker(
+                &worker,
+                reported,
+                headers::has_flag(headers, headers::BLOCKS_WORKER),
+            );
         }
         call.ancestors = pool.tool().ancestors_on(&worker, reported);
         if let Some(reports) = pool.tool().reports_on(&worker, reported) {

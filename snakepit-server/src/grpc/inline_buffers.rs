@@ -13,7 +13,7 @@ use crate::blocking::run_if_heavy;
 
 /// Whether the sender of a request accepts nested values in the response.
 pub(super) fn takes_buffers(headers: &MetadataMap) -> bool {
-    headers.get(headers::TAKES_BUFFERS).is_some_and(|flag| flag == "true")
+    headers::has_flag(headers, headers::TAKES_BUFFERS)
 }
 
 /// Returns a value in the form that the client reads.

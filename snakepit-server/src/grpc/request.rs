@@ -65,10 +65,9 @@ pub(super) fn tool_call(
     call.metadata = metadata;
     call.mode = mode;
     call.deadline = deadline(headers, extensions)?;
-    let has_flag = |name| headers.get(name).is_some_and(|flag| flag == "true");
-    call.idempotent = has_flag(headers::IDEMPOTENT);
+    call.idempotent = headers::has_flag(headers, headers::IDEMPOTENT);
     call.trace = trace(headers);
-    Ok(if has_flag(headers::AT_MOST_ONCE) { call.at_most_once(true) } else { call })
+    Ok(if headers::has_flag(headers, headers::AT_MOST_ONCE) { call.at_most_once(true) } else { call })
 }
 
 /// Marks the call of a client that is a process of a worker.
