@@ -138,7 +138,7 @@ impl Host {
             Ok(Ok(_)) => Ok(host),
             Ok(Err(status)) => Err(format!("the host at `{address}` rejected a ping: {}", status.message())),
             Err(_) => {
-                Err(format!("the host at `{address}` did not response a ping within {CONNECT_TIMEOUT:?}"))
+                Err(format!("the host at `{address}` did not answer a ping within {CONNECT_TIMEOUT:?}"))
             }
         }
     }

@@ -217,7 +217,7 @@ impl Reader {
                     let applied = self.state.filter().apply(control);
                     if let Err(error) = applied {
                         self.has_failed = true;
-                        return Poll::Ready(Some(Err(bad_field(error.field, &error.problem))));
+                        return Poll::Ready(Some(Err(bad_field(error.field(), error.problem()))));
                     }
                 }
                 Some(Err(_)) => {

@@ -77,7 +77,7 @@ impl Authorizer {
     ) -> Result<(), ToolError> {
         if principal.is_unset() {
             tracing::error!(?operation, "a call without a principal was denied; its listener must set one");
-            let problem = "nobody has authenticated the caller; set `ToolCall::principal`".to_owned();
+            let problem = "the caller is not authenticated; set `ToolCall::principal`".to_owned();
             return Err(ToolError::access_denied(problem));
         }
         let problem = match catch(|| (self.0)(principal, operation)) {

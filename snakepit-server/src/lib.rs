@@ -85,7 +85,7 @@ pub use listen::{default_connections, raise_descriptor_limit};
 pub use local_host::LocalHost;
 pub use python::{InterpreterOrigin, find_python};
 pub use snakepit::Snakepit;
-pub use snakepit_wire::{InvalidPatterns, TelemetryFilter};
+pub use snakepit_wire::{TelemetryFilter, TelemetryFilterError};
 pub use telemetry::{TelemetryEvent, TelemetryEvents, TelemetryValue};
 pub use traceback_policy::TracebackPolicy;
 
@@ -175,13 +175,13 @@ pub use snakepit_pool::{
     CallTotals, PoolConfig, PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,
 };
 pub use snakepit_registry::{
-    Announcer, Args, Arguments, CallId, CallLayer, CallLimit, CallLimitLayer, CallMode, CallOutcome,
-    CallRecord, CallScope, CallService, CallStage, ChainedException, Chunk, ChunkStream, Code, ErrorKind,
-    Extension, Extensions, Extractor, Fault, FnTool, HandlerService, HostError, HostState, HostToolStatus,
-    ITEM_SCHEMA_KEY, IntoAnswer, Json, LogLine, MAX_NAME_BYTES, OTHERS_SCHEMA_KEY, OptionalExtractor,
-    ParameterSpec, Principal, ProgressReport, RESULT_SCHEMA_KEY, Reason, RegistryError, ReplyBody,
-    Requirements, State, TimeLimit, ToolCall, ToolContext, ToolError, ToolFailure, ToolFn, ToolHandler,
-    ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
+    Announcer, Args, Arguments, ArgumentsIntoIter, CallId, CallLayer, CallLimit, CallLimitLayer, CallMode,
+    CallOutcome, CallRecord, CallReports, CallScope, CallService, CallStage, ChainedException, Chunk,
+    ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor, Fault, FnTool, HandlerService, HostError,
+    HostState, HostToolStatus, ITEM_SCHEMA_KEY, IntoAnswer, Json, LogLine, MAX_NAME_BYTES, OTHERS_SCHEMA_KEY,
+    OptionalExtractor, ParameterSpec, Principal, ProgressReport, RESULT_SCHEMA_KEY, Reason, RegistryError,
+    ReplyBody, Requirements, State, TimeLimit, ToolCall, ToolContext, ToolError, ToolFailure, ToolFn,
+    ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
 };
 pub use snakepit_session::{
     Batch, Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata,

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Builder, InvalidPatterns, LocalHost, SessionHandle, TelemetryEvents, TelemetryFilter, grpc,
+    Builder, LocalHost, SessionHandle, TelemetryEvents, TelemetryFilter, TelemetryFilterError, grpc,
     grpc::telemetry::Subscription, host::Host, listen::Mount, routes::Routes,
 };
 
@@ -159,7 +159,7 @@ impl Snakepit {
     ///
     /// # Errors
     /// The filter has more than 64 patterns or 4096 bytes of them in a list. The old filter then stays in force.
-    pub fn set_worker_telemetry(&self, filter: TelemetryFilter) -> Result<(), InvalidPatterns> {
+    pub fn set_worker_telemetry(&self, filter: TelemetryFilter) -> Result<(), TelemetryFilterError> {
         self.host().launches.telemetry().set_filter(filter)
     }
 

@@ -84,9 +84,9 @@ pub(crate) fn too_many_connections(limit: usize) -> Status {
     from_tool_error(ToolError::too_many_connections(limit).with_retry_after(RETRY_AFTER))
 }
 
-/// The status for a request of a mounted client above the limit of open requests.
-pub(crate) fn too_many_requests(subject: &str, open: usize) -> Status {
-    let message = format!("{open} requests of {subject} are open, which is the limit; retry later");
+/// The status for a request above a limit of open requests, such as "requests of this client".
+pub(crate) fn too_many_open(requests: &str, open: usize) -> Status {
+    let message = format!("{open} {requests} are open, which is the limit; retry later");
     let fault =
         Fault::new(Reason::Overloaded, message).with_entry("queued", &open).with_entry("limit", &open);
     fault_to_wire(fault.with_retry(Some(RETRY_AFTER)))

@@ -135,7 +135,7 @@ async fn the_number_of_subscribers_is_limited() {
     let (_controls, receiver) = mpsc::channel(1);
     let rejected = client.stream_telemetry(ReceiverStream::new(receiver)).await.unwrap_err();
     assert_eq!(rejected.code(), Code::ResourceExhausted, "{rejected:?}");
-    assert!(rejected.message().contains("32 requests of telemetry are open"), "{rejected:?}");
+    assert!(rejected.message().contains("32 subscriptions of telemetry are open"), "{rejected:?}");
     open.pop();
     eventually("a place is free after a subscriber has left", EVENT_TIMEOUT, || {
         let mut client = client.clone();
@@ -183,7 +183,7 @@ async fn the_configuration_decides_which_events_workers_send() {
     assert_eq!(next, "kept.2");
     let wrong =
         Sandbox::adapter("events:", 1).args(&["--worker-telemetry", "3"]).try_start().await.unwrap_err();
-    assert!(wrong.stderr.contains("not a number from 0 to 1"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("expected a number from 0 to 1"), "{}", wrong.stderr);
 }
 
 #[tokio::test]

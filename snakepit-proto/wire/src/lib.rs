@@ -34,8 +34,8 @@ pub use self::{
     request::{check_size, request_to_wire},
     spec::{spec_from_registration, spec_from_wire, spec_to_registration, spec_to_wire},
     telemetry::{
-        InvalidPatterns, MAX_EVENT_BYTES, MAX_WAITING_EVENTS, TelemetryFilter, is_host_event, lost_events,
-        nanoseconds_since_epoch, sample_key,
+        MAX_EVENT_BYTES, MAX_WAITING_EVENTS, TelemetryFilter, TelemetryFilterError, is_host_event,
+        lost_events, nanoseconds_since_epoch, sample_key,
     },
     value::{
         WireError, inline_any, inline_size, payload_from_wire, payload_to_wire, payload_to_wire_inline,

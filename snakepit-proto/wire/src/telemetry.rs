@@ -1,11 +1,6 @@
 //! [`TelemetryFilter`]: which events a stream of telemetry contains. Hosts and workers use the same rules.
 
-use std::{
-    fmt,
-    hash::{DefaultHasher, Hash, Hasher},
-    str::FromStr,
-    time::SystemTime,
-};
+use std::{str::FromStr, time::SystemTime};
 
 use snakepit_proto::pb::{self, telemetry_control::Control, telemetry_value::Value};
 
@@ -42,22 +37,27 @@ pub struct TelemetryFilter {
     deny: Vec<String>,
 }
 
-/// A control or a filter with too many patterns or an invalid sampling rate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InvalidPatterns {
-    /// The field of the control, such as `filter.deny`.
-    pub field: &'static str,
-    /// The problem, as the end of a sentence.
-    pub problem: String,
+/// An invalid filter of telemetry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}` {problem}")]
+pub struct TelemetryFilterError {
+    field: &'static str,
+    problem: String,
 }
 
-impl fmt::Display for InvalidPatterns {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` {}", self.field, self.problem)
+impl TelemetryFilterError {
+    /// The invalid field, such as `filter.deny`. The names are those of the protocol.
+    #[must_use]
+    pub const fn field(&self) -> &'static str {
+        self.field
+    }
+
+    /// The problem, as the end of a sentence that begins with the field.
+    #[must_use]
+    pub fn problem(&self) -> &str {
+        &self.problem
     }
 }
-
-impl std::error::Error for InvalidPatterns {}
 
 impl Default for TelemetryFilter {
     fn default() -> Self {
@@ -110,11 +110,11 @@ impl TelemetryFilter {
     /// Checks the sampling rate, and the number and the size of the patterns.
     ///
     /// # Errors
-    /// The rate is not a number from 0 to 1. A list has more than 64 patterns, or patterns of more than 4096 bytes.
-    pub fn check(&self) -> Result<(), InvalidPatterns> {
+    /// The rate is not a number from 0 to 1, or a list has more than 64 patterns or patterns of more than 4096 bytes.
+    pub fn check(&self) -> Result<(), TelemetryFilterError> {
         if !(0.0..=1.0).contains(&self.sampling_rate) {
             let problem = format!("is {}, expected a number from 0 to 1", self.sampling_rate);
-            return Err(InvalidPatterns { field: "sampling.sampling_rate", problem });
+            return Err(TelemetryFilterError { field: "sampling.sampling_rate", problem });
         }
         let lists = [
             ("sampling.event_patterns", &self.sampled),
@@ -128,7 +128,7 @@ impl TelemetryFilter {
     ///
     /// # Errors
     /// As for [`check`](Self::check). The filter is then unchanged.
-    pub fn apply(&mut self, control: pb::TelemetryControl) -> Result<(), InvalidPatterns> {
+    pub fn apply(&mut self, control: pb::TelemetryControl) -> Result<(), TelemetryFilterError> {
         let mut changed = self.clone();
         match control.control {
             Some(Control::Toggle(toggle)) => changed.enabled = toggle.enabled,
@@ -181,10 +181,8 @@ impl TelemetryFilter {
         if self.sampling_rate >= 1.0 {
             return true;
         }
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
         #[allow(clippy::cast_precision_loss, reason = "a share of all hashes needs no more precision")]
-        let share = hasher.finish() as f64 / u64::MAX as f64;
+        let share = mixed(key) as f64 / u64::MAX as f64;
         share < self.sampling_rate
     }
 }
@@ -197,24 +195,21 @@ fn matches_any(patterns: &[String], name: &str) -> bool {
 /// rate, and `off` disables all events.
 ///
 /// ```
-/// use snakepit_wire::TelemetryFilter;
+/// use snakepit_wire::{TelemetryFilter, TelemetryFilterError};
 ///
 /// let filter: TelemetryFilter = "model.*, -*.start, 0.5".parse()?;
 /// assert_eq!(filter, TelemetryFilter::new().allow("model.*").deny("*.start").sampling(0.5));
-/// # Ok::<(), String>(())
+/// # Ok::<(), TelemetryFilterError>(())
 /// ```
 impl FromStr for TelemetryFilter {
-    type Err = String;
+    type Err = TelemetryFilterError;
 
-    fn from_str(rules: &str) -> Result<Self, String> {
+    fn from_str(rules: &str) -> Result<Self, TelemetryFilterError> {
         let mut filter = Self::new();
         for rule in rules.split(',').map(str::trim).filter(|rule| !rule.is_empty()) {
             filter = if rule == "off" {
                 filter.enabled(false)
-            } else if let Ok(rate) = rule.parse::<f64>() {
-                if !(0.0..=1.0).contains(&rate) {
-                    return Err(format!("the sampling rate {rule} is not a number from 0 to 1"));
-                }
+            } else if let Ok(rate) = rule.parse() {
                 filter.sampling(rate)
             } else if let Some(pattern) = rule.strip_prefix('-') {
                 filter.deny(pattern)
@@ -222,20 +217,29 @@ impl FromStr for TelemetryFilter {
                 filter.allow(rule)
             };
         }
-        filter.check().map_err(|error| error.to_string())?;
+        filter.check()?;
         Ok(filter)
     }
 }
 
-/// Returns the sampling key of an event with this correlation id.
+/// Returns the sampling key of an event with this correlation id: its FNV-1a hash. Hosts and workers of different builds must select
+/// the same events, so this is not the hash of the standard library, which may change.
 #[must_use]
 pub fn sample_key(correlation_id: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    correlation_id.hash(&mut hasher);
-    hasher.finish()
+    const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    correlation_id.bytes().fold(OFFSET_BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
 }
 
-fn check_patterns(field: &'static str, patterns: &[String]) -> Result<(), InvalidPatterns> {
+/// Distributes keys evenly, also consecutive ones: one step of the generator SplitMix64.
+const fn mixed(key: u64) -> u64 {
+    let key = key.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    key ^ (key >> 31)
+}
+
+fn check_patterns(field: &'static str, patterns: &[String]) -> Result<(), TelemetryFilterError> {
     let (count, bytes) = (patterns.len(), patterns.iter().map(String::len).sum::<usize>());
     let problem = if count > MAX_PATTERNS {
         format!("has {count} patterns, the limit is {MAX_PATTERNS}")
@@ -244,7 +248,7 @@ fn check_patterns(field: &'static str, patterns: &[String]) -> Result<(), Invali
     } else {
         return Ok(());
     };
-    Err(InvalidPatterns { field, problem })
+    Err(TelemetryFilterError { field, problem })
 }
 
 /// Whether a dotted name matches a pattern, in which `*` matches any text.
@@ -295,10 +299,18 @@ mod tests {
             let sampling = pb::TelemetrySamplingUpdate { sampling_rate: rate, event_patterns: Vec::new() };
             let control = pb::TelemetryControl { control: Some(Control::Sampling(sampling)) };
             let error = filter.apply(control).unwrap_err();
-            let expected = format!("`sampling.sampling_rate` is {rate}, expected a number from 0 to 1");
-            assert_eq!(error.to_string(), expected);
+            let problem = format!("is {rate}, expected a number from 0 to 1");
+            assert_eq!((error.field(), error.problem()), ("sampling.sampling_rate", problem.as_str()));
             assert_eq!(filter, TelemetryFilter::new());
         }
+    }
+
+    #[test]
+    fn sampling_selects_the_same_events_in_all_builds() {
+        // The published test vectors of FNV-1a and SplitMix64.
+        assert_eq!(sample_key(""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(sample_key("foobar"), 0x8594_4171_f739_67e8);
+        assert_eq!(mixed(0), 0xe220_a839_7b1d_cdaf);
     }
 
     #[test]
@@ -358,8 +370,12 @@ mod tests {
     fn rules_have_a_short_form() {
         assert_eq!("off".parse(), Ok(TelemetryFilter::new().enabled(false)));
         assert_eq!("".parse(), Ok(TelemetryFilter::new()));
-        for wrong in ["2", "-1", "NaN", &"a,".repeat(100)] {
-            wrong.parse::<TelemetryFilter>().unwrap_err();
+        for rule in ["2", "-1", "NaN"] {
+            let error = rule.parse::<TelemetryFilter>().unwrap_err();
+            let expected = format!("`sampling.sampling_rate` is {rule}, expected a number from 0 to 1");
+            assert_eq!(error.to_string(), expected);
         }
+        let error = "a,".repeat(100).parse::<TelemetryFilter>().unwrap_err();
+        assert_eq!(error.to_string(), "`filter.allow` has 100 patterns, the limit is 64");
     }
 }

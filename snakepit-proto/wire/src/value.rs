@@ -83,7 +83,7 @@ pub fn value_from_wire(value: pb::CallValue) -> Result<Payload, WireError> {
     let ty = pb::CallValueType::try_from(number).ok().and_then(type_from_wire);
     let ty = match ty {
         Some(ty) => ty,
-        None => format!("number {number}").parse()?,
+        None => return Err(PayloadError::unknown_type(format!("number {number}")).into()),
     };
     Ok(match binary {
         Some(buffer) => Payload::declared_buffer(ty, json, buffer)?,

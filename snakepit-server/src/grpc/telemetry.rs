@@ -12,11 +12,12 @@ use tonic::{Extensions, Status, Streaming};
 use super::{bridge::Bridge, open_ended::OpenEndedStream, request::is_from_worker};
 use crate::{
     host::Host,
-    status::{invalid_field, malformed_message, too_many_requests},
+    status::{invalid_field, malformed_message, too_many_open},
     telemetry::{CallEvent, CallEventKind},
 };
 
-/// The maximum number of subscribers of a host over gRPC. Each makes every call slower.
+/// The maximum number of subscriptions of a host, because each makes every call slower. Those of its own program count, but are not
+/// rejected.
 const MAX_SUBSCRIBERS: usize = 32;
 
 type TelemetryStream = Pin<Box<dyn Stream<Item = Result<pb::TelemetryEvent, Status>> + Send>>;
@@ -31,7 +32,7 @@ impl Bridge {
     ) -> Result<TelemetryStream, Status> {
         let open = self.host().telemetry.subscribers();
         if open >= MAX_SUBSCRIBERS {
-            return Err(too_many_requests("telemetry", open));
+            return Err(too_many_open("subscriptions of telemetry", open));
         }
         let mut subscription = Subscription::new(self.host(), TelemetryFilter::new());
         subscription.controls = Some(controls);
@@ -96,7 +97,7 @@ impl Subscription {
                 control = control => match control {
                     Ok(Some(control)) => if let Err(error) = self.filter.apply(control) {
                         self.is_rejected = true;
-                        return Some(Err(invalid_field(error.field, &error.problem)));
+                        return Some(Err(invalid_field(error.field(), error.problem())));
                     },
                     Ok(None) => self.controls = None,
                     Err(status) => {
@@ -106,7 +107,7 @@ impl Subscription {
                 },
                 event = self.events.recv() => match event {
                     Ok(event) if self.hides(&event) => {}
-                    Ok(event) if self.filter.passes(&event_parts(event.kind).join("."), event.call) => {
+                    Ok(event) if self.filter.passes(event_name(event.kind), event.call) => {
                         return Some(Ok(event_to_wire(&event, self.sees_internals)));
                     }
                     Ok(_) => {}
@@ -132,11 +133,11 @@ fn sample_of(event: &pb::TelemetryEvent) -> u64 {
     }
 }
 
-const fn event_parts(kind: CallEventKind) -> [&'static str; 3] {
+const fn event_name(kind: CallEventKind) -> &'static str {
     match kind {
-        CallEventKind::Start => ["tool", "execution", "start"],
-        CallEventKind::Stop => ["tool", "execution", "stop"],
-        CallEventKind::Exception => ["tool", "execution", "exception"],
+        CallEventKind::Start => "tool.execution.start",
+        CallEventKind::Stop => "tool.execution.stop",
+        CallEventKind::Exception => "tool.execution.exception",
     }
 }
 
@@ -157,7 +158,7 @@ fn event_to_wire(event: &CallEvent, sees_internals: bool) -> pb::TelemetryEvent 
         measurements.insert("duration_ns".to_owned(), integer(nanoseconds));
     }
     pb::TelemetryEvent {
-        event_parts: event_parts(event.kind).map(str::to_owned).to_vec(),
+        event_parts: event_name(event.kind).split('.').map(str::to_owned).collect(),
         measurements,
         metadata,
         timestamp_ns: nanoseconds_since_epoch(event.at),

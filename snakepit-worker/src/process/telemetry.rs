@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use futures_util::stream;
 use snakepit_proto::{Message, pb};
 use snakepit_wire::{
-    InvalidPatterns, MAX_EVENT_BYTES, MAX_WAITING_EVENTS, TelemetryFilter, is_host_event, lost_events,
+    MAX_EVENT_BYTES, MAX_WAITING_EVENTS, TelemetryFilter, TelemetryFilterError, is_host_event, lost_events,
 };
 use tokio::sync::{broadcast, mpsc, watch};
 use tonic::{Code, Status};
@@ -85,7 +85,7 @@ impl WorkerTelemetry {
     ///
     /// # Errors
     /// The filter has too many patterns.
-    pub fn set_filter(&self, filter: TelemetryFilter) -> Result<(), InvalidPatterns> {
+    pub fn set_filter(&self, filter: TelemetryFilter) -> Result<(), TelemetryFilterError> {
         filter.check()?;
         self.settings.send_modify(|settings| settings.filter = filter);
         Ok(())

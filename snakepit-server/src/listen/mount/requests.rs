@@ -21,7 +21,7 @@ use crate::{
         response::ResponseBody,
         response_budget::{STALL_TIMEOUT, UnreadResponses},
     },
-    status::too_many_requests,
+    status::too_many_open,
 };
 
 /// The interval at which the host looks for responses that clients do not read.
@@ -127,11 +127,11 @@ impl MountedRequests {
         let mut state = self.lock();
         let open = state.requests.len();
         if open >= self.limits.total {
-            return Err(too_many_requests("mounted services", open));
+            return Err(too_many_open("requests of mounted services", open));
         }
         let open = state.clients.get(&key).map_or(0, |client| client.open);
         if open >= self.limits.per_client {
-            return Err(too_many_requests("this client", open));
+            return Err(too_many_open("requests of this client", open));
         }
         state.last_request += 1;
         let id = state.last_request;
