@@ -1,5 +1,6 @@
 //! The registry of tools. It resolves names, checks calls and runs them with the tool's handler.
 
+mod fallback;
 #[cfg(all(test, loom))]
 mod models;
 mod remote;
@@ -13,6 +14,7 @@ use std::{
     },
 };
 
+use fallback::Fallback;
 pub use remote::Announcer;
 use remote::DeferredAnnouncement;
 
@@ -170,7 +172,7 @@ pub struct Registry {
     tools: RwLock<BTreeMap<Arc<str>, Arc<ResolvedTool>>>,
     /// The workers that announced each tool. Locked after `tools`.
     announcers: Mutex<HashMap<Arc<str>, Vec<Announcer>>>,
-    fallback: RwLock<Option<Arc<ResolvedTool>>>,
+    fallback: RwLock<Option<Fallback>>,
     revision: AtomicU64,
     /// Announcements that wait until the workers with other specs have ended. Locked before `tools`.
     deferred: Mutex<Vec<DeferredAnnouncement>>,
@@ -236,13 +238,6 @@ impl Registry {
         Ok(())
     }
 
-    /// Sets the fallback, which handles calls of unregistered names. It is needed for a pool whose workers announce their
-    /// tools only at the first call, or serve any name.
-    pub fn set_fallback(&self, provider: &str, handler: Arc<dyn ToolHandler>) {
-        let fallback = Arc::new(ResolvedTool::new(None, provider, handler));
-        *self.fallback.write().unwrap_or_else(PoisonError::into_inner) = Some(fallback);
-    }
-
     /// Finds the tool with this name, or the fallback.
     ///
     /// # Errors
@@ -272,7 +267,7 @@ impl Registry {
             return Ok(Arc::clone(registered));
         }
         if let Some(fallback) = &*self.fallback.read().unwrap_or_else(PoisonError::into_inner) {
-            return Ok(Arc::clone(fallback));
+            return Ok(Arc::clone(&fallback.tool));
         }
         let names = tools.iter().filter(|(_, tool)| is_visible(tool)).map(|(name, _)| name.as_ref());
         Err(not_found(tool, names))

@@ -35,6 +35,11 @@ impl Announcer {
     pub fn is_alive(&self) -> bool {
         self.liveness.strong_count() > 0
     }
+
+    /// The id of the worker.
+    pub(super) fn worker(&self) -> &str {
+        &self.worker
+    }
 }
 
 impl Registry {

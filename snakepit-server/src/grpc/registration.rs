@@ -59,7 +59,9 @@ impl Bridge {
         let response = match registered {
             Ok(_) => {
                 if serves_any_tool {
-                    registry.set_fallback(&name, handler);
+                    registry.announce_fallback(&name, launch.announcer(), handler);
+                } else {
+                    registry.forget_fallback(&name);
                 }
                 tracing::debug!(worker = %launch.id(), as = worker_id, pool = name, count, "tools registered");
                 pb::RegisterToolsResponse { success: true, tool_ids, error_message: String::new() }

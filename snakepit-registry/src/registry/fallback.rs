@@ -1,0 +1,100 @@
+//! The fallback, which handles calls of unregistered names.
+
+use std::sync::{Arc, PoisonError};
+
+use super::{Announcer, Registry, ResolvedTool};
+use crate::ToolHandler;
+
+/// The handler of unregistered names.
+#[derive(Debug)]
+pub(super) struct Fallback {
+    pub(super) tool: Arc<ResolvedTool>,
+    /// The workers that serve any name. `None` if the host has set the fallback.
+    announcers: Option<Vec<Announcer>>,
+}
+
+impl Registry {
+    /// Sets the fallback, which handles calls of unregistered names. It is needed for a pool whose workers announce their tools only at
+    /// the first call.
+    pub fn set_fallback(&self, provider: &str, handler: Arc<dyn ToolHandler>) {
+        let tool = Arc::new(ResolvedTool::new(None, provider, handler));
+        *self.fallback.write().unwrap_or_else(PoisonError::into_inner) =
+            Some(Fallback { tool, announcers: None });
+    }
+
+    /// Sets the fallback for a worker that serves any name, unless the host has [set](Self::set_fallback) it.
+    pub fn announce_fallback(&self, provider: &str, announcer: &Announcer, handler: Arc<dyn ToolHandler>) {
+        let mut fallback = self.fallback.write().unwrap_or_else(PoisonError::into_inner);
+        let mut announcers = match fallback.take() {
+            Some(set @ Fallback { announcers: None, .. }) => {
+                *fallback = Some(set);
+                return;
+            }
+            Some(Fallback { announcers: Some(announcers), .. }) => announcers,
+            None => Vec::new(),
+        };
+        // A worker may announce itself with every call.
+        announcers.retain(|other| other.is_alive() && other.worker() != announcer.worker());
+        announcers.push(announcer.clone());
+        let tool = Arc::new(ResolvedTool::new(None, provider, handler));
+        *fallback = Some(Fallback { tool, announcers: Some(announcers) });
+    }
+
+    /// Removes the fallback if all workers that announced it have ended. Called when a worker of the provider registers that does not
+    /// serve any name. Until then, calls of unregistered names wait for the replacements of these workers.
+    pub fn forget_fallback(&self, provider: &str) {
+        let is_forgotten = |fallback: &Fallback| {
+            let announcers = fallback.announcers.as_ref();
+            fallback.tool.provider == provider
+                && announcers.is_some_and(|announcers| !announcers.iter().any(Announcer::is_alive))
+        };
+        let fallback = self.fallback.read().unwrap_or_else(PoisonError::into_inner);
+        if !fallback.as_ref().is_some_and(is_forgotten) {
+            return;
+        }
+        drop(fallback);
+        let mut fallback = self.fallback.write().unwrap_or_else(PoisonError::into_inner);
+        // A worker may have announced it meanwhile.
+        let forgotten = fallback.take_if(|fallback| is_forgotten(fallback));
+        // The handler is dropped without the lock.
+        drop(fallback);
+        drop(forgotten);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{FnTool, ToolError};
+
+    #[test]
+    fn the_fallback_ends_with_the_last_worker_that_serves_any_name() {
+        let registry = Registry::new();
+        let handler = || -> Arc<dyn ToolHandler> {
+            Arc::new(FnTool::typed("host", |_: Value| async { Ok::<_, String>(()) }))
+        };
+        let (first_liveness, second_liveness) = (Arc::new(()), Arc::new(()));
+        let first = Announcer::new("first".into(), &first_liveness);
+        let second = Announcer::new("second".into(), &second_liveness);
+        registry.announce_fallback("pool", &first, handler());
+        registry.announce_fallback("pool", &second, handler());
+        registry.announce_fallback("pool", &second, handler());
+        drop(first_liveness);
+        registry.forget_fallback("pool");
+        registry.resolve("any").expect("the second worker serves it");
+        drop(second_liveness);
+        registry.resolve("any").expect("its calls wait for the next worker");
+        registry.forget_fallback("other");
+        registry.resolve("any").expect("a worker of another pool has registered");
+        registry.forget_fallback("pool");
+        assert!(matches!(registry.resolve("any"), Err(ToolError::NotFound { .. })));
+
+        // The fallback of the host remains.
+        registry.set_fallback("pool", handler());
+        registry.announce_fallback("pool", &first, handler());
+        registry.forget_fallback("pool");
+        registry.resolve("any").unwrap();
+    }
+}
