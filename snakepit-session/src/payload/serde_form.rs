@@ -5,7 +5,10 @@ use std::{cell::RefCell, fmt};
 use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{Error as _, MapAccess, Visitor},
+    de::{
+        MapAccess, SeqAccess, Visitor,
+        value::{MapAccessDeserializer, SeqAccessDeserializer},
+    },
     ser::Error as _,
 };
 use serde_json::{Value, value::RawValue};
@@ -108,10 +111,32 @@ impl schemars::JsonSchema for Payload {
     }
 }
 
+/// Reads a value that its deserializer does not pass as text.
+fn read_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Payload, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    of_text(&value.to_string())
+}
+
+fn of_text<E: serde::de::Error>(text: &str) -> Result<Payload, E> {
+    Payload::with_base64(text).map_err(|problem| E::custom(format!("it {problem}")))
+}
+
+/// Reads a payload from a deserializer of this crate, or any value from others.
 struct PayloadVisitor;
+
+/// Visits a value whose text is JSON, from a deserializer that passes on newtypes as the value in them.
+macro_rules! visit_plain {
+    ($($visit:ident: $ty:ty),*) => {$(
+        fn $visit<E: serde::de::Error>(self, value: $ty) -> Result<Payload, E> {
+            of_text(&value.to_string())
+        }
+    )*};
+}
 
 impl<'de> Visitor<'de> for PayloadVisitor {
     type Value = Payload;
+
+    visit_plain!(visit_bool: bool, visit_i64: i64, visit_i128: i128, visit_u64: u64, visit_u128: u128);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a value")
@@ -119,6 +144,35 @@ impl<'de> Visitor<'de> for PayloadVisitor {
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<Payload, E> {
         Ok(HANDOVER.take().unwrap_or_else(Payload::null))
+    }
+
+    fn visit_none<E: serde::de::Error>(self) -> Result<Payload, E> {
+        Ok(Payload::null())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Payload, D::Error> {
+        Payload::deserialize(deserializer)
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Payload, E> {
+        // `Value` has no NaN and no infinities.
+        Ok(Payload::float(value))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Payload, E> {
+        of_text(&Value::from(value).to_string())
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, value: &[u8]) -> Result<Payload, E> {
+        Ok(Payload::bytes(Bytes::copy_from_slice(value)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Payload, A::Error> {
+        read_value(SeqAccessDeserializer::new(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Payload, A::Error> {
+        read_value(MapAccessDeserializer::new(map))
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Payload, D::Error> {
@@ -141,15 +195,12 @@ impl<'de> Visitor<'de> for TextVisitor {
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Payload, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let payload = Payload::with_base64(&value.to_string());
-        payload.map_err(|problem| D::Error::custom(format!("it {problem}")))
+        read_value(deserializer)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Payload, A::Error> {
         let _: Option<String> = map.next_key()?;
-        let text: String = map.next_value()?;
-        Payload::with_base64(&text).map_err(|problem| A::Error::custom(format!("it {problem}")))
+        of_text(&map.next_value::<String>()?)
     }
 }
 
@@ -228,6 +279,31 @@ mod tests {
         assert_eq!(json[0]["data"], "AADAPwAAwH8AAEDAAACAQA==");
         let [plain] = serde_json::from_value::<[Payload; 1]>(json).unwrap();
         assert_eq!(plain.binary(), boxes.binary());
+    }
+
+    #[test]
+    fn deserializers_that_do_not_pass_on_newtypes_are_read() {
+        use serde::de::value::{Error, MapDeserializer, SeqDeserializer};
+
+        fn read<'de, I: serde::de::IntoDeserializer<'de, Error>>(value: I) -> Payload {
+            Payload::deserialize(value.into_deserializer()).unwrap()
+        }
+        assert_eq!((read("text"), read(true)), (json_payload("\"text\""), json_payload("true")));
+        assert_eq!(
+            (read(-7_i64), read(u64::MAX)),
+            (json_payload("-7"), json_payload("18446744073709551615"))
+        );
+        assert_eq!(&read(u128::MAX).json()[..], u128::MAX.to_string().as_bytes());
+        assert_eq!((read(()), read(2.5_f64)), (Payload::null(), Payload::float(2.5)));
+        assert!(read(f64::NAN).to_serde::<f64>().unwrap().is_nan());
+        let list = SeqDeserializer::<_, Error>::new([1, 2].into_iter());
+        assert_eq!(Payload::deserialize(list).unwrap(), json_payload("[1,2]"));
+        let map = MapDeserializer::<_, Error>::new([("a", "x"), ("b", "y")].into_iter());
+        assert_eq!(Payload::deserialize(map).unwrap(), json_payload(r#"{"a":"x","b":"y"}"#));
+    }
+
+    fn json_payload(text: &str) -> Payload {
+        serde_json::from_str(text).unwrap()
     }
 
     #[test]
