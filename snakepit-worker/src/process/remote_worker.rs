@@ -80,7 +80,7 @@ impl ToolHandler for RemoteWorker {
         if let Some(receivers) = &self.report_receivers
             && let Some(reports) = CallReports::of(&call)
         {
-            let guard = receivers.add(call.id, reports.clone());
+            let guard = receivers.add(call.id, reports.clone(), call.deadline);
             return Box::pin(reports::with_reports(guard, self.send(call)));
         }
         self.send(call)

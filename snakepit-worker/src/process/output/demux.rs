@@ -6,6 +6,8 @@ use super::lines::{Line, LineBuffer};
 
 /// The maximum number of unfinished lines of calls. The oldest one is then passed on as it is.
 const MAX_UNFINISHED: usize = 64;
+/// The maximum number of calls that may write outside of frames. The oldest one is then removed, because its end is probably missing.
+const MAX_RAW_OWNERS: usize = 1024;
 
 /// The call that wrote a line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -116,6 +118,9 @@ impl Demux {
                     if is_owner != is_begin {
                         raw.flush(|line| emit(event(raw_origin, line)));
                         if is_begin {
+                            if raw_owners.len() >= MAX_RAW_OWNERS {
+                                raw_owners.remove(0);
+                            }
                             raw_owners.push(Origin::of(&frame));
                         } else {
                             raw_owners.retain(|owner| owner.request_id != request_id);
@@ -281,6 +286,17 @@ mod tests {
             frame(FrameKind::End, 1, ""),
         ]);
         assert_eq!(events, ["1 of the call", "1 of another program", "1 of a program", "1 end"]);
+    }
+
+    #[test]
+    fn calls_without_an_end_are_bounded() {
+        use FrameKind::{Begin, End};
+        let count = MAX_RAW_OWNERS as u64 + 2;
+        let mut parts: Vec<_> = (1..=count).map(|id| frame(Begin, id, "")).collect();
+        // Of the calls 3 to `count`, only the last one remains.
+        parts.extend((3..count).map(|id| frame(End, id, "")));
+        parts.push(b"of the last\n".to_vec());
+        assert_eq!(events_of(&parts).pop().unwrap(), format!("{count} of the last"));
     }
 
     #[test]

@@ -10,10 +10,12 @@ use std::{
 };
 
 use snakepit_registry::{CallId, CallReports};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 /// How long a caller that receives reports waits for the last ones of an ended call.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long before the deadline of its call this wait ends, so that the answer arrives in time.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(20);
 
 /// The bits of the two streams.
 const ALL_STREAMS: u8 = 0b11;
@@ -50,17 +52,23 @@ pub(in super::super) struct ReceiverGuard {
     calls: ReportReceivers,
     id: CallId,
     call: Arc<Receiver>,
+    deadline: Option<Instant>,
 }
 
 impl ReportReceivers {
-    /// Passes the reports of a call to its caller.
-    pub(in super::super) fn add(&self, id: CallId, reports: CallReports) -> ReceiverGuard {
+    /// Passes the reports of a call to its caller. `deadline` is that of the call.
+    pub(in super::super) fn add(
+        &self,
+        id: CallId,
+        reports: CallReports,
+        deadline: Option<Instant>,
+    ) -> ReceiverGuard {
         let mut state = self.lock();
         let ended_streams = AtomicU8::new(state.ended_streams);
         let call = Arc::new(Receiver { reports, ended_streams, ended: Notify::new() });
         state.calls.insert(id.as_u64(), Arc::clone(&call));
         drop(state);
-        ReceiverGuard { calls: self.clone(), id, call }
+        ReceiverGuard { calls: self.clone(), id, call, deadline }
     }
 
     /// The reports of a call, if its caller receives any.
@@ -91,14 +99,20 @@ impl ReportReceivers {
 }
 
 impl ReceiverGuard {
-    /// Waits until the caller has received all reports of the ended call, for a second at most. Cancel safe.
+    /// Waits until the caller has received all reports of the ended call, for a second at most. Ends before the deadline of the call,
+    /// which would otherwise replace an answer that has arrived. Cancel safe.
     pub(in super::super) async fn drained(&self) {
         let drained = async {
             while self.call.ended_streams.load(Ordering::Acquire) != ALL_STREAMS {
                 self.call.ended.notified().await;
             }
         };
-        let _ = tokio::time::timeout(END_TIMEOUT, drained).await;
+        let end = Instant::now() + END_TIMEOUT;
+        // Without a time before the deadline, only looks whether the reports have ended.
+        let before_deadline =
+            |deadline: Instant| deadline.checked_sub(DEADLINE_MARGIN).unwrap_or_else(Instant::now);
+        let end = self.deadline.map(before_deadline).map_or(end, |deadline| deadline.min(end));
+        let _ = tokio::time::timeout_at(end, drained).await;
     }
 }
 
@@ -115,7 +129,6 @@ impl Drop for ReceiverGuard {
 #[cfg(test)]
 mod tests {
     use snakepit_registry::ToolCall;
-    use tokio::time::Instant;
 
     use super::*;
 
@@ -127,7 +140,7 @@ mod tests {
     async fn a_caller_waits_for_the_end_in_both_streams_or_for_the_end_of_the_worker() {
         let calls = ReportReceivers::default();
         let (id, start) = (CallId::from_u64(1), Instant::now());
-        let guard = calls.add(id, reports());
+        let guard = calls.add(id, reports(), None);
         assert!(calls.reports_of(1).is_some_and(|reports| reports.wants_logs()));
         calls.end_call(1, 1);
         let both = async { tokio::join!(guard.drained(), async { calls.end_call(1, 2) }) };
@@ -136,13 +149,27 @@ mod tests {
         drop(guard);
         assert!(calls.reports_of(1).is_none());
 
-        let guard = calls.add(id, reports());
+        let guard = calls.add(id, reports(), None);
         guard.drained().await;
         assert_eq!(start.elapsed(), END_TIMEOUT);
         calls.end_stream(1);
         calls.end_stream(2);
         guard.drained().await;
-        calls.add(CallId::from_u64(2), reports()).drained().await;
+        calls.add(CallId::from_u64(2), reports(), None).drained().await;
         assert_eq!(start.elapsed(), END_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_does_not_wait_for_reports_beyond_the_deadline_of_its_call() {
+        let (calls, start) = (ReportReceivers::default(), Instant::now());
+        let deadline = start + END_TIMEOUT / 2;
+        let guard = calls.add(CallId::from_u64(1), reports(), Some(deadline));
+        guard.drained().await;
+        assert_eq!(Instant::now(), deadline - DEADLINE_MARGIN);
+        guard.drained().await;
+        assert_eq!(Instant::now(), deadline - DEADLINE_MARGIN, "the deadline is too close");
+        let later = calls.add(CallId::from_u64(2), reports(), Some(start + END_TIMEOUT * 5));
+        later.drained().await;
+        assert_eq!(Instant::now(), deadline - DEADLINE_MARGIN + END_TIMEOUT);
     }
 }
