@@ -178,6 +178,9 @@ pub struct CallLimits {
     /// The tools that are plain functions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plain_tools: Vec<String>,
+    /// The tools that share `shared`, if all tools that no list names are plain functions. `None` if those share it, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_tools: Option<Vec<String>>,
 }
 
 /// One line of JSON that a worker writes to the control channel.

@@ -289,15 +289,7 @@ impl Plan {
 
     /// Describes the limits for the host. `None` for a worker that runs one call at a time.
     pub(crate) fn call_limits(&self) -> Option<launch::CallLimits> {
-        let Concurrency { calls, shared, threads, .. } = self.concurrency;
-        let own = self.tools.iter().filter_map(|(name, tool)| Some((name.clone(), tool.concurrency?)));
-        let plain = self.tools.iter().filter(|(_, tool)| tool.is_plain).map(|(name, _)| name.clone());
-        (calls > 1).then(|| launch::CallLimits {
-            shared: shared.max(1),
-            tools: own.collect(),
-            plain: threads.max(1),
-            plain_tools: plain.collect(),
-        })
+        (self.concurrency.calls > 1).then(|| self.concurrency_limits().describe())
     }
 
     /// Calls `execute_tool` of an adapter.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The limits within which a worker that runs several calls begins them. A call above a limit occupies a place of the worker and
-/// waits. The pool does not apply them, but rejects nested calls that would wait for calls that wait for them.
+/// waits. The pool does not apply these limits, but uses them to reject nested calls that would deadlock.
 ///
 /// # Example
 ///
@@ -20,13 +20,15 @@ pub struct CallLimits {
     tools: BTreeMap<String, usize>,
     plain: usize,
     plain_tools: BTreeSet<String>,
+    /// The tools that share the shared limit, if tools without any limit of their own are plain.
+    shared_tools: Option<BTreeSet<String>>,
 }
 
 impl CallLimits {
     /// `shared` limits the calls of all tools without an own limit together.
     #[must_use]
     pub const fn new(shared: usize) -> Self {
-        Self { shared, tools: BTreeMap::new(), plain: 1, plain_tools: BTreeSet::new() }
+        Self { shared, tools: BTreeMap::new(), plain: 1, plain_tools: BTreeSet::new(), shared_tools: None }
     }
 
     /// Limits the calls of one tool. They do not count towards the shared limit.
@@ -49,14 +51,27 @@ impl CallLimits {
         self
     }
 
+    /// Counts all further tools as [plain](Self::with_plain_tools), such as those that a worker serves without declaring them. `shared`
+    /// names the tools that share the shared limit.
+    #[must_use]
+    pub fn with_other_tools_plain(mut self, shared: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.shared_tools = Some(shared.into_iter().map(Into::into).collect());
+        self
+    }
+
+    fn is_plain(&self, tool: &str) -> bool {
+        let is_shared = |shared: &BTreeSet<String>| shared.contains(tool) || self.tools.contains_key(tool);
+        self.plain_tools.contains(tool) || self.shared_tools.as_ref().is_some_and(|shared| !is_shared(shared))
+    }
+
     /// Returns whether a call of `tool` can begin while calls of these tools run, and none of them ends.
     pub fn can_begin<'a>(&self, tool: &str, running: impl IntoIterator<Item = &'a str>) -> bool {
-        let is_plain = self.plain_tools.contains(tool);
+        let is_plain = self.is_plain(tool);
         let own = self.tools.get(tool).copied();
         let (mut of_tool, mut plain, mut shared) = (0, 0, 0);
         for other in running {
             of_tool += usize::from(other == tool);
-            let is_other_plain = self.plain_tools.contains(other);
+            let is_other_plain = self.is_plain(other);
             plain += usize::from(is_other_plain);
             shared += usize::from(!is_other_plain && !self.tools.contains_key(other));
         }
@@ -84,5 +99,15 @@ mod tests {
         assert!(limits.can_begin("cpu", ["gpu", "a", "b"]));
         assert!(!limits.can_begin("cpu", ["gpu", "cpu"]));
         assert!(!limits.can_begin("gpu", ["gpu"]));
+    }
+
+    #[test]
+    fn tools_that_a_worker_does_not_declare_can_be_plain() {
+        let limits = CallLimits::new(2).with_tool("one", 1).with_plain_tools(1, ["cpu"]);
+        assert!(limits.can_begin("undeclared", ["cpu"]), "they share the shared limit");
+        let limits = limits.with_other_tools_plain(["a"]);
+        assert!(!limits.can_begin("undeclared", ["cpu"]) && !limits.can_begin("cpu", ["undeclared"]));
+        assert!(limits.can_begin("a", ["undeclared", "a"]) && limits.can_begin("one", ["undeclared"]));
+        assert!(limits.can_begin("undeclared", ["a", "a", "one"]));
     }
 }

@@ -110,9 +110,12 @@ pub(super) async fn wait_ready(
 }
 
 fn call_limits_of(limits: launch::CallLimits) -> CallLimits {
-    let launch::CallLimits { shared, tools, plain, plain_tools } = limits;
-    let shared = CallLimits::new(shared).with_plain_tools(plain, plain_tools);
-    tools.into_iter().fold(shared, |limits, (tool, calls)| limits.with_tool(tool, calls))
+    let launch::CallLimits { shared, tools, plain, plain_tools, shared_tools } = limits;
+    let mut limits = CallLimits::new(shared).with_plain_tools(plain, plain_tools);
+    if let Some(shared_tools) = shared_tools {
+        limits = limits.with_other_tools_plain(shared_tools);
+    }
+    tools.into_iter().fold(limits, |limits, (tool, calls)| limits.with_tool(tool, calls))
 }
 
 /// Reads the worker's message from the control channel. Never returns for workers that do not use it.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
+use snakepit_proto::launch;
 
 /// The limits of a worker, and the number of its running calls.
 ///
@@ -52,6 +53,24 @@ impl ConcurrencyLimits {
     /// Declares a tool.
     pub(crate) fn add(&mut self, tool: &str, is_plain: bool, limit: Option<usize>) {
         self.tools.insert(tool.to_owned(), ToolLimits { is_plain, own: limit.map(Limit::new) });
+    }
+
+    /// Describes the limits for the host.
+    pub(crate) fn describe(&self) -> launch::CallLimits {
+        let named = |is_listed: fn(&ToolLimits) -> bool| {
+            let mut names: Vec<_> =
+                self.tools.iter().filter(|(_, tool)| is_listed(tool)).map(|(name, _)| name.clone()).collect();
+            names.sort_unstable();
+            names
+        };
+        let own = self.tools.iter().filter_map(|(name, tool)| Some((name.clone(), tool.own?.most)));
+        launch::CallLimits {
+            shared: self.shared.most,
+            tools: own.collect(),
+            plain: self.plain.most,
+            plain_tools: named(|tool| tool.is_plain),
+            shared_tools: self.are_others_plain.then(|| named(|tool| !tool.is_plain && tool.own.is_none())),
+        }
     }
 
     /// The number of running calls.
@@ -140,5 +159,24 @@ mod tests {
         limits.add("cpu", true, None);
         assert_eq!(open(&mut limits, &["gpu"], &["gpu", "cpu"]), ["cpu"]);
         assert_eq!(open(&mut limits, &["cpu", "cpu"], &["gpu", "cpu"]), ["cpu"]);
+    }
+
+    #[test]
+    fn the_host_learns_whether_undeclared_tools_are_plain() {
+        for are_others_plain in [true, false] {
+            let mut limits = ConcurrencyLimits::new(8, 2, 0, are_others_plain);
+            limits.add("wide", false, Some(4));
+            limits.add("gpu", true, Some(1));
+            limits.add("b", false, None);
+            limits.add("a", false, None);
+            let expected = launch::CallLimits {
+                shared: 2,
+                tools: [("gpu".to_owned(), 1), ("wide".to_owned(), 4)].into(),
+                plain: 1,
+                plain_tools: vec!["gpu".to_owned()],
+                shared_tools: are_others_plain.then(|| vec!["a".to_owned(), "b".to_owned()]),
+            };
+            assert_eq!(limits.describe(), expected);
+        }
     }
 }
