@@ -26,16 +26,16 @@ use crate::{Error, HostHandle, InProcessHandle, RemoteHost};
 
 /// Prepares one call: [`Caller::call`](crate::Caller::call).
 ///
-/// The builder reports the first mistake, such as arguments that do not serialize, when the call is made.
+/// The builder reports the first error, such as arguments that do not serialize, when the call is made.
 #[derive(Debug)]
 #[must_use = "a call does nothing until `unary` or `stream` is awaited"]
 pub struct CallBuilder<H = RemoteHost> {
     host: H,
-    /// Boxed, like the mistake, because each builder method moves the builder.
+    /// Boxed, like the error, because each builder method moves the builder.
     call: Box<ToolCall>,
     timeout: Option<Duration>,
     deadline: Option<Instant>,
-    mistake: Option<Box<Error>>,
+    first_error: Option<Box<Error>>,
 }
 
 /// The reply to a unary call.
@@ -61,7 +61,7 @@ impl<T> Reply<T> {
 
 impl<H: HostHandle> CallBuilder<H> {
     pub(crate) fn new(host: H, tool: &str) -> Self {
-        Self { host, call: Box::new(ToolCall::new(tool)), timeout: None, deadline: None, mistake: None }
+        Self { host, call: Box::new(ToolCall::new(tool)), timeout: None, deadline: None, first_error: None }
     }
 
     /// Adds arguments: a struct, or a map from parameter names to values. Each argument may be set once, here or with
@@ -75,7 +75,7 @@ impl<H: HostHandle> CallBuilder<H> {
             Ok(arguments) => {
                 arguments.into_iter().fold(self, |call, (name, value)| call.payload(name, value))
             }
-            Err(mistake) => self.with_invalid_option(mistake),
+            Err(error) => self.with_error(error),
         }
     }
 
@@ -84,7 +84,7 @@ impl<H: HostHandle> CallBuilder<H> {
     pub fn arg(self, name: impl Into<String>, value: impl Serialize) -> Self {
         match Payload::try_from_serde(&value) {
             Ok(value) => self.payload(name, value),
-            Err(error) => self.with_invalid_option(error.into()),
+            Err(error) => self.with_error(error.into()),
         }
     }
 
@@ -94,15 +94,15 @@ impl<H: HostHandle> CallBuilder<H> {
         if self.call.arguments.get(&name).is_some() {
             let tool = self.call.tool.to_string();
             let problem = "is set twice; pass it once, by `arg`, `args` or `payload`".to_owned();
-            return self.with_invalid_option(ToolError::invalid_argument(tool, name, problem).into());
+            return self.with_error(ToolError::invalid_argument(tool, name, problem).into());
         }
         self.call.arguments.insert(name, value);
         self
     }
 
-    /// Stores the first mistake.
-    fn with_invalid_option(mut self, mistake: Error) -> Self {
-        self.mistake.get_or_insert_with(|| Box::new(mistake));
+    /// Stores the first error.
+    fn with_error(mut self, error: Error) -> Self {
+        self.first_error.get_or_insert_with(|| Box::new(error));
         self
     }
 
@@ -118,7 +118,7 @@ impl<H: HostHandle> CallBuilder<H> {
                 self.call.session = Some(id);
                 self
             }
-            Err(error) => self.with_invalid_option(SessionError::from(error).into()),
+            Err(error) => self.with_error(SessionError::from(error).into()),
         }
     }
 
@@ -280,10 +280,10 @@ impl<H: HostHandle> CallBuilder<H> {
         self,
         mode: CallMode,
     ) -> impl Future<Output = Result<(ToolReply, Option<TimeLimit>), Error>> + Send {
-        let Self { host, mut call, timeout, deadline, mistake } = self;
+        let Self { host, mut call, timeout, deadline, first_error } = self;
         async move {
-            if let Some(mistake) = mistake {
-                return Err(*mistake);
+            if let Some(error) = first_error {
+                return Err(*error);
             }
             call.mode = mode;
             let now = Instant::now();
