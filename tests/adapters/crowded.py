@@ -64,20 +64,23 @@ class Crowded(BaseAdapter):
 
 
 class Serial(BaseAdapter):
-    """Only one tool overlaps, so the others run one after another."""
+    """Only `proceed` overlaps, so the other tools run one after another."""
+
+    may_proceed = asyncio.Event()
 
     @tool(concurrency=8)
-    async def wide(self) -> None: ...
+    async def proceed(self) -> None:
+        """Let the running call of `large` or `items` go on, after the next call has arrived."""
+        self.may_proceed.set()
 
     @tool
     async def large(self, count: int) -> str:
-        # The next call arrives meanwhile.
-        await asyncio.sleep(0.1)
+        await self.may_proceed.wait()
         return "x" * count
 
     @tool
     async def items(self, count: int) -> Any:
-        await asyncio.sleep(0.1)
+        await self.may_proceed.wait()
         for _ in range(count):
             yield "x" * 10_000
 

@@ -76,16 +76,29 @@ async fn a_nested_call_that_its_caller_keeps_from_beginning_is_refused() {
     snakepit.shutdown().await.unwrap();
 }
 
+/// Sends a call that kills the worker while another call runs on it, and lets that call go on once both are on the worker.
+async fn die_next(snakepit: &Snakepit) -> Result<(), Error> {
+    let in_flight = async |count| {
+        let description = format!("{count} calls are on the worker");
+        eventually(&description, EVENT_TIMEOUT, async || snakepit.status().in_flight == count).await;
+    };
+    in_flight(1).await;
+    let proceed = async {
+        in_flight(2).await;
+        value(snakepit, "proceed", json!({})).await
+    };
+    let (died, _) = tokio::join!(run::<()>(snakepit, "die", json!({})), proceed);
+    died
+}
+
 #[tokio::test]
 async fn a_finished_answer_survives_the_next_call() {
     let (snakepit, _dir) = start("Serial", 1).await;
     for _ in 0..5 {
-        let die = async {
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            run::<()>(&snakepit, "die", json!({})).await
-        };
-        let (text, died) = tokio::join!(run::<String>(&snakepit, "large", json!({"count": 5_000_000})), die);
-        assert_eq!(text.unwrap().len(), 5_000_000);
+        let large = run::<String>(&snakepit, "large", json!({"count": 5_000_000}));
+        // An error of the first call ends the test, instead of the wait for it.
+        let (text, died) = tokio::try_join!(large, async { Ok(die_next(&snakepit).await) }).unwrap();
+        assert_eq!(text.len(), 5_000_000);
         died.unwrap_err();
     }
     snakepit.shutdown().await.unwrap();
@@ -135,16 +148,12 @@ async fn a_shutdown_ends_retired_workers() {
 async fn the_end_of_a_stream_survives_the_next_call() {
     let (snakepit, _dir) = start("Serial", 1).await;
     for _ in 0..3 {
-        let die = async {
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            run::<()>(&snakepit, "die", json!({})).await
-        };
         let items = async {
             let stream = call(&snakepit, "items", json!({"count": 5})).stream::<String>().await?;
             stream.try_collect::<Vec<_>>().await
         };
-        let (items, died) = tokio::join!(items, die);
-        assert_eq!(items.unwrap().len(), 5);
+        let (items, died) = tokio::try_join!(items, async { Ok(die_next(&snakepit).await) }).unwrap();
+        assert_eq!(items.len(), 5);
         died.unwrap_err();
     }
     snakepit.shutdown().await.unwrap();

@@ -152,13 +152,16 @@ async fn a_new_subscriber_does_not_wait_after_the_last_one_has_left() {
     const ROUNDS: u32 = 10;
     let sandbox = Sandbox::adapter("events:", 1).start().await;
     let mut client = sandbox.client().await;
-    let begin = Instant::now();
+    drop(Telemetry::open(&mut client).await);
+    let mut fastest = Duration::MAX;
     for _ in 0..ROUNDS {
+        let begin = Instant::now();
         let mut telemetry = Telemetry::open(&mut client).await;
         emit_until(&mut client, &mut telemetry, "again").await;
+        fastest = fastest.min(begin.elapsed());
     }
-    // A pause of a second in each round would take twice as long.
-    assert!(begin.elapsed() < Duration::from_secs(1) * ROUNDS / 2, "{:?}", begin.elapsed());
+    // With a pause of a second, every round would take longer. A busy machine delays only some.
+    assert!(fastest < Duration::from_secs(1) / 2, "{fastest:?}");
 }
 
 #[tokio::test]
@@ -244,15 +247,47 @@ async fn alone(args: &[&str]) -> (tokio::process::Child, Client) {
     (child, Client::new(endpoint.connect().await.unwrap()))
 }
 
-/// Emits events until none arrives. A control and a call travel separately, so the worker may apply the control a little later.
-async fn silenced(client: &mut Client, telemetry: &mut Telemetry) {
-    for _ in 0..50 {
-        execute(client, "emit", &json!({"name": "a.b"})).await.unwrap();
-        if timeout(Duration::from_millis(100), telemetry.events.message()).await.is_err() {
-            return;
+/// Sends a control until the worker drops the event `a.b`. Then events named `model.mark` must arrive, after the control `undo` if there
+/// is one. Controls and calls travel separately, so the worker may apply a control later.
+async fn silenced(client: &mut Client, telemetry: &mut Telemetry, control: Control, undo: Option<Control>) {
+    let silencing = async {
+        for round in 0_u64.. {
+            telemetry.control(control.clone()).await;
+            let id = round.to_string();
+            execute(client, "emit", &json!({"name": "a.b", "correlation": id})).await.unwrap();
+            if let Some(undo) = &undo {
+                telemetry.control(undo.clone()).await;
+            }
+            // The mark follows the event, if the worker has sent it.
+            let mut mark_client = client.clone();
+            let marking = async {
+                loop {
+                    let mark = json!({"name": "model.mark", "correlation": id});
+                    execute(&mut mark_client, "emit", &mark).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            };
+            let mut is_dropped = true;
+            let reading = async {
+                loop {
+                    let event = telemetry.next().await;
+                    match event.event_parts.last().unwrap().as_str() {
+                        _ if event.correlation_id != id => {}
+                        "mark" => break,
+                        _ => is_dropped = false,
+                    }
+                }
+            };
+            tokio::select! {
+                () = reading => {}
+                () = marking => unreachable!(),
+            }
+            if is_dropped {
+                return;
+            }
         }
-    }
-    panic!("the worker does not apply the control");
+    };
+    timeout(EVENT_TIMEOUT, silencing).await.expect("the worker applies the control");
 }
 
 #[tokio::test]
@@ -274,27 +309,37 @@ async fn a_foreign_host_controls_the_events_of_a_worker() {
     execute(&mut client, "emit", &json!({"name": "a.b"})).await.unwrap();
     assert_eq!(telemetry.next().await.event_parts, ["a", "b"]);
 
-    telemetry.control(Control::Toggle(pb::TelemetryToggle { enabled: false })).await;
-    silenced(&mut client, &mut telemetry).await;
-    telemetry.control(Control::Toggle(pb::TelemetryToggle { enabled: true })).await;
-    emit_until(&mut client, &mut telemetry, "on").await;
+    let [off, on] = [false, true].map(|enabled| Control::Toggle(pb::TelemetryToggle { enabled }));
+    silenced(&mut client, &mut telemetry, off, Some(on)).await;
+    let sampling = |sampling_rate, pattern: &str| {
+        let event_patterns = vec![pattern.to_owned()];
+        Control::Sampling(pb::TelemetrySamplingUpdate { sampling_rate, event_patterns })
+    };
+    silenced(&mut client, &mut telemetry, sampling(0.0, "a.*"), None).await;
 
-    let sampling = pb::TelemetrySamplingUpdate { sampling_rate: 0.0, event_patterns: vec!["a.*".to_owned()] };
-    telemetry.control(Control::Sampling(sampling)).await;
-    silenced(&mut client, &mut telemetry).await;
-    emit_until(&mut client, &mut telemetry, "unsampled").await;
-    let half = pb::TelemetrySamplingUpdate { sampling_rate: 0.5, event_patterns: Vec::new() };
-    telemetry.control(Control::Sampling(half)).await;
-    let last = json!({"name": "many", "count": 400});
-    execute(&mut client, "emit", &last).await.unwrap();
-    let mut count = 0;
-    while let Ok(event) = timeout(Duration::from_millis(300), telemetry.events.message()).await {
-        count += usize::from(event.unwrap().unwrap().event_parts == ["many"]);
-    }
-    assert!((100..=400).contains(&count), "{count}");
+    telemetry.control(sampling(0.5, "many")).await;
+    let sampled = async {
+        loop {
+            execute(&mut client, "emit", &json!({"name": "many", "count": 400})).await.unwrap();
+            execute(&mut client, "emit", &json!({"name": "end"})).await.unwrap();
+            let mut count = 0;
+            loop {
+                match telemetry.next().await.event_parts.join(".").as_str() {
+                    "many" => count += 1,
+                    "end" => break,
+                    _ => {}
+                }
+            }
+            // Until the worker has applied the control, all of them arrive.
+            if count < 400 {
+                break count;
+            }
+        }
+    };
+    let count = timeout(EVENT_TIMEOUT, sampled).await.expect("the worker applies the rate");
+    assert!((100..=300).contains(&count), "{count}");
 
-    telemetry.control(allow("model.*")).await;
-    silenced(&mut client, &mut telemetry).await;
+    silenced(&mut client, &mut telemetry, allow("model.*"), None).await;
     let deny = vec!["*".to_owned(); 100];
     telemetry.control(Control::Filter(pb::TelemetryEventFilter { allow: Vec::new(), deny })).await;
     let rejected = loop {
