@@ -4,7 +4,7 @@ A comment above a block says what the block is. Readers do not see it.
 
 =================================  =================================================================================
 `<!-- file: NAME -->`              the content of a file
-`<!-- append: NAME; wait: TEXT -->`  code to append to a file; the running server then logs TEXT
+`<!-- append: NAME; wait: TEXT -->`  code to append to a file; the running server then logs TEXT, if there is one
 `<!-- server -->`                  commands of which the last one serves until the next server, or the end of the page
 `<!-- another framework -->`       Python code that is only parsed, because it needs a package that is not installed
 `<!-- tested by PATH -->`          a block that the test with this path runs
@@ -132,6 +132,7 @@ class Reader:
         seen = len(self.log)
         path = self.directory / name
         path.write_text(f"{path.read_text()}\n\n{block.code}")
+        ast.parse(path.read_text())
         deadline = time.monotonic() + LIMIT
         while text not in self.log[seen:]:
             assert time.monotonic() < deadline, f"the server did not log {text!r}"
@@ -176,7 +177,8 @@ class Reader:
             self._server = subprocess.Popen(  # noqa: S603
                 ["/bin/sh", "-c", f"exec {command}"],
                 cwd=self.directory,
-                env=self.environment,
+                # The daemon warns of this variable, which Python programs use.
+                env={name: value for name, value in self.environment.items() if name != "SNAKEPIT_BINARY"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
