@@ -7,6 +7,7 @@ distribution contains the whole workspace, because ``cargo build --locked`` fail
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
@@ -102,6 +103,21 @@ def _in_package(*, installs_rust: bool = True) -> Iterator[None]:
         os.chdir(start)
 
 
+@contextmanager
+def _locked_target() -> Iterator[None]:
+    """Hold the lock that `cargo xtask` also takes while maturin stages the native module in the target directory."""
+    directory = Path(PACKAGE, os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+    directory.mkdir(parents=True, exist_ok=True)
+    # Not inherited by maturin. The kernel releases the lock when the file is closed.
+    with (directory / "maturin.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another build, which has locked {file.name}", flush=True)  # noqa: T201
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _build(
     build: Callable[[str, Settings, str | None], str],
     wheel_directory: str,
@@ -115,7 +131,8 @@ def _build(
         args.append("--locked")
     with _in_package(), tempfile.TemporaryDirectory() as output:
         # Otherwise, maturin leaves a wheel without the daemon in `target/wheels`.
-        name = build(str(directory), {"build-args": [*args, "--out", output]}, metadata)
+        with _locked_target():
+            name = build(str(directory), {"build-args": [*args, "--out", output]}, metadata)
         add_daemon(directory / name, _daemon(args))
     return name
 

@@ -19,6 +19,7 @@ mod deny;
 mod docs;
 mod fuzz;
 mod layers;
+mod lock;
 mod loom;
 mod manifests;
 mod miri;

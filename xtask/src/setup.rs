@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::shell::{self, output, program, root, step, try_output};
+use crate::{
+    lock,
+    shell::{self, output, program, root, step, try_output},
+};
 
 /// The directories of the crates from which maturin builds the native runtime. `snakepit-proto` contains `snakepit-wire`.
 const RUNTIME_CRATES: [&str; 5] =
@@ -74,6 +77,7 @@ pub(crate) fn environment() -> Result<Environment> {
     let venv = root.join(".venv");
     let environment = Environment { python: venv.join("bin/python") };
     let base = find_python()?;
+    let _lock = lock::take(lock::SETUP)?;
 
     let version = output(program(&base).arg("--version"))?;
     run_if_changed(&venv, "venv", &[&version], &[], || {
@@ -103,8 +107,11 @@ pub(crate) fn environment() -> Result<Environment> {
                 "snakepit-python/Cargo.toml",
             ]);
             maturin.env("VIRTUAL_ENV", &venv).env_remove("CONDA_PREFIX");
-            // `output` shows what maturin prints only if it fails.
-            output(&mut maturin).map(drop)?;
+            {
+                let _lock = lock::take(lock::MATURIN)?;
+                // `output` shows what maturin prints only if it fails.
+                output(&mut maturin).map(drop)?;
+            }
             // pip compiles bytecode too. Without it, every worker compiles the package again if Python cannot write its cache.
             let mut compile = program(&environment.python);
             shell::run(compile.args(["-m", "compileall", "-q", "snakepit-python/python", "tests/adapters"]))

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    lock,
     setup::{self, Environment},
     shell::{self, cargo, output, program, root, step},
 };
@@ -56,6 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.dev {
         return dev();
     }
+    let _lock = lock::take(lock::WHEEL)?;
     let environment = portable::environment()?;
     let wheels = root().join("target/wheels");
     let wheel = step(&format!("build the wheel for {}", name_of(args.platform)), || match args.platform {
@@ -81,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let source = unpack(&sdist)?;
         let built = step("build a wheel from the source distribution", || {
             // Shares the compiled dependencies with the workspace.
-            let target = root().join("target").into_os_string();
+            let target = lock::target_directory().into_os_string();
             build(&environment, &source, None, &source, &[("CARGO_TARGET_DIR", &target)])
         })?;
         step("install and use that wheel without Rust", || {
@@ -93,10 +95,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Checks the packaging in less than a minute, if the daemon and the native runtime are built.
 pub(crate) fn dev() -> Result<()> {
+    let _lock = lock::take(lock::WHEEL)?;
     let environment = setup::environment()?;
     shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-cli"]))?;
     let directory = root().join("target/wheels/dev");
-    let daemon = root().join("target/debug/snakepit").into_os_string();
+    let daemon = lock::target_directory().join("debug/snakepit").into_os_string();
     let wheel = build(&environment, &root(), None, &directory, &[(DAEMON_VARIABLE, &daemon)])?;
     try_out(&environment, &wheel, &[setup::find_python()?])?;
     // Fails if a member of the workspace is missing, or if the lock file does not fit the members.

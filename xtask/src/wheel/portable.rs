@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{DAEMON_VARIABLE, build};
 use crate::{
+    lock,
     setup::{self, Environment},
     shell::{self, output, program, root},
 };
@@ -62,7 +63,7 @@ impl Family {
         daemon.args(["--target", &format!("{target}{}", self.library), "--", "-C", "strip=symbols"]);
         shell::run(daemon.env("PATH", environment.path()?))?;
 
-        let daemon = root().join(format!("target/{target}/release/snakepit")).into_os_string();
+        let daemon = lock::target_directory().join(target.as_str()).join("release/snakepit").into_os_string();
         let arguments = format!("--zig --target {target} --compatibility {}", self.tag);
         let variables =
             [(DAEMON_VARIABLE, daemon.as_os_str()), ("MATURIN_PEP517_ARGS", OsStr::new(&arguments))];
