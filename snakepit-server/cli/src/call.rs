@@ -1,28 +1,54 @@
 //! `snakepit call` and `snakepit stream`.
 
+mod arguments;
+mod literal;
+mod npy;
+mod parameter;
+mod result;
+
 use std::{collections::BTreeMap, io::IsTerminal, time::Duration};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 use snakepit_proto::{headers, mux::MAX_ITEM_BYTES, pb, value};
-use snakepit_server::Reason;
+use snakepit_server::{Reason, ToolSpec};
+use snakepit_wire::spec_from_wire;
 use tokio::time::Instant;
 use tonic::{Request, Status};
 
+use self::{
+    arguments::{Argument, Arguments},
+    result::{Destination, Writer},
+};
 use crate::{
     Failure,
     client::{Clock, ServerArgs, Stage},
     duration,
-    entries::{self, Entries},
     live_call::{Answer, LiveCall, LiveEvent, error_message},
-    output::{print_json, to_readable_json},
+    output::{print, print_json, to_readable_json},
 };
+
+/// The end of the help of both commands, before the exit codes.
+pub(crate) const HELP: &str = "\
+Arguments of the tool:
+  NAME=TEXT    a text, or a number, true or false if the tool declares that type
+  NAME:=JSON   a value as JSON
+  NAME=@FILE   the content of a file: bytes if the tool takes bytes, an array from a .npy
+               file, otherwise text. For a parameter without a type, a file that is not
+               UTF-8 is bytes
+  NAME:=@FILE  the JSON in a file
+  In place of a file, `-` is standard input. A text that begins with @ is NAME:='\"@text\"'.";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Print an object with the result, the worker id and the execution time, instead of the bare result.
+    /// Print an object with the result, the worker id and the execution time, instead of the bare result. Bytes are base64.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Write the result to this file, `-` for stdout: bytes as they are, an array if the file ends in .npy, and other values as
+    /// JSON. Without this option, bytes and arrays are only described.
+    #[arg(long, short, value_name = "FILE", value_parser = Destination::parse, conflicts_with = "json")]
+    output: Option<Destination>,
 
     #[command(flatten)]
     call: CallArgs,
@@ -30,9 +56,14 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct StreamArgs {
-    /// Print each chunk as an object with its id, data and metadata, instead of the bare data.
+    /// Print each chunk as an object with its id, data and metadata, instead of the bare data. Bytes are base64.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Write the chunks to this file, `-` for stdout: bytes as they are, and other values as lines of JSON. Without this option,
+    /// bytes and arrays are only described.
+    #[arg(long, short, value_name = "FILE", value_parser = Destination::parse, conflicts_with = "json")]
+    output: Option<Destination>,
 
     #[command(flatten)]
     call: CallArgs,
@@ -56,8 +87,13 @@ struct CallArgs {
     /// The name of the tool. `snakepit tools` lists all tools.
     tool: String,
 
-    /// Pass these arguments, a JSON object with a value for each parameter.
-    #[arg(long, value_name = "JSON", default_value = "{}")]
+    /// Arguments of the tool: NAME=TEXT, NAME:=JSON, NAME=@FILE or NAME:=@FILE.
+    #[arg(value_name = "ARGUMENT", value_parser = Argument::parse)]
+    arguments: Vec<Argument>,
+
+    /// Pass these arguments too, a JSON object with a value for each parameter. `@FILE` reads it from a file, and `-` from
+    /// standard input.
+    #[arg(long, value_name = "JSON", default_value = "{}", allow_hyphen_values = true)]
     args: String,
 
     /// Call the tool in this session, which is created if it does not exist.
@@ -91,24 +127,45 @@ impl CallArgs {
         self.server.start_clock(self.timeout)
     }
 
-    fn request(&self) -> Result<pb::ExecuteToolRequest, Failure> {
-        let Entries(arguments) = serde_json::from_str(&self.args).map_err(|error| {
-            let problem = problem_of_arguments(&self.args, &error);
-            let text =
-                format!("--args is not a JSON object: {problem}; it looks like '{{\"a\": 1, \"b\": 2}}'");
-            Failure::new(Reason::Usage, text)
-        })?;
-        if let Some(key) = entries::duplicate_key(&arguments) {
-            let problem = format!("--args has two values for the key {key}; pass one of them");
-            return Err(Failure::new(Reason::Usage, problem));
-        }
-        let parameters = arguments.into_iter().map(|(name, json)| (name, any(json))).collect();
-        Ok(pb::ExecuteToolRequest {
+    /// Reads the arguments of the tool, before anything is sent.
+    fn read_arguments(&self) -> Result<Arguments, Failure> {
+        Arguments::read(&self.args, &self.arguments)
+    }
+
+    /// Converts the arguments to the types of the tool, which the server knows.
+    async fn request(
+        &self,
+        client: &mut Client,
+        arguments: Arguments,
+    ) -> Result<pb::ExecuteToolRequest, Failure> {
+        let spec = match arguments.need_spec() {
+            true => self.spec(client).await?,
+            false => None,
+        };
+        let mut request = pb::ExecuteToolRequest {
             session_id: self.session.clone().unwrap_or_default(),
             tool_name: self.tool.clone(),
-            parameters,
             ..pb::ExecuteToolRequest::default()
-        })
+        };
+        for (name, value) in arguments.into_values(spec.as_ref())? {
+            let (any, buffer) = value::encode(value);
+            if let Some(buffer) = buffer {
+                request.binary_parameters.insert(name.clone(), buffer);
+            }
+            request.parameters.insert(name, any);
+        }
+        Ok(request)
+    }
+
+    /// The spec of the tool. `None` if the server does not list it.
+    async fn spec(&self, client: &mut Client) -> Result<Option<ToolSpec>, Failure> {
+        let listed =
+            client.list_tools(self.with_timeout(pb::ListToolsRequest {})).await.map_err(|status| {
+                // The call itself was not sent.
+                self.server.status_failure(status).may_have_run(false)
+            })?;
+        let specs = listed.into_inner().tools.into_iter().filter_map(|tool| tool.spec);
+        Ok(specs.into_iter().find(|spec| spec.name == self.tool).map(spec_from_wire))
     }
 
     /// Creates a request whose timeout is the remaining time.
@@ -205,12 +262,6 @@ fn excerpt<'a>(json: &'a str, error: &serde_json::Error) -> Option<&'a str> {
 
 type Client = pb::bridge_service_client::BridgeServiceClient<tonic::transport::Channel>;
 
-fn any(json: &RawValue) -> pb::Any {
-    let text = json.get();
-    let type_name = value::infer_type(text.as_bytes()).unwrap_or("null").into();
-    value::encode(value::TypedValue { type_name, json: text.to_owned().into(), binary: None }).0
-}
-
 /// The result of a call with `--json`. Prints the JSON of a tool unchanged, because a `serde_json::Value` rounds large numbers.
 #[derive(Debug, Serialize)]
 struct ResultLine<'a> {
@@ -227,9 +278,10 @@ struct ChunkLine<'a> {
     metadata: &'a BTreeMap<String, String>,
 }
 
-pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
-    let request = call.request()?;
+pub(crate) async fn unary(Args { json, output, call }: Args) -> Result<(), Failure> {
+    let arguments = call.read_arguments()?;
     let mut client = call.server.connect().await?;
+    let request = call.request(&mut client, arguments).await?;
     call.open_session(&mut client).await?;
     let answer = call.answer(client, request).await;
     let Answer { response, worker } = answer.map_err(|status| {
@@ -247,7 +299,15 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
     if !response.success {
         return Err(tool_failed(&call.tool, &response.error_message, response.failure));
     }
-    let result = to_readable_json(response.result.unwrap_or_default(), response.binary_result)?;
+    let (value, buffer) = (response.result.unwrap_or_default(), response.binary_result);
+    if let Some(destination) = output {
+        let content = result::to_file(&destination, value, buffer)?;
+        return destination.open()?.write(&content);
+    }
+    if !json && let Some(description) = result::describe_whole(&value, &buffer) {
+        return print(&description);
+    }
+    let result = to_readable_json(value, buffer)?;
     if json {
         print_json(&ResultLine {
             execution_time_ms: response.execution_time_ms,
@@ -255,48 +315,75 @@ pub(crate) async fn unary(Args { json, call }: Args) -> Result<(), Failure> {
             worker: (!worker.is_empty()).then_some(&*worker),
         })
     } else {
-        print_json(&result)
+        print_json(&result::describe_nested(&result).unwrap_or(result))
     }
 }
 
-pub(crate) async fn stream(StreamArgs { json, call }: StreamArgs) -> Result<(), Failure> {
-    let request = call.request()?;
+pub(crate) async fn stream(StreamArgs { json, output, call }: StreamArgs) -> Result<(), Failure> {
+    let arguments = call.read_arguments()?;
     let mut client = call.server.connect().await?;
+    let request = call.request(&mut client, arguments).await?;
     call.open_session(&mut client).await?;
+    let mut chunks = Chunks { json, output, writer: None };
     let rejected = |status| call.server.status_failure(status);
     if let Some(mut live) = call.start_live(&client, &request, true).await.map_err(rejected)? {
         loop {
             match live.next().await.map_err(rejected)? {
-                LiveEvent::Chunks(chunks) => {
+                LiveEvent::Chunks(received) => {
                     live.display.clear();
-                    chunks.iter().try_for_each(|chunk| print_chunk(chunk, json))?;
+                    received.iter().try_for_each(|chunk| chunks.print(chunk))?;
                     live.display.draw();
                 }
                 LiveEvent::End(pb::CallReply { failure: Some(failure), .. }) => {
                     return Err(tool_failed(&call.tool, &error_message(&failure), Some(*failure)));
                 }
-                LiveEvent::End(_) => return Ok(()),
+                LiveEvent::End(_) => return chunks.end(),
             }
         }
     }
-    let mut chunks =
+    let mut stream =
         client.execute_streaming_tool(call.with_timeout(request)).await.map_err(rejected)?.into_inner();
-    while let Some(chunk) = chunks.message().await.map_err(rejected)? {
+    while let Some(chunk) = stream.message().await.map_err(rejected)? {
         if !(chunk.is_final && chunk.data.is_empty()) {
-            print_chunk(&chunk, json)?;
+            chunks.print(&chunk)?;
         }
     }
-    Ok(())
+    chunks.end()
 }
 
-fn print_chunk(chunk: &pb::ToolChunk, json: bool) -> Result<(), Failure> {
-    let data: Box<RawValue> = serde_json::from_slice(&chunk.data).map_err(|e| {
-        Failure::new(Reason::Rejected, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
-    })?;
-    if json {
-        print_json(&ChunkLine { chunk_id: &chunk.chunk_id, data: &data, metadata: &chunk.metadata })
-    } else {
-        print_json(&data)
+/// The output of `snakepit stream`.
+struct Chunks {
+    json: bool,
+    output: Option<Destination>,
+    /// The open output. `None` before the first chunk.
+    writer: Option<Writer>,
+}
+
+impl Chunks {
+    fn print(&mut self, chunk: &pb::ToolChunk) -> Result<(), Failure> {
+        let data: Box<RawValue> = serde_json::from_slice(&chunk.data).map_err(|e| {
+            Failure::new(Reason::Rejected, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
+        })?;
+        match self.writer()? {
+            Some(writer) => writer.write_item(&data),
+            None if self.json => {
+                print_json(&ChunkLine { chunk_id: &chunk.chunk_id, data: &data, metadata: &chunk.metadata })
+            }
+            None => print_json(&result::describe_nested(&data).unwrap_or(data)),
+        }
+    }
+
+    /// Opens the output at the first use, so that a rejected call leaves an existing file unchanged.
+    fn writer(&mut self) -> Result<Option<&mut Writer>, Failure> {
+        if let (Some(output), None) = (&self.output, &self.writer) {
+            self.writer = Some(output.open()?);
+        }
+        Ok(self.writer.as_mut())
+    }
+
+    /// Ends the stream. Without chunks, the output is empty.
+    fn end(mut self) -> Result<(), Failure> {
+        self.writer().map(drop)
     }
 }
 
@@ -311,6 +398,7 @@ fn tool_failed(tool: &str, message: &str, failure: Option<pb::ToolFailure>) -> F
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entries::Entries;
 
     #[test]
     fn an_error_in_the_arguments_shows_its_position() {

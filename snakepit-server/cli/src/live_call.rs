@@ -48,10 +48,11 @@ impl LiveCall {
         timeout_us: u64,
         wanted: pb::CallReports,
     ) -> Result<Option<Self>, Status> {
-        let pb::ExecuteToolRequest { session_id, tool_name, parameters, .. } = request;
+        let pb::ExecuteToolRequest { session_id, tool_name, parameters, mut binary_parameters, .. } = request;
         let arguments = parameters.into_iter().map(|(name, any)| {
-            let value =
-                payload_from_wire(any, None).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            let buffer = binary_parameters.remove(&name);
+            let value = payload_from_wire(any, buffer)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
             Ok::<_, Status>(pb::CallArgument { name, value: Some(value_to_wire(value)) })
         });
         let tool = tool_name.clone();

@@ -74,10 +74,10 @@ enum Command {
     #[command(after_help = serve::HELP)]
     Serve(Box<serve::Args>),
     /// Call a tool and print its result as JSON.
-    #[command(after_help = CLIENT_HELP)]
+    #[command(after_help = format!("{}\n\n{CLIENT_HELP}", call::HELP))]
     Call(call::Args),
     /// Call a streaming tool and print each chunk as one line of JSON.
-    #[command(after_help = CLIENT_HELP)]
+    #[command(after_help = format!("{}\n\n{CLIENT_HELP}", call::HELP))]
     Stream(call::StreamArgs),
     /// List the tools of a server, or describe one of them.
     #[command(after_help = CLIENT_HELP)]
