@@ -12,6 +12,7 @@ mod live_workers;
 #[cfg(all(test, loom))]
 mod models;
 mod report;
+mod restart;
 mod revocation;
 mod supervisor;
 mod tool_times;
@@ -43,6 +44,7 @@ use self::{
     deferred_work::{DeferredWork, catch_panic},
     lease::{LeaseRecord, LeaseSignal},
     live_workers::LiveWorkers,
+    restart::EndedRestart,
     supervisor::Command,
     tool_times::ToolTimes,
     waiter::Waiter,
@@ -53,7 +55,9 @@ use crate::{
     attempt::LayeredAttempts,
     collections::Slab,
     metrics::Totals,
-    scheduler::{Effect, Event, Limits, Load, Rejection, Scheduler, Ticket, WorkerKey, earlier},
+    scheduler::{
+        Effect, Event, Limits, Load, Rejection, RestartOutcome, Scheduler, Ticket, WorkerKey, earlier,
+    },
     sync::{Mutex, MutexGuard},
 };
 
@@ -66,6 +70,8 @@ pub(crate) struct Driver {
     startup: watch::Sender<Startup>,
     stopped: watch::Sender<bool>,
     readiness: watch::Sender<Readiness>,
+    /// The end of the last restart.
+    restarts: watch::Sender<EndedRestart>,
     /// Notified when a cancelled or lost call may have ended, so that [`cancel`](Self::cancel) checks again.
     call_ended: Notify,
     pub(crate) layered_attempts: LayeredAttempts,
@@ -91,6 +97,10 @@ struct State {
     has_call_limits: bool,
     /// The last failed launch or lost worker.
     last_failure: Option<LastFailure>,
+    /// The error of the last failed launch, for the restart that it ends.
+    last_launch_error: Option<PoolError>,
+    /// The number of the last restart.
+    last_restart: u64,
     /// Whether the outcome of the start phase was reported, or a task waits for it.
     startup_is_reported: bool,
     /// Whether the runtime, and with it the supervisor, shut down before the pool.
@@ -136,6 +146,8 @@ impl Driver {
             nested: NestedCalls::default(),
             has_call_limits: false,
             last_failure: None,
+            last_launch_error: None,
+            last_restart: 0,
             startup_is_reported: false,
             runtime_has_ended: false,
             timer_at: None,
@@ -150,6 +162,7 @@ impl Driver {
             startup: watch::Sender::new(if workers == 0 { Startup::Ready } else { Startup::Pending }),
             stopped: watch::Sender::new(false),
             readiness: watch::Sender::new(Readiness::of_workers(workers == 0, 0, workers)),
+            restarts: watch::Sender::default(),
             call_ended: Notify::new(),
             layered_attempts: LayeredAttempts::default(),
         }
@@ -242,6 +255,9 @@ impl Driver {
                 }
                 Effect::Launch(key) => self.send_command(Command::Launch(key, self.worker_id(key))),
                 Effect::AbortLaunch(key) => self.send_command(Command::AbortLaunch(key)),
+                Effect::RestartEnded { number, outcome } => {
+                    self.end_restart(state.last_launch_error.take(), number, outcome)
+                }
                 Effect::Stopped => {
                     self.stopped.send_replace(true);
                     self.send_command(Command::Rearm);
@@ -369,7 +385,10 @@ impl Driver {
     /// [`take_unreported_failure`](Self::take_unreported_failure) reports its cause.
     fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) -> bool {
         let failure = PoolError::Start { worker: id.clone(), error: error.clone() };
-        self.lock().last_failure = Some(LastFailure::Launch { error: error_chain(&failure).to_string() });
+        let mut state = self.lock();
+        state.last_failure = Some(LastFailure::Launch { error: error_chain(&failure).to_string() });
+        state.last_launch_error = Some(failure.clone());
+        drop(state);
         self.end_startup(Startup::Failed(failure));
         let is_reported = match &*self.startup.borrow() {
             Startup::Failed(PoolError::Start { error: first, .. }) => {
@@ -426,6 +445,7 @@ impl Driver {
             }
         });
         self.stopped.send_replace(true);
+        self.end_restart(None, u64::MAX, RestartOutcome::ShutDown);
         self.update_readiness();
         self.call_ended.notify_waiters();
     }

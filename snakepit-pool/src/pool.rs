@@ -180,6 +180,23 @@ impl Pool {
         self.owner.driver.readiness()
     }
 
+    /// Replaces all workers one after the other, for example after their code has changed. In each slot, the new worker is up
+    /// before the old one gets no more calls. Old workers finish their calls beside their replacements. In large pools, up to a
+    /// quarter of the slots are replaced at the same time, after the first one.
+    ///
+    /// Returns when every slot has a new worker; old workers may still finish their calls. A restart that begins meanwhile
+    /// supersedes this one, and both return its outcome.
+    ///
+    /// # Errors
+    /// [`PoolError::Start`] if a new worker did not start. The pool then continues with the remaining old workers and those that
+    /// were replaced before. [`PoolError::ShutDown`] during and after a shutdown.
+    ///
+    /// # Cancel safety
+    /// The restart continues when the future is dropped.
+    pub async fn restart(&self) -> Result<(), PoolError> {
+        self.owner.driver.restart().await
+    }
+
     /// Shuts the pool down gracefully:
     ///
     /// 1. The pool rejects new calls with [`ShuttingDown`](snakepit_registry::ToolError::ShuttingDown).

@@ -12,6 +12,7 @@ mod load;
 mod overflow;
 mod queue;
 mod retirement;
+mod rollout;
 mod slot;
 mod stop;
 mod suspension;
@@ -28,9 +29,10 @@ use self::{
     overflow::Overflow,
     queue::{Queue, QueuedCall},
     retirement::RetiredWorkers,
+    rollout::Rollout,
 };
 pub(crate) use self::{
-    event::{Effect, Event, KillReason, Rejection, Ticket, WorkerKey},
+    event::{Effect, Event, KillReason, Rejection, RestartOutcome, Ticket, WorkerKey},
     load::Load,
     queue::earlier,
     slot::{Slot, SlotState, Up},
@@ -83,6 +85,8 @@ pub(crate) struct Scheduler {
     cancellations: Cancellations,
     /// The workers that finish their calls beside their replacements.
     retired: RetiredWorkers,
+    /// The restart in progress.
+    rollout: Option<Rollout>,
     /// The largest number of calls that a worker has declared to run concurrently, and at least the setting of the pool.
     most_concurrent: usize,
     /// The slot of the last brief call.
@@ -109,6 +113,7 @@ impl Scheduler {
             overflow: Overflow::default(),
             cancellations: Cancellations::default(),
             retired: RetiredWorkers::default(),
+            rollout: None,
             most_concurrent: limits.concurrency,
             last_brief_slot: 0,
             in_flight: 0,
@@ -165,13 +170,20 @@ impl Scheduler {
             Event::LaunchFailed(worker) => {
                 if self.is_current(worker) && matches!(self.slot(worker).state, SlotState::Launching) {
                     self.vacate(worker, false, now);
+                } else if self.is_successor(worker) {
+                    self.on_successor_failed(worker, now);
                 }
+                self.fail_rollout(worker);
             }
             Event::Exited(worker) => self.on_exited(worker, now),
             Event::Suspend(worker) => self.suspend(worker),
             Event::Resume(worker) => self.resume(worker, now),
             Event::Tick => self.on_tick(now),
+            Event::Restart { number } => self.on_restart(number),
             Event::Drain { until } => self.on_drain(until, now),
+        }
+        if self.rollout.is_some() {
+            self.advance_rollout();
         }
         if !self.overflow.is_empty() {
             self.admit(now);
@@ -347,6 +359,11 @@ impl Scheduler {
         concurrency: Option<usize>,
         now: Instant,
     ) {
+        let replaced = match self.is_successor(worker) {
+            true if self.phase == Phase::Serving => self.replace_by_successor(worker, now),
+            true => return self.stop_successor(worker, now),
+            false => None,
+        };
         if !self.is_current(worker) || !matches!(self.slot(worker).state, SlotState::Launching) {
             return;
         }
@@ -360,6 +377,10 @@ impl Scheduler {
             return;
         }
         self.capacity.insert(worker.slot, 0);
+        self.mark_replaced(worker);
+        if let Some(replaced) = replaced {
+            self.stop_if_retired(replaced, now);
+        }
         self.dispatch(now);
     }
 
@@ -385,6 +406,9 @@ impl Scheduler {
         if self.phase == Phase::Stopping {
             slot.state = SlotState::Closed;
             return self.finish_stop();
+        }
+        if slot.promote_successor() {
+            return;
         }
         let until = slot.vacate(is_healthy, now);
         if until <= now {

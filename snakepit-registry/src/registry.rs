@@ -1,5 +1,6 @@
 //! The registry of tools. It resolves names, checks calls and runs them with the tool's handler.
 
+mod deferred;
 mod fallback;
 #[cfg(all(test, loom))]
 mod models;
@@ -14,9 +15,9 @@ use std::{
     },
 };
 
+use deferred::DeferredAnnouncement;
 use fallback::Fallback;
 pub use remote::Announcer;
-use remote::DeferredAnnouncement;
 
 use crate::{
     CallMode, FnTool, HostToolStatus, ToolCall, ToolError, ToolHandler, ToolReply, ToolSpec,

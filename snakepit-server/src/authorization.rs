@@ -37,6 +37,8 @@ pub enum Operation<'a> {
     ListTools,
     /// Lists workers or sessions, reads statistics, or subscribes to events of calls and sessions.
     Observe,
+    /// Replaces all workers.
+    RestartWorkers,
 }
 
 /// The error with which a program denies an operation.

@@ -14,6 +14,7 @@ mod open_ended;
 mod programs;
 mod registration;
 mod request;
+mod restart;
 mod service;
 mod sessions;
 pub(crate) mod telemetry;

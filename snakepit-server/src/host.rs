@@ -9,6 +9,7 @@ mod records;
 mod renewal;
 mod reply;
 mod response_cache;
+mod restart;
 
 use std::{
     future::{Future, ready},
@@ -19,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use snakepit_pool::{Pool, PoolStatus};
+use snakepit_pool::Pool;
 use snakepit_registry::{
     CallFuture, CallId, CallLayers, CallProgress, CallService, CallStage, CallTimeline, Principal, Registry,
     ResolvedTool, TimeLimit, ToolCall, ToolError, ToolReply,
@@ -195,10 +196,6 @@ impl Host {
     /// Returns the pool unless the host is still starting or was dropped.
     pub(crate) fn pool_if_started(&self) -> Option<Arc<Pool>> {
         self.pool.get()?.upgrade()
-    }
-
-    pub(crate) fn pool_status(&self) -> Option<PoolStatus> {
-        Some(self.pool_if_started()?.status())
     }
 
     /// Returns the principal as which a tool in this worker acts: the principal of the call that the worker runs, or the worker

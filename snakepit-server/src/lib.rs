@@ -83,7 +83,7 @@ pub use builder::Builder;
 pub use error::{StartError, StartErrorKind};
 pub use listen::{default_connections, raise_descriptor_limit};
 pub use local_host::LocalHost;
-pub use python::{InterpreterOrigin, find_python};
+pub use python::{InterpreterOrigin, choose_python, find_python};
 pub use snakepit::Snakepit;
 pub use snakepit_wire::{TelemetryFilter, TelemetryFilterError};
 pub use telemetry::{TelemetryEvent, TelemetryEvents, TelemetryValue};

@@ -12,6 +12,13 @@ use crate::{StartError, settings};
 
 const PYTHON_VARIABLE: &str = "SNAKEPIT_PYTHON";
 
+/// Returns the interpreter for workers and its origin: the given one, or that of [`find_python`].
+#[must_use]
+pub fn choose_python(named: Option<PathBuf>) -> (PathBuf, InterpreterOrigin) {
+    let Interpreter { path, origin } = named.map_or_else(Interpreter::find, Interpreter::named);
+    (path, origin)
+}
+
 /// The origin of the Python interpreter of the workers. `Display` prints a phrase that can follow "chosen".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

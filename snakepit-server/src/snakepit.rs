@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, ops::Deref, path::Path, sync::Arc, time::Duration};
 
 use snakepit_client::{Caller, Error};
-use snakepit_pool::{Pool, PoolStatus, Readiness};
+use snakepit_pool::{Pool, PoolError, PoolStatus, Readiness};
 use snakepit_registry::{HostToolStatus, ToolError, ToolSpec};
 use snakepit_session::{NewSession, SessionBackend, error_chain};
 use tokio::sync::watch;
@@ -279,6 +279,20 @@ impl Snakepit {
     #[must_use]
     pub fn bridge_routes(&self) -> Routes {
         self.service.mount.routes(&grpc::SERVICES[..1])
+    }
+
+    /// Replaces all workers one after the other, for example after the code of their adapter has changed. In each slot, the new
+    /// worker is ready before the old one gets no more calls. Old workers finish their calls, and sessions stay. The tools of the
+    /// new workers replace those of the old ones when every slot has a new worker.
+    ///
+    /// # Errors
+    /// [`PoolError::Start`] if a new worker did not start. The old workers that were not replaced remain in service.
+    /// [`PoolError::ShutDown`] during and after a shutdown.
+    ///
+    /// # Cancel safety
+    /// The restart continues when the future is dropped. Call it again to wait for a complete one.
+    pub async fn restart_workers(&self) -> Result<(), PoolError> {
+        self.host().restart_workers(&self.pool).await
     }
 
     /// Makes health checks report "not serving", while the host still answers calls. This is the first step of a graceful

@@ -105,6 +105,15 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
+    /// The Python traceback, if the worker reported an exception.
+    #[must_use]
+    pub fn traceback(&self) -> Option<&str> {
+        match self {
+            Self::StartFailed { traceback, .. } => traceback.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Creates the error of a launcher whose worker cannot start. `error` names the problem and the fix.
     ///
     /// ```

@@ -136,9 +136,15 @@ async fn workers_may_make_only_the_requests_that_they_need() {
     for allowed in ["Ping", "Heartbeat", "GetExposedElixirTools"] {
         assert_eq!(codes[allowed], "OK", "{codes}");
     }
-    for forbidden in
-        ["ExecuteTool", "ListTools", "ListWorkers", "GetPoolStatus", "ListSessions", "GetSessionStats"]
-    {
+    for forbidden in [
+        "ExecuteTool",
+        "ListTools",
+        "ListWorkers",
+        "RestartWorkers",
+        "GetPoolStatus",
+        "ListSessions",
+        "GetSessionStats",
+    ] {
         assert_eq!(codes[forbidden], "PERMISSION_DENIED", "{codes}");
     }
 }

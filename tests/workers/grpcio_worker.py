@@ -95,6 +95,7 @@ class Worker(rpc.BridgeServiceServicer):
             "ExecuteTool": pb.ExecuteToolRequest(tool_name="echo"),
             "ListTools": pb.ListToolsRequest(),
             "ListWorkers": pb.ListWorkersRequest(),
+            "RestartWorkers": pb.RestartWorkersRequest(),
             "GetPoolStatus": pb.GetPoolStatusRequest(),
             "ListSessions": pb.ListSessionsRequest(),
             "GetSessionStats": pb.GetSessionStatsRequest(),

@@ -82,6 +82,8 @@ pub(crate) enum Event {
     Resume(WorkerKey),
     /// The time of [`Scheduler::next_tick`](super::Scheduler::next_tick) was reached.
     Tick,
+    /// All workers must be replaced, including those that an earlier restart has launched. Later restarts have higher numbers.
+    Restart { number: u64 },
     /// The pool shuts down. It stops when all calls have ended, but not later than this time.
     Drain { until: Instant },
 }
@@ -109,8 +111,21 @@ pub(crate) enum Effect {
     Kill(WorkerKey, KillReason),
     /// Asks the worker to stop. `Exited` follows.
     Stop(WorkerKey),
+    /// Reports the end of the restart with this number, and of all earlier ones.
+    RestartEnded { number: u64, outcome: RestartOutcome },
     /// Reports that all workers have exited after a shutdown.
     Stopped,
+}
+
+/// The outcome of a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RestartOutcome {
+    /// Every slot has a new worker. Replaced workers may still finish their calls.
+    Replaced,
+    /// This worker did not start. The workers that were not replaced remain in service.
+    Failed(WorkerKey),
+    /// The pool shuts down.
+    ShutDown,
 }
 
 /// The reason for the rejection of a call.

@@ -1,4 +1,5 @@
-//! Workers that reject calls because they are stopping. One that runs several calls finishes them beside its replacement.
+//! Workers that finish their calls beside the replacements in their slots: those of a restart, and those that run several calls
+//! and reject further ones because they are stopping.
 
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use super::{Effect, KillReason, Load, Phase, Scheduler, Slot, SlotState, Up, Wor
 /// The time that a worker has to finish its calls beside its replacement.
 pub(crate) const RETIREMENT: Duration = Duration::from_secs(300);
 
-/// The workers that finish their calls beside the replacements in their slots. At most one per slot, which bounds the number of
-/// processes.
+/// The workers that finish their calls beside the replacements in their slots. Their number per slot is limited, which bounds the
+/// number of processes.
 #[derive(Debug, Default)]
 pub(super) struct RetiredWorkers(Vec<RetiredWorker>);
 
@@ -18,8 +19,8 @@ pub(super) struct RetiredWorkers(Vec<RetiredWorker>);
 struct RetiredWorker {
     key: WorkerKey,
     up: Up,
-    /// The end of its time.
-    until: Instant,
+    /// The end of its time. `None` for a worker that a restart has replaced, whose calls end by their deadlines.
+    until: Option<Instant>,
     /// Whether it was killed or asked to stop.
     is_ending: bool,
 }
@@ -47,13 +48,27 @@ impl RetiredWorkers {
     }
 
     fn overdue(&self, now: Instant) -> Option<WorkerKey> {
-        let is_overdue = |retired: &&RetiredWorker| !retired.is_ending && retired.until <= now;
+        let is_overdue =
+            |retired: &&RetiredWorker| !retired.is_ending && retired.until.is_some_and(|until| until <= now);
         self.0.iter().find(is_overdue).map(|retired| retired.key)
     }
 
     /// The earliest time by which a worker must have finished its calls.
     fn earliest_end(&self) -> Option<Instant> {
-        self.0.iter().filter(|retired| !retired.is_ending).map(|retired| retired.until).min()
+        self.0.iter().filter(|retired| !retired.is_ending).filter_map(|retired| retired.until).min()
+    }
+
+    /// The number of retired workers of a slot.
+    pub(super) fn count_of(&self, slot: u32) -> usize {
+        self.0.iter().filter(|retired| retired.key.slot == slot).count()
+    }
+
+    /// Adds a worker that a restart has replaced. `up` is `None` if it is ending.
+    pub(super) fn add_replaced(&mut self, key: WorkerKey, up: Option<Up>, now: Instant) {
+        let is_ending = up.is_none();
+        let mut up = up.unwrap_or_else(|| Up::new(false, 1, now));
+        up.is_retiring = true;
+        self.0.push(RetiredWorker { key, up, until: None, is_ending });
     }
 }
 
@@ -106,14 +121,19 @@ impl Scheduler {
 
     /// Launches the replacement of a retiring worker that still runs several calls, unless another retired worker of the slot has
     /// not exited.
-    fn replace_retiring(&mut self, slot: u32, now: Instant) {
-        let is_alone = self.retired.0.iter().all(|retired| retired.key.slot != slot);
-        let Some(Slot { state: SlotState::Up(up), .. }) = self.slots.get(slot as usize) else { return };
+    pub(super) fn replace_retiring(&mut self, slot: u32, now: Instant) {
+        let is_alone =
+            self.retired.0.iter().all(|retired| retired.key.slot != slot || retired.until.is_none());
+        // A successor replaces the worker anyway.
+        let Some(Slot { state: SlotState::Up(up), successor: None, .. }) = self.slots.get(slot as usize)
+        else {
+            return;
+        };
         if !up.is_retiring || up.concurrency == 1 || !is_alone || self.phase == Phase::Stopping {
             return;
         }
         let (up, key, until) = (*up, self.slots[slot as usize].key(), now + RETIREMENT);
-        self.retired.0.push(RetiredWorker { key, up, until, is_ending: false });
+        self.retired.0.push(RetiredWorker { key, up, until: Some(until), is_ending: false });
         self.tick_at(until);
         self.workers_up -= 1;
         self.vacate(key, up.is_healthy(now), now);

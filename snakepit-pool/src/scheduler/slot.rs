@@ -27,7 +27,12 @@ const FAILING_AFTER: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct Slot {
     index: u32,
+    /// The generation of the current worker, or of the last one.
     generation: u32,
+    /// The generation of the last worker that was launched, which may be the successor.
+    last_generation: u32,
+    /// The generation of the worker that is being launched to replace the current one, which is up or ending.
+    pub(super) successor: Option<u32>,
     /// The number of consecutive workers that did not start or exited before they were healthy.
     failures: u32,
     /// The number of calls that ended on workers of this slot, with or without an answer.
@@ -165,6 +170,8 @@ impl Slot {
         Self {
             index,
             generation: 0,
+            last_generation: 0,
+            successor: None,
             failures: 0,
             ended_calls: 0,
             state: SlotState::BackingOff { until: now },
@@ -174,6 +181,16 @@ impl Slot {
     /// The key of the current worker, or of the last one.
     pub(crate) const fn key(&self) -> WorkerKey {
         WorkerKey { slot: self.index, generation: self.generation }
+    }
+
+    /// The key of the worker that is being launched beside the current one.
+    pub(super) fn successor(&self) -> Option<WorkerKey> {
+        self.successor.map(|generation| WorkerKey { slot: self.index, generation })
+    }
+
+    /// The generation of the last worker that was launched.
+    pub(super) const fn last_generation(&self) -> u32 {
+        self.last_generation
     }
 
     /// The number of workers that were launched after the first.
@@ -198,9 +215,25 @@ impl Slot {
     }
 
     pub(super) const fn launch(&mut self) -> WorkerKey {
-        self.generation += 1;
+        self.last_generation += 1;
+        self.generation = self.last_generation;
         self.state = SlotState::Launching;
         self.key()
+    }
+
+    /// Begins the launch of a worker that replaces the current one when it is up.
+    pub(super) const fn launch_successor(&mut self) -> WorkerKey {
+        self.last_generation += 1;
+        self.successor = Some(self.last_generation);
+        WorkerKey { slot: self.index, generation: self.last_generation }
+    }
+
+    /// Makes the successor, whose launch has not ended, the current worker. Returns `false` without a successor.
+    pub(super) fn promote_successor(&mut self) -> bool {
+        let Some(generation) = self.successor.take() else { return false };
+        self.generation = generation;
+        self.state = SlotState::Launching;
+        true
     }
 
     /// Counts a call that ended with an answer of the current worker.

@@ -38,6 +38,9 @@ impl Scheduler {
         }
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
+            if let Some(successor) = slot.successor() {
+                self.effects.push(Effect::AbortLaunch(successor));
+            }
             let worker = slot.key();
             match slot.state {
                 SlotState::BackingOff { .. } => slot.state = SlotState::Closed,
@@ -54,7 +57,7 @@ impl Scheduler {
     }
 
     pub(super) fn finish_stop(&mut self) {
-        let is_closed = |slot: &Slot| matches!(slot.state, SlotState::Closed);
+        let is_closed = |slot: &Slot| matches!(slot.state, SlotState::Closed) && slot.successor.is_none();
         if self.phase == Phase::Stopping && self.retired.is_empty() && self.slots.iter().all(is_closed) {
             self.phase = Phase::Stopped;
             self.effects.push(Effect::Stopped);

@@ -2,6 +2,7 @@
 
 mod concurrency;
 mod properties;
+mod restarts;
 mod wait_for_room;
 
 use std::time::Duration;

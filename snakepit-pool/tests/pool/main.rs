@@ -9,6 +9,7 @@ mod lifecycle;
 mod nested;
 mod panics;
 mod puppet;
+mod restarts;
 mod shutdown;
 mod streams;
 mod stress;

@@ -10,6 +10,9 @@ pub struct PingResponse {
     pub message: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
     pub server_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// The version of the host. Extension.
+    #[prost(string, tag = "3")]
+    pub version: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InitializeSessionRequest {
@@ -978,6 +981,20 @@ pub struct ListWorkersRequest {}
 pub struct ListWorkersResponse {
     #[prost(message, repeated, tag = "1")]
     pub workers: ::prost::alloc::vec::Vec<WorkerInfo>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestartWorkersRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestartWorkersResponse {
+    /// Whether every slot has a new worker. Otherwise the old workers that were not replaced remain in service.
+    #[prost(bool, tag = "1")]
+    pub success: bool,
+    /// The problem of the worker that did not start.
+    #[prost(string, tag = "2")]
+    pub error_message: ::prost::alloc::string::String,
+    /// Its traceback, if an exception was the cause and the caller may see tracebacks.
+    #[prost(string, tag = "3")]
+    pub traceback: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WorkerInfo {
@@ -2491,6 +2508,34 @@ pub mod bridge_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Replaces all workers, for example after their code has changed. In each slot, the new worker is ready before the old one gets
+        /// no more calls. Old workers finish their calls.
+        pub async fn restart_workers(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RestartWorkersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestartWorkersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/snakepit.bridge.BridgeService/RestartWorkers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("snakepit.bridge.BridgeService", "RestartWorkers"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Reports sessions that are created or end, until the caller cancels.
         pub async fn watch_sessions(
             &mut self,
@@ -2826,6 +2871,15 @@ pub mod bridge_service_server {
             request: tonic::Request<super::GetSessionStatsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::GetSessionStatsResponse>,
+            tonic::Status,
+        >;
+        /// Replaces all workers, for example after their code has changed. In each slot, the new worker is ready before the old one gets
+        /// no more calls. Old workers finish their calls.
+        async fn restart_workers(
+            &self,
+            request: tonic::Request<super::RestartWorkersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestartWorkersResponse>,
             tonic::Status,
         >;
         /// Server streaming response type for the WatchSessions method.
@@ -4598,6 +4652,51 @@ pub mod bridge_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetSessionStatsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/snakepit.bridge.BridgeService/RestartWorkers" => {
+                    #[allow(non_camel_case_types)]
+                    struct RestartWorkersSvc<T: BridgeService>(pub Arc<T>);
+                    impl<
+                        T: BridgeService,
+                    > tonic::server::UnaryService<super::RestartWorkersRequest>
+                    for RestartWorkersSvc<T> {
+                        type Response = super::RestartWorkersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RestartWorkersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BridgeService>::restart_workers(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RestartWorkersSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

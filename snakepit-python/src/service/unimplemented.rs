@@ -39,7 +39,8 @@ impl BridgeService for WorkerService {
     async fn ping(&self, request: Request<pb::PingRequest>) -> RpcResult<pb::PingResponse> {
         let message = request.into_inner().message;
         let server_time = Some(std::time::SystemTime::now().into());
-        Ok(Response::new(pb::PingResponse { message, server_time }))
+        let version = snakepit_proto::launch::VERSION.to_owned();
+        Ok(Response::new(pb::PingResponse { message, server_time, version }))
     }
 
     async fn execute_tool(
@@ -106,6 +107,7 @@ impl BridgeService for WorkerService {
         list_tools(pb::ListToolsRequest) -> pb::ListToolsResponse;
         list_workers(pb::ListWorkersRequest) -> pb::ListWorkersResponse;
         get_pool_status(pb::GetPoolStatusRequest) -> pb::GetPoolStatusResponse;
+        restart_workers(pb::RestartWorkersRequest) -> pb::RestartWorkersResponse;
         list_sessions(pb::ListSessionsRequest) -> pb::ListSessionsResponse;
         get_session_stats(pb::GetSessionStatsRequest) -> pb::GetSessionStatsResponse;
         watch_sessions(pb::WatchSessionsRequest) -> Self::WatchSessionsStream;

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, Weak, atomic::Ordering},
+    sync::{
+        Arc, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{Registration, Registry, RegistryError, ResolvedTool, check_name};
@@ -19,21 +22,28 @@ const MAX_PROVIDER_BYTES: usize = 2 * 1024 * 1024;
 /// A worker that announces tools.
 #[derive(Debug, Clone)]
 pub struct Announcer {
-    worker: Arc<str>,
+    pub(super) worker: Arc<str>,
     liveness: Weak<()>,
+    /// Whether a restart has replaced the worker.
+    is_retired: Arc<AtomicBool>,
 }
 
 impl Announcer {
     /// Creates an announcer with the id of a worker. The worker counts as alive until the last clone of `liveness` is dropped.
     #[must_use]
     pub fn new(worker: Arc<str>, liveness: &Arc<()>) -> Self {
-        Self { worker, liveness: Arc::downgrade(liveness) }
+        Self { worker, liveness: Arc::downgrade(liveness), is_retired: Arc::default() }
     }
 
-    /// Whether the worker is alive.
+    /// Whether the worker is alive, and no restart has replaced it.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.liveness.strong_count() > 0
+        self.liveness.strong_count() > 0 && !self.is_retired.load(Ordering::Acquire)
+    }
+
+    /// Treats the worker as ended, also in its clones.
+    pub(super) fn retire(&self) {
+        self.is_retired.store(true, Ordering::Release);
     }
 
     /// The id of the worker.
@@ -68,7 +78,7 @@ impl Registry {
     }
 
     /// Registers the specs, and takes them out of the vector. On an error, leaves them there.
-    fn register_specs(
+    pub(super) fn register_specs(
         &self,
         provider: &str,
         announcer: &Announcer,
@@ -156,83 +166,15 @@ impl Registry {
 }
 
 /// The error of an announcement.
-struct RejectedAnnouncement {
-    error: RegistryError,
+pub(super) struct RejectedAnnouncement {
+    pub(super) error: RegistryError,
     /// A live worker with other specs, if the announcement can wait until it has ended.
-    blocker: Option<Announcer>,
+    pub(super) blocker: Option<Announcer>,
 }
 
 impl From<RegistryError> for RejectedAnnouncement {
     fn from(error: RegistryError) -> Self {
         Self { error, blocker: None }
-    }
-}
-
-/// The announcement of a worker whose specs differ from those of older workers.
-#[derive(Debug)]
-pub(super) struct DeferredAnnouncement {
-    provider: String,
-    announcer: Announcer,
-    handler: Arc<dyn ToolHandler>,
-    specs: Vec<ToolSpec>,
-    /// A worker with other specs.
-    blocker: Announcer,
-}
-
-impl Registry {
-    /// Like [`register_remote`](Self::register_remote), for workers whose code may change while older workers run. If another
-    /// live worker announced a tool with another spec, the announcement takes effect when the last such worker has ended. If
-    /// there are several such announcements, the newest one takes effect.
-    ///
-    /// # Errors
-    /// As for `register_remote`. After [`RegistryError::DuplicateTool`], the registry keeps the announcement for later.
-    pub fn register_remote_or_defer(
-        &self,
-        provider: &str,
-        announcer: &Announcer,
-        handler: &Arc<dyn ToolHandler>,
-        mut specs: Vec<ToolSpec>,
-    ) -> Result<Vec<Registration>, RegistryError> {
-        // Held during the registration, which serializes the announcements of one worker and the passes over the list.
-        let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
-        let registered = self.register_specs(provider, announcer, handler, &mut specs);
-        // Only the last announcement of a worker applies. Announcements of ended workers are removed, because a crash loop would
-        // fill the memory with them.
-        deferred.retain(|deferred| {
-            deferred.announcer.is_alive() && deferred.announcer.worker != announcer.worker
-        });
-        if let Err(RejectedAnnouncement { blocker: Some(blocker), .. }) = &registered {
-            let (provider, announcer, handler, blocker) =
-                (provider.to_owned(), announcer.clone(), Arc::clone(handler), blocker.clone());
-            deferred.push(DeferredAnnouncement { provider, announcer, handler, specs, blocker });
-        }
-        self.deferred_count.store(deferred.len() as u64, Ordering::Release);
-        registered.map_err(|rejected| rejected.error)
-    }
-
-    /// Registers the deferred announcements whose blockers have ended.
-    pub(super) fn apply_deferred(&self) {
-        if self.deferred_count.load(Ordering::Acquire) == 0 {
-            return;
-        }
-        let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
-        // Registers the newest first, so that older ones with other specs remain deferred.
-        deferred.reverse();
-        deferred.retain_mut(|DeferredAnnouncement { provider, announcer, handler, specs, blocker }| {
-            if !announcer.is_alive() || blocker.is_alive() {
-                return announcer.is_alive();
-            }
-            match self.register_specs(provider, announcer, handler, specs) {
-                Err(RejectedAnnouncement { blocker: Some(next_blocker), .. }) => {
-                    *blocker = next_blocker;
-                    true
-                }
-                // Another error, such as a limit, concerns only this worker.
-                _ => false,
-            }
-        });
-        deferred.reverse();
-        self.deferred_count.store(deferred.len() as u64, Ordering::Release);
     }
 }
 

@@ -319,6 +319,15 @@ impl BridgeService for Bridge {
         self.session_stats().await.map(Response::new)
     }
 
+    async fn restart_workers(
+        &self,
+        request: Request<pb::RestartWorkersRequest>,
+    ) -> RpcResult<pb::RestartWorkersResponse> {
+        self.require_client("RestartWorkers")?;
+        self.authorize(request.extensions(), &Operation::RestartWorkers)?;
+        self.restart(request.extensions()).await.map(Response::new)
+    }
+
     type WatchSessionsStream = Events<pb::SessionEvent>;
 
     async fn watch_sessions(

@@ -16,6 +16,7 @@ impl Bridge {
         pb::PingResponse {
             message: format!("pong: {}", request.message),
             server_time: Some(SystemTime::now().into()),
+            version: snakepit_proto::launch::VERSION.to_owned(),
         }
     }
 

@@ -1,14 +1,18 @@
 //! Invariants of the scheduler under random events, checked with a model.
 
 mod operation;
+mod restarts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
 
-use self::operation::{Ending, Op, op};
+use self::{
+    operation::{Ending, Op, op},
+    restarts::Restarts,
+};
 use super::*;
-use crate::scheduler::{load, slot::STALLED_AFTER};
+use crate::scheduler::{load, rollout::MAX_REPLACED, slot::STALLED_AFTER};
 
 /// The model of a worker that is up.
 #[derive(Debug)]
@@ -69,6 +73,7 @@ struct Model {
     /// Whether the last advance caused a tick.
     has_ticked: bool,
     is_draining: bool,
+    restarts: Restarts,
     stopped: usize,
 }
 
@@ -89,6 +94,7 @@ impl Model {
             recalled: Vec::new(),
             has_ticked: false,
             is_draining: false,
+            restarts: Restarts::default(),
             stopped: 0,
         };
         model.on(Event::Tick);
@@ -183,17 +189,7 @@ impl Model {
                 assert!(queued.is_none_or(|call| call.deadline.is_some_and(|at| at <= self.harness.now)));
             }
             Effect::Launch(worker) => {
-                assert!(
-                    !self.launching.iter().any(|other| other.slot == worker.slot),
-                    "two launches in one slot"
-                );
-                let others: Vec<_> =
-                    self.workers.iter().filter(|(other, _)| other.slot == worker.slot).collect();
-                let is_retired = |up: &ModelWorker| up.is_retiring && up.concurrency > 1;
-                assert!(
-                    others.len() <= 1 && others.iter().all(|(_, up)| is_retired(up)),
-                    "{others:?} occupy the slot"
-                );
+                self.check_launch(worker);
                 self.launching.push(worker);
             }
             Effect::AbortLaunch(worker) => assert!(self.launching.contains(&worker)),
@@ -213,6 +209,7 @@ impl Model {
                 let up = self.workers.get_mut(&worker).expect("it is up");
                 assert!(!std::mem::replace(&mut up.is_ending, true), "ended twice");
             }
+            Effect::RestartEnded { number, outcome } => self.on_restart_ended(number, outcome),
             Effect::Stopped => self.stopped += 1,
         }
     }
@@ -263,12 +260,14 @@ impl Model {
                 .any(|other| other.slot == worker.slot && other.generation < worker.generation);
             let is_replaced = scheduler.slots()[worker.index()].key() != *worker
                 || !matches!(scheduler.slots()[worker.index()].state, SlotState::Up(_));
+            let is_launching = self.launching.iter().any(|launching| launching.slot == worker.slot);
             assert!(
-                up.is_ending || is_second || is_replaced || self.is_draining,
+                up.is_ending || is_second || is_replaced || is_launching || self.is_draining,
                 "{worker:?} has no replacement"
             );
         }
         assert_eq!(self.stopped, usize::from(scheduler.phase() == Phase::Stopped));
+        self.check_restart();
     }
 
     fn submit(
@@ -355,6 +354,9 @@ impl Model {
 
     fn launch(&mut self, index: usize, up: Option<(bool, Option<usize>)>) {
         let worker = self.launching.swap_remove(index);
+        if up.is_some() && !self.is_draining {
+            self.retire_others(worker);
+        }
         let Some((queues_calls, concurrency)) = up else { return self.on(Event::LaunchFailed(worker)) };
         let up = ModelWorker {
             running: Vec::new(),
@@ -446,6 +448,7 @@ impl Model {
                 }
             }
             Op::Advance(millis) => self.advance(*millis),
+            Op::Restart => self.restart(),
             Op::Drain(millis) => {
                 self.is_draining = true;
                 let until = self.harness.now + Duration::from_millis(*millis);
@@ -471,6 +474,7 @@ impl Model {
             self.exit(worker);
         }
         assert_eq!(self.stopped, 1);
+        assert!(!self.restarts.is_running(), "every restart ended");
         while !self.running.is_empty() {
             self.end_call(0, Ending::Lost);
         }

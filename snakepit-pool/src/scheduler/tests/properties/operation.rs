@@ -19,6 +19,7 @@ pub(super) enum Op {
     Suspend(Index),
     Resume(Index),
     Advance(u64),
+    Restart,
     Drain(u64),
 }
 
@@ -59,6 +60,7 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         6 => any::<Index>().prop_map(Op::Suspend),
         8 => any::<Index>().prop_map(Op::Resume),
         25 => (0..2500_u64).prop_map(Op::Advance),
+        3 => Just(Op::Restart),
         // Rare, because the scheduler only shuts down afterwards.
         1 => (0..5000_u64).prop_map(Op::Drain),
     ]

@@ -1,0 +1,153 @@
+//! Restarts: the rolling replacement of all workers. In each slot, the new worker is up before the old one retires.
+
+use tokio::time::Instant;
+
+use super::{Effect, Phase, RestartOutcome, Scheduler, SlotState, WorkerKey};
+
+/// The maximum number of workers of one slot that finish their calls after restarts. A further restart waits for the exit of one.
+pub(super) const MAX_REPLACED: usize = 4;
+
+/// A restart in progress.
+#[derive(Debug)]
+pub(super) struct Rollout {
+    /// The number of the newest restart. It includes all earlier ones.
+    number: u64,
+    /// The progress in each slot.
+    slots: Vec<SlotProgress>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct SlotProgress {
+    /// The generation of the last worker that was launched before the restart.
+    before: u32,
+    is_replaced: bool,
+}
+
+impl Rollout {
+    /// Whether the worker was launched after the restart began.
+    fn is_new(&self, worker: WorkerKey) -> bool {
+        self.slots.get(worker.index()).is_some_and(|slot| worker.generation > slot.before)
+    }
+
+    /// The number of slots that may launch a new worker at the same time. The first one shows whether new workers start at all.
+    fn surge(&self) -> usize {
+        if self.slots.iter().any(|slot| slot.is_replaced) { (self.slots.len() / 4).max(1) } else { 1 }
+    }
+}
+
+impl Scheduler {
+    /// Begins a restart. It supersedes the restart in progress, whose new workers are replaced too.
+    pub(super) fn on_restart(&mut self, number: u64) {
+        if self.phase != Phase::Serving {
+            return self.effects.push(Effect::RestartEnded { number, outcome: RestartOutcome::ShutDown });
+        }
+        let before = |slot: &super::Slot| SlotProgress { before: slot.last_generation(), is_replaced: false };
+        self.rollout = Some(Rollout { number, slots: self.slots.iter().map(before).collect() });
+        self.abort_successors();
+    }
+
+    fn abort_successors(&mut self) {
+        let successors = self.slots.iter().filter_map(super::Slot::successor);
+        self.effects.extend(successors.map(Effect::AbortLaunch));
+    }
+
+    fn end_rollout(&mut self, outcome: RestartOutcome) {
+        if let Some(Rollout { number, .. }) = self.rollout.take() {
+            self.effects.push(Effect::RestartEnded { number, outcome });
+        }
+    }
+
+    /// Launches the next new workers, and ends the restart after the last slot.
+    pub(super) fn advance_rollout(&mut self) {
+        if self.phase != Phase::Serving {
+            self.abort_successors();
+            return self.end_rollout(RestartOutcome::ShutDown);
+        }
+        let Some(rollout) = &self.rollout else { return };
+        if rollout.slots.iter().all(|slot| slot.is_replaced) {
+            return self.end_rollout(RestartOutcome::Replaced);
+        }
+        let is_launching =
+            |slot: &&super::Slot| matches!(slot.state, SlotState::Launching) || slot.successor.is_some();
+        let mut remaining = rollout.surge().saturating_sub(self.slots.iter().filter(is_launching).count());
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            if remaining == 0 || self.rollout.as_ref().is_none_or(|rollout| rollout.slots[index].is_replaced)
+            {
+                continue;
+            }
+            let launched = match slot.state {
+                SlotState::BackingOff { .. } => slot.launch(),
+                SlotState::Up(_)
+                    if slot.successor.is_none() && self.retired.count_of(slot.key().slot) < MAX_REPLACED =>
+                {
+                    slot.launch_successor()
+                }
+                // The launch or the exit of this worker continues the restart.
+                SlotState::Up(_) | SlotState::Launching | SlotState::Ending { .. } | SlotState::Closed => {
+                    continue;
+                }
+            };
+            self.effects.push(Effect::Launch(launched));
+            remaining -= 1;
+        }
+    }
+
+    /// Records that a slot has a new worker.
+    pub(super) fn mark_replaced(&mut self, worker: WorkerKey) {
+        if let Some(rollout) = self.rollout.as_mut().filter(|rollout| rollout.is_new(worker)) {
+            rollout.slots[worker.index()].is_replaced = true;
+        }
+    }
+
+    /// Ends the restart if this worker, which did not start, belongs to it.
+    pub(super) fn fail_rollout(&mut self, worker: WorkerKey) {
+        let is_failure =
+            |rollout: &Rollout| rollout.is_new(worker) && !rollout.slots[worker.index()].is_replaced;
+        if self.phase == Phase::Serving && self.rollout.as_ref().is_some_and(is_failure) {
+            self.abort_successors();
+            self.end_rollout(RestartOutcome::Failed(worker));
+        }
+    }
+
+    pub(super) fn is_successor(&self, worker: WorkerKey) -> bool {
+        self.slots.get(worker.index()).is_some_and(|slot| slot.successor() == Some(worker))
+    }
+
+    /// Makes a successor that is up the current worker of its slot. Returns the worker that finishes its calls beside it.
+    pub(super) fn replace_by_successor(&mut self, worker: WorkerKey, now: Instant) -> Option<WorkerKey> {
+        let slot = &mut self.slots[worker.index()];
+        let (replaced, state) = (slot.key(), slot.state);
+        slot.promote_successor();
+        match state {
+            SlotState::Up(up) => {
+                self.capacity.remove(worker.slot);
+                self.workers_up -= 1;
+                self.retired.add_replaced(replaced, Some(up), now);
+                // Calls that it has not begun move to other workers.
+                self.tick_at(now);
+                Some(replaced)
+            }
+            SlotState::Ending { .. } => {
+                self.retired.add_replaced(replaced, None, now);
+                None
+            }
+            SlotState::BackingOff { .. } | SlotState::Launching | SlotState::Closed => None,
+        }
+    }
+
+    /// Stops a successor that came up after the drain began.
+    pub(super) fn stop_successor(&mut self, worker: WorkerKey, now: Instant) {
+        self.slots[worker.index()].successor = None;
+        self.retired.add_replaced(worker, None, now);
+        self.effects.push(Effect::Stop(worker));
+    }
+
+    /// Keeps the current worker of a slot, because its successor did not start.
+    pub(super) fn on_successor_failed(&mut self, worker: WorkerKey, now: Instant) {
+        self.slots[worker.index()].successor = None;
+        // The current worker may have retired meanwhile.
+        self.replace_retiring(worker.slot, now);
+        self.finish_stop();
+    }
+}

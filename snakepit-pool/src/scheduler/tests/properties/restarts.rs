@@ -1,0 +1,75 @@
+//! The model of restarts.
+
+use super::*;
+
+/// The last restart.
+#[derive(Debug, Default)]
+pub(super) struct Restarts {
+    /// Its number. 0 before the first one.
+    last: u64,
+    /// The generations of the last workers in all slots before it.
+    before: Vec<u32>,
+    /// The number of the last one that ended.
+    ended: u64,
+}
+
+impl Restarts {
+    pub(super) const fn is_running(&self) -> bool {
+        self.ended < self.last
+    }
+}
+
+impl Model {
+    pub(super) fn restart(&mut self) {
+        self.restarts.before = self.harness.scheduler.slots().iter().map(Slot::last_generation).collect();
+        self.restarts.last += 1;
+        let number = self.restarts.last;
+        self.on(Event::Restart { number });
+    }
+
+    pub(super) fn on_restart_ended(&mut self, number: u64, outcome: RestartOutcome) {
+        assert_eq!(number, self.restarts.last);
+        assert!(self.restarts.ended < number, "ended twice");
+        self.restarts.ended = number;
+        let is_old = |key: &WorkerKey| key.generation <= self.restarts.before[key.index()];
+        match outcome {
+            RestartOutcome::Replaced => {
+                let mut in_service = self.workers.iter().filter(|(_, up)| !up.is_retiring && !up.is_ending);
+                assert!(!in_service.any(|(key, _)| is_old(key)), "an old worker remains in service");
+            }
+            RestartOutcome::Failed(key) => assert!(!is_old(&key), "an old worker ended the restart"),
+            RestartOutcome::ShutDown => assert!(self.is_draining),
+        }
+    }
+
+    /// Checks that a worker may be launched.
+    pub(super) fn check_launch(&self, worker: WorkerKey) {
+        assert!(!self.launching.iter().any(|other| other.slot == worker.slot), "two launches in one slot");
+        let others: Vec<_> = self.workers.iter().filter(|(other, _)| other.slot == worker.slot).collect();
+        let is_retired = |up: &ModelWorker| up.is_retiring;
+        let in_service = others.iter().filter(|(_, up)| !is_retired(up)).count();
+        let is_restarting = self.restarts.is_running();
+        assert!(in_service <= usize::from(is_restarting), "{others:?} occupy the slot");
+        // One that retired, and those that restarts have replaced.
+        assert!(others.len() - in_service <= MAX_REPLACED + 1, "{others:?} occupy the slot");
+    }
+
+    /// Marks the worker that this one replaces.
+    pub(super) fn retire_others(&mut self, worker: WorkerKey) {
+        let others = self.workers.iter_mut().filter(|(other, _)| other.slot == worker.slot);
+        others.for_each(|(_, up)| up.is_retiring = true);
+    }
+
+    /// Checks that a restart continues unless it waits for an exit.
+    pub(super) fn check_restart(&self) {
+        if !self.restarts.is_running() || !self.launching.is_empty() {
+            return;
+        }
+        let waits = |slot: &Slot| {
+            let is_ending = self.workers.get(&slot.key()).is_some_and(|up| up.is_ending);
+            let in_slot = self.workers.keys().filter(|key| key.slot == slot.key().slot).count();
+            is_ending || in_slot > MAX_REPLACED
+        };
+        assert!(self.harness.scheduler.slots().iter().any(waits), "the restart does not continue");
+    }
+}

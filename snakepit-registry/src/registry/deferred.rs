@@ -1,0 +1,168 @@
+//! Tools of workers whose code has changed while older workers run: announcements that wait for the end of these workers.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, atomic::Ordering},
+};
+
+use super::{
+    Registration, Registry, RegistryError, ResolvedTool,
+    remote::{Announcer, RejectedAnnouncement},
+};
+use crate::{ToolHandler, ToolSpec};
+
+/// The announcement of a worker whose specs differ from those of older workers.
+#[derive(Debug)]
+pub(super) struct DeferredAnnouncement {
+    provider: String,
+    announcer: Announcer,
+    handler: Arc<dyn ToolHandler>,
+    specs: Vec<ToolSpec>,
+    /// A worker with other specs.
+    blocker: Announcer,
+}
+
+impl Registry {
+    /// Like [`register_remote`](Self::register_remote), for workers whose code may change while older workers run. If another
+    /// live worker announced a tool with another spec, the announcement takes effect when the last such worker has ended. If
+    /// there are several such announcements, the newest one takes effect.
+    ///
+    /// # Errors
+    /// As for `register_remote`. After [`RegistryError::DuplicateTool`], the registry keeps the announcement for later.
+    pub fn register_remote_or_defer(
+        &self,
+        provider: &str,
+        announcer: &Announcer,
+        handler: &Arc<dyn ToolHandler>,
+        mut specs: Vec<ToolSpec>,
+    ) -> Result<Vec<Registration>, RegistryError> {
+        // Held during the registration, which serializes the announcements of one worker and the passes over the list.
+        let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        let registered = self.register_specs(provider, announcer, handler, &mut specs);
+        // Only the last announcement of a worker applies. Announcements of ended workers are removed, because a crash loop would
+        // fill the memory with them.
+        deferred.retain(|deferred| {
+            deferred.announcer.is_alive() && deferred.announcer.worker != announcer.worker
+        });
+        if let Err(RejectedAnnouncement { blocker: Some(blocker), .. }) = &registered {
+            let (provider, announcer, handler, blocker) =
+                (provider.to_owned(), announcer.clone(), Arc::clone(handler), blocker.clone());
+            deferred.push(DeferredAnnouncement { provider, announcer, handler, specs, blocker });
+        }
+        self.deferred_count.store(deferred.len() as u64, Ordering::Release);
+        registered.map_err(|rejected| rejected.error)
+    }
+
+    /// Treats the workers of a provider as ended, except those that are current. Use it after a restart: the tools of the new
+    /// workers then replace those of the old ones, which may still finish calls.
+    pub fn retire_announcers(&self, provider: &str, is_current: impl Fn(&str) -> bool) {
+        let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+        let announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, workers) in &*announcers {
+            if tools.get(name).is_some_and(|tool| tool.provider == provider) {
+                workers.iter().filter(|worker| !is_current(&worker.worker)).for_each(Announcer::retire);
+            }
+        }
+        drop((announcers, tools));
+        self.apply_deferred();
+        self.remove_unserved(provider);
+    }
+
+    /// Removes the tools of a provider that no live worker serves, unless none of its workers is alive.
+    fn remove_unserved(&self, provider: &str) {
+        let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
+        let mut announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_ours = |name: &str, tools: &BTreeMap<Arc<str>, Arc<ResolvedTool>>| {
+            tools.get(name).is_some_and(|tool| tool.provider == provider)
+        };
+        let is_served = |workers: &Vec<Announcer>| workers.iter().any(Announcer::is_alive);
+        if !announcers.iter().any(|(name, workers)| is_ours(name, &tools) && is_served(workers)) {
+            return;
+        }
+        let count = announcers.len();
+        announcers.retain(|name, workers| {
+            let is_kept = is_served(workers) || !is_ours(name, &tools);
+            if !is_kept {
+                tools.remove(name);
+            }
+            is_kept
+        });
+        if announcers.len() < count {
+            self.increment_revision();
+        }
+    }
+
+    /// Registers the deferred announcements whose blockers have ended.
+    pub(super) fn apply_deferred(&self) {
+        if self.deferred_count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        // Registers the newest first, so that older ones with other specs remain deferred.
+        deferred.reverse();
+        deferred.retain_mut(|DeferredAnnouncement { provider, announcer, handler, specs, blocker }| {
+            if !announcer.is_alive() || blocker.is_alive() {
+                return announcer.is_alive();
+            }
+            match self.register_specs(provider, announcer, handler, specs) {
+                Err(RejectedAnnouncement { blocker: Some(next_blocker), .. }) => {
+                    *blocker = next_blocker;
+                    true
+                }
+                // Another error, such as a limit, concerns only this worker.
+                _ => false,
+            }
+        });
+        deferred.reverse();
+        self.deferred_count.store(deferred.len() as u64, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::FnTool;
+
+    fn worker(id: &str) -> (Arc<()>, Announcer) {
+        let liveness = Arc::new(());
+        let worker = Announcer::new(id.into(), &liveness);
+        (liveness, worker)
+    }
+
+    fn specs_named(names: &[&str]) -> Vec<ToolSpec> {
+        names.iter().map(|name| ToolSpec::new(*name)).collect()
+    }
+
+    fn names(registry: &Registry) -> Vec<String> {
+        registry.tools().into_iter().map(|(spec, _)| spec.name).collect()
+    }
+
+    #[test]
+    fn after_a_restart_the_tools_of_the_new_workers_replace_those_of_the_old_ones() {
+        let (registry, handler) =
+            (Registry::new(), Arc::new(FnTool::typed("host", |_: Value| async { Ok::<_, String>(()) })));
+        let handler: Arc<dyn ToolHandler> = handler;
+        let register = |worker: &Announcer, specs| {
+            registry.register_remote_or_defer("pool", worker, &handler, specs).is_ok()
+        };
+        let ((_old_alive, old), (_new_alive, new)) = (worker("old"), worker("new"));
+        assert!(register(&old, specs_named(&["changed", "removed", "same"])));
+        let changed = || vec![ToolSpec::new("changed").description("new"), ToolSpec::new("same")];
+        assert!(!register(&new, changed()), "the old worker still serves other specs");
+        registry.retire_announcers("other", |_| false);
+        assert_eq!(names(&registry), ["changed", "removed", "same"], "they belong to another pool");
+        // The old worker still runs.
+        registry.retire_announcers("pool", |worker| worker == "new");
+        assert_eq!(names(&registry), ["changed", "same"]);
+        assert_eq!(registry.tools()[0].0.description, "new");
+        // Without a changed spec, the announcement is not deferred.
+        let (_third_alive, third) = worker("third");
+        assert!(register(&third, specs_named(&["same"])));
+        registry.retire_announcers("pool", |worker| worker == "third");
+        assert_eq!(names(&registry), ["same"]);
+        registry.retire_announcers("pool", |_| false);
+        assert_eq!(names(&registry), ["same"], "their calls wait for the next worker");
+    }
+}

@@ -1,0 +1,34 @@
+//! `RestartWorkers`: the rolling replacement of all workers.
+
+use snakepit_proto::pb;
+use snakepit_worker::error_chain;
+use tonic::{Extensions, Status};
+
+use super::bridge::Bridge;
+use crate::{StartError, status::from_tool_error};
+
+impl Bridge {
+    pub(super) async fn restart(
+        &self,
+        extensions: &Extensions,
+    ) -> Result<pb::RestartWorkersResponse, Status> {
+        let host = self.host();
+        let sees_tracebacks = host.tracebacks.shows_to(&self.principal(extensions));
+        let pool = host.pool().await.map_err(from_tool_error)?;
+        let Err(error) = host.restart_workers(&pool).await else {
+            return Ok(pb::RestartWorkersResponse { success: true, ..Default::default() });
+        };
+        let error = StartError::from(error);
+        tracing::warn!(error = %error_chain(&error), "the workers were not replaced");
+        let (error_message, traceback) = match error.worker_error() {
+            // The message may contain output of the worker.
+            Some(_) if !sees_tracebacks => {
+                ("a new worker did not start; see the log of the server".to_owned(), None)
+            }
+            Some(cause) => (error_chain(&error).to_string(), cause.traceback()),
+            None => (error.to_string(), None),
+        };
+        let traceback = traceback.unwrap_or_default().to_owned();
+        Ok(pb::RestartWorkersResponse { success: false, error_message, traceback })
+    }
+}
