@@ -21,6 +21,7 @@ mod lineage;
 mod orphans;
 mod os_process;
 mod output;
+mod probe;
 mod process_group;
 mod progress_file;
 mod readiness;
@@ -46,6 +47,7 @@ pub use connected::{ConnectedWorker, WorkerConnection};
 pub use host_access::HostAccess;
 pub use launches::{Launch, LaunchGuard, Launches, ServeLaunch};
 pub use orphans::{inherits_orphans, reap_orphans};
+pub use probe::probe;
 pub use run_dir::RunDir;
 pub use telemetry::{TELEMETRY_TARGET, WorkerEvents, WorkerTelemetry};
 

@@ -52,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.pop("SNAKEPIT_OUTPUT_KEY", None)
     # Adapters may change the environment of their process, but not the settings of the host.
     environment = dict(os.environ)
+    if terminal := os.environ.pop("SNAKEPIT_DEBUG_TERMINAL", None):
+        # Not imported at the start, because only debugged workers need it.
+        from snakepit_bridge import _terminal
+
+        _terminal.connect(terminal)
     output = Output(worker)
     output.install()
     _threads.install()

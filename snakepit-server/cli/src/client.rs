@@ -29,6 +29,8 @@ use tower::service_fn;
 
 use crate::Failure;
 
+/// The server of commands that name none.
+const DEFAULT_SERVER: &str = "http://127.0.0.1:50051";
 /// The time in which the connection must be established.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time in which the server must answer the first ping.
@@ -41,7 +43,7 @@ pub(crate) struct ServerArgs {
         long,
         value_name = "URL",
         value_parser = server_address,
-        default_value = "http://127.0.0.1:50051",
+        default_value = DEFAULT_SERVER,
         env = "SNAKEPIT_SERVER",
         hide_env_values = true
     )]
@@ -57,6 +59,16 @@ impl ServerArgs {
         self.clock = Clock { timeout, address: self.server.to_string(), stage: Arc::default() };
         self.enter(Stage::Connect);
         self.clock.clone()
+    }
+
+    /// The address of the server.
+    pub(crate) const fn address(&self) -> &Address {
+        &self.server
+    }
+
+    /// Whether the address is the default one.
+    pub(crate) fn is_default(&self) -> bool {
+        self.server.to_string() == DEFAULT_SERVER
     }
 
     /// Records the stage of the command, for the error of its timeout.

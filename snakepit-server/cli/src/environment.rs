@@ -23,8 +23,9 @@ const KUBERNETES_PREFIXES: [&str; 2] = ["SNAKEPIT_SERVICE_", "SNAKEPIT_PORT"];
 
 /// Variables without a flag: `SNAKEPIT_LOG`, the variables that the worker runtime reads, and those that a host sets for its
 /// workers. The daemon inherits the latter if a tool of a worker starts it.
-const WITHOUT_FLAG: [&str; 24] = [
+const WITHOUT_FLAG: [&str; 25] = [
     "SNAKEPIT_LOG",
+    "SNAKEPIT_DEBUG_TERMINAL",
     "SNAKEPIT_AFTER_CANCEL",
     "SNAKEPIT_ALLOW_PICKLE",
     "SNAKEPIT_LOG_LEVEL",

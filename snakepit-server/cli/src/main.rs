@@ -3,6 +3,8 @@
 mod call;
 mod client;
 mod config;
+mod dev;
+mod doctor;
 mod duration;
 mod entries;
 mod environment;
@@ -12,12 +14,15 @@ mod live_call;
 mod live_reports;
 mod log;
 mod memory;
+mod new;
 mod output;
+mod restart;
 mod serve;
 mod session_storage;
 mod size;
 mod stubs;
 mod suggestion;
+mod tool_changes;
 mod tools;
 
 use std::{ffi::OsString, process::ExitCode, thread::available_parallelism};
@@ -41,7 +46,7 @@ Exit codes:
   2  wrong usage
   3  the call was rejected, timed out, or lost its worker
   4  the server cannot be reached, or the connection was lost
-  5  the server cannot start";
+  5  the server, or a new worker, cannot start";
 
 /// The end of the help of the commands that connect to a server.
 const CLIENT_HELP: &str = "\
@@ -51,6 +56,7 @@ Exit codes:
   2  wrong usage
   3  the call was rejected, timed out, or lost its worker
   4  the server cannot be reached, or the connection was lost
+  5  a new worker cannot start
 
 With --json, an error is one JSON object on stderr. It has the keys `code`, `message` and
 `may_have_run` (whether the tool may have run), `retry_after` (seconds) if the server suggests
@@ -73,6 +79,14 @@ enum Command {
     /// Run the daemon, which serves the tools of a pool of workers over gRPC.
     #[command(after_help = serve::HELP)]
     Serve(Box<serve::Args>),
+    /// Serve an adapter, and replace its workers when their code changes.
+    #[command(after_help = dev::HELP)]
+    Dev(Box<dev::Args>),
+    /// Create a project with an adapter, its tests and its settings.
+    New(new::Args),
+    /// Examine the environment of the daemon and its workers, and show how to fix problems.
+    #[command(after_help = doctor::HELP)]
+    Doctor(doctor::Args),
     /// Call a tool and print its result as JSON.
     #[command(after_help = format!("{}\n\n{CLIENT_HELP}", call::HELP))]
     Call(call::Args),
@@ -91,6 +105,9 @@ enum Command {
     /// List the workers of a server.
     #[command(after_help = format!("{}\n\n{CLIENT_HELP}", list::WORKER_COLUMNS))]
     Workers(list::Args),
+    /// Replace the workers of a server one after the other, for example after their code has changed.
+    #[command(after_help = format!("{}\n\n{CLIENT_HELP}", restart::HELP))]
+    Restart(restart::Args),
     /// List the sessions of a server.
     #[command(after_help = CLIENT_HELP)]
     Sessions(list::SessionArgs),
@@ -104,11 +121,15 @@ impl Command {
     const fn is_json(&self) -> bool {
         match self {
             Self::Serve(args) => args.json,
+            Self::Dev(args) => args.serve.json,
+            Self::New(_) => false,
+            Self::Doctor(args) => args.json,
             Self::Call(args) => args.json,
             Self::Stream(args) => args.json,
             Self::Tools(args) => args.list.json,
             Self::Stubs(_) => false,
             Self::Status(args) | Self::Workers(args) => args.json,
+            Self::Restart(args) => args.json,
             Self::Sessions(args) => args.list.json,
             Self::Variables(args) => args.list.json,
         }
@@ -128,16 +149,13 @@ fn main() -> ExitCode {
     let matches = environment::matches(&command_line(), &words);
     let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
     let (is_json, result) = match parsed {
-        Ok(Cli { command }) => {
-            let is_json = command.is_json();
-            (is_json, configured(command, &words).and_then(|command| runtime()?.block_on(run(command))))
-        }
+        Ok(Cli { command }) => (command.is_json(), execute(command, &words)),
         // The parser prints help and version on stdout.
         Err(error) if !error.use_stderr() || !has_json_flag(&words) => error.exit(),
         Err(error) => (true, Err(Failure::of_usage(&error))),
     };
     let code = match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             let text = if is_json { failure.as_json().to_string() } else { failure.to_string() };
             log::print_error(&text);
@@ -148,6 +166,17 @@ fn main() -> ExitCode {
     code
 }
 
+/// Runs a command with its settings.
+fn execute(command: Command, words: &[OsString]) -> Result<ExitCode, Failure> {
+    // The directory determines the settings.
+    let location = match &command {
+        Command::Dev(args) => args.serve.served().map_or(Ok(None), dev::Location::enter)?,
+        _ => None,
+    };
+    let command = configured(command, words)?;
+    runtime()?.block_on(run(command, location))
+}
+
 /// Whether the flag `--json` is among the words of a command line, which may be malformed.
 fn has_json_flag(words: &[OsString]) -> bool {
     words.iter().take_while(|word| *word != "--").any(|word| word == "--json")
@@ -155,21 +184,28 @@ fn has_json_flag(words: &[OsString]) -> bool {
 
 /// All commands, with the environment variables of their flags.
 fn all_flags() -> clap::Command {
-    Cli::command().mut_subcommand("serve", config::with_environment)
+    Cli::command().mut_subcommand("serve", config::with_environment).mut_subcommand("dev", |dev| {
+        let dev = config::with_environment(dev);
+        dev.mut_arg("workers", |arg| arg.default_value("1")).mut_arg("drain", |arg| arg.default_value("1s"))
+    })
 }
 
 fn command_line() -> clap::Command {
     environment::without_empty(all_flags())
 }
 
-/// Applies the configuration file, if there is one, to `snakepit serve`.
+/// Applies the configuration file, if there is one, to `snakepit serve` and `snakepit dev`.
 fn configured(command: Command, words: &[OsString]) -> Result<Command, Failure> {
-    let Command::Serve(args) = &command else { return Ok(command) };
+    let (name, args) = match &command {
+        Command::Serve(args) => ("serve", &**args),
+        Command::Dev(args) => ("dev", &args.serve),
+        _ => return Ok(command),
+    };
     let Some(file) = config::File::find(args.config.as_deref())? else { return Ok(command) };
     let mut cli = command_line();
-    if let Some(serve) = cli.find_subcommand("serve") {
-        let serve = file.set_defaults(serve.clone())?;
-        cli = cli.mut_subcommand("serve", |_| serve);
+    if let Some(found) = cli.find_subcommand(name) {
+        let found = file.set_defaults(found.clone())?;
+        cli = cli.mut_subcommand(name, |_| found);
     }
     let matches = environment::matches(&cli, words);
     let mut command = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
@@ -177,8 +213,10 @@ fn configured(command: Command, words: &[OsString]) -> Result<Command, Failure> 
         Err(error) if args.json => return Err(Failure::of_usage(&error)),
         Err(error) => error.exit(),
     };
-    if let Command::Serve(args) = &mut command {
-        args.config = Some(file.path);
+    match &mut command {
+        Command::Serve(args) => args.config = Some(file.path),
+        Command::Dev(args) => args.serve.config = Some(file.path),
+        _ => {}
     }
     Ok(command)
 }
@@ -210,17 +248,38 @@ fn runtime() -> Result<Runtime, Failure> {
     })
 }
 
-async fn run(command: Command) -> Result<(), Failure> {
-    match command {
-        Command::Serve(args) => serve::run(*args, &all_flags()).await,
+async fn run(command: Command, location: Option<dev::Location>) -> Result<ExitCode, Failure> {
+    let result = match command {
+        Command::Doctor(args) => return doctor::run(args, serve_settings()).await,
+        Command::New(args) => new::run(&args),
+        Command::Serve(args) => serve::run(*args, &all_flags(), None).await,
+        Command::Dev(args) => {
+            let (serve, dev) = args.prepare(location)?;
+            serve::run(serve, &all_flags(), Some(dev)).await
+        }
         Command::Call(mut args) => within(args.start_clock(), call::unary(args)).await,
         Command::Stream(mut args) => within(args.start_clock(), call::stream(args)).await,
         Command::Tools(mut args) => listing(within(args.list.start_clock(), tools::run(args)).await),
         Command::Stubs(args) => stubs::run(args),
         Command::Status(mut args) => listing(within(args.start_clock(), list::status(args)).await),
         Command::Workers(mut args) => listing(within(args.start_clock(), list::workers(args)).await),
+        Command::Restart(mut args) => listing(within(args.start_clock(), restart::run(args)).await),
         Command::Sessions(mut args) => listing(within(args.list.start_clock(), list::sessions(args)).await),
         Command::Variables(mut args) => listing(within(args.list.start_clock(), list::variables(args)).await),
+    };
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// The settings that `snakepit serve` would use in this directory, without a command line.
+fn serve_settings() -> Result<serve::Args, Failure> {
+    // With `--json`, errors of the settings are returned instead of printed.
+    let words = ["snakepit", "serve", "--json"].map(OsString::from);
+    let matches = environment::matches(&command_line(), &words);
+    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    let Cli { command } = parsed.map_err(|error| Failure::of_usage(&error))?;
+    match configured(command, &words)? {
+        Command::Serve(args) => Ok(*args),
+        _ => Err(Failure::new(Reason::Internal, "the settings of `snakepit serve` cannot be read")),
     }
 }
 

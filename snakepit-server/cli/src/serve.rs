@@ -5,13 +5,15 @@ use std::{
     time::Duration,
 };
 
-use snakepit_server::{Reason, Snakepit, StartError, error_chain, raise_descriptor_limit};
+use snakepit_server::{Builder, Reason, Snakepit, StartError, error_chain, raise_descriptor_limit};
 use snakepit_worker::WorkerError;
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    Failure, environment, log, memory,
+    Failure,
+    dev::Dev,
+    environment, log, memory,
     session_storage::{SessionStorage, without_credentials},
     size::bytes,
 };
@@ -64,112 +66,76 @@ Exit codes:
   2  wrong usage
   5  the server cannot start";
 
-/// Runs the daemon until a signal stops it. `command` has all flags, with their environment variables.
-pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failure> {
-    log::start(log_filter()?, std::io::stderr().is_terminal());
+/// Runs the daemon until a signal stops it. `command` has all flags, with their environment variables. `dev` is present for
+/// `snakepit dev`.
+pub(crate) async fn run(args: Args, command: &clap::Command, mut dev: Option<Dev>) -> Result<(), Failure> {
+    // `snakepit dev` reports starts, restarts and calls itself.
+    let default = if dev.is_some() { "warn,snakepit::worker::output=info" } else { "info" };
+    log::start(log_filter(default)?, std::io::stderr().is_terminal());
     environment::warn_of_unknown(command);
     // Signals are caught from the start, so that a signal during the launch of the workers leaves no processes behind.
     let mut signals = Signals::catch(args.stop_with_stdin)
         .map_err(|error| Failure::new(Reason::CannotStart, format!("cannot catch signals: {error}")))?;
 
-    let adapter = args.workers.served.as_ref().or(args.workers.adapter.as_ref()).cloned();
-    if adapter.is_none() && args.workers.worker_command.is_none() {
+    if args.adapter().is_none() && args.workers.worker_command.is_none() {
         let problem =
             "no adapter is set; give one, such as `app.py` or `module:Class`, or --worker-command COMMAND";
         return Err(Failure::new(Reason::Usage, problem));
     }
-    // clap does not parse this value, because its error messages would print a password in the URL.
-    let location = without_credentials(&args.storage.sessions).into_owned();
-    let unusable =
-        |problem: String| format!("the location `{location}` of --sessions cannot be used: {problem}");
-    let sessions: SessionStorage =
-        args.storage.sessions.parse().map_err(|problem| Failure::new(Reason::Usage, unusable(problem)))?;
     if let Some(file) = &args.config {
         tracing::info!(file = %file.display(), "configured");
     }
-    let cannot_start = |problem: String| Failure::new(Reason::CannotStart, problem);
-
     // The default number of connections depends on this limit.
     if let Err(error) = raise_descriptor_limit() {
         tracing::warn!(%error, "failed to raise the limit of open files");
     }
-    let pool = args.pool();
-    let mut builder = Snakepit::builder()
-        .pool(pool)
-        .multiplex(!args.workers.no_multiplex)
-        .listen_on(args.network.listen)
-        .allow_remote(args.network.allow_remote)
-        .tracebacks(args.network.tracebacks.into())
-        .connection_bytes(bytes(args.network.connection_bytes))
-        .reap_orphans(snakepit_worker::process::inherits_orphans());
-    if let Some(connections) = args.network.max_connections {
-        builder = builder.max_connections(usize::try_from(connections).unwrap_or(usize::MAX));
-    }
-    if let Some(adapter) = adapter {
-        builder = builder.adapter(adapter);
-    }
-    for AdapterArg { name, value } in args.workers.adapter_arg {
-        builder = builder.adapter_arg(name, value);
-    }
-    if let Some(gpus) = args.workers.gpus {
-        builder = builder.gpus(gpus.split(',').map(str::trim).filter(|gpu| !gpu.is_empty()));
-    }
-    if let Some(threads) = args.workers.library_threads {
-        builder = builder.library_threads(threads);
-    }
-    if let Some(calls) = args.workers.concurrency {
-        builder = builder.concurrency(usize::from(calls));
-    }
-    if let Some(threads) = args.workers.threads {
-        builder = builder.threads(usize::from(threads));
-    }
-    if let Some(filter) = args.workers.worker_telemetry {
-        builder = builder.worker_telemetry(filter);
-    }
-    if let Some(command) = args.workers.worker_command {
-        builder = builder.worker_command(split_command(&command)?);
-    }
-    if let Some(python) = args.workers.python {
-        builder = builder.python(python);
-    }
-    if let Some(timeout) = args.workers.start_timeout {
-        builder = builder.start_timeout(timeout);
-    }
-    if let Some(dir) = args.storage.run_dir {
-        builder = builder.run_dir(dir);
-    }
-
     let log_early_stop = |name: &str| {
         tracing::info!(signal = %name, "stopped before the workers were ready; no process is left");
     };
-    let sessions = tokio::select! {
-        opened = sessions.open(args.limits.into()) => opened.map_err(|e| cannot_start(unusable(error_chain(&e).to_string())))?,
-        name = signals.next() => {
-            log_early_stop(name);
-            return Ok(());
-        }
-    };
-    builder = builder.sessions(sessions);
-
-    let mut name = "";
-    let snakepit = match builder.start_unless(async { name = signals.next().await }).await {
-        Ok(snakepit) => snakepit,
-        Err(StartError::Cancelled) => {
-            log_early_stop(name);
-            return Ok(());
-        }
-        Err(error) => {
-            return Err(cannot_start(error_chain(&error).to_string()).traceback(traceback_of(&error)));
+    let snakepit = loop {
+        let builder = builder(&args, dev.as_ref())?;
+        let start = start(&args, builder, &mut signals);
+        let started = match &mut dev {
+            Some(dev) => dev.during(start).await,
+            None => start.await,
+        };
+        match (started, &mut dev) {
+            (Ok(Ok(snakepit)), _) => break snakepit,
+            (Ok(Err(Stopped(name))), _) => {
+                log_early_stop(name);
+                return Ok(());
+            }
+            (Err(failure), Some(dev)) if failure.exit_code() == Reason::CannotStart.exit_code() => {
+                tokio::select! {
+                    () = dev.wait_after(&failure) => {}
+                    name = signals.next() => {
+                        log_early_stop(name);
+                        return Ok(());
+                    }
+                }
+            }
+            (Err(failure), _) => return Err(failure),
         }
     };
     memory::start_collector();
-    print_ready_line(&snakepit);
+    if let Some(dev) = &dev {
+        dev.print_ready(&snakepit, args.adapter().unwrap_or_default());
+    }
+    // People read the report above instead.
+    if dev.is_none() || !std::io::stdout().is_terminal() {
+        print_ready_line(&snakepit);
+    }
 
-    let name = signals.next().await;
+    let name = tokio::select! {
+        name = signals.next() => name,
+        () = develop(dev.as_mut(), &snakepit) => "",
+    };
     let received = Instant::now();
     tracing::info!(signal = name, drain = ?args.calls.drain, "draining; a second signal cuts off calls in flight");
+    // A call that stands still in a debugger does not end.
+    let drain = if dev.is_some_and(|dev| dev.is_debugging()) { Duration::ZERO } else { args.calls.drain };
     let stopped = tokio::select! {
-        stopped = snakepit.shutdown_within(args.calls.drain) => stopped,
+        stopped = snakepit.shutdown_within(drain) => stopped,
         name = signals.next_after(name, received) => {
             tracing::warn!(signal = name, "cutting off calls in flight and stopping the workers");
             snakepit.shutdown_within(Duration::ZERO).await
@@ -179,6 +145,100 @@ pub(crate) async fn run(args: Args, command: &clap::Command) -> Result<(), Failu
         tracing::error!(error = %error_chain(&error), "stopped, but not gracefully");
     }
     Ok(())
+}
+
+/// Replaces the workers after changes of their code, for `snakepit dev`. Never returns.
+async fn develop(dev: Option<&mut Dev>, snakepit: &Snakepit) {
+    match dev {
+        Some(dev) => dev.run(snakepit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Creates the builder of the host.
+fn builder(args: &Args, dev: Option<&Dev>) -> Result<Builder, Failure> {
+    let (workers, network) = (&args.workers, &args.network);
+    let pool = args.pool();
+    let mut builder = Snakepit::builder()
+        .pool(dev.map_or_else(|| pool.clone(), |dev| dev.pool(pool.clone())))
+        .multiplex(!workers.no_multiplex)
+        .listen_on(network.listen.clone())
+        .allow_remote(network.allow_remote)
+        .tracebacks(network.tracebacks.into())
+        .connection_bytes(bytes(network.connection_bytes))
+        .reap_orphans(snakepit_worker::process::inherits_orphans());
+    if let Some(connections) = network.max_connections {
+        builder = builder.max_connections(usize::try_from(connections).unwrap_or(usize::MAX));
+    }
+    if let Some(adapter) = args.adapter() {
+        builder = builder.adapter(adapter);
+    }
+    for AdapterArg { name, value } in workers.adapter_arg.iter().cloned() {
+        builder = builder.adapter_arg(name, value);
+    }
+    if let Some(gpus) = &workers.gpus {
+        builder = builder.gpus(gpus.split(',').map(str::trim).filter(|gpu| !gpu.is_empty()));
+    }
+    if let Some(threads) = workers.library_threads {
+        builder = builder.library_threads(threads);
+    }
+    if let Some(calls) = workers.concurrency {
+        builder = builder.concurrency(usize::from(calls));
+    }
+    if let Some(threads) = workers.threads {
+        builder = builder.threads(usize::from(threads));
+    }
+    if let Some(filter) = workers.worker_telemetry.clone() {
+        builder = builder.worker_telemetry(filter);
+    }
+    if let Some(command) = &workers.worker_command {
+        builder = builder.worker_command(split_command(command)?);
+    }
+    if let Some(python) = workers.python.clone() {
+        builder = builder.python(python);
+    }
+    if let Some(timeout) = workers.start_timeout {
+        builder = builder.start_timeout(timeout);
+    }
+    if let Some(dir) = args.storage.run_dir.clone() {
+        builder = builder.run_dir(dir);
+    }
+    Ok(match dev {
+        Some(dev) => dev.configure(builder),
+        None => builder,
+    })
+}
+
+/// The name of the signal that stopped the daemon before it was ready.
+struct Stopped(&'static str);
+
+/// Opens the sessions, and starts the host.
+async fn start(
+    args: &Args,
+    builder: Builder,
+    signals: &mut Signals,
+) -> Result<Result<Snakepit, Stopped>, Failure> {
+    let cannot_start = |problem: String| Failure::new(Reason::CannotStart, problem);
+    // clap does not parse this value, because its error messages would print a password in the URL.
+    let location = without_credentials(&args.storage.sessions).into_owned();
+    let unusable =
+        |problem: String| format!("the location `{location}` of --sessions cannot be used: {problem}");
+    let sessions: SessionStorage =
+        args.storage.sessions.parse().map_err(|problem| Failure::new(Reason::Usage, unusable(problem)))?;
+    let sessions = tokio::select! {
+        opened = sessions.open(args.limits.clone().into()) => opened.map_err(|e| cannot_start(unusable(error_chain(&e).to_string())))?,
+        name = signals.next() => return Ok(Err(Stopped(name))),
+    };
+    let builder = builder.sessions(sessions);
+    let mut name = "";
+    match builder.start_unless(async { name = signals.next().await }).await {
+        Ok(snakepit) => Ok(Ok(snakepit)),
+        Err(StartError::Cancelled) => Ok(Err(Stopped(name))),
+        Err(error) => {
+            let traceback = error.worker_error().and_then(WorkerError::traceback).unwrap_or_default();
+            Err(cannot_start(error_chain(&error).to_string()).traceback(traceback))
+        }
+    }
 }
 
 /// Splits `--worker-command` into a program and its arguments.
@@ -194,21 +254,13 @@ fn split_command(command: &str) -> Result<Vec<String>, Failure> {
     Ok(argv)
 }
 
-/// The traceback of a worker that cannot start, for example because its adapter cannot be imported.
-fn traceback_of(error: &StartError) -> &str {
-    match error.worker_error() {
-        Some(WorkerError::StartFailed { traceback, .. }) => traceback.as_deref().unwrap_or_default(),
-        _ => "",
-    }
-}
-
-/// Reads the filter of the log from `$SNAKEPIT_LOG`. The default is `info`.
-fn log_filter() -> Result<EnvFilter, Failure> {
+/// Reads the filter of the log from `$SNAKEPIT_LOG`.
+fn log_filter(default: &str) -> Result<EnvFilter, Failure> {
     const VARIABLE: &str = "SNAKEPIT_LOG";
     let directives = std::env::var_os(VARIABLE).unwrap_or_default();
     let directives = directives.to_string_lossy();
     if directives.trim().is_empty() {
-        return Ok(EnvFilter::new("info"));
+        return Ok(EnvFilter::new(default));
     }
     EnvFilter::try_new(&directives).map_err(|error| {
         let problem = format!(

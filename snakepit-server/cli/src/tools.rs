@@ -8,7 +8,7 @@ use snakepit_server::{Reason, ToolSpec};
 use snakepit_wire::spec_from_wire;
 use snakepit_worker::escaping::escape;
 
-use crate::{Failure, list, output, suggestion};
+use crate::{Failure, list, output, suggestion, tool_changes::parameters_of};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ToolArgs {
@@ -53,20 +53,9 @@ impl ListedTool {
     }
 
     fn row(&self) -> Vec<String> {
-        let parameters = self.spec.parameters.iter().map(|parameter| {
-            let optional = if parameter.required { "" } else { "?" };
-            format!("{}{optional}: {}", parameter.name, parameter.type_name)
-        });
-        let others = (!self.spec.closed).then(|| "**".to_owned());
-        let parameters: Vec<String> = parameters.chain(others).collect();
+        let parameters = parameters_of(&self.spec);
         let description = self.spec.description.lines().next().unwrap_or_default().to_owned();
-        vec![
-            self.spec.name.clone(),
-            self.kind().to_owned(),
-            self.provider.clone(),
-            parameters.join(", "),
-            description,
-        ]
+        vec![self.spec.name.clone(), self.kind().to_owned(), self.provider.clone(), parameters, description]
     }
 
     fn to_json(&self) -> Value {

@@ -1,7 +1,10 @@
 //! The options of `snakepit serve`. Each is automatically an environment variable and a key of `snakepit.toml` too (see
 //! [`config`](crate::config)).
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use snakepit_pool::PoolConfig;
@@ -47,6 +50,51 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// The adapter to serve.
+    pub(crate) fn adapter(&self) -> Option<&str> {
+        self.workers.served.as_deref().or(self.workers.adapter.as_deref())
+    }
+
+    /// Sets the adapter to serve.
+    pub(crate) fn set_adapter(&mut self, adapter: String) {
+        self.workers.served = Some(adapter);
+    }
+
+    /// Forgets the adapter on the command line.
+    pub(crate) fn clear_served(&mut self) {
+        self.workers.served = None;
+    }
+
+    /// The adapter on the command line.
+    pub(crate) fn served(&self) -> Option<&str> {
+        self.workers.served.as_deref()
+    }
+
+    /// Whether the workers are not of this project.
+    pub(crate) const fn has_worker_command(&self) -> bool {
+        self.workers.worker_command.is_some()
+    }
+
+    /// The Python interpreter that the user named.
+    pub(crate) fn python(&self) -> Option<&Path> {
+        self.workers.python.as_deref()
+    }
+
+    /// The number of workers.
+    pub(crate) fn worker_count(&self) -> usize {
+        self.workers.workers.into()
+    }
+
+    /// The address of the gRPC port.
+    pub(crate) fn listen(&self) -> &str {
+        &self.network.listen
+    }
+
+    /// The parent of the run directory.
+    pub(crate) fn run_dir(&self) -> Option<&Path> {
+        self.storage.run_dir.as_deref()
+    }
+
     /// The configuration of the pool.
     pub(super) fn pool(&self) -> PoolConfig {
         PoolConfig::default()

@@ -10,7 +10,7 @@ use crate::{
     size::{self, bytes},
 };
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Session limits")]
 pub(crate) struct SessionLimitArgs {
     /// Delete sessions after this time without use, unless their creator sets another TTL.

@@ -1,0 +1,174 @@
+//! Checks of the Python interpreter, the package and the adapter.
+
+use std::{ffi::OsStr, path::Path, time::Duration};
+
+use serde::Deserialize;
+use snakepit_proto::launch::{PROTOCOL, VERSION, check_version};
+use snakepit_server::choose_python;
+use snakepit_worker::process::probe;
+
+use super::Check;
+use crate::serve;
+
+/// The time for the interpreter to describe itself.
+const PROBE_LIMIT: Duration = Duration::from_secs(30);
+/// The time for the import of the adapter.
+const IMPORT_LIMIT: Duration = Duration::from_secs(60);
+
+/// The oldest supported minor version of Python 3.
+const OLDEST_MINOR: u32 = 11;
+
+/// Describes the interpreter and the package as one line of JSON.
+const SCRIPT: &str = "
+import json, sys
+found = {'version': '.'.join(map(str, sys.version_info[:3])), 'executable': sys.executable}
+try:
+    import snakepit_bridge
+    from snakepit_bridge import _native
+    found['bridge'] = {'version': snakepit_bridge.__version__, 'protocol': getattr(_native, 'PROTOCOL', 1),
+                       'path': snakepit_bridge.__file__}
+except ModuleNotFoundError as error:
+    found['error'], found['is_missing'] = str(error), error.name == 'snakepit_bridge'
+except BaseException as error:
+    found['error'] = type(error).__name__ + ': ' + str(error)
+print(json.dumps(found))
+";
+
+#[derive(Deserialize)]
+struct Found {
+    version: String,
+    executable: String,
+    bridge: Option<Bridge>,
+    error: Option<String>,
+    #[serde(default)]
+    is_missing: bool,
+}
+
+#[derive(Deserialize)]
+struct Bridge {
+    version: String,
+    protocol: u32,
+    path: String,
+}
+
+/// Examines the interpreter, the package and the adapter. Each of them needs the previous one.
+pub(super) async fn checks(adapter: Option<&str>, settings: &serve::Args) -> Vec<Check> {
+    if settings.has_worker_command() {
+        let reason = "the workers run --worker-command, which may not be Python";
+        return ["python", "package", "adapter"].map(|name| Check::skipped(name, reason)).into();
+    }
+    let (python, origin) = choose_python(settings.python().map(Path::to_owned));
+    let shown = format!("{}, chosen {origin}", python.display());
+    let choose = "choose another with --python, $SNAKEPIT_PYTHON or a .venv";
+    let found = match describe(&python).await {
+        Ok(found) => found,
+        Err(problem) => {
+            let check = Check::failed("python", format!("{shown}: {problem}"), choose);
+            let skipped = ["package", "adapter"].map(|name| Check::skipped(name, "it needs the interpreter"));
+            return std::iter::once(check).chain(skipped).collect();
+        }
+    };
+    let mut checks = vec![interpreter(&found, &shown, choose)];
+    let package = package(&found, &python);
+    let is_usable = package.status == super::Status::Ok;
+    checks.push(package);
+    checks.push(match adapter.or_else(|| settings.adapter()) {
+        None => Check::skipped("adapter", "none is set; pass one, or set `adapter` in snakepit.toml"),
+        Some(_) if !is_usable => Check::skipped("adapter", "it needs the package"),
+        Some(adapter) => import(adapter, &python).await,
+    });
+    checks
+}
+
+async fn describe(python: &Path) -> Result<Found, String> {
+    let output = probe(python.as_os_str(), ["-c", SCRIPT], PROBE_LIMIT).await.map_err(|e| e.to_string())?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let line = stdout.lines().last().unwrap_or_default();
+    serde_json::from_str(line).map_err(|_| {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let last = stderr.lines().last().unwrap_or("it printed nothing");
+        format!("it is not a Python interpreter ({}): {last}", output.status)
+    })
+}
+
+fn interpreter(found: &Found, shown: &str, choose: &str) -> Check {
+    let evidence = format!("Python {} in {shown}", found.version);
+    let mut parts = found.version.split('.').map(str::parse::<u32>);
+    let version = parts.next().and_then(Result::ok).zip(parts.next().and_then(Result::ok));
+    match version {
+        Some(version) if version >= (3, OLDEST_MINOR) => Check::ok("python", evidence),
+        _ => {
+            Check::failed("python", evidence, format!("it needs Python 3.{OLDEST_MINOR} or later; {choose}"))
+        }
+    }
+}
+
+fn package(found: &Found, python: &Path) -> Check {
+    let install =
+        |what: &str| format!("{what} with `{} -m pip install snakepit-bridge=={VERSION}`", python.display());
+    let Some(bridge) = &found.bridge else {
+        let error = found.error.as_deref().unwrap_or("it cannot be imported");
+        let evidence = format!("snakepit_bridge in {}: {error}", found.executable);
+        return Check::failed(
+            "package",
+            evidence,
+            install(if found.is_missing { "install it" } else { "reinstall it" }),
+        );
+    };
+    let Bridge { version, protocol, path } = bridge;
+    let evidence = format!(
+        "snakepit_bridge {version} (protocol {protocol}) in {path}; this program is {VERSION} (protocol {PROTOCOL})"
+    );
+    match check_version(version, *protocol) {
+        Ok(()) => Check::ok("package", evidence),
+        Err(_) => Check::failed("package", evidence, install("install the same version")),
+    }
+}
+
+/// Imports the adapter as a worker does, without serving it.
+async fn import(adapter: &str, python: &Path) -> Check {
+    let args = ["-m", "snakepit_bridge.worker", "--adapter", adapter, "--health-check"].map(OsStr::new);
+    let output = match probe(python.as_os_str(), args, IMPORT_LIMIT).await {
+        Ok(output) => output,
+        Err(error) => {
+            let fix = "move slow work from the module to `process_init`, or raise --start-timeout";
+            return Check::failed("adapter", format!("importing `{adapter}`: {error}"), fix);
+        }
+    };
+    if output.status.success() {
+        return Check::ok("adapter", format!("`{adapter}` can be imported and has tools"));
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let error = stderr.trim().strip_prefix("error: ").unwrap_or(stderr.trim());
+    Check::failed("adapter", error, "`snakepit dev` shows the traceback")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Status;
+
+    fn found(version: &str, bridge: Option<(&str, u32)>) -> Found {
+        let bridge =
+            bridge.map(|(version, protocol)| Bridge { version: version.into(), protocol, path: "/p".into() });
+        Found { version: version.into(), executable: "/py".into(), bridge, error: None, is_missing: false }
+    }
+
+    #[test]
+    fn old_interpreters_and_other_versions_of_the_package_fail() {
+        for (version, status) in [("3.11.2", Status::Ok), ("3.14.0", Status::Ok), ("3.9.7", Status::Failed)] {
+            assert_eq!(interpreter(&found(version, None), "x", "choose").status, status, "{version}");
+        }
+        let package =
+            |version, protocol| package(&found("3.12.0", Some((version, protocol))), Path::new("/py"));
+        assert_eq!(package(VERSION, PROTOCOL).status, Status::Ok);
+        for (version, protocol) in [(VERSION, PROTOCOL - 1), ("99.0.0", PROTOCOL)] {
+            let check = package(version, protocol);
+            assert_eq!(check.status, Status::Failed);
+            assert!(
+                check.fix.contains(&format!("/py -m pip install snakepit-bridge=={VERSION}")),
+                "{check:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! `snakepit dev`: the reload of changed code, and the debugger.
+
+use std::{
+    io::{Read, Write},
+    path::Path,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use nix::pty::openpty;
+use serde_json::Value;
+use snakepit_tests::{
+    EVENT_TIMEOUT, Sandbox, Signal, daemon_binary, eventually, is_alive, processes_with, python, signal,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
+    process::{Child, Command},
+};
+
+/// A running `snakepit dev`. Dropping it kills the process, and its workers end with it.
+struct Dev {
+    child: Child,
+    address: String,
+    /// Everything on stderr, and on stdout after the ready line.
+    output: Arc<Mutex<String>>,
+}
+
+fn command(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(daemon_binary());
+    command.arg("dev").args(args).args(["--listen", "127.0.0.1:0", "--run-dir", "run"]);
+    command.arg("--python").arg(python()).current_dir(dir).stdin(Stdio::piped());
+    command.env_remove("SNAKEPIT_LOG").kill_on_drop(true);
+    command
+}
+
+/// Appends everything that a stream has to `output`.
+fn collect(mut stream: impl AsyncRead + Unpin + Send + 'static, output: &Arc<Mutex<String>>) {
+    let output = Arc::clone(output);
+    tokio::spawn(async move {
+        let mut block = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut block).await {
+            output.lock().unwrap().push_str(&String::from_utf8_lossy(&block[..count]));
+        }
+    });
+}
+
+impl Dev {
+    async fn start(dir: &Path, args: &[&str]) -> Self {
+        let mut child = command(dir, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let output = Arc::default();
+        collect(child.stderr.take().unwrap(), &output);
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        let read = tokio::time::timeout(Duration::from_secs(60), stdout.read_line(&mut line)).await;
+        assert!(read.unwrap().unwrap() > 0, "it ended: {}", output.lock().unwrap());
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        collect(stdout, &output);
+        Self { child, address: ready["grpc"].as_str().unwrap().to_owned(), output }
+    }
+
+    /// Waits until the output contains a text, and returns the output up to its end. The rest remains for the next call.
+    async fn wait_for(&self, needle: &str) -> String {
+        let found = || async { self.output.lock().unwrap().contains(needle) };
+        let timeout = tokio::time::timeout(EVENT_TIMEOUT * 2, async {
+            eventually(needle, EVENT_TIMEOUT, found).await;
+        });
+        assert!(timeout.await.is_ok());
+        let mut output = self.output.lock().unwrap();
+        let end = output.find(needle).unwrap() + needle.len();
+        output.drain(..end).collect()
+    }
+
+    async fn call(&self, tool: &str) -> std::process::Output {
+        Sandbox::cli_at(&self.address, &["call", tool]).await
+    }
+
+    /// Sends SIGINT, as Ctrl-C does, and checks that every process ends.
+    async fn interrupt(mut self, dir: &Path) {
+        signal(self.child.id().unwrap(), Signal::SIGINT);
+        let ended = tokio::time::timeout(Duration::from_secs(20), self.child.wait()).await;
+        assert_eq!(ended.expect("it did not end").unwrap().code(), Some(0));
+        let run_dir = dir.join("run").canonicalize().unwrap().display().to_string();
+        assert_eq!(processes_with(&run_dir), [0_u32; 0], "workers are left");
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- output\n{}", self.output.lock().unwrap());
+        }
+    }
+}
+
+fn write(dir: &Path, file: &str, code: &str) {
+    std::fs::write(dir.join(file), code).unwrap();
+}
+
+#[tokio::test]
+async fn changed_code_is_reloaded_and_broken_code_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(dir, "app.py", "import helper\n\ndef answer() -> int:\n    return helper.VALUE\n");
+    write(dir, "helper.py", "VALUE = 1\n");
+    let dev = Dev::start(dir, &[]).await;
+    dev.wait_for("serving 1 tool of app.py on http://127.0.0.1:").await;
+    assert_eq!(dev.call("answer").await.stdout, b"1\n");
+    dev.wait_for("call answer  ok").await;
+
+    // The size and, in seconds, the time of the file stay the same.
+    write(dir, "helper.py", "VALUE = 2\n");
+    dev.wait_for("helper.py changed").await;
+    dev.wait_for("reloaded in").await;
+    assert_eq!(dev.call("answer").await.stdout, b"2\n");
+
+    let more = "import helper\n\ndef answer(plus: int = 0) -> int:\n    return helper.VALUE + plus\n\ndef fail():\n    raise KeyError('x')\n";
+    write(dir, "app.py", more);
+    dev.wait_for("  added    fail()").await;
+    dev.wait_for("  changed  answer() -> answer(plus?: integer)").await;
+
+    write(dir, "app.py", "def answer(:\n");
+    let report = dev.wait_for("SyntaxError").await;
+    assert!(report.contains("the old code keeps serving"), "{report}");
+    assert_eq!(dev.call("answer").await.stdout, b"2\n");
+    assert_eq!(dev.call("fail").await.status.code(), Some(1));
+    dev.wait_for("call fail  failed").await;
+    let traceback = dev.wait_for("KeyError").await;
+    assert!(traceback.contains("Traceback"), "{traceback}");
+
+    write(dir, "app.py", "def other() -> None:\n    pass\n");
+    dev.wait_for("  removed  answer").await;
+    dev.interrupt(dir).await;
+}
+
+#[tokio::test]
+async fn a_start_with_broken_code_waits_for_a_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(dir, "snakepit.toml", "adapter = 'tools.py'\n");
+    write(dir, "tools.py", "def answer() -> int:\n    return VALUE\n\nVALUE = 1 / 0\n");
+    let mut child = command(dir, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let output = Arc::default();
+    collect(child.stderr.take().unwrap(), &output);
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let dev = Dev { child, address: String::new(), output };
+    dev.wait_for("ZeroDivisionError").await;
+    dev.wait_for("waiting for a change of the code").await;
+    write(dir, "tools.py", "def answer() -> int:\n    return VALUE\n\nVALUE = 1\n");
+    dev.wait_for("serving 1 tool of tools.py").await;
+    let mut line = String::new();
+    stdout.read_line(&mut line).await.unwrap();
+    assert!(line.contains("\"grpc\""), "{line}");
+    dev.interrupt(dir).await;
+}
+
+#[tokio::test]
+async fn a_directory_a_package_or_a_file_can_be_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let project = dir.path().join("project");
+    std::fs::create_dir_all(project.join("shop")).unwrap();
+    write(&project, "shop/__init__.py", "from .prices import price\n__all__ = ['price']\n");
+    write(&project, "shop/prices.py", "def price() -> int:\n    return 3\n");
+    for (path, name) in [
+        ("project", "shop:"),
+        ("project/shop", "shop:"),
+        ("project/shop/prices.py", "project/shop/prices.py"),
+    ] {
+        let dev = Dev::start(dir.path(), &[path]).await;
+        dev.wait_for(&format!("serving 1 tool of {name}")).await;
+        assert_eq!(dev.call("price").await.stdout, b"3\n", "{path}");
+        let run_dir = if path.ends_with(".py") { dir.path() } else { &*project };
+        dev.interrupt(run_dir).await;
+    }
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let output = command(dir.path(), &["empty"]).output().await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("there is no Python file in") && stderr.contains("snakepit new"), "{stderr}");
+}
+
+/// The adapter of the debugger's tests.
+const DEBUGGED: &str = "def double(n: int = 21) -> int:\n    result = n * 2\n    breakpoint()\n    print('printed', result)\n    return result\n\ndef ask() -> str:\n    return input('name? ')\n";
+
+#[tokio::test]
+async fn a_breakpoint_stops_in_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(dir, "app.py", DEBUGGED);
+    let pty = openpty(None, None).unwrap();
+    let (slave, mut master) = (std::fs::File::from(pty.slave), std::fs::File::from(pty.master));
+    let mut command = command(dir, &["--debug"]);
+    command
+        .stdin(slave.try_clone().unwrap())
+        .stdout(slave.try_clone().unwrap())
+        .stderr(slave.try_clone().unwrap());
+    let child = command.spawn().unwrap();
+    drop((command, slave));
+    let output = Arc::<Mutex<String>>::default();
+    let (mut reader, collected) = (master.try_clone().unwrap(), Arc::clone(&output));
+    std::thread::spawn(move || {
+        let mut block = [0; 4096];
+        while let Ok(count @ 1..) = reader.read(&mut block) {
+            collected.lock().unwrap().push_str(&String::from_utf8_lossy(&block[..count]));
+        }
+    });
+    let mut dev = Dev { child, address: String::new(), output };
+    dev.wait_for("serving 2 tools of app.py on ").await;
+    dev.address = dev.wait_for(";").await.trim_end_matches(';').to_owned();
+    let session = async {
+        dev.wait_for("(Pdb) ").await;
+        master.write_all(b"p result + 1000\n").unwrap();
+        dev.wait_for("1042").await;
+        dev.wait_for("(Pdb) ").await;
+        master.write_all(b"c\n").unwrap();
+        dev.wait_for("printed 42").await;
+    };
+    let (called, ()) = tokio::join!(dev.call("double"), session);
+    assert_eq!(called.stdout, b"42\n", "{called:?}");
+    let answer = async {
+        dev.wait_for("name? ").await;
+        master.write_all(b"Ada\n").unwrap();
+    };
+    let (called, ()) = tokio::join!(dev.call("ask"), answer);
+    assert_eq!(called.stdout, b"\"Ada\"\n", "{called:?}");
+    dev.interrupt(dir).await;
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_a_debugger_and_reloads_work_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(dir, "app.py", DEBUGGED);
+    let dev = Dev::start(dir, &["--debug", "--workers", "3"]).await;
+    let calls = async {
+        dev.wait_for("(Pdb) ").await;
+        let workers = Sandbox::cli_at(&dev.address, &["workers", "--json"]).await.stdout;
+        assert_eq!(String::from_utf8(workers.clone()).unwrap().lines().count(), 1, "--workers has no effect");
+        write(dir, "app.py", &format!("{DEBUGGED}\ndef more() -> int:\n    return 1\n"));
+        dev.wait_for("  added    more()").await;
+        assert_eq!(dev.call("more").await.stdout, b"1\n");
+        serde_json::from_slice::<Value>(&workers).unwrap()["pid"].as_u64().unwrap()
+    };
+    let (address, output) = (dev.address.clone(), Arc::clone(&dev.output));
+    let call = tokio::spawn(async move { Sandbox::cli_at(&address, &["call", "double"]).await });
+    let pid = u32::try_from(calls.await).unwrap();
+    assert!(is_alive(pid), "the old worker waits in the debugger: {}", output.lock().unwrap());
+    dev.interrupt(dir).await;
+    assert!(!is_alive(pid));
+    assert_ne!(call.await.unwrap().status.code(), Some(0));
+}

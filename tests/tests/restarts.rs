@@ -1,0 +1,138 @@
+//! `snakepit restart`: the rolling replacement of real workers whose code has changed.
+
+use std::{path::Path, time::Duration};
+
+use serde_json::{Value, json};
+use snakepit_tests::{EVENT_TIMEOUT, Sandbox, eventually, execute, is_alive};
+
+/// Writes the adapter. `slow` waits for the file `go`.
+fn write_app(dir: &Path, answer: i32, more: &str) {
+    let code = format!(
+        r#"import os
+import time
+
+def answer() -> int:
+    return {answer}
+
+def slow() -> list[int]:
+    open("slow-{answer}", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return [{answer}, os.getpid()]
+
+{more}
+"#
+    );
+    std::fs::write(dir.join("app.py"), code).unwrap();
+}
+
+async fn tools(sandbox: &Sandbox) -> Vec<Value> {
+    let lines = sandbox.cli_ok(&["tools", "--json"]).await;
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn new_code_replaces_the_tools_while_old_calls_finish_and_sessions_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    write_app(dir.path(), 1, "def old(x: int) -> int:\n    return x\n");
+    let sandbox = Sandbox::adapter("app.py", 2)
+        .working_dir(dir.path())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .start()
+        .await;
+    sandbox.cli_ok(&["call", "answer", "--session", "alice"]).await;
+    let before = sandbox.worker_pids().await;
+    let slow = sandbox.cli(&["call", "slow"]);
+    let restart = async {
+        let started = || async { dir.path().join("slow-1").exists() };
+        eventually("the call runs", EVENT_TIMEOUT, started).await;
+        write_app(dir.path(), 2, "def new(x: int, y: str = '') -> int:\n    return x\n");
+        let printed = sandbox.cli_ok(&["restart"]).await;
+        assert!(printed.starts_with("replaced 2 workers in "), "{printed}");
+        for line in ["  added    new(x: integer, y?: string)", "  removed  old"] {
+            assert!(printed.contains(line), "{printed}");
+        }
+        // The old worker still runs its call.
+        let names: Vec<Value> = tools(&sandbox).await.iter().map(|tool| tool["name"].clone()).collect();
+        assert_eq!(names, ["answer", "new", "slow"]);
+        let mut client = sandbox.client().await;
+        assert_eq!(execute(&mut client, "answer", &json!({})).await.unwrap(), 2);
+        let sessions = sandbox.cli_ok(&["sessions", "--json"]).await;
+        assert!(sessions.contains("alice"), "{sessions}");
+        std::fs::write(dir.path().join("go"), "").unwrap();
+    };
+    let (output, ()) = tokio::join!(slow, restart);
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result[0], 1, "{output:?}");
+    assert!(before.iter().any(|pid| json!(pid) == result[1]), "{result}: an old worker ran the call");
+    let exited = || async { !before.iter().any(|pid| is_alive(*pid)) };
+    eventually("the old workers exit", EVENT_TIMEOUT, exited).await;
+    assert_eq!(sandbox.worker_pids().await.len(), 2);
+    // A changed signature is visible, too.
+    write_app(dir.path(), 3, "def new(x: int) -> int:\n    return x\n");
+    let report: Value = serde_json::from_str(&sandbox.cli_ok(&["restart", "--json"]).await).unwrap();
+    let changed = json!([{"before": "new(x: integer, y?: string)", "after": "new(x: integer)"}]);
+    assert_eq!((&report["workers"], &report["tools"]["changed"]), (&json!(2), &changed), "{report}");
+    assert_eq!(sandbox.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn broken_code_is_reported_and_the_old_workers_keep_serving() {
+    let dir = tempfile::tempdir().unwrap();
+    write_app(dir.path(), 1, "");
+    let sandbox = Sandbox::adapter("app.py", 2)
+        .working_dir(dir.path())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .start()
+        .await;
+    let before = sandbox.worker_pids().await;
+    write_app(dir.path(), 2, "raise ValueError('on purpose')\n");
+    let output = sandbox.cli(&["restart"]).await;
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(5), "{stderr}");
+    for needle in ["the old workers keep serving", "on purpose", "Traceback", "app.py\", line "] {
+        assert!(stderr.contains(needle), "no {needle:?} in {stderr}");
+    }
+    assert_eq!(sandbox.worker_pids().await, before);
+    assert_eq!(sandbox.cli_ok(&["call", "answer"]).await, "1\n");
+    let error: Value = serde_json::from_slice(&sandbox.cli(&["restart", "--json"]).await.stderr).unwrap();
+    assert_eq!((&error["code"], &error["may_have_run"]), (&json!("CANNOT_START"), &json!(false)), "{error}");
+    assert!(error["traceback"].as_str().unwrap().contains("on purpose"), "{error}");
+    write_app(dir.path(), 3, "");
+    sandbox.cli_ok(&["restart"]).await;
+    assert_eq!(sandbox.cli_ok(&["call", "answer"]).await, "3\n");
+    assert_eq!(sandbox.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn no_call_fails_during_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    write_app(dir.path(), 1, "");
+    let sandbox = Sandbox::adapter("app.py", 2)
+        .working_dir(dir.path())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .start()
+        .await;
+    let calls = async |done: &std::cell::Cell<bool>| {
+        let (mut client, mut count) = (sandbox.client().await, 0);
+        while !done.get() {
+            assert_eq!(execute(&mut client, "answer", &json!({})).await.unwrap(), 1);
+            count += 1;
+        }
+        count
+    };
+    let done = std::cell::Cell::new(false);
+    let restarts = async {
+        for _ in 0..2 {
+            sandbox.cli_ok(&["restart", "--timeout", "60s"]).await;
+        }
+        done.set(true);
+    };
+    let (a, b, ()) = tokio::join!(calls(&done), calls(&done), restarts);
+    assert!(a > 10 && b > 10, "{a} and {b} calls");
+    let unreachable = Sandbox::cli_at("127.0.0.1:1", &["restart"]).await;
+    assert_eq!(unreachable.status.code(), Some(4));
+    let mut sandbox = sandbox;
+    snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGTERM);
+    assert_eq!(sandbox.wait(Duration::from_secs(20)).await, Some(0));
+}
