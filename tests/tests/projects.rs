@@ -136,7 +136,7 @@ async fn the_doctor_explains_broken_environments() {
 
     let mut broken = Command::new("/bin/sh");
     let binary = daemon_binary();
-    broken.args(["-c", &format!("ulimit -Hn 40; exec {} doctor --json", binary.display())]);
+    broken.args(["-c", &format!("ulimit -n 40 && exec {} doctor --json", binary.display())]);
     broken.current_dir(dir).env("SNAKEPIT_PYTHON", python()).env("SNAKEPIT_LISTEN", "127.0.0.1:0");
     assert_fails(broken, "open files", "at most 40 open files", "ulimit -Hn").await;
 

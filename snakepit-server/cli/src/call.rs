@@ -364,9 +364,10 @@ impl Chunks {
         let data: Box<RawValue> = serde_json::from_slice(&chunk.data).map_err(|e| {
             Failure::new(Reason::Rejected, format!("chunk `{}` is not JSON: {e}", chunk.chunk_id))
         })?;
+        let json = self.json;
         match self.writer()? {
             Some(writer) => writer.write_item(&data),
-            None if self.json => {
+            None if json => {
                 print_json(&ChunkLine { chunk_id: &chunk.chunk_id, data: &data, metadata: &chunk.metadata })
             }
             None => print_json(&result::describe_nested(&data).unwrap_or(data)),

@@ -34,7 +34,9 @@ Only --debug reads standard input.";
 /// Lets calls of a debugged tool take as long as they need.
 const DEBUG_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
+// Without a group, because that of the flattened arguments has the same name.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(crate) struct Args {
     /// Run one worker whose standard input and output are those of this command, so that `breakpoint()` works in tools. Calls
     /// have no default timeout.

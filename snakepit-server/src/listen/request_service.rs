@@ -53,7 +53,7 @@ const STREAMING_RPCS: [&str; 4] = [
 ];
 /// RPCs whose services use the connection: those of calls, and those that distinguish workers from clients. If the host
 /// authorizes, all RPCs of the service do.
-const CONNECTION_RPCS: [&str; 8] = [
+const CONNECTION_RPCS: [&str; 9] = [
     MULTIPLEX,
     "/snakepit.bridge.BridgeService/ExecuteTool",
     "/snakepit.bridge.BridgeService/ExecuteStreamingTool",
@@ -61,6 +61,7 @@ const CONNECTION_RPCS: [&str; 8] = [
     "/snakepit.bridge.BridgeService/ExecuteStreamingElixirTool",
     "/snakepit.bridge.BridgeService/RegisterTools",
     "/snakepit.bridge.BridgeService/ListTools",
+    "/snakepit.bridge.BridgeService/RestartWorkers",
     "/snakepit.bridge.BridgeService/StreamTelemetry",
 ];
 /// RPCs whose requests carry large values, each with the numbers of the message fields whose nested fields count towards the
