@@ -17,7 +17,7 @@ pub(super) struct DeferredAnnouncement {
     provider: String,
     announcer: Announcer,
     handler: Arc<dyn ToolHandler>,
-    specs: Vec<ToolSpec>,
+    pub(super) specs: Vec<ToolSpec>,
     /// A worker with other specs.
     blocker: Announcer,
 }
