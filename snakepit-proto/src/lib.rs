@@ -63,6 +63,6 @@ mod tests {
         let set = prost_types::FileDescriptorSet::decode(super::FILE_DESCRIPTOR_SET).unwrap();
         let services: Vec<_> =
             set.file.iter().flat_map(|f| &f.service).map(|s| (s.name(), s.method.len())).collect();
-        assert_eq!(services, [("BridgeService", 38)]);
+        assert_eq!(services, [("BridgeService", 39)]);
     }
 }
