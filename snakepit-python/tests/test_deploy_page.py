@@ -128,6 +128,31 @@ def test_the_unit_serves_and_drains(reader: Reader, tmp_path: Path) -> None:
         assert client.session("alice")["total"] == 19.98
 
 
+def test_the_unit_reloads_code(reader: Reader, tmp_path: Path) -> None:
+    service = unit(tmp_path)
+    reader.serve(f"$ {service['ExecStart']}\n{{..}}\n")
+    module = tmp_path / "shop.py"
+    old = module.read_text()
+    with Client(reader.environment["SNAKEPIT_SERVER"]) as client:
+        module.write_text(old.replace("9.99 * count", "1.25 * count  # A new price."))
+        reader.run(service["ExecReload"], "replaced 4 workers in ..")
+        assert {client.call("price", item="tea") for _ in range(8)} == {1.25}
+
+        module.write_text(f"{old}\nimport missing_module\n")
+        failed = subprocess.run(  # noqa: S603
+            shlex.split(service["ExecReload"]),
+            env=reader.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT,
+        )
+        assert failed.returncode == 5
+        assert "missing_module" in failed.stderr
+        assert "Traceback" in failed.stderr
+        assert client.call("price", item="tea") == 1.25
+
+
 def test_the_unit_is_correct(reader: Reader, tmp_path: Path) -> None:
     service = unit(tmp_path)
     drain = seconds(tomllib.loads(FILES["snakepit.toml"])["drain"])
