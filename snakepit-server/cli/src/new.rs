@@ -12,16 +12,16 @@ use crate::{Failure, output};
 
 /// The files of a project, relative to its directory. `my_project` stands for the module, and `my-project` for the name.
 const FILES: [(&str, &str); 6] = [
-    ("my_project.py", include_str!("../templates/adapter.py")),
-    ("tests/test_my_project.py", include_str!("../templates/test_adapter.txt")),
-    ("snakepit.toml", include_str!("../templates/snakepit.toml")),
-    ("pyproject.toml", include_str!("../templates/pyproject.toml")),
-    ("README.md", include_str!("../templates/README.md")),
-    (".gitignore", include_str!("../templates/gitignore")),
+    ("my_project.py", include_str!("new/templates/adapter.py")),
+    ("tests/test_my_project.py", include_str!("new/templates/test_adapter.txt")),
+    ("snakepit.toml", include_str!("new/templates/snakepit.toml")),
+    ("pyproject.toml", include_str!("new/templates/pyproject.toml")),
+    ("README.md", include_str!("new/templates/README.md")),
+    (".gitignore", include_str!("new/templates/gitignore")),
 ];
 
 /// Keywords of Python, and names of modules that a file would hide.
-const TAKEN_NAMES: &str = include_str!("../templates/taken_names.txt");
+const TAKEN_NAMES: &str = include_str!("new/templates/taken_names.txt");
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
