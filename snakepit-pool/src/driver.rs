@@ -256,7 +256,7 @@ impl Driver {
                 Effect::Launch(key) => self.send_command(Command::Launch(key, self.worker_id(key))),
                 Effect::AbortLaunch(key) => self.send_command(Command::AbortLaunch(key)),
                 Effect::RestartEnded { number, outcome } => {
-                    self.end_restart(state.last_launch_error.take(), number, outcome)
+                    self.end_restart(state.last_launch_error.take(), number, outcome);
                 }
                 Effect::Stopped => {
                     self.stopped.send_replace(true);
