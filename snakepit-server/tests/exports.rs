@@ -190,14 +190,16 @@ fn types(text: &str) -> impl Iterator<Item = &str> {
 
 /// The code of a source file without comments and tests.
 fn code(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap();
+    let text = fs::read_to_string(path).expect("a source file is readable");
     let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
     code.lines().filter(|line| !line.trim_start().starts_with("//")).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// The source files in a folder, without tests and models.
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let entries = fs::read_dir(folder)
+        .expect("a folder is readable")
+        .map(|entry| entry.expect("an entry is readable").path());
     let of_library = entries.filter(|path| {
         path.file_stem().is_some_and(|name| !["tests", "models"].iter().any(|other| name == *other))
     });
@@ -215,7 +217,7 @@ fn exports(library: &Path) -> BTreeSet<String> {
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in a folder")
 }
 
 #[test]

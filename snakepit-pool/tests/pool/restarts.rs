@@ -1,4 +1,5 @@
 //! Tests of restarts: the replacement of all workers.
+#![allow(clippy::disallowed_methods, reason = "tests may panic and detach tasks")]
 
 use std::time::Duration;
 

@@ -150,7 +150,7 @@ impl Dev {
                     print_error(&format!("reloaded in {:.1} s{changes}", begin.elapsed().as_secs_f64()));
                     before = after;
                 }
-                Err(error) => print_error(&describe_failed_restart(error.into())),
+                Err(error) => print_error(&describe_failed_restart(&error.into())),
             }
             changed = self.changed().await;
         }
@@ -172,8 +172,8 @@ impl Dev {
     }
 }
 
-fn describe_failed_restart(error: StartError) -> String {
-    let mut text = format!("the old code keeps serving: {}", error_chain(&error));
+fn describe_failed_restart(error: &StartError) -> String {
+    let mut text = format!("the old code keeps serving: {}", error_chain(error));
     if let Some(traceback) = error.worker_error().and_then(|cause| cause.traceback()) {
         text.push('\n');
         text.push_str(traceback.trim_end());
