@@ -71,7 +71,7 @@ impl LocalHost {
         Self { host, owner: HandleOwner::Call(Arc::new(outer)) }
     }
 
-    pub(crate) fn inner(&self) -> &Host {
+    pub(crate) const fn inner(&self) -> &Arc<Host> {
         &self.host
     }
 }

@@ -94,7 +94,7 @@ impl Snakepit {
         Self { caller: Caller::new(LocalHost::new(host)), pool, service }
     }
 
-    fn host(&self) -> &Host {
+    const fn host(&self) -> &Arc<Host> {
         self.caller.host().inner()
     }
 
@@ -292,7 +292,7 @@ impl Snakepit {
     /// # Cancel safety
     /// The restart continues when the future is dropped. Call it again to wait for a complete one.
     pub async fn restart_workers(&self) -> Result<(), PoolError> {
-        self.host().restart_workers(&self.pool).await
+        self.host().restart_workers(Arc::clone(&self.pool)).await
     }
 
     /// Makes health checks report "not serving", while the host still answers calls. This is the first step of a graceful

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,11 @@ def inherited_environment() -> dict[str, str]:
     """
     if not sys.executable:
         raise DaemonError("the path of this Python interpreter is unknown; run `snakepit serve` instead")
-    directories = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    # Without the directories that the interpreter adds itself, because tools may start programs with another Python.
+    own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    own |= {str(Path(path, "lib-dynload")) for path in own}
+    paths = (path or str(Path.cwd()) for path in sys.path)
+    directories = os.pathsep.join(path for path in paths if path not in own and not path.endswith(".zip"))
     return {**os.environ, PYTHON_VARIABLE: sys.executable, "PYTHONPATH": directories}
 
 

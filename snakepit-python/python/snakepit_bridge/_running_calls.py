@@ -155,6 +155,9 @@ def map_calls(
                 now = time.monotonic()
                 for mapped in window:
                     mapped.restart_after_pause(now)
+                if window[0].is_done:
+                    # The call could not begin again, so nothing would wake the poll.
+                    break
                 paused = [mapped.resumes_at - now for mapped in window if mapped.resumes_at is not None]
                 # Rounded up, because `poll` takes whole milliseconds.
                 poll.poll(None if not paused else max(min(paused), 0) * 1000 + 1)

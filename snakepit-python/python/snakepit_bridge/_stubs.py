@@ -280,12 +280,12 @@ def _return(prefix: str, arguments: list[str], result: str | None) -> list[str]:
 
 def _docstring(tool: ToolInfo, passed: list[tuple[str, str]]) -> list[str]:
     properties = tool["input_schema"].get("properties", {})
-    text = [line.rstrip() for line in _escaped(tool["description"]).strip().splitlines()]
+    text = [line.rstrip() for line in _escaped(tool["description"].strip()).splitlines()]
     entries = []
     for parameter, variable in passed:
         description = properties.get(parameter, {}).get("description")
         if isinstance(description, str) and description.strip():
-            first, *rest = _escaped(description).strip().splitlines()
+            first, *rest = _escaped(description.strip()).splitlines()
             entries += [f"{_INDENT}{variable}: {first}", *(f"{_INDENT * 2}{line.strip()}" for line in rest)]
     if entries:
         text = [*(text or [f"Call the tool `{_escaped(tool['name'])}`."]), "", "Args:", *entries]

@@ -59,6 +59,6 @@ def connect(path: str) -> None:
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.connect(path)
-    sys.stdin = sys.__stdin__ = connection.makefile("r", encoding="utf-8", errors="replace")
+    sys.stdin = sys.__stdin__ = connection.makefile("r", encoding="utf-8", errors="replace")  # type: ignore[misc]
     terminal = Terminal(connection)
     sys.stdout = sys.__stdout__ = sys.stderr = sys.__stderr__ = terminal  # type: ignore[assignment,misc]

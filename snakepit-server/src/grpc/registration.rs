@@ -67,13 +67,14 @@ impl Bridge {
                 pb::RegisterToolsResponse { success: true, tool_ids, error_message: String::new() }
             }
             Err(error) => {
-                let outcome = match &error {
-                    RegistryError::DuplicateTool { .. } => {
-                        "the adapter of a worker differs from that of older workers; its tools are used once those have ended"
-                    }
-                    _ => "tools rejected",
-                };
-                tracing::warn!(worker = %launch.id(), pool = name, %error, "{outcome}");
+                let worker = launch.id();
+                if matches!(error, RegistryError::DuplicateTool { .. }) {
+                    // Not a warning, because each restart after a change of a signature causes it.
+                    tracing::info!(%worker, pool = name, %error,
+                        "the adapter of a worker differs from that of older workers; its tools are used once those have ended");
+                } else {
+                    tracing::warn!(%worker, pool = name, %error, "tools rejected");
+                }
                 let error_message = error.to_string();
                 self.host().rejections.record(launch.id(), error);
                 pb::RegisterToolsResponse { success: false, error_message, ..Default::default() }

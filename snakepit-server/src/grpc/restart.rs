@@ -13,9 +13,15 @@ impl Bridge {
         extensions: &Extensions,
     ) -> Result<pb::RestartWorkersResponse, Status> {
         let host = self.host();
-        let sees_tracebacks = host.tracebacks.shows_to(&self.principal(extensions));
+        let principal = self.principal(extensions);
+        if host.authorizer().is_none() && !principal.sees_tracebacks() {
+            // Repeated restarts cost more than calls, so clients of other machines need a permission of the program.
+            let reason = "only clients on this machine may restart the workers";
+            return Err(Status::permission_denied(reason));
+        }
+        let sees_tracebacks = host.tracebacks.shows_to(&principal);
         let pool = host.pool().await.map_err(from_tool_error)?;
-        let Err(error) = host.restart_workers(&pool).await else {
+        let Err(error) = host.restart_workers(pool).await else {
             return Ok(pb::RestartWorkersResponse { success: true, ..Default::default() });
         };
         let error = StartError::from(error);

@@ -1,5 +1,7 @@
 //! Restarts: the rolling replacement of the workers and of their tools.
 
+use std::sync::Arc;
+
 use snakepit_pool::{Pool, PoolError, PoolStatus};
 
 use super::Host;
@@ -10,12 +12,23 @@ impl Host {
         Some(self.pool_if_started()?.status())
     }
 
-    /// Replaces all workers. Their tools then replace those of the old workers, which may still finish calls.
-    pub(crate) async fn restart_workers(&self, pool: &Pool) -> Result<(), PoolError> {
-        pool.restart().await?;
-        let status = pool.status();
-        let is_current = |worker: &str| status.workers.iter().any(|current| current.id.as_str() == worker);
-        self.registry.retire_announcers(&status.name, is_current);
-        Ok(())
+    /// Replaces all workers. Their tools then replace those of the old workers, which may still finish calls. If the future is
+    /// dropped, the restart continues, including the replacement of the tools.
+    pub(crate) async fn restart_workers(self: &Arc<Self>, pool: Arc<Pool>) -> Result<(), PoolError> {
+        let host = Arc::clone(self);
+        let restarting = self.runtime.spawn(async move {
+            tokio::select! {
+                restarted = pool.restart() => restarted?,
+                // The task must not keep the workers of a dropped host alive.
+                () = host.stop.cancelled() => return Err(PoolError::ShutDown),
+            }
+            let status = pool.status();
+            let is_current =
+                |worker: &str| status.workers.iter().any(|current| current.id.as_str() == worker);
+            host.registry.retire_announcers(&status.name, is_current);
+            Ok(())
+        });
+        // The task fails only if its runtime shuts down.
+        restarting.await.unwrap_or(Err(PoolError::ShutDown))
     }
 }
