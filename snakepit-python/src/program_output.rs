@@ -1,5 +1,5 @@
-//! The pipes of the programs that calls start. Each program has its own, because parts of the lines of several writers of one pipe
-//! mix: a program that does not buffer its output writes a line in several parts.
+//! The output pipes of the programs that calls start. Each program has separate pipes, because the lines of programs that share a
+//! pipe can mix: a program that does not buffer its output writes a line in several parts.
 //!
 //! One thread per pipe forwards the output in [frames](snakepit_proto::launch::output) of the call. Before the call itself
 //! writes, and before it ends, [`forward_of`] forwards the output that its programs have written until then, which keeps the order.
@@ -32,9 +32,9 @@ use crate::{
 
 /// The maximum number of pipes. Further programs write into the pipes of the worker.
 const MAX_PIPES: usize = 256;
-/// The number of bytes that are forwarded at once. Pipes hold 64 KiB by default.
+/// The maximum number of bytes per read. Pipes hold 64 KiB by default.
 const MAX_BYTES: usize = 1024 * 1024;
-/// The stack of a thread that forwards output.
+/// The stack size of a thread that forwards output.
 const STACK_BYTES: usize = 128 * 1024;
 
 static PIPES: Mutex<Vec<Arc<ProgramPipe>>> = Mutex::new(Vec::new());
@@ -69,11 +69,11 @@ struct PipeState {
 /// Opens a pipe for a program of the call that `frame` describes, and returns the end for the program. Returns `None` if the host
 /// does not attribute output to calls, or if too many pipes are open. The program then inherits the stream of the worker.
 pub(crate) fn open(stream: usize, frame: &Frame<'_>) -> Option<OwnedFd> {
-    // Only if the stream of the worker leads to the host.
+    // If a tool has redirected the stream of the worker, the program inherits that stream.
     let frames = OutputFrames::get().filter(|frames| frames.is_connected(stream))?;
     let mut pipes = lock_pipes()?;
     let process = std::process::id();
-    // Those of the parent of a fork.
+    // Removes the pipes that a fork has inherited from its parent.
     pipes.retain(|pipe| pipe.process == process);
     if pipes.len() >= MAX_PIPES {
         return None;
@@ -89,7 +89,7 @@ pub(crate) fn open(stream: usize, frame: &Frame<'_>) -> Option<OwnedFd> {
     let pipe = Arc::new(ProgramPipe {
         process,
         stream,
-        // Forks of a call have the same number of the call.
+        // Forks of a call have the same request id, so the process id distinguishes their writers.
         writer: (u64::from(process) << 32) | NEXT_WRITER.fetch_add(1, Relaxed),
         request_id: frame.request_id,
         session: frame.session.to_owned(),
@@ -168,7 +168,7 @@ impl ProgramPipe {
         if let Some(descriptor) = state.descriptor.take()
             && identity(descriptor.as_fd()) != state.identity
         {
-            // A tool closed it, so it belongs to another file now, if to any.
+            // A tool has closed the descriptor, which may now refer to another file.
             let _ = descriptor.into_raw_fd();
         }
         drop(state);

@@ -21,7 +21,7 @@ pub(crate) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + S
     }
 }
 
-/// The size in bytes above which the conversion of a value takes long enough, about a millisecond, to delay other calls.
+/// The size in bytes above which the conversion of a value takes about a millisecond or more, which delays other calls.
 const HEAVY_BYTES: usize = 64 * 1024;
 
 /// Converts a value of this size in bytes, on a blocking thread if it is large. A panic continues in the caller.

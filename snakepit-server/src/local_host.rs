@@ -41,7 +41,7 @@ enum HandleOwner {
     Call(Arc<OuterCall>),
 }
 
-/// What the calls of a host tool take over from the call of the tool.
+/// The properties of a host tool's call that its nested calls inherit.
 #[derive(Debug)]
 struct OuterCall {
     /// The calls that wait for the nested ones, if they are known.

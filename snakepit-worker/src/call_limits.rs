@@ -20,7 +20,7 @@ pub struct CallLimits {
     tools: BTreeMap<String, usize>,
     plain: usize,
     plain_tools: BTreeSet<String>,
-    /// The tools that share the shared limit, if tools without any limit of their own are plain.
+    /// The tools under the shared limit, if all tools without another limit are plain.
     shared_tools: Option<BTreeSet<String>>,
 }
 

@@ -97,7 +97,7 @@ async fn events_of_tools_reach_clients_with_the_filter_of_each() {
     assert!(stop.measurements.contains_key("duration"), "{stop:?}");
     let exception = all.next_named("model.run.exception").await;
     assert_eq!(exception.metadata["error_message"], "no model");
-    // The filter arrives on a stream of its own, so the first events may be unfiltered.
+    // The filter arrives on a separate stream, so the first events may be unfiltered.
     filtered.next_named("model.run.exception").await;
     execute(&mut client, "emit", &json!({"name": "other"})).await.unwrap();
     execute(&mut client, "work", &json!({})).await.unwrap();
@@ -219,7 +219,7 @@ async fn a_foreign_worker_sends_events_and_receives_controls() {
     let event = emit_until(&mut client, &mut telemetry, "model.load").await;
     assert_eq!(event.measurements["share"].value, Some(Measurement::FloatValue(0.5)));
     assert_eq!(event.metadata["worker_id"], "default-0-1");
-    // Controls travel on a stream of their own, so a call may be earlier.
+    // Controls use a separate stream, so a call may arrive earlier.
     let received = async {
         loop {
             let controls = execute(&mut client, "controls", &json!({})).await.unwrap().to_string();

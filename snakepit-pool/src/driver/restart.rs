@@ -9,7 +9,7 @@ use crate::{
     scheduler::{Event, RestartOutcome},
 };
 
-/// The end of a restart.
+/// A restart that has ended.
 #[derive(Debug, Clone, Default)]
 pub(super) struct EndedRestart {
     /// The number of the restart, which includes all earlier ones. 0 before the first one.
@@ -19,7 +19,7 @@ pub(super) struct EndedRestart {
 }
 
 impl Driver {
-    /// Replaces all workers, and waits for the end. If a later restart begins meanwhile, waits for its end.
+    /// Replaces all workers, and waits until the restart has ended. If a later restart supersedes this one, waits for the later one.
     pub(crate) async fn restart(&self) -> Result<(), PoolError> {
         let mut ended = self.restarts.subscribe();
         let number = self.with_state(|state, deferred| {

@@ -19,7 +19,7 @@ pub(super) struct RetiredWorkers(Vec<RetiredWorker>);
 struct RetiredWorker {
     key: WorkerKey,
     up: Up,
-    /// The end of its time. `None` for a worker that a restart has replaced, whose calls end by their deadlines.
+    /// The time by which the worker must have finished its calls. `None` for a worker that a restart has replaced, whose calls have deadlines.
     until: Option<Instant>,
     /// Whether it was killed or asked to stop.
     is_ending: bool,

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::{Effect, Phase, RestartOutcome, Scheduler, SlotState, WorkerKey};
 
-/// The maximum number of workers of one slot that finish their calls after restarts. A further restart waits for the exit of one.
+/// The maximum number of replaced workers per slot that still finish calls. A further restart waits until one of them exits.
 pub(super) const MAX_REPLACED: usize = 4;
 
 /// A restart in progress.
@@ -29,7 +29,7 @@ impl Rollout {
         self.slots.get(worker.index()).is_some_and(|slot| worker.generation > slot.before)
     }
 
-    /// The number of slots that may launch a new worker at the same time. The first one shows whether new workers start at all.
+    /// The number of slots that may launch a new worker at the same time: one until the first new worker is up, then a quarter.
     fn surge(&self) -> usize {
         if self.slots.iter().any(|slot| slot.is_replaced) { (self.slots.len() / 4).max(1) } else { 1 }
     }
@@ -57,7 +57,7 @@ impl Scheduler {
         }
     }
 
-    /// Launches the next new workers, and ends the restart after the last slot.
+    /// Launches the next successors, and ends the restart when every slot has a new worker.
     pub(super) fn advance_rollout(&mut self) {
         if self.phase != Phase::Serving {
             self.abort_successors();
@@ -114,7 +114,7 @@ impl Scheduler {
         self.slots.get(worker.index()).is_some_and(|slot| slot.successor() == Some(worker))
     }
 
-    /// Makes a successor that is up the current worker of its slot. Returns the worker that finishes its calls beside it.
+    /// Makes a successor that is up the current worker of its slot. Returns the replaced worker if it must finish its calls.
     pub(super) fn replace_by_successor(&mut self, worker: WorkerKey, now: Instant) -> Option<WorkerKey> {
         let slot = &mut self.slots[worker.index()];
         let (replaced, state) = (slot.key(), slot.state);
@@ -124,7 +124,7 @@ impl Scheduler {
                 self.capacity.remove(worker.slot);
                 self.workers_up -= 1;
                 self.retired.add_replaced(replaced, Some(up), now);
-                // Calls that it has not begun move to other workers.
+                // Calls that the replaced worker has not begun move to other workers.
                 self.tick_at(now);
                 Some(replaced)
             }

@@ -1,4 +1,4 @@
-"""Answers a call of a worker that runs several with the result of its tool: a value or a stream."""
+"""Answers a call on a worker that runs several calls, with the result of its tool: a value or a stream."""
 
 from __future__ import annotations
 

@@ -423,7 +423,7 @@ def _hide(task: asyncio.Task[Any]) -> None:
 
 
 def _is_runtime(frame: FrameType | None) -> bool:
-    """Return whether code that runs calls is at this place, which an exception would leave in an unknown state."""
+    """Return whether a frame runs code of the worker, which an exception would leave in an unknown state."""
     return frame is not None and frame.f_globals.get("__name__") in (__name__, _answering.__name__)
 
 

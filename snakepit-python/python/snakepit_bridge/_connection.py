@@ -29,7 +29,7 @@ SERVER_VARIABLE = "SNAKEPIT_SERVER"
 #: The address without an argument and without the environment variable, as for the command line.
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-#: The first pause between two looks at a host that is not ready, in seconds. It doubles up to the maximum.
+#: The first pause between two checks of a host that is not ready, in seconds. It doubles up to the maximum.
 _FIRST_PAUSE = 0.01
 _MAX_PAUSE = 0.25
 #: The largest TTL on the wire.
@@ -85,7 +85,7 @@ class Readiness:
         self._problem = str(error)
 
     def pause(self) -> float:
-        """Return the seconds until the next look.
+        """Return the seconds until the next check.
 
         Raises:
             ConnectTimeoutError: The time is over.

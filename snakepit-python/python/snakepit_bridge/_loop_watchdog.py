@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
     from snakepit_bridge._native import ConcurrentCalls
 
-#: The time within which a loop that runs notices a call, in seconds.
+#: The time within which a running loop must notice a call, in seconds.
 _NOTICE_WITHIN = 1.0
 
-#: The time between two looks for calls on a loop that does not notice them, in seconds.
+#: The interval at which a loop that does not notice calls polls for them, in seconds.
 _POLL_INTERVAL = 0.02
 
 
 class LoopWatchdog:
     """Replaces a worker whose event loop runs, but no longer watches the descriptor that signals calls.
 
-    A tool can cause that, for example if it closes descriptors that are not its own. The native runtime calls the
-    methods after a call has waited in vain. A loop that a tool blocks is only slow, and is not replaced.
+    A tool can cause this state, for example by closing descriptors of the loop. The native runtime calls the methods
+    after the loop has missed a signal. The watchdog keeps a worker whose loop is only blocked by a tool.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class LoopWatchdog:
         self._thread = threading.get_ident()
 
     def probe(self) -> None:
-        """Ask the loop to show that it runs. Called on another thread."""
+        """Schedule the probe on the loop. Called on another thread."""
         self._loop.call_soon_threadsafe(self._begin, context=self._context)
 
     def is_stuck(self) -> bool:
-        """Return whether the loop waits, although it was asked to show that it runs. Called on another thread."""
+        """Return whether the loop waits although a probe is scheduled. Called on another thread."""
         frame = sys._current_frames().get(self._thread)
         # Other loops do not show whether they wait.
         is_waiting = frame is not None and frame.f_globals is vars(selectors)

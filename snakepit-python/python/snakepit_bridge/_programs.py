@@ -68,14 +68,14 @@ def _spawn_in_call(spawn: Callable[..., int], output: Output) -> Callable[..., i
                 descriptor = pipes.replace(-1, stream)
                 if descriptor != -1:
                     actions.append((os.POSIX_SPAWN_DUP2, descriptor, stream + 1))
-            # Those of the caller may redirect the streams further.
+            # The file actions of the caller come last, because they may redirect the streams.
             return spawn(path, argv, env, file_actions=[*actions, *(file_actions or ())], **options)
 
     return spawn_in_call
 
 
 def _system(command: str | bytes) -> int:
-    # The function of C cannot direct the output of the program into a pipe.
+    # The C function `system` cannot redirect the output of the program to a pipe.
     sys.audit("os.system", command)
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", os.fsdecode(command)], os.environ)
     try:
@@ -96,14 +96,15 @@ class _Pipes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The program has its copies.
+        # The program has inherited copies of the descriptors.
         for descriptor in self._pipes.values():
             os.close(descriptor)
 
     def replace(self, descriptor: int, stream: int) -> int:
-        """Return the descriptor that the program gets in place of a descriptor.
+        """Return the descriptor that replaces ``descriptor`` in the program.
 
-        ``stream`` is 0 for standard output and 1 for standard error. The program inherits it if the descriptor is -1.
+        ``stream`` is 0 for standard output and 1 for standard error. If the descriptor is -1, the program inherits the
+        stream.
         """
         target = stream if descriptor == -1 else descriptor - 1
         if target not in (0, 1):

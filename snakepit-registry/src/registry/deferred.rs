@@ -1,4 +1,4 @@
-//! Tools of workers whose code has changed while older workers run: announcements that wait for the end of these workers.
+//! Deferred announcements: the tools of workers with changed code take effect when the older workers have ended.
 
 use std::{
     collections::BTreeMap,

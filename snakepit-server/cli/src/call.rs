@@ -28,7 +28,7 @@ use crate::{
     output::{print, print_json, to_readable_json},
 };
 
-/// The end of the help of both commands, before the exit codes.
+/// The text between the options and the exit codes in the help of both commands.
 pub(crate) const HELP: &str = "\
 Arguments of the tool:
   NAME=TEXT    a text, or a number, true or false if the tool declares that type

@@ -16,7 +16,7 @@ pub(crate) use self::adapter::Location;
 use self::{terminal::Terminal, watcher::Watcher};
 use crate::{Failure, log::print_error, serve, tool_changes::ToolChanges};
 
-/// The end of the help.
+/// The text after the options in the help.
 pub(crate) const HELP: &str = "\
 The adapter is the first of these that exists:
   1. PATH: a file such as app.py, a package, or an adapter such as `module:Class`

@@ -11,7 +11,7 @@ use snakepit_worker::escaping::escape;
 
 use crate::{Failure, client::ServerArgs, output, serve};
 
-/// The end of the help.
+/// The text after the options in the help.
 pub(crate) const HELP: &str = "\
 The settings are those of `snakepit serve` in this directory: its environment variables and
 snakepit.toml.

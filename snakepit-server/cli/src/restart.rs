@@ -16,7 +16,7 @@ use crate::{
     tool_changes::ToolChanges,
 };
 
-/// The end of the help, before the exit codes.
+/// The text between the options and the exit codes in the help.
 pub(crate) const HELP: &str = "\
 In each slot, the new worker is ready before the old one gets no more calls. Old workers
 finish their calls, and sessions stay. If a new worker does not start, for example because

@@ -16,7 +16,7 @@ except ImportError as error:
     sys.exit(5)
 sys.exit(main())";
 
-/// The end of the help.
+/// The text after the options in the help.
 pub(crate) const HELP: &str = "\
 The module has two functions for each tool, `price(client, item=\"tea\")` and the coroutine
 `price_async(client, item=\"tea\")`, with the types of the tool.

@@ -16,8 +16,8 @@ use crate::{
     telemetry::{CallEvent, CallEventKind},
 };
 
-/// The maximum number of subscriptions of a host, because each makes every call slower. Those of its own program count, but are not
-/// rejected.
+/// The maximum number of subscriptions of a host, because each makes every call slower. Subscriptions of the embedding program count,
+/// but the host never rejects them.
 const MAX_SUBSCRIBERS: usize = 32;
 
 type TelemetryStream = Pin<Box<dyn Stream<Item = Result<pb::TelemetryEvent, Status>> + Send>>;

@@ -1,4 +1,4 @@
-"""An adapter with protobuf classes of its own, whose stub reaches the host, and with its own decorator."""
+"""An adapter with its own protobuf classes, whose stub reaches the host, and with its own decorator."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ impl Family {
         let wheel = build(environment, &root(), python, directory, &variables)?;
         let result = self.check_tag(environment, &wheel);
         if result.is_err() {
-            // Nobody may publish it.
+            // Removes the wheel, so that a developer cannot publish it by mistake.
             fs::remove_file(&wheel).with_context(|| format!("cannot remove {}", wheel.display()))?;
         }
         result.map(|()| wheel)

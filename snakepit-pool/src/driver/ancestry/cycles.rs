@@ -1,4 +1,4 @@
-//! Finds cycles of nested calls of several chains: each call waits for a limit of a worker that calls of the other chains hold.
+//! Finds deadlocks between chains of nested calls: each chain waits for a call limit of a worker that calls of another chain hold.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use crate::scheduler::WorkerKey;
 struct WaitingCall<'a> {
     ancestors: &'a [CallId],
     tool: &'a str,
-    /// `None` if it is queued, so that it may still begin on any worker.
+    /// `None` if the call is queued, so that it may begin on any worker.
     worker: Option<WorkerKey>,
 }
 
@@ -45,7 +45,7 @@ impl State {
         }
     }
 
-    /// The nested calls that wait for no nested call themselves.
+    /// The innermost nested calls: those that do not wait for another nested call.
     fn waiting_calls(&self) -> Vec<WaitingCall<'_>> {
         let is_leaf = |call| !self.nested.has_descendants(call);
         let leased = self.leases.iter().map(|(_, lease)| lease).filter(|lease| !lease.must_end());

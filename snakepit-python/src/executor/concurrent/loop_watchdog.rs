@@ -1,7 +1,7 @@
 //! [`LoopWatchdog`]: replaces a worker whose event loop no longer begins calls, for example because a tool closed its descriptors.
 //!
-//! It looks only after a call was cancelled that had not begun, so a worker in order pays nothing. A loop that a tool blocks is only
-//! slow: it does not count as long as code of the tool runs.
+//! The watchdog examines the loop only after the cancellation of a call that had not begun, so it costs a healthy worker nothing. It
+//! ignores a loop that a tool blocks, as long as code of the tool runs.
 
 use std::{
     sync::{
@@ -25,11 +25,11 @@ use crate::{
     tools::PythonTools,
 };
 
-/// The time after which a signal that the loop has not noticed needs an explanation.
+/// The time within which the loop must notice a signal. Afterwards, the watchdog probes the loop.
 const NOTICE_WITHIN: Duration = Duration::from_secs(1);
-/// The time within which a loop that runs calls a function, unless a tool blocks it.
+/// The time within which a running loop that no tool blocks executes the probe.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
-/// The time between two looks.
+/// The polling interval.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(crate) struct LoopWatchdog {
     /// The `LoopWatchdog` of Python.
     python: OnceLock<Py<PyAny>>,
     is_looking: AtomicBool,
-    /// Whether the loop has shown that it runs.
+    /// Whether the loop has executed the probe.
     has_probed: AtomicBool,
 }
 
@@ -49,17 +49,17 @@ impl LoopWatchdog {
         Arc::new(Self { signal, flags, python: OnceLock::new(), is_looking, has_probed })
     }
 
-    /// Sets the half in Python.
+    /// Sets the `LoopWatchdog` of Python.
     pub(super) fn set_python(&self, python: Py<PyAny>) {
         let _ = self.python.set(python);
     }
 
-    /// Records that the loop runs.
+    /// Records that the loop has executed the probe.
     pub(super) fn note_probe(&self) {
         self.has_probed.store(true, Release);
     }
 
-    /// Looks at the loop on another thread, because a call was cancelled that had not begun.
+    /// Examines the loop on another thread, after the cancellation of a call that had not begun.
     pub(crate) fn look(self: &Arc<Self>) {
         let is_needed = self.signal.is_set() && !self.flags.is_retired.load(Relaxed);
         if !is_needed || self.python.get().is_none() || self.is_looking.swap(true, Acquire) {
@@ -97,7 +97,7 @@ impl LoopWatchdog {
             return false;
         }
         let is_waiting = || call("is_stuck").unwrap_or_default() && !runs();
-        // Twice, because the loop may have begun to run between the looks.
+        // Checked twice, because the loop may have begun to run in between.
         is_waiting() && !Self::waits_until(NOTICE_WITHIN, runs) && is_waiting()
     }
 

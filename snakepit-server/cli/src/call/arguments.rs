@@ -92,7 +92,7 @@ impl Argument {
 #[derive(Debug)]
 pub(super) struct Arguments(BTreeMap<String, Given>);
 
-/// The value of an argument, as far as it is known without the tool.
+/// The value of an argument before the types of the tool are known.
 #[derive(Debug)]
 enum Given {
     Json(Box<RawValue>),

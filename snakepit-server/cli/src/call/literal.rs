@@ -10,7 +10,7 @@ use super::parameter::Accepted;
 /// parameter that takes numbers.
 ///
 /// # Errors
-/// The problem, as the rest of a sentence about the argument.
+/// A message that continues a sentence about the argument.
 pub(super) fn convert(text: &str, accepted: &Accepted) -> Result<TypedValue, String> {
     if accepted.text || accepted.any {
         return Ok(string(text));

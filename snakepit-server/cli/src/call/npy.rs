@@ -27,7 +27,7 @@ const TYPES: [(&str, &str, usize); 14] = [
 /// Converts the content of a file to a value of the type `tensor`.
 ///
 /// # Errors
-/// The problem, as a clause.
+/// A message that continues a sentence about the file.
 pub(super) fn read(content: &[u8]) -> Result<TypedValue, String> {
     let damaged = || "it is not a valid .npy file".to_owned();
     let rest = content.strip_prefix(MAGIC).ok_or_else(damaged)?;

@@ -1,5 +1,5 @@
-//! Watches Python files. Compares their times and sizes in an interval, which needs no dependency, and works in containers and
-//! on network file systems, where notifications of the kernel are missing.
+//! Watches Python files by polling their modification times and sizes. Polling needs no dependency, and works in containers and on
+//! network file systems, which do not deliver inotify events.
 
 use std::{
     collections::BTreeMap,
@@ -10,15 +10,15 @@ use std::{
 
 use tokio::time::sleep;
 
-/// The interval of the scans.
+/// The polling interval.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// The time that further changes may delay the report of the first, for example while a version control system writes files.
+/// The maximum debounce delay: further changes delay the report of the first one, for example while git writes files.
 const MAX_DELAY: Duration = Duration::from_secs(2);
-/// The maximum number of files.
+/// The maximum number of watched files.
 const MAX_FILES: usize = 10_000;
-/// The deepest directory.
+/// The maximum depth of directories.
 const MAX_DEPTH: usize = 16;
-/// Directories with files of tools, next to hidden ones.
+/// The directories that the watcher skips in addition to hidden ones, because tools create them.
 const SKIPPED: [&str; 6] = ["__pycache__", "node_modules", "venv", "site-packages", "target", "build"];
 
 /// The time and the size of each file.

@@ -10,9 +10,9 @@ use snakepit_worker::process::probe;
 use super::Check;
 use crate::serve;
 
-/// The time for the interpreter to describe itself.
+/// The time limit for the interpreter to report its version and its package.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
-/// The time for the import of the adapter.
+/// The time limit for the import of the adapter.
 const IMPORT_LIMIT: Duration = Duration::from_secs(60);
 
 /// The oldest supported minor version of Python 3.

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use super::Check;
 use crate::client::ServerArgs;
 
-/// The difference of two clocks above which times in logs and events mislead.
+/// The clock difference between this machine and the server above which the check warns.
 const MAX_SKEW: Duration = Duration::from_secs(5);
 
 /// Binds the port of the settings, and releases it.

@@ -116,7 +116,7 @@ pub(super) fn memory(workers: usize) -> Check {
     }
 }
 
-/// The available memory in bytes: that of the machine, or what the limit of the control group leaves.
+/// The available memory in bytes, limited by the control group.
 fn available_memory() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

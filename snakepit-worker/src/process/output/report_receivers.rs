@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::Instant};
 
 /// How long a caller that receives reports waits for the last ones of an ended call.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long before the deadline of its call this wait ends, so that the answer arrives in time.
+/// The time between the end of this wait and the deadline of the call, so that the answer arrives in time.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(20);
 
 /// The bits of the two streams.
