@@ -184,8 +184,8 @@ impl Pool {
     /// before the old one gets no more calls. Old workers finish their calls beside their replacements. In large pools, up to a
     /// quarter of the slots are replaced at the same time, after the first one.
     ///
-    /// Returns when every slot has a new worker; old workers may still finish their calls. A restart that begins meanwhile
-    /// supersedes this one, and both return its outcome.
+    /// Returns when every slot has a new worker. Old workers may still finish their calls. A later restart supersedes this one, and
+    /// both return the outcome of the later one.
     ///
     /// # Errors
     /// [`PoolError::Start`] if a new worker did not start. The pool then continues with the remaining old workers and those that

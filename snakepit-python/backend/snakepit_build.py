@@ -171,7 +171,7 @@ def add_daemon(wheel: Path, daemon: Path) -> None:
         name = record.filename.replace(".dist-info/RECORD", ".data/scripts/snakepit")
         script = zipfile.ZipInfo(name, record.date_time)
         script.compress_type = zipfile.ZIP_DEFLATED
-        # A regular file that everybody may run.
+        # A regular file with the mode 0755.
         script.external_attr = 0o100755 << 16
         target.writestr(script, content)
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()

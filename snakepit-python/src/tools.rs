@@ -92,7 +92,7 @@ struct CallQueue {
     queue: Mutex<Queue>,
     /// Receives running calls that were cancelled.
     interrupter: mpsc::Sender<Arc<CallState>>,
-    /// Looks at the event loop of a worker that runs several calls.
+    /// Examines the event loop of a worker that runs several calls.
     watchdog: OnceLock<Arc<LoopWatchdog>>,
 }
 
@@ -112,7 +112,7 @@ impl PythonTools {
         Self(Arc::new(CallQueue { queue: Mutex::default(), interrupter, watchdog: OnceLock::new() }))
     }
 
-    /// Sets the watchdog that looks at the event loop after a queued call was cancelled.
+    /// Sets the watchdog that examines the event loop after the cancellation of a queued call.
     pub(crate) fn set_watchdog(&self, watchdog: Arc<LoopWatchdog>) {
         let _ = self.0.watchdog.set(watchdog);
     }

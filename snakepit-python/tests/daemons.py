@@ -23,7 +23,7 @@ def start(*args: str, workers: int = 1) -> Daemon:
 
 
 class Proxy:
-    """A Unix socket that forwards to a daemon. It refuses connections while there is none."""
+    """A Unix socket that forwards to a daemon. It refuses connections while no daemon runs."""
 
     def __init__(self, target: Daemon | None = None) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="snakepit-proxy-")

@@ -12,7 +12,7 @@ use crate::{StartError, settings};
 
 const PYTHON_VARIABLE: &str = "SNAKEPIT_PYTHON";
 
-/// Returns the interpreter for workers and its origin: the given one, or that of [`find_python`].
+/// Returns the interpreter for workers and its origin: the given interpreter, or the result of [`find_python`].
 #[must_use]
 pub fn choose_python(named: Option<PathBuf>) -> (PathBuf, InterpreterOrigin) {
     let Interpreter { path, origin } = named.map_or_else(Interpreter::find, Interpreter::named);
@@ -33,7 +33,7 @@ pub enum InterpreterOrigin {
     NearestEnvironment,
     /// `python3` in the directory of the program, such as that of the environment in which pip installed the daemon.
     ProgramDirectory,
-    /// `python3` from `PATH`, because there is no other interpreter.
+    /// `python3` from `PATH`, because the other places have no interpreter.
     Path,
 }
 

@@ -1,5 +1,5 @@
-//! Workers that finish their calls beside the replacements in their slots: those of a restart, and those that run several calls
-//! and reject further ones because they are stopping.
+//! Retired workers: they finish their calls beside the replacements in their slots. A restart retires workers, and a worker that runs
+//! several calls retires when it rejects further calls because it is stopping.
 
 use std::time::Duration;
 
@@ -10,8 +10,7 @@ use super::{Effect, KillReason, Load, Phase, Scheduler, Slot, SlotState, Up, Wor
 /// The time that a worker has to finish its calls beside its replacement.
 pub(crate) const RETIREMENT: Duration = Duration::from_secs(300);
 
-/// The workers that finish their calls beside the replacements in their slots. Their number per slot is limited, which bounds the
-/// number of processes.
+/// The workers that finish their calls beside the replacements in their slots. A limit per slot bounds the number of processes.
 #[derive(Debug, Default)]
 pub(super) struct RetiredWorkers(Vec<RetiredWorker>);
 

@@ -146,7 +146,7 @@ impl Scheduler {
     /// Keeps the current worker of a slot, because its successor did not start.
     pub(super) fn on_successor_failed(&mut self, worker: WorkerKey, now: Instant) {
         self.slots[worker.index()].successor = None;
-        // The current worker may have retired meanwhile.
+        // The current worker may have retired during the launch.
         self.replace_retiring(worker.slot, now);
         self.finish_stop();
     }

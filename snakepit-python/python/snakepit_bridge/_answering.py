@@ -48,7 +48,7 @@ async def finish(call: ConcurrentCall, result: Any, open_streams: list[Any]) -> 
 
 
 def run_plain(call: ConcurrentCall, invoke: Callable[[], Any], open_streams: list[Any]) -> Callable[[], Any] | None:
-    """Run a plain function on its thread. Return a function for the event loop if the rest of the call needs it."""
+    """Run a plain function on its thread. Return a function if the event loop must finish the call."""
     result = invoke()
     is_async = hasattr(type(result), "__await__") or hasattr(type(result), "__anext__")
     if is_async:

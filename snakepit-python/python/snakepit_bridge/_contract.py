@@ -83,7 +83,7 @@ class Contract:
         self.result: ResultRule | None = None
         #: The rule for each item of a stream.
         self.item: ResultRule | None = None
-        #: The schema of arguments that are no parameters.
+        #: The schema of arguments that the tool takes as ``**kwargs``.
         self.others_schema: dict[str, Any] | None = None
         self.result_schema: dict[str, Any] | None = None
         self.item_schema: dict[str, Any] | None = None

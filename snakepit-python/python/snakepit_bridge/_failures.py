@@ -97,7 +97,7 @@ def _passed_on(error: BaseException) -> Any:
 def _omitted_before(error: BaseException) -> list[str]:
     """Return the names of the parts that were left out when another tool raised the exception."""
     errors = sys.modules.get("snakepit_bridge.errors")
-    # Its class may be that of the other tool.
+    # The exception may have the class of the other tool.
     if errors is None or not issubclass(type(error), errors.ToolFailed):
         return []
     try:

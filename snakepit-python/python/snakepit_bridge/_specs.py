@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         supports_streaming: bool
         #: Whether the tool accepts no arguments except these parameters.
         closed: bool
-        #: The JSON Schemas of arguments that are no parameters, of the result, and of the items of a stream.
+        #: The JSON Schemas of the ``**kwargs`` of a tool, of its result, and of the items of a stream.
         others_schema: NotRequired[dict[str, Any]]
         result_schema: NotRequired[dict[str, Any]]
         item_schema: NotRequired[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""The standard streams of a worker that ``snakepit dev --debug`` started: they are those of that command."""
+"""Connects the standard streams of a worker to those of ``snakepit dev --debug``, which started the worker."""
 
 from __future__ import annotations
 

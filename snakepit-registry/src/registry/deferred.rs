@@ -53,8 +53,8 @@ impl Registry {
         registered.map_err(|rejected| rejected.error)
     }
 
-    /// Treats the workers of a provider as ended, except those that are current. Use it after a restart: the tools of the new
-    /// workers then replace those of the old ones, which may still finish calls.
+    /// Treats all workers of a provider as ended, except the current ones. Use it after a restart: the tools of the new workers then
+    /// replace the tools of the old workers, which may still finish calls.
     pub fn retire_announcers(&self, provider: &str, is_current: impl Fn(&str) -> bool) {
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
         let announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -54,7 +54,7 @@ impl Registry {
         }
         drop(fallback);
         let mut fallback = self.fallback.write().unwrap_or_else(PoisonError::into_inner);
-        // A worker may have announced it meanwhile.
+        // A worker may have announced the fallback before this lock was taken.
         let forgotten = fallback.take_if(|fallback| is_forgotten(fallback));
         // The handler is dropped without the lock.
         drop(fallback);

@@ -34,7 +34,7 @@ Only --debug reads standard input.";
 /// Lets calls of a debugged tool take as long as they need.
 const DEBUG_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
-// Without a group, because that of the flattened arguments has the same name.
+// Without a group, because the flattened arguments have a group of the same name.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(crate) struct Args {
@@ -86,7 +86,7 @@ impl Dev {
         }
     }
 
-    /// Adds the settings of the command to those of the daemon.
+    /// Adds the settings of `snakepit dev` to the settings of the daemon.
     pub(crate) fn configure(&self, builder: Builder) -> Builder {
         // Python compares times of files in seconds, so a cache would hide a second change within one.
         let builder = builder.env("PYTHONDONTWRITEBYTECODE", "1").on_call_end(report_call);

@@ -93,7 +93,7 @@ impl Check {
     }
 }
 
-/// Runs all checks. `settings` are those of `snakepit serve`.
+/// Runs all checks. `settings` are the settings of `snakepit serve`.
 pub(crate) async fn run(args: Args, settings: Result<serve::Args, Failure>) -> Result<ExitCode, Failure> {
     let mut checks = vec![system::daemon(), system::clock()];
     match settings {

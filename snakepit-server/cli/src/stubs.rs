@@ -6,7 +6,7 @@ use snakepit_server::{Reason, find_python};
 
 use crate::Failure;
 
-/// Runs the generator. Exits with the code of [`Reason::CannotStart`] if the package is missing, or too old for it.
+/// Runs the generator. Exits with the code of [`Reason::CannotStart`] if the package is missing or has no generator.
 const PROGRAM: &str = "\
 import sys
 try:

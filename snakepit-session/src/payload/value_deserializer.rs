@@ -41,7 +41,7 @@ pub(super) struct Untyped {
 /// Deserializes JSON. If the caller requests a number, `"NaN"` and the like are read as numbers. If it requests an integer, 5.0 is
 /// read as one. Envelopes refer to `buffers`.
 ///
-/// `untyped` applies to visitors without a type hint, such as those of flattened structs and untagged enums.
+/// `untyped` applies to visitors without a type hint, such as the visitors of flattened structs and untagged enums.
 ///
 /// A payload inside of the value gets its text, so numbers of any size stay exact.
 pub(super) fn read<'de, S: DeserializeSeed<'de>>(

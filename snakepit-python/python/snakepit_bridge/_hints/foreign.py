@@ -100,12 +100,12 @@ _JSON_TYPES = frozenset(
     }
 )
 
-#: Whether the form of a model is that of its JSON.
+#: Whether a model has the same form as its JSON.
 _json_models: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
 
 
 def form_of_model(value: pydantic.BaseModel) -> Any:
-    """Return the form of a model: that of its JSON, but with raw bytes and arrays."""
+    """Return the form of a model: its JSON, but with raw bytes and arrays."""
     cls = type(value)
     is_json = _json_models.get(cls)
     if is_json is None:

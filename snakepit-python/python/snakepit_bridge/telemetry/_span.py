@@ -47,7 +47,7 @@ class Span:
             emit(f"{operation}.exception", duration, described, correlation)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that runs in a span. That of a coroutine or a generator lasts until it ends."""
+        """Return a function that runs in a span. The span of a coroutine or a generator lasts until its end."""
         import inspect
         from functools import wraps
 

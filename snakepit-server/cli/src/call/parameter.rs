@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-/// The deepest level of references and unions that the search follows.
+/// The maximum depth of references and unions that the search follows.
 const MAX_DEPTH: usize = 16;
 
 /// The types that a parameter accepts.

@@ -21,7 +21,7 @@ use crate::{Failure, entries::Entries, output::to_readable_json};
 /// The key of the maps that stand for bytes and arrays in plain JSON.
 const KEY: &str = "\"__snakepit__\"";
 
-/// The deepest level that a description searches: the recursion limit of `serde_json`.
+/// The maximum depth of described values: the recursion limit of `serde_json`.
 const MAX_DEPTH: usize = 128;
 
 /// The destination of `--output`.

@@ -97,7 +97,7 @@ fn find(dir: &Path) -> Result<String, String> {
     }
 }
 
-/// The directories whose Python files belong to the adapter: the working directory, and that of the adapter's file.
+/// The directories whose Python files belong to the adapter: the working directory, and the directory of the adapter's file.
 pub(super) fn directories(serve: &serve::Args) -> Vec<PathBuf> {
     let dir = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
     let file = serve.adapter().map(|adapter| adapter.split(':').next().unwrap_or(adapter));

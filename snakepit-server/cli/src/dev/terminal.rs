@@ -1,4 +1,4 @@
-//! Connects the standard streams of a debugged worker to those of this program.
+//! Connects the standard streams of a debugged worker to the standard streams of this program.
 //!
 //! A worker is in its own process group, so it cannot read from the terminal itself. It connects to a socket instead. This program
 //! copies its standard input to the worker that wrote last, and everything that workers write to its standard output. Ctrl-C

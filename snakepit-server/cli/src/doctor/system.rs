@@ -94,7 +94,7 @@ pub(super) fn open_files(workers: usize) -> Check {
     }
 }
 
-/// Compares the available memory with that of the workers.
+/// Compares the available memory with the memory that the workers need.
 pub(super) fn memory(workers: usize) -> Check {
     let Some(available) = available_memory() else {
         return Check::skipped("memory", "the system does not report the available memory");

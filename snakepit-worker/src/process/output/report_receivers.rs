@@ -108,7 +108,7 @@ impl ReceiverGuard {
             }
         };
         let end = Instant::now() + END_TIMEOUT;
-        // Without a time before the deadline, only looks whether the reports have ended.
+        // If the deadline leaves no time to wait, only checks whether the reports have ended.
         let before_deadline =
             |deadline: Instant| deadline.checked_sub(DEADLINE_MARGIN).unwrap_or_else(Instant::now);
         let end = self.deadline.map(before_deadline).map_or(end, |deadline| deadline.min(end));
