@@ -155,6 +155,21 @@ async fn a_start_with_broken_code_waits_for_a_change() {
 }
 
 #[tokio::test]
+async fn a_failure_that_no_change_of_the_code_repairs_ends_the_command() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "app.py", "def answer() -> int:\n    return 1\n");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut command = Command::new(daemon_binary());
+    command.args(["dev", "--listen", &address, "--run-dir", "run", "--python"]).arg(python());
+    command.current_dir(dir.path()).stdin(Stdio::null()).kill_on_drop(true);
+    let ended = tokio::time::timeout(EVENT_TIMEOUT * 2, command.output()).await;
+    let output = ended.expect("it waited for a change of the code").unwrap();
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot listen on"), "{output:?}");
+}
+
+#[tokio::test]
 async fn a_directory_a_package_or_a_file_can_be_named() {
     let dir = tempfile::tempdir().unwrap();
     let project = dir.path().join("project");

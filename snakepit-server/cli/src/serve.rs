@@ -5,7 +5,9 @@ use std::{
     time::Duration,
 };
 
-use snakepit_server::{Builder, Reason, Snakepit, StartError, error_chain, raise_descriptor_limit};
+use snakepit_server::{
+    Builder, Reason, Snakepit, StartError, StartErrorKind, error_chain, raise_descriptor_limit,
+};
 use snakepit_worker::WorkerError;
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
@@ -101,11 +103,11 @@ pub(crate) async fn run(args: Args, command: &clap::Command, mut dev: Option<Dev
         };
         match (started, &mut dev) {
             (Ok(Ok(snakepit)), _) => break snakepit,
-            (Ok(Err(Stopped(name))), _) => {
+            (Ok(Err(NotStarted::Signal(name))), _) => {
                 log_early_stop(name);
                 return Ok(());
             }
-            (Err(failure), Some(dev)) if failure.exit_code() == Reason::CannotStart.exit_code() => {
+            (Ok(Err(NotStarted::Code(failure))), Some(dev)) => {
                 tokio::select! {
                     () = dev.wait_after(&failure) => {}
                     name = signals.next() => {
@@ -114,7 +116,7 @@ pub(crate) async fn run(args: Args, command: &clap::Command, mut dev: Option<Dev
                     }
                 }
             }
-            (Err(failure), _) => return Err(failure),
+            (Ok(Err(NotStarted::Code(failure))), None) | (Err(failure), _) => return Err(failure),
         }
     };
     memory::start_collector();
@@ -209,15 +211,20 @@ fn builder(args: &Args, dev: Option<&Dev>) -> Result<Builder, Failure> {
     })
 }
 
-/// The name of the signal that stopped the daemon before it was ready.
-struct Stopped(&'static str);
+/// The reason why the daemon is not running.
+enum NotStarted {
+    /// The signal with this name stopped it before it was ready.
+    Signal(&'static str),
+    /// A change of the adapter's code may repair this failure.
+    Code(Failure),
+}
 
 /// Opens the sessions, and starts the host.
 async fn start(
     args: &Args,
     builder: Builder,
     signals: &mut Signals,
-) -> Result<Result<Snakepit, Stopped>, Failure> {
+) -> Result<Result<Snakepit, NotStarted>, Failure> {
     let cannot_start = |problem: String| Failure::new(Reason::CannotStart, problem);
     // clap does not parse this value, because its error messages would print a password in the URL.
     let location = without_credentials(&args.storage.sessions).into_owned();
@@ -227,16 +234,23 @@ async fn start(
         args.storage.sessions.parse().map_err(|problem| Failure::new(Reason::Usage, unusable(problem)))?;
     let sessions = tokio::select! {
         opened = sessions.open(args.limits.clone().into()) => opened.map_err(|e| cannot_start(unusable(error_chain(&e).to_string())))?,
-        name = signals.next() => return Ok(Err(Stopped(name))),
+        name = signals.next() => return Ok(Err(NotStarted::Signal(name))),
     };
     let builder = builder.sessions(sessions);
     let mut name = "";
     match builder.start_unless(async { name = signals.next().await }).await {
         Ok(snakepit) => Ok(Ok(snakepit)),
-        Err(StartError::Cancelled) => Ok(Err(Stopped(name))),
+        Err(StartError::Cancelled) => Ok(Err(NotStarted::Signal(name))),
         Err(error) => {
             let traceback = error.worker_error().and_then(WorkerError::traceback).unwrap_or_default();
-            Err(cannot_start(error_chain(&error).to_string()).traceback(traceback))
+            let failure = cannot_start(error_chain(&error).to_string()).traceback(traceback);
+            match error.kind() {
+                StartErrorKind::Adapter
+                | StartErrorKind::Timeout
+                | StartErrorKind::WorkerExited
+                | StartErrorKind::Tools => Ok(Err(NotStarted::Code(failure))),
+                _ => Err(failure),
+            }
         }
     }
 }
