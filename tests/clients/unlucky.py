@@ -201,7 +201,7 @@ def running_calls_survive_the_close_of_their_client(address: str, pid: int) -> N
     # `close` also waits for a large call whose request is not sent yet.
     client = Client(address)
     with ThreadPoolExecutor() as threads:
-        large = client._start("length", {"data": bytes(1 << 20)}, stream=False)
+        large = client._options.start(client._native, "length", {"data": bytes(1 << 20)}, stream=False)
         closed = threads.submit(client.close, timeout=20)
         with pytest.raises(TimeoutError):
             closed.result(timeout=0.3)

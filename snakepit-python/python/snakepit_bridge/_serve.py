@@ -59,7 +59,8 @@ def serve(
         ValueError: Workers cannot import the adapter.
         RuntimeError: A worker calls this function.
     """
-    if "snakepit_bridge.worker" in sys.modules:
+    worker = sys.modules.get("snakepit_bridge.worker")
+    if worker is not None and worker.is_running:
         raise RuntimeError(
             "a worker called serve(), probably while it imported the adapter; call it below "
             '`if __name__ == "__main__":`'

@@ -34,8 +34,21 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+#: Whether this process runs a worker, or checks an adapter for one.
+is_running = False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve an adapter until SIGTERM. Return the exit code."""
+    global is_running
+    is_running = True
+    try:
+        return _run(argv)
+    finally:
+        is_running = False
+
+
+def _run(argv: Sequence[str] | None) -> int:
     options = _parse(sys.argv[1:] if argv is None else argv)
     if options.get("health_check"):
         return _check(options["adapter"])

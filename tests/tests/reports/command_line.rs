@@ -50,7 +50,7 @@ async fn streams_show_logs_and_progress() {
     assert_eq!(plain.lines().count(), 40);
     assert_eq!(text(&sandbox.cli(&[&many[..], &["--logs"]].concat()).await.stdout), plain);
     // Bytes inside of a value.
-    let whole = ["stream", "buffers"];
+    let whole = ["stream", "buffers", "--json"];
     let plain = text(&sandbox.cli(&whole).await.stdout);
     assert!(plain.contains("\"__snakepit__\":\"bytes\""), "{plain}");
     assert_eq!(text(&sandbox.cli(&[&whole[..], &["--logs"]].concat()).await.stdout), plain);
