@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import types
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import pytest
 import greeter
 import greetings
 from snakepit_bridge import Client, DaemonError, serve
-from snakepit_bridge._launch import adapter_path, find_binary, isolated_environment
+from snakepit_bridge._launch import adapter_path, find_binary, inherited_environment, isolated_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,3 +192,10 @@ def test_the_binary_of_the_installation_precedes_the_path(monkeypatch: pytest.Mo
     assert find_binary() == other / "snakepit", "its script was removed"
     fake_daemon(scripts, "")
     assert find_binary() == scripts / "snakepit"
+
+
+def test_programs_of_tools_do_not_inherit_the_standard_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    paths = inherited_environment()["PYTHONPATH"].split(os.pathsep)
+    assert str(tmp_path) in paths
+    assert not {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")} & set(paths)

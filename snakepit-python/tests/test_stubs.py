@@ -335,6 +335,16 @@ def test_the_command(daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert _stubs.main is main
 
 
+@pytest.mark.parametrize("text", ['Say "hi"', 'Say "hi"\n', '"', "end\\", 'a """ b "\n\n'])
+def test_any_description_becomes_a_docstring(text: str) -> None:
+    tool = {"name": "say", "description": text, "supports_streaming": False, "result_schema": None, "parameters": []}
+    schema = {"type": "object", "properties": {"word": {"type": "string", "description": text}}, "required": ["word"]}
+    source = generate({"say": cast("ToolInfo", {**tool, "input_schema": schema, "item_schema": None})})
+    namespace: dict[str, Any] = {}
+    exec(compile(source, "generated", "exec"), namespace)  # noqa: S102
+    assert text.strip() in namespace["say"].__doc__
+
+
 def test_names_of_a_host_cannot_break_the_module() -> None:
     schema = {"type": "object", "properties": {"a b": {"type": "string"}, "class": {}}, "additionalProperties": False}
     tool: Any = {
