@@ -1,6 +1,7 @@
 //! `RestartWorkers`: the rolling replacement of all workers.
 
 use snakepit_proto::pb;
+use snakepit_registry::ToolError;
 use snakepit_worker::error_chain;
 use tonic::{Extensions, Status};
 
@@ -16,8 +17,8 @@ impl Bridge {
         let principal = self.principal(extensions);
         if host.authorizer().is_none() && !principal.sees_tracebacks() {
             // Repeated restarts cost more than calls, so clients of other machines need a permission of the program.
-            let reason = "only clients on this machine may restart the workers";
-            return Err(Status::permission_denied(reason));
+            let problem = "only clients on this machine may restart the workers";
+            return Err(from_tool_error(ToolError::access_denied(problem)));
         }
         let sees_tracebacks = host.tracebacks.shows_to(&principal);
         let pool = host.pool().await.map_err(from_tool_error)?;

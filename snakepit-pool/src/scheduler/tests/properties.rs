@@ -358,9 +358,6 @@ impl Model {
             self.retire_others(worker);
         }
         let Some((queues_calls, concurrency)) = up else { return self.on(Event::LaunchFailed(worker)) };
-        // A successor that comes up during a drain is stopped, so it does not occupy its slot.
-        let serves = |(other, up): (&WorkerKey, &ModelWorker)| other.slot == worker.slot && !up.is_retiring;
-        let is_stopped = self.is_draining && self.workers.iter().any(serves);
         let up = ModelWorker {
             running: Vec::new(),
             queues_calls,
@@ -368,7 +365,7 @@ impl Model {
             last_progress: self.harness.now,
             cancelling: 0,
             suspensions: 0,
-            is_retiring: is_stopped,
+            is_retiring: self.is_stopped_successor(worker),
             is_ending: false,
         };
         self.workers.insert(worker, up);

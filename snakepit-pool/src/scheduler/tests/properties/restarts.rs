@@ -54,6 +54,12 @@ impl Model {
         assert!(others.len() - in_service <= MAX_REPLACED + 1, "{others:?} occupy the slot");
     }
 
+    /// Whether this worker is a successor that comes up during a drain. It is stopped, so it does not occupy its slot.
+    pub(super) fn is_stopped_successor(&self, worker: WorkerKey) -> bool {
+        let serves = |(other, up): (&WorkerKey, &ModelWorker)| other.slot == worker.slot && !up.is_retiring;
+        self.is_draining && self.workers.iter().any(serves)
+    }
+
     /// Marks the worker that this one replaces.
     pub(super) fn retire_others(&mut self, worker: WorkerKey) {
         let others = self.workers.iter_mut().filter(|(other, _)| other.slot == worker.slot);
