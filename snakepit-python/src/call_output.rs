@@ -150,6 +150,7 @@ mod tests {
         let child = match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
                 output.append_of(7, b"of the fork");
+                // SAFETY: ends the child, and runs nothing of this process.
                 unsafe { libc::_exit(0) }
             }
             ForkResult::Parent { child } => child,
