@@ -180,7 +180,7 @@ impl Pool {
         self.owner.driver.readiness()
     }
 
-    /// Replaces all workers one after the other, for example after their code has changed. In each slot, the new worker is up
+    /// Replaces all workers (rolling restart), for example after their code has changed. In each slot, the new worker is up
     /// before the old one gets no more calls. Old workers finish their calls beside their replacements. In large pools, up to a
     /// quarter of the slots are replaced at the same time, after the first one.
     ///

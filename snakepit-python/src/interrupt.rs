@@ -23,13 +23,17 @@ use crate::{
 /// The signal that makes the main thread check whether its call was cancelled. Its default action is to ignore it, so it does
 /// not harm child processes that receive it.
 pub(crate) const SIGNAL: Signal = Signal::SIGURG;
-/// The grace period of a cancelled call before the first signal, and after each signal before the thread considers another
-/// one.
+/// The time that a cancelled call has to end before the first signal, and after each signal.
 const GRACE: Duration = Duration::from_millis(100);
-/// The additional wait before each further signal. A tool that caught the exception of one signal receives the next.
+/// The delay, after [`GRACE`], before the thread sends another signal to a tool that caught the exception.
 const REPEAT_INTERVAL: Duration = Duration::from_millis(900);
 
-/// Starts the thread. Must be called on the thread that runs the tools. The thread ends when all senders are dropped.
+/// Starts the thread `snakepit-cancel`, which interrupts the calls sent to the returned channel. Must be called on the thread that runs
+/// the tools. The started thread ends when all senders are dropped.
+///
+/// # Errors
+///
+/// If the system cannot start a thread.
 pub(crate) fn spawn() -> std::io::Result<mpsc::Sender<Arc<CallState>>> {
     let executor = pthread::pthread_self();
     let (sender, cancelled) = mpsc::channel::<Arc<CallState>>();

@@ -271,10 +271,10 @@ def test_a_hint_that_cannot_be_honoured_fails_the_start() -> None:
         def use(self, **rest: complex) -> None: ...
 
     for adapter, needles in [
-        (Missing, ["parameter `b` of tool", "use`", "`NotThere`", "not only for type checkers"]),
+        (Missing, ["parameter `b` of tool", "use`", "`NotThere`", "outside of `if TYPE_CHECKING`"]),
         (Foreign, ["parameter `a` of tool", "`complex`, which has no JSON form"]),
         (Returned, ["the result of tool", "`type[int]`, which has no JSON form"]),
-        (Unknown, ["the result of tool", "use`", "`NotThere", "not only for type checkers"]),
+        (Unknown, ["the result of tool", "use`", "`NotThere", "outside of `if TYPE_CHECKING`"]),
         (Yielded, ["the result of tool", "is `int`, but the tool yields", "`Iterator[int]`"]),
         (Others, ["parameter `**rest` of tool", "`complex`"]),
     ]:

@@ -8,29 +8,29 @@ use snakepit_session::{Payload, PayloadError};
 
 use crate::ToolError;
 
-/// An item of a streamed reply.
+/// A chunk of a streamed reply.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chunk {
     /// The yielded value as JSON. [`into_value`](Self::into_value) converts it to a payload.
     pub data: Bytes,
-    /// Key-value pairs that the tool attached to this item.
+    /// Key-value pairs that the tool attached to this chunk.
     pub metadata: BTreeMap<String, String>,
-    /// The buffers of a value that is or contains bytes or arrays. The JSON then refers to them.
+    /// The buffer of a value with bytes or arrays. The JSON refers to it.
     pub binary: Option<Bytes>,
 }
 
 impl Chunk {
-    /// Creates an item from a value, without metadata.
+    /// Creates a chunk from a value, without metadata.
     #[must_use]
     pub fn of(value: Payload) -> Self {
         let (data, binary) = value.into_item();
         Self { data, binary, metadata: BTreeMap::new() }
     }
 
-    /// Creates an item that arrived from a peer.
+    /// Creates a chunk that arrived from a peer.
     ///
     /// # Errors
-    /// [`PayloadError::Nested`] if the value refers to bytes that are not in its buffers, or to the same bytes twice.
+    /// [`PayloadError::Nested`] if the value refers to bytes that are not in its buffer, or to the same bytes twice.
     pub fn declared(
         data: Bytes,
         metadata: BTreeMap<String, String>,
@@ -40,7 +40,7 @@ impl Chunk {
         Ok(Self { data, metadata, binary })
     }
 
-    /// The value of the item.
+    /// Returns the value of the chunk.
     #[must_use]
     pub fn into_value(self) -> Payload {
         Payload::of_item(self.data, self.binary)
@@ -53,7 +53,7 @@ impl Chunk {
     }
 }
 
-/// The items of a streamed reply. An error is the last item.
+/// The chunks of a streamed reply. The stream ends after its first error.
 ///
 /// Dropping the stream before its end cancels the call.
 pub type ChunkStream = Pin<Box<dyn Stream<Item = Result<Chunk, ToolError>> + Send>>;

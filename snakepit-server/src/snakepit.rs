@@ -281,7 +281,7 @@ impl Snakepit {
         self.service.mount.routes(&grpc::SERVICES[..1])
     }
 
-    /// Replaces all workers one after the other, for example after the code of their adapter has changed. In each slot, the new
+    /// Replaces all workers (rolling restart), for example after the code of their adapter has changed. In each slot, the new
     /// worker is ready before the old one gets no more calls. Old workers finish their calls, and sessions stay. The tools of the
     /// new workers replace those of the old ones when every slot has a new worker.
     ///

@@ -54,6 +54,7 @@ def _trace() -> None:
 
 
 def _close_selector() -> None:
+    """Closes the epoll descriptors of all event loops in the process."""
     loop = asyncio.new_event_loop()
     loop.close()
     for number in range(3, 64):
@@ -75,7 +76,7 @@ def _exit_later() -> None:
 SPOIL: dict[str, Callable[[], object]] = {
     "leak descriptors": _leak_descriptors,
     "close the standard streams": lambda: os.closerange(0, 3),
-    "close all else": lambda: os.closerange(3, 100),
+    "close all other descriptors": lambda: os.closerange(3, 100),
     "close selectors": _close_selector,
     "clear builtins": lambda: builtins.__dict__.clear(),
     "remove print": lambda: delattr(builtins, "print"),
@@ -88,7 +89,7 @@ SPOIL: dict[str, Callable[[], object]] = {
     "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8"),
     "no descriptors": lambda: _limit(resource.RLIMIT_NOFILE, 3),
     "no memory": lambda: _limit(resource.RLIMIT_AS, 1 << 20),
-    "odd policy": _set_invalid_loop_policy,
+    "invalid loop policy": _set_invalid_loop_policy,
     "threading": lambda: setattr(threading, "Thread", None),
     "gc": gc.disable,
     "trace": _trace,

@@ -80,7 +80,7 @@ async fn missing_and_unknown_arguments_fail_the_start_and_are_named() {
 async fn arguments_that_no_environment_variable_holds_fail_the_start_with_the_limit() {
     let config = format!("[adapter-arg]\nlabel = '{}'\n", "x".repeat(140_000));
     let failure = Sandbox::adapter("living:", 1).config(&config).try_start().await.unwrap_err();
-    let problem = "the arguments of its adapter have 140012 bytes as JSON, the limit is 131049, and `label` alone has 140002";
+    let problem = "the adapter arguments take 140012 bytes as JSON, above the limit of 131049; the largest, `label`, takes 140002";
     assert!(failure.stderr.contains(problem), "{}", failure.stderr);
 }
 

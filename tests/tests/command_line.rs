@@ -247,7 +247,7 @@ async fn a_failed_start_reports_its_cause_and_leaves_no_process() {
         ),
         (
             Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "redis://127.0.0.1:1?prefx=a"]),
-            vec!["--sessions", "unknown parameter `prefx`", "it takes prefix"],
+            vec!["--sessions", "unknown parameter `prefx`", "the parameters are prefix"],
         ),
         (
             Sandbox::adapter(SHOWCASE, 1).args(&["--sessions", "file:/no/such/directory/s.redb"]),

@@ -13,7 +13,7 @@ pub(crate) struct Args {
     /// The commit, branch or tag to compare with; by default the last tag.
     #[arg(long, value_name = "REV")]
     baseline: Option<String>,
-    /// Without a baseline and before the first tag, succeed instead of failing.
+    /// Succeed if there is neither a baseline nor a tag.
     #[arg(long)]
     if_tagged: bool,
     /// Compare only these crates.
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let libraries = PUBLISHED.iter().filter(|(_, _, is_library)| *is_library).map(|(name, ..)| *name);
     let mut check = program(tool);
     check.args(["semver-checks", "--baseline-rev", &baseline]);
-    // The tool builds the documentation of both commits.
+    // The tool builds the rustdoc of two commits, so it gets a separate target directory.
     check.env("CARGO_TARGET_DIR", root().join("target/semver"));
     for name in
         libraries.filter(|name| args.crates.is_empty() || args.crates.iter().any(|other| other == name))

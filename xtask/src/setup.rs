@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: creates `.venv` with the Python packages and the native runtime. The other verbs call it, so a
-//! step runs again only if its inputs changed.
+//! `cargo xtask setup`: creates `.venv` with the Python packages and the native runtime. Other xtask commands run it first, so it
+//! skips steps whose inputs have not changed.
 
 use std::{
     ffi::OsString,
@@ -20,7 +20,7 @@ use crate::{
 const RUNTIME_CRATES: [&str; 5] =
     ["snakepit-python", "snakepit-worker", "snakepit-registry", "snakepit-session", "snakepit-proto"];
 
-/// The Python environment in `.venv`.
+/// A Python virtual environment.
 #[derive(Debug)]
 pub(crate) struct Environment {
     /// The interpreter.
@@ -33,7 +33,7 @@ impl Environment {
         self.python.with_file_name(name)
     }
 
-    /// The `PATH` on which the installed programs are the first.
+    /// `PATH` with the programs of this environment first.
     pub(crate) fn path(&self) -> Result<OsString> {
         let directory = self.python.parent().unwrap_or(&self.python).to_owned();
         let inherited = std::env::var_os("PATH").unwrap_or_default();
@@ -109,10 +109,10 @@ pub(crate) fn environment() -> Result<Environment> {
             maturin.env("VIRTUAL_ENV", &venv).env_remove("CONDA_PREFIX");
             {
                 let _lock = lock::take(lock::MATURIN)?;
-                // `output` shows what maturin prints only if it fails.
+                // `output` hides the output of maturin unless maturin fails.
                 output(&mut maturin).map(drop)?;
             }
-            // pip compiles bytecode too. Without it, every worker compiles the package again if Python cannot write its cache.
+            // Precompile the bytecode, as pip does. Otherwise, every worker compiles the package again if the cache is not writable.
             let mut compile = program(&environment.python);
             shell::run(compile.args(["-m", "compileall", "-q", "snakepit-python/python", "tests/adapters"]))
         })
@@ -133,7 +133,7 @@ pub(crate) fn environment() -> Result<Environment> {
     Ok(environment)
 }
 
-/// Creates or updates an environment with programs that only some verbs need.
+/// Creates or updates an environment with programs that only some commands need.
 pub(crate) fn tool_environment(directory: &Path, requirements: &[&str]) -> Result<Environment> {
     let environment = Environment { python: directory.join("bin/python") };
     let base = find_python()?;
@@ -175,7 +175,7 @@ fn create_venv(base: &Path, venv: &Path) -> Result<()> {
 ///
 /// # Errors
 ///
-/// If the directory holds files but no stamp, another program created it. It stays unchanged.
+/// If the directory holds files but no stamp, because another program created it. The directory then stays unchanged.
 fn reset_venv(venv: &Path) -> Result<()> {
     let stamp = stamp(venv, "venv");
     let entries = match fs::read_dir(venv) {

@@ -1,4 +1,4 @@
-//! Tests of single rules of the scheduler. [`properties`] tests all of them under random events.
+//! Tests of individual scheduler rules. [`properties`] tests all of them under random events.
 
 mod concurrency;
 mod properties;
@@ -146,7 +146,7 @@ fn a_free_worker_prefers_calls_with_affinity_but_not_twice_in_a_row() {
     assert_eq!(order, expected);
 }
 
-/// Submits a call with this expected time. Returns the slot that runs it.
+/// Submits a call with this expected duration. Returns the slot to which the scheduler assigns the call.
 fn slot_of_brief(harness: &mut SchedulerHarness, micros: u64) -> u32 {
     slot_of_preferring(harness, micros, None)
 }
@@ -173,12 +173,12 @@ fn short_calls_wait_for_the_worker_of_the_last_one() {
     let mut harness = SchedulerHarness::up(3, 1, 100);
     let slots: Vec<u32> = (0..57).map(|_| slot_of_brief(&mut harness, 8)).collect();
     let runs: Vec<usize> = slots.chunk_by(|a, b| a == b).map(<[u32]>::len).collect();
-    assert_eq!(runs, [19, 19, 19], "150 us each");
+    assert_eq!(runs, [19, 19, 19], "each worker gets calls up to a backlog of 150 us");
     let mut harness = SchedulerHarness::up(3, 1, 100);
     assert_eq!(
         [10; 3].map(|micros| slot_of_brief(&mut harness, micros)),
         [2, 1, 0],
-        "each goes to an idle one"
+        "each call goes to an idle worker"
     );
 }
 
@@ -197,7 +197,11 @@ fn a_busy_preferred_worker_gets_a_call_only_if_the_call_should_wait_for_it() {
     let busy = slot_of_brief(&mut harness, 400);
     let last_brief = slot_of_brief(&mut harness, 5);
     assert_ne!(busy, last_brief);
-    assert_eq!(slot_of_preferring(&mut harness, 5, Some(worker(busy, 1))), last_brief, "the third is idle");
+    assert_eq!(
+        slot_of_preferring(&mut harness, 5, Some(worker(busy, 1))),
+        last_brief,
+        "the third worker is idle"
+    );
     assert_eq!(slot_of_preferring(&mut harness, 5, Some(worker(last_brief, 1))), last_brief);
 }
 

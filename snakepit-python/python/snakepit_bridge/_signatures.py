@@ -52,7 +52,7 @@ class Unresolved:
         #: A predicate for messages.
         self.problem = f"is `{text}`, which cannot be evaluated: {' '.join(str(error).split())}"
         if isinstance(error, NameError):
-            self.problem += "; define or import it at the top of the module, not only for type checkers"
+            self.problem += "; define or import it at module level, outside of `if TYPE_CHECKING`"
 
 
 def parameters_of(function: Callable[..., Any]) -> list[Parameter]:

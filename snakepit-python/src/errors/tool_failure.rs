@@ -1,4 +1,5 @@
-//! The exceptions for failures of tools. Python creates them, because they may have the class of the tool's exception.
+//! Converts a [`ToolFailure`] to a Python exception. Python code creates the exception, because it may have the class of the original
+//! one.
 
 use pyo3::{
     prelude::*,
@@ -9,8 +10,8 @@ use snakepit_registry::ToolFailure;
 use super::ToolFailed;
 use crate::value;
 
-/// Returns the exception for the failure of a tool of a worker. `classes` are the classes that the client may raise, or `None` for
-/// those of all imported modules.
+/// Returns the exception for a failed tool. `classes` lists the exception classes that the client may raise. `None` allows the classes
+/// of all imported modules.
 pub(crate) fn tool_failed(py: Python<'_>, failure: &ToolFailure, classes: Option<&Py<PyTuple>>) -> PyErr {
     let create = || -> PyResult<PyErr> {
         let create = py.import("snakepit_bridge._remote_errors")?.getattr("create")?;
@@ -21,7 +22,7 @@ pub(crate) fn tool_failed(py: Python<'_>, failure: &ToolFailure, classes: Option
     })
 }
 
-/// Returns the parts of a failure by name. Leaves out those that Python cannot read.
+/// Returns the fields of a failure as a dict. Omits fields that Python cannot read.
 fn parts<'py>(py: Python<'py>, failure: &ToolFailure) -> PyResult<Bound<'py, PyDict>> {
     let ToolFailure {
         error_type,

@@ -9,7 +9,7 @@ use crate::ToolHandler;
 #[derive(Debug)]
 pub(super) struct Fallback {
     pub(super) tool: Arc<ResolvedTool>,
-    /// The workers that serve any name. `None` if the host has set the fallback.
+    /// The workers that serve every name. `None` if the host has set the fallback.
     announcers: Option<Vec<Announcer>>,
 }
 
@@ -22,7 +22,7 @@ impl Registry {
             Some(Fallback { tool, announcers: None });
     }
 
-    /// Sets the fallback for a worker that serves any name, unless the host has [set](Self::set_fallback) it.
+    /// Sets the fallback for a worker that serves every name, unless the host has [set](Self::set_fallback) it.
     pub fn announce_fallback(&self, provider: &str, announcer: &Announcer, handler: Arc<dyn ToolHandler>) {
         let mut fallback = self.fallback.write().unwrap_or_else(PoisonError::into_inner);
         let mut announcers = match fallback.take() {
@@ -40,8 +40,8 @@ impl Registry {
         *fallback = Some(Fallback { tool, announcers: Some(announcers) });
     }
 
-    /// Removes the fallback if all workers that announced it have ended. Called when a worker of the provider registers that does not
-    /// serve any name. Until then, calls of unregistered names wait for the replacements of these workers.
+    /// Removes the fallback if all workers that announced it have ended. The host calls this when a worker of the provider registers
+    /// with a fixed set of tools. Until then, calls of unregistered names wait for replacements of the ended workers.
     pub fn forget_fallback(&self, provider: &str) {
         let is_forgotten = |fallback: &Fallback| {
             let announcers = fallback.announcers.as_ref();

@@ -48,7 +48,7 @@ Exit codes:
   4  the server cannot be reached, or the connection was lost
   5  the server, or a new worker, cannot start";
 
-/// The end of the help of the commands that connect to a server.
+/// Appended to the help of the commands that connect to a server.
 const CLIENT_HELP: &str = "\
 Exit codes:
   0  success
@@ -99,13 +99,13 @@ enum Command {
     /// Print a typed Python module with a function for each tool of a server.
     #[command(after_help = stubs::HELP)]
     Stubs(stubs::Args),
-    /// Show the queue, the workers and the counters of calls of a server.
+    /// Show the queue, workers and call counters of a server.
     #[command(after_help = format!("{}\n\n{CLIENT_HELP}", list::STATUS_COLUMNS))]
     Status(list::Args),
     /// List the workers of a server.
     #[command(after_help = format!("{}\n\n{CLIENT_HELP}", list::WORKER_COLUMNS))]
     Workers(list::Args),
-    /// Replace the workers of a server one after the other, for example after their code has changed.
+    /// Restart the workers of a server without interrupting calls (rolling restart).
     #[command(after_help = format!("{}\n\n{CLIENT_HELP}", restart::HELP))]
     Restart(restart::Args),
     /// List the sessions of a server.
@@ -137,8 +137,8 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    // Before other threads start, which inherit the mask. A parent that waits for signals with `sigwait` passes its mask on, and
-    // then no signal would stop the daemon.
+    // Unblock all signals, because the daemon inherits the mask of a parent that waits for signals with `sigwait`, and SIGTERM would
+    // then not stop it. This precedes the start of other threads, because they inherit the mask of this thread.
     if let Err(error) = SigSet::empty().thread_set_mask() {
         log::print_error(&format!("cannot unblock signals: {error}"));
     }
@@ -168,7 +168,7 @@ fn main() -> ExitCode {
 
 /// Runs a command with its settings.
 fn execute(command: Command, words: &[OsString]) -> Result<ExitCode, Failure> {
-    // The directory determines the settings.
+    // `dev` changes to the directory of its adapter before the settings are read, because `snakepit.toml` is in that directory.
     let location = match &command {
         Command::Dev(args) => args.serve.served().map_or(Ok(None), dev::Location::enter)?,
         _ => None,
@@ -283,7 +283,7 @@ fn serve_settings() -> Result<serve::Args, Failure> {
     }
 }
 
-/// The result of a command that runs no tool.
+/// Marks the error of a command as one after which no tool has run.
 fn listing(result: Result<(), Failure>) -> Result<(), Failure> {
     result.map_err(|failure| failure.may_have_run(false))
 }

@@ -21,7 +21,7 @@ impl FromStr for SessionStorage {
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("redis" | "redis+unix", _)) => Ok(Self::Redis(location.to_owned())),
             Some(("rediss" | "valkeys", _)) => Err(
-                "TLS is not supported; give `redis://` and the address of a TLS proxy beside the host, such as stunnel"
+                "TLS is not supported; give `redis://` and the address of a TLS proxy on this machine, such as stunnel"
                     .to_owned(),
             ),
             _ => Err("it is `memory`, `file:PATH`, `redis://HOST:PORT` or `redis+unix:///PATH`".to_owned()),

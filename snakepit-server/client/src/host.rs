@@ -32,7 +32,8 @@ pub type EventStream = BoxStream<'static, Result<WatchEvent, Error>>;
 /// process. [`Caller`](crate::Caller), [`CallBuilder`](crate::CallBuilder) and [`SessionHandle`](crate::SessionHandle) are
 /// generic over it, so both kinds of host have the same API, and a call to a local host needs no boxed future.
 ///
-/// Use this trait as a bound. It is sealed: only the two crates implement it, so a minor release may add methods.
+/// Use this trait as a bound. It is sealed: only `snakepit-client` and `snakepit-server` implement it, so a minor release may add
+/// methods.
 pub trait HostHandle: sealed::Sealed + Clone + fmt::Debug + Send + Sync + 'static {
     /// Runs a call.
     #[doc(hidden)]

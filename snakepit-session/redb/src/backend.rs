@@ -275,7 +275,7 @@ impl SessionBackend for RedbBackend {
 }
 
 impl RedbBackend {
-    /// Checks expensive values before the writer runs the operation, because all other writes wait for the writer.
+    /// Checks values whose checks are expensive before the operation reaches the writer, so that they do not delay other writes.
     async fn prepare(
         &self,
         id: &SessionId,
@@ -290,7 +290,8 @@ impl RedbBackend {
             view.load_variables(id, &identifiers, &mut record)?;
             Ok(record)
         });
-        // The writer reports errors. It also checks the values of variables that another write registers in the meantime.
+        // An error can be ignored here, because the writer repeats the read and reports it. The writer also checks the values of
+        // variables that another write registers in the meantime.
         let record = record.await.ok();
         WritePreparation::of(&self.shared.limits, record.as_ref(), updates).prepare().await
     }

@@ -36,7 +36,7 @@ impl Connection {
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let db = settings.db();
         let client = Client::open(info.set_redis_settings(settings)).map_err(redis_error)?;
-        // Fail soon while Redis is unreachable. The next command reconnects.
+        // Fail fast while Redis is unreachable. The next command reconnects.
         let manager = ConnectionManagerConfig::new()
             .set_response_timeout(Some(config.timeout))
             .set_connection_timeout(Some(config.timeout))
@@ -45,7 +45,8 @@ impl Connection {
             .set_max_delay(Duration::from_millis(200));
         let manager =
             ConnectionManager::new_with_config(client.clone(), manager).await.map_err(redis_error)?;
-        // The databases of a server share their channels, so the database is part of the prefix.
+        // All databases of a server share its pub/sub channels, so the prefix includes the database. The braces are a hash tag of
+        // Redis Cluster.
         let prefix = &config.prefix;
         let root = if db == 0 { format!("{{{prefix}}}") } else { format!("{{{prefix}@{db}}}") };
         Ok(Self { client, manager, root, address, timeout: config.timeout })
@@ -63,7 +64,7 @@ impl Connection {
         self.timeout
     }
 
-    /// Runs a script.
+    /// Prepares a call of a script, which [`Call::run`] executes.
     pub(super) fn call(&self, script: &'static Script) -> Call<'_> {
         let mut command = redis::cmd("EVALSHA");
         command.arg(script.get_hash()).arg(1).arg(&self.root);
@@ -79,12 +80,12 @@ impl Connection {
     pub(super) async fn listen(&self) -> Result<PubSub, SessionError> {
         let connected = tokio::time::timeout(self.timeout, self.client.get_async_pubsub()).await;
         let Ok(connected) = connected else {
-            return Err(self.problem("does not accept a connection in time"));
+            return Err(self.problem(&format!("did not accept a connection within {:?}", self.timeout)));
         };
         connected.map_err(|error| redis_error(&self.address, error))
     }
 
-    /// Converts a reply.
+    /// Converts a reply to `T`.
     pub(super) fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, SessionError> {
         redis::from_redis_value(value).map_err(|error| redis_error(&self.address, error.into()))
     }
@@ -179,7 +180,7 @@ impl Call<'_> {
     }
 }
 
-/// Whether Redis lost its script cache in a restart.
+/// Returns whether Redis does not have the script, for example after a restart.
 fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }

@@ -1,4 +1,4 @@
-//! Global programs: one key each, which Redis expires, and an index of their sizes.
+//! Stores global programs. Each program has its own key with a TTL. A hash indexes their sizes.
 
 use snakepit_session::{
     Created, Program, ProgramInfo, ProgramName, SessionError,
@@ -25,6 +25,7 @@ impl RedisBackend {
                 "new" => return Ok(Created::New),
                 "existing" => return Ok(Created::Existing),
                 "programs" => return Err(SessionError::TooManyGlobalPrograms { limit }),
+                // "bytes": the store is full. The next attempt follows a sweep that freed memory of expired data.
                 _ if !self.reclaim().await? => return Err(self.backend_full(size)),
                 _ => {}
             }

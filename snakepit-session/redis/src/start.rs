@@ -121,7 +121,7 @@ fn parse_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), S
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
     if address.starts_with("rediss:") || address.starts_with("valkeys:") {
         return Err(invalid(
-            "rediss:// (TLS) is not supported; connect by redis:// through a TLS proxy beside the host, such as stunnel"
+            "rediss:// (TLS) is not supported; use redis:// and a TLS proxy on this machine, such as stunnel"
                 .to_owned(),
         ));
     }
@@ -130,7 +130,7 @@ fn parse_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), S
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         if names.contains(&name) {
-            return Err(invalid(format!("the URL of Redis has parameter `{name}` twice; give it once")));
+            return Err(invalid(format!("the Redis URL has parameter `{name}` twice; give it once")));
         }
         names.push(name);
         match name {
@@ -138,8 +138,9 @@ fn parse_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), S
             "db" | "user" | "pass" if is_socket => client_parameters.push(parameter),
             "protocol" => client_parameters.push(parameter),
             _ => {
-                let known = if is_socket { "prefix, db, user, pass" } else { "prefix" };
-                let problem = format!("unknown parameter `{name}` in the URL of Redis; it takes {known}");
+                let known = if is_socket { "prefix, protocol, db, user, pass" } else { "prefix, protocol" };
+                let problem =
+                    format!("unknown parameter `{name}` in the Redis URL; the parameters are {known}");
                 return Err(invalid(problem));
             }
         }
@@ -147,8 +148,8 @@ fn parse_url(url: &str, config: &RedisConfig) -> Result<(String, RedisConfig), S
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:@/".contains(c);
     if config.prefix.is_empty() || !config.prefix.chars().all(is_plain) {
         return Err(invalid(format!(
-            "the prefix {:?} of keys in Redis must be letters, digits and -_.:@/, and not empty; set it by \
-             `?prefix=` in the URL or `RedisConfig::prefix`",
+            "the Redis key prefix {:?} is invalid; use one or more letters, digits or -_.:@/ in `?prefix=` of the URL or \
+             in `RedisConfig::prefix`",
             config.prefix
         )));
     }
@@ -177,8 +178,8 @@ mod tests {
             ("redis://h?db=1", "`db`"),
             ("redis://h?prefix=a&prefix=b", "`prefix` twice"),
             ("redis+unix:///s?db=1&prefix=a&db=1", "`db` twice"),
-            ("redis://h?prefix=", "must be letters"),
-            ("redis://h?prefix={a}", "must be letters"),
+            ("redis://h?prefix=", "use one or more letters"),
+            ("redis://h?prefix={a}", "use one or more letters"),
             ("rediss://h", "TLS"),
         ] {
             let problem = parse(url).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The environment variables of a worker that depend on its place in the pool.
+//! The environment variables that the host sets for each worker: those of its slot, the adapter arguments, and thread limits.
 
 use std::{num::NonZero, thread::available_parallelism};
 
@@ -21,11 +21,11 @@ const THREADS: [(&str, bool); 6] = [
     ("RAYON_NUM_THREADS", false),
 ];
 
-/// The maximum size of the arguments of an adapter as JSON, in bytes. Linux limits one environment variable with its name, a `=` and
-/// a terminator to 128 KiB.
+/// The maximum size of the adapter arguments as JSON, in bytes. Linux limits each environment variable to 128 KiB, including its name,
+/// the `=` and a terminator.
 const MAX_ADAPTER_ARGS_BYTES: usize = 128 * 1024 - launch::ENV_ADAPTER_ARGS.len() - 2;
 
-/// Checks that the arguments of the adapter fit into an environment variable.
+/// Checks that the adapter arguments fit into an environment variable.
 ///
 /// # Errors
 /// [`WorkerError::StartFailed`] with the size, the limit and the largest argument.
@@ -37,13 +37,13 @@ pub(super) fn check(config: &ProcessConfig) -> Result<(), WorkerError> {
         return Ok(());
     }
     Err(WorkerError::start_failed(format!(
-        "the arguments of its adapter have {size} bytes as JSON, the limit is {MAX_ADAPTER_ARGS_BYTES}, and `{name}` alone has \
-         {largest}; pass the path of a file with the data instead"
+        "the adapter arguments take {size} bytes as JSON, above the limit of {MAX_ADAPTER_ARGS_BYTES}; the largest, `{name}`, \
+         takes {largest}; pass the path of a file with the data instead"
     )))
 }
 
-/// Returns the variables of the worker in this slot: its place in the pool, its GPU, the arguments of the adapter, and the
-/// threads of libraries.
+/// Returns the variables of the worker in this slot: its pool and index, its GPU, the adapter arguments, and the thread counts of
+/// libraries.
 pub(super) fn of_slot(config: &ProcessConfig, slot: Option<&WorkerSlot>) -> Vec<Variable> {
     let mut variables = Vec::new();
     if !config.adapter_args.is_empty() {
@@ -71,8 +71,7 @@ pub(super) fn of_slot(config: &ProcessConfig, slot: Option<&WorkerSlot>) -> Vec<
     variables
 }
 
-/// Returns the names of the variables to set so that libraries use this number of threads, without those that the user has set.
-/// None for 0 threads.
+/// Returns the names of the thread variables that the host must set. Skips variables that the user has set. Empty if `threads` is 0.
 fn thread_variables(threads: usize, is_set: impl Fn(&str) -> bool) -> impl Iterator<Item = &'static str> {
     let is_omp_set = is_set("OMP_NUM_THREADS");
     let is_free = move |(name, follows_omp): (&'static str, bool)| {

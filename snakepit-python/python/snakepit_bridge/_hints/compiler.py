@@ -1,4 +1,4 @@
-"""Compiles hints to converters."""
+"""Compiles type annotations to `Hint` objects, which read, write and describe values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _UNION = type(int | None)
 
 
 class Later(Hint):
-    """A hint that contains itself, while it is compiled."""
+    """Placeholder for a recursive hint whose target is still being compiled."""
 
     def __init__(self, name: str) -> None:
         self.target: Hint = ANY
@@ -55,20 +55,20 @@ class Compiler:
     """Compiles the hints of one tool.
 
     Args:
-        namespace: The global variables of the tool, for hints in quotes.
+        namespace: The globals in which string annotations are evaluated.
     """
 
     def __init__(self, namespace: dict[str, Any]) -> None:
         self._namespace = namespace
-        #: The hints of classes and aliases, because they may contain themselves.
+        #: The compiled hints of classes and aliases. A recursive class or alias finds its own hint here.
         self._known: dict[Any, Hint] = {}
         self._variables: dict[Any, Any] = {}
 
     def argument(self, annotation: Any) -> Hint:
-        """Compile the hint of a parameter, or of a result.
+        """Compile the annotation of a parameter or result.
 
         Raises:
-            HintError: It cannot be honoured.
+            HintError: The annotation is not supported.
         """
         if _is_binary(annotation):
             return Binary(annotation, is_whole=True)
@@ -77,10 +77,10 @@ class Compiler:
         return self.hint(annotation)
 
     def hint(self, annotation: Any) -> Hint:
-        """Compile a hint inside of another one.
+        """Compile a nested annotation.
 
         Raises:
-            HintError: It cannot be honoured.
+            HintError: The annotation is not supported.
         """
         if isinstance(annotation, Unresolved):
             raise HintError(annotation.problem)
@@ -88,7 +88,7 @@ class Compiler:
             return self._evaluated(annotation)
         try:
             plain = _PLAIN.get(annotation)
-        except TypeError:  # It cannot be hashed.
+        except TypeError:  # Unhashable.
             raise HintError(f"is `{annotation!r}`, which is not a type") from None
         if plain is not None:
             return plain
@@ -102,7 +102,7 @@ class Compiler:
         return self._generic(annotation, origin, arguments)
 
     def _special(self, annotation: Any) -> Hint | None:
-        """Compile a form of `typing`. Return ``None`` for a class."""
+        """Compile a special form of `typing`. Return ``None`` for a class."""
         if _is_array_like(annotation):
             return self.hint(sys.modules["numpy"].ndarray)
         if _is_union(annotation):
@@ -206,14 +206,15 @@ class Compiler:
         """Return the evaluated annotations of a class.
 
         Raises:
-            HintError: One of them cannot be evaluated.
+            HintError: An annotation cannot be evaluated.
         """
         import typing
 
         try:
             return typing.get_type_hints(cls, include_extras=True)
         except NameError:
-            # A class inside of a function knows itself, and the classes around it, only by the tool.
+            # A class defined in a function is not in the namespace of its module. Its own name, and those of the classes that
+            # contain it, are among the classes compiled so far.
             known = {known.__name__: known for known in self._known if isinstance(known, type)}
         except Exception as error:
             raise HintError(f"is `{cls.__qualname__}`, whose hints cannot be evaluated: {error}") from None
@@ -223,7 +224,7 @@ class Compiler:
         except NameError as error:
             raise HintError(
                 f"is `{cls.__qualname__}`, one of whose fields has a hint that cannot be evaluated: {error}; define or "
-                "import it at the top of the module, not only for type checkers"
+                "import it at module level, outside of `if TYPE_CHECKING`"
             ) from None
 
     def _recursive(self, key: Any, compile_target: Callable[[], Hint]) -> Hint:

@@ -57,7 +57,7 @@ fn limits() -> SessionLimits {
         .max_history_bytes(150)
 }
 
-/// Generates steps with values and data of up to about `max_bytes`.
+/// Generates operations whose variable values and programs have up to about `max_bytes`.
 pub(super) fn step(max_bytes: usize) -> impl Strategy<Value = Step> {
     let (session, owner, name) = (0..3_usize, 0..4_usize, 0..3_usize);
     let write = (name.clone(), 1..max_bytes, prop::option::weighted(0.2, 0..4_u32))
@@ -196,7 +196,7 @@ pub(super) async fn run_step(backend: &dyn SessionBackend, step: Step) -> String
             })
         }
         Step::PutProgram { owner: at, name, size } => {
-            let program = Program::new("x".repeat(size), "text/describe");
+            let program = Program::new("x".repeat(size), "text/plain");
             let ttl = Some(Duration::from_secs(10));
             let program = Program { ttl, ..program };
             describe(backend.put_program(&owner(at), &program_name(&names(name)), program).await)

@@ -1,4 +1,4 @@
-//! The host that is killed. Its tasks write values that contain the number of writes.
+//! The host process that the test kills. Its tasks write numbered values, so that the test can find the latest write.
 
 use std::{collections::BTreeMap, io::Write, sync::Arc};
 
@@ -11,11 +11,11 @@ use snakepit_session_redb::RedbBackend;
 
 use crate::{id, program_name, variable_name};
 
-/// The prefix of an acknowledgement, which is a name and a count at the end of a line.
+/// The prefix of an acknowledgement. A name and a count follow, up to the end of the line.
 pub(crate) const ACKNOWLEDGED: &str = "acknowledged ";
-/// The prefix of sessions for which every host counts from 0.
+/// The prefix of sessions that a host creates and deletes repeatedly. Their counts restart at 0 in each host.
 pub(crate) const FLEETING_PREFIX: &str = "fleeting-";
-/// The number of tasks that write to a separate session.
+/// The number of tasks that each write to their own session.
 pub(crate) const SEPARATE_TASKS: u32 = 4;
 /// The number of tasks that write batches to the same session.
 pub(crate) const BATCH_TASKS: u32 = 3;
@@ -115,7 +115,8 @@ async fn put_programs(backend: Arc<RedbBackend>, owner: ProgramOwner, kind: &'st
     }
 }
 
-/// Counts up: odd while the session exists, and even otherwise. The session contains the previous count.
+/// Creates and deletes a session in a loop. Acknowledges an odd count after each creation, and an even count after each deletion. The
+/// metadata of the session contains the even count before its creation.
 async fn create_and_delete(backend: Arc<RedbBackend>, session: String) {
     match backend.delete(&id(&session)).await {
         Ok(_) | Err(SessionError::NotFound { .. }) => {}
