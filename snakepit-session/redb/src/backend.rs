@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::{
     RedbBackend, SWEEP_ROWS, SharedState,
-    expiry::Owner,
-    open::in_file,
+    expiry::ExpiryKey,
+    open::with_path,
     rows::{GLOBAL_OWNER, View},
 };
 
@@ -40,7 +40,7 @@ impl SessionBackend for RedbBackend {
         loop {
             let found = self.header(id).await;
             if !self.should_retry(&mut has_retried, &found).await {
-                let (_, record) = found.map_err(|error| in_file(&self.shared.path, error))?;
+                let (_, record) = found.map_err(|error| with_path(&self.shared.path, error))?;
                 return Ok(expiry.snapshot(id, record.header, Instant::now()));
             }
         }
@@ -63,14 +63,14 @@ impl SessionBackend for RedbBackend {
             };
             let listed = listed.await;
             if !self.should_retry(&mut has_retried, &listed).await {
-                return listed.map_err(|error| in_file(&self.shared.path, error));
+                return listed.map_err(|error| with_path(&self.shared.path, error));
             }
         }
     }
 
     async fn set_last_worker(&self, id: &SessionId, worker: Arc<str>) -> Result<(), SessionError> {
         let set = |expiry: &mut super::Expiry| expiry.last_worker = Some(worker);
-        let expiry = self.shared.expiries.change(&Owner::Session(id.clone()), Instant::now(), set);
+        let expiry = self.shared.expiries.change(&ExpiryKey::Session(id.clone()), Instant::now(), set);
         expiry.map(drop).ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
@@ -105,13 +105,13 @@ impl SessionBackend for RedbBackend {
         let ProgramOwner::Session(id) = owner else {
             let now = Instant::now();
             let live = |info: &ProgramInfo| {
-                self.shared.expiries.live(&Owner::Global(info.name.clone()), now).is_some()
+                self.shared.expiries.live(&ExpiryKey::Global(info.name.clone()), now).is_some()
             };
             let mut has_retried = false;
             loop {
                 let programs = self.shared.view().await.and_then(|view| view.programs(GLOBAL_OWNER));
                 if !self.should_retry(&mut has_retried, &programs).await {
-                    let programs = programs.map_err(|error| in_file(&self.shared.path, error))?;
+                    let programs = programs.map_err(|error| with_path(&self.shared.path, error))?;
                     return Ok(programs.into_iter().filter(live).collect());
                 }
             }
@@ -298,7 +298,7 @@ impl RedbBackend {
 
     async fn global_program(&self, name: ProgramName) -> Result<Program, SessionError> {
         let missing = || program_not_found(None, &name);
-        self.shared.expiries.renew(&Owner::Global(name.clone()), Instant::now()).ok_or_else(missing)?;
+        self.shared.expiries.renew(&ExpiryKey::Global(name.clone()), Instant::now()).ok_or_else(missing)?;
         let mut has_retried = false;
         loop {
             let read = async {
@@ -308,7 +308,7 @@ impl RedbBackend {
             };
             let read = read.await;
             if !self.should_retry(&mut has_retried, &read).await {
-                return read.map_err(|error| in_file(&self.shared.path, error));
+                return read.map_err(|error| with_path(&self.shared.path, error));
             }
         }
     }
@@ -323,7 +323,7 @@ fn list(
 ) -> Result<Page<Session>, SessionError> {
     let (mut items, mut has_more, now) = (Vec::new(), false, Instant::now());
     view.headers(after, |id, row| {
-        let Some(expiry) = shared.expiries.live(&Owner::Session(id.clone()), now) else {
+        let Some(expiry) = shared.expiries.live(&ExpiryKey::Session(id.clone()), now) else {
             return Ok(true);
         };
         has_more = items.len() == size;

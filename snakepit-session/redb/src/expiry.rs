@@ -13,14 +13,14 @@ use tokio::time::Instant;
 
 use super::rows::{GLOBAL_OWNER, header_key};
 
-/// The owner of an [`Expiry`]: a session or a global program.
+/// The key of an [`Expiry`]: the session or the global program that expires.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Owner {
+pub(super) enum ExpiryKey {
     Session(SessionId),
     Global(ProgramName),
 }
 
-impl Owner {
+impl ExpiryKey {
     pub(super) fn key(&self) -> (&str, &str) {
         match self {
             Self::Session(id) => header_key(id),
@@ -85,19 +85,19 @@ impl Expiry {
 /// The expiries of all committed sessions and global programs. Every caller renews them; only the writer adds and removes them.
 #[derive(Debug, Default)]
 pub(super) struct Expiries {
-    expiries: DashMap<Owner, Expiry>,
+    expiries: DashMap<ExpiryKey, Expiry>,
 }
 
 impl Expiries {
     /// Renews an owner that has not expired, and returns its expiry.
-    pub(super) fn renew(&self, owner: &Owner, now: Instant) -> Option<Expiry> {
+    pub(super) fn renew(&self, owner: &ExpiryKey, now: Instant) -> Option<Expiry> {
         self.change(owner, now, |expiry| expiry.renew(now))
     }
 
     /// Changes the expiry of an owner that has not expired, and returns it.
     pub(super) fn change(
         &self,
-        owner: &Owner,
+        owner: &ExpiryKey,
         now: Instant,
         change: impl FnOnce(&mut Expiry),
     ) -> Option<Expiry> {
@@ -107,37 +107,37 @@ impl Expiries {
     }
 
     /// Returns the expiry of an owner that has not expired.
-    pub(super) fn live(&self, owner: &Owner, now: Instant) -> Option<Expiry> {
+    pub(super) fn live(&self, owner: &ExpiryKey, now: Instant) -> Option<Expiry> {
         self.get(owner).filter(|expiry| !expiry.is_expired(now))
     }
 
     /// Returns the expiry of an owner, expired or not.
-    pub(super) fn get(&self, owner: &Owner) -> Option<Expiry> {
+    pub(super) fn get(&self, owner: &ExpiryKey) -> Option<Expiry> {
         self.expiries.get(owner).map(|expiry| expiry.clone())
     }
 
     /// Adds an expiry and returns the previous one.
-    pub(super) fn insert(&self, owner: Owner, expiry: Expiry) -> Option<Expiry> {
+    pub(super) fn insert(&self, owner: ExpiryKey, expiry: Expiry) -> Option<Expiry> {
         self.expiries.insert(owner, expiry)
     }
 
-    pub(super) fn remove(&self, owner: &Owner) -> Option<Expiry> {
+    pub(super) fn remove(&self, owner: &ExpiryKey) -> Option<Expiry> {
         self.expiries.remove(owner).map(|(_, expiry)| expiry)
     }
 
-    pub(super) fn owners(&self) -> impl Iterator<Item = Owner> {
+    pub(super) fn owners(&self) -> impl Iterator<Item = ExpiryKey> {
         self.expiries.iter().map(|expiry| expiry.key().clone())
     }
 
     /// Moves an owner in the queue to its current expiry time, and returns that time.
-    pub(super) fn requeue(&self, owner: &Owner) -> Option<Instant> {
+    pub(super) fn requeue(&self, owner: &ExpiryKey) -> Option<Instant> {
         let mut expiry = self.expiries.get_mut(owner)?;
         expiry.queue_key = expiry.expires_at;
         Some(expiry.queue_key)
     }
 
     /// Returns all expiries in the order of their owners' keys.
-    pub(super) fn rows(&self, now: Instant) -> Vec<(Owner, ExpiryRow)> {
+    pub(super) fn rows(&self, now: Instant) -> Vec<(ExpiryKey, ExpiryRow)> {
         let rows = self.expiries.iter().map(|expiry| (expiry.key().clone(), expiry.to_row(now)));
         let mut rows: Vec<_> = rows.collect();
         rows.sort_unstable_by(|(one, _), (other, _)| one.key().cmp(&other.key()));

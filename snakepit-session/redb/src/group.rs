@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     SharedState,
-    expiry::{Expiry, Owner},
+    expiry::{Expiry, ExpiryKey},
     rows::{
         DATA, GLOBAL_OWNER, HeaderSummary, Key, PROGRAMS, Row, SESSIONS, VARIABLES, VERSIONS, VersionKey,
         backend_error, damaged_error, end_of, get, header_key, rows_of,
@@ -87,7 +87,7 @@ impl<'a> Group<'a> {
     }
 
     /// Returns the expiry of an owner, expired or not, including changes of this group.
-    fn expiry(&self, owner: &Owner) -> Option<Expiry> {
+    fn expiry(&self, owner: &ExpiryKey) -> Option<Expiry> {
         match self.state.staged.expiries.get(owner) {
             Some(staged) => staged.clone(),
             None => self.shared.expiries.get(owner),
@@ -95,12 +95,12 @@ impl<'a> Group<'a> {
     }
 
     /// Returns the expiry of an owner that has not expired.
-    fn live_expiry(&self, owner: &Owner) -> Option<Expiry> {
+    fn live_expiry(&self, owner: &ExpiryKey) -> Option<Expiry> {
         self.expiry(owner).filter(|expiry| !expiry.is_expired(self.now))
     }
 
     /// Renews an owner that has not expired, and returns its expiry.
-    fn renew(&mut self, owner: &Owner) -> Option<Expiry> {
+    fn renew(&mut self, owner: &ExpiryKey) -> Option<Expiry> {
         match self.state.staged.expiries.get_mut(owner) {
             Some(staged) => {
                 let expiry = staged.as_mut().filter(|expiry| !expiry.is_expired(self.now))?;
@@ -118,7 +118,7 @@ impl<'a> Group<'a> {
 
     /// Renews a live session and returns its header.
     fn renew_and_load(&mut self, id: &SessionId) -> Result<SessionRecord, SessionError> {
-        match self.renew(&Owner::Session(id.clone())) {
+        match self.renew(&ExpiryKey::Session(id.clone())) {
             Some(_) => self.record(id).map_err(|error| match error {
                 SessionError::NotFound { .. } => damaged_error(&format!("session `{id}` is missing")),
                 error => error,
@@ -132,7 +132,7 @@ impl<'a> Group<'a> {
         id: &SessionId,
         new: NewSession,
     ) -> Result<(Session, Created), SessionError> {
-        let owner = Owner::Session(id.clone());
+        let owner = ExpiryKey::Session(id.clone());
         if let Some(expiry) = self.renew(&owner) {
             return Ok((expiry.snapshot(id, self.record(id)?.header, self.now), Created::Existing));
         }
@@ -156,7 +156,7 @@ impl<'a> Group<'a> {
     }
 
     pub(super) fn delete(&mut self, id: &SessionId) -> Result<Session, SessionError> {
-        let owner = Owner::Session(id.clone());
+        let owner = ExpiryKey::Session(id.clone());
         let expiry = self.live_expiry(&owner).ok_or_else(|| SessionError::NotFound { id: id.clone() })?;
         let session = expiry.snapshot(id, self.record(id)?.header, self.now);
         self.remove(&owner, SessionEventKind::Deleted)?;
@@ -221,7 +221,7 @@ impl<'a> Group<'a> {
     ) -> Result<Created, SessionError> {
         let limits = &self.shared.limits;
         let program = ProgramRecord::global(limits, name, program)?;
-        let owner = Owner::Global(name.clone());
+        let owner = ExpiryKey::Global(name.clone());
         let is_live = self.live_expiry(&owner).is_some();
         if !is_live {
             self.expire(&owner)?;
@@ -243,7 +243,7 @@ impl<'a> Group<'a> {
     }
 
     pub(super) fn delete_global(&mut self, name: &ProgramName) -> Result<(), SessionError> {
-        let owner = Owner::Global(name.clone());
+        let owner = ExpiryKey::Global(name.clone());
         if self.live_expiry(&owner).is_none() {
             return Err(program_not_found(None, name));
         }
@@ -284,7 +284,7 @@ impl<'a> Group<'a> {
     }
 
     /// Removes the rows of an expired owner.
-    fn expire(&mut self, owner: &Owner) -> Result<(), SessionError> {
+    fn expire(&mut self, owner: &ExpiryKey) -> Result<(), SessionError> {
         match self.expiry(owner) {
             Some(_) => self.remove(owner, SessionEventKind::Expired),
             None => Ok(()),
@@ -292,10 +292,10 @@ impl<'a> Group<'a> {
     }
 
     /// Removes a session or a global program with all its rows.
-    fn remove(&mut self, owner: &Owner, kind: SessionEventKind) -> Result<(), SessionError> {
+    fn remove(&mut self, owner: &ExpiryKey, kind: SessionEventKind) -> Result<(), SessionError> {
         match owner {
-            Owner::Session(id) => self.remove_session(id, kind)?,
-            Owner::Global(name) => {
+            ExpiryKey::Session(id) => self.remove_session(id, kind)?,
+            ExpiryKey::Global(name) => {
                 let size = self.size_of_global(name)?;
                 self.erase_program(GLOBAL_OWNER, name)?;
                 self.totals().global_programs -= 1;

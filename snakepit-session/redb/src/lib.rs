@@ -34,9 +34,9 @@ mod rows;
 mod state;
 mod writer;
 
-use expiry::{Expiries, Expiry, Owner};
+use expiry::{Expiries, Expiry, ExpiryKey};
 use group::Group;
-use open::in_file;
+use open::with_path;
 use row_counts::RowCounts;
 use rows::{View, backend_error, damaged_error, is_disk_error};
 use writer::Writer;
@@ -179,7 +179,7 @@ impl RedbBackend {
         size: usize,
         operation: impl FnOnce(&mut Group<'_>) -> Result<T, SessionError> + Send + 'static,
     ) -> Result<T, SessionError> {
-        self.writer.run(size, operation).await.map_err(|error| in_file(&self.shared.path, error))
+        self.writer.run(size, operation).await.map_err(|error| with_path(&self.shared.path, error))
     }
 
     /// Runs a read of at most `size` bytes.
@@ -218,7 +218,7 @@ impl RedbBackend {
         drop(view);
         // The session may end with the current group of the writer. If it does not, the file has lost the session.
         self.writer.run(0, |_| Ok(())).await?;
-        match self.shared.expiries.live(&Owner::Session(id.clone()), Instant::now()) {
+        match self.shared.expiries.live(&ExpiryKey::Session(id.clone()), Instant::now()) {
             Some(_) => Err(damaged_error(&format!("session `{id}` is missing"))),
             None => Err(SessionError::NotFound { id: id.clone() }),
         }
@@ -226,7 +226,7 @@ impl RedbBackend {
 
     /// Renews a live session and returns its expiry.
     fn renew(&self, id: &SessionId) -> Result<Expiry, SessionError> {
-        let expiry = self.shared.expiries.renew(&Owner::Session(id.clone()), Instant::now());
+        let expiry = self.shared.expiries.renew(&ExpiryKey::Session(id.clone()), Instant::now());
         expiry.ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
@@ -250,7 +250,7 @@ impl RedbBackend {
             };
             let outcome = outcome.await;
             if !self.should_retry(&mut has_retried, &outcome).await {
-                return outcome.map_err(|error| in_file(&self.shared.path, error));
+                return outcome.map_err(|error| with_path(&self.shared.path, error));
             }
         }
     }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::{
     checked_storage::CheckedStorage,
-    expiry::{Expiries, Expiry, ExpiryRow, Owner},
+    expiry::{Expiries, Expiry, ExpiryKey, ExpiryRow},
     file::FileIdentity,
     rows::{
         DATA, EXPIRIES, GLOBAL_OWNER, HeaderSummary, PROGRAMS, SCHEMA, SESSIONS, VARIABLES, VERSIONS,
@@ -49,7 +49,7 @@ pub(super) struct Opened {
     pub(super) identity: FileIdentity,
     pub(super) guard: CheckedStorage,
     pub(super) totals: Totals,
-    pub(super) expiries: Vec<(Owner, Expiry)>,
+    pub(super) expiries: Vec<(ExpiryKey, Expiry)>,
 }
 
 /// The origin of the file to open.
@@ -75,11 +75,11 @@ pub(super) fn open<F: StorageBackend>(
     let opened = catch_unwind(AssertUnwindSafe(|| open_or_create(path, limits, storage, known)));
     let opened: Result<_, SessionError> =
         opened.unwrap_or_else(|_| Err(damaged_error("it is not a valid database")));
-    opened.map_err(|error| in_file(path, error))
+    opened.map_err(|error| with_path(path, error))
 }
 
-/// Adds the name of the file to an error.
-pub(super) fn in_file(path: &Path, error: SessionError) -> SessionError {
+/// Adds the path of the file to an error.
+pub(super) fn with_path(path: &Path, error: SessionError) -> SessionError {
     let with_name = |problem: String| {
         let file = format!("`{}`: ", path.display());
         if problem.starts_with(&file) { problem } else { file + &problem }
@@ -212,7 +212,7 @@ fn directory_of(path: &Path) -> &Path {
 fn resume(
     database: &Database,
     limits: &SessionLimits,
-) -> Result<(Totals, Vec<(Owner, Expiry)>), SessionError> {
+) -> Result<(Totals, Vec<(ExpiryKey, Expiry)>), SessionError> {
     let transaction = database.begin_write().map_err(backend_error)?;
     let is_new = check_schema(&transaction)?;
     let was_closed =
@@ -258,11 +258,11 @@ fn load_expiries(
     transaction: &WriteTransaction,
     limits: &SessionLimits,
     was_closed: bool,
-) -> Result<(Totals, Vec<(Owner, Expiry)>), SessionError> {
+) -> Result<(Totals, Vec<(ExpiryKey, Expiry)>), SessionError> {
     let now = Instant::now();
     let (mut totals, mut expiries) = (Totals::default(), Vec::new());
     let stored = was_closed.then(|| transaction.open_table(EXPIRIES)).transpose().map_err(backend_error)?;
-    let expiry = |owner: Owner, ttl| {
+    let expiry = |owner: ExpiryKey, ttl| {
         let row: Option<ExpiryRow> = match &stored {
             Some(stored) => get(stored, owner.key())?,
             None => None,
@@ -278,12 +278,12 @@ fn load_expiries(
         totals.bytes += bytes;
         totals.session_programs += programs;
         totals.variables += variables;
-        expiries.push(expiry(Owner::Session(SessionId::try_new(key.value().0)?), ttl)?);
+        expiries.push(expiry(ExpiryKey::Session(SessionId::try_new(key.value().0)?), ttl)?);
     }
     let programs = transaction.open_table(PROGRAMS).map_err(backend_error)?;
     for info in scan::<ProgramInfo>(&programs, GLOBAL_OWNER, |_| true)? {
         totals.global_programs += 1;
-        expiries.push(expiry(Owner::Global(info.name.clone()), limits.ttl(info.ttl))?);
+        expiries.push(expiry(ExpiryKey::Global(info.name.clone()), limits.ttl(info.ttl))?);
         totals.bytes += ProgramRecord { info, data: Bytes::new() }.size();
     }
     Ok((totals, expiries))

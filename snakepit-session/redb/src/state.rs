@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     SharedState,
-    expiry::{Expiry, Owner},
+    expiry::{Expiry, ExpiryKey},
 };
 
 /// The counters of the backend.
@@ -48,7 +48,7 @@ pub(super) struct State {
     totals: Totals,
     /// All owners by their last known expiry time. Renewals do not update the queue; a sweep moves the owners that were
     /// renewed.
-    pub(super) queue: BTreeSet<(Instant, Owner)>,
+    pub(super) queue: BTreeSet<(Instant, ExpiryKey)>,
     pub(super) watchers: HashMap<SessionId, Watchers>,
     pub(super) staged: StagedChanges,
 }
@@ -58,7 +58,7 @@ pub(super) struct State {
 pub(super) struct StagedChanges {
     pub(super) totals: Totals,
     /// New expiries by owner, and `None` for owners that ended.
-    pub(super) expiries: HashMap<Owner, Option<Expiry>>,
+    pub(super) expiries: HashMap<ExpiryKey, Option<Expiry>>,
     /// The notifications, in the order of the changes.
     pub(super) notifications: Vec<Notification>,
     /// The number of rows written.
@@ -83,7 +83,12 @@ pub(super) enum Notification {
 
 impl State {
     /// Adopts the contents of a file.
-    pub(super) fn resume(&mut self, shared: &SharedState, totals: Totals, expiries: Vec<(Owner, Expiry)>) {
+    pub(super) fn resume(
+        &mut self,
+        shared: &SharedState,
+        totals: Totals,
+        expiries: Vec<(ExpiryKey, Expiry)>,
+    ) {
         self.totals = totals;
         for (owner, expiry) in expiries {
             self.queue.insert((expiry.queue_key, owner.clone()));
@@ -93,7 +98,12 @@ impl State {
     }
 
     /// Continues with the contents of a reopened file, which may contain the failed group. Keeps existing expiries.
-    pub(super) fn reload(&mut self, shared: &SharedState, in_file: Totals, expiries: Vec<(Owner, Expiry)>) {
+    pub(super) fn reload(
+        &mut self,
+        shared: &SharedState,
+        in_file: Totals,
+        expiries: Vec<(ExpiryKey, Expiry)>,
+    ) {
         let Totals { sessions, variables, session_programs, global_programs, bytes, .. } = in_file;
         self.totals = Totals { sessions, variables, session_programs, global_programs, bytes, ..self.totals };
         let mut missing: HashSet<_> = shared.expiries.owners().collect();
@@ -103,7 +113,7 @@ impl State {
             }
             self.queue.insert((expiry.queue_key, owner.clone()));
             shared.expiries.insert(owner.clone(), expiry);
-            if let Owner::Session(id) = &owner {
+            if let ExpiryKey::Session(id) = &owner {
                 self.totals.created += 1;
                 shared.events.notify(id, SessionEventKind::Created);
             }
@@ -112,7 +122,7 @@ impl State {
             if let Some(expiry) = shared.expiries.remove(&owner) {
                 self.queue.remove(&(expiry.queue_key, owner.clone()));
             }
-            if let Owner::Session(id) = &owner {
+            if let ExpiryKey::Session(id) = &owner {
                 self.totals.deleted += 1;
                 shared.events.notify(id, SessionEventKind::Deleted);
             }

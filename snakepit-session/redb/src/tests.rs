@@ -24,8 +24,8 @@ mod disk;
 mod failing;
 mod files;
 mod history;
+mod matches_memory;
 mod power;
-mod same;
 
 fn id(text: &str) -> SessionId {
     SessionId::try_new(text).unwrap()
@@ -117,12 +117,12 @@ async fn redb_keeps_the_contract() {
 
 #[test]
 fn random_operations_match_the_model() {
-    session_backend_matches_model(same::in_memory, 60);
+    session_backend_matches_model(matches_memory::on_simulated_disk, 60);
 }
 
 #[test]
 fn concurrent_operations_are_linearizable() {
-    session_backend_linearizes(same::in_memory, 60);
+    session_backend_linearizes(matches_memory::on_simulated_disk, 60);
 }
 
 /// Returns the complete state of a backend, without remaining lifetimes.

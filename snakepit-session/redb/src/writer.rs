@@ -21,7 +21,7 @@ use super::{
     checked_storage::CheckedStorage,
     file::{FileIdentity, check_free_space},
     group::Group,
-    open::{Opened, in_file, open, store_expiries},
+    open::{Opened, open, store_expiries, with_path},
     rows::backend_error,
     state::State,
 };
@@ -257,7 +257,7 @@ impl<F: StorageBackend, S: Fn(FileBackend) -> F> WriterThread<S> {
     /// Reopens the file after a disk failure, as redb requires. Until then, the outcome of the last commit is unknown, so watches
     /// end.
     fn fail(&mut self, error: SessionError) -> SessionError {
-        let failure = in_file(&self.shared.path, error);
+        let failure = with_path(&self.shared.path, error);
         self.state.end_watches(&failure);
         if let Err(error) = self.reopen(&failure) {
             tracing::error!(error = %error_chain(&error), "cannot reopen the sessions; retrying");

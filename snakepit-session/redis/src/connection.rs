@@ -64,11 +64,11 @@ impl Connection {
         self.timeout
     }
 
-    /// Prepares a call of a script, which [`Call::run`] executes.
-    pub(super) fn call(&self, script: &'static Script) -> Call<'_> {
+    /// Prepares a call of a script, which [`ScriptCall::run`] executes.
+    pub(super) fn call(&self, script: &'static Script) -> ScriptCall<'_> {
         let mut command = redis::cmd("EVALSHA");
         command.arg(script.get_hash()).arg(1).arg(&self.root);
-        Call { connection: self, script, command }
+        ScriptCall { connection: self, script, command }
     }
 
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, SessionError> {
@@ -86,19 +86,19 @@ impl Connection {
     }
 
     /// Converts a reply to `T`.
-    pub(super) fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, SessionError> {
+    pub(super) fn decode<T: FromRedisValue>(&self, value: Value) -> Result<T, SessionError> {
         redis::from_redis_value(value).map_err(|error| redis_error(&self.address, error.into()))
     }
 
     /// Returns the command that reads fields of a hash of a session, or `None` if `fields` is empty.
-    pub(super) fn fields(&self, hash: char, id: &SessionId, fields: &[String]) -> Option<Cmd> {
+    pub(super) fn read_fields(&self, hash: char, id: &SessionId, fields: &[String]) -> Option<Cmd> {
         let mut read = redis::cmd("HMGET");
         read.arg(format!("{}:{hash}:{id}", self.root)).arg(fields);
         (!fields.is_empty()).then_some(read)
     }
 
     /// Returns the command that reads the main hash of a session.
-    pub(super) fn all_fields(&self, id: &SessionId) -> Cmd {
+    pub(super) fn read_all_fields(&self, id: &SessionId) -> Cmd {
         let mut read = redis::cmd("HGETALL");
         read.arg(format!("{}:s:{id}", self.root));
         read
@@ -120,14 +120,14 @@ impl Connection {
     }
 }
 
-/// A script call.
-pub(super) struct Call<'a> {
+/// A call of a script, with its arguments.
+pub(super) struct ScriptCall<'a> {
     connection: &'a Connection,
     script: &'static Script,
     command: Cmd,
 }
 
-impl Call<'_> {
+impl ScriptCall<'_> {
     pub(super) fn arg(mut self, argument: impl ToRedisArgs) -> Self {
         self.command.arg(argument);
         self

@@ -245,11 +245,11 @@ impl LoadedSession {
         let call = connection.call(&scripts::LOAD).arg(id.as_str()).arg(watch_lease);
         // The script lists programs, because reading the whole hash would also transfer the variables.
         let call = call.arg(if *all == FieldGroup::Programs { "p:" } else { "" });
-        let whole = (*all == FieldGroup::Variables).then(|| connection.all_fields(id));
-        let mut reads = [connection.fields('s', id, near), connection.fields('d', id, far), whole];
+        let whole = (*all == FieldGroup::Variables).then(|| connection.read_all_fields(id));
+        let mut reads = [connection.read_fields('s', id, near), connection.read_fields('d', id, far), whole];
         let unchanged = ["born".to_owned(), "rev".to_owned()];
         let unchanged =
-            reads.iter().any(Option::is_some).then(|| connection.fields('s', id, &unchanged)).flatten();
+            reads.iter().any(Option::is_some).then(|| connection.read_fields('s', id, &unchanged)).flatten();
         let reads = reads.iter_mut().filter_map(Option::take).chain(unchanged);
         let (reply, mut values): (Option<Reply>, _) = call.run_and_read(reads).await?;
         let Some((rev, seq, ttl, usage, total, programs, mark)) = reply else {
@@ -257,7 +257,7 @@ impl LoadedSession {
         };
         let usage = Usage::parse(&usage)?;
         if let Some(unchanged) = values.pop() {
-            let (incarnation, current_rev): (Option<String>, Option<u64>) = connection.read(unchanged)?;
+            let (incarnation, current_rev): (Option<String>, Option<u64>) = connection.decode(unchanged)?;
             if incarnation.as_ref() != Some(&usage.incarnation) || current_rev != Some(rev) {
                 return Ok(None);
             }
@@ -306,13 +306,13 @@ impl EncodedFields {
         }
         let mut values = self.values.into_iter();
         for fields in [&plan.near, &plan.far].into_iter().filter(|fields| !fields.is_empty()) {
-            let found: Vec<Option<Vec<u8>>> = connection.read(values.next().unwrap_or(Value::Nil))?;
+            let found: Vec<Option<Vec<u8>>> = connection.decode(values.next().unwrap_or(Value::Nil))?;
             for (field, value) in fields.iter().zip(found) {
                 value.map_or(Ok(()), |value| decode_field(&mut record, field, value))?;
             }
         }
         for whole in values {
-            let whole: Vec<(String, Vec<u8>)> = connection.read(whole)?;
+            let whole: Vec<(String, Vec<u8>)> = connection.decode(whole)?;
             for (field, value) in whole.into_iter().filter(|(field, _)| field.starts_with("v:")) {
                 decode_field(&mut record, &field, value)?;
             }

@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use super::{
     disk::Disk,
     history::older_versions,
-    id, register,
-    same::{Step, run_step, step},
-    set,
+    id,
+    matches_memory::{Operation, operation, run_operation},
+    register, set,
 };
 use crate::RedbBackend;
 
@@ -55,33 +55,33 @@ impl Host {
 
 /// Returns the visible state of the sessions.
 async fn visible_state(backend: &dyn SessionBackend) -> String {
-    let mut steps = vec![Step::List { size: 3 }];
+    let mut operations = vec![Operation::List { size: 3 }];
     for session in 0..3 {
-        steps.push(Step::ListVariables { session, pattern: "" });
-        steps.extend((0..3).map(|name| Step::History { session, name, limit: 0 }));
+        operations.push(Operation::ListVariables { session, pattern: "" });
+        operations.extend((0..3).map(|name| Operation::History { session, name, limit: 0 }));
     }
     for owner in 0..4 {
-        steps.push(Step::Programs { owner });
-        steps.extend((0..3).map(|name| Step::Program { owner, name }));
+        operations.push(Operation::Programs { owner });
+        operations.extend((0..3).map(|name| Operation::Program { owner, name }));
     }
     let mut outcomes = String::new();
-    for step in steps {
-        outcomes += &run_step(backend, step).await;
+    for operation in operations {
+        outcomes += &run_operation(backend, operation).await;
         outcomes.push('\n');
     }
     let stats = backend.stats().await.unwrap();
     format!("{outcomes}{} {} {} {}", stats.live, stats.variables, stats.programs, stats.bytes)
 }
 
-/// Runs steps on a disk with power failures and in memory.
-async fn steps_survive_power_failures(seed: u64, steps: Vec<Step>) {
+/// Runs operations on a disk with power failures and in memory.
+async fn operations_survive_power_failures(seed: u64, operations: Vec<Operation>) {
     let (mut host, model) = (Host::new(seed, 1..=60), MemoryBackend::new(SessionLimits::default()));
     let mut backend = host.open().await;
-    for step in steps {
-        match step {
+    for operation in operations {
+        match operation {
             // Skip state that a crash may lose, and the clock, which is paused.
-            Step::LastWorker { .. } | Step::Advance { .. } | Step::Sweep => continue,
-            Step::Reopen => {
+            Operation::LastWorker { .. } | Operation::Advance { .. } | Operation::Sweep => continue,
+            Operation::Reopen => {
                 drop(backend);
                 backend = host.open().await;
                 assert_eq!(
@@ -94,17 +94,17 @@ async fn steps_survive_power_failures(seed: u64, steps: Vec<Step>) {
             _ => {}
         }
         loop {
-            let found = run_step(&backend, step.clone()).await;
+            let found = run_operation(&backend, operation.clone()).await;
             if !host.disk.is_off() || !found.starts_with("Backend {") {
-                assert_eq!(found, run_step(&model, step.clone()).await, "{step:?}");
+                assert_eq!(found, run_operation(&model, operation.clone()).await, "{operation:?}");
                 break;
             }
             drop(backend);
             backend = host.open().await;
             let reopened = visible_state(&backend).await;
             if reopened != visible_state(&model).await {
-                run_step(&model, step.clone()).await;
-                assert_eq!(reopened, visible_state(&model).await, "{step:?} was applied in part");
+                run_operation(&model, operation.clone()).await;
+                assert_eq!(reopened, visible_state(&model).await, "{operation:?} was applied in part");
                 break;
             }
         }
@@ -169,8 +169,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
-    fn sequential_operations_survive_power_failures(seed: u64, steps in prop::collection::vec(step(6000), 200)) {
-        block_on(steps_survive_power_failures(seed, steps));
+    fn sequential_operations_survive_power_failures(seed: u64, operations in prop::collection::vec(operation(6000), 200)) {
+        block_on(operations_survive_power_failures(seed, operations));
     }
 
     #[test]

@@ -42,8 +42,8 @@ pub(crate) async fn check(backend: &RedbBackend, known: &mut Acknowledged) {
             assert_eq!(program.data, host::data(found), "data and metadata match");
         }
     }
-    for task in 0..host::FLEETING_SESSIONS {
-        let session = format!("{}{task}", host::FLEETING_PREFIX);
+    for task in 0..host::SHORT_LIVED_SESSIONS {
+        let session = format!("{}{task}", host::SHORT_LIVED_PREFIX);
         if let Some(acknowledged) = count(&session) {
             match backend.get(&id(&session)).await {
                 Ok(found) if acknowledged % 2 == 1 => {

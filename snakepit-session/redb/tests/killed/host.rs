@@ -14,7 +14,7 @@ use crate::{id, program_name, variable_name};
 /// The prefix of an acknowledgement. A name and a count follow, up to the end of the line.
 pub(crate) const ACKNOWLEDGED: &str = "acknowledged ";
 /// The prefix of sessions that a host creates and deletes repeatedly. Their counts restart at 0 in each host.
-pub(crate) const FLEETING_PREFIX: &str = "fleeting-";
+pub(crate) const SHORT_LIVED_PREFIX: &str = "short-lived-";
 /// The number of tasks that each write to their own session.
 pub(crate) const SEPARATE_TASKS: u32 = 4;
 /// The number of tasks that write batches to the same session.
@@ -22,7 +22,7 @@ pub(crate) const BATCH_TASKS: u32 = 3;
 /// The variables of a batch.
 pub(crate) const BATCH: [&str; 3] = ["a", "b", "c"];
 /// The number of sessions that are created and deleted repeatedly.
-pub(crate) const FLEETING_SESSIONS: u32 = 2;
+pub(crate) const SHORT_LIVED_SESSIONS: u32 = 2;
 
 fn acknowledge(name: &str, count: u32) {
     // Write the line in one call, so that no partial line is printed.
@@ -69,8 +69,8 @@ pub(crate) async fn write_forever(backend: RedbBackend) {
     for _ in 0..BATCH_TASKS {
         tasks.spawn(set_batches(Arc::clone(&backend)));
     }
-    for task in 0..FLEETING_SESSIONS {
-        tasks.spawn(create_and_delete(Arc::clone(&backend), format!("{FLEETING_PREFIX}{task}")));
+    for task in 0..SHORT_LIVED_SESSIONS {
+        tasks.spawn(create_and_delete(Arc::clone(&backend), format!("{SHORT_LIVED_PREFIX}{task}")));
     }
     tasks.spawn(put_programs(Arc::clone(&backend), id("programs").into(), "program"));
     tasks.spawn(put_programs(Arc::clone(&backend), ProgramOwner::Global, "global"));
@@ -130,7 +130,7 @@ async fn create_and_delete(backend: Arc<RedbBackend>, session: String) {
     }
 }
 
-/// Changes the size of a session continuously; its counters must stay correct.
+/// Changes the size of a session continuously. Its counters must stay correct.
 async fn register_and_delete(backend: Arc<RedbBackend>) {
     for count in 1.. {
         create(&backend, "changing", &["x"]).await;

@@ -67,7 +67,7 @@ fn start(path: &Path) -> Child {
 fn kill_after(path: &Path, limit: usize, acknowledged: &mut Acknowledged) {
     let mut host = start(path);
     let mut count = 0;
-    acknowledged.retain(|name, _| !name.starts_with(host::FLEETING_PREFIX));
+    acknowledged.retain(|name, _| !name.starts_with(host::SHORT_LIVED_PREFIX));
     for line in BufReader::new(host.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
         // libtest also prints, sometimes on the same line before the acknowledgement.
