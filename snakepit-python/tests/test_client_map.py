@@ -44,8 +44,8 @@ def test_results_are_in_order_and_items_are_read_when_a_call_can_begin(client: C
 
 
 def test_large_items_run_at_the_same_time(client: Client, tmp_path: Path) -> None:
-    # Calls with large requests use separate streams, and large metadata makes a request large. The first call ends only after the
-    # second one has begun.
+    # Calls with large requests use separate streams, and large metadata makes a request large. The first call ends only
+    # after the second one has begun.
     first, second = daemons.Pipes(tmp_path, "first"), daemons.Pipes(tmp_path, "second")
 
     def play() -> None:

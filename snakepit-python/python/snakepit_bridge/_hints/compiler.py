@@ -213,8 +213,8 @@ class Compiler:
         try:
             return typing.get_type_hints(cls, include_extras=True)
         except NameError:
-            # A class defined in a function is not in the namespace of its module. Its own name, and those of the classes that
-            # contain it, are among the classes compiled so far.
+            # A class defined in a function is not in the namespace of its module. Its own name, and those of the
+            # classes that contain it, are among the classes compiled so far.
             known = {known.__name__: known for known in self._known if isinstance(known, type)}
         except Exception as error:
             raise HintError(f"is `{cls.__qualname__}`, whose hints cannot be evaluated: {error}") from None
