@@ -56,7 +56,7 @@ docs/sessions.md explains the results.
 const NOTES: &str = "\
 The figures are medians over the rounds. Each ratio is the median of the ratios of the rounds.
 
-- Calls: `add(a, b)` in Python, without a session, on four workers. They pass the whole product: scheduler, deadlines,
+- Calls: `add(a, b)` in Python, without a session, on four workers. They go through the whole product: scheduler, deadlines,
   counters, and a span per call at level info, whose output is discarded.
 - Processes: the load generator and the embedded host share one thread. The daemon, the baseline servers and the workers are
   separate processes on the same machine. Each client uses one connection to a Unix socket.
