@@ -204,7 +204,7 @@ impl Pool {
     /// 3. The workers stop, each within [`stop_grace`](PoolConfig::stop_grace).
     ///
     /// Returns when the last worker has exited, or immediately if its [runtime has ended](Self::runtime_has_ended). May be
-    /// called several times, also concurrently. The shortest `drain` applies.
+    /// called several times, even concurrently. The shortest `drain` applies.
     ///
     /// # Cancel safety
     /// The shutdown continues when the future is dropped. Another call waits for its end.

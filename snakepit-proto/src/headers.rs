@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::metadata::MetadataMap;
 
-/// Identifies a call to its worker, also in a [`CancelToolRequest`](crate::pb::CancelToolRequest). All attempts of a
+/// Identifies a call to its worker, including in a [`CancelToolRequest`](crate::pb::CancelToolRequest). All attempts of a
 /// retried call have the same id, and each begins after the previous one has ended.
 ///
 /// In requests of a worker to its host, the call that makes the request, if the worker runs several. A multiplexed call has its

@@ -50,7 +50,7 @@ pub const PART_BYTES: usize = 256 * 1024;
 /// message.
 const ITEM_BYTES: usize = 64;
 
-/// The overhead of a text or value in the accounting, in bytes. It exceeds the size of its tag and length.
+/// The overhead of a string or value in the accounting, in bytes. It exceeds the size of its tag and length.
 const FIELD_BYTES: usize = 16;
 
 /// The cost of a chunk in credit of its stream, in bytes. The fixed part bounds the memory of many small chunks.

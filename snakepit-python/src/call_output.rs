@@ -88,7 +88,7 @@ impl CallOutput {
             owner.store(call, Ordering::Release);
         }
         let mut total = length.load(Ordering::Relaxed);
-        // Only the end of a text that is longer than the ring is stored.
+        // Only the end of a string that is longer than the ring is stored.
         let tail = &text[text.len().saturating_sub(layout::OUTPUT_BYTES)..];
         total += (text.len() - tail.len()) as u64;
         for part in tail.chunks(layout::OUTPUT_BYTES) {

@@ -22,7 +22,7 @@ impl Dispositions {
         Self(actions)
     }
 
-    /// Replaces the saved disposition of a signal by the current one.
+    /// Replaces the saved disposition of a signal with the current one.
     pub(crate) fn remember(&mut self, number: c_int) {
         if let Some(action) = usize::try_from(number).ok().and_then(|number| self.0.get_mut(number)) {
             *action = current(number);

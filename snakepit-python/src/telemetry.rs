@@ -320,7 +320,7 @@ pub(crate) fn dropped_events() -> u64 {
     HUB.dropped.load(Relaxed)
 }
 
-/// Converts a measurement. A value that is not a number becomes a text.
+/// Converts a measurement. A value that is not a number becomes a string.
 fn measurement(value: &Bound<'_, PyAny>) -> PyResult<Value> {
     if let Ok(flag) = value.cast::<PyBool>() {
         return Ok(Value::IntValue(i64::from(flag.is_true())));

@@ -134,7 +134,7 @@ fn payload_of(
         let plain = plain.map_err(|problem| type_error(format!("{description} {problem}")))?;
         return payload_of(&plain, purpose, description);
     } else {
-        // Converters may return any other value. Arrays of texts and objects become lists.
+        // Converters may return any other value. Arrays of strings and objects become lists.
         return match write::to_item(value, purpose, description)? {
             (json, None) => Ok(Payload::of_json(json.into())),
             (json, Some(buffers)) => Ok(Payload::nested(&json, buffers)),

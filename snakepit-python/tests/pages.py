@@ -196,7 +196,7 @@ class Reader:
         return server.stdout.readline().decode() if ready else ""
 
     def _as_in_pages(self, output: str) -> str:
-        """Replace the address of the server by the default one."""
+        """Replace the address of the server with the default one."""
         output = output.replace(str(self.directory), "~/shop")
         return output.replace(self.environment["SNAKEPIT_SERVER"], "127.0.0.1:50051")
 

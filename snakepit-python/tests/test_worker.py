@@ -1,4 +1,4 @@
-"""The worker as a process: readiness signals, errors at start, and exit."""
+"""The worker as a process: readiness signals, errors at startup, and exit."""
 
 from __future__ import annotations
 

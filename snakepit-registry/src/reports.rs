@@ -12,7 +12,7 @@ pub struct ProgressReport {
     pub done: f64,
     /// The whole work, if the tool knows it.
     pub total: Option<f64>,
-    /// A text for people. May be empty.
+    /// A human-readable message. May be empty.
     pub message: String,
 }
 

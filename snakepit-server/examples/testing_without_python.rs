@@ -89,7 +89,7 @@ mod tests {
         workers.crash_in_calls("price", 1);
         assert_eq!(shop.price("tea", 1).await.unwrap(), 2.0);
         assert_eq!(workers.calls("price"), 2, "the pool repeats the call");
-        // Two workers at the start, and a replacement.
+        // Two initial workers, and a replacement.
         workers.launched(3).await;
     }
 

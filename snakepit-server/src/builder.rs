@@ -437,7 +437,7 @@ impl Builder {
     /// - drops the future or the stream at the deadline or when the caller cancels the call,
     /// - reports a panic of the handler as a failure of the call.
     ///
-    /// A name that is invalid or taken fails the start.
+    /// A name that is invalid or taken prevents the host from starting.
     pub fn tool(mut self, spec: ToolSpec, handler: Arc<dyn ToolHandler>) -> Self {
         self.host_handlers.push((spec, handler));
         self

@@ -437,7 +437,7 @@ impl Host {
         self.host_tool_calls.wait().await;
     }
 
-    /// Sleeps on the timer of the host's runtime, also for callers on another runtime.
+    /// Sleeps on the timer of the host's runtime, even for callers on another runtime.
     pub(crate) fn sleep(&self, time: Duration) -> tokio::time::Sleep {
         let _inside = self.runtime.enter();
         tokio::time::sleep(time)

@@ -47,8 +47,8 @@ fn rejection_error(worker: &Worker, error: RegistryError) -> WorkerError {
     WorkerError::tools_rejected(worker.id().to_string(), error)
 }
 
-/// The tool registrations that the host rejected, by worker, while the worker's launch is in progress. The worker itself reports
-/// only a text.
+/// The tool registrations that the host rejected, by worker, while the worker's launch is in progress. The worker itself
+/// reports only a message.
 #[derive(Debug, Default)]
 pub(crate) struct Rejections(Mutex<HashMap<WorkerId, Option<RegistryError>>>);
 

@@ -61,7 +61,7 @@ impl LocalHost {
         Self { owner: HandleOwner::Service, ..self }
     }
 
-    /// A handle whose calls are nested in a call of a host tool, also outside of the tool's task.
+    /// A handle whose calls are nested in a call of a host tool, even outside of the tool's task.
     pub(crate) fn nested_in(host: Arc<Host>, call: &ToolCall) -> Self {
         let outer = OuterCall {
             ancestors: call.ancestors.clone(),

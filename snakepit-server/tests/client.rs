@@ -37,7 +37,7 @@ impl Default for Semaphores {
     }
 }
 
-/// A handler whose calls wait for permits of the test, also before a stream begins. The reply has the metadata of the call.
+/// A handler whose calls wait for permits of the test, even before a stream begins. The reply has the metadata of the call.
 #[derive(Debug, Clone, Default)]
 struct Gated(Arc<Semaphores>);
 

@@ -1,4 +1,4 @@
-//! Host tools made from closures: state, the session, nested calls, streams, counters, and their errors at the start.
+//! Host tools made from closures: state, the session, nested calls, streams, counters, and their errors at startup.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests may panic and detach tasks")]
 
 use std::{

@@ -50,7 +50,7 @@ impl SessionId {
     }
 }
 
-/// Returns the reason why a text is not valid as an id or a name, if there is one.
+/// Returns the reason why a string is not valid as an id or a name, if there is one.
 pub(crate) fn problem_of(text: &str, max_bytes: usize) -> Option<String> {
     if text.is_empty() {
         Some("it is empty".to_owned())

@@ -92,7 +92,7 @@ impl VariableId {
         }
     }
 
-    /// Returns the name in a text that may be an id.
+    /// Returns the name in a string that may be an id.
     pub(crate) fn name_in(identifier: &str) -> Option<&str> {
         let (random, name) = identifier.strip_prefix(Self::PREFIX)?.split_at_checked(Self::RANDOM_DIGITS)?;
         random.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| name.strip_prefix('_')).flatten()

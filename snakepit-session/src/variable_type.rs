@@ -58,7 +58,7 @@ enum Rules {
         one_of: Option<Vec<String>>,
     },
     Boolean,
-    /// The allowed texts of a choice or module.
+    /// The allowed values of a choice or module.
     OneOf(Option<Vec<String>>),
     Embedding {
         dimensions: Option<usize>,

@@ -151,7 +151,7 @@ impl ProcessLauncher {
         };
         match tokio::time::timeout_at(deadline, Multiplexer::open(client.clone())).await {
             Ok(Ok((multiplexer, incoming))) => {
-                // Cancelled when the stream ends, and also if the task that reads it panics.
+                // Cancelled when the stream ends, even if the task that reads it panics.
                 let stream_ended = supervised.stream_ended().drop_guard();
                 let stop = self.stop.clone();
                 self.tasks.spawn(async move {

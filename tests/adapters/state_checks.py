@@ -157,7 +157,7 @@ def check_limits(context: SessionContext) -> None:
 
 
 def check_conflicts(context: SessionContext) -> None:
-    """A write with a wrong expected version changes nothing, also at version 0. An update retries."""
+    """A write with a wrong expected version changes nothing, even at version 0. An update retries."""
     context["n"] = 0
     context.set_variable("n", 1, expected_version=0)
     conflict = raised(VersionConflictError, lambda: context.set_variable("n", 2, expected_version=0))

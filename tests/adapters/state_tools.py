@@ -29,7 +29,7 @@ class StateTools(BaseAdapter):
 
     @tool
     def collector(self) -> list[bool]:
-        """Returns whether the garbage collector runs, and whether it ignores objects that existed at the start."""
+        """Returns whether the garbage collector runs, and whether it ignores objects that existed at startup."""
         return [gc.isenabled(), gc.get_freeze_count() > 0]
 
     @tool

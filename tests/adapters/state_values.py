@@ -68,14 +68,14 @@ def check_values(context: SessionContext) -> None:
 
 
 def check_large_lists(context: SessionContext) -> None:
-    """Lists of numbers stay lists, bit for bit, also if the protocol sends them as buffers."""
+    """Lists of numbers stay lists, bit for bit, even if the protocol sends them as buffers."""
     random = np.random.default_rng(2)
     many = random.normal(size=200_000).tolist()
     many[:5] = [-0.0, 5e-324, math.inf, -math.inf, 7]
     context.register_variable("vector", "embedding", many, {"dimensions": 200_000})
     assert is_same(context["vector"], many)
     assert context.variable("vector").type == "embedding"
-    # The host checks the length also for buffers.
+    # The host checks the length of buffers too.
     assert "dimensions" in error_message(ValidationError, lambda: context.set_variable("vector", many[1:]))
     backwards = many[::-1]
     context["vector"] = backwards

@@ -17,7 +17,7 @@ use crate::{
 /// A series of measurements over one growing parameter.
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct Curve {
-    /// The name, also of the plot's file.
+    /// The name, which the plot's file has too.
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
     pub(crate) x: &'static str,

@@ -414,7 +414,7 @@ def a_stopping_host_ends_calls_and_watches_with_an_error(address: str, pid: int)
 
 
 def forks_may_drop_and_close_a_client(address: str, _: int) -> None:
-    """A fork can drop and close the client and streams of its parent, also while threads of the parent use them."""
+    """A fork can drop and close the client and streams of its parent, even while threads of the parent use them."""
     client = Client(address)
     is_stopping = threading.Event()
 

@@ -37,7 +37,7 @@ def unread_streams_do_not_delay_calls(address: str) -> None:
 
 
 def a_stream_outlives_the_close_of_its_client(address: str) -> None:
-    """A stream continues after the close of its client, also beyond its initial credit."""
+    """A stream continues after the close of its client, even beyond its initial credit."""
     with Client(address) as client:
         stream = client.stream("count", n=CHUNKS)
         assert next(stream) == 1

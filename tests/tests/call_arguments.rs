@@ -123,7 +123,7 @@ async fn mistakes_in_arguments_are_reported_with_their_names() {
         (&["call", "kinds", "on=yes"], 2, "the argument `on` takes true or false, not `yes`"),
         (&["call", "kinds", "count=1.5"], 3, "argument `count` of tool `kinds`"),
         (&["call", "kinds", "cuont=1"], 3, "did you mean `count`"),
-        (&["call", "kinds", &binary], 2, "the argument `note` takes a text, and"),
+        (&["call", "kinds", &binary], 2, "the argument `note` takes a string, and"),
         (&["call", "total", "items=1"], 2, "write `items:=JSON`"),
         (&["call", "total", "5"], 2, "NAME=TEXT, NAME:=JSON"),
         (&["call", "reverse", "data=@/nowhere/x"], 2, "the argument `data` cannot be read from /nowhere/x"),

@@ -826,7 +826,7 @@ pub struct TelemetryEventFilter {
     #[prost(string, repeated, tag = "2")]
     pub deny: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// The exception that a tool raised. When a stream fails, it is also in the details of the gRPC status.
+/// The exception that a tool raised. If a stream fails, the details of the gRPC status contain it too.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToolFailure {
     /// The exception's type, as Python's traceback prints it: `ValueError`, `shop.OutOfStock`, `shop.Shelf.Empty`.

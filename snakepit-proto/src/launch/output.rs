@@ -19,7 +19,7 @@ const MARK: u8 = 0x1e;
 const PREFIX_BYTES: usize = 1 + KEY_BYTES;
 /// Prefix, kind, request id, level, writer, and four lengths.
 const HEADER_BYTES: usize = PREFIX_BYTES + 1 + 8 + 4 + 8 + 4 * 2;
-/// The maximum size of a text in the header. Longer texts are truncated.
+/// The maximum size of a string in the header. Longer strings are truncated.
 const MAX_TEXT_BYTES: usize = 512;
 
 /// The key of the frames of one worker.
@@ -108,7 +108,7 @@ impl Frame<'_> {
     }
 }
 
-/// The start of a text that fits into a header.
+/// The start of a string that fits into a header.
 fn truncate(text: &str) -> &str {
     let end = (0..=MAX_TEXT_BYTES.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]

@@ -21,7 +21,7 @@ const ENCODED_MESSAGE_BYTES: usize = 1536;
 /// The maximum length of a name in a failure (tool, type, worker, session, code), in bytes.
 const NAME_BYTES: usize = 256;
 
-/// The maximum size of a text of a failure in a message, outside of trailers, in bytes.
+/// The maximum size of a string in a message of a failure, outside of trailers, in bytes.
 const IN_BAND_TEXT_BYTES: usize = 384 * 1024;
 /// The maximum total size of the output lines of such a failure, in bytes.
 const IN_BAND_OUTPUT_BYTES: usize = 256 * 1024;
@@ -48,13 +48,13 @@ pub fn fit(status: Status) -> Status {
     Status::with_details_and_metadata(status.code(), message, details, status.metadata().clone())
 }
 
-/// Cuts a text to about half a KiB, for the message or the details of a status.
+/// Cuts a string to about half a KiB, for the message or the details of a status.
 #[must_use]
 pub fn brief(text: &str) -> String {
     head(text, ENCODED_MESSAGE_BYTES / 2, encoded_len).into_owned()
 }
 
-/// Cuts a text to the limit for messages outside of trailers.
+/// Cuts a string to the limit for messages outside of trailers.
 #[must_use]
 pub fn bounded_text(mut text: String) -> String {
     keep_head(&mut text, IN_BAND_TEXT_BYTES);
@@ -143,7 +143,7 @@ fn fit_failure(mut failure: ToolFailure, limit: usize) -> Option<ToolFailure> {
     let message = std::mem::take(&mut failure.message);
     let traceback = std::mem::take(&mut failure.traceback);
     let output = std::mem::take(&mut failure.output_lines);
-    // Reserves half of the limit for the texts.
+    // Reserves half of the limit for the strings.
     let names = failure.encoded_len() - failure.details_json.len();
     fit_parts(&mut failure.details_json, (limit / 2).saturating_sub(names));
     // 16 bytes for the tags and lengths of message and traceback. `line_cost` includes those of lines.
@@ -184,7 +184,7 @@ fn keep_head(text: &mut String, limit: usize) {
     }
 }
 
-/// The start of a text within a cost limit, with a marker if it was cut.
+/// The start of a string within a cost limit, with a marker if it was cut.
 fn head(text: &str, limit: usize, cost: fn(char) -> usize) -> Cow<'_, str> {
     let end_within = |limit: usize| {
         let mut total_cost = 0;
@@ -203,7 +203,7 @@ fn head(text: &str, limit: usize, cost: fn(char) -> usize) -> Cow<'_, str> {
     Cow::Owned(end.map_or_else(String::new, |end| format!("{}{}", &text[..end], marker(end))))
 }
 
-/// Keeps the end of a text within a limit in bytes, with a marker if it was cut.
+/// Keeps the end of a string within a limit in bytes, with a marker if it was cut.
 fn keep_tail(text: &mut String, limit: usize) {
     if text.len() <= limit {
         return;

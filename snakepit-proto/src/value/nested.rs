@@ -1,4 +1,4 @@
-//! Replaces references to buffers in JSON by base64. Copies all other text unchanged, in one pass.
+//! Replaces references to buffers in JSON with base64. Copies all other text unchanged, in one pass.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Map, Value};

@@ -25,7 +25,7 @@ const MAX_TOTAL_BYTES: usize = 64 * 1024 * 1024;
 const UPDATE_BYTES: usize = 512;
 /// The type of an update with the number of dropped updates.
 const LOST: &str = "lost";
-/// The type of an update with the value of a variable at the start of the watch.
+/// The type of an update with the value of a variable when the watch starts.
 const INITIAL: &str = "initial";
 
 /// A stream of buffered updates. If the reader is slow, the buffer drops the oldest updates and yields an update of type `lost`

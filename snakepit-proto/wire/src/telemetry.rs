@@ -231,7 +231,7 @@ pub fn sample_key(correlation_id: &str) -> u64 {
     correlation_id.bytes().fold(OFFSET_BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
 }
 
-/// Distributes keys evenly, also consecutive ones: one step of the generator SplitMix64.
+/// Distributes keys evenly, even consecutive ones, with one step of the generator SplitMix64.
 const fn mixed(key: u64) -> u64 {
     let key = key.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

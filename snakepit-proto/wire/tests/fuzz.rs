@@ -32,7 +32,7 @@ enum Change {
     Insert(Index, u8),
     Remove(Index),
     Cut(Index),
-    /// Replaces the rest of the input by the bytes of another input from the same position.
+    /// Replaces the rest of the input with the bytes of another input from the same position.
     Splice(Index, Index),
 }
 

@@ -19,7 +19,7 @@ _CANNOT_START = 5
 
 
 def main() -> NoReturn:
-    """Replace this process by the daemon's binary. Without arguments, it prints its help."""
+    """Replace this process with the daemon's binary. Without arguments, it prints its help."""
     environment = dict(os.environ)
     if sys.executable and not environment.get(PYTHON_VARIABLE):
         environment[PYTHON_VARIABLE] = sys.executable

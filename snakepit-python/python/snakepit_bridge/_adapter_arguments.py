@@ -57,7 +57,7 @@ class Receiver:
         taken = {name: value for name, value in given.items() if self.takes_any or name in self.parameters}
         if not taken:
             return taken
-        # Not imported at the start, because most adapters have no arguments.
+        # Not imported at startup, because most adapters have no arguments.
         from snakepit_bridge._hints.compiler import Compiler
 
         compiler = Compiler(_signatures.namespace_of(self._function))
@@ -117,7 +117,7 @@ def check_names(given: Iterable[str], receivers: Iterable[Receiver], adapter: ty
 
 
 def _read(hint: Hint, value: Any) -> Any:
-    """Convert a JSON value by a hint. A text may also be JSON, because a command line has only texts.
+    """Convert a JSON value by a hint. A string may also be JSON, because a command line has only strings.
 
     Raises:
         InvalidError: The value contradicts the hint.

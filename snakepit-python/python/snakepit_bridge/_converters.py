@@ -1,4 +1,4 @@
-"""Converters of objects to lists, maps, texts, bytes and arrays, and back.
+"""Converters of objects to lists, maps, strings, bytes and arrays, and back.
 
 The native runtime imports this module for the first value that it cannot convert. It finds the converter by the name of
 the value's type, so nothing imports a package that the user has not imported.

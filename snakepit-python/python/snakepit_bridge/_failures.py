@@ -38,7 +38,7 @@ def describe(
         function: The called function, if it is the tool itself.
         arguments: The arguments of the call.
     """
-    # Imported late: it costs start-up time and memory, and many workers never need it.
+    # Imported late: it costs startup time and memory, and many workers never need it.
     import traceback
 
     frames = _without_runtime(error.__traceback__)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-#: The functions that the worker calls at its start and its end. They are not tools.
+#: The functions that the worker calls when it starts and ends. They are not tools.
 HOOKS = ("lifespan", "process_init", "process_exit")
 
 #: The numbers that a module may set for all of its tools, as an adapter class does.

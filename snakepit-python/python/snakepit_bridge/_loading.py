@@ -42,7 +42,7 @@ def load(path: str) -> type:
     adapter: Any = _attribute(path, module, attribute) if attribute else module
     if isinstance(adapter, type):
         return _checked(adapter)
-    # Not imported at the start, because most workers serve a class.
+    # Not imported at startup, because most workers serve a class.
     from snakepit_bridge import _function_adapter
 
     try:

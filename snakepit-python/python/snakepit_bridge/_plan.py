@@ -313,5 +313,5 @@ def _has(adapter: type, method: str) -> bool:
 
 
 def one_line(text: str) -> str:
-    """Return a text without line breaks."""
+    """Return a string without line breaks."""
     return " ".join(text.split())

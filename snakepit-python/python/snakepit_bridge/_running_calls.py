@@ -293,7 +293,7 @@ async def _iterate(
 
 
 def check_items(items: object, *, is_async: bool = False) -> None:
-    """Check the items of `map`, which must not be one mapping or a text.
+    """Check the items of `map`, which must not be one mapping or a string.
 
     Raises:
         InvalidTypeError: They are not a list of mappings.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ANY = "Any"
 
 _SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
-#: The classes that a caller may pass instead of a text of this format.
+#: The classes that a caller may pass instead of a string of this format.
 _FORMATS = {
     "date": "date",
     "date-time": "datetime",
@@ -103,7 +103,7 @@ class SchemaTypes:
                 return ANY
         if not self.is_argument:
             return f"list[{item}]"
-        # A text is a sequence of texts.
+        # A string is a sequence of strings.
         return f"list[{item}] | tuple[{item}, ...]" if "str" in item else f"Sequence[{item}]"
 
     def _object(self, schema: Mapping[str, Any], name: str, depth: int) -> str:

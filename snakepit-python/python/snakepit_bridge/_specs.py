@@ -96,7 +96,7 @@ def _checked_name(name: str, owner: type) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Replace lone surrogates, which UTF-8 cannot encode, with escapes. Only for texts that no program compares."""
+    """Replace lone surrogates, which UTF-8 cannot encode, with escapes. Only for strings that no program compares."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 

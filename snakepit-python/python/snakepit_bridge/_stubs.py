@@ -303,7 +303,7 @@ def _first_line(schema: Mapping[str, Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return a text that a docstring can contain."""
+    """Return a string that a docstring can contain."""
     text = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     text = "".join(char if char.isprintable() or char in "\n\t" else f"\\U{ord(char):08x}" for char in text)
     return f'{text[:-1]}\\"' if text.endswith('"') else text

@@ -134,7 +134,7 @@ def tool(
     ...         return 9.99 * count
 
     Args:
-        function: The method, if the decorator is used without parentheses. A text is the description.
+        function: The method, if the decorator is used without parentheses. A string is the description.
         name: The name of the tool. By default the name of the method.
         description: The description for people and language models. By default the docstring.
         supports_streaming: Whether the tool can be called as a stream. Generators always can.

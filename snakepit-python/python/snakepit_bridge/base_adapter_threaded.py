@@ -159,7 +159,7 @@ class ThreadSafeAdapter(BaseAdapter):
         return self._thread_local.get(key, default)
 
     def set_thread_local(self, key: str, value: Any) -> None:
-        """Set the value of this thread. It stays until :meth:`clear_thread_local`, also for later calls."""
+        """Set the value of this thread. It stays until :meth:`clear_thread_local`, even for later calls."""
         self._thread_local.set(key, value)
 
     def clear_thread_local(self, key: str | None = None) -> None:

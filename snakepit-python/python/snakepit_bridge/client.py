@@ -122,7 +122,7 @@ class Caller:
         >>> for number in client.stream("count", n=3):  # doctest: +SKIP
         ...     print(number)
 
-        Raises as :meth:`call` does, also during the iteration.
+        Raises the same exceptions as :meth:`call`, even during the iteration.
         """
         return _running_calls.Chunks(self._native, self._options, name, arguments)
 

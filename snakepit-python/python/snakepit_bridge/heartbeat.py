@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-#: The texts that mean true.
+#: The strings that mean true.
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 
 

@@ -18,7 +18,7 @@ class Progress:
     done: float
     #: The whole work, if the tool knows it.
     total: float | None = None
-    #: A text for people.
+    #: A human-readable message.
     message: str = ""
 
     @property

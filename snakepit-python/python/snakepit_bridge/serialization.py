@@ -26,7 +26,7 @@ UNSERIALIZABLE_KEY, TYPE_KEY, REPR_KEY = "__snakepit_unserializable__", "__type_
 
 _URL = "type.googleapis.com/snakepit."
 
-#: The types of numbers, and of texts.
+#: The types of numbers, and of strings.
 _NUMBERS, _TEXTS = frozenset({"float", "integer"}), frozenset({"string", "choice", "module"})
 
 _SPECIAL_FLOATS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -121,7 +121,7 @@ class SessionContext(SessionVariables):
         Args:
             done: The work that is done, in any unit.
             total: The whole work, if it is known.
-            message: A text for people, of which 1024 bytes are sent.
+            message: A human-readable message, of which 1024 bytes are sent.
 
         Raises:
             InvalidTypeError: A number or the text has another type.

@@ -66,7 +66,7 @@ def _run(argv: Sequence[str] | None) -> int:
     # Adapters may change the environment of their process, but not the settings of the host.
     environment = dict(os.environ)
     if terminal := os.environ.pop("SNAKEPIT_DEBUG_TERMINAL", None):
-        # Not imported at the start, because only debugged workers need it.
+        # Not imported at startup, because only debugged workers need it.
         from snakepit_bridge import _terminal
 
         _terminal.connect(terminal)

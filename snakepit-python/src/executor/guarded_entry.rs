@@ -9,7 +9,7 @@ use pyo3::{
     types::{PyDict, PyString},
 };
 
-/// A key of a dict, and the object that was its value at the start.
+/// A key of a dict, and the object that was its value at startup.
 ///
 /// A comparison reads the entry at its last known position, which costs a fraction of a lookup. The position rarely changes.
 #[derive(Debug)]

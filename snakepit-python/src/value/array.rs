@@ -36,7 +36,7 @@ pub(super) fn is_array(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
 }
 
-/// Returns whether an array contains texts or objects, so that lists represent it.
+/// Returns whether an array contains strings or objects, so that lists represent it.
 pub(super) fn has_objects(array: &Bound<'_, PyAny>) -> PyResult<bool> {
     let py = array.py();
     let kind: String = array.getattr(intern!(py, "dtype"))?.getattr(intern!(py, "kind"))?.extract()?;

@@ -100,7 +100,7 @@ fn named_float(text: &str) -> Option<f64> {
     }
 }
 
-/// Replaces marked floats by their names in Python's JSON parser.
+/// Replaces marked floats with their names in Python's JSON parser.
 fn unmark(text: &str) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(text);
     for (mark, number) in MARKED {

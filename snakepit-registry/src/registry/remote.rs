@@ -41,7 +41,7 @@ impl Announcer {
         self.liveness.strong_count() > 0 && !self.is_retired.load(Ordering::Acquire)
     }
 
-    /// Treats the worker as ended, also in its clones.
+    /// Treats the worker as ended, including in its clones.
     pub(super) fn retire(&self) {
         self.is_retired.store(true, Ordering::Release);
     }

@@ -31,13 +31,13 @@ use crate::{
 /// The text between the options and the exit codes in the help of both commands.
 pub(crate) const HELP: &str = "\
 Arguments of the tool:
-  NAME=TEXT    a text, or a number, true or false if the tool declares that type
+  NAME=TEXT    a string, or a number, true or false if the tool declares that type
   NAME:=JSON   a value as JSON
   NAME=@FILE   the content of a file: bytes if the tool takes bytes, an array from a .npy
                file, otherwise text. For a parameter without a type, a file that is not
                UTF-8 is bytes
   NAME:=@FILE  the JSON in a file
-  In place of a file, `-` is standard input. A text that begins with @ is NAME:='\"@text\"'.";
+  In place of a file, `-` is standard input. A string that begins with @ is NAME:='\"@text\"'.";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -112,7 +112,7 @@ struct CallArgs {
     #[arg(long)]
     logs: bool,
 
-    /// Show the progress that the tool reports on stderr, also if stderr is not a terminal.
+    /// Show the progress that the tool reports on stderr, even if stderr is not a terminal.
     #[arg(long)]
     progress: bool,
 
@@ -226,7 +226,7 @@ impl CallArgs {
     }
 }
 
-/// Returns the problem of a text that is not a JSON object, as a clause.
+/// Returns the problem of a string that is not a JSON object, as a clause.
 fn problem_of_arguments(json: &str, error: &serde_json::Error) -> String {
     match json.trim_start().bytes().next() {
         None => "it is empty".to_owned(),

@@ -83,7 +83,7 @@ impl ServerArgs {
             endpoint
                 .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
-                // Detects a server that disappeared, also during a call without a timeout.
+                // Detects a server that disappeared, even during a call without a timeout.
                 .http2_keep_alive_interval(Duration::from_secs(30))
                 .keep_alive_timeout(Duration::from_secs(10))
         };

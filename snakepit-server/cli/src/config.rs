@@ -94,7 +94,7 @@ impl File {
 const ADAPTER_ARGS: &str = "adapter-arg";
 const ADAPTER_ARGS_ID: &str = "adapter_arg";
 
-/// Converts a table of arguments of the adapter to the texts that the command line would have.
+/// Converts a table of adapter arguments to the strings that the command line would have.
 ///
 /// # Errors
 /// The offset and the problem of a value that has no JSON form.

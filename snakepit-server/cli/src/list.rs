@@ -302,7 +302,7 @@ fn variable_row(variable: pb::Variable) -> (Vec<String>, VariableLine) {
     (cells, line)
 }
 
-/// Shortens a text for a table, and replaces control characters.
+/// Shortens a string for a table, and replaces control characters.
 fn shorten(text: &str) -> String {
     const MAX_CHARS: usize = 48;
     let mut shown: String = text

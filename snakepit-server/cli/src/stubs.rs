@@ -58,7 +58,7 @@ pub(crate) struct Args {
     python: Option<PathBuf>,
 }
 
-/// Replaces this process by the generator. Returns only if that fails.
+/// Replaces this process with the generator. Returns only if that fails.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let Args { server, output, tool, check, wait, python } = args;
     let python = python.unwrap_or_else(find_python);

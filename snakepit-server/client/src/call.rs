@@ -348,7 +348,7 @@ impl<T> fmt::Debug for ReplyStream<T> {
     }
 }
 
-/// Replaces the hint of an error, which names a gRPC method, by the method of this API that calls a streaming tool.
+/// Replaces the hint of an error, which names a gRPC method, with the method of this API that calls a streaming tool.
 fn suggest_stream(mode: CallMode, error: ToolError) -> ToolError {
     match error {
         // Only a streaming tool rejects a unary call.

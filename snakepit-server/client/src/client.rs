@@ -42,7 +42,7 @@ impl Client {
         Self { caller: Caller::new(host) }
     }
 
-    /// Connects to `host:port`, with or without `http://`, or to `unix:/path/to/socket`. With the feature `tls`, also to
+    /// Connects to `host:port`, with or without `http://`, or to `unix:/path/to/socket`. The feature `tls` adds
     /// `https://host:port`, whose default port is 443.
     ///
     /// # Errors

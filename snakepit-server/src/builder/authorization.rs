@@ -19,8 +19,9 @@ impl Builder {
     ///   [`Snakepit::service`](crate::Snakepit::service). A call of the service without a principal is denied.
     /// - A tool in a worker uses sessions and calls host tools as the principal of the outermost call that waits for it, and this
     ///   principal also has the [id of the worker](Principal::worker_id). If that is a call of your program, the tool acts as the
-    ///   [worker](Principal::worker) itself. Workers between calls, and foreign workers, also act as themselves. So do workers of
-    ///   a launcher that run several calls and do not report which of them makes a request. If you deny these operations, such tools fail.
+    ///   [worker](Principal::worker) itself. Workers between calls, foreign workers, and workers of a launcher that run
+    ///   several calls without reporting which of them makes a request, act as themselves too. If you deny these
+    ///   operations, such tools fail.
     /// - `Ping`, health checks and reflection are open to every peer. A worker registers its tools with its own credentials.
     /// - The function runs in the task of the request, so it must return quickly and must not block. If it panics, the host
     ///   denies the operation.

@@ -76,7 +76,7 @@ impl Builder {
             () = cancelled => Err(StartError::Cancelled),
         };
         if let Err(error) = started {
-            // The start-up error takes precedence.
+            // The startup error takes precedence.
             let _ended = snakepit.shutdown_within(Duration::ZERO).await;
             return Err(error);
         }

@@ -12,8 +12,8 @@ impl Host {
         Some(self.pool_if_started()?.status())
     }
 
-    /// Replaces all workers. Then replaces the tools of the old workers, which may still finish calls, by those of the new ones.
-    /// If the future is dropped, the restart continues, including the replacement of the tools.
+    /// Replaces all workers. Then replaces the tools of the old workers, which may still finish calls, with those of the new
+    /// ones. If the future is dropped, the restart continues, including the replacement of the tools.
     pub(crate) async fn restart_workers(self: &Arc<Self>, pool: Arc<Pool>) -> Result<(), PoolError> {
         let host = Arc::clone(self);
         let restarting = self.runtime.spawn(async move {

@@ -39,7 +39,7 @@ pub enum TelemetryValue {
     Integer(i64),
     /// A float.
     Float(f64),
-    /// A text.
+    /// A string.
     Text(String),
 }
 

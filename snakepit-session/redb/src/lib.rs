@@ -56,7 +56,7 @@ const SWEEP_ROWS: usize = 4096;
 /// TTLs use a monotonic clock, and renewals stay in memory. A clean shutdown stores the remaining TTLs, and the next start
 /// continues them by the wall clock. After a crash, every session and global program gets a full TTL. None expires early, and
 /// each may live up to one TTL longer. An expired session may return if no
-/// [sweep](snakepit_session::SessionBackend::sweep) removed it. The last worker of a session is also in memory only. A crash
+/// [sweep](snakepit_session::SessionBackend::sweep) removed it. The last worker of a session is in memory only, too. A crash
 /// loses it, together with the worker.
 ///
 /// # Failures

@@ -78,7 +78,7 @@ struct ReportedEvents {
     last: (LogPosition, u64),
     /// The positions of recent events, to recognize those that survived a failover.
     recent: VecDeque<LogPosition>,
-    /// The position at the start of this host. Subscribers do not receive earlier events.
+    /// The position when this host started. Subscribers do not receive earlier events.
     start: LogPosition,
 }
 

@@ -56,7 +56,7 @@ pub struct RedisConfig {
     pub prefix: String,
     /// The timeout for connections and replies of Redis. 5 seconds by default.
     pub timeout: Duration,
-    /// The maximum time to wait at the start for a server that is starting or loading its data. 10 seconds by default.
+    /// The maximum time to wait at startup for a server that is starting or loading its data. 10 seconds by default.
     pub start_wait: Duration,
     /// The name of this host in the last worker of sessions. Random by default. Set it only if two backends belong to one host.
     pub host: String,
@@ -125,8 +125,8 @@ impl RedisConfig {
 /// * The number of lost updates may include updates of variables that are not watched, if the host read them too late.
 /// * TTLs are whole milliseconds, by the clock of Redis.
 /// * [`Session::last_worker`](snakepit_session::Session::last_worker) is `WORKER@HOST` if another host served the session last.
-/// * Redis must not evict keys (`maxmemory-policy noeviction`, which is checked at the start). A session that lost a part to eviction
-///   counts as expired.
+/// * Redis must not evict keys (`maxmemory-policy noeviction`, which is checked at startup). A session that lost a part to
+///   eviction counts as expired.
 /// * If Redis loses writes, in a failover or a restart, watchers receive `Lost` and then the current variables. No write is based
 ///   on lost state.
 ///

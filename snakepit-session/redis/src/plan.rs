@@ -34,7 +34,7 @@ impl Meta {
     }
 }
 
-/// The size, counts and incarnation of a session, encoded as a text that scripts can parse.
+/// The size, counts and incarnation of a session, encoded as a string that scripts can parse.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     pub(super) bytes: usize,

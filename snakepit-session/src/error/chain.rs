@@ -20,7 +20,7 @@ use std::{error::Error, fmt, ops::Deref, sync::Arc};
 pub struct SharedError(Arc<dyn Error + Send + Sync>);
 
 impl SharedError {
-    /// Shares an error. A text becomes an error with this message.
+    /// Shares an error. A string becomes an error with this message.
     pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         let error: Box<dyn Error + Send + Sync> = error.into();
         Self(error.into())

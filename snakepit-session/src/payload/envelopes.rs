@@ -269,7 +269,7 @@ impl Search<'_> {
     }
 }
 
-/// The text of a short string without escapes, in its quotes. Longer texts are not those of an envelope.
+/// The text of a short string without escapes, in its quotes. Longer strings are not those of an envelope.
 fn unescaped(text: &[u8]) -> std::borrow::Cow<'_, [u8]> {
     if text.len() <= MAX_KEY_TEXT
         && memchr::memchr(b'\\', text).is_some()

@@ -1,4 +1,4 @@
-"""Hints of values that are a single JSON value: numbers, texts, bytes, choices."""
+"""Hints of values that are a single JSON value: numbers, strings, bytes, choices."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def standard(annotation: type) -> Hint | None:
 
 
 class Parsed(Hint):
-    """A class whose constructor takes a text, and whose `str` returns it."""
+    """A class whose constructor takes a string, and whose `str` returns it."""
 
     wire = "string"
 
@@ -144,7 +144,7 @@ def _duration(text: str) -> dict[str, float] | None:
 
 
 class Decimal(Hint):
-    """A ``Decimal``: a number or a text. The written form is a text, which is exact."""
+    """A ``Decimal``: a number or a string. The written form is a string, which is exact."""
 
     expected = "a number, or a decimal number as text"
 

@@ -147,7 +147,7 @@ impl Arguments {
         self.0.values().any(|given| !matches!(given, Given::Json(_)))
     }
 
-    /// Converts the arguments to the types that the tool accepts. Without a spec, every text stays a text.
+    /// Converts the arguments to the types that the tool accepts. Without a spec, all values stay strings.
     ///
     /// # Errors
     /// A failure that names the argument whose text or file does not fit.
@@ -193,7 +193,7 @@ fn parse_json(label: &str, json: &str) -> Result<Box<RawValue>, Failure> {
             true => "it is empty".to_owned(),
             false => error.to_string(),
         };
-        usage(format!("{label} is not JSON: {problem}; a text is `NAME=TEXT`, without the colon"))
+        usage(format!("{label} is not JSON: {problem}; a string is `NAME=TEXT`, without the colon"))
     })?;
     if let Some(key) = duplicate_key(parsed) {
         return Err(usage(format!("{label} has two values for the key {key}; pass one of them")));
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!((&*any["a"].type_name, any["a"].binary.as_deref()), ("bytes", Some(&b"\xff\x00"[..])));
         let problem = values("{}", &[&format!("s=@{raw}")]).unwrap_err();
         assert!(
-            problem.contains("`s` takes a text, and") && problem.contains("not UTF-8 at byte 0"),
+            problem.contains("`s` takes a string, and") && problem.contains("not UTF-8 at byte 0"),
             "{problem}"
         );
         let problem = values("{}", &[&format!("items=@{number}")]).unwrap_err();

@@ -1,4 +1,4 @@
-//! Converts a text of the command line to the type that a parameter accepts.
+//! Converts a command-line string to the type that a parameter accepts.
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -6,7 +6,7 @@ use snakepit_proto::value::{self, TypedValue};
 
 use super::parameter::Accepted;
 
-/// Converts a text. It stays a text if the parameter accepts texts or declares no type, so `5` becomes a number only for a
+/// Converts a string. It stays a string if the parameter accepts strings or declares no type, so `5` becomes a number only for a
 /// parameter that takes numbers.
 ///
 /// # Errors

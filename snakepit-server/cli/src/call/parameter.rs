@@ -96,7 +96,7 @@ impl fmt::Display for Accepted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [
             (self.any, "any value"),
-            (self.text, "a text"),
+            (self.text, "a string"),
             (self.bytes, "bytes"),
             (self.integer, "an integer"),
             (self.number, "a number"),

@@ -211,7 +211,7 @@ impl<'a> Buffer<'a> {
     }
 }
 
-/// Replaces bytes and arrays in plain JSON by descriptions. Returns `None` for JSON without any.
+/// Replaces bytes and arrays in plain JSON with descriptions. Returns `None` for JSON without any.
 pub(super) fn describe_nested(json: &RawValue) -> Option<Box<RawValue>> {
     if !json.get().contains(KEY) {
         return None;

@@ -196,7 +196,7 @@ impl Connector {
         }
     }
 
-    /// Replaces the error of a handshake by a description.
+    /// Replaces the error of a handshake with a description.
     fn explain_handshake(&self, error: &io::Error, server_name: &ServerName<'_>) -> io::Error {
         const PLAIN: &str = "if it has no TLS, write `http://` instead of `https://`";
         let problem = match tls_error(error) {
@@ -309,7 +309,7 @@ struct TlsIo {
 }
 
 impl TlsIo {
-    /// Replaces the error of TLS by a description.
+    /// Replaces the error of TLS with a description.
     fn explain(&self, error: io::Error) -> io::Error {
         let problem = match tls_error(&error) {
             Some(rustls::Error::AlertReceived(alert)) => self.connector.explain_alert(*alert),
@@ -319,7 +319,7 @@ impl TlsIo {
         io::Error::new(error.kind(), problem)
     }
 
-    /// Replaces the error of a write by the alert that the server sent before it closed the connection.
+    /// Replaces the error of a write with the alert that the server sent before it closed the connection.
     fn explain_write(&mut self, error: io::Error, cx: &mut Context<'_>) -> io::Error {
         let mut byte = [0];
         // Nothing else reads the data of this broken connection.

@@ -1,5 +1,5 @@
--- Runs every command of the other scripts once, with temporary keys, so that missing permissions are reported at the start.
--- The host accepts a server that is out of memory, because it can still read and delete.
+-- Runs every command of the other scripts once, with temporary keys, so that missing permissions are reported at startup. The
+-- host accepts a server that is out of memory, because it can still read and delete.
 
 local key = root .. ':start'
 make_room()

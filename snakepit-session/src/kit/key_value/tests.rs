@@ -253,7 +253,7 @@ async fn expiry_times_survive_a_clean_end_but_not_a_crash() {
     let second = open(&store);
     let left = remaining(&second).await;
     assert!((30..=40).contains(&left), "{left}");
-    assert_eq!(*store.rows.lock().unwrap(), crashed, "the times are deleted at the start");
+    assert_eq!(*store.rows.lock().unwrap(), crashed, "the times are deleted at startup");
     drop(second);
     assert_eq!(*store.rows.lock().unwrap(), crashed, "a drop writes nothing");
 

@@ -189,7 +189,7 @@ impl Write {
 }
 
 impl Action {
-    /// Replaces `#n` in a generated operation by the n-th id that the backend has issued.
+    /// Replaces `#n` in a generated operation with the n-th id that the backend has issued.
     pub(super) fn resolve_ids(&mut self, ids: &[String]) {
         let id = |text: &mut String| {
             let Some(n) = text.strip_prefix('#').and_then(|n| n.parse::<usize>().ok()) else { return };
@@ -221,7 +221,7 @@ impl Action {
     }
 }
 
-/// Removes the reasons from errors about values, because the model does not produce the same texts.
+/// Removes the reasons from errors about values, because the model does not produce the same strings.
 pub(super) fn without_problems(output: Result<Output, SessionError>) -> Result<Output, SessionError> {
     match output {
         Ok(Output::Versions(versions)) => Ok(Output::Versions(
