@@ -10,7 +10,7 @@ use crate::{
     caller::Caller,
     errors::{HostError, HostUnavailableError},
     host::{Host, RequestKind},
-    pending::{PendingRequest, Wake},
+    pending::{CompletionHandle, PendingRequest},
     runtime::RuntimeHandle,
 };
 
@@ -30,7 +30,7 @@ pub(crate) struct Call {
     pub(crate) worker_id: Arc<str>,
     pub(crate) metadata: BTreeMap<String, String>,
     /// The wait of the coroutine that makes the next request. `None` if requests block their thread.
-    pub(crate) wake: Option<Wake>,
+    pub(crate) completion: Option<CompletionHandle>,
 }
 
 impl Call {
@@ -126,9 +126,11 @@ impl Call {
         let host = self.host()?;
         let request = request(host.clone(), self.caller.clone());
         let convert = move |py: Python<'_>, answer| convert(py, answer)?.into_py_any(py);
-        match &self.wake {
+        match &self.completion {
             None => convert(py, self.wait(py, request)?),
-            Some(wake) => PendingRequest::start(host.runtime(), wake, request, convert)?.into_py_any(py),
+            Some(completion) => {
+                PendingRequest::start(host.runtime(), completion, request, convert)?.into_py_any(py)
+            }
         }
     }
 }

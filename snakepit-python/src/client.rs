@@ -29,7 +29,7 @@ use crate::{
     completions::Completions,
     errors::{HostError, InvalidArgumentError},
     host::Target,
-    pending::{PendingRequest, Wake},
+    pending::{CompletionHandle, PendingRequest},
     runtime::RuntimeHandle,
     value::{self, Purpose},
 };
@@ -80,9 +80,9 @@ impl HostClient {
         key: u64,
     ) -> PyResult<PendingRequest> {
         let timeout = option_timeout(timeout)?;
-        let (runtime, wake) = (self.connection.host.runtime(), Wake { completions, key });
+        let (runtime, completion) = (self.connection.host.runtime(), CompletionHandle { completions, key });
         let connect = Arc::clone(&self.connection).connect(timeout);
-        PendingRequest::start(runtime, &wake, connect, |py, ()| Ok(py.None()))
+        PendingRequest::start(runtime, &completion, connect, |py, ()| Ok(py.None()))
     }
 
     /// Returns a `Call` outside of any tool, for access to the session. `timeout` is in seconds and bounds each request
@@ -97,7 +97,7 @@ impl HostClient {
             // A program has no worker id. It may name itself in the metadata of its writes.
             worker_id: "".into(),
             metadata: BTreeMap::new(),
-            wake: None,
+            completion: None,
         })
     }
 
@@ -169,7 +169,7 @@ impl HostClient {
         key: u64,
     ) -> PyResult<PendingRequest> {
         let bound = close_timeout(timeout)?.unwrap_or_default();
-        let (runtime, wake) = (self.connection.host.runtime(), Wake { completions, key });
+        let (runtime, completion) = (self.connection.host.runtime(), CompletionHandle { completions, key });
         runtime.check_not_forked()?;
         self.connection.close();
         let connection = Arc::clone(&self.connection);
@@ -177,7 +177,7 @@ impl HostClient {
             connection.drain(bound).await;
             Ok(())
         };
-        PendingRequest::start(runtime, &wake, drain, |py, ()| Ok(py.None()))
+        PendingRequest::start(runtime, &completion, drain, |py, ()| Ok(py.None()))
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
     host_stream::HostToolStream,
     listing::describe_tool,
     nested_call,
-    pending::Wake,
+    pending::CompletionHandle,
     stub_request,
     value::{self, Purpose},
     variables::Variables,
@@ -352,14 +352,14 @@ impl Call {
     /// Returns this call for the next request of a coroutine. The request returns a `PendingRequest`, and finishes the wait of
     /// this key when its answer arrives.
     fn in_background(&self, completions: Py<Completions>, key: u64) -> Self {
-        let Self { caller, host, session_id, worker_id, metadata, wake: _ } = self;
+        let Self { caller, host, session_id, worker_id, metadata, completion: _ } = self;
         Self {
             caller: caller.clone(),
             host: host.clone(),
             session_id: session_id.clone(),
             worker_id: Arc::clone(worker_id),
             metadata: metadata.clone(),
-            wake: Some(Wake { completions, key }),
+            completion: Some(CompletionHandle { completions, key }),
         }
     }
 }

@@ -232,7 +232,7 @@ impl Executor {
             session_id,
             worker_id: Arc::clone(&self.worker_id),
             metadata,
-            wake: None,
+            completion: None,
         };
         let mut objects = CallObjects { violations, ..CallObjects::default() };
         // An interruption must not break the import. If it fails, so does the next one, which reports the error.

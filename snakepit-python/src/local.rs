@@ -59,7 +59,7 @@ impl LocalRunner {
             session_id: session_id.to_owned(),
             worker_id: Arc::clone(&self.executor.worker_id),
             metadata: BTreeMap::new(),
-            wake: None,
+            completion: None,
         }
     }
 

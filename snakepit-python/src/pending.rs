@@ -14,9 +14,9 @@ use crate::{
     runtime::RuntimeHandle,
 };
 
-/// The wait of an event loop that the end of a request finishes.
+/// Identifies the wait of an event loop that the end of a request completes.
 #[derive(Debug)]
-pub(crate) struct Wake {
+pub(crate) struct CompletionHandle {
     pub(crate) completions: Py<Completions>,
     pub(crate) key: u64,
 }
@@ -39,13 +39,13 @@ impl PendingRequest {
     /// In a forked process.
     pub(crate) fn start<T: Send + 'static>(
         runtime: RuntimeHandle,
-        wake: &Wake,
+        completion: &CompletionHandle,
         request: impl Future<Output = Result<T, HostError>> + Send + 'static,
         convert: impl FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
     ) -> PyResult<Self> {
         let outcome = Arc::new(Mutex::new(None));
         let shared_outcome = Arc::clone(&outcome);
-        let wait = Wait::start(runtime, wake.completions.get(), wake.key, async move {
+        let wait = Wait::start(runtime, completion.completions.get(), completion.key, async move {
             let answer = request.await;
             *shared_outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
         })?;

@@ -2,7 +2,7 @@
 //! pipe can mix: a program that does not buffer its output writes a line in several parts.
 //!
 //! One thread per pipe forwards the output in [frames](snakepit_proto::launch::output) of the call. Before the call itself
-//! writes, and before it ends, [`forward_of`] forwards the output that its programs have written until then, which keeps the order.
+//! writes, and before it ends, [`forward_for_call`] forwards the output that its programs have written until then, which keeps the order.
 
 use std::{
     io::{self, Read},
@@ -105,7 +105,7 @@ pub(crate) fn open(stream: usize, frame: &Frame<'_>) -> Option<OwnedFd> {
 }
 
 /// Forwards the output that the programs of a call have written until now.
-pub(crate) fn forward_of(request_id: u64) {
+pub(crate) fn forward_for_call(request_id: u64) {
     forward(|pipe| pipe.request_id == request_id);
 }
 

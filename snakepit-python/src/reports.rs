@@ -112,7 +112,7 @@ impl Reports {
         let had_ended = std::mem::replace(&mut progress.has_ended, true);
         drop(progress);
         if !had_ended && let Some(frames) = OutputFrames::get() {
-            program_output::forward_of(request_id);
+            program_output::forward_for_call(request_id);
             frames.write_to_both(&frame(FrameKind::End, request_id, b""));
         }
     }

@@ -212,7 +212,7 @@ impl PythonTools {
                     let tool = job.call.tool.to_string();
                     job.reply.send(Err(ToolError::cancelled(tool)));
                     if let Some(watchdog) = self.0.watchdog.get() {
-                        watchdog.look();
+                        watchdog.check();
                     }
                 }
             }

@@ -141,7 +141,7 @@ impl Worker {
         };
         let frame = Frame { level, logger, body: data, ..frame_of(FrameKind::Text, call) };
         py.detach(|| {
-            program_output::forward_of(frame.request_id);
+            program_output::forward_for_call(frame.request_id);
             frames.write(stream, &frame);
         });
         true
@@ -172,7 +172,7 @@ impl Worker {
         if let Some(frames) = OutputFrames::get() {
             let frame = frame_of(FrameKind::End, Some(call));
             py.detach(|| {
-                program_output::forward_of(frame.request_id);
+                program_output::forward_for_call(frame.request_id);
                 frames.write_to_both(&frame);
             });
         }

@@ -32,12 +32,12 @@ class LoopWatchdog:
         self,
         loop: asyncio.AbstractEventLoop,
         calls: ConcurrentCalls,
-        look: Callable[[], None],
+        begin_calls: Callable[[], None],
         context: contextvars.Context,
     ) -> None:
         self._loop = loop
         self._calls = calls
-        self._look = look
+        self._begin_calls = begin_calls
         self._context = context
         self._thread = threading.get_ident()
 
@@ -61,10 +61,10 @@ class LoopWatchdog:
     def _confirm(self, noticed: int) -> None:
         # A loop that was blocked runs the callback of the descriptor before its timers.
         if self._calls.noticed() == noticed and self._calls.is_signalled():
-            self._calls.replace_deaf()
+            self._calls.retire_unresponsive()
             self._poll()
 
     def _poll(self) -> None:
         """Serve the running calls until the worker is replaced."""
-        self._look()
+        self._begin_calls()
         self._loop.call_later(_POLL_INTERVAL, self._poll, context=self._context)

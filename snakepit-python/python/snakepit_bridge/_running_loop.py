@@ -170,7 +170,7 @@ class RunningLoop:
         """See :meth:`EventLoop.interrupt`."""
         if not self._is_running:
             return False
-        task, before = self._task, self._interrupted_callback
+        task, previous = self._task, self._interrupted_callback
         if task is not None and task.done():
             return None
         callback = self._interrupted_callback = _callback_at(frame)
@@ -180,7 +180,7 @@ class RunningLoop:
                 self._loop.call_soon_threadsafe(self._cancel, task)
             return True
         # A callback that still runs blocks the loop. Then only an exception can end the call.
-        is_blocked = callback is not None and callback is before
+        is_blocked = callback is not None and callback is previous
         return True if self._is_cancel_delivered else False if is_blocked else None
 
     def start_worker_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

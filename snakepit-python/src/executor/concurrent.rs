@@ -163,8 +163,8 @@ impl ConcurrentCalls {
     }
 
     /// Retires the worker, because its event loop runs but does not notice calls.
-    fn replace_deaf(&self) {
-        self.0.executor.retire_deaf();
+    fn retire_unresponsive(&self) {
+        self.0.executor.retire_unresponsive();
     }
 
     /// Takes the next call that may begin now, if there is one. It counts as running until its `finish`.

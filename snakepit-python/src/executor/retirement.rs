@@ -43,7 +43,7 @@ impl Executor {
     }
 
     /// Retires this worker because its event loop runs but does not notice calls.
-    pub(super) fn retire_deaf(&self) {
+    pub(super) fn retire_unresponsive(&self) {
         if !self.flags.is_retired.load(Relaxed) {
             warn(format_args!(
                 "the worker is replaced: its event loop does not notice calls; a tool may have closed a descriptor of the loop"

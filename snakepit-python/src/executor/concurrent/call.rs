@@ -112,7 +112,7 @@ impl ConcurrentCall {
             session_id: session.as_ref().map_or_else(String::new, |id: &SessionId| id.as_str().to_owned()),
             worker_id: Arc::clone(worker_id),
             metadata,
-            wake: None,
+            completion: None,
         };
         let context =
             executor.plan.context(py).and_then(|create| create.call1((context,))).map_err(|error| {

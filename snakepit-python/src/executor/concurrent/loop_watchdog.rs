@@ -1,6 +1,6 @@
 //! [`LoopWatchdog`]: replaces a worker whose event loop no longer begins calls, for example because a tool closed its descriptors.
 //!
-//! The watchdog examines the loop only after the cancellation of a call that had not begun, so it costs a healthy worker nothing. It
+//! The watchdog checks the loop only after the cancellation of a call that had not begun, so it costs a healthy worker nothing. It
 //! ignores a loop that a tool blocks, as long as code of the tool runs.
 
 use std::{
@@ -38,15 +38,15 @@ pub(crate) struct LoopWatchdog {
     flags: Arc<ExecutorFlags>,
     /// The `LoopWatchdog` of Python.
     python: OnceLock<Py<PyAny>>,
-    is_looking: AtomicBool,
+    is_checking: AtomicBool,
     /// Whether the loop has executed the probe.
-    has_probed: AtomicBool,
+    probe_has_run: AtomicBool,
 }
 
 impl LoopWatchdog {
     pub(super) fn new(signal: Arc<LoopSignal>, flags: Arc<ExecutorFlags>) -> Arc<Self> {
-        let (is_looking, has_probed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { signal, flags, python: OnceLock::new(), is_looking, has_probed })
+        let (is_checking, probe_has_run) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { signal, flags, python: OnceLock::new(), is_checking, probe_has_run })
     }
 
     /// Sets the `LoopWatchdog` of Python.
@@ -56,17 +56,17 @@ impl LoopWatchdog {
 
     /// Records that the loop has executed the probe.
     pub(super) fn note_probe(&self) {
-        self.has_probed.store(true, Release);
+        self.probe_has_run.store(true, Release);
     }
 
-    /// Examines the loop on another thread, after the cancellation of a call that had not begun.
-    pub(crate) fn look(self: &Arc<Self>) {
+    /// Checks the loop on another thread, after the cancellation of a call that had not begun.
+    pub(crate) fn check(self: &Arc<Self>) {
         let is_needed = self.signal.is_set() && !self.flags.is_retired.load(Relaxed);
-        if !is_needed || self.python.get().is_none() || self.is_looking.swap(true, Acquire) {
+        if !is_needed || self.python.get().is_none() || self.is_checking.swap(true, Acquire) {
             return;
         }
         let watchdog = Arc::clone(self);
-        let look = move || {
+        let check = move || {
             if watchdog.is_stuck() {
                 warn(format_args!(
                     "the worker is replaced: its event loop waits, but notices no calls; a tool may have closed its descriptors"
@@ -74,10 +74,10 @@ impl LoopWatchdog {
                 // Calls that run never end, because nothing wakes their tasks.
                 exit_now(1);
             }
-            watchdog.is_looking.store(false, Release);
+            watchdog.is_checking.store(false, Release);
         };
-        if thread::Builder::new().name("snakepit-loop".to_owned()).spawn(look).is_err() {
-            self.is_looking.store(false, Release);
+        if thread::Builder::new().name("snakepit-loop".to_owned()).spawn(check).is_err() {
+            self.is_checking.store(false, Release);
         }
     }
 
@@ -87,12 +87,12 @@ impl LoopWatchdog {
         if Self::waits_until(NOTICE_WITHIN, || self.signal.noticed() != noticed) {
             return false;
         }
-        self.has_probed.store(false, Release);
+        self.probe_has_run.store(false, Release);
         let call = |name: &str| {
             Python::attach(|py| self.python.get()?.call_method0(py, name).ok()?.is_truthy(py).ok())
         };
         let _ = call("probe");
-        let runs = || self.has_probed.load(Acquire) || self.signal.noticed() != noticed;
+        let runs = || self.probe_has_run.load(Acquire) || self.signal.noticed() != noticed;
         if Self::waits_until(PROBE_WITHIN, runs) {
             return false;
         }
