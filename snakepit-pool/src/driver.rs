@@ -44,7 +44,7 @@ use self::{
     deferred_work::{DeferredWork, catch_panic},
     lease::{LeaseRecord, LeaseSignal},
     live_workers::LiveWorkers,
-    restart::EndedRestart,
+    restart::FinishedRestart,
     supervisor::Command,
     tool_times::ToolTimes,
     waiter::Waiter,
@@ -71,7 +71,7 @@ pub(crate) struct Driver {
     stopped: watch::Sender<bool>,
     readiness: watch::Sender<Readiness>,
     /// The end of the last restart.
-    restarts: watch::Sender<EndedRestart>,
+    restarts: watch::Sender<FinishedRestart>,
     /// Notified when a cancelled or lost call may have ended, so that [`cancel`](Self::cancel) checks again.
     call_ended: Notify,
     pub(crate) layered_attempts: LayeredAttempts,

@@ -11,8 +11,8 @@ mod event;
 mod load;
 mod overflow;
 mod queue;
+mod restart;
 mod retirement;
-mod rollout;
 mod slot;
 mod stop;
 mod suspension;
@@ -28,8 +28,8 @@ use self::{
     capacity::Capacity,
     overflow::Overflow,
     queue::{Queue, QueuedCall},
+    restart::Restart,
     retirement::RetiredWorkers,
-    rollout::Rollout,
 };
 pub(crate) use self::{
     event::{Effect, Event, KillReason, Rejection, RestartOutcome, Ticket, WorkerKey},
@@ -86,7 +86,7 @@ pub(crate) struct Scheduler {
     /// The workers that finish their calls beside their replacements.
     retired: RetiredWorkers,
     /// The restart in progress.
-    rollout: Option<Rollout>,
+    restart: Option<Restart>,
     /// The largest number of calls that a worker has declared to run concurrently, and at least the setting of the pool.
     most_concurrent: usize,
     /// The slot of the last brief call.
@@ -113,7 +113,7 @@ impl Scheduler {
             overflow: Overflow::default(),
             cancellations: Cancellations::default(),
             retired: RetiredWorkers::default(),
-            rollout: None,
+            restart: None,
             most_concurrent: limits.concurrency,
             last_brief_slot: 0,
             in_flight: 0,
@@ -173,7 +173,7 @@ impl Scheduler {
                 } else if self.is_successor(worker) {
                     self.on_successor_failed(worker, now);
                 }
-                self.fail_rollout(worker);
+                self.fail_restart(worker);
             }
             Event::Exited(worker) => self.on_exited(worker, now),
             Event::Suspend(worker) => self.suspend(worker),
@@ -182,8 +182,8 @@ impl Scheduler {
             Event::Restart { number } => self.on_restart(number),
             Event::Drain { until } => self.on_drain(until, now),
         }
-        if self.rollout.is_some() {
-            self.advance_rollout();
+        if self.restart.is_some() {
+            self.advance_restart();
         }
         if !self.overflow.is_empty() {
             self.admit(now);

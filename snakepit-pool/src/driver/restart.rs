@@ -11,7 +11,7 @@ use crate::{
 
 /// A restart that has ended.
 #[derive(Debug, Clone, Default)]
-pub(super) struct EndedRestart {
+pub(super) struct FinishedRestart {
     /// The number of the restart, which includes all earlier ones. 0 before the first one.
     number: u64,
     /// The reason why not all workers were replaced.
@@ -31,8 +31,8 @@ impl Driver {
         self.update_readiness();
         // The channel does not close while `self` holds its sending end.
         match ended.wait_for(|ended| ended.number >= number).await.as_deref() {
-            Ok(EndedRestart { error: None, .. }) => Ok(()),
-            Ok(EndedRestart { error: Some(error), .. }) => Err(error.clone()),
+            Ok(FinishedRestart { error: None, .. }) => Ok(()),
+            Ok(FinishedRestart { error: Some(error), .. }) => Err(error.clone()),
             Err(_) => Err(PoolError::ShutDown),
         }
     }
@@ -51,7 +51,7 @@ impl Driver {
                 )
             }
         };
-        self.restarts.send_replace(EndedRestart { number, error });
+        self.restarts.send_replace(FinishedRestart { number, error });
     }
 
     fn unknown_launch_error(&self, worker: WorkerId) -> PoolError {

@@ -18,8 +18,8 @@ pub(super) struct Capacity {
 /// The neighbours of a slot in its list, and the number of the list.
 #[derive(Debug, Clone, Copy)]
 struct Link {
-    before: u32,
-    after: u32,
+    previous: u32,
+    next: u32,
     list: u32,
 }
 
@@ -33,7 +33,7 @@ struct Ends {
 impl Capacity {
     pub(super) fn new(slots: usize, ranks: usize) -> Self {
         Self {
-            links: vec![Link { before: NONE, after: NONE, list: NONE }; slots],
+            links: vec![Link { previous: NONE, next: NONE, list: NONE }; slots],
             lists: vec![Ends { first: NONE, last: NONE }; ranks],
         }
     }
@@ -67,26 +67,26 @@ impl Capacity {
     pub(super) fn insert(&mut self, slot: u32, rank: usize) {
         self.remove(slot);
         let Some(ends) = self.lists.get_mut(rank) else { return };
-        let before = std::mem::replace(&mut ends.last, slot);
-        if before == NONE {
+        let previous = std::mem::replace(&mut ends.last, slot);
+        if previous == NONE {
             ends.first = slot;
         } else {
-            self.links[before as usize].after = slot;
+            self.links[previous as usize].next = slot;
         }
-        self.links[slot as usize] = Link { before, after: NONE, list: rank as u32 };
+        self.links[slot as usize] = Link { previous, next: NONE, list: rank as u32 };
     }
 
     pub(super) fn remove(&mut self, slot: u32) {
-        let unlinked = Link { before: NONE, after: NONE, list: NONE };
-        let Link { before, after, list } = std::mem::replace(&mut self.links[slot as usize], unlinked);
+        let unlinked = Link { previous: NONE, next: NONE, list: NONE };
+        let Link { previous, next, list } = std::mem::replace(&mut self.links[slot as usize], unlinked);
         let Some(ends) = self.lists.get_mut(list as usize) else { return };
-        match before {
-            NONE => ends.first = after,
-            before => self.links[before as usize].after = after,
+        match previous {
+            NONE => ends.first = next,
+            previous => self.links[previous as usize].next = next,
         }
-        match after {
-            NONE => self.lists[list as usize].last = before,
-            after => self.links[after as usize].before = before,
+        match next {
+            NONE => self.lists[list as usize].last = previous,
+            next => self.links[next as usize].previous = previous,
         }
     }
 }

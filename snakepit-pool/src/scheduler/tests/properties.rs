@@ -12,7 +12,7 @@ use self::{
     restarts::Restarts,
 };
 use super::*;
-use crate::scheduler::{load, rollout::MAX_REPLACED, slot::STALLED_AFTER};
+use crate::scheduler::{load, restart::MAX_REPLACED, slot::STALLED_AFTER};
 
 /// The model of a worker that is up.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl ModelWorker {
 struct QueuedModel {
     deadline: Option<Instant>,
     /// The number of calls before it in the queue.
-    before: usize,
+    calls_ahead: usize,
     load: Load,
     /// The number of calls that have been assigned from the queue since then.
     assigned_since: usize,
@@ -114,9 +114,9 @@ impl Model {
     fn move_to_queue(&mut self) {
         while self.harness.scheduler.queued() > self.queued.len() {
             let (number, Waiting { deadline, load, .. }) = self.waiting.pop_first().expect("a call waited");
-            let before = self.queued.len();
-            assert!(before < self.limits.queue, "a call got room in a full queue");
-            self.queued.insert(number, QueuedModel { deadline, before, load, assigned_since: 0 });
+            let calls_ahead = self.queued.len();
+            assert!(calls_ahead < self.limits.queue, "a call got room in a full queue");
+            self.queued.insert(number, QueuedModel { deadline, calls_ahead, load, assigned_since: 0 });
         }
     }
 
@@ -153,7 +153,7 @@ impl Model {
                     queued.or(waited).or(submitted).expect("it is queued, the first to wait, or new");
                 assert!(queued.is_some() || first.is_none() || waited.is_some(), "it overtook {first:?}");
                 if let Some(call) = from_queue {
-                    assert!(call.assigned_since <= 2 * call.before + 1, "overtaken too often: {call:?}");
+                    assert!(call.assigned_since <= 2 * call.calls_ahead + 1, "overtaken too often: {call:?}");
                     assert!(
                         call.deadline.is_none_or(|at| at > self.harness.now),
                         "assigned after its deadline"
@@ -166,8 +166,8 @@ impl Model {
                 assert!(up.takes_calls(), "an ending, retiring or suspended worker got a call: {up:?}");
                 if up.held() >= up.concurrency {
                     assert!(load.is_brief() && self.takes_ahead(up), "{load:?} was handed to {up:?}");
-                    let before = up.running.iter().map(|load| load.time()).sum::<Duration>();
-                    let should_wait = load.time() < load::WAKE_COST && before < load::MAX_SHORT_BACKLOG;
+                    let backlog = up.running.iter().map(|load| load.time()).sum::<Duration>();
+                    let should_wait = load.time() < load::WAKE_COST && backlog < load::MAX_SHORT_BACKLOG;
                     assert!(
                         !is_any_idle || should_wait,
                         "a call was handed over ahead although a worker is idle"
@@ -282,7 +282,7 @@ impl Model {
         let ticket = self.harness.ticket();
         let preferred = preferred.map(|(slot, generation)| worker(slot, generation));
         let deadline = timeout.map(|millis| self.harness.now + Duration::from_millis(millis));
-        let (before, is_first) = (self.queued.len(), self.waiting.is_empty());
+        let (calls_ahead, is_first) = (self.queued.len(), self.waiting.is_empty());
         let wait_for_room = wait.map(Duration::from_millis);
         let effects = self.harness.on(Event::Submit {
             is_awaited,
@@ -296,11 +296,11 @@ impl Model {
         let is_resolved = !effects.is_empty();
         effects.into_iter().for_each(|effect| self.effect(effect, Some((load, deadline))));
         assert_eq!(self.resolved.contains(&ticket.number), is_resolved);
-        if self.harness.scheduler.queued() > before {
+        if self.harness.scheduler.queued() > calls_ahead {
             // Only returned calls may exceed the limit of the queue.
-            assert!(before < self.limits.queue, "a call was queued beyond the limit");
+            assert!(calls_ahead < self.limits.queue, "a call was queued beyond the limit");
             assert!(is_first, "a new call overtook those that wait for room");
-            self.queued.insert(ticket.number, QueuedModel { deadline, before, load, assigned_since: 0 });
+            self.queued.insert(ticket.number, QueuedModel { deadline, calls_ahead, load, assigned_since: 0 });
         } else if !is_resolved {
             let wait =
                 wait_for_room.filter(|wait| !wait.is_zero()).expect("a call without a wait was not rejected");
@@ -322,10 +322,10 @@ impl Model {
         if let Ending::Returned = ending {
             let ticket = Ticket { number, waiter: 0 };
             self.resolved.remove(&number);
-            let before = self.queued.range(..number).count();
+            let calls_ahead = self.queued.range(..number).count();
             // It is queued before calls that were submitted later.
-            self.queued.range_mut(number..).for_each(|(_, call)| call.before += 1);
-            self.queued.insert(number, QueuedModel { deadline, before, load, assigned_since: 0 });
+            self.queued.range_mut(number..).for_each(|(_, call)| call.calls_ahead += 1);
+            self.queued.insert(number, QueuedModel { deadline, calls_ahead, load, assigned_since: 0 });
             return self.on(Event::Returned { worker, ticket, deadline, load });
         }
         self.on(match ending {

@@ -1,7 +1,7 @@
 //! Tests of restarts.
 
 use super::*;
-use crate::scheduler::rollout::MAX_REPLACED;
+use crate::scheduler::restart::MAX_REPLACED;
 
 const FIRST: WorkerKey = worker(0, 1);
 const SECOND: WorkerKey = worker(0, 2);

@@ -8,7 +8,7 @@ pub(super) struct Restarts {
     /// Its number. 0 before the first one.
     last: u64,
     /// The generations of the last workers in all slots before it.
-    before: Vec<u32>,
+    last_old_generations: Vec<u32>,
     /// The number of the last one that ended.
     ended: u64,
 }
@@ -21,7 +21,8 @@ impl Restarts {
 
 impl Model {
     pub(super) fn restart(&mut self) {
-        self.restarts.before = self.harness.scheduler.slots().iter().map(Slot::last_generation).collect();
+        self.restarts.last_old_generations =
+            self.harness.scheduler.slots().iter().map(Slot::last_generation).collect();
         self.restarts.last += 1;
         let number = self.restarts.last;
         self.on(Event::Restart { number });
@@ -31,7 +32,7 @@ impl Model {
         assert_eq!(number, self.restarts.last);
         assert!(self.restarts.ended < number, "ended twice");
         self.restarts.ended = number;
-        let is_old = |key: &WorkerKey| key.generation <= self.restarts.before[key.index()];
+        let is_old = |key: &WorkerKey| key.generation <= self.restarts.last_old_generations[key.index()];
         match outcome {
             RestartOutcome::Replaced => {
                 let mut in_service = self.workers.iter().filter(|(_, up)| !up.is_retiring && !up.is_ending);

@@ -9,7 +9,7 @@ pub(super) const MAX_REPLACED: usize = 4;
 
 /// A restart in progress.
 #[derive(Debug)]
-pub(super) struct Rollout {
+pub(super) struct Restart {
     /// The number of the newest restart. It includes all earlier ones.
     number: u64,
     /// The progress in each slot.
@@ -19,14 +19,14 @@ pub(super) struct Rollout {
 #[derive(Debug, Clone, Copy)]
 struct SlotProgress {
     /// The generation of the last worker that was launched before the restart.
-    before: u32,
+    last_old_generation: u32,
     is_replaced: bool,
 }
 
-impl Rollout {
+impl Restart {
     /// Whether the worker was launched after the restart began.
     fn is_new(&self, worker: WorkerKey) -> bool {
-        self.slots.get(worker.index()).is_some_and(|slot| worker.generation > slot.before)
+        self.slots.get(worker.index()).is_some_and(|slot| worker.generation > slot.last_old_generation)
     }
 
     /// The number of slots that may launch a new worker at the same time: one until the first new worker is up, then a quarter.
@@ -41,8 +41,11 @@ impl Scheduler {
         if self.phase != Phase::Serving {
             return self.effects.push(Effect::RestartEnded { number, outcome: RestartOutcome::ShutDown });
         }
-        let before = |slot: &super::Slot| SlotProgress { before: slot.last_generation(), is_replaced: false };
-        self.rollout = Some(Rollout { number, slots: self.slots.iter().map(before).collect() });
+        let initial = |slot: &super::Slot| SlotProgress {
+            last_old_generation: slot.last_generation(),
+            is_replaced: false,
+        };
+        self.restart = Some(Restart { number, slots: self.slots.iter().map(initial).collect() });
         self.abort_successors();
     }
 
@@ -51,28 +54,28 @@ impl Scheduler {
         self.effects.extend(successors.map(Effect::AbortLaunch));
     }
 
-    fn end_rollout(&mut self, outcome: RestartOutcome) {
-        if let Some(Rollout { number, .. }) = self.rollout.take() {
+    fn end_restart(&mut self, outcome: RestartOutcome) {
+        if let Some(Restart { number, .. }) = self.restart.take() {
             self.effects.push(Effect::RestartEnded { number, outcome });
         }
     }
 
     /// Launches the next successors, and ends the restart when every slot has a new worker.
-    pub(super) fn advance_rollout(&mut self) {
+    pub(super) fn advance_restart(&mut self) {
         if self.phase != Phase::Serving {
             self.abort_successors();
-            return self.end_rollout(RestartOutcome::ShutDown);
+            return self.end_restart(RestartOutcome::ShutDown);
         }
-        let Some(rollout) = &self.rollout else { return };
-        if rollout.slots.iter().all(|slot| slot.is_replaced) {
-            return self.end_rollout(RestartOutcome::Replaced);
+        let Some(restart) = &self.restart else { return };
+        if restart.slots.iter().all(|slot| slot.is_replaced) {
+            return self.end_restart(RestartOutcome::Replaced);
         }
         let is_launching =
             |slot: &&super::Slot| matches!(slot.state, SlotState::Launching) || slot.successor.is_some();
-        let mut remaining = rollout.surge().saturating_sub(self.slots.iter().filter(is_launching).count());
+        let mut remaining = restart.surge().saturating_sub(self.slots.iter().filter(is_launching).count());
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
-            if remaining == 0 || self.rollout.as_ref().is_none_or(|rollout| rollout.slots[index].is_replaced)
+            if remaining == 0 || self.restart.as_ref().is_none_or(|restart| restart.slots[index].is_replaced)
             {
                 continue;
             }
@@ -95,18 +98,18 @@ impl Scheduler {
 
     /// Records that a slot has a new worker.
     pub(super) fn mark_replaced(&mut self, worker: WorkerKey) {
-        if let Some(rollout) = self.rollout.as_mut().filter(|rollout| rollout.is_new(worker)) {
-            rollout.slots[worker.index()].is_replaced = true;
+        if let Some(restart) = self.restart.as_mut().filter(|restart| restart.is_new(worker)) {
+            restart.slots[worker.index()].is_replaced = true;
         }
     }
 
     /// Ends the restart if this worker, which did not start, belongs to it.
-    pub(super) fn fail_rollout(&mut self, worker: WorkerKey) {
+    pub(super) fn fail_restart(&mut self, worker: WorkerKey) {
         let is_failure =
-            |rollout: &Rollout| rollout.is_new(worker) && !rollout.slots[worker.index()].is_replaced;
-        if self.phase == Phase::Serving && self.rollout.as_ref().is_some_and(is_failure) {
+            |restart: &Restart| restart.is_new(worker) && !restart.slots[worker.index()].is_replaced;
+        if self.phase == Phase::Serving && self.restart.as_ref().is_some_and(is_failure) {
             self.abort_successors();
-            self.end_rollout(RestartOutcome::Failed(worker));
+            self.end_restart(RestartOutcome::Failed(worker));
         }
     }
 
