@@ -5,6 +5,8 @@ mod fallback;
 #[cfg(all(test, loom))]
 mod models;
 mod remote;
+#[cfg(test)]
+mod testing;
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -55,7 +55,7 @@ impl Registry {
 
     /// Treats all workers of a provider as ended, except the current ones. Use it after a restart: the tools of the new workers then
     /// replace the tools of the old workers, which may still finish calls.
-    pub fn retire_announcers(&self, provider: &str, is_current: impl Fn(&str) -> bool) {
+    pub fn retire_replaced_workers(&self, provider: &str, is_current: impl Fn(&str) -> bool) {
         let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
         let announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, workers) in &*announcers {
@@ -120,30 +120,12 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
-    use crate::FnTool;
-
-    fn worker(id: &str) -> (Arc<()>, Announcer) {
-        let liveness = Arc::new(());
-        let worker = Announcer::new(id.into(), &liveness);
-        (liveness, worker)
-    }
-
-    fn specs_named(names: &[&str]) -> Vec<ToolSpec> {
-        names.iter().map(|name| ToolSpec::new(*name)).collect()
-    }
-
-    fn names(registry: &Registry) -> Vec<String> {
-        registry.tools().into_iter().map(|(spec, _)| spec.name).collect()
-    }
+    use crate::registry::testing::{handler, names, specs_named, worker};
 
     #[test]
     fn after_a_restart_the_tools_of_the_new_workers_replace_those_of_the_old_ones() {
-        let (registry, handler) =
-            (Registry::new(), Arc::new(FnTool::typed("host", |_: Value| async { Ok::<_, String>(()) })));
-        let handler: Arc<dyn ToolHandler> = handler;
+        let (registry, handler) = (Registry::new(), handler());
         let register = |worker: &Announcer, specs| {
             registry.register_remote_or_defer("pool", worker, &handler, specs).is_ok()
         };
@@ -151,18 +133,18 @@ mod tests {
         assert!(register(&old, specs_named(&["changed", "removed", "same"])));
         let changed = || vec![ToolSpec::new("changed").description("new"), ToolSpec::new("same")];
         assert!(!register(&new, changed()), "the old worker still serves other specs");
-        registry.retire_announcers("other", |_| false);
+        registry.retire_replaced_workers("other", |_| false);
         assert_eq!(names(&registry), ["changed", "removed", "same"], "they belong to another pool");
         // The old worker still runs.
-        registry.retire_announcers("pool", |worker| worker == "new");
+        registry.retire_replaced_workers("pool", |worker| worker == "new");
         assert_eq!(names(&registry), ["changed", "same"]);
         assert_eq!(registry.tools()[0].0.description, "new");
         // Without a changed spec, the announcement is not deferred.
         let (_third_alive, third) = worker("third");
         assert!(register(&third, specs_named(&["same"])));
-        registry.retire_announcers("pool", |worker| worker == "third");
+        registry.retire_replaced_workers("pool", |worker| worker == "third");
         assert_eq!(names(&registry), ["same"]);
-        registry.retire_announcers("pool", |_| false);
+        registry.retire_replaced_workers("pool", |_| false);
         assert_eq!(names(&registry), ["same"], "their calls wait for the next worker");
     }
 }

@@ -42,59 +42,55 @@ impl Registry {
 
     /// Removes the fallback if all workers that announced it have ended. The host calls this when a worker of the provider registers
     /// with a fixed set of tools. Until then, calls of unregistered names wait for replacements of the ended workers.
-    pub fn forget_fallback(&self, provider: &str) {
-        let is_forgotten = |fallback: &Fallback| {
+    pub fn remove_stale_fallback(&self, provider: &str) {
+        let is_stale = |fallback: &Fallback| {
             let announcers = fallback.announcers.as_ref();
             fallback.tool.provider == provider
                 && announcers.is_some_and(|announcers| !announcers.iter().any(Announcer::is_alive))
         };
         let fallback = self.fallback.read().unwrap_or_else(PoisonError::into_inner);
-        if !fallback.as_ref().is_some_and(is_forgotten) {
+        if !fallback.as_ref().is_some_and(is_stale) {
             return;
         }
         drop(fallback);
         let mut fallback = self.fallback.write().unwrap_or_else(PoisonError::into_inner);
         // A worker may have announced the fallback before this lock was taken.
-        let forgotten = fallback.take_if(|fallback| is_forgotten(fallback));
+        let stale = fallback.take_if(|fallback| is_stale(fallback));
         // The handler is dropped without the lock.
         drop(fallback);
-        drop(forgotten);
+        drop(stale);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
-    use crate::{FnTool, ToolError};
+    use crate::{
+        ToolError,
+        registry::testing::{handler, worker},
+    };
 
     #[test]
     fn the_fallback_ends_with_the_last_worker_that_serves_any_name() {
         let registry = Registry::new();
-        let handler = || -> Arc<dyn ToolHandler> {
-            Arc::new(FnTool::typed("host", |_: Value| async { Ok::<_, String>(()) }))
-        };
-        let (first_liveness, second_liveness) = (Arc::new(()), Arc::new(()));
-        let first = Announcer::new("first".into(), &first_liveness);
-        let second = Announcer::new("second".into(), &second_liveness);
+        let ((first_liveness, first), (second_liveness, second)) = (worker("first"), worker("second"));
         registry.announce_fallback("pool", &first, handler());
         registry.announce_fallback("pool", &second, handler());
         registry.announce_fallback("pool", &second, handler());
         drop(first_liveness);
-        registry.forget_fallback("pool");
+        registry.remove_stale_fallback("pool");
         registry.resolve("any").expect("the second worker serves it");
         drop(second_liveness);
         registry.resolve("any").expect("its calls wait for the next worker");
-        registry.forget_fallback("other");
+        registry.remove_stale_fallback("other");
         registry.resolve("any").expect("a worker of another pool has registered");
-        registry.forget_fallback("pool");
+        registry.remove_stale_fallback("pool");
         assert!(matches!(registry.resolve("any"), Err(ToolError::NotFound { .. })));
 
         // The fallback of the host remains.
         registry.set_fallback("pool", handler());
         registry.announce_fallback("pool", &first, handler());
-        registry.forget_fallback("pool");
+        registry.remove_stale_fallback("pool");
         registry.resolve("any").unwrap();
     }
 }

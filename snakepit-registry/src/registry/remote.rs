@@ -212,25 +212,10 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::FnTool;
-
-    fn handler() -> Arc<dyn ToolHandler> {
-        Arc::new(FnTool::typed("host", |_: Value| async { Ok::<_, String>(()) }))
-    }
-
-    fn worker(id: &str) -> (Arc<()>, Announcer) {
-        let liveness = Arc::new(());
-        let worker = Announcer::new(id.into(), &liveness);
-        (liveness, worker)
-    }
-
-    fn specs_named(names: &[&str]) -> Vec<ToolSpec> {
-        names.iter().map(|name| ToolSpec::new(*name)).collect()
-    }
-
-    fn names(registry: &Registry) -> Vec<String> {
-        registry.tools().into_iter().map(|(spec, _)| spec.name).collect()
-    }
+    use crate::{
+        FnTool,
+        registry::testing::{handler, names, specs_named, worker},
+    };
 
     #[test]
     fn a_spec_that_another_live_worker_serves_is_not_replaced() {

@@ -61,7 +61,7 @@ impl Bridge {
                 if serves_any_tool {
                     registry.announce_fallback(&name, launch.announcer(), handler);
                 } else {
-                    registry.forget_fallback(&name);
+                    registry.remove_stale_fallback(&name);
                 }
                 tracing::debug!(worker = %launch.id(), as = worker_id, pool = name, count, "tools registered");
                 pb::RegisterToolsResponse { success: true, tool_ids, error_message: String::new() }

@@ -25,7 +25,7 @@ impl Host {
             let status = pool.status();
             let is_current =
                 |worker: &str| status.workers.iter().any(|current| current.id.as_str() == worker);
-            host.registry.retire_announcers(&status.name, is_current);
+            host.registry.retire_replaced_workers(&status.name, is_current);
             Ok(())
         });
         // The task fails only if its runtime shuts down.
