@@ -138,7 +138,7 @@ impl CallArgs {
         client: &mut Client,
         arguments: Arguments,
     ) -> Result<pb::ExecuteToolRequest, Failure> {
-        let spec = match arguments.need_spec() {
+        let spec = match arguments.require_spec() {
             true => self.spec(client).await?,
             false => None,
         };

@@ -12,7 +12,7 @@ use snakepit_server::{
 };
 use tokio::time::Instant;
 
-pub(crate) use self::adapter::Location;
+pub(crate) use self::adapter::NamedDirectory;
 use self::{terminal::Terminal, watcher::Watcher};
 use crate::{Failure, log::print_error, serve, tool_changes::ToolChanges};
 
@@ -48,12 +48,15 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Prepares the command after its settings are complete. `location` is the directory or package that the user named.
+    /// Prepares the command after its settings are complete. `directory` is the directory or package that the user named.
     ///
     /// # Errors
     /// No adapter was found, or the directory cannot be read.
-    pub(crate) fn prepare(mut self, location: Option<Location>) -> Result<(serve::Args, Dev), Failure> {
-        adapter::choose(&mut self.serve, location)?;
+    pub(crate) fn prepare(
+        mut self,
+        directory: Option<NamedDirectory>,
+    ) -> Result<(serve::Args, DevMode), Failure> {
+        adapter::choose(&mut self.serve, directory)?;
         let terminal = match self.debug {
             true => Some(Terminal::open().map_err(|error| {
                 let problem = format!("cannot connect the worker to this terminal: {error}");
@@ -62,18 +65,18 @@ impl Args {
             false => None,
         };
         let watcher = Watcher::new(adapter::directories(&self.serve));
-        Ok((self.serve, Dev { terminal, watcher }))
+        Ok((self.serve, DevMode { terminal, watcher }))
     }
 }
 
-/// The state of the command beside the daemon.
+/// The parts of `snakepit dev` that `snakepit serve` does not have.
 #[derive(Debug)]
-pub(crate) struct Dev {
+pub(crate) struct DevMode {
     terminal: Option<Terminal>,
     watcher: Watcher,
 }
 
-impl Dev {
+impl DevMode {
     /// Whether a debugger may stop calls.
     pub(crate) const fn is_debugging(&self) -> bool {
         self.terminal.is_some()
@@ -104,12 +107,12 @@ impl Dev {
         print_error(&format!(
             "serving {} {noun} of {adapter}{address}; press Ctrl-C to stop{}",
             tools.len(),
-            ToolChanges::between(&[], &tools)
+            ToolChanges::diff(&[], &tools)
         ));
     }
 
     /// Waits for the start of the daemon. Meanwhile, connects the debugged worker to the terminal.
-    pub(crate) async fn during<T>(&mut self, start: impl Future<Output = T>) -> T {
+    pub(crate) async fn wait_for_start<T>(&mut self, start: impl Future<Output = T>) -> T {
         let terminal = async {
             match &mut self.terminal {
                 Some(terminal) => terminal.run().await,
@@ -123,14 +126,14 @@ impl Dev {
     }
 
     /// Reports a failed start, and waits for a change.
-    pub(crate) async fn wait_after(&mut self, failure: &Failure) {
+    pub(crate) async fn wait_for_change_after(&mut self, failure: &Failure) {
         print_error(&format!("{failure}\nwaiting for a change of the code"));
         self.changed().await;
     }
 
     /// Replaces the workers after each change. Never returns.
     pub(crate) async fn run(&mut self, snakepit: &Snakepit) {
-        let mut before = specs(snakepit);
+        let mut old_tools = specs(snakepit);
         let mut changed = self.changed().await;
         loop {
             print_error(&format!("{} changed", changed.join(", ")));
@@ -145,10 +148,10 @@ impl Dev {
             };
             match restarted {
                 Ok(()) => {
-                    let after = specs(snakepit);
-                    let changes = ToolChanges::between(&before, &after);
+                    let new_tools = specs(snakepit);
+                    let changes = ToolChanges::diff(&old_tools, &new_tools);
                     print_error(&format!("reloaded in {:.1} s{changes}", begin.elapsed().as_secs_f64()));
-                    before = after;
+                    old_tools = new_tools;
                 }
                 Err(error) => print_error(&describe_failed_restart(&error.into())),
             }

@@ -169,12 +169,12 @@ fn main() -> ExitCode {
 /// Runs a command with its settings.
 fn execute(command: Command, words: &[OsString]) -> Result<ExitCode, Failure> {
     // `dev` changes to the directory of its adapter before the settings are read, because `snakepit.toml` is in that directory.
-    let location = match &command {
-        Command::Dev(args) => args.serve.served().map_or(Ok(None), dev::Location::enter)?,
+    let directory = match &command {
+        Command::Dev(args) => args.serve.served().map_or(Ok(None), dev::NamedDirectory::enter)?,
         _ => None,
     };
     let command = configured(command, words)?;
-    runtime()?.block_on(run(command, location))
+    runtime()?.block_on(run(command, directory))
 }
 
 /// Whether the flag `--json` is among the words of a command line, which may be malformed.
@@ -248,13 +248,13 @@ fn runtime() -> Result<Runtime, Failure> {
     })
 }
 
-async fn run(command: Command, location: Option<dev::Location>) -> Result<ExitCode, Failure> {
+async fn run(command: Command, directory: Option<dev::NamedDirectory>) -> Result<ExitCode, Failure> {
     let result = match command {
         Command::Doctor(args) => return doctor::run(args, serve_settings()).await,
         Command::New(args) => new::run(&args),
         Command::Serve(args) => serve::run(*args, &all_flags(), None).await,
         Command::Dev(args) => {
-            let (serve, dev) = args.prepare(location)?;
+            let (serve, dev) = args.prepare(directory)?;
             serve::run(serve, &all_flags(), Some(dev)).await
         }
         Command::Call(mut args) => within(args.start_clock(), call::unary(args)).await,

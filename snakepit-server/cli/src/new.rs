@@ -21,7 +21,7 @@ const FILES: [(&str, &str); 6] = [
 ];
 
 /// Keywords of Python, and names of modules that a file would hide.
-const TAKEN_NAMES: &str = include_str!("new/templates/taken_names.txt");
+const RESERVED_NAMES: &str = include_str!("new/templates/reserved_names.txt");
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -87,7 +87,7 @@ fn module_of(name: &str) -> Result<String, String> {
         return Err("it is longer than 64 characters".to_owned());
     }
     // File systems may ignore case.
-    if TAKEN_NAMES.lines().any(|taken| taken.eq_ignore_ascii_case(&module)) {
+    if RESERVED_NAMES.lines().any(|reserved| reserved.eq_ignore_ascii_case(&module)) {
         return Err(format!("`{module}` is a keyword or a module of Python"));
     }
     Ok(module)

@@ -44,7 +44,7 @@ impl Args {
 
 pub(crate) async fn run(Args { json, server, .. }: Args) -> Result<(), Failure> {
     let mut client = server.connect().await?;
-    let before = tools(&server, &mut client).await?;
+    let old_tools = tools(&server, &mut client).await?;
     let begin = Instant::now();
     let response = client.restart_workers(pb::RestartWorkersRequest {}).await;
     let response = response.map_err(|status| server.status_failure(status))?.into_inner();
@@ -54,7 +54,7 @@ pub(crate) async fn run(Args { json, server, .. }: Args) -> Result<(), Failure> 
         return Err(Failure::new(Reason::CannotStart, message).traceback(traceback));
     }
     let seconds = begin.elapsed().as_secs_f64();
-    let changes = ToolChanges::between(&before, &tools(&server, &mut client).await?);
+    let changes = ToolChanges::diff(&old_tools, &tools(&server, &mut client).await?);
     let listed = client.list_workers(pb::ListWorkersRequest {}).await;
     let workers = listed.map_err(|status| server.status_failure(status))?.into_inner().workers.len();
     if json {

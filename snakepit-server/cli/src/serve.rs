@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     Failure,
-    dev::Dev,
+    dev::DevMode,
     environment, log, memory,
     session_storage::{SessionStorage, without_credentials},
     size::bytes,
@@ -70,7 +70,11 @@ Exit codes:
 
 /// Runs the daemon until a signal stops it. `command` has all flags, with their environment variables. `dev` is present for
 /// `snakepit dev`.
-pub(crate) async fn run(args: Args, command: &clap::Command, mut dev: Option<Dev>) -> Result<(), Failure> {
+pub(crate) async fn run(
+    args: Args,
+    command: &clap::Command,
+    mut dev: Option<DevMode>,
+) -> Result<(), Failure> {
     // `snakepit dev` reports starts, restarts and calls itself.
     let default = if dev.is_some() { "warn,snakepit::worker::output=info" } else { "info" };
     log::start(log_filter(default)?, std::io::stderr().is_terminal());
@@ -98,7 +102,7 @@ pub(crate) async fn run(args: Args, command: &clap::Command, mut dev: Option<Dev
         let builder = builder(&args, dev.as_ref())?;
         let start = start(&args, builder, &mut signals);
         let started = match &mut dev {
-            Some(dev) => dev.during(start).await,
+            Some(dev) => dev.wait_for_start(start).await,
             None => start.await,
         };
         match (started, &mut dev) {
@@ -109,7 +113,7 @@ pub(crate) async fn run(args: Args, command: &clap::Command, mut dev: Option<Dev
             }
             (Ok(Err(NotStarted::Code(failure))), Some(dev)) => {
                 tokio::select! {
-                    () = dev.wait_after(&failure) => {}
+                    () = dev.wait_for_change_after(&failure) => {}
                     name = signals.next() => {
                         log_early_stop(name);
                         return Ok(());
@@ -150,7 +154,7 @@ pub(crate) async fn run(args: Args, command: &clap::Command, mut dev: Option<Dev
 }
 
 /// Replaces the workers after changes of their code, for `snakepit dev`. Never returns.
-async fn develop(dev: Option<&mut Dev>, snakepit: &Snakepit) {
+async fn develop(dev: Option<&mut DevMode>, snakepit: &Snakepit) {
     match dev {
         Some(dev) => dev.run(snakepit).await,
         None => std::future::pending().await,
@@ -158,7 +162,7 @@ async fn develop(dev: Option<&mut Dev>, snakepit: &Snakepit) {
 }
 
 /// Creates the builder of the host.
-fn builder(args: &Args, dev: Option<&Dev>) -> Result<Builder, Failure> {
+fn builder(args: &Args, dev: Option<&DevMode>) -> Result<Builder, Failure> {
     let (workers, network) = (&args.workers, &args.network);
     let pool = args.pool();
     let mut builder = Snakepit::builder()

@@ -25,7 +25,8 @@ struct ChangedTool {
 }
 
 impl ToolChanges {
-    pub(crate) fn between(before: &[ToolSpec], after: &[ToolSpec]) -> Self {
+    /// Compares the tools before and after a restart.
+    pub(crate) fn diff(before: &[ToolSpec], after: &[ToolSpec]) -> Self {
         let by_name = |specs: &[ToolSpec]| -> BTreeMap<String, ToolSpec> {
             specs.iter().map(|spec| (spec.name.clone(), spec.clone())).collect()
         };
@@ -105,11 +106,11 @@ mod tests {
             spec("grown").optional_parameter("b", "any", ""),
             spec("described").description("x"),
         ];
-        let changes = ToolChanges::between(&before, &after);
+        let changes = ToolChanges::diff(&before, &after);
         let expected = "\n  added    new(a: integer)\n  changed  the description of described(a: integer)\
                         \n  changed  grown(a: integer) -> grown(a: integer, b?: any)\n  removed  old";
         assert_eq!(changes.to_string(), expected);
         assert_eq!(changes.to_json()["added"][0], "new(a: integer)");
-        assert_eq!(ToolChanges::between(&before, &before), ToolChanges::default());
+        assert_eq!(ToolChanges::diff(&before, &before), ToolChanges::default());
     }
 }

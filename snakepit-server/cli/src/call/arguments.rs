@@ -16,7 +16,7 @@ use snakepit_proto::{
 };
 use snakepit_server::{Reason, ToolSpec};
 
-use super::{literal, npy, parameter::Accepted};
+use super::{literal, npy, parameter::AcceptedTypes};
 use crate::{
     Failure,
     entries::{self, Entries},
@@ -36,24 +36,24 @@ pub(super) struct Argument {
 enum Source {
     Text(String),
     Json(String),
-    File(Location),
-    JsonFile(Location),
+    File(FileOrStdin),
+    JsonFile(FileOrStdin),
 }
 
-/// The place from which a value is read.
+/// The file from which a value is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Location {
+enum FileOrStdin {
     Stdin,
     Path(PathBuf),
 }
 
-impl Location {
+impl FileOrStdin {
     fn parse(text: &str) -> Self {
         if text == "-" { Self::Stdin } else { Self::Path(text.into()) }
     }
 }
 
-impl fmt::Display for Location {
+impl fmt::Display for FileOrStdin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stdin => f.write_str("standard input"),
@@ -72,17 +72,17 @@ impl Argument {
         }
         let source = match (is_json, value.strip_prefix('@')) {
             (_, Some("")) => return Err(format!("`{name}` names no file after `@`; `@-` is standard input")),
-            (true, Some(path)) => Source::JsonFile(Location::parse(path)),
+            (true, Some(path)) => Source::JsonFile(FileOrStdin::parse(path)),
             (true, None) => Source::Json(value.to_owned()),
-            (false, Some(path)) => Source::File(Location::parse(path)),
+            (false, Some(path)) => Source::File(FileOrStdin::parse(path)),
             (false, None) => Source::Text(value.to_owned()),
         };
         Ok(Self { name: name.to_owned(), source })
     }
 
-    fn location(&self) -> Option<&Location> {
+    fn file(&self) -> Option<&FileOrStdin> {
         match &self.source {
-            Source::File(location) | Source::JsonFile(location) => Some(location),
+            Source::File(file) | Source::JsonFile(file) => Some(file),
             Source::Text(_) | Source::Json(_) => None,
         }
     }
@@ -90,14 +90,14 @@ impl Argument {
 
 /// The arguments of one call, before the tool is known.
 #[derive(Debug)]
-pub(super) struct Arguments(BTreeMap<String, Given>);
+pub(super) struct Arguments(BTreeMap<String, RawArgument>);
 
 /// The value of an argument before the types of the tool are known.
 #[derive(Debug)]
-enum Given {
+enum RawArgument {
     Json(Box<RawValue>),
     Text(String),
-    Content { content: Vec<u8>, from: Location },
+    Content { content: Vec<u8>, from: FileOrStdin },
 }
 
 impl Arguments {
@@ -106,45 +106,45 @@ impl Arguments {
     /// # Errors
     /// A failure that names the argument.
     pub(super) fn read(whole: &str, single: &[Argument]) -> Result<Self, Failure> {
-        let whole_location = match whole {
-            "-" => Some(Location::Stdin),
-            _ => whole.strip_prefix('@').map(Location::parse),
+        let whole_file = match whole {
+            "-" => Some(FileOrStdin::Stdin),
+            _ => whole.strip_prefix('@').map(FileOrStdin::parse),
         };
-        let locations = whole_location.iter().chain(single.iter().filter_map(Argument::location));
-        if locations.filter(|location| **location == Location::Stdin).count() > 1 {
+        let files = whole_file.iter().chain(single.iter().filter_map(Argument::file));
+        if files.filter(|file| **file == FileOrStdin::Stdin).count() > 1 {
             return Err(usage("standard input can be read only once; use `-` in one argument".to_owned()));
         }
         let mut remaining = MAX_ITEM_BYTES;
-        let whole = match &whole_location {
+        let whole = match &whole_file {
             None => whole.to_owned(),
-            Some(location) => text("--args", location, read("--args", location, &mut remaining)?)?,
+            Some(file) => text("--args", file, read("--args", file, &mut remaining)?)?,
         };
-        let mut values: BTreeMap<String, Given> = parse_whole(&whole)?;
+        let mut values: BTreeMap<String, RawArgument> = parse_whole(&whole)?;
         for Argument { name, source } in single {
             if values.contains_key(name) {
                 return Err(usage(format!("the argument `{name}` has two values; pass one of them")));
             }
             let label = format!("the argument `{name}`");
-            let given = match source {
-                Source::Text(text) => Given::Text(text.clone()),
-                Source::Json(json) => Given::Json(parse_json(&label, json)?),
-                Source::JsonFile(location) => {
-                    let content = read(&label, location, &mut remaining)?;
-                    Given::Json(parse_json(&label, &text(&label, location, content)?)?)
+            let argument = match source {
+                Source::Text(text) => RawArgument::Text(text.clone()),
+                Source::Json(json) => RawArgument::Json(parse_json(&label, json)?),
+                Source::JsonFile(file) => {
+                    let content = read(&label, file, &mut remaining)?;
+                    RawArgument::Json(parse_json(&label, &text(&label, file, content)?)?)
                 }
-                Source::File(location) => {
-                    let content = read(&label, location, &mut remaining)?;
-                    Given::Content { content, from: location.clone() }
+                Source::File(file) => {
+                    let content = read(&label, file, &mut remaining)?;
+                    RawArgument::Content { content, from: file.clone() }
                 }
             };
-            values.insert(name.clone(), given);
+            values.insert(name.clone(), argument);
         }
         Ok(Self(values))
     }
 
     /// Whether the values depend on the types of the parameters.
-    pub(super) fn need_spec(&self) -> bool {
-        self.0.values().any(|given| !matches!(given, Given::Json(_)))
+    pub(super) fn require_spec(&self) -> bool {
+        self.0.values().any(|argument| !matches!(argument, RawArgument::Json(_)))
     }
 
     /// Converts the arguments to the types that the tool accepts. Without a spec, all values stay strings.
@@ -156,14 +156,16 @@ impl Arguments {
         spec: Option<&ToolSpec>,
     ) -> Result<BTreeMap<String, TypedValue>, Failure> {
         let schema = spec.map(ToolSpec::input_schema).unwrap_or_default();
-        let values = self.0.into_iter().map(|(name, given)| {
-            let accepted = Accepted::of_parameter(&schema, &name);
+        let values = self.0.into_iter().map(|(name, argument)| {
+            let accepted = AcceptedTypes::of_parameter(&schema, &name);
             let reject = |problem: String| usage(format!("the argument `{name}` {problem}"));
-            let value = match given {
-                Given::Json(json) => of_json(&json),
-                Given::Text(text) => literal::convert(&text, &accepted)
+            let value = match argument {
+                RawArgument::Json(json) => of_json(&json),
+                RawArgument::Text(text) => literal::convert(&text, &accepted)
                     .map_err(|problem| reject(format!("{problem}; to pass JSON, write `{name}:=JSON`")))?,
-                Given::Content { content, from } => of_content(content, &from, &accepted).map_err(reject)?,
+                RawArgument::Content { content, from } => {
+                    of_content(content, &from, &accepted).map_err(reject)?
+                }
             };
             Ok((name, value))
         });
@@ -176,7 +178,7 @@ fn usage(problem: String) -> Failure {
 }
 
 /// Parses the value of `--args`.
-fn parse_whole(json: &str) -> Result<BTreeMap<String, Given>, Failure> {
+fn parse_whole(json: &str) -> Result<BTreeMap<String, RawArgument>, Failure> {
     let Entries(entries) = serde_json::from_str(json).map_err(|error| {
         let problem = super::problem_of_arguments(json, &error);
         usage(format!("--args is not a JSON object: {problem}; it looks like '{{\"a\": 1, \"b\": 2}}'"))
@@ -184,7 +186,7 @@ fn parse_whole(json: &str) -> Result<BTreeMap<String, Given>, Failure> {
     if let Some(key) = entries::duplicate_key(&entries) {
         return Err(usage(format!("--args has two values for the key {key}; pass one of them")));
     }
-    Ok(entries.into_iter().map(|(name, json)| (name, Given::Json(json.to_owned()))).collect())
+    Ok(entries.into_iter().map(|(name, json)| (name, RawArgument::Json(json.to_owned()))).collect())
 }
 
 fn parse_json(label: &str, json: &str) -> Result<Box<RawValue>, Failure> {
@@ -207,19 +209,19 @@ fn duplicate_key(json: &RawValue) -> Option<String> {
 }
 
 /// Reads a file or standard input, at most `remaining` bytes, and subtracts its size.
-fn read(label: &str, location: &Location, remaining: &mut usize) -> Result<Vec<u8>, Failure> {
-    let cannot = |error: &dyn fmt::Display| usage(format!("{label} cannot be read from {location}: {error}"));
+fn read(label: &str, file: &FileOrStdin, remaining: &mut usize) -> Result<Vec<u8>, Failure> {
+    let cannot = |error: &dyn fmt::Display| usage(format!("{label} cannot be read from {file}: {error}"));
     let too_large = |size: &str| {
         usage(format!(
-            "{label} is too large: {location} has {size} bytes, and the arguments of a call may have \
+            "{label} is too large: {file} has {size} bytes, and the arguments of a call may have \
              {MAX_ITEM_BYTES} bytes together; pass the path of the file as text"
         ))
     };
     let limit = *remaining as u64;
     let mut content = Vec::new();
-    let read = match location {
-        Location::Stdin => io::stdin().lock().take(limit + 1).read_to_end(&mut content),
-        Location::Path(path) => {
+    let read = match file {
+        FileOrStdin::Stdin => io::stdin().lock().take(limit + 1).read_to_end(&mut content),
+        FileOrStdin::Path(path) => {
             let metadata = fs::metadata(path).map_err(|error| cannot(&error))?;
             if metadata.is_dir() {
                 return Err(cannot(&"it is a directory"));
@@ -238,10 +240,10 @@ fn read(label: &str, location: &Location, remaining: &mut usize) -> Result<Vec<u
     Ok(content)
 }
 
-fn text(label: &str, location: &Location, content: Vec<u8>) -> Result<String, Failure> {
+fn text(label: &str, file: &FileOrStdin, content: Vec<u8>) -> Result<String, Failure> {
     String::from_utf8(content).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        usage(format!("{label} is not text: {location} is not UTF-8 at byte {at}"))
+        usage(format!("{label} is not text: {file} is not UTF-8 at byte {at}"))
     })
 }
 
@@ -252,8 +254,8 @@ fn of_json(json: &RawValue) -> TypedValue {
 }
 
 /// Converts the content of a file to the type that the parameter accepts.
-fn of_content(content: Vec<u8>, from: &Location, accepted: &Accepted) -> Result<TypedValue, String> {
-    let is_npy = matches!(from, Location::Path(path) if path.extension().is_some_and(|end| end == "npy"));
+fn of_content(content: Vec<u8>, from: &FileOrStdin, accepted: &AcceptedTypes) -> Result<TypedValue, String> {
+    let is_npy = matches!(from, FileOrStdin::Path(path) if path.extension().is_some_and(|end| end == "npy"));
     if is_npy && (accepted.array || accepted.any) {
         return npy::read(&content).map_err(|problem| format!("cannot be read from {from}: {problem}"));
     }

@@ -4,14 +4,14 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use snakepit_proto::value::{self, TypedValue};
 
-use super::parameter::Accepted;
+use super::parameter::AcceptedTypes;
 
 /// Converts a string. It stays a string if the parameter accepts strings or declares no type, so `5` becomes a number only for a
 /// parameter that takes numbers.
 ///
 /// # Errors
 /// A message that continues a sentence about the argument.
-pub(super) fn convert(text: &str, accepted: &Accepted) -> Result<TypedValue, String> {
+pub(super) fn convert(text: &str, accepted: &AcceptedTypes) -> Result<TypedValue, String> {
     if accepted.text || accepted.any {
         return Ok(string(text));
     }

@@ -37,10 +37,10 @@ pub(super) fn read(content: &[u8]) -> Result<TypedValue, String> {
     let length = length.iter().rev().fold(0, |length, byte| length << 8 | usize::from(*byte));
     let (header, buffer) = rest.split_at_checked(length).ok_or_else(damaged)?;
     let header = std::str::from_utf8(header).map_err(|_| damaged())?;
-    let descr = entry(header, "descr").and_then(|text| text.strip_prefix('\'')?.split('\'').next());
+    let descr = header_value(header, "descr").and_then(|text| text.strip_prefix('\'')?.split('\'').next());
     let descr = descr.ok_or("its elements are records; save plain numbers")?;
-    let is_fortran = entry(header, "fortran_order").ok_or_else(damaged)?.starts_with("True");
-    let shape = entry(header, "shape").and_then(|text| text.strip_prefix('(')?.split(')').next());
+    let is_fortran = header_value(header, "fortran_order").ok_or_else(damaged)?.starts_with("True");
+    let shape = header_value(header, "shape").and_then(|text| text.strip_prefix('(')?.split(')').next());
     let shape = shape.ok_or_else(damaged)?.split(',').map(str::trim).filter(|axis| !axis.is_empty());
     let shape = shape.map(str::parse::<usize>).collect::<Result<Vec<_>, _>>().map_err(|_| damaged())?;
     let code = descr.strip_prefix(['<', '|', '=']);
@@ -63,8 +63,8 @@ pub(super) fn read(content: &[u8]) -> Result<TypedValue, String> {
     })
 }
 
-/// The text after a key of the header, which is a literal of a Python dict.
-fn entry<'a>(header: &'a str, key: &str) -> Option<&'a str> {
+/// Returns the text that begins with the value of a key of the header, which is a literal of a Python dict.
+fn header_value<'a>(header: &'a str, key: &str) -> Option<&'a str> {
     let (_, rest) = header.split_once(&format!("'{key}':"))?;
     Some(rest.trim_start())
 }

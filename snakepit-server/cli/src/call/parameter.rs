@@ -10,7 +10,7 @@ const MAX_DEPTH: usize = 16;
 /// The types that a parameter accepts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "it is a set of types")]
-pub(super) struct Accepted {
+pub(super) struct AcceptedTypes {
     pub(super) text: bool,
     pub(super) bytes: bool,
     pub(super) integer: bool,
@@ -23,7 +23,7 @@ pub(super) struct Accepted {
     pub(super) any: bool,
 }
 
-impl Accepted {
+impl AcceptedTypes {
     /// Finds the types of a parameter in the schema of all arguments. Accepts any type if the tool does not declare the parameter.
     pub(super) fn of_parameter(schema: &Value, name: &str) -> Self {
         let mut accepted = Self::default();
@@ -92,7 +92,7 @@ impl Accepted {
 }
 
 /// Lists the types, such as `an integer or null`.
-impl fmt::Display for Accepted {
+impl fmt::Display for AcceptedTypes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [
             (self.any, "any value"),
@@ -129,7 +129,7 @@ mod tests {
             },
             "$defs": {"Level": {"enum": [1, 2]}, "Loop": {"$ref": "#/$defs/Loop"}},
         });
-        let accepted = |name| Accepted::of_parameter(&schema, name).to_string();
+        let accepted = |name| AcceptedTypes::of_parameter(&schema, name).to_string();
         let names = ["level", "maybe", "data", "free", "loop", "other"];
         assert_eq!(
             names.map(accepted),

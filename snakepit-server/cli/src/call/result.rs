@@ -110,7 +110,7 @@ pub(super) fn to_file(
             return Ok(buffer.to_vec());
         }
         Ok(TypedValue { json, binary: Some(buffer), .. }) if destination.is_npy() => {
-            if let Some(content) = npy_of(&json, &buffer) {
+            if let Some(content) = encode_npy(&json, &buffer) {
                 return Ok(content);
             }
         }
@@ -130,7 +130,7 @@ struct ArrayMetadata {
     dtype: String,
 }
 
-fn npy_of(metadata: &[u8], buffer: &[u8]) -> Option<Vec<u8>> {
+fn encode_npy(metadata: &[u8], buffer: &[u8]) -> Option<Vec<u8>> {
     let ArrayMetadata { shape, dtype } = serde_json::from_slice(metadata).ok()?;
     npy::write(&shape, &dtype, buffer)
 }
@@ -216,10 +216,10 @@ pub(super) fn describe_nested(json: &RawValue) -> Option<Box<RawValue>> {
     if !json.get().contains(KEY) {
         return None;
     }
-    RawValue::from_string(described(json.get(), 0)).ok()
+    RawValue::from_string(describe_buffers(json.get(), 0)).ok()
 }
 
-fn described(json: &str, depth: usize) -> String {
+fn describe_buffers(json: &str, depth: usize) -> String {
     if depth >= MAX_DEPTH || !json.contains(KEY) {
         return json.to_owned();
     }
@@ -233,14 +233,15 @@ fn described(json: &str, depth: usize) -> String {
         let entries: Vec<String> = entries
             .into_iter()
             .map(|(key, value)| {
-                format!("{}:{}", serde_json::Value::from(key), described(value.get(), depth + 1))
+                format!("{}:{}", serde_json::Value::from(key), describe_buffers(value.get(), depth + 1))
             })
             .collect();
         return format!("{{{}}}", entries.join(","));
     }
     match serde_json::from_str::<Vec<&RawValue>>(json) {
         Ok(items) => {
-            let items: Vec<String> = items.into_iter().map(|item| described(item.get(), depth + 1)).collect();
+            let items: Vec<String> =
+                items.into_iter().map(|item| describe_buffers(item.get(), depth + 1)).collect();
             format!("[{}]", items.join(","))
         }
         Err(_) => json.to_owned(),

@@ -14,14 +14,14 @@ const NAMES: [&str; 4] = ["adapter.py", "app.py", "tools.py", "main.py"];
 
 /// A directory that the user named.
 #[derive(Debug)]
-pub(crate) enum Location {
+pub(crate) enum NamedDirectory {
     /// The directory of a project. It is the working directory now.
     Directory,
     /// A package. Its parent is the working directory now.
     Package(String),
 }
 
-impl Location {
+impl NamedDirectory {
     /// Enters the directory that the user named, so that its settings apply and its modules can be imported. Returns `None` if
     /// `path` does not name a directory.
     ///
@@ -51,10 +51,10 @@ fn is_package(dir: &Path) -> bool {
 ///
 /// # Errors
 /// The directory has no candidate, or several.
-pub(super) fn choose(serve: &mut serve::Args, location: Option<Location>) -> Result<(), Failure> {
-    match location {
-        Some(Location::Package(name)) => serve.set_adapter(format!("{name}:")),
-        Some(Location::Directory) => serve.clear_served(),
+pub(super) fn choose(serve: &mut serve::Args, directory: Option<NamedDirectory>) -> Result<(), Failure> {
+    match directory {
+        Some(NamedDirectory::Package(name)) => serve.set_adapter(format!("{name}:")),
+        Some(NamedDirectory::Directory) => serve.clear_served(),
         None => {}
     }
     if serve.adapter().is_none() && !serve.has_worker_command() {

@@ -21,21 +21,21 @@ const OLDEST_MINOR: u32 = 11;
 /// Describes the interpreter and the package as one line of JSON.
 const SCRIPT: &str = "
 import json, sys
-found = {'version': '.'.join(map(str, sys.version_info[:3])), 'executable': sys.executable}
+info = {'version': '.'.join(map(str, sys.version_info[:3])), 'executable': sys.executable}
 try:
     import snakepit_bridge
     from snakepit_bridge import _native
-    found['bridge'] = {'version': snakepit_bridge.__version__, 'protocol': getattr(_native, 'PROTOCOL', 1),
+    info['bridge'] = {'version': snakepit_bridge.__version__, 'protocol': getattr(_native, 'PROTOCOL', 1),
                        'path': snakepit_bridge.__file__}
 except ModuleNotFoundError as error:
-    found['error'], found['is_missing'] = str(error), error.name == 'snakepit_bridge'
+    info['error'], info['is_missing'] = str(error), error.name == 'snakepit_bridge'
 except BaseException as error:
-    found['error'] = type(error).__name__ + ': ' + str(error)
-print(json.dumps(found))
+    info['error'] = type(error).__name__ + ': ' + str(error)
+print(json.dumps(info))
 ";
 
 #[derive(Deserialize)]
-struct Found {
+struct InterpreterInfo {
     version: String,
     executable: String,
     bridge: Option<Bridge>,
@@ -60,16 +60,16 @@ pub(super) async fn checks(adapter: Option<&str>, settings: &serve::Args) -> Vec
     let (python, origin) = choose_python(settings.python().map(Path::to_owned));
     let shown = format!("{}, chosen {origin}", python.display());
     let choose = "choose another with --python, $SNAKEPIT_PYTHON or a .venv";
-    let found = match describe(&python).await {
-        Ok(found) => found,
+    let info = match describe(&python).await {
+        Ok(info) => info,
         Err(problem) => {
             let check = Check::failed("python", format!("{shown}: {problem}"), choose);
             let skipped = ["package", "adapter"].map(|name| Check::skipped(name, "it needs the interpreter"));
             return std::iter::once(check).chain(skipped).collect();
         }
     };
-    let mut checks = vec![interpreter(&found, &shown, choose)];
-    let package = package(&found, &python);
+    let mut checks = vec![interpreter(&info, &shown, choose)];
+    let package = package(&info, &python);
     let is_usable = package.status == super::Status::Ok;
     checks.push(package);
     checks.push(match adapter.or_else(|| settings.adapter()) {
@@ -80,7 +80,7 @@ pub(super) async fn checks(adapter: Option<&str>, settings: &serve::Args) -> Vec
     checks
 }
 
-async fn describe(python: &Path) -> Result<Found, String> {
+async fn describe(python: &Path) -> Result<InterpreterInfo, String> {
     let output = probe(python.as_os_str(), ["-c", SCRIPT], PROBE_LIMIT).await.map_err(|e| e.to_string())?;
     let stdout = String::from_utf8_lossy(&output.stdout);
     let line = stdout.lines().last().unwrap_or_default();
@@ -91,9 +91,9 @@ async fn describe(python: &Path) -> Result<Found, String> {
     })
 }
 
-fn interpreter(found: &Found, shown: &str, choose: &str) -> Check {
-    let evidence = format!("Python {} in {shown}", found.version);
-    let mut parts = found.version.split('.').map(str::parse::<u32>);
+fn interpreter(info: &InterpreterInfo, shown: &str, choose: &str) -> Check {
+    let evidence = format!("Python {} in {shown}", info.version);
+    let mut parts = info.version.split('.').map(str::parse::<u32>);
     let version = parts.next().and_then(Result::ok).zip(parts.next().and_then(Result::ok));
     match version {
         Some(version) if version >= (3, OLDEST_MINOR) => Check::ok("python", evidence),
@@ -103,16 +103,16 @@ fn interpreter(found: &Found, shown: &str, choose: &str) -> Check {
     }
 }
 
-fn package(found: &Found, python: &Path) -> Check {
+fn package(info: &InterpreterInfo, python: &Path) -> Check {
     let install =
         |what: &str| format!("{what} with `{} -m pip install snakepit-bridge=={VERSION}`", python.display());
-    let Some(bridge) = &found.bridge else {
-        let error = found.error.as_deref().unwrap_or("it cannot be imported");
-        let evidence = format!("snakepit_bridge in {}: {error}", found.executable);
+    let Some(bridge) = &info.bridge else {
+        let error = info.error.as_deref().unwrap_or("it cannot be imported");
+        let evidence = format!("snakepit_bridge in {}: {error}", info.executable);
         return Check::failed(
             "package",
             evidence,
-            install(if found.is_missing { "install it" } else { "reinstall it" }),
+            install(if info.is_missing { "install it" } else { "reinstall it" }),
         );
     };
     let Bridge { version, protocol, path } = bridge;
@@ -148,19 +148,25 @@ mod tests {
     use super::*;
     use crate::doctor::Status;
 
-    fn found(version: &str, bridge: Option<(&str, u32)>) -> Found {
+    fn info(version: &str, bridge: Option<(&str, u32)>) -> InterpreterInfo {
         let bridge =
             bridge.map(|(version, protocol)| Bridge { version: version.into(), protocol, path: "/p".into() });
-        Found { version: version.into(), executable: "/py".into(), bridge, error: None, is_missing: false }
+        InterpreterInfo {
+            version: version.into(),
+            executable: "/py".into(),
+            bridge,
+            error: None,
+            is_missing: false,
+        }
     }
 
     #[test]
     fn old_interpreters_and_other_versions_of_the_package_fail() {
         for (version, status) in [("3.11.2", Status::Ok), ("3.14.0", Status::Ok), ("3.9.7", Status::Failed)] {
-            assert_eq!(interpreter(&found(version, None), "x", "choose").status, status, "{version}");
+            assert_eq!(interpreter(&info(version, None), "x", "choose").status, status, "{version}");
         }
         let package =
-            |version, protocol| package(&found("3.12.0", Some((version, protocol))), Path::new("/py"));
+            |version, protocol| package(&info("3.12.0", Some((version, protocol))), Path::new("/py"));
         assert_eq!(package(VERSION, PROTOCOL).status, Status::Ok);
         for (version, protocol) in [(VERSION, PROTOCOL - 1), ("99.0.0", PROTOCOL)] {
             let check = package(version, protocol);
