@@ -4,7 +4,7 @@
 use serde::de::DeserializeSeed;
 use serde_json::Error;
 
-use super::{Payload, value_deserializer::Untyped};
+use super::{Payload, value_deserializer::AnyOptions};
 use crate::ValueType;
 
 /// The number of digits from which an integer can exceed 64 bits.
@@ -36,7 +36,7 @@ impl Payload {
         seed: S,
         whole: bool,
     ) -> Result<S::Value, Error> {
-        self.read_untyped(seed, Untyped { whole, exact: true })
+        self.read_with(seed, AnyOptions { whole, exact: true })
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     Payload,
     array::ArrayMetadata,
     root::RootSeed,
-    value_deserializer::{self, Untyped},
+    value_deserializer::{self, AnyOptions},
 };
 use crate::ValueType;
 
@@ -32,7 +32,7 @@ impl Payload {
             None if matches!(self.ty, ValueType::List | ValueType::Map)
                 && value_deserializer::may_contain(&self.json) =>
             {
-                value_deserializer::read(&self.json, seed, Untyped::default(), &NO_BUFFERS)
+                value_deserializer::read(&self.json, seed, AnyOptions::default(), &NO_BUFFERS)
             }
             None => {
                 let mut json = serde_json::Deserializer::from_slice(&self.json);
@@ -41,7 +41,7 @@ impl Payload {
                 Ok(value)
             }
             Some(buffer) => match self.nested_json() {
-                Some(json) => value_deserializer::read(json, seed, Untyped::default(), buffer),
+                Some(json) => value_deserializer::read(json, seed, AnyOptions::default(), buffer),
                 None => seed.deserialize(Buffer { value: self, buffer }),
             },
         }
@@ -56,21 +56,21 @@ impl Payload {
         &'de self,
         seed: S,
     ) -> Result<S::Value, serde_json::Error> {
-        self.read_untyped(seed, Untyped { whole: true, exact: false })
+        self.read_with(seed, AnyOptions { whole: true, exact: false })
     }
 
-    /// Deserializes the value. `untyped` is the form of values for visitors without a type hint.
-    pub(super) fn read_untyped<'de, S: DeserializeSeed<'de>>(
+    /// Deserializes the value. `any_options` applies to visitors without a type hint.
+    pub(super) fn read_with<'de, S: DeserializeSeed<'de>>(
         &'de self,
         seed: S,
-        untyped: Untyped,
+        any_options: AnyOptions,
     ) -> Result<S::Value, serde_json::Error> {
         let root_seed = |seed| RootSeed { payload: self, seed };
         match &self.binary {
             None if self.ty == ValueType::Float && self.json.starts_with(b"\"") => self.read(seed),
-            None => value_deserializer::read(&self.json, root_seed(seed), untyped, &NO_BUFFERS),
+            None => value_deserializer::read(&self.json, root_seed(seed), any_options, &NO_BUFFERS),
             Some(buffer) => match self.nested_json() {
-                Some(json) => value_deserializer::read(json, root_seed(seed), untyped, buffer),
+                Some(json) => value_deserializer::read(json, root_seed(seed), any_options, buffer),
                 None => self.read(seed),
             },
         }

@@ -29,9 +29,9 @@ pub(super) fn may_contain(json: &[u8]) -> bool {
     contains(br#"aN""#) || contains(br#"nfinity""#) || may_have_envelope(json)
 }
 
-/// The form of values for visitors without a type hint.
+/// The representation of values for `deserialize_any`, which has no type hint.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Untyped {
+pub(super) struct AnyOptions {
     /// 5.0 is an integer, and bytes are a map with base64.
     pub(super) whole: bool,
     /// An integer beyond 64 bits is an error instead of a rounded float.
@@ -41,13 +41,13 @@ pub(super) struct Untyped {
 /// Deserializes JSON. If the caller requests a number, `"NaN"` and the like are read as numbers. If it requests an integer, 5.0 is
 /// read as one. Envelopes refer to `buffers`.
 ///
-/// `untyped` applies to visitors without a type hint, such as the visitors of flattened structs and untagged enums.
+/// `any_options` applies to visitors without a type hint, such as the visitors of flattened structs and untagged enums.
 ///
 /// A payload inside of the value gets its text, so numbers of any size stay exact.
 pub(super) fn read<'de, S: DeserializeSeed<'de>>(
     json: &'de [u8],
     seed: S,
-    untyped: Untyped,
+    any_options: AnyOptions,
     buffers: &'de Bytes,
 ) -> Result<S::Value, Error> {
     let envelopes = if may_have_envelope(json) {
@@ -55,7 +55,8 @@ pub(super) fn read<'de, S: DeserializeSeed<'de>>(
     } else {
         Envelopes::default()
     };
-    let mut reader = ValueDeserializer { cursor: Cursor::new(json), envelopes: &envelopes, untyped, buffers };
+    let mut reader =
+        ValueDeserializer { cursor: Cursor::new(json), envelopes: &envelopes, any_options, buffers };
     let value = seed.deserialize(&mut reader)?;
     // A payload is passed on without being read.
     if reader.cursor.at() > 0 {
@@ -68,7 +69,7 @@ pub(super) fn read<'de, S: DeserializeSeed<'de>>(
 struct ValueDeserializer<'a, 'de> {
     cursor: Cursor<'de>,
     envelopes: &'a Envelopes,
-    untyped: Untyped,
+    any_options: AnyOptions,
     buffers: &'de Bytes,
 }
 
@@ -86,7 +87,7 @@ impl<'de> ValueDeserializer<'_, 'de> {
         let envelope =
             Envelope::read(json, self.buffers).map_err(|problem| Error::custom(format!("it {problem}")))?;
         self.cursor.jump(found.text.end);
-        Ok(Some(BufferDeserializer { envelope, whole: self.untyped.whole }))
+        Ok(Some(BufferDeserializer { envelope, whole: self.any_options.whole }))
     }
 
     fn visit_list<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, Error> {
@@ -137,7 +138,7 @@ impl<'de> ValueDeserializer<'_, 'de> {
                     None if exact && number.is_integral() => Err(inexact(number.text())),
                     // As an integer, -0.0 would lose its sign.
                     None => match number.float()? {
-                        number if self.untyped.whole && number != 0.0 => visit_integer(number, visitor),
+                        number if self.any_options.whole && number != 0.0 => visit_integer(number, visitor),
                         number => visitor.visit_f64(number),
                     },
                 }
@@ -202,7 +203,7 @@ impl<'de> Deserializer<'de> for &mut ValueDeserializer<'_, 'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.visit(self.untyped.exact, visitor)
+        self.visit(self.any_options.exact, visitor)
     }
 
     integers! {
