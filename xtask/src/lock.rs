@@ -26,9 +26,9 @@ pub(crate) struct Lock {
     _file: File,
 }
 
-/// Takes a lock in the target directory. Waits while another process has it.
-pub(crate) fn take(name: &str) -> Result<Lock> {
-    take_in(&target_directory(), name)
+/// Acquires a lock in the target directory. Waits while another process has it.
+pub(crate) fn acquire(name: &str) -> Result<Lock> {
+    acquire_in(&target_directory(), name)
 }
 
 /// Cargo's target directory.
@@ -36,7 +36,7 @@ pub(crate) fn target_directory() -> PathBuf {
     root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-fn take_in(directory: &Path, name: &str) -> Result<Lock> {
+fn acquire_in(directory: &Path, name: &str) -> Result<Lock> {
     let path = directory.join(name);
     let explain = || format!("cannot lock {}", path.display());
     fs::create_dir_all(directory).with_context(explain)?;
@@ -64,8 +64,8 @@ mod tests {
     #[test]
     fn a_lock_has_one_owner_at_a_time() {
         let directory = std::env::temp_dir().join(format!("xtask-lock-{}", std::process::id()));
-        let lock = take_in(&directory, MATURIN).unwrap();
-        let _other = take_in(&directory, WHEEL).unwrap();
+        let lock = acquire_in(&directory, MATURIN).unwrap();
+        let _other = acquire_in(&directory, WHEEL).unwrap();
         let probe = File::open(directory.join(MATURIN)).unwrap();
         assert!(matches!(probe.try_lock(), Err(TryLockError::WouldBlock)));
         drop(lock);
@@ -77,7 +77,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let _lock = take_in(&directory, MATURIN).unwrap();
+                        let _lock = acquire_in(&directory, MATURIN).unwrap();
                         assert!(!is_taken.swap(true, Ordering::Relaxed), "two owners");
                         thread::yield_now();
                         is_taken.store(false, Ordering::Relaxed);

@@ -77,7 +77,7 @@ pub(crate) fn environment() -> Result<Environment> {
     let venv = root.join(".venv");
     let environment = Environment { python: venv.join("bin/python") };
     let base = find_python()?;
-    let _lock = lock::take(lock::SETUP)?;
+    let _lock = lock::acquire(lock::SETUP)?;
 
     let version = output(program(&base).arg("--version"))?;
     run_if_changed(&venv, "venv", &[&version], &[], || {
@@ -108,7 +108,7 @@ pub(crate) fn environment() -> Result<Environment> {
             ]);
             maturin.env("VIRTUAL_ENV", &venv).env_remove("CONDA_PREFIX");
             {
-                let _lock = lock::take(lock::MATURIN)?;
+                let _lock = lock::acquire(lock::MATURIN)?;
                 // `output` hides the output of maturin unless maturin fails.
                 output(&mut maturin).map(drop)?;
             }

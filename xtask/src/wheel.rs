@@ -18,7 +18,7 @@ mod interpreters;
 mod portable;
 
 /// The script that installs and uses a wheel.
-const TRIAL: &str = "snakepit-python/tests/installation.py";
+const SMOKE_TEST: &str = "snakepit-python/tests/installation.py";
 
 /// The environment variable with the path of a built daemon, for the build backend.
 const DAEMON_VARIABLE: &str = "SNAKEPIT_BUILD_DAEMON";
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.dev {
         return dev();
     }
-    let _lock = lock::take(lock::WHEEL)?;
+    let _lock = lock::acquire(lock::WHEEL)?;
     let environment = portable::environment()?;
     let wheels = root().join("target/wheels");
     let wheel = step(&format!("build the wheel for {}", name_of(args.platform)), || match args.platform {
@@ -68,14 +68,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("    {}", wheel.display());
     if args.platform == Platform::Musllinux && !interpreters::uses_musl(&environment.python)? {
         println!(
-            "    not tried, because this Python does not use musl; run `python {TRIAL} WHEEL` where one does"
+            "    not tried, because this Python does not use musl; run `python {SMOKE_TEST} WHEEL` where one does"
         );
     } else {
         let pythons = match &args.python {
             Some(python) => vec![python.clone()],
             None => interpreters::installed()?,
         };
-        step("install and use the wheel without Rust", || try_out(&environment, &wheel, &pythons))?;
+        step("install and use the wheel without Rust", || smoke_test(&environment, &wheel, &pythons))?;
     }
     if args.sdist {
         let sdist = step("build the source distribution", || sdist(&environment, &wheels))?;
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             build(&environment, &source, None, &source, &[("CARGO_TARGET_DIR", &target)])
         })?;
         step("install and use that wheel without Rust", || {
-            try_out(&environment, &built, &[setup::find_python()?])
+            smoke_test(&environment, &built, &[setup::find_python()?])
         })?;
     }
     Ok(())
@@ -95,13 +95,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Checks the packaging in less than a minute, if the daemon and the native runtime are built.
 pub(crate) fn dev() -> Result<()> {
-    let _lock = lock::take(lock::WHEEL)?;
+    let _lock = lock::acquire(lock::WHEEL)?;
     let environment = setup::environment()?;
     shell::run(cargo().args(["build", "--quiet", "-p", "snakepit-cli"]))?;
     let directory = root().join("target/wheels/dev");
     let daemon = lock::target_directory().join("debug/snakepit").into_os_string();
     let wheel = build(&environment, &root(), None, &directory, &[(DAEMON_VARIABLE, &daemon)])?;
-    try_out(&environment, &wheel, &[setup::find_python()?])?;
+    smoke_test(&environment, &wheel, &[setup::find_python()?])?;
     // Fails if a member of the workspace is missing, or if the lock file does not fit the members.
     let source = unpack(&sdist(&environment, &directory)?)?;
     let mut tree = cargo();
@@ -136,9 +136,9 @@ fn build(
     pip.env("PATH", environment.path()?).envs(variables.iter().copied());
     if let Some(python) = python {
         let variable = "MATURIN_PEP517_ARGS";
-        let before = variables.iter().find(|(name, _)| *name == variable);
-        let before = before.map(|(_, args)| args.to_string_lossy()).unwrap_or_default();
-        pip.env(variable, format!("{before} --interpreter {}", python.display()));
+        let inherited = variables.iter().find(|(name, _)| *name == variable);
+        let inherited = inherited.map(|(_, args)| args.to_string_lossy()).unwrap_or_default();
+        pip.env(variable, format!("{inherited} --interpreter {}", python.display()));
     }
     output(&mut pip).map(drop)?;
     let built = only_file(&fresh)?;
@@ -149,8 +149,8 @@ fn build(
 }
 
 /// Installs and uses the wheel with each interpreter.
-fn try_out(environment: &Environment, wheel: &Path, pythons: &[PathBuf]) -> Result<()> {
-    shell::run(program(&environment.python).arg(TRIAL).arg(wheel).args(pythons))
+fn smoke_test(environment: &Environment, wheel: &Path, pythons: &[PathBuf]) -> Result<()> {
+    shell::run(program(&environment.python).arg(SMOKE_TEST).arg(wheel).args(pythons))
 }
 
 /// Builds the source distribution. Returns its path.

@@ -18,8 +18,8 @@ pub(super) fn installed() -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for minor in MINORS {
         let name = format!("python3.{minor}");
-        let candidates = [first.clone(), PathBuf::from(&name)].into_iter().chain(of_pyenv(minor));
-        match candidates.into_iter().find(|candidate| minor_of(candidate) == Some(minor)) {
+        let candidates = [first.clone(), PathBuf::from(&name)].into_iter().chain(pyenv_interpreters(minor));
+        match candidates.into_iter().find(|candidate| probe_minor_version(candidate) == Some(minor)) {
             Some(python) => found.push(python),
             None => println!("    not tried with {name}, which is neither on PATH nor installed by pyenv"),
         }
@@ -34,7 +34,7 @@ pub(super) fn uses_musl(python: &Path) -> Result<bool> {
 }
 
 /// The interpreters of a version that pyenv installed. Those on `PATH` are shims, which run only the selected versions.
-fn of_pyenv(minor: u32) -> Vec<PathBuf> {
+fn pyenv_interpreters(minor: u32) -> Vec<PathBuf> {
     let root = std::env::var_os("PYENV_ROOT").map(PathBuf::from);
     let root = root.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pyenv")));
     let Some(entries) = root.and_then(|root| std::fs::read_dir(root.join("versions")).ok()) else {
@@ -48,7 +48,7 @@ fn of_pyenv(minor: u32) -> Vec<PathBuf> {
 }
 
 /// The minor version of an interpreter that runs and is not free-threaded.
-fn minor_of(python: &Path) -> Option<u32> {
+fn probe_minor_version(python: &Path) -> Option<u32> {
     let code = "import sys, sysconfig\n\
                 if sys.version_info[0] == 3 and not sysconfig.get_config_var('Py_GIL_DISABLED'): print(sys.version_info[1])";
     let run = try_output(program(python).args(["-c", code])).ok()?;

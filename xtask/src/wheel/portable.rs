@@ -19,9 +19,9 @@ use crate::{
 const TOOLS: [&str; 4] =
     ["auditwheel==6.8.2", "cargo-zigbuild==0.24.1", "maturin==1.16.0", "ziglang==0.17.1"];
 
-/// A family of systems with one C library.
+/// A Linux target with one C library, for which wheels are built.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Family {
+pub(super) struct LibcTarget {
     /// The tag of wheels, without the architecture.
     tag: &'static str,
     /// The end of the name of the Rust target.
@@ -30,17 +30,17 @@ pub(super) struct Family {
     library: &'static str,
 }
 
-pub(super) const MANYLINUX: Family =
-    Family { tag: "manylinux_2_28", target: "unknown-linux-gnu", library: ".2.28" };
-pub(super) const MUSLLINUX: Family =
-    Family { tag: "musllinux_1_2", target: "unknown-linux-musl", library: "" };
+pub(super) const MANYLINUX: LibcTarget =
+    LibcTarget { tag: "manylinux_2_28", target: "unknown-linux-gnu", library: ".2.28" };
+pub(super) const MUSLLINUX: LibcTarget =
+    LibcTarget { tag: "musllinux_1_2", target: "unknown-linux-musl", library: "" };
 
 /// Returns the environment with the build tools in `target/tools/wheel`.
 pub(super) fn environment() -> Result<Environment> {
     setup::tool_environment(&root().join("target/tools/wheel"), &TOOLS)
 }
 
-impl Family {
+impl LibcTarget {
     /// Builds the daemon and the wheel. Returns the path of the wheel, after auditwheel has confirmed its tag.
     pub(super) fn build(
         self,
