@@ -15,8 +15,8 @@ use pyo3::{
 };
 use snakepit_proto::launch;
 use snakepit_registry::{
-    Arguments, ITEM_SCHEMA_KEY, OTHERS_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolFailure, ToolSpec,
-    Violation, argument_violations,
+    ADDITIONAL_ARGUMENTS_SCHEMA_KEY, Arguments, ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY,
+    ToolFailure, ToolSpec, Violation, argument_violations,
 };
 use snakepit_wire::add_details;
 
@@ -376,7 +376,7 @@ pub(crate) fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<ToolSpec> {
     }
     let mut metadata: BTreeMap<String, String> = spec.as_any().get_item("metadata")?.extract()?;
     let schemas = [
-        ("others_schema", OTHERS_SCHEMA_KEY),
+        ("others_schema", ADDITIONAL_ARGUMENTS_SCHEMA_KEY),
         ("result_schema", RESULT_SCHEMA_KEY),
         ("item_schema", ITEM_SCHEMA_KEY),
     ];

@@ -252,7 +252,7 @@ pub enum ToolError {
         /// The reason.
         reason: String,
         /// The error of the last launch of a worker, with the last output of that worker. Empty if there is none, and for readers
-        /// that do not see tracebacks (`Principal::sees_tracebacks`).
+        /// that are not local (`Principal::is_local`).
         last_error: String,
         /// The time after which a retry may succeed.
         retry_after: Option<Duration>,

@@ -47,7 +47,7 @@ pub struct Fault {
     pub failure: Option<Box<ToolFailure>>,
     /// Further data, from which clients reconstruct the error.
     pub entries: Vec<(&'static str, String)>,
-    /// The end of the message, for readers that [see tracebacks](crate::Principal::sees_tracebacks).
+    /// The end of the message, for readers that are [local](crate::Principal::is_local).
     internals: String,
     may_have_run: bool,
     code: Code,
@@ -146,7 +146,7 @@ impl Fault {
         self.may_have_run
     }
 
-    /// Returns the message with the output of workers, for a reader that [sees tracebacks](crate::Principal::sees_tracebacks).
+    /// Returns the message with the output of workers, for a reader that is [local](crate::Principal::is_local).
     #[doc(hidden)]
     #[must_use]
     pub fn full_message(&self) -> String {

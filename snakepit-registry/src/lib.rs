@@ -88,7 +88,9 @@ pub use service::{
     CallLayer, CallLayers, CallLimit, CallLimitLayer, CallProgress, CallService, HandlerService,
 };
 pub use snakepit_reason::{Code, Reason};
-pub use spec::{ITEM_SCHEMA_KEY, OTHERS_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolSpec};
+pub use spec::{
+    ADDITIONAL_ARGUMENTS_SCHEMA_KEY, ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolSpec,
+};
 pub use timeline::{CallOutcome, CallRecord, CallTimeline};
 pub use totals::CallTotals;
 

@@ -252,10 +252,13 @@ impl Principal {
         }
     }
 
-    /// Whether errors for this principal include tracebacks and output of workers, which reveal code and paths. True for the
-    /// program, for workers and their tools, and for clients on this machine. All principals receive messages and codes.
+    /// Whether this principal is on the machine of the host: the program, a worker, a tool that acts for any principal, or a client
+    /// on a Unix socket or a loopback address.
+    ///
+    /// By default, only local principals receive tracebacks and output of workers, which reveal code and paths. Without an
+    /// authorizer, only they may restart the workers.
     #[must_use]
-    pub fn sees_tracebacks(&self) -> bool {
+    pub fn is_local(&self) -> bool {
         let is_local = matches!(self.via(), Via::Program | Via::UnixSocket | Via::Loopback);
         is_local || self.worker_id().is_some()
     }
@@ -324,10 +327,10 @@ mod tests {
     fn tracebacks_stay_on_this_machine() {
         let local =
             [Principal::program(), Principal::user(1), Principal::loopback(), Principal::worker("w".into())];
-        assert!(local.iter().all(Principal::sees_tracebacks));
+        assert!(local.iter().all(Principal::is_local));
         let others =
             [Principal::remote(), Principal::mounted(), Principal::new("alice", "token"), Principal::unset()];
-        assert!(!others.iter().any(Principal::sees_tracebacks));
-        assert!(Principal::remote().in_worker("w".into()).sees_tracebacks(), "the reader is a tool");
+        assert!(!others.iter().any(Principal::is_local));
+        assert!(Principal::remote().in_worker("w".into()).is_local(), "the reader is a tool");
     }
 }

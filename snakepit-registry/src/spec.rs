@@ -14,8 +14,8 @@ const EXPOSED_KEY: &str = "snakepit.exposed";
 pub const RESULT_SCHEMA_KEY: &str = "snakepit.result_schema";
 /// The metadata key of the JSON Schema of each item of a tool that streams.
 pub const ITEM_SCHEMA_KEY: &str = "snakepit.item_schema";
-/// The metadata key of the JSON Schema of undeclared arguments, if the tool takes some, such as `**kwargs` in Python.
-pub const OTHERS_SCHEMA_KEY: &str = "snakepit.others_schema";
+/// The metadata key of the JSON Schema of additional arguments, which the tool does not declare, such as `**kwargs` in Python.
+pub const ADDITIONAL_ARGUMENTS_SCHEMA_KEY: &str = "snakepit.others_schema";
 /// The metadata key of a tool of a worker whose arguments the host does not check, with the value `true`.
 const UNCHECKED_KEY: &str = "snakepit.unchecked";
 /// The metadata key of the aliases of parameters, as a JSON object.
@@ -54,7 +54,7 @@ pub struct ToolSpec {
     /// - `snakepit.aliases`, the aliases of parameters, as a JSON object. The value of each alias lists the parameters that it
     ///   may stand for,
     /// - `snakepit.unchecked`, `true` if the tool checks its arguments itself, so that the host does not,
-    /// - [`OTHERS_SCHEMA_KEY`], the JSON Schema of undeclared arguments,
+    /// - [`ADDITIONAL_ARGUMENTS_SCHEMA_KEY`], the JSON Schema of additional, undeclared arguments,
     /// - [`RESULT_SCHEMA_KEY`] and [`ITEM_SCHEMA_KEY`], the JSON Schemas of the result and of the items of a stream.
     pub metadata: BTreeMap<String, String>,
     /// Whether the tool streams its results. The host rejects unary calls of host tools that do.

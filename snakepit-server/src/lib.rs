@@ -175,13 +175,13 @@ pub use snakepit_pool::{
     CallTotals, PoolConfig, PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,
 };
 pub use snakepit_registry::{
-    Announcer, Args, Arguments, ArgumentsIntoIter, CallId, CallLayer, CallLimit, CallLimitLayer, CallMode,
-    CallOutcome, CallRecord, CallReports, CallScope, CallService, CallStage, ChainedException, Chunk,
-    ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor, Fault, FnTool, HandlerService, HostError,
-    HostState, HostToolStatus, ITEM_SCHEMA_KEY, IntoAnswer, Json, LogLine, MAX_NAME_BYTES, OTHERS_SCHEMA_KEY,
-    OptionalExtractor, ParameterSpec, Principal, ProgressReport, RESULT_SCHEMA_KEY, Reason, RegistryError,
-    ReplyBody, Requirements, State, TimeLimit, ToolCall, ToolContext, ToolError, ToolFailure, ToolFn,
-    ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
+    ADDITIONAL_ARGUMENTS_SCHEMA_KEY, Announcer, Args, Arguments, ArgumentsIntoIter, CallId, CallLayer,
+    CallLimit, CallLimitLayer, CallMode, CallOutcome, CallRecord, CallReports, CallScope, CallService,
+    CallStage, ChainedException, Chunk, ChunkStream, Code, ErrorKind, Extension, Extensions, Extractor,
+    Fault, FnTool, HandlerService, HostError, HostState, HostToolStatus, ITEM_SCHEMA_KEY, IntoAnswer, Json,
+    LogLine, MAX_NAME_BYTES, OptionalExtractor, ParameterSpec, Principal, ProgressReport, RESULT_SCHEMA_KEY,
+    Reason, RegistryError, ReplyBody, Requirements, State, TimeLimit, ToolCall, ToolContext, ToolError,
+    ToolFailure, ToolFn, ToolHandler, ToolReply, ToolSpec, TraceContext, Via, Violation, schemars,
 };
 pub use snakepit_session::{
     Batch, Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, MemoryBackend, Metadata,

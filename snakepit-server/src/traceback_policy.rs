@@ -20,7 +20,7 @@ use snakepit_registry::{Principal, guard::catch};
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum TracebackPolicy {
-    /// Clients on this machine: [`Principal::sees_tracebacks`]. The default.
+    /// [Local](Principal::is_local) clients. The default.
     #[default]
     Local,
     /// All clients.
@@ -44,7 +44,7 @@ impl TracebackPolicy {
         let is_internal = principal.is_program() || principal.worker_id().is_some();
         is_internal
             || match self {
-                Self::Local => principal.sees_tracebacks(),
+                Self::Local => principal.is_local(),
                 Self::Always => true,
                 Self::Never => false,
                 // A function that panics hides them.

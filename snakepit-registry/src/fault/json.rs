@@ -11,7 +11,7 @@ const PAGE: &str = "https://github.com/snakepit-rs/snakepit/blob/main/docs/error
 
 impl Fault {
     /// Converts the fault to a problem document (RFC 9457), the body of an HTTP response of the type `application/problem+json`.
-    /// Includes tracebacks and output of workers only if the reader [sees them](Principal::sees_tracebacks).
+    /// Includes tracebacks and output of workers only if the reader is [local](Principal::is_local).
     ///
     /// | member | content |
     /// | --- | --- |
@@ -35,7 +35,7 @@ impl Fault {
     }
 
     /// Converts the fault to the error object of a JSON-RPC response, as in MCP. It has a `code`, a `message`, and `data` with
-    /// these members. Includes tracebacks and output of workers only if the reader [sees them](Principal::sees_tracebacks).
+    /// these members. Includes tracebacks and output of workers only if the reader is [local](Principal::is_local).
     ///
     /// | member | content |
     /// | --- | --- |
@@ -43,7 +43,7 @@ impl Fault {
     /// | `may_have_run` | whether the tool may have run; if `false`, a retry is safe |
     /// | `retry_after` | the suggested pause before a retry in seconds; absent if unknown |
     /// | `errors` | the invalid fields, each with `field` and `detail`; absent if there are none |
-    /// | `exception` | `type`, `message`, `worker`, `code` and `data` of the tool's exception; if the principal [sees them](Principal::sees_tracebacks), also `traceback`, `output`, `notes`, `cause`, `context` and `exceptions`; absent without one |
+    /// | `exception` | `type`, `message`, `worker`, `code` and `data` of the tool's exception; if the principal is [local](Principal::is_local), also `traceback`, `output`, `notes`, `cause`, `context` and `exceptions`; absent without one |
     /// | `metadata` | further data of the reason; absent if there is none |
     ///
     /// MCP reports the exception of a tool as a result with `isError`, not as an error object.
@@ -57,12 +57,12 @@ impl Fault {
     }
 
     fn message_for(&self, reader: &Principal) -> String {
-        if reader.sees_tracebacks() { self.full_message() } else { self.message.clone() }
+        if reader.is_local() { self.full_message() } else { self.message.clone() }
     }
 
     /// The members that both forms have.
     fn members(&self, reader: &Principal) -> Map<String, Value> {
-        let sees_tracebacks = reader.sees_tracebacks();
+        let is_local = reader.is_local();
         let mut members = Map::new();
         members.insert("reason".into(), self.reason.as_str().into());
         members.insert("may_have_run".into(), self.may_have_run.into());
@@ -84,12 +84,12 @@ impl Fault {
                 ("worker", &failure.worker),
                 ("code", &failure.code),
             ] {
-                if !text.is_empty() && (key != "traceback" || sees_tracebacks) {
+                if !text.is_empty() && (key != "traceback" || is_local) {
                     exception.insert(key.into(), text.as_str().into());
                 }
             }
             exception.extend(failure.data.clone().map(|data| ("data".into(), data)));
-            if sees_tracebacks {
+            if is_local {
                 exception.extend(internals(failure));
             }
             members.insert("exception".into(), exception.into());

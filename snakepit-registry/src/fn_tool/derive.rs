@@ -206,14 +206,14 @@ fn fields_of<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
 /// first field. If it sorts before the second field, it may belong to that field instead.
 fn aliases_in(names: &[&str], is_field: impl Fn(&str) -> bool) -> Aliases {
     let mut aliases = Aliases::new();
-    let mut before = None;
+    let mut previous = None;
     for (index, name) in names.iter().enumerate() {
         if is_field(name) {
-            before = Some(*name);
+            previous = Some(*name);
             continue;
         }
-        let after = names[index + 1..].iter().find(|name| is_field(name)).filter(|after| name < *after);
-        let fields = before.into_iter().chain(after.copied()).map(str::to_owned).collect();
+        let next = names[index + 1..].iter().find(|name| is_field(name)).filter(|next| name < *next);
+        let fields = previous.into_iter().chain(next.copied()).map(str::to_owned).collect();
         aliases.insert((*name).to_owned(), fields);
     }
     aliases

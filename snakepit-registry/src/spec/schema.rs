@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use snakepit_session::ValueType;
 
-use super::{ITEM_SCHEMA_KEY, OTHERS_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolSpec};
+use super::{ADDITIONAL_ARGUMENTS_SCHEMA_KEY, ITEM_SCHEMA_KEY, ParameterSpec, RESULT_SCHEMA_KEY, ToolSpec};
 
 impl ToolSpec {
     /// The JSON Schema (2020-12) of the arguments, as one object.
@@ -35,8 +35,11 @@ impl ToolSpec {
             }
             properties.insert(parameter.name.clone(), schema.into());
         }
-        let others = self.metadata.get(OTHERS_SCHEMA_KEY).and_then(|json| serde_json::from_str(json).ok());
-        let others = others.map(|mut schema: Map<String, Value>| {
+        let additional = self
+            .metadata
+            .get(ADDITIONAL_ARGUMENTS_SCHEMA_KEY)
+            .and_then(|json| serde_json::from_str(json).ok());
+        let additional = additional.map(|mut schema: Map<String, Value>| {
             if let Some(Value::Object(own)) = schema.remove("$defs") {
                 definitions.extend(own);
             }
@@ -50,8 +53,8 @@ impl ToolSpec {
         }
         if self.closed {
             schema["additionalProperties"] = false.into();
-        } else if let Some(others) = others {
-            schema["additionalProperties"] = others.into();
+        } else if let Some(additional) = additional {
+            schema["additionalProperties"] = additional.into();
         }
         if !definitions.is_empty() {
             schema["$defs"] = definitions.into();
@@ -146,8 +149,8 @@ mod tests {
     #[test]
     fn other_arguments_have_a_schema() {
         let mut spec = ToolSpec::new("order").parameter("count", "integer", "");
-        let others = json!({"$ref": "#/$defs/Item", "$defs": {"Item": {"type": "object"}}});
-        spec.metadata.insert(OTHERS_SCHEMA_KEY.to_owned(), others.to_string());
+        let additional = json!({"$ref": "#/$defs/Item", "$defs": {"Item": {"type": "object"}}});
+        spec.metadata.insert(ADDITIONAL_ARGUMENTS_SCHEMA_KEY.to_owned(), additional.to_string());
         let schema = spec.input_schema();
         assert_eq!(schema["additionalProperties"], json!({"$ref": "#/$defs/Item"}));
         assert_eq!(schema["$defs"], json!({"Item": {"type": "object"}}));

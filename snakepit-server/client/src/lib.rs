@@ -54,9 +54,9 @@ pub use extract::ExtractFrom;
 /// The maximum time limit of a call: 99,999,999 hours, which is the maximum of gRPC.
 pub use snakepit_proto::headers::MAX_TIMEOUT;
 pub use snakepit_registry::{
-    CallStage, CallTotals, ChainedException, Code, ErrorKind, ITEM_SCHEMA_KEY, LogLine, MAX_NAME_BYTES,
-    OTHERS_SCHEMA_KEY, ParameterSpec, ProgressReport, RESULT_SCHEMA_KEY, Reason, TimeLimit, ToolError,
-    ToolFailure, ToolSpec, TraceContext,
+    ADDITIONAL_ARGUMENTS_SCHEMA_KEY, CallStage, CallTotals, ChainedException, Code, ErrorKind,
+    ITEM_SCHEMA_KEY, LogLine, MAX_NAME_BYTES, ParameterSpec, ProgressReport, RESULT_SCHEMA_KEY, Reason,
+    TimeLimit, ToolError, ToolFailure, ToolSpec, TraceContext,
 };
 pub use snakepit_session::{
     Created, Dtype, Element, ErrorChain, InclusiveRange, IntoVariableType, Metadata, NewSession, NewVariable,

@@ -13,7 +13,7 @@ use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 use super::{
     answer::AnswerRecipient,
     bridge::Bridge,
-    inline_buffers::{chunk_in_form, in_form, takes_buffers},
+    inline_buffers::{inline_chunk_buffers, inline_value_buffers, takes_buffers},
     request::{mark_worker, tool_call},
 };
 use crate::{
@@ -39,7 +39,8 @@ impl Bridge {
         let (tool, recipient) =
             (call.tool.clone(), AnswerRecipient::of(self.host(), &call, extensions.get().cloned()));
         let takes_buffers = takes_buffers(&headers);
-        let account = async |value| recipient.account_message(in_form(value, takes_buffers).await?);
+        let account =
+            async |value| recipient.account_message(inline_value_buffers(value, takes_buffers).await?);
         let result = self.host().call(call, account).await;
         match recipient.result(result) {
             Ok(reply) => unary_response(&tool, reply),
@@ -202,7 +203,7 @@ fn chunk_response(tool: &Arc<str>, body: ReplyBody, takes_buffers: bool) -> Resu
             Ok(Box::pin(chunks_to_wire(tool, chunks, true, from_tool_error)))
         }
         ReplyBody::Stream(chunks) => {
-            let chunks = chunks.then(async |chunk| chunk_in_form(chunk?).await);
+            let chunks = chunks.then(async |chunk| inline_chunk_buffers(chunk?).await);
             Ok(Box::pin(chunks_to_wire(tool, chunks, false, from_tool_error)))
         }
         ReplyBody::Value(_) => Err(unexpected_reply(tool, "a value", "a stream")),

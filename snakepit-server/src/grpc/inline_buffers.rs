@@ -16,11 +16,11 @@ pub(super) fn takes_buffers(headers: &MetadataMap) -> bool {
     headers::has_flag(headers, headers::TAKES_BUFFERS)
 }
 
-/// Returns a value in the form that the client reads.
+/// Converts a nested value to plain JSON, unless the client accepts buffers.
 ///
 /// # Errors
 /// [`ToolError::AnswerTooLarge`], before the conversion, if the base64 text of its buffers alone is above the size limit.
-pub(super) async fn in_form(value: Payload, takes_buffers: bool) -> Result<Payload, ToolError> {
+pub(super) async fn inline_value_buffers(value: Payload, takes_buffers: bool) -> Result<Payload, ToolError> {
     if takes_buffers || value.nested_json().is_none() {
         return Ok(value);
     }
@@ -28,11 +28,11 @@ pub(super) async fn in_form(value: Payload, takes_buffers: bool) -> Result<Paylo
     Ok(run_if_heavy(value.size(), move || without_buffers(value)).await)
 }
 
-/// Returns a chunk in the form of clients that do not read nested values.
+/// Converts a chunk with a nested value to plain JSON.
 ///
 /// # Errors
-/// As for [`in_form`].
-pub(super) async fn chunk_in_form(chunk: Chunk) -> Result<Chunk, ToolError> {
+/// As for [`inline_value_buffers`].
+pub(super) async fn inline_chunk_buffers(chunk: Chunk) -> Result<Chunk, ToolError> {
     let Chunk { data, metadata, binary } = chunk;
     let Some(buffers) = binary else { return Ok(Chunk { data, metadata, binary }) };
     check_base64(&data, Some(&buffers))?;
@@ -161,7 +161,7 @@ mod tests {
     #[tokio::test]
     async fn other_tasks_run_while_a_large_value_is_converted() {
         let value = buffers(100_000);
-        let (plain, ticks) = ticks_during(in_form(value.clone(), false)).await;
+        let (plain, ticks) = ticks_during(inline_value_buffers(value.clone(), false)).await;
         let plain = plain.unwrap();
         assert!(plain.binary().is_none() && ticks > 3, "{ticks} ticks");
         let back: Vec<Bytes> = plain.to_serde().unwrap();
@@ -169,7 +169,7 @@ mod tests {
 
         let (json, binary) = (Bytes::copy_from_slice(value.json()), value.binary().cloned());
         let chunk = Chunk { data: json, binary, ..Chunk::default() };
-        let (chunk, ticks) = ticks_during(chunk_in_form(chunk)).await;
+        let (chunk, ticks) = ticks_during(inline_chunk_buffers(chunk)).await;
         assert!(chunk.unwrap().binary.is_none() && ticks > 3, "{ticks} ticks");
 
         let (any, buffers) = snakepit_wire::payload_to_wire(value);
@@ -184,8 +184,8 @@ mod tests {
     async fn a_value_that_cannot_fit_is_refused_before_it_is_converted() {
         let value = Payload::try_from_serde(&[vec![0_u8; 8].into(), Bytes::from(vec![0; MAX_ITEM_BYTES])]);
         let value = value.unwrap();
-        assert_eq!(in_form(value.clone(), true).await.unwrap(), value);
-        let (error, ticks) = ticks_during(in_form(value, false)).await;
+        assert_eq!(inline_value_buffers(value.clone(), true).await.unwrap(), value);
+        let (error, ticks) = ticks_during(inline_value_buffers(value, false)).await;
         let Err(ToolError::AnswerTooLarge { size, limit: MAX_ITEM_BYTES, .. }) = error else {
             panic!("{error:?}");
         };

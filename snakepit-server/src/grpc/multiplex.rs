@@ -29,7 +29,7 @@ use super::{
     answer::AnswerRecipient,
     authorize::PrincipalSource,
     bridge::Bridge,
-    inline_buffers::{chunk_in_form, in_form},
+    inline_buffers::{inline_chunk_buffers, inline_value_buffers},
     open_ended::OpenEndedStream,
 };
 use crate::{
@@ -129,7 +129,8 @@ impl Stream for MuxResponse {
 /// Converts the chunks of a reply for a client that does not read nested values.
 fn plain_chunks(mut reply: ToolReply) -> ToolReply {
     if let ReplyBody::Stream(chunks) = reply.body {
-        reply.body = ReplyBody::Stream(Box::pin(chunks.then(async |chunk| chunk_in_form(chunk?).await)));
+        reply.body =
+            ReplyBody::Stream(Box::pin(chunks.then(async |chunk| inline_chunk_buffers(chunk?).await)));
     }
     reply
 }
@@ -204,7 +205,7 @@ impl ToolHandler for ClientCalls {
         let result = if self.takes_buffers.load(Relaxed) {
             self.host.call(call, |value| ready(recipient.account(value))).await
         } else {
-            let account = async |value| recipient.account(in_form(value, false).await?);
+            let account = async |value| recipient.account(inline_value_buffers(value, false).await?);
             // A separate allocation, because such clients are rare.
             Box::pin(self.host.call(call, account)).await.map(plain_chunks)
         };

@@ -15,7 +15,7 @@ impl Bridge {
     ) -> Result<pb::RestartWorkersResponse, Status> {
         let host = self.host();
         let principal = self.principal(extensions);
-        if host.authorizer().is_none() && !principal.sees_tracebacks() {
+        if host.authorizer().is_none() && !principal.is_local() {
             // Repeated restarts cost more than calls, so clients of other machines need a permission of the program.
             let problem = "only clients on this machine may restart the workers";
             return Err(from_tool_error(ToolError::access_denied(problem)));
