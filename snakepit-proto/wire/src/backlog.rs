@@ -202,11 +202,11 @@ impl State {
 
     /// Updates the budget with the current size of this backlog.
     fn reserve(&mut self) {
-        let (before, after) = (self.reserved, self.bytes - self.initial_bytes);
-        self.reserved = after;
-        match after.checked_sub(before) {
+        let (old, new) = (self.reserved, self.bytes - self.initial_bytes);
+        self.reserved = new;
+        match new.checked_sub(old) {
             Some(more) => self.budget.0.bytes.fetch_add(more, Relaxed),
-            None => self.budget.0.bytes.fetch_sub(before - after, Relaxed),
+            None => self.budget.0.bytes.fetch_sub(old - new, Relaxed),
         };
         let freeable = self.freeable_bytes();
         // Both are 0 while the reader keeps up.
