@@ -1,4 +1,4 @@
-"""The snippets of the pages in docs/python, with real servers."""
+"""The snippets of the pages in docs/python, with real daemons."""
 
 from __future__ import annotations
 

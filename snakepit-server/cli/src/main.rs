@@ -46,7 +46,7 @@ Exit codes:
   2  wrong usage
   3  the call was rejected, timed out, or lost its worker
   4  the server cannot be reached, or the connection was lost
-  5  the server, or a new worker, cannot start";
+  5  the daemon, or a new worker, cannot start";
 
 /// Appended to the help of the commands that connect to a server.
 const CLIENT_HELP: &str = "\

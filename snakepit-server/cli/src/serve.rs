@@ -52,21 +52,21 @@ Other environment variables:
                         deadlines
   TOKIO_WORKER_THREADS  The number of threads [default: half of the processors]
   PYTHONPATH            The directories of adapters that are not installed. Workers inherit
-                        the environment of the server
+                        the environment of the daemon
 
 Output:
-  When the server is ready, it prints one line of JSON on stdout, with the keys `grpc` (the
+  When the daemon is ready, it prints one line of JSON on stdout, with the keys `grpc` (the
   URL), `socket`, `pid` and `workers` (their number). The log goes to stderr.
 
 Signals:
-  SIGTERM, SIGINT, SIGQUIT and SIGHUP stop the server, and with --stop-with-stdin the end
+  SIGTERM, SIGINT, SIGQUIT and SIGHUP stop the daemon, and with --stop-with-stdin the end
   of standard input. Nothing reloads the configuration.
-  Under nohup, the server ignores SIGHUP.
+  Under nohup, the daemon ignores SIGHUP.
 
 Exit codes:
   0  stopped by a signal
   2  wrong usage
-  5  the server cannot start";
+  5  the daemon cannot start";
 
 /// Runs the daemon until a signal stops it. `command` has all flags, with their environment variables. `dev` is present for
 /// `snakepit dev`.
@@ -288,8 +288,8 @@ fn log_filter(default: &str) -> Result<EnvFilter, Failure> {
     })
 }
 
-/// Prints one line of JSON on stdout, for scripts that wait until the server is ready. A separate thread writes it, so that a
-/// full pipe or a stopped terminal does not block the server.
+/// Prints one line of JSON on stdout, for scripts that wait until the daemon is ready. A separate thread writes it, so that a
+/// full pipe or a stopped terminal does not block the daemon.
 fn print_ready_line(snakepit: &Snakepit) {
     let status = snakepit.status();
     let line = serde_json::json!({
@@ -300,7 +300,7 @@ fn print_ready_line(snakepit: &Snakepit) {
     });
     let write = move || {
         let mut stdout = std::io::stdout().lock();
-        // The server runs even if its stdout is closed.
+        // The daemon runs even if its stdout is closed.
         let _ = log::write_blocking(&mut stdout, format!("{line}\n").as_bytes());
         let _ = stdout.flush();
     };

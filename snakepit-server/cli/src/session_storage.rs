@@ -70,7 +70,7 @@ impl SessionStorage {
             }
             #[cfg(not(all(feature = "redb", feature = "redis")))]
             Self::File(_) | Self::Redis(_) => Err(SessionError::backend(
-                "this server was built without it; build with the features `redb` and `redis`",
+                "this daemon was built without it; build with the features `redb` and `redis`",
             )),
         }
     }

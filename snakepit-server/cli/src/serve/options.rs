@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Stop when standard input ends. A program that starts the server keeps a pipe to it open, so the server stops even if
+    /// Stop when standard input ends. A program that starts the daemon keeps a pipe to it open, so the daemon stops even if
     /// that program is killed.
     #[arg(long)]
     pub(super) stop_with_stdin: bool,
@@ -248,7 +248,7 @@ pub(super) struct NetworkOptions {
 #[command(next_help_heading = "Storage")]
 pub(super) struct StorageOptions {
     /// Store sessions here: `memory`; `file:PATH`, which survives restarts; or `redis://HOST:PORT` or `redis+unix:///PATH`,
-    /// which several servers share.
+    /// which several daemons share.
     #[arg(
         long,
         value_name = "LOCATION",
