@@ -455,7 +455,7 @@ impl Driver {
         self.lock().runtime_has_ended
     }
 
-    /// The last failure of a worker, for the errors of calls that get no worker.
+    /// The last failure of a worker, for the errors of calls that do not get a worker.
     pub(crate) fn last_failure(&self) -> Option<LastFailure> {
         self.lock().last_failure.clone()
     }

@@ -60,7 +60,7 @@ pub enum WorkerState {
     Idle,
     /// It runs at least one call.
     Busy,
-    /// It gets no calls until an abandoned call has provably ended.
+    /// It does not get calls until an abandoned call has provably ended.
     Quarantined,
     /// It was asked to stop or killed, and has not exited yet.
     Stopping,

@@ -57,7 +57,7 @@ pub const ENV_GPU: &str = "SNAKEPIT_GPU";
 pub const ENV_ADAPTER_ARGS: &str = "SNAKEPIT_ADAPTER_ARGS";
 /// Environment: the number of calls that the worker runs concurrently, if the pool sets one.
 pub const ENV_CONCURRENCY: &str = "SNAKEPIT_WORKER_CONCURRENCY";
-/// Environment: the number of threads for tools that are plain functions, if the host sets one.
+/// Environment: the number of threads for tools that are synchronous functions, if the host sets one.
 pub const ENV_THREADS: &str = "SNAKEPIT_WORKER_THREADS";
 /// Environment: the path of the Unix socket on which the worker must serve.
 pub const ENV_SOCKET: &str = "SNAKEPIT_SOCKET";
@@ -173,12 +173,12 @@ pub struct CallLimits {
     /// The limit of each tool that has one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tools: BTreeMap<String, usize>,
-    /// Limits the plain functions together.
+    /// Limits the synchronous functions together.
     pub plain: usize,
-    /// The tools that are plain functions.
+    /// The tools that are synchronous functions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plain_tools: Vec<String>,
-    /// The tools that share `shared`, if all tools that no list names are plain functions. `None` if those share it, too.
+    /// The tools that share `shared`, if all tools that no list names are synchronous functions. `None` if those share it, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_tools: Option<Vec<String>>,
 }

@@ -18,7 +18,7 @@ pub use size_limit::{HEADER_LIST_BYTES, bounded, bounded_text, brief, fit};
 
 /// The `domain` of every `google.rpc.ErrorInfo` this project sends.
 pub const ERROR_DOMAIN: &str = "snakepit";
-/// The `reason` in the `google.rpc.ErrorInfo` of a status with the failure of a tool.
+/// The `reason` in the `google.rpc.ErrorInfo` of a status with a tool failure.
 pub const TOOL_FAILED: &str = Reason::ToolFailed.as_str();
 /// The `reason` if no tool has this name.
 pub const TOOL_NOT_FOUND: &str = Reason::ToolNotFound.as_str();
@@ -40,7 +40,7 @@ pub const STOPPING: &str = Reason::Stopping.as_str();
 pub const WORKER_LOST: &str = Reason::WorkerLost.as_str();
 /// The `reason` if a proxy answered instead of the host. Clients create it.
 pub const PROXY: &str = Reason::Proxy.as_str();
-/// The `reason` if the host shuts down and rejected or cut the call.
+/// The `reason` if the host shuts down and rejected or aborted the call.
 pub const SHUTTING_DOWN: &str = Reason::ShuttingDown.as_str();
 /// The `reason` if the connection to a host was lost or closed.
 pub const CONNECTION_LOST: &str = Reason::ConnectionLost.as_str();
@@ -174,7 +174,7 @@ pub fn field_error_status(message: impl Into<String>, field: &str, description: 
     build(Code::InvalidArgument, message.into(), INVALID_ARGUMENT, Some(any(BAD_REQUEST_URL, detail)))
 }
 
-/// Creates a status with the failure of a tool in its details, cut to the [size limit](fit).
+/// Creates a status with a tool failure in its details, cut to the [size limit](fit).
 #[must_use]
 pub fn failure_status(code: Code, message: impl Into<String>, failure: &ToolFailure) -> Status {
     failure_status_with_reason(code, TOOL_FAILED, message, failure)
@@ -283,7 +283,7 @@ pub fn details_of(status: &Status) -> Details {
     parsed
 }
 
-/// The failure of a tool in the details of a status, if any.
+/// A tool failure in the details of a status, if any.
 #[must_use]
 pub fn failure_of(status: &Status) -> Option<ToolFailure> {
     let Details { reason, failure, .. } = details_of(status);

@@ -17,7 +17,7 @@ use crate::{
 /// The source of a request to the host.
 #[derive(Debug, Clone)]
 pub(crate) enum Caller {
-    /// A tool of a worker. Its requests end with the call that it serves.
+    /// A worker tool. Its requests end with the call that it serves.
     Tool { state: Arc<CallState>, trace: Option<TraceContext>, worker_id: Arc<str> },
     /// A program with a [`Client`](crate::client::HostClient). `timeout` bounds each of its requests.
     Program { close_signals: CloseSignals, timeout: Option<Duration> },
@@ -49,7 +49,7 @@ impl Caller {
         }
     }
 
-    /// Returns whether the caller is a tool of a worker.
+    /// Returns whether the caller is a worker tool.
     pub(crate) const fn is_tool(&self) -> bool {
         matches!(self, Self::Tool { .. })
     }

@@ -304,7 +304,7 @@ impl Host {
             match timeout_at(deadline, response).await {
                 Err(_) => Err(HostError::Deadline),
                 // The deadline of the tool's call must not end one of its requests before the call itself. Otherwise the
-                // exception reaches the host before the host's own deadline, and looks like a failure of the tool.
+                // exception reaches the host before the host's own deadline, and looks like a tool failure.
                 Ok(Err(error)) if caller.is_tool() && is_early_deadline(&error, deadline) => {
                     sleep_until(deadline).await;
                     Err(HostError::Deadline)

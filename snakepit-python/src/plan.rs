@@ -71,7 +71,7 @@ pub(crate) struct Tool {
     pub(crate) contract: Contract,
     /// The spec to check arguments against. `None` if the host does so.
     checked_spec: Option<ToolSpec>,
-    /// Whether the tool is a plain function, which occupies the thread on which it runs.
+    /// Whether the tool is a synchronous function, which occupies the thread on which it runs.
     is_plain: bool,
     /// The number of its calls that may run together, if the tool sets it.
     concurrency: Option<usize>,
@@ -173,13 +173,13 @@ impl fmt::Debug for SessionContextType {
 /// The numbers of calls that may run together.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Concurrency {
-    /// All calls. With 1, the worker does not use an event loop for plain functions.
+    /// All calls. With 1, the worker does not use an event loop for synchronous functions.
     pub(crate) calls: usize,
     /// Coroutines of tools that set no number.
     shared: usize,
-    /// The threads for plain functions. With 0, they run on the main thread, one at a time.
+    /// The threads for synchronous functions. With 0, they run on the main thread, one at a time.
     threads: usize,
-    /// Whether undeclared tools are plain functions.
+    /// Whether undeclared tools are synchronous functions.
     are_dynamic_plain: bool,
 }
 

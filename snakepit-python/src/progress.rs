@@ -17,7 +17,7 @@ use snakepit_registry::CallId;
 
 pub(crate) use self::answers::Answers;
 
-/// The bit that separates ids of multiplexed calls from those that the host assigns to plain RPCs. The lower bits are the
+/// The bit that separates ids of multiplexed calls from those that the host assigns to per-call RPCs. The lower bits are the
 /// number of the stream and the id on that stream.
 const MULTIPLEXED: u64 = 1 << 62;
 const STREAM_SHIFT: u32 = 48;
@@ -64,7 +64,7 @@ impl Progress {
             // Ids of another stream denote other calls. Once one of those begins, the file no longer shows which calls
             // have begun.
             _ if call.as_u64() & MULTIPLEXED != 0 && stream > FIRST_STREAM => ANY_CALL,
-            // Calls through plain RPCs are not recorded. Their ids are outside the range of multiplexed calls.
+            // Calls through per-call RPCs are not recorded. Their ids are outside the range of multiplexed calls.
             _ => return,
         };
         self.0.fetch_max(begun, Ordering::Release);

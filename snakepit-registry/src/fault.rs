@@ -153,7 +153,7 @@ impl Fault {
         format!("{}{}", self.message, self.internals)
     }
 
-    /// The gRPC code. For the failure of a tool, the code that the tool chose, if it is [the name of one](Code::of_failure).
+    /// The gRPC code. For a tool failure, the code that the tool chose, if it is [the name of one](Code::of_failure).
     #[must_use]
     pub const fn code(&self) -> Code {
         self.code

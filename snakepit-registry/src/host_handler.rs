@@ -13,7 +13,7 @@ use crate::{
     meter::Meter,
 };
 
-/// Wraps the handler of a host tool: converts panics of the handler and its streams to failures of the tool, adds the name of the
+/// Wraps the handler of a host tool: converts panics of the handler and its streams to tool failures, adds the name of the
 /// tool to failures, and counts the calls.
 #[derive(Debug)]
 pub(crate) struct HostHandler {

@@ -24,7 +24,7 @@ pub enum CallOutcome {
     Rejected,
     /// Ended at its deadline.
     TimedOut,
-    /// Dropped by its caller, cancelled by id, or cut off by a shutdown.
+    /// Dropped by its caller, cancelled by id, or aborted by a shutdown.
     Cancelled,
     /// Lost with its worker.
     Lost,

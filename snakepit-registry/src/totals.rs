@@ -12,7 +12,7 @@ pub struct CallTotals {
     pub rejected: u64,
     /// Ended at their deadline.
     pub timed_out: u64,
-    /// Dropped by their caller, cancelled by id, or cut off by a shutdown.
+    /// Dropped by their caller, cancelled by id, or aborted by a shutdown.
     pub cancelled: u64,
     /// Lost with their worker.
     pub lost: u64,

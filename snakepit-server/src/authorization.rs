@@ -8,7 +8,7 @@ use snakepit_registry::{Principal, ToolError, guard::catch};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation<'a> {
-    /// Calls a tool of a worker or of the host. The tool may not exist. A call in a session also needs the permission for
+    /// Calls a worker tool or a host tool. The tool may not exist. A call in a session also needs the permission for
     /// [`WriteSession`](Self::WriteSession), because the tool can use the session.
     #[non_exhaustive]
     Call {

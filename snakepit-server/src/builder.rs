@@ -291,7 +291,7 @@ impl Builder {
 
     /// Sets the number of calls that one worker runs concurrently, from 1 to 256. It replaces the attribute `concurrency` of a
     /// Python adapter, and limits all calls of a worker together, including those in threads. Without both, workers run one call
-    /// at a time. Calls of a Python worker overlap where coroutines await; plain functions need [`threads`](Self::threads).
+    /// at a time. Calls of a Python worker overlap where coroutines await; synchronous functions need [`threads`](Self::threads).
     pub const fn concurrency(mut self, calls: usize) -> Self {
         self.pool.concurrency = Some(calls);
         self

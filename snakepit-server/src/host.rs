@@ -83,7 +83,7 @@ pub(crate) struct Host {
     renewer: Arc<SessionRenewer>,
     /// The running calls of host tools that do not come from a worker. Closed when the drain begins.
     host_tool_calls: TaskTracker,
-    /// Cancelled at the end of the drain, which cuts off the calls that run in the host.
+    /// Cancelled at the end of the drain, which aborts the calls that run in the host.
     cut: CancellationToken,
     /// Set when the runtime that started the host has shut down.
     runtime_has_ended: AtomicBool,
@@ -161,7 +161,7 @@ impl Host {
         }
     }
 
-    /// The records of calls.
+    /// The call records.
     pub(crate) const fn records(&self) -> &Arc<CallRecords> {
         &self.records
     }
@@ -290,7 +290,7 @@ impl Host {
         }
     }
 
-    /// Runs a call through the layers of the program. Ends it at its deadline, or when the host cuts off its calls, if it waits
+    /// Runs a call through the layers of the program. Ends it at its deadline, or when the host aborts its calls, if it waits
     /// in a layer.
     fn begin_in(&self, layers: &CallService, mut call: ToolCall) -> Result<CallFuture<'static>, ToolError> {
         // Sets the default deadline.
@@ -336,7 +336,7 @@ impl Host {
     }
 
     /// Runs a call of a host tool for a worker. The drain already waits for the worker's own call. A call of a client, or of a
-    /// worker that runs no call, is not nested, so it passes the layers of the program.
+    /// worker that runs no call, is not nested, so it goes through the layers of the program.
     pub(crate) async fn call_host_tool<F>(
         &self,
         mut call: ToolCall,

@@ -25,7 +25,7 @@ pub const ADAPTER_ARG: Setting = Setting::new("Builder::adapter_arg", "adapter-a
 pub const GPUS: Setting = Setting::new("Builder::gpus", "gpus");
 /// The number of threads that numeric libraries use in each worker.
 pub const LIBRARY_THREADS: Setting = Setting::new("Builder::library_threads", "library-threads");
-/// The number of threads in which each worker runs tools that are plain functions.
+/// The number of threads in which each worker runs tools that are synchronous functions.
 pub const THREADS: Setting = Setting::new("Builder::threads", "threads");
 /// The events that workers send.
 pub const WORKER_TELEMETRY: Setting = Setting::new("Builder::worker_telemetry", "worker-telemetry");

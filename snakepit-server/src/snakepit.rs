@@ -78,7 +78,7 @@ impl Drop for Service {
     }
 }
 
-/// The time for calls that were cut off to send their errors before the connections close.
+/// The time for calls that were aborted to send their errors before the connections close.
 const REPLY_GRACE: Duration = Duration::from_millis(100);
 
 impl Snakepit {
@@ -301,10 +301,10 @@ impl Snakepit {
         self.service.hidden.cancel();
     }
 
-    /// Shuts down gracefully: rejects new calls, lets running calls finish for up to ten seconds, cuts off the remaining ones,
+    /// Shuts down gracefully: rejects new calls, lets running calls finish for up to ten seconds, aborts the remaining ones,
     /// stops the workers, and closes the listeners. You may call it more than once.
     ///
-    /// Rejected and cut-off calls, streams and watches fail with [`ToolError::ShuttingDown`]. The future completes when every
+    /// Rejected and aborted calls, streams and watches fail with [`ToolError::ShuttingDown`]. The future completes when every
     /// worker process has exited and every connection is closed. A connection with open requests is closed after two seconds
     /// at the latest.
     ///
@@ -326,7 +326,7 @@ impl Snakepit {
     /// handlers derive from them. The future completes when the host has shut down. Only then does your server stop accepting
     /// connections, and its remaining requests are about to end.
     ///
-    /// Running calls have `drain` to finish, such as [`DEFAULT_DRAIN`](Self::DEFAULT_DRAIN). The host cuts off the remaining
+    /// Running calls have `drain` to finish, such as [`DEFAULT_DRAIN`](Self::DEFAULT_DRAIN). The host aborts the remaining
     /// ones.
     ///
     /// End your own streams with [`stopping`](Self::stopping). A client that does not read its responses can keep its connection

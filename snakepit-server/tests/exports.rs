@@ -181,7 +181,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
 }
 
-/// The names of types in a text. Generic parameters have one letter, or are `Fut`.
+/// The names of types in a string. Generic parameters have one letter, or are `Fut`.
 fn types(text: &str) -> impl Iterator<Item = &str> {
     words(text).filter(|word| {
         word.starts_with(char::is_uppercase) && word.contains(char::is_lowercase) && *word != "Fut"

@@ -155,7 +155,7 @@ async fn many_variables_are_deleted_one_by_one_on_hosts_of_earlier_versions() {
 
 const TRACEBACK: &str = "File \"/srv/shop.py\"";
 
-/// A tool that fails as a tool of a worker does.
+/// A tool that fails as a worker tool does.
 #[derive(Debug)]
 struct Raising;
 

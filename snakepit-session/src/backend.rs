@@ -263,7 +263,7 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
         results.into_iter().next().unwrap_or_else(|| Err(variable_not_found(id, &identifier)))
     }
 
-    /// Returns the counters of the backend.
+    /// Returns the backend's counters.
     async fn stats(&self) -> Result<SessionStats, SessionError>;
 
     /// Subscribes to the lifecycle events of all sessions.

@@ -51,7 +51,7 @@ impl UpdateKind {
     }
 }
 
-/// A change of a variable.
+/// A change to a variable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VariableUpdate {
     /// The kind of the change.

@@ -44,7 +44,7 @@ pub(crate) async fn stall_reading(daemon: &Daemon, time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// Starts unary calls over plain RPCs and the multiplexed stream, and closes the connections while they run.
+/// Starts unary calls over per-call RPCs and the multiplexed stream, and closes the connections while they run.
 pub(crate) async fn disconnect_during_calls(daemon: &Daemon) {
     for _ in 0..8 {
         let client = daemon.client().await;

@@ -1,4 +1,4 @@
-//! Rust callers: unary and streaming, over plain RPCs and over the multiplexed stream, with and without sessions.
+//! Rust callers: unary and streaming, over per-call RPCs and over the multiplexed stream, with and without sessions.
 
 use std::{sync::Arc, time::Duration};
 

@@ -19,7 +19,7 @@ pub fn is_alive(pid: u32) -> bool {
     }
 }
 
-/// Finds the processes whose command line contains a text. Zombies have no command line.
+/// Finds the processes whose command line contains a string. Zombies have no command line.
 ///
 /// # Panics
 /// If `/proc` cannot be read.

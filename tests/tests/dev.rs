@@ -59,7 +59,7 @@ impl Dev {
         Self { child, address: ready["grpc"].as_str().unwrap().to_owned(), output }
     }
 
-    /// Waits until the output contains a text, and returns the output up to its end. The rest remains for the next call.
+    /// Waits until the output contains a string, and returns the output up to its end. The rest remains for the next call.
     async fn wait_for(&self, needle: &str) -> String {
         let found = || async { self.output.lock().unwrap().contains(needle) };
         let timeout = tokio::time::timeout(EVENT_TIMEOUT * 2, async {

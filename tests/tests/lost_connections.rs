@@ -77,7 +77,7 @@ impl FaultyProxy {
         self.buffered.lock().unwrap().len()
     }
 
-    /// Waits until the newest connection has buffered bytes from the client that contain a text.
+    /// Waits until the newest connection has buffered bytes from the client that contain a string.
     async fn wait_for_client_bytes(&self, text: &str) {
         eventually("the client has sent the call", Duration::from_secs(10), async || {
             let [from_client, _] = self.newest();

@@ -66,7 +66,7 @@ fn checks(output: &Output) -> BTreeMap<String, Value> {
     checks.map(|check| (check["name"].as_str().unwrap().to_owned(), check.clone())).collect()
 }
 
-/// Asserts that one check failed, and that its evidence and its fix contain these texts.
+/// Asserts that one check failed, and that its evidence and its fix contain these strings.
 async fn assert_fails(mut command: Command, name: &str, evidence: &str, fix: &str) {
     let output = command.output().await.unwrap();
     assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");

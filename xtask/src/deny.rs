@@ -9,7 +9,7 @@ use crate::{
     tools::DENY,
 };
 
-/// Positive controls: a text of `deny.toml`, the rule that must fail without the text, and the expected error.
+/// Positive controls: a string of `deny.toml`, the rule that must fail without the string, and the expected error.
 const CONTROLS: [(&str, &str, &str); 2] = [
     (r#"wrappers = ["snakepit-session-redb"], "#, "bans", "crate 'redb = "),
     (r#"    "Zlib","#, "licenses", "failed to satisfy license requirements"),

@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::{Cli, msrv, shell::root};
 
-/// The arguments of each `cargo xtask` in a text, up to the end of its line.
+/// The arguments of each `cargo xtask` in a string, up to the end of its line.
 fn commands(text: &str) -> Vec<Vec<&str>> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
     let calls = lines.filter_map(|line| line.split_once("cargo xtask ").map(|(_, args)| args));

@@ -91,7 +91,7 @@ pub(crate) struct Acquire {
     ticket: Option<Ticket>,
     tool: Arc<str>,
     deadline: Option<Instant>,
-    /// The workers that get no calls while this one waits, because they could not begin it.
+    /// The workers that do not get calls while this one waits, because they could not begin it.
     suspended: Vec<WorkerKey>,
 }
 

@@ -76,7 +76,7 @@ pub(crate) enum Event {
     LaunchFailed(WorkerKey),
     /// The worker exited.
     Exited(WorkerKey),
-    /// The worker must get no calls until a `Resume`, because a call that waits for the next one blocks it.
+    /// The worker must not get calls until a `Resume`, because a call that waits for the next one blocks it.
     Suspend(WorkerKey),
     /// A `Suspend` ended.
     Resume(WorkerKey),

@@ -70,7 +70,7 @@ pub(crate) struct Up {
     pub(crate) cancelling: u32,
     /// Whether the worker rejects calls because it is stopping. The pool stops it when its other calls have ended.
     pub(crate) is_retiring: bool,
-    /// The number of nested calls that wait because the worker cannot begin them. Meanwhile, it gets no calls.
+    /// The number of nested calls that wait because the worker cannot begin them. Meanwhile, it does not get calls.
     pub(crate) suspensions: u32,
     up_since: Instant,
     /// Whether a call has ended on the worker, so the worker counts as healthy.

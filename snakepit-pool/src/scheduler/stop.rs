@@ -1,4 +1,4 @@
-//! Shuts down the pool: rejects new calls, drains and then cuts off the others, and stops the workers.
+//! Shuts down the pool: rejects new calls, drains and then aborts the others, and stops the workers.
 
 use tokio::time::Instant;
 

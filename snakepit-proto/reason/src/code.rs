@@ -81,7 +81,7 @@ impl Code {
         Self::ALL.iter().copied().find(|known| is_lower && known.name().eq_ignore_ascii_case(code))
     }
 
-    /// The HTTP status for the failure of a tool with this code.
+    /// The HTTP status for a tool failure with this code.
     #[must_use]
     pub const fn http_status(self) -> u16 {
         match self {

@@ -1,4 +1,4 @@
-//! Conversions of failures of tools, and statuses of invalid requests.
+//! Conversions of tool failures, and statuses of invalid requests.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ fn part<'a, T: Deserialize<'a>>(parts: &BTreeMap<String, &'a RawValue>, name: &s
     parts.get(name).and_then(|value| serde_json::from_str(value.get()).ok())
 }
 
-/// Converts the failure of a tool from its message.
+/// Converts a tool failure from its message.
 #[must_use]
 pub fn failure_from_wire(failure: pb::ToolFailure) -> ToolFailure {
     let pb::ToolFailure {
@@ -86,7 +86,7 @@ pub fn failure_from_wire(failure: pb::ToolFailure) -> ToolFailure {
     failure
 }
 
-/// Converts the failure of a tool to a message, within the size limits of [`bounded`].
+/// Converts a tool failure to a message, within the size limits of [`bounded`].
 #[must_use]
 pub fn failure_to_wire(failure: ToolFailure, session_id: String) -> pb::ToolFailure {
     let ToolFailure {

@@ -60,7 +60,7 @@ pub fn status_reply(id: u64, status: Status) -> pb::CallReply {
     pb::CallReply { id, status: Some(Box::new(status.into())), ..pb::CallReply::default() }
 }
 
-/// The reply of a call that ended with an error. `to_status` converts all errors except the failure of a tool.
+/// The reply of a call that ended with an error. `to_status` converts all errors except a tool failure.
 #[must_use]
 pub fn error_reply(
     id: u64,

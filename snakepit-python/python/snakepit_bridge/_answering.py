@@ -42,13 +42,13 @@ async def finish(call: ConcurrentCall, result: Any, open_streams: list[Any]) -> 
         for item in result:
             if not await _put(sink, item):
                 break
-            # Each step of a plain generator blocks the loop.
+            # Each step of a synchronous generator blocks the loop.
             await asyncio.sleep(0)
     call.set_complete()
 
 
 def run_plain(call: ConcurrentCall, invoke: Callable[[], Any], open_streams: list[Any]) -> Callable[[], Any] | None:
-    """Run a plain function on its thread. Return a function if the event loop must finish the call."""
+    """Run a synchronous function on its thread. Return a function if the event loop must finish the call."""
     result = invoke()
     is_async = hasattr(type(result), "__await__") or hasattr(type(result), "__anext__")
     if is_async:

@@ -149,7 +149,7 @@ class AsyncClient(AsyncCaller):
     ) -> AsyncCaller:
         """Return a caller on this connection whose calls have these options. See :meth:`Client.options`.
 
-        ``progress`` and ``logs`` are plain functions, which run on the event loop and must not block it.
+        ``progress`` and ``logs`` are synchronous functions, which run on the event loop and must not block it.
         """
         options = CallOptions.of("", timeout, idempotent, metadata, retries, wait_for_room, progress, logs)
         return AsyncCaller(self._connection, options)

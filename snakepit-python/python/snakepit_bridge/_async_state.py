@@ -121,7 +121,7 @@ class AsyncVariables:
     ) -> Any:
         """Change a variable atomically, and return its new value. See :meth:`SessionVariables.update`.
 
-        ``change`` is a plain function.
+        ``change`` is a synchronous function.
         """
         if not callable(change):
             raise _checked.wrong_type("change", change, "a function")

@@ -120,7 +120,7 @@ _outer: ContextVar[CallRecord | None] = ContextVar("snakepit_outer_record", defa
 
 
 def new(tool: str) -> CallRecord:
-    """Create the record of a call."""
+    """Create a call record."""
     record = CallRecord(tool)
     record._outer = _outer.get()
     return record

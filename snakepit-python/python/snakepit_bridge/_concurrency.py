@@ -41,11 +41,11 @@ class Concurrency:
         limits = [tool.concurrency or 1 for tool in own.values()]
         #: The limit of coroutines whose tools set none.
         self.shared = calls if pool_calls is None else pool_calls
-        #: The number of threads for plain functions. With 0, they run on the event loop.
+        #: The number of threads for synchronous functions. With 0, they run on the event loop.
         self.threads = threads if pool_threads is None else pool_threads
         #: The number of calls that the worker runs together.
         self.calls = max(self.shared, self.threads, *limits) if pool_calls is None else pool_calls
-        # A worker that runs one call at a time runs plain functions on the main thread.
+        # A worker that runs one call at a time runs synchronous functions on the main thread.
         self.threads = min(self.threads, self.calls) if self.calls > 1 else 0
 
 

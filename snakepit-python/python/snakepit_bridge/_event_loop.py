@@ -65,9 +65,9 @@ class EventLoop:
     def interrupt(self, frame: FrameType | None) -> bool | None:
         """Cancel the running task. ``frame`` runs when the signal handler calls this method.
 
-        Return ``False`` if only an exception can interrupt the call: a plain function runs, or a coroutine has blocked
-        the loop since the last interrupt. Return ``None`` if the loop has not cancelled the task yet, so the interrupt
-        must be repeated soon.
+        Return ``False`` if only an exception can interrupt the call: a synchronous function runs, or a coroutine has
+        blocked the loop since the last interrupt. Return ``None`` if the loop has not cancelled the task yet, so the
+        interrupt must be repeated soon.
         """
         return False if self._loop is None else self._loop.interrupt(frame)
 

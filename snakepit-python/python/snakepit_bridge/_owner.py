@@ -56,7 +56,7 @@ class CallOwner:
         self.task: asyncio.Task[Any] | None = None
         #: The tasks that code of the call started and that have not ended.
         self.tasks: set[asyncio.Task[Any]] = set()
-        #: The plain function of the call, while it runs in a thread.
+        #: The synchronous function of the call, while it runs in a thread.
         self.thread: ThreadCall | None = None
         #: Whether cancellation may interrupt the code that runs.
         self.is_interruptible = False

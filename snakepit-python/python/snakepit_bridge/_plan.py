@@ -110,7 +110,7 @@ class Plan:
         self.chunk = StreamChunk
         #: The numbers of calls that run together: of all tools, and of coroutines whose tools set no number.
         self.calls, self.concurrency = (1, 1) if concurrency is None else (concurrency.calls, concurrency.shared)
-        #: The number of threads for plain functions.
+        #: The number of threads for synchronous functions.
         self.threads = 0 if concurrency is None else concurrency.threads
         self.are_dynamic_plain = self.is_dynamic and _signatures.is_plain_function(getattr(adapter, "execute_tool"))  # noqa: B009
         self._loop = loop

@@ -1,4 +1,4 @@
-"""Creates the exceptions for failures of tools, of the tool's own class if the program has imported it."""
+"""Creates the exceptions for tool failures, of the tool's own class if the program has imported it."""
 
 from __future__ import annotations
 

@@ -217,8 +217,8 @@ class RunningCall:
     def cancel(self) -> None:
         """Cancel the call as a caller does. Returns immediately; :meth:`result` waits for the end of the tool.
 
-        Code of a plain function is interrupted when it next runs Python code, so a blocking system call ends first. A
-        worker interrupts that call, too.
+        Code of a synchronous function is interrupted when it next runs Python code, so a blocking system call ends
+        first. A worker interrupts that call, too.
         """
         self._control.cancel()
 

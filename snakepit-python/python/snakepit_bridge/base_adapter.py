@@ -228,8 +228,8 @@ class BaseAdapter:
         #: overlap where they wait. The setting ``concurrency`` of the pool replaces it. ``None`` selects 1.
         concurrency: ClassVar[int | None] = None
 
-        #: The number of threads in which each worker runs tools that are plain functions, 0 to 256. With 0, they run on
-        #: the main thread, one at a time. The setting ``threads`` of the host replaces it. ``None`` selects 0.
+        #: The number of threads in which each worker runs tools that are synchronous functions, 0 to 256. With 0, they
+        #: run on the main thread, one at a time. The setting ``threads`` of the host replaces it. ``None`` selects 0.
         threads: ClassVar[int | None] = None
 
         #: The context of the call that this object serves.

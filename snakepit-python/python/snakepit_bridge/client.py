@@ -179,7 +179,7 @@ class Client(Caller):
 
     >>> client = Client("unix:/run/snakepit/host.sock")  # doctest: +SKIP
 
-    A failure of a tool raises :class:`ToolFailed`. If this program has imported the class of the tool's exception, the
+    A tool failure raises :class:`ToolFailed`. If this program has imported the class of the tool's exception, the
     error is also an instance of that class, so ``except OutOfStock`` and ``except ValueError`` work. The client imports
     no module and does not call ``__init__``: the object has the ``args`` and the published attributes of the tool's
     exception. Errors of this package keep their meaning: only ``ToolError`` is raised for a tool.
@@ -189,7 +189,7 @@ class Client(Caller):
             ``SNAKEPIT_SERVER``, or else ``127.0.0.1:50051``.
         connect: Whether to connect now. Otherwise, the first request or :meth:`wait_ready` connects.
         connect_timeout: Seconds within which each attempt to connect must succeed. ``math.inf`` is the maximum.
-        exceptions: The classes that a failure of a tool may raise in addition to ``ToolFailed``, for example for a host
+        exceptions: The classes that a tool failure may raise in addition to ``ToolFailed``, for example for a host
             that you do not trust. Empty for none. By default, all classes of imported modules, and builtins.
 
     Raises:

@@ -255,9 +255,9 @@ class CallCancelledError(SnakepitError):
 class CallCancelled(BaseException):
     """The call that this code serves was cancelled. Do not catch it.
 
-    Raised in plain functions and generators, at any point. Coroutines receive ``asyncio.CancelledError`` instead. It is
-    a ``BaseException``, so that ``except Exception`` around a loop or a retry does not catch it. No caller waits for
-    the result, so clean up in ``finally`` and return. If the tool continues, the host kills its worker.
+    Raised in synchronous functions and generators, at any point. Coroutines receive ``asyncio.CancelledError`` instead.
+    It is a ``BaseException``, so that ``except Exception`` around a loop or a retry does not catch it. No caller waits
+    for the result, so clean up in ``finally`` and return. If the tool continues, the host kills its worker.
     """
 
 

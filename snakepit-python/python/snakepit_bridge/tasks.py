@@ -16,8 +16,8 @@ def worker_task(coroutine: Coroutine[Any, Any, _T], *, name: str | None = None) 
 
     When an asynchronous call ends, the worker cancels the tasks that the call started. It cancels neither a worker task
     nor the tasks that a worker task starts. A worker task runs between calls and while later coroutines run, but not
-    while a plain function runs. It has none of the call's context variables. Use a worker task for background work,
-    such as the connection of a client::
+    while a synchronous function runs. It has none of the call's context variables. Use a worker task for background
+    work, such as the connection of a client::
 
         if Shop.client is None:
             Shop.client = await worker_task(connect())

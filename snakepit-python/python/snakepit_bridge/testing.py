@@ -273,7 +273,8 @@ class ToolTester(TesterCalls):
 
         Args:
             timeout: The seconds within which each call must end. Then the tester interrupts the tool as a worker does,
-                and waits for its end. Outside of the main thread, a plain function ends a blocking system call first.
+                and waits for its end. Outside of the main thread, a synchronous function ends a blocking system call
+                first.
         """
         return TesterCalls(self, _checked.seconds("timeout", timeout))
 

@@ -1,4 +1,4 @@
-//! [`GuardedEntry`]: detects and undoes a change of one dict entry, such as `sys.stdout`, after a call.
+//! [`GuardedEntry`]: detects and undoes a change to one dict entry, such as `sys.stdout`, after a call.
 
 use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 

@@ -242,7 +242,7 @@ fn version_label(identifier: &str, version: impl fmt::Display) -> String {
     format!("version {version} of variable `{identifier}`")
 }
 
-/// A change of a watched variable.
+/// A change to a watched variable.
 #[pyclass(frozen, module = "snakepit_bridge")]
 #[derive(Debug)]
 pub(crate) struct VariableUpdate {

@@ -45,7 +45,7 @@ pub struct ToolFailure {
     /// JSON form.
     pub attributes: BTreeMap<String, Value>,
     /// For a host tool, the exception class that the tool chose and Python raises: a builtin such as `KeyError`, or
-    /// `module:Class`. Empty for `HostToolError`. Also empty for a tool of a worker, whose class is the `error_type`.
+    /// `module:Class`. Empty for `HostToolError`. Also empty for a worker tool, whose class is the `error_type`.
     pub python_type: String,
     /// The names of the parts that were omitted because they are too large: `args`, `attributes`, `data`, `notes`, `cause`,
     /// `context`, `exceptions`.

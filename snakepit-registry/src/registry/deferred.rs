@@ -1,4 +1,4 @@
-//! Deferred announcements: the tools of workers with changed code take effect when the older workers have ended.
+//! Deferred announcements: the worker tools with changed code take effect when the older workers have ended.
 
 use std::{
     collections::BTreeMap,

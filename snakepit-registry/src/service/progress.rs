@@ -40,7 +40,7 @@ impl CallProgress {
         progress
     }
 
-    /// The record of a call; `None` if the call passes no layers.
+    /// The record of a call; `None` if the call does not go through layers.
     #[inline]
     #[must_use]
     pub fn of(call: &ToolCall) -> Option<&Self> {

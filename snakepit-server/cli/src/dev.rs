@@ -159,7 +159,7 @@ impl DevMode {
         }
     }
 
-    /// Waits for a change of the code. Meanwhile, connects the debugged worker to the terminal.
+    /// Waits for a change to the code. Meanwhile, connects the debugged worker to the terminal.
     async fn changed(&mut self) -> Vec<String> {
         let Self { terminal, watcher } = self;
         let terminal = async {

@@ -22,7 +22,7 @@ const TEST_PREFIX: &str = "SNAKEPIT_TEST_";
 const KUBERNETES_PREFIXES: [&str; 2] = ["SNAKEPIT_SERVICE_", "SNAKEPIT_PORT"];
 
 /// Variables without a flag: `SNAKEPIT_LOG`, the variables that the worker runtime reads, and those that a host sets for its
-/// workers. The daemon inherits the latter if a tool of a worker starts it.
+/// workers. The daemon inherits the latter if a worker tool starts it.
 const WITHOUT_FLAG: [&str; 25] = [
     "SNAKEPIT_LOG",
     "SNAKEPIT_DEBUG_TERMINAL",

@@ -219,7 +219,7 @@ fn builder(args: &Args, dev: Option<&DevMode>) -> Result<Builder, Failure> {
 enum NotStarted {
     /// The signal with this name stopped it before it was ready.
     Signal(&'static str),
-    /// A change of the adapter's code may repair this failure.
+    /// A change to the adapter's code may repair this failure.
     Code(Failure),
 }
 

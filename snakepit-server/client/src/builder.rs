@@ -167,7 +167,7 @@ impl ClientBuilder {
 
     /// Puts a [`tower::Layer`](https://docs.rs/tower/0.5/tower/trait.Layer.html) around the HTTP requests of the client,
     /// for example to sign them, to count them, or to inject
-    /// faults. A request passes the layers in the order in which you add them. They see the final headers, with the token and
+    /// faults. A request goes through the layers in the order in which you add them. They see the final headers, with the token and
     /// the metadata, and may change them.
     ///
     /// Most calls share one request, whose body is a stream, so a layer sees them only as parts of that body. To wrap calls, use

@@ -60,10 +60,10 @@ impl Client {
     }
 
     /// Closes the client and all its clones. It rejects new calls and requests, and ends watches. Calls in flight, with the
-    /// streams that you read, may finish for up to `limit`. The client then cuts off the others. Returns `true` if all calls
+    /// streams that you read, may finish for up to `limit`. The client then aborts the others. Returns `true` if all calls
     /// finished in time.
     ///
-    /// Rejected and cut-off requests fail with [`ToolError::ClientClosed`](crate::ToolError::ClientClosed). A stream yields that
+    /// Rejected and aborted requests fail with [`ToolError::ClientClosed`](crate::ToolError::ClientClosed). A stream yields that
     /// error once, and then ends. The connection closes when the last clone, stream and watch are dropped.
     ///
     /// # Cancel safety

@@ -88,7 +88,7 @@ struct CallStream {
     multiplexer: Option<Multiplexer>,
     /// Cancelled when the stream can no longer be used.
     broken: CancellationToken,
-    /// Cancelled when a closed client cuts off its calls.
+    /// Cancelled when a closed client aborts its calls.
     cut: CancellationToken,
     /// The task that reads the replies. Dropping the stream ends it.
     _reader: JoinSet<()>,

@@ -5,7 +5,7 @@ use snakepit_registry::CallLayer;
 use super::Builder;
 
 impl Builder {
-    /// Puts a [`tower::Layer`] around calls of Python tools and host tools. A call passes the layers in the order in which you
+    /// Puts a [`tower::Layer`] around calls of Python tools and host tools. A call goes through the layers in the order in which you
     /// add them:
     ///
     /// ```text
@@ -14,9 +14,9 @@ impl Builder {
     /// ```
     ///
     /// - The host looks up the session before the layers, and enforces the deadline of a call that waits in them.
-    /// - A nested call, which a running tool makes through the host, does not pass the layers again. Otherwise, a concurrency
+    /// - A nested call, which a running tool makes through the host, does not go through the layers again. Otherwise, a concurrency
     ///   limit would make it wait for its own caller.
-    /// - Calls that a layer itself makes, for example to authorize a call, pass the layers too. The layer must exempt them, or
+    /// - Calls that a layer itself makes, for example to authorize a call, go through the layers too. The layer must exempt them, or
     ///   they recurse endlessly.
     /// - A layer must forward the call that it received, changed or unchanged. A new [`ToolCall`](snakepit_registry::ToolCall)
     ///   lacks the host's record of its progress. A layer must not run two copies of a call at the same time.
@@ -49,7 +49,7 @@ impl Builder {
     /// Puts a [`tower::Layer`] around each attempt at a call of a Python tool: outside of the wait for a worker, and inside of
     /// the retries. See [`layer`](Self::layer) for the diagram and the rules. The host retries an attempt only if it loses the
     /// worker, so an error of a layer ends the call. A call that a Python tool makes through a host tool belongs to the attempt
-    /// of that Python tool and does not pass the layers.
+    /// of that Python tool and does not go through the layers.
     pub fn attempt_layer(mut self, layer: impl CallLayer) -> Self {
         self.attempt_layers.push(layer);
         self

@@ -28,7 +28,7 @@ use crate::{
 /// The interval at which the host frees the memory of expired sessions. Callers cannot reach a session after it expires.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The maximum number of threads for tools that are plain functions.
+/// The maximum number of threads for tools that are synchronous functions.
 const MAX_THREADS: usize = 256;
 
 impl Builder {

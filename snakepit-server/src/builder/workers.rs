@@ -29,8 +29,9 @@ impl Builder {
         self
     }
 
-    /// Sets which events of `snakepit_bridge.telemetry` worker processes send while there are [subscribers](crate::Snakepit::telemetry).
-    /// [`Snakepit::set_worker_telemetry`](crate::Snakepit::set_worker_telemetry) changes it later. By default, they send all.
+    /// Sets which events of `snakepit_bridge.telemetry` worker processes send while there are
+    /// [subscribers](crate::Snakepit::telemetry). [`Snakepit::set_worker_telemetry`](crate::Snakepit::set_worker_telemetry) changes
+    /// it later. By default, they send all.
     ///
     /// ```no_run
     /// use snakepit_server::{Snakepit, TelemetryFilter};
@@ -55,9 +56,9 @@ impl Builder {
         self
     }
 
-    /// Sets the number of threads in which each Python worker runs tools that are plain functions, 0 to 256. It replaces the
-    /// attribute `threads` of the adapter. Without it and without the attribute, and with 0, tools that are plain functions run
-    /// one at a time on the main thread.
+    /// Sets the number of threads in which each Python worker runs tools that are synchronous functions, 0 to 256. It replaces the
+    /// attribute `threads` of the adapter. Without it and without the attribute, and with 0, tools that are synchronous functions
+    /// run one at a time on the main thread.
     pub const fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self

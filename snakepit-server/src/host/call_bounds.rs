@@ -1,5 +1,5 @@
 //! Bounds the parts of a call that the host runs itself, which are session lookups, host tools and their streams. Each ends at
-//! the deadline of its call, or when the host cuts off its calls at the end of the drain.
+//! the deadline of its call, or when the host aborts its calls at the end of the drain.
 //!
 //! The pool bounds calls on workers, because it can report how far each got
 //! ([`ToolHandler::enforces_deadlines`](snakepit_registry::ToolHandler::enforces_deadlines)).
@@ -27,7 +27,7 @@ use tokio_util::{
 pub(crate) struct CallBounds {
     tool: Arc<str>,
     deadline: Option<Instant>,
-    /// Cancelled when the host cuts off its calls.
+    /// Cancelled when the host aborts its calls.
     cut: CancellationToken,
 }
 

@@ -39,7 +39,7 @@ impl CallRecords {
         self.panics.load(Ordering::Relaxed)
     }
 
-    /// Begins the record of a call, if there is a reader or a debug log.
+    /// Begins a call record, if there is a reader or a debug log.
     #[inline]
     pub(crate) fn begin(self: &Arc<Self>, call: &mut ToolCall) -> CallRecorder {
         if self.readers.is_empty() && !tracing::enabled!(Level::DEBUG) {

@@ -1,4 +1,4 @@
-//! The wire form of every status. Clients of all versions parse it, so a change of the snapshot is a change of the protocol.
+//! The wire form of every status. Clients of all versions parse it, so a change to the snapshot is a change to the protocol.
 
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 

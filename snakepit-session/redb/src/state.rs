@@ -13,7 +13,7 @@ use super::{
     expiry::{Expiry, ExpiryKey},
 };
 
-/// The counters of the backend.
+/// The backend's counters.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Totals {
     pub(super) sessions: usize,

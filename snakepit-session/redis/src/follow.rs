@@ -9,7 +9,7 @@
 //! | name | meaning |
 //! | --- | --- |
 //! | incarnation | the random id of one session (`born` in Redis); a new session with the same session id has another one |
-//! | seq, number | the number of a change of a variable in its session, starting at 1 |
+//! | seq, number | the number of a change to a variable in its session, starting at 1 |
 //! | mark | the revision of the commit that made a change. It distinguishes two changes with the same number, if Redis lost the first one in a failover |
 //! | `WatchCursor` | number and mark of a change: a position in the log |
 //! | `WatcherState::delivered` | the cursor of the last change that this watcher received |

@@ -66,7 +66,7 @@ pub struct ProcessConfig {
     pub library_threads: Option<usize>,
     /// The number of calls that a worker of this project runs concurrently. `None` leaves it to the adapter.
     pub concurrency: Option<usize>,
-    /// The number of threads in which a worker of this project runs tools that are plain functions. `None` leaves it to the
+    /// The number of threads in which a worker of this project runs tools that are synchronous functions. `None` leaves it to the
     /// adapter.
     pub threads: Option<usize>,
 }

@@ -23,7 +23,7 @@ use crate::WorkerId;
 pub const TELEMETRY_TARGET: &str = "snakepit::telemetry";
 /// The pause before the host opens a broken stream again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// The number of controls that may wait for the worker to read them. A change of the filter consists of three.
+/// The number of controls that may wait for the worker to read them. A change to the filter consists of three.
 const MAX_WAITING_CONTROLS: usize = 6;
 
 /// The events of all workers of a host. Clones share them.

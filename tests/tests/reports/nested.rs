@@ -78,7 +78,7 @@ async fn host_tools_report_progress_and_pass_on_output() {
         assert_eq!(messages, ["file 1", "file 2", "file 3"]);
         assert_eq!(seen[2].fraction(), Some(1.0));
     }
-    // A host tool that calls a tool of a worker, and a worker that calls such a host tool.
+    // A host tool that calls a worker tool, and a worker that calls such a host tool.
     let reports = Reports::default();
     client.call("through").on_log(reports.lines()).unary::<Value>().await.unwrap();
     assert_eq!(reports.texts(), ["of another call"]);

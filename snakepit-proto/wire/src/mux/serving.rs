@@ -84,7 +84,7 @@ pub trait MuxService: Send + Sync + 'static {
         let _ = bytes;
     }
 
-    /// Converts an error, other than the failure of a tool, to a status.
+    /// Converts an error, other than a tool failure, to a status.
     fn status(&self, error: ToolError) -> Status;
 
     /// The time at which a stream of this tool must end even if its reader grants no credit, derived from deadline and start

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def standard(annotation: type) -> Hint | None:
-    """Return the hint of a class of the standard library, if it has a text form."""
+    """Return the hint of a class of the standard library, if it has a string form."""
     datetime = sys.modules.get("datetime")
     if datetime is not None:
         moments: dict[type, tuple[str, str]] = {

@@ -8,14 +8,14 @@ use snakepit_proto::launch;
 /// The limits of a worker, and the number of its running calls.
 ///
 /// A coroutine counts towards the limit of its tool, or else towards the limit that all tools without their own share. A plain
-/// function counts towards the limit of plain functions, because it occupies the event loop or a thread.
+/// function counts towards the limit of synchronous functions, because it occupies the event loop or a thread.
 #[derive(Debug)]
 pub(crate) struct ConcurrencyLimits {
     all: Limit,
     plain: Limit,
     shared: Limit,
     tools: HashMap<String, ToolLimits, RandomState>,
-    /// Whether tools that the adapter does not declare are plain functions.
+    /// Whether tools that the adapter does not declare are synchronous functions.
     are_others_plain: bool,
 }
 

@@ -143,7 +143,7 @@ impl Connection {
         }
     }
 
-    /// Waits for the response to the RPC of a call, unless the client cuts off its calls.
+    /// Waits for the response to the RPC of a call, unless the client aborts its calls.
     async fn until_call_is_cut<T>(&self, response: impl Future<Output = T>) -> Result<T, ToolError> {
         self.close.cut.run_until_cancelled(response).await.ok_or(closed(true))
     }

@@ -1,4 +1,4 @@
-//! Closing a client: it rejects new calls, waits for calls in flight, and cuts off the rest.
+//! Closing a client: it rejects new calls, waits for calls in flight, and aborts the rest.
 
 use std::{
     pin::Pin,
@@ -28,7 +28,7 @@ pub(super) struct CloseState {
 }
 
 impl CloseState {
-    /// Waits for calls and requests in flight, and cuts off those that have not ended in time. Returns whether all have ended in
+    /// Waits for calls and requests in flight, and aborts those that have not ended in time. Returns whether all have ended in
     /// time.
     pub(super) async fn drain(&self, limit: Duration) -> bool {
         self.in_flight.close();

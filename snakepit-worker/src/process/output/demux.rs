@@ -6,7 +6,8 @@ use super::lines::{Line, LineBuffer};
 
 /// The maximum number of unfinished lines of calls. The oldest one is then passed on as it is.
 const MAX_UNFINISHED: usize = 64;
-/// The maximum number of calls that may write outside of frames. The oldest one is then removed, because its end is probably missing.
+/// The maximum number of calls that may write outside of frames. The oldest one is then removed, because its end is probably
+/// missing.
 const MAX_RAW_OWNERS: usize = 1024;
 
 /// The call that wrote a line.
@@ -202,7 +203,7 @@ mod tests {
         bytes
     }
 
-    /// The events of a stream, each as the id of its call and a text.
+    /// The events of a stream, each as the id of its call and a string.
     fn events_of(parts: &[Vec<u8>]) -> Vec<String> {
         let mut demux = Demux::new(Some(KEY));
         let mut events = Vec::new();

@@ -8,8 +8,8 @@ const CURSOR_UP: &[u8] = b"\x1b[A";
 
 /// The unfinished line of one writer.
 ///
-/// A carriage return within a line starts it again, as on a terminal, so the line of a progress bar is its last state. The bars of nested
-/// loops move up after each state, which makes them single lines, too.
+/// A carriage return within a line starts it again, as on a terminal, so the line of a progress bar is its last state. The bars of
+/// nested loops move up after each state, which makes them single lines, too.
 #[derive(Debug, Default)]
 pub(super) struct LineBuffer {
     line: Vec<u8>,
@@ -101,7 +101,7 @@ impl LineBuffer {
 mod tests {
     use super::*;
 
-    /// The lines of a text that arrives in parts of this size. A truncated line ends with its number of skipped bytes.
+    /// The lines of a string that arrives in parts of this size. A truncated line ends with its number of skipped bytes.
     fn lines_of(text: &str, step: usize) -> Vec<String> {
         let mut buffer = LineBuffer::default();
         let mut lines: Vec<String> = Vec::new();

@@ -120,10 +120,10 @@ impl WorkerDiagnostics {
         ToolError::Failed(Box::new(failure))
     }
 
-    /// Converts a status into an error: a broken connection, a rejection by the worker, or a failure of the tool.
+    /// Converts a status into an error: a broken connection, a rejection by the worker, or a tool failure.
     ///
     /// Tools may set any status code. A tool's `NOT_FOUND` must not be reported as a missing tool, nor its `UNAVAILABLE` as a
-    /// broken worker. A status therefore counts as a failure of the tool unless its details or its source prove otherwise.
+    /// broken worker. A status therefore counts as a tool failure unless its details or its source prove otherwise.
     pub(super) async fn error(
         &self,
         CallInfo { tool, deadline, id, .. }: &CallInfo,
