@@ -33,7 +33,7 @@ pub struct PoolConfig {
     /// The maximum number of calls that may wait for a worker. The pool rejects further calls. With 0, it rejects every call that
     /// finds no idle worker. Default 1000.
     pub queue_limit: usize,
-    /// The maximum number of bytes of arguments and metadata of all calls that wait for a worker. The pool rejects further calls,
+    /// The maximum total size of the arguments and metadata of all waiting calls, in bytes. The pool rejects further calls,
     /// but one call may always wait, regardless of its size. At least 1. Default 512 MiB.
     pub queue_bytes: usize,
     /// The timeout of calls without a deadline, from submission to the end of the reply. Not zero. `None` disables it.

@@ -12,7 +12,7 @@ use crate::{
     stack::stack,
 };
 
-/// A handle of a pool of workers. Clones share the workers. Dropping the last clone kills them.
+/// A handle to a worker pool. Clones share the workers. Dropping the last clone kills them.
 ///
 /// ```
 /// use std::{collections::HashMap, sync::Arc, time::Duration};

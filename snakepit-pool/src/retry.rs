@@ -21,10 +21,10 @@ use tower::{Layer, Service};
 
 use crate::{attempt::AttemptError, metrics::Totals};
 
-/// The maximum number of retries of a call that did not begin, on workers that had other calls too.
+/// How often the pool retries a call that did not begin, on workers that had other calls too.
 const MAX_SAFE_RETRIES: usize = 100;
 
-/// The maximum number of retries of a call that did not begin, on workers that had no other call. Such a call probably kills
+/// How often the pool retries a call that did not begin, on workers without other calls. Such a call probably kills
 /// every worker that receives it.
 const MAX_SOLE_CALL_RETRIES: usize = 4;
 

@@ -53,7 +53,7 @@ pub(crate) struct Limits {
     pub(crate) concurrency: usize,
     /// The maximum number of queued calls.
     pub(crate) queue: usize,
-    /// The maximum number of bytes of all queued calls.
+    /// The maximum total size of all queued calls, in bytes.
     pub(crate) queue_bytes: usize,
     /// The time that an abandoned call has to end.
     pub(crate) cancel_grace: Duration,

@@ -31,7 +31,7 @@ impl AddressError {
     }
 }
 
-/// The maximum number of characters of an invalid address that its error quotes.
+/// How many characters of an invalid address its error quotes.
 const MAX_EXCERPT_CHARS: usize = 100;
 
 /// Returns the start of an address for an error, without a user and password.

@@ -79,7 +79,7 @@ pub const READY_PREFIX: &str = "GRPC_READY:";
 /// The layout of the file named by [`ENV_PROGRESS`]. Numbers are unsigned, of 8 bytes, in native byte order. The worker
 /// maps the file into memory, so a store needs no system call. The host reads it after the worker has ended.
 pub mod progress {
-    /// Offset of the id of the last multiplexed call that began. The worker stores it right before the call begins.
+    /// The offset at which the id of the last begun multiplexed call is stored. The worker stores it right before the call begins.
     pub const BEGUN: usize = 0;
     /// Offset of the id of the call that printed last. For a multiplexed call, it is the id on the stream, combined with
     /// [`MULTIPLEXED`].

@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 
 use crate::status::{DELIVERED, PROXY, error_status_with, root_cause};
 
-/// The maximum length of the name of a proxy in an error, in characters.
+/// The maximum length of a proxy name in an error, in characters.
 const MAX_NAME_CHARS: usize = 64;
 
 /// Replaces tonic's status of an HTTP response that is not gRPC with an explanation and the reason [`PROXY`]. Returns

@@ -88,7 +88,7 @@ pub(crate) struct Executor {
     pub(crate) io: Option<Io>,
     pub(crate) host: Option<Host>,
     pub(crate) worker_id: Arc<str>,
-    /// The ident of the thread of all calls. `None` outside a worker, where each call runs on the thread of its caller.
+    /// The ident of the thread that runs all calls. `None` outside a worker, where each call runs on the thread of its caller.
     pub(crate) thread: Option<Py<PyAny>>,
     pub(crate) current: CurrentCall,
     /// Records which calls have begun.

@@ -35,7 +35,7 @@ pub(crate) struct HostToolStream {
 }
 
 impl HostToolStream {
-    /// Prepares a call of a tool of the host or of its workers. The first read makes it.
+    /// Prepares a call of a host tool or a Python tool. The first read makes the call.
     ///
     /// # Errors
     /// The exception for an argument that cannot be sent, or without a host.

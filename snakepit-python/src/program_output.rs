@@ -43,7 +43,7 @@ static OPEN: AtomicUsize = AtomicUsize::new(0);
 /// The number of the next writer of this process.
 static NEXT_WRITER: AtomicU64 = AtomicU64::new(1);
 
-/// The read end of the pipe of a program.
+/// The read end of a program's pipe.
 #[derive(Debug)]
 struct ProgramPipe {
     process: u32,

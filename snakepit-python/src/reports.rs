@@ -16,7 +16,7 @@ use crate::{fork, output_frames::OutputFrames, program_output, state::CallState}
 
 /// The minimum time between two progress reports of a call. The last report of several is sent.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// The maximum size of the message of a progress report, so that a report fits into one frame.
+/// The maximum size of a progress message, so that a report fits into one frame.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// The host's id of a call, and the kinds of reports that its caller receives. An extension of the call.

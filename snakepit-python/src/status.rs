@@ -1,4 +1,4 @@
-//! gRPC statuses of the errors of this worker.
+//! gRPC statuses for the errors of this worker.
 
 use snakepit_proto::status::{self, error_status, error_status_with, failure_status};
 use snakepit_registry::{ToolError, ToolFailure};

@@ -43,7 +43,7 @@ pub(crate) type TelemetryEvents = Pin<Box<dyn Stream<Item = Result<pb::Telemetry
 
 /// The maximum number of open streams.
 const MAX_STREAMS: usize = 16;
-/// The maximum number of events of the start that wait for the first stream.
+/// The maximum number of startup events that wait for the first stream.
 const MAX_STARTUP_EVENTS: usize = 256;
 
 static HUB: Hub = Hub {

@@ -36,7 +36,7 @@ pub(crate) struct Job {
     pub(crate) reply: Reply,
 }
 
-/// The receiver of the answer of a call.
+/// The receiver of a call's answer.
 #[derive(Debug)]
 pub(crate) enum Reply {
     /// A task of this process.

@@ -4,7 +4,7 @@ use snakepit_session::{Payload, ValueType};
 
 use crate::{Arguments, ParameterSpec, ToolCall, ToolError, ToolSpec, Violation};
 
-/// The maximum length of the name of a tool or argument, and of a metadata key of a call, in bytes of UTF-8.
+/// The maximum length of a tool name, an argument name or a metadata key, in bytes of UTF-8.
 pub const MAX_NAME_BYTES: usize = 256;
 
 /// The maximum number of metadata entries of a call.
@@ -131,7 +131,7 @@ fn unknown_names<'a>(spec: &ToolSpec, arguments: &'a Arguments) -> impl Iterator
 /// The maximum number of problems that one error describes.
 const MAX_PROBLEMS: usize = 32;
 
-/// The problems of the arguments of one call.
+/// The problems with the arguments of one call.
 struct Problems<'a> {
     spec: &'a ToolSpec,
     /// The names of arguments, each with the rest of a sentence.

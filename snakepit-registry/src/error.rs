@@ -90,7 +90,7 @@ pub enum ToolError {
     InvalidArguments {
         /// The tool's name.
         tool: String,
-        /// The problems, at least one. The field is the name of an argument, or the path of a part of it, such as
+        /// The problems, at least one. The field is an argument name, or the path to a nested value, such as
         /// `items[3].price`. The description is the end of a sentence: "is missing; ...".
         violations: Vec<Violation>,
     },

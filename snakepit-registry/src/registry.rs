@@ -99,7 +99,7 @@ pub enum RegistryError {
     TooManyTools {
         /// The name of the pool.
         provider: String,
-        /// The maximum number of tools of one provider.
+        /// The maximum number of tools per provider.
         limit: usize,
     },
     /// The spec of a tool is too large.

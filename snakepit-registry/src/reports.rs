@@ -32,13 +32,13 @@ impl ProgressReport {
     }
 }
 
-/// A line of output of a call.
+/// A line of a call's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogLine {
     /// `stdout` or `stderr`.
     pub stream: Arc<str>,
-    /// The level of a record of Python's logging, such as 20 for INFO. 0 for other output.
+    /// The level of a Python log record, such as 20 for INFO. 0 for other output.
     pub level: i32,
     /// The name of the logger. Empty for other output.
     pub logger: String,
@@ -101,7 +101,7 @@ impl CallReports {
         self.logs.is_some()
     }
 
-    /// The receivers of the reports of calls that this call makes. Their output reaches the caller of this call. Their progress does not,
+    /// The receivers of reports from nested calls. Their output reaches the caller of this call. Their progress does not,
     /// because it measures other work than that of this call.
     #[must_use]
     pub fn for_nested(&self) -> Option<Self> {

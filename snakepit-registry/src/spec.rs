@@ -12,13 +12,13 @@ pub(crate) const IDEMPOTENT_KEY: &str = "snakepit.idempotent";
 const EXPOSED_KEY: &str = "snakepit.exposed";
 /// The metadata key of the JSON Schema of a tool's result.
 pub const RESULT_SCHEMA_KEY: &str = "snakepit.result_schema";
-/// The metadata key of the JSON Schema of each item of a tool that streams.
+/// The metadata key for the JSON Schema of a streaming tool's items.
 pub const ITEM_SCHEMA_KEY: &str = "snakepit.item_schema";
 /// The metadata key of the JSON Schema of additional arguments, which the tool does not declare, such as `**kwargs` in Python.
 pub const ADDITIONAL_ARGUMENTS_SCHEMA_KEY: &str = "snakepit.others_schema";
 /// The metadata key of a tool of a worker whose arguments the host does not check, with the value `true`.
 const UNCHECKED_KEY: &str = "snakepit.unchecked";
-/// The metadata key of the aliases of parameters, as a JSON object.
+/// The metadata key for parameter aliases, as a JSON object.
 const ALIASES_KEY: &str = "snakepit.aliases";
 
 /// The aliases of parameters, each with the parameters that it may stand for.
@@ -55,7 +55,7 @@ pub struct ToolSpec {
     ///   may stand for,
     /// - `snakepit.unchecked`, `true` if the tool checks its arguments itself, so that the host does not,
     /// - [`ADDITIONAL_ARGUMENTS_SCHEMA_KEY`], the JSON Schema of additional, undeclared arguments,
-    /// - [`RESULT_SCHEMA_KEY`] and [`ITEM_SCHEMA_KEY`], the JSON Schemas of the result and of the items of a stream.
+    /// - [`RESULT_SCHEMA_KEY`] and [`ITEM_SCHEMA_KEY`], the JSON Schemas of the result and of stream items.
     pub metadata: BTreeMap<String, String>,
     /// Whether the tool streams its results. The host rejects unary calls of host tools that do.
     pub supports_streaming: bool,

@@ -86,7 +86,7 @@ pub struct CallRecord {
     pub total: Duration,
     /// The number of attempts that began: 0 for a rejected call, more than 1 for a retried one.
     pub attempts: u32,
-    /// The id of the worker of the last attempt.
+    /// The id of the worker that ran the last attempt.
     pub worker: Option<Arc<str>>,
     /// The execution time of the tool, if its worker reported it.
     pub execution_time: Option<Duration>,

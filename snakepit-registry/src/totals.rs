@@ -1,6 +1,6 @@
-//! [`CallTotals`]: the number of calls of a pool by outcome.
+//! [`CallTotals`]: a pool's call counters by outcome.
 
-/// The number of calls of a pool by outcome. The sum of all fields except `retried` is the number of ended calls.
+/// A pool's call counters by outcome. The sum of all fields except `retried` is the number of ended calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct CallTotals {

@@ -217,7 +217,7 @@ impl Builder {
         self
     }
 
-    /// Limits the total size of the arguments of waiting calls, in bytes. The host rejects further calls immediately. The
+    /// Limits the total size of waiting calls' arguments, in bytes. The host rejects further calls immediately. The
     /// default is 512 MiB, from [`PoolConfig`].
     ///
     /// The same limit applies separately to
@@ -297,7 +297,7 @@ impl Builder {
         self
     }
 
-    /// Sets the maximum number of attempts of an idempotent call whose workers are lost, including the first, from 1 to 10.
+    /// Sets the maximum number of attempts at an idempotent call whose workers are lost, including the first, from 1 to 10.
     /// [`PoolConfig`] has the default.
     pub const fn max_attempts(mut self, attempts: usize) -> Self {
         self.pool.max_attempts = attempts;

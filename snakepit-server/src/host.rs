@@ -415,7 +415,7 @@ impl Host {
         Ok(CallSession { id, last_worker: session.last_worker, session_use })
     }
 
-    /// The bounds of the parts of a call that the host runs itself. Sets the default deadline if the call has none.
+    /// The bounds for the parts of a call that the host runs itself. Sets the default deadline if the call has none.
     fn bounds(&self, call: &mut ToolCall) -> Result<CallBounds, ToolError> {
         if self.runtime_has_ended() {
             return Err(ToolError::runtime_ended(false));

@@ -39,7 +39,7 @@ pub const ALLOW_REMOTE: Setting = Setting::new("Builder::allow_remote", "allow-r
 pub const TRACEBACKS: Setting = Setting::new("Builder::tracebacks", "tracebacks");
 /// The number of client connections over TCP.
 pub const MAX_CONNECTIONS: Setting = Setting::new("Builder::max_connections", "max-connections");
-/// The size of the requests of one client connection.
+/// The maximum size of all requests on one client connection.
 pub const CONNECTION_BYTES: Setting = Setting::new("Builder::connection_bytes", "connection-bytes");
 /// The backend that stores sessions.
 pub const SESSIONS: Setting = Setting::new("Builder::sessions", "sessions");
@@ -64,7 +64,7 @@ const HOST: [Setting; 14] = [
     MULTIPLEX,
 ];
 
-/// All settings of a host: those of the builder, and those of the limits of sessions.
+/// All settings of a host: those of the builder, and the session limits.
 pub fn all() -> impl Iterator<Item = Setting> {
     let others =
         [snakepit_worker::settings::ALL, snakepit_pool::settings::ALL, snakepit_session::settings::ALL];

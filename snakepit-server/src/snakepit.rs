@@ -189,7 +189,7 @@ impl Snakepit {
         self.host().registry.host_tool_status()
     }
 
-    /// The number of panics of readers of call records ([`Builder::on_call_end`]).
+    /// The number of panics in readers of call records ([`Builder::on_call_end`]).
     #[must_use]
     pub fn reader_panics(&self) -> u64 {
         self.host().records().panics()

@@ -28,7 +28,7 @@ pub(crate) struct Telemetry {
     events: broadcast::Sender<Arc<CallEvent>>,
 }
 
-/// The kind of an event of a call.
+/// The kind of a call event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallEventKind {
     Start,

@@ -55,7 +55,7 @@ impl SessionEvent {
     }
 }
 
-/// A stream of the events of all sessions since [`SessionBackend::subscribe`](crate::SessionBackend::subscribe).
+/// A stream of all session events since [`SessionBackend::subscribe`](crate::SessionBackend::subscribe).
 #[derive(Debug)]
 pub struct SessionEvents {
     receiver: broadcast::Receiver<Result<SessionEvent, u64>>,

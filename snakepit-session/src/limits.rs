@@ -218,7 +218,7 @@ pub fn size_of_program(name: &ProgramName, program: &Program) -> usize {
     name.as_str().len() + data.len() + content_type.len() + size_of_metadata(metadata)
 }
 
-/// The size of one version of a variable in bytes.
+/// The size of one variable version, in bytes.
 #[must_use]
 pub fn size_of_version(value: &Payload, note: &Note) -> usize {
     value.size() + size_of_note(note)

@@ -28,7 +28,7 @@ mod operations;
 
 use globals::Globals;
 
-/// The number of shards of the map for each CPU. Each shard has a lock, so more shards mean less contention.
+/// The number of map shards per CPU. Each shard has a lock, so more shards mean less contention.
 const SHARDS_PER_CPU: usize = 32;
 
 /// Sessions in the memory of this process.

@@ -160,7 +160,7 @@ impl InProcessWorkers {
         self.state().launches
     }
 
-    /// The number of calls of a tool that reached a worker. Each attempt counts.
+    /// The number of tool calls that reached a worker. Each attempt counts.
     #[must_use]
     pub fn calls(&self, tool: &str) -> usize {
         self.state().calls.get(tool).copied().unwrap_or_default()

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{AcquireError, DeferredWork, Driver, Event, State, lease::LeaseRecord};
 use crate::scheduler::{Slot, SlotState, Ticket, Up, WorkerKey};
 
-/// Records the ancestors of one call, and the receivers of the output of calls that it makes. Dropping it removes the record.
+/// Records the ancestors of one call, and the receivers of the output of its nested calls. Dropping it removes the record.
 #[derive(Debug)]
 pub(crate) struct Ancestry {
     driver: Arc<Driver>,
@@ -138,7 +138,7 @@ impl Driver {
         Some(outermost.map_or(running, |(_, lease)| lease).principal.clone())
     }
 
-    /// The receivers of the output of calls that the call on this worker makes.
+    /// The receivers of the output of nested calls that the call on this worker makes.
     pub(crate) fn reports_on(&self, worker: &str, reported: Option<u64>) -> Option<CallReports> {
         let key = self.worker_key(worker)?;
         if self.lock().nested.reports.is_empty() {

@@ -9,7 +9,7 @@ use crate::scheduler::Load;
 /// The maximum number of tools with an average. It bounds the memory for names that clients invent. Calls of other tools count
 /// as long.
 const MAX_TOOLS: usize = 4096;
-/// The maximum number of bytes of arguments of a brief call. Calls with more count as long.
+/// The maximum size of the arguments of a brief call, in bytes. Calls with larger arguments count as long.
 const MAX_ARGUMENT_BYTES: usize = 64 * 1024;
 /// The inverse weight of the latest call in the average.
 const INVERSE_WEIGHT: u32 = 8;

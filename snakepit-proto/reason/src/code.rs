@@ -16,7 +16,7 @@ pub enum Code {
     Cancelled = 1,
     /// The error has no other code.
     Unknown = 2,
-    /// The request is invalid, independent of the state of the host.
+    /// The request is invalid, independent of the host's state.
     InvalidArgument = 3,
     /// The deadline passed.
     DeadlineExceeded = 4,

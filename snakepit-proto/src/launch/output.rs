@@ -22,7 +22,7 @@ const HEADER_BYTES: usize = PREFIX_BYTES + 1 + 8 + 4 + 8 + 4 * 2;
 /// The maximum size of a string in the header. Longer strings are truncated.
 const MAX_TEXT_BYTES: usize = 512;
 
-/// The key of the frames of one worker.
+/// The key with which the frames of one worker begin.
 pub type Key = [u8; KEY_BYTES];
 
 /// The kind of a frame.
@@ -51,14 +51,14 @@ impl FrameKind {
     }
 }
 
-/// A part of the output of a worker that belongs to a call, or that has a level.
+/// A part of a worker's output that belongs to a call, or that has a level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
     /// The kind.
     pub kind: FrameKind,
     /// The host's id of the call. 0 outside a call.
     pub request_id: u64,
-    /// The level of a record of Python's logging. 0 for other output.
+    /// The level of a Python log record. 0 for other output.
     pub level: i32,
     /// The program of the call that wrote the text, so that the lines of several programs stay apart. 0 for the call itself.
     pub writer: u64,
@@ -123,7 +123,7 @@ pub struct Splitter {
     start: usize,
 }
 
-/// A part of the bytes of a pipe.
+/// A part of a pipe's content.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
     /// Bytes outside of frames.

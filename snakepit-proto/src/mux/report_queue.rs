@@ -23,7 +23,7 @@ pub(super) fn report_size(report: &CallReport) -> usize {
         }
 }
 
-/// The change of the size of a queue, in bytes.
+/// The change in a queue's size, in bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct SizeChange {
     pub(super) added: usize,
@@ -57,7 +57,7 @@ pub(super) fn push(queue: &mut Vec<CallReport>, report: CallReport, is_full: boo
     SizeChange { added, removed: 0 }
 }
 
-/// The last report of a call of one kind.
+/// The last report of one kind for a call.
 fn last_of(queue: &mut [CallReport], id: u64, is_kind: impl Fn(&Report) -> bool) -> Option<&mut CallReport> {
     queue.iter_mut().rev().find(|report| report.id == id && report.report.as_ref().is_some_and(&is_kind))
 }

@@ -379,7 +379,7 @@ impl fmt::Debug for Replies {
     }
 }
 
-/// The stream of messages of the response, separate from its [`CallLoop`]. Dropping it ends the call loop.
+/// The response's message stream, separate from its [`CallLoop`]. Dropping it ends the call loop.
 #[derive(Debug)]
 pub struct ReplyBatches(Replies);
 

@@ -12,7 +12,7 @@ use super::{Any, Bytes, Cow, FAILURE_URL, Message, RpcStatus, Status, ToolFailur
 /// no limit, and must not break the connection.
 pub const HEADER_LIST_BYTES: u32 = 1024 * 1024;
 
-/// The maximum size of all trailers of a status, in bytes as HTTP/2 counts them.
+/// The maximum total size of a status's trailers, in bytes as HTTP/2 counts them.
 const TRAILER_BYTES: usize = 6 * 1024;
 /// The size of the other trailers, and the overhead that HTTP/2 counts per trailer.
 const OVERHEAD_BYTES: usize = 512;
@@ -271,7 +271,7 @@ mod tests {
 
     use super::{super::*, *};
 
-    /// The size of the trailers of a status, as HTTP/2 counts it.
+    /// The size of a status's trailers, as HTTP/2 counts it.
     fn trailer_bytes(status: Status) -> usize {
         let headers = status.into_http::<()>().into_parts().0.headers;
         headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()

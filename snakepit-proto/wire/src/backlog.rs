@@ -188,7 +188,7 @@ impl State {
         }
     }
 
-    /// Returns the number of bytes of the budget that become free if the backlog drops updates. It never drops the newest update.
+    /// Returns how many bytes of the budget become free if the backlog drops updates. It never drops the newest update.
     /// Initial values do not count towards the budget.
     fn freeable_bytes(&self) -> usize {
         let newest = self.updates.back().filter(|newest| !newest.is_initial);

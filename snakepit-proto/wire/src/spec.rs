@@ -8,7 +8,7 @@ use crate::{payload_from_wire, payload_to_wire_inline};
 /// The metadata key of [closed](ToolSpec::deny_unknown_arguments) specs, with the value `true`.
 const CLOSED_KEY: &str = "snakepit.closed";
 
-/// The metadata key of the names of the variables that a tool reads, separated by commas. Registrations have no other place for
+/// The metadata key for the names of the variables that a tool reads, separated by commas. Registrations have no other place for
 /// them.
 const VARIABLES_KEY: &str = "required_variables";
 

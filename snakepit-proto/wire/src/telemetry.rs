@@ -4,9 +4,9 @@ use std::{str::FromStr, time::SystemTime};
 
 use snakepit_proto::pb::{self, telemetry_control::Control, telemetry_value::Value};
 
-/// The maximum number of patterns of a list. Each event is matched with all of them.
+/// The maximum number of patterns in a list. Each event is matched with all of them.
 const MAX_PATTERNS: usize = 64;
-/// The total size of the patterns of a list, in bytes.
+/// The maximum total size of the patterns in a list, in bytes.
 const MAX_PATTERN_BYTES: usize = 4096;
 /// The maximum size of an event on the wire, in bytes. Larger events are dropped and counted.
 pub const MAX_EVENT_BYTES: usize = 16 * 1024;

@@ -1,4 +1,4 @@
-"""Records the progress and the output of the calls of a tester."""
+"""Records the progress and the output of a tester's calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CallRecord:
-    """The progress and the output of one call of a tester, in the order of their time."""
+    """The progress and the output of one tester call, in chronological order."""
 
     #: The name of the tool.
     tool: str

@@ -54,7 +54,7 @@ _STREAMS: frozenset[Any] = frozenset(
     {abc.Iterator, abc.Generator, abc.AsyncIterator, abc.AsyncGenerator, abc.AsyncIterable}
 )
 
-#: The hints of awaitables, and the position of the type of their result.
+#: The hints of awaitables, and the position of their result type.
 _AWAITABLES: dict[Any, int] = {abc.Awaitable: 0, abc.Coroutine: 2}
 
 
@@ -222,7 +222,7 @@ def with_default(hint: Hint, default: Any) -> tuple[Hint, Any]:
 
 
 def stream_item(annotation: Any, *, is_generator: bool) -> Any:
-    """Return the type of the items of a stream. ``None`` for the hint of a single value."""
+    """Return the item type of a stream. ``None`` for the hint of a single value."""
     origin = getattr(annotation, "__origin__", annotation)
     try:
         is_stream = origin in _STREAMS or (is_generator and origin is abc.Iterable)
@@ -235,7 +235,7 @@ def stream_item(annotation: Any, *, is_generator: bool) -> Any:
 
 
 def _awaited(annotation: Any) -> Any:
-    """Return the type of the result of an awaitable, and any other annotation unchanged."""
+    """Return the result type of an awaitable, and any other annotation unchanged."""
     origin = getattr(annotation, "__origin__", None)
     if not isinstance(origin, type) or origin not in _AWAITABLES:
         return annotation

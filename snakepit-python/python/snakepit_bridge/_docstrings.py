@@ -103,7 +103,7 @@ def _end_of_field(lines: list[str], index: int) -> int:
 
 
 def _end_of_section(lines: list[str], start: int) -> int:
-    """Return the index of the end of a section.
+    """Return the index at which a section ends.
 
     A section ends at its first unindented line, or at its first blank line if it is not indented.
     """

@@ -22,7 +22,7 @@ _RUNTIME_FILES = tuple(
 )
 
 
-#: The maximum number of exceptions of a group whose traceback has all of them.
+#: The maximum number of exceptions in a group whose traceback contains all of them.
 _MAX_FORMATTED = 1000
 
 

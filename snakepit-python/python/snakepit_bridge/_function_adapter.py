@@ -18,7 +18,7 @@ HOOKS = ("lifespan", "process_init", "process_exit")
 #: The numbers that a module may set for all of its tools, as an adapter class does.
 _NUMBERS = ("concurrency", "threads")
 
-#: The prefix of the attributes of tools, so that a tool may have the name of a method of adapters.
+#: The prefix of tool attributes, so that a tool may have the name of an adapter method.
 _PREFIX = "tool "
 
 

@@ -31,7 +31,7 @@ class ToolInfo(TypedDict):
     input_schema: dict[str, Any]
     #: The JSON Schema of the result. ``None`` if the tool does not declare it.
     result_schema: dict[str, Any] | None
-    #: The JSON Schema of the items of a stream. ``None`` if the tool does not declare it.
+    #: The JSON Schema of stream items. ``None`` if the tool does not declare it.
     item_schema: dict[str, Any] | None
 
 

@@ -29,7 +29,7 @@ _SETTINGS = ("encoding", "errors", "line_buffering")
 _write = io.BufferedWriter.write
 _flush = io.BufferedWriter.flush
 
-#: The number of bytes of an unfinished line after which it is sent.
+#: The size from which an unfinished line is sent, in bytes.
 _MAX_PENDING = 4096
 
 

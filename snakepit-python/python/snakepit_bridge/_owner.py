@@ -24,7 +24,7 @@ OWNER: ContextVar[object | None] = ContextVar("snakepit_owner", default=None)
 #: concurrently, its runner, which equals the owner of no call.
 running: object | None = None
 
-#: The number of timers of a call from which those that have run are removed.
+#: The number of timers of a call above which the runtime removes those that have run.
 _MIN_TIMERS = 16
 
 #: The delay after which a timer counts as run if it does not show its state, in seconds. Timers run late while a
@@ -33,7 +33,7 @@ _MAX_DELAY = 60.0
 
 
 class CallOwner:
-    """The owner of the code of one call, in a worker that runs several concurrently."""
+    """The owner of one call's code, in a worker that runs several calls concurrently."""
 
     __slots__ = (
         "_timer_limit",

@@ -37,7 +37,7 @@ def kind_of(cls: type) -> str | None:
 
 
 def of_pandas(cls: type) -> Encode | None:
-    """Return the conversion of a class of pandas."""
+    """Return the conversion of a pandas class."""
     kind = kind_of(cls)
     if kind is None:
         index = class_named("pandas.Index")
@@ -80,7 +80,7 @@ def _stream(table: Any, kind: str) -> Encoded:
 
 
 def of_polars(cls: type) -> Encode | None:
-    """Return the conversion of a class of polars."""
+    """Return the conversion of a polars class."""
     kind = kind_of(cls)
     if kind is None:
         return _lazy if cls.__name__ == "LazyFrame" else None
@@ -100,7 +100,7 @@ def _polars(value: Any, kind: str) -> Encoded:
 
 
 def of_pyarrow(cls: type) -> Encode | None:
-    """Return the conversion of a class of pyarrow."""
+    """Return the conversion of a pyarrow class."""
     kind = kind_of(cls)
     return None if kind is None else lambda value: _pyarrow(value, kind)
 
@@ -114,7 +114,7 @@ def _pyarrow(value: Any, kind: str) -> Encoded:
 
 
 def of_duckdb(cls: type) -> Encode | None:
-    """Return the conversion of a class of duckdb."""
+    """Return the conversion of a duckdb class."""
     relation = class_named("duckdb.DuckDBPyRelation")
     return _relation if isinstance(relation, type) and issubclass(cls, relation) else None
 
@@ -130,7 +130,7 @@ def _relation(value: Any) -> Encoded:
 
 
 def of_torch(cls: type) -> Encode | None:
-    """Return the conversion of a class of torch."""
+    """Return the conversion of a torch class."""
     kind = kind_of(cls)
     return _torch if kind == "torch.Tensor" else None
 
@@ -149,7 +149,7 @@ def _torch(value: Any) -> Any:
 
 
 def of_pil(cls: type) -> Encode | None:
-    """Return the conversion of a class of Pillow."""
+    """Return the conversion of a Pillow class."""
     return _image if kind_of(cls) == "PIL.Image.Image" else None
 
 

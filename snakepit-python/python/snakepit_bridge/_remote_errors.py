@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: The parameters of `ToolFailed` by the name of the part of a failure.
+#: The parameters of `ToolFailed` by the field name in the failure.
 _PARAMETERS = {
     "type": "type",
     "message": "message",
@@ -35,7 +35,7 @@ _LINKS = ("cause", "context", "exceptions")
 _HOOKS = ("__new__", "__init_subclass__", "__setattr__", "__getattribute__", "__del__")
 #: The flag of types that a program created, unlike those of the interpreter.
 _HEAP_TYPE = 1 << 9
-#: The maximum length of the name of a class that is looked up, because the time grows with its square.
+#: The maximum length of a class name to look up, because the time grows with its square.
 _MAX_NAME = 1024
 #: Descriptors of the interpreter, which store a value without running code.
 _STORES = (types.MemberDescriptorType, types.GetSetDescriptorType)

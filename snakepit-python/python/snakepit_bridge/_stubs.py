@@ -254,7 +254,7 @@ def _default(schema: Any, annotation: str) -> tuple[str, str]:
 
 
 def _passed(passed: list[tuple[str, str]], has_unset: bool) -> list[str]:
-    """Return the arguments of the call of the client."""
+    """Return the arguments of the client call."""
     is_plain = all(parameter.isidentifier() and parameter == identifier(parameter) for parameter, _ in passed)
     if is_plain and not has_unset:
         return [f"{parameter}={variable}" for parameter, variable in passed]

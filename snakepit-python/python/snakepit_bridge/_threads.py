@@ -21,7 +21,7 @@ _ATTRIBUTE = "_snakepit_context"
 #: The modules of pools, whose threads serve many calls.
 _POOLS = frozenset({"concurrent.futures.thread", "multiprocessing.pool"})
 
-#: The contexts of the items of work that run now, by thread.
+#: The contexts of the running work items, by thread.
 _working: dict[int, SessionContext] = {}
 
 _is_installed = False

@@ -47,7 +47,7 @@ class ToolMetadata:
         self.supports_streaming = supports_streaming
         #: Descriptions of parameters. The runtime reads the signature instead.
         self.parameters = [] if parameters is None else parameters
-        #: The names of the variables of the session that the tool reads.
+        #: The names of the session variables that the tool reads.
         self.required_variables = [] if required_variables is None else required_variables
 
     def __eq__(self, other: object) -> bool:

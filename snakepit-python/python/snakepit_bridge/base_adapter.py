@@ -43,7 +43,7 @@ def own_attribute(value: object, name: str, default: Any = None) -> Any:
 
 
 def attributes_of(member: object) -> Mapping[str, Any]:
-    """Return the dictionary of a member of a class or a module, or of the function that the member binds."""
+    """Return the dictionary of a class or module member, or of the function that the member binds."""
     function = member
     if isinstance(member, staticmethod | classmethod) or type(member) is _METHOD:
         function = member.__func__  # type: ignore[union-attr]
@@ -138,7 +138,7 @@ def tool(
         name: The name of the tool. By default the name of the method.
         description: The description for people and language models. By default the docstring.
         supports_streaming: Whether the tool can be called as a stream. Generators always can.
-        required_variables: Names of the variables of the session that the tool reads. Clients find them in the metadata
+        required_variables: Names of the session variables that the tool reads. Clients find them in the metadata
             of the tool.
         idempotent: Whether running the tool twice is harmless. If so, the host may retry it.
         after_cancel: The policy for the worker after cancellation interrupted a call with an exception: ``"keep"`` it,
@@ -238,7 +238,7 @@ class BaseAdapter:
         #: A namespace that lives as long as the worker. All calls of the worker share it.
         process: Process
 
-        #: The id of the session of the call, empty for a call without one. ``None`` outside of calls.
+        #: The id of the call's session, empty for a call without a session. ``None`` outside of calls.
         session_id: str | None
         _session_context: SessionContext | None
     else:

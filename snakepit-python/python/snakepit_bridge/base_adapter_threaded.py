@@ -104,7 +104,7 @@ class _Shared:
         self.tracker = RequestTracker()
 
 
-#: Guards the creation of the parts of a class.
+#: Guards the creation of a class's parts.
 _creating = threading.Lock()
 
 
@@ -170,7 +170,7 @@ class ThreadSafeAdapter(BaseAdapter):
             self._thread_local.delete(key)
 
     def get_stats(self) -> dict[str, Any]:
-        """Return the counters of the requests of this class, with the name of the class."""
+        """Return the request counters of this class, with its name."""
         return {
             "adapter_class": type(self).__name__,
             "thread_safe": self.__thread_safe__,

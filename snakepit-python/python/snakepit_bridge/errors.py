@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SnakepitError(Exception):
-    """Base class of all errors of calls and requests.
+    """Base class of all call and request errors.
 
     Args:
         args: The message.

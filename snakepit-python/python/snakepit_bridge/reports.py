@@ -31,13 +31,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class LogLine:
-    """A line of output of a call."""
+    """A line of a call's output."""
 
     #: The line, without its end. Control characters are escaped.
     text: str
     #: The stream of the worker.
     stream: Literal["stdout", "stderr"]
-    #: The level of a record of :mod:`logging`. 0 for other output.
+    #: The level of a :mod:`logging` record. 0 for other output.
     level: int
     #: The name of the logger. Empty for other output.
     logger: str

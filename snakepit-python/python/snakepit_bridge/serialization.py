@@ -120,7 +120,7 @@ class TypeSerializer:
 
 
 def type_of(value: Any) -> str:
-    """Return the name of the type of a value."""
+    """Return the type name of a value."""
     # A bool is an int.
     kinds = ((bool, "boolean"), (int, "integer"), (float, "float"), (str, "string"), (list, "list"), (dict, "map"))
     return next((name for kind, name in kinds if isinstance(value, kind)), "null" if value is None else "map")

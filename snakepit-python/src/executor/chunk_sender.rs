@@ -21,7 +21,7 @@ const EAGER_CHUNKS: u32 = 4;
 /// The number of chunks without a pause after which a burst is long. The executor then takes the IO back from the standby.
 const LONG_BURST: u32 = 64;
 
-/// The number of chunks of a long burst between two readings of the clock, each of which costs a tenth of a chunk.
+/// The number of chunks in a long burst between two clock readings, each of which costs a tenth of a chunk.
 const CHUNKS_PER_READING: u32 = 16;
 
 /// The size of a chunk in bytes, from which on the standby sends, because it copies and writes while the next chunk is computed.

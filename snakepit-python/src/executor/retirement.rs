@@ -26,7 +26,7 @@ impl Executor {
         }
     }
 
-    /// Retires this worker because of an effect of one of its calls, and logs the reason.
+    /// Retires this worker because of damage by one of its calls, and logs the reason.
     pub(super) fn retire_with_reason(&self, tool: &str, reason: &str) {
         if !self.flags.is_retired.load(Relaxed) {
             warn(format_args!("the worker is replaced after a call of tool `{tool}`: {reason}"));

@@ -165,7 +165,7 @@ pub(super) fn scalar_to_plain<'py>(
     Ok(Some(Ok(plain)))
 }
 
-/// The number of items of an array.
+/// The number of items in an array.
 pub(super) fn length(array: &Bound<'_, PyAny>) -> PyResult<usize> {
     array.getattr(intern!(array.py(), "size"))?.extract()
 }

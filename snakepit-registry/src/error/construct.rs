@@ -20,7 +20,7 @@ impl From<HostError> for ToolError {
 }
 
 impl ToolError {
-    /// Creates the error of a call of a tool that does not exist. See [`with_suggestion`](Self::with_suggestion).
+    /// Creates the error for a call of a tool that does not exist. See [`with_suggestion`](Self::with_suggestion).
     pub fn not_found(tool: impl Into<String>) -> Self {
         Self::NotFound { tool: tool.into(), suggestion: None }
     }
@@ -46,7 +46,7 @@ impl ToolError {
         Self::InvalidArguments { tool: tool.into(), violations }
     }
 
-    /// Creates the error of a kind of call that the tool does not support and that did not run. `problem` is the end of a
+    /// Creates the error for a kind of call that the tool does not support and that did not run. `problem` is the end of a
     /// sentence, such as "does not stream".
     pub fn unsupported(tool: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Unsupported { tool: tool.into(), problem: problem.into(), may_have_run: false }
@@ -70,13 +70,13 @@ impl ToolError {
         Self::TooManyConnections { limit, retry_after: None }
     }
 
-    /// Creates the error of an answer that was dropped, with the number of bytes of unread answers and the limit.
+    /// Creates the error for a dropped answer, with the size of the unread answers in bytes and the limit.
     #[must_use]
     pub const fn answer_dropped(used: usize, limit: usize) -> Self {
         Self::AnswerDropped { used, limit }
     }
 
-    /// Creates the error of an answer of `size` bytes, above the limit.
+    /// Creates the error for an answer of `size` bytes, above the limit.
     #[must_use]
     pub const fn answer_too_large(size: usize, limit: usize) -> Self {
         Self::AnswerTooLarge { size, limit }

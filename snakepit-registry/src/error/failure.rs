@@ -144,7 +144,7 @@ impl ToolFailure {
 
 /// An exception to which the exception of a Python tool is linked: its cause, its context, or a member of its group.
 ///
-/// Its JSON form is that of the entries of `details_json` in the protocol.
+/// Its JSON form is the one that `details_json` uses in the protocol.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]

@@ -3,7 +3,7 @@
 use snakepit_reason::Reason;
 use snakepit_session::SessionErrorKind;
 
-/// The kind of an error of a call or session operation, without its data. Several errors can have the same kind.
+/// The kind of a call or session error, without its data. Several errors can have the same kind.
 ///
 /// Match on the kind to branch, and on the error to read its data.
 ///
@@ -70,7 +70,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The machine-readable reason, such as `OVERLOADED`: a row of the table of reasons, with the codes of every protocol. Remote
+    /// The machine-readable reason, such as `OVERLOADED`: a row in the table of reasons, with the codes for every protocol. Remote
     /// clients receive its [text](Reason::as_str) in the details of a gRPC status.
     ///
     /// ```

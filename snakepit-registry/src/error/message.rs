@@ -13,7 +13,7 @@ pub(super) fn describe_failure(failure: &ToolFailure) -> String {
     }
 }
 
-/// The end of the message of a full queue.
+/// The end of the message about a full queue.
 pub(super) fn describe_queue(queued: usize, limit: usize) -> String {
     match limit {
         0 => "no worker is free, and the limit of waiting calls is 0, so calls never wait".to_owned(),
@@ -21,7 +21,7 @@ pub(super) fn describe_queue(queued: usize, limit: usize) -> String {
     }
 }
 
-/// The end of the message of a missed deadline.
+/// The end of the message about a missed deadline.
 pub(super) fn describe_deadline(stage: CallStage, limit: Option<TimeLimit>, is_unanswered: bool) -> String {
     match limit {
         limit if is_unanswered => {

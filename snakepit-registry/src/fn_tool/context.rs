@@ -10,7 +10,7 @@ use crate::{
     CallId, CallMode, CallReports, Extensions, Principal, ProgressReport, ToolCall, ToolError, TraceContext,
 };
 
-/// The context of a call of a host tool: the call without its arguments. An [`Extractor`].
+/// The context of a host tool call: the call without its arguments. An [`Extractor`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ToolContext {

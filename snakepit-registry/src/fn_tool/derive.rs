@@ -174,7 +174,7 @@ fn scalar_type(schema: &Value) -> Option<&str> {
     }
 }
 
-/// The schema of the value of an `Option`, and `true`. `None` for a schema that does not accept null.
+/// The schema of an `Option`'s value, and `true`. `None` for a schema that does not accept null.
 fn without_null(schema: &Value) -> Option<(&Value, bool)> {
     let is_null = |schema: &Value| schema.get("type").is_some_and(|ty| ty == "null");
     if let Some(types) = schema.get("type").and_then(Value::as_array)
@@ -192,7 +192,7 @@ fn without_null(schema: &Value) -> Option<(&Value, bool)> {
     }
 }
 
-/// The names of the fields of a struct, with aliases, in their order. `None` for a type that accepts other names too.
+/// The field names of a struct, with aliases, in their order. `None` for a type that accepts other names too.
 fn fields_of<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
     let mut fields = None;
     // The probe always fails after it has recorded the fields.

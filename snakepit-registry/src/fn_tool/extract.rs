@@ -182,7 +182,7 @@ impl<S: Clone + Send + Sync + 'static> Extractor for State<S> {
     }
 }
 
-/// A clone of the value of the type `T` that a layer of the host attached to the call
+/// A clone of the value of type `T` that a layer attached to the call
 /// ([`ToolCall::extensions`](crate::ToolCall::extensions)). An [`Extractor`]. `Option<Extension<T>>` accepts calls without it.
 ///
 /// Layers wrap calls of the program and of clients. A call that a running tool makes, in Python or in the host, does not pass
@@ -213,7 +213,7 @@ impl<T: Clone + Send + Sync + 'static> OptionalExtractor for Extension<T> {
     }
 }
 
-/// The name of a value of the host, and whether a state has it.
+/// The name of a host value, and whether a state has it.
 type RequiredState = (String, fn(&HostState) -> bool);
 
 /// The host state that a [`ToolFn`](super::ToolFn) needs, and the arguments that it takes.
@@ -275,7 +275,7 @@ impl Requirements {
     }
 }
 
-/// The name of a value of the host, and how to set it, for messages.
+/// The name of a host value, and how to set it, for messages.
 fn state_name<S>() -> String {
     let name = type_name::<S>();
     format!("a `State<{name}>`, which the host does not have; set a value of that type by `Builder::state`")

@@ -31,7 +31,7 @@ use crate::{IntoAnswer, ToolCall, ToolError, arguments::from_arguments};
 /// The function returns a future of an [`IntoAnswer`], or a stream of them. A stream makes the tool a streaming one. Items with a
 /// buffer are errors. An error ends the stream.
 ///
-/// Annotate the type of each argument of a closure: the compiler cannot infer it.
+/// Annotate the types of a closure's arguments, because the compiler cannot infer them.
 ///
 /// `M` distinguishes the implementations. The compiler infers it.
 #[diagnostic::on_unimplemented(

@@ -11,11 +11,11 @@ use std::{
 use super::{Registration, Registry, RegistryError, ResolvedTool, check_name};
 use crate::{ToolHandler, ToolSpec};
 
-/// The maximum number of tools of one provider. Bounds the memory that workers can occupy.
+/// The maximum number of tools per provider. Bounds the memory that workers can occupy.
 const MAX_REMOTE_TOOLS: usize = 10_000;
 /// The maximum size of a spec, in bytes of memory.
 const MAX_SPEC_BYTES: usize = 64 * 1024;
-/// The maximum total size of the specs of one provider, in bytes of memory. A listing contains all of them, and every client
+/// The maximum total size of the specs per provider, in bytes of memory. A listing contains all of them, and every client
 /// must accept a message of its size.
 const MAX_PROVIDER_BYTES: usize = 2 * 1024 * 1024;
 

@@ -1,4 +1,4 @@
-//! Helpers of the tests of remote tools.
+//! Helpers for tests of remote tools.
 
 use std::sync::Arc;
 

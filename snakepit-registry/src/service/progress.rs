@@ -14,7 +14,7 @@ pub struct CallProgress(Arc<Progress>);
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// The number of copies of the call that the handler inside of the layers runs.
+    /// How many copies of the call the handler inside the layers runs.
     running: AtomicUsize,
     has_begun: AtomicBool,
     /// The first pass through the layers that may have run the tool.

@@ -68,7 +68,7 @@ impl ToolSpec {
         serde_json::from_str(self.metadata.get(RESULT_SCHEMA_KEY)?).ok()
     }
 
-    /// The JSON Schema (2020-12) of each item of a stream. `None` if the tool does not declare it, or does not stream.
+    /// The JSON Schema (2020-12) of stream items. `None` if the tool does not declare it, or does not stream.
     #[must_use]
     pub fn item_schema(&self) -> Option<Value> {
         serde_json::from_str(self.metadata.get(ITEM_SCHEMA_KEY)?).ok()

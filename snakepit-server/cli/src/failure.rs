@@ -13,7 +13,7 @@ use tonic_types::StatusExt;
 /// A failure as the user sees it: one line of text, the tool's traceback if there is one, and an exit code for scripts.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    /// The row of the table of reasons, from which the exit code comes.
+    /// The row in the table of reasons, from which the exit code comes.
     reason: Reason,
     /// The code for scripts, if a server sent one that is not in the table.
     foreign_code: Option<String>,

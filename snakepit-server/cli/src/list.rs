@@ -18,7 +18,7 @@ use crate::{
     duration, output,
 };
 
-/// An explanation of the columns of `snakepit workers`.
+/// Explains the columns of `snakepit workers`.
 pub(crate) const WORKER_COLUMNS: &str = "\
 Columns:
   WORKER    the id, POOL-SLOT-GENERATION: the third worker in slot 2 of the pool `default`
@@ -30,7 +30,7 @@ Columns:
   RESTARTS  the number of times that the pool has replaced the worker in this slot
   UP        the time since this worker started";
 
-/// An explanation of the columns of `snakepit status`.
+/// Explains the columns of `snakepit status`.
 pub(crate) const STATUS_COLUMNS: &str = "\
 Columns:
   WORKERS    the number of workers that are up, and the number of slots

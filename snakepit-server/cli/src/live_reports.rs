@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use snakepit_proto::pb::{self, call_report::Report};
 
-/// The number of characters of the bar.
+/// The number of characters in the bar.
 const BAR_WIDTH: usize = 24;
 
 /// The reports on stderr. The progress occupies the last line of a terminal.

@@ -1,4 +1,4 @@
-//! `snakepit restart`: the rolling replacement of the workers of a running server.
+//! `snakepit restart`: the rolling restart of a server's workers.
 
 use std::time::Duration;
 

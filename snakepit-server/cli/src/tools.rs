@@ -19,7 +19,7 @@ pub(crate) struct ToolArgs {
     pub(crate) list: list::Args,
 }
 
-/// A tool and its provider: the name of a pool of workers, or the host.
+/// A tool and its provider: the name of a worker pool, or the host.
 struct ListedTool {
     spec: ToolSpec,
     provider: String,

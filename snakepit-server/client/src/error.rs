@@ -150,7 +150,7 @@ pub fn write_with_sources(error: &dyn StdError, f: &mut fmt::Formatter<'_>) -> f
     Ok(())
 }
 
-/// The end of the message of a client that cannot connect.
+/// The end of the message from a client that cannot connect.
 fn advice(source: Option<&(dyn StdError + Send + Sync + 'static)>) -> &'static str {
     let causes = std::iter::successors(source.map(|source| source as &(dyn StdError + 'static)), |&cause| {
         cause.source()

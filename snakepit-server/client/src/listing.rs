@@ -29,7 +29,7 @@ pub struct RemoteWorkerStatus {
     pub restarts: u64,
 }
 
-/// The state of the pool of a remote host: [`Client::status`](crate::Client::status). It has the fields of the `PoolStatus` of a
+/// The pool state of a remote host: [`Client::status`](crate::Client::status). It has the fields of the `PoolStatus` of a
 /// host in this process, and serializes like it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
@@ -76,7 +76,7 @@ pub struct SessionInfo {
     pub last_worker: Option<String>,
 }
 
-/// An event of the sessions of a remote host.
+/// A session event of a remote host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SessionWatchEvent {
@@ -86,7 +86,7 @@ pub enum SessionWatchEvent {
     Lost(u64),
 }
 
-/// The events of the sessions of a remote host, up to and including the error that ends the stream:
+/// The session events of a remote host, up to and including the error that ends the stream:
 /// [`Client::session_events`](crate::Client::session_events). Dropping the stream unsubscribes.
 pub type SessionEventStream = BoxStream<'static, Result<SessionWatchEvent, Error>>;
 

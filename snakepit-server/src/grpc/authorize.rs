@@ -69,7 +69,7 @@ has_session! {
 has_session! { or global: PutProgramRequest GetProgramRequest ListProgramsRequest DeleteProgramRequest }
 
 impl Bridge {
-    /// Returns the source of the principal of a request.
+    /// Returns the source of a request's principal.
     pub(super) fn principal_source(&self, extensions: &Extensions) -> PrincipalSource {
         if let Some(principal) = extensions.get::<Principal>() {
             return PrincipalSource::Fixed(principal.clone());

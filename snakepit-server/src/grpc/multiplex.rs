@@ -143,7 +143,7 @@ struct ClientCalls {
     connection: Option<Arc<Connection>>,
     /// Whether the client is a process of a worker.
     is_worker: bool,
-    /// The source of the principal of each call.
+    /// The source of each call's principal.
     principal_source: PrincipalSource,
     /// Whether the client reads nested values, as it states in its first message.
     takes_buffers: AtomicBool,

@@ -16,7 +16,7 @@ use crate::{
     telemetry::{CallEvent, CallEventKind},
 };
 
-/// The maximum number of subscriptions of a host, because each makes every call slower. Subscriptions of the embedding program count,
+/// The maximum number of subscriptions per host. It is limited because each makes every call slower. Subscriptions of the embedding program count,
 /// but the host never rejects them.
 const MAX_SUBSCRIBERS: usize = 32;
 
@@ -46,7 +46,7 @@ impl Bridge {
     }
 }
 
-/// A subscription of events of a host.
+/// A subscription to a host's events.
 pub(crate) struct Subscription {
     /// `None` after the last control. The filter stays in force.
     controls: Option<Streaming<pb::TelemetryControl>>,
@@ -125,7 +125,7 @@ impl Subscription {
     }
 }
 
-/// The sampling key of an event of a worker. Events without a correlation id are sampled one by one.
+/// The sampling key of a worker event. Events without a correlation id are sampled one by one.
 fn sample_of(event: &pb::TelemetryEvent) -> u64 {
     match &*event.correlation_id {
         "" => event.timestamp_ns.cast_unsigned(),

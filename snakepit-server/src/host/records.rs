@@ -26,7 +26,7 @@ pub(crate) type CallReader = Box<dyn Fn(&CallRecord) + Send + Sync>;
 #[derive(Default)]
 pub(crate) struct CallRecords {
     readers: Vec<CallReader>,
-    /// The number of panics of readers.
+    /// The number of reader panics.
     panics: AtomicU64,
 }
 

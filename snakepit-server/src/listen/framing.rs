@@ -11,7 +11,7 @@ use crate::{limits::MessageTooLarge, status::message_too_large};
 
 /// The memory that a received segment costs in addition to its bytes, in bytes. Many tiny segments therefore also exhaust the budget.
 pub(super) const SEGMENT_OVERHEAD: usize = 128;
-/// The length of the prefix of a message, in bytes.
+/// The length of a message prefix, in bytes.
 pub(super) const PREFIX_BYTES: usize = 5;
 /// Messages above this size, in bytes, are heavy: the host counts their fields first, and then decodes them on a blocking thread.
 pub(super) const MAX_LIGHT_BYTES: usize = 256 * 1024;

@@ -16,7 +16,7 @@ use super::{
     connections::Peer,
 };
 
-/// The maximum number of connections of one worker.
+/// The maximum number of connections per worker.
 const MAX_CONNECTIONS: usize = 64;
 /// The maximum number of concurrent lookups of a connection's owner. Further connections wait to be accepted.
 const MAX_CHECKS: usize = 32;

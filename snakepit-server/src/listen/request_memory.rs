@@ -7,7 +7,7 @@ use snakepit_registry::ToolError;
 use super::{budget::Reservation, connections::Connection};
 use crate::status::{arrival_budget_exhausted, connection_budget_exhausted};
 
-/// The maximum headroom of one message of a stream, in bytes. Clients limit messages with several calls to about half of it.
+/// The maximum headroom for one message of a stream, in bytes. Clients limit messages with several calls to about half of it.
 pub(super) const MESSAGE_HEADROOM: usize = 2 * 1024 * 1024;
 
 /// The bytes that a request has reserved. Dropping it releases them.

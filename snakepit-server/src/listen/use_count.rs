@@ -7,7 +7,7 @@ use crate::sync::AtomicUsize;
 /// The bit that marks a connection as evicted.
 const EVICTED: usize = 1 << (usize::BITS - 1);
 
-/// The number of uses of a connection, and whether it is evicted. One atomic holds both, so that exactly one succeeds when an eviction
+/// The number of uses of a connection, and whether the connection is evicted. One atomic holds both, so that exactly one succeeds when an eviction
 /// and a use race.
 #[derive(Debug)]
 pub(super) struct UseCount(AtomicUsize);

@@ -40,7 +40,7 @@ fn is_fallback(progress: f64) -> bool {
     0.0 < progress && progress < 0.5
 }
 
-/// The prefix of the name of a file that is being created. A crash may leave such a file behind; it contains no sessions.
+/// The name prefix of a file that is being created. A crash may leave such a file behind; it contains no sessions.
 pub(super) const UNFINISHED_PREFIX: &str = ".snakepit-unfinished-";
 
 /// An open file, its totals and expiries.

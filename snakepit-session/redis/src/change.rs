@@ -22,7 +22,7 @@ use super::{
 /// The maximum number of attempts. Each conflict means that another write succeeded, so the writers together make progress.
 const MAX_ATTEMPTS: u32 = 256;
 
-/// The minimum capacity of the log of a watched session in changes. The log buffers the changes of all variables for all hosts,
+/// The minimum capacity of a watched session's log, in changes. The log buffers the changes to all variables for all hosts,
 /// so it must be larger than the queue of one watcher.
 const MIN_LOG_CHANGES: usize = 1024;
 /// The minimum capacity of the log in bytes.

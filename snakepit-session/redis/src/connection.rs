@@ -90,7 +90,7 @@ impl Connection {
         redis::from_redis_value(value).map_err(|error| redis_error(&self.address, error.into()))
     }
 
-    /// Returns the command that reads fields of a hash of a session, or `None` if `fields` is empty.
+    /// Returns the command that reads fields from a session's hash, or `None` if `fields` is empty.
     pub(super) fn read_fields(&self, hash: char, id: &SessionId, fields: &[String]) -> Option<Cmd> {
         let mut read = redis::cmd("HMGET");
         read.arg(format!("{}:{hash}:{id}", self.root)).arg(fields);

@@ -49,7 +49,7 @@ pub enum SessionErrorKind {
 }
 
 impl SessionErrorKind {
-    /// The machine-readable reason, such as `SESSION_NOT_FOUND`: a row of the table of reasons, with the codes of every protocol.
+    /// The machine-readable reason, such as `SESSION_NOT_FOUND`: a row in the table of reasons, with the codes for every protocol.
     /// Remote clients receive its [text](Reason::as_str) in the details of a gRPC status.
     #[must_use]
     pub const fn reason(self) -> Reason {

@@ -10,7 +10,7 @@ use super::{
 
 /// The length of the longest text of a key that an envelope may have: each letter is escaped as `\u0000`.
 const MAX_KEY_TEXT: usize = KEY.len() * 6 + 2;
-/// The maximum number of characters of a number in an error.
+/// How many characters of a number an error shows.
 const MAX_EXCERPT: usize = 40;
 
 /// The place of an envelope, which stands for bytes, an array, or a map with the key [`KEY`].
@@ -126,7 +126,7 @@ struct Level {
     is_map: bool,
     /// The number of envelopes before it.
     envelopes: usize,
-    /// The places of the values of some keys.
+    /// The positions of the values of some keys.
     kind: Option<Range<usize>>,
     offset: Option<Range<usize>>,
     length: Option<Range<usize>>,

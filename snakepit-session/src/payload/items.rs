@@ -124,7 +124,7 @@ impl Payload {
         self.raw_array().ok().map(|array| array.shape)
     }
 
-    /// The data type of the items of an array. `None` for other values (see [`shape`](Self::shape)), and for data types
+    /// The data type of array items. `None` for other values (see [`shape`](Self::shape)), and for data types
     /// without a [`Dtype`], such as extended floats.
     #[must_use]
     pub fn dtype(&self) -> Option<Dtype> {

@@ -106,7 +106,7 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// Start and end of the buffer of an envelope. `Some(None)` for invalid numbers.
+/// Start and end of an envelope's buffer. `Some(None)` for invalid numbers.
 fn range_of(map: &Map<String, Value>) -> Option<Option<(usize, usize)>> {
     let (offset, length) = (map.get("offset")?, map.get("length")?);
     let number = |value: &Value| usize::try_from(value.as_u64()?).ok();
@@ -160,7 +160,7 @@ pub(super) fn move_offsets(
     out.extend_from_slice(&json[at..text.end]);
 }
 
-/// Returns the JSON of an item of a stream, or of a nested value, with base64 in place of its buffers.
+/// Returns the JSON of a chunk or a nested value, with base64 in place of its buffers.
 ///
 /// # Errors
 /// The reason, which continues a message after "the value".
@@ -298,7 +298,7 @@ impl Payload {
         }
     }
 
-    /// The value of an item of a stream.
+    /// The value of a chunk.
     #[doc(hidden)]
     #[must_use]
     pub fn of_item(json: Bytes, binary: Option<Bytes>) -> Self {

@@ -360,7 +360,7 @@ impl<'de> MapAccess<'de> for Entries<'_, '_, 'de> {
     }
 }
 
-/// The entries of a map with the key of envelopes: a list of lists of a key and a value.
+/// The entries of a map with the envelope key: a list of key-value pairs.
 struct EscapedEntries<'r, 'a, 'de> {
     reader: &'r mut ValueDeserializer<'a, 'de>,
     is_first: bool,

@@ -11,7 +11,7 @@ use crate::{
 
 /// The maximum nesting of lists and maps. Common JSON parsers accept it.
 const MAX_DEPTH: usize = 100;
-/// The maximum number of digits of an integer in a list or map, which is Python's default limit.
+/// The maximum number of digits in an integer in a list or map, which is Python's default limit.
 const MAX_DIGITS: usize = 4300;
 
 /// Validates a value and converts it to the stored form. `steps` is the budget of a pattern.

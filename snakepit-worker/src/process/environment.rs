@@ -10,7 +10,7 @@ use crate::{WorkerError, WorkerSlot};
 /// Name and value of an environment variable.
 pub(super) type Variable = (&'static str, String);
 
-/// The variables that set the number of threads of numeric libraries. The flag states whether the library reads `OMP_NUM_THREADS`
+/// The variables that set the thread count of numeric libraries. The flag states whether the library reads `OMP_NUM_THREADS`
 /// if this variable is not set.
 const THREADS: [(&str, bool); 6] = [
     ("OMP_NUM_THREADS", true),

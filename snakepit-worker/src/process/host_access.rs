@@ -44,7 +44,7 @@ impl HostAccess {
         self
     }
 
-    /// The host's receiver of events of workers.
+    /// The host's receiver of worker events.
     pub(super) fn telemetry(&self) -> &WorkerTelemetry {
         self.launches.telemetry()
     }

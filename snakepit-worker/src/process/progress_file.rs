@@ -22,7 +22,7 @@ use crate::escaping::escape;
 
 /// The maximum number of bytes to read of the stacks.
 const MAX_STACK_BYTES: usize = 16 * 1024;
-/// The maximum number of lines of the stacks. The thread that crashed comes first.
+/// The maximum number of stack lines. The thread that crashed comes first.
 const MAX_STACK_LINES: usize = 40;
 
 /// The host's handle to the file. Clones share it. It stays readable after the file is removed.

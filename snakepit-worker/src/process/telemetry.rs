@@ -19,14 +19,14 @@ use tonic::{Code, Status};
 use super::{connect::Client, launches::Launches};
 use crate::WorkerId;
 
-/// The tracing target of the events of workers.
+/// The tracing target of worker events.
 pub const TELEMETRY_TARGET: &str = "snakepit::telemetry";
 /// The pause before the host opens a broken stream again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The number of controls that may wait for the worker to read them. A change to the filter consists of three.
 const MAX_WAITING_CONTROLS: usize = 6;
 
-/// The events of all workers of a host. Clones share them.
+/// The events of all workers. Clones share them.
 ///
 /// A worker sends events only while there are subscribers, or while `tracing` accepts the level `TRACE` of the target
 /// [`TELEMETRY_TARGET`]. Without either, no stream is open.

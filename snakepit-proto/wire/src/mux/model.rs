@@ -95,7 +95,7 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Debug, Clone, Default)]
 struct Tools(Arc<Mutex<HashMap<u64, ToolState>>>);
 
-/// The state of the tool of one call.
+/// The state of one call's tool.
 #[derive(Debug, Default)]
 struct ToolState {
     /// Whether the tool runs.

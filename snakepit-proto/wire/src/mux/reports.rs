@@ -1,4 +1,4 @@
-//! Conversions of the reports of running calls.
+//! Conversions of call reports.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

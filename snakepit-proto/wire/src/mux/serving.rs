@@ -189,7 +189,7 @@ impl<S: MuxService> MuxCalls<S> {
         }));
     }
 
-    /// Releases the reservation of a call of this size.
+    /// Releases a call reservation of this size.
     fn release(&self, bytes: usize) {
         if bytes > SMALL_BYTES {
             self.service.release(bytes);

@@ -123,7 +123,7 @@ def _differs(wanted: int | None, length: int) -> bool:
 
 
 def _nested(item: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of the items of an array with any number of axes: numbers, or lists."""
+    """Return the item schema of an array with any number of axes: numbers, or lists."""
     return {"anyOf": [item, {"type": "array"}]}
 
 

@@ -203,7 +203,7 @@ class Hint:
         return self.read(key)
 
     def write_key(self, key: Any) -> Any:
-        """Return the JSON form of the key of a map."""
+        """Return the JSON form of a map key."""
         return self.write(key)
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:

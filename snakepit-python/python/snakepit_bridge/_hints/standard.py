@@ -1,4 +1,4 @@
-"""Hints of classes of the standard library that travel as text: dates, times, decimals, UUIDs and paths."""
+"""Hints of standard library classes that travel as strings: dates, times, decimals, UUIDs and paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def standard(annotation: type) -> Hint | None:
-    """Return the hint of a class of the standard library, if it has a string form."""
+    """Return the hint of a standard library class, if the class has a string form."""
     datetime = sys.modules.get("datetime")
     if datetime is not None:
         moments: dict[type, tuple[str, str]] = {

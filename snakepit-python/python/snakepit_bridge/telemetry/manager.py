@@ -43,7 +43,7 @@ _backend: Backend | None = HostBackend()
 
 
 def set_backend(backend: Backend | None) -> None:
-    """Replace the receiver of all events of this process. ``None`` drops them."""
+    """Replace the receiver of this process's events. ``None`` drops them."""
     global _backend
     _backend = backend
 

@@ -46,7 +46,7 @@ class TelemetryStream:
 
     @property
     def dropped_count(self) -> int:
-        """The number of events of this worker that were dropped, because a queue was full."""
+        """The number of events that this worker dropped because a queue was full."""
         return _native.dropped_events()
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ pub(super) fn read(content: &[u8]) -> Result<TypedValue, String> {
     })
 }
 
-/// Returns the text that begins with the value of a key of the header, which is a literal of a Python dict.
+/// Returns the text from the value of a key on. The header is a literal of a Python dict.
 fn header_value<'a>(header: &'a str, key: &str) -> Option<&'a str> {
     let (_, rest) = header.split_once(&format!("'{key}':"))?;
     Some(rest.trim_start())

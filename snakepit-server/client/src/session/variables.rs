@@ -23,7 +23,7 @@ use crate::{Error, EventStream, HostHandle, RemoteHost};
 /// The time after which [`SessionHandle::update`] stops retrying. Each conflict means that another writer succeeded.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The upper limit of a backoff, as a multiple of the duration of the last attempt. All writers reach the same limit, so a
+/// The upper limit of a backoff, as a multiple of the last attempt's duration. All writers reach the same limit, so a
 /// writer that lost several times does not fall further behind.
 const MAX_BACKOFF_FACTOR: u32 = 16;
 
@@ -277,7 +277,7 @@ impl<H: HostHandle> IntoFuture for WatchBuilder<H> {
     }
 }
 
-/// A stream of changes of a session's variables: [`SessionHandle::watch`].
+/// A stream of changes to a session's variables: [`SessionHandle::watch`].
 ///
 /// The watch delivers each change once and in order. Writers do not wait for watchers. A watcher that falls too far behind
 /// loses the oldest changes, and receives [`WatchEvent::Lost`] with their number in their place.

@@ -171,7 +171,7 @@ impl<S: KeyValueStore> Rows<S> {
         rows
     }
 
-    /// Adds the deletion of all rows of an owner in a table.
+    /// Adds the deletion of an owner's rows in a table.
     pub(super) fn delete_all(
         &mut self,
         table: Table,
@@ -266,7 +266,7 @@ impl<S: KeyValueStore> Rows<S> {
         Ok(Some(ProgramRecord { info, data: Bytes::from(data.unwrap_or_default()) }))
     }
 
-    /// The descriptions of all programs of an owner, ordered by name.
+    /// The descriptions of an owner's programs, ordered by name.
     pub(super) fn program_infos(&mut self, owner: &str) -> Result<Vec<ProgramInfo>, SessionError> {
         let rows = self.scan(&prefix(Table::ProgramInfo, owner))?;
         Ok(rows.into_iter().map(|(_, info)| info).collect())

@@ -24,7 +24,7 @@ use super::{
     watching,
 };
 
-/// The number of runs of each case, because interleavings are random.
+/// How often each case runs. The interleavings are random.
 const ROUNDS: usize = 4;
 
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! The validation of values: a simple, independent implementation of the rules of `VariableType`.
+//! The validation of values: a simple, independent implementation of the `VariableType` rules.
 
 use regex::Regex;
 use serde_json::{Number, Value as Json};

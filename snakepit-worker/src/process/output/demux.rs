@@ -45,7 +45,7 @@ pub(super) enum OutputEvent<'a> {
     End(u64),
 }
 
-/// The unfinished line of a call, or of a program of it.
+/// The unfinished line of a call, or of one of its subprocesses.
 #[derive(Debug)]
 struct Unfinished {
     origin: Origin,

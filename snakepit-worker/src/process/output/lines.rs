@@ -15,7 +15,7 @@ pub(super) struct LineBuffer {
     line: Vec<u8>,
     /// Whether the last byte was a carriage return.
     has_returned: bool,
-    /// The number of bytes of the line that were skipped.
+    /// The number of skipped bytes of the line.
     skipped: u64,
 }
 

@@ -245,7 +245,7 @@ struct Loss {
     is_exit_known: bool,
 }
 
-/// The beginning of the message of [`unreadable_status`].
+/// The beginning of the [`unreadable_status`] message.
 const VALUE_PREFIX: &str = "a chunk is malformed: ";
 
 /// Whether this process created the status because it could not decode a message. The transport sets no source for such

@@ -69,7 +69,7 @@ fn chunks(errors: StreamErrors, stream: Streaming<pb::ToolChunk>) -> ChunkStream
     }))
 }
 
-/// Converts the errors of a stream of chunks.
+/// Converts the errors of a chunk stream.
 struct StreamErrors {
     client: Client,
     diagnostics: WorkerDiagnostics,

@@ -1,4 +1,4 @@
-//! [`Credit`], the flow control of one stream of chunks.
+//! [`Credit`], the flow control of one chunk stream.
 
 use std::{
     sync::atomic::Ordering,

@@ -1,4 +1,4 @@
-"""The base class of receivers of events."""
+"""The base class of event receivers."""
 
 from __future__ import annotations
 
