@@ -144,7 +144,7 @@ fn retry_after(oldest: Duration) -> Option<Duration> {
     Some(oldest.clamp(Duration::from_millis(50), Duration::from_secs(10)))
 }
 
-/// Converts the error of a call that got no worker.
+/// Converts the error of a call that did not get a worker.
 fn to_tool_error(error: AcquireError, tool: &Arc<str>, pool: &Driver) -> ToolError {
     match error {
         AcquireError::Rejected(Rejection::Overloaded { queued, oldest }) => {

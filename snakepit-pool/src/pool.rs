@@ -50,7 +50,7 @@ struct Owner {
     _supervisor: JoinSet<()>,
 }
 
-/// The launcher of a pool without workers, which launches nothing.
+/// The launcher of a pool without workers. It does not launch anything.
 #[derive(Debug)]
 struct NoLauncher;
 

@@ -50,7 +50,7 @@ impl RemoteTool {
     /// The receivers of output for nested calls of the call on this worker. `reported` is as in
     /// [`ancestors_on`](Self::ancestors_on).
     ///
-    /// Returns `None` if the caller receives no output, or if it is unknown which call the worker means.
+    /// Returns `None` if the caller does not receive output, or if it is unknown which call the worker means.
     #[must_use]
     pub fn reports_on(&self, worker: &str, reported: Option<u64>) -> Option<CallReports> {
         self.driver.reports_on(worker, reported)

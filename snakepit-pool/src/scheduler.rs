@@ -1,7 +1,7 @@
 //! Decides which worker runs which call, and when workers start and stop.
 //!
-//! A pure state machine: it maps an [`Event`] and a time to [`Effect`]s. It does no IO, starts no tasks, takes no locks
-//! and reads no clock. The [`driver`](crate::driver) connects it to the outside.
+//! A pure state machine: it maps an [`Event`] and a time to [`Effect`]s. It does not perform IO, start tasks, take locks or
+//! read a clock. The [`driver`](crate::driver) connects it to the outside.
 
 mod admission;
 mod ahead;

@@ -26,7 +26,7 @@ pub(crate) struct Ancestry {
 }
 
 impl Ancestry {
-    /// Records the ancestors of a call. Returns `None` for a call that is not nested, and whose caller receives no output.
+    /// Records the ancestors of a call. Returns `None` for a call that is not nested, and whose caller does not receive output.
     pub(crate) fn of(call: &ToolCall, driver: &Arc<Driver>) -> Option<Box<Self>> {
         let reports = CallReports::of(call).and_then(CallReports::for_nested);
         if call.ancestors.is_none() && reports.is_none() {
@@ -99,8 +99,8 @@ impl NestedCalls {
 }
 
 impl Driver {
-    /// The call that runs on this worker, after its own ancestors. `None` if it runs no call. Empty if the worker runs several
-    /// calls and does not report which of them makes a nested call.
+    /// The call that runs on this worker, after its own ancestors. `None` if it is idle. Empty if the worker runs several calls
+    /// and does not report which of them makes a nested call.
     pub(crate) fn ancestors_on(&self, worker: &str, reported: Option<u64>) -> Option<Arc<[CallId]>> {
         let key = self.worker_key(worker)?;
         let reported = self.find_call(key, reported);
@@ -126,8 +126,8 @@ impl Driver {
     }
 
     /// Returns the principal of the call that runs on this worker. For a nested call, returns the principal of its outermost
-    /// ancestor in this pool. Returns `None` if the worker is unknown or runs no call, or if it runs several calls and does not
-    /// report which of them it means.
+    /// ancestor in this pool. Returns `None` if the worker is unknown or idle, or if it runs several calls and does not report
+    /// which of them it means.
     pub(crate) fn acting_principal(&self, worker: &str, reported: Option<u64>) -> Option<Principal> {
         let key = self.worker_key(worker)?;
         let reported = self.find_call(key, reported);
@@ -247,7 +247,7 @@ fn holds_every_slot(state: &State, is_holder: impl Fn(CallId) -> bool) -> bool {
     let is_up = |slot: &Slot| matches!(slot.state, SlotState::Up(_));
     let is_held = |slot: &Slot| {
         let held = holders.get(&slot.key()).copied().unwrap_or_default();
-        // A retiring worker gets no further calls, but is replaced when its calls have ended.
+        // The scheduler assigns no further calls to a retiring worker, and replaces it when its calls have ended.
         let places = |up: &Up| if up.is_retiring { up.held() } else { up.concurrency };
         matches!(&slot.state, SlotState::Up(up) if held > 0 && (held >= places(up) || up.suspensions > 0))
     };

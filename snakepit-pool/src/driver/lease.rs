@@ -29,8 +29,8 @@ use crate::{
 /// itself, and only the handler knows whether the call may have run.
 const HANDLER_GRACE: Duration = Duration::from_millis(50);
 
-/// Holds a worker for one call. Dropping a lease before [`finish`](Self::finish) abandons the call. The worker then gets no
-/// calls until the abandoned one has provably ended. Without that proof, the pool replaces the worker.
+/// Holds a worker for one call. Dropping a lease before [`finish`](Self::finish) abandons the call. The worker then
+/// does not get calls until the abandoned one has provably ended. Without that proof, the pool replaces the worker.
 #[derive(Debug)]
 pub(crate) struct Lease {
     driver: Arc<Driver>,

@@ -34,7 +34,7 @@ enum WaiterState {
     Failed(AcquireError),
 }
 
-/// The error of a call that got no worker.
+/// The error of a call that did not get a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AcquireError {
     Rejected(Rejection),

@@ -11,7 +11,7 @@ use snakepit_registry::CallId;
 use super::waiter::Waiter;
 use crate::{collections::Slab, scheduler::Ticket};
 
-/// All waiters by key. Only queued ones are also indexed by call, so a call that gets a worker immediately needs no
+/// All waiters by key. Only queued ones are also indexed by call, so a call that gets a worker immediately does not need an
 /// index entry.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {

@@ -65,8 +65,8 @@ pub(crate) struct Up {
     last_progress: Instant,
     /// The number of calls that the worker runs concurrently.
     pub(crate) concurrency: u32,
-    /// The number of abandoned calls that may still run. Each occupies the place of a running call, and the worker gets no
-    /// calls ahead of their turn.
+    /// The number of abandoned calls that may still run. Each occupies the place of a running call, and the worker does not get
+    /// calls ahead of time.
     pub(crate) cancelling: u32,
     /// Whether the worker rejects calls because it is stopping. The pool stops it when its other calls have ended.
     pub(crate) is_retiring: bool,

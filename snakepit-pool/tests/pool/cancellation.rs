@@ -37,7 +37,7 @@ async fn dropping_a_running_call_quarantines_the_worker_until_the_call_has_ended
     let cancel = harness.next_cancel().await;
     assert_eq!((cancel.call, &cancel.worker), (call.call.id, &call.worker));
     assert_eq!(harness.state(0), WorkerState::Quarantined);
-    assert!(harness.calls.is_empty(), "a quarantined worker gets no call");
+    assert!(harness.calls.is_empty(), "a quarantined worker does not get a call");
     cancel.answer.send(Ok(())).unwrap();
     harness.next_call().await.succeed();
     queued.answer().await.unwrap();

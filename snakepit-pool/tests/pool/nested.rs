@@ -132,7 +132,7 @@ async fn a_nested_call_runs_on_the_worker_of_its_caller_while_a_place_is_free() 
     two.succeed();
     middle.answer().await.unwrap();
 
-    // A call that waits for no other one ends, and so frees its place.
+    // A call that does not wait for another one ends, and so frees its place.
     let other = harness.call_tool("other").await;
     let three = harness.next_call().await;
     let nested = harness.call(nested_in(&one)).await;

@@ -69,7 +69,7 @@ fn a_worker_that_retires_finishes_its_calls_beside_its_replacement() {
     let second = worker(0, 2);
     assert_eq!(harness.on(Event::Retired(FIRST, Load::LONG)), [Effect::Launch(second)]);
     let (queued, effects) = harness.submit();
-    assert_eq!(effects, [], "a retiring worker gets no calls");
+    assert_eq!(effects, [], "a retiring worker does not get calls");
     assert_eq!(harness.on(launched(second)), assign(queued, second));
     assert_eq!(harness.on(Event::Finished(FIRST, Load::LONG)), []);
     let call = CallId::from_u64(7);

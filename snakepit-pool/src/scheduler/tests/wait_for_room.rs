@@ -54,7 +54,7 @@ fn calls_get_room_in_order_and_new_calls_do_not_overtake_them() {
         for next in &expected[1..] {
             if harness.scheduler.queued() == queue_limit {
                 let (new, effects) = harness.submit();
-                assert!(is_rejected(&effects, new), "a call that does not wait gets no room: {effects:?}");
+                assert!(is_rejected(&effects, new), "a call that does not wait is rejected: {effects:?}");
             }
             assert_eq!(harness.finish(), assign(*next, worker(0, 1)));
         }
