@@ -20,7 +20,7 @@ pub const MAX_FRAME_SIZE: u32 = 1024 * 1024;
 pub const MAX_HEADER_LIST_SIZE: u32 = 1024 * 1024;
 
 /// The maximum number of requests per connection that the client reset before the server accepted them. h2 closes the
-/// connection above this limit. It is high enough for a client with short deadlines while the server is starved of CPU.
+/// connection that exceeds this limit. It is high enough for a client with short deadlines while the server is starved of CPU.
 pub const PENDING_RESETS: usize = 8 * 1024;
 /// The maximum number of locally reset streams that h2 remembers, to ignore frames that still arrive for them. A frame for
 /// a forgotten stream counts as an [error](ERROR_RESETS).

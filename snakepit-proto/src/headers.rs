@@ -14,7 +14,7 @@ pub const CALL_ID: &str = "snakepit-call-id";
 /// worker, by which the host finds the parent call.
 pub const WORKER_ID: &str = "snakepit-worker-id";
 /// `true` in requests of a worker to its host if the [call](CALL_ID) that makes the request blocks the worker until the answer
-/// arrives, so that the worker begins no other call.
+/// arrives, so that the worker does not begin another call.
 pub const BLOCKS_WORKER: &str = "snakepit-blocks-worker";
 /// `true` in requests to the host if the call is idempotent.
 pub const IDEMPOTENT: &str = "snakepit-idempotent";

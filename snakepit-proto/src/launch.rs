@@ -70,7 +70,7 @@ pub const ENV_CONTROL: &str = "SNAKEPIT_CONTROL";
 /// The only defined value of [`ENV_CONTROL`].
 pub const CONTROL_STDIN: &str = "stdin";
 
-/// Environment: the [`VERSION`] of the host. Hosts that do not set it send no [`HostMessage`] either.
+/// Environment: the [`VERSION`] of the host. Hosts that do not set it do not send a [`HostMessage`] either.
 pub const ENV_HOST_VERSION: &str = "SNAKEPIT_HOST_VERSION";
 
 /// The prefix of the port in the readiness line of protocol v0.4.

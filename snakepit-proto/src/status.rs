@@ -30,9 +30,9 @@ pub const UNSUPPORTED: &str = Reason::Unsupported.as_str();
 pub const CANCELLED: &str = Reason::Cancelled.as_str();
 /// The `reason` of load shedding.
 pub const OVERLOADED: &str = Reason::Overloaded.as_str();
-/// The `reason` of a request above the size limit.
+/// The `reason` of a request that exceeds the size limit.
 pub const REQUEST_TOO_LARGE: &str = Reason::RequestTooLarge.as_str();
-/// The `reason` of an answer, or a chunk of it, above the size limit.
+/// The `reason` of an answer, or of a chunk, that exceeds the size limit.
 pub const ANSWER_TOO_LARGE: &str = Reason::AnswerTooLarge.as_str();
 /// The `reason` if a worker is stopping. The call has not begun.
 pub const STOPPING: &str = Reason::Stopping.as_str();

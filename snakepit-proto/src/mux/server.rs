@@ -114,7 +114,7 @@ impl Replies {
         });
     }
 
-    /// Sends the end of a call. A reply above [`MAX_ITEM_BYTES`] becomes a failure.
+    /// Sends the end of a call. A reply larger than [`MAX_ITEM_BYTES`] becomes a failure.
     pub fn send_reply(&self, reply: CallReply) {
         wake(self.queue_reply(reply));
     }

@@ -77,7 +77,7 @@ struct State {
     /// The total size of the updates, in bytes.
     bytes: usize,
     /// The total size of the initial values among the updates, in bytes. The limit is larger by this size, so initial values
-    /// alone cause no loss.
+    /// alone do not cause a loss.
     initial_bytes: usize,
     /// The number of updates that were dropped and not reported yet.
     lost_count: u64,
@@ -314,7 +314,7 @@ mod tests {
         let received = receive_all(backlog).await;
         assert_eq!(received[..2], [-25, 26]);
         assert_eq!(received[1..], Vec::from_iter(26..=40));
-        // The newest update is kept, even above the limit.
+        // The newest update is kept, even beyond the limit.
         let (reading, backlog) = read_ahead(
             stream::iter([Ok(update(1, 1)), Ok(update(2, 2 * MAX_BYTES))]),
             &BacklogBudget::default(),

@@ -290,7 +290,7 @@ fn cancelled_calls_do_not_accumulate_in_the_outbox() {
     const CALLS: usize = 100_000;
     let (multiplexer, shared) = multiplexer();
     let kept = multiplexer.start(call_of(10), 1);
-    // The host takes no messages while the caller keeps starting and cancelling calls.
+    // The host does not take messages while the caller keeps starting and cancelling calls.
     for _ in 0..CALLS {
         drop(multiplexer.start(call_of(10), 2));
     }

@@ -1,8 +1,8 @@
 //! The callee. It serves the calls of a stream with any [`ToolHandler`], in hosts for their clients, and in workers for streaming
 //! calls of their host.
 //!
-//! All calls of one stream run on one task. Each stream of chunks has separate credit, so a paused reader delays no
-//! other call.
+//! All calls of one stream run on one task. Each stream of chunks has separate credit, so a paused reader does not delay other
+//! calls.
 
 use std::{
     collections::HashMap,
