@@ -26,7 +26,7 @@ pub(crate) enum Caller {
 /// The signals of the two stages in which a client closes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CloseSignals {
-    /// Cancelled when the client is closed: it starts no requests, and its watches end.
+    /// Cancelled when the client is closed. The client then does not start requests, and its watches end.
     pub(crate) closed: CancellationToken,
     /// Cancelled when the client stops waiting for running calls, which then fail.
     pub(crate) abort: CancellationToken,

@@ -164,7 +164,7 @@ impl Call {
         Some(deadline.saturating_duration_since(Instant::now()).as_secs_f64())
     }
 
-    /// Reports the progress of the call to its caller. Does nothing if the caller receives no progress.
+    /// Reports the progress of the call to its caller. Does nothing if the caller does not receive progress.
     #[pyo3(signature = (done, total, message))]
     fn report_progress(&self, py: Python<'_>, done: f64, total: Option<f64>, message: String) {
         if let Caller::Tool { state, .. } = &self.caller

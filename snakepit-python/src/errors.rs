@@ -157,7 +157,7 @@ pub(crate) fn is_variable_not_found(status: &Status) -> bool {
     details_of(status).reason.as_deref() == Some("VARIABLE_NOT_FOUND")
 }
 
-/// Returns whether the host closed an idle connection and reports that it began none of the stream's unanswered calls.
+/// Returns whether the host closed an idle connection and reports that it did not begin any of the stream's unanswered calls.
 pub(crate) fn is_not_begun(status: &Status) -> bool {
     let details = details_of(status);
     details.reason.as_deref() == Some(CONNECTION_LOST) && details.cannot_have_run()
@@ -278,7 +278,7 @@ fn from_status(status: &Status) -> PyErr {
     exception(status.message().to_owned(), status.code(), &details_of(status))
 }
 
-/// Returns the exception for a rejected write of a batch. Hosts of the original Snakepit send no reason.
+/// Returns the exception for a rejected write of a batch. Hosts of the original Snakepit do not send a reason.
 pub(crate) fn from_batch(message: String, reason: Option<&pb::ErrorReason>) -> PyErr {
     match reason {
         Some(pb::ErrorReason { code, reason, metadata }) => {

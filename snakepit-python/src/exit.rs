@@ -3,6 +3,6 @@
 /// Exits without running destructors, exit handlers or Python's finalization, which would wait for a running tool.
 #[allow(unsafe_code)]
 pub(crate) fn exit_now(code: i32) -> ! {
-    // SAFETY: `_exit` takes no pointer and touches no memory of this process.
+    // SAFETY: `_exit` does not take a pointer or touch memory of this process.
     unsafe { nix::libc::_exit(code) }
 }

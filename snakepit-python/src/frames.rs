@@ -46,7 +46,7 @@ pub(crate) struct FrameReply {
 }
 
 impl FrameReply {
-    /// Sends the reply. A value above the limit of a message becomes a failure.
+    /// Sends the reply. A value larger than the limit of a message becomes a failure.
     pub(crate) fn send(self, outcome: Result<ToolReply, ToolError>) {
         if let Some(waker) = self.queue(outcome, None).waker {
             waker.wake();

@@ -38,7 +38,7 @@ const MAX_BYTES: usize = 1024 * 1024;
 const STACK_BYTES: usize = 128 * 1024;
 
 static PIPES: Mutex<Vec<Arc<ProgramPipe>>> = Mutex::new(Vec::new());
-/// The length of [`PIPES`], so that calls without programs take no lock. 0 in a new fork.
+/// The length of [`PIPES`], so that calls without programs do not take a lock. 0 in a new fork.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 /// The number of the next writer of this process.
 static NEXT_WRITER: AtomicU64 = AtomicU64::new(1);

@@ -75,8 +75,8 @@ pub(crate) fn print_panics_briefly() {
     }));
 }
 
-/// Prints the error and exits without running Python's exit handlers, because the interpreter may be broken. The host
-/// receives no further answers.
+/// Prints the error and exits without running Python's exit handlers, because the interpreter may be broken. The host does not
+/// receive further answers.
 #[allow(unsafe_code)]
 pub(crate) fn print_and_exit(py: Python<'_>, error: &PyErr) -> ! {
     // Without memory, printing may panic, and the panic handler may deadlock. The kernel's alarm needs neither memory

@@ -163,7 +163,7 @@ fn raw_buffers(buffers: std::collections::BTreeMap<String, Bytes>) -> Arguments 
     buffers.into_iter().map(|(name, buffer)| (name, Payload::bytes(buffer))).collect()
 }
 
-/// Returns the id that the host gave the call. Calls without one get an id above the range of hosts.
+/// Returns the id that the host gave the call. Calls without one get an id beyond the range of hosts.
 fn call_id(headers: &MetadataMap) -> Result<CallId, Status> {
     static LAST: AtomicU64 = AtomicU64::new(1 << 63);
     match text(headers, headers::CALL_ID) {

@@ -108,7 +108,7 @@ def test_the_unit_serves_and_drains(reader: Reader, tmp_path: Path) -> None:
         call = threading.Thread(target=lambda: result.append(client.call("hold", **pipes.arguments)))
         call.start()
         pipes.wait_started()
-        # The channel exists before the end, because the daemon then accepts no new ones.
+        # The channel exists before the end, because the daemon then does not accept new ones.
         with grpc.insecure_channel(address) as channel:
             watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=LIMIT)
             assert next(watch) == b"\x08\x01"

@@ -63,7 +63,7 @@ class RequestTracker:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.total_requests = 0
-        #: The running requests, without threads that run none.
+        #: The running requests. Idle threads have no entry.
         self.active_requests: dict[int, int] = {}
         self._threads: set[int] = set()
 

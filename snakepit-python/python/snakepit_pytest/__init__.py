@@ -1,4 +1,4 @@
-"""The fixtures of snakepit_bridge for pytest. Importing this module imports no other package than pytest."""
+"""The fixtures of snakepit_bridge for pytest. Importing this module imports only pytest."""
 
 from __future__ import annotations
 

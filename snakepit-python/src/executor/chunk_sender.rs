@@ -15,7 +15,7 @@ const MAX_CHUNK_DELAY: Duration = Duration::from_micros(200);
 const MAX_PAUSE: Duration = Duration::from_micros(50);
 
 /// The number of chunks at the beginning of a burst that are sent one by one. A generator that yields a few values and then
-/// computes the next one delays none of them.
+/// computes the next one does not delay them.
 const EAGER_CHUNKS: u32 = 4;
 
 /// The number of chunks without a pause after which a burst is long. The executor then takes the IO back from the standby.

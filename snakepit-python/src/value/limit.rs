@@ -26,13 +26,13 @@ pub(super) fn bytes() -> usize {
     })
 }
 
-/// The size above which writing a value stops, so that a small object that stands for a huge value, such as a `range` or a list
+/// The size at which writing a value stops, so that a small object that stands for a huge value, such as a `range` or a list
 /// that contains one array many times, does not use up the memory. Up to this size, errors contain the exact size of the value.
 pub(super) fn write_limit() -> usize {
     bytes().min(MAX_ITEM_BYTES).saturating_mul(2)
 }
 
-/// Returns the error of a value above the limit, with its size and the limit.
+/// Returns the error of a value that exceeds the limit, with its size and the limit.
 #[cold]
 pub(super) fn error(size: usize, purpose: Purpose, description: fmt::Arguments<'_>) -> PyErr {
     let limit = bytes().min(MAX_ITEM_BYTES);
@@ -57,7 +57,7 @@ pub(super) fn error(size: usize, purpose: Purpose, description: fmt::Arguments<'
     error
 }
 
-/// Returns the size and the limit if this is the error of a result above the limit.
+/// Returns the size and the limit if this is the error of a result that exceeds the limit.
 pub(crate) fn numbers_of(py: Python<'_>, error: &PyErr) -> Option<(usize, usize)> {
     if !error.is_instance_of::<AnswerTooLargeError>(py) {
         return None;

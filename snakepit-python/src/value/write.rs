@@ -298,7 +298,7 @@ fn write_range(out: &mut Output<'_>, offset: usize, length: usize) {
 }
 
 /// Converts a value with a function of `_converters.py`. Returns `None` if the function has no form for it. The module is imported
-/// for the first such value, because most workers need none.
+/// for the first such value, because most workers do not need them.
 fn call_converter<'py>(value: &Bound<'py, PyAny>, function: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = value.py();
     let converters = py.import(intern!(py, "snakepit_bridge._converters"))?;

@@ -208,8 +208,8 @@ impl ConcurrentCall {
         }
     }
 
-    /// Sets the value that answers a unary call. Returns `False` if it is a stream, which answers no unary call. Raises the exception of
-    /// a value that does not match the contract of the tool or cannot be sent.
+    /// Sets the value that answers a unary call. Returns `False` if it is a stream, which cannot answer a unary call. Raises
+    /// the exception of a value that does not match the contract of the tool or cannot be sent.
     fn set_result(&self, result: Bound<'_, PyAny>) -> PyResult<bool> {
         if is_stream(&result)? {
             self.set_outcome(Err(unary_unsupported(&self.tool, true)));

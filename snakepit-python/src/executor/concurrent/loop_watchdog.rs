@@ -81,7 +81,7 @@ impl LoopWatchdog {
         }
     }
 
-    /// Whether the loop waits and runs nothing. If it runs, but does not notice the signal, Python retires the worker.
+    /// Whether the loop is idle. If it runs, but does not notice the signal, Python retires the worker.
     fn is_stuck(&self) -> bool {
         let noticed = self.signal.noticed();
         if Self::waits_until(NOTICE_WITHIN, || self.signal.noticed() != noticed) {

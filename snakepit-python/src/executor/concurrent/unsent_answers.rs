@@ -1,4 +1,5 @@
-//! [`UnsentAnswers`]: lets no call begin while a finished answer could still be lost, because that call may kill this process.
+//! [`UnsentAnswers`]: prevents calls from beginning while a finished answer could still be lost, because a call may
+//! kill this process.
 
 use std::sync::{
     Arc,
