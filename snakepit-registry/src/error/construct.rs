@@ -64,7 +64,7 @@ impl ToolError {
         Self::TooManyBytes { holders: holders.into(), used, limit, retry_after: None }
     }
 
-    /// Creates the error of a connection above the limit of the host.
+    /// Creates the error of a connection that exceeds the limit of the host.
     #[must_use]
     pub const fn too_many_connections(limit: usize) -> Self {
         Self::TooManyConnections { limit, retry_after: None }

@@ -65,8 +65,7 @@ impl Registry {
     /// - [`RegistryError::InvalidName`]
     /// - [`RegistryError::NameTaken`] if the host or another pool has a tool with this name
     /// - [`RegistryError::DuplicateTool`] if another live worker announced the tool with another spec
-    /// - [`RegistryError::TooManyTools`], [`RegistryError::SpecTooLarge`] or [`RegistryError::SpecsTooLarge`] above a
-    ///   limit
+    /// - [`RegistryError::TooManyTools`], [`RegistryError::SpecTooLarge`] or [`RegistryError::SpecsTooLarge`] beyond a limit
     pub fn register_remote(
         &self,
         provider: &str,

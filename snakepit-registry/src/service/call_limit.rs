@@ -17,7 +17,7 @@ use crate::{CallFuture, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, Tool
 /// A layer that limits the number of concurrent calls, including open streams. All services that the layer creates, and clones of it,
 /// share the limit.
 ///
-/// A call above the limit waits until another call ends. The deadline of the call includes this wait. With `load_shed` of tower
+/// A call beyond the limit waits until another call ends. The deadline of the call includes this wait. With `load_shed` of tower
 /// in front, the host rejects the call with the kind [`Overloaded`](crate::ErrorKind::Overloaded) instead.
 ///
 /// `ConcurrencyLimitLayer` of tower counts a streaming call only until its stream begins.
