@@ -15,7 +15,7 @@ struct Series {
     n: u32,
 }
 
-/// A host tool that streams. It runs no further ahead than Python reads.
+/// A host tool that streams. It does not run ahead of the Python reader.
 fn measurements(Series { n }: Series) -> impl Stream<Item = u32> {
     stream::iter(1..=n)
 }

@@ -119,8 +119,8 @@ impl Builder {
         self
     }
 
-    /// Starts a host without workers, which has only [host tools](Self::host_tool). It starts no process, and a call of another
-    /// tool fails with [`NotFound`](snakepit_registry::ToolError::NotFound). Settings of workers have no effect, and
+    /// Starts a host without workers, which has only [host tools](Self::host_tool). It does not start processes, and a call of
+    /// another tool fails with [`NotFound`](snakepit_registry::ToolError::NotFound). Settings of workers have no effect, and
     /// [`adapter`](Self::adapter), [`worker_command`](Self::worker_command) and [`launcher`](Self::launcher) must not be set.
     ///
     /// ```
@@ -235,7 +235,7 @@ impl Builder {
     /// 256 MiB.
     ///
     /// The same limit applies to large responses that the client has not read. Further responses wait, and the host drops values
-    /// of tools above twice the limit. A single request or response may exceed the limit.
+    /// of tools beyond twice the limit. A single request or response may exceed the limit.
     ///
     /// The host admits arriving stream messages of up to 2 MiB into an additional headroom, so that it can reject single calls
     /// instead of ending their stream. The headroom is 8 MiB per connection, and 64 MiB for all connections.

@@ -79,12 +79,12 @@ pub(crate) fn connection_evicted() -> Status {
     fault_to_wire(Fault::new(Reason::ConnectionLost, message).with_may_have_run(false))
 }
 
-/// The status for requests on a connection above the limit of connections.
+/// The status for requests on a connection that exceeds the limit of connections.
 pub(crate) fn too_many_connections(limit: usize) -> Status {
     from_tool_error(ToolError::too_many_connections(limit).with_retry_after(RETRY_AFTER))
 }
 
-/// The status for a request above a limit of open requests, such as "requests of this client".
+/// The status for a request that exceeds a limit of open requests, such as "requests of this client".
 pub(crate) fn too_many_open(requests: &str, open: usize) -> Status {
     let message = format!("{open} {requests} are open, which is the limit; retry later");
     let fault =
@@ -92,7 +92,7 @@ pub(crate) fn too_many_open(requests: &str, open: usize) -> Status {
     fault_to_wire(fault.with_retry(Some(RETRY_AFTER)))
 }
 
-/// The status for a response above the size limit of a message.
+/// The status for a response that exceeds the size limit of a message.
 pub(crate) fn answer_too_large(subject: &str, size: usize, limit: usize, instead: &str) -> Status {
     let message =
         format!("{subject} have {size} bytes together, above the limit of {limit} of a message; {instead}");
@@ -129,7 +129,7 @@ fn overloaded(holders: &str, BudgetExhausted { used, limit }: BudgetExhausted) -
     ToolError::too_many_bytes(holders, used, limit).with_retry_after(RETRY_AFTER)
 }
 
-/// The status for a message above a limit. `limit` is the limit of its size in bytes.
+/// The status for a message that exceeds a limit. `limit` is the limit of its size in bytes.
 pub(crate) fn message_too_large(error: MessageTooLarge, limit: usize) -> Status {
     fault_to_wire(match error {
         MessageTooLarge::Bytes(size) => too_large(request_too_large(size, limit), size, limit),
@@ -141,7 +141,7 @@ pub(crate) fn message_too_large(error: MessageTooLarge, limit: usize) -> Status 
     })
 }
 
-/// The status for a request whose headers are above the limit.
+/// The status for a request whose headers exceed the limit.
 pub(crate) fn headers_too_large(size: usize, limit: usize) -> Status {
     let message = format!(
         "the metadata of the request has {size} bytes, counting 32 for each entry, the limit is {limit}; send values as \

@@ -2,7 +2,7 @@
 //!
 //! [`InProcessWorkers`] is a [launcher](crate::Builder::launcher) whose workers run Rust closures in the process of the test. The
 //! rest of the host is real: sessions, the registry, the pool with its queue, deadlines, retries and replacement of workers.
-//! Everything uses tokio's clock, so a test on paused time waits for no timer.
+//! Everything uses tokio's clock, so a test on paused time does not wait for timers.
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};

@@ -260,7 +260,7 @@ fn open_stream(message: &impl prost::Message) -> axum::body::Body {
     axum::body::Body::from_stream(items.chain(stream::pending()))
 }
 
-/// If the host drops the answer of a call because the client reads no answers, the record of the call is a failure.
+/// If the host drops the answer of a call because the client does not read answers, the record of the call is a failure.
 #[tokio::test]
 async fn a_dropped_answer_is_no_success() {
     const CALLS: usize = 3;

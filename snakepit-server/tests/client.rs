@@ -202,7 +202,8 @@ async fn requests_other_than_calls_fail_over_too() {
     let (first, second) = (Fixture::start("first").await, Fixture::start("second").await);
     let client = Client::builder().fallback(second.address()).connect(&first.address()).await.unwrap();
     first.snakepit.shutdown().await.unwrap();
-    // A connection that was closed gracefully may fail the first request, and the second finds no listener.
+    // A connection that was closed gracefully may fail the first request, and the second cannot connect, because the listener
+    // is closed.
     let large = "x".repeat(1 << 20);
     client.session("s").await.unwrap();
     let reply = client.call("name").arg("large", large).unary::<String>().await.unwrap();

@@ -1,4 +1,4 @@
-//! A host that has only host tools and starts no worker.
+//! A host that has only host tools and does not start workers.
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 use std::{collections::HashMap, sync::Arc, time::Duration};

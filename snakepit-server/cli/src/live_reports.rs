@@ -10,7 +10,7 @@ const BAR_WIDTH: usize = 24;
 /// The reports on stderr. The progress occupies the last line of a terminal.
 #[derive(Debug, Default)]
 pub(crate) struct Display {
-    /// The text of the last line. `None` if it shows no progress.
+    /// The text of the last line. `None` if it does not show progress.
     bar: Option<String>,
 }
 

@@ -79,7 +79,7 @@ pub(crate) async fn run(
     let default = if dev.is_some() { "warn,snakepit::worker::output=info" } else { "info" };
     log::start(log_filter(default)?, std::io::stderr().is_terminal());
     environment::warn_of_unknown(command);
-    // Signals are caught from the start, so that a signal during the launch of the workers leaves no processes behind.
+    // Signals are caught from the start, so that a signal during the launch of the workers does not leave processes behind.
     let mut signals = Signals::catch(args.stop_with_stdin)
         .map_err(|error| Failure::new(Reason::CannotStart, format!("cannot catch signals: {error}")))?;
 

@@ -77,7 +77,8 @@ where
     /// Each item fails as [`CallBuilder::unary`] does.
     ///
     /// # Cancel safety
-    /// Calls make progress only while you poll the stream. Dropping it cancels the calls in flight and starts no further ones.
+    /// Calls make progress only while you poll the stream. Dropping it cancels the calls in flight, and does not start further
+    /// ones.
     pub fn in_order<T: DeserializeOwned>(self) -> impl Stream<Item = Result<Reply<T>, Error>> {
         self.calls.map(CallBuilder::unary::<T>).buffered(self.concurrency)
     }

@@ -175,7 +175,7 @@ impl<H: HostHandle> CallBuilder<H> {
     /// the last one before the value. The function runs on the task that waits for the call, or on one that serves other calls,
     /// so it must not block.
     ///
-    /// Workers of other runtimes and hosts of earlier versions report no progress.
+    /// Workers of other runtimes and hosts of earlier versions do not report progress.
     ///
     /// ```no_run
     /// # async fn example(client: snakepit_client::Client) -> Result<(), snakepit_client::Error> {

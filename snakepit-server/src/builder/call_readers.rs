@@ -13,7 +13,7 @@ impl Builder {
     /// [`Snakepit::reader_panics`](crate::Snakepit::reader_panics) counts the panic. Several readers run in the order in which
     /// you add them.
     ///
-    /// Without readers, the host takes no timestamps and creates no records, unless its log has the level DEBUG.
+    /// Without readers, the host does not take timestamps or create records, unless its log has the level DEBUG.
     ///
     /// ```
     /// use snakepit_server::Snakepit;

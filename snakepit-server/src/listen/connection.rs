@@ -110,8 +110,8 @@ pub(super) async fn serve(
     }
 }
 
-/// Rejects a connection above the limit: answers its requests with an error that suggests a retry, and closes it. Dropping the
-/// future closes it, too.
+/// Rejects a connection that exceeds the limit. Answers its requests with an error that suggests a retry, and closes it.
+/// Dropping the future closes it, too.
 pub(super) async fn reject(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     limit: usize,
@@ -136,7 +136,7 @@ pub(super) async fn reject(
         connection.as_mut().graceful_shutdown();
         log_failure(connection.await, warnings);
     };
-    // A client that sends nothing or does not close the connection must not keep it open.
+    // A client that is silent or does not close the connection must not keep it open.
     let _ = tokio::time::timeout(REJECT_TIMEOUT, serve).await;
 }
 

@@ -86,7 +86,7 @@ pub(crate) enum Peer {
     Tcp(TcpPeer),
     /// A client of the program's own server, with its TCP connection if that server provides it.
     Mounted(Option<TcpPeer>),
-    /// A process on a Unix socket. The kernel reports its ids. Some systems report no pid.
+    /// A process on a Unix socket. The kernel reports its ids. Some systems do not report a pid.
     Process { pid: Option<u32>, uid: u32 },
     /// A worker on the listener of its launch.
     Worker(Arc<Launch>),

@@ -51,8 +51,8 @@ fn connections_for(descriptors: usize, workers: usize) -> usize {
     (available / 2).clamp(4, MAX_DEFAULT_CONNECTIONS)
 }
 
-/// Raises the process's soft limit of open descriptors to the hard limit, but not above 1,048,576. This is for programs that only
-/// run a host, such as the daemon. Child processes inherit the limit.
+/// Raises the process's soft limit of open descriptors to the hard limit, but to at most 1,048,576. This is for programs that
+/// only run a host, such as the daemon. Child processes inherit the limit.
 ///
 /// # Errors
 /// The system call failed. The limit is then unchanged.

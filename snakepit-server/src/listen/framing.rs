@@ -13,7 +13,8 @@ use crate::{limits::MessageTooLarge, status::message_too_large};
 pub(super) const SEGMENT_OVERHEAD: usize = 128;
 /// The length of a message prefix, in bytes.
 pub(super) const PREFIX_BYTES: usize = 5;
-/// Messages above this size, in bytes, are heavy: the host counts their fields first, and then decodes them on a blocking thread.
+/// Messages larger than this size, in bytes, are heavy: the host counts their fields first, and then decodes them on a blocking
+/// thread.
 pub(super) const MAX_LIGHT_BYTES: usize = 256 * 1024;
 
 /// The result of `poll_frame` for the request and response bodies of this module.

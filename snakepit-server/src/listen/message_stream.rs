@@ -47,7 +47,7 @@ impl<B> MessageStream<B> {
         if partial > 0 {
             let cost = data.len().min(partial) + SEGMENT_OVERHEAD;
             let charged = self.memory.grow(cost).and_then(|()| self.memory.grow_arriving(cost));
-            // The first message needs no headroom, because its rejection ends no other call.
+            // The first message needs no headroom, because its rejection does not end other calls.
             let has_calls = self.tracker.complete_messages() > 0;
             let may_use_headroom = has_calls && self.tracker.announced_bytes() <= MESSAGE_HEADROOM;
             if let Err(error) = charged

@@ -28,7 +28,7 @@ const MAX_MOUNTED_FRAME_BYTES: usize = MIN_COUNTED_BYTES;
 pub(super) enum ResponseKind {
     /// Small, or bounded by other means.
     Small,
-    /// Read from the host's state. It is encoded once the budget allows, and costs no memory until then.
+    /// Read from the host's state. It is encoded once the budget allows, and does not take memory until then.
     State,
     /// A stream, whose source waits or drops items.
     Stream,

@@ -25,7 +25,7 @@ pub(super) struct Signals {
     quit: Signal,
     /// `None` if the process ignores the signal from the start. `nohup` sets this for programs that must outlive their terminal.
     hang_up: Option<Signal>,
-    /// Caught only so that a write above `ulimit -f` fails instead of killing the process.
+    /// Caught only so that a write beyond `ulimit -f` fails instead of killing the process.
     _file_size: Signal,
     /// Receives at the end of standard input. `None` without `--stop-with-stdin`, and after the end.
     stdin_end: Option<oneshot::Receiver<()>>,

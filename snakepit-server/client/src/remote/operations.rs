@@ -148,7 +148,7 @@ impl Client {
     /// As for [`ping`](Self::ping).
     ///
     /// # Cancel safety
-    /// Dropping the future or the stream ends the watch. Dropping a future that waits for the next event loses no event.
+    /// Dropping the future or the stream ends the watch. Dropping a future that waits for the next event does not lose an event.
     pub async fn session_events(&self) -> Result<SessionEventStream, Error> {
         let host = &self.host().0;
         let timeout = host.options.request_timeout;

@@ -286,7 +286,7 @@ impl<H: HostHandle> IntoFuture for WatchBuilder<H> {
 /// does not renew the session.
 ///
 /// # Cancel safety
-/// Dropping a future that waits for the next event loses no event. Dropping the watch ends it.
+/// Dropping a future that waits for the next event does not lose an event. Dropping the watch ends it.
 pub struct SessionWatch {
     events: EventStream,
 }
