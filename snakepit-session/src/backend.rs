@@ -31,7 +31,7 @@ pub enum Batch {
 /// A request for one page of a listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageRequest {
-    /// The maximum number of entries. 0 means 100, and values above 1000 mean 1000.
+    /// The maximum number of entries. 0 means 100, and values larger than 1000 mean 1000.
     pub size: usize,
     /// [`Page::next`] of the previous page, or `None` for the first page.
     pub token: Option<String>,

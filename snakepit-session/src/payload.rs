@@ -332,7 +332,7 @@ impl fmt::Debug for Payload {
 /// Whether the beginning of the JSON matches this type.
 #[inline]
 fn matches_type(ty: ValueType, json: &[u8]) -> bool {
-    // Writers of compact JSON leave no white space around it.
+    // Compact JSON is not surrounded by white space.
     let is_trimmed = |edge: Option<&u8>| edge.is_some_and(|byte| *byte > b' ');
     let text = if is_trimmed(json.first()) && is_trimmed(json.last()) { json } else { json.trim_ascii() };
     let Some(&first) = text.first() else { return false };

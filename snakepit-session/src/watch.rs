@@ -94,7 +94,7 @@ impl Filter {
 /// The stream ends with [`SessionError::NotFound`] when the session ends. A watch does not renew the session.
 ///
 /// # Cancel safety
-/// Dropping a future that waits for the next event loses nothing. Dropping the watch ends it.
+/// Dropping a future that waits for the next event does not lose an event. Dropping the watch ends it.
 #[derive(Debug)]
 pub struct VariableWatch {
     queue: Arc<Queue>,

@@ -41,7 +41,7 @@ use row_counts::RowCounts;
 use rows::{View, backend_error, damaged_error, is_disk_error};
 use writer::Writer;
 
-/// Reads above this size in bytes run on a blocking thread. Smaller reads take microseconds, about as long as the handover.
+/// Reads larger than this size in bytes run on a blocking thread. Smaller reads take microseconds, about as long as the handover.
 const LARGE_READ_BYTES: usize = 1024 * 1024;
 /// The approximate number of rows that one transaction of a sweep removes, which bounds the delay of concurrent writes.
 const SWEEP_ROWS: usize = 4096;

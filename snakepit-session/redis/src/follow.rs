@@ -2,7 +2,7 @@
 //! leases.
 //!
 //! Published messages only wake the task. The changes themselves are in a numbered log of each watched session. After a reconnect,
-//! the task reads the logs of all watched sessions, so a broken connection loses no change.
+//! the task reads the logs of all watched sessions, so a broken connection does not lose changes.
 //!
 //! # Glossary
 //!

@@ -251,7 +251,7 @@ impl<S: KeyValueStore> KeyValueBackend<S> {
         Ok(())
     }
 
-    /// Returns the total after the size of one part changes, or an error above the limit of the backend.
+    /// Returns the total after the size of one part changes, or an error if it exceeds the limit of the backend.
     fn resized(&self, total: u64, from: usize, to: usize) -> Result<u64, SessionError> {
         let (size, limit) = ((total + to as u64).saturating_sub(from as u64), self.limits.max_total_bytes);
         if to > from && size > limit as u64 {

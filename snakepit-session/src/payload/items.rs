@@ -137,8 +137,8 @@ impl Payload {
     /// The items of an array, in row-major order. Raw bytes read as `u8`.
     ///
     /// The slice borrows the buffer if it is aligned for `T` and has this machine's byte order. Otherwise the items are
-    /// copied. An array above 256 KiB in the answer to a call with smaller arguments is aligned. Others may have any alignment,
-    /// because they share the memory of a message.
+    /// copied. An array larger than 256 KiB in the answer to a call with smaller arguments is aligned. Others may have any
+    /// alignment, because they share the memory of a message.
     ///
     /// Values in another form, such as lists of numbers, read with [`to_serde`](Self::to_serde). It also converts
     /// between types of numbers.

@@ -181,7 +181,7 @@ impl<'de> Visitor<'de> for PayloadVisitor {
 }
 
 /// The name by which `serde_json` recognizes its `RawValue`. It then passes the text of a value. Otherwise, the value is parsed, which
-/// rounds integers above 64 bits.
+/// rounds integers of more than 64 bits.
 pub(super) const RAW_VALUE: &str = "$serde_json::private::RawValue";
 
 /// Reads the text of a value, or the value itself from other deserializers.

@@ -210,7 +210,7 @@ impl Model {
             }
             Action::Create(_) | Action::Sessions | Action::Stats => unreachable!("handled above"),
         };
-        // A session above the limit may still shrink.
+        // A session that exceeds the limit may still shrink.
         if after.bytes() > before.bytes() {
             self.check_size(id, after.bytes())?;
         }
