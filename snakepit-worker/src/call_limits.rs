@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The limits within which a worker that runs several calls begins them. A call above a limit occupies a place of the worker and
+/// The limits within which a worker that runs several calls begins them. A call beyond a limit occupies a place of the worker and
 /// waits. The pool does not apply these limits, but uses them to reject nested calls that would deadlock.
 ///
 /// # Example

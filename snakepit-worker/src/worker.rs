@@ -116,8 +116,8 @@ impl Worker {
     /// them when the launch returns, under the name of the pool.
     ///
     /// All workers of a pool announce the same tools. The launch fails with [`WorkerError::ToolsRejected`] if a name belongs
-    /// to a host tool, if another live worker serves a tool with another spec, or above a limit. The tools remain registered
-    /// while workers are replaced.
+    /// to a host tool, if another live worker serves a tool with another spec, or if the tools exceed a limit. The tools remain
+    /// registered while workers are replaced.
     ///
     /// [`WorkerError::ToolsRejected`]: crate::WorkerError::ToolsRejected
     #[must_use]

@@ -1,7 +1,8 @@
 //! The ledger: a file that lists a host's worker processes, so that the next host can kill them after a crash.
 //!
 //! - Each run has one file, with one line of JSON per running process. Lines have a fixed length and are overwritten in place,
-//!   so the file grows only to the largest number of concurrent processes. Each line is one write, so a crash loses no line.
+//!   so the file grows only to the largest number of concurrent processes. Each line is one write, so a crash does not lose a
+//!   line.
 //! - A process is identified by pid, start time and boot id. A later process with the same pid is not affected.
 //! - A host is alive while it holds the lock on its ledger, even if its pid is not visible in this PID namespace.
 

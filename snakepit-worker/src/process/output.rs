@@ -4,7 +4,7 @@
 //! receives reports gets its lines and its progress from here. After the death of a worker, the errors of its calls contain the
 //! output in its [progress file](super::progress_file).
 //!
-//! A worker cannot flood the log: long lines are truncated, and lines above a rate limit are counted but not logged.
+//! A worker cannot flood the log: long lines are truncated, and lines beyond a rate limit are counted but not logged.
 
 mod demux;
 mod lines;
@@ -63,7 +63,7 @@ impl OutputStream {
 #[derive(Debug, Clone)]
 pub(super) struct WorkerOutput {
     worker: WorkerId,
-    /// The key of the worker's frames. `None` if it writes none.
+    /// The key of the worker's frames. `None` if it does not write frames.
     key: Option<Key>,
     state: Arc<Mutex<OutputState>>,
     receivers: ReportReceivers,
@@ -226,7 +226,7 @@ pub(super) async fn drain(
         output.handle(kind, event);
     };
     loop {
-        // The timer runs only if there are dropped lines to report, so an idle worker causes no wakeups.
+        // The timer runs only if there are dropped lines to report, so an idle worker does not cause wakeups.
         let due = output.with_state(|state| state.rate_limit.report_due());
         let read = tokio::select! {
             read = stream.read(&mut buffer) => read,

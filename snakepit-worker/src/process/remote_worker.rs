@@ -21,7 +21,7 @@ pub(super) struct RemoteWorker {
     /// The stream that calls share, if the worker serves `Multiplex`.
     multiplexer: Option<Multiplexer>,
     diagnostics: WorkerDiagnostics,
-    /// The calls whose callers receive reports. `None` if the worker sends none.
+    /// The calls whose callers receive reports. `None` if the worker does not send reports.
     report_receivers: Option<ReportReceivers>,
 }
 

@@ -76,7 +76,7 @@ pub(super) async fn spawn(
         command.current_dir(dir);
     }
     command.stdin(Stdio::from(OwnedFd::from(worker_end))).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // In its own process group, the worker receives no signals of this program's terminal, and the host can kill it together
+    // In its own process group, the worker does not receive signals of this program's terminal, and the host can kill it together
     // with its children.
     command.process_group(0).kill_on_drop(true);
     // With a `pre_exec` hook, the standard library cannot use `posix_spawn`. Its `fork` copies this program's page tables, which
