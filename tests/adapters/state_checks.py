@@ -146,7 +146,7 @@ def check_errors(context: SessionContext) -> None:
 
 
 def check_limits(context: SessionContext) -> None:
-    """Values and variables above the limits raise errors."""
+    """Values that are too large and variables that are too many raise errors."""
     too_large = np.zeros(11 * 2**20, dtype=np.int8)
     assert "above the limit" in error_message(ValidationError, lambda: context.register_variable("x", None, too_large))
     for number in range(1000):
@@ -336,7 +336,7 @@ def check_sessions(context: SessionContext) -> None:
 
 
 async def check_coroutines(context: SessionContext) -> None:
-    """A coroutine that waits for updates does not block others, and loses none when it is cancelled."""
+    """A coroutine that waits for updates does not block others, and does not lose updates when it is cancelled."""
     context["n"] = 0
     with context.watch("n") as watch:
 

@@ -32,7 +32,7 @@ def check_values(context: SessionContext) -> None:
     context.register_variable("code", "module", "math", {"allowed_modules": ["math"]})
     assert (context["mode"], context["code"]) == ("fast", "math")
 
-    # The protocol encodes arrays above 10,240 bytes differently.
+    # The protocol encodes arrays larger than 10,240 bytes differently.
     for array in [
         np.arange(6, dtype=np.float32).reshape(2, 3),
         np.arange(6, dtype=">i2"),

@@ -110,7 +110,7 @@ with Client(address) as client:
 
     asyncio.run(asynchronous())
 
-    # The client imports nothing. It finds classes again after their module was imported.
+    # The client does not import modules. It finds classes again after their module was imported.
     module = sys.modules.pop("quotas")
     error = caught(lambda: client.call("spend", user="alice", units=9))
     assert type(error) is ToolFailed

@@ -122,7 +122,7 @@ pub(crate) struct Faults {
     redis: Redis,
     python: PythonClient,
     tally: Arc<Tally>,
-    /// A connection from before the faults, which works while the daemon accepts no new ones.
+    /// A connection from before the faults, which works while the daemon does not accept new ones.
     client: Client,
     recoveries: Recoveries,
     random: Random,

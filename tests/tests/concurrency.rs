@@ -310,7 +310,7 @@ async fn a_worker_that_retires_finishes_its_other_calls() {
         _ = &mut others => panic!("they pause"),
         blocked = blocked => drop(blocked.unwrap_err()),
     }
-    // Runs on the replacement, because the worker accepts no further calls.
+    // Runs on the replacement, because the worker does not accept further calls.
     let (later, others) = tokio::join!(fixture.count("pid"), others);
     assert!(others.iter().all(Result::is_ok), "{others:?}");
     assert_ne!(Some(later), pid.map(i64::from));

@@ -1,4 +1,4 @@
-//! Arguments above the limit of a message are rejected on every path to a worker, and do not affect other calls.
+//! Arguments larger than the limit of a message are rejected on every path to a worker, and do not affect other calls.
 
 use futures_util::FutureExt;
 use serde_json::{Value, json};

@@ -214,7 +214,7 @@ async fn a_foreign_worker_sends_events_and_receives_controls() {
         Sandbox::worker_command(&command(), 1).args(&["--worker-telemetry", "model.*,-x,0.5"]).start().await;
     let mut client = sandbox.client().await;
     let none = execute(&mut client, "controls", &json!({})).await.unwrap();
-    assert_eq!(none, json!([]), "without subscribers, the host opens no stream");
+    assert_eq!(none, json!([]), "without subscribers, the host does not open a stream");
     let mut telemetry = Telemetry::open(&mut client).await;
     let event = emit_until(&mut client, &mut telemetry, "model.load").await;
     assert_eq!(event.measurements["share"].value, Some(Measurement::FloatValue(0.5)));
@@ -358,7 +358,7 @@ async fn the_queue_of_a_slow_reader_is_bounded_and_losses_are_counted() {
     let (mut worker, mut client) = alone(&[]).await;
     let mut telemetry = Telemetry::open(&mut client).await;
     telemetry.next_named("start.loaded").await;
-    // Far above the queue and the flow-control windows of a reader that does not read.
+    // Far more than the queue and the flow-control windows of a reader that does not read.
     let burst = json!({"name": "burst", "count": 4000, "size": 8000});
     execute(&mut client, "emit", &burst).await.unwrap();
     let dropped = execute(&mut client, "dropped", &json!({})).await.unwrap()["dropped"].as_u64().unwrap();

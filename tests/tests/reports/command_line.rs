@@ -44,7 +44,7 @@ async fn streams_show_logs_and_progress() {
     let shown = sandbox.cli(&[&json[..], &["--logs"]].concat()).await;
     assert_eq!(text(&shown.stdout), text(&sandbox.cli(&json).await.stdout));
 
-    // A stream above the credit of its caller.
+    // A stream larger than the credit of its caller.
     let many = ["stream", "chunks", "--args", r#"{"count": 40, "size": 50000}"#];
     let plain = text(&sandbox.cli(&many).await.stdout);
     assert_eq!(plain.lines().count(), 40);

@@ -62,7 +62,7 @@ async fn progress_reaches_the_caller_and_is_coalesced() {
     // Without a receiver, nothing is sent.
     assert_eq!(client.call("train").arg("steps", 3).unary::<u64>().await.unwrap().value, 3);
 
-    // A report that was held back arrives although the tool reports nothing further.
+    // A report that was held back arrives although the tool does not report again.
     let reports = Reports::default();
     let stalled = client.call("stall").on_progress(reports.progress()).timeout(Duration::from_secs(60));
     let stalled = tokio::spawn(stalled.unary::<bool>());
