@@ -23,7 +23,7 @@ pub(crate) fn run() -> Result<()> {
 
     let text = fs::read_to_string(&config).context("cannot read deny.toml")?;
     let folder = root().join("target/tools");
-    // Installing creates no folder if cargo-deny is already on PATH.
+    // Installing does not create a folder if cargo-deny is already on PATH.
     fs::create_dir_all(&folder).context("cannot create target/tools")?;
     let altered = folder.join("deny-control.toml");
     for (removed, rule, expected) in CONTROLS {

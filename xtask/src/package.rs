@@ -25,7 +25,7 @@ const ALLOWED: [&str; 9] = [
     "build.rs",
 ];
 
-/// The maximum size of a package, in bytes. crates.io rejects packages above 10 MiB.
+/// The maximum size of a package, in bytes. crates.io rejects packages larger than 10 MiB.
 const MAX_BYTES: u64 = 2 * 1024 * 1024;
 
 #[derive(Debug, clap::Args)]

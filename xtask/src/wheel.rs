@@ -117,7 +117,7 @@ fn build(
     directory: &Path,
     variables: &[(&str, &OsStr)],
 ) -> Result<PathBuf> {
-    // pip reports no path.
+    // pip does not report the path.
     let fresh = directory.join("built");
     if fresh.exists() {
         fs::remove_dir_all(&fresh).with_context(|| format!("cannot remove {}", fresh.display()))?;
