@@ -19,7 +19,7 @@ pub(super) fn takes_buffers(headers: &MetadataMap) -> bool {
 /// Converts a nested value to plain JSON, unless the client accepts buffers.
 ///
 /// # Errors
-/// [`ToolError::AnswerTooLarge`], before the conversion, if the base64 text of its buffers alone is above the size limit.
+/// [`ToolError::AnswerTooLarge`], before the conversion, if the base64 text of its buffers alone exceeds the size limit.
 pub(super) async fn inline_value_buffers(value: Payload, takes_buffers: bool) -> Result<Payload, ToolError> {
     if takes_buffers || value.nested_json().is_none() {
         return Ok(value);
