@@ -20,7 +20,7 @@ pub(super) struct Waiters {
 }
 
 /// Hashes ids that a counter assigns. The low bits, which select the bucket, are those of the id. Calls that arrive one after the
-/// other therefore have neighbouring buckets, and a queue of a hundred thousand calls does not miss the cache at each of them.
+/// other therefore have neighboring buckets, and a queue of a hundred thousand calls does not miss the cache at each of them.
 #[derive(Debug, Default)]
 struct CallIdHasher(u64);
 
@@ -36,7 +36,7 @@ impl Hasher for CallIdHasher {
     }
 
     fn finish(&self) -> u64 {
-        // The table compares the seven highest bits of the hashes of neighbours before it compares their keys.
+        // The table compares the seven highest bits of the hashes of neighbors before it compares their keys.
         self.0 ^ (self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) << 57)
     }
 }

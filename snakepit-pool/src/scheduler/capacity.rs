@@ -15,7 +15,7 @@ pub(super) struct Capacity {
     lists: Vec<Ends>,
 }
 
-/// The neighbours of a slot in its list, and the number of the list.
+/// The neighbors of a slot in its list, and the number of the list.
 #[derive(Debug, Clone, Copy)]
 struct Link {
     previous: u32,
