@@ -137,7 +137,7 @@ class Installation:
 
 
 def check_contents(wheel: Path) -> None:
-    """Check that the wheel has the licences, one program, and no files of an interpreter."""
+    """Check that the wheel has the licenses, one program, and no files of an interpreter."""
     names = zipfile.ZipFile(wheel).namelist()
     assert [name.rpartition("/")[2] for name in names if ".data/" in name] == ["snakepit"], names
     assert not [name for name in names if name.endswith(".pyc")], names

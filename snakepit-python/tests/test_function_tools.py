@@ -156,8 +156,8 @@ def test_all_and_the_decorator_select_the_tools(write: Write) -> None:
 
 
 def test_one_function_and_files_can_be_served(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write("app", "import neighbour\ndef one() -> int: return neighbour.ONE\ndef two() -> int: return 2\n")
-    write("neighbour", "ONE = 1\n")
+    file = write("app", "import neighbor\ndef one() -> int: return neighbor.ONE\ndef two() -> int: return 2\n")
+    write("neighbor", "ONE = 1\n")
     assert tools_of("app:one") == tools_of("app.one") == ["one"]
     packaged = write("pack.inner.tools", "from .. import NAME\ndef name() -> str: return NAME\n")
     write("pack.__init__", "NAME = 'pack'\n")
@@ -165,7 +165,7 @@ def test_one_function_and_files_can_be_served(write: Write, monkeypatch: pytest.
     # Neither the directory nor the modules are known now.
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(file.parent)])
     monkeypatch.chdir("/")
-    for name in ("app", "neighbour"):
+    for name in ("app", "neighbor"):
         sys.modules.pop(name, None)
     assert call_tool(str(file), "one") == 1
     assert tools_of(f"{file}:two") == ["two"]

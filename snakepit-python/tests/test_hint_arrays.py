@@ -119,7 +119,7 @@ def test_results_must_have_the_type_and_shape() -> None:
         (np.ma.MaskedArray, "which has no JSON form"),
     ],
 )
-def test_hints_of_arrays_that_cannot_be_honoured(hint: Any, needle: str) -> None:
+def test_hints_of_arrays_that_are_not_supported(hint: Any, needle: str) -> None:
     with pytest.raises(HintError) as caught:
         Compiler(globals()).argument(hint)
     assert needle in str(caught.value)

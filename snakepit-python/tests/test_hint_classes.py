@@ -311,7 +311,7 @@ def test_an_exception_of_a_constructor_that_is_no_rejection_passes_through() -> 
         Compiler({"Broken": Broken}).argument(Broken).read({"value": 1})
 
 
-def test_a_class_whose_field_cannot_be_honoured_fails_the_start() -> None:
+def test_a_class_with_an_unsupported_field_fails_the_start() -> None:
     @dataclass
     class Odd:
         value: complex

@@ -424,7 +424,7 @@ def test_constraints_apply_inside_of_values_and_to_results() -> None:
         (Literal[b"a"], "has the choice b'a', which has no JSON form"),
     ],
 )
-def test_hints_that_cannot_be_honoured(hint: Any, needle: str) -> None:
+def test_hints_that_are_not_supported(hint: Any, needle: str) -> None:
     with pytest.raises(HintError) as caught:
         Compiler(HERE).argument(hint)
     assert needle in str(caught.value)

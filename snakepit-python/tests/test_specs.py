@@ -241,7 +241,7 @@ def test_optional_types_are_recognized_only_with_the_default_none() -> None:
     }
 
 
-def test_a_hint_that_cannot_be_honoured_fails_the_start() -> None:
+def test_an_unsupported_hint_fails_the_start() -> None:
     class Missing(BaseAdapter):
         @tool
         def use(self, a: int, b: NotThere) -> None:  # type: ignore[name-defined]  # noqa: F821

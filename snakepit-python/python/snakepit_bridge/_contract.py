@@ -107,7 +107,7 @@ class Hints:
             owner: The parameter, or "the result".
 
         Raises:
-            TypeError: The hint cannot be honoured.
+            TypeError: The hint is not supported.
         """
         from snakepit_bridge._hints.base import HintError
         from snakepit_bridge._hints.compiler import Compiler
@@ -131,7 +131,7 @@ class Hints:
         """Return the rule and the schema for values with a hint. ``None`` if any value is accepted.
 
         Raises:
-            TypeError: The hint cannot be honoured.
+            TypeError: The hint is not supported.
         """
         if is_any(annotation) or annotation is StreamChunk:
             return None, None
@@ -156,7 +156,7 @@ class Hints:
         """Set the rules of a contract for the results of a tool.
 
         Raises:
-            TypeError: The hint cannot be honoured.
+            TypeError: The hint is not supported.
         """
         annotation = _awaited(annotation)
         item = stream_item(annotation, is_generator=is_generator)

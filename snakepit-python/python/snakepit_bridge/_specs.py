@@ -128,7 +128,7 @@ def described_spec_of(
 def _described_parameter(
     function: Callable[..., Any], parameter: _signatures.Parameter, description: str
 ) -> ParameterSpec:
-    """Return the spec of a parameter, without a hint that cannot be honoured."""
+    """Return the spec of a parameter, without a hint that is not supported."""
     hint, hints = _signatures.annotations_of(function).get(parameter.name), Hints(function, parameter.name)
     for annotation in (_signatures.EMPTY if hint is None else hint, _signatures.EMPTY):
         try:

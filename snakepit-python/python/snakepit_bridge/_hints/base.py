@@ -23,7 +23,7 @@ _MAX_SHOWN = 64
 
 
 class HintError(Exception):
-    """A hint that cannot be honoured. The message is a predicate: "is `complex`, which has no JSON form"."""
+    """A hint that is not supported. The message is a predicate: "is `complex`, which has no JSON form"."""
 
 
 class InvalidError(Exception):
