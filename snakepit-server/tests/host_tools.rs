@@ -256,7 +256,7 @@ async fn a_panic_in_a_destructor_does_not_affect_other_calls_of_the_client() {
             stream::repeat(1).map(move |item| item + size_of_val(&held))
         })
         .host_tool("payload", || async { std::panic::panic_any(PanicsInDrop) as () })
-        .host_tool("neighbour", move || {
+        .host_tool("neighbor", move || {
             let opened = Arc::clone(&opened);
             async move { opened.notified().await }
         })
@@ -265,7 +265,7 @@ async fn a_panic_in_a_destructor_does_not_affect_other_calls_of_the_client() {
         .unwrap();
     let client =
         snakepit_server::Client::connect(&format!("unix:{}", snakepit.socket().display())).await.unwrap();
-    let neighbour = client.execute::<()>("neighbour", ());
+    let neighbor = client.execute::<()>("neighbor", ());
     let others = async {
         let late = client.call("held").timeout(Duration::from_millis(50)).unary::<()>().await.unwrap_err();
         assert!(late.is_timeout(), "{late}");
@@ -284,7 +284,7 @@ async fn a_panic_in_a_destructor_does_not_affect_other_calls_of_the_client() {
         assert_eq!(status(&snakepit, "items").cancelled, 1);
         gate.notify_one();
     };
-    let (answer, ()) = tokio::join!(neighbour, others);
+    let (answer, ()) = tokio::join!(neighbor, others);
     answer.unwrap();
     drop(client);
     snakepit.shutdown().await.unwrap();

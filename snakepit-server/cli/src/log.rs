@@ -31,9 +31,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Installs the log for events and panics. Must be called once.
-pub(crate) fn start(filter: EnvFilter, with_colours: bool) {
+pub(crate) fn start(filter: EnvFilter, with_colors: bool) {
     let log = LOG.get_or_init(|| Log::to(std::io::stderr()));
-    // Only fields are escaped, because the colours around them are control characters too.
+    // Only fields are escaped, because the colors around them are control characters too.
     let fields = format::debug_fn(|writer, field, value| match field.name() {
         "message" => write!(EscapingWriter(writer), "{value:?}"),
         name => {
@@ -43,7 +43,7 @@ pub(crate) fn start(filter: EnvFilter, with_colours: bool) {
     });
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(with_colours)
+        .with_ansi(with_colors)
         .fmt_fields(fields.delimited(" "))
         // Internal errors would be printed to stderr, and a failure to do so would panic.
         .log_internal_errors(false)
