@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(numbers(of(&[3, 1, 2]), &bytes), json!([[[1, 2]], [[3, 4]], [[5, 6]]]));
         assert_eq!(numbers(of(&[0]), &[]), json!([]));
         assert_eq!(numbers(of(&[2, 0, 3]), &[]), json!([[], []]));
-        // Grey images have this form.
+        // Gray images have this form.
         assert!(read(&of(&[2000, 2, 1]), &[7; 4000]).is_ok());
     }
 
