@@ -9,7 +9,7 @@ const HEIGHT: f64 = 400.0;
 /// The margins around the plot: left, top, right, bottom.
 const MARGIN: [f64; 4] = [70.0, 46.0, 120.0, 52.0];
 
-/// Styles with colours for light and dark backgrounds.
+/// Styles with colors for light and dark backgrounds.
 const STYLE: &str = "
     text { font: 13px system-ui, sans-serif; fill: #24292f }
     .title { font-weight: 600; font-size: 14px }

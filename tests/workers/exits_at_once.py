@@ -2,5 +2,5 @@
 
 import sys
 
-print("the licence has expired", file=sys.stderr)
+print("the license has expired", file=sys.stderr)
 sys.exit(3)

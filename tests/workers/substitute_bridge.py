@@ -1,6 +1,6 @@
 """A substitute for the Python runtime that claims another version. It registers a tool on the host's socket.
 
-The variable OTHER_BRIDGE chooses the behaviour:
+The variable OTHER_BRIDGE chooses the behavior:
 
 - `old` registers without a token.
 - `VERSION PROTOCOL` registers with its token, this version and this protocol.
