@@ -27,11 +27,11 @@ enum Check {
     Tidy,
     /// The layering of ARCHITECTURE.md
     Layers,
-    /// The published crates have licences, settings for docs.rs and tables of their features
+    /// The published crates have licenses, settings for docs.rs and tables of their features
     Manifests,
     /// Types that may grow are non-exhaustive, and public signatures name only stable crates
     Api,
-    /// The packages of the published crates have their licences, and nothing else than sources
+    /// The packages of the published crates contain their licenses, and otherwise only sources
     Packages,
     /// The generated code matches the .proto
     Codegen,
@@ -43,7 +43,7 @@ enum Check {
     Docs,
     /// ruff, mypy and stubtest
     Python,
-    /// The rules for dependencies in deny.toml: bans, licences and sources.
+    /// The rules for dependencies in deny.toml: bans, licenses and sources.
     Deny,
     /// Model checks of hand-written synchronization.
     Loom,

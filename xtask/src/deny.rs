@@ -15,7 +15,7 @@ const CONTROLS: [(&str, &str, &str); 2] = [
     (r#"    "Zlib","#, "licenses", "failed to satisfy license requirements"),
 ];
 
-/// Checks the rules that need no network: bans, licences and sources.
+/// Checks the rules that need no network: bans, licenses and sources.
 pub(crate) fn run() -> Result<()> {
     let deny = DENY.install()?;
     let config = root().join("deny.toml");

@@ -1,4 +1,4 @@
-//! `cargo xtask check manifests`: checks that each published crate has its licences, its settings for docs.rs, and a table of its
+//! `cargo xtask check manifests`: checks that each published crate has its licenses, its settings for docs.rs, and a table of its
 //! features.
 
 use std::{collections::BTreeMap, fs};
@@ -38,9 +38,9 @@ pub(crate) fn run() -> Result<()> {
     for (name, directory, is_library) in PUBLISHED {
         let manifest = read(&format!("{directory}/Cargo.toml"))?;
         let readme = read(&format!("{directory}/README.md"))?;
-        for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
-            if read(&format!("{directory}/{licence}")).ok() != Some(read(licence)?) {
-                problems.push(format!("{directory}/{licence} is not the licence of the repository; link it"));
+        for license in ["LICENSE-MIT", "LICENSE-APACHE"] {
+            if read(&format!("{directory}/{license}")).ok() != Some(read(license)?) {
+                problems.push(format!("{directory}/{license} is not the license of the repository; link it"));
             }
         }
         let mut required =
@@ -101,7 +101,7 @@ mod tests {
         let expected = BTreeMap::from([("b".to_owned(), true), ("c".to_owned(), false)]);
         assert_eq!(features(manifest), expected);
         let readme = "# A\n\n## Features\n\n| feature | default | purpose |\n| --- | --- | --- |\n| `b` | yes | B |\n\
-                      | `c` | | C |\n\n## Licence\n\n| `d` | yes | no feature |\n";
+                      | `c` | | C |\n\n## License\n\n| `d` | yes | no feature |\n";
         assert_eq!(documented_features(readme), expected);
         assert_eq!(features("[package]\nname = \"a\"\n"), BTreeMap::new());
         assert_eq!(documented_features("# A\n"), BTreeMap::new());

@@ -1,4 +1,4 @@
-//! `cargo xtask miri`: runs tests of unsafe code in Miri, which detects undefined behaviour.
+//! `cargo xtask miri`: runs tests of unsafe code in Miri, which detects undefined behavior.
 
 use anyhow::{Result, ensure};
 

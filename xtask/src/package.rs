@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_package_has_its_licences_and_only_sources() {
+    fn a_package_has_its_licenses_and_only_sources() {
         let files = |extra: &[&str]| {
             REQUIRED.iter().chain(extra).map(|file| (*file).to_owned()).collect::<BTreeSet<String>>()
         };

@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_with_a_test_is_recognised() {
+    fn a_list_with_a_test_is_recognized() {
         assert!(lists_a_test("tests::it_works: test\n"));
         assert!(!lists_a_test("\n"));
         assert!(!lists_a_test("warning: unused\nbenches::fast: benchmark\n"));
