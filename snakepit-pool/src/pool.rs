@@ -180,8 +180,8 @@ impl Pool {
         self.owner.driver.readiness()
     }
 
-    /// Replaces all workers (rolling restart), for example after their code has changed. In each slot, the new worker is up
-    /// before the old one gets no more calls. Old workers finish their calls beside their replacements. In large pools, up to a
+    /// Replaces all workers (rolling restart), for example after their code has changed. In each slot, the old worker
+    /// serves calls until the new one is up, and then finishes its calls beside its replacement. In large pools, up to a
     /// quarter of the slots are replaced at the same time, after the first one.
     ///
     /// Returns when every slot has a new worker. Old workers may still finish their calls. A later restart supersedes this one, and

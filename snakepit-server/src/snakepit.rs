@@ -98,7 +98,7 @@ impl Snakepit {
         self.caller.host().inner()
     }
 
-    /// The host as a [`tower::Service`] of [`ToolCall`](crate::ToolCall)s, for use in another stack. Its calls pass the
+    /// The host as a [`tower::Service`] of [`ToolCall`](crate::ToolCall)s, for use in another stack. Its calls go through the
     /// [layers](Builder::layer) of the builder.
     ///
     /// Use it in your own listener, and set [`ToolCall::principal`](crate::ToolCall::principal). If the host
@@ -158,7 +158,8 @@ impl Snakepit {
     /// [`Builder::worker_telemetry`].
     ///
     /// # Errors
-    /// The filter has more than 64 patterns or 4096 bytes of them in a list. The old filter then stays in force.
+    /// If a list of the filter has more than 64 patterns, or patterns of more than 4096 bytes in total. The old filter then stays
+    /// in force.
     pub fn set_worker_telemetry(&self, filter: TelemetryFilter) -> Result<(), TelemetryFilterError> {
         self.host().launches.telemetry().set_filter(filter)
     }
@@ -195,8 +196,8 @@ impl Snakepit {
         self.host().records().panics()
     }
 
-    /// A channel with the current [`Readiness`] of the pool, which receives each change: a worker exits or is replaced, or
-    /// the shutdown begins. [`hide`](Self::hide) does not change it.
+    /// A channel with the current [`Readiness`] of the pool. The channel receives each change: a worker exits or is replaced, or
+    /// the shutdown begins. [`hide`](Self::hide) does not change the readiness.
     ///
     /// ```no_run
     /// # async fn example(snakepit: snakepit_server::Snakepit) {
@@ -225,8 +226,8 @@ impl Snakepit {
     }
 
     /// The gRPC services of the host as routes for your own tonic or axum server: the bridge service, health checks and
-    /// reflection. Clients of this project then connect to that server and use its TLS, authentication and limits. The host needs
-    /// no [listener](Builder::listen) for them.
+    /// reflection. Clients of this project then connect to that server and use its TLS, authentication and limits. The host does
+    /// not need a [listener](Builder::listen) for these clients.
     ///
     /// - Requests have the message limits and deadlines of the listeners, and share the host-wide budgets of their clients
     ///   ([`queue_bytes`](Builder::queue_bytes)). At most 16,384 requests are open at a time, and at most 2048 of them belong to
@@ -236,8 +237,8 @@ impl Snakepit {
     ///   `into_make_service_with_connect_info::<SocketAddr>()`. Another server can insert `axum::extract::ConnectInfo`. Without
     ///   the address, all requests with the same [`Principal`](crate::Principal) share the limit, so slow clients without a
     ///   principal delay each other.
-    /// - If a client reads nothing of a response for 30 seconds, the host drops the rest, and the client receives an error. A
-    ///   stream that its reader has paused is dropped only while unread responses use more than half of their memory. Your server
+    /// - If a client reads nothing of a response for 30 seconds, the host drops the rest, and the client receives an error. The
+    ///   host drops a stream that its reader has paused only while unread responses use more than half of their budget. Your server
     ///   may keep up to 16 KiB of each dropped response until it closes the connection.
     /// - All peers are clients. They cannot register tools as workers do.
     /// - A shutdown of the host ends the streams of mounted services, and later requests fail with `UNAVAILABLE`. Pass
@@ -281,12 +282,12 @@ impl Snakepit {
         self.service.mount.routes(&grpc::SERVICES[..1])
     }
 
-    /// Replaces all workers (rolling restart), for example after the code of their adapter has changed. In each slot, the new
-    /// worker is ready before the old one gets no more calls. Old workers finish their calls, and sessions stay. The tools of the
-    /// new workers replace those of the old ones when every slot has a new worker.
+    /// Replaces all workers (rolling restart), for example after the code of their adapter has changed. In each slot, the old
+    /// worker serves calls until the new one is ready, and then finishes its calls. Sessions stay. When every slot has a new
+    /// worker, the tools of the new workers replace those of the old ones.
     ///
     /// # Errors
-    /// [`PoolError::Start`] if a new worker did not start. The old workers that were not replaced remain in service.
+    /// [`PoolError::Start`] if a new worker did not start. Old workers that were not replaced yet remain in service.
     /// [`PoolError::ShutDown`] during and after a shutdown.
     ///
     /// # Cancel safety
@@ -309,8 +310,8 @@ impl Snakepit {
     /// at the latest.
     ///
     /// # Errors
-    /// [`Error::Tool`] with [`ToolError::RuntimeEnded`] if the runtime that started the host has shut down. Its workers were
-    /// killed then, so no process is left, and no running call could finish.
+    /// [`Error::Tool`] with [`ToolError::RuntimeEnded`] if the runtime that started the host has shut down. In that
+    /// case, the host killed its workers, so no process is left, and running calls could not finish.
     ///
     /// # Cancel safety
     /// If the future is dropped, steps that have begun continue. Call it again to complete the shutdown.
@@ -321,7 +322,7 @@ impl Snakepit {
     /// Waits for a signal, and then [shuts down](Self::shutdown_within). This is the future for `with_graceful_shutdown` of axum
     /// and `serve_with_shutdown` of tonic, if your server calls the host or mounts its [`routes`](Self::routes).
     ///
-    /// The order is that of a service behind a load balancer. When the signal arrives, health checks report "not serving", the
+    /// The order suits a service behind a load balancer. When the signal arrives, health checks report "not serving", the
     /// host rejects new calls, and running calls finish. The host then ends its streams: calls, watches, and responses that your
     /// handlers derive from them. The future completes when the host has shut down. Only then does your server stop accepting
     /// connections, and its remaining requests are about to end.

@@ -153,8 +153,8 @@ impl<H: HostHandle> CallBuilder<H> {
         self
     }
 
-    /// Declares that the call may run more than once. The host then retries it if its worker is lost, and a client if its
-    /// connection breaks.
+    /// Declares that the call may run more than once. The host then retries the call if it loses the worker, and a client retries
+    /// it if the connection breaks.
     pub fn idempotent(mut self) -> Self {
         if self.call.is_at_most_once() {
             *self.call = self.call.at_most_once(false);
@@ -163,17 +163,17 @@ impl<H: HostHandle> CallBuilder<H> {
         self
     }
 
-    /// Forbids a second run of the call, even if its tool is declared idempotent. A call that may have begun is then never
-    /// repeated. A call that had not begun still is. This is the default for tools that are not declared idempotent. If you call
-    /// this method and [`idempotent`](Self::idempotent), the last one applies.
+    /// Forbids a second run of the call, even if its tool is declared idempotent. The host and the client then never
+    /// repeat a call that may have begun, but still repeat one that had not begun. This is the default for tools that are not
+    /// declared idempotent. If you call this method and [`idempotent`](Self::idempotent), the last one applies.
     pub fn at_most_once(mut self) -> Self {
         *self.call = self.call.at_most_once(true);
         self
     }
 
-    /// Passes the progress that the tool reports to a function. The host sends at most some twenty reports a second, and always
-    /// the last one before the value. The function runs on the task that waits for the call, or on one that serves other calls,
-    /// so it must not block.
+    /// Passes the progress that the tool reports to a function. The host sends at most about twenty reports per second, and always
+    /// sends the last report before the value. The function runs on the task that waits for the call, or on one that serves other
+    /// calls, so it must not block.
     ///
     /// Workers of other runtimes and hosts of earlier versions do not report progress.
     ///
@@ -192,9 +192,9 @@ impl<H: HostHandle> CallBuilder<H> {
         self
     }
 
-    /// Passes the output of the tool to a function, line by line: prints, records of loggers, warnings, and the output of programs
-    /// that the tool starts. All lines arrive before the value. If they are read too slowly over a connection, a warning of the logger
-    /// `snakepit` takes the place of some. The function must not block.
+    /// Passes the output of the tool to a function, line by line: prints, log records, warnings, and the output of subprocesses
+    /// that the tool starts. All lines arrive before the value. If the client reads lines too slowly, a warning of the logger
+    /// `snakepit` replaces some of them. The function must not block.
     ///
     /// The output of calls that the tool makes to other tools is included.
     ///
@@ -309,7 +309,7 @@ impl<H: InProcessHandle> CallBuilder<H> {
     }
 }
 
-/// The items of a streaming call. Dropping the stream before its end cancels the call.
+/// The chunks of a streaming call. Dropping the stream before its end cancels the call.
 pub struct ReplyStream<T> {
     chunks: ChunkStream,
     tool: Arc<str>,

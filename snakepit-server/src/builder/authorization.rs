@@ -6,10 +6,11 @@ use super::Builder;
 use crate::{Denied, Operation, TracebackPolicy, authorization::Authorizer};
 
 impl Builder {
-    /// Sets the function that authorizes the operations of each [`Principal`]. The host calls it for every operation of a client
-    /// or a worker, in every protocol, before it runs the operation. For a call in a session, it authorizes the call and the use
-    /// of the session. A denied operation fails with [`ToolError::AccessDenied`](crate::ToolError::AccessDenied), which is
-    /// `PERMISSION_DENIED` in gRPC. Without a function, every peer that can connect may do everything.
+    /// Sets the function that authorizes the operations of each [`Principal`]. The host calls the function for every operation of a
+    /// client or a worker, in every protocol, before it runs the operation. For a call in a session, the host asks twice: about the
+    /// call, and about the use of the session. A denied operation fails with
+    /// [`ToolError::AccessDenied`](crate::ToolError::AccessDenied), which is `PERMISSION_DENIED` in gRPC. Without a function, every
+    /// peer that can connect may do everything.
     ///
     /// - The host authenticates its peers: a user by its Unix socket, a worker by its launch. Other clients are `loopback` or
     ///   `remote`. If you mount the host's services in your own server, authenticate there, and insert the `Principal` into the
@@ -18,10 +19,10 @@ impl Builder {
     ///   principal, set [`ToolCall::principal`](crate::ToolCall::principal) and use
     ///   [`Snakepit::service`](crate::Snakepit::service). A call of the service without a principal is denied.
     /// - A tool in a worker uses sessions and calls host tools as the principal of the outermost call that waits for it, and this
-    ///   principal also has the [id of the worker](Principal::worker_id). If that is a call of your program, the tool acts as the
-    ///   [worker](Principal::worker) itself. Workers between calls, foreign workers, and workers of a launcher that run
-    ///   several calls without reporting which of them makes a request, act as themselves too. If you deny these
-    ///   operations, such tools fail.
+    ///   principal also has the [worker id](Principal::worker_id). If the outermost call comes from your program, the tool acts as
+    ///   the [worker](Principal::worker) itself. Workers between calls, foreign workers, and workers of a launcher that run several
+    ///   calls without reporting which of them makes a request, act as themselves too. If you deny these operations, such tools
+    ///   fail.
     /// - `Ping`, health checks and reflection are open to every peer. A worker registers its tools with its own credentials.
     /// - The function runs in the task of the request, so it must return quickly and must not block. If it panics, the host
     ///   denies the operation.

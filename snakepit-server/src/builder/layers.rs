@@ -5,8 +5,8 @@ use snakepit_registry::CallLayer;
 use super::Builder;
 
 impl Builder {
-    /// Puts a [`tower::Layer`] around calls of Python tools and host tools. A call goes through the layers in the order in which you
-    /// add them:
+    /// Puts a [`tower::Layer`] around calls of Python tools and host tools. A call goes through the layers in the order in which
+    /// you add them:
     ///
     /// ```text
     /// caller > host > [layers] > retry > [attempt layers] > queue > worker
@@ -15,21 +15,21 @@ impl Builder {
     ///
     /// - The host looks up the session before the layers, and enforces the deadline of a call that waits in them.
     /// - A nested call, which a running tool makes through the host, does not go through the layers again. Otherwise, a concurrency
-    ///   limit would make it wait for its own caller.
-    /// - Calls that a layer itself makes, for example to authorize a call, go through the layers too. The layer must exempt them, or
-    ///   they recurse endlessly.
+    ///   limit would make the nested call wait for its own caller.
+    /// - Calls that a layer itself makes, for example to authorize a call, also go through the layers. The layer must exempt them,
+    ///   or they recurse endlessly.
     /// - A layer must forward the call that it received, changed or unchanged. A new [`ToolCall`](snakepit_registry::ToolCall)
     ///   lacks the host's record of its progress. A layer must not run two copies of a call at the same time.
     /// - A layer may repeat a call. [`may_have_run`](snakepit_registry::ToolError::may_have_run) of the final error covers all
-    ///   passes.
-    /// - A panic of a layer fails only its call.
+    ///   repetitions.
+    /// - A panic in a layer fails only its call.
     /// - A layer sees the reply of a streaming call when the stream begins. A concurrency limit releases its permit at that
     ///   time.
     /// - Dropping a call cancels it through the layers.
     /// - [`CallService::new`](snakepit_registry::CallService::new) lists the conversions of errors.
     ///
-    /// The service must be `Clone`, because calls are concurrent. Put a service that is not, such as tower's rate limit, behind
-    /// a buffer.
+    /// The service must be `Clone`, because calls are concurrent. Put a service that is not `Clone`, such as tower's rate limit,
+    /// behind a buffer.
     ///
     /// ```no_run
     /// use std::time::Duration;

@@ -6,8 +6,9 @@ use super::Builder;
 use crate::TelemetryFilter;
 
 impl Builder {
-    /// Sets an argument of the adapter. Parameters of its `lifespan`, `process_init` and `__init__` receive it by name, converted
-    /// by their type hints. Workers fail to start if a required argument is not set, or if no parameter has this name.
+    /// Sets an argument of the adapter. Parameters of its `lifespan`, `process_init` and `__init__` receive the argument by name,
+    /// converted according to their type hints. Workers do not start if a required argument is not set, or if no parameter has this
+    /// name.
     ///
     /// Workers receive the arguments in an environment variable, so other users of the machine cannot read them.
     ///
@@ -30,8 +31,8 @@ impl Builder {
     }
 
     /// Sets which events of `snakepit_bridge.telemetry` worker processes send while there are
-    /// [subscribers](crate::Snakepit::telemetry). [`Snakepit::set_worker_telemetry`](crate::Snakepit::set_worker_telemetry) changes
-    /// it later. By default, they send all.
+    /// [subscribers](crate::Snakepit::telemetry). By default, workers send all events. You can change the filter later with
+    /// [`Snakepit::set_worker_telemetry`](crate::Snakepit::set_worker_telemetry).
     ///
     /// ```no_run
     /// use snakepit_server::{Snakepit, TelemetryFilter};
@@ -56,9 +57,9 @@ impl Builder {
         self
     }
 
-    /// Sets the number of threads in which each Python worker runs tools that are synchronous functions, 0 to 256. It replaces the
-    /// attribute `threads` of the adapter. Without it and without the attribute, and with 0, tools that are synchronous functions
-    /// run one at a time on the main thread.
+    /// Sets the number of threads in which each Python worker runs tools that are synchronous functions, 0 to 256. This
+    /// setting replaces the attribute `threads` of the adapter. Without this setting and the attribute, and with 0, tools that are
+    /// synchronous functions run one at a time on the main thread.
     pub const fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
