@@ -95,7 +95,8 @@ impl Builder {
 
     /// Runs this command as the worker instead of this project's Python runtime. Any program that implements the wire
     /// contract works. The host appends the arguments of the contract (`--port`, `--elixir-address`, ...). If an
-    /// [`adapter`](Self::adapter) is set too, the host passes it to the command as `--adapter`, and does not interpret it.
+    /// [`adapter`](Self::adapter) is also set, the host passes the adapter to the command as `--adapter`, and does not interpret
+    /// it.
     ///
     /// Such a worker calls the host over TCP. Each worker gets its own loopback listener, which serves only the RPCs that a
     /// worker needs. On Linux, the host looks up the process behind each connection, and closes the connection unless the
@@ -146,9 +147,9 @@ impl Builder {
         self
     }
 
-    /// Wraps the launcher of workers, the default one or a [custom](Self::launcher) one, for example to log launches, to limit
-    /// their number, or to inject faults. `decorate` receives the launcher and returns the one that the pool uses. Later calls
-    /// wrap earlier ones.
+    /// Wraps the worker launcher, the default one or a [custom](Self::launcher) one, for example to log launches, to limit
+    /// their number, or to inject faults. `decorate` receives the launcher and returns the one that the pool uses. A later call
+    /// of this method wraps the launcher of an earlier one.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -184,7 +185,7 @@ impl Builder {
         self
     }
 
-    /// Sets an environment variable of the workers, which also inherit the variables of this process. For example,
+    /// Sets an environment variable for the workers. They also inherit the variables of this process. For example,
     /// `PYTHONPATH` makes adapters available that are not installed.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.environment.push((name.into(), value.into()));
@@ -247,11 +248,11 @@ impl Builder {
     /// Limits the number of client connections over TCP. The minimum is 1. The Unix socket accepts half as many in addition.
     /// The default depends on the process's limit of open files, see [`default_connections`](crate::default_connections).
     ///
-    /// At the limit, the host closes the connection that has been idle longest to admit a new one. If all are in use, it answers
-    /// the first request of the new connection with
-    /// [`TooManyConnections`](snakepit_registry::ToolError::TooManyConnections) and closes it. A connection is in use while it
-    /// has an open request. The shared stream of calls counts only while a call runs on it. A watch always counts. Connections of
-    /// workers do not count towards the limit.
+    /// At the limit, the host closes the connection that has been idle longest to admit a new one. If all connections are in use,
+    /// the host answers the first request of the new connection with
+    /// [`TooManyConnections`](snakepit_registry::ToolError::TooManyConnections) and closes the new connection. A connection is in
+    /// use while it has an open request. The shared stream of calls counts only while a call runs on it. A watch always counts.
+    /// Connections of workers do not count towards the limit.
     ///
     /// Clients of this project reconnect with their next call. If the host closes the connection before it begins a call, they
     /// retry the call a few times on new connections. After that, the call fails without having run.
@@ -267,31 +268,31 @@ impl Builder {
         self
     }
 
-    /// Limits the time from the launch of a worker until it accepts calls. The maximum is
-    /// [`MAX_TIMEOUT`](crate::MAX_TIMEOUT), 99,999,999 hours. The default is 60 s. It also limits a custom
-    /// [`launcher`](Self::launcher).
+    /// Limits the time from the launch of a worker until it accepts calls, including launches by a custom
+    /// [`launcher`](Self::launcher). The maximum is [`MAX_TIMEOUT`](crate::MAX_TIMEOUT), 99,999,999 hours. The default is 60 s.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout.min(MAX_TIMEOUT));
         self
     }
 
-    /// Limits the time that a stopping worker has to exit, including Python's finalization and `atexit` functions. The host
-    /// then kills it. The maximum is one day. [`PoolConfig`] has the default.
+    /// Limits the time that a stopping worker has to exit, including Python's finalization and `atexit` functions. After this time,
+    /// the host kills the worker. The maximum is one day. [`PoolConfig`] has the default.
     pub const fn stop_grace(mut self, grace: Duration) -> Self {
         self.pool.stop_grace = grace;
         self
     }
 
-    /// Sets the grace period of a cancelled call. Afterwards, the host kills its worker. The maximum is one day. [`PoolConfig`]
-    /// has the default.
+    /// Sets the grace period of a cancelled call. If the call has not ended by then, the host kills its worker. The maximum is one
+    /// day. [`PoolConfig`] has the default.
     pub const fn cancel_grace(mut self, grace: Duration) -> Self {
         self.pool.cancel_grace = grace;
         self
     }
 
-    /// Sets the number of calls that one worker runs concurrently, from 1 to 256. It replaces the attribute `concurrency` of a
-    /// Python adapter, and limits all calls of a worker together, including those in threads. Without both, workers run one call
-    /// at a time. Calls of a Python worker overlap where coroutines await; synchronous functions need [`threads`](Self::threads).
+    /// Sets the number of calls that one worker runs concurrently, from 1 to 256. This setting replaces the attribute `concurrency`
+    /// of a Python adapter, and limits all calls of a worker together, including those in threads. Without this setting and the
+    /// attribute, workers run one call at a time. Calls of a Python worker overlap where coroutines await; synchronous functions
+    /// need [`threads`](Self::threads).
     pub const fn concurrency(mut self, calls: usize) -> Self {
         self.pool.concurrency = Some(calls);
         self
@@ -304,16 +305,17 @@ impl Builder {
         self
     }
 
-    /// Reaps children of this process that are not workers. Use it in a program that is PID 1 of a container: processes that
-    /// tools daemonize become its children and would remain zombies. Do not use it in a program that starts other processes,
-    /// because it also takes their exit statuses.
+    /// Reaps children of this process that are not workers. Use this in a program that is PID 1 of a container, where processes
+    /// that detach from a tool become children of the program and would remain zombies. Do not use it in a program that starts
+    /// other processes, because the host would also take their exit statuses.
     pub const fn reap_orphans(mut self, reap: bool) -> Self {
         self.reap_orphans = reap;
         self
     }
 
-    /// Enables the shared stream of calls to each worker that supports it. This is the default. Without it, each call is a
-    /// separate RPC, which costs several times as much. Disable it to find out whether the stream causes a problem.
+    /// Enables the multiplexed stream, on which all calls to a worker share one RPC if the worker supports it. This is the default.
+    /// Otherwise, each call is a separate RPC, which costs several times as much. Disable the stream to find out whether it causes
+    /// a problem.
     pub const fn multiplex(mut self, multiplex: bool) -> Self {
         self.plain_calls = !multiplex;
         self
@@ -435,7 +437,7 @@ impl Builder {
     ///
     /// - checks the arguments against the spec,
     /// - drops the future or the stream at the deadline or when the caller cancels the call,
-    /// - reports a panic of the handler as a failure of the call.
+    /// - reports a panic in the handler as a failure of the call.
     ///
     /// A name that is invalid or taken prevents the host from starting.
     pub fn tool(mut self, spec: ToolSpec, handler: Arc<dyn ToolHandler>) -> Self {
