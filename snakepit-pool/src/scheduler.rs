@@ -83,7 +83,7 @@ pub(crate) struct Scheduler {
     overflow: Overflow,
     /// The abandoned calls that may still run.
     cancellations: Cancellations,
-    /// The workers that finish their calls beside their replacements.
+    /// The workers that finish their calls while their replacements run.
     retired: RetiredWorkers,
     /// The restart in progress.
     restart: Option<Restart>,

@@ -14,7 +14,8 @@ pub(crate) struct LiveWorker {
     pub(crate) started_at: SystemTime,
 }
 
-/// The workers that are up or stopping: the last one of each slot, and those that finish their calls beside their replacements.
+/// The workers that are up or stopping: the last one of each slot, and those that finish their calls while their replacements
+/// run.
 #[derive(Debug)]
 pub(super) struct LiveWorkers {
     by_slot: Vec<Option<Arc<LiveWorker>>>,

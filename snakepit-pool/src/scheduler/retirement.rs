@@ -1,4 +1,4 @@
-//! Retired workers: they finish their calls beside the replacements in their slots. A restart retires workers, and a worker that runs
+//! Retired workers: they finish their calls while replacements run in their slots. A restart retires workers, and a worker that runs
 //! several calls retires when it rejects further calls because it is stopping.
 
 use std::time::Duration;
@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::{Effect, KillReason, Load, Phase, Scheduler, Slot, SlotState, Up, WorkerKey};
 
-/// The time that a worker has to finish its calls beside its replacement.
+/// The time that a worker has to finish its calls while its replacement runs.
 pub(crate) const RETIREMENT: Duration = Duration::from_secs(300);
 
-/// The workers that finish their calls beside the replacements in their slots. A limit per slot bounds the number of processes.
+/// The workers that finish their calls while replacements run in their slots. A limit per slot bounds the number of processes.
 #[derive(Debug, Default)]
 pub(super) struct RetiredWorkers(Vec<RetiredWorker>);
 
@@ -72,7 +72,7 @@ impl RetiredWorkers {
 }
 
 impl Scheduler {
-    /// The state of a worker in service, or of one that finishes its calls beside its replacement.
+    /// The state of a worker in service, or of one that finishes its calls while its replacement runs.
     pub(super) fn up(&mut self, worker: WorkerKey) -> Option<&mut Up> {
         if self.is_current(worker) {
             return self.slots[worker.index()].up();

@@ -183,7 +183,7 @@ impl Slot {
         WorkerKey { slot: self.index, generation: self.generation }
     }
 
-    /// The key of the worker that is being launched beside the current one.
+    /// The key of the worker that is being launched to replace the current one.
     pub(super) fn successor(&self) -> Option<WorkerKey> {
         self.successor.map(|generation| WorkerKey { slot: self.index, generation })
     }
