@@ -403,7 +403,7 @@ mod tests {
         assert_eq!(backlog.next().await.unwrap().unwrap(), initial);
         updates.clone().into_iter().for_each(|update| sender.send(update).unwrap());
         assert!(reading.as_mut().now_or_never().is_none());
-        // The backlog loses the first update, although both updates would fit beside the initial value.
+        // The backlog loses the first update, although both updates would fit together with the initial value.
         let lost = backlog.next().await.unwrap().unwrap();
         assert_eq!((lost.update_type.as_str(), lost.lost_updates), (LOST, 1));
         drop(sender);
