@@ -185,7 +185,7 @@ impl Io {
 }
 
 impl SharedRuntime {
-    /// Drives the runtime on this thread, beside the executor.
+    /// Drives the runtime on this thread, in parallel with the executor.
     fn block_on_beside_executor<T>(&self, future: impl Future<Output = T>) -> T {
         let _driving = DrivingThread::enter(&self.driving_threads);
         self.runtime.block_on(self.after_delayed_wakes(future))
@@ -256,7 +256,7 @@ impl SharedRuntime {
     }
 }
 
-/// Counts a thread that drives the runtime beside the executor, until it is dropped.
+/// Counts a thread that drives the runtime in parallel with the executor, until it is dropped.
 struct DrivingThread<'a>(&'a AtomicUsize);
 
 impl<'a> DrivingThread<'a> {

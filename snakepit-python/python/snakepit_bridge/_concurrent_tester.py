@@ -84,7 +84,7 @@ class ConcurrentTester:
 
 
 class ConcurrentControl(CallControl):
-    """The deadline and the cancellation of one call beside others.
+    """The deadline and the cancellation of one of several concurrent calls.
 
     The event loop cancels the task of the call. Code that blocks the event loop delays that.
     """

@@ -159,7 +159,7 @@ async def in_background(call: CallLike, request: Callable[[Any], _T]) -> _T:
 
 
 def operations(native: _native.HostClient, session_id: str, timeout: float | None) -> _native.Operations:
-    """Return the requests beside calls, variables and programs."""
+    """Return the requests other than those for calls, variables and programs."""
     return _native.Operations(native.session_call(session_id, timeout))
 
 

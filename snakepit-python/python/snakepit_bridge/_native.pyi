@@ -397,7 +397,7 @@ class HostClient:
 
 @final
 class Operations:
-    """The requests of a client beside calls, variables and programs."""
+    """The requests of a client other than those for calls, variables and programs."""
 
     def __new__(cls, call: Call) -> Operations: ...
     def is_ready(self) -> bool: ...

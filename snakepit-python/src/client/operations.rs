@@ -1,4 +1,4 @@
-//! [`Operations`]: the requests of a client beside calls, variables and programs.
+//! [`Operations`]: the requests of a client other than those for calls, variables and programs.
 
 use std::{collections::BTreeMap, time::SystemTime};
 

@@ -1,4 +1,4 @@
-//! [`ConcurrentLocalRunner`]: runs calls of tools beside each other in the current process, for tests of adapters.
+//! [`ConcurrentLocalRunner`]: runs tool calls concurrently in the current process, for tests of adapters.
 
 use std::{
     sync::{Arc, mpsc},

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The container name of lists in the metadata.
 pub(super) const LIST: &str = "list";
 
-/// The JSON beside a raw buffer.
+/// The JSON that accompanies a raw buffer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Metadata {
     #[serde(rename = "type", default)]

@@ -33,8 +33,8 @@ use crate::{
 
 type Outcome = Result<Option<Payload>, ToolError>;
 
-/// A call that runs beside others. The task that runs it calls `begin`, `prepare`, one of the methods that set the outcome, `answer`
-/// and `finish`.
+/// A call that runs concurrently with others. The task that runs it calls `begin`, `prepare`, one of the methods that set the
+/// outcome, `answer` and `finish`.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 pub(crate) struct ConcurrentCall {
     runner: Arc<ConcurrentRunner>,
