@@ -1,4 +1,4 @@
-//! [`LiveCall`]: a call on a separate stream, which carries progress and output beside the answer.
+//! [`LiveCall`]: a call on a separate stream, which carries progress and output in addition to the answer.
 
 use std::time::Duration;
 

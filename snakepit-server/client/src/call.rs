@@ -275,7 +275,7 @@ impl<H: HostHandle> CallBuilder<H> {
     }
 
     /// Returns the reply, and the time limit that this call set. The callers map this future, because an `async fn` would store
-    /// its arguments beside the future that it awaits, and each waiting call of an overloaded host holds that memory.
+    /// its arguments in addition to the future that it awaits, and each waiting call of an overloaded host holds that memory.
     fn send(
         self,
         mode: CallMode,

@@ -87,7 +87,7 @@ fn owner(session: &str, global: bool) -> Result<ProgramOwner, Status> {
     match (global, session) {
         (false, id) => session_id(id).map(ProgramOwner::Session),
         (true, "") => Ok(ProgramOwner::Global),
-        (true, _) => Err(invalid_field("session_id", "is set beside `global`; set only one of them")),
+        (true, _) => Err(invalid_field("session_id", "is set together with `global`; set only one of them")),
     }
 }
 
