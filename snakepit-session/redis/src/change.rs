@@ -175,8 +175,10 @@ impl RedisBackend {
     {
         let lock = self.locks.lock(id, self.connection.timeout()).await;
         let _lock = lock.ok_or_else(|| {
-            self.connection
-                .not_written("does not answer earlier writers of the session in time; nothing was written")
+            let timeout = self.connection.timeout();
+            self.connection.not_written(&format!(
+                "did not answer earlier writers of the session within {timeout:?}; nothing was written"
+            ))
         })?;
         let (mut has_reclaimed, mut prepared) = (false, None::<Vec<PreparedWrite>>);
         for attempt in 0..MAX_ATTEMPTS {

@@ -152,7 +152,7 @@ impl Follower {
             match subscribed {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(self.connection.redis_error(error)),
-                Err(_) => return Err(self.connection.problem("does not reply in time")),
+                Err(_) => return Err(self.no_reply()),
             }
         }
         Ok(Subscription { sink, stream })
@@ -244,10 +244,14 @@ impl Follower {
                 match tokio::time::timeout(self.connection.timeout(), sink.ping::<redis::Value>()).await {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => return self.connection.redis_error(error),
-                    Err(_) => return self.connection.problem("does not reply in time"),
+                    Err(_) => return self.no_reply(),
                 }
             }
         }
+    }
+
+    fn no_reply(&self) -> SessionError {
+        self.connection.problem(&format!("did not reply within {:?}", self.connection.timeout()))
     }
 
     /// The maximum time without a request to Redis.

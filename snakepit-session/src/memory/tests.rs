@@ -173,7 +173,7 @@ async fn expired_sessions_are_reclaimed_for_every_write_of_a_variable() {
     backend.create(&id("short"), new(200, 10)).await.unwrap();
     backend.create(&id("long"), new(10, 1000)).await.unwrap();
     tokio::time::advance(Duration::from_secs(10)).await;
-    // The value and note would fit beside the expired session, but not together with the names.
+    // The value and note would fit together with the expired session, but not together with the names.
     let new = NewVariable {
         ty: VariableType::new(ValueType::String).unwrap(),
         value: Payload::from_json(ValueType::String, format!("\"{}\"", "x".repeat(60)).into()),

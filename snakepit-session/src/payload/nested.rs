@@ -1,4 +1,4 @@
-//! Nested values: JSON with bytes and arrays inside of it, whose buffers travel beside the JSON.
+//! Nested values: JSON that refers to bytes and arrays in a separate buffer.
 //!
 //! The JSON is `{"binary_format":"nested","value":VALUE}`. In VALUE, an [`Envelope`] stands for each buffer. [`Envelopes`] finds them.
 
@@ -89,7 +89,7 @@ impl<'a> Envelope<'a> {
         checked.map_err(|problem| format!("contains {} that cannot be read: {problem}", self.ty))
     }
 
-    /// The JSON of the metadata beside a separate buffer.
+    /// The JSON of the metadata that accompanies a separate buffer.
     pub(super) fn metadata_json(&self) -> Bytes {
         let mut metadata = self.metadata.clone();
         metadata.insert("type".to_owned(), self.ty.as_str().into());
