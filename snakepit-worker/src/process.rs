@@ -166,7 +166,7 @@ impl ProcessLauncher {
             }
             Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),
             Ok(Err(status)) => Err(failed(Failure::of_status(status))),
-            Err(_) => Err(failed(Failure::new("it did not answer in time"))),
+            Err(_) => Err(failed(Failure::new("it did not answer before the start timeout"))),
         }
     }
 }

@@ -84,7 +84,7 @@ impl Failure {
 /// # Errors
 /// The failure of the last attempt.
 pub(super) async fn connect_until(address: &WorkerAddress, deadline: Instant) -> Result<Client, Failure> {
-    let mut last_failure = Failure::new("it did not answer in time");
+    let mut last_failure = Failure::new("it did not answer before the deadline");
     let attempts = async {
         let mut backoff = MIN_BACKOFF;
         loop {

@@ -72,7 +72,11 @@ impl ConnectedWorker {
                 (None, Box::pin(std::future::pending()))
             }
             Ok(Err(status)) => return Err(failed(Failure::of_status(status))),
-            Err(_) => return Err(failed(Failure::new("it did not open the `Multiplex` stream in time"))),
+            Err(_) => {
+                return Err(failed(Failure::new(format!(
+                    "it did not open the `Multiplex` stream within {timeout:?}"
+                ))));
+            }
         };
         let (exit_sender, exit) = watch::channel(None);
         let diagnostics = WorkerDiagnostics {
