@@ -44,7 +44,7 @@ def total(items: list[int]) -> int:
 
 @tool
 def report(data: bytes) -> dict[str, Any]:
-    """Return bytes and an array beside a text."""
+    """Return bytes and an array together with a string."""
     return {"name": "a", "data": data, "sums": [np.zeros(3, dtype="float32")]}
 
 

@@ -47,7 +47,7 @@ pub fn daemon_binary() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let mut candidates = program.ancestors().skip(1).take(2).map(|dir| dir.join("snakepit"));
     candidates.find(|path| path.is_file()).unwrap_or_else(|| {
-        panic!("no daemon beside {}; run `cargo build -p snakepit-cli`", program.display())
+        panic!("no daemon in the directory of {}; run `cargo build -p snakepit-cli`", program.display())
     })
 }
 

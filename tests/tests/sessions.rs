@@ -139,7 +139,7 @@ async fn global_programs_are_separate_from_sessions() {
     assert!(client.put_program(put.clone()).await.unwrap().into_inner().created);
     let both = pb::PutProgramRequest { session_id: "s".into(), ..put.clone() };
     let rejected = client.put_program(both).await.unwrap_err();
-    assert!(rejected.message().contains("`session_id` is set beside `global`"), "{rejected:?}");
+    assert!(rejected.message().contains("`session_id` is set together with `global`"), "{rejected:?}");
     let neither = pb::PutProgramRequest { global: false, ..put };
     assert_eq!(client.put_program(neither).await.unwrap_err().code(), Code::InvalidArgument);
 
