@@ -110,15 +110,15 @@ pub struct ToolCall {
     /// The time at which the call fails with [`DeadlineExceeded`](crate::ToolError::DeadlineExceeded). The time in the queue, all
     /// attempts, and the whole stream of a streaming call count.
     pub deadline: Option<Instant>,
-    /// Whether the call is idempotent, so that the host may run it twice. If the tool is declared idempotent, the host sets it,
-    /// except for calls that run [at most once](Self::at_most_once).
+    /// Whether the call is idempotent, so that the host may run it twice. If the tool is declared idempotent, the host sets this
+    /// field, except for calls that run [at most once](Self::at_most_once).
     pub idempotent: bool,
     /// The id of the worker that should run the call, as a hint. Ignored if that worker is busy.
     pub preferred_worker: Option<Arc<str>>,
     /// The trace of the call.
     pub trace: Option<TraceContext>,
-    /// The running calls that wait for this one, outermost first: the tool of each called a host tool, which made the next call.
-    /// Empty for a nested call if they are unknown. `None` for a call that is not nested.
+    /// The running calls that wait for this one (its ancestors), outermost first. Empty for a nested call whose ancestors are
+    /// unknown. `None` for a call that is not nested.
     pub ancestors: Option<Arc<[CallId]>>,
     /// The authenticated party that makes the call. [`Principal::program`] for a call that the program itself makes through a
     /// handle of the host. [`Principal::unset`] until the host or a listener sets it.
@@ -149,8 +149,8 @@ impl ToolCall {
         }
     }
 
-    /// Forbids or permits a second run of the call if its tool is declared idempotent. The default permits it. If a second run is
-    /// forbidden and the worker or the connection is lost, the call is repeated only if it cannot have begun.
+    /// Forbids or permits a second run of the call if its tool is declared idempotent. By default, a second run is permitted. If it
+    /// is forbidden, and the worker or the connection is lost, the host or client repeats the call only if it cannot have begun.
     #[must_use]
     pub fn at_most_once(mut self, at_most_once: bool) -> Self {
         self.idempotent &= !at_most_once;

@@ -126,7 +126,7 @@ pub enum ToolError {
     /// assert_eq!(find("x").unwrap_err().error_type(), Some("ParseIntError"));
     /// ```
     Failed(Box<ToolFailure>),
-    /// The queue is full, so the call was rejected immediately.
+    /// The queue is full, so the pool rejected the call immediately.
     #[error("pool is overloaded: {}; retry later or add workers", describe_queue(*queued, *limit))]
     #[non_exhaustive]
     Overloaded {
@@ -137,7 +137,7 @@ pub enum ToolError {
         /// The time after which a retry may succeed.
         retry_after: Option<Duration>,
     },
-    /// Other calls or requests occupy too many bytes, so the call was rejected immediately.
+    /// Other calls or requests occupy too many bytes, so the host rejected the call immediately.
     #[error("{holders} hold {used} bytes already, the limit is {limit}; retry later or send less at once")]
     #[non_exhaustive]
     TooManyBytes {
@@ -159,7 +159,7 @@ pub enum ToolError {
         /// The time after which a retry may succeed.
         retry_after: Option<Duration>,
     },
-    /// The tool ran, but its answer was dropped, because answers that the caller has not read occupy too many bytes.
+    /// The tool ran, but the host dropped its answer, because answers that the caller has not read occupy too many bytes.
     #[error(
         "the answer was dropped: unread answers already occupy {used} bytes, the limit is {limit}; read them first"
     )]
@@ -193,8 +193,8 @@ pub enum ToolError {
         stage: CallStage,
         /// The time limit from which the deadline follows, if it is known.
         limit: Option<TimeLimit>,
-        /// Whether a client ended the call itself, because the host did not report the deadline. The host may not be running, or may
-        /// be unreachable.
+        /// Whether a client ended the call itself, because the host did not report the deadline. The host may not be running, or
+        /// may be unreachable.
         is_unanswered: bool,
     },
     /// The call was cancelled, by its caller or by its id.
@@ -269,8 +269,7 @@ pub enum ToolError {
         /// Whether the host is another process. It may start again, or another host may run the call.
         is_remote: bool,
     },
-    /// The call would wait for itself: every worker runs a call that waits for a queued call, either directly or through a host
-    /// tool.
+    /// The call would deadlock: every worker runs a call that waits for a queued call, either directly or through a host tool.
     #[error(
         "call of tool `{tool}` would wait for itself: every worker runs a call that waits for this one; add workers, or do not \
          call tools of workers from tools that workers call"
@@ -280,11 +279,11 @@ pub enum ToolError {
         /// The tool's name.
         tool: String,
     },
-    /// A program other than the host answered, such as a proxy. A retry would get the same answer.
+    /// Another server answered instead of the host, such as a proxy. A retry would get the same answer.
     #[error("the call was rejected: {problem}")]
     #[non_exhaustive]
     Rejected {
-        /// The answer of the other program.
+        /// The answer of the other server.
         problem: String,
     },
     /// The host, or a proxy between the client and the host, denied access: the token or the certificate of the client is missing

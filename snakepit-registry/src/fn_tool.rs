@@ -102,8 +102,8 @@ pub struct FnTool {
 impl FnTool {
     /// Creates a tool from a closure or function. [`ToolFn`] describes its arguments and results.
     ///
-    /// A host fails to start with a closure that it cannot call: one whose argument type is a string, a number or a list, because
-    /// arguments have names, or one that takes a [`State`] that the host does not have.
+    /// A host does not start with a closure that it cannot call: one whose argument type is a string, a number or a list, because
+    /// these have no named fields, or one that takes a [`State`] that the host does not have.
     pub fn new<M>(name: &str, tool: impl ToolFn<M>) -> Self {
         Self::create(name, tool)
     }
@@ -203,8 +203,8 @@ impl FnTool {
 
     /// Sets whether Python tools can list and call the tool. The default is `true`.
     ///
-    /// For a Python tool, a hidden tool does not exist, even if it connects to the host's socket as a client. The program itself,
-    /// its other host tools, and clients that are not workers can call it.
+    /// For a Python tool, a hidden tool does not exist, even if the Python tool connects to the host's socket as a client. The
+    /// program itself, its other host tools, and clients that are not workers can call it.
     #[must_use]
     pub fn exposed(mut self, exposed: bool) -> Self {
         self.spec = self.spec.exposed(exposed);

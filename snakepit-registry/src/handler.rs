@@ -4,11 +4,11 @@ use async_trait::async_trait;
 
 use crate::{CallId, ToolCall, ToolError, ToolReply};
 
-/// Runs calls: a Rust closure, a pool of workers, or the Python tools of a worker.
+/// Runs calls. Implementations include a Rust closure, a worker pool, and the Python tools of a worker.
 ///
 /// # Cancel safety
 /// Dropping the future of [`call`](ToolHandler::call), or the stream that it returned, cancels the call. The tool may
-/// still run for a while, depending on the handler. [`cancel`](ToolHandler::cancel) waits for its end.
+/// still run for a while, depending on the handler. [`cancel`](ToolHandler::cancel) waits until the tool has ended.
 #[async_trait]
 pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
     /// Runs a call. Must return [`ReplyBody::Stream`](crate::ReplyBody::Stream) if and only if the call is streaming.
@@ -34,8 +34,8 @@ pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
     }
 
     /// Whether the handler enforces deadlines and the shutdown itself. Such a handler must end calls and their streams at the
-    /// deadline and at a shutdown, and must report the stage that they had reached. The host sets no timer for them, so that
-    /// exactly one component decides how a call ends.
+    /// deadline and at a shutdown, and must report the stage that they had reached. The host does not set timers for these calls,
+    /// so that exactly one component decides how a call ends.
     ///
     /// The default implementation returns `false`.
     fn enforces_deadlines(&self) -> bool {
@@ -43,7 +43,8 @@ pub trait ToolHandler: Send + Sync + std::fmt::Debug + 'static {
     }
 
     /// Asks the handler to return a call that it has accepted but may not have begun. If the call has not begun, the handler must
-    /// never begin it, and its future must soon fail with [`ToolError::Recalled`]. Otherwise the call must not be affected.
+    /// never begin it, and the future of the call must soon fail with [`ToolError::Recalled`]. Otherwise, the recall must not
+    /// affect the call.
     ///
     /// Must not block. The default implementation does nothing. It suits handlers that begin every call immediately.
     fn recall(&self, call: CallId) {

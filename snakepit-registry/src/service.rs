@@ -145,10 +145,10 @@ impl CallService {
     }
 
     /// Runs a call within bounds. While the call waits in a layer, this function ends it at its deadline, or when `cut_off`
-    /// completes. While the handler inside of the layers runs the call, the handler must end it, because it knows how far the
-    /// call got. If the handler does not do so within 200 ms after the deadline, this function drops the call.
+    /// completes. While the handler inside of the layers runs the call, the handler must end it, because only the handler knows how
+    /// far the call got. If the handler does not do so within 200 ms after the deadline, this function drops the call.
     ///
-    /// A panic of a layer fails only this call. If a layer repeats the call, the error covers all passes.
+    /// A panic in a layer fails only this call. If a layer repeats the call, the error covers all repetitions.
     #[doc(hidden)]
     #[must_use]
     pub fn run_bounded(

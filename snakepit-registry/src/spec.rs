@@ -16,7 +16,7 @@ pub const RESULT_SCHEMA_KEY: &str = "snakepit.result_schema";
 pub const ITEM_SCHEMA_KEY: &str = "snakepit.item_schema";
 /// The metadata key of the JSON Schema of additional arguments, which the tool does not declare, such as `**kwargs` in Python.
 pub const ADDITIONAL_ARGUMENTS_SCHEMA_KEY: &str = "snakepit.others_schema";
-/// The metadata key of a tool of a worker whose arguments the host does not check, with the value `true`.
+/// The metadata key with the value `true` for a worker tool whose arguments the host does not check.
 const UNCHECKED_KEY: &str = "snakepit.unchecked";
 /// The metadata key for parameter aliases, as a JSON object.
 const ALIASES_KEY: &str = "snakepit.aliases";
@@ -24,7 +24,7 @@ const ALIASES_KEY: &str = "snakepit.aliases";
 /// The aliases of parameters, each with the parameters that it may stand for.
 pub(crate) type Aliases = BTreeMap<String, Vec<String>>;
 
-/// The description of a tool. The host lists it, and checks arguments against it.
+/// The description of a tool. The host lists the spec, and checks arguments against it.
 ///
 /// ```
 /// use snakepit_registry::ToolSpec;
@@ -57,7 +57,7 @@ pub struct ToolSpec {
     /// - [`ADDITIONAL_ARGUMENTS_SCHEMA_KEY`], the JSON Schema of additional, undeclared arguments,
     /// - [`RESULT_SCHEMA_KEY`] and [`ITEM_SCHEMA_KEY`], the JSON Schemas of the result and of stream items.
     pub metadata: BTreeMap<String, String>,
-    /// Whether the tool streams its results. The host rejects unary calls of host tools that do.
+    /// Whether the tool streams its results. The host rejects unary calls of streaming host tools.
     pub supports_streaming: bool,
     /// Whether unknown arguments are errors. `false` for tools with `**kwargs`, and for workers that do not report it.
     pub closed: bool,
@@ -176,7 +176,7 @@ impl ToolSpec {
         self
     }
 
-    /// Sets whether Python tools can list and call a host tool. The default is `true`. Has no effect on tools of workers.
+    /// Sets whether Python tools can list and call a host tool. The default is `true`. Has no effect on worker tools.
     ///
     /// ```
     /// use snakepit_registry::ToolSpec;

@@ -113,7 +113,7 @@ impl CallRecord {
         }
     }
 
-    /// The record of a call that begins now. Until it [ends](Self::end), it counts as dropped.
+    /// Creates the record of a call that begins now. Until the record [ends](Self::end), the call counts as dropped.
     #[doc(hidden)]
     #[must_use]
     pub fn begin(call: &ToolCall) -> Self {
@@ -149,8 +149,8 @@ impl CallRecord {
     }
 }
 
-/// The timestamps of a running call: an [extension](ToolCall::extensions) that all copies of the call share. A call has it only
-/// if its record has a reader.
+/// The timestamps of a running call: an [extension](ToolCall::extensions) that all copies of the call share. A call has a timeline
+/// only if its record has a reader.
 #[doc(hidden)]
 #[derive(Debug, Clone)]
 pub struct CallTimeline(Arc<Timeline>);

@@ -120,8 +120,8 @@ impl Builder {
         self
     }
 
-    /// Starts a host without workers, which has only [host tools](Self::host_tool). It does not start processes, and a call of
-    /// another tool fails with [`NotFound`](snakepit_registry::ToolError::NotFound). Settings of workers have no effect, and
+    /// Starts a host without workers, which has only [host tools](Self::host_tool). The host does not start processes, and a call
+    /// of another tool fails with [`NotFound`](snakepit_registry::ToolError::NotFound). Worker settings have no effect, and
     /// [`adapter`](Self::adapter), [`worker_command`](Self::worker_command) and [`launcher`](Self::launcher) must not be set.
     ///
     /// ```

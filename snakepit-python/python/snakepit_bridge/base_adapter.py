@@ -33,8 +33,8 @@ AFTER_CANCEL = ("auto", "keep", "replace")
 def own_attribute(value: object, name: str, default: Any = None) -> Any:
     """Return an attribute of a value without calling its `__getattr__`.
 
-    That of a mock returns a value for every name. That of a lazy object, such as a validator of pydantic or a proxy of
-    a web framework, may raise an exception.
+    The `__getattr__` of a mock returns a value for every name. That of a lazy object, such as a pydantic validator or a
+    proxy of a web framework, may raise an exception.
     """
     try:
         return object.__getattribute__(value, name)
@@ -197,8 +197,9 @@ class BaseAdapter:
     Objects that live as long as the worker are attributes of :attr:`process`. Three class or static methods, all
     optional, prepare and release them:
 
-    - ``lifespan`` returns a context manager, synchronous or asynchronous. The worker enters it before it is ready, and
-      leaves it when it stops. Each entry of the mapping that it yields becomes an attribute of :attr:`process`.
+    - ``lifespan`` returns a context manager, synchronous or asynchronous, which is entered before the worker is ready,
+      and exited when the worker stops. Each entry of the mapping that the context manager yields becomes an attribute
+      of :attr:`process`.
     - ``process_init`` runs once, before the worker is ready.
     - ``process_exit`` runs once, when the worker stops. It does not run if the worker crashes or is killed.
 
@@ -206,8 +207,9 @@ class BaseAdapter:
     ``lifespan``, ``process_init`` and ``__init__`` are arguments of the adapter, which the host passes.
 
     An adapter can also serve undeclared tools, with a method ``execute_tool(self, tool_name, arguments, context)``. It
-    lists their names in :attr:`dynamic_tools`. If that is empty, calls of all tools go through ``execute_tool``, as in
-    the original Snakepit: those of methods with :func:`tool`, and those of names that the adapter does not declare.
+    lists their names in :attr:`dynamic_tools`. If :attr:`dynamic_tools` is empty, all calls go through
+    ``execute_tool``, as in the original Snakepit: those of methods with :func:`tool`, and those of names that the
+    adapter does not declare.
 
     >>> class Shop(BaseAdapter):  # doctest: +SKIP
     ...     @tool

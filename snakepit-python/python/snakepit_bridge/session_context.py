@@ -183,9 +183,9 @@ class SessionContext(SessionVariables):
         return pending.result()
 
     def call_tool(self, name: str, /, **arguments: Any) -> Any:
-        """Call another tool of the host, which a worker or the host runs, and wait for its result.
+        """Call another Python tool or a host tool, and wait for its result.
 
-        The call runs in the session of this call, and ends with this call at the latest. A tool of a worker needs a
+        The nested call runs in the session of this call, and ends with this call at the latest. A Python tool needs a
         second worker, because this one runs the caller.
 
         >>> context.call_tool("embed", text="tea")  # doctest: +SKIP
