@@ -72,13 +72,13 @@ pub fn bounded(mut failure: ToolFailure) -> ToolFailure {
     failure
 }
 
-/// Cuts the JSON details of a failure to at most `limit` bytes. Keeps the parts that fit, beginning with the most useful one, and
+/// Cuts the JSON details of a failure to at most `limit` bytes. Keeps the fields that fit, beginning with the most useful one, and
 /// lists the omitted parts under the key `omitted`. Malformed details are removed.
 fn fit_parts(details: &mut Bytes, limit: usize) {
     /// From the most useful part to the least useful one.
     const PARTS: [&str; 8] =
         ["python_type", "data", "attributes", "args", "notes", "exceptions", "cause", "context"];
-    /// The size of `"omitted":[..],` with all parts and the braces.
+    /// The size of `"omitted":[..],` with all fields and the braces.
     const OVERHEAD: usize = 96;
     if details.len() <= limit {
         return;

@@ -34,7 +34,7 @@ struct Details<'a> {
     exceptions: &'a [ChainedException],
 }
 
-/// Adds the parts of a failure that a JSON object contains, as in the field `details_json` of a `ToolFailure`. Parses each value
+/// Adds the fields of a failure that a JSON object contains, as in the field `details_json` of a `ToolFailure`. Parses each value
 /// separately, so that an invalid value does not affect the others. A value is invalid if it is malformed, or if Rust cannot
 /// represent it, such as a huge number.
 pub fn add_details(failure: &mut ToolFailure, json: &[u8]) {

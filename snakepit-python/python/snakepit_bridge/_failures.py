@@ -95,7 +95,7 @@ def _passed_on(error: BaseException) -> Any:
 
 
 def _omitted_before(error: BaseException) -> list[str]:
-    """Return the names of the parts that were left out when another tool raised the exception."""
+    """Return the names of the fields that were left out when another tool raised the exception."""
     errors = sys.modules.get("snakepit_bridge.errors")
     # The exception may have the class of the other tool.
     if errors is None or not issubclass(type(error), errors.ToolFailed):
@@ -153,7 +153,7 @@ def _parts(error: BaseException, chain: _Chain) -> tuple[str, list[str]]:
     return code, parts
 
 
-#: The parts of a failure that may be left out.
+#: The fields of a failure that may be left out.
 _PARTS = ("args", "attributes", "data", "notes", "cause", "context", "exceptions")
 #: The maximum number of exceptions in the chains of a failure.
 _MAX_CHAINED = 64

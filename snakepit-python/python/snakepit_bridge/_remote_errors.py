@@ -27,7 +27,7 @@ _PARAMETERS = {
     "omitted": "omitted",
     "notes": "notes",
 }
-#: The parts of a failure that are other exceptions.
+#: The fields of a failure that are other exceptions.
 _LINKS = ("cause", "context", "exceptions")
 
 
@@ -50,7 +50,7 @@ def create(
     """Return the exception for a failure, whose class is a subclass of the tool's own class if possible.
 
     Args:
-        failure: The parts of the failure by name, as in ``ToolFailure.details_json`` of the protocol.
+        failure: The fields of the failure by name, as in ``ToolFailure.details_json`` of the protocol.
         classes: The classes to use. ``None`` stands for all classes of imported modules.
         is_linked: Whether another exception is linked to this one.
     """
@@ -113,7 +113,7 @@ def _instance(kind: type[Exception], args: tuple[Any, ...]) -> ToolFailed:
 
 
 def _adopt(error: ToolFailed, failed: ToolFailed) -> None:
-    """Copy the parts of a failure. The attributes of the tool's own class take precedence."""
+    """Copy the fields of a failure. The attributes of the tool's own class take precedence."""
     own = _own_class(error)
     state = _state(error)
     for name, value in _state(failed).items():

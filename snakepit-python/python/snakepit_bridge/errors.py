@@ -300,7 +300,7 @@ class ToolFailed(SnakepitError):  # noqa: N818
         self.exception_args = tuple(exception_args)
         #: The attributes that the exception's class publishes in ``__snakepit_attributes__``, by name.
         self.attributes = dict(attributes or {})
-        #: The parts that were left out because they are too large: ``args``, ``attributes``, ``data``, ``notes``,
+        #: The fields that were left out because they are too large: ``args``, ``attributes``, ``data``, ``notes``,
         #: ``cause``, ``context``, ``exceptions``.
         self.omitted = tuple(omitted)
         if found := list(notes):
@@ -311,7 +311,7 @@ class ToolFailed(SnakepitError):  # noqa: N818
 
     @property
     def failure(self) -> ToolFailed:
-        """The error as a plain ``ToolFailed`` with all parts that the host sent."""
+        """The error as a plain ``ToolFailed`` with all fields that the host sent."""
         return self
 
     def __setstate__(self, state: dict[str, Any] | None) -> None:

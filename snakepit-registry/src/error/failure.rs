@@ -47,7 +47,7 @@ pub struct ToolFailure {
     /// For a host tool, the exception class that the tool chose and Python raises: a builtin such as `KeyError`, or
     /// `module:Class`. Empty for `HostToolError`. Also empty for a worker tool, whose class is the `error_type`.
     pub python_type: String,
-    /// The names of the parts that were omitted because they are too large: `args`, `attributes`, `data`, `notes`, `cause`,
+    /// The names of the fields that were omitted because they are too large: `args`, `attributes`, `data`, `notes`, `cause`,
     /// `context`, `exceptions`.
     pub omitted: Vec<String>,
     /// The notes that the Python tool added with `add_note`.
@@ -130,7 +130,7 @@ impl ToolFailure {
         })
     }
 
-    /// Removes the parts that reveal code and paths of the tool, or output of its worker: the traceback, the notes, and the
+    /// Removes the fields that reveal code and paths of the tool, or output of its worker: the traceback, the notes, and the
     /// exceptions to which this one is linked.
     pub(crate) fn redact(&mut self) {
         self.traceback = String::new();
@@ -182,7 +182,7 @@ pub struct ChainedException {
     /// The members of an `ExceptionGroup`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exceptions: Vec<Self>,
-    /// The names of the parts that were omitted because they are too large.
+    /// The names of the fields that were omitted because they are too large.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub omitted: Vec<String>,
 }
