@@ -40,8 +40,35 @@ PACKAGE = Path(__file__).resolve().parents[1]
 #: The root of the workspace.
 ROOT = PACKAGE.parent
 
-#: Directories and files that a build or a tool creates.
-_CREATED = {".git", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".venv", "__pycache__", "target", "PKG-INFO"}
+#: The directories of the workspace, besides those of its crates, whose names begin with `snakepit-`.
+_DIRECTORIES = {".cargo", ".ci", ".github", "docs", "tests", "xtask"}
+
+#: The directories that a build or a tool creates below them.
+_CREATED = {
+    ".hypothesis",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".venv",
+    "__pycache__",
+    "build",
+    "dist",
+    "target",
+}
+
+#: The files of the root.
+_ROOT_FILES = {
+    *(".gitignore", "LICENSE-APACHE", "LICENSE-MIT"),
+    *("ARCHITECTURE.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"),
+    *("Cargo.lock", "Cargo.toml", "clippy.toml", "deny.toml", "pyproject.toml", "ruff.toml", "rustfmt.toml"),
+}
+
+#: The names and the suffixes of the files in the directories.
+_NAMES = {".gitattributes", ".gitignore", "LICENSE-APACHE", "LICENSE-MIT", "gitignore", "loom-rustc", "run"}
+_SUFFIXES = {
+    *(".lua", ".md", ".proto", ".py", ".pyi", ".rs", ".toml", ".typed"),
+    *(".bin", ".cfg", ".conf", ".dict", ".json", ".redb", ".resp", ".snap", ".svg", ".txt", ".yml"),
+}
 
 
 def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
@@ -198,7 +225,10 @@ def write_sdist(archive: Path, name: str, metadata: bytes) -> None:
 
 
 def _files() -> Iterable[Path]:
-    """Return the paths of the sources below the root: those in git, or, without git, all that no tool created."""
+    """Return the paths of the sources below the root: those in git, or, without git, those of a fixed list.
+
+    A test compares the two.
+    """
     if (ROOT / ".git").exists():
         listed = subprocess.run(
             ["git", "ls-files", "-z"],  # noqa: S607
@@ -209,15 +239,23 @@ def _files() -> Iterable[Path]:
         paths = [Path(os.fsdecode(path)) for path in listed.stdout.split(b"\0") if path]
         # A deleted file may still be in the index.
         return [path for path in paths if (ROOT / path).is_file()]
-    return [
-        Path(directory, file).relative_to(ROOT)
-        for directory, directories, files in _walk()
-        for file in files
-        if file not in _CREATED and not file.endswith((".pyc", ".so"))
-    ]
+    return [path for path in _walk() if _is_source(path)]
 
 
-def _walk() -> Iterator[tuple[str, list[str], list[str]]]:
+def _walk() -> Iterator[Path]:
+    """Yield the paths of all files in the root and in the directories of the workspace."""
     for directory, directories, files in os.walk(ROOT):
-        directories[:] = [name for name in directories if name not in _CREATED]
-        yield directory, directories, files
+        path = Path(directory).relative_to(ROOT)
+        directories[:] = [
+            name
+            for name in directories
+            if (name not in _CREATED if path.parts else name in _DIRECTORIES or name.startswith("snakepit-"))
+        ]
+        yield from (path / file for file in files)
+
+
+def _is_source(path: Path) -> bool:
+    if len(path.parts) == 1:
+        return path.name in _ROOT_FILES
+    # The seeds of the fuzzer have no suffixes.
+    return path.name in _NAMES or path.suffix in _SUFFIXES or "seeds" in path.parts
