@@ -6,12 +6,15 @@ A comment above a block says what the block is. Readers do not see it.
 `<!-- file: NAME -->`              the content of a file
 `<!-- append: NAME; wait: TEXT -->`  code to append to a file; the running server then logs TEXT, if there is one
 `<!-- server -->`                  commands of which the last one serves until the next server, or the end of the page
+`<!-- call of the debugger below -->`  a command that the next debugger stops, and its output when it continues
+`<!-- debugger -->`                a server with a debugger: its output, with a command after each prompt of pdb
 `<!-- another framework -->`       Python code that is only parsed, because it needs a package that is not installed
 `<!-- tested by PATH -->`          a block that the test with this path runs
 =================================  =================================================================================
 
 Without a comment, a block is a session of a shell (`console`), whose output must be the one in the page, or a Python
-program, whose lines `print(..)  # OUTPUT` contain its output. `..` stands for any text.
+program, whose lines `print(..)  # OUTPUT` contain its output. `..` stands for any text. Blocks in `json`, `rust` and
+`text` are not run.
 """
 
 from __future__ import annotations
@@ -89,6 +92,8 @@ class Reader:
             "SNAKEPIT_SERVER": "127.0.0.1:1",
         }
         self._server: subprocess.Popen[bytes] | None = None
+        #: The command that the next debugger stops, and its output.
+        self._stopped = self._stopped_output = ""
         self._log = Path(self._temporary.name, "log")
 
     def read(self, page: str) -> None:
@@ -107,6 +112,10 @@ class Reader:
                 self._append(block)
             case "server":
                 self.serve(block.code)
+            case "call of the debugger below":
+                ((self._stopped, self._stopped_output),) = commands(block.code)
+            case "debugger":
+                self._debug(block.code)
             case "another framework":
                 assert block.language == "python"
                 ast.parse(block.code)
@@ -117,6 +126,8 @@ class Reader:
                     self.run(command, expected)
             case "" if block.language == "python":
                 self._run_program(block.code)
+            case "" if block.language in ("json", "rust", "text"):
+                pass
             case _:
                 raise AssertionError(f"no rule for a block `{block.language}` with the comment `{block.kind}`")
 
@@ -189,6 +200,45 @@ class Reader:
         self.environment["SNAKEPIT_SERVER"] = address[1]
         printed = self._as_in_pages(self.log) if "serving" in expected else self._as_in_pages(ready)
         assert matches(printed, expected), f"`{command}` printed\n{printed}\nin place of\n{expected}"
+
+    def _debug(self, code: str) -> None:
+        """Serve with a debugger, start the call that it stops, and enter the commands of the page."""
+        ((command, expected),) = commands(code)
+        self.serve(f"$ {command}\n..\n")
+        server = self.server
+        assert server.stdin is not None
+        assert server.stdout is not None
+        call = subprocess.Popen(  # noqa: S603
+            ["/bin/sh", "-c", self._stopped],
+            cwd=self.directory,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        with call:
+            shown = ""
+            for part in expected.split("(Pdb) ")[1:]:
+                shown += self._until_prompt(server.stdout.fileno())
+                typed = part.partition("\n")[0] + "\n"
+                os.write(server.stdin.fileno(), typed.encode())
+            output, _ = call.communicate(timeout=LIMIT)
+        assert matches(output.decode(), self._stopped_output), f"`{self._stopped}` printed\n{output.decode()}"
+        # The terminal of a reader also shows what the reader enters.
+        answers = re.sub(r"^\(Pdb\) .*\n", "(Pdb) ", expected, flags=re.MULTILINE)
+        shown = self._as_in_pages(shown)
+        assert matches(shown, answers), f"the debugger printed\n{shown}\nin place of\n{answers}"
+
+    def _until_prompt(self, terminal: int) -> str:
+        """Read the output of the server up to the next prompt of pdb."""
+        shown = b""
+        while not shown.endswith(b"(Pdb) "):
+            ready, _, _ = select.select([terminal], [], [], LIMIT)
+            assert ready, f"no prompt after {shown.decode()}"
+            part = os.read(terminal, 4096)
+            assert part, f"the server ended after {shown.decode()}"
+            shown += part
+        return shown.decode()
 
     def _ready_line(self, server: subprocess.Popen[bytes]) -> str:
         assert server.stdout is not None

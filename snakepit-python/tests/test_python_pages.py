@@ -1,4 +1,4 @@
-"""The snippets of the pages in docs/python, with real daemons."""
+"""The snippets of the pages for Python programmers, with real daemons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pages import REPOSITORY, Reader, blocks
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGES = sorted(str(page.relative_to(REPOSITORY)) for page in (REPOSITORY / "docs" / "python").glob("*.md"))
+PAGES = [
+    *sorted(str(page.relative_to(REPOSITORY)) for page in (REPOSITORY / "docs" / "python").glob("*.md")),
+    *(f"docs/{name}.md" for name in ("async", "cancellation", "context", "errors", "values")),
+]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
