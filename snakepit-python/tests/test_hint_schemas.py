@@ -167,13 +167,16 @@ def test_schemas_of_bytes_and_arrays() -> None:
     assert schema_of(bytes) == {"type": "string", "contentEncoding": "base64"}
     assert schema_of(npt.NDArray[np.float32]) == {
         "type": "array",
+        "format": "ndarray",
         "items": {"anyOf": [{"type": "number"}, {"type": "array"}]},
     }
     matrix = np.ndarray[tuple[int, Literal[3]], np.dtype[np.int64]]
     assert schema_of(matrix) == {
         "type": "array",
+        "format": "ndarray",
         "items": {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3},
     }
+    assert schema_of(np.ndarray, is_result=True) == {"type": "array", "format": "ndarray", "items": {}}
 
 
 def test_definitions_with_equal_names_are_separate() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 import snakepit_bridge
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 from uuid import UUID
 
 import numpy as np
@@ -58,6 +59,11 @@ class Item:
 class Node:
     value: int
     children: list["Node"]
+
+
+class Measured(TypedDict):
+    values: np.ndarray[tuple[int, Literal[3]], np.dtype[np.float64]]
+    mask: np.ndarray | None
 
 
 class Model(pydantic.BaseModel):
@@ -142,6 +148,24 @@ def table() -> np.ndarray:
 
 
 @tool
+def scale(
+    matrix: np.ndarray[tuple[int, Literal[3]], np.dtype[np.float32]], vector: np.ndarray | None = None
+) -> np.ndarray[tuple[int, Literal[3]], np.dtype[np.float32]]:
+    return 2 * matrix
+
+
+@tool
+def frames(count: int) -> Iterator[np.ndarray[tuple[Literal[2]], np.dtype[np.int64]]]:
+    for number in range(count):
+        yield np.array([number, number])
+
+
+@tool
+def measured(data: bool) -> Measured:
+    return {"values": np.zeros((2, 3)), "mask": np.ones(2, dtype=bool) if data else None}
+
+
+@tool
 def picture(data: bytes) -> bytes:
     return data[::-1]
 
@@ -156,6 +180,8 @@ from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
 
+import numpy as np
+import numpy.typing as npt
 import tools
 from snakepit_bridge import AsyncClient, Client
 from tools import Item
@@ -172,6 +198,14 @@ count: dict[str, int] = tools.mixed(
 pairs: list[list[int | str]] = tools.lambda_(client.options(timeout=5), self=1, client_=2)
 total: int = tools.open_ended(client, a=1, b=2)
 picture: bytes = tools.picture(client, data=b"x")
+matrix: npt.NDArray[np.float32] = tools.scale(client, matrix=[[1.0, 2.0, 3.0]])
+shape: tuple[int, ...] = tools.scale(client, matrix=matrix, vector=np.zeros(3)).shape
+sums: list[int] = [int(frame.sum()) for frame in tools.frames(client, count=2)]
+measured = tools.measured(client, data=True)
+mean: float = measured["values"].mean()
+if (mask := measured["mask"]) is not None:
+    count_of_ones = int(mask.sum())
+zeros = tools.table(client).tolist()
 nothing = tools.nothing
 anything = tools.untyped(client, x="any")
 
@@ -182,6 +216,8 @@ async def run(other: AsyncClient) -> None:
     values: list[int] = [node["value"] async for node in tools.walk_async(other, node={"value": 1, "children": []})]
     session = await other.session("s")
     total: int = await tools.open_ended_async(session, a=1)
+    matrix = await tools.scale_async(other, matrix=np.ones((2, 3)))
+    sums: list[int] = [int(frame.sum()) async for frame in tools.frames_async(other, count=2)]
 """
 
 #: Wrong uses, and a part of the message of mypy.
@@ -198,6 +234,12 @@ WRONG = {
     "tools.picture(client, data=5)": "Argument",
     "tools.nothing(client, 5)": "Too many",
     "tools.buy_async(client, items=[])": "Argument 1",
+    "tools.buy(client, [])": "Too many positional arguments",
+    "tools.scale(client, [[1.0]])": "Too many positional arguments",
+    "tools.scale(client, matrix=5)": "Argument",
+    "z: str = tools.scale(client, matrix=[])": "Incompatible types in assignment",
+    "y: list[list[float]] = tools.scale(client, matrix=[])": "Incompatible types in assignment",
+    "tools.measured(client, data=True)['mask'].sum()": "None",
 }
 
 
@@ -273,6 +315,12 @@ def test_functions_call_the_tools(daemon: Daemon, tools: ModuleType) -> None:
         assert tools.nothing(client.session("s")) is None
         assert tools.picture(client, data=b"abc") == b"cba"
         assert tools.table(client).shape == (3,)
+        assert tools.scale(client, matrix=[[1, 2, 3]]).tolist() == [[2.0, 4.0, 6.0]]
+        assert tools.scale(client, matrix=np.ones((2, 3))).shape == (2, 3)
+        assert [frame.tolist() for frame in tools.frames(client, count=2)] == [[0, 0], [1, 1]]
+        assert tools.measured(client, data=True)["mask"].tolist() == [True, True]
+        with pytest.raises(TypeError, match="positional"):
+            tools.scale(client, [[1, 2, 3]])
         with pytest.raises(TypeError):
             tools.buy(client)
         values: dict[str, Any] = {

@@ -43,7 +43,8 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "map": {"type": "object", "additionalProperties": True},
     "null": {"type": "null"},
     "string": {"type": "string"},
-    "tensor": {"type": "array", "items": {}},
+    # As in `_hints.arrays`, which imports numpy.
+    "tensor": {"type": "array", "format": "ndarray", "items": {}},
 }
 
 #: The type of `int | None`.

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 #: The type of any value.
 ANY = "Any"
+#: The type of numpy arrays.
+ARRAY = "NDArray[Any]"
 
 _SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
 #: The classes that a caller may pass instead of a string of this format.
@@ -75,8 +77,8 @@ class SchemaTypes:
         return _SCALARS.get(kind, ANY) if isinstance(kind, str) else ANY
 
     def _union(self, parts: list[Any], name: str, depth: int) -> str:
-        # An array, a table or an image may also be passed as an object of its class.
-        if any(map(_is_open_list, parts)):
+        # A table or an image may also be passed as an object of its class.
+        if any(_is_open_list(part) and not (_is_array(part) and not self.is_argument) for part in parts):
             return ANY
         types = [self.annotation(part, name, depth + 1) for part in parts]
         if self.is_argument and types[:2] == ["float", "str"]:
@@ -92,10 +94,16 @@ class SchemaTypes:
         return f"str | {other}" if other else "str"
 
     def _array(self, schema: Mapping[str, Any], name: str, depth: int) -> str:
+        if not _is_array(schema):
+            return self._list(schema, name, depth)
+        # Callers may also pass nested lists.
+        return union([ARRAY, self._list(schema, name, depth)]) if self.is_argument else ARRAY
+
+    def _list(self, schema: Mapping[str, Any], name: str, depth: int) -> str:
         if isinstance(parts := schema.get("prefixItems"), list):
             item = union(self.annotation(part, name, depth + 1) for part in parts) if parts else ANY
         elif not schema.get("items"):
-            # Perhaps an array of numpy.
+            # Perhaps a tensor or a column.
             return ANY
         else:
             item = self.annotation(schema["items"], name, depth + 1)
@@ -155,6 +163,11 @@ def _literal(choices: list[Any]) -> str:
 def _quoted(text: str) -> str:
     """Return a literal in double quotes. JSON escapes are those of Python, except for surrogate pairs."""
     return json.dumps(text) if text.isascii() else repr(text)
+
+
+def _is_array(schema: object) -> bool:
+    """Return whether a schema is that of a numpy array."""
+    return isinstance(schema, Mapping) and schema.get("type") == "array" and schema.get("format") == "ndarray"
 
 
 def _is_open_list(schema: object) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge._schema_types import ANY, SchemaTypes, union
+from snakepit_bridge._schema_types import ANY, ARRAY, SchemaTypes, union
 from snakepit_bridge._tool_signatures import class_name, identifier, parameter_names, result_type
 from snakepit_bridge.errors import HostUnavailableError, SnakepitError
 
@@ -45,7 +45,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 _RESERVED = {
     *("AsyncCaller", "Caller", "annotations", "cast"),
     *("AsyncIterator", "Iterator", "Mapping", "Sequence"),
-    *("Any", "Literal", "NotRequired", "TypedDict"),
+    *("Any", "Literal", "NDArray", "NotRequired", "TYPE_CHECKING", "TypedDict"),
     *("Decimal", "PurePath", "UUID", "date", "datetime", "time", "timedelta"),
     *("bool", "bytes", "dict", "float", "int", "list", "str", "tuple"),
 }
@@ -79,10 +79,16 @@ class _Module:
         }
         used = set(_words(body)) | {"Any"}
         lines = []
+        if ARRAY in body:
+            # Only a type checker needs the module.
+            modules["typing"].insert(0, "TYPE_CHECKING")
+            used.add("TYPE_CHECKING")
         for module, names in modules.items():
             if found := [name for name in names if name in used]:
                 lines.append(f"from {module} import {', '.join(found)}")
         lines.append("\nfrom snakepit_bridge.client import AsyncCaller, Caller")
+        if ARRAY in body:
+            lines.append(f"\nif TYPE_CHECKING:\n{_INDENT}from numpy.typing import NDArray")
         header = _HEADER.format(imports="\n".join(lines))
         return f"{header}\n\n{body}\n" if body else header
 

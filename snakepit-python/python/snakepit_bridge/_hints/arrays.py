@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from snakepit_bridge._hints.base import Schemas
 
+#: The format of the schemas of arrays, which distinguishes them from lists.
+FORMAT = "ndarray"
 #: The kinds of data types that are plain numbers: booleans, integers, floats, complex numbers.
 _NUMBERS = "biufc"
 
@@ -87,12 +89,13 @@ class Array(Hint):
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         item = self._item_schema()
         if self._shape is None:
-            return {"type": "array", "items": {}} if not item else {"type": "array", "items": _nested(item)}
+            items = _nested(item) if item else {}
+            return {"type": "array", "format": FORMAT, "items": items}
         schema = item
         for length in reversed(self._shape):
             bounds = {} if length is None else {"minItems": length, "maxItems": length}
             schema = {"type": "array", "items": schema, **bounds}
-        return schema
+        return {**schema, "format": FORMAT}
 
     def _item_schema(self) -> dict[str, Any]:
         kinds = {np.dtype(_concrete(kind)).kind for kind in self._types}

@@ -122,7 +122,7 @@ def _constrain(schema: dict[str, Any], keywords: dict[str, Any]) -> dict[str, An
     if "anyOf" in schema:
         return {**schema, "anyOf": [_constrain(branch, keywords) for branch in schema["anyOf"]]}
     names = _KEYWORDS.get(schema.get("type", ""), {})
-    if "format" in schema or "contentEncoding" in schema:
+    if schema.get("type") != "array" and ("format" in schema or "contentEncoding" in schema):
         # The bounds of a date are dates, and the length of bytes is not that of their text.
         return schema
     added = {names[keyword]: bound for keyword, bound in keywords.items() if keyword in names}
