@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import daemons
-from snakepit_bridge import AsyncClient, Client, InvalidTypeError
+from snakepit_bridge import AsyncClient, Client, ClientClosedError, InvalidTypeError
 from snakepit_bridge._daemon import Daemon
 
 
@@ -38,9 +38,71 @@ def test_results_are_in_order_and_items_are_read_when_a_call_can_begin(client: C
     results = client.map("add", items(), concurrency=5)
     assert not read
     assert next(results) == 1.0
-    assert read == [0, 1, 2, 3, 4]
+    assert read == [0, 1, 2, 3, 4][: len(read)]
     assert list(results) == [number + 1.0 for number in range(1, 100)]
     assert list(client.map("add", [])) == []
+
+
+def test_the_first_result_does_not_wait_for_further_items(client: Client) -> None:
+    read: list[int] = []
+
+    def items() -> Iterator[dict[str, Any]]:
+        for number in range(16):
+            if number == 1:
+                # The first call ends while the source waits.
+                while client.status()["calls"]["succeeded"] == succeeded:
+                    pass
+            read.append(number)
+            yield {"a": number}
+
+    succeeded = client.status()["calls"]["succeeded"]
+    results = client.map("add", items())
+    assert next(results) == 1.0
+    assert len(read) < 16
+    assert list(results) == [number + 1.0 for number in range(1, 16)]
+
+
+def test_calls_behind_a_slow_one_fill_the_window(client: Client, tmp_path: Path) -> None:
+    pipes = daemons.Pipes(tmp_path)
+
+    def play() -> None:
+        pipes.wait_started()
+        pipes.finish()
+
+    player = threading.Thread(target=play)
+
+    def items() -> Iterator[dict[str, Any]]:
+        for number in range(8):
+            if number == 4:
+                # Until then, the second call runs.
+                player.start()
+            yield pipes.arguments if number == 1 else {"started": "/dev/null", "release": "/dev/null"}
+
+    results = client.map("hold", items(), concurrency=4)
+    assert next(results) == ""
+    assert next(results) == "done"
+    assert list(results) == [""] * 6
+    player.join(20)
+
+
+def test_map_ends_if_its_client_is_closed_during_a_pause() -> None:
+    with daemons.Proxy() as proxy:
+        client = Client(proxy.address, connect=False)
+        closer = threading.Timer(0.3, client.close)
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                list(client.options(retries=1000).map("add", [{"a": 1}]))
+            except ClientClosedError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        closer.start()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert errors
 
 
 def test_large_items_run_at_the_same_time(client: Client, tmp_path: Path) -> None:
@@ -138,6 +200,35 @@ def test_coroutines(daemon: Daemon) -> None:
                 [result async for result in client.map("add", broken)]
             with pytest.raises(InvalidTypeError, match="items"):
                 client.map("add", 5)  # type: ignore[arg-type]
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(run())
+
+
+def test_the_first_result_of_a_coroutine_does_not_wait_for_further_items(daemon: Daemon) -> None:
+    async def run() -> None:
+        received = asyncio.Event()
+
+        async def items() -> AsyncIterator[dict[str, Any]]:
+            yield {"a": 1}
+            # Waits for the first result.
+            await received.wait()
+            yield {"a": 2}
+
+        async with AsyncClient(daemon.address) as client:
+            results = client.map("add", items())
+            assert await asyncio.wait_for(anext(results), 20) == 2.0
+            received.set()
+            assert [result async for result in results] == [3.0]
+            # Closing ends the wait for an item.
+            received.clear()
+            results = client.map("add", items())
+            assert await asyncio.wait_for(anext(results), 20) == 2.0
+            await results.aclose()  # type: ignore[attr-defined]
+            # An exception of the source ends the iteration.
+            broken = ({"a": 1 // number} for number in (1, 0))
+            with pytest.raises(ZeroDivisionError):
+                [result async for result in client.map("add", broken)]
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(run())

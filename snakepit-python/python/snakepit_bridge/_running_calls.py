@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from snakepit_bridge._call_options import CallOptions
 
+#: The end of the items of `map_async`.
+_END: Any = object()
 #: The default number of calls that `map` runs at the same time.
 CONCURRENCY = 16
 
@@ -140,35 +142,74 @@ def map_calls(
     return_exceptions: bool,
 ) -> Iterator[Any]:
     """Call a tool once for each item, and yield the results in order."""
-    completions = _native.Completions()
-    poll = select.poll()
-    poll.register(completions.fileno(), select.POLLIN)
-    source, window = enumerate(items), deque[_MappedCall]()
+    window = _Window(native, options, name, concurrency)
     try:
-        while True:
-            while len(window) < concurrency and (item := next(source, None)) is not None:
-                index, arguments = item
-                window.append(_MappedCall(native, options, name, _arguments(index, arguments), completions, index))
-            if not window:
-                return
-            while not window[0].is_done:
-                now = time.monotonic()
-                for mapped in window:
-                    mapped.restart_after_pause(now)
-                if window[0].is_done:
-                    # The call could not begin again, so nothing would wake the poll.
-                    break
-                paused = [mapped.resumes_at - now for mapped in window if mapped.resumes_at is not None]
-                # Rounded up, because `poll` takes whole milliseconds.
-                poll.poll(None if not paused else max(min(paused), 0) * 1000 + 1)
-                first = window[0].index
-                for key in completions.take():
-                    if key >= first:
-                        window[key - first].advance()
-            yield window.popleft().outcome(return_exceptions)
+        for index, item in enumerate(items):
+            window.begin(index, _arguments(index, item))
+            # The source may be slow, so results do not wait for further items. One item is read for each result, which
+            # keeps the window full.
+            if window.is_full or window.is_ready:
+                yield window.next_outcome(return_exceptions)
+        while window.calls:
+            yield window.next_outcome(return_exceptions)
     finally:
-        for mapped in window:
+        window.cancel()
+
+
+class _Window:
+    """The calls of `map_calls` that run, or whose results are unread."""
+
+    def __init__(self, native: _native.HostClient, options: CallOptions, name: str, concurrency: int) -> None:
+        self.calls = deque[_MappedCall]()
+        self._completions = _native.Completions()
+        self._poll = select.poll()
+        self._poll.register(self._completions.fileno(), select.POLLIN)
+        self._concurrency = concurrency
+        self._start: Callable[[int, dict[str, Any]], _MappedCall] = lambda index, arguments: _MappedCall(
+            native, options, name, arguments, self._completions, index
+        )
+
+    def begin(self, index: int, arguments: dict[str, Any]) -> None:
+        """Start a call."""
+        self.calls.append(self._start(index, arguments))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further call may begin."""
+        return len(self.calls) >= self._concurrency
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the first call has ended. Restarts calls whose pause is over."""
+        self._advance(wait=False)
+        return self.calls[0].is_done
+
+    def next_outcome(self, return_exceptions: bool) -> Any:
+        """Wait for the first call, and return or raise its outcome."""
+        while not self.calls[0].is_done:
+            self._advance(wait=True)
+        return self.calls.popleft().outcome(return_exceptions)
+
+    def cancel(self) -> None:
+        """Cancel all calls."""
+        for mapped in self.calls:
             mapped.cancel()
+
+    def _advance(self, *, wait: bool) -> None:
+        now = time.monotonic()
+        for mapped in self.calls:
+            mapped.restart_after_pause(now)
+        if self.calls[0].is_done:
+            # The call could not begin again, so nothing would wake the poll.
+            return
+        paused = [mapped.resumes_at - now for mapped in self.calls if mapped.resumes_at is not None]
+        if wait:
+            # Rounded up, because `poll` takes whole milliseconds.
+            self._poll.poll(None if not paused else max(min(paused), 0) * 1000 + 1)
+        first = self.calls[0].index
+        for key in self._completions.take():
+            if key >= first:
+                self.calls[key - first].advance()
 
 
 class _MappedCall:
@@ -257,16 +298,30 @@ async def map_async(
 ) -> AsyncIterator[Any]:
     """Do the same on an event loop."""
     source = _iterate(items)
-    window, index = deque[asyncio.Task[Any]](), 0
+    window = deque[asyncio.Task[Any]]()
+    #: The wait for the next item. ``None`` while the window is full, and at the end.
+    pending: asyncio.Task[Any] | None = None
+    index, has_ended = 0, False
     try:
         while True:
-            while len(window) < concurrency and (item := await anext(source, None)) is not None:
-                window.append(asyncio.ensure_future(call(_arguments(index, item))))
-                index += 1
-            if not window:
+            if pending is None and not has_ended and len(window) < concurrency:
+                pending = asyncio.ensure_future(anext(source, _END))
+            # The source may be slow, so results do not wait for further items. Waits without taking a result, so that
+            # only the cancellation of this task raises here.
+            waits = [*([window[0]] if window else []), *([pending] if pending is not None else [])]
+            if not waits:
                 return
-            # Waits without taking the result, so that only the cancellation of this task raises here.
-            await asyncio.wait([window[0]])
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            # One item is read for each result, so that the window stays full.
+            if pending is not None and pending.done():
+                item, pending = pending.result(), None
+                if item is _END:
+                    has_ended = True
+                else:
+                    window.append(asyncio.ensure_future(call(_arguments(index, item))))
+                    index += 1
+            if not window or not window[0].done():
+                continue
             task = window.popleft()
             error = task.exception()
             if error is None:
@@ -276,9 +331,10 @@ async def map_async(
             else:
                 raise error
     finally:
-        for task in window:
+        tasks = [*window, *([pending] if pending is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*window, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _iterate(
