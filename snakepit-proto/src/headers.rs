@@ -29,6 +29,29 @@ pub const TRACEPARENT: &str = "traceparent";
 /// The vendor-specific part of the W3C trace context.
 pub const TRACESTATE: &str = "tracestate";
 
+/// Headers that a client, gRPC or HTTP sets. HTTP/2 forbids those from `connection` on.
+const RESERVED: [&str; 11] = [
+    "te",
+    "host",
+    "user-agent",
+    TRACEPARENT,
+    TRACESTATE,
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "transfer-encoding",
+    "upgrade",
+    "trailer",
+];
+
+/// Whether programs must not set a header, whose name is in lower case, because the client sets it or its values are binary.
+#[must_use]
+pub fn is_reserved(name: &str) -> bool {
+    ["grpc-", "snakepit-", "content-"].iter().any(|prefix| name.starts_with(prefix))
+        || name.ends_with("-bin")
+        || RESERVED.contains(&name)
+}
+
 /// Whether a header is `true`, such as [`IDEMPOTENT`]. Any other value counts as no header.
 #[must_use]
 pub fn has_flag(headers: &MetadataMap, name: &str) -> bool {

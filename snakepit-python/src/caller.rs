@@ -4,13 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use snakepit_proto::headers;
 use snakepit_registry::TraceContext;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{
+    Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 
 use crate::{
-    errors::HostError,
+    client::{Connection, add_to},
+    errors::{HostError, connect_problem},
     executor::{is_concurrent, is_loop_thread},
+    host::RequestKind,
     state::CallState,
 };
 
@@ -19,8 +24,9 @@ use crate::{
 pub(crate) enum Caller {
     /// A worker tool. Its requests end with the call that it serves.
     Tool { state: Arc<CallState>, trace: Option<TraceContext>, worker_id: Arc<str> },
-    /// A program with a [`Client`](crate::client::HostClient). `timeout` bounds each of its requests.
-    Program { close_signals: CloseSignals, timeout: Option<Duration> },
+    /// A program with a [`Client`](crate::client::HostClient). `timeout` bounds each of its requests, with all its `retries`, which
+    /// apply to requests that only read.
+    Program { connection: Arc<Connection>, timeout: Option<Duration>, retries: u32 },
 }
 
 /// The signals of the two stages in which a client closes.
@@ -42,10 +48,45 @@ impl Caller {
     /// [`HostError::Closed`] if the client is closed.
     pub(crate) fn check(&self) -> Result<(), HostError> {
         match self {
-            Self::Program { close_signals, .. } if close_signals.closed.is_cancelled() => {
+            Self::Program { connection, .. } if connection.close_signals.closed.is_cancelled() => {
                 Err(HostError::Closed)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Opens the connection of a program if it is broken or was not opened yet, as a call does. Cancel safe.
+    ///
+    /// # Errors
+    /// If the client is closed or the host cannot be reached until `deadline`, so that nothing was sent.
+    pub(crate) async fn connect(&self, deadline: Option<Instant>) -> Result<(), HostError> {
+        let Self::Program { connection, .. } = self else { return Ok(()) };
+        if connection.usable_stream()?.is_some() {
+            return Ok(());
+        }
+        let opened = async { connection.shared_stream().await.map(drop) };
+        match deadline {
+            Some(deadline) => timeout_at(deadline, opened)
+                .await
+                .unwrap_or(Err(HostError::Unanswered { may_have_run: false })),
+            None => opened.await,
+        }
+    }
+
+    /// Converts the status of a failed request.
+    pub(crate) async fn request_error(&self, status: Status) -> HostError {
+        match (self, connect_problem(&status)) {
+            // The connection broke after `connect` had found it open.
+            (Self::Program { connection, .. }, Some(problem)) => connection.unreachable(&problem).await,
+            _ => status.into(),
+        }
+    }
+
+    /// How often a request of this kind is repeated after a transient error.
+    pub(crate) const fn retries(&self, kind: RequestKind) -> u32 {
+        match (self, kind) {
+            (Self::Program { retries, .. }, RequestKind::Read | RequestKind::Stream) => *retries,
+            _ => 0,
         }
     }
 
@@ -89,7 +130,7 @@ impl Caller {
     pub(crate) fn is_cancelled(&self) -> bool {
         match self {
             Self::Tool { state, .. } => state.is_cancelled() || state.is_overdue(Instant::now()),
-            Self::Program { close_signals, .. } => close_signals.closed.is_cancelled(),
+            Self::Program { connection, .. } => connection.close_signals.closed.is_cancelled(),
         }
     }
 
@@ -101,8 +142,8 @@ impl Caller {
                 HostError::Cancelled
             }
             // Requests that began before `close` continue until the client stops waiting for them.
-            Self::Program { close_signals, .. } => {
-                close_signals.abort.cancelled().await;
+            Self::Program { connection, .. } => {
+                connection.close_signals.abort.cancelled().await;
                 HostError::Aborted
             }
         }
@@ -115,8 +156,8 @@ impl Caller {
                 state.ended().await;
                 Ok(())
             }
-            Self::Program { close_signals, .. } => {
-                close_signals.closed.cancelled().await;
+            Self::Program { connection, .. } => {
+                connection.close_signals.closed.cancelled().await;
                 Err(HostError::Closed)
             }
         }
@@ -146,6 +187,9 @@ impl Caller {
             if state.is_blocking() {
                 headers.insert(headers::BLOCKS_WORKER, MetadataValue::from_static("true"));
             }
+        }
+        if let Self::Program { connection, .. } = self {
+            add_to(headers, &connection.headers);
         }
         headers.insert(headers::TAKES_BUFFERS, MetadataValue::from_static("true"));
         let Some(TraceContext { traceparent, tracestate }) = self.trace() else { return };

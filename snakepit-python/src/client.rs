@@ -13,15 +13,20 @@ use pyo3::{
     prelude::*,
     types::{PyDict, PyString, PyTuple},
 };
-use snakepit_proto::{mux::STREAM_CREDIT, pb};
+use snakepit_proto::{headers::is_reserved, mux::STREAM_CREDIT, pb};
 use snakepit_wire::value_to_wire;
+use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 
 use self::{
     arguments::{MinTimeout, text, timeout},
     call::NewCall,
-    connection::{Connection, OpenError},
+    connection::OpenError,
 };
-pub(crate) use self::{call::HostCall, operations::Operations};
+pub(crate) use self::{
+    call::HostCall,
+    connection::{Connection, add_to},
+    operations::Operations,
+};
 use crate::{
     background::BackgroundRuntime,
     call::Call,
@@ -46,19 +51,21 @@ pub(crate) struct HostClient {
 impl HostClient {
     /// Creates a client of the host at `host:port`, `http://host:port` or `unix:/path`. The first request connects, within
     /// `connect_timeout` seconds. `exceptions` are the classes of tools' exceptions that calls may raise, or `None` for those
-    /// of all imported modules.
+    /// of all imported modules. `headers` are those of each request.
     #[new]
-    #[pyo3(signature = (address, connect_timeout, exceptions))]
+    #[pyo3(signature = (address, connect_timeout, exceptions, headers))]
     fn new(
         address: &Bound<'_, PyAny>,
         connect_timeout: &Bound<'_, PyAny>,
         exceptions: Option<Py<PyTuple>>,
+        headers: BTreeMap<String, String>,
     ) -> PyResult<Self> {
+        let headers = read_headers(headers).map_err(InvalidArgumentError::new_err)?;
         let address = text("address", address)?;
         let bound = timeout("connect_timeout", connect_timeout, MinTimeout::Nanosecond)?;
         let target = Target::parse(address).map_err(InvalidArgumentError::new_err)?;
         let runtime = RuntimeHandle::Background(BackgroundRuntime::get()?);
-        let connection = Connection::new(address, &target, bound, runtime);
+        let connection = Connection::new(address, &target, bound, headers, runtime);
         Ok(Self { connection: Arc::new(connection), exceptions })
     }
 
@@ -86,12 +93,17 @@ impl HostClient {
     }
 
     /// Returns a `Call` outside of any tool, for access to the session. `timeout` is in seconds and bounds each request
-    /// and each watch.
-    #[pyo3(signature = (session_id, timeout))]
-    fn session_call(&self, session_id: String, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<Call> {
+    /// and each watch. `retries` are those of requests that only read.
+    #[pyo3(signature = (session_id, timeout, retries=0))]
+    fn session_call(
+        &self,
+        session_id: String,
+        timeout: Option<&Bound<'_, PyAny>>,
+        retries: u32,
+    ) -> PyResult<Call> {
         let timeout = option_timeout(timeout)?;
         Ok(Call {
-            caller: Caller::Program { close_signals: self.connection.close_signals.clone(), timeout },
+            caller: Caller::Program { connection: Arc::clone(&self.connection), timeout, retries },
             host: Some(self.connection.host.clone()),
             session_id,
             // A program has no worker id. It may name itself in the metadata of its writes.
@@ -189,6 +201,25 @@ impl From<OpenError> for HostError {
             OpenError::Rejected(status) => Self::StreamRejected(status),
         }
     }
+}
+
+/// Checks the headers of a client. Errors show no values, which may be secrets.
+fn read_headers(headers: BTreeMap<String, String>) -> Result<MetadataMap, String> {
+    let mut read = MetadataMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let key = AsciiMetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes())
+            .ok()
+            .filter(|key| !is_reserved(key.as_str()))
+            .ok_or_else(|| {
+                format!("`headers` has the key `{name}`, which is invalid or reserved for the client")
+            })?;
+        let mut value = AsciiMetadataValue::try_from(value).map_err(|_| {
+            format!("the value of the header `{name}` has characters that a header cannot contain")
+        })?;
+        value.set_sensitive(true);
+        read.insert(key, value);
+    }
+    Ok(read)
 }
 
 /// Reads the timeout of the option `timeout`.

@@ -83,6 +83,9 @@ pub(crate) fn preload(py: Python<'_>) {
     }
 }
 
+/// The reason of a session backend that failed.
+pub(crate) const BACKEND_FAILED: &str = "BACKEND_FAILED";
+
 /// The reason why a request to the host failed.
 #[derive(Debug)]
 pub(crate) enum HostError {
@@ -152,6 +155,11 @@ pub(crate) fn is_stream_rejected(status: &Status) -> bool {
     matches!(details_of(status).reason.as_deref(), Some(OVERLOADED | SHUTTING_DOWN))
 }
 
+/// Returns whether a host or a proxy denies access.
+pub(crate) fn is_denied(status: &Status) -> bool {
+    matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
+}
+
 /// Returns whether the host reports that a variable does not exist.
 pub(crate) fn is_variable_not_found(status: &Status) -> bool {
     details_of(status).reason.as_deref() == Some("VARIABLE_NOT_FOUND")
@@ -161,6 +169,12 @@ pub(crate) fn is_variable_not_found(status: &Status) -> bool {
 pub(crate) fn is_not_begun(status: &Status) -> bool {
     let details = details_of(status);
     details.reason.as_deref() == Some(CONNECTION_LOST) && details.cannot_have_run()
+}
+
+/// Returns the reason why no connection could be opened for a request.
+pub(crate) fn connect_problem(status: &Status) -> Option<String> {
+    let failed = causes(status).any(|cause| cause.is::<ConnectError>());
+    failed.then(|| causes(status).last().map(ToString::to_string)).flatten()
 }
 
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
@@ -309,7 +323,7 @@ fn exception(message: String, code: Code, details: &Details) -> PyErr {
         (Code::Unavailable, SHUTTING_DOWN) => ShuttingDownError::new_err(message),
         (Code::Unavailable, WORKER_LOST) => WorkerLostError::new_err(message),
         // Backends report writes with an unknown outcome under a code that no client library retries.
-        (Code::Unavailable, _) | (_, "BACKEND_FAILED") => HostUnavailableError::new_err(message),
+        (Code::Unavailable, _) | (_, BACKEND_FAILED) => HostUnavailableError::new_err(message),
         (Code::ResourceExhausted, OVERLOADED | "") => OverloadedError::new_err(message),
         (Code::ResourceExhausted, REQUEST_TOO_LARGE) => InvalidArgumentError::new_err(message),
         (Code::ResourceExhausted, _) => LimitExceededError::new_err(message),
@@ -328,7 +342,7 @@ fn may_have_run(reason: &str, metadata: &BTreeMap<String, String>) -> Option<boo
         "ANSWER_DROPPED" => Some(true),
         // The status of a write with an unknown outcome says so. All others are of reads, or of calls whose session the
         // host could not read, so the tool did not run.
-        "BACKEND_FAILED" => Some(metadata.get(DELIVERED).is_some_and(|may_have_run| may_have_run == "true")),
+        BACKEND_FAILED => Some(metadata.get(DELIVERED).is_some_and(|may_have_run| may_have_run == "true")),
         "DEADLINE_EXCEEDED" => Some(metadata.get("stage")? != &CallStage::Queued.to_string()),
         _ => metadata.get(DELIVERED)?.parse().ok(),
     }

@@ -34,6 +34,7 @@ use crate::{
     fork,
     http2::{configure_client, configure_stream_client},
     io::Io,
+    retries::Retries,
     runtime::RuntimeHandle,
 };
 
@@ -247,7 +248,8 @@ impl Host {
     /// Sends a request. Ends early if the caller is cancelled or its deadline passes. Dropping the future cancels the
     /// request.
     ///
-    /// If the connection breaks, `kind` decides whether the request is sent again on a new connection.
+    /// If the connection breaks, `kind` decides whether the request is sent again on a new connection. The caller may permit retries
+    /// after other transient errors.
     pub(crate) async fn request<Q, A, F>(
         &self,
         caller: &Caller,
@@ -277,10 +279,12 @@ impl Host {
     {
         caller.check()?;
         check_request_size(&message)?;
-        let header_deadline = if kind == RequestKind::Stream { None } else { caller.deadline() };
-        let response = async {
+        let deadline = caller.deadline();
+        let header_deadline = if kind == RequestKind::Stream { None } else { deadline };
+        let attempt = async || {
             let mut attempts = 1;
             loop {
+                caller.connect(deadline).await?;
                 let mut request = Request::new(message.clone());
                 caller.add_headers(request.metadata_mut());
                 if let Some(deadline) = header_deadline {
@@ -295,12 +299,21 @@ impl Host {
                     Err(status) if attempts < MAX_ATTEMPTS && kind.is_repeatable_after(&status) => {
                         attempts += 1;
                     }
-                    Err(status) => return Err(HostError::from(status)),
+                    Err(status) => return Err(caller.request_error(status).await),
                 }
             }
         };
         let response = async {
-            let Some(deadline) = caller.deadline() else { return response.await };
+            let mut retries = Retries::new(caller.retries(kind), deadline);
+            loop {
+                match attempt().await {
+                    Err(error) if retries.wait_after(&error).await => caller.check()?,
+                    response => return response,
+                }
+            }
+        };
+        let response = async {
+            let Some(deadline) = deadline else { return response.await };
             match timeout_at(deadline, response).await {
                 Err(_) => Err(HostError::Deadline),
                 // The deadline of the tool's call must not end one of its requests before the call itself. Otherwise the
@@ -322,9 +335,18 @@ impl Host {
 
 /// The generated client on a connection.
 fn client(channel: Channel) -> BridgeServiceClient<Channel> {
-    BridgeServiceClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    limited(BridgeServiceClient::new(channel))
+}
+
+/// Sets the limits of messages.
+pub(crate) fn limited<T>(client: BridgeServiceClient<T>) -> BridgeServiceClient<T>
+where
+    T: tonic::client::GrpcService<tonic::body::Body>,
+    T::Error: Into<tonic::codegen::StdError>,
+    T::ResponseBody: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
+    <T::ResponseBody as tonic::codegen::Body>::Error: Into<tonic::codegen::StdError> + Send,
+{
+    client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 /// Returns whether the error means that this deadline is about to pass.

@@ -48,6 +48,7 @@ mod progress;
 mod reader;
 mod reports;
 mod retire;
+mod retries;
 mod runtime;
 mod serve;
 mod service;

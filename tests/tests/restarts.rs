@@ -3,7 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use serde_json::{Value, json};
-use snakepit_tests::{EVENT_TIMEOUT, Sandbox, eventually, execute, is_alive};
+use snakepit_server::{Client, Denied, Error, ErrorKind, Operation, Snakepit};
+use snakepit_tests::{EVENT_TIMEOUT, Sandbox, eventually, execute, is_alive, python};
 
 /// Writes the adapter. `slow` waits for the file `go`.
 fn write_app(dir: &Path, answer: i32, more: &str) {
@@ -102,6 +103,79 @@ async fn broken_code_is_reported_and_the_old_workers_keep_serving() {
     sandbox.cli_ok(&["restart"]).await;
     assert_eq!(sandbox.cli_ok(&["call", "answer"]).await, "3\n");
     assert_eq!(sandbox.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn the_rust_client_restarts_the_workers_and_reports_broken_code() {
+    let dir = tempfile::tempdir().unwrap();
+    write_app(dir.path(), 1, "");
+    let sandbox = Sandbox::adapter("app.py", 2)
+        .working_dir(dir.path())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .start()
+        .await;
+    // The request timeout does not apply to restarts.
+    let builder = Client::builder().request_timeout(Duration::from_millis(1));
+    let client = builder.connect(sandbox.url()).await.unwrap();
+    write_app(dir.path(), 2, "");
+    client.restart_workers().await.unwrap();
+    assert_eq!(client.execute::<i32>("answer", json!({})).await.unwrap(), 2);
+    write_app(dir.path(), 3, "raise ValueError('on purpose')\n");
+    let error = client.restart_workers().await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::NotStarted, false), "{error:?}");
+    let Error::Start(failure) = &error else { panic!("{error:?}") };
+    assert!(failure.to_string().contains("the workers were not restarted: "), "{failure}");
+    let traceback = failure.source().unwrap().to_string();
+    assert!(traceback.contains("on purpose") && traceback.contains("app.py\", line "), "{traceback}");
+    assert_eq!(client.execute::<i32>("answer", json!({})).await.unwrap(), 2);
+    assert!(client.close(Duration::ZERO).await);
+    assert_eq!(client.restart_workers().await.unwrap_err().kind(), ErrorKind::ClientClosed);
+    assert_eq!(sandbox.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_client_without_permission_cannot_restart_the_workers() {
+    let dir = tempfile::tempdir().unwrap();
+    write_app(dir.path(), 1, "");
+    let snakepit = Snakepit::builder()
+        .adapter("app")
+        .python(python())
+        .env("PYTHONPATH", dir.path().display().to_string())
+        .run_dir(dir.path().join("run"))
+        .workers(1)
+        .authorize(|_, operation| match operation {
+            Operation::RestartWorkers => Err(Denied::new("ask the operator")),
+            _ => Ok(()),
+        })
+        .start()
+        .await
+        .unwrap();
+    let address = format!("unix:{}", snakepit.socket().display());
+    let workers = || snakepit.status().workers.iter().map(|worker| worker.id.to_string()).collect::<Vec<_>>();
+    let before = workers();
+    let client = Client::connect(&address).await.unwrap();
+    let denied = client.restart_workers().await.unwrap_err();
+    assert_eq!((denied.kind(), denied.may_have_run()), (ErrorKind::AccessDenied, false), "{denied:?}");
+    assert!(denied.to_string().contains("ask the operator"), "{denied}");
+    let code = "
+import asyncio, sys
+from snakepit_bridge import AccessDeniedError, AsyncClient, Client
+
+async def restart():
+    async with AsyncClient(sys.argv[1]) as client:
+        await client.restart_workers()
+
+for action in (Client(sys.argv[1]).restart_workers, lambda: asyncio.run(restart())):
+    try:
+        action()
+    except AccessDeniedError as error:
+        print(error.may_have_run, error)
+";
+    let output = tokio::process::Command::new(python()).args(["-c", code, &address]).output().await.unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(printed, "False access denied: ask the operator\n".repeat(2), "{output:?}");
+    assert_eq!(workers(), before);
+    snakepit.shutdown().await.unwrap();
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ class AsyncCaller:
         self._connection = connection
         self._native = connection.native
         self._options = options
-        self._call: CallLike = self._native.session_call(options.session_id, options.timeout)
+        self._call: CallLike = options.session_call(self._native)
 
     @property
     def global_programs(self) -> AsyncGlobalPrograms:
@@ -49,6 +49,13 @@ class AsyncCaller:
         """Describe the pool of the host. See :meth:`Client.status`."""
         status: PoolStatus = await self._operation(lambda operations: operations.status())
         return status
+
+    async def restart_workers(self) -> None:
+        """Replace all workers of the host. See :meth:`Client.restart_workers`.
+
+        Cancelling the task ends the wait. The restart continues.
+        """
+        _connection.check_restart(await self._operation(lambda operations: operations.restart_workers()))
 
     async def call(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool and wait for its result. Cancelling the task cancels the call.
@@ -109,7 +116,7 @@ class AsyncClient(AsyncCaller):
     broken connections, and the exceptions of tools.
 
     Raises:
-        InvalidArgumentError: The address is malformed, or the timeout is out of range.
+        InvalidArgumentError: The address or a header is malformed, or the timeout is out of range.
     """
 
     def __init__(
@@ -118,8 +125,10 @@ class AsyncClient(AsyncCaller):
         *,
         connect_timeout: float = 5.0,
         exceptions: Iterable[type[Exception]] | None = None,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(Connection(address, connect_timeout, exceptions), CallOptions())
+        super().__init__(Connection(address, connect_timeout, exceptions, token, headers), CallOptions())
 
     async def connect(self) -> Self:
         """Connect, unless the client is connected, and return the client.

@@ -79,6 +79,10 @@ class CallOptions:
         """Return the deadline of a call that begins now, on the clock of ``time.monotonic``."""
         return float("inf") if self.timeout is None else time.monotonic() + float(self.timeout)
 
+    def session_call(self, native: _native.HostClient) -> _native.Call:
+        """Return the native object for requests that are not calls."""
+        return native.session_call(self.session_id, self.timeout, self.retries)
+
     def start(
         self,
         native: _native.HostClient,

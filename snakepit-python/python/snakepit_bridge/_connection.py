@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from snakepit_bridge import _checked, _native
@@ -14,10 +14,12 @@ from snakepit_bridge.errors import (
     DeadlineExceededError,
     HostUnavailableError,
     InvalidArgumentError,
+    RemoteTraceback,
+    SnakepitError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from snakepit_bridge._call import CallLike
     from snakepit_bridge._native import Completions
@@ -40,13 +42,19 @@ class Connection:
     """A connection to a host, which the first request opens."""
 
     def __init__(
-        self, address: str | None, connect_timeout: float, exceptions: Iterable[type[Exception]] | None
+        self,
+        address: str | None,
+        connect_timeout: float,
+        exceptions: Iterable[type[Exception]] | None,
+        token: str | None,
+        headers: Mapping[str, str] | None,
     ) -> None:
+        entries = _headers(token, headers)
         classes = None if exceptions is None else _exception_classes(exceptions)
         from_environment = os.environ.get(SERVER_VARIABLE) if address is None else None
         self.address = from_environment or DEFAULT_ADDRESS if address is None else address
         try:
-            self.native = _native.HostClient(self.address, connect_timeout, classes)
+            self.native = _native.HostClient(self.address, connect_timeout, classes, entries)
         except InvalidArgumentError as error:
             if not from_environment or "address" not in str(error):
                 raise
@@ -163,6 +171,18 @@ def operations(native: _native.HostClient, session_id: str, timeout: float | Non
     return _native.Operations(native.session_call(session_id, timeout))
 
 
+def check_restart(failure: tuple[str, str] | None) -> None:
+    """Check the outcome of a restart: the problem and the traceback of a worker that did not start, or ``None``.
+
+    Raises:
+        SnakepitError: A new worker did not start.
+    """
+    if failure is not None:
+        problem, traceback = failure
+        error = SnakepitError(f"the workers were not restarted: {problem}")
+        raise error from (RemoteTraceback(traceback) if traceback else None)
+
+
 def new_session(session_id: object, ttl: object, metadata: Mapping[str, str] | None) -> tuple[str, int, dict[str, str]]:
     """Check the options of a new session, and return its TTL in whole seconds, with 0 for the default.
 
@@ -175,6 +195,20 @@ def new_session(session_id: object, ttl: object, metadata: Mapping[str, str] | N
         raise InvalidArgumentError(f"`ttl` is {seconds}, expected at most {_MAX_TTL} seconds")
     # Rounded up.
     return name, 0 if seconds is None else -int(-seconds // 1), _checked.metadata(metadata)
+
+
+def _headers(token: object, headers: object) -> dict[str, str]:
+    entries: dict[str, str] = {}
+    if headers is not None:
+        if not isinstance(headers, Mapping):
+            raise _checked.wrong_type("headers", headers, "a mapping from names to values")
+        for name, value in headers.items():
+            entries[_checked.text("name of a header", name)] = _checked.text(f"header {name}", value)
+    if token is not None:
+        if any(name.lower() == "authorization" for name in entries):
+            raise InvalidArgumentError("`token` sets the header `authorization`, which `headers` sets too")
+        entries["authorization"] = f"Bearer {_checked.text('token', token)}"
+    return entries
 
 
 def _exception_classes(value: object) -> tuple[type[Exception], ...]:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from snakepit_bridge import _checked, _connection, _running_calls
+from snakepit_bridge import _checked, _connection, _native, _running_calls
 from snakepit_bridge._async_client import AsyncCaller, AsyncClient, AsyncSession
 from snakepit_bridge._call_options import CallOptions
 from snakepit_bridge._connection import Connection
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from snakepit_bridge import _native
     from snakepit_bridge._call import CallLike
     from snakepit_bridge.reports import LogLine, Progress
 
@@ -53,7 +52,7 @@ class Caller:
         self._connection = connection
         self._native = connection.native
         self._options = options
-        self._call: CallLike = self._native.session_call(options.session_id, options.timeout)
+        self._call: CallLike = options.session_call(self._native)
 
     @property
     def global_programs(self) -> GlobalPrograms:
@@ -83,6 +82,26 @@ class Caller:
             UnsupportedError: The host is an older version, or the original Snakepit.
         """
         return self._operations().status()
+
+    def restart_workers(self) -> None:
+        """Replace all workers of the host, for example after the code of their adapter has changed.
+
+        In each slot, the new worker is ready before the old one gets no more calls. Old workers finish their calls, and
+        sessions stay. Waits until all workers are replaced, without a time limit unless the options have a ``timeout``.
+        After that time, the restart continues.
+
+        >>> client.options(timeout=300).restart_workers()  # doctest: +SKIP
+
+        Raises:
+            SnakepitError: A new worker did not start. The old workers that were not replaced remain in service. The
+                traceback of the new worker is the cause of the error.
+            AccessDeniedError: This client may not restart the workers. Without an authorization of its own, a host
+                permits it to clients on its machine only.
+            DeadlineExceededError: The timeout passed.
+            UnsupportedError: The host is an older version, or the original Snakepit.
+            HostUnavailableError: As for :meth:`tools`. If the connection broke, the restart continues.
+        """
+        _connection.check_restart(self._operations().restart_workers())
 
     def call(self, name: str, /, **arguments: Any) -> Any:
         """Call a tool and wait for its result.
@@ -167,7 +186,7 @@ class Caller:
         )
 
     def _operations(self) -> _native.Operations:
-        return _connection.operations(self._native, self._options.session_id, self._options.timeout)
+        return _native.Operations(self._options.session_call(self._native))
 
 
 class Client(Caller):
@@ -188,12 +207,18 @@ class Client(Caller):
         address: ``host:port`` or ``unix:/path/to/socket``. By default, the value of the environment variable
             ``SNAKEPIT_SERVER``, or else ``127.0.0.1:50051``.
         connect: Whether to connect now. Otherwise, the first request or :meth:`wait_ready` connects.
-        connect_timeout: Seconds within which each attempt to connect must succeed. ``math.inf`` is the maximum.
+        connect_timeout: Seconds within which each attempt to connect must succeed, for calls and all other requests.
+            ``math.inf`` is the maximum.
         exceptions: The classes that a tool failure may raise in addition to ``ToolFailed``, for example for a host
             that you do not trust. Empty for none. By default, all classes of imported modules, and builtins.
+        token: A token that each request has in the header ``authorization``, as ``Bearer TOKEN``. Hosts do not check it
+            themselves. A proxy does, or the server that mounts the host. The client has no TLS, so the token is
+            readable on the network.
+        headers: Further headers of each request. Those of gRPC, HTTP and Snakepit are reserved.
 
     Raises:
-        InvalidArgumentError: The address is malformed, or the timeout is out of range.
+        InvalidArgumentError: The address or a header is malformed, or the timeout is out of range.
+        AccessDeniedError: The host, or a proxy in front of it, denied access.
         HostUnavailableError: The host cannot be reached.
         ConnectTimeoutError: The host does not answer in time. A subclass of ``HostUnavailableError``.
     """
@@ -205,9 +230,11 @@ class Client(Caller):
         connect: bool = True,
         connect_timeout: float = 5.0,
         exceptions: Iterable[type[Exception]] | None = None,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         connect = _checked.flag("connect", connect)
-        super().__init__(Connection(address, connect_timeout, exceptions), CallOptions())
+        super().__init__(Connection(address, connect_timeout, exceptions, token, headers), CallOptions())
         if connect:
             self._native.connect()
 
@@ -250,7 +277,8 @@ class Client(Caller):
             retries: How often the client repeats a failed call if that is safe and may succeed
                 (:attr:`SnakepitError.is_retryable`). It repeats idempotent calls after all transient errors. It waits
                 for the time that the host asks for, or for a growing pause, but not beyond the timeout. It does not
-                repeat a stream that has produced a value.
+                repeat a stream that has produced a value. Requests that only read variables, programs or listings are
+                repeated after all transient errors, and writes never.
             wait_for_room: Seconds for which to repeat a call while the queue of the host is full. These attempts do not
                 count as retries. The timeout includes the wait.
             progress: A function for the progress that the tool reports. It runs in the thread or task that waits for

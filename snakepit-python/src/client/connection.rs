@@ -8,15 +8,20 @@ use std::{
     time::Duration,
 };
 
-use snakepit_proto::{identify::identify, mux::Multiplexer, status::root_cause};
+use snakepit_proto::{
+    identify::identify, mux::Multiplexer, pb::bridge_service_client::BridgeServiceClient, status::root_cause,
+};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
-use tonic::Status;
+use tonic::{
+    Request, Status,
+    metadata::{KeyAndValueRef, MetadataMap},
+};
 
 use crate::{
     caller::CloseSignals,
     errors::{self, HostError},
-    host::{Host, Target},
+    host::{Host, Target, limited},
     http2::configure_client,
     runtime::RuntimeHandle,
 };
@@ -33,9 +38,11 @@ const MAX_ATTEMPTS: usize = 3;
 /// A connection to a host. Its channel reconnects automatically. The first call that finds the stream broken opens
 /// another.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     pub(super) host: Host,
-    pub(super) close_signals: CloseSignals,
+    pub(crate) close_signals: CloseSignals,
+    /// The headers of each request.
+    pub(crate) headers: MetadataMap,
     address: String,
     connect_timeout: Duration,
     /// The stream that calls share.
@@ -65,7 +72,8 @@ pub(super) enum OpenError {
     /// The host did not answer in time.
     Timeout(String),
     Unreachable(String),
-    /// The host rejected the stream with this status because it is overloaded or shutting down.
+    /// The host, or a proxy in front of it, rejected the stream with this status: it is overloaded or shutting down, or it denies
+    /// access.
     Rejected(Status),
 }
 
@@ -75,6 +83,7 @@ impl Connection {
         address: &str,
         target: &Target,
         connect_timeout: Duration,
+        headers: MetadataMap,
         runtime: RuntimeHandle,
     ) -> Self {
         let settings = |endpoint| {
@@ -87,6 +96,7 @@ impl Connection {
         Self {
             host: Host::new(target.connect_lazy(settings), runtime),
             close_signals: CloseSignals::default(),
+            headers,
             address: address.to_owned(),
             connect_timeout,
             stream: Mutex::new(SharedStream::Unopened),
@@ -104,7 +114,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`HostError::Closed`] once the client is closed.
-    pub(super) fn usable_stream(&self) -> Result<Option<Multiplexer>, HostError> {
+    pub(crate) fn usable_stream(&self) -> Result<Option<Multiplexer>, HostError> {
         match &*self.stream() {
             SharedStream::Open(stream) => Ok((!stream.is_broken()).then(|| stream.clone())),
             SharedStream::Unopened => Ok(None),
@@ -135,7 +145,7 @@ impl Connection {
     ///
     /// # Errors
     /// If the client is closed or the host cannot be reached. In both cases, no part of the call was sent.
-    pub(super) async fn shared_stream(&self) -> Result<Multiplexer, HostError> {
+    pub(crate) async fn shared_stream(&self) -> Result<Multiplexer, HostError> {
         if let Some(stream) = self.usable_stream()? {
             return Ok(stream);
         }
@@ -182,13 +192,18 @@ impl Connection {
         }
     }
 
+    /// The error of a request that found no connection, because of this problem.
+    pub(crate) async fn unreachable(&self, problem: &str) -> HostError {
+        HostError::Unreachable(describe(&self.address, problem, Instant::now() + self.connect_timeout).await)
+    }
+
     /// Returns a token that keeps [`drain`](Self::drain) waiting.
     pub(super) fn drain_token(&self) -> TaskTrackerToken {
         self.receivers.token()
     }
 
     async fn open_another(&self) -> Result<Multiplexer, OpenError> {
-        let opened = open_stream(&self.host, &self.receivers, &self.close_signals);
+        let opened = open_stream(&self.host, &self.headers, &self.receivers, &self.close_signals);
         with_timeout(&self.address, self.connect_timeout, opened).await
     }
 
@@ -226,16 +241,31 @@ impl Drop for Connection {
     }
 }
 
+/// Adds headers to those of a request.
+pub(crate) fn add_to(metadata: &mut MetadataMap, headers: &MetadataMap) {
+    for header in headers.iter() {
+        if let KeyAndValueRef::Ascii(name, value) = header {
+            metadata.insert(name.clone(), value.clone());
+        }
+    }
+}
+
 async fn open_stream(
     host: &Host,
+    headers: &MetadataMap,
     receivers: &TaskTracker,
     close_signals: &CloseSignals,
 ) -> Result<Multiplexer, OpenError> {
     let mut attempts = 1;
     loop {
-        let Ok(client) = host.client() else {
+        let Ok(channel) = host.channel() else {
             return Err(OpenError::Unreachable("the client is closed".to_owned()));
         };
+        let add_headers = |mut request: Request<()>| {
+            add_to(request.metadata_mut(), headers);
+            Ok(request)
+        };
+        let client = limited(BridgeServiceClient::with_interceptor(channel, add_headers));
         match Multiplexer::open(client).await {
             Ok((multiplexer, incoming)) => {
                 let abort = close_signals.abort.clone();
@@ -251,7 +281,9 @@ async fn open_stream(
             }
             // The channel had not noticed yet that its connection broke.
             Err(status) if attempts < MAX_ATTEMPTS && errors::is_connection_broken(&status) => attempts += 1,
-            Err(status) if errors::is_stream_rejected(&status) => return Err(OpenError::Rejected(status)),
+            Err(status) if errors::is_stream_rejected(&status) || errors::is_denied(&status) => {
+                return Err(OpenError::Rejected(status));
+            }
             Err(status) => {
                 let source = std::error::Error::source(&status);
                 let problem =
@@ -262,30 +294,37 @@ async fn open_stream(
     }
 }
 
-/// Applies a timeout to a connection attempt and adds the address to its error. If another program than a host answers at the
-/// address, the error describes that program.
+/// Applies a timeout to a connection attempt and adds the address to its error.
 async fn with_timeout<T>(
     address: &str,
     bound: Duration,
     opened: impl Future<Output = Result<T, OpenError>>,
 ) -> Result<T, OpenError> {
-    let message = |problem: &str| {
-        format!("cannot reach a host at {address}: {problem}; start one with `snakepit serve`")
-    };
     let until = Instant::now() + bound;
     match timeout_at(until, opened).await {
-        Ok(Err(OpenError::Unreachable(cause))) => {
-            let described = async { identify(&address.parse().ok()?, TLS_ADVICE).await };
-            Err(OpenError::Unreachable(match timeout_at(until, described).await {
-                Ok(Some(peer)) => format!("cannot reach a host at {address}: {peer}"),
-                _ => message(&cause),
-            }))
+        Ok(Err(OpenError::Unreachable(problem))) => {
+            Err(OpenError::Unreachable(describe(address, &problem, until).await))
         }
         Ok(opened) => opened,
         Err(_) => {
-            Err(OpenError::Timeout(message(&format!("it did not answer within {} s", bound.as_secs_f64()))))
+            let problem = format!("it did not answer within {} s", bound.as_secs_f64());
+            Err(OpenError::Timeout(unreachable_message(address, &problem)))
         }
     }
+}
+
+/// Returns the message for an address at which no host can be reached. If another program answers there, the message describes that
+/// program.
+async fn describe(address: &str, problem: &str, until: Instant) -> String {
+    let described = async { identify(&address.parse().ok()?, TLS_ADVICE).await };
+    match timeout_at(until, described).await {
+        Ok(Some(peer)) => format!("cannot reach a host at {address}: {peer}"),
+        _ => unreachable_message(address, problem),
+    }
+}
+
+fn unreachable_message(address: &str, problem: &str) -> String {
+    format!("cannot reach a host at {address}: {problem}; start one with `snakepit serve`")
 }
 
 #[cfg(test)]
@@ -315,6 +354,7 @@ mod tests {
         let connection = Connection {
             host: Host::new(channel, runtime),
             close_signals: CloseSignals::default(),
+            headers: MetadataMap::new(),
             address: String::new(),
             connect_timeout: Duration::ZERO,
             stream: Mutex::new(SharedStream::Unopened),

@@ -1,6 +1,9 @@
 //! [`Operations`]: the requests of a client other than those for calls, variables and programs.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use prost::Message;
@@ -117,6 +120,22 @@ impl Operations {
         let rpc = |mut client: Client, request| async move { client.list_workers(request).await };
         self.call.get().answer(py, RequestKind::Read, pb::ListWorkersRequest {}, rpc, |py, listed| {
             describe_workers(py, listed.workers).map(Bound::unbind)
+        })
+    }
+
+    /// Replaces all workers of the host. Returns the problem and the traceback of the worker that did not start, or `None`. Has no
+    /// default timeout, because the duration depends on the start of the workers.
+    fn restart_workers(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let restart = |host: Host, mut caller: Caller| async move {
+            if let Caller::Program { timeout, .. } = &mut caller {
+                timeout.get_or_insert(Duration::MAX);
+            }
+            let rpc = |mut client: Client, request| async move { client.restart_workers(request).await };
+            host.request(&caller, RequestKind::Write, pb::RestartWorkersRequest {}, rpc).await
+        };
+        self.call.get().answer_of(py, restart, |_, restarted| {
+            let pb::RestartWorkersResponse { success, error_message, traceback } = restarted;
+            Ok((!success).then_some((error_message, traceback)))
         })
     }
 

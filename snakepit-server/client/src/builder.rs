@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header::AUTHORIZATION};
 use snakepit_proto::{
     address::{Address, AddressError, https_authority},
-    headers::MAX_TIMEOUT,
+    headers::{MAX_TIMEOUT, is_reserved},
 };
 use tower::{BoxError, Layer, Service};
 
@@ -20,21 +20,6 @@ use crate::{
 
 /// The address that errors show for a client from [`connect_over`](ClientBuilder::connect_over).
 const SERVICE_ADDRESS: &str = "the service of this program";
-
-/// Headers that the client, gRPC or HTTP sets. HTTP/2 forbids those from `connection` on.
-const RESERVED: [&str; 11] = [
-    "te",
-    "host",
-    "user-agent",
-    "traceparent",
-    "tracestate",
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "transfer-encoding",
-    "upgrade",
-    "trailer",
-];
 
 /// Options of a [`Client`].
 ///
@@ -138,13 +123,6 @@ impl ClientBuilder {
     /// the headers of HTTP/1 connections. Values are text, so keys that end in `-bin` are invalid. `Debug` does not show the
     /// values.
     pub fn metadata(self, key: &str, value: &str) -> Self {
-        let is_reserved = |name: &str| {
-            name.starts_with("grpc-")
-                || name.starts_with("snakepit-")
-                || name.ends_with("-bin")
-                || name.starts_with("content-")
-                || RESERVED.contains(&name)
-        };
         match (HeaderName::try_from(key), HeaderValue::try_from(value)) {
             (Ok(name), _) if is_reserved(name.as_str()) => {
                 self.with_invalid_option("metadata", &format!("has the reserved key `{name}`"))

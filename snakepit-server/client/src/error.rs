@@ -119,8 +119,9 @@ pub enum Error {
         /// The called tool.
         tool: String,
     },
-    /// A host in this process did not start. A client never returns this error. `snakepit-server` converts its `StartError`
-    /// into it, so that `?` works with one error type in a program that starts a host and calls it.
+    /// A host in this process did not start, or a [restart](crate::Client::restart_workers) of the workers failed.
+    /// `snakepit-server` converts its `StartError` into it, so that `?` works with one error type in a program that starts a host
+    /// and calls it.
     #[error(transparent)]
     Start(Box<dyn StdError + Send + Sync>),
 }

@@ -102,6 +102,42 @@ impl Client {
         })
     }
 
+    /// Replaces all workers of the host, for example after the code of their adapter has changed. In each slot, the new worker is
+    /// ready before the old one gets no more calls. Old workers finish their calls, and sessions stay.
+    ///
+    /// The duration depends on the start of the workers, so the [`request_timeout`](crate::ClientBuilder::request_timeout) does not
+    /// apply. Use `tokio::time::timeout` to wait for a limited time.
+    ///
+    /// ```no_run
+    /// # async fn example(client: snakepit_client::Client) -> Result<(), snakepit_client::Error> {
+    /// client.restart_workers().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Start`] if a new worker did not start, with its traceback as the source. The old workers that were not replaced
+    /// remain in service. [`Error::Tool`] with [`AccessDenied`](crate::ToolError::AccessDenied) if this client may not restart the
+    /// workers: a host without authorization permits it to clients on its own machine only. [`Error::Rejected`] if the host does
+    /// not offer this request. Otherwise as for [`ping`](Self::ping), except [`Error::TimedOut`].
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, or the connection breaks, the restart continues. Call this method again to wait for a complete
+    /// one.
+    pub async fn restart_workers(&self) -> Result<(), Error> {
+        let host = &self.host().0;
+        let send = |mut client: BridgeClient| async move {
+            client.restart_workers(pb::RestartWorkersRequest {}).await
+        };
+        let restarted = async {
+            let response = host.request(false, send).await;
+            response.map_err(|status| host.options.request_timeout.error("RestartWorkers", &status))
+        };
+        let pb::RestartWorkersResponse { success, error_message, traceback } =
+            host.until_cut(restarted).await?.into_inner();
+        if success { Ok(()) } else { Err(restart_error(error_message, traceback)) }
+    }
+
     /// Lists live sessions, ordered by id, without renewing them. Pass [`Page::next`] of the last page for the next one.
     ///
     /// # Errors
@@ -245,6 +281,25 @@ fn owner(session: Option<&SessionId>) -> (String, bool) {
 /// Programs of a session have no TTL, which is 0 on the wire.
 fn ttl(seconds: i64) -> Option<Duration> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
+}
+
+/// The error of a restart whose new workers did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("the workers were not restarted: {problem}")]
+struct RestartError {
+    problem: String,
+    #[source]
+    traceback: Option<Traceback>,
+}
+
+/// The traceback of a worker that did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Traceback(String);
+
+fn restart_error(problem: String, traceback: String) -> Error {
+    let traceback = Some(traceback).filter(|text| !text.is_empty()).map(Traceback);
+    Error::Start(Box::new(RestartError { problem, traceback }))
 }
 
 fn worker_info(worker: pb::WorkerInfo) -> RemoteWorkerStatus {
