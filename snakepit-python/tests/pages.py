@@ -198,7 +198,14 @@ class Reader:
         address = re.search(r'"grpc":"http://([^"]+)"', ready)
         assert address, f"no ready line: {ready}"
         self.environment["SNAKEPIT_SERVER"] = address[1]
-        printed = self._as_in_pages(self.log) if "serving" in expected else self._as_in_pages(ready)
+        printed = self._as_in_pages(ready)
+        if "serving" in expected:
+            # `snakepit dev` logs it after the ready line.
+            deadline = time.monotonic() + LIMIT
+            printed = self._as_in_pages(self.log)
+            while not matches(printed, expected) and time.monotonic() < deadline:
+                time.sleep(0.05)
+                printed = self._as_in_pages(self.log)
         assert matches(printed, expected), f"`{command}` printed\n{printed}\nin place of\n{expected}"
 
     def _debug(self, code: str) -> None:
