@@ -147,11 +147,11 @@ fn a_free_worker_prefers_calls_with_affinity_but_not_twice_in_a_row() {
 }
 
 /// Submits a call with this expected duration. Returns the slot to which the scheduler assigns the call.
-fn slot_of_brief(harness: &mut SchedulerHarness, micros: u64) -> u32 {
-    slot_of_preferring(harness, micros, None)
+fn submit_short(harness: &mut SchedulerHarness, micros: u64) -> u32 {
+    submit_short_preferring(harness, micros, None)
 }
 
-fn slot_of_preferring(harness: &mut SchedulerHarness, micros: u64, preferred: Option<WorkerKey>) -> u32 {
+fn submit_short_preferring(harness: &mut SchedulerHarness, micros: u64, preferred: Option<WorkerKey>) -> u32 {
     let (ticket, load) = (harness.ticket(), Load::of(Duration::from_micros(micros)));
     match harness.on(Event::Submit {
         is_awaited: false,
@@ -171,12 +171,12 @@ fn slot_of_preferring(harness: &mut SchedulerHarness, micros: u64, preferred: Op
 #[test]
 fn short_calls_wait_for_the_worker_of_the_last_one() {
     let mut harness = SchedulerHarness::up(3, 1, 100);
-    let slots: Vec<u32> = (0..57).map(|_| slot_of_brief(&mut harness, 8)).collect();
+    let slots: Vec<u32> = (0..57).map(|_| submit_short(&mut harness, 8)).collect();
     let runs: Vec<usize> = slots.chunk_by(|a, b| a == b).map(<[u32]>::len).collect();
     assert_eq!(runs, [19, 19, 19], "each worker gets calls up to a backlog of 150 us");
     let mut harness = SchedulerHarness::up(3, 1, 100);
     assert_eq!(
-        [10; 3].map(|micros| slot_of_brief(&mut harness, micros)),
+        [10; 3].map(|micros| submit_short(&mut harness, micros)),
         [2, 1, 0],
         "each call goes to an idle worker"
     );
@@ -185,31 +185,31 @@ fn short_calls_wait_for_the_worker_of_the_last_one() {
 #[test]
 fn calls_do_not_wait_for_a_stalled_worker() {
     let mut harness = SchedulerHarness::up(2, 1, 10);
-    let first = slot_of_brief(&mut harness, 1);
-    assert_eq!(slot_of_brief(&mut harness, 1), first);
+    let first = submit_short(&mut harness, 1);
+    assert_eq!(submit_short(&mut harness, 1), first);
     harness.now += Duration::from_millis(2);
-    assert_ne!(slot_of_brief(&mut harness, 1), first);
+    assert_ne!(submit_short(&mut harness, 1), first);
 }
 
 #[test]
-fn a_busy_preferred_worker_gets_a_call_only_if_the_call_should_wait_for_it() {
+fn a_busy_preferred_worker_is_skipped_if_its_backlog_is_long() {
     let mut harness = SchedulerHarness::up(3, 1, 10);
-    let busy = slot_of_brief(&mut harness, 400);
-    let last_brief = slot_of_brief(&mut harness, 5);
-    assert_ne!(busy, last_brief);
+    let busy = submit_short(&mut harness, 400);
+    let last_short = submit_short(&mut harness, 5);
+    assert_ne!(busy, last_short);
     assert_eq!(
-        slot_of_preferring(&mut harness, 5, Some(worker(busy, 1))),
-        last_brief,
+        submit_short_preferring(&mut harness, 5, Some(worker(busy, 1))),
+        last_short,
         "the third worker is idle"
     );
-    assert_eq!(slot_of_preferring(&mut harness, 5, Some(worker(last_brief, 1))), last_brief);
+    assert_eq!(submit_short_preferring(&mut harness, 5, Some(worker(last_short, 1))), last_short);
 }
 
 #[test]
 fn calls_do_not_wait_for_a_worker_with_free_concurrency() {
     let mut harness = SchedulerHarness::up(2, 2, 10);
-    let first = slot_of_brief(&mut harness, 1);
-    assert_ne!(slot_of_brief(&mut harness, 1), first);
+    let first = submit_short(&mut harness, 1);
+    assert_ne!(submit_short(&mut harness, 1), first);
 }
 
 #[test]
@@ -390,7 +390,7 @@ fn failed_launches_back_off_until_a_worker_answers_a_call() {
 }
 
 #[test]
-fn a_worker_that_was_up_for_long_is_replaced_immediately() {
+fn a_worker_that_was_up_for_a_long_time_is_replaced_immediately() {
     let mut harness = SchedulerHarness::up(1, 1, 10);
     harness.advance(10_000);
     assert_eq!(harness.on(Event::Exited(worker(0, 1))), [Effect::Launch(worker(0, 2))]);
