@@ -110,18 +110,18 @@ def test_large_items_run_at_the_same_time(client: Client, tmp_path: Path) -> Non
     # after the second one has begun.
     first, second = daemons.Pipes(tmp_path, "first"), daemons.Pipes(tmp_path, "second")
 
-    def play() -> None:
+    def release_in_reverse() -> None:
         first.wait_started()
         second.wait_started()
         second.finish("2")
         first.finish("1")
 
-    player = threading.Thread(target=play)
-    player.start()
+    releaser = threading.Thread(target=release_in_reverse)
+    releaser.start()
     large = {"k": "v" * 2**19}
     items = [first.arguments, second.arguments]
     assert list(client.options(metadata=large).map("hold", items, concurrency=2)) == ["1", "2"]
-    player.join(20)
+    releaser.join(20)
 
 
 def test_an_exception_ends_the_iteration_or_takes_the_place_of_a_result(client: Client) -> None:

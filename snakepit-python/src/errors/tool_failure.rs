@@ -15,7 +15,7 @@ use crate::value;
 pub(crate) fn tool_failed(py: Python<'_>, failure: &ToolFailure, classes: Option<&Py<PyTuple>>) -> PyErr {
     let create = || -> PyResult<PyErr> {
         let create = py.import("snakepit_bridge._remote_errors")?.getattr("create")?;
-        Ok(PyErr::from_value(create.call1((parts(py, failure)?, classes))?))
+        Ok(PyErr::from_value(create.call1((fields(py, failure)?, classes))?))
     };
     create().unwrap_or_else(|_| {
         ToolFailed::new_err((failure.error_type.clone(), failure.message.clone(), failure.traceback.clone()))
@@ -23,7 +23,7 @@ pub(crate) fn tool_failed(py: Python<'_>, failure: &ToolFailure, classes: Option
 }
 
 /// Returns the fields of a failure as a dict. Omits fields that Python cannot read.
-fn parts<'py>(py: Python<'py>, failure: &ToolFailure) -> PyResult<Bound<'py, PyDict>> {
+fn fields<'py>(py: Python<'py>, failure: &ToolFailure) -> PyResult<Bound<'py, PyDict>> {
     let ToolFailure {
         error_type,
         message,
@@ -39,13 +39,13 @@ fn parts<'py>(py: Python<'py>, failure: &ToolFailure) -> PyResult<Bound<'py, PyD
         exceptions,
         ..
     } = failure;
-    let parts = PyDict::new(py);
+    let fields = PyDict::new(py);
     for (name, text) in [("type", error_type), ("message", message), ("traceback", traceback), ("code", code)]
     {
-        parts.set_item(name, text)?;
+        fields.set_item(name, text)?;
     }
-    parts.set_item("omitted", omitted)?;
-    parts.set_item("notes", notes)?;
+    fields.set_item("omitted", omitted)?;
+    fields.set_item("notes", notes)?;
     let json = [
         ("data", serde_json::to_vec(data)),
         ("args", serde_json::to_vec(args)),
@@ -56,8 +56,8 @@ fn parts<'py>(py: Python<'py>, failure: &ToolFailure) -> PyResult<Bound<'py, PyD
     ];
     for (name, json) in json {
         if let Some(value) = json.ok().and_then(|json| value::json_to_python(py, &json).ok()) {
-            parts.set_item(name, value)?;
+            fields.set_item(name, value)?;
         }
     }
-    Ok(parts)
+    Ok(fields)
 }

@@ -34,7 +34,7 @@ _PACKAGES = frozenset({"pandas", "polars", "pyarrow", "torch", "PIL"})
 _UNION = type(int | None)
 
 
-class Later(Hint):
+class ForwardHint(Hint):
     """Placeholder for a recursive hint whose target is still being compiled."""
 
     def __init__(self, name: str) -> None:
@@ -98,7 +98,7 @@ class Compiler:
         origin = getattr(annotation, "__origin__", annotation)
         arguments: tuple[Any, ...] = getattr(annotation, "__args__", ()) or ()
         if not isinstance(origin, type):
-            raise HintError(f"is `{_shown(annotation)}`, which has no JSON form")
+            raise HintError(f"is `{_display(annotation)}`, which has no JSON form")
         return self._generic(annotation, origin, arguments)
 
     def _special(self, annotation: Any) -> Hint | None:
@@ -189,7 +189,7 @@ class Compiler:
         fields = with_fields(cls)
         if fields is None:
             raise HintError(
-                f"is `{_shown(annotation)}`, which has no JSON form; register a converter with "
+                f"is `{_display(annotation)}`, which has no JSON form; register a converter with "
                 f"snakepit_bridge.converter({cls.__qualname__})"
             )
         self._known[annotation] = fields
@@ -215,11 +215,11 @@ class Compiler:
         except NameError:
             # A class defined in a function is not in the namespace of its module. Its own name, and those of the
             # classes that contain it, are among the classes compiled so far.
-            known = {known.__name__: known for known in self._known if isinstance(known, type)}
+            local_classes = {cls.__name__: cls for cls in self._known if isinstance(cls, type)}
         except Exception as error:
             raise HintError(f"is `{cls.__qualname__}`, whose hints cannot be evaluated: {error}") from None
         try:
-            namespace = {**self._namespace, **known, cls.__name__: cls}
+            namespace = {**self._namespace, **local_classes, cls.__name__: cls}
             return typing.get_type_hints(cls, localns=namespace, include_extras=True)
         except NameError as error:
             raise HintError(
@@ -231,19 +231,19 @@ class Compiler:
         known = self._known.get(key)
         if known is not None:
             return known
-        later = Later(getattr(key, "__name__", "Value"))
-        self._known[key] = later
+        forward = ForwardHint(getattr(key, "__name__", "Value"))
+        self._known[key] = forward
         try:
-            later.target = compile_target()
+            forward.target = compile_target()
         finally:
             del self._known[key]
-        self._known[key] = later.target
-        return later.target
+        self._known[key] = forward.target
+        return forward.target
 
     def _evaluated(self, text: str) -> Hint:
-        local = {known.__name__: known for known in self._known if isinstance(known, type)}
+        local_classes = {cls.__name__: cls for cls in self._known if isinstance(cls, type)}
         try:
-            annotation = eval(text, self._namespace, local)  # noqa: S307
+            annotation = eval(text, self._namespace, local_classes)  # noqa: S307
         except Exception as error:
             raise HintError(Unresolved(text, error).problem) from None
         return self.hint(annotation)
@@ -280,7 +280,7 @@ class Compiler:
             return Pydantic(annotation, getattr(annotation.__origin__, "__name__", "Value"))
         from snakepit_bridge._hints.constraints import annotated
 
-        return annotated(self.argument(annotation.__origin__), metadata, f"`{_shown(annotation)}`")
+        return annotated(self.argument(annotation.__origin__), metadata, f"`{_display(annotation)}`")
 
 
 def _needs_pydantic(item: Any) -> bool:
@@ -328,7 +328,7 @@ def _is_ordered_dict(origin: Any) -> bool:
     return collections is not None and origin is getattr(collections, "OrderedDict", None)
 
 
-def _shown(annotation: Any) -> str:
+def _display(annotation: Any) -> str:
     """Return the source form of a hint, for messages."""
     is_class = isinstance(annotation, type) and not hasattr(annotation, "__args__")
     return type_name(annotation) if is_class else repr(annotation)
