@@ -54,7 +54,7 @@ pub(crate) struct ServerArgs {
 }
 
 impl ServerArgs {
-    /// Sets the timeout of the command, and returns its clock for [`within`].
+    /// Sets the timeout of the command, and returns its clock for [`with_timeout`].
     pub(crate) fn start_clock(&mut self, timeout: Option<Duration>) -> Clock {
         self.clock = Clock { timeout, address: self.server.to_string(), stage: Arc::default() };
         self.enter(Stage::Connect);
@@ -190,7 +190,7 @@ impl Clock {
 }
 
 /// Enforces the timeout of a command on the client side.
-pub(crate) async fn within(
+pub(crate) async fn with_timeout(
     clock: Clock,
     command: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {

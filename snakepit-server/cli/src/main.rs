@@ -32,7 +32,7 @@ use nix::sys::signal::SigSet;
 use snakepit_server::{Reason, settings::Setting};
 use tokio::runtime::{Builder, Runtime};
 
-use self::{client::within, failure::Failure};
+use self::{client::with_timeout, failure::Failure};
 
 /// Saves a sixth of the CPU time per call compared to glibc's allocator, see docs/performance.md. Programs that embed the library
 /// choose their own allocator.
@@ -257,15 +257,23 @@ async fn run(command: Command, directory: Option<dev::NamedDirectory>) -> Result
             let (serve, dev) = args.prepare(directory)?;
             serve::run(serve, &all_flags(), Some(dev)).await
         }
-        Command::Call(mut args) => within(args.start_clock(), call::unary(args)).await,
-        Command::Stream(mut args) => within(args.start_clock(), call::stream(args)).await,
-        Command::Tools(mut args) => listing(within(args.list.start_clock(), tools::run(args)).await),
+        Command::Call(mut args) => with_timeout(args.start_clock(), call::unary(args)).await,
+        Command::Stream(mut args) => with_timeout(args.start_clock(), call::stream(args)).await,
+        Command::Tools(mut args) => {
+            no_tool_ran(with_timeout(args.list.start_clock(), tools::run(args)).await)
+        }
         Command::Stubs(args) => stubs::run(args),
-        Command::Status(mut args) => listing(within(args.start_clock(), list::status(args)).await),
-        Command::Workers(mut args) => listing(within(args.start_clock(), list::workers(args)).await),
-        Command::Restart(mut args) => listing(within(args.start_clock(), restart::run(args)).await),
-        Command::Sessions(mut args) => listing(within(args.list.start_clock(), list::sessions(args)).await),
-        Command::Variables(mut args) => listing(within(args.list.start_clock(), list::variables(args)).await),
+        Command::Status(mut args) => no_tool_ran(with_timeout(args.start_clock(), list::status(args)).await),
+        Command::Workers(mut args) => {
+            no_tool_ran(with_timeout(args.start_clock(), list::workers(args)).await)
+        }
+        Command::Restart(mut args) => no_tool_ran(with_timeout(args.start_clock(), restart::run(args)).await),
+        Command::Sessions(mut args) => {
+            no_tool_ran(with_timeout(args.list.start_clock(), list::sessions(args)).await)
+        }
+        Command::Variables(mut args) => {
+            no_tool_ran(with_timeout(args.list.start_clock(), list::variables(args)).await)
+        }
     };
     result.map(|()| ExitCode::SUCCESS)
 }
@@ -284,7 +292,7 @@ fn serve_settings() -> Result<serve::Args, Failure> {
 }
 
 /// Marks the error of a command as one after which no tool has run.
-fn listing(result: Result<(), Failure>) -> Result<(), Failure> {
+fn no_tool_ran(result: Result<(), Failure>) -> Result<(), Failure> {
     result.map_err(|failure| failure.may_have_run(false))
 }
 
