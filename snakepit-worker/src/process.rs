@@ -204,7 +204,7 @@ impl WorkerLauncher for ProcessLauncher {
         let mut supervised = SupervisedProcess::spawn(
             &id,
             &self.config,
-            environment::of_slot(&self.config, slot.as_ref()),
+            environment::slot_variables(&self.config, slot.as_ref()),
             &self.run_dir,
             &host,
             self.working_dir.as_deref(),

@@ -44,7 +44,7 @@ pub(super) fn check(config: &ProcessConfig) -> Result<(), WorkerError> {
 
 /// Returns the variables of the worker in this slot: its pool and index, its GPU, the adapter arguments, and the thread counts of
 /// libraries.
-pub(super) fn of_slot(config: &ProcessConfig, slot: Option<&WorkerSlot>) -> Vec<Variable> {
+pub(super) fn slot_variables(config: &ProcessConfig, slot: Option<&WorkerSlot>) -> Vec<Variable> {
     let mut variables = Vec::new();
     if !config.adapter_args.is_empty() {
         let json = serde_json::Value::Object(config.adapter_args.clone()).to_string();
@@ -94,11 +94,11 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_knows_its_place_and_gets_one_of_the_gpus() {
+    fn a_worker_receives_its_slot_and_one_of_the_gpus() {
         let config = ProcessConfig { gpus: vec!["0".to_owned(), "2".to_owned()], ..config() };
         let gpus: Vec<_> = (0..3)
             .map(|index| {
-                let variables = of_slot(&config, Some(&WorkerSlot::new("gpu", index, 3)));
+                let variables = slot_variables(&config, Some(&WorkerSlot::new("gpu", index, 3)));
                 assert_eq!(value(&variables, launch::ENV_WORKER_INDEX), Some(index.to_string()));
                 assert_eq!(value(&variables, launch::ENV_WORKER_COUNT).as_deref(), Some("3"));
                 assert_eq!(value(&variables, launch::ENV_POOL).as_deref(), Some("gpu"));
@@ -107,7 +107,7 @@ mod tests {
             })
             .collect();
         assert_eq!(gpus, ["0", "2", "0"]);
-        assert_eq!(of_slot(&config, None), []);
+        assert_eq!(slot_variables(&config, None), []);
     }
 
     #[test]
@@ -116,7 +116,7 @@ mod tests {
         config.adapter_args.insert("path".to_owned(), "/m".into());
         config.adapter_args.insert("size".to_owned(), 3.into());
         let expected = (launch::ENV_ADAPTER_ARGS, r#"{"path":"/m","size":3}"#.to_owned());
-        assert_eq!(of_slot(&config, None), [expected]);
+        assert_eq!(slot_variables(&config, None), [expected]);
     }
 
     #[test]
@@ -124,7 +124,7 @@ mod tests {
         let mut config = config();
         config.adapter_args.insert("fits".to_owned(), "x".repeat(MAX_ADAPTER_ARGS_BYTES - 11).into());
         check(&config).unwrap();
-        let (name, json) = of_slot(&config, None).remove(0);
+        let (name, json) = slot_variables(&config, None).remove(0);
         assert_eq!(name.len() + json.len() + 2, 128 * 1024);
         config.adapter_args.insert("n".to_owned(), 1.into());
         let error = check(&config).unwrap_err().to_string();
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn the_processors_are_divided_among_the_workers() {
         let threads = |config: &ProcessConfig, count| {
-            value(&of_slot(config, Some(&WorkerSlot::new("p", 0, count))), "RAYON_NUM_THREADS")
+            value(&slot_variables(config, Some(&WorkerSlot::new("p", 0, count))), "RAYON_NUM_THREADS")
         };
         let unset = config();
         if std::env::var_os("RAYON_NUM_THREADS").is_none() {
