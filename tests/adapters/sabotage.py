@@ -73,7 +73,7 @@ def _exit_later() -> None:
     threading.Thread(target=lambda: (time.sleep(0.02), os._exit(3)), daemon=True).start()
 
 
-SPOIL: dict[str, Callable[[], object]] = {
+SABOTAGE: dict[str, Callable[[], object]] = {
     "leak descriptors": _leak_descriptors,
     "close the standard streams": lambda: os.closerange(0, 3),
     "close all other descriptors": lambda: os.closerange(3, 100),
@@ -103,17 +103,17 @@ SPOIL: dict[str, Callable[[], object]] = {
 }
 
 
-class SpoilingAdapter(BaseAdapter):
+class SabotageAdapter(BaseAdapter):
     @tool
     def names(self) -> list[str]:
         """Returns the names of all ways to break the process."""
-        return list(SPOIL)
+        return list(SABOTAGE)
 
     @tool
-    def spoil(self, how: str) -> str:
+    def sabotage(self, how: str) -> str:
         """Breaks the process, and tries to return normally."""
-        result = "spoiled"
-        SPOIL[how]()
+        result = "sabotaged"
+        SABOTAGE[how]()
         return result
 
     @tool

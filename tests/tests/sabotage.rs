@@ -7,7 +7,7 @@ use snakepit_tests::{Client, Sandbox, eventually, execute, execute_within, resul
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
-const SPOILING: &str = "spoiling:SpoilingAdapter";
+const SABOTAGE: &str = "sabotage:SabotageAdapter";
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Calls a tool until it succeeds. The result must be correct, and errors must arrive before the deadline.
@@ -44,17 +44,18 @@ async fn names(client: &mut Client) -> Vec<String> {
 
 #[tokio::test]
 async fn calls_succeed_after_a_tool_broke_its_process() {
-    let sandbox = Sandbox::adapter(SPOILING, 1).start().await;
+    let sandbox = Sandbox::adapter(SABOTAGE, 1).start().await;
     let mut client = sandbox.client().await;
     let names = names(&mut client).await;
     assert!(names.len() > 20, "{names:?}");
     for name in names {
         for tool in ["work", "work_async"] {
             let outcome =
-                execute_within(sandbox.url(), Duration::from_secs(10), "spoil", &json!({"how": name})).await;
+                execute_within(sandbox.url(), Duration::from_secs(10), "sabotage", &json!({"how": name}))
+                    .await;
             // The tool may succeed, fail, or kill its worker.
             match outcome {
-                Ok(response) if response.success => assert_eq!(result_of(response), "spoiled", "{name}"),
+                Ok(response) if response.success => assert_eq!(result_of(response), "sabotaged", "{name}"),
                 Ok(response) => assert!(!response.error_message.is_empty(), "{name}"),
                 Err(status) => assert_ne!(status.code(), Code::DeadlineExceeded, "{name}: {status:?}"),
             }
