@@ -99,7 +99,7 @@ impl AttemptService {
     }
 }
 
-/// The attempts that are in the layers of the program or inside of them, by their calls. A call that waits in a layer is unknown to
+/// The attempts that are in the layers of the program or inside them, by their calls. A call that waits in a layer is unknown to
 /// the driver, so a cancellation ends its attempt here.
 #[derive(Debug, Default)]
 pub(crate) struct LayeredAttempts(Mutex<HashMap<CallId, Vec<Arc<Notify>>>>);

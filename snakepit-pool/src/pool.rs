@@ -71,8 +71,8 @@ impl Pool {
         Self::start_with_layers(config, launcher, CallLayers::default())
     }
 
-    /// Like [`start`](Self::start), with layers around each attempt at a call: outside of the wait for a worker, and inside of
-    /// the retries.
+    /// Like [`start`](Self::start), with layers around each attempt at a call: outside of the wait for a worker, and inside the
+    /// retries.
     ///
     /// # Errors
     /// As for `start`.

@@ -193,7 +193,7 @@ impl Driver {
 }
 
 impl State {
-    /// Whether one of the ancestors of a nested call runs on a worker. An empty list means that a worker made the call and did not
+    /// Whether an ancestor of a nested call runs on a worker. An empty list means that a worker made the call and did not
     /// report which of its running calls waits for it.
     pub(super) fn runs_any(&self, ancestors: &[CallId]) -> bool {
         ancestors.is_empty() || self.leases.iter().any(|(_, lease)| ancestors.contains(&lease.call))

@@ -36,7 +36,7 @@ impl Hasher for CallIdHasher {
     }
 
     fn finish(&self) -> u64 {
-        // The table compares the seven highest bits of the hashes of neighbors before it compares their keys.
+        // The table compares the seven highest hash bits of neighbors before it compares their keys.
         self.0 ^ (self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) << 57)
     }
 }
