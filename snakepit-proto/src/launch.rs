@@ -81,7 +81,7 @@ pub const READY_PREFIX: &str = "GRPC_READY:";
 pub mod progress {
     /// The offset at which the id of the last begun multiplexed call is stored. The worker stores it right before the call begins.
     pub const BEGUN: usize = 0;
-    /// Offset of the id of the call that printed last. For a multiplexed call, it is the id on the stream, combined with
+    /// Offset of the call id of the latest output. For a multiplexed call, it is the id on the stream, combined with
     /// [`MULTIPLEXED`].
     pub const OUTPUT_CALL: usize = 8;
     /// Offset of the number of bytes that this call has printed.

@@ -165,8 +165,9 @@ pub fn encode_inline(value: TypedValue) -> Any {
 /// Converts the JSON of a nested value to plain JSON, for readers that do not know nested values. The buffers become base64.
 /// Returns `None` for other JSON.
 ///
-/// A nested value is JSON with bytes and arrays inside of it: `{"binary_format":"nested","value":VALUE}`. In VALUE, maps with the
-/// key `__snakepit__` refer to parts of `buffers` by `offset` and `length`. References to more bytes than there are stay unchanged.
+/// A nested value is JSON with bytes and arrays inside it: `{"binary_format":"nested","value":VALUE}`. In VALUE, maps with the
+/// key `__snakepit__` refer to parts of `buffers` by `offset` and `length`. References to more bytes than there are stay
+/// unchanged.
 #[must_use]
 pub fn inline_nested(json: &[u8], buffers: &[u8]) -> Option<Vec<u8>> {
     let value = json.strip_prefix(NESTED_PREFIX)?.strip_suffix(b"}")?;

@@ -138,8 +138,8 @@ impl Replies {
         })
     }
 
-    /// Sends a report of a running call. If the caller reads too slowly, it receives a notice in place of lines of output, and only the
-    /// last progress.
+    /// Sends a report of a running call. If the caller reads too slowly, it receives a notice in place of output lines, and
+    /// only the last progress.
     pub fn send_report(&self, report: CallReport) {
         self.put(|outbox| {
             let is_full = outbox.is_full();

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 const KEY: &[u8] = br#""__snakepit__""#;
 /// The maximum size of a reference in bytes. A shape has at most 64 axes.
 const MAX_REFERENCE_BYTES: usize = 4096;
-/// The maximum number of open maps that are remembered. Values have at most 127 levels, so a map inside of more maps has no
+/// The maximum number of open maps that are remembered. Values have at most 127 levels, so a map inside more maps has no
 /// references.
 const MAX_OPEN_MAPS: usize = 127;
 

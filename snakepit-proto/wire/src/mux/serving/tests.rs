@@ -33,7 +33,7 @@ use crate::{
 
 mod credit;
 
-/// Factors for the sizes of chunks of an uneven stream, so that they do not align with grants.
+/// Factors for the chunk sizes of an uneven stream, so that they do not align with grants.
 const SIZE_FACTORS: [usize; 13] = [1, 9, 2, 1, 7, 1, 1, 9, 5, 1, 3, 9, 1];
 
 /// The activity of the tools, and the resources of the stream.
