@@ -13,7 +13,7 @@ from snakepit_bridge import _contexts
 
 
 def calls(start: Context) -> Iterator[Context]:
-    """Yields the contexts of calls of a worker that started in this context."""
+    """Yields the call contexts of a worker that started in this context."""
     base, prepare = start.run(_contexts.base_context)
     while True:
         context = base.copy()

@@ -220,7 +220,7 @@ async def run(other: AsyncClient) -> None:
     sums: list[int] = [int(frame.sum()) async for frame in tools.frames_async(other, count=2)]
 """
 
-#: Wrong uses, and a part of the message of mypy.
+#: Wrong uses, and a part of mypy's message.
 WRONG = {
     'tools.buy(client, items=[{"name": 5, "price": 1}])': "TypedDict item",
     'tools.buy(client, items=[{"name": "tea"}])': "Missing key",

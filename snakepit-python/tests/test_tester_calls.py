@@ -1,4 +1,4 @@
-"""Deadlines and cancellation of calls of a tester, and the daemons of tests."""
+"""Deadlines and cancellation of tester calls, and the daemons of tests."""
 
 from __future__ import annotations
 

@@ -155,5 +155,5 @@ def _wait(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _checked.wrong_type(name, value, "a number of seconds")
     if not value >= 0:
-        raise InvalidArgumentError(f"`{name}` is {value}, expected a number of seconds of at least 0")
+        raise InvalidArgumentError(f"`{name}` is {value}, expected at least 0 seconds")
     return float(min(value, 1e18))

@@ -83,7 +83,7 @@ def seconds(description: str, value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise wrong_type(description, value, "a number of seconds or None")
     if not 0 < value < float("inf"):
-        raise InvalidArgumentError(f"`{description}` is {value}, expected a number of seconds above 0")
+        raise InvalidArgumentError(f"`{description}` is {value}, expected more than 0 seconds")
     return float(value)
 
 

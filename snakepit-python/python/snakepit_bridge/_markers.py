@@ -18,7 +18,7 @@ _DETAILS = ("none", "type", "repr")
 _MAX_LENGTH = 10_000
 #: The number of characters of a representation that are read beyond its maximum length. Redaction shortens the text.
 _MARGIN = 4096
-#: The length of the end of a shortened text that is dropped, because it may be the beginning of a secret.
+#: The number of final characters of a shortened text that are dropped, because they may be the beginning of a secret.
 _TAIL = 64
 
 #: Texts in a representation that are probably secret.

@@ -47,7 +47,7 @@ class Output:
         self._streams: list[tuple[_Text, dict[str, Any]]] = []
         #: Whether the host attributes output to calls.
         self.has_frames = worker.has_frames
-        #: The level and the name of the logger of the record that a handler of `logging` writes now, by thread.
+        #: The level and logger name of the record that a `logging` handler writes now, by thread.
         self.records: dict[int, tuple[int, str]] = {}
         #: The calls whose output has an unfinished line, or that started programs, by the id of the object.
         self._unfinished: dict[int, Any] = {}

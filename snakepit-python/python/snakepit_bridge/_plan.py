@@ -188,7 +188,7 @@ def plan_of(
 
 
 def serves_all_tools(adapter: type) -> bool:
-    """Return whether calls of all tools of an adapter class go through ``execute_tool``, as in the original Snakepit.
+    """Return whether all tool calls of an adapter class go through ``execute_tool``, as in the original Snakepit.
 
     The arguments are then its concern: type hints of methods describe them, and neither convert nor reject them.
     """

@@ -120,7 +120,7 @@ def is_plain_function(function: Callable[..., Any]) -> bool:
 
 
 def underlying(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function inside of a `partial`, which has neither its annotations nor its docstring."""
+    """Return the function inside a `partial`, which has neither its annotations nor its docstring."""
     functools = sys.modules.get("functools")
     while functools is not None and isinstance(function, functools.partial):
         function = function.func

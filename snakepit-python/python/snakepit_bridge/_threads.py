@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from snakepit_bridge.session_context import SessionContext
 
-#: The attribute of a thread, or of an item of work, with the context of the call that created it.
+#: The attribute of a thread or work item that holds the context of the call that created it.
 _ATTRIBUTE = "_snakepit_context"
 
 #: The modules of pools, whose threads serve many calls.

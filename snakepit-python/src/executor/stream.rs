@@ -99,7 +99,7 @@ pub(super) fn is_plain(result: &Bound<'_, PyAny>) -> bool {
         || result.is_instance_of::<PyList>()
 }
 
-/// Returns whether an item is a chunk of a class of the adapter, as in the original Snakepit: it has `data` and `is_final`.
+/// Returns whether an item is a chunk object of the adapter, as in the original Snakepit: it has `data` and `is_final`.
 fn is_own_chunk(item: &Bound<'_, PyAny>) -> PyResult<bool> {
     let py = item.py();
     Ok(!is_plain(item) && item.hasattr(intern!(py, "is_final"))? && item.hasattr(intern!(py, "data"))?)

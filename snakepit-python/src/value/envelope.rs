@@ -65,7 +65,7 @@ impl<'a> Buffers<'a> {
             Some("map") => {
                 let malformed = || {
                     PyValueError::new_err(
-                        "an escaped map needs `items`, a list of pairs of a text and a value",
+                        "an escaped map needs `items`, a list of pairs of a string and a value",
                     )
                 };
                 let items = map.get_item(intern!(py, "items"))?.ok_or_else(malformed)?;

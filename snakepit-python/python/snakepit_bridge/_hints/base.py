@@ -191,7 +191,7 @@ class Hint:
         return value
 
     def write(self, value: Any) -> Any:
-        """Return the JSON form of a value of the tool.
+        """Return the JSON form of a tool's value.
 
         Raises:
             InvalidError: The value contradicts the hint.
