@@ -31,7 +31,7 @@ use crate::{
     guard::{Guarded, catch},
 };
 
-/// The time after a deadline in which the handler inside of the layers may report the deadline itself.
+/// The time after a deadline in which the handler inside the layers may report the deadline itself.
 const GRACE: Duration = Duration::from_millis(200);
 
 /// Any service that runs calls, boxed. A layer of a host or a pool wraps this type.
@@ -145,7 +145,7 @@ impl CallService {
     }
 
     /// Runs a call within bounds. While the call waits in a layer, this function ends it at its deadline, or when `cut_off`
-    /// completes. While the handler inside of the layers runs the call, the handler must end it, because only the handler knows how
+    /// completes. While the handler inside the layers runs the call, the handler must end it, because only the handler knows how
     /// far the call got. If the handler does not do so within 200 ms after the deadline, this function drops the call.
     ///
     /// A panic in a layer fails only this call. If a layer repeats the call, the error covers all repetitions.

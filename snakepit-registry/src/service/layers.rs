@@ -56,7 +56,7 @@ where
 pub struct CallLayers(Vec<Box<dyn CallLayer>>);
 
 impl CallLayers {
-    /// Adds a layer inside of the layers that were added before.
+    /// Adds a layer inside the layers that were added before.
     pub fn push(&mut self, layer: impl CallLayer) {
         self.0.push(Box::new(layer));
     }

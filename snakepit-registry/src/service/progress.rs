@@ -19,7 +19,7 @@ struct Progress {
     has_begun: AtomicBool,
     /// The first pass through the layers that may have run the tool.
     earlier_pass: OnceLock<EarlierPass>,
-    /// The record of the enclosing layers: an attempt has its own record, inside of the record of its call.
+    /// The record of the enclosing layers: an attempt has its own record, inside the record of its call.
     outer: Option<CallProgress>,
 }
 
@@ -62,7 +62,7 @@ impl CallProgress {
         self.0.has_begun.load(Ordering::Relaxed)
     }
 
-    /// Whether the handler inside of the layers runs the call now.
+    /// Whether the handler inside the layers runs the call now.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.0.running.load(Ordering::Relaxed) > 0

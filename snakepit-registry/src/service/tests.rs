@@ -1,4 +1,4 @@
-//! Tests of the conversion of errors, of the bounds of calls in layers, and of the adapters.
+//! Tests of the error conversion, the bounds of calls in layers, and the adapters.
 
 use std::error::Error;
 
