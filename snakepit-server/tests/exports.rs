@@ -140,7 +140,7 @@ impl<'a> Owner<'a> {
         Self { kind, name: types(target).next().unwrap_or_default() }
     }
 
-    /// The part of the text at the start of a line inside of the item that belongs to the public API.
+    /// The part of the text at the start of a line inside the item that belongs to the public API.
     fn signature(&self, text: &'a str) -> Option<&'a str> {
         let line = text.lines().next().unwrap_or_default();
         let item = line.trim_start();

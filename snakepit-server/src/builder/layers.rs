@@ -46,8 +46,8 @@ impl Builder {
         self
     }
 
-    /// Puts a [`tower::Layer`] around each attempt at a call of a Python tool: outside of the wait for a worker, and inside of
-    /// the retries. See [`layer`](Self::layer) for the diagram and the rules. The host retries an attempt only if it loses the
+    /// Puts a [`tower::Layer`] around each attempt at a call of a Python tool: outside of the wait for a worker, and inside the
+    /// retries. See [`layer`](Self::layer) for the diagram and the rules. The host retries an attempt only if it loses the
     /// worker, so an error of a layer ends the call. A call that a Python tool makes through a host tool belongs to the attempt
     /// of that Python tool and does not go through the layers.
     pub fn attempt_layer(mut self, layer: impl CallLayer) -> Self {

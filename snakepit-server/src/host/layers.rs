@@ -38,7 +38,7 @@ impl HostLayers {
     }
 }
 
-/// The service inside of the layers. Weak, because the host owns it.
+/// The service inside the layers. Weak, because the host owns it.
 #[derive(Debug, Clone)]
 struct HostService(Weak<Host>);
 

@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::timeout};
 
 use crate::limits::BudgetExhausted;
 
-/// The time that a client may read nothing before the host rejects its waiting responses. If more than half of the budget of all
+/// The time that a client may stop reading before the host rejects its waiting responses. If more than half of the budget of all
 /// connections is in use, the host then closes the connection.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The bytes that a client must read within [`STALL_TIMEOUT`] while more than half of the budget of all connections is in use.
