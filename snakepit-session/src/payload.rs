@@ -270,7 +270,7 @@ impl Payload {
     /// - The buffer of a tensor or embedding reads as nested lists of numbers, and that of bytes as a `Vec<u8>`.
     /// - NaN and infinities, which are strings in JSON, read as `f64`, even within lists and maps.
     /// - A tensor of the form `{"shape": .., "data": ..}` stays a map.
-    /// - Bytes and arrays inside of the value read in the same way, as `bytes::Bytes` or as a [`Payload`] with
+    /// - Bytes and arrays inside the value read in the same way, as `bytes::Bytes` or as a [`Payload`] with
     ///   [`items`](Self::items).
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Values with bytes and arrays inside of them: round trips of generated values, and values that a hostile peer sends.
+//! Values with bytes and arrays inside them: round trips of generated values, and values that a hostile peer sends.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -57,7 +57,7 @@ impl Envelopes {
         let mut search = Search { json, at: 0, levels: Vec::new(), envelopes: Self::default() };
         search.run()?;
         let mut envelopes = search.envelopes;
-        // An envelope ends after those inside of it.
+        // An envelope ends after those inside it.
         if envelopes.found.iter().any(|envelope| matches!(envelope.content, Content::Map { .. })) {
             envelopes.found.sort_unstable_by_key(|envelope| envelope.text.start);
         }
@@ -100,7 +100,7 @@ impl Envelopes {
         self.found.get(index)
     }
 
-    /// The envelopes inside of a part of the JSON.
+    /// The envelopes inside a part of the JSON.
     pub(super) fn within(&self, text: &Range<usize>) -> &[EnvelopePlace] {
         let first = self.found.partition_point(|envelope| envelope.text.start < text.start);
         let end = self.found.partition_point(|envelope| envelope.text.start < text.end);
@@ -126,7 +126,7 @@ struct Level {
     is_map: bool,
     /// The number of envelopes before it.
     envelopes: usize,
-    /// The positions of the values of some keys.
+    /// The value positions of some keys.
     kind: Option<Range<usize>>,
     offset: Option<Range<usize>>,
     length: Option<Range<usize>>,

@@ -43,7 +43,7 @@ pub enum PayloadError {
         /// The kind of the JSON.
         found: &'static str,
     },
-    /// The value has bytes or arrays inside of it whose references to its buffers are invalid.
+    /// The value has bytes or arrays inside it whose references to its buffers are invalid.
     #[error("value {problem}")]
     #[non_exhaustive]
     Nested {

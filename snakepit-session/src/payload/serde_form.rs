@@ -1,4 +1,4 @@
-//! The forms of a payload inside of other values: its JSON in text formats, and all of its parts in binary formats.
+//! The forms of a payload inside other values: its JSON in text formats, and all of its parts in binary formats.
 
 use std::{cell::RefCell, fmt};
 
@@ -268,7 +268,7 @@ mod tests {
         let (whole, part) = (payload.binary().unwrap().as_ptr_range(), read.binary().unwrap().as_ptr());
         assert!(whole.contains(&part));
 
-        // A nested payload inside of another value.
+        // A nested payload inside another value.
         let outer = Payload::try_from_serde(&(Bytes::from_static(b"first"), &payload, f64::NAN)).unwrap();
         let (first, inner, nan): (Bytes, Payload, f64) = outer.to_serde().unwrap();
         assert!(nan.is_nan() && first == "first");

@@ -43,7 +43,7 @@ pub(super) struct AnyOptions {
 ///
 /// `any_options` applies to visitors without a type hint, such as the visitors of flattened structs and untagged enums.
 ///
-/// A payload inside of the value gets its text, so numbers of any size stay exact.
+/// A payload inside the value gets its text, so numbers of any size stay exact.
 pub(super) fn read<'de, S: DeserializeSeed<'de>>(
     json: &'de [u8],
     seed: S,

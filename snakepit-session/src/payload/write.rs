@@ -142,7 +142,7 @@ impl<'a, S: Serializer> Writer<'a, S> {
         Ok(Writer { inner: open(self.inner)?, levels: self.levels + 1, buffers: self.buffers })
     }
 
-    /// Opens the content of a variant, which is inside of a map with the name of the variant.
+    /// Opens the content of a variant, which is inside a map with the name of the variant.
     fn open_variant<T>(
         mut self,
         open: impl FnOnce(S) -> Result<T, S::Error>,
