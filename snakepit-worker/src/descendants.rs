@@ -1,8 +1,8 @@
 //! Finds and kills all descendants of a worker, including daemonized ones (ADR 25).
 //!
 //! A worker carries a [`Mark`] in its soft limit `RLIMIT_LOCKS`, which Linux has not enforced since 2.4.25. Children inherit
-//! the limit through `fork`, `exec`, `setsid` and a cleared environment, and the host can read the limit of every process of the
-//! same user. On other systems, this module does not find or kill processes.
+//! the limit through `fork`, `exec`, `setsid` and a cleared environment, and the host can read the limits of all processes of
+//! the same user. On other systems, this module does not find or kill processes.
 
 use std::{
     collections::HashSet,
