@@ -95,7 +95,7 @@ def descend(depth: int) -> int:
 
 
 def descend_safely(depth: int) -> str:
-    """Return the error of a chain of calls that is too long."""
+    """Return the error of a call chain that is too long."""
     try:
         return str(current_context().call_tool("descend", depth=depth))
     except DeadlockError as error:

@@ -246,12 +246,12 @@ def same(value: Any, expected: Any) -> bool:
 
 
 def wrapped(value: Any, depth: int) -> Any:
-    """Return a value inside of lists and maps."""
+    """Return a value inside lists and maps."""
     return value if depth == 0 else {"before": b"first", "items": [wrapped(value, depth - 1), 2.5]}
 
 
 def unwrapped(value: Any, depth: int) -> Any:
-    """Return the value inside of `wrapped`."""
+    """Return the value inside `wrapped`."""
     for _ in range(depth):
         if value["before"] != b"first" or value["items"][1] != 2.5:
             raise AssertionError(f"the values around it differ: {value!r}")

@@ -109,7 +109,7 @@ where
     sample(&recorded, took, errors.load(Ordering::Relaxed), before, after)
 }
 
-/// Starts calls at a fixed rate, independent of the ends of earlier calls, and measures each from the moment it was due.
+/// Starts calls at a fixed rate, independent of earlier calls, and measures each from the moment it was due.
 pub(crate) async fn open_loop<F, Fut>(rate: f64, timing: Timing, processes: &Processes, call: F) -> Sample
 where
     F: Fn(u64) -> Fut,
@@ -149,7 +149,7 @@ where
     sample(&times, took, calls.errors.load(Ordering::Relaxed), before.unwrap_or(after), after)
 }
 
-/// The outcomes of the calls of an open loop. Their tasks are detached, because joining them would cost as much as a call.
+/// The call outcomes of an open loop. Their tasks are detached, because joining them would cost as much as a call.
 struct OpenCalls {
     times: Mutex<Times>,
     ended: AtomicU64,

@@ -289,7 +289,7 @@ async fn arguments_that_contradict_type_hints_are_rejected_with_the_path_of_each
     assert_eq!(found, problems);
     assert!(!error.may_have_run());
 
-    // Wrong types, missing and unknown arguments, and problems inside of others.
+    // Wrong types, missing and unknown arguments, and problems inside others.
     let wrong = json!({"items": [{"price": 1}, 5], "due": 6, "extra": 1});
     let error = client.execute::<Value>("total", wrong).await.unwrap_err();
     let snakepit_server::Error::Tool(ToolError::InvalidArguments { violations, .. }) = &error else {

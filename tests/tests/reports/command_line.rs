@@ -49,7 +49,7 @@ async fn streams_show_logs_and_progress() {
     let plain = text(&sandbox.cli(&many).await.stdout);
     assert_eq!(plain.lines().count(), 40);
     assert_eq!(text(&sandbox.cli(&[&many[..], &["--logs"]].concat()).await.stdout), plain);
-    // Bytes inside of a value.
+    // Bytes inside a value.
     let whole = ["stream", "buffers", "--json"];
     let plain = text(&sandbox.cli(&whole).await.stdout);
     assert!(plain.contains("\"__snakepit__\":\"bytes\""), "{plain}");
