@@ -144,7 +144,7 @@ fn resolve(dir: &Path, link: &str) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    /// The problems of a page of the server with this documentation.
+    /// The problems of a server page with this documentation.
     fn problems(text: &str) -> Vec<String> {
         let page = Path::new("snakepit_server/error/enum.Error.html");
         let html = format!(

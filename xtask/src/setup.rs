@@ -209,7 +209,7 @@ fn install(environment: &Environment, requirements: &[String]) -> Result<()> {
     shell::run(pip.args(requirements))
 }
 
-/// Reads the requirements of the Python package and of one of its extras.
+/// Reads the requirements of the Python package and one of its extras.
 fn dependencies(environment: &Environment, pyproject: &Path, extra: &str) -> Result<Vec<String>> {
     let read = "
 import json, sys, tomllib

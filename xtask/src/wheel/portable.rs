@@ -24,7 +24,7 @@ const TOOLS: [&str; 4] =
 pub(super) struct LibcTarget {
     /// The tag of wheels, without the architecture.
     tag: &'static str,
-    /// The end of the name of the Rust target.
+    /// The suffix of the Rust target name.
     target: &'static str,
     /// The version of the C library, as a suffix of the target for zig.
     library: &'static str,
