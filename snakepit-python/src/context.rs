@@ -210,7 +210,7 @@ impl Call {
         if is_loop_thread() {
             return Err(DeadlockError::new_err(format!(
                 "`call_tool` of `{name}` would block the event loop, on which the called tool may have to run; use `await \
-                 call_tool_async(..)` in a coroutine, or set `threads` for plain functions"
+                 call_tool_async(..)` in a coroutine, or set `threads` for synchronous functions"
             )));
         }
         let request = nested_call::request(self, name, arguments)?;

@@ -99,7 +99,7 @@ def test_a_plain_function_needs_threads_to_overlap() -> None:
         @tool(concurrency=2)
         def work(self) -> None: ...
 
-    with pytest.raises(AdapterError, match="tool `work` sets concurrency=2, but it is a plain function"):
+    with pytest.raises(AdapterError, match="tool `work` sets concurrency=2, but it is a synchronous function"):
         plan_of(Blocking, EventLoop())
     assert numbers(plan_of(Blocking, EventLoop(), threads=4)) == (4, 1, 4)
 

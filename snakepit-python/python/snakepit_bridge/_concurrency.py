@@ -35,8 +35,8 @@ class Concurrency:
         for name, tool in own.items():
             if tool.is_plain and tool.concurrency != 1 and not threads and pool_threads is None:
                 raise TypeError(
-                    f"tool `{name}` sets concurrency={tool.concurrency}, but it is a plain function, whose calls "
-                    "overlap only in threads; make it `async def`, or set `threads` in the adapter"
+                    f"tool `{name}` sets concurrency={tool.concurrency}, but it is a synchronous function, whose "
+                    "calls overlap only in threads; make it `async def`, or set `threads` in the adapter"
                 )
         limits = [tool.concurrency or 1 for tool in own.values()]
         #: The limit of coroutines whose tools set none.

@@ -145,7 +145,7 @@ pub(super) struct WorkerOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) concurrency: Option<u16>,
 
-    /// Run tools that are plain functions in this many threads of each worker, 0 to 256 [default: the adapter's, else 0].
+    /// Run synchronous functions in this many threads of each worker, 0 to 256 [default: the adapter's, else 0].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
     pub(super) threads: Option<u16>,
 
@@ -188,8 +188,8 @@ pub(super) struct CallOptions {
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse_positive)]
     default_timeout: Duration,
 
-    /// Give running calls this long to finish after a stop signal, before the workers stop. A second signal cuts the calls
-    /// off.
+    /// Give running calls this long to finish after a stop signal, before the workers stop. A second signal aborts the
+    /// calls.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
     pub(super) drain: Duration,
 }
