@@ -33,7 +33,7 @@ impl Retries {
         Self { left: limit, pause: FIRST_PAUSE, deadline }
     }
 
-    /// Waits until the next attempt. Returns `false` at once if this error ends the request. Cancel safe.
+    /// Waits until the next attempt. Returns `false` immediately if this error ends the request. Cancel safe.
     pub(crate) async fn wait_after(&mut self, error: &HostError) -> bool {
         let Some(pause) = self.pause_after(error) else { return false };
         tokio::time::sleep(pause).await;

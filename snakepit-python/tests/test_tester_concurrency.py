@@ -232,7 +232,7 @@ class Connected(BaseAdapter):
 
     @tool
     async def receive(self) -> int:
-        """Return the number of bytes after all of them have arrived, or after some seconds."""
+        """Return the number of bytes after all of them have arrived, or after a few seconds."""
         transport, theirs = self.process.ends
         theirs.sendall(bytes(1000))
         with contextlib.suppress(TimeoutError):
