@@ -44,7 +44,7 @@ impl fmt::Display for InterpreterOrigin {
             Self::Variable => "by $SNAKEPIT_PYTHON",
             Self::ActiveEnvironment => "by $VIRTUAL_ENV",
             Self::NearestEnvironment => "as the nearest .venv",
-            Self::ProgramDirectory => "beside this program, because there is no .venv",
+            Self::ProgramDirectory => "next to this program, because there is no .venv",
             Self::Path => "from $PATH, because there is no .venv",
         })
     }

@@ -154,7 +154,7 @@ pub(super) struct WorkerOptions {
     #[arg(long, value_name = "RULES")]
     pub(super) worker_telemetry: Option<TelemetryFilter>,
 
-    /// Use this Python interpreter [default: that of $VIRTUAL_ENV, else of the nearest .venv, else the one beside this program,
+    /// Use this Python interpreter [default: that of $VIRTUAL_ENV, else of the nearest .venv, else the one next to this program,
     /// else python3].
     #[arg(long, value_name = "PATH", env = "SNAKEPIT_PYTHON", hide_env_values = true)]
     pub(super) python: Option<PathBuf>,
