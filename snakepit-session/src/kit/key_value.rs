@@ -35,7 +35,7 @@ pub type StoreWrites = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 ///
 /// The backend calls one method at a time, under its lock and on the thread of the caller, which in an async program runs
 /// other tasks too. While a method runs, all other operations of the backend block their threads. A method must therefore
-/// return as fast as a local store does, and must not wait for a network, for a lock that other code holds for long, or for the
+/// return as fast as a local store does, and must not wait for a network, for a lock that other code holds for a long time, or for the
 /// backend itself. Otherwise implement [`SessionBackend`](crate::SessionBackend) with a writer thread, as `RedbBackend` does. The
 /// methods must not panic.
 ///

@@ -1,4 +1,4 @@
-//! A place in JSON, from which values are read one after the other.
+//! A place in JSON, from which values are read one after another.
 
 use std::{borrow::Cow, ops::Range};
 

@@ -19,7 +19,7 @@ use crate::{
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Rows in a map that several backends may open one after the other. Commits fail on request.
+/// Rows in a map that several backends may open one after another. Commits fail on request.
 #[derive(Debug, Clone, Default)]
 struct SharedMap {
     rows: Arc<Mutex<Map>>,
