@@ -153,7 +153,7 @@ impl Faults {
         Self { daemon, redis, python, tally, client, recoveries, random, resident_kib: Vec::new() }
     }
 
-    /// Injects faults one after the other until the time is over. Each round contains every fault once.
+    /// Injects faults one after another until the time is over. Each round contains every fault once.
     pub(crate) async fn inject_for(&mut self, time: Duration, only: Option<&str>) {
         let began = Instant::now();
         while began.elapsed() < time {
