@@ -142,7 +142,11 @@ mod tests {
         assert_eq!(open(&mut limits, &[], &all), all);
         assert_eq!(open(&mut limits, &["a"], &all), all);
         assert_eq!(open(&mut limits, &["b"], &all), ["wide", "plain", "undeclared"], "the shared limit is 2");
-        assert_eq!(open(&mut limits, &["undeclared"], &all), ["wide"], "synchronous functions run one at a time");
+        assert_eq!(
+            open(&mut limits, &["undeclared"], &all),
+            ["wide"],
+            "synchronous functions run one at a time"
+        );
         assert_eq!(open(&mut limits, &["wide", "wide"], &all), ["wide"]);
         assert_eq!(open(&mut limits, &["wide"], &all), [""; 0], "six calls run");
         assert_eq!(limits.running(), 6);
