@@ -381,8 +381,9 @@ impl Driver {
         });
     }
 
-    /// Handles a failed launch. Returns whether it is one of the first launches, and [`ready`](Self::ready) or
-    /// [`take_unreported_failure`](Self::take_unreported_failure) reports its cause.
+    /// Handles a failed launch. Returns whether its cause is reported elsewhere: for one of the first launches by
+    /// [`ready`](Self::ready) or [`take_unreported_failure`](Self::take_unreported_failure), otherwise by
+    /// [`restart`](Self::restart).
     fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) -> bool {
         let failure = PoolError::Start { worker: id.clone(), error: error.clone() };
         let mut state = self.lock();
@@ -397,7 +398,7 @@ impl Driver {
             _ => false,
         };
         self.handle_event(Event::LaunchFailed(key));
-        is_reported
+        is_reported || self.has_ended_restart(id)
     }
 
     fn on_exited(&self, key: WorkerKey, id: &WorkerId, reason: String) {

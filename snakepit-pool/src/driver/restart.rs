@@ -37,6 +37,11 @@ impl Driver {
         }
     }
 
+    /// Whether the failed launch of this worker ended the last restart.
+    pub(super) fn has_ended_restart(&self, id: &WorkerId) -> bool {
+        matches!(&self.restarts.borrow().error, Some(PoolError::Start { worker, .. }) if worker == id)
+    }
+
     /// Reports the end of a restart. `launch_error` is the error of the last failed launch.
     pub(super) fn end_restart(&self, launch_error: Option<PoolError>, number: u64, outcome: RestartOutcome) {
         let error = match outcome {

@@ -216,8 +216,8 @@ impl Supervisor {
 
     fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) {
         if self.driver.on_launch_failed(key, id, error) {
-            // Several workers usually fail for the same cause, which the caller of `Pool::ready` receives. Without such a
-            // caller, the next launch logs it.
+            // Several workers usually fail for the same cause, which the caller of `Pool::ready` or `Pool::restart` receives.
+            // Without a caller of `ready`, the next launch logs it.
             tracing::debug!(worker = %id, error = %error_chain(error), "worker did not start");
         } else {
             tracing::warn!(worker = %id, error = %error_chain(error), "worker did not start");

@@ -26,7 +26,6 @@ impl Bridge {
             return Ok(pb::RestartWorkersResponse { success: true, ..Default::default() });
         };
         let error = StartError::from(error);
-        tracing::warn!(error = %error_chain(&error), "the workers were not replaced");
         let (error_message, traceback) = match error.worker_error() {
             // The message may contain output of the worker.
             Some(_) if !sees_tracebacks => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use snakepit_pool::{Pool, PoolError, PoolStatus};
+use snakepit_worker::error_chain;
 
 use super::Host;
 
@@ -18,7 +19,10 @@ impl Host {
         let host = Arc::clone(self);
         let restarting = self.runtime.spawn(async move {
             tokio::select! {
-                restarted = pool.restart() => restarted?,
+                // If the future was dropped, nothing else reports the error.
+                restarted = pool.restart() => restarted.inspect_err(|error| {
+                    tracing::warn!(error = %error_chain(error), "the workers were not replaced");
+                })?,
                 // The task must not keep the workers of a dropped host alive.
                 () = host.stop.cancelled() => return Err(PoolError::ShutDown),
             }
