@@ -58,7 +58,9 @@ def ready_line(process: subprocess.Popen[str]) -> Any:
     return json.loads(process.stdout.readline())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL], ids=lambda n: n.name
+)
 def test_a_program_serves_its_own_class(number: signal.Signals) -> None:
     with program(str(greeter.__file__)) as process:
         ready = ready_line(process)
@@ -69,7 +71,8 @@ def test_a_program_serves_its_own_class(number: signal.Signals) -> None:
                 assert client.call("greet", name="Ada") == "Hello, Ada!"
             process.send_signal(number)
             assert process.wait(LIMIT) == (-9 if number == signal.SIGKILL else 0)
-            ended, _, _ = select.select([daemon], [], [], LIMIT)
+            # A program that handles the signal waits for the end of its daemon.
+            ended, _, _ = select.select([daemon], [], [], LIMIT if number == signal.SIGKILL else 0)
             assert ended, "the daemon runs on without its program"
         finally:
             os.close(daemon)
@@ -121,14 +124,27 @@ def test_the_daemon_receives_all_options(
     serve("app:App", workers=3, listen="unix:x", args=["--json"], env={"GREETING": "hello"})
     expected = ["serve", "app:App", "--stop-with-stdin", "--workers", "3", "--listen", "unix:x", "--json"]
     assert capfd.readouterr().out == f"{expected} hello {sys.executable}\n"
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert handlers == [signal.default_int_handler, signal.SIG_DFL]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)]
+    assert handlers == [signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL, signal.SIG_DFL]
+
+
+def test_a_signal_that_the_program_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # As under `nohup`.
+    body = "import signal; sys.exit(signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)"
+    monkeypatch.setenv("SNAKEPIT_BINARY", fake_daemon(tmp_path, body))
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        serve(greetings)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_a_failed_daemon_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SNAKEPIT_BINARY", fake_daemon(tmp_path, "sys.exit(5)"))
-    with pytest.raises(DaemonError, match="exit code 5"):
+    with pytest.raises(DaemonError, match="exit code 5") as caught:
         serve(greetings)
+    assert [entry.name for entry in caught.traceback] == ["test_a_failed_daemon_is_an_error", "serve"]
     monkeypatch.setenv("SNAKEPIT_BINARY", fake_daemon(tmp_path, "os.kill(os.getpid(), 9)"))
     with pytest.raises(DaemonError, match="killed by SIGKILL"):
         serve(greetings)

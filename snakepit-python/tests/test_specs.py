@@ -280,7 +280,8 @@ def test_an_unsupported_hint_fails_the_start() -> None:
     ]:
         with pytest.raises(AdapterError) as caught:
             plan(adapter)
-        for needle in needles:
+        place = f"({__file__}:{vars(adapter)['use'].__code__.co_firstlineno})"
+        for needle in (*needles, place):
             assert needle in str(caught.value)
 
 

@@ -376,7 +376,11 @@ def test_the_command(daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["--tool", "missing"]) == 3
     assert "`missing`" in capsys.readouterr().err
     assert main(["--server", f"unix:{tmp_path}/none"]) == 4
-    assert main(["--output", str(tmp_path / "no" / "file")]) == 3
+    assert main(["--output", str(tmp_path / "no" / "file")]) == 6
+    assert main(["--output", "/dev/full"]) == 6
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdout", None)
+        assert main([]) == 6
     assert main(["--server", "nonsense"]) == 3
     with pytest.raises(SystemExit):
         main(["--check"])

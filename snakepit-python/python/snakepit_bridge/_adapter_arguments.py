@@ -73,7 +73,8 @@ class Receiver:
             hint, _ = with_default(hint, self._defaults.get(name, _signatures.EMPTY))
             return _read(hint, value)
         except HintError as error:
-            raise AdapterError(f"the hint of `{name}` of {self.label} {error}") from None
+            place = _signatures.place_of(self._function)
+            raise AdapterError(f"the hint of `{name}` of {self.label} {error}{place}") from None
         except InvalidError as error:
             problems = [f"`{name}{path}` of {self.label} {problem}" for path, problem in error.problems]
             json_form = _PYTHON.get(value) if isinstance(value, str) else None

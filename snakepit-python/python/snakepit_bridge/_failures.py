@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -41,6 +42,8 @@ def describe(
     # Imported late: it costs startup time and memory, and many workers never need it.
     import traceback
 
+    if _lacks_terminal(error):
+        error.add_note("tools have no terminal; `snakepit dev --debug` connects them to yours")
     frames = _without_runtime(error.__traceback__)
     try:
         if _is_large(error):
@@ -56,6 +59,29 @@ def describe(
     message = _mismatch(function, arguments) if is_mismatch and function is not None and arguments is not None else None
     name, own_message = _type_and_message(error)
     return name, _text(message) if message else own_message, _text("".join(lines))
+
+
+def _lacks_terminal(error: BaseException) -> bool:
+    """Return whether ``input()`` or a debugger read the end of the standard input of a worker without a terminal."""
+    worker, bdb = sys.modules.get("snakepit_bridge.worker"), sys.modules.get("bdb")
+    if worker is None or not worker.is_running or "snakepit_bridge._terminal" in sys.modules:
+        return False
+    if type(error) is EOFError:
+        return error.args == ("EOF when reading a line",)
+    return bdb is not None and type(error) is bdb.BdbQuit
+
+
+def load_traceback(error: BaseException) -> str | None:
+    """Return the traceback of the code of an adapter that could not be loaded. ``None`` if no such code ran."""
+    import traceback
+
+    runtime = (os.path.join(os.path.dirname(__file__), ""), *_asyncio_files())  # noqa: PTH118, PTH120  Without `pathlib`.
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(runtime):
+        frames = frames.tb_next
+    if frames is None and not isinstance(error, SyntaxError):
+        return None
+    return _text("".join(traceback.format_exception(type(error), error, frames)))
 
 
 def details(error: BaseException) -> tuple[str, bytes]:
@@ -382,10 +408,15 @@ def _mismatch(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str
 
 
 def _without_runtime(frames: TracebackType | None) -> TracebackType | None:
-    files = _RUNTIME_FILES
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and asyncio.__file__ is not None:
-        files += (asyncio.__file__.removesuffix("__init__.py"),)
+    files = _RUNTIME_FILES + _asyncio_files()
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(files):
         frames = frames.tb_next
     return frames
+
+
+def _asyncio_files() -> tuple[str, ...]:
+    """Return the prefix of the files of `asyncio`, if it is imported."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio.__file__ is None:
+        return ()
+    return (asyncio.__file__.removesuffix("__init__.py"),)

@@ -227,7 +227,10 @@ def _tools_of(adapter: type) -> Iterator[ToolPlan]:
     #: The names of the methods or functions so far, by the name of the tool.
     names: dict[str, str] = {}
     for attribute, name, options, function, bound in members:
-        spec, contract = _specs.spec_of(function, name, options, adapter, bound=bound)
+        try:
+            spec, contract = _specs.spec_of(function, name, options, adapter, bound=bound)
+        except TypeError as error:
+            raise TypeError(f"{error}{_signatures.place_of(function)}") from error
         if spec["name"] in names:
             kind = "methods" if functions is None else "functions"
             raise TypeError(f"{kind} `{names[spec['name']]}` and `{name}` are both the tool `{spec['name']}`")

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     _Daemon = subprocess.Popen[bytes]
 
 #: The signals that stop the daemon.
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+#: Those that a program may ignore from its start, for example under `nohup`. The daemon then ignores SIGHUP, too.
+_IGNORABLE_SIGNALS = (signal.SIGHUP, signal.SIGQUIT)
 
 #: The time for which a daemon may drain its calls after an exception in this process, in seconds.
 _STOP_TIMEOUT = 20.0
@@ -34,7 +37,7 @@ def serve(
     args: Iterable[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> None:
-    """Serve an adapter with the daemon until Ctrl-C or SIGTERM stops it.
+    """Serve an adapter with the daemon until Ctrl-C or another signal stops it.
 
     >>> if __name__ == "__main__":  # doctest: +SKIP
     ...     serve(Shop, workers=2)
@@ -44,8 +47,9 @@ def serve(
     directories as this process, and import the adapter by its name. A file that contains the adapter must therefore
     call this function below ``if __name__ == "__main__"``.
 
-    The first SIGINT or SIGTERM drains running calls, and the second ends them. On other threads than the main one, this
-    function does not react to signals. The daemon stops with this process, even if the process is killed.
+    The first SIGINT, SIGTERM, SIGHUP or SIGQUIT drains running calls, and the second ends them. Under ``nohup``, SIGHUP
+    has no effect. On other threads than the main one, this function does not react to signals. The daemon stops with
+    this process, even if the process is killed.
 
     Args:
         adapter: A class, a module, a function of a module, or the path of one of them, as for a host.
@@ -65,23 +69,35 @@ def serve(
             "a worker called serve(), probably while it imported the adapter; call it below "
             '`if __name__ == "__main__":`'
         )
-    command = [str(find_binary()), "serve", adapter_path(adapter), "--stop-with-stdin"]
-    if workers is not None:
-        command += ["--workers", str(workers)]
-    if listen is not None:
-        command += ["--listen", listen]
-    command += args
+    try:
+        command = [str(find_binary()), "serve", adapter_path(adapter), "--stop-with-stdin"]
+        if workers is not None:
+            command += ["--workers", str(workers)]
+        if listen is not None:
+            command += ["--listen", listen]
+        _run([*command, *args], {**inherited_environment(), **(env or {})})
+    except (DaemonError, TypeError, ValueError) as error:
+        # Frames of this package would hide the line of the program.
+        raise error.with_traceback(None) from error.__cause__
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    """Run the daemon until it ends.
+
+    Raises:
+        DaemonError: It failed.
+    """
     with _forwarded_signals() as started:
         try:
             process = subprocess.Popen(  # noqa: S603
                 command,
                 stdin=subprocess.PIPE,
-                env={**inherited_environment(), **(env or {})},
+                env=environment,
                 # A terminal sends Ctrl-C to this process only, which forwards it.
                 start_new_session=True,
             )
         except OSError as error:
-            raise DaemonError(f"the daemon cannot be started: {error}") from error
+            raise DaemonError(f"the daemon cannot be started: {error}") from None
         with process:
             started(process)
             code = _wait(process)
@@ -112,7 +128,12 @@ def _forwarded_signals() -> Iterator[_Started]:
         yield started
         return
     # Before the daemon starts, so that no signal ends this process without it.
-    previous = {number: signal.signal(number, started.forward) for number in _STOP_SIGNALS}
+    numbers = [
+        number
+        for number in _STOP_SIGNALS
+        if number not in _IGNORABLE_SIGNALS or signal.getsignal(number) != signal.SIG_IGN
+    ]
+    previous = {number: signal.signal(number, started.forward) for number in numbers}
     try:
         yield started
     finally:

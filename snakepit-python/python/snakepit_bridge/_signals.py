@@ -93,12 +93,14 @@ class Signals:
         self._is_changed = False
         change, mask, timer = (self._original[name] for name in ("signal", "pthread_sigmask", "setitimer"))
         for number, handler in self._baseline.items():
-            if _signal.getsignal(number) is not handler:
+            left = _signal.getsignal(number)
+            if left is not handler:
                 self._touched.add(number)
                 # `None` stands for a handler of C code, such as the runtime's handler of SIGTERM.
                 if handler is not None:
                     change(number, handler)
-                self._warn_about_handler(number)
+                if not is_of_debugger(left):
+                    self._warn_about_handler(number)
         while self._touched:
             # Necessary even if the tool restored the handler in Python's own table.
             self._worker.restore_signal(self._touched.pop())
@@ -234,6 +236,12 @@ def is_interruptible(frame: FrameType | None, modules: frozenset[str]) -> bool:
     """Return whether code of the adapter or this package runs, rather than a library that it called."""
     name = None if frame is None else frame.f_globals.get("__name__")
     return name in modules or (isinstance(name, str) and name.partition(".")[0] in _INTERRUPTIBLE)
+
+
+def is_of_debugger(handler: object) -> bool:
+    """Return whether a debugger installed a handler, to stop the running code again. It never removes the handler."""
+    bdb = sys.modules.get("bdb")
+    return bdb is not None and isinstance(getattr(handler, "__self__", None), bdb.Bdb)
 
 
 def is_importing(frame: FrameType | None) -> bool:

@@ -127,6 +127,17 @@ def underlying(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def place_of(function: Callable[..., Any]) -> str:
+    """Return the file and the line of a function, for messages. Empty if they are unknown."""
+    import inspect
+
+    try:
+        code = getattr(inspect.unwrap(underlying(function)), "__code__", None)
+    except ValueError:  # A cycle of wrappers.
+        return ""
+    return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
+
+
 def is_ordinary(function: Callable[..., Any]) -> TypeGuard[FunctionType]:
     """Return whether a function was created by `def` and is not a wrapper that presents another signature."""
     return type(function) is FUNCTION and _SIGNATURE_OVERRIDES.isdisjoint(vars(function))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,7 @@ _INDENT = "    "
 #: The length above which a line is split.
 _LINE = 100
 #: The exit codes of the command line.
-_EXIT_DIFFERENT, _EXIT_FAILED, _EXIT_UNREACHABLE = 1, 3, 4
+_EXIT_DIFFERENT, _EXIT_FAILED, _EXIT_UNREACHABLE, _EXIT_NOT_WRITTEN = 1, 3, 4, 6
 
 
 class _Module:
@@ -193,6 +194,40 @@ def generate(tools: Mapping[str, ToolInfo]) -> str:
     return module.text()
 
 
+def _write(text: str, path: Path | None) -> int:
+    """Write the module to a file or to the standard output, and return the exit code."""
+    try:
+        if path is not None:
+            _replace(path, text)
+        elif sys.stdout is None:
+            return _fail("cannot write to the standard output: it is closed", _EXIT_NOT_WRITTEN)
+        else:
+            print(text, end="", flush=True)  # noqa: T201
+    except BrokenPipeError:
+        # The reader has seen enough. A second attempt at the exit would print a warning.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_NOT_WRITTEN
+    except OSError as error:
+        return _fail(f"cannot write the module: {error}", _EXIT_NOT_WRITTEN)
+    return 0
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file. If that fails, for example because the disk is full, the old file stays."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary = path.with_name(f".snakepit-{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        if path.exists():
+            temporary.chmod(path.stat().st_mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command ``stubs`` and return its exit code."""
     parser = argparse.ArgumentParser(
@@ -214,11 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--check needs --output")
     try:
         text = _generate_for(options)
-        if options.output is None:
-            sys.stdout.write(text)
-        elif not options.check:
-            options.output.write_text(text, encoding="utf-8")
-        elif not options.output.is_file() or options.output.read_text(encoding="utf-8") != text:
+        if not options.check:
+            return _write(text, options.output)
+        if not options.output.is_file() or options.output.read_text(encoding="utf-8") != text:
             return _fail(f"{options.output} differs from the tools of the server", _EXIT_DIFFERENT)
     except HostUnavailableError as error:
         return _fail(str(error), _EXIT_UNREACHABLE)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+#: The suffix of the socket of the input, as in `terminal.rs` of the command line.
+_INPUT_SUFFIX = ".input"
 
 
 class Terminal(io.TextIOBase):
@@ -51,14 +56,74 @@ class Terminal(io.TextIOBase):
         self.write("".join(lines))
 
 
-def connect(path: str) -> None:
+class TerminalInput(io.RawIOBase):
+    """Reads from the terminal of ``snakepit dev``.
+
+    Each read requests one line. The command answers the requests of one connection at a time, and a call keeps its
+    connection, so that no other worker receives the answers to its prompts.
+
+    Args:
+        path: The socket of the input.
+        request_restore: Makes the runtime call :meth:`release` when the running call ends.
+    """
+
+    def __init__(self, path: str, request_restore: Callable[[], None]) -> None:
+        self._path = path
+        self._request_restore = request_restore
+        self._connection: socket.socket | None = None
+        self._is_reading = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        self._request_restore()
+        self._is_reading = True
+        count = 0
+        try:
+            if self._connection is None:
+                self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._connection.connect(self._path)
+            self._connection.sendall(b"r")
+            count = self._connection.recv_into(buffer)
+        except OSError:
+            # The command has ended, and this process is about to.
+            return 0
+        finally:
+            self._is_reading = False
+            # The end of the input, or a call that was cancelled.
+            if count == 0:
+                self.release()
+        return count
+
+    def release(self) -> None:
+        """Let other workers read. Has no effect while another thread reads."""
+        connection = self._connection
+        if connection is None or self._is_reading:
+            return
+        self._connection = None
+        # A fork may have a copy.
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+
+    def close(self) -> None:
+        """Let other workers read. A tool cannot close the standard input of its worker."""
+        self.release()
+
+
+def connect(path: str, request_restore: Callable[[], None]) -> TerminalInput:
     """Replace the standard streams, so that ``breakpoint()`` and ``input()`` use the terminal.
 
     Args:
-        path: The socket of ``snakepit dev``.
+        path: The socket of the output of ``snakepit dev``.
+        request_restore: Makes the runtime call :meth:`TerminalInput.release` when the running call ends.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.connect(path)
-    sys.stdin = sys.__stdin__ = connection.makefile("r", encoding="utf-8", errors="replace")  # type: ignore[misc]
+    terminal_input = TerminalInput(path + _INPUT_SUFFIX, request_restore)
+    stdin = io.TextIOWrapper(io.BufferedReader(terminal_input), encoding="utf-8", errors="replace")
+    sys.stdin = sys.__stdin__ = stdin  # type: ignore[misc]
     terminal = Terminal(connection)
     sys.stdout = sys.__stdout__ = sys.stderr = sys.__stderr__ = terminal  # type: ignore[assignment,misc]
+    return terminal_input

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from contextvars import Context
     from typing import Any
 
+    from snakepit_bridge._terminal import TerminalInput
+    from snakepit_bridge.session_context import SessionContext
+
 
 #: Whether this process runs a worker, or checks an adapter for one.
 is_running = False
@@ -65,11 +68,12 @@ def _run(argv: Sequence[str] | None) -> int:
     os.environ.pop("SNAKEPIT_OUTPUT_KEY", None)
     # Adapters may change the environment of their process, but not the settings of the host.
     environment = dict(os.environ)
-    if terminal := os.environ.pop("SNAKEPIT_DEBUG_TERMINAL", None):
+    terminal: TerminalInput | None = None
+    if path := os.environ.pop("SNAKEPIT_DEBUG_TERMINAL", None):
         # Not imported at startup, because only debugged workers need it.
         from snakepit_bridge import _terminal
 
-        _terminal.connect(terminal)
+        terminal = _terminal.connect(path, worker.request_restore)
     output = Output(worker)
     output.install()
     _threads.install()
@@ -85,15 +89,25 @@ def _run(argv: Sequence[str] | None) -> int:
         signals.install()
         hooks.remember()
         output.remember()
+        if terminal is not None:
+            # The adapter may have read while it was loaded.
+            terminal.release()
 
         def restore() -> None:
             # First, because the other steps would trigger the trace functions that a call left.
             hooks.restore()
             signals.restore()
             output.restore()
+            if terminal is not None:
+                terminal.release()
+
+        def end_output(context: SessionContext) -> None:
+            output.end(context)
+            if terminal is not None:
+                terminal.release()
 
         plan.restore = restore
-        plan.flush_output, plan.end_output = output.flush, output.end
+        plan.flush_output, plan.end_output = output.flush, end_output
         loop.context = _context()
         stopping_for = worker.run(
             plan,
@@ -104,12 +118,15 @@ def _run(argv: Sequence[str] | None) -> int:
             ready_file=environment.get("SNAKEPIT_READY_FILE") or None,
         )
     except AdapterError as error:
-        return _fail(worker, str(error), error.__cause__)
+        return _fail(worker, str(error), _load_traceback(error))
     except RuntimeError as error:
         # A message of the runtime, whose traceback has no useful information.
         return _fail(worker, str(error), None)
     except Exception as error:
-        return _fail(worker, f"the worker failed: {type(error).__name__}: {error}", error)
+        import traceback
+
+        details = "".join(traceback.format_exception(error))
+        return _fail(worker, f"the worker failed: {type(error).__name__}: {error}", details)
     finally:
         if life is not None:
             life.stop(_time_to_stop(environment.get("SNAKEPIT_STOP_GRACE_MS"), stopping_for))
@@ -156,11 +173,11 @@ def _add_ignored(parser: ArgumentParser) -> None:
 
 
 def _check(path: str) -> int:
-    """Load an adapter without serving it. Return the exit code."""
+    """Load an adapter, and check its arguments, without starting it. Return the exit code."""
     try:
-        plan_of(load(path), EventLoop())
+        _prepare(path, EventLoop(), dict(os.environ))
     except AdapterError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"{_load_traceback(error) or ''}error: {error}\n")
         return 1
     sys.stdout.write(f"adapter `{path}` can be served\n")
     return 0
@@ -224,14 +241,18 @@ def _context() -> Context:
     return copy_context()
 
 
-def _fail(worker: _native.Worker, message: str, cause: BaseException | None) -> int:
-    details = None
-    if cause is not None:
-        import traceback
+def _load_traceback(error: AdapterError) -> str | None:
+    """Return the traceback of the adapter's code, if this code raised the cause of the error."""
+    if error.__cause__ is None:
+        return None
+    from snakepit_bridge import _failures
 
-        details = "".join(traceback.format_exception(cause))
-    if not worker.fail(message, details):
-        sys.stderr.write(f"{details or ''}error: {message}\n")
+    return _failures.load_traceback(error.__cause__)
+
+
+def _fail(worker: _native.Worker, message: str, traceback: str | None) -> int:
+    if not worker.fail(message, traceback):
+        sys.stderr.write(f"{traceback or ''}error: {message}\n")
     return 1
 
 
