@@ -108,7 +108,32 @@ async fn streams_of_bytes_are_written_one_after_the_other() {
     sandbox.cli_ok(&["stream", "parts", &data, "size=3", "--output", &out, "--progress"]).await;
     assert_eq!(std::fs::read(&out).unwrap(), b"\x00\xffabc");
     let printed = sandbox.cli_ok(&["stream", "parts", &data, "size=4"]).await;
-    assert_eq!(printed, "\"<4 bytes>\"\n\"<1 byte>\"\n");
+    assert_eq!(printed, "<4 bytes; --output FILE saves it>\n<1 byte; --output FILE saves it>\n");
+}
+
+#[tokio::test]
+async fn a_full_disk_keeps_the_old_file() {
+    let (sandbox, dir) = (sandbox().start().await, tempfile::tempdir().unwrap());
+    let data = file(dir.path(), "data", "in.bin", &[b'x'; 5000]);
+    let out = dir.path().join("out.bin");
+    std::fs::write(&out, "old").unwrap();
+    for command in [&["call", "reverse"][..], &["stream", "parts", "size=100"]] {
+        // The largest size of a file stands for a full disk.
+        let mut shell = Command::new("/bin/sh");
+        shell
+            .args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\""])
+            .arg(daemon_binary())
+            .args(command);
+        shell.args([&data, "--output"]).arg(&out).env("SNAKEPIT_SERVER", sandbox.url());
+        let output = shell.stdin(Stdio::null()).kill_on_drop(true).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(6), "{output:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("cannot write the result to "),
+            "{output:?}"
+        );
+        assert_eq!(std::fs::read(&out).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
+    }
 }
 
 #[tokio::test]

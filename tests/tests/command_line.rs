@@ -55,8 +55,12 @@ async fn the_commands_print_results_chunks_and_tables() {
 #[tokio::test]
 async fn each_mistake_of_a_caller_gets_an_error_and_exit_code_and_does_not_harm_the_server() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
-    let cases: [(&[&str], i32, &[&str]); 18] = [
-        (&["call", "ad", "--args", r#"{"a": 1}"#], 3, &["`ad` not found", "did you mean `add`"]),
+    let cases: [(&[&str], i32, &[&str]); 19] = [
+        (
+            &["call", "ad", "--args", r#"{"a": 1}"#],
+            3,
+            &["`ad` not found", "did you mean `add`", "(TOOL_NOT_FOUND)"],
+        ),
         (&["call", "add", "--args", r#"{"a": 1}"#], 3, &["argument `b` of tool `add` is missing"]),
         (&["call", "add", "--args", r#"{"a": "x", "b": 2}"#], 3, &["argument `a` of tool `add` is a string"]),
         (&["call", "add", "--args", r#"{"a": 1, "b": 2, "c": 3}"#], 3, &["argument `c` of tool `add`"]),
@@ -69,7 +73,12 @@ async fn each_mistake_of_a_caller_gets_an_error_and_exit_code_and_does_not_harm_
         (&["call", "add", "--server", "127.0.0.1:1"], 4, &["cannot reach", "http://127.0.0.1:1"]),
         (&["call", "add", "--server", "https://127.0.0.1:1"], 2, &["not support TLS", "http://"]),
         (&["call", "add", "--server", "localhost"], 2, &["the port is missing", "localhost:50051"]),
-        (&["call", "add", "--timeout", "0.7"], 2, &["0.7s"]),
+        (&["call", "add", "--timeout", "5"], 2, &["`5s` are seconds"]),
+        (
+            &["call", "add", "1", "2"],
+            2,
+            &["'1'", "write NAME=1 with a name that `snakepit tools TOOL` shows"],
+        ),
         (&["call", "xyzzy"], 3, &["`xyzzy` not found", "see `snakepit tools`"]),
         (&["call", "count", "--args", r#"{"n": 3}"#], 3, &["`snakepit stream count`"]),
         (&["call", "fail"], 1, &["Traceback", "in fail"]),
@@ -404,7 +413,7 @@ async fn host_names_and_very_long_timeouts_are_accepted() {
 }
 
 #[tokio::test]
-async fn a_closed_stdout_is_not_an_error() {
+async fn a_closed_stdout_has_its_own_exit_code() {
     let sandbox = Sandbox::adapter(SHOWCASE, 1).start().await;
     sandbox.cli_ok(&["call", "add", "--args", r#"{"a": 1, "b": 2}"#, "--session", "s"]).await;
     let commands: [&[&str]; 6] = [
@@ -420,8 +429,30 @@ async fn a_closed_stdout_is_not_an_error() {
         drop(reader);
         let output = sandbox.cli_into(writer, args).await;
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert_eq!((output.status.code(), stderr.as_str()), (Some(6), ""), "{args:?}");
+        for redirection in [">&-", ">/dev/full"] {
+            let (code, stderr) = redirected(&sandbox, redirection, args).await;
+            assert_eq!(code, Some(6), "{redirection} {args:?}: {stderr}");
+            assert!(stderr.contains("cannot write to stdout: "), "{args:?}: {stderr}");
+        }
     }
+    let local: [&[&str]; 5] = [&["--help"], &["--version"], &["call", "--help"], &["stubs"], &["doctor"]];
+    for args in local {
+        assert_eq!(redirected(&sandbox, ">&-", args).await.0, Some(6), "{args:?}");
+    }
+    // The tool does not run if its result cannot be printed.
+    let (_, stderr) = redirected(&sandbox, ">&-", &["call", "whoami", "--json"]).await;
+    let error: Value = serde_json::from_str(&stderr).unwrap();
+    assert_eq!((&error["code"], &error["may_have_run"]), (&json!("OUTPUT_FAILED"), &json!(false)), "{error}");
+}
+
+/// Runs a command with a redirection of the shell. Returns its exit code and its stderr.
+async fn redirected(sandbox: &Sandbox, redirection: &str, args: &[&str]) -> (Option<i32>, String) {
+    let mut shell = tokio::process::Command::new("/bin/sh");
+    shell.args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")]).arg(snakepit_tests::daemon_binary());
+    shell.args(args).env("SNAKEPIT_SERVER", sandbox.url()).env("SNAKEPIT_PYTHON", snakepit_tests::python());
+    let output = shell.stdin(std::process::Stdio::null()).kill_on_drop(true).output().await.unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 #[tokio::test]

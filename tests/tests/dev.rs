@@ -14,7 +14,7 @@ use snakepit_tests::{
     EVENT_TIMEOUT, Sandbox, Signal, daemon_binary, eventually, is_alive, processes_with, python, signal,
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
 };
 
@@ -120,16 +120,21 @@ async fn changed_code_is_reloaded_and_broken_code_is_reported() {
     dev.wait_for("  changed  answer() -> answer(plus?: integer)").await;
 
     write(dir, "app.py", "def answer(:\n");
-    dev.wait_for("the old code keeps serving").await;
-    dev.wait_for("SyntaxError").await;
+    let before = dev.wait_for("the old code keeps serving: ").await;
+    assert!(!before.contains("SyntaxError"), "the error appears twice: {before}");
+    dev.wait_for("SyntaxError: ").await;
     assert_eq!(dev.call("answer").await.stdout, b"2\n");
     assert_eq!(dev.call("fail").await.status.code(), Some(1));
     dev.wait_for("call fail  failed").await;
     let traceback = dev.wait_for("KeyError").await;
     assert!(traceback.contains("Traceback"), "{traceback}");
 
+    write(dir, "app.py", "\n\ndef other(a: 'Missing') -> None:\n    pass\n");
+    let line = dev.wait_for("/app.py:3)").await;
+    assert!(line.contains("parameter `a` of tool `other`"), "{line}");
     write(dir, "app.py", "def other() -> None:\n    pass\n");
-    dev.wait_for("  removed  answer").await;
+    let after = dev.wait_for("  removed  answer").await;
+    assert!(!after.contains("snakepit_bridge"), "frames of the runtime: {after}");
     dev.interrupt(dir).await;
 }
 
@@ -197,48 +202,169 @@ async fn a_directory_a_package_or_a_file_can_be_named() {
 /// The adapter of the debugger's tests.
 const DEBUGGED: &str = "def double(n: int = 21) -> int:\n    result = n * 2\n    breakpoint()\n    print('printed', result)\n    return result\n\ndef ask() -> str:\n    return input('name? ')\n";
 
+/// A `snakepit dev` on a terminal.
+struct OnTerminal {
+    dev: Dev,
+    keyboard: std::fs::File,
+}
+
+impl OnTerminal {
+    async fn start(dir: &Path, args: &[&str]) -> Self {
+        let pty = openpty(None, None).unwrap();
+        let (slave, keyboard) = (std::fs::File::from(pty.slave), std::fs::File::from(pty.master));
+        let mut command = command(dir, args);
+        command
+            .stdin(slave.try_clone().unwrap())
+            .stdout(slave.try_clone().unwrap())
+            .stderr(slave.try_clone().unwrap());
+        let child = command.spawn().unwrap();
+        drop((command, slave));
+        let output = Arc::<Mutex<String>>::default();
+        let (mut reader, collected) = (keyboard.try_clone().unwrap(), Arc::clone(&output));
+        std::thread::spawn(move || {
+            let mut block = [0; 4096];
+            while let Ok(count @ 1..) = reader.read(&mut block) {
+                collected.lock().unwrap().push_str(&String::from_utf8_lossy(&block[..count]));
+            }
+        });
+        let mut dev = Dev { child, address: String::new(), output };
+        dev.wait_for("serving 2 tools of app.py on ").await;
+        dev.address = dev.wait_for(";").await.trim_end_matches(';').to_owned();
+        Self { dev, keyboard }
+    }
+
+    /// Waits for a prompt, and types text.
+    async fn answer(&mut self, prompt: &str, text: &str) -> String {
+        let before = self.dev.wait_for(prompt).await;
+        self.keyboard.write_all(text.as_bytes()).unwrap();
+        before
+    }
+
+    /// Starts a call. Returns a task, so that the test can answer its prompts.
+    fn call(&self, tool: &'static str) -> tokio::task::JoinHandle<std::process::Output> {
+        let address = self.dev.address.clone();
+        tokio::spawn(async move { Sandbox::cli_at(&address, &["call", tool]).await })
+    }
+}
+
 #[tokio::test]
 async fn a_breakpoint_stops_in_a_terminal() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     write(dir, "app.py", DEBUGGED);
-    let pty = openpty(None, None).unwrap();
-    let (slave, mut master) = (std::fs::File::from(pty.slave), std::fs::File::from(pty.master));
-    let mut command = command(dir, &["--debug"]);
-    command
-        .stdin(slave.try_clone().unwrap())
-        .stdout(slave.try_clone().unwrap())
-        .stderr(slave.try_clone().unwrap());
-    let child = command.spawn().unwrap();
-    drop((command, slave));
-    let output = Arc::<Mutex<String>>::default();
-    let (mut reader, collected) = (master.try_clone().unwrap(), Arc::clone(&output));
-    std::thread::spawn(move || {
-        let mut block = [0; 4096];
-        while let Ok(count @ 1..) = reader.read(&mut block) {
-            collected.lock().unwrap().push_str(&String::from_utf8_lossy(&block[..count]));
+    let mut terminal = OnTerminal::start(dir, &["--debug"]).await;
+    let call = terminal.call("double");
+    terminal.answer("(Pdb) ", "p result + 1000\n").await;
+    terminal.dev.wait_for("1042").await;
+    terminal.answer("(Pdb) ", "c\n").await;
+    terminal.dev.wait_for("printed 42").await;
+    let called = call.await.unwrap();
+    assert_eq!(called.stdout, b"42\n", "{called:?}");
+    let call = terminal.call("ask");
+    let before = terminal.answer("name? ", "Ada\n").await;
+    assert!(!before.contains("SIGINT"), "a warning about the debugger: {before}");
+    let called = call.await.unwrap();
+    assert_eq!(called.stdout, b"\"Ada\"\n", "{called:?}");
+    terminal.dev.interrupt(dir).await;
+}
+
+#[tokio::test]
+async fn ctrl_d_ends_a_prompt_and_the_next_one_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(dir, "app.py", DEBUGGED);
+    let mut terminal = OnTerminal::start(dir, &["--debug"]).await;
+    for (tool, prompt, error) in [("ask", "name? ", "EOFError"), ("double", "(Pdb) ", "BdbQuit")] {
+        let call = terminal.call(tool);
+        terminal.answer(prompt, "\x04").await;
+        let called = call.await.unwrap();
+        assert_eq!(called.status.code(), Some(1), "{called:?}");
+        assert!(String::from_utf8_lossy(&called.stderr).contains(error), "{called:?}");
+        terminal.dev.wait_for(&format!("call {tool}  failed")).await;
+    }
+    let call = terminal.call("ask");
+    terminal.answer("name? ", "Ada\n").await;
+    assert_eq!(call.await.unwrap().stdout, b"\"Ada\"\n");
+    terminal.dev.interrupt(dir).await;
+}
+
+#[tokio::test]
+async fn the_end_of_standard_input_ends_all_prompts() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(dir, "app.py", DEBUGGED);
+    let mut dev = Dev::start(dir, &["--debug"]).await;
+    let mut stdin = dev.child.stdin.take().unwrap();
+    stdin.write_all(b"Ada\n").await.unwrap();
+    drop(stdin);
+    assert_eq!(dev.call("ask").await.stdout, b"\"Ada\"\n");
+    for (tool, error) in [("ask", "EOFError"), ("double", "BdbQuit"), ("ask", "EOFError")] {
+        let called = dev.call(tool).await;
+        assert_eq!(called.status.code(), Some(1), "{called:?}");
+        assert!(String::from_utf8_lossy(&called.stderr).contains(error), "{called:?}");
+    }
+    dev.interrupt(dir).await;
+}
+
+#[tokio::test]
+async fn without_debug_the_errors_of_prompts_name_the_option() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(dir, "app.py", DEBUGGED);
+    let dev = Dev::start(dir, &[]).await;
+    for tool in ["ask", "double"] {
+        let called = dev.call(tool).await;
+        assert_eq!(called.status.code(), Some(1), "{called:?}");
+        assert!(String::from_utf8_lossy(&called.stderr).contains("`snakepit dev --debug`"), "{called:?}");
+        let before = dev.wait_for("`snakepit dev --debug`").await;
+        assert!(!before.contains("SIGINT"), "a warning about the debugger: {before}");
+    }
+    dev.interrupt(dir).await;
+}
+
+#[tokio::test]
+async fn output_continues_beside_input_that_no_worker_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let code =
+        "def flood() -> str:\n    for n in range(20000):\n        print('line', n)\n    return input()\n";
+    write(dir, "app.py", code);
+    let mut dev = Dev::start(dir, &["--debug"]).await;
+    let mut stdin = dev.child.stdin.take().unwrap();
+    let typing = tokio::spawn(async move {
+        let line = format!("{}\n", "x".repeat(1023));
+        for _ in 0..4096 {
+            if stdin.write_all(line.as_bytes()).await.is_err() {
+                break;
+            }
         }
     });
-    let mut dev = Dev { child, address: String::new(), output };
-    dev.wait_for("serving 2 tools of app.py on ").await;
-    dev.address = dev.wait_for(";").await.trim_end_matches(';').to_owned();
-    let session = async {
-        dev.wait_for("(Pdb) ").await;
-        master.write_all(b"p result + 1000\n").unwrap();
-        dev.wait_for("1042").await;
-        dev.wait_for("(Pdb) ").await;
-        master.write_all(b"c\n").unwrap();
-        dev.wait_for("printed 42").await;
-    };
-    let (called, ()) = tokio::join!(dev.call("double"), session);
-    assert_eq!(called.stdout, b"42\n", "{called:?}");
-    let answer = async {
-        dev.wait_for("name? ").await;
-        master.write_all(b"Ada\n").unwrap();
-    };
-    let (called, ()) = tokio::join!(dev.call("ask"), answer);
-    assert_eq!(called.stdout, b"\"Ada\"\n", "{called:?}");
+    let called = dev.call("flood").await;
+    assert_eq!(called.stdout.len(), 1023 + 3, "{called:?}");
+    dev.wait_for("line 19999").await;
+    assert!(!typing.is_finished(), "no worker reads the rest of the input");
     dev.interrupt(dir).await;
+}
+
+#[tokio::test]
+async fn input_stays_with_the_stopped_call_after_a_reload() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(dir, "app.py", DEBUGGED);
+    let mut terminal = OnTerminal::start(dir, &["--debug"]).await;
+    let stopped = terminal.call("double");
+    terminal.dev.wait_for("(Pdb) ").await;
+    write(dir, "app.py", &format!("{DEBUGGED}\ndef more() -> int:\n    return 1\n"));
+    terminal.dev.wait_for("  added    more()").await;
+    let asking = terminal.call("ask");
+    terminal.answer("name? ", "p result + 1000\n").await;
+    terminal.dev.wait_for("1042").await;
+    terminal.answer("(Pdb) ", "c\n").await;
+    assert_eq!(stopped.await.unwrap().stdout, b"42\n");
+    // Its worker has exited or is about to, so the new one has the input.
+    terminal.keyboard.write_all(b"Ada\n").unwrap();
+    assert_eq!(asking.await.unwrap().stdout, b"\"Ada\"\n");
+    terminal.dev.interrupt(dir).await;
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ async fn a_new_project_passes_its_tests_and_serves_its_tools() {
         .unwrap();
     assert!(examined.status.success(), "{}", stdout(&examined));
     let adapter = checks(&examined).remove("adapter").unwrap();
-    assert!(adapter["evidence"].as_str().unwrap().contains("`my_shop.py` can be imported"), "{adapter}");
+    assert!(adapter["evidence"].as_str().unwrap().contains("`my_shop.py` can be loaded"), "{adapter}");
 
     let sandbox = Sandbox::adapter("my_shop.py", 1).working_dir(&project).start().await;
     assert_eq!(
@@ -56,6 +56,26 @@ async fn a_new_project_passes_its_tests_and_serves_its_tools() {
     let invalid = command(dir.path(), &["new", "json"]).output().await.unwrap();
     assert!(String::from_utf8_lossy(&invalid.stderr).contains("module of Python"), "{invalid:?}");
     assert!(!dir.path().join("json").exists());
+    let installed = command(dir.path(), &["new", "numpy"]).output().await.unwrap();
+    assert_eq!(installed.status.code(), Some(2), "{installed:?}");
+    let stderr = String::from_utf8_lossy(&installed.stderr);
+    assert!(stderr.contains("`numpy` is an installed module, ") && stderr.contains("`my-numpy`"), "{stderr}");
+    // A directory of the working directory is not installed.
+    std::fs::create_dir(dir.path().join("store")).unwrap();
+    assert!(command(dir.path(), &["new", "store"]).output().await.unwrap().status.success());
+}
+
+#[tokio::test]
+async fn a_project_that_cannot_be_written_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    // The largest size of a file stands for a full disk.
+    let line = format!("trap '' XFSZ; ulimit -f 1; exec {} new deep/shop", daemon_binary().display());
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", &line]).current_dir(dir.path()).env("SNAKEPIT_PYTHON", python());
+    let output = shell.output().await.unwrap();
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot create deep/shop/"), "{output:?}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 /// The checks of `snakepit doctor --json` by name.
@@ -116,6 +136,35 @@ async fn the_doctor_explains_broken_environments() {
     let mut broken = doctor();
     broken.arg("broken.py");
     assert_fails(broken, "adapter", "No module named 'missing_module'", "snakepit dev").await;
+    let mut broken = doctor();
+    broken.arg("broken.py");
+    assert_fails(broken, "adapter", "broken.py\", line 1, in <module>", "correct the code").await;
+    std::fs::write(dir.join("malformed.py"), "def f(:\n").unwrap();
+    let mut broken = doctor();
+    broken.arg("malformed.py");
+    assert_fails(broken, "adapter", "malformed.py\", line 1\n", "correct the code").await;
+    let mut broken = doctor();
+    broken.arg("missing.py");
+    assert_fails(broken, "adapter", "there is no file", "correct the adapter, or name another").await;
+    std::fs::write(dir.join("taking.py"), "def process_init(size: int):\n    pass\n\ndef f():\n    pass\n")
+        .unwrap();
+    for (value, evidence) in [("path=x", "`path` is unknown"), ("size=x", "`size` of `process_init`")] {
+        let mut broken = doctor();
+        broken.args(["--adapter", "taking.py", "--adapter-arg", value]);
+        assert_fails(broken, "adapter", evidence, "--adapter").await;
+    }
+    let mut options = doctor();
+    options.args(["taking.py", "--adapter-arg", "size=3", "--workers", "1", "--listen", "127.0.0.1:0"]);
+    let options = options.output().await.unwrap();
+    assert!(options.status.success(), "{}", stdout(&options));
+    assert!(
+        checks(&options)["settings"]["evidence"].as_str().unwrap().contains("; 1 workers"),
+        "{options:?}"
+    );
+    assert_eq!(command(dir, &["doctor", "--worker", "1"]).output().await.unwrap().status.code(), Some(2));
+    let mut broken = doctor();
+    broken.env("SNAKEPIT_WORKERS", "many");
+    assert_fails(broken, "settings", "SNAKEPIT_WORKERS", "correct the file or the variable").await;
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().map(|address| (taken, address.to_string())).unwrap();
@@ -162,4 +211,8 @@ async fn the_doctor_examines_a_running_server() {
     ] {
         assert!(text.contains(&needle), "no {needle:?} in {text}");
     }
+    // Also without its address in --server.
+    let output = command(dir.path(), &["doctor", "--listen", &listen]).output().await.unwrap();
+    let text = stdout(&output);
+    assert!(text.contains(&format!("a running snakepit server uses {listen}")), "{text}");
 }

@@ -210,3 +210,38 @@ async fn no_call_fails_during_a_restart() {
     snakepit_tests::signal(sandbox.pid(), snakepit_tests::Signal::SIGTERM);
     assert_eq!(sandbox.wait(Duration::from_secs(20)).await, Some(0));
 }
+
+#[tokio::test]
+async fn a_client_that_may_list_nothing_can_restart_the_workers_and_call_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("app.py"), "def kind(text: str) -> str:\n    return text\n").unwrap();
+    let snakepit = Snakepit::builder()
+        .adapter(dir.path().join("app.py").display().to_string())
+        .python(python())
+        .run_dir(dir.path())
+        .workers(1)
+        .multiplex(!snakepit_tests::plain_calls())
+        .listen(([127, 0, 0, 1], 0).into())
+        .authorize(|principal, operation| match operation {
+            _ if principal.is_worker() => Ok(()),
+            Operation::ListTools | Operation::Observe => Err(Denied::new("listing is denied")),
+            _ => Ok(()),
+        })
+        .start()
+        .await
+        .unwrap();
+    let address = snakepit.address().unwrap().to_string();
+    let listed = Sandbox::cli_at(&address, &["tools"]).await;
+    assert!(
+        String::from_utf8_lossy(&listed.stderr).contains("listing is denied (ACCESS_DENIED)"),
+        "{listed:?}"
+    );
+    let called = Sandbox::cli_at(&address, &["call", "kind", "text=5"]).await;
+    assert_eq!(called.stdout, b"\"5\"\n", "{called:?}");
+    let restarted = Sandbox::cli_at(&address, &["restart"]).await;
+    assert!(restarted.stdout.starts_with(b"replaced all workers in "), "{restarted:?}");
+    let restarted = Sandbox::cli_at(&address, &["restart", "--json"]).await;
+    let report: Value = serde_json::from_slice(&restarted.stdout).unwrap();
+    assert_eq!((&report["workers"], &report["tools"]), (&Value::Null, &Value::Null), "{report}");
+    snakepit.shutdown().await.unwrap();
+}

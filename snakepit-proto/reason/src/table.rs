@@ -229,4 +229,7 @@ reasons! {
 
     "The daemon cannot start."
     CannotStart "CANNOT_START" [Internal] 500 -32603 5 permanent CommandLine
+
+    "The result cannot be written: stdout is closed, or stdout, a file or a disk is full."
+    OutputFailed "OUTPUT_FAILED" [Internal] 500 -32603 6 permanent CommandLine
 }

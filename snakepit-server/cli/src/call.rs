@@ -1,6 +1,7 @@
 //! `snakepit call` and `snakepit stream`.
 
 mod arguments;
+mod destination;
 mod literal;
 mod npy;
 mod parameter;
@@ -13,19 +14,22 @@ use serde_json::value::RawValue;
 use snakepit_proto::{headers, mux::MAX_ITEM_BYTES, pb, value};
 use snakepit_server::{Reason, ToolSpec};
 use snakepit_wire::spec_from_wire;
-use tokio::time::Instant;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
 use tonic::{Request, Status};
 
 use self::{
     arguments::{Argument, Arguments},
-    result::{Destination, Writer},
+    destination::{Destination, Writer},
 };
 use crate::{
     Failure,
     client::{Clock, ServerArgs, Stage},
     duration,
     live_call::{Answer, LiveCall, LiveEvent, error_message},
-    output::{print, print_json, to_readable_json},
+    output::{self, print, print_json, to_readable_json},
 };
 
 /// The text between the options and the exit codes in the help of both commands.
@@ -127,8 +131,11 @@ impl CallArgs {
         self.server.start_clock(self.timeout)
     }
 
-    /// Reads the arguments of the tool, before anything is sent.
-    fn read_arguments(&self) -> Result<Arguments, Failure> {
+    /// Reads the arguments of the tool, and checks that its result can be printed, before anything is sent.
+    fn read_arguments(&self, output: Option<&Destination>) -> Result<Arguments, Failure> {
+        if !matches!(output, Some(Destination::File(_))) {
+            output::check()?;
+        }
         Arguments::read(&self.args, &self.arguments)
     }
 
@@ -157,13 +164,19 @@ impl CallArgs {
         Ok(request)
     }
 
-    /// The spec of the tool. `None` if the server does not list it.
+    /// The spec of the tool. `None` if the server does not list it, or does not let this client list its tools.
     async fn spec(&self, client: &mut Client) -> Result<Option<ToolSpec>, Failure> {
-        let listed =
-            client.list_tools(self.with_timeout(pb::ListToolsRequest {})).await.map_err(|status| {
-                // The call itself was not sent.
-                self.server.status_failure(status).may_have_run(false)
-            })?;
+        let listed = match client.list_tools(self.with_timeout(pb::ListToolsRequest {})).await {
+            Ok(listed) => listed,
+            Err(status) => {
+                let failure = self.server.status_failure(status);
+                return match failure.reason() {
+                    Some(Reason::AccessDenied) => Ok(None),
+                    // The call itself was not sent.
+                    _ => Err(failure.may_have_run(false)),
+                };
+            }
+        };
         let specs = listed.into_inner().tools.into_iter().filter_map(|tool| tool.spec);
         Ok(specs.into_iter().find(|spec| spec.name == self.tool).map(spec_from_wire))
     }
@@ -279,7 +292,7 @@ struct ChunkLine<'a> {
 }
 
 pub(crate) async fn unary(Args { json, output, call }: Args) -> Result<(), Failure> {
-    let arguments = call.read_arguments()?;
+    let arguments = call.read_arguments(output.as_ref())?;
     let mut client = call.server.connect().await?;
     let request = call.request(&mut client, arguments).await?;
     call.open_session(&mut client).await?;
@@ -302,7 +315,9 @@ pub(crate) async fn unary(Args { json, output, call }: Args) -> Result<(), Failu
     let (value, buffer) = (response.result.unwrap_or_default(), response.binary_result);
     if let Some(destination) = output {
         let content = result::to_file(&destination, value, buffer)?;
-        return destination.open()?.write(&content);
+        let mut writer = destination.open()?;
+        writer.write(&content)?;
+        return writer.finish();
     }
     if !json && let Some(description) = result::describe_whole(&value, &buffer) {
         return print(&description);
@@ -319,8 +334,33 @@ pub(crate) async fn unary(Args { json, output, call }: Args) -> Result<(), Failu
     }
 }
 
-pub(crate) async fn stream(StreamArgs { json, output, call }: StreamArgs) -> Result<(), Failure> {
-    let arguments = call.read_arguments()?;
+pub(crate) async fn stream(args: StreamArgs) -> Result<(), Failure> {
+    let has_file = matches!(args.output, Some(Destination::File(_)));
+    tokio::select! {
+        ended = receive_stream(args) => ended,
+        // Dropping the stream removes its temporary file.
+        name = stop_signal(), if has_file => {
+            let problem = format!("stopped by {name}; the file of --output stays as it was");
+            Err(Failure::new(Reason::Cancelled, problem).may_have_run(true))
+        }
+    }
+}
+
+/// Waits for a signal that ends a command, and returns its name.
+async fn stop_signal() -> &'static str {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    }
+}
+
+async fn receive_stream(StreamArgs { json, output, call }: StreamArgs) -> Result<(), Failure> {
+    let arguments = call.read_arguments(output.as_ref())?;
     let mut client = call.server.connect().await?;
     let request = call.request(&mut client, arguments).await?;
     call.open_session(&mut client).await?;
@@ -366,11 +406,14 @@ impl Chunks {
         })?;
         let json = self.json;
         match self.writer()? {
-            Some(writer) => writer.write_item(&data),
+            Some(writer) => writer.write(&result::item_to_file(&data)?),
             None if json => {
                 print_json(&ChunkLine { chunk_id: &chunk.chunk_id, data: &data, metadata: &chunk.metadata })
             }
-            None => print_json(&result::describe_nested(&data).unwrap_or(data)),
+            None => match result::describe_item(&data) {
+                Some(description) => print(&description),
+                None => print_json(&result::describe_nested(&data).unwrap_or(data)),
+            },
         }
     }
 
@@ -384,7 +427,8 @@ impl Chunks {
 
     /// Ends the stream. Without chunks, the output is empty.
     fn end(mut self) -> Result<(), Failure> {
-        self.writer().map(drop)
+        self.writer()?;
+        self.writer.map_or(Ok(()), Writer::finish)
     }
 }
 

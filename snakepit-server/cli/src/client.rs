@@ -61,6 +61,11 @@ impl ServerArgs {
         self.clock.clone()
     }
 
+    /// The server that listens at an address. `None` if clients cannot connect to the address.
+    pub(crate) fn at(listen: &str) -> Option<Self> {
+        Some(Self { server: listen.parse().ok()?, clock: Clock::default() })
+    }
+
     /// The address of the server.
     pub(crate) const fn address(&self) -> &Address {
         &self.server
@@ -203,7 +208,7 @@ pub(crate) async fn with_timeout(
 }
 
 impl ServerArgs {
-    /// Converts a status to one line of text: the server's message and the name of the code.
+    /// Converts a status to one line of text: the server's message and the reason.
     #[allow(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
     pub(crate) fn status_failure(&self, status: Status) -> Failure {
         if caused_by::<tonic::TimeoutExpired>(&status) {
@@ -228,11 +233,12 @@ impl ServerArgs {
         let failure = match reason_of(&status) {
             Some(Reason::Proxy) => Failure::new(Reason::Proxy, status.message()),
             reason => {
-                let mut message = format!("{} ({:?})", status.message(), status.code());
-                if reason == Some(Reason::ToolNotFound) && !message.contains("did you mean") {
-                    message.push_str("; see `snakepit tools`");
+                let mut failure = Failure::new(Reason::Rejected, status.message()).with_reason_of(&status);
+                failure.message = format!("{} ({})", failure.message, failure.code());
+                if reason == Some(Reason::ToolNotFound) && !failure.message.contains("did you mean") {
+                    failure.message.push_str("; see `snakepit tools`");
                 }
-                Failure::new(Reason::Rejected, message).with_reason_of(&status)
+                failure
             }
         };
         failure.may_have_run(error.may_have_run()).retry_after(error.retry_after())

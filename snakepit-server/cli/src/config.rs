@@ -153,9 +153,9 @@ pub(crate) fn with_environment(command: Command) -> Command {
     })
 }
 
-/// Whether a flag is a key of the file. `--config`, `--json`, `--stop-with-stdin`, `--debug`, `--help` and `--version` are not.
+/// Whether a flag is a key of the file. `--help`, `--version` and the flags that configure only the command are not.
 fn is_key(arg: &Arg) -> bool {
-    !["config", "json", "stop_with_stdin", "debug"].iter().any(|id| arg.get_id() == id)
+    !["config", "json", "stop_with_stdin", "debug", "server"].iter().any(|id| arg.get_id() == id)
         && matches!(arg.get_action(), ArgAction::Set | ArgAction::SetTrue)
 }
 

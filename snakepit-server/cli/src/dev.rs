@@ -4,11 +4,11 @@ mod adapter;
 mod terminal;
 mod watcher;
 
-use std::{future::pending, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use snakepit_pool::PoolConfig;
 use snakepit_server::{
-    Builder, CallOutcome, CallRecord, Snakepit, StartError, ToolError, ToolSpec, error_chain,
+    Builder, CallOutcome, CallRecord, Reason, Snakepit, StartError, ToolError, ToolSpec, error_chain,
 };
 use tokio::time::Instant;
 
@@ -26,7 +26,8 @@ The adapter is the first of these that exists:
 The directory is PATH if that is a directory and no package, else the working directory.
 
 When a Python file in or below the directory changes, new workers replace the old ones, which
-finish their calls. While the code is broken, the old workers keep serving.
+finish their calls. Changes of tests have no effect. While the code is broken, the old workers
+keep serving.
 
 The other options are those of `snakepit serve`, with the defaults --workers 1 and --drain 1s.
 Only --debug reads standard input.";
@@ -60,11 +61,13 @@ impl Args {
         let terminal = match self.debug {
             true => Some(Terminal::open().map_err(|error| {
                 let problem = format!("cannot connect the worker to this terminal: {error}");
-                Failure::new(snakepit_server::Reason::CannotStart, problem)
+                Failure::new(Reason::CannotStart, problem)
             })?),
             false => None,
         };
-        let watcher = Watcher::new(adapter::directories(&self.serve));
+        let watcher = Watcher::start(adapter::directories(&self.serve), adapter::file(&self.serve));
+        let watcher = watcher
+            .map_err(|error| Failure::new(Reason::CannotStart, format!("cannot watch the code: {error}")))?;
         Ok((self.serve, DevMode { terminal, watcher }))
     }
 }
@@ -111,20 +114,6 @@ impl DevMode {
         ));
     }
 
-    /// Waits for the start of the daemon. Meanwhile, connects the debugged worker to the terminal.
-    pub(crate) async fn wait_for_start<T>(&mut self, start: impl Future<Output = T>) -> T {
-        let terminal = async {
-            match &mut self.terminal {
-                Some(terminal) => terminal.run().await,
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            started = start => started,
-            () = terminal => pending().await,
-        }
-    }
-
     /// Reports a failed start, and waits for a change.
     pub(crate) async fn wait_for_change_after(&mut self, failure: &Failure) {
         print_error(&format!("{failure}\nwaiting for a change of the code"));
@@ -159,19 +148,9 @@ impl DevMode {
         }
     }
 
-    /// Waits for a change to the code. Meanwhile, connects the debugged worker to the terminal.
+    /// Waits for a change to the code.
     async fn changed(&mut self) -> Vec<String> {
-        let Self { terminal, watcher } = self;
-        let terminal = async {
-            match terminal {
-                Some(terminal) => terminal.run().await,
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            changed = watcher.changed() => changed.iter().map(|path| shorten(path)).collect(),
-            () = terminal => pending().await,
-        }
+        self.watcher.changed().await.iter().map(|path| shorten(path)).collect()
     }
 }
 

@@ -13,26 +13,24 @@ use crate::{Failure, client::ServerArgs, output, serve};
 
 /// The text after the options in the help.
 pub(crate) const HELP: &str = "\
-The settings are those of `snakepit serve` in this directory: its environment variables and
-snakepit.toml.
+The options are those of `snakepit serve`, which also come from its environment variables and
+snakepit.toml in this directory.
 
 Exit codes:
   0  no check failed
   1  a check failed
-  2  wrong usage";
+  2  wrong usage
+  6  the result cannot be written";
 
+// Without a group, because the flattened arguments have a group of the same name.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(crate) struct Args {
-    /// Examine this adapter, as `snakepit serve` takes it [default: that of the settings].
-    #[arg(value_name = "ADAPTER")]
-    adapter: Option<String>,
-
-    /// Print one JSON object with all checks.
-    #[arg(long)]
-    pub(crate) json: bool,
-
     #[command(flatten)]
     server: ServerArgs,
+
+    #[command(flatten)]
+    pub(crate) serve: serve::Args,
 }
 
 /// The outcome of a check.
@@ -93,14 +91,14 @@ impl Check {
     }
 }
 
-/// Runs all checks. `settings` are the settings of `snakepit serve`.
+/// Runs all checks. `settings` are the settings of `snakepit serve`, or the problem of the environment or the file.
 pub(crate) async fn run(args: Args, settings: Result<serve::Args, Failure>) -> Result<ExitCode, Failure> {
     let mut checks = vec![system::daemon(), system::clock()];
     match settings {
         Ok(settings) => {
             checks.push(Check::ok("settings", describe_settings(&settings)));
-            checks.extend(python::checks(args.adapter.as_deref(), &settings).await);
-            checks.push(server::port(&args.server, settings.listen()).await);
+            checks.extend(python::checks(&settings).await);
+            checks.push(server::port(settings.listen()).await);
             checks.push(system::run_dir(settings.run_dir()).await);
             checks.push(system::open_files(settings.worker_count()));
             checks.push(system::memory(settings.worker_count()));
@@ -112,7 +110,7 @@ pub(crate) async fn run(args: Args, settings: Result<serve::Args, Failure>) -> R
     }
     checks.push(server::reachable(&args.server).await);
     let failed = checks.iter().filter(|check| check.status == Status::Failed).count();
-    if args.json {
+    if args.serve.json {
         output::print_json(&serde_json::json!({"ok": failed == 0, "checks": checks}))?;
     } else {
         checks.iter().try_for_each(|check| output::print(&check.describe()))?;

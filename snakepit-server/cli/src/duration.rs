@@ -4,8 +4,13 @@ use std::time::Duration;
 
 /// Parses `700ms`, `0.7s`, `2m` or `1h 30m`.
 pub(crate) fn parse(value: &str) -> Result<Duration, String> {
-    humantime::parse_duration(value)
-        .map_err(|error| format!("{error}; it takes a number and a unit, such as 700ms, 0.7s or 2m"))
+    humantime::parse_duration(value).map_err(|error| {
+        let problem = match value.parse::<f64>() {
+            Ok(seconds) if seconds >= 0.0 => format!("it has no unit; `{value}s` are seconds"),
+            _ => error.to_string(),
+        };
+        format!("{problem}; it takes a number and a unit, such as 700ms, 0.7s or 2m")
+    })
 }
 
 /// Parses a duration of at least one millisecond.
@@ -25,6 +30,7 @@ mod tests {
         for bad in ["0.7", "7", "", "soon", "-1s"] {
             assert!(parse(bad).unwrap_err().contains("0.7s"), "{bad}");
         }
+        assert!(parse("5").unwrap_err().starts_with("it has no unit; `5s` are seconds; "));
     }
 
     #[test]

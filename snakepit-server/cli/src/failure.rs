@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use clap::error::{ContextKind, ContextValue};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use snakepit_proto::pb;
 use snakepit_server::{Fault, Principal, Reason, ToolError};
 use snakepit_wire::failure_from_wire;
@@ -30,7 +30,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
-        let may_have_run = matches!(reason, Reason::ToolFailed | Reason::Rejected);
+        let may_have_run = matches!(reason, Reason::ToolFailed | Reason::Rejected | Reason::OutputFailed);
         Self {
             reason,
             foreign_code: None,
@@ -66,6 +66,11 @@ impl Failure {
         }
     }
 
+    /// The code for scripts.
+    pub(crate) fn code(&self) -> &str {
+        self.foreign_code.as_deref().unwrap_or(self.reason.as_str())
+    }
+
     pub(crate) const fn exit_code(&self) -> u8 {
         self.reason.exit_code()
     }
@@ -79,9 +84,22 @@ impl Failure {
     pub(crate) fn exception(mut self, failure: pb::ToolFailure) -> Self {
         let failure = failure_from_wire(failure);
         self.traceback.clone_from(&failure.traceback);
+        let mut parts = Map::new();
+        if !failure.args.is_empty() {
+            parts.insert("args".to_owned(), failure.args.clone().into());
+        }
+        if !failure.attributes.is_empty() {
+            parts.insert("attributes".to_owned(), serde_json::json!(failure.attributes));
+        }
+        if !failure.omitted.is_empty() {
+            parts.insert("omitted".to_owned(), failure.omitted.clone().into());
+        }
         let fault = Fault::from(ToolError::Failed(Box::new(failure)));
-        self.exception =
-            fault.to_problem(&Principal::loopback()).get_mut("exception").map(Value::take).map(Box::new);
+        let mut exception = fault.to_problem(&Principal::loopback())["exception"].take();
+        if let Value::Object(members) = &mut exception {
+            members.extend(parts);
+            self.exception = Some(Box::new(exception));
+        }
         self
     }
 
@@ -97,8 +115,8 @@ impl Failure {
 
     pub(crate) fn as_json(&self) -> Value {
         let Self { message, may_have_run, .. } = self;
-        let code = self.foreign_code.as_deref().unwrap_or(self.reason.as_str());
-        let mut object = serde_json::json!({"code": code, "message": message, "may_have_run": may_have_run});
+        let mut object =
+            serde_json::json!({"code": self.code(), "message": message, "may_have_run": may_have_run});
         if let Some(retry_after) = self.retry_after {
             object["retry_after"] = retry_after.as_secs_f64().into();
         }
@@ -191,7 +209,7 @@ mod tests {
     #[test]
     fn json_has_the_exception_of_the_tool() {
         let details =
-            br#"{"data": {"id": 7}, "notes": ["a note"], "cause": {"type": "KeyError", "message": "7"}}"#;
+            br#"{"data": {"id": 7}, "args": ["tea"], "attributes": {"item": "tea"}, "notes": ["a note"], "cause": {"type": "KeyError", "message": "7"}}"#;
         let failure = pb::ToolFailure {
             r#type: "shop.NoItem".into(),
             message: "no item".into(),
@@ -206,5 +224,6 @@ mod tests {
         assert_eq!((&exception["type"], &exception["code"]), (&"shop.NoItem".into(), &"not_found".into()));
         assert_eq!((&exception["data"]["id"], &exception["notes"][0]), (&7.into(), &"a note".into()));
         assert_eq!(exception["cause"]["type"], "KeyError");
+        assert_eq!((&exception["args"][0], &exception["attributes"]["item"]), (&"tea".into(), &"tea".into()));
     }
 }

@@ -27,7 +27,7 @@ mod tools;
 
 use std::{ffi::OsString, process::ExitCode, thread::available_parallelism};
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
 use nix::sys::signal::SigSet;
 use snakepit_server::{Reason, settings::Setting};
 use tokio::runtime::{Builder, Runtime};
@@ -46,7 +46,8 @@ Exit codes:
   2  wrong usage
   3  the call was rejected, timed out, or lost its worker
   4  the server cannot be reached, or the connection was lost
-  5  the daemon, or a new worker, cannot start";
+  5  the daemon, or a new worker, cannot start
+  6  the result cannot be written";
 
 /// Appended to the help of the commands that connect to a server.
 const CLIENT_HELP: &str = "\
@@ -57,6 +58,7 @@ Exit codes:
   3  the call was rejected, timed out, or lost its worker
   4  the server cannot be reached, or the connection was lost
   5  a new worker cannot start
+  6  the result cannot be written
 
 With --json, an error is one JSON object on stderr. It has the keys `code`, `message` and
 `may_have_run` (whether the tool may have run), `retry_after` (seconds) if the server suggests
@@ -86,7 +88,7 @@ enum Command {
     New(new::Args),
     /// Examine the environment of the daemon and its workers, and show how to fix problems.
     #[command(after_help = doctor::HELP)]
-    Doctor(doctor::Args),
+    Doctor(Box<doctor::Args>),
     /// Call a tool and print its result as JSON.
     #[command(after_help = format!("{}\n\n{CLIENT_HELP}", call::HELP))]
     Call(call::Args),
@@ -123,7 +125,7 @@ impl Command {
             Self::Serve(args) => args.json,
             Self::Dev(args) => args.serve.json,
             Self::New(_) => false,
-            Self::Doctor(args) => args.json,
+            Self::Doctor(args) => args.serve.json,
             Self::Call(args) => args.json,
             Self::Stream(args) => args.json,
             Self::Tools(args) => args.list.json,
@@ -146,12 +148,16 @@ fn main() -> ExitCode {
     Setting::name_flags();
     let words: Vec<OsString> = std::env::args_os().collect();
     // This reports errors of the command line before those of the configuration file.
-    let matches = environment::matches(&command_line(), &words);
+    let matches = environment::matches(&without_checked_settings(command_line()), &words);
     let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
     let (is_json, result) = match parsed {
         Ok(Cli { command }) => (command.is_json(), execute(command, &words)),
-        // The parser prints help and version on stdout.
-        Err(error) if !error.use_stderr() || !has_json_flag(&words) => error.exit(),
+        // The help or the version.
+        Err(error) if !error.use_stderr() => {
+            let printed = output::write(|_| error.print());
+            (has_json_flag(&words), printed.map(|()| ExitCode::SUCCESS))
+        }
+        Err(error) if !has_json_flag(&words) => error.exit(),
         Err(error) => (true, Err(Failure::of_usage(&error))),
     };
     let code = match result {
@@ -173,8 +179,12 @@ fn execute(command: Command, words: &[OsString]) -> Result<ExitCode, Failure> {
         Command::Dev(args) => args.serve.served().map_or(Ok(None), dev::NamedDirectory::enter)?,
         _ => None,
     };
-    let command = configured(command, words)?;
-    runtime()?.block_on(run(command, directory))
+    let command = match command {
+        // It reports the errors of its settings itself.
+        Command::Doctor(_) => command,
+        command => configured(command, words)?,
+    };
+    runtime()?.block_on(run(command, directory, words))
 }
 
 /// Whether the flag `--json` is among the words of a command line, which may be malformed.
@@ -184,7 +194,14 @@ fn has_json_flag(words: &[OsString]) -> bool {
 
 /// All commands, with the environment variables of their flags.
 fn all_flags() -> clap::Command {
-    Cli::command().mut_subcommand("serve", config::with_environment).mut_subcommand("dev", |dev| {
+    let cli = Cli::command().mut_subcommand("serve", config::with_environment);
+    let cli = cli.mut_subcommand("doctor", |doctor| {
+        config::with_environment(doctor)
+            .mut_arg("json", |arg| arg.help("Print one JSON object with all checks"))
+            .mut_arg("served", |arg| arg.help("Examine this adapter. Overrides --adapter"))
+            .mut_arg("stop_with_stdin", |arg| arg.hide(true))
+    });
+    cli.mut_subcommand("dev", |dev| {
         let dev = config::with_environment(dev);
         dev.mut_arg("workers", |arg| arg.default_value("1")).mut_arg("drain", |arg| arg.default_value("1s"))
     })
@@ -194,11 +211,31 @@ fn command_line() -> clap::Command {
     environment::without_empty(all_flags())
 }
 
-/// Applies the configuration file, if there is one, to `snakepit serve` and `snakepit dev`.
+/// Detaches the environment variables of the settings that `snakepit doctor` checks, because their errors are a failed check.
+fn without_checked_settings(cli: clap::Command) -> clap::Command {
+    let is_checked = |arg: &clap::Arg| arg.get_id() != "server";
+    cli.mut_subcommand("doctor", |doctor| {
+        doctor.mut_args(|arg| if is_checked(&arg) { arg.env(Resettable::Reset) } else { arg })
+    })
+}
+
+/// The settings that `snakepit doctor` checks.
+fn checked_settings(words: &[OsString]) -> Result<serve::Args, Failure> {
+    let matches = environment::matches(&command_line(), words);
+    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    let Cli { command } = parsed.map_err(|error| Failure::of_usage(&error))?;
+    match configured(command, words)? {
+        Command::Doctor(args) => Ok(args.serve),
+        _ => Err(Failure::new(Reason::Internal, "the settings of `snakepit doctor` cannot be read")),
+    }
+}
+
+/// Applies the configuration file, if there is one, to the commands with the options of `snakepit serve`.
 fn configured(command: Command, words: &[OsString]) -> Result<Command, Failure> {
     let (name, args) = match &command {
         Command::Serve(args) => ("serve", &**args),
         Command::Dev(args) => ("dev", &args.serve),
+        Command::Doctor(args) => ("doctor", &args.serve),
         _ => return Ok(command),
     };
     let Some(file) = config::File::find(args.config.as_deref())? else { return Ok(command) };
@@ -210,12 +247,13 @@ fn configured(command: Command, words: &[OsString]) -> Result<Command, Failure> 
     let matches = environment::matches(&cli, words);
     let mut command = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(Cli { command }) => command,
-        Err(error) if args.json => return Err(Failure::of_usage(&error)),
+        Err(error) if args.json || name == "doctor" => return Err(Failure::of_usage(&error)),
         Err(error) => error.exit(),
     };
     match &mut command {
         Command::Serve(args) => args.config = Some(file.path),
         Command::Dev(args) => args.serve.config = Some(file.path),
+        Command::Doctor(args) => args.serve.config = Some(file.path),
         _ => {}
     }
     Ok(command)
@@ -248,10 +286,14 @@ fn runtime() -> Result<Runtime, Failure> {
     })
 }
 
-async fn run(command: Command, directory: Option<dev::NamedDirectory>) -> Result<ExitCode, Failure> {
+async fn run(
+    command: Command,
+    directory: Option<dev::NamedDirectory>,
+    words: &[OsString],
+) -> Result<ExitCode, Failure> {
     let result = match command {
-        Command::Doctor(args) => return doctor::run(args, serve_settings()).await,
-        Command::New(args) => new::run(&args),
+        Command::Doctor(args) => return doctor::run(*args, checked_settings(words)).await,
+        Command::New(args) => new::run(&args).await,
         Command::Serve(args) => serve::run(*args, &all_flags(), None).await,
         Command::Dev(args) => {
             let (serve, dev) = args.prepare(directory)?;
@@ -276,19 +318,6 @@ async fn run(command: Command, directory: Option<dev::NamedDirectory>) -> Result
         }
     };
     result.map(|()| ExitCode::SUCCESS)
-}
-
-/// The settings that `snakepit serve` would use in this directory, without a command line.
-fn serve_settings() -> Result<serve::Args, Failure> {
-    // With `--json`, errors of the settings are returned instead of printed.
-    let words = ["snakepit", "serve", "--json"].map(OsString::from);
-    let matches = environment::matches(&command_line(), &words);
-    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
-    let Cli { command } = parsed.map_err(|error| Failure::of_usage(&error))?;
-    match configured(command, &words)? {
-        Command::Serve(args) => Ok(*args),
-        _ => Err(Failure::new(Reason::Internal, "the settings of `snakepit serve` cannot be read")),
-    }
 }
 
 /// Marks the error of a command as one after which no tool has run.

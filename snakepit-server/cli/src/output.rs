@@ -1,6 +1,9 @@
 //! Output on stdout. If the reader has closed the pipe, the program exits silently, like other tools in a pipe.
 
-use std::io::{ErrorKind, Write};
+use std::{
+    io::{self, ErrorKind, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -9,14 +12,51 @@ use snakepit_server::Reason;
 
 use crate::Failure;
 
+/// Whether this program was started with a closed stdout.
+static IS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// A function that runs before `main`, because the standard library then opens `/dev/null` in place of a closed stdout.
+#[used]
+#[allow(unsafe_code, reason = "only a constructor runs before the standard library")]
+#[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
+#[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
+static RECORD_CLOSED: extern "C" fn() = {
+    extern "C" fn record() {
+        // SAFETY: the call has no effect on memory.
+        let is_closed = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } == -1;
+        IS_CLOSED.store(is_closed, Ordering::Relaxed);
+    }
+    record
+};
+
+/// Checks that stdout is open, before a command does anything.
+pub(crate) fn check() -> Result<(), Failure> {
+    match IS_CLOSED.load(Ordering::Relaxed) {
+        true => Err(not_written("it is closed").may_have_run(false)),
+        false => Ok(()),
+    }
+}
+
 /// Prints text and a newline.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = std::io::stdout().lock();
-    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+    write(|stdout| writeln!(stdout, "{text}"))
+}
+
+/// Writes to stdout.
+pub(crate) fn write(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    check()?;
+    let mut stdout = io::stdout().lock();
+    match write(&mut stdout).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(()),
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
-        Err(e) => Err(Failure::new(Reason::Rejected, format!("cannot write to stdout: {e}"))),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+            std::process::exit(Reason::OutputFailed.exit_code().into());
+        }
+        Err(error) => Err(not_written(&error.to_string())),
     }
+}
+
+fn not_written(problem: &str) -> Failure {
+    Failure::new(Reason::OutputFailed, format!("cannot write to stdout: {problem}"))
 }
 
 /// Prints one line of JSON.

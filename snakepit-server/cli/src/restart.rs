@@ -7,7 +7,7 @@ use snakepit_proto::pb::{self, bridge_service_client::BridgeServiceClient};
 use snakepit_server::{Reason, ToolSpec};
 use snakepit_wire::spec_from_wire;
 use tokio::time::Instant;
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
 
 use crate::{
     Failure,
@@ -24,7 +24,8 @@ of an error in the adapter, the old workers keep serving, and the exit code is 5
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Print one JSON object with the number of workers, the seconds, and the changed tools.
+    /// Print one JSON object with the number of workers, the seconds, and the changed tools. Parts that this client may not see are
+    /// null.
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -43,6 +44,7 @@ impl Args {
 }
 
 pub(crate) async fn run(Args { json, server, .. }: Args) -> Result<(), Failure> {
+    output::check()?;
     let mut client = server.connect().await?;
     let old_tools = tools(&server, &mut client).await?;
     let begin = Instant::now();
@@ -54,23 +56,43 @@ pub(crate) async fn run(Args { json, server, .. }: Args) -> Result<(), Failure> 
         return Err(Failure::new(Reason::CannotStart, message).traceback(traceback));
     }
     let seconds = begin.elapsed().as_secs_f64();
-    let changes = ToolChanges::diff(&old_tools, &tools(&server, &mut client).await?);
-    let listed = client.list_workers(pb::ListWorkersRequest {}).await;
-    let workers = listed.map_err(|status| server.status_failure(status))?.into_inner().workers.len();
+    let changes = match old_tools {
+        Some(old_tools) => {
+            tools(&server, &mut client).await?.map(|after| ToolChanges::diff(&old_tools, &after))
+        }
+        None => None,
+    };
+    let listed = client.list_workers(pb::ListWorkersRequest {}).await.map(tonic::Response::into_inner);
+    let workers = if_allowed(&server, listed)?.map(|listed| listed.workers.len());
     if json {
-        return output::print_json(
-            &json!({"workers": workers, "seconds": seconds, "tools": changes.to_json()}),
-        );
+        let tools = changes.map(|changes| changes.to_json());
+        return output::print_json(&json!({"workers": workers, "seconds": seconds, "tools": tools}));
     }
-    let noun = if workers == 1 { "worker" } else { "workers" };
-    output::print(&format!("replaced {workers} {noun} in {seconds:.1} s{changes}"))
+    let count = match workers {
+        None => "all workers".to_owned(),
+        Some(1) => "1 worker".to_owned(),
+        Some(count) => format!("{count} workers"),
+    };
+    let changes = changes.map_or_else(String::new, |changes| changes.to_string());
+    output::print(&format!("replaced {count} in {seconds:.1} s{changes}"))
 }
 
+/// The tools of the server. `None` if it does not let this client list them.
 async fn tools(
     server: &ServerArgs,
     client: &mut BridgeServiceClient<Channel>,
-) -> Result<Vec<ToolSpec>, Failure> {
-    let listed = client.list_tools(pb::ListToolsRequest {}).await;
-    let listed = listed.map_err(|status| server.status_failure(status))?.into_inner();
-    Ok(listed.tools.into_iter().filter_map(|tool| tool.spec).map(spec_from_wire).collect())
+) -> Result<Option<Vec<ToolSpec>>, Failure> {
+    let listed = client.list_tools(pb::ListToolsRequest {}).await.map(tonic::Response::into_inner);
+    let listed = if_allowed(server, listed)?;
+    Ok(listed
+        .map(|listed| listed.tools.into_iter().filter_map(|tool| tool.spec).map(spec_from_wire).collect()))
+}
+
+/// The answer, or `None` if the server denied access, because the restart itself does not depend on it.
+fn if_allowed<T>(server: &ServerArgs, answer: Result<T, Status>) -> Result<Option<T>, Failure> {
+    match answer.map_err(|status| server.status_failure(status)) {
+        Ok(answer) => Ok(Some(answer)),
+        Err(failure) if failure.reason() == Some(Reason::AccessDenied) => Ok(None),
+        Err(failure) => Err(failure),
+    }
 }

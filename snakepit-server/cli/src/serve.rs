@@ -76,7 +76,10 @@ pub(crate) async fn run(
     mut dev: Option<DevMode>,
 ) -> Result<(), Failure> {
     // `snakepit dev` reports starts, restarts and calls itself.
-    let default = if dev.is_some() { "warn,snakepit::worker::output=info" } else { "info" };
+    let default = match dev.is_some() {
+        true => "warn,snakepit::worker::output=info,snakepit_server::host::restart=off",
+        false => "info",
+    };
     log::start(log_filter(default)?, std::io::stderr().is_terminal());
     environment::warn_of_unknown(command);
     // Signals are caught from the start, so that a signal during the launch of the workers does not leave processes behind.
@@ -100,12 +103,7 @@ pub(crate) async fn run(
     };
     let snakepit = loop {
         let builder = builder(&args, dev.as_ref())?;
-        let start = start(&args, builder, &mut signals);
-        let started = match &mut dev {
-            Some(dev) => dev.wait_for_start(start).await,
-            None => start.await,
-        };
-        match (started, &mut dev) {
+        match (start(&args, builder, &mut signals).await, &mut dev) {
             (Ok(Ok(snakepit)), _) => break snakepit,
             (Ok(Err(NotStarted::Signal(name))), _) => {
                 log_early_stop(name);

@@ -25,9 +25,10 @@ Exit codes:
   0  success
   1  the file differs from the tools of the server (--check)
   2  wrong usage
-  3  the server rejected the request, or the file cannot be written
+  3  the server rejected the request, or the file cannot be read
   4  the server cannot be reached, or the connection was lost
-  5  Python or its package snakepit_bridge is missing";
+  5  Python or its package snakepit_bridge is missing
+  6  the module cannot be written";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -61,6 +62,9 @@ pub(crate) struct Args {
 /// Replaces this process with the generator. Returns only if that fails.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let Args { server, output, tool, check, wait, python } = args;
+    if output.is_none() {
+        crate::output::check()?;
+    }
     let python = python.unwrap_or_else(find_python);
     #[allow(clippy::disallowed_methods, reason = "not a worker")]
     let mut command = Command::new(&python);

@@ -171,6 +171,7 @@ const OTHER_REASONS: [Reason; 15] = [
     Reason::Usage,
     Reason::Unreachable,
     Reason::CannotStart,
+    Reason::OutputFailed,
 ];
 
 #[test]

@@ -25,6 +25,9 @@ use crate::{
 /// The form of an argument, for error messages.
 const FORM: &str = "NAME=TEXT, NAME:=JSON, NAME=@FILE or NAME:=@FILE";
 
+/// The longest argument that an error message repeats, in bytes.
+const MAX_EXAMPLE: usize = 40;
+
 /// One argument on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Argument {
@@ -65,7 +68,10 @@ impl fmt::Display for FileOrStdin {
 impl Argument {
     /// Parses a word of the command line.
     pub(super) fn parse(word: &str) -> Result<Self, String> {
-        let (name, value) = word.split_once('=').ok_or_else(|| format!("it takes the form {FORM}"))?;
+        let (name, value) = word.split_once('=').ok_or_else(|| {
+            let example = if word.len() <= MAX_EXAMPLE { word } else { "TEXT" };
+            format!("it has no name; write NAME={example} with a name that `snakepit tools TOOL` shows; the forms are {FORM}")
+        })?;
         let (name, is_json) = name.strip_suffix(':').map_or((name, false), |name| (name, true));
         if name.is_empty() {
             return Err(format!("it has no name; it takes the form {FORM}"));

@@ -1,11 +1,5 @@
 //! Results that contain bytes or arrays: writes them to a file, or describes them for people.
 
-use std::{
-    fs::File,
-    io::{ErrorKind, Write},
-    path::{Path, PathBuf},
-};
-
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -15,7 +9,7 @@ use snakepit_proto::{
 };
 use snakepit_server::Reason;
 
-use super::npy;
+use super::{destination::Destination, npy};
 use crate::{Failure, entries::Entries, output::to_readable_json};
 
 /// The key of the maps that stand for bytes and arrays in plain JSON.
@@ -24,76 +18,11 @@ const KEY: &str = "\"__snakepit__\"";
 /// The maximum depth of described values: the recursion limit of `serde_json`.
 const MAX_DEPTH: usize = 128;
 
-/// The destination of `--output`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Destination {
-    Stdout,
-    File(PathBuf),
-}
-
-impl Destination {
-    /// Parses the value of `--output`. A missing directory is reported before the tool runs.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        if text == "-" {
-            return Ok(Self::Stdout);
-        }
-        let path = PathBuf::from(text);
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        if path.is_dir() {
-            return Err("it is a directory; name a file".to_owned());
-        }
-        match parent {
-            Some(parent) if !parent.is_dir() => {
-                Err(format!("the directory {} does not exist", parent.display()))
-            }
-            _ => Ok(Self::File(path)),
-        }
-    }
-
-    /// Opens the destination, and truncates an existing file.
-    pub(super) fn open(&self) -> Result<Writer, Failure> {
-        let (sink, name): (Box<dyn Write>, _) = match self {
-            Self::Stdout => (Box::new(std::io::stdout()), "stdout".to_owned()),
-            Self::File(path) => {
-                let file =
-                    File::create(path).map_err(|error| cannot_write(&path.display().to_string(), &error))?;
-                (Box::new(file), path.display().to_string())
-            }
-        };
-        Ok(Writer { sink, name })
-    }
-
-    fn is_npy(&self) -> bool {
-        matches!(self, Self::File(path) if Path::new(path).extension().is_some_and(|end| end == "npy"))
-    }
-}
-
-fn cannot_write(name: &str, error: &std::io::Error) -> Failure {
-    // The tool has run.
-    Failure::new(Reason::Rejected, format!("cannot write the result to {name}: {error}"))
-}
-
-/// An open destination.
-pub(super) struct Writer {
-    sink: Box<dyn Write>,
-    name: String,
-}
-
-impl Writer {
-    pub(super) fn write(&mut self, content: &[u8]) -> Result<(), Failure> {
-        match self.sink.write_all(content).and_then(|()| self.sink.flush()) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
-            Err(error) => Err(cannot_write(&self.name, &error)),
-        }
-    }
-
-    /// Writes an item of a stream: bytes as they are, and other values as a line of JSON.
-    pub(super) fn write_item(&mut self, json: &RawValue) -> Result<(), Failure> {
-        match Buffer::parse(json.get()) {
-            Some(buffer) if buffer.kind == "bytes" => self.write(&buffer.content()?),
-            _ => self.write(format!("{}\n", json.get()).as_bytes()),
-        }
+/// Converts an item of a stream to the content of a file: bytes as they are, and other values as a line of JSON.
+pub(super) fn item_to_file(json: &RawValue) -> Result<Vec<u8>, Failure> {
+    match Buffer::parse(json.get()) {
+        Some(buffer) if buffer.kind == "bytes" => buffer.content(),
+        _ => Ok(format!("{}\n", json.get()).into_bytes()),
     }
 }
 
@@ -116,12 +45,8 @@ pub(super) fn to_file(
         }
         _ => {}
     }
-    let json = to_readable_json(any, binary)?;
-    // Hosts send bytes in this form to clients that cannot receive buffers.
-    match Buffer::parse(json.get()) {
-        Some(buffer) if buffer.kind == "bytes" => buffer.content(),
-        _ => Ok(format!("{}\n", json.get()).into_bytes()),
-    }
+    // Hosts send bytes as base64 to clients that cannot receive buffers.
+    item_to_file(&to_readable_json(any, binary)?)
 }
 
 #[derive(Deserialize)]
@@ -140,8 +65,18 @@ pub(super) fn describe_whole(any: &pb::Any, binary: &bytes::Bytes) -> Option<Str
     let buffer = (!binary.is_empty()).then(|| binary.clone());
     let TypedValue { type_name, json, binary } = value::decode(any.clone(), buffer).ok()?;
     let buffer = binary.filter(|_| !json.starts_with(br#"{"binary_format":"nested""#))?;
-    let text = describe_buffer(&type_name, &json, &buffer);
-    Some(format!("<{text}; --output FILE saves it>"))
+    Some(saved_by_output(&describe_buffer(&type_name, &json, &buffer)))
+}
+
+/// Describes an item of a stream that is bytes or an array. Returns `None` for other JSON.
+pub(super) fn describe_item(json: &RawValue) -> Option<String> {
+    let buffer = Buffer::parse(json.get())?;
+    let content = buffer.content().ok()?;
+    Some(saved_by_output(&describe_buffer(buffer.kind, json.get().as_bytes(), &content)))
+}
+
+fn saved_by_output(description: &str) -> String {
+    format!("<{description}; --output FILE saves it>")
 }
 
 fn describe_buffer(type_name: &str, metadata: &[u8], content: &[u8]) -> String {
@@ -272,6 +207,14 @@ mod tests {
         );
         let json = TypedValue { type_name: "string".into(), json: br#""x""#[..].into(), binary: None };
         assert_eq!(whole(json), None);
+    }
+
+    #[test]
+    fn items_of_streams_are_described_as_results_are() {
+        let describe = |json: &str| describe_item(&RawValue::from_string(json.to_owned()).unwrap());
+        let bytes = r#"{"__snakepit__":"bytes","data":"AAEC"}"#;
+        assert_eq!(describe(bytes).unwrap(), "<3 bytes; --output FILE saves it>");
+        assert_eq!(describe(&format!("[{bytes}]")), None);
     }
 
     #[test]

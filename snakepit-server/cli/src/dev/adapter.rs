@@ -7,6 +7,7 @@ use std::{
 
 use snakepit_server::Reason;
 
+use super::watcher;
 use crate::{Failure, serve};
 
 /// File names that projects often use for the adapter, in the order of their precedence.
@@ -97,14 +98,26 @@ fn find(dir: &Path) -> Result<String, String> {
     }
 }
 
-/// The directories whose Python files belong to the adapter: the working directory, and the directory of the adapter's file.
+/// The file of the adapter, if its path names one.
+pub(super) fn file(serve: &serve::Args) -> Option<PathBuf> {
+    let name = serve.adapter()?;
+    let name = name.split(':').next().unwrap_or(name);
+    let path = match Path::new(name).extension() {
+        Some(end) if end == "py" => PathBuf::from(name),
+        _ => PathBuf::from(format!("{}.py", name.replace('.', "/"))),
+    };
+    fs::canonicalize(path).ok()
+}
+
+/// The directories whose Python files belong to the adapter: the working directory, and the directory of the adapter's file if
+/// the watcher would not find it there.
 pub(super) fn directories(serve: &serve::Args) -> Vec<PathBuf> {
-    let dir = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
-    let file = serve.adapter().map(|adapter| adapter.split(':').next().unwrap_or(adapter));
-    let file = file.filter(|file| Path::new(file).extension().is_some_and(|end| end == "py"));
-    let parent =
-        file.and_then(|file| fs::canonicalize(file).ok()).and_then(|file| Some(file.parent()?.to_owned()));
-    let outside = parent.filter(|parent| !parent.starts_with(&dir));
+    let dir = std::env::current_dir().and_then(fs::canonicalize).unwrap_or_else(|_| PathBuf::from("."));
+    let parent = file(serve).and_then(|file| Some(file.parent()?.to_owned()));
+    let outside = parent.filter(|parent| match parent.strip_prefix(&dir) {
+        Ok(below) => below.iter().any(|name| watcher::is_skipped(&name.to_string_lossy())),
+        Err(_) => true,
+    });
     std::iter::once(dir).chain(outside).collect()
 }
 

@@ -3,12 +3,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, SystemTime},
 };
 
-use tokio::time::sleep;
+use tokio::sync::mpsc;
 
 /// The polling interval.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -18,48 +19,119 @@ const MAX_DELAY: Duration = Duration::from_secs(2);
 const MAX_FILES: usize = 10_000;
 /// The maximum depth of directories.
 const MAX_DEPTH: usize = 16;
-/// The directories that the watcher skips in addition to hidden ones, because tools create them.
-const SKIPPED: [&str; 6] = ["__pycache__", "node_modules", "venv", "site-packages", "target", "build"];
+/// The directories that the watcher skips in addition to hidden ones, because tools create them, or because adapters do not
+/// import from them.
+const SKIPPED: [&str; 8] =
+    ["__pycache__", "node_modules", "venv", "site-packages", "target", "build", "tests", "test"];
 
 /// The time and the size of each file.
 type Files = BTreeMap<PathBuf, (SystemTime, u64)>;
 
-/// Finds changes of Python files below some directories.
+/// Finds changes of Python files below some directories, on a separate thread.
 #[derive(Debug)]
 pub(super) struct Watcher {
-    directories: Vec<PathBuf>,
-    files: Files,
+    changes: mpsc::Receiver<Vec<PathBuf>>,
 }
 
 impl Watcher {
-    pub(super) fn new(directories: Vec<PathBuf>) -> Self {
-        let files = scan(&directories);
-        Self { directories, files }
+    /// Records the current files, and begins to watch. Skips tests, except the file of the adapter.
+    pub(super) fn start(directories: Vec<PathBuf>, adapter: Option<PathBuf>) -> io::Result<Self> {
+        let (sender, changes) = mpsc::channel(1);
+        let mut scanner = Scanner { directories, adapter, files: Files::new() };
+        // Before any code is loaded, so that no change is missed.
+        scanner.files = scanner.scan();
+        let watch = move || {
+            while !sender.is_closed() {
+                thread::sleep(INTERVAL);
+                let changes = scanner.changes();
+                if !changes.is_empty() && sender.blocking_send(changes).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("snakepit-watch".to_owned()).spawn(watch)?;
+        Ok(Self { changes })
     }
 
     /// Waits until files were created, changed or removed, and returns their paths. Cancel safe.
     pub(super) async fn changed(&mut self) -> Vec<PathBuf> {
-        loop {
-            sleep(INTERVAL).await;
-            let mut files = scan(&self.directories);
-            if files == self.files {
-                continue;
+        match self.changes.recv().await {
+            Some(changes) => changes,
+            // The thread ends only with this object.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Compares the files with those of the last scan.
+#[derive(Debug)]
+struct Scanner {
+    directories: Vec<PathBuf>,
+    adapter: Option<PathBuf>,
+    files: Files,
+}
+
+impl Scanner {
+    /// The files that were created, changed or removed since the last call. After a change, waits for further ones.
+    fn changes(&mut self) -> Vec<PathBuf> {
+        let mut files = self.scan();
+        if files == self.files {
+            return Vec::new();
+        }
+        let scans = MAX_DELAY.as_millis() / INTERVAL.as_millis();
+        for _ in 0..scans {
+            thread::sleep(INTERVAL);
+            let again = self.scan();
+            if std::mem::replace(&mut files, again) == files {
+                break;
             }
-            let scans = MAX_DELAY.as_millis() / INTERVAL.as_millis();
-            for _ in 0..scans {
-                sleep(INTERVAL).await;
-                let again = scan(&self.directories);
-                if std::mem::replace(&mut files, again) == files {
-                    break;
+        }
+        let changed = differences(&self.files, &files);
+        self.files = files;
+        changed
+    }
+
+    fn scan(&self) -> Files {
+        let mut files = Files::new();
+        for dir in &self.directories {
+            self.add_files(dir, 0, &mut files);
+        }
+        files
+    }
+
+    /// Adds the Python files in a directory. Ignores errors, because files may disappear during the scan.
+    fn add_files(&self, dir: &Path, depth: usize, files: &mut Files) {
+        let Ok(entries) = fs::read_dir(dir) else { return };
+        for entry in entries.flatten() {
+            if files.len() >= MAX_FILES {
+                return;
+            }
+            let (path, name) = (entry.path(), entry.file_name());
+            let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
+            let Ok(kind) = entry.file_type() else { continue };
+            if kind.is_dir() {
+                // `pyvenv.cfg` marks a virtual environment.
+                if depth < MAX_DEPTH && !is_skipped(name) && !path.join("pyvenv.cfg").exists() {
+                    self.add_files(&path, depth + 1, files);
                 }
-            }
-            let changed = differences(&self.files, &files);
-            self.files = files;
-            if !changed.is_empty() {
-                return changed;
+            } else if name.ends_with(".py")
+                && (!is_test(name) || self.adapter.as_ref() == Some(&path))
+                && let Ok(metadata) = fs::metadata(&path)
+            {
+                files.insert(path, (metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), metadata.len()));
             }
         }
     }
+}
+
+/// Whether the watcher skips the directories with this name.
+pub(super) fn is_skipped(name: &str) -> bool {
+    SKIPPED.contains(&name)
+}
+
+/// Whether a file contains tests or their settings, which no adapter imports.
+fn is_test(name: &str) -> bool {
+    name.starts_with("test_") || name.ends_with("_test.py") || name == "conftest.py"
 }
 
 fn differences(before: &Files, after: &Files) -> Vec<PathBuf> {
@@ -67,37 +139,6 @@ fn differences(before: &Files, after: &Files) -> Vec<PathBuf> {
     let changed =
         after.iter().filter(|(path, state)| before.get(*path) != Some(*state)).map(|(path, _)| path);
     changed.chain(removed).cloned().collect()
-}
-
-fn scan(directories: &[PathBuf]) -> Files {
-    let mut files = Files::new();
-    for dir in directories {
-        add_files(dir, 0, &mut files);
-    }
-    files
-}
-
-/// Adds the Python files in a directory. Ignores errors, because files may disappear during the scan.
-fn add_files(dir: &Path, depth: usize, files: &mut Files) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        if files.len() >= MAX_FILES {
-            return;
-        }
-        let (path, name) = (entry.path(), entry.file_name());
-        let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
-        let Ok(kind) = entry.file_type() else { continue };
-        if kind.is_dir() {
-            // `pyvenv.cfg` marks a virtual environment.
-            if depth < MAX_DEPTH && !SKIPPED.contains(&name) && !path.join("pyvenv.cfg").exists() {
-                add_files(&path, depth + 1, files);
-            }
-        } else if name.ends_with(".py")
-            && let Ok(metadata) = fs::metadata(&path)
-        {
-            files.insert(path, (metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), metadata.len()));
-        }
-    }
 }
 
 #[cfg(test)]
@@ -112,19 +153,22 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             path
         };
-        for name in ["a.py", "deep/b.py", ".venv/c.py", "env/pyvenv.cfg", "env/d.py", "notes.txt"] {
+        let unwatched =
+            [".venv/c.py", "env/d.py", "notes.txt", "tests/helper.py", "conftest.py", "test_a.py"];
+        for name in ["a.py", "deep/b.py", "env/pyvenv.cfg", "test_adapter.py"].iter().chain(&unwatched) {
             fs::write(path(name), "1").unwrap();
         }
-        let mut watcher = Watcher::new(vec![dir.path().to_owned()]);
-        assert_eq!(watcher.files.len(), 2, "{:?}", watcher.files);
+        let directories = vec![dir.path().to_owned()];
+        let mut watcher = Watcher::start(directories, Some(path("test_adapter.py"))).unwrap();
         fs::write(path("a.py"), "longer").unwrap();
         fs::remove_file(path("deep/b.py")).unwrap();
         fs::write(path("deep/new.py"), "").unwrap();
-        for name in [".venv/c.py", "env/d.py", "notes.txt"] {
+        fs::write(path("test_adapter.py"), "longer").unwrap();
+        for name in unwatched {
             fs::write(path(name), "longer").unwrap();
         }
         let changed = watcher.changed().await;
-        assert_eq!(changed, [path("a.py"), path("deep/new.py"), path("deep/b.py")]);
+        assert_eq!(changed, [path("a.py"), path("deep/new.py"), path("test_adapter.py"), path("deep/b.py")]);
         let none = tokio::time::timeout(INTERVAL * 3, watcher.changed()).await;
         assert!(none.is_err(), "{none:?}");
     }

@@ -12,8 +12,8 @@ use crate::serve;
 
 /// The time limit for the interpreter to report its version and its package.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
-/// The time limit for the import of the adapter.
-const IMPORT_LIMIT: Duration = Duration::from_secs(60);
+/// The time limit for loading the adapter.
+const LOAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// The oldest supported minor version of Python 3.
 const OLDEST_MINOR: u32 = 11;
@@ -52,7 +52,7 @@ struct Bridge {
 }
 
 /// Examines the interpreter, the package and the adapter. Each of them needs the previous one.
-pub(super) async fn checks(adapter: Option<&str>, settings: &serve::Args) -> Vec<Check> {
+pub(super) async fn checks(settings: &serve::Args) -> Vec<Check> {
     if settings.has_worker_command() {
         let reason = "the workers run --worker-command, which may not be Python";
         return ["python", "package", "adapter"].map(|name| Check::skipped(name, reason)).into();
@@ -72,16 +72,20 @@ pub(super) async fn checks(adapter: Option<&str>, settings: &serve::Args) -> Vec
     let package = package(&info, &python);
     let is_usable = package.status == super::Status::Ok;
     checks.push(package);
-    checks.push(match adapter.or_else(|| settings.adapter()) {
-        None => Check::skipped("adapter", "none is set; pass one, or set `adapter` in snakepit.toml"),
+    checks.push(match settings.adapter() {
+        None => {
+            let advice = "pass one, such as `snakepit doctor app.py`, or set `adapter` in snakepit.toml";
+            Check::skipped("adapter", format!("none is set; {advice}"))
+        }
         Some(_) if !is_usable => Check::skipped("adapter", "it needs the package"),
-        Some(adapter) => import(adapter, &python).await,
+        Some(adapter) => load(adapter, &python, settings).await,
     });
     checks
 }
 
 async fn describe(python: &Path) -> Result<InterpreterInfo, String> {
-    let output = probe(python.as_os_str(), ["-c", SCRIPT], PROBE_LIMIT).await.map_err(|e| e.to_string())?;
+    let output =
+        probe(python.as_os_str(), ["-c", SCRIPT], &[], PROBE_LIMIT).await.map_err(|e| e.to_string())?;
     let stdout = String::from_utf8_lossy(&output.stdout);
     let line = stdout.lines().last().unwrap_or_default();
     serde_json::from_str(line).map_err(|_| {
@@ -125,22 +129,41 @@ fn package(info: &InterpreterInfo, python: &Path) -> Check {
     }
 }
 
-/// Imports the adapter as a worker does, without serving it.
-async fn import(adapter: &str, python: &Path) -> Check {
+/// Loads the adapter with its arguments as a worker does, without starting it.
+async fn load(adapter: &str, python: &Path, settings: &serve::Args) -> Check {
     let args = ["-m", "snakepit_bridge.worker", "--adapter", adapter, "--health-check"].map(OsStr::new);
-    let output = match probe(python.as_os_str(), args, IMPORT_LIMIT).await {
+    let output = match probe(python.as_os_str(), args, &settings.worker_environment(), LOAD_LIMIT).await {
         Ok(output) => output,
         Err(error) => {
             let fix = "move slow work from the module to `process_init`, or raise --start-timeout";
-            return Check::failed("adapter", format!("importing `{adapter}`: {error}"), fix);
+            return Check::failed("adapter", format!("loading `{adapter}`: {error}"), fix);
         }
     };
     if output.status.success() {
-        return Check::ok("adapter", format!("`{adapter}` can be imported and has tools"));
+        return Check::ok("adapter", format!("`{adapter}` can be loaded and has tools"));
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let error = stderr.trim().strip_prefix("error: ").unwrap_or(stderr.trim());
-    Check::failed("adapter", error, "`snakepit dev` shows the traceback")
+    let (evidence, fix) = problem_of_load(stderr.trim_end());
+    Check::failed("adapter", evidence, fix)
+}
+
+/// The evidence and the fix for the output of a worker that cannot load its adapter: a traceback, if code of the adapter raised an
+/// exception, and then the error.
+fn problem_of_load(stderr: &str) -> (String, &'static str) {
+    let Some((before, error)) = stderr.rsplit_once("error: ").filter(|(_, error)| !error.contains('\n'))
+    else {
+        return (stderr.to_owned(), "`snakepit dev` shows the log of the worker");
+    };
+    match before.find("Traceback (most recent call last)").or_else(|| before.find("  File \"")) {
+        Some(start) => (
+            format!("{error}\n{}", before[start..].trim_end()),
+            "correct the code; `snakepit dev` loads it again after each change",
+        ),
+        None => (
+            error.to_owned(),
+            "correct the adapter, or name another: `snakepit doctor ADAPTER`, --adapter or `adapter` in snakepit.toml",
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -176,5 +199,16 @@ mod tests {
                 "{check:?}"
             );
         }
+    }
+    #[test]
+    fn only_errors_of_code_have_a_traceback() {
+        let traceback = "Traceback (most recent call last):\n  File \"app.py\", line 1\nKeyError: 1";
+        let (evidence, fix) = problem_of_load(&format!("printed\n{traceback}\nerror: it cannot be imported"));
+        assert_eq!(
+            (evidence, &fix[..16]),
+            (format!("it cannot be imported\n{traceback}"), "correct the code")
+        );
+        let (evidence, fix) = problem_of_load("error: there is no file `app.py`");
+        assert_eq!((&*evidence, &fix[..19]), ("there is no file `app.py`", "correct the adapter"));
     }
 }

@@ -15,13 +15,15 @@ use crate::client::ServerArgs;
 const MAX_SKEW: Duration = Duration::from_secs(5);
 
 /// Binds the port of the settings, and releases it.
-pub(super) async fn port(server: &ServerArgs, listen: &str) -> Check {
+pub(super) async fn port(listen: &str) -> Check {
     let fix = "stop the other program, or choose another port with --listen or $SNAKEPIT_LISTEN; port 0 selects a free one";
     match TcpListener::bind(listen).await {
         Ok(_) => Check::ok("port", format!("{listen} is free")),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            let is_server =
-                server.address().to_string() == format!("http://{listen}") && server.connect().await.is_ok();
+            let is_server = match ServerArgs::at(listen) {
+                Some(server) => server.connect().await.is_ok(),
+                None => false,
+            };
             match is_server {
                 true => Check::ok("port", format!("a running snakepit server uses {listen}")),
                 false => Check::failed("port", format!("another program uses {listen}"), fix),

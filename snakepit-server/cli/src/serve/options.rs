@@ -8,7 +8,7 @@ use std::{
 
 use bytesize::ByteSize;
 use snakepit_pool::PoolConfig;
-use snakepit_proto::address;
+use snakepit_proto::{address, launch};
 use snakepit_server::TelemetryFilter;
 use snakepit_server::TracebackPolicy;
 
@@ -88,6 +88,21 @@ impl Args {
     /// The address of the gRPC port.
     pub(crate) fn listen(&self) -> &str {
         &self.network.listen
+    }
+
+    /// The environment variables from which a worker learns the arguments and the numbers of its adapter.
+    pub(crate) fn worker_environment(&self) -> Vec<(&'static str, String)> {
+        let WorkerOptions { adapter_arg, concurrency, threads, .. } = &self.workers;
+        let given = adapter_arg.iter().cloned().map(|AdapterArg { name, value }| (name, value));
+        let given: serde_json::Map<_, _> = given.collect();
+        let given = (!given.is_empty()).then(|| serde_json::Value::Object(given).to_string());
+        let number = |number: Option<u16>| number.map(|number| number.to_string());
+        let variables = [
+            (launch::ENV_ADAPTER_ARGS, given),
+            (launch::ENV_CONCURRENCY, number(*concurrency)),
+            (launch::ENV_THREADS, number(*threads)),
+        ];
+        variables.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
     /// The parent of the run directory.
