@@ -134,6 +134,7 @@ class AsyncClient(AsyncCaller):
         """Connect, unless the client is connected, and return the client.
 
         Raises:
+            AccessDeniedError: The host, or a proxy in front of it, denied access.
             HostUnavailableError: The host cannot be reached.
             ConnectTimeoutError: The host does not answer in time.
             ClientClosedError: The client is closed.
