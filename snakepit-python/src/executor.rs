@@ -462,5 +462,5 @@ fn warn(message: fmt::Arguments<'_>) {
 }
 
 fn unary_unsupported(tool: &str, may_have_run: bool) -> ToolError {
-    ToolError::unsupported(tool, "streams; call it with ExecuteStreamingTool").with_may_have_run(may_have_run)
+    ToolError::unsupported(tool, "streams its results; call it as a stream").with_may_have_run(may_have_run)
 }
