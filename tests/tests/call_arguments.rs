@@ -3,7 +3,7 @@
 use std::{path::Path, process::Stdio};
 
 use serde_json::{Value, json};
-use snakepit_tests::{Sandbox, daemon_binary, python};
+use snakepit_tests::{EVENT_TIMEOUT, Sandbox, Signal, daemon_binary, eventually, python, signal};
 use tokio::{io::AsyncWriteExt, process::Command};
 
 fn sandbox() -> snakepit_tests::SandboxBuilder {
@@ -134,6 +134,27 @@ async fn a_full_disk_keeps_the_old_file() {
         assert_eq!(std::fs::read(&out).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
     }
+}
+
+#[tokio::test]
+async fn an_interrupted_stream_keeps_the_old_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let code = "import time\nfrom collections.abc import Iterator\n\ndef forever() -> Iterator[bytes]:\n    while True:\n        yield b'x'\n        time.sleep(0.01)\n";
+    std::fs::write(dir.path().join("app.py"), code).unwrap();
+    let sandbox = Sandbox::adapter("app.py", 1).working_dir(dir.path()).start().await;
+    let files = tempfile::tempdir().unwrap();
+    let out = files.path().join("out.bin");
+    std::fs::write(&out, "old").unwrap();
+    let mut command = Command::new(daemon_binary());
+    command.args(["stream", "forever", "--output"]).arg(&out).env("SNAKEPIT_SERVER", sandbox.url());
+    let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let count = || std::fs::read_dir(files.path()).unwrap().count();
+    eventually("the temporary file exists", EVENT_TIMEOUT, async || count() == 2).await;
+    signal(child.id().unwrap(), Signal::SIGINT);
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stopped by SIGINT"), "{output:?}");
+    assert_eq!((std::fs::read(&out).unwrap(), count()), (b"old".to_vec(), 1));
 }
 
 #[tokio::test]

@@ -20,6 +20,48 @@ get the reason of an error as `Reason` or `ErrorKind`.
 - **exit**: the exit code of the command line. With `--json`, the member `code` has the reason.
 - **transient**: the same request may succeed later. A retry is safe only if `may_have_run` is false or the tool is idempotent.
 
+In Python, each reason is a [class of exceptions](clients.md#errors), and a tool chooses the code of its error:
+
+<!-- file: stock.py -->
+
+```python
+from snakepit_bridge import ToolError
+
+
+def take(item: str, count: int = 1) -> int:
+    raise ToolError(f\"no {item} left\", code=\"not_found\", data={\"left\": 0})
+```
+
+<!-- server -->
+
+```console
+$ snakepit serve stock.py
+{\"grpc\":..}
+```
+
+```python
+from snakepit_bridge import Client, InvalidArgumentError, NotFoundError, ToolFailed
+
+with Client() as client:
+    try:
+        client.call(\"take\", item=\"tea\")
+    except ToolFailed as error:
+        print(error.code, error.data, error.may_have_run)  # not_found {'left': 0} True
+    try:
+        client.call(\"take\", item=\"tea\", count=\"two\")
+    except InvalidArgumentError as error:
+        print(error.violations[0][0], error.may_have_run)  # count False
+    try:
+        client.call(\"give\", item=\"tea\")
+    except NotFoundError as error:
+        print(error.is_retryable)  # False
+```
+
+```console
+$ snakepit call take item=tea
+snakepit: ..no tea left..
+```
+
 The [metadata](#metadata) of an error has further data. In gRPC, it is the metadata of the `ErrorInfo`.
 
 <!-- Generated from snakepit-proto/reason/src/table.rs: UPDATE_PAGES=1 cargo test -p snakepit-reason -->
@@ -172,7 +214,7 @@ fn the_codes_of_a_reason_agree() {
         let standard = [-32601, -32602, -32603];
         let own = -32020 - code.number();
         assert!(standard.contains(&reason.json_rpc_code()) || reason.json_rpc_code() == own, "{reason}");
-        assert!((1..=5).contains(&reason.exit_code()), "{reason}");
+        assert!((1..=6).contains(&reason.exit_code()), "{reason}");
         // A retry of the libraries must not contradict the table.
         if matches!(code, Code::NotFound | Code::InvalidArgument | Code::Unimplemented | Code::Internal) {
             assert!(!reason.is_transient(), "{reason}");
