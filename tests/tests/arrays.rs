@@ -90,7 +90,7 @@ async fn arrays_of_every_dtype_reach_numpy_and_return() {
     snakepit.shutdown().await.unwrap();
 }
 
-/// The example of docs/embedding.md.
+/// The example of docs/embedding/calls.md.
 async fn brighten(snakepit: &Snakepit) -> Result<f32, Error> {
     let image = Array2::<f32>::from_elem((480, 640), 0.5);
     let reply = snakepit.call("brighten").payload("image", Payload::from(image)).payload_reply().await?;

@@ -1,4 +1,4 @@
-//! Runs the examples of docs/embedding.md. They stop with an error if a step fails.
+//! Runs the examples of the pages in docs/embedding. They stop with an error if a step fails.
 
 #[allow(dead_code, reason = "the test calls `run`")]
 #[path = "../../snakepit-server/examples/call_many.rs"]

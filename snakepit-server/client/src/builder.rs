@@ -101,7 +101,7 @@ impl ClientBuilder {
     }
 
     /// Sends this token with each request, in the header `authorization`. Hosts do not check tokens themselves; a proxy or the
-    /// server that [mounts](https://github.com/snakepit-rs/snakepit/blob/main/docs/embedding.md#in-a-web-service) the host
+    /// server that [mounts](https://github.com/snakepit-rs/snakepit/blob/main/docs/embedding/web-service.md) the host
     /// does.
     ///
     /// Only connections to `https://` addresses encrypt the token. They need the feature `tls`. Use such an address, or a Unix
