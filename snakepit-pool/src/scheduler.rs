@@ -126,9 +126,9 @@ impl Scheduler {
     /// Handles an event. Returns the effects in the order in which they must be applied.
     pub(crate) fn handle_event(&mut self, event: Event, now: Instant) -> Drain<'_, Effect> {
         match event {
-            Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room, is_awaited } => {
+            Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room, is_nested } => {
                 let call = QueuedCall { ticket, preferred, deadline, queued_at: now, load, bytes };
-                self.on_submit(call, wait_for_room, is_awaited, now);
+                self.on_submit(call, wait_for_room, is_nested, now);
             }
             Event::Withdraw(ticket) => {
                 if self.queue.remove(ticket).is_none() {
@@ -221,12 +221,12 @@ impl Scheduler {
         &mut self,
         call: QueuedCall,
         wait_for_room: Option<Duration>,
-        is_awaited: bool,
+        is_nested: bool,
         now: Instant,
     ) {
         let ticket = call.ticket;
         let is_draining = matches!(self.phase, Phase::Draining { .. });
-        if self.phase != Phase::Serving && !(is_awaited && is_draining) {
+        if self.phase != Phase::Serving && !(is_nested && is_draining) {
             return self.reject(ticket, Rejection::Draining);
         }
         if call.deadline.is_some_and(|at| at <= now) {

@@ -24,7 +24,7 @@ use pyo3::{exceptions::PySystemExit, prelude::*};
 use serde_json::Value;
 use snakepit_registry::{ToolError, ToolFailure};
 
-use crate::{exit::exit_now, program_output};
+use crate::{exit::exit_now, subprocess_output};
 
 /// The maximum number of registered sockets, far above what a worker opens.
 const MAX_SOCKETS: usize = 64;
@@ -64,7 +64,7 @@ pub(crate) fn exit_if_fork_of_tool<T>(outcome: Option<&Result<T, ToolError>>) {
     if !is_fork() {
         return;
     }
-    program_output::forward_all();
+    subprocess_output::forward_all();
     exit_now(match outcome {
         Some(Ok(_)) => 0,
         Some(Err(ToolError::Failed(failure))) => exit_status(failure),
@@ -77,7 +77,7 @@ pub(crate) fn exit_if_fork_of_function<T>(py: Python<'_>, result: &PyResult<T>) 
     if !is_fork() {
         return;
     }
-    program_output::forward_all();
+    subprocess_output::forward_all();
     exit_now(match result {
         Ok(_) => 0,
         Err(error) if error.is_instance_of::<PySystemExit>(py) => {
@@ -136,7 +136,7 @@ pub(crate) fn close_in_child(socket: &impl AsFd) {
 #[allow(unsafe_code)]
 extern "C" fn in_child() {
     IS_FORK.store(true, Relaxed);
-    program_output::begin_fork();
+    subprocess_output::begin_fork();
     // The descriptors are replaced by `/dev/null` and stay in use, because objects of the runtime may still close them
     // when they are dropped.
     // SAFETY: the path is zero-terminated.

@@ -43,7 +43,6 @@ mod open_streams;
 mod output_frames;
 mod pending;
 mod plan;
-mod program_output;
 mod progress;
 mod reader;
 mod reports;
@@ -56,6 +55,7 @@ mod sink;
 mod state;
 mod status;
 mod stub_request;
+mod subprocess_output;
 mod telemetry;
 mod tools;
 mod value;
@@ -165,7 +165,7 @@ mod _native {
         let payload = match binary {
             Some(buffer) => {
                 let buffer = Bytes::copy_from_slice(buffer);
-                let checked = Payload::check_item(&json, Some(&buffer));
+                let checked = Payload::check_buffers(&json, Some(&buffer));
                 checked.map_err(|error| PyValueError::new_err(error.to_string()))?;
                 Payload::from_buffer(ty, json, buffer)
             }

@@ -12,7 +12,7 @@ use snakepit_proto::{
 };
 use tokio::time::Instant;
 
-use crate::{fork, output_frames::OutputFrames, program_output, state::CallState};
+use crate::{fork, output_frames::OutputFrames, state::CallState, subprocess_output};
 
 /// The minimum time between two progress reports of a call. The last report of several is sent.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -112,7 +112,7 @@ impl Reports {
         let had_ended = std::mem::replace(&mut progress.has_ended, true);
         drop(progress);
         if !had_ended && let Some(frames) = OutputFrames::get() {
-            program_output::forward_for_call(request_id);
+            subprocess_output::forward_for_call(request_id);
             frames.write_to_both(&frame(FrameKind::End, request_id, b""));
         }
     }

@@ -189,9 +189,9 @@ pub(crate) fn item_to_python<'py>(
     match buffers {
         None => json_to_python(py, &json),
         Some(_) => {
-            Payload::check_item(&json, buffers.as_ref())
+            Payload::check_buffers(&json, buffers.as_ref())
                 .map_err(|error| PyValueError::new_err(error.to_string()))?;
-            to_python(py, Payload::of_item(json, buffers))
+            to_python(py, Payload::of_chunk(json, buffers))
         }
     }
 }

@@ -28,12 +28,11 @@ use crate::{
     io::Io,
     output_frames::{self, OutputFrames},
     plan::Plan,
-    program_output,
     progress::Progress,
     retire,
     serve::{self, Ready, ServeConfig},
     state::{CallState, Interruption},
-    telemetry,
+    subprocess_output, telemetry,
     tools::PythonTools,
 };
 
@@ -141,7 +140,7 @@ impl Worker {
         };
         let frame = Frame { level, logger, body: data, ..frame_of(FrameKind::Text, call) };
         py.detach(|| {
-            program_output::forward_for_call(frame.request_id);
+            subprocess_output::forward_for_call(frame.request_id);
             frames.write(stream, &frame);
         });
         true
@@ -150,13 +149,13 @@ impl Worker {
     /// Opens a pipe for the output of a program that a call starts, and returns the descriptor for the program, which the caller
     /// closes. Returns `None` if the program must inherit the stream of the worker.
     fn open_program_pipe(&self, stream: usize, call: &Call) -> Option<i32> {
-        let descriptor = program_output::open(stream, &frame_of(FrameKind::Text, Some(call)))?;
+        let descriptor = subprocess_output::open(stream, &frame_of(FrameKind::Text, Some(call)))?;
         Some(descriptor.into_raw_fd())
     }
 
     /// Forwards the output that programs have written until now. Called before this process exits.
     fn forward_programs(&self, py: Python<'_>) {
-        py.detach(program_output::forward_all);
+        py.detach(subprocess_output::forward_all);
     }
 
     /// Records that output of programs and native code belongs to a call from here on.
@@ -172,7 +171,7 @@ impl Worker {
         if let Some(frames) = OutputFrames::get() {
             let frame = frame_of(FrameKind::End, Some(call));
             py.detach(|| {
-                program_output::forward_for_call(frame.request_id);
+                subprocess_output::forward_for_call(frame.request_id);
                 frames.write_to_both(&frame);
             });
         }

@@ -23,7 +23,7 @@ impl Chunk {
     /// Creates a chunk from a value, without metadata.
     #[must_use]
     pub fn of(value: Payload) -> Self {
-        let (data, binary) = value.into_item();
+        let (data, binary) = value.into_chunk_parts();
         Self { data, binary, metadata: BTreeMap::new() }
     }
 
@@ -31,19 +31,19 @@ impl Chunk {
     ///
     /// # Errors
     /// [`PayloadError::Nested`] if the value refers to bytes that are not in its buffer, or to the same bytes twice.
-    pub fn declared(
+    pub fn from_peer(
         data: Bytes,
         metadata: BTreeMap<String, String>,
         binary: Option<Bytes>,
     ) -> Result<Self, PayloadError> {
-        Payload::check_item(&data, binary.as_ref())?;
+        Payload::check_buffers(&data, binary.as_ref())?;
         Ok(Self { data, metadata, binary })
     }
 
     /// Returns the value of the chunk.
     #[must_use]
     pub fn into_value(self) -> Payload {
-        Payload::of_item(self.data, self.binary)
+        Payload::of_chunk(self.data, self.binary)
     }
 
     /// The size of the value in bytes.

@@ -162,7 +162,7 @@ impl Payload {
             if !matches!(ty, ValueType::List | ValueType::Map) || !matches_type(ty, json) {
                 return Err(mismatch(ty, json));
             }
-            Self::check_item(&metadata, Some(&buffer))?;
+            Self::check_buffers(&metadata, Some(&buffer))?;
             return Ok(Self::from_buffer(ty, metadata, buffer));
         }
         match ty {

@@ -88,9 +88,9 @@ proptest! {
     fn values_arrive_as_they_were_sent(value in parts()) {
         let payload = Payload::try_from_serde(&value).unwrap();
         prop_assert_eq!(&payload.to_serde::<Part>().unwrap(), &value);
-        let (json, buffers) = payload.clone().into_item();
-        Payload::check_item(&json, buffers.as_ref()).unwrap();
-        prop_assert_eq!(&Payload::of_item(json, buffers).to_serde::<Part>().unwrap(), &value);
+        let (json, buffers) = payload.clone().into_chunk_parts();
+        Payload::check_buffers(&json, buffers.as_ref()).unwrap();
+        prop_assert_eq!(&Payload::of_chunk(json, buffers).to_serde::<Part>().unwrap(), &value);
         // The form for other readers has base64.
         let plain = serde_json::to_string(&payload).unwrap();
         let plain: Payload = serde_json::from_str(&plain).unwrap();

@@ -126,9 +126,8 @@ impl Acquire {
                     driver.apply(state, Event::Suspend(*worker), Instant::now(), deferred);
                 }
             }
-            let is_awaited = call.ancestors.as_deref().is_some_and(|ancestors| state.runs_any(ancestors));
-            let submit =
-                Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room, is_awaited };
+            let is_nested = call.ancestors.as_deref().is_some_and(|ancestors| state.runs_any(ancestors));
+            let submit = Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room, is_nested };
             driver.apply(state, submit, Instant::now(), deferred);
             state.waiters.index(ticket.waiter);
             ticket

@@ -43,7 +43,7 @@ pub(crate) enum Event {
         /// The time that the call may wait for room in a full queue. `None` rejects it instead.
         wait_for_room: Option<Duration>,
         /// Whether a running call waits for this one, so that a drain includes it.
-        is_awaited: bool,
+        is_nested: bool,
     },
     /// The caller withdrew a call that may still be queued.
     Withdraw(Ticket),

@@ -52,7 +52,7 @@ impl SchedulerHarness {
         (
             ticket,
             self.on(Event::Submit {
-                is_awaited: false,
+                is_nested: false,
                 ticket,
                 preferred,
                 deadline,
@@ -154,7 +154,7 @@ fn submit_short(harness: &mut SchedulerHarness, micros: u64) -> u32 {
 fn submit_short_preferring(harness: &mut SchedulerHarness, micros: u64, preferred: Option<WorkerKey>) -> u32 {
     let (ticket, load) = (harness.ticket(), Load::of(Duration::from_micros(micros)));
     match harness.on(Event::Submit {
-        is_awaited: false,
+        is_nested: false,
         ticket,
         preferred,
         deadline: None,
@@ -230,7 +230,7 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
     let mut submit = |bytes| {
         let ticket = harness.ticket();
         let submit = Event::Submit {
-            is_awaited: false,
+            is_nested: false,
             ticket,
             preferred: None,
             deadline: None,
@@ -251,7 +251,7 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
     let mut submit = |bytes| {
         let ticket = harness.ticket();
         let submit = Event::Submit {
-            is_awaited: false,
+            is_nested: false,
             ticket,
             preferred: None,
             deadline: None,
@@ -266,7 +266,7 @@ fn the_queue_is_bounded_in_bytes_but_one_call_may_always_wait() {
     harness.on(Event::Finished(worker(0, 1), Load::LONG));
     let ticket = harness.ticket();
     let submit = Event::Submit {
-        is_awaited: false,
+        is_nested: false,
         ticket,
         preferred: None,
         deadline: None,
@@ -443,9 +443,9 @@ fn a_drain_includes_calls_that_running_calls_wait_for() {
     assert_eq!(harness.on(Event::Drain { until }), []);
     let submit_awaited = |harness: &mut SchedulerHarness| {
         let ticket = harness.ticket();
-        let (preferred, deadline, wait_for_room, is_awaited) = (None, None, None, true);
+        let (preferred, deadline, wait_for_room, is_nested) = (None, None, None, true);
         let (load, bytes) = (Load::LONG, 0);
-        let submit = Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room, is_awaited };
+        let submit = Event::Submit { ticket, preferred, deadline, load, bytes, wait_for_room, is_nested };
         (ticket, harness.on(submit))
     };
     let (nested, effects) = submit_awaited(&mut harness);

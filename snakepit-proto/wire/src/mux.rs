@@ -6,7 +6,7 @@
 //!   frames    Multiplexer, Call           <═══> Serve, Calls, Replies         snakepit_proto::mux
 //! ```
 //!
-//! [`call`] makes a call, and a [`Callee`] defines the errors of its ends. [`MuxCalls`] serves the calls of a stream
+//! [`call`] makes a call, and a [`CallErrors`] defines the errors of its ends. [`MuxCalls`] serves the calls of a stream
 //! with any [`ToolHandler`](snakepit_registry::ToolHandler), and a [`MuxService`] defines the differences between
 //! servers. The host and the worker runtime each add an adapter that implements these traits.
 
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 pub use self::{
-    calling::{CallInfo, Callee, LostCall, SendError, call, fits_shared_stream, send},
+    calling::{CallErrors, CallInfo, LostCall, SendError, call, fits_shared_stream, send},
     reports::{CallOrigin, attach_reports, report_from_wire},
     serving::{MuxCalls, MuxService, non_increasing_id},
 };

@@ -69,7 +69,7 @@ class Receiver:
         from snakepit_bridge._hints.base import HintError, InvalidError
 
         try:
-            hint = compiler.argument(_signatures.EMPTY if annotation is None else annotation)
+            hint = compiler.top_level(_signatures.EMPTY if annotation is None else annotation)
             hint, _ = with_default(hint, self._defaults.get(name, _signatures.EMPTY))
             return _read(hint, value)
         except HintError as error:

@@ -116,7 +116,7 @@ class Hints:
         if self._compiler is None:
             self._compiler = Compiler(_signatures.namespace_of(self._function))
         try:
-            return self._compiler.argument(annotation)
+            return self._compiler.top_level(annotation)
         except HintError as error:
             raise TypeError(f"the hint of {owner} of tool `{self._tool}` {error}") from None
 
@@ -169,8 +169,8 @@ class Hints:
             raise TypeError(f"the hint of the result of tool `{self._tool}` {annotation.problem}")
         elif is_generator and not is_any(annotation):
             raise TypeError(
-                f"the hint of the result of tool `{self._tool}` is `{_shown(annotation)}`, but the tool yields; write "
-                f"`Iterator[{_shown(annotation)}]`, or `AsyncIterator[..]` for `async def`"
+                f"the hint of the result of tool `{self._tool}` is `{_display(annotation)}`, but the tool yields; write "
+                f"`Iterator[{_display(annotation)}]`, or `AsyncIterator[..]` for `async def`"
             )
         else:
             contract.result, contract.result_schema = self.rule(annotation, "the result")
@@ -251,7 +251,7 @@ def _is_union(annotation: Any) -> bool:
     )
 
 
-def _shown(annotation: Any) -> str:
+def _display(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 

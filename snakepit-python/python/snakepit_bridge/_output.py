@@ -11,7 +11,7 @@ import os
 import sys
 from _thread import RLock, get_ident
 
-from snakepit_bridge import _current, _owner, _programs
+from snakepit_bridge import _current, _owner, _subprocesses
 from snakepit_bridge._imports import on_import
 from snakepit_bridge._owner import OWNER, CallOwner
 
@@ -81,7 +81,7 @@ class Output:
         _enable_fault_handler(self._worker)
         if self.has_frames:
             on_import("logging", self._watch_logging)
-            _programs.install(self)
+            _subprocesses.install(self)
 
     def flush(self) -> None:
         """Send the output that the streams still hold."""

@@ -247,7 +247,7 @@ impl Payload {
     /// # Errors
     /// [`PayloadError::Nested`] if an envelope is invalid, refers to bytes that are not there, or to those of another one.
     #[doc(hidden)]
-    pub fn check_item(json: &[u8], buffers: Option<&Bytes>) -> Result<(), PayloadError> {
+    pub fn check_buffers(json: &[u8], buffers: Option<&Bytes>) -> Result<(), PayloadError> {
         match (buffers, value_in(json)) {
             (Some(buffers), Some(value)) if may_have_envelope(value) => {
                 let checked = Envelopes::checked(value, buffers.len());
@@ -287,10 +287,10 @@ impl Payload {
         value_in(&self.json)
     }
 
-    /// The JSON of a value as an item of a stream, with its buffers. It has no type, so its JSON contains everything.
+    /// The JSON of a value as a chunk of a stream, with its buffers. It has no type, so its JSON contains everything.
     #[doc(hidden)]
     #[must_use]
-    pub fn into_item(self) -> (Bytes, Option<Bytes>) {
+    pub fn into_chunk_parts(self) -> (Bytes, Option<Bytes>) {
         match &self.binary {
             None => (self.json_part(), None),
             Some(_) if self.nested_json().is_some() => (self.json, self.binary),
@@ -301,7 +301,7 @@ impl Payload {
     /// The value of a chunk.
     #[doc(hidden)]
     #[must_use]
-    pub fn of_item(json: Bytes, binary: Option<Bytes>) -> Self {
+    pub fn of_chunk(json: Bytes, binary: Option<Bytes>) -> Self {
         let Some(buffers) = binary else { return Self::of_json(json) };
         match value_in(&json) {
             Some(value) => Self::nested(value, buffers),

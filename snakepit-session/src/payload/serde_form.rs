@@ -78,7 +78,7 @@ struct Plain<'a>(&'a Payload);
 
 impl Serialize for Plain<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (json, buffers) = self.0.clone().into_item();
+        let (json, buffers) = self.0.clone().into_chunk_parts();
         let plain = nested::to_plain(&json, &buffers.unwrap_or_default()).map_err(S::Error::custom)?;
         let plain: Value = serde_json::from_slice(&plain).map_err(S::Error::custom)?;
         plain.serialize(serializer)
@@ -311,8 +311,8 @@ mod tests {
         let array = Payload::embedding(&[1.0_f32, 2.0]);
         let list = Payload::try_from_serde(&[&array]).unwrap();
         for value in [array, list, Payload::bytes(Bytes::new()), Payload::float(f64::NAN), Payload::null()] {
-            let (json, binary) = value.clone().into_item();
-            let back = Payload::of_item(json, binary);
+            let (json, binary) = value.clone().into_chunk_parts();
+            let back = Payload::of_chunk(json, binary);
             assert_eq!((back.ty(), back.binary(), back.shape()), (value.ty(), value.binary(), value.shape()));
         }
     }

@@ -276,7 +276,7 @@ impl Model {
         timeout: Option<u64>,
         micros: u64,
         wait: Option<u64>,
-        is_awaited: bool,
+        is_nested: bool,
     ) {
         let load = Load::of(Duration::from_micros(micros));
         let ticket = self.harness.ticket();
@@ -285,7 +285,7 @@ impl Model {
         let (calls_ahead, is_first) = (self.queued.len(), self.waiting.is_empty());
         let wait_for_room = wait.map(Duration::from_millis);
         let effects = self.harness.on(Event::Submit {
-            is_awaited,
+            is_nested,
             ticket,
             preferred,
             deadline,
@@ -403,8 +403,8 @@ impl Model {
 
     fn step(&mut self, op: &Op) {
         match op {
-            Op::Submit { preferred, timeout, micros, wait, is_awaited } => {
-                self.submit(*preferred, *timeout, *micros, *wait, *is_awaited);
+            Op::Submit { preferred, timeout, micros, wait, is_nested } => {
+                self.submit(*preferred, *timeout, *micros, *wait, *is_nested);
             }
             Op::Withdraw(index) => {
                 let numbers: Vec<u64> = self.queued.keys().chain(self.waiting.keys()).copied().collect();

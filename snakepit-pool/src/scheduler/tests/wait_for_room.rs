@@ -17,7 +17,7 @@ impl SchedulerHarness {
         (
             ticket,
             self.on(Event::Submit {
-                is_awaited: false,
+                is_nested: false,
                 ticket,
                 preferred,
                 deadline,

@@ -68,9 +68,9 @@ impl CallInfo {
     }
 }
 
-/// The peer that runs the calls. Defines the errors of calls that end without a result.
+/// Defines the errors of calls that end without a result, for a kind of callee.
 #[async_trait]
-pub trait Callee: Clone + Send + Sync + Unpin + 'static {
+pub trait CallErrors: Clone + Send + Sync + Unpin + 'static {
     /// The error of a call that ended with this status instead of a value.
     async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError;
 
@@ -124,19 +124,19 @@ pub fn fits_shared_stream(call: &ToolCall) -> bool {
 ///
 /// # Cancel safety
 /// Dropping the future, or the returned stream, cancels the call.
-pub fn call<'a, C: Callee>(
+pub fn call<'a, C: CallErrors>(
     multiplexer: &Multiplexer,
-    callee: &'a C,
+    errors: &'a C,
     call: ToolCall,
 ) -> impl Future<Output = Result<ToolReply, ToolError>> + Send + use<'a, C> {
     let (info, tag) = (CallInfo::of(&call), call.id.as_u64());
     let started = info.time_left().map(|time_left| multiplexer.start(call_to_wire(call, time_left), tag));
     async move {
-        match await_reply(started?, callee, &info).await {
+        match await_reply(started?, errors, &info).await {
             Ok(reply) => Ok(reply),
             Err(SendError::Error(error)) => Err(error),
             // Boxed, like other rare futures here: each call would reserve memory for it.
-            Err(SendError::Unsent(_, status)) => Err(Box::pin(callee.unsent_error(&info, status)).await),
+            Err(SendError::Unsent(_, status)) => Err(Box::pin(errors.unsent_error(&info, status)).await),
         }
     }
 }
@@ -157,17 +157,21 @@ pub enum SendError {
 ///
 /// # Cancel safety
 /// Like [`call`].
-pub async fn send<C: Callee>(
+pub async fn send<C: CallErrors>(
     multiplexer: &Multiplexer,
-    callee: &C,
+    errors: &C,
     info: &CallInfo,
     start: pb::CallStart,
 ) -> Result<ToolReply, SendError> {
-    await_reply(multiplexer.start(start, 0), callee, info).await
+    await_reply(multiplexer.start(start, 0), errors, info).await
 }
 
-async fn await_reply<C: Callee>(mut call: Call, callee: &C, info: &CallInfo) -> Result<ToolReply, SendError> {
-    let protocol_error = |violation| Err(SendError::Error(callee.protocol_error(violation)));
+async fn await_reply<C: CallErrors>(
+    mut call: Call,
+    errors: &C,
+    info: &CallInfo,
+) -> Result<ToolReply, SendError> {
+    let protocol_error = |violation| Err(SendError::Error(errors.protocol_error(violation)));
     let event = loop {
         match call.event().await {
             CallEvent::Reports(reports) => info.report(reports),
@@ -179,16 +183,16 @@ async fn await_reply<C: Callee>(mut call: Call, callee: &C, info: &CallInfo) -> 
         CallEvent::End(CallEnd::Unsent(start, status)) => {
             return Err(SendError::Unsent(Box::new(start), status));
         }
-        CallEvent::End(end) => outcome_of(callee, info, end),
+        CallEvent::End(end) => outcome_of(errors, info, end),
         CallEvent::Opened(opened) => {
-            let worker = callee.worker(&opened.worker_id);
-            let chunks = Chunks::of(call, callee.clone(), info.clone());
+            let worker = errors.worker(&opened.worker_id);
+            let chunks = Chunks::of(call, errors.clone(), info.clone());
             return Ok(ToolReply { worker, ..ToolReply::stream(chunks) });
         }
         CallEvent::Chunks(_) => return protocol_error("sent chunks of a stream before it began"),
     };
     let outcome = match outcome {
-        Outcome::NoReply(no_reply) => Box::pin(no_reply.unary_outcome(callee, info, call.id())).await,
+        Outcome::NoReply(no_reply) => Box::pin(no_reply.unary_outcome(errors, info, call.id())).await,
         outcome => outcome,
     };
     match outcome {
@@ -205,7 +209,7 @@ enum Outcome {
     /// A complete stream.
     Complete,
     Failed(ToolError),
-    /// The call ended without a reply. The [`Callee`] defines the error.
+    /// The call ended without a reply. The [`CallErrors`] defines the error.
     NoReply(NoReply),
 }
 
@@ -218,30 +222,30 @@ enum NoReply {
 
 impl NoReply {
     /// The outcome of a unary call: the stored reply if there is one, otherwise the error.
-    async fn unary_outcome<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> Outcome {
-        let Self::Broken(status) = self else { return Outcome::Failed(self.error(callee, info, id).await) };
-        let LostCall { stored_reply, error } = callee.lost_call(info, id, status).await;
-        match stored_reply.map(|reply| outcome_of(callee, info, CallEnd::Reply(reply))) {
+    async fn unary_outcome<C: CallErrors>(self, errors: &C, info: &CallInfo, id: u64) -> Outcome {
+        let Self::Broken(status) = self else { return Outcome::Failed(self.error(errors, info, id).await) };
+        let LostCall { stored_reply, error } = errors.lost_call(info, id, status).await;
+        match stored_reply.map(|reply| outcome_of(errors, info, CallEnd::Reply(reply))) {
             // A reply without a value is the end of a stream, which a unary call does not have.
             None | Some(Outcome::Complete) => Outcome::Failed(error),
             // A reply may contain a status, but not the end of a connection.
-            Some(Outcome::NoReply(no_reply)) => Outcome::Failed(no_reply.error(callee, info, id).await),
+            Some(Outcome::NoReply(no_reply)) => Outcome::Failed(no_reply.error(errors, info, id).await),
             Some(outcome) => outcome,
         }
     }
 
     /// The error. A stream whose connection broke is never complete, even with a stored reply, because its last chunks
     /// may be missing.
-    async fn error<C: Callee>(self, callee: &C, info: &CallInfo, id: u64) -> ToolError {
+    async fn error<C: CallErrors>(self, errors: &C, info: &CallInfo, id: u64) -> ToolError {
         match self {
-            Self::Rejected(status) => callee.rejection_error(info, status).await,
-            Self::Unsent(status) => callee.unsent_error(info, status).await,
-            Self::Broken(status) => callee.lost_call(info, id, status).await.error,
+            Self::Rejected(status) => errors.rejection_error(info, status).await,
+            Self::Unsent(status) => errors.unsent_error(info, status).await,
+            Self::Broken(status) => errors.lost_call(info, id, status).await.error,
         }
     }
 }
 
-fn outcome_of<C: Callee>(callee: &C, info: &CallInfo, end: CallEnd) -> Outcome {
+fn outcome_of<C: CallErrors>(errors: &C, info: &CallInfo, end: CallEnd) -> Outcome {
     let reply = match end {
         CallEnd::Reply(reply) => reply,
         CallEnd::Recalled => return Outcome::Failed(ToolError::recalled(info.tool.to_string())),
@@ -250,18 +254,18 @@ fn outcome_of<C: Callee>(callee: &C, info: &CallInfo, end: CallEnd) -> Outcome {
     };
     let pb::CallReply { value, failure, status, metadata, execution_time_ns, worker_id, .. } = reply;
     if let Some(failure) = failure {
-        return Outcome::Failed(callee.failure_error(info, failure_from_wire(*failure)));
+        return Outcome::Failed(errors.failure_error(info, failure_from_wire(*failure)));
     }
     if let Some(status) = status {
         return Outcome::NoReply(NoReply::Rejected(Status::from(*status)));
     }
     match value.map(value_from_wire) {
         None => Outcome::Complete,
-        Some(Err(error)) => Outcome::Failed(callee.bad_value_error(&error)),
+        Some(Err(error)) => Outcome::Failed(errors.bad_value_error(&error)),
         Some(Ok(value)) => Outcome::Value(ToolReply {
             body: ReplyBody::Value(value),
             metadata,
-            worker: callee.worker(&worker_id),
+            worker: errors.worker(&worker_id),
             // 0 means unknown, because every call takes time.
             execution_time: (execution_time_ns > 0).then(|| Duration::from_nanos(execution_time_ns)),
         }),
@@ -272,7 +276,7 @@ fn outcome_of<C: Callee>(callee: &C, info: &CallInfo, end: CallEnd) -> Outcome {
 struct Chunks<C> {
     /// `None` after the end.
     call: Option<Call>,
-    callee: C,
+    errors: C,
     info: CallInfo,
     /// Chunks that arrived in one message and are yielded one by one.
     ready: VecDeque<pb::CallChunk>,
@@ -282,9 +286,9 @@ struct Chunks<C> {
     error: Option<BoxFuture<'static, ToolError>>,
 }
 
-impl<C: Callee> Chunks<C> {
-    fn of(call: Call, callee: C, info: CallInfo) -> ChunkStream {
-        Box::pin(Self { call: Some(call), callee, info, ready: VecDeque::new(), consumed: 0, error: None })
+impl<C: CallErrors> Chunks<C> {
+    fn of(call: Call, errors: C, info: CallInfo) -> ChunkStream {
+        Box::pin(Self { call: Some(call), errors, info, ready: VecDeque::new(), consumed: 0, error: None })
     }
 
     fn consume(&mut self, chunk: pb::CallChunk) -> Result<Chunk, ToolError> {
@@ -294,15 +298,15 @@ impl<C: Callee> Chunks<C> {
         {
             call.grant(std::mem::take(&mut self.consumed));
         }
-        Chunk::declared(chunk.data, chunk.metadata, chunk.binary).map_err(|error| {
+        Chunk::from_peer(chunk.data, chunk.metadata, chunk.binary).map_err(|error| {
             // Dropping the call cancels it.
             (self.call, self.ready) = (None, VecDeque::new());
-            self.callee.bad_value_error(&error.into())
+            self.errors.bad_value_error(&error.into())
         })
     }
 }
 
-impl<C: Callee> Stream for Chunks<C> {
+impl<C: CallErrors> Stream for Chunks<C> {
     type Item = Result<Chunk, ToolError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -324,17 +328,17 @@ impl<C: Callee> Stream for Chunks<C> {
                 CallEvent::End(end) => {
                     let id = call.id();
                     this.call = None;
-                    match outcome_of(&this.callee, &this.info, end) {
+                    match outcome_of(&this.errors, &this.info, end) {
                         Outcome::Complete => {}
                         Outcome::Value(_) => {
-                            let error = this.callee.protocol_error("ended a stream with a value");
+                            let error = this.errors.protocol_error("ended a stream with a value");
                             return Poll::Ready(Some(Err(error)));
                         }
                         Outcome::Failed(error) => return Poll::Ready(Some(Err(error))),
                         Outcome::NoReply(no_reply) => {
-                            let (callee, info) = (this.callee.clone(), this.info.clone());
+                            let (errors, info) = (this.errors.clone(), this.info.clone());
                             this.error =
-                                Some(Box::pin(async move { no_reply.error(&callee, &info, id).await }));
+                                Some(Box::pin(async move { no_reply.error(&errors, &info, id).await }));
                         }
                     }
                 }

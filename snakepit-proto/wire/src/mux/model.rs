@@ -23,7 +23,7 @@ use snakepit_registry::{
 use snakepit_session::Payload;
 use tonic::{Code, Status};
 
-use super::{CallInfo, Callee, LostCall, MuxCalls, MuxService, call};
+use super::{CallErrors, CallInfo, LostCall, MuxCalls, MuxService, call};
 use crate::WireError;
 
 mod run;
@@ -256,10 +256,10 @@ impl MuxService for TestService {
 
 /// The callee, for the errors of the caller.
 #[derive(Debug, Clone, Copy)]
-struct TestCallee;
+struct TestCallErrors;
 
 #[async_trait]
-impl Callee for TestCallee {
+impl CallErrors for TestCallErrors {
     async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         assert_eq!(status.code(), Code::Cancelled, "{status:?}");
         ToolError::cancelled(info.tool.to_string())

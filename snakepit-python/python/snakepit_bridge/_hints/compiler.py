@@ -64,7 +64,7 @@ class Compiler:
         self._known: dict[Any, Hint] = {}
         self._variables: dict[Any, Any] = {}
 
-    def argument(self, annotation: Any) -> Hint:
+    def top_level(self, annotation: Any) -> Hint:
         """Compile the annotation of a parameter or result.
 
         Raises:
@@ -73,7 +73,7 @@ class Compiler:
         if _is_binary(annotation):
             return Binary(annotation, is_whole=True)
         if _is_union(annotation) and any(map(_is_binary, annotation.__args__)) and not _is_array_like(annotation):
-            return Union([self.argument(member) for member in annotation.__args__])
+            return Union([self.top_level(member) for member in annotation.__args__])
         return self.hint(annotation)
 
     def hint(self, annotation: Any) -> Hint:
@@ -280,7 +280,7 @@ class Compiler:
             return Pydantic(annotation, getattr(annotation.__origin__, "__name__", "Value"))
         from snakepit_bridge._hints.constraints import annotated
 
-        return annotated(self.argument(annotation.__origin__), metadata, f"`{_display(annotation)}`")
+        return annotated(self.top_level(annotation.__origin__), metadata, f"`{_display(annotation)}`")
 
 
 def _needs_pydantic(item: Any) -> bool:

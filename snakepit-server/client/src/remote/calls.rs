@@ -10,7 +10,7 @@ use snakepit_registry::{
 };
 use snakepit_wire::{
     WireError, check_size, failure_from_wire,
-    mux::{self, CallInfo, Callee, LostCall, SendError},
+    mux::{self, CallErrors, CallInfo, LostCall, SendError},
     payload_from_wire, request_to_wire,
 };
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
@@ -67,7 +67,7 @@ impl Connection {
         let mut start = mux::call_to_wire(call, info.time_left()?);
         let (mut attempts, mut addresses_left) = (1, self.targets.len() - 1);
         loop {
-            let callee = HostCallee(Arc::clone(&stream));
+            let callee = HostCallErrors(Arc::clone(&stream));
             let Some(multiplexer) = &stream.multiplexer else {
                 let reason = format!("{HOST} no longer offers the stream that calls share; repeat the call");
                 return Err(ToolError::unavailable(reason));
@@ -134,7 +134,7 @@ impl Connection {
                     // A final chunk without data only marks the end of the stream.
                     .try_filter(|chunk| std::future::ready(!(chunk.is_final && chunk.data.is_empty())))
                     .and_then(|chunk| {
-                        let chunk = Chunk::declared(chunk.data, chunk.metadata, chunk.binary);
+                        let chunk = Chunk::from_peer(chunk.data, chunk.metadata, chunk.binary);
                         std::future::ready(chunk.map_err(|error| bad_value_error(&error.into())))
                     });
                 let chunks = UntilClosed::new(chunks.boxed(), &self.close.cut, closed(true));
@@ -189,10 +189,10 @@ fn bad_value_error(error: &WireError) -> ToolError {
 
 /// Interprets the replies of a host on a call stream.
 #[derive(Debug, Clone)]
-struct HostCallee(Arc<CallStream>);
+struct HostCallErrors(Arc<CallStream>);
 
 #[async_trait]
-impl Callee for HostCallee {
+impl CallErrors for HostCallErrors {
     async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         to_tool_error(&info.tool, &status)
     }

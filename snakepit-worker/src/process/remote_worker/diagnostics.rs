@@ -12,7 +12,7 @@ use snakepit_registry::{CallStage, ReplyBody, ToolError, ToolFailure, ToolReply}
 use snakepit_session::{Payload, PayloadError, SharedError};
 use snakepit_wire::{
     WireError, failure_from_wire,
-    mux::{CallInfo, Callee, LostCall},
+    mux::{CallErrors, CallInfo, LostCall},
     payload_from_wire, violations_from_wire,
 };
 use tokio::time::Instant;
@@ -38,7 +38,7 @@ pub(in super::super) struct WorkerDiagnostics {
 }
 
 #[async_trait]
-impl Callee for WorkerDiagnostics {
+impl CallErrors for WorkerDiagnostics {
     async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         self.error(info, status).await
     }

@@ -54,7 +54,7 @@ pub(super) async fn call(
 fn chunks(errors: StreamErrors, stream: Streaming<pb::ToolChunk>) -> ChunkStream {
     let chunks = stream.try_filter_map(|chunk| {
         let is_empty_end = chunk.is_final && chunk.data.is_empty();
-        let chunk = (!is_empty_end).then(|| Chunk::declared(chunk.data, chunk.metadata, chunk.binary));
+        let chunk = (!is_empty_end).then(|| Chunk::from_peer(chunk.data, chunk.metadata, chunk.binary));
         std::future::ready(chunk.transpose().map_err(|error| unreadable_status(&error)))
     });
     let errors = Arc::new(errors);

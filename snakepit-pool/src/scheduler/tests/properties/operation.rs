@@ -9,7 +9,7 @@ pub(super) enum Op {
         timeout: Option<u64>,
         micros: u64,
         wait: Option<u64>,
-        is_awaited: bool,
+        is_nested: bool,
     },
     Withdraw(Index),
     EndCall(Index, Ending),
@@ -47,8 +47,8 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
     ];
     prop_oneof![
         60 => (preferred, prop::option::of(0..3000_u64), prop_oneof![0..20_u64, 0..1000_u64], wait, any::<bool>())
-            .prop_map(|(preferred, timeout, micros, wait, is_awaited)| {
-                Op::Submit { preferred, timeout, micros, wait, is_awaited }
+            .prop_map(|(preferred, timeout, micros, wait, is_nested)| {
+                Op::Submit { preferred, timeout, micros, wait, is_nested }
             }),
         10 => any::<Index>().prop_map(Op::Withdraw),
         50 => (any::<Index>(), ending).prop_map(|(index, ending)| Op::EndCall(index, ending)),

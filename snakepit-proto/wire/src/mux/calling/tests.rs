@@ -18,7 +18,7 @@ fn internal(problem: &str) -> ToolError {
 }
 
 #[async_trait]
-impl Callee for DeadWorker {
+impl CallErrors for DeadWorker {
     async fn rejection_error(&self, _: &CallInfo, _: Status) -> ToolError {
         internal("rejected")
     }

@@ -103,7 +103,7 @@ impl Run {
         let mut tool = ToolCall::new("tool");
         tool.id = CallId::from_u64(self.started);
         tool.mode = if streams { CallMode::Streaming } else { CallMode::Unary };
-        let state = CallerState::Waiting(call(&self.multiplexer, &TestCallee, tool).boxed());
+        let state = CallerState::Waiting(call(&self.multiplexer, &TestCallErrors, tool).boxed());
         self.callers.push(Caller { id: self.started, state, count: 0, is_end_requested: false });
     }
 

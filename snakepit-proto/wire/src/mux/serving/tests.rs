@@ -28,7 +28,7 @@ use tonic_prost::ProstCodec;
 use super::*;
 use crate::{
     WireError,
-    mux::{CallInfo, Callee, LostCall, call},
+    mux::{CallErrors, CallInfo, LostCall, call},
 };
 
 mod credit;
@@ -237,10 +237,10 @@ impl Observations {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct TestCallee;
+struct TestCallErrors;
 
 #[async_trait]
-impl Callee for TestCallee {
+impl CallErrors for TestCallErrors {
     async fn rejection_error(&self, info: &CallInfo, status: Status) -> ToolError {
         match status.code() {
             Code::Cancelled => ToolError::cancelled(info.tool.to_string()),
@@ -298,11 +298,11 @@ async fn calls_of_all_kinds_end_and_release_their_resources() {
         match i % 6 {
             0 | 1 => {
                 let tool = if i.is_multiple_of(2) { "echo" } else { "nap" };
-                call(&multiplexer, &TestCallee, ToolCall::new(tool)).await.unwrap();
+                call(&multiplexer, &TestCallErrors, ToolCall::new(tool)).await.unwrap();
             }
             2 => {
                 // Dropped while it runs, or before it is sent.
-                let hanging = call(&multiplexer, &TestCallee, ToolCall::new("hang"));
+                let hanging = call(&multiplexer, &TestCallErrors, ToolCall::new("hang"));
                 let _ = tokio::time::timeout(Duration::from_millis(i % 4), hanging).await;
             }
             3 => {
@@ -312,12 +312,12 @@ async fn calls_of_all_kinds_end_and_release_their_resources() {
                     sleep(Duration::from_millis(2)).await;
                     multiplexer.cancel(tag).await
                 };
-                let (outcome, ended) = tokio::join!(call(&multiplexer, &TestCallee, hanging), ended);
+                let (outcome, ended) = tokio::join!(call(&multiplexer, &TestCallErrors, hanging), ended);
                 assert!(matches!(outcome, Err(ToolError::Cancelled { .. })));
                 assert!(ended);
             }
             4 => {
-                let reply = call(&multiplexer, &TestCallee, streaming_call(100, 10_000)).await.unwrap();
+                let reply = call(&multiplexer, &TestCallErrors, streaming_call(100, 10_000)).await.unwrap();
                 let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
                 let mut count = 0;
                 while let Some(chunk) = chunks.next().await {
@@ -330,7 +330,7 @@ async fn calls_of_all_kinds_end_and_release_their_resources() {
                 assert_eq!(count, 100);
             }
             _ => {
-                let reply = call(&multiplexer, &TestCallee, streaming_call(1000, 10_000)).await.unwrap();
+                let reply = call(&multiplexer, &TestCallErrors, streaming_call(1000, 10_000)).await.unwrap();
                 let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
                 chunks.next().await.unwrap().unwrap();
             }
@@ -412,7 +412,7 @@ async fn a_chunk_above_the_limit_of_a_message_fails_its_call_alone() {
     let (multiplexer, incoming) = open(&tools).await;
     let mut tasks = JoinSet::new();
     tasks.spawn(incoming);
-    let reply = call(&multiplexer, &TestCallee, streaming_call(1, MAX_ITEM_BYTES + 1)).await.unwrap();
+    let reply = call(&multiplexer, &TestCallErrors, streaming_call(1, MAX_ITEM_BYTES + 1)).await.unwrap();
     let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
     let error = chunks.next().await.expect("it fails").unwrap_err();
     assert!(error.to_string().contains(&MAX_ITEM_BYTES.to_string()), "{error}");

@@ -27,7 +27,7 @@ async fn at_most_the_credit_and_two_chunks_are_in_transit() {
     tasks.spawn(incoming);
     let mut uneven = streaming_call(13 * 50, SIZE);
     uneven.metadata.insert("uneven".to_owned(), String::new());
-    let reply = call(&multiplexer, &TestCallee, uneven).await.unwrap();
+    let reply = call(&multiplexer, &TestCallErrors, uneven).await.unwrap();
     let ReplyBody::Stream(mut chunks) = reply.body else { panic!("it streams") };
     let mut consumed = 0;
     while let Some(chunk) = chunks.next().await {

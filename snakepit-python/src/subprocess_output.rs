@@ -1,8 +1,8 @@
-//! The output pipes of the programs that calls start. Each program has separate pipes, because the lines of programs that share a
-//! pipe can mix: a program that does not buffer its output writes a line in several parts.
+//! The output pipes of the subprocesses that calls start. Each subprocess has separate pipes, because the lines of subprocesses that share a
+//! pipe can mix: a subprocess that does not buffer its output writes a line in several parts.
 //!
 //! One thread per pipe forwards the output in [frames](snakepit_proto::launch::output) of the call. Before the call itself
-//! writes, and before it ends, [`forward_for_call`] forwards the output that its programs have written until then, which keeps the order.
+//! writes, and before it ends, [`forward_for_call`] forwards the output that its subprocesses have written until then, which keeps the order.
 
 use std::{
     io::{self, Read},
@@ -30,22 +30,22 @@ use crate::{
     output_frames::{OutputFrames, identity},
 };
 
-/// The maximum number of pipes. Further programs write into the pipes of the worker.
+/// The maximum number of pipes. Further subprocesses write into the pipes of the worker.
 const MAX_PIPES: usize = 256;
 /// The maximum number of bytes per read. Pipes hold 64 KiB by default.
 const MAX_BYTES: usize = 1024 * 1024;
 /// The stack size of a thread that forwards output.
 const STACK_BYTES: usize = 128 * 1024;
 
-static PIPES: Mutex<Vec<Arc<ProgramPipe>>> = Mutex::new(Vec::new());
-/// The length of [`PIPES`], so that calls without programs do not take a lock. 0 in a new fork.
+static PIPES: Mutex<Vec<Arc<SubprocessPipe>>> = Mutex::new(Vec::new());
+/// The length of [`PIPES`], so that calls without subprocesses do not take a lock. 0 in a new fork.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 /// The number of the next writer of this process.
 static NEXT_WRITER: AtomicU64 = AtomicU64::new(1);
 
-/// The read end of a program's pipe.
+/// The read end of a subprocess's pipe.
 #[derive(Debug)]
-struct ProgramPipe {
+struct SubprocessPipe {
     process: u32,
     /// 0 for standard output, 1 for standard error.
     stream: usize,
@@ -66,10 +66,10 @@ struct PipeState {
     is_in_line: bool,
 }
 
-/// Opens a pipe for a program of the call that `frame` describes, and returns the end for the program. Returns `None` if the host
-/// does not attribute output to calls, or if too many pipes are open. The program then inherits the stream of the worker.
+/// Opens a pipe for a subprocess of the call that `frame` describes, and returns the end for the subprocess. Returns `None` if the host
+/// does not attribute output to calls, or if too many pipes are open. The subprocess then inherits the stream of the worker.
 pub(crate) fn open(stream: usize, frame: &Frame<'_>) -> Option<OwnedFd> {
-    // If a tool has redirected the stream of the worker, the program inherits that stream.
+    // If a tool has redirected the stream of the worker, the subprocess inherits that stream.
     let frames = OutputFrames::get().filter(|frames| frames.is_connected(stream))?;
     let mut pipes = lock_pipes()?;
     let process = std::process::id();
@@ -86,7 +86,7 @@ pub(crate) fn open(stream: usize, frame: &Frame<'_>) -> Option<OwnedFd> {
         has_ended: false,
         is_in_line: false,
     };
-    let pipe = Arc::new(ProgramPipe {
+    let pipe = Arc::new(SubprocessPipe {
         process,
         stream,
         // Forks of a call have the same request id, so the process id distinguishes their writers.
@@ -104,12 +104,12 @@ pub(crate) fn open(stream: usize, frame: &Frame<'_>) -> Option<OwnedFd> {
     Some(writer)
 }
 
-/// Forwards the output that the programs of a call have written until now.
+/// Forwards the output that the subprocesses of a call have written until now.
 pub(crate) fn forward_for_call(request_id: u64) {
     forward(|pipe| pipe.request_id == request_id);
 }
 
-/// Forwards the output that all programs have written until now.
+/// Forwards the output that all subprocesses have written until now.
 pub(crate) fn forward_all() {
     forward(|_| true);
 }
@@ -119,7 +119,7 @@ pub(crate) fn begin_fork() {
     OPEN.store(0, SeqCst);
 }
 
-fn forward(is_due: impl Fn(&ProgramPipe) -> bool) {
+fn forward(is_due: impl Fn(&SubprocessPipe) -> bool) {
     if OPEN.load(SeqCst) == 0 {
         return;
     }
@@ -132,7 +132,7 @@ fn forward(is_due: impl Fn(&ProgramPipe) -> bool) {
 }
 
 /// Locks the pipes. Returns `None` in a fork whose parent had locked them, because no thread of the fork unlocks them.
-fn lock_pipes() -> Option<MutexGuard<'static, Vec<Arc<ProgramPipe>>>> {
+fn lock_pipes() -> Option<MutexGuard<'static, Vec<Arc<SubprocessPipe>>>> {
     if fork::is_fork() {
         return PIPES.try_lock().ok();
     }
@@ -151,7 +151,7 @@ fn open_pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     Ok((reader, writer))
 }
 
-impl ProgramPipe {
+impl SubprocessPipe {
     /// Forwards the output until its end.
     fn run(&self, descriptor: RawFd, frames: &OutputFrames) {
         loop {

@@ -1,6 +1,6 @@
-"""Gives each program that a call starts its own pipes for its output.
+"""Gives each subprocess that a call starts its own pipes for its output.
 
-The lines of programs that share a pipe mix if a line takes several writes, as in a Python program with
+The lines of subprocesses that share a pipe mix if a line takes several writes, as in a Python program with
 ``PYTHONUNBUFFERED``. The native runtime forwards the output of each pipe as that of the call.
 """
 
@@ -21,7 +21,7 @@ _STREAMS = (9, 11)
 
 
 def install(output: Output) -> None:
-    """Replace the functions that start programs."""
+    """Replace the functions that start subprocesses."""
     import _posixsubprocess
 
     fork_exec = _posixsubprocess.fork_exec
@@ -75,7 +75,7 @@ def _spawn_in_call(spawn: Callable[..., int], output: Output) -> Callable[..., i
 
 
 def _system(command: str | bytes) -> int:
-    # The C function `system` cannot redirect the output of the program to a pipe.
+    # The C function `system` cannot redirect the output of the subprocess to a pipe.
     sys.audit("os.system", command)
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", os.fsdecode(command)], os.environ)
     try:
@@ -86,7 +86,7 @@ def _system(command: str | bytes) -> int:
 
 
 class _Pipes:
-    """The pipes of one program, which are opened when they are needed."""
+    """The pipes of one subprocess, which are opened when they are needed."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -96,14 +96,14 @@ class _Pipes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The program has inherited copies of the descriptors.
+        # The subprocess has inherited copies of the descriptors.
         for descriptor in self._pipes.values():
             os.close(descriptor)
 
     def replace(self, descriptor: int, stream: int) -> int:
-        """Return the descriptor that replaces ``descriptor`` in the program.
+        """Return the descriptor that replaces ``descriptor`` in the subprocess.
 
-        ``stream`` is 0 for standard output and 1 for standard error. If the descriptor is -1, the program inherits the
+        ``stream`` is 0 for standard output and 1 for standard error. If the descriptor is -1, the subprocess inherits the
         stream.
         """
         target = stream if descriptor == -1 else descriptor - 1
