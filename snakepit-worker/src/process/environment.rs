@@ -129,7 +129,7 @@ mod tests {
         config.adapter_args.insert("n".to_owned(), 1.into());
         let error = check(&config).unwrap_err().to_string();
         let expected = format!(
-            "have {} bytes as JSON, the limit is {MAX_ADAPTER_ARGS_BYTES}, and `fits`",
+            "take {} bytes as JSON, above the limit of {MAX_ADAPTER_ARGS_BYTES}; the largest, `fits`",
             MAX_ADAPTER_ARGS_BYTES + 6
         );
         assert!(
