@@ -155,7 +155,7 @@ fn statuses_agree_with_the_table_of_reasons_and_with_the_kinds_of_errors() {
 }
 
 /// Reasons that no error of a call has: those of whole requests, of workers, of clients and of the command line.
-const OTHER_REASONS: [Reason; 15] = [
+const OTHER_REASONS: [Reason; 16] = [
     Reason::Stopping,
     Reason::AnswerDropped,
     Reason::AnswerTooLarge,
