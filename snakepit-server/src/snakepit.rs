@@ -126,6 +126,23 @@ impl Snakepit {
 
     /// Returns the session backend, for operations that do not belong to one session, such as statistics, events and global
     /// programs.
+    ///
+    /// ```
+    /// use snakepit_server::{Program, ProgramName, ProgramOwner, Snakepit};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let snakepit = Snakepit::builder().without_workers()
+    /// #     .run_dir(dir.path())
+    ///     .start().await?;
+    /// let (owner, name) = (ProgramOwner::Global, ProgramName::try_new("weights")?);
+    /// let program = Program::new(vec![1, 2, 3], "application/octet-stream");
+    /// snakepit.sessions().put_program(&owner, &name, program).await?;
+    /// assert_eq!(snakepit.sessions().program(&owner, &name).await?.data, vec![1, 2, 3]);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn sessions(&self) -> &Arc<dyn SessionBackend> {
         &self.host().sessions

@@ -57,7 +57,7 @@ impl PageRequest {
 pub struct Page<T> {
     /// The entries, ordered by id.
     pub items: Vec<T>,
-    /// The token of the next page; `None` on the last.
+    /// The token of the next page, which is the last id of this page as a string; `None` on the last page.
     pub next: Option<String>,
 }
 
@@ -87,7 +87,10 @@ pub trait SessionBackend: Send + Sync + std::fmt::Debug + 'static {
     /// one of them gets [`Created::New`]. An existing session is renewed and keeps its metadata and TTL.
     ///
     /// # Errors
-    /// [`SessionError::TooManySessions`] if a new session would exceed the backend's limit.
+    /// - [`SessionError::MetadataTooLarge`] and [`SessionError::SessionTooLarge`] for parameters that no new session may have
+    ///   ([`SessionLimits::check_new`](crate::SessionLimits::check_new)), even if the session exists. Whether a request is valid must
+    ///   not depend on races.
+    /// - [`SessionError::TooManySessions`] if a new session would exceed the backend's limit.
     async fn create(&self, id: &SessionId, new: NewSession) -> Result<(Session, Created), SessionError>;
 
     /// Returns the session and renews its TTL.

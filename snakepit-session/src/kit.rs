@@ -11,7 +11,7 @@
 //!
 //! | operation | load | call |
 //! | --- | --- | --- |
-//! | `create` | the header, if it exists | [`SessionLimits::check_new`](crate::SessionLimits::check_new), [`SessionHeader::new`] |
+//! | `create` | the header, if it exists | [`SessionLimits::check_new`](crate::SessionLimits::check_new), before the lookup and also for an existing session; [`SessionHeader::new`] |
 //! | `get`, `list`, `delete` | the header | [`SessionHeader::snapshot`] |
 //! | `put_program`, `delete_program` | the description of the program | methods of [`SessionRecord`]; for global programs, [`ProgramRecord::global`] |
 //! | `program` | the program with its data | [`SessionRecord::program`] |

@@ -19,6 +19,31 @@ pub struct NewSession {
     pub ttl: Option<Duration>,
 }
 
+impl NewSession {
+    /// Sets the lifetime of the unused session.
+    #[must_use]
+    pub const fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// Adds an entry to the metadata.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use snakepit_session::NewSession;
+    ///
+    /// let new = NewSession::default().ttl(Duration::from_secs(600)).metadata("user", "ada");
+    /// assert_eq!(new.metadata["user"], "ada");
+    /// ```
+    #[must_use]
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+}
+
 /// A snapshot of a session. Serializes with times in seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Session {

@@ -10,8 +10,11 @@ use crate::{ExitReason, LaunchRequest, Worker, WorkerId, WorkerLauncher};
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// Checks all rules of the contract against a launcher whose launches succeed. The requests have no host: wrap a launcher that
-/// needs one in a launcher that sets it.
+/// Checks all rules of the contract against a launcher whose launches succeed.
+///
+/// The requests have no host ([`LaunchRequest::host`] is `None`). A launcher of processes that connect to the host must launch
+/// without one, too, for example with a stub process in its tests. Test such a launcher in addition with a complete host
+/// (`snakepit_server::Builder::launcher`).
 ///
 /// # Panics
 /// Panics at the first rule that the launcher breaks.

@@ -13,8 +13,8 @@ use crate::{Worker, WorkerError, WorkerId};
 ///
 /// A launcher may wrap another one, for example to log launches or to limit their number.
 ///
-/// Run the suite `contract` (feature `test-util`) against your implementation. The documentation of `snakepit_worker` has an
-/// example.
+/// To test an implementation, run the suite `snakepit_server::testing::launcher_contract` (feature `testing`). It is also the
+/// module `contract` of `snakepit_worker` (feature `test-util`), whose documentation has an example.
 #[async_trait]
 pub trait WorkerLauncher: Send + Sync + std::fmt::Debug + 'static {
     /// Starts a worker and returns when the worker accepts calls. Launches may run concurrently.

@@ -41,7 +41,8 @@ pub enum StartErrorKind {
     WorkerExited,
     /// The host cannot connect to a worker, or a worker cannot connect to the host.
     Connection,
-    /// The name of a tool is invalid, or two providers have tools with the same name.
+    /// The name of a tool is invalid, two providers have tools with the same name, or a host tool needs a state that the builder
+    /// does not have ([`Builder::state`](crate::Builder::state)).
     Tools,
     /// The caller cancelled the start.
     Cancelled,

@@ -9,7 +9,7 @@ use std::{
 
 use snakepit_session::{
     Created, NewSession, PageRequest, Program, ProgramName, ProgramOwner, SessionBackend, SessionError,
-    SessionEventKind, SessionId, ValueType,
+    SessionEventKind, SessionId, SessionLimits, ValueType,
 };
 
 mod variables;
@@ -85,6 +85,14 @@ async fn existing_sessions_keep_their_state(backend: &impl SessionBackend) {
     assert_eq!(
         (&second.metadata, second.ttl, second.created_at),
         (&first.metadata, TTL * 10, first.created_at)
+    );
+
+    let metadata =
+        BTreeMap::from([("large".to_owned(), "x".repeat(SessionLimits::default().max_metadata_bytes))]);
+    let rejected = backend.create(&id("s"), NewSession { metadata, ttl: None }).await.expect_err("too large");
+    assert!(
+        matches!(rejected, SessionError::MetadataTooLarge { .. }),
+        "the parameters are checked even if the session exists: {rejected}"
     );
 
     assert_eq!(second.last_worker, None);
