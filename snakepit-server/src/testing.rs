@@ -27,7 +27,9 @@
 //! let sum: i64 = snakepit.execute("add", json!({"a": 1, "b": 2})).await?;
 //! assert_eq!((sum, workers.calls("add")), (3, 2));
 //!
-//! // Two initial workers, and a replacement. workers.launched(3).await; snakepit.shutdown().await?;
+//! // Two initial workers, and a replacement.
+//! workers.launched(3).await;
+//! snakepit.shutdown().await?;
 //! # Ok(())
 //! # }
 //! ```
