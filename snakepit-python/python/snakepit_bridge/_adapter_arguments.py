@@ -1,4 +1,4 @@
-"""The arguments of an adapter: assigns them to the functions that take them, and converts them by their hints."""
+"""Assigns adapter arguments to the functions that take them, and converts each by its type hint."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def plan_of(
 def serves_all_tools(adapter: type) -> bool:
     """Return whether all tool calls of an adapter class go through ``execute_tool``, as in the original Snakepit.
 
-    The arguments are then its concern: type hints of methods describe them, and neither convert nor reject them.
+    The method then handles all arguments: type hints of tools describe arguments, but do not convert or reject them.
     """
     if getattr(adapter, FUNCTIONS_ATTRIBUTE, None) is not None:
         return False

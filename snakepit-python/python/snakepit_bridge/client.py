@@ -95,8 +95,8 @@ class Caller:
         Raises:
             SnakepitError: A new worker did not start. The old workers that were not replaced remain in service. The
                 traceback of the new worker is the cause of the error.
-            AccessDeniedError: This client may not restart the workers. Without an authorization of its own, a host
-                permits it to clients on its machine only.
+            AccessDeniedError: This client may not restart the workers. A host without an authorization function
+                permits restarts only to clients on the same machine.
             DeadlineExceededError: The timeout passed.
             UnsupportedError: The host is an older version, or the original Snakepit.
             HostUnavailableError: As for :meth:`tools`. If the connection broke, the restart continues.

@@ -171,7 +171,7 @@ def _references(schema: Any) -> Iterable[str]:
 
 
 class Hint:
-    """A compiled hint. Reads values from their JSON form, and writes them to it. Accepts any value by default."""
+    """A compiled hint. Reads values from JSON, and writes values as JSON. Accepts any value by default."""
 
     #: The type for the check of the host.
     wire = "any"
