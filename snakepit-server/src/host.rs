@@ -290,8 +290,8 @@ impl Host {
         }
     }
 
-    /// Runs a call through the layers of the program. Ends it at its deadline, or when the host aborts its calls, if it waits
-    /// in a layer.
+    /// Runs a call through the layers of the program. While the call waits in a layer, ends it at its deadline, or when the
+    /// host aborts running calls.
     fn begin_in(&self, layers: &CallService, mut call: ToolCall) -> Result<CallFuture<'static>, ToolError> {
         // Sets the default deadline.
         self.bounds(&mut call)?;
