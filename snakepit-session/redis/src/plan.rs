@@ -85,8 +85,8 @@ struct StoredVariable<R> {
     record: R,
 }
 
-/// Encodes a variable. A header line for the scripts precedes it, with the number of its last change, its oldest version, and its
-/// version.
+/// Encodes a variable. A header line for the scripts precedes it, with the number of the last change, the oldest
+/// version, and the current version.
 pub(super) fn encode_variable(
     number: u64,
     kind: UpdateKind,
