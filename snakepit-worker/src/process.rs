@@ -60,9 +60,9 @@ use supervisor::SupervisedProcess;
 
 /// Launches workers as child processes.
 ///
-/// Each worker leads its own process group and exits when the host dies: the kernel kills it (`PR_SET_PDEATHSIG`), or it
-/// reads end-of-file from its lifeline. The ledger of the [`RunDir`] lists every worker, so the next host can kill processes
-/// that survive a crash.
+/// Each worker leads its own process group and exits when the host dies: the kernel kills the worker (`PR_SET_PDEATHSIG`), or
+/// the worker reads end-of-file from its lifeline. The ledger of the [`RunDir`] lists every worker, so the next host can kill
+/// processes that survive a crash.
 ///
 /// ```no_run
 /// use std::sync::Arc;

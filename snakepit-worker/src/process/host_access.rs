@@ -1,4 +1,4 @@
-//! [`HostAccess`]: how the workers of a launcher reach their host, and how they prove that it launched them.
+//! [`HostAccess`]: how the workers of a launcher reach the host, and how they prove that the host launched them.
 
 use std::{fmt, net::SocketAddr, path::Path, sync::Arc};
 

@@ -105,7 +105,7 @@ impl WorkerOutput {
         }
     }
 
-    /// Keeps a line, passes it to the caller of its call, and logs it unless the worker exceeds its rate limit.
+    /// Keeps a line, passes it to the caller, and logs it unless the worker exceeds the rate limit.
     fn record(&self, stream: OutputStream, origin: &Origin, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
         let text = escape(text.trim_end());
