@@ -1,5 +1,5 @@
-//! `cargo xtask check docs`: builds the documentation and checks the links of its pages. rustdoc reports links to unknown items, but
-//! not links to items of crates that it does not document: it leaves their brackets in the text.
+//! `cargo xtask check docs`: builds the documentation and checks the links of its pages. rustdoc reports links to unknown
+//! items, but not links to items of undocumented crates: rustdoc leaves the brackets of these links in the text.
 
 use std::{
     collections::BTreeSet,
