@@ -1310,13 +1310,13 @@ pub struct CallProgress {
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
 }
-/// A line of output of a call.
+/// A line of a call's output.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CallLog {
     /// `stdout` or `stderr`.
     #[prost(string, tag = "1")]
     pub stream: ::prost::alloc::string::String,
-    /// The level of a record of Python's logging, such as 20 for INFO. 0 for other output.
+    /// The level of a Python log record, such as 20 for INFO. 0 for other output.
     #[prost(int32, tag = "2")]
     pub level: i32,
     /// The name of the logger. Empty for other output.
