@@ -15,7 +15,7 @@ Matrix = np.ndarray[tuple[int, Literal[3]], np.dtype[np.float32]]
 
 
 def read(hint: Any, value: Any) -> Any:
-    return Compiler(globals()).argument(hint).read(value)
+    return Compiler(globals()).top_level(hint).read(value)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_arrays_that_do_not_fit(hint: Any, value: Any, problem: str) -> None:
 
 def test_results_must_have_the_type_and_shape() -> None:
     compiler = Compiler(globals())
-    hint = compiler.argument(Matrix)
+    hint = compiler.top_level(Matrix)
     array = np.zeros((2, 3), np.float32)
     assert hint.write(array) is array
-    assert compiler.argument(np.float32).write(np.float32(1)) == 1.0
+    assert compiler.top_level(np.float32).write(np.float32(1)) == 1.0
     for value, problem in [
         (np.zeros((2, 3)), "is an array of float64, expected array of float32 with 2 axes"),
         (np.zeros((2, 2), np.float32), "has the shape (2, 2), expected (any, 3)"),
@@ -121,5 +121,5 @@ def test_results_must_have_the_type_and_shape() -> None:
 )
 def test_hints_of_arrays_that_are_not_supported(hint: Any, needle: str) -> None:
     with pytest.raises(HintError) as caught:
-        Compiler(globals()).argument(hint)
+        Compiler(globals()).top_level(hint)
     assert needle in str(caught.value)

@@ -178,7 +178,7 @@ ACCEPTED: list[tuple[Any, ...]] = [
 @pytest.mark.parametrize("case", ACCEPTED, ids=lambda case: f"{case[0]}-{case[1]}")
 def test_classes_are_built_from_maps_and_written_as_maps(case: tuple[Any, ...]) -> None:
     annotation, json, value, *written = case
-    hint = Compiler(HERE).argument(annotation)
+    hint = Compiler(HERE).top_level(annotation)
     got = hint.read(json)
     assert got == value
     assert type(got) is type(value)
@@ -253,7 +253,7 @@ REJECTED: list[tuple[Any, Any, dict[str, str]]] = [
 def test_all_wrong_fields_are_named_by_path(case: tuple[Any, Any, dict[str, str]]) -> None:
     annotation, json, expected = case
     with pytest.raises(InvalidError) as caught:
-        Compiler(HERE).argument(annotation).read(json)
+        Compiler(HERE).top_level(annotation).read(json)
     assert dict(caught.value.problems) == expected
 
 
@@ -271,7 +271,7 @@ def test_all_wrong_fields_are_named_by_path(case: tuple[Any, Any, dict[str, str]
 )
 def test_results_that_contradict_a_class(annotation: Any, value: Any, expected: dict[str, str]) -> None:
     with pytest.raises(InvalidError) as caught:
-        Compiler(HERE).argument(annotation).write(value)
+        Compiler(HERE).top_level(annotation).write(value)
     assert dict(caught.value.problems) == expected
 
 
@@ -279,7 +279,7 @@ def test_hints_of_a_class_are_evaluated_in_its_module() -> None:
     class Item:
         """Hides the class of the module."""
 
-    order = Compiler({"Item": Item}).argument(Order)
+    order = Compiler({"Item": Item}).top_level(Order)
     assert order.read({"items": [{"name": "a", "price": 1}]}) == Order([globals()["Item"]("a", 1.0)])
 
 
@@ -293,7 +293,7 @@ def test_classes_inside_of_a_function_may_contain_each_other() -> None:
         leaves: list[Leaf]
         trees: list[Tree]
 
-    hint = Compiler({"Leaf": Leaf}).argument(Tree)
+    hint = Compiler({"Leaf": Leaf}).top_level(Tree)
     value = {"leaves": [{"value": 1}], "trees": [{"leaves": [], "trees": []}]}
     assert hint.read(value) == Tree([Leaf(1)], [Tree([], [])])
     assert hint.write(hint.read(value)) == value
@@ -308,7 +308,7 @@ def test_an_exception_of_a_constructor_that_is_no_rejection_passes_through() -> 
             raise LookupError("a bug")
 
     with pytest.raises(LookupError, match="a bug"):
-        Compiler({"Broken": Broken}).argument(Broken).read({"value": 1})
+        Compiler({"Broken": Broken}).top_level(Broken).read({"value": 1})
 
 
 def test_a_class_with_an_unsupported_field_fails_the_start() -> None:
@@ -333,7 +333,7 @@ def test_a_class_with_an_unsupported_field_fails_the_start() -> None:
         (Flat, "which is array-like; remove `array_like`"),
     ]:
         with pytest.raises(HintError) as caught:
-            Compiler(HERE).argument(annotation)
+            Compiler(HERE).top_level(annotation)
         assert needle in str(caught.value)
 
 
@@ -347,7 +347,7 @@ class Bike(pydantic.BaseModel):
 
 
 def test_the_discriminator_of_a_union_selects_its_member() -> None:
-    hint = Compiler(HERE).argument(Annotated[Car | Bike, pydantic.Field(discriminator="kind")])
+    hint = Compiler(HERE).top_level(Annotated[Car | Bike, pydantic.Field(discriminator="kind")])
     assert hint.read({"kind": "bike"}) == Bike(kind="bike")
     with pytest.raises(InvalidError) as caught:
         hint.read({"kind": "car", "doors": 0})
@@ -370,7 +370,7 @@ def test_the_secret_of_a_model_is_not_replaced_by_asterisks() -> None:
     secret = pydantic.SecretStr("hush")
     for value in (Login(password=secret), secret):
         with pytest.raises(InvalidError, match="contains a `SecretStr`"):
-            Compiler(HERE).argument(type(value)).write(value)
+            Compiler(HERE).top_level(type(value)).write(value)
 
 
 class Part(pydantic.BaseModel):
@@ -413,7 +413,7 @@ def sent(value: Any) -> Any:
 
 
 def written_by_hint(value: Any) -> Any:
-    return Compiler(HERE).argument(type(value)).write(value)
+    return Compiler(HERE).top_level(type(value)).write(value)
 
 
 @pytest.mark.parametrize("write", [sent, written_by_hint])

@@ -114,7 +114,7 @@ def test_schemas_of_structs_match_msgspec(annotation: Any) -> None:
 
 def schema_of(annotation: Any, *, is_result: bool = False) -> dict[str, Any]:
     schemas = Schemas(is_result=is_result)
-    return schemas.complete(Compiler({**vars(test_hint_classes), "Node": Node}).argument(annotation).schema(schemas))
+    return schemas.complete(Compiler({**vars(test_hint_classes), "Node": Node}).top_level(annotation).schema(schemas))
 
 
 def normal(schema: dict[str, Any]) -> Any:

@@ -53,11 +53,11 @@ KEY = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
 
 
 def read(hint: Any, value: Any) -> Any:
-    return Compiler(HERE).argument(hint).read(value)
+    return Compiler(HERE).top_level(hint).read(value)
 
 
 def write(hint: Any, value: Any) -> Any:
-    return Compiler(HERE).argument(hint).write(value)
+    return Compiler(HERE).top_level(hint).write(value)
 
 
 def problems(hint: Any, value: Any) -> dict[str, str]:
@@ -310,7 +310,7 @@ def test_results_of_related_types_are_valid(hint: Any, value: Any, expected: Any
 
 def test_an_alias_may_contain_itself() -> None:
     Json = TypeAliasType("Json", "int | list[Json]")  # type: ignore[misc]  # noqa: N806
-    hint = Compiler({"Json": Json}).argument(Json)
+    hint = Compiler({"Json": Json}).top_level(Json)
     assert hint.read([1, [2.0]]) == [1, [2]]
     assert hint.write([1, [2]]) == [1, [2]]
     with pytest.raises(InvalidError) as caught:
@@ -327,7 +327,7 @@ def test_an_alias_may_contain_itself() -> None:
 def test_an_alias_may_have_parameters() -> None:
     Item = TypeVar("Item")
     Pairs = TypeAliasType("Pairs", dict[str, Item] | list[tuple[str, Item]], type_params=(Item,))  # noqa: N806
-    hint = Compiler(HERE).argument(Pairs[int])
+    hint = Compiler(HERE).top_level(Pairs[int])
     assert hint.read({"a": 1.0}) == {"a": 1}
     assert hint.read([["a", 1.0]]) == [("a", 1)]
     with pytest.raises(InvalidError) as caught:
@@ -426,7 +426,7 @@ def test_constraints_apply_inside_of_values_and_to_results() -> None:
 )
 def test_hints_that_are_not_supported(hint: Any, needle: str) -> None:
     with pytest.raises(HintError) as caught:
-        Compiler(HERE).argument(hint)
+        Compiler(HERE).top_level(hint)
     assert needle in str(caught.value)
 
 
