@@ -124,11 +124,20 @@ class MisbehavingAdapter(BaseAdapter):
 
     @tool
     def sleep_and_clean_up(self, path: str) -> None:
-        """Sleeps, and writes a file during cleanup."""
+        """Writes a file, sleeps, and replaces the file during cleanup."""
         try:
+            Path(path).write_text("running")
             time.sleep(600)
         finally:
             Path(path).write_text("clean")
+
+    @tool
+    def sleep_for(self, seconds: float, path: str) -> float:
+        """Writes a file, then sleeps. Returns the number of seconds that it slept."""
+        Path(path).write_text("running")
+        started = time.monotonic()
+        time.sleep(seconds)
+        return time.monotonic() - started
 
     @tool
     def sleep(self) -> None:

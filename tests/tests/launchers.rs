@@ -18,7 +18,7 @@ use snakepit_server::{
     WorkerError, WorkerExit, WorkerLauncher,
 };
 use snakepit_tests::{SHOWCASE, Signal, eventually, python, signal};
-use tokio::{process::Command, task::JoinSet};
+use tokio::{process::Command, sync::Notify, task::JoinSet};
 
 /// Starts the packaged runtime with its own command line, as a launcher for containers or other machines does.
 #[derive(Debug)]
@@ -83,9 +83,18 @@ impl WorkerLauncher for OwnProcesses {
 async fn run_calls_and_replace_worker(knows_pid: bool) {
     let dir = tempfile::tempdir().unwrap();
     let same = FnTool::typed("same", |args: Value| async move { args });
+    let waiting = Arc::new(Notify::new());
+    let wait = {
+        let waiting = Arc::clone(&waiting);
+        FnTool::typed("wait", move |_: Value| {
+            waiting.notify_one();
+            std::future::pending::<Value>()
+        })
+    };
     let host = Snakepit::builder()
         .launcher(Arc::new(OwnProcesses::new(&dir, knows_pid)))
         .fn_tool(same)
+        .fn_tool(wait)
         .workers(1)
         .run_dir(dir.path().join("run"));
     let host = host.start().await.unwrap();
@@ -96,9 +105,10 @@ async fn run_calls_and_replace_worker(knows_pid: bool) {
     assert_eq!(answer["n"], 1, "{answer}");
 
     let worker = host.status().workers[0].clone();
-    let long = host.execute::<Value>("sleep_for", json!({"seconds": 60}));
+    let long = host.execute::<Value>("call_host", json!({"tool_name": "wait"}));
     let kill = async {
-        eventually("the call runs", Duration::from_secs(10), async || host.status().in_flight == 1).await;
+        // The pool would repeat a call that has not begun.
+        waiting.notified().await;
         signal(worker.pid.unwrap(), Signal::SIGKILL);
     };
     let (lost, ()) = tokio::join!(long, kill);

@@ -301,12 +301,15 @@ async fn sigterm_lets_running_calls_finish_and_leaves_no_process() {
 #[tokio::test]
 async fn sigterm_to_workers_lets_their_calls_finish_while_the_host_runs_or_drains() {
     for with_host in [false, true] {
-        let sandbox = Sandbox::adapter(SHOWCASE, 1).args(&["--stop-grace", "1s"]).start().await;
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("running");
+        let sandbox = Sandbox::adapter(MISBEHAVING, 1).args(&["--stop-grace", "1s"]).start().await;
         let worker = sandbox.worker_pids().await[0];
         let mut client = sandbox.client().await;
-        let call =
-            tokio::spawn(async move { execute(&mut client, "sleep_for", &json!({"seconds": 3.0})).await });
-        eventually("the call runs", EVENT_TIMEOUT, async || sandbox.workers().await[0].state == "busy").await;
+        let arguments = json!({"seconds": 3.0, "path": file});
+        let call = tokio::spawn(async move { execute(&mut client, "sleep_for", &arguments).await });
+        // A worker is busy before its tool runs. Over plain RPCs, it would reject a call that arrives after the signal.
+        eventually("the tool runs", EVENT_TIMEOUT, async || file.exists()).await;
         // A service manager signals the whole control group.
         let host = with_host.then_some(sandbox.pid());
         host.into_iter().chain([worker]).for_each(|pid| signal(pid, Signal::SIGTERM));
@@ -331,7 +334,7 @@ async fn a_call_cancelled_by_a_second_signal_may_clean_up() {
     let mut client = sandbox.client().await;
     let arguments = json!({"path": file});
     let call = tokio::spawn(async move { execute(&mut client, "sleep_and_clean_up", &arguments).await });
-    eventually("the call runs", EVENT_TIMEOUT, async || sandbox.workers().await[0].state == "busy").await;
+    eventually("the tool runs", EVENT_TIMEOUT, async || file.exists()).await;
     for _ in 0..2 {
         signal(sandbox.pid(), Signal::SIGTERM);
         eventually("the signal is logged", EVENT_TIMEOUT, async || {
