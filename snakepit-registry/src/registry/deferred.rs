@@ -64,12 +64,21 @@ impl Registry {
             }
         }
         drop((announcers, tools));
+        let deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        // A restart may have superseded another one, whose workers still run.
+        let replaced = deferred.iter().filter(|deferred| deferred.provider == provider);
+        let replaced = replaced.map(|deferred| &deferred.announcer);
+        replaced.filter(|worker| !is_current(&worker.worker)).for_each(Announcer::retire);
+        drop(deferred);
+        self.retire_fallback(provider, &is_current);
         self.apply_deferred();
-        self.remove_unserved(provider);
+        if self.remove_unserved(provider) {
+            self.remove_stale_fallback(provider);
+        }
     }
 
-    /// Removes the tools of a provider that no live worker serves, unless none of its workers is alive.
-    fn remove_unserved(&self, provider: &str) {
+    /// Removes the tools of a provider that no live worker serves, unless none of its workers is alive. Returns whether one is.
+    fn remove_unserved(&self, provider: &str) -> bool {
         let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
         let mut announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
         let is_ours = |name: &str, tools: &BTreeMap<Arc<str>, Arc<ResolvedTool>>| {
@@ -77,7 +86,7 @@ impl Registry {
         };
         let is_served = |workers: &Vec<Announcer>| workers.iter().any(Announcer::is_alive);
         if !announcers.iter().any(|(name, workers)| is_ours(name, &tools) && is_served(workers)) {
-            return;
+            return false;
         }
         let count = announcers.len();
         announcers.retain(|name, workers| {
@@ -90,6 +99,7 @@ impl Registry {
         if announcers.len() < count {
             self.increment_revision();
         }
+        true
     }
 
     /// Registers the deferred announcements whose blockers have ended.
@@ -146,5 +156,37 @@ mod tests {
         assert_eq!(names(&registry), ["same"]);
         registry.retire_replaced_workers("pool", |_| false);
         assert_eq!(names(&registry), ["same"], "their calls wait for the next worker");
+    }
+
+    #[test]
+    fn no_tool_of_a_replaced_worker_comes_back() {
+        let (registry, handler) = (Registry::new(), handler());
+        let register = |worker: &Announcer, specs| {
+            registry.register_remote_or_defer("pool", worker, &handler, specs).is_ok()
+        };
+        let ((_old_alive, old), (_aborted_alive, aborted)) = (worker("old"), worker("aborted"));
+        let (_new_alive, new) = worker("new");
+        assert!(register(&old, specs_named(&["kept", "changed"])));
+        registry.announce_fallback("pool", &old, Arc::clone(&handler));
+        // The successor of a restart that is superseded. It came up too late to be aborted, and still runs a call.
+        let specs = || {
+            vec![
+                ToolSpec::new("kept"),
+                ToolSpec::new("changed").description("aborted"),
+                ToolSpec::new("extra"),
+            ]
+        };
+        assert!(!register(&aborted, specs()), "the old worker serves another spec");
+        assert!(register(&new, specs_named(&["kept"])));
+        registry.retire_replaced_workers("pool", |worker| worker == "new");
+        assert_eq!(names(&registry), ["kept"]);
+        registry.resolve("any").expect_err("the new worker does not serve any name");
+        // Workers of the original Snakepit register with every call.
+        for (replaced, specs) in [(&old, specs_named(&["kept", "changed"])), (&aborted, specs())] {
+            assert!(register(replaced, specs), "the registration must not fail the call");
+            registry.announce_fallback("pool", replaced, Arc::clone(&handler));
+            assert_eq!(names(&registry), ["kept"]);
+            registry.resolve("any").unwrap_err();
+        }
     }
 }

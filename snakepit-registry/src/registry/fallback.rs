@@ -25,6 +25,9 @@ impl Registry {
     /// Sets the fallback for a worker that serves every name, unless the host has [set](Self::set_fallback) it.
     pub fn announce_fallback(&self, provider: &str, announcer: &Announcer, handler: Arc<dyn ToolHandler>) {
         let mut fallback = self.fallback.write().unwrap_or_else(PoisonError::into_inner);
+        if announcer.is_retired() {
+            return;
+        }
         let mut announcers = match fallback.take() {
             Some(set @ Fallback { announcers: None, .. }) => {
                 *fallback = Some(set);
@@ -38,6 +41,16 @@ impl Registry {
         announcers.push(announcer.clone());
         let tool = Arc::new(ResolvedTool::new(None, provider, handler));
         *fallback = Some(Fallback { tool, announcers: Some(announcers) });
+    }
+
+    /// Treats all workers of a provider that announced the fallback as ended, except the current ones.
+    pub(super) fn retire_fallback(&self, provider: &str, is_current: impl Fn(&str) -> bool) {
+        let fallback = self.fallback.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Fallback { tool, announcers: Some(announcers) }) = &*fallback
+            && tool.provider == provider
+        {
+            announcers.iter().filter(|worker| !is_current(worker.worker())).for_each(Announcer::retire);
+        }
     }
 
     /// Removes the fallback if all workers that announced it have ended. The host calls this when a worker of the provider registers

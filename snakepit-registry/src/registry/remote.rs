@@ -38,12 +38,17 @@ impl Announcer {
     /// Whether the worker is alive, and no restart has replaced it.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.liveness.strong_count() > 0 && !self.is_retired.load(Ordering::Acquire)
+        self.liveness.strong_count() > 0 && !self.is_retired()
     }
 
-    /// Treats the worker as ended, including in its clones.
+    /// Treats the worker as ended, including in its clones. Its later announcements have no effect.
     pub(super) fn retire(&self) {
         self.is_retired.store(true, Ordering::Release);
+    }
+
+    /// Whether a restart has replaced the worker. It may still finish calls.
+    pub(super) fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
     }
 
     /// The id of the worker.
@@ -57,6 +62,8 @@ impl Registry {
     ///
     /// All workers of a pool announce the same tools, so the pool may have them already. A new spec replaces an old one
     /// if no other live worker announced that tool.
+    ///
+    /// Announcements of a worker that a restart has [replaced](Self::retire_replaced_workers) have no effect.
     ///
     /// Tools whose workers have all exited remain registered, because their calls wait for the replacements of these
     /// workers. The next announcement by a worker of the pool removes them, unless it contains them.
@@ -86,6 +93,10 @@ impl Registry {
     ) -> Result<Vec<Registration>, RejectedAnnouncement> {
         let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
         let mut announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Some workers announce their tools with every call, also with those that they finish after a restart.
+        if announcer.is_retired() {
+            return Ok(vec![Registration::Unchanged; specs.len()]);
+        }
         for spec in &*specs {
             check_name(&spec.name)?;
             if let Some(existing) = tools.get(spec.name.as_str()).filter(|tool| tool.provider != provider) {
