@@ -8,6 +8,7 @@ mod ancestry;
 mod deferred_work;
 mod last_failure;
 mod lease;
+mod leases;
 mod live_workers;
 #[cfg(all(test, loom))]
 mod models;
@@ -43,6 +44,7 @@ use self::{
     ancestry::NestedCalls,
     deferred_work::{DeferredWork, catch_panic},
     lease::{LeaseRecord, LeaseSignal},
+    leases::Leases,
     live_workers::LiveWorkers,
     restart::FinishedRestart,
     supervisor::Command,
@@ -53,7 +55,6 @@ use self::{
 use crate::{
     PoolConfig, PoolError, Readiness,
     attempt::LayeredAttempts,
-    collections::Slab,
     metrics::Totals,
     scheduler::{
         Effect, Event, Limits, Load, Rejection, RestartOutcome, Scheduler, Ticket, WorkerKey, earlier,
@@ -83,7 +84,7 @@ struct State {
     last_ticket: u64,
     waiters: Waiters,
     /// The records of the calls that hold a worker.
-    leases: Slab<LeaseRecord>,
+    leases: Leases,
     tool_times: ToolTimes,
     /// A lower bound of the deadlines in `leases`. A tick makes it exact.
     earliest_deadline: Option<Instant>,
@@ -137,7 +138,7 @@ impl Driver {
             scheduler: Scheduler::new(limits, now),
             last_ticket: 0,
             waiters: Waiters::default(),
-            leases: Slab::new(),
+            leases: Leases::default(),
             tool_times: ToolTimes::default(),
             earliest_deadline: None,
             cancelling: Vec::new(),
@@ -183,7 +184,7 @@ impl Driver {
     fn with_state<T>(&self, run: impl FnOnce(&mut State, &mut DeferredWork) -> T) -> T {
         let mut deferred = DeferredWork::default();
         let output = run(&mut self.lock(), &mut deferred);
-        deferred.run();
+        deferred.run(self);
         output
     }
 
@@ -218,7 +219,7 @@ impl Driver {
                     );
                 }
                 Effect::CutOff => {
-                    for (_, lease) in leases.iter_mut().filter(|(_, lease)| !lease.must_end()) {
+                    for lease in leases.iter_mut().filter(|lease| !lease.must_end()) {
                         deferred.wake(lease.send(LeaseSignal::ShuttingDown));
                     }
                 }
@@ -229,23 +230,21 @@ impl Driver {
                 }
                 Effect::Recall(key) => {
                     if let Some(live_worker) = live_workers.get(key) {
-                        let held_leases = leases.iter().filter(|(_, lease)| lease.worker_key == key);
+                        let held_leases = leases.of_worker(key);
                         deferred
                             .rare()
                             .recalls
-                            .extend(held_leases.map(|(_, lease)| (Arc::clone(live_worker), lease.call)));
+                            .extend(held_leases.map(|lease| (Arc::clone(live_worker), lease.call)));
                     }
                 }
                 Effect::Kill(key, reason) => {
-                    if let Some(live_worker) = live_workers.get(key) {
-                        live_worker.handle.kill(reason.to_string());
-                        deferred.rare().killed.push((Arc::clone(live_worker), reason));
-                    }
+                    deferred
+                        .rare()
+                        .kills
+                        .extend(live_workers.get(key).map(|worker| (Arc::clone(worker), reason)));
                 }
                 Effect::Stop(key) => {
-                    if let Some(live_worker) = live_workers.get(key) {
-                        live_worker.handle.stop(self.config.stop_grace);
-                    }
+                    deferred.rare().stops.extend(live_workers.get(key).cloned());
                 }
                 Effect::Cancel(key, call) => {
                     if let Some(live_worker) = live_workers.get(key).cloned() {
@@ -255,12 +254,21 @@ impl Driver {
                 }
                 Effect::Launch(key) => self.send_command(Command::Launch(key, self.worker_id(key))),
                 Effect::AbortLaunch(key) => self.send_command(Command::AbortLaunch(key)),
+                Effect::RestartWaits { slot } => {
+                    let replaced = live_workers.replaced(slot);
+                    let calls =
+                        |worker: &LiveWorker| leases.of_worker(worker.key).map(|lease| lease.call).collect();
+                    deferred
+                        .rare()
+                        .awaited_workers
+                        .extend(replaced.map(|worker| (Arc::clone(worker), calls(worker))));
+                }
                 Effect::RestartEnded { number, outcome } => {
-                    self.end_restart(state.last_launch_error.take(), number, outcome);
+                    let launch_error = state.last_launch_error.take();
+                    deferred.rare().ended_restart = Some(self.ended_restart(launch_error, number, outcome));
                 }
                 Effect::Stopped => {
-                    self.stopped.send_replace(true);
-                    self.send_command(Command::Rearm);
+                    deferred.rare().has_stopped = true;
                 }
             }
         }
@@ -295,13 +303,19 @@ impl Driver {
     }
 
     /// Removes the record of a lease and submits the event that ended it.
-    fn end_lease(&self, state: &mut State, key: usize, event: Event, work: &mut DeferredWork) -> LeaseRecord {
+    fn end_lease(
+        &self,
+        state: &mut State,
+        key: usize,
+        event: Event,
+        deferred: &mut DeferredWork,
+    ) -> LeaseRecord {
         let lease = state.leases.remove(key);
         if !lease.is_revoked {
-            self.apply(state, event, Instant::now(), work);
+            self.apply(state, event, Instant::now(), deferred);
         }
         if lease.signal().is_some() {
-            self.call_ended.notify_waiters();
+            deferred.rare().has_ended_call = true;
         }
         lease
     }
@@ -343,7 +357,7 @@ impl Driver {
             self.apply(state, event, Instant::now(), deferred);
         }
         if lease.signal().is_some() {
-            self.call_ended.notify_waiters();
+            deferred.rare().has_ended_call = true;
         }
         (lease, Acquire::resume(Arc::clone(self), ticket, tool, deadline))
     }
@@ -385,7 +399,7 @@ impl Driver {
     /// [`ready`](Self::ready) or [`take_unreported_failure`](Self::take_unreported_failure), otherwise by
     /// [`restart`](Self::restart).
     fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) -> bool {
-        let failure = PoolError::Start { worker: id.clone(), error: error.clone() };
+        let failure = PoolError::start(id.clone(), error.clone());
         let mut state = self.lock();
         state.last_failure = Some(LastFailure::Launch { error: error_chain(&failure).to_string() });
         state.last_launch_error = Some(failure.clone());
@@ -407,10 +421,9 @@ impl Driver {
             state.last_failure = Some(LastFailure::exited(state.last_failure.take(), id, reason));
             state.mark_concurrent_calls(key);
             state.cancelling.retain(|(worker_key, _)| *worker_key != key);
-            for (_, lease) in &mut state.leases {
-                if lease.worker_key == key && !lease.must_end() {
-                    deferred.wake(lease.send(LeaseSignal::WorkerExited));
-                }
+            for lease in state.leases.iter_mut().filter(|lease| lease.worker_key == key && !lease.must_end())
+            {
+                deferred.wake(lease.send(LeaseSignal::WorkerExited));
             }
             self.apply(state, Event::Exited(key), Instant::now(), deferred);
         });
@@ -441,12 +454,12 @@ impl Driver {
             for waiter in state.waiters.iter_mut() {
                 deferred.wake(waiter.fail(AcquireError::RuntimeEnded));
             }
-            for (_, lease) in state.leases.iter_mut().filter(|(_, lease)| !lease.must_end()) {
+            for lease in state.leases.iter_mut().filter(|lease| !lease.must_end()) {
                 deferred.wake(lease.send(LeaseSignal::RuntimeEnded));
             }
         });
         self.stopped.send_replace(true);
-        self.end_restart(None, u64::MAX, RestartOutcome::ShutDown);
+        self.report_restart(self.ended_restart(None, u64::MAX, RestartOutcome::ShutDown));
         self.update_readiness();
         self.call_ended.notify_waiters();
     }
@@ -464,7 +477,8 @@ impl Driver {
     /// Rejects all calls and kills all workers without waiting, after the last handle was dropped.
     pub(crate) fn abort(&self) {
         self.handle_event(Event::Drain { until: Instant::now() });
-        for live_worker in self.lock().live_workers.iter() {
+        let live_workers: Vec<_> = self.lock().live_workers.iter().cloned().collect();
+        for live_worker in live_workers {
             live_worker.handle.kill("its pool was dropped");
         }
         self.stopped.send_replace(true);

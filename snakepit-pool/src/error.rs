@@ -22,11 +22,14 @@ pub enum PoolError {
     #[error("pool needs a tokio runtime; start it inside `Runtime::block_on` or an async main")]
     NoRuntime,
     /// The launch of a worker failed.
-    #[error("worker `{worker}` did not start")]
+    #[error("worker `{worker}` did not start{}", after_replaced(*replaced))]
     #[non_exhaustive]
     Start {
         /// The worker's id.
         worker: WorkerId,
+        /// The number of workers that a restart had replaced before. They stay in service, and run the new code. 0 if the launch was
+        /// not part of a restart.
+        replaced: usize,
         /// The cause.
         #[source]
         error: WorkerError,
@@ -34,6 +37,15 @@ pub enum PoolError {
     /// The pool was shut down.
     #[error("pool is shut down")]
     ShutDown,
+}
+
+/// The end of the message of a failed launch.
+fn after_replaced(replaced: usize) -> String {
+    match replaced {
+        0 => String::new(),
+        1 => ", after the restart had replaced 1 worker".to_owned(),
+        _ => format!(", after the restart had replaced {replaced} workers"),
+    }
 }
 
 /// Constructors for crates that test how they handle these errors.
@@ -46,6 +58,6 @@ impl PoolError {
     /// Creates the error of a failed launch.
     #[must_use]
     pub const fn start(worker: WorkerId, error: WorkerError) -> Self {
-        Self::Start { worker, error }
+        Self::Start { worker, replaced: 0, error }
     }
 }

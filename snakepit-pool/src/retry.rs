@@ -1,8 +1,8 @@
 //! Retries calls whose worker was lost.
 //!
-//! A call that did not begin is retried until its deadline, because the worker probably died of the call that it was
-//! running. If the worker had no other call, it probably died of this one, so the number of attempts is small. A call
-//! that may have begun is retried only if its caller declared it idempotent. A stream is never retried after its reply.
+//! A call that was not sent is retried until its deadline. So is a call that did not begin, up to a bound, because the worker
+//! probably died of the call that it was running. If the worker had no other call, it probably died of this one, so the number of
+//! attempts is small. A call that may have begun is retried only if its caller declared it idempotent. A stream is never retried after its reply.
 
 #[cfg(test)]
 mod tests;
@@ -21,10 +21,10 @@ use tower::{Layer, Service};
 
 use crate::{attempt::AttemptError, metrics::Totals};
 
-/// How often the pool retries a call that did not begin, on workers that had other calls too.
+/// How often the pool retries a call that was sent and did not begin, on workers that had other calls too.
 const MAX_SAFE_RETRIES: usize = 100;
 
-/// How often the pool retries a call that did not begin, on workers without other calls. Such a call probably kills
+/// How often the pool retries a call that was sent and did not begin, on workers without other calls. Such a call probably kills
 /// every worker that receives it.
 const MAX_SOLE_CALL_RETRIES: usize = 4;
 
@@ -119,14 +119,20 @@ where
                     Ok(reply) => return Poll::Ready(Ok(reply)),
                     Err(AttemptError { error, was_only_call }) => {
                         let remaining = match was_only_call {
-                            _ if error.may_have_run() => &mut *this.run_retries,
-                            true => &mut *this.sole_call_retries,
-                            false => &mut *this.safe_retries,
+                            _ if error.may_have_run() => Some(&mut *this.run_retries),
+                            // The pool bounds these attempts, because each needs another worker that has started.
+                            _ if !was_sent(&error) => None,
+                            true => Some(&mut *this.sole_call_retries),
+                            false => Some(&mut *this.safe_retries),
                         };
-                        if *remaining == 0 || !may_retry(&error, this.call) {
+                        if remaining.as_ref().is_some_and(|remaining| **remaining == 0)
+                            || !may_retry(&error, this.call)
+                        {
                             return Poll::Ready(Err(with_earlier(error, this.earlier_error)));
                         }
-                        *remaining -= 1;
+                        if let Some(remaining) = remaining {
+                            *remaining -= 1;
+                        }
                         tracing::debug!(error = %error_chain(&error), "retrying the call");
                         this.totals.retried.fetch_add(1, Ordering::Relaxed);
                         if error.may_have_run() {
@@ -149,6 +155,10 @@ fn with_earlier(error: ToolError, earlier: &mut Option<Box<ToolError>>) -> ToolE
         Some(earlier) => error.with_earlier_attempt(*earlier),
         None => error,
     }
+}
+
+const fn was_sent(error: &ToolError) -> bool {
+    !matches!(error, ToolError::WorkerLost { was_sent: false, .. })
 }
 
 fn may_retry(error: &ToolError, call: &ToolCall) -> bool {

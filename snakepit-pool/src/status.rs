@@ -23,11 +23,13 @@ pub struct PoolStatus {
     pub in_flight: usize,
     /// The workers, by slot.
     pub workers: Vec<WorkerStatus>,
+    /// The workers that finish their calls beside their replacements.
+    pub retired_workers: Vec<WorkerStatus>,
     /// Counters of ended calls.
     pub calls: CallTotals,
 }
 
-/// A snapshot of one slot: its current worker, or its last one.
+/// A snapshot of one slot: its current worker, or its last one. Or one of its workers that finishes its calls beside its replacement.
 #[derive(Debug, Clone)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -115,6 +117,7 @@ mod tests {
             waiting_for_room: 3,
             in_flight: 1,
             workers: vec![worker],
+            retired_workers: Vec::new(),
             calls,
         };
         let value = serde_json::to_value(&status).unwrap();

@@ -214,6 +214,8 @@ pub enum ToolError {
         reason: String,
         /// Whether the call may have begun to run.
         may_have_run: bool,
+        /// Whether the call may have reached the worker. If not, it has not run, and did not cause the loss.
+        was_sent: bool,
         /// The last lines that the worker wrote to stdout and stderr, oldest first.
         output_lines: Vec<String>,
         /// The time after which a retry may succeed, if a later attempt of the call was rejected with it.

@@ -16,7 +16,10 @@ use snakepit_registry::{CallId, CallReports, Principal, ToolCall};
 use tokio::time::Instant;
 
 use super::{AcquireError, DeferredWork, Driver, Event, State, lease::LeaseRecord};
-use crate::scheduler::{Slot, SlotState, Ticket, Up, WorkerKey};
+use crate::{
+    scheduler::{Slot, SlotState, Ticket, Up, WorkerKey},
+    sync::MutexGuard,
+};
 
 /// Records the ancestors of one call, and the receivers of the output of its nested calls. Dropping it removes the record.
 #[derive(Debug)]
@@ -104,9 +107,9 @@ impl Driver {
     pub(crate) fn ancestors_on(&self, worker: &str, reported: Option<u64>) -> Option<Arc<[CallId]>> {
         let key = self.worker_key(worker)?;
         let reported = self.find_call(key, reported);
-        let state = self.lock();
+        let state = self.lock_indexed();
         let Some(running) = state.running_on(key, reported) else {
-            let runs_calls = state.leases.iter().any(|(_, lease)| lease.worker_key == key);
+            let runs_calls = state.leases.of_worker(key).next().is_some();
             return (runs_calls && state.scheduler.concurrency_of(key) > 1).then(Arc::default);
         };
         let call = running.call;
@@ -118,9 +121,8 @@ impl Driver {
     pub(crate) fn set_blocks_worker(&self, worker: &str, reported: u64, blocks_worker: bool) {
         let Some(key) = self.worker_key(worker) else { return };
         let Some(call) = self.find_call(key, Some(reported)) else { return };
-        let mut state = self.lock();
-        let lease = state.leases.iter_mut().map(|(_, lease)| lease);
-        for lease in lease.filter(|lease| lease.call == call && lease.worker_key == key) {
+        let mut state = self.lock_indexed();
+        if let Some(lease) = state.leases.of_call_on(call, key) {
             lease.blocks_worker = blocks_worker;
         }
     }
@@ -131,11 +133,11 @@ impl Driver {
     pub(crate) fn acting_principal(&self, worker: &str, reported: Option<u64>) -> Option<Principal> {
         let key = self.worker_key(worker)?;
         let reported = self.find_call(key, reported);
-        let state = self.lock();
+        let state = self.lock_indexed();
         let running = state.running_on(key, reported)?;
         let outermost = state.nested.of(running.call).and_then(|ancestors| ancestors.first());
-        let outermost = outermost.and_then(|call| state.leases.iter().find(|(_, lease)| lease.call == *call));
-        Some(outermost.map_or(running, |(_, lease)| lease).principal.clone())
+        let outermost = outermost.and_then(|call| state.leases.of_call(*call).next());
+        Some(outermost.unwrap_or(running).principal.clone())
     }
 
     /// The receivers of the output of nested calls that the call on this worker makes.
@@ -145,9 +147,16 @@ impl Driver {
             return None;
         }
         let reported = self.find_call(key, reported);
-        let state = self.lock();
+        let state = self.lock_indexed();
         let running = state.running_on(key, reported)?;
         state.nested.reports.get(&running.call).cloned()
+    }
+
+    /// Locks the state, and creates the index of leases, because a tool makes requests to the host.
+    fn lock_indexed(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        state.leases.index();
+        state
     }
 
     /// The call that a worker reports under its own id. Asks the handler of the worker without the lock.
@@ -174,7 +183,7 @@ impl Driver {
     /// Rejects the newest queued nested call if ancestors of queued calls hold every worker.
     pub(super) fn end_deadlock(&self, state: &mut State, deferred: &mut DeferredWork) {
         // A cheap check that is usually decisive: every worker must run an ancestor of some nested call.
-        if !holds_every_slot(state, |call| state.nested.has_descendants(call)) {
+        if !holds_every_slot(state, state.nested.descendants.keys()) {
             return;
         }
         let (mut newest, mut awaited) = (None::<Ticket>, HashSet::<CallId>::new());
@@ -185,7 +194,7 @@ impl Driver {
             }
         }
         let Some(newest) = newest else { return };
-        if holds_every_slot(state, |call| awaited.contains(&call)) {
+        if holds_every_slot(state, &awaited) {
             deferred.wake(state.waiters[newest.waiter].fail(AcquireError::Deadlock));
             self.apply(state, Event::Withdraw(newest), Instant::now(), deferred);
         }
@@ -196,14 +205,13 @@ impl State {
     /// Whether an ancestor of a nested call runs on a worker. An empty list means that a worker made the call and did not
     /// report which of its running calls waits for it.
     pub(super) fn runs_any(&self, ancestors: &[CallId]) -> bool {
-        ancestors.is_empty() || self.leases.iter().any(|(_, lease)| ancestors.contains(&lease.call))
+        ancestors.is_empty() || self.leases_of(ancestors).next().is_some()
     }
 
     /// The workers with places on which a call of this tool could not begin before one of its ancestors ends: an ancestor blocks the
     /// worker, ancestors use up a limit of the worker, or other nested calls that wait for these ancestors do.
     pub(super) fn workers_blocked_for(&self, tool: &str, ancestors: &[CallId]) -> Vec<WorkerKey> {
-        let is_holder = |lease: &&LeaseRecord| !lease.must_end() && ancestors.contains(&lease.call);
-        let holders = self.leases.iter().map(|(_, lease)| lease).filter(is_holder);
+        let holders = self.leases_of(ancestors).filter(|lease| !lease.must_end());
         let holders: Vec<_> =
             holders.filter(|lease| self.scheduler.concurrency_of(lease.worker_key) > 1).collect();
         let mut workers: Vec<_> = holders.iter().map(|lease| lease.worker_key).collect();
@@ -218,30 +226,38 @@ impl State {
                 })
         });
         if self.has_call_limits {
-            let others = self.live_workers.iter().map(|worker| worker.key);
-            let others: Vec<_> = others.filter(|worker| !workers.contains(worker)).collect();
+            // Only calls that wait for nested calls can hold a limit until an ancestor ends.
+            let others = self.leases_of(self.nested.descendants.keys()).map(|lease| lease.worker_key);
+            let is_other =
+                |worker: &WorkerKey| !workers.contains(worker) && self.live_workers.get(*worker).is_some();
+            let others: HashSet<WorkerKey> = others.filter(is_other).collect();
             workers.extend(others.into_iter().filter(|worker| self.closes_cycle(*worker, tool, ancestors)));
         }
         workers
     }
 
+    /// The leases of these calls.
+    fn leases_of<'a>(
+        &'a self,
+        calls: impl IntoIterator<Item = &'a CallId>,
+    ) -> impl Iterator<Item = &'a LeaseRecord> {
+        calls.into_iter().flat_map(|call| self.leases.of_call(*call))
+    }
+
     /// Returns the call that a worker runs. If the worker runs one call at a time, that call has the lowest number of all calls
     /// on the worker, because the worker received the others ahead of their turn. Otherwise, it is the reported one.
     fn running_on(&self, worker: WorkerKey, reported: Option<CallId>) -> Option<&LeaseRecord> {
-        let mut leases =
-            self.leases.iter().map(|(_, lease)| lease).filter(|lease| lease.worker_key == worker);
         if self.scheduler.concurrency_of(worker) > 1 {
-            return leases.find(|lease| Some(lease.call) == reported);
+            return self.leases.of_call(reported?).find(|lease| lease.worker_key == worker);
         }
-        leases.min_by_key(|lease| lease.number)
+        self.leases.of_worker(worker).min_by_key(|lease| lease.number)
     }
 }
 
-/// Whether calls that satisfy `is_holder` occupy every place of every slot, or suspend its worker. Ignores slots whose workers keep failing.
-fn holds_every_slot(state: &State, is_holder: impl Fn(CallId) -> bool) -> bool {
-    let leases = state.leases.iter().map(|(_, lease)| lease);
+/// Whether these calls occupy every place of every slot, or suspend its worker. Ignores slots whose workers keep failing.
+fn holds_every_slot<'a>(state: &'a State, calls: impl IntoIterator<Item = &'a CallId>) -> bool {
     let mut holders: HashMap<WorkerKey, u32> = HashMap::new();
-    for lease in leases.filter(|lease| !lease.must_end() && is_holder(lease.call)) {
+    for lease in state.leases_of(calls).filter(|lease| !lease.must_end()) {
         *holders.entry(lease.worker_key).or_default() += 1;
     }
     let is_up = |slot: &Slot| matches!(slot.state, SlotState::Up(_));
@@ -257,7 +273,19 @@ fn holds_every_slot(state: &State, is_holder: impl Fn(CallId) -> bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::FutureExt;
+    use snakepit_registry::FnTool;
+    use snakepit_worker::{CallLimits, LauncherEnd, Worker};
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
     use super::*;
+    use crate::{
+        PoolConfig,
+        collections::take_accesses,
+        driver::{Acquire, Lease, supervisor::Command},
+    };
 
     #[test]
     fn descendants_are_counted_until_the_last_is_removed() {
@@ -271,5 +299,69 @@ mod tests {
         nested.remove(id(3));
         assert!(nested.ancestors.is_empty() && nested.descendants.is_empty());
         nested.remove(id(3));
+    }
+
+    /// A pool without a supervisor, whose workers run several calls each. All but one of their places are taken.
+    struct BusyPool {
+        driver: Arc<Driver>,
+        leases: Vec<Lease>,
+        _commands: UnboundedReceiver<Command>,
+        _launcher_ends: Vec<LauncherEnd>,
+    }
+
+    impl BusyPool {
+        fn new(workers: usize, concurrency: usize) -> Self {
+            let (sender, mut commands) = unbounded_channel();
+            let driver = Arc::new(Driver::new(PoolConfig { workers, ..PoolConfig::default() }, sender));
+            driver.on_tick(Instant::now());
+            let mut launcher_ends = Vec::new();
+            while let Ok(command) = commands.try_recv() {
+                let Command::Launch(key, id) = command else { continue };
+                let handler = Arc::new(FnTool::typed("t", |(): ()| async { Ok::<_, Infallible>(()) }));
+                let (worker, launcher_end) = Worker::new(id, None, "model", handler);
+                let limits = CallLimits::new(concurrency);
+                driver.on_launched(key, worker.with_concurrency(concurrency).with_call_limits(limits));
+                launcher_ends.push(launcher_end);
+            }
+            let mut pool =
+                Self { driver, leases: Vec::new(), _commands: commands, _launcher_ends: launcher_ends };
+            for _ in 1..workers * concurrency {
+                let lease = pool.acquire(&ToolCall::new("t"));
+                pool.leases.push(lease);
+            }
+            pool
+        }
+
+        fn acquire(&self, call: &ToolCall) -> Lease {
+            let acquire = Acquire::new(Arc::clone(&self.driver), call);
+            acquire.now_or_never().expect("a place is free").expect("the pool serves")
+        }
+    }
+
+    /// Makes a nested call, and requests for the calls of the worker that makes it. Returns the number of accessed leases and queued calls.
+    fn accesses_of_nested_call(workers: usize) -> usize {
+        let pool = BusyPool::new(workers, 4);
+        let outer = pool.driver.lock().leases.iter().next().map(|lease| (lease.call, lease.worker_key));
+        let (outer, worker_key) = outer.expect("the pool runs calls");
+        let worker = pool.driver.worker_id(worker_key);
+        let nested = ToolCall::new("t").with_ancestors(Arc::from([outer]));
+        let ancestors = || pool.driver.ancestors_on(worker.as_str(), None).expect("the worker runs calls");
+        // The first request of a tool creates the index.
+        ancestors();
+        take_accesses();
+        let ancestry = Ancestry::of(&nested, &pool.driver);
+        let acquire = Acquire::new(Arc::clone(&pool.driver), &nested);
+        assert!(pool.driver.lock().running_on(worker_key, Some(outer)).is_some());
+        ancestors();
+        drop((acquire, ancestry));
+        take_accesses()
+    }
+
+    #[test]
+    fn a_nested_call_accesses_only_the_leases_of_its_ancestors_and_their_workers() {
+        let [few, many] = [4, 256].map(accesses_of_nested_call);
+        // A scan of the leases would access 1023 of them.
+        assert_eq!(few, many);
+        assert!(many <= 30, "{many}");
     }
 }

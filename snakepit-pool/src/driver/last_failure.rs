@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use snakepit_worker::WorkerId;
 
+/// The maximum number of tools that a failure names.
+const MAX_TOOLS: usize = 5;
+
 /// The last failure of a worker.
 #[derive(Debug, Clone)]
 pub(crate) enum LastFailure {
@@ -16,17 +19,21 @@ pub(crate) enum LastFailure {
     Exit {
         worker: WorkerId,
         reason: String,
-        /// The tool of the call that was lost with the worker, if any.
-        tool: Option<Arc<str>>,
+        /// The tools of the calls that were lost with the worker, without duplicates, and at most [`MAX_TOOLS`].
+        tools: Vec<Arc<str>>,
+        /// Whether further tools were lost.
+        has_more: bool,
     },
 }
 
 impl LastFailure {
-    /// Records the exit of a worker. Keeps the tool if the loss of its call was recorded before.
+    /// Records the exit of a worker. Keeps the tools if the loss of their calls was recorded before.
     pub(super) fn exited(last: Option<Self>, id: &WorkerId, reason: String) -> Self {
         match last {
-            Some(Self::Exit { worker, tool, .. }) if worker == *id => Self::Exit { worker, reason, tool },
-            _ => Self::Exit { worker: id.clone(), reason, tool: None },
+            Some(Self::Exit { worker, tools, has_more, .. }) if worker == *id => {
+                Self::Exit { worker, reason, tools, has_more }
+            }
+            _ => Self::Exit { worker: id.clone(), reason, tools: Vec::new(), has_more: false },
         }
     }
 
@@ -34,10 +41,19 @@ impl LastFailure {
     /// more specific.
     pub(super) fn lost_call(last: Option<Self>, id: &WorkerId, reason: &str, tool: Arc<str>) -> Self {
         match last {
-            Some(Self::Exit { worker, reason, .. }) if worker == *id => {
-                Self::Exit { worker, reason, tool: Some(tool) }
+            Some(Self::Exit { worker, reason, mut tools, mut has_more }) if worker == *id => {
+                if !tools.contains(&tool) {
+                    match tools.len() {
+                        MAX_TOOLS.. => has_more = true,
+                        _ => tools.push(tool),
+                    }
+                }
+                Self::Exit { worker, reason, tools, has_more }
             }
-            _ => Self::Exit { worker: id.clone(), reason: reason.to_owned(), tool: Some(tool) },
+            _ => {
+                let (worker, reason) = (id.clone(), reason.to_owned());
+                Self::Exit { worker, reason, tools: vec![tool], has_more: false }
+            }
         }
     }
 }
@@ -49,21 +65,45 @@ impl LastFailure {
             Self::Launch { error } => {
                 return ("every worker failed to start several times in a row".to_owned(), error);
             }
-            Self::Exit { worker, reason, tool: Some(tool) } => format!(
-                "workers start, but are lost with the calls that they run; the last one, `{worker}`, was lost during a \
-                 call of tool `{tool}`: {reason}"
-            ),
-            Self::Exit { worker, reason, tool: None } => format!(
+            Self::Exit { worker, reason, tools, .. } if tools.is_empty() => format!(
                 "workers start, but end before they have answered a call; the last one, `{worker}`: {reason}"
+            ),
+            Self::Exit { worker, reason, tools, has_more } => format!(
+                "workers start, but are lost with the calls that they run; the last one, `{worker}`, was lost during {}: {reason}",
+                describe_calls(tools, has_more)
             ),
         };
         (reason, String::new())
     }
 }
 
+/// Names the tools in a fixed order, because the calls of a lost worker end in any order.
+fn describe_calls(mut tools: Vec<Arc<str>>, has_more: bool) -> String {
+    if let [tool] = &tools[..] {
+        return format!("a call of tool `{tool}`");
+    }
+    tools.sort();
+    let names: Vec<_> = tools.iter().map(|tool| format!("`{tool}`")).collect();
+    format!("calls of tools {}{}", names.join(", "), if has_more { " and others" } else { "" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_tools_of_a_lost_worker_are_named_up_to_a_bound() {
+        let id = WorkerId::new("w");
+        let lose = |tools: &[&str]| {
+            let lost =
+                |last, tool: &&str| Some(LastFailure::lost_call(last, &id, "SIGSEGV", Arc::from(*tool)));
+            tools.iter().fold(None, lost).unwrap().into_reason_and_error().0
+        };
+        let text = lose(&["b", "a", "b"]);
+        assert!(text.ends_with("was lost during calls of tools `a`, `b`: SIGSEGV"), "{text}");
+        let text = lose(&["a", "b", "c", "d", "e", "f", "f", "g"]);
+        assert!(text.ends_with("calls of tools `a`, `b`, `c`, `d`, `e` and others: SIGSEGV"), "{text}");
+    }
 
     #[test]
     fn the_loss_of_the_call_and_the_exit_of_the_worker_may_come_in_either_order() {

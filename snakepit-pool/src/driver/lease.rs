@@ -214,12 +214,14 @@ impl Lease {
     /// Ends the lease of a call that failed.
     pub(crate) fn fail(mut self, error: ToolError) -> AttemptError {
         match error {
-            ToolError::WorkerLost { may_have_run, ref reason, .. } => {
+            ToolError::WorkerLost { may_have_run, was_sent, ref reason, .. } => {
                 if may_have_run {
                     self.record_loss(reason);
                 }
                 self.end = LeaseEnd::Lost;
-                let was_only_call = self.driver.with_state(|state, _| state.was_only_call(self.key));
+                // A call that was not sent did not cause the loss.
+                let was_only_call =
+                    was_sent && self.driver.with_state(|state, _| state.was_only_call(self.key));
                 return AttemptError { error, was_only_call };
             }
             // The worker rejected the call because it is stopping. The caller gets a loss without a run, because
@@ -264,9 +266,9 @@ impl State {
     /// Marks the leases of a lost worker if it had several calls. Must run before the first of them ends.
     pub(super) fn mark_concurrent_calls(&mut self, key: WorkerKey) {
         let abandoned = self.cancelling.iter().filter(|(cancelling, _)| *cancelling == key).count();
-        let leases = self.leases.iter().filter(|(_, lease)| lease.worker_key == key).count();
+        let leases = self.leases.of_worker(key).count();
         if abandoned + leases > 1 {
-            for (_, lease) in self.leases.iter_mut().filter(|(_, lease)| lease.worker_key == key) {
+            for lease in self.leases.iter_mut().filter(|lease| lease.worker_key == key) {
                 lease.had_concurrent_calls = true;
             }
         }

@@ -45,6 +45,11 @@ impl LiveWorkers {
         self.retired.retain(|worker| worker.key != key);
     }
 
+    /// The workers of a slot that finish their calls beside their replacement.
+    pub(super) fn replaced(&self, slot: u32) -> impl Iterator<Item = &Arc<LiveWorker>> {
+        self.retired.iter().filter(move |worker| worker.key.slot == slot)
+    }
+
     /// The last worker of each slot.
     pub(super) fn by_slot(&self) -> impl Iterator<Item = Option<&Arc<LiveWorker>>> {
         self.by_slot.iter().map(Option::as_ref)

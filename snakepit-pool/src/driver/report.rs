@@ -1,12 +1,14 @@
 //! Reports the start, the end, the readiness and the status of a pool.
 
+use std::sync::Arc;
+
 use snakepit_worker::Worker;
 use tokio::sync::watch;
 
-use super::{Driver, Startup, State};
+use super::{Driver, LiveWorker, Startup, State};
 use crate::{
     PoolError, PoolStatus, Readiness, WorkerState, WorkerStatus,
-    scheduler::{Phase, SlotState},
+    scheduler::{Phase, Slot, SlotState, Up, WorkerKey},
 };
 
 impl Driver {
@@ -65,27 +67,48 @@ impl Driver {
 
     pub(crate) fn status(&self) -> PoolStatus {
         let state = self.lock();
-        let workers =
-            state.scheduler.slots().iter().zip(state.live_workers.by_slot()).map(|(slot, live_worker)| {
-                // A retired worker finishes its calls while its replacement starts.
-                let live_worker = live_worker.filter(|live_worker| live_worker.key == slot.key());
-                let worker = live_worker.map(|live_worker| &live_worker.handle);
-                WorkerStatus {
-                    id: self.worker_id(slot.key()),
-                    pid: worker.and_then(Worker::pid),
-                    state: worker_state(&slot.state),
-                    address: worker.map_or_else(String::new, |worker| worker.address().to_owned()),
-                    started_at: live_worker.map(|live_worker| live_worker.started_at),
-                    calls: slot.ended_calls(),
-                    restarts: slot.restarts(),
-                }
-            });
+        let slots = state.scheduler.slots();
+        let status = |key: WorkerKey,
+                      slot: &Slot,
+                      worker_state: WorkerState,
+                      live_worker: Option<&Arc<LiveWorker>>| {
+            let worker = live_worker.map(|live_worker| &live_worker.handle);
+            WorkerStatus {
+                id: self.worker_id(key),
+                pid: worker.and_then(Worker::pid),
+                state: worker_state,
+                address: worker.map_or_else(String::new, |worker| worker.address().to_owned()),
+                started_at: live_worker.map(|live_worker| live_worker.started_at),
+                calls: slot.ended_calls(),
+                restarts: slot.restarts(),
+            }
+        };
+        let workers = slots.iter().zip(state.live_workers.by_slot()).map(|(slot, live_worker)| {
+            let key = slot.key();
+            // A slot keeps the key of a worker that retired until it launches the next one.
+            let has_left = state.scheduler.retired().any(|(retired, _)| retired == key);
+            let live_worker = live_worker.filter(|live_worker| live_worker.key == key && !has_left);
+            status(key, slot, worker_state(&slot.state), live_worker)
+        });
+        let retired = state.scheduler.retired().filter_map(|(key, up)| {
+            // A worker that exits before the scheduler handles its exit is not listed.
+            let live_worker = state.live_workers.get(key)?;
+            Some(status(
+                key,
+                slots.get(key.index())?,
+                up.map_or(WorkerState::Stopping, up_state),
+                Some(live_worker),
+            ))
+        });
+        let mut retired_workers: Vec<_> = retired.collect();
+        retired_workers.sort_by(|one, other| one.id.cmp(&other.id));
         PoolStatus {
             name: self.config.name.clone(),
             queued: state.scheduler.queued(),
             waiting_for_room: state.scheduler.waiting_for_room(),
             in_flight: state.scheduler.in_flight(),
             workers: workers.collect(),
+            retired_workers,
             calls: self.totals.read(),
         }
     }
@@ -101,11 +124,17 @@ fn worker_state(state: &SlotState) -> WorkerState {
     match state {
         SlotState::Launching => WorkerState::Starting,
         SlotState::Up(up) if up.is_retiring => WorkerState::Stopping,
-        // A worker that runs other calls meanwhile is busy.
-        SlotState::Up(up) if up.cancelling > 0 && up.running() == 0 => WorkerState::Quarantined,
-        SlotState::Up(up) if up.running() > 0 => WorkerState::Busy,
-        SlotState::Up(_) => WorkerState::Idle,
+        SlotState::Up(up) => up_state(up),
         SlotState::Ending { .. } => WorkerState::Stopping,
         SlotState::BackingOff { .. } | SlotState::Closed => WorkerState::Dead,
+    }
+}
+
+const fn up_state(up: &Up) -> WorkerState {
+    match (up.running(), up.cancelling) {
+        (0, 0) => WorkerState::Idle,
+        // A worker that runs other calls meanwhile is busy.
+        (0, _) => WorkerState::Quarantined,
+        _ => WorkerState::Busy,
     }
 }

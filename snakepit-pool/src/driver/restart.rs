@@ -1,6 +1,6 @@
 //! Restarts: waits for the rolling replacement of all workers.
 
-use snakepit_worker::WorkerId;
+use snakepit_worker::{WorkerError, WorkerId};
 use tokio::time::Instant;
 
 use super::Driver;
@@ -42,24 +42,37 @@ impl Driver {
         matches!(&self.restarts.borrow().error, Some(PoolError::Start { worker, .. }) if worker == id)
     }
 
-    /// Reports the end of a restart. `launch_error` is the error of the last failed launch.
-    pub(super) fn end_restart(&self, launch_error: Option<PoolError>, number: u64, outcome: RestartOutcome) {
+    /// The result of a restart. `launch_error` is the error of the last failed launch.
+    pub(super) fn ended_restart(
+        &self,
+        launch_error: Option<PoolError>,
+        number: u64,
+        outcome: RestartOutcome,
+    ) -> FinishedRestart {
         let error = match outcome {
             RestartOutcome::Replaced => None,
             RestartOutcome::ShutDown => Some(PoolError::ShutDown),
-            RestartOutcome::Failed(key) => {
-                let is_its = |error: &PoolError| matches!(error, PoolError::Start { worker, .. } if *worker == self.worker_id(key));
-                Some(
-                    launch_error
-                        .filter(is_its)
-                        .unwrap_or_else(|| self.unknown_launch_error(self.worker_id(key))),
-                )
+            RestartOutcome::Failed { worker, replaced } => {
+                let worker = self.worker_id(worker);
+                let error = match launch_error {
+                    Some(PoolError::Start { worker: launched, error, .. }) if launched == worker => error,
+                    _ => WorkerError::start_failed("its launch failed"),
+                };
+                Some(PoolError::Start { worker, replaced, error })
             }
         };
-        self.restarts.send_replace(FinishedRestart { number, error });
+        FinishedRestart { number, error }
     }
 
-    fn unknown_launch_error(&self, worker: WorkerId) -> PoolError {
-        PoolError::start(worker, snakepit_worker::WorkerError::start_failed("its launch failed"))
+    /// Reports the end of a restart to the tasks that wait for it. Wakes them, so call it without the lock. Another thread may have
+    /// reported a later restart in the meantime.
+    pub(super) fn report_restart(&self, ended: FinishedRestart) {
+        self.restarts.send_if_modified(|last| {
+            let is_later = ended.number > last.number;
+            if is_later {
+                *last = ended;
+            }
+            is_later
+        });
     }
 }

@@ -45,7 +45,7 @@ impl Driver {
         matches: impl Fn(&LeaseRecord) -> bool,
     ) {
         let revoke_at = Instant::now() + REVOKE_AFTER;
-        for (_, lease) in &mut state.leases {
+        for lease in state.leases.iter_mut() {
             if matches(lease) && !lease.must_end() {
                 deferred.wake(lease.send(signal));
                 lease.deadline = Some(revoke_at);
@@ -58,7 +58,7 @@ impl Driver {
     /// a stalled reader would hold its worker beyond the deadline.
     fn revoke(&self, state: &mut State, deferred: &mut DeferredWork, now: Instant) {
         let mut abandoned = Vec::new();
-        for (_, lease) in &mut state.leases {
+        for lease in state.leases.iter_mut() {
             if lease.must_end() && !lease.is_revoked && lease.deadline.is_some_and(|at| at <= now) {
                 lease.is_revoked = true;
                 lease.deadline = None;
@@ -81,7 +81,7 @@ impl Driver {
                 self.revoke(state, deferred, now);
                 let overdue = |lease: &LeaseRecord| lease.deadline.is_some_and(|at| at <= now);
                 self.send_signal(state, deferred, LeaseSignal::DeadlineExceeded, overdue);
-                state.earliest_deadline = state.leases.iter().filter_map(|(_, lease)| lease.deadline).min();
+                state.earliest_deadline = state.leases.iter().filter_map(|lease| lease.deadline).min();
             }
             self.apply(state, Event::Tick, now, deferred);
         });
@@ -92,7 +92,7 @@ impl State {
     /// Whether a call holds a worker, or was abandoned without proof that it ended.
     fn may_run(&self, call: CallId) -> bool {
         self.cancelling.iter().any(|(_, cancelling)| *cancelling == call)
-            || self.leases.iter().any(|(_, lease)| lease.call == call && !lease.is_revoked)
+            || self.leases.of_call(call).any(|lease| !lease.is_revoked)
     }
 }
 

@@ -117,8 +117,9 @@ impl Acquire {
                 return ticket;
             }
             if call.ancestors.is_some() {
-                // The search for deadlocks needs the index entry.
+                // The search for deadlocks needs both.
                 state.waiters.index(ticket.waiter);
+                state.leases.index();
             }
             if let Some(ancestors) = call.ancestors.as_deref().filter(|ancestors| !ancestors.is_empty()) {
                 suspended = state.workers_blocked_for(&tool, ancestors);

@@ -22,7 +22,7 @@ pub(super) struct Waiters {
 /// Hashes ids that a counter assigns. The low bits, which select the bucket, are those of the id. Calls that arrive one after the
 /// other therefore have neighboring buckets, and a queue of a hundred thousand calls does not miss the cache at each of them.
 #[derive(Debug, Default)]
-struct CallIdHasher(u64);
+pub(super) struct CallIdHasher(u64);
 
 impl Hasher for CallIdHasher {
     fn write(&mut self, bytes: &[u8]) {

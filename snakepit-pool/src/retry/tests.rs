@@ -71,6 +71,26 @@ async fn a_call_that_loses_workers_without_other_calls_gets_five_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_was_not_sent_is_retried_until_its_deadline() {
+    let (inner, mut handle) = inner();
+    let inner = inner.map_err(|error| AttemptError { error, was_only_call: true });
+    let layer = RetryLayer { max_attempts: 1, totals: Arc::default() };
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let answer = layer.layer(inner).oneshot(ToolCall::new("t").with_deadline(deadline));
+    let fail = async {
+        for attempt in 1.. {
+            let Some((_, respond)) = handle.next_request().await else { return attempt - 1 };
+            advance(Duration::from_millis(1)).await;
+            respond.send_error(worker_lost(false).unsent());
+        }
+        unreachable!("the handle is closed")
+    };
+    let (answer, attempts) = tokio::join!(answer, fail);
+    assert_eq!(attempts, 1000);
+    assert!(!answer.unwrap_err().may_have_run());
+}
+
+#[tokio::test(start_paused = true)]
 async fn delivered_calls_are_retried_only_if_idempotent() {
     assert_eq!(attempts(3, ToolCall::new("t"), worker_lost(true)).await.0, 1);
     for limit in 1..=3 {

@@ -111,6 +111,8 @@ pub(crate) enum Effect {
     Kill(WorkerKey, KillReason),
     /// Asks the worker to stop. `Exited` follows.
     Stop(WorkerKey),
+    /// Reports that the restart waits for one of the replaced workers of this slot, which still run calls.
+    RestartWaits { slot: u32 },
     /// Reports the end of the restart with this number, and of all earlier ones.
     RestartEnded { number: u64, outcome: RestartOutcome },
     /// Reports that all workers have exited after a shutdown.
@@ -122,8 +124,8 @@ pub(crate) enum Effect {
 pub(crate) enum RestartOutcome {
     /// Every slot has a new worker. Replaced workers may still finish their calls.
     Replaced,
-    /// This worker did not start. The workers that were not replaced remain in service.
-    Failed(WorkerKey),
+    /// This worker did not start. The workers of the slots that were not `replaced` remain in service.
+    Failed { worker: WorkerKey, replaced: usize },
     /// The pool shuts down.
     ShutDown,
 }

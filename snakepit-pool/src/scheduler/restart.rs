@@ -21,6 +21,8 @@ struct SlotProgress {
     /// The generation of the last worker that was launched before the restart.
     last_old_generation: u32,
     is_replaced: bool,
+    /// Whether the scheduler has reported that the slot has too many replaced workers.
+    has_reported_wait: bool,
 }
 
 impl Restart {
@@ -44,6 +46,7 @@ impl Scheduler {
         let initial = |slot: &super::Slot| SlotProgress {
             last_old_generation: slot.last_generation(),
             is_replaced: false,
+            has_reported_wait: false,
         };
         self.restart = Some(Restart { number, slots: self.slots.iter().map(initial).collect() });
         self.abort_successors();
@@ -66,7 +69,7 @@ impl Scheduler {
             self.abort_successors();
             return self.end_restart(RestartOutcome::ShutDown);
         }
-        let Some(restart) = &self.restart else { return };
+        let Some(restart) = &mut self.restart else { return };
         if restart.slots.iter().all(|slot| slot.is_replaced) {
             return self.end_restart(RestartOutcome::Replaced);
         }
@@ -74,16 +77,19 @@ impl Scheduler {
             |slot: &&super::Slot| matches!(slot.state, SlotState::Launching) || slot.successor.is_some();
         let mut remaining = restart.surge().saturating_sub(self.slots.iter().filter(is_launching).count());
         for index in 0..self.slots.len() {
-            let slot = &mut self.slots[index];
-            if remaining == 0 || self.restart.as_ref().is_none_or(|restart| restart.slots[index].is_replaced)
-            {
+            let (slot, progress) = (&mut self.slots[index], &mut restart.slots[index]);
+            if remaining == 0 || progress.is_replaced {
                 continue;
             }
             let launched = match slot.state {
                 SlotState::BackingOff { .. } => slot.launch(),
-                SlotState::Up(_)
-                    if slot.successor.is_none() && self.retired.count_of(slot.key().slot) < MAX_REPLACED =>
-                {
+                SlotState::Up(_) if slot.successor.is_none() => {
+                    if self.retired.count_of(slot.key().slot) >= MAX_REPLACED {
+                        if !std::mem::replace(&mut progress.has_reported_wait, true) {
+                            self.effects.push(Effect::RestartWaits { slot: slot.key().slot });
+                        }
+                        continue;
+                    }
                     slot.launch_successor()
                 }
                 // The launch or the exit of this worker continues the restart.
@@ -106,10 +112,13 @@ impl Scheduler {
     /// Ends the restart if this worker, which did not start, belongs to it.
     pub(super) fn fail_restart(&mut self, worker: WorkerKey) {
         let is_failure =
-            |restart: &Restart| restart.is_new(worker) && !restart.slots[worker.index()].is_replaced;
-        if self.phase == Phase::Serving && self.restart.as_ref().is_some_and(is_failure) {
+            |restart: &&Restart| restart.is_new(worker) && !restart.slots[worker.index()].is_replaced;
+        if self.phase == Phase::Serving
+            && let Some(restart) = self.restart.as_ref().filter(is_failure)
+        {
+            let replaced = restart.slots.iter().filter(|slot| slot.is_replaced).count();
             self.abort_successors();
-            self.end_restart(RestartOutcome::Failed(worker));
+            self.end_restart(RestartOutcome::Failed { worker, replaced });
         }
     }
 

@@ -33,6 +33,11 @@ impl RetiredWorkers {
         self.0.len()
     }
 
+    /// Each worker and its load, which is `None` if it was killed or asked to stop.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (WorkerKey, Option<&Up>)> {
+        self.0.iter().map(|retired| (retired.key, (!retired.is_ending).then_some(&retired.up)))
+    }
+
     /// The worker at this position and its load, unless it was killed or asked to stop.
     pub(super) fn running(&self, index: usize) -> Option<(WorkerKey, Up)> {
         self.0.get(index).filter(|retired| !retired.is_ending).map(|retired| (retired.key, retired.up))
@@ -88,6 +93,11 @@ impl Scheduler {
             _ => None,
         };
         retired.or_else(current).map_or(1, |up| up.concurrency)
+    }
+
+    /// The workers that finish their calls beside their replacements. The load is `None` if a worker was killed or asked to stop.
+    pub(crate) fn retired(&self) -> impl Iterator<Item = (WorkerKey, Option<&Up>)> {
+        self.retired.iter()
     }
 
     pub(super) fn on_retired(&mut self, worker: WorkerKey, load: Load, now: Instant) {

@@ -158,6 +158,20 @@ async fn a_call_that_kills_its_workers_on_receipt_gets_five_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_was_not_sent_has_no_part_in_the_loss_of_its_workers() {
+    let (mut harness, mut workers) = PoolHarness::up(config(8)).await;
+    let caller = harness.call_tool("innocent").await;
+    for _ in 0..7 {
+        let call = harness.next_call().await;
+        let worker = workers.iter().position(|worker| worker.id == call.worker).unwrap();
+        workers.remove(worker).exit(ExitReason::Signal { name: "SIGKILL".to_owned() });
+        call.finish(Err(worker_lost(false).unsent()));
+    }
+    harness.next_call().await.succeed();
+    caller.answer().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_did_not_run_is_retried_more_often_if_its_worker_had_other_calls() {
     const ROUNDS: usize = 8;
     let config = config(1).concurrency(2);

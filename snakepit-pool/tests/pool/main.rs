@@ -14,3 +14,4 @@ mod shutdown;
 mod streams;
 mod stress;
 mod wait_for_room;
+mod wakers;

@@ -979,8 +979,12 @@ pub struct ToolInfo {
 pub struct ListWorkersRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListWorkersResponse {
+    /// By slot.
     #[prost(message, repeated, tag = "1")]
     pub workers: ::prost::alloc::vec::Vec<WorkerInfo>,
+    /// The workers that finish their calls beside their replacements.
+    #[prost(message, repeated, tag = "2")]
+    pub retired_workers: ::prost::alloc::vec::Vec<WorkerInfo>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RestartWorkersRequest {}
@@ -995,6 +999,9 @@ pub struct RestartWorkersResponse {
     /// Its traceback, if an exception was the cause and the caller may see tracebacks.
     #[prost(string, tag = "3")]
     pub traceback: ::prost::alloc::string::String,
+    /// Number of slots with a new worker.
+    #[prost(uint32, tag = "4")]
+    pub replaced_workers: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WorkerInfo {
@@ -1038,6 +1045,9 @@ pub struct GetPoolStatusResponse {
     pub workers: ::prost::alloc::vec::Vec<WorkerInfo>,
     #[prost(message, optional, tag = "6")]
     pub calls: ::core::option::Option<CallTotals>,
+    /// The workers that finish their calls beside their replacements.
+    #[prost(message, repeated, tag = "7")]
+    pub retired_workers: ::prost::alloc::vec::Vec<WorkerInfo>,
 }
 /// Numbers of calls of a pool by outcome. The sum of all fields except `retried` is the number of ended calls.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -76,6 +76,8 @@ class PoolStatus(TypedDict):
     #: The number of calls that hold a worker.
     in_flight: int
     workers: list[WorkerStatus]
+    #: The workers that finish their calls beside their replacements.
+    retired_workers: list[WorkerStatus]
     calls: CallTotals
 
 

@@ -134,7 +134,7 @@ impl Operations {
             host.request(&caller, RequestKind::Write, pb::RestartWorkersRequest {}, rpc).await
         };
         self.call.get().answer_of(py, restart, |_, restarted| {
-            let pb::RestartWorkersResponse { success, error_message, traceback } = restarted;
+            let pb::RestartWorkersResponse { success, error_message, traceback, .. } = restarted;
             Ok((!success).then_some((error_message, traceback)))
         })
     }
@@ -149,6 +149,7 @@ impl Operations {
             entry.set_item("waiting_for_room", status.waiting_for_room)?;
             entry.set_item("in_flight", status.in_flight)?;
             entry.set_item("workers", describe_workers(py, status.workers)?)?;
+            entry.set_item("retired_workers", describe_workers(py, status.retired_workers)?)?;
             let totals = status.calls.unwrap_or_default();
             let calls = PyDict::new(py);
             for (name, count) in [

@@ -123,7 +123,8 @@ impl ToolError {
                 Self::DeadlineExceeded { tool, stage: CallStage::Running, limit, is_unanswered }
             }
             Self::WorkerLost { worker, reason, output_lines, retry_after, source, .. } => {
-                Self::WorkerLost { worker, reason, may_have_run: true, output_lines, retry_after, source }
+                let (may_have_run, was_sent) = (true, true);
+                Self::WorkerLost { worker, reason, may_have_run, was_sent, output_lines, retry_after, source }
             }
             later @ (Self::ShuttingDown { .. }
             | Self::ClientClosed { .. }
@@ -223,6 +224,7 @@ mod tests {
             worker: "w".into(),
             reason: "it exited".into(),
             may_have_run,
+            was_sent: true,
             output_lines: vec![],
             retry_after: None,
             source: None,

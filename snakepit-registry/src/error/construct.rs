@@ -100,6 +100,7 @@ impl ToolError {
             worker: worker.into(),
             reason: reason.into(),
             may_have_run: true,
+            was_sent: true,
             output_lines: Vec::new(),
             retry_after: None,
             source: None,
@@ -215,6 +216,16 @@ impl ToolError {
         | Self::Layer { may_have_run, .. } = &mut self
         {
             *may_have_run = value;
+        }
+        self
+    }
+
+    /// States that the call of a [`WorkerLost`](Self::WorkerLost) error was not sent, so it has not run. The pool retries such calls
+    /// until their deadline. Has no effect on other errors.
+    #[must_use]
+    pub const fn unsent(mut self) -> Self {
+        if let Self::WorkerLost { may_have_run, was_sent, .. } = &mut self {
+            (*may_have_run, *was_sent) = (false, false);
         }
         self
     }

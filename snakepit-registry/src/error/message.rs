@@ -182,6 +182,7 @@ mod tests {
                 worker: "w".into(),
                 reason: "it exited with code 1".into(),
                 may_have_run: true,
+                was_sent: true,
                 output_lines: lines,
                 retry_after: None,
                 source: None,

@@ -55,7 +55,7 @@ impl From<ToolError> for Fault {
                     Some(TimeLimit::Caller(_)) | None => fault,
                 }
             }
-            ToolError::WorkerLost { worker, reason, may_have_run, output_lines, retry_after, source: _ } => {
+            ToolError::WorkerLost { worker, reason, may_have_run, output_lines, retry_after, .. } => {
                 let lost = ToolFailure { message: reason, worker, output_lines, ..ToolFailure::default() };
                 fault.with_may_have_run(may_have_run).with_failure(Box::new(lost)).suggest_retry(retry_after)
             }

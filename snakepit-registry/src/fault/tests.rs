@@ -100,6 +100,7 @@ fn only_readers_on_this_machine_receive_output_in_the_message() {
         worker: "w".into(),
         reason: "it exited with code 1".into(),
         may_have_run: false,
+        was_sent: true,
         output_lines: vec!["secret".into()],
         retry_after: None,
         source: None,

@@ -176,6 +176,7 @@ async fn the_error_of_the_last_pass_covers_earlier_passes() {
         worker: "w".into(),
         reason: "it exited".into(),
         may_have_run,
+        was_sent: true,
         output_lines: vec![],
         retry_after: None,
         source: None,

@@ -6,7 +6,7 @@ mod watcher;
 
 use std::{path::Path, time::Duration};
 
-use snakepit_pool::PoolConfig;
+use snakepit_pool::{PoolConfig, PoolError};
 use snakepit_server::{
     Builder, CallOutcome, CallRecord, Reason, Snakepit, StartError, ToolError, ToolSpec, error_chain,
 };
@@ -155,7 +155,11 @@ impl DevMode {
 }
 
 fn describe_failed_restart(error: &StartError) -> String {
-    let mut text = format!("the old code keeps serving: {}", error_chain(error));
+    let state = match error {
+        StartError::Pool(PoolError::Start { replaced: 1.., .. }) => "the remaining old workers keep serving",
+        _ => "the old code keeps serving",
+    };
+    let mut text = format!("{state}: {}", error_chain(error));
     if let Some(traceback) = error.worker_error().and_then(|cause| cause.traceback()) {
         text.push('\n');
         text.push_str(traceback.trim_end());

@@ -25,7 +25,7 @@ Columns:
             is default-2-3. An id is never reused
   PID       the process id; empty, and null with --json, while no process runs
   STATE     starting, idle, busy, quarantined (until a cancelled call has ended),
-            stopping or dead
+            stopping or dead. A retired worker finishes its calls beside its replacement
   CALLS     the number of calls that ended in this slot, including failed ones
   RESTARTS  the number of times that the pool has replaced the worker in this slot
   UP        the time since this worker started";
@@ -97,11 +97,13 @@ pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
         .list_workers(pb::ListWorkersRequest {})
         .await
         .map_err(|status| args.rejection(status))?;
-    let rows = workers.into_inner().workers.into_iter().map(worker_row);
+    let pb::ListWorkersResponse { workers, retired_workers } = workers.into_inner();
+    let workers = workers.into_iter().map(|worker| worker_row(worker, false));
+    let rows = workers.chain(retired_workers.into_iter().map(|worker| worker_row(worker, true)));
     args.print(&["WORKER", "PID", "STATE", "CALLS", "RESTARTS", "UP"], rows.collect())
 }
 
-fn worker_row(worker: pb::WorkerInfo) -> (Vec<String>, Value) {
+fn worker_row(worker: pb::WorkerInfo, is_retired: bool) -> (Vec<String>, Value) {
     // The server sends 0 if no process is running. As an argument of `kill`, 0 would mean the caller's process group.
     let pid = (worker.pid != 0).then_some(worker.pid);
     let object = json!({
@@ -112,12 +114,13 @@ fn worker_row(worker: pb::WorkerInfo) -> (Vec<String>, Value) {
         "started_at": worker.started_at.as_ref().map(|at| rfc3339(*at)),
         "calls": worker.calls,
         "restarts": worker.restarts,
+        "retired": is_retired,
     });
     let up = worker.started_at.map(age).unwrap_or_default();
     let cells = vec![
         worker.worker_id,
         pid.map(|pid| pid.to_string()).unwrap_or_default(),
-        worker.state,
+        if is_retired { format!("{}, retired", worker.state) } else { worker.state },
         worker.calls.to_string(),
         worker.restarts.to_string(),
         up,
@@ -132,7 +135,15 @@ pub(crate) async fn status(args: Args) -> Result<(), Failure> {
         .await
         .map_err(|status| args.rejection(status))?
         .into_inner();
-    let pb::GetPoolStatusResponse { name, queued, waiting_for_room, in_flight, workers, calls } = status;
+    let pb::GetPoolStatusResponse {
+        name,
+        queued,
+        waiting_for_room,
+        in_flight,
+        workers,
+        calls,
+        retired_workers,
+    } = status;
     let calls = calls.unwrap_or_default();
     let up = workers.iter().filter(|worker| worker.started_at.is_some()).count();
     let workers_up = format!("{up}/{}", workers.len());
@@ -141,7 +152,8 @@ pub(crate) async fn status(args: Args) -> Result<(), Failure> {
         "queued": queued,
         "waiting_for_room": waiting_for_room,
         "in_flight": in_flight,
-        "workers": workers.into_iter().map(|worker| worker_row(worker).1).collect::<Vec<_>>(),
+        "workers": workers.into_iter().map(|worker| worker_row(worker, false).1).collect::<Vec<_>>(),
+        "retired_workers": retired_workers.into_iter().map(|worker| worker_row(worker, true).1).collect::<Vec<_>>(),
         "calls": {
             "succeeded": calls.succeeded,
             "failed": calls.failed,

@@ -20,7 +20,7 @@ use crate::{
 pub(crate) const HELP: &str = "\
 In each slot, the new worker is ready before the old one gets no more calls. Old workers
 finish their calls, and sessions stay. If a new worker does not start, for example because
-of an error in the adapter, the old workers keep serving, and the exit code is 5.";
+of an error in the adapter, the remaining old workers keep serving, and the exit code is 5.";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -50,9 +50,13 @@ pub(crate) async fn run(Args { json, server, .. }: Args) -> Result<(), Failure> 
     let begin = Instant::now();
     let response = client.restart_workers(pb::RestartWorkersRequest {}).await;
     let response = response.map_err(|status| server.status_failure(status))?.into_inner();
-    let pb::RestartWorkersResponse { success, error_message, traceback } = response;
+    let pb::RestartWorkersResponse { success, error_message, traceback, replaced_workers } = response;
     if !success {
-        let message = format!("the old workers keep serving: {error_message}");
+        let state = match replaced_workers {
+            0 => "the old workers keep serving",
+            _ => "the remaining old workers keep serving, with the old list of tools",
+        };
+        let message = format!("{state}: {error_message}");
         return Err(Failure::new(Reason::CannotStart, message).traceback(traceback));
     }
     let seconds = begin.elapsed().as_secs_f64();

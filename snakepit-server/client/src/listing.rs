@@ -44,6 +44,8 @@ pub struct RemotePoolStatus {
     pub in_flight: usize,
     /// The workers, by slot.
     pub workers: Vec<RemoteWorkerStatus>,
+    /// The workers that finish their calls beside their replacements. Empty for a host of an earlier version.
+    pub retired_workers: Vec<RemoteWorkerStatus>,
     /// Counters of ended calls.
     pub calls: CallTotals,
 }

@@ -29,8 +29,11 @@ impl Bridge {
     }
 
     pub(super) fn workers(&self) -> pb::ListWorkersResponse {
-        let workers = self.host().pool_status().map(|status| status.workers).unwrap_or_default().into_iter();
-        pb::ListWorkersResponse { workers: workers.map(worker_info).collect() }
+        let Some(status) = self.host().pool_status() else { return pb::ListWorkersResponse::default() };
+        pb::ListWorkersResponse {
+            workers: status.workers.into_iter().map(worker_info).collect(),
+            retired_workers: status.retired_workers.into_iter().map(worker_info).collect(),
+        }
     }
 
     /// Reports the state of the pool. Waits for the pool while the host starts.
@@ -43,6 +46,7 @@ impl Bridge {
             waiting_for_room: status.waiting_for_room as u64,
             in_flight: status.in_flight as u64,
             workers: status.workers.into_iter().map(worker_info).collect(),
+            retired_workers: status.retired_workers.into_iter().map(worker_info).collect(),
             calls: Some(pb::CallTotals {
                 succeeded: totals.succeeded,
                 failed: totals.failed,

@@ -1,5 +1,6 @@
 //! `RestartWorkers`: the rolling replacement of all workers.
 
+use snakepit_pool::PoolError;
 use snakepit_proto::pb;
 use snakepit_registry::ToolError;
 use snakepit_worker::error_chain;
@@ -22,19 +23,21 @@ impl Bridge {
         }
         let sees_tracebacks = host.tracebacks.shows_to(&principal);
         let pool = host.pool().await.map_err(from_tool_error)?;
+        let slots = pool.status().workers.len();
         let Err(error) = host.restart_workers(pool).await else {
-            return Ok(pb::RestartWorkersResponse { success: true, ..Default::default() });
+            let replaced_workers = u32::try_from(slots).unwrap_or(u32::MAX);
+            return Ok(pb::RestartWorkersResponse { success: true, replaced_workers, ..Default::default() });
         };
+        let replaced = if let PoolError::Start { replaced, .. } = &error { *replaced } else { 0 };
         let error = StartError::from(error);
         let (error_message, traceback) = match error.worker_error() {
             // The message may contain output of the worker.
-            Some(_) if !sees_tracebacks => {
-                ("a new worker did not start; see the log of the server".to_owned(), None)
-            }
+            Some(_) if !sees_tracebacks => (format!("{error}; see the log of the server"), None),
             Some(cause) => (error_chain(&error).to_string(), cause.traceback()),
             None => (error.to_string(), None),
         };
         let traceback = traceback.unwrap_or_default().to_owned();
-        Ok(pb::RestartWorkersResponse { success: false, error_message, traceback })
+        let replaced_workers = u32::try_from(replaced).unwrap_or(u32::MAX);
+        Ok(pb::RestartWorkersResponse { success: false, error_message, traceback, replaced_workers })
     }
 }

@@ -47,20 +47,15 @@ impl State {
 
     /// The innermost nested calls: those that do not wait for another nested call.
     fn waiting_calls(&self) -> Vec<WaitingCall<'_>> {
-        let is_leaf = |call| !self.nested.has_descendants(call);
-        let leased = self.leases.iter().map(|(_, lease)| lease).filter(|lease| !lease.must_end());
-        let leased =
-            leased.filter_map(|lease| Some((lease.call, lease.tool.as_deref()?, Some(lease.worker_key))));
-        let queued = self.nested.ancestors.keys().filter_map(|call| {
-            let ticket = self.waiters.queued(*call)?;
-            Some((*call, self.waiters[ticket.waiter].tool.as_deref()?, None))
+        let innermost = self.nested.ancestors.iter().filter(|(call, _)| !self.nested.has_descendants(**call));
+        let waiting = innermost.flat_map(|(call, ancestors)| {
+            let leased = self.leases.of_call(*call).filter(|lease| !lease.must_end());
+            let leased = leased.filter_map(|lease| Some((lease.tool.as_deref()?, Some(lease.worker_key))));
+            let queued = self.waiters.queued(*call);
+            let queued = queued.and_then(|ticket| Some((self.waiters[ticket.waiter].tool.as_deref()?, None)));
+            leased.chain(queued).map(move |(tool, worker)| WaitingCall { ancestors, tool, worker })
         });
-        let waiting = leased.chain(queued).filter(|(call, ..)| is_leaf(*call));
-        waiting
-            .filter_map(|(call, tool, worker)| {
-                Some(WaitingCall { ancestors: self.nested.of(call)?, tool, worker })
-            })
-            .collect()
+        waiting.collect()
     }
 
     /// Whether a call of this tool can begin on a worker while its calls that satisfy `holds` run.
@@ -69,10 +64,8 @@ impl State {
         else {
             return true;
         };
-        let leases = self.leases.iter().map(|(_, lease)| lease);
-        let holders =
-            leases.filter(|lease| lease.worker_key == worker && !lease.must_end() && holds(lease.call));
-        let holders: Vec<_> = holders.collect();
+        let holders = self.leases.of_worker(worker);
+        let holders: Vec<_> = holders.filter(|lease| !lease.must_end() && holds(lease.call)).collect();
         !holders.iter().any(|lease| lease.blocks_worker)
             && limits.can_begin(tool, holders.iter().filter_map(|lease| lease.tool.as_deref()))
     }

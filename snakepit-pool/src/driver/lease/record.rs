@@ -31,6 +31,8 @@ pub(in crate::driver) struct LeaseRecord {
     pub(in crate::driver) had_concurrent_calls: bool,
     /// The chunks of a streaming call, which are dropped when the lease is revoked.
     pub(in crate::driver) chunks: Option<Arc<SharedChunks>>,
+    /// The key of an older lease of the same call, for the index of leases.
+    pub(in crate::driver) next_of_call: Option<usize>,
 }
 
 /// An event that the holder of a lease must react to.
@@ -72,6 +74,7 @@ impl LeaseRecord {
             is_revoked: false,
             had_concurrent_calls: false,
             chunks: None,
+            next_of_call: None,
         }
     }
 

@@ -209,6 +209,7 @@ impl Model {
                 let up = self.workers.get_mut(&worker).expect("it is up");
                 assert!(!std::mem::replace(&mut up.is_ending, true), "ended twice");
             }
+            Effect::RestartWaits { slot } => self.on_restart_waits(slot),
             Effect::RestartEnded { number, outcome } => self.on_restart_ended(number, outcome),
             Effect::Stopped => self.stopped += 1,
         }
@@ -254,10 +255,9 @@ impl Model {
         let is_left = |up: &&ModelWorker| up.is_retiring && !up.is_ending && up.held() == 0;
         assert!(!self.workers.values().any(|up| is_left(&up)), "a retired worker was not stopped");
         for (worker, up) in self.workers.iter().filter(|(_, up)| up.is_retiring && up.concurrency > 1) {
-            let is_second = self
-                .workers
-                .keys()
-                .any(|other| other.slot == worker.slot && other.generation < worker.generation);
+            let is_older =
+                |other: &WorkerKey| other.slot == worker.slot && other.generation < worker.generation;
+            let is_second = self.workers.keys().any(is_older);
             let is_replaced = scheduler.slots()[worker.index()].key() != *worker
                 || !matches!(scheduler.slots()[worker.index()].state, SlotState::Up(_));
             let is_launching = self.launching.iter().any(|launching| launching.slot == worker.slot);
@@ -267,7 +267,7 @@ impl Model {
             );
         }
         assert_eq!(self.stopped, usize::from(scheduler.phase() == Phase::Stopped));
-        self.check_restart();
+        self.check_restarts();
     }
 
     fn submit(

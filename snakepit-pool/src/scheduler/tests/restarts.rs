@@ -14,6 +14,10 @@ const fn ended(number: u64, outcome: RestartOutcome) -> Effect {
     Effect::RestartEnded { number, outcome }
 }
 
+const fn failed(worker: WorkerKey, replaced: usize) -> RestartOutcome {
+    RestartOutcome::Failed { worker, replaced }
+}
+
 #[test]
 fn each_new_worker_is_up_before_the_old_one_stops() {
     let mut harness = SchedulerHarness::up(2, 1, 10);
@@ -46,11 +50,23 @@ fn an_old_worker_finishes_its_calls() {
 fn old_workers_stay_if_a_new_one_does_not_start() {
     let mut harness = SchedulerHarness::up(2, 1, 10);
     restart(&mut harness, 1);
-    assert_eq!(harness.on(Event::LaunchFailed(SECOND)), [ended(1, RestartOutcome::Failed(SECOND))]);
+    assert_eq!(harness.on(Event::LaunchFailed(SECOND)), [ended(1, failed(SECOND, 0))]);
     assert_eq!(harness.advance(60_000), [], "the scheduler does not repeat the launch");
     let (a, effects) = harness.submit();
     assert_eq!(effects, assign(a, FIRST));
     assert_eq!(restart(&mut harness, 2), [Effect::Launch(worker(0, 3))], "ids are never reused");
+}
+
+#[test]
+fn a_failed_restart_reports_the_number_of_replaced_workers() {
+    let mut harness = SchedulerHarness::up(2, 1, 10);
+    restart(&mut harness, 1);
+    harness.on(launched(SECOND));
+    let last = worker(1, 2);
+    assert_eq!(harness.on(Event::LaunchFailed(last)), [ended(1, failed(last, 1))]);
+    // The next one counts from zero.
+    restart(&mut harness, 2);
+    assert_eq!(harness.on(Event::LaunchFailed(worker(0, 3))), [ended(2, failed(worker(0, 3), 0))]);
 }
 
 #[test]
@@ -59,7 +75,7 @@ fn a_restart_replaces_a_worker_that_could_not_start_without_its_backoff() {
     harness.on(Event::Tick);
     harness.on(Event::LaunchFailed(FIRST));
     assert_eq!(restart(&mut harness, 1), [Effect::Launch(SECOND)]);
-    assert_eq!(harness.on(Event::LaunchFailed(SECOND)), [ended(1, RestartOutcome::Failed(SECOND))]);
+    assert_eq!(harness.on(Event::LaunchFailed(SECOND)), [ended(1, failed(SECOND, 0))]);
     assert_eq!(restart(&mut harness, 2), [Effect::Launch(worker(0, 3))]);
     assert_eq!(harness.on(launched(worker(0, 3))), [ended(2, RestartOutcome::Replaced)]);
 }
@@ -123,7 +139,12 @@ fn restarts_wait_if_too_many_old_workers_of_a_slot_run_calls() {
         restart(&mut harness, number);
         harness.on(launched(worker(0, number as u32 + 1)));
     }
-    assert_eq!(restart(&mut harness, 9), [], "it would run too many processes");
+    assert_eq!(
+        restart(&mut harness, 9),
+        [Effect::RestartWaits { slot: 0 }],
+        "it would run too many processes"
+    );
+    harness.submit();
     assert_eq!(harness.on(Event::Finished(FIRST, Load::LONG)), [Effect::Stop(FIRST)]);
     assert_eq!(harness.on(Event::Exited(FIRST)), [Effect::Launch(worker(0, 6))]);
 }

@@ -98,6 +98,7 @@ impl Client {
             waiting_for_room: size(status.waiting_for_room),
             in_flight: size(status.in_flight),
             workers: status.workers.into_iter().map(worker_info).collect(),
+            retired_workers: status.retired_workers.into_iter().map(worker_info).collect(),
             calls,
         })
     }
@@ -133,7 +134,7 @@ impl Client {
             let response = host.request(false, send).await;
             response.map_err(|status| host.options.request_timeout.error("RestartWorkers", &status))
         };
-        let pb::RestartWorkersResponse { success, error_message, traceback } =
+        let pb::RestartWorkersResponse { success, error_message, traceback, .. } =
             host.until_cut(restarted).await?.into_inner();
         if success { Ok(()) } else { Err(restart_error(error_message, traceback)) }
     }

@@ -54,7 +54,7 @@ impl CallErrors for WorkerDiagnostics {
     }
 
     async fn unsent_error(&self, info: &CallInfo, status: Status) -> ToolError {
-        self.worker_lost(self.loss(info.id.as_u64(), &status).await, false)
+        self.worker_lost(self.loss(info.id.as_u64(), &status).await, false).unsent()
     }
 
     fn failure_error(&self, info: &CallInfo, failure: ToolFailure) -> ToolError {
@@ -138,9 +138,9 @@ impl WorkerDiagnostics {
         }
         // Only a status that this process created has a source.
         if status.source().is_some() {
+            let lost = self.worker_lost(self.loss(id.as_u64(), &status).await, true);
             // If connecting failed, the request did not reach the worker.
-            let may_have_run = !caused_by::<tonic::ConnectError>(&status);
-            return self.worker_lost(self.loss(id.as_u64(), &status).await, may_have_run);
+            return if caused_by::<tonic::ConnectError>(&status) { lost.unsent() } else { lost };
         }
         if is_unreadable(&status) {
             return self.unreadable(&status);

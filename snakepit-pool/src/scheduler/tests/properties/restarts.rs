@@ -38,9 +38,19 @@ impl Model {
                 let mut in_service = self.workers.iter().filter(|(_, up)| !up.is_retiring && !up.is_ending);
                 assert!(!in_service.any(|(key, _)| is_old(key)), "an old worker remains in service");
             }
-            RestartOutcome::Failed(key) => assert!(!is_old(&key), "an old worker ended the restart"),
+            RestartOutcome::Failed { worker, replaced } => {
+                assert!(!is_old(&worker), "an old worker ended the restart");
+                assert!(replaced < self.harness.scheduler.slots().len(), "all workers were replaced");
+            }
             RestartOutcome::ShutDown => assert!(self.is_draining),
         }
+    }
+
+    /// Checks that a restart waits only for replaced workers.
+    pub(super) fn on_restart_waits(&self, slot: u32) {
+        assert!(self.restarts.is_running());
+        let replaced = self.workers.iter().filter(|(key, up)| key.slot == slot && up.is_retiring).count();
+        assert!(replaced >= MAX_REPLACED, "{replaced} replaced workers");
     }
 
     /// Checks that a worker may be launched.
@@ -67,8 +77,36 @@ impl Model {
         others.for_each(|(_, up)| up.is_retiring = true);
     }
 
+    /// Checks that the scheduler lists the workers beside their replacements, and no others.
+    fn check_retired(&self) {
+        let scheduler = &self.harness.scheduler;
+        let is_beside = |key: &WorkerKey| scheduler.slots()[key.index()].key() != *key;
+        let mut expected: Vec<_> = self.workers.iter().filter(|(key, _)| is_beside(key)).collect();
+        // A slot without a worker keeps the key of the last one, which may have retired.
+        let has_left = |key: &WorkerKey| {
+            let state = &scheduler.slots()[key.index()].state;
+            matches!(state, SlotState::BackingOff { .. } | SlotState::Closed)
+        };
+        expected.extend(self.workers.iter().filter(|(key, _)| !is_beside(key) && has_left(key)));
+        let mut listed = 0;
+        for (key, load) in scheduler.retired() {
+            let (_, model) =
+                expected.iter().find(|(other, _)| **other == key).expect("it is beside its replacement");
+            let load = load.map(|load| (load.running(), load.cancelling));
+            let expected = (model.running.len() as u32, model.cancelling as u32);
+            assert_eq!(load, (!model.is_ending).then_some(expected), "{key:?}");
+            listed += 1;
+        }
+        assert_eq!(listed, expected.len(), "{expected:?}");
+    }
+
+    pub(super) fn check_restarts(&self) {
+        self.check_retired();
+        self.check_progress();
+    }
+
     /// Checks that a restart continues unless it waits for an exit.
-    pub(super) fn check_restart(&self) {
+    fn check_progress(&self) {
         if !self.restarts.is_running() || !self.launching.is_empty() {
             return;
         }
