@@ -17,7 +17,7 @@ use snakepit_server::{
     ConnectedWorker, ExitReason, FnTool, LaunchRequest, Snakepit, ToolError, Worker, WorkerCommand,
     WorkerError, WorkerExit, WorkerLauncher,
 };
-use snakepit_tests::{SHOWCASE, Signal, eventually, python, signal};
+use snakepit_tests::{SHOWCASE, Signal, python, signal};
 use tokio::{process::Command, sync::Notify, task::JoinSet};
 
 /// Starts the packaged runtime with its own command line, as a launcher for containers or other machines does.
