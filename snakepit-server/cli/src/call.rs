@@ -335,7 +335,8 @@ pub(crate) async fn unary(Args { json, output, call }: Args) -> Result<(), Failu
 }
 
 pub(crate) async fn stream(args: StreamArgs) -> Result<(), Failure> {
-    let has_file = matches!(args.output, Some(Destination::File(_)));
+    // A signal ends a write to a pipe without a reader only if no handler is installed.
+    let has_file = args.output.as_ref().is_some_and(Destination::is_replaced);
     tokio::select! {
         ended = receive_stream(args) => ended,
         // Dropping the stream removes its temporary file.

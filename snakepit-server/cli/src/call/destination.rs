@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Write},
-    os::unix::fs::{MetadataExt, fchown},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, fchown},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -49,6 +49,14 @@ impl Destination {
                     Err(error) => Err(not_written(&name, &error)),
                 }
             }
+        }
+    }
+
+    /// Whether the destination is a file that a new one replaces, and not a device or a pipe, whose writes may block.
+    pub(super) fn is_replaced(&self) -> bool {
+        match self {
+            Self::Stdout => false,
+            Self::File(path) => fs::metadata(path).map_or(true, |metadata| metadata.is_file()),
         }
     }
 
@@ -104,8 +112,15 @@ struct Replacement {
 
 impl Target {
     fn open(path: &Path) -> io::Result<Self> {
-        // A symbolic link stays one.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        // A symbolic link stays one, even if its target does not exist yet.
+        let path = match fs::canonicalize(path) {
+            Ok(path) => path,
+            Err(_) if path.is_symlink() => {
+                let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+                return Ok(Self { file, replacement: None });
+            }
+            Err(_) => path.to_owned(),
+        };
         // Fails for files that the user has write-protected.
         let existing = match OpenOptions::new().write(true).open(&path) {
             Ok(file) => {
@@ -120,7 +135,10 @@ impl Target {
         };
         let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let temporary = path.with_file_name(format!(".snakepit-{}-{nanos:x}.tmp", std::process::id()));
-        let file = match (OpenOptions::new().write(true).create_new(true).open(&temporary), existing) {
+        // Other users must not read the new content if they could not read the old one.
+        let mode = existing.as_ref().map_or(0o666, |(_, metadata)| metadata.mode() & 0o777);
+        let created = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary);
+        let file = match (created, existing) {
             (Ok(file), existing) => {
                 if let Some((_, metadata)) = existing {
                     file.set_permissions(metadata.permissions())?;
@@ -199,6 +217,10 @@ mod tests {
         write(&symbolic, b"1").finish().unwrap();
         assert!(fs::symlink_metadata(&symbolic).unwrap().is_symlink());
         assert_eq!(fs::read(&path).unwrap(), b"1");
+        let dangling = dir.path().join("dangling");
+        std::os::unix::fs::symlink(dir.path().join("absent"), &dangling).unwrap();
+        write(&dangling, b"5").finish().unwrap();
+        assert_eq!(fs::read(dir.path().join("absent")).unwrap(), b"5");
         fs::hard_link(&path, &hard).unwrap();
         write(&hard, b"2").finish().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"2");

@@ -14,14 +14,17 @@ use std::{
     io::{self, IsTerminal, Read, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{Arc, mpsc::RecvTimeoutError},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream, unix::OwnedReadHalf},
-    sync::{Mutex, OwnedMutexGuard, mpsc},
+    sync::{
+        Mutex, OwnedMutexGuard,
+        mpsc::{self, error::TrySendError},
+    },
     task::JoinSet,
 };
 
@@ -41,6 +44,8 @@ const MAX_BLOCKS: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The time that the program waits at its end until the output is written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// The pause before another attempt to end a full queue of output.
+const FLUSH_PAUSE: Duration = Duration::from_millis(10);
 
 /// The sockets to which debugged workers connect, and the tasks that copy.
 #[derive(Debug)]
@@ -148,9 +153,15 @@ impl Output {
 
     /// Waits until all blocks are written, for a bounded time.
     fn flush(&self) {
-        if self.blocks.try_send(Vec::new()).is_ok() {
-            let _ = self.end.recv_timeout(FLUSH_TIMEOUT);
+        let deadline = Instant::now() + FLUSH_TIMEOUT;
+        while let Err(TrySendError::Full(_)) = self.blocks.try_send(Vec::new()) {
+            if Instant::now() >= deadline
+                || self.end.recv_timeout(FLUSH_PAUSE) != Err(RecvTimeoutError::Timeout)
+            {
+                return;
+            }
         }
+        let _ = self.end.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -342,6 +353,30 @@ mod tests {
             let read: Vec<_> = std::iter::from_fn(|| typed.blocking_recv()).collect();
             assert_eq!(read, expected.into_iter().map(|text| text.map(Into::into)).collect::<Vec<_>>());
         }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_program_waits_for_a_full_queue_that_makes_progress() {
+        /// Takes a millisecond for each block.
+        struct Slow(std::sync::mpsc::Sender<usize>);
+        impl Write for Slow {
+            fn write(&mut self, block: &[u8]) -> io::Result<usize> {
+                std::thread::sleep(Duration::from_millis(1));
+                let _ = self.0.send(block.len());
+                Ok(block.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (sender, written) = std::sync::mpsc::channel();
+        let output = Output::start(Slow(sender)).unwrap();
+        let mut sent = 0;
+        while output.blocks.try_send(vec![b'x'; 7]).is_ok() {
+            sent += 7;
+        }
+        output.flush();
+        assert_eq!(written.try_iter().sum::<usize>(), sent);
     }
 
     #[tokio::test]

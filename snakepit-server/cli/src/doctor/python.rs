@@ -150,8 +150,8 @@ async fn load(adapter: &str, python: &Path, settings: &serve::Args) -> Check {
 /// The evidence and the fix for the output of a worker that cannot load its adapter: a traceback, if code of the adapter raised an
 /// exception, and then the error.
 fn problem_of_load(stderr: &str) -> (String, &'static str) {
-    let Some((before, error)) = stderr.rsplit_once("error: ").filter(|(_, error)| !error.contains('\n'))
-    else {
+    let (before, last) = stderr.rsplit_once('\n').unwrap_or(("", stderr));
+    let Some(error) = last.strip_prefix("error: ") else {
         return (stderr.to_owned(), "`snakepit dev` shows the log of the worker");
     };
     match before.find("Traceback (most recent call last)").or_else(|| before.find("  File \"")) {
@@ -208,6 +208,8 @@ mod tests {
             (evidence, &fix[..16]),
             (format!("it cannot be imported\n{traceback}"), "correct the code")
         );
+        let (evidence, _) = problem_of_load("error: it cannot be imported: re.error: bad escape");
+        assert_eq!(evidence, "it cannot be imported: re.error: bad escape");
         let (evidence, fix) = problem_of_load("error: there is no file `app.py`");
         assert_eq!((&*evidence, &fix[..19]), ("there is no file `app.py`", "correct the adapter"));
     }
