@@ -28,7 +28,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// | revision | change |
 /// | --- | --- |
 /// | 2 | values with buffers inside other values |
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Argument: the TCP port to listen on. With 0 the worker chooses a port and reports it.
 pub const ARG_PORT: &str = "--port";

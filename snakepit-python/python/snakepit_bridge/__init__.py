@@ -7,7 +7,7 @@ by name. See :class:`BaseAdapter`. The public functions of a module are tools, t
 from snakepit_bridge import _native
 
 #: The protocol of these files, as ``PROTOCOL`` in ``snakepit-proto/src/launch.rs``. Runtimes without it have number 1.
-_PROTOCOL = 2
+_PROTOCOL = 3
 if (_found := getattr(_native, "PROTOCOL", 1)) != _PROTOCOL:
     # Hosts show the first 160 characters of the line.
     raise ImportError(
