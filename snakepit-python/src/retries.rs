@@ -18,6 +18,8 @@ use crate::errors::{BACKEND_FAILED, HostError};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The maximum pause, unless the host asks for a longer one.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// The maximum pause for which a host can ask.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Decides whether a failed request is sent again. One object for each request.
 #[derive(Debug)]
@@ -44,7 +46,8 @@ impl Retries {
         if self.left == 0 || !error.is_transient() {
             return None;
         }
-        let pause = with_jitter(self.pause.max(error.retry_after().unwrap_or_default()));
+        let pause = self.pause.max(error.retry_after().unwrap_or_default().min(MAX_RETRY_AFTER));
+        let pause = with_jitter(pause);
         if self.deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
             return None;
         }
@@ -97,7 +100,7 @@ fn with_jitter(pause: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use snakepit_proto::status::error_status;
+    use snakepit_proto::status::{StatusParts, error_status, status_with_details};
     use tonic::Status;
 
     use super::*;
@@ -118,6 +121,21 @@ mod tests {
         assert_eq!(retries.pause_after(&down()), None);
         let mut late = Retries::new(1, Some(Instant::now() + FIRST_PAUSE / 2));
         assert_eq!(late.pause_after(&down()), None, "the next attempt would begin after the deadline");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_cannot_ask_for_an_endless_pause() {
+        let parts = StatusParts {
+            reason: OVERLOADED,
+            retry: Some(Some(Duration::from_secs(i64::MAX as u64))),
+            ..StatusParts::default()
+        };
+        let status = status_with_details(Code::ResourceExhausted, "full".to_owned(), parts);
+        let error = HostError::Status(status);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        assert_eq!(Retries::new(1, Some(deadline)).pause_after(&error), None);
+        let pause = Retries::new(1, None).pause_after(&error).unwrap();
+        assert!((MAX_RETRY_AFTER..=2 * MAX_RETRY_AFTER).contains(&pause), "{pause:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -230,6 +231,24 @@ def test_the_first_result_of_a_coroutine_does_not_wait_for_further_items(daemon:
             with pytest.raises(ZeroDivisionError):
                 [result async for result in client.map("add", broken)]
         assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(run())
+
+
+def test_one_task_reads_all_items(daemon: Daemon) -> None:
+    """A timeout and a context variable of a generator last from one item to the next."""
+    position = contextvars.ContextVar[int]("position", default=0)
+
+    async def items() -> AsyncIterator[dict[str, Any]]:
+        async with asyncio.timeout(60):
+            for _ in range(20):
+                position.set(position.get() + 1)
+                yield {"a": position.get()}
+
+    async def run() -> None:
+        async with AsyncClient(daemon.address) as client:
+            results = [result async for result in client.map("add", items(), concurrency=3)]
+            assert results == [number + 1.0 for number in range(1, 21)]
 
     asyncio.run(run())
 

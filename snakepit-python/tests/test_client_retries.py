@@ -70,6 +70,9 @@ def test_pauses_grow_and_respect_the_hint_and_the_deadline() -> None:
     for pause, least in zip(pauses, [0.1 * 2**n for n in range(7)], strict=False):
         assert least <= pause <= least * 1.5
     assert all(10 <= pause <= 15 for pause in pauses[7:])
+    endless = Attempts(options(retries=1)).pause_after(OverloadedError("full", retry_after=1e18))
+    assert endless is not None
+    assert endless <= 2 * 24 * 3600
     hinted = Attempts(options(retries=1)).pause_after(OverloadedError("full", retry_after=2.0))
     assert hinted is not None
     assert 2 <= hinted <= 3

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _FIRST_PAUSE = 0.1
 #: The maximum pause, unless the host asks for a longer one.
 _MAX_PAUSE = 10.0
+#: The maximum pause for which a host can ask, in seconds. Timers fail for much longer ones.
+_MAX_RETRY_AFTER = 24 * 3600.0
 #: The pause between attempts to get room, if the host suggests none, and its minimum.
 _ROOM_PAUSE = 0.1
 _MIN_ROOM_PAUSE = 0.01
@@ -52,7 +54,7 @@ class Attempts:
                 return min(_with_jitter(pause), last - now)
         if self._retries == 0 or not (error.is_retryable or (self._idempotent and error.is_transient)):
             return None
-        pause = _with_jitter(max(self._pause, error.retry_after or 0.0))
+        pause = _with_jitter(max(self._pause, min(error.retry_after or 0.0, _MAX_RETRY_AFTER)))
         if now + pause >= self.end:
             return None
         self._retries -= 1

@@ -297,15 +297,16 @@ async def map_async(
     return_exceptions: bool,
 ) -> AsyncIterator[Any]:
     """Do the same on an event loop."""
-    source = _iterate(items)
+    room, received = asyncio.Semaphore(concurrency), asyncio.Queue[Any]()
+    reader = asyncio.ensure_future(_read(_iterate(items), room, received))
     window = deque[asyncio.Task[Any]]()
-    #: The wait for the next item. ``None`` while the window is full, and at the end.
+    #: The wait for the next item. ``None`` at the end.
     pending: asyncio.Task[Any] | None = None
     index, has_ended = 0, False
     try:
         while True:
-            if pending is None and not has_ended and len(window) < concurrency:
-                pending = asyncio.ensure_future(anext(source, _END))
+            if pending is None and not has_ended:
+                pending = asyncio.ensure_future(received.get())
             # The source may be slow, so results do not wait for further items. Waits without taking a result, so that
             # only the cancellation of this task raises here.
             waits = [*([window[0]] if window else []), *([pending] if pending is not None else [])]
@@ -315,7 +316,9 @@ async def map_async(
             # One item is read for each result, so that the window stays full.
             if pending is not None and pending.done():
                 item, pending = pending.result(), None
-                if item is _END:
+                if isinstance(item, _SourceEnd):
+                    if item.error is not None:
+                        raise item.error
                     has_ended = True
                 else:
                     window.append(asyncio.ensure_future(call(_arguments(index, item))))
@@ -323,6 +326,7 @@ async def map_async(
             if not window or not window[0].done():
                 continue
             task = window.popleft()
+            room.release()
             error = task.exception()
             if error is None:
                 yield task.result()
@@ -331,10 +335,40 @@ async def map_async(
             else:
                 raise error
     finally:
-        tasks = [*window, *([pending] if pending is not None else [])]
+        tasks = [*window, reader, *([pending] if pending is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _SourceEnd:
+    """The end of the items, with the exception that ended them."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+async def _read(
+    source: AsyncIterator[Mapping[str, Any]], room: asyncio.Semaphore, received: asyncio.Queue[Any]
+) -> None:
+    """Read an item for each free place of the window.
+
+    One task reads all items, because a generator may keep a timeout, a task group or a context variable from one item
+    to the next.
+    """
+    error: BaseException | None = None
+    try:
+        while True:
+            await room.acquire()
+            item = await anext(source, _END)
+            if item is _END:
+                return
+            received.put_nowait(item)
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        received.put_nowait(_SourceEnd(error))
 
 
 async def _iterate(
