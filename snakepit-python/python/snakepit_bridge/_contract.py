@@ -169,8 +169,8 @@ class Hints:
             raise TypeError(f"the hint of the result of tool `{self._tool}` {annotation.problem}")
         elif is_generator and not is_any(annotation):
             raise TypeError(
-                f"the hint of the result of tool `{self._tool}` is `{_display(annotation)}`, but the tool yields; write "
-                f"`Iterator[{_display(annotation)}]`, or `AsyncIterator[..]` for `async def`"
+                f"the hint of the result of tool `{self._tool}` is `{_display(annotation)}`, but the tool yields; "
+                f"write `Iterator[{_display(annotation)}]`, or `AsyncIterator[..]` for `async def`"
             )
         else:
             contract.result, contract.result_schema = self.rule(annotation, "the result")

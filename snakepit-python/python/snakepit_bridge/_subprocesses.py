@@ -103,8 +103,8 @@ class _Pipes:
     def replace(self, descriptor: int, stream: int) -> int:
         """Return the descriptor that replaces ``descriptor`` in the subprocess.
 
-        ``stream`` is 0 for standard output and 1 for standard error. If the descriptor is -1, the subprocess inherits the
-        stream.
+        ``stream`` is 0 for standard output and 1 for standard error. If the descriptor is -1, the subprocess inherits
+        the stream.
         """
         target = stream if descriptor == -1 else descriptor - 1
         if target not in (0, 1):
