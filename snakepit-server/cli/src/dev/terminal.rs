@@ -15,7 +15,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, mpsc::RecvTimeoutError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -153,15 +153,17 @@ impl Output {
 
     /// Waits until all blocks are written, for a bounded time.
     fn flush(&self) {
-        let deadline = Instant::now() + FLUSH_TIMEOUT;
-        while let Err(TrySendError::Full(_)) = self.blocks.try_send(Vec::new()) {
-            if Instant::now() >= deadline
-                || self.end.recv_timeout(FLUSH_PAUSE) != Err(RecvTimeoutError::Timeout)
-            {
-                return;
+        for _ in 0..FLUSH_TIMEOUT.as_millis() / FLUSH_PAUSE.as_millis() {
+            match self.blocks.try_send(Vec::new()) {
+                Ok(()) => {
+                    let _ = self.end.recv_timeout(FLUSH_TIMEOUT);
+                    return;
+                }
+                Err(TrySendError::Full(_))
+                    if self.end.recv_timeout(FLUSH_PAUSE) == Err(RecvTimeoutError::Timeout) => {}
+                Err(_) => return,
             }
         }
-        let _ = self.end.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 
