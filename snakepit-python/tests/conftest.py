@@ -2,6 +2,12 @@
 
 import signal
 
-# A shell starts commands in the background with SIGINT ignored, and programs that the tests start inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts commands in the background with SIGINT and SIGQUIT ignored, and nohup ignores SIGHUP. Programs that the
+# tests start would inherit that.
+for _number, _handler in [
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+]:
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
