@@ -137,6 +137,17 @@ def test_public_functions_that_a_module_defines_are_tools(write: Write) -> None:
 def test_all_and_the_decorator_select_the_tools(write: Write) -> None:
     write("listed", "from os.path import basename\n__all__ = ['basename', 'UPPER']\nUPPER = 1\ndef other(): ...\n")
     assert tools_of("listed:") == ["basename"]
+    write(
+        "callables",
+        "from functools import partial\n"
+        "class Scaled:\n"
+        "    def __call__(self, x: int) -> int: return 3 * x\n"
+        "def add(x: int, y: int) -> int: return x + y\n"
+        "added, scaled, Pair = partial(add, 1), Scaled(), tuple[int, int]\n"
+        "__all__ = ['added', 'scaled', 'Pair', 'Scaled']\n",
+    )
+    assert tools_of("callables:") == ["added", "scaled"]
+    assert (call_tool("callables:", "added", y=2), call_tool("callables:", "scaled", x=2)) == (3, 6)
     write("stale", "__all__ = ['present', 'missing']\ndef present(): ...\n")
     assert "it has no `missing`, which `__all__` lists; define it, or remove it" in problem_of("stale:")
     write(

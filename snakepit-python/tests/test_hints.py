@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Dict, List, Literal, NewType, Optional, TypeVar, Union  # noqa: UP035
+from typing import Annotated, Any, Dict, List, Literal, Never, NewType, NoReturn, Optional, TypeVar, Union  # noqa: UP035
 from uuid import UUID
 
 import annotated_types
@@ -421,6 +421,11 @@ def test_constraints_apply_inside_of_values_and_to_results() -> None:
         (Annotated[str, annotated_types.Ge(3)], "whose constraint `ge` does not apply to its values"),
         (Annotated[int, annotated_types.MinLen(3)], "whose constraint `min_length` does not apply to its values"),
         (enum.Enum("Odd", {"A": object()}), "is the enum `Odd`, whose member `A` has no JSON form"),
+        (enum.IntFlag, "is the enum `IntFlag`, which has no members"),
+        (enum.Flag, "is the enum `Flag`, which has no members"),
+        (enum.StrEnum, "is the enum `StrEnum`, which has no members"),
+        (Never, "which no value has"),
+        (list[NoReturn], "which no value has"),
         (Literal[b"a"], "has the choice b'a', which has no JSON form"),
     ],
 )
@@ -447,3 +452,14 @@ def test_one_error_names_the_problems_of_all_arguments() -> None:
         caught.value
     )
     assert str(caught.value).endswith("due (string), note (string, optional)")
+
+
+class Raising(BaseAdapter):
+    @tool
+    def fail(self) -> NoReturn:
+        raise ValueError("always")
+
+
+def test_a_tool_that_always_raises_may_say_so() -> None:
+    with pytest.raises(Exception, match="always"):
+        call_tool(Raising, "fail")

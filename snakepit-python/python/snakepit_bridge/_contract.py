@@ -134,7 +134,7 @@ class Hints:
         Raises:
             TypeError: The hint is not supported.
         """
-        if is_any(annotation) or annotation is StreamChunk:
+        if is_any(annotation) or annotation is StreamChunk or _is_never(annotation):
             return None, None
         members = annotation.__args__ if _is_union(annotation) else (annotation,)
         plain = [plain_type(member) for member in members]
@@ -345,3 +345,9 @@ class _Writer:
         parts = [f"{description}{path} {problem}"]
         parts += [f"`{path.removeprefix('.')}` {problem}" for path, problem in others]
         raise TypeError(", and ".join([", ".join(parts[:-1]), parts[-1]] if others else parts))
+
+
+def _is_never(annotation: Any) -> bool:
+    """Return whether a hint says that a function always raises."""
+    typing = sys.modules.get("typing")
+    return typing is not None and annotation in (typing.NoReturn, getattr(typing, "Never", None))

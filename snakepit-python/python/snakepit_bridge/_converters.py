@@ -173,7 +173,8 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in value.__attrs_attrs__}
+    # The names of the constructor's parameters, as in the form with a hint.
+    return {field.alias: getattr(value, field.name) for field in value.__attrs_attrs__}
 
 
 def _struct(value: Any) -> dict[str, Any]:

@@ -96,12 +96,19 @@ def _functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]
             ) from None
         except Exception as error:
             raise TypeError(f"its attribute `{name}` raises {type(error).__qualname__}: {error}") from error
-        if name in HOOKS or not is_function(value):
+        if name in HOOKS or not (is_function(value) if listed is None else _is_listed_tool(value)):
             continue
         # A partial marked as a tool has the module of its class.
         is_own = own_attribute(value, "__module__") == module.__name__ or type(value).__name__ == "partial"
         if listed is not None or (is_own and not name.startswith("_")):
             yield name, value
+
+
+def _is_listed_tool(value: object) -> bool:
+    """Return whether a value in ``__all__`` is a tool: any callable, except classes, and the hints of `typing`."""
+    if isinstance(value, type) or not callable(value):
+        return False
+    return not any(own_attribute(value, name) is not None for name in ("__origin__", "__supertype__"))
 
 
 def _adapters_of(module: ModuleType) -> list[type]:

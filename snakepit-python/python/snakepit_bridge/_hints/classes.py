@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: The default of a field without one, or whose default is made for each object.
 _NONE: Any = object()
 
+_MISSING = "is missing"
+_INIT_ONLY = "objects do not keep an `InitVar`: give it a default, or send a map with it"
+
 
 class Field:
     """A field of a class."""
@@ -71,12 +74,15 @@ class Fields(Hint):
         self._fields: list[Field] = []
         #: The fields that the constructor takes.
         self._arguments: dict[str, Field] = {}
+        #: The fields that the class computes. The form of an object has them; a receiver ignores them.
+        self._computed: set[str] = set()
         self.expected = f"map of `{cls.__qualname__}`"
 
     def set_fields(self, fields: Iterator[Field]) -> None:
         """Set the fields. Separate from the constructor, because fields may refer to the class."""
         self._fields = list(fields)
         self._arguments = {field.name: field for field in self._fields if field.is_argument}
+        self._computed = {field.name for field in self._fields if not field.is_argument}
 
     def read(self, value: Any) -> Any:
         if not isinstance(value, dict):
@@ -97,7 +103,7 @@ class Fields(Hint):
                 if name in value:
                     converted[name] = convert_entry(field.hint, value[name])
                 elif field.required:
-                    raise invalid("is missing")
+                    raise invalid(_MISSING if field.attribute is not None else f"{_MISSING}; {_INIT_ONLY}")
             except InvalidError as error:
                 collect(problems, f".{name}", error)
         if len(value) > len(converted):
@@ -112,7 +118,7 @@ class Fields(Hint):
                 if value[name] != self._tag[1]:
                     problem = f"is {show(value[name])}, expected {show(self._tag[1])}"
                     collect(problems, f".{name}", invalid(problem))
-            elif name not in self._arguments:
+            elif name not in self._arguments and name not in self._computed:
                 collect(problems, f".{name}" if str(name).isidentifier() else f"[{show(name)}]", self._unknown(name))
 
     def _unknown(self, name: object) -> InvalidError:

@@ -118,7 +118,7 @@ class Compiler:
         if annotation is getattr(typing, "LiteralString", None):
             return _PLAIN[str]
         if annotation in (typing.NoReturn, getattr(typing, "Never", None)):
-            return ANY
+            raise HintError(f"is `{_display(annotation)}`, which no value has")
         if isinstance(annotation, typing.ForwardRef):
             return self._evaluated(annotation.__forward_arg__)
         if isinstance(annotation, typing.TypeVar):

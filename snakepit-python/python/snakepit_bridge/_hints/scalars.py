@@ -284,6 +284,8 @@ class Flags(Hint):
     wire = "integer"
 
     def __init__(self, flag: Any) -> None:
+        if not flag.__members__:
+            raise HintError(f"is the enum `{flag.__qualname__}`, which has no members")
         self._flag = flag
         self.expected = f"flags of `{flag.__qualname__}`"
 
