@@ -212,7 +212,7 @@ def with_default(hint: Hint, default: Any) -> tuple[Hint, Any]:
     if default is _signatures.EMPTY:
         return hint, None
     if default is None:
-        from snakepit_bridge._hints.containers import Default
+        from snakepit_bridge._hints.unions import Default
 
         return Default(hint), None
     try:

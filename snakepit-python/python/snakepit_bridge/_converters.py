@@ -179,7 +179,10 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 def _struct(value: Any) -> dict[str, Any]:
     names = zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True)
-    return {encoded: getattr(value, name) for name, encoded in names}
+    form = {encoded: getattr(value, name) for name, encoded in names}
+    config = value.__struct_config__
+    # The tag identifies the class in a union.
+    return form if config.tag_field is None else {config.tag_field: config.tag, **form}
 
 
 def _model(value: Any) -> Any:

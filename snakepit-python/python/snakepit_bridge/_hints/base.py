@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from snakepit_bridge._hints.scalars import Choice
+
 #: The maximum number of problems that one error describes.
 MAX_PROBLEMS = 32
 
@@ -181,6 +183,22 @@ class Hint:
     expected = "any value"
     #: The constraints in `Annotated` that apply to the values. ``None`` if any may apply.
     constraints: frozenset[str] | None = None
+    #: The class of the values that the tool has, if the hint is a class with fields or the like.
+    cls: type | None = None
+    #: Whether the JSON form is a map of fields.
+    has_fields = False
+
+    def unwrapped(self) -> Hint:
+        """Return the hint without its constraints. For a recursive hint, return its target."""
+        return self
+
+    def class_tag(self) -> tuple[str, Choice] | None:
+        """Return the name and the value of the entry of a map that identifies its class."""
+        return None
+
+    def choice_fields(self) -> dict[str, tuple[Choice, bool]]:
+        """Return the fields with a ``Literal`` or an enum as their hint, and whether each is required."""
+        return {}
 
     def read(self, value: Any) -> Any:
         """Return the value that the tool receives.

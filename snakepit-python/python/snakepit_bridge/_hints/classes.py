@@ -17,6 +17,7 @@ from snakepit_bridge._hints.base import (
     type_name,
 )
 from snakepit_bridge._hints.containers import as_list, convert_each, count
+from snakepit_bridge._hints.scalars import Choice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,9 +67,10 @@ class Fields(Hint):
     """A class whose JSON form is a map of its fields. Rejects other names."""
 
     wire = expected = "map"
+    has_fields = True
 
-    def __init__(self, cls: type, tag: tuple[str, Any] | None = None) -> None:
-        self._cls = cls
+    def __init__(self, cls: type, tag: tuple[str, Choice] | None = None) -> None:
+        self.cls = self._cls = cls
         #: The name and value of an entry that identifies the class.
         self._tag = tag
         self._fields: list[Field] = []
@@ -77,6 +79,13 @@ class Fields(Hint):
         #: The fields that the class computes. The form of an object has them; a receiver ignores them.
         self._computed: set[str] = set()
         self.expected = f"map of `{cls.__qualname__}`"
+
+    def class_tag(self) -> tuple[str, Choice] | None:
+        return self._tag
+
+    def choice_fields(self) -> dict[str, tuple[Choice, bool]]:
+        hints = {name: (field.hint.unwrapped(), field.required) for name, field in self._arguments.items()}
+        return {name: (hint, required) for name, (hint, required) in hints.items() if isinstance(hint, Choice)}
 
     def set_fields(self, fields: Iterator[Field]) -> None:
         """Set the fields. Separate from the constructor, because fields may refer to the class."""
@@ -115,8 +124,8 @@ class Fields(Hint):
     def _check_others(self, value: dict[Any, Any], problems: list[tuple[str, str]]) -> None:
         for name in value:
             if self._tag is not None and name == self._tag[0]:
-                if value[name] != self._tag[1]:
-                    problem = f"is {show(value[name])}, expected {show(self._tag[1])}"
+                if not self._tag[1].accepts(value[name]):
+                    problem = f"is {show(value[name])}, expected {self._tag[1].expected}"
                     collect(problems, f".{name}", invalid(problem))
             elif name not in self._arguments and name not in self._computed:
                 collect(problems, f".{name}" if str(name).isidentifier() else f"[{show(name)}]", self._unknown(name))
@@ -133,7 +142,7 @@ class Fields(Hint):
     def write(self, value: Any) -> Any:
         if not isinstance(value, self._cls):
             raise invalid(f"{describe(value)}, expected a `{type_name(self._cls)}`")
-        written: dict[str, Any] = {} if self._tag is None else {self._tag[0]: self._tag[1]}
+        written: dict[str, Any] = {} if self._tag is None else {self._tag[0]: self._tag[1].forms()[0]}
         problems: list[tuple[str, str]] = []
         for field in self._fields:
             if field.attribute is None:
@@ -154,7 +163,7 @@ class Fields(Hint):
     def _definition(self, schemas: Schemas) -> dict[str, Any]:
         properties: dict[str, Any] = {}
         if self._tag is not None:
-            properties[self._tag[0]] = {"const": self._tag[1]}
+            properties[self._tag[0]] = {"const": self._tag[1].forms()[0]}
         required = list(properties)
         for field in self._fields:
             if field.attribute is None if schemas.is_result else not field.is_argument:
@@ -214,8 +223,8 @@ class Named(Hint):
 
     wire = expected = "list"
 
-    def __init__(self, cls: type) -> None:
-        self._cls: Any = cls
+    def __init__(self, cls: Any) -> None:
+        self.cls = self._cls = cls
         self._fields: list[Field] = []
 
     def set_fields(self, fields: Iterator[Field]) -> None:
@@ -259,7 +268,8 @@ def with_fields(cls: Any) -> Fields | Named | None:
         config = cls.__struct_config__
         if config.array_like:
             raise HintError(f"is the struct `{cls.__qualname__}`, which is array-like; remove `array_like`")
-        return Fields(cls, (config.tag_field, config.tag) if config.tag_field is not None else None)
+        tag = config.tag
+        return Fields(cls, None if config.tag_field is None else (config.tag_field, Choice([(tag, tag)])))
     return None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 from snakepit_bridge._hints.base import ANY, Hint, HintError, Schemas, type_name
-from snakepit_bridge._hints.containers import LISTS, MAPS, Entries, Items, Positions, Union
+from snakepit_bridge._hints.containers import LISTS, MAPS, Entries, Items, Positions
 from snakepit_bridge._hints.scalars import Binary, Boolean, Choice, Enumeration, Flags, Float, Integer, Null, Text
+from snakepit_bridge._hints.unions import Union
 from snakepit_bridge._signatures import EMPTY, Unresolved
 
 TYPE_CHECKING = False
@@ -40,6 +41,9 @@ class ForwardHint(Hint):
     def __init__(self, name: str) -> None:
         self.target: Hint = ANY
         self._name = name
+
+    def unwrapped(self) -> Hint:
+        return self.target.unwrapped()
 
     def read(self, value: Any) -> Any:
         return self.target.read(value)

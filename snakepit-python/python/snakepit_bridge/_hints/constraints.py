@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from snakepit_bridge._hints.base import Hint, HintError, invalid, show
-from snakepit_bridge._hints.containers import Union, count
+from snakepit_bridge._hints.containers import count
+from snakepit_bridge._hints.unions import Union
 from snakepit_bridge._signatures import EMPTY
 
 TYPE_CHECKING = False
@@ -83,6 +84,9 @@ class Constrained(Hint):
         self.constraints = inner.constraints
         if not checks:
             self.exact = inner.exact
+
+    def unwrapped(self) -> Hint:
+        return self._inner.unwrapped()
 
     def read(self, value: Any) -> Any:
         return self._checked(self._inner.read(value))

@@ -1,4 +1,4 @@
-"""Hints of lists, sets, tuples, maps and unions."""
+"""Hints of lists, sets, tuples and maps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from __future__ import annotations
 import _collections_abc as abc
 import sys
 
-from snakepit_bridge._hints.base import LENGTHS, Hint, InvalidError, collect, describe, invalid, show
-from snakepit_bridge._hints.scalars import Null
+from snakepit_bridge._hints.base import LENGTHS, Hint, InvalidError, collect, invalid, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -199,99 +198,6 @@ def quoted(key: object) -> str:
 def _is_unchanged(hint: Hint, values: Collection[Any]) -> bool:
     exact = hint.exact
     return type(hint).read is Hint.read or (exact is not None and set(map(type, values)) <= {exact})
-
-
-class Union(Hint):
-    """One of several hints. The first that accepts a value converts it, but 5 and 5.0 prefer their own types."""
-
-    def __init__(self, members: list[Hint]) -> None:
-        self._members = members
-        wires = {member.wire for member in members}
-        self.wire = wires.pop() if len(wires) == 1 else "any"
-        expected = list(dict.fromkeys(member.expected for member in members))
-        self.expected = " or ".join([*([", ".join(expected[:-1])] if expected[:-1] else []), expected[-1]])
-
-    def members(self) -> list[Hint]:
-        """Return the hints without ``None``."""
-        return [member for member in self._members if not isinstance(member, Null)]
-
-    def read(self, value: Any) -> Any:
-        return self._first(value, lambda member: member.read(value))
-
-    def write(self, value: Any) -> Any:
-        return self._first(value, lambda member: member.write(value))
-
-    def read_key(self, key: str) -> Any:
-        return self._first(key, lambda member: member.read_key(key))
-
-    def write_key(self, key: Any) -> Any:
-        return self._first(key, lambda member: member.write_key(key))
-
-    def _first(self, value: Any, convert: Callable[[Hint], Any]) -> Any:
-        kind = type(value)
-        if kind in (int, float, bool, type(None)):
-            exact = next((member for member in self._members if member.exact is kind), None)
-            if exact is not None:
-                return convert(exact)
-        problems: list[tuple[Hint, InvalidError]] = []
-        for member in self._members:
-            try:
-                return convert(member)
-            except InvalidError as error:
-                problems.append((member, error))
-        raise self._error(value, problems)
-
-    def _error(self, value: Any, problems: list[tuple[Hint, InvalidError]]) -> InvalidError:
-        # Members that expect another type of value do not explain the problem.
-        mismatch = f"{describe(value)}, expected "
-        near = [
-            (member, error)
-            for member, error in problems
-            if not any(path == "" and problem.startswith(mismatch) for path, problem in error.problems)
-            and not isinstance(member, Null)
-        ]
-        if len(near) == 1:
-            return near[0][1]
-        if not near:
-            return self.mismatch(value)
-        parts = []
-        for member, error in near:
-            path, problem = error.problems[0]
-            part = f"`{path.removeprefix('.')}` " if path else ""
-            parts.append(f"{member.expected}: {part}{problem}")
-        return invalid(f"fits none of its types ({'; '.join(parts)})")
-
-    def schema(self, schemas: Schemas) -> dict[str, Any]:
-        branches: list[dict[str, Any]] = []
-        for member in self._members:
-            schema = member.schema(schemas)
-            parts = schema["anyOf"] if schema.keys() == {"anyOf"} else [schema]
-            branches += [part for part in parts if part not in branches]
-        return branches[0] if len(branches) == 1 else {"anyOf": branches}
-
-
-class Default(Hint):
-    """The hint of a parameter whose default is ``None``, which callers may pass, too."""
-
-    def __init__(self, inner: Hint) -> None:
-        self._inner = inner
-        self.expected = inner.expected
-        members = inner.members() if isinstance(inner, Union) else [inner]
-        # The host accepts null for this default in addition to the type.
-        self.wire = members[0].wire if len(members) == 1 else inner.wire
-        self.description = getattr(inner, "description", "")
-
-    def read(self, value: Any) -> Any:
-        return None if value is None else self._inner.read(value)
-
-    def write(self, value: Any) -> Any:
-        return None if value is None else self._inner.write(value)
-
-    def schema(self, schemas: Schemas) -> dict[str, Any]:
-        schema = self._inner.schema(schemas)
-        null = {"type": "null"}
-        branches = schema["anyOf"] if schema.keys() == {"anyOf"} else [schema]
-        return schema if not schema or null in branches else {"anyOf": [*branches, null]}
 
 
 #: The collections that a list may become, and those that a tool may return for it.

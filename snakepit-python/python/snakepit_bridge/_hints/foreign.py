@@ -38,12 +38,10 @@ class Pydantic(Hint):
             text = " ".join(str(error).split())
             raise HintError(f"is `{name}`, for which pydantic has no schema: {text}") from error
         self._name = name
-        #: The class of results. ``None`` if the annotation is not a class of values.
-        self._cls: type | None = None
         if isinstance(annotation, type) and (
             issubclass(annotation, pydantic.BaseModel) or hasattr(annotation, "__pydantic_validator__")
         ):
-            self._cls = annotation
+            self.cls = annotation
         self.expected = f"`{name}`"
         self.wire = {"object": "map", "string": "string", "array": "list"}.get(kind, "any")
 
@@ -54,8 +52,8 @@ class Pydantic(Hint):
             raise _invalid(error) from None
 
     def write(self, value: Any) -> Any:
-        if self._cls is not None and not isinstance(value, self._cls):
-            raise invalid(f"{describe(value)}, expected a `{type_name(self._cls)}`")
+        if self.cls is not None and not isinstance(value, self.cls):
+            raise invalid(f"{describe(value)}, expected a `{type_name(self.cls)}`")
         try:
             return _form(
                 lambda mode: self._adapter.dump_python(value, mode=mode, by_alias=True, warnings="error"),
@@ -67,7 +65,7 @@ class Pydantic(Hint):
             raise invalid(f"cannot be converted by pydantic: {' '.join(str(error).split())}") from error
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
-        if self._cls is not None:
+        if self.cls is not None:
             return schemas.reference(self, self._name, lambda name: self._definition(schemas, name))
         return self._definition(schemas, "")
 

@@ -199,16 +199,27 @@ class Choice(Hint):
         wires = {_WIRES[type(form)] for form, _ in members}
         self.wire = wires.pop() if len(wires) == 1 else "any"
 
-    def read(self, value: Any) -> Any:
-        index = None
+    def forms(self) -> list[Any]:
+        """Return the JSON forms."""
+        return [form for form, _ in self._members]
+
+    def accepts(self, form: Any) -> bool:
+        """Return whether a value is one of the JSON forms."""
+        return self._index(form) is not None
+
+    def _index(self, form: Any) -> int | None:
         try:
-            index = self._indexes.get((type(value), value))
-            if index is None and type(value) in (int, float):
+            index = self._indexes.get((type(form), form))
+            if index is None and type(form) in (int, float):
                 # 5.0 is 5.
-                other = whole(value) if type(value) is float else float(value)
+                other = whole(form) if type(form) is float else float(form)
                 index = self._indexes.get((type(other), other))
         except (TypeError, OverflowError):  # Unhashable, or too large for a float.
-            pass
+            return None
+        return index
+
+    def read(self, value: Any) -> Any:
+        index = self._index(value)
         if index is None:
             raise invalid(f"is {show(value)}, expected {self.expected}")
         return self._members[index][1]
