@@ -203,7 +203,7 @@ def test_a_worker_imports_only_this_package(tmp_path: Path) -> None:
     assert late.isdisjoint(worker)
 
 
-def test_an_import_of_the_worker_changes_nothing_of_the_garbage_collector(tmp_path: Path) -> None:
+def test_importing_the_worker_does_not_change_the_garbage_collector(tmp_path: Path) -> None:
     code = "import gc\nimport snakepit_bridge.worker\nprint(gc.isenabled(), gc.get_freeze_count() > 0)"
     assert run_python(code, tmp_path).split() == ["True", "False"]
     fails = (

@@ -51,7 +51,7 @@ class Receiver:
         for name, is_required in self.parameters.items():
             if is_required and name not in given:
                 raise AdapterError(
-                    f"adapter argument `{name}` is missing, which {self.label} needs; pass it by --adapter-arg "
+                    f"adapter argument `{name}` is missing, which {self.label} needs; pass it with --adapter-arg "
                     f"{name}=VALUE"
                 )
         taken = {name: value for name, value in given.items() if self.takes_any or name in self.parameters}

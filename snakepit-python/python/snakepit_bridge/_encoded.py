@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class Encoded(bytes):
-    """The encoded form of an object, which a receiver gets if it has no type hint for it.
+    """The encoded form of an object. A receiver without a type hint for the object gets this form.
 
     >>> table = client.call("report")  # doctest: +SKIP
     >>> table.format, table.class_name  # doctest: +SKIP
@@ -32,7 +32,7 @@ class Encoded(bytes):
         return self
 
     def load(self) -> Any:
-        """Decode the object. Imports its package.
+        """Import the package of the object, and decode the object.
 
         Raises:
             ValueError: The format is unknown, or the bytes are damaged.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from snakepit_bridge._call_options import CallOptions
 
-#: The end of the items of `map_async`.
+#: The sentinel for the end of the items in `map_async`.
 _END: Any = object()
 #: The default number of calls that `map` runs at the same time.
 CONCURRENCY = 16
@@ -48,7 +48,7 @@ def run(native: _native.HostClient, options: CallOptions, name: str, arguments: 
 
 
 async def run_async(native: _native.HostClient, options: CallOptions, name: str, arguments: dict[str, Any]) -> Any:
-    """Do the same without blocking the event loop."""
+    """Do the same as `run`, without blocking the event loop."""
     attempts, timeout = Attempts(options), None
     while True:
         call = options.start(native, name, arguments, stream=False, timeout=timeout)
@@ -72,7 +72,7 @@ class Chunks:
             native, name, arguments, stream=True, timeout=timeout
         )
         self._attempts = Attempts(options)
-        #: Whether a failure may repeat the call: not after its first value.
+        #: Whether the call may be repeated after a failure. False after its first value.
         self._may_repeat = options.repeats
         self._call = self._start(None)
 
@@ -200,7 +200,7 @@ class _Window:
         for mapped in self.calls:
             mapped.restart_after_pause(now)
         if self.calls[0].is_done:
-            # The call could not begin again, so nothing would wake the poll.
+            # The call failed to restart, so nothing would wake the poll.
             return
         paused = [mapped.resumes_at - now for mapped in self.calls if mapped.resumes_at is not None]
         if wait:
@@ -213,7 +213,7 @@ class _Window:
 
 
 class _MappedCall:
-    """One of the calls of `map_calls`, which waits for all of them in one place."""
+    """One of the calls of `map_calls`. All of them share one `Completions`."""
 
     def __init__(
         self,
@@ -296,7 +296,7 @@ async def map_async(
     concurrency: int,
     return_exceptions: bool,
 ) -> AsyncIterator[Any]:
-    """Do the same on an event loop."""
+    """Do the same as `map_calls`, without blocking the event loop."""
     room, received = asyncio.Semaphore(concurrency), asyncio.Queue[Any]()
     reader = asyncio.ensure_future(_read(_iterate(items), room, received))
     window = deque[asyncio.Task[Any]]()

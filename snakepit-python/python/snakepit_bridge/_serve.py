@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 #: The signals that stop the daemon.
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
-#: Those that a program may ignore from its start, for example under `nohup`. The daemon then ignores SIGHUP, too.
+#: The stop signals that a program keeps ignoring if it started with them ignored, for example under `nohup`. The daemon
+#: does the same for SIGHUP.
 _IGNORABLE_SIGNALS = (signal.SIGHUP, signal.SIGQUIT)
 
 #: The time for which a daemon may drain its calls after an exception in this process, in seconds.
@@ -48,14 +49,14 @@ def serve(
     call this function below ``if __name__ == "__main__"``.
 
     The first SIGINT, SIGTERM, SIGHUP or SIGQUIT drains running calls, and the second ends them. Under ``nohup``, SIGHUP
-    has no effect. On other threads than the main one, this function does not react to signals. The daemon stops with
-    this process, even if the process is killed.
+    has no effect. Outside of the main thread, this function does not react to signals. The daemon stops with this
+    process, even if the process is killed.
 
     Args:
         adapter: A class, a module, a function of a module, or the path of one of them, as for a host.
         workers: The number of workers. By default, that of the configuration.
         listen: The address of the daemon, such as ``127.0.0.1:50051``. By default, that of the configuration.
-        args: Further arguments of ``snakepit serve``, such as ``["--default-timeout", "2s"]``.
+        args: Additional arguments for ``snakepit serve``, such as ``["--default-timeout", "2s"]``.
         env: Environment variables of the daemon and its workers, in addition to those of this process.
 
     Raises:
@@ -87,7 +88,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
     Raises:
         DaemonError: It failed.
     """
-    with _forwarded_signals() as started:
+    with _forwarded_signals() as forwarder:
         try:
             process = subprocess.Popen(  # noqa: S603
                 command,
@@ -99,7 +100,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
         except OSError as error:
             raise DaemonError(f"the daemon cannot be started: {error}") from None
         with process:
-            started(process)
+            forwarder.attach(process)
             code = _wait(process)
     if code < 0:
         raise DaemonError(f"the daemon was killed by {signal.Signals(-code).name}")
@@ -108,7 +109,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
 
 
 def _wait(process: _Daemon) -> int:
-    """Wait for the end of the daemon. If an exception interrupts this, stop the daemon first."""
+    """Wait until the daemon exits. If an exception interrupts the wait, stop the daemon first."""
     try:
         return process.wait()
     except BaseException:
@@ -121,35 +122,36 @@ def _wait(process: _Daemon) -> int:
 
 
 @contextmanager
-def _forwarded_signals() -> Iterator[_Started]:
-    """Forward stop signals to the daemon, once the yielded function has received it."""
-    started = _Started()
+def _forwarded_signals() -> Iterator[_SignalForwarder]:
+    """Forward stop signals to the daemon, once the yielded forwarder has received its process."""
+    forwarder = _SignalForwarder()
     if threading.current_thread() is not threading.main_thread():
-        yield started
+        yield forwarder
         return
-    # Before the daemon starts, so that no signal ends this process without it.
+    # Installs the handlers before the daemon starts, so that no signal ends this process without stopping the daemon.
     numbers = [
         number
         for number in _STOP_SIGNALS
         if number not in _IGNORABLE_SIGNALS or signal.getsignal(number) != signal.SIG_IGN
     ]
-    previous = {number: signal.signal(number, started.forward) for number in numbers}
+    previous = {number: signal.signal(number, forwarder.forward) for number in numbers}
     try:
-        yield started
+        yield forwarder
     finally:
         for number, handler in previous.items():
-            # `None` is a handler that is not Python's.
+            # `None` means that the previous handler was not installed from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-class _Started:
-    """Receives the daemon, and the signals for it."""
+class _SignalForwarder:
+    """Sends signals to the daemon. Keeps signals that arrive before the daemon has started, and sends them then."""
 
     def __init__(self) -> None:
         self._process: _Daemon | None = None
         self._early: list[int] = []
 
-    def __call__(self, process: _Daemon) -> None:
+    def attach(self, process: _Daemon) -> None:
+        """Set the daemon, and send it the signals that arrived before."""
         self._process = process
         for number in self._early:
             process.send_signal(number)
