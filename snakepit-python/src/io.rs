@@ -34,7 +34,7 @@
 //! During a longer call, the standby handles health checks, cancellations and requests. Other threads, and tools that
 //! wait for the host, use [`Io::block_on`]. They drive the runtime while no other thread does.
 //!
-//! Waking a task from outside the runtime costs a write to tokio's eventfd and one more poll of the system. Therefore the
+//! Waking a task from outside the runtime costs a write to tokio's eventfd and an additional `epoll_wait`. Therefore the
 //! executor only [queues](Io::wake_later) the wakers of tasks that it has work for. The next thread that enters the
 //! runtime wakes these tasks, which costs neither.
 

@@ -50,13 +50,13 @@ pub enum StartError {
         /// The requested address, with the resolved one if it is a name.
         address: String,
     },
-    /// The caller cancelled the start: [`Builder::start_unless`](crate::Builder::start_unless).
+    /// The caller cancelled the start through [`Builder::start_unless`](crate::Builder::start_unless).
     #[error("the start was cancelled before the workers were ready")]
     Cancelled,
     /// The Python interpreter of the workers lacks the package `snakepit_bridge`.
     #[error(
         "Python `{0}`, chosen {origin}, has no package `snakepit_bridge`; install it with \
-         `{0} -m pip install CHECKOUT/snakepit-python`, or choose another Python by {1} or $SNAKEPIT_PYTHON",
+         `{0} -m pip install CHECKOUT/snakepit-python`, or choose another Python with {1} or $SNAKEPIT_PYTHON",
         python.display(),
         settings::PYTHON
     )]

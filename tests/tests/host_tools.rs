@@ -63,7 +63,7 @@ async fn python_lists_the_parameters_of_host_tools() {
     snakepit.shutdown().await.unwrap();
 }
 
-/// A hidden tool does not exist for Python tools, even as clients of the host. Rust and other clients can call it.
+/// Python tools cannot see a hidden tool, even if they connect as clients of the host. Rust and other clients can call it.
 #[tokio::test]
 async fn a_hidden_host_tool_does_not_exist_for_python_tools() {
     let dir = tempfile::tempdir().unwrap();
@@ -86,7 +86,7 @@ async fn a_hidden_host_tool_does_not_exist_for_python_tools() {
     assert_eq!(hidden, unknown, "the error does not reveal the tool");
 
     let address = format!("unix:{}", snakepit.socket().display());
-    // On Linux, the host finds the worker behind a TCP connection, on its own listener and on the program's own server.
+    // On Linux, the host identifies the worker that opened a TCP connection, both to its listener and to the program's server.
     let incoming = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mounted = incoming.local_addr().unwrap();
     let server = tonic::transport::Server::builder().add_routes(snakepit.routes());
@@ -381,8 +381,8 @@ async fn a_slow_reader_stops_the_stream_of_a_host_tool() {
     let dir = tempfile::tempdir().unwrap();
     let (snakepit, created, ended) = streaming_host(&dir).await;
     let count: usize = snakepit.execute("reads_slowly", json!({"name": "endless"})).await.unwrap();
-    // Results have 1 KiB each.
-    assert!((1..400).contains(&count), "{count} results were created for a reader of one");
+    // Each result has 1 KiB.
+    assert!((1..400).contains(&count), "{count} results were created for a reader that read one");
     assert!(created.load(Ordering::SeqCst) >= 2 * count, "the stream continued");
     eventually("the stream has ended", TEST_TIMEOUT, async || ended.load(Ordering::SeqCst) == 1).await;
     snakepit.shutdown().await.unwrap();

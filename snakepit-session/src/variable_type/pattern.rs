@@ -1,4 +1,4 @@
-//! Regular expressions from clients, which match in linear time with a bounded factor.
+//! Client-supplied regular expressions. A match takes time linear in the length of the text, with a bounded constant factor.
 
 use std::{
     collections::HashMap,
@@ -40,7 +40,7 @@ impl Pattern {
         Self(pattern.into())
     }
 
-    /// Whether the text matches. `regex` may fall back to simulating the NFA, which takes a step for each byte and NFA state.
+    /// Whether the text matches. `regex` may fall back to simulating the NFA, which takes one step per byte and NFA state.
     /// `steps` is the budget for the simulation. Above the budget, a lazy DFA without a fallback matches in linear time.
     ///
     /// # Errors
@@ -88,8 +88,8 @@ impl CompiledPattern {
             .which_captures(WhichCaptures::None);
         let nfa = thompson::Compiler::new().configure(nfa).build(pattern);
         let nfa = nfa.map_err(|error| format!("constraint `pattern` cannot be used: {error}"))?;
-        // A new state of the DFA costs up to a step for each state of the NFA. The DFA gives up if it searches fewer bytes per
-        // new state than that, so the cost of the states stays linear in the length of the text.
+        // A new DFA state costs up to one step per NFA state. The DFA gives up if it searches fewer bytes per new state than the
+        // NFA has states, so the cost of new states stays linear in the length of the text.
         let config = DFA::config()
             .cache_capacity(MAX_LAZY_DFA_BYTES)
             .skip_cache_capacity_check(true)

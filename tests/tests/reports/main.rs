@@ -53,8 +53,8 @@ async fn progress_reaches_the_caller_and_is_coalesced() {
     assert_eq!(call.unary::<u64>().await.unwrap().value, 20_000);
     let (elapsed, seen) = (started.elapsed(), reports.progress.lock().unwrap().clone());
     // The first one, at most one per interval, and the last one.
-    let most = 3 + elapsed.as_millis() / 50;
-    assert!((2..=most as usize).contains(&seen.len()), "{} in {elapsed:?}", seen.len());
+    let max_reports = 3 + elapsed.as_millis() / 50;
+    assert!((2..=max_reports as usize).contains(&seen.len()), "{} in {elapsed:?}", seen.len());
     assert_eq!((seen[0].done, seen[0].total, seen[0].message.as_str()), (1.0, Some(20_000.0), "step 1"));
     assert_eq!(seen.last().unwrap().fraction(), Some(1.0));
     assert!(seen.is_sorted_by(|a, b| a.done < b.done));
@@ -62,7 +62,7 @@ async fn progress_reaches_the_caller_and_is_coalesced() {
     // Without a receiver, nothing is sent.
     assert_eq!(client.call("train").arg("steps", 3).unary::<u64>().await.unwrap().value, 3);
 
-    // A report that was held back arrives although the tool does not report again.
+    // A report that the rate limit delayed arrives even if the tool does not report again.
     let reports = Reports::default();
     let stalled = client.call("stall").on_progress(reports.progress()).timeout(Duration::from_secs(60));
     let stalled = tokio::spawn(stalled.unary::<bool>());
@@ -75,7 +75,7 @@ async fn progress_reaches_the_caller_and_is_coalesced() {
 
 #[tokio::test]
 async fn output_of_every_kind_reaches_the_caller_before_the_result() {
-    // The default of Python, which buffers the output of C.
+    // Python's default, which buffers C output.
     let sandbox = Sandbox::adapter(REPORTING, 1).env("PYTHONUNBUFFERED", "").start().await;
     let client = connect(&sandbox).await;
     let reports = Reports::default();
@@ -172,7 +172,7 @@ async fn output_of_concurrent_calls_is_kept_apart() {
 
 #[tokio::test]
 async fn the_last_words_of_a_worker_reach_the_caller() {
-    // The default of Python, which buffers the output of C.
+    // Python's default, which buffers C output.
     let sandbox = Sandbox::adapter(REPORTING, 1).env("PYTHONUNBUFFERED", "").start().await;
     let client = connect(&sandbox).await;
     for how in ["exit", "kill", "fault"] {
@@ -218,7 +218,7 @@ async fn bytes_and_endless_lines_are_bounded_text() {
     let reports = Reports::default();
     connect(&sandbox).await.call("dump").on_log(reports.lines()).unary::<Value>().await.unwrap();
     let texts = reports.texts();
-    // The bytes contain ends of lines.
+    // The bytes contain newlines.
     let last = texts.len() - 2;
     assert!(texts[0].starts_with("\\u{0}\\u{1}"), "{}", texts[0]);
     assert_eq!((texts[last].len(), texts[last].trim_matches('x')), (8192, ""));
@@ -324,7 +324,7 @@ async fn tools_and_their_programs_do_not_see_the_key_of_the_frames() {
 }
 
 #[tokio::test]
-async fn a_worker_that_never_rests_keeps_no_output_of_ended_calls() {
+async fn a_worker_that_is_never_idle_keeps_no_output_of_ended_calls() {
     let sandbox = Sandbox::adapter(CONCURRENT, 1).start().await;
     let client = connect(&sandbox).await;
     let held = client.call("hold");

@@ -10,7 +10,7 @@ use snakepit_server::Reason;
 use super::watcher;
 use crate::{Failure, serve};
 
-/// File names that projects often use for the adapter, in the order of their precedence.
+/// File names that projects often use for the adapter, in order of precedence.
 const NAMES: [&str; 4] = ["adapter.py", "app.py", "tools.py", "main.py"];
 
 /// A directory that the user named.

@@ -17,8 +17,10 @@ use super::Check;
 
 /// The number of open files below which few clients can connect.
 const FEW_FILES: u64 = 1024;
-/// The number of open files that a daemon without clients needs, and that one worker needs.
-const FILES: (u64, u64) = (64, 16);
+/// The number of open files that a daemon without clients and workers needs.
+const DAEMON_FILES: u64 = 64;
+/// The number of open files that the daemon needs for each worker.
+const WORKER_FILES: u64 = 16;
 /// The space that the run directory needs, in bytes.
 const MIN_SPACE: u64 = 16 * 1024 * 1024;
 /// The memory of a worker with numpy, in bytes.
@@ -30,7 +32,7 @@ pub(super) fn daemon() -> Check {
     Check::ok("program", format!("snakepit {VERSION} (protocol {PROTOCOL}) in {path}"))
 }
 
-/// Deadlines and expiries of sessions need a clock that is roughly right.
+/// Checks the clock. Deadlines and session expiry need one that is roughly right.
 pub(super) fn clock() -> Check {
     let now = SystemTime::now();
     let built = std::env::current_exe().and_then(fs::metadata).and_then(|metadata| metadata.modified()).ok();
@@ -51,7 +53,7 @@ pub(super) async fn run_dir(base: Option<&Path>) -> Check {
     let run_dir = match created {
         Ok(Ok(run_dir)) => run_dir,
         Ok(Err(error)) => {
-            let fix = "choose a private directory with a short path by --run-dir or $SNAKEPIT_RUN_DIR";
+            let fix = "set --run-dir or $SNAKEPIT_RUN_DIR to a private directory with a short path";
             return Check::failed("run directory", error_chain(&error).to_string(), fix);
         }
         Err(error) => return Check::failed("run directory", error.to_string(), "report this defect"),
@@ -59,15 +61,14 @@ pub(super) async fn run_dir(base: Option<&Path>) -> Check {
     let base = run_dir.path().parent().unwrap_or(run_dir.path());
     let mut evidence = format!("{} can be used", base.display());
     if run_dir.killed_leftovers() > 0 {
-        evidence
-            .push_str(&format!("; {} processes of a crashed daemon were ended", run_dir.killed_leftovers()));
+        evidence.push_str(&format!("; killed {} processes of a crashed daemon", run_dir.killed_leftovers()));
     }
     #[allow(clippy::useless_conversion, reason = "the types differ between systems")]
     let space = statvfs(base)
         .map(|space| u64::from(space.blocks_available()).saturating_mul(u64::from(space.fragment_size())));
     match space {
         Ok(space) if space < MIN_SPACE => {
-            let fix = "free some space, or choose another directory by --run-dir";
+            let fix = "free some space, or choose another directory with --run-dir";
             Check::failed("run directory", format!("{evidence}, but its file system is full"), fix)
         }
         _ => Check::ok("run directory", evidence),
@@ -79,12 +80,12 @@ pub(super) fn open_files(workers: usize) -> Check {
         Ok((_, hard)) => hard,
         Err(error) => return Check::skipped("open files", error.to_string()),
     };
-    let needed = FILES.0 + FILES.1 * workers as u64;
+    let needed = DAEMON_FILES + WORKER_FILES * workers as u64;
     let evidence = match limit {
         u64::MAX => "no limit".to_owned(),
         limit => format!("at most {limit} open files; {workers} workers need about {needed}"),
     };
-    let fix = "raise the hard limit, with `ulimit -Hn` or LimitNOFILE= of systemd";
+    let fix = "raise the hard limit with `ulimit -Hn` or systemd's LimitNOFILE=";
     match limit {
         _ if limit < needed => Check::failed("open files", evidence, fix),
         _ if limit < FEW_FILES => {
@@ -116,7 +117,7 @@ pub(super) fn memory(workers: usize) -> Check {
     }
 }
 
-/// The available memory in bytes, limited by the control group.
+/// The available memory in bytes, capped by the limit of the cgroup.
 fn available_memory() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
