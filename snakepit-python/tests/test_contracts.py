@@ -217,7 +217,7 @@ def test_arrays_have_the_declared_type() -> None:
         (
             "scale",
             {"values": [1e300]},
-            "argument `values` of tool `scale` is an array of float64, expected array of float32",
+            "argument `values[0]` of tool `scale` is 1e+300, above 3.4028235e+38, the maximum of float32",
         ),
         ("others", {"first": 1, "a": "x"}, "argument `a` of tool `others` is 'x', expected a date such as 2026-11-30"),
         ("field", {"count": 10}, "argument `count` of tool `field` is 10, above maximum 9"),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from snakepit_bridge._hints.base import HintError, InvalidError
+from snakepit_bridge._hints.base import MAX_PROBLEMS, HintError, InvalidError
 from snakepit_bridge._hints.compiler import Compiler
 
 Matrix = np.ndarray[tuple[int, Literal[3]], np.dtype[np.float32]]
@@ -61,36 +61,92 @@ def test_an_array_of_the_right_type_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hint", "value", "problem"),
+    ("hint", "value", "problems"),
     [
-        (npt.NDArray[np.float32], "x", "is a string, expected array of float32"),
-        (npt.NDArray[np.float32], ["a"], "has items of dtype `str32`, expected numbers"),
-        (npt.NDArray[np.float32], [[1], [1, 2]], "cannot be converted to an array: setting an array element"),
-        (npt.NDArray[np.float32], [1e300], "is an array of float64, expected array of float32"),
-        (npt.NDArray[np.int64], [1.5], "is an array of float64, expected array of int64"),
-        (npt.NDArray[np.uint8], [256], "is an array of int64, expected array of uint8"),
-        (npt.NDArray[np.uint8], [-1], "is an array of int64, expected array of uint8"),
-        (npt.NDArray[np.int8], np.array([300]), "is an array of int64, expected array of int8"),
-        (npt.NDArray[np.float64], [2**53 + 1], "is an array of int64, expected array of float64"),
-        (npt.NDArray[np.float64], [2**63 - 1], "is an array of int64, expected array of float64"),
-        (npt.NDArray[np.float64], [2**64 - 1], "is an array of uint64, expected array of float64"),
-        (npt.NDArray[np.complex128], [2**53 + 1], "is an array of int64, expected array of complex128"),
-        (npt.NDArray[np.int64], [2.0**63], "is an array of float64, expected array of int64"),
-        (npt.NDArray[np.bool_], [1], "is an array of int64, expected array of bool"),
-        (npt.NDArray[np.float32], [True], "is an array of bool, expected array of float32"),
-        (Matrix, [[1, 2]], "has the shape (1, 2), expected (any, 3)"),
-        (Matrix, [1], "has the shape (1,), expected (any, 3)"),
-        (np.uint8, 300, "is 300, expected uint8"),
-        (np.float32, True, "is a boolean, expected float32"),
-        (np.float64, 2**53 + 1, "is 9007199254740993, expected float64"),
+        (npt.NDArray[np.float32], "x", {"": "is a string, expected array of float32"}),
+        (npt.NDArray[np.float32], ["a"], {"[0]": "is a string, expected a number"}),
+        (npt.NDArray[np.float32], [[1, None], ["a", 2]], {"[0][1]": "is a null, ", "[1][0]": "is a string, "}),
+        (
+            np.ndarray,
+            [[1], [1, 2], 3, [[4]]],
+            {
+                "[1]": "has 2 items, expected 1, as in the first list",
+                "[2]": "is an integer, expected a list",
+                "[3][0]": "is a list, expected a number",
+            },
+        ),
+        (np.ndarray, [1, 2**64], {"[1]": "is 18446744073709551616, which has more than 64 bits"}),
+        (
+            npt.NDArray[np.float32],
+            [1, 1e300, -1e300],
+            {
+                "[1]": "is 1e+300, above 3.4028235e+38, the maximum of float32",
+                "[2]": "is -1e+300, below -3.4028235e+38, the minimum of float32",
+            },
+        ),
+        (npt.NDArray[np.float32], 1e300, {"": "is 1e+300, above 3.4028235e+38, the maximum of float32"}),
+        (
+            npt.NDArray[np.int64],
+            [1.5, 2, float("nan"), float("inf")],
+            {
+                "[0]": "is 1.5, expected an integer",
+                "[2]": "is nan, expected an integer",
+                "[3]": "is inf, expected an integer",
+            },
+        ),
+        (
+            npt.NDArray[np.uint8],
+            [[256, 1], [-1, 2]],
+            {
+                "[0][0]": "is 256, above 255, the maximum of uint8",
+                "[1][0]": "is -1, below 0, the minimum of uint8",
+            },
+        ),
+        (npt.NDArray[np.int8], np.array([300]), {"[0]": "is 300, above 127, the maximum of int8"}),
+        (npt.NDArray[np.float64], [2**53 + 1], {"[0]": "is 9007199254740993, which float64 cannot represent"}),
+        (npt.NDArray[np.float64], [2**63 - 1], {"[0]": "is 9223372036854775807, which float64 cannot represent"}),
+        (npt.NDArray[np.float64], [2**64 - 1], {"[0]": "is 18446744073709551615, which float64 cannot represent"}),
+        (npt.NDArray[np.complex128], [2**53 + 1], {"[0]": "is 9007199254740993, which complex128 cannot represent"}),
+        (npt.NDArray[np.int64], [2.0**63], {"[0]": "is 9.223372036854776e+18, above 9223372036854775807, the maximum"}),
+        (npt.NDArray[np.bool_], [1], {"[0]": "is 1, expected a boolean"}),
+        (npt.NDArray[np.float32], [True], {"[0]": "is True, expected a number"}),
+        (npt.NDArray[np.float32], np.array([1, 2j]), {"[0]": "is (1+0j), expected a real", "[1]": "is 2j, expected a"}),
+        (npt.NDArray[np.int8 | np.int16], [300, 2**20], {"[1]": "is 1048576, above 32767, the maximum of int16"}),
+        (npt.NDArray[np.str_], ["a", 1], {"[1]": "is an integer, expected a string"}),
+        (npt.NDArray[np.str_], [1], {"[0]": "is an integer, expected a string"}),
+        (npt.NDArray[np.str_], np.array([1]), {"": "is an array of int64, expected array of str_"}),
+        (Matrix, [[1, 2]], {"": "has the shape (1, 2), expected (any, 3)"}),
+        (Matrix, [1], {"": "has the shape (1,), expected (any, 3)"}),
+        (np.uint8, 300, {"": "is 300, above 255, the maximum of uint8"}),
+        (np.uint8, 1.5, {"": "is 1.5, expected an integer"}),
+        (np.float32, True, {"": "is a boolean, expected float32"}),
+        (np.float64, 2**53 + 1, {"": "is 9007199254740993, which float64 cannot represent"}),
     ],
 )
-def test_arrays_that_do_not_fit(hint: Any, value: Any, problem: str) -> None:
+def test_items_that_do_not_fit_are_named_with_the_reason(hint: Any, value: Any, problems: dict[str, str]) -> None:
     with pytest.raises(InvalidError) as caught:
         read(hint, value)
-    ((path, found),) = caught.value.problems
-    assert path == ""
-    assert found.startswith(problem)
+    found = dict(caught.value.problems)
+    assert found.keys() == problems.keys()
+    for path, problem in problems.items():
+        assert found[path].startswith(problem)
+
+
+def test_the_problems_of_an_array_are_bounded() -> None:
+    for hint, value in ((npt.NDArray[np.uint8], [300] * 1000), (np.ndarray, [1, *["a"] * 1000])):
+        with pytest.raises(InvalidError) as caught:
+            read(hint, value)
+        assert len(caught.value.problems) == MAX_PROBLEMS + 1
+
+
+def test_arrays_of_strings_and_of_objects_have_lists_as_their_form() -> None:
+    texts = read(npt.NDArray[np.str_], [["a", "bcd"]])
+    assert (texts.dtype, texts.tolist()) == (np.dtype("U3"), [["a", "bcd"]])
+    assert read(npt.NDArray[np.str_], []).dtype.kind == "U"
+    objects = read(npt.NDArray[np.object_], ["a", None, 1.5])
+    assert (objects.dtype, objects.tolist()) == (np.dtype(object), ["a", None, 1.5])
+    for hint, array in ((npt.NDArray[np.str_], texts), (npt.NDArray[np.object_], objects)):
+        assert Compiler(globals()).top_level(hint).write(array) is array
 
 
 def test_results_must_have_the_type_and_shape() -> None:
@@ -112,10 +168,10 @@ def test_results_must_have_the_type_and_shape() -> None:
 @pytest.mark.parametrize(
     ("hint", "needle"),
     [
-        (npt.NDArray[np.str_], "whose items have no JSON form; use numbers"),
-        (npt.NDArray[np.datetime64], "whose items have no JSON form; use numbers"),
+        (npt.NDArray[np.datetime64], "whose items have no JSON form; use numbers or strings"),
         ("np.ndarray[tuple[str], np.dtype[np.int64]]", "whose axis `<class 'str'>` is neither"),
-        (np.complex64, "is `numpy.complex64`, which has no JSON form"),
+        (np.complex64, "is `numpy.complex64`, which has no JSON form; use an array"),
+        (np.datetime64, "is `numpy.datetime64`, which has no JSON form; use `datetime`"),
         (np.ma.MaskedArray, "which has no JSON form"),
     ],
 )

@@ -241,7 +241,9 @@ _CLASSES: dict[str, Encode] = {
     "enum.Enum": _value,
     "fractions.Fraction": str,
     "ipaddress.IPv4Address": str,
+    "ipaddress.IPv4Network": str,
     "ipaddress.IPv6Address": str,
+    "ipaddress.IPv6Network": str,
     "msgspec.Struct": _struct,
     "pathlib.PurePath": str,
     "pathlib._local.PurePath": str,
@@ -250,6 +252,9 @@ _CLASSES: dict[str, Encode] = {
     "zoneinfo.ZoneInfo": str,
     "pandas._libs.missing.NAType": _none,
     "pandas._libs.tslibs.nattype.NaTType": _none,
+    # Their names since pandas 3.
+    "pandas.api.typing.NAType": _none,
+    "pandas.api.typing.NaTType": _none,
 }
 
 #: The functions of `_packages` that find the conversion of a class, by package.

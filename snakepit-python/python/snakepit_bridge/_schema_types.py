@@ -20,6 +20,8 @@ _FORMATS = {
     "date": "date",
     "date-time": "datetime",
     "duration": "timedelta",
+    "ipv4": "IPv4Address",
+    "ipv6": "IPv6Address",
     "path": "PurePath",
     "time": "time",
     "uuid": "UUID",

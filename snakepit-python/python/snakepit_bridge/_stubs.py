@@ -47,7 +47,7 @@ _RESERVED = {
     *("AsyncCaller", "Caller", "annotations", "cast"),
     *("AsyncIterator", "Iterator", "Mapping", "Sequence"),
     *("Any", "Literal", "NDArray", "NotRequired", "TYPE_CHECKING", "TypedDict"),
-    *("Decimal", "PurePath", "UUID", "date", "datetime", "time", "timedelta"),
+    *("Decimal", "IPv4Address", "IPv6Address", "PurePath", "UUID", "date", "datetime", "time", "timedelta"),
     *("bool", "bytes", "dict", "float", "int", "list", "str", "tuple"),
 }
 
@@ -74,6 +74,7 @@ class _Module:
             "collections.abc": ["AsyncIterator", "Iterator", "Mapping", "Sequence"],
             "decimal": ["Decimal"],
             "datetime": ["date", "datetime", "time", "timedelta"],
+            "ipaddress": ["IPv4Address", "IPv6Address"],
             "pathlib": ["PurePath"],
             "typing": ["Any", "Literal", "NotRequired", "TypedDict", "cast"],
             "uuid": ["UUID"],

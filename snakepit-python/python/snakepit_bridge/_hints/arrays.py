@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from snakepit_bridge._hints.base import Hint, HintError, InvalidError, describe, invalid
+from snakepit_bridge._hints.advice import unsupported
+from snakepit_bridge._hints.array_problems import check_list, conversion_error, equal
+from snakepit_bridge._hints.base import Hint, HintError, describe, invalid
 from snakepit_bridge._hints.containers import count
 
 TYPE_CHECKING = False
@@ -32,21 +34,40 @@ class Array(Hint):
     def __init__(self, types: list[Any], shape: list[int | None] | None) -> None:
         self._types = types
         self._shape = shape
+        self._has_texts = any(issubclass(kind, np.str_) for kind in types)
+        self._has_objects = any(issubclass(kind, np.object_) for kind in types)
+        if self._has_texts or self._has_objects:
+            # Such arrays are lists of JSON, which the runtime does not convert.
+            self.wire = "any" if shape is None else "list"
         names = " or ".join(kind.__name__ for kind in types)
         lengths = "" if shape is None else f" with {count(len(shape), 'axis').replace('axiss', 'axes')}"
         self.expected = f"array{f' of {names}' if names else ''}{lengths}"
 
     def read(self, value: Any) -> Any:
-        if isinstance(value, bool | int | float | list):
-            try:
-                value = np.asarray(value)
-            except (ValueError, OverflowError) as error:
-                raise invalid(f"cannot be converted to an array: {error}") from None
+        if isinstance(value, bool | int | float | str | list):
+            value = self._converted(value)
         if not isinstance(value, np.ndarray):
             raise self.mismatch(value)
-        if value.dtype.kind not in _NUMBERS:
-            raise invalid(f"has items of dtype `{value.dtype.name}`, expected numbers")
         return self._with_type(self._checked_shape(value))
+
+    def _converted(self, value: Any) -> Any:
+        """Return a list or an item of it as an array."""
+        if self._has_objects:
+            return np.asarray(value, object)
+        if isinstance(value, str) and not self._has_texts:
+            raise self.mismatch(value)
+        try:
+            array = np.asarray(value)
+        except (ValueError, OverflowError) as error:
+            check_list(value, is_text=self._has_texts)
+            raise invalid(f"cannot be converted to an array: {error}") from None
+        if self._has_texts:
+            # Numbers among strings become strings.
+            check_list(value, is_text=True)
+        elif array.dtype.kind not in _NUMBERS:
+            check_list(value)
+            raise invalid(f"has items of dtype `{array.dtype.name}`, expected {self.expected}")
+        return array
 
     def write(self, value: Any) -> Any:
         if not isinstance(value, np.ndarray):
@@ -69,8 +90,8 @@ class Array(Hint):
             return array
         if array.size == 0:
             return array.astype(_concrete(self._types[0]))
-        for kind in self._types:
-            target = np.dtype(_concrete(kind))
+        targets = [np.dtype(_concrete(kind)) for kind in self._types]
+        for target in targets:
             if array.dtype.kind == "b":
                 # A boolean is not a number.
                 continue
@@ -81,10 +102,13 @@ class Array(Hint):
                 if target.kind in "fc" and array.dtype.kind in "fc":
                     same = np.isfinite(converted) | ~np.isfinite(array)
                 else:
-                    same = _equal(array, converted)
+                    same = equal(array, converted)
                 if same.all():
                     return converted
-        raise invalid(f"is an array of {array.dtype.name}, expected {self.expected}")
+        numbers = [target for target in targets if target.kind in _NUMBERS]
+        if not numbers or array.dtype.kind not in _NUMBERS:
+            raise invalid(f"is an array of {array.dtype.name}, expected {self.expected}")
+        raise conversion_error(array, numbers)
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         item = self._item_schema()
@@ -99,6 +123,8 @@ class Array(Hint):
 
     def _item_schema(self) -> dict[str, Any]:
         kinds = {np.dtype(_concrete(kind)).kind for kind in self._types}
+        if self._has_texts or self._has_objects:
+            return {"type": "string"} if kinds == {"U"} else {}
         if kinds and kinds <= {"i", "u"}:
             return {"type": "integer"}
         return {"type": "boolean"} if kinds == {"b"} else {"type": "number"} if kinds else {}
@@ -107,18 +133,6 @@ class Array(Hint):
 #: The kinds of a data type whose values may be converted if they stay the same: whole floats to integers, and integers
 #: between signed and unsigned.
 _WHOLE = frozenset({("f", "i"), ("f", "u"), ("i", "u"), ("u", "i"), ("i", "f"), ("u", "f")})
-
-
-def _equal(array: Any, converted: Any) -> Any:
-    """Return for each item whether the conversion kept its value."""
-    same = converted == array
-    for integers, floats in ((array, converted.real), (converted, array.real)):
-        if integers.dtype.kind in "iu" and floats.dtype.kind == "f":
-            # The comparison above rounds integers to floats.
-            limit = 2.0 ** (8 * integers.itemsize - (integers.dtype.kind == "i"))
-            with np.errstate(all="ignore"):
-                same = same & (floats < limit) & (floats.astype(integers.dtype) == integers)
-    return same
 
 
 def _differs(wanted: int | None, length: int) -> bool:
@@ -156,16 +170,13 @@ class Scalar(Hint):
         self.wire = {"b": "boolean", "i": "integer", "u": "integer", "f": "float"}.get(letter, "any")
         self.expected = kind.__name__
         if letter not in "biuf":
-            raise HintError(f"is `numpy.{kind.__name__}`, which has no JSON form")
+            raise unsupported(kind, kind)
 
     def read(self, value: Any) -> Any:
         is_boolean = isinstance(value, bool)
         if not isinstance(value, int | float) or is_boolean != (self.wire == "boolean"):
             raise self.mismatch(value)
-        try:
-            return self._array.read(value)[()]
-        except InvalidError:
-            raise invalid(f"is {value}, expected {self.expected}") from None
+        return self._array.read(value)[()]
 
     def write(self, value: Any) -> Any:
         if not isinstance(value, self._kind):
@@ -185,8 +196,8 @@ def array_hint(annotation: Any, arguments: tuple[Any, ...]) -> Hint:
     shape = _shape(annotation, arguments[0]) if arguments else None
     types = _types(annotation, arguments[1]) if len(arguments) > 1 else []
     for kind in types:
-        if np.dtype(_concrete(kind)).kind not in _NUMBERS:
-            raise HintError(f"is `{annotation}`, whose items have no JSON form; use numbers")
+        if np.dtype(_concrete(kind)).kind not in f"{_NUMBERS}UO":
+            raise HintError(f"is `{annotation}`, whose items have no JSON form; use numbers or strings")
     return Array(types, shape)
 
 

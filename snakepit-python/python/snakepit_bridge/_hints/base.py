@@ -96,7 +96,7 @@ def show(value: object) -> str:
 def choices(values: Iterable[object]) -> str:
     """Return "'a', 'b' or 'c'"."""
     shown = [show(value) for value in values]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
+    return f"{', '.join(shown[:-1])} or {shown[-1]}" if len(shown) > 1 else "".join(shown)
 
 
 def convert(make: Callable[..., Any], *values: Any, **fields: Any) -> Any:

@@ -17,6 +17,7 @@ from snakepit_bridge._hints.base import (
     type_name,
 )
 from snakepit_bridge._hints.containers import as_list, convert_each, count
+from snakepit_bridge._hints.generics import values_of_field
 from snakepit_bridge._hints.scalars import Choice
 
 TYPE_CHECKING = False
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from snakepit_bridge._hints.base import Schemas
     from snakepit_bridge._hints.compiler import Compiler
+    from snakepit_bridge._hints.generics import Values
 
 #: The default of a field without one, or whose default is made for each object.
 _NONE: Any = object()
@@ -85,11 +87,15 @@ class Fields(Hint):
 
     def choice_fields(self) -> dict[str, tuple[Choice, bool]]:
         hints = {name: (field.hint.unwrapped(), field.required) for name, field in self._arguments.items()}
-        return {name: (hint, required) for name, (hint, required) in hints.items() if isinstance(hint, Choice)}
+        return {
+            name: (hint, required)
+            for name, (hint, required) in hints.items()
+            if isinstance(hint, Choice) and hint.has_all_forms
+        }
 
-    def set_fields(self, fields: Iterator[Field]) -> None:
+    def set_fields(self, fields: list[Field]) -> None:
         """Set the fields. Separate from the constructor, because fields may refer to the class."""
-        self._fields = list(fields)
+        self._fields = fields
         self._arguments = {field.name: field for field in self._fields if field.is_argument}
         self._computed = {field.name for field in self._fields if not field.is_argument}
 
@@ -227,9 +233,9 @@ class Named(Hint):
         self.cls = self._cls = cls
         self._fields: list[Field] = []
 
-    def set_fields(self, fields: Iterator[Field]) -> None:
+    def set_fields(self, fields: list[Field]) -> None:
         """Set the fields. Separate from the constructor, because fields may refer to the class."""
-        self._fields = list(fields)
+        self._fields = fields
 
     def read(self, value: Any) -> Any:
         values = as_list(self, value)
@@ -273,19 +279,41 @@ def with_fields(cls: Any) -> Fields | Named | None:
     return None
 
 
-def fields_of(compiler: Compiler, cls: Any) -> Iterator[Field]:
-    """Iterate over the fields of a class."""
+def fields_of(compiler: Compiler, cls: Any, values: dict[type, Values]) -> list[Field]:
+    """Return the fields of a class.
+
+    Args:
+        compiler: Compiles their hints.
+        cls: The class.
+        values: The values of the type variables of the class and of its bases.
+
+    Raises:
+        HintError: The hints of some fields are not supported. The message names these fields, up to a limit.
+    """
     hints = compiler.annotations_of(cls)
+    problems: list[str] = []
 
     def compiled(name: str, annotation: Any = _NONE) -> Hint:
         annotation = hints.get(name, _NONE) if annotation is _NONE else annotation
         if annotation is _NONE:
             return ANY
         try:
-            return compiler.hint(annotation)
+            return compiler.within(annotation, values_of_field(cls, name, values))
         except HintError as error:
-            raise HintError(f"contains `{cls.__qualname__}.{name}`, which {error}") from None
+            problems.append(f"contains `{cls.__qualname__}.{name}`, which {error}")
+            return ANY
 
+    fields = list(_fields_of(cls, hints, compiled))
+    if problems:
+        raise HintError(", and ".join(problems[:_MAX_FIELDS]))
+    return fields
+
+
+#: The maximum number of fields that the error of a class names.
+_MAX_FIELDS = 8
+
+
+def _fields_of(cls: Any, hints: dict[str, Any], compiled: Callable[..., Hint]) -> Iterator[Field]:
     if hasattr(cls, "__dataclass_fields__"):
         yield from _dataclass_fields(cls, hints, compiled)
     elif hasattr(cls, "__attrs_attrs__"):
@@ -296,10 +324,14 @@ def fields_of(compiler: Compiler, cls: Any) -> Iterator[Field]:
         for name in hints:
             hint = hints[name]
             required = name in cls.__required_keys__
-            while (wrapper := getattr(getattr(hint, "__origin__", None), "_name", None)) in _QUALIFIERS:
-                required = required if wrapper == "ReadOnly" else wrapper == "Required"
-                hint = hint.__args__[0]
-            yield Field(name, compiled(name, hint), required=required)
+            # If annotations are strings, the class itself does not know which keys are required.
+            while (origin := getattr(hint, "__origin__", None)) is not None:
+                wrapper = getattr(origin, "_name", None)
+                if wrapper not in _QUALIFIERS and not hasattr(hint, "__metadata__"):
+                    break
+                required = wrapper == "Required" if wrapper in ("Required", "NotRequired") else required
+                hint = origin if hasattr(hint, "__metadata__") else hint.__args__[0]
+            yield Field(name, compiled(name), required=required)
     else:
         for name in cls._fields:
             has_default = name in cls._field_defaults

@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import sys
 
-from snakepit_bridge._hints.base import ANY, Hint, HintError, Schemas, type_name
-from snakepit_bridge._hints.containers import LISTS, MAPS, Entries, Items, Positions
-from snakepit_bridge._hints.scalars import Binary, Boolean, Choice, Enumeration, Flags, Float, Integer, Null, Text
+from snakepit_bridge._hints.advice import display, unsupported
+from snakepit_bridge._hints.base import ANY, Hint, HintError, Schemas
+from snakepit_bridge._hints.collection_types import Derived, base_of, collection
+from snakepit_bridge._hints.containers import Items, Positions
+from snakepit_bridge._hints.generics import (
+    default_of,
+    is_variadic,
+    substituted,
+    unpacked,
+    value_of_alias,
+    values_by_class,
+)
+from snakepit_bridge._hints.scalars import (
+    Binary,
+    Boolean,
+    Choice,
+    Enumeration,
+    Flags,
+    Float,
+    Integer,
+    Null,
+    Text,
+    is_buffer,
+)
 from snakepit_bridge._hints.unions import Union
 from snakepit_bridge._signatures import EMPTY, Unresolved
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
+
+    from snakepit_bridge._hints.generics import Values
 
 _PLAIN: dict[Any, Hint] = {
     EMPTY: ANY,
@@ -29,10 +52,16 @@ _PLAIN: dict[Any, Hint] = {
 _BINARY = (bytes, bytearray, memoryview)
 
 #: The packages of classes with a wire form, see `_hints.packages`.
-_PACKAGES = frozenset({"pandas", "polars", "pyarrow", "torch", "PIL"})
+_PACKAGES = frozenset({"pandas", "polars", "pyarrow", "torch", "PIL", "duckdb", "_duckdb"})
+
+#: The deepest nesting of classes in each other.
+_MAX_DEPTH = 64
 
 #: The type of `int | str`.
 _UNION = type(int | None)
+
+#: The special forms that say more about a field than its type.
+_QUALIFIERS = frozenset({"Final", "ClassVar", "Required", "NotRequired", "ReadOnly"})
 
 
 class ForwardHint(Hint):
@@ -66,7 +95,9 @@ class Compiler:
         self._namespace = namespace
         #: The compiled hints of classes and aliases. A recursive class or alias finds its own hint here.
         self._known: dict[Any, Hint] = {}
-        self._variables: dict[Any, Any] = {}
+        self._variables: Values = {}
+        #: The classes that are being compiled.
+        self._owners: list[Any] = []
 
     def top_level(self, annotation: Any) -> Hint:
         """Compile the annotation of a parameter or result.
@@ -93,7 +124,7 @@ class Compiler:
         try:
             plain = _PLAIN.get(annotation)
         except TypeError:  # Unhashable.
-            raise HintError(f"is `{annotation!r}`, which is not a type") from None
+            raise unsupported(annotation, None) from None
         if plain is not None:
             return plain
         special = self._special(annotation)
@@ -102,8 +133,20 @@ class Compiler:
         origin = getattr(annotation, "__origin__", annotation)
         arguments: tuple[Any, ...] = getattr(annotation, "__args__", ()) or ()
         if not isinstance(origin, type):
-            raise HintError(f"is `{_display(annotation)}`, which has no JSON form")
+            raise unsupported(annotation, origin)
         return self._generic(annotation, origin, arguments)
+
+    def within(self, annotation: Any, values: Values) -> Hint:
+        """Compile an annotation whose type variables have these values.
+
+        Raises:
+            HintError: The annotation is not supported.
+        """
+        outer, self._variables = self._variables, values
+        try:
+            return self.hint(annotation)
+        finally:
+            self._variables = outer
 
     def _special(self, annotation: Any) -> Hint | None:
         """Compile a special form of `typing`. Return ``None`` for a class."""
@@ -122,7 +165,7 @@ class Compiler:
         if annotation is getattr(typing, "LiteralString", None):
             return _PLAIN[str]
         if annotation in (typing.NoReturn, getattr(typing, "Never", None)):
-            raise HintError(f"is `{_display(annotation)}`, which no value has")
+            raise HintError(f"is `{display(annotation)}`, which no value has")
         if isinstance(annotation, typing.ForwardRef):
             return self._evaluated(annotation.__forward_arg__)
         if isinstance(annotation, typing.TypeVar):
@@ -134,29 +177,65 @@ class Compiler:
             return self._annotated(annotation)
         if getattr(origin, "_name", None) == "Literal":
             return self._literal(annotation)
-        if getattr(origin, "_name", None) in ("Final", "ClassVar", "Required", "NotRequired", "ReadOnly"):
+        if annotation is typing.Final:
+            return ANY
+        if annotation is typing.Self and self._owners:
+            return self.hint(self._owners[-1])
+        if getattr(origin, "_name", None) in _QUALIFIERS:
             return self.hint(annotation.__args__[0])
+        if getattr(origin, "_name", None) in ("TypeGuard", "TypeIs"):
+            return _PLAIN[bool]
         if type(origin).__name__ == "TypeAliasType":
-            return self._recursive(annotation, lambda: self.hint(_value_of_alias(origin, annotation.__args__)))
+            closed = substituted(annotation, self._variables)
+            return self._recursive(closed, lambda: self.within(value_of_alias(origin, closed.__args__), {}))
         return None
 
     def _generic(self, annotation: Any, origin: Any, arguments: tuple[Any, ...]) -> Hint:
-        if origin is tuple and arguments:
-            if len(arguments) == 2 and arguments[1] is Ellipsis:
-                return Items(self.hint(arguments[0]), *LISTS[tuple][:2])
-            return Positions([self.hint(item) for item in arguments if item != ()])
-        if origin is tuple and "[" in str(annotation):
-            return Positions([])
-        if origin in LISTS or _is_deque(origin):
-            make, written, unique = LISTS.get(origin, (origin, origin, False))
-            return Items(self.hint(arguments[0]) if arguments else ANY, make, written, unique=unique)
-        if origin in MAPS or _is_ordered_dict(origin):
-            make, written = MAPS.get(origin, (origin, origin))
-            key, value = (self.hint(arguments[0]), self.hint(arguments[1])) if len(arguments) == 2 else (ANY, ANY)
-            return Entries(key, value, make, written)
-        if origin in _BINARY:
+        if origin is tuple and (arguments or "[" in str(annotation)):
+            return self._tuple(annotation, arguments)
+        hint = collection(origin, arguments, self.hint)
+        if hint is not None:
+            return hint
+        if origin in _BINARY or is_buffer(origin):
             return Binary(origin, is_whole=False)
         return self._class(annotation, origin, arguments)
+
+    def _tuple(self, annotation: Any, arguments: tuple[Any, ...]) -> Hint:
+        parts = list(self._parts(arguments))
+        rests = [index for index, (_, is_rest) in enumerate(parts) if is_rest]
+        if len(rests) > 1:
+            raise HintError(f"is `{display(annotation)}`, which has several parts of any length; keep one of them")
+        hints = [hint for hint, _ in parts]
+        if not rests:
+            return Positions(hints)
+        if len(hints) == 1:
+            return Items(hints[0], tuple, (tuple, list))
+        (index,) = rests
+        return Positions(hints[:index], hints[index], hints[index + 1 :])
+
+    def _parts(self, arguments: tuple[Any, ...]) -> Iterator[tuple[Hint, bool]]:
+        """Iterate over the hints of a tuple's items, and whether each is the hint of any number of items."""
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            yield self.hint(arguments[0]), True
+            return
+        for argument in arguments:
+            inner = unpacked(argument)
+            if inner is None:
+                # Before Python 3.11, `Tuple[()]` had this argument.
+                if argument != ():
+                    yield self.hint(argument), False
+            elif is_variadic(inner):
+                if inner in self._variables:
+                    for value in self._variables[inner]:
+                        yield self.within(value, {}), False
+                else:
+                    yield ANY, True
+            else:
+                if type(inner).__name__ == "TypeAliasType":
+                    inner = inner.__value__
+                if getattr(inner, "__origin__", inner) is not tuple:
+                    raise HintError(f"unpacks `{display(inner)}`, which is not a tuple")
+                yield from self._parts(getattr(inner, "__args__", (object, ...)))
 
     def _class(self, annotation: Any, cls: Any, arguments: tuple[Any, ...]) -> Hint:
         if "snakepit_bridge._converters" in sys.modules or cls.__module__.partition(".")[0] in _PACKAGES:
@@ -167,13 +246,16 @@ class Compiler:
                 return packaged
         enum, numpy = sys.modules.get("enum"), sys.modules.get("numpy")
         if enum is not None and issubclass(cls, enum.Enum):
-            return self._recursive(cls, lambda: Flags(cls) if issubclass(cls, enum.Flag) else Enumeration(cls))
+            return self._recursive(
+                cls, lambda: Flags(cls) if issubclass(cls, enum.Flag) else Enumeration(cls, self.hint)
+            )
         if numpy is not None and issubclass(cls, numpy.ndarray | numpy.generic):
             from snakepit_bridge._hints.arrays import Scalar, array_hint
 
             if cls is numpy.ndarray:
                 return array_hint(annotation, arguments)
-            if issubclass(cls, numpy.generic):
+            # The others derive from `str` and `bytes`.
+            if issubclass(cls, numpy.generic) and not issubclass(cls, numpy.character):
                 return Scalar(cls)
         if "pydantic" in sys.modules:
             from snakepit_bridge._hints.foreign import Pydantic, is_foreign
@@ -185,25 +267,28 @@ class Compiler:
         hint = standard(cls)
         if hint is not None:
             return hint
+        annotation = substituted(annotation, self._variables)
+        known = self._known.get(annotation)
+        return self._with_fields(annotation, cls) if known is None else known
+
+    def _with_fields(self, annotation: Any, cls: Any) -> Hint:
         from snakepit_bridge._hints.classes import fields_of, with_fields
 
-        known = self._known.get(annotation)
-        if known is not None:
-            return known
         fields = with_fields(cls)
-        if fields is None:
-            raise HintError(
-                f"is `{_display(annotation)}`, which has no JSON form; register a converter with "
-                f"snakepit_bridge.converter({cls.__qualname__})"
-            )
-        self._known[annotation] = fields
-        outer = self._variables
-        # The parameters of a generic class, and their values.
-        self._variables = {**outer, **dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))}
+        base = base_of(cls) if fields is None else None
+        if fields is None and base is None:
+            raise unsupported(annotation, cls)
+        if len(self._owners) >= _MAX_DEPTH:
+            raise HintError(f"is `{display(annotation)}`, whose classes are nested too deeply")
+        values = values_by_class(cls, getattr(annotation, "__args__", ()))
+        self._owners.append(annotation)
         try:
-            fields.set_fields(fields_of(self, cls))
+            if fields is None:
+                return self._recursive(annotation, lambda: Derived(cls, self.within(base, values[cls])))
+            self._known[annotation] = fields
+            fields.set_fields(fields_of(self, cls, values))
         finally:
-            self._variables = outer
+            self._owners.pop()
         return fields
 
     def annotations_of(self, cls: type) -> dict[str, Any]:
@@ -262,19 +347,18 @@ class Compiler:
         return Union(hints)
 
     def _variable(self, variable: Any) -> Hint:
-        value = self._variables.get(variable, variable)
-        if value is not variable:
-            return self.hint(value)
+        if variable in self._variables:
+            # The value has no variables of this class.
+            return self.within(self._variables[variable], {})
+        default = default_of(variable)
+        if default is not None:
+            return self.hint(default[0])
         if variable.__constraints__:
             return self._union(variable.__constraints__)
         return ANY if variable.__bound__ is None else self.hint(variable.__bound__)
 
     def _literal(self, annotation: Any) -> Hint:
-        members: list[tuple[Any, Any]] = []
-        for value in annotation.__args__:
-            form = getattr(value, "value", value)
-            members.append((form, value))
-        return Choice(members)
+        return Choice([(getattr(value, "value", value), value) for value in annotation.__args__])
 
     def _annotated(self, annotation: Any) -> Hint:
         metadata = annotation.__metadata__
@@ -284,7 +368,7 @@ class Compiler:
             return Pydantic(annotation, getattr(annotation.__origin__, "__name__", "Value"))
         from snakepit_bridge._hints.constraints import annotated
 
-        return annotated(self.top_level(annotation.__origin__), metadata, f"`{_display(annotation)}`")
+        return annotated(self.top_level(annotation.__origin__), metadata, f"`{display(annotation)}`")
 
 
 def _needs_pydantic(item: Any) -> bool:
@@ -298,16 +382,8 @@ def _needs_pydantic(item: Any) -> bool:
     return kind.__module__.startswith("pydantic")
 
 
-def _value_of_alias(alias: Any, arguments: tuple[Any, ...]) -> Any:
-    """Return the value of a generic alias, such as `NDArray[np.float32]` in newer versions of numpy."""
-    values = dict(zip(alias.__type_params__, arguments, strict=False))
-    value = alias.__value__
-    parameters = getattr(value, "__parameters__", ())
-    return value[tuple(values.get(parameter, parameter) for parameter in parameters)] if parameters else value
-
-
 def _is_binary(annotation: Any) -> bool:
-    return isinstance(annotation, type) and annotation in _BINARY
+    return isinstance(annotation, type) and (annotation in _BINARY or is_buffer(annotation))
 
 
 def _is_union(annotation: Any) -> bool:
@@ -320,19 +396,3 @@ def _is_union(annotation: Any) -> bool:
 def _is_array_like(annotation: Any) -> bool:
     typing = sys.modules.get("numpy.typing")
     return typing is not None and annotation == typing.ArrayLike
-
-
-def _is_deque(origin: Any) -> bool:
-    collections = sys.modules.get("collections")
-    return collections is not None and origin is getattr(collections, "deque", None)
-
-
-def _is_ordered_dict(origin: Any) -> bool:
-    collections = sys.modules.get("collections")
-    return collections is not None and origin is getattr(collections, "OrderedDict", None)
-
-
-def _display(annotation: Any) -> str:
-    """Return the source form of a hint, for messages."""
-    is_class = isinstance(annotation, type) and not hasattr(annotation, "__args__")
-    return type_name(annotation) if is_class else repr(annotation)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-# Not `collections.abc`: see `_checked`.
-import _collections_abc as abc
 import sys
 
 from snakepit_bridge._hints.base import LENGTHS, Hint, InvalidError, collect, invalid, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from typing import Any
 
     from snakepit_bridge._hints.base import Schemas
@@ -52,7 +50,7 @@ class Items(Hint):
             return items
         try:
             return self._make(items)
-        except TypeError as error:  # An item of a set that cannot be hashed.
+        except (TypeError, ValueError) as error:  # An item of a set that cannot be hashed.
             raise invalid(f"cannot be converted to a `{self._make.__name__}`: {error}") from None
 
     def write(self, value: Any) -> Any:
@@ -96,32 +94,54 @@ def _ordered(items: Any) -> list[Any]:
 
 
 class Positions(Hint):
-    """A tuple whose items have separate hints."""
+    """A tuple whose items have separate hints.
+
+    Args:
+        items: The hints of the first items.
+        rest: The hint of any number of items after them, as in ``tuple[int, *tuple[str, ...]]``.
+        last: The hints of the last items.
+    """
 
     wire = expected = "list"
     constraints = LENGTHS
 
-    def __init__(self, items: list[Hint]) -> None:
+    def __init__(self, items: list[Hint], rest: Hint | None = None, last: Sequence[Hint] = ()) -> None:
         self._items = items
+        self._rest = rest
+        self._last = last
 
     def read(self, value: Any) -> Any:
         values = as_list(self, value)
-        return tuple(self._each(values, [item.read for item in self._items]))
+        return tuple(self._each(values, [item.read for item in self._hints(len(values))]))
 
     def write(self, value: Any) -> Any:
         if not isinstance(value, tuple | list):
             raise self.mismatch(value)
-        return self._each(value, [item.write for item in self._items])
+        return self._each(value, [item.write for item in self._hints(len(value))])
+
+    def _hints(self, length: int) -> list[Hint]:
+        """Return the hint of each item."""
+        least = len(self._items) + len(self._last)
+        if length < least or (self._rest is None and length > least):
+            wanted = str(least) if self._rest is None else f"at least {least}"
+            raise invalid(f"has {count(length, 'item')}, expected {wanted}")
+        return [*self._items, *([] if self._rest is None else [self._rest] * (length - least)), *self._last]
 
     def _each(self, values: Any, converters: list[Callable[[Any], Any]]) -> list[Any]:
-        if len(values) != len(converters):
-            raise invalid(f"has {count(len(values), 'item')}, expected {len(converters)}")
         return convert_each(zip(converters, values, strict=True))
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
-        length = len(self._items)
-        schema: dict[str, Any] = {"type": "array", "minItems": length, "maxItems": length}
-        return {**schema, "prefixItems": [item.schema(schemas) for item in self._items]} if length else schema
+        least = len(self._items) + len(self._last)
+        schema: dict[str, Any] = {"type": "array", "minItems": least}
+        if self._rest is None:
+            schema["maxItems"] = least
+        if self._items:
+            schema["prefixItems"] = [item.schema(schemas) for item in self._items]
+        if self._rest is not None:
+            # The position of the last items depends on the length.
+            others = [item.schema(schemas) for item in (self._rest, *self._last)]
+            schema["items"] = others[0] if len(others) == 1 else {"anyOf": others}
+        return schema
 
 
 def count(number: int, noun: str) -> str:
@@ -198,25 +218,3 @@ def quoted(key: object) -> str:
 def _is_unchanged(hint: Hint, values: Collection[Any]) -> bool:
     exact = hint.exact
     return type(hint).read is Hint.read or (exact is not None and set(map(type, values)) <= {exact})
-
-
-#: The collections that a list may become, and those that a tool may return for it.
-LISTS: dict[Any, tuple[type | None, type | tuple[type, ...], bool]] = {
-    list: (None, (list, tuple), False),
-    tuple: (tuple, (tuple, list), False),
-    set: (set, (set, frozenset), True),
-    frozenset: (frozenset, (set, frozenset), True),
-    abc.Sequence: (None, abc.Sequence, False),
-    abc.MutableSequence: (None, abc.MutableSequence, False),
-    abc.Collection: (None, abc.Collection, False),
-    abc.Iterable: (None, abc.Iterable, False),
-    abc.Set: (set, abc.Set, True),
-    abc.MutableSet: (set, abc.MutableSet, True),
-}
-
-#: The maps that a dict may become, and those that a tool may return for it.
-MAPS: dict[Any, tuple[type | None, type]] = {
-    dict: (None, dict),
-    abc.Mapping: (None, abc.Mapping),
-    abc.MutableMapping: (None, abc.MutableMapping),
-}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from snakepit_bridge import _packages
-from snakepit_bridge._converters import registered
+from snakepit_bridge._converters import full_name, registered
 from snakepit_bridge._encoded import Encoded
 from snakepit_bridge._hints.base import Hint, InvalidError, describe, invalid, type_name
 
@@ -22,8 +22,21 @@ def package_hint(cls: type) -> Hint | None:
     converter = registered(cls)
     if converter is not None:
         return Converted(cls, converter)
-    name = _packages.kind_of(cls)
+    if cls.__name__ in _MISSING and full_name(cls).startswith("pandas."):
+        return Missing(cls)
+    name = _packages.kind_of(cls) or next(filter(lambda name: _is_kind(cls, name), _PLAIN_FORMS), None)
     return None if name is None else Loaded(cls, name)
+
+
+#: The classes of missing values in pandas.
+_MISSING = ("NAType", "NaTType")
+#: The classes whose form is a list, or that of another class.
+_PLAIN_FORMS = ("pandas.Index", "duckdb.DuckDBPyRelation")
+
+
+def _is_kind(cls: type, name: str) -> bool:
+    kind = _packages.class_named(name)
+    return isinstance(kind, type) and issubclass(cls, kind)
 
 
 class Converted(Hint):
@@ -44,6 +57,30 @@ class Converted(Hint):
         if not isinstance(value, self._cls):
             raise invalid(f"{describe(value)}, expected a `{type_name(self._cls)}`")
         return value
+
+
+class Missing(Hint):
+    """``NA`` or ``NaT`` of pandas, whose form is null."""
+
+    wire = expected = "null"
+
+    def __init__(self, cls: Any) -> None:
+        self.cls = cls
+        pandas = sys.modules["pandas"]
+        self._value = pandas.NA if cls.__name__ == "NAType" else pandas.NaT
+
+    def read(self, value: Any) -> Any:
+        if value is not None:
+            raise self.mismatch(value)
+        return self._value
+
+    def write(self, value: Any) -> Any:
+        if value is not self._value:
+            raise invalid(f"{describe(value)}, expected `{self._value!r}`")
+
+    def schema(self, schemas: Schemas) -> dict[str, Any]:
+        del schemas
+        return {"type": "null"}
 
 
 class Loaded(Hint):
@@ -69,6 +106,8 @@ class Loaded(Hint):
         name = self._name
         if name == "torch.Tensor":
             return self._tensor(value)
+        if name == "duckdb.DuckDBPyRelation":
+            return self._relation(value)
         if isinstance(value, Encoded):
             return _packages.load(value, name)
         if isinstance(value, str) and name == "PIL.Image.Image":
@@ -98,6 +137,10 @@ class Loaded(Hint):
             raise self.mismatch(value)
         return self._cls(value)
 
+    def _relation(self, value: Any) -> Any:
+        table = Loaded(_packages.class_named("pyarrow.Table"), "pyarrow.Table")
+        return sys.modules["duckdb"].from_arrow(table.read(value))
+
     def _tensor(self, value: Any) -> Any:
         if isinstance(value, bool | int | float | list):
             return sys.modules["torch"].tensor(value)
@@ -116,9 +159,15 @@ class Loaded(Hint):
         del schemas
         if self._name == "PIL.Image.Image":
             return {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
-        if self._name in ("torch.Tensor", "pandas.Series", "polars.Series", "pyarrow.Array", "pyarrow.ChunkedArray"):
+        if self._name in _LISTS:
             return {"type": "array", "items": {}}
         return {"anyOf": [{"type": "object", "additionalProperties": True}, {"type": "array", "items": {}}]}
+
+
+#: The classes that a list becomes.
+_LISTS = frozenset(
+    {"torch.Tensor", "pandas.Index", "pandas.Series", "polars.Series", "pyarrow.Array", "pyarrow.ChunkedArray"}
+)
 
 
 def _text(error: BaseException) -> str:

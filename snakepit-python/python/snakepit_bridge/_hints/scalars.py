@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from snakepit_bridge._hints.base import BOUNDS, LENGTHS, Hint, HintError, choices, invalid, numpy_scalar, show
+from snakepit_bridge._hints.base import (
+    BOUNDS,
+    LENGTHS,
+    Hint,
+    HintError,
+    InvalidError,
+    choices,
+    invalid,
+    numpy_scalar,
+    show,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from snakepit_bridge._hints.base import Schemas
@@ -152,14 +163,20 @@ class Text(Hint):
         return {"type": "string"}
 
 
+def is_buffer(annotation: type) -> bool:
+    """Return whether a hint is ``Buffer``, of any object with a buffer."""
+    return annotation.__name__ == "Buffer" and annotation.__module__ in ("collections.abc", "typing_extensions")
+
+
 class Binary(Hint):
-    """``bytes``, ``bytearray`` or ``memoryview``. Clients that have only JSON send base64 text."""
+    """``bytes``, ``bytearray``, ``memoryview`` or ``Buffer``. Clients that have only JSON send base64 text."""
 
     expected = "bytes, or base64 text"
     constraints = LENGTHS
 
     def __init__(self, kind: type, *, is_whole: bool) -> None:
-        self._kind = kind
+        self._is_buffer = is_buffer(kind)
+        self._kind = bytes if self._is_buffer else kind
         if is_whole:
             self.wire = "bytes"
 
@@ -176,9 +193,14 @@ class Binary(Hint):
         return value if isinstance(value, self._kind) else self._kind(value)
 
     def write(self, value: Any) -> Any:
-        if not isinstance(value, bytes | bytearray | memoryview):
-            raise invalid(self.mismatch(value).problems[0][1].removesuffix(", or base64 text"))
-        return value
+        if isinstance(value, bytes | bytearray | memoryview):
+            return value
+        if self._is_buffer:
+            try:
+                return memoryview(value)
+            except TypeError:
+                pass
+        raise invalid(self.mismatch(value).problems[0][1].removesuffix(", or base64 text"))
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         return {"type": "string", "contentEncoding": "base64"}
@@ -190,14 +212,18 @@ class Choice(Hint):
     def __init__(self, members: list[tuple[Any, Any]]) -> None:
         #: Pairs of the JSON form and the value of the tool.
         self._members = members
-        self.expected = choices(form for form, _ in members)
+        self.expected = choices([form for form, _ in members])
         #: The index of each form. The type is a part of the key, because 1, 1.0 and True are equal.
         self._indexes = {(type(form), form): index for index, (form, _) in reversed(list(enumerate(members)))}
         for form, _ in members:
             if type(form) not in _WIRES:
-                raise HintError(f"has the choice {show(form)}, which has no JSON form")
+                raise HintError(
+                    f"has the choice {show(form)}, which has no JSON form; use strings, numbers, booleans or None"
+                )
         wires = {_WIRES[type(form)] for form, _ in members}
         self.wire = wires.pop() if len(wires) == 1 else "any"
+        #: Whether all values have one of the forms.
+        self.has_all_forms = True
 
     def forms(self) -> list[Any]:
         """Return the JSON forms."""
@@ -255,33 +281,67 @@ def _key(form: object) -> str:
 
 
 class Enumeration(Choice):
-    """An ``Enum`` class. The JSON form of a member is its value."""
+    """An ``Enum`` class. The JSON form of a member is that of its value.
 
-    def __init__(self, enum: Any) -> None:
+    Args:
+        enum: The class.
+        hint_of: Compiles the hint of values that are neither strings, numbers, booleans nor ``None``.
+    """
+
+    def __init__(self, enum: Any, hint_of: Callable[[Any], Hint]) -> None:
         self._enum = enum
+        self.cls = enum
+        #: The members whose values have other types, with the hints of these types.
+        self._others: list[tuple[Hint, Any]] = []
         members = []
         for member in enum.__members__.values():
             form = member.value
             if type(form) not in _WIRES:
-                raise HintError(
-                    f"is the enum `{enum.__qualname__}`, whose member `{member.name}` has no JSON form: its value is "
-                    f"{show(form)}"
-                )
-            if (form, member) not in members:
+                self._others.append((self._hint(member, hint_of), member))
+            elif (form, member) not in members:
                 members.append((form, member))
-        if not members:
+        if not members and not self._others:
             raise HintError(f"is the enum `{enum.__qualname__}`, which has no members")
         super().__init__(members)
+        if self._others:
+            self.has_all_forms = False
+            self.wire = "any"
+            self.expected = f"the value of a member of `{enum.__qualname__}`"
+
+    def _hint(self, member: Any, hint_of: Callable[[Any], Hint]) -> Hint:
+        kind = type(member.value)
+        if kind is not object:
+            try:
+                return hint_of(kind)
+            except HintError:
+                pass
+        raise HintError(
+            f"is the enum `{self._enum.__qualname__}`, whose member `{member.name}` has no JSON form: its value is "
+            f"{show(member.value)}"
+        )
+
+    def read(self, value: Any) -> Any:
+        for hint, member in self._others:
+            try:
+                if hint.read(value) == member.value:
+                    return member
+            except InvalidError:
+                continue
+        return super().read(value)
 
     def write(self, value: Any) -> Any:
         if not isinstance(value, self._enum):
             raise invalid(f"is {show(value)}, expected a member of `{self._enum.__qualname__}`")
-        return value.value
+        return next((hint.write(value.value) for hint, member in self._others if member is value), value.value)
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         def build(_: str) -> dict[str, Any]:
-            schema = {"enum": [form for form, _ in self._members], **super(Enumeration, self).schema(schemas)}
-            schema.pop("const", None)
+            branches = [hint.schema(schemas) for hint, _ in self._others]
+            if self._members:
+                schema = {"enum": self.forms(), **super(Enumeration, self).schema(schemas)}
+                schema.pop("const", None)
+                branches.insert(0, schema)
+            schema = branches[0] if len(branches) == 1 else {"anyOf": branches}
             doc = self._enum.__dict__.get("__doc__")
             # Before Python 3.12, each enum without a docstring has this one.
             return {"description": doc.strip(), **schema} if doc and doc != "An enumeration." else schema

@@ -1,4 +1,4 @@
-"""Hints of standard library classes that travel as strings: dates, times, decimals, UUIDs and paths."""
+"""Hints of standard library classes that travel as strings: dates, times, decimals, UUIDs, addresses and paths."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from snakepit_bridge._hints.base import Hint, invalid, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import timedelta
     from typing import Any
 
@@ -15,26 +16,12 @@ if TYPE_CHECKING:
 
 
 def standard(annotation: type) -> Hint | None:
-    """Return the hint of a standard library class, if the class has a string form."""
-    datetime = sys.modules.get("datetime")
-    if datetime is not None:
-        moments: dict[type, tuple[str, str]] = {
-            datetime.datetime: ("date-time", "a date and time such as 2026-11-30T12:30:00Z"),
-            datetime.date: ("date", "a date such as 2026-11-30"),
-            datetime.time: ("time", "a time such as 12:30:00"),
-        }
-        if annotation in moments:
-            return Moment(annotation, *moments[annotation])
-        if annotation is datetime.timedelta:
-            return Duration(annotation)
-    decimal, uuid, pathlib = (sys.modules.get(name) for name in ("decimal", "uuid", "pathlib"))
-    if decimal is not None and annotation is decimal.Decimal:
-        return Decimal(annotation)
-    if uuid is not None and annotation is uuid.UUID:
-        return Parsed(annotation, annotation, "uuid", "a UUID")
-    if pathlib is not None and issubclass(annotation, pathlib.PurePath):
-        kind = pathlib.PurePath if annotation is pathlib.Path else annotation
-        return Parsed(annotation, kind, "path", "a path")
+    """Return the hint of a standard library class, or of a class derived from it, if it has a string form."""
+    for module, name, hint_of in _CLASSES:
+        base = getattr(sys.modules.get(module), name, None)
+        if base is not None and issubclass(annotation, base):
+            hint: Hint = hint_of(annotation)
+            return hint
     return None
 
 
@@ -55,7 +42,7 @@ class Parsed(Hint):
             raise self.mismatch(value)
         try:
             return self._make(value)
-        except ValueError:
+        except (ValueError, LookupError, OSError):  # The latter two if there is no such time zone.
             raise invalid(f"is {show(value)}, expected {self.expected}") from None
 
     def write(self, value: Any) -> Any:
@@ -143,25 +130,29 @@ def _duration(text: str) -> dict[str, float] | None:
     return found or None
 
 
-class Decimal(Hint):
-    """A ``Decimal``: a number or a string. The written form is a string, which is exact."""
+class Rational(Hint):
+    """A ``Decimal`` or a ``Fraction``: a number or a string. The written form is a string, which is exact."""
 
-    expected = "a number, or a decimal number as text"
-
-    def __init__(self, kind: Any) -> None:
+    def __init__(self, kind: Any, expected: str) -> None:
         self._kind = kind
+        self.expected = expected
 
     def read(self, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise self.mismatch(value)
         try:
             # The shortest text of a float is the number that the caller wrote.
-            number = self._kind(repr(value) if isinstance(value, float) else value)
-        except ArithmeticError:
+            number = self._number(repr(value) if isinstance(value, float) else value)
+        except (ArithmeticError, ValueError):
             number = None
-        if number is None or not number.is_finite():
+        if number is None:
             raise invalid(f"is {show(value)}, expected {self.expected}")
         return number
+
+    def _number(self, value: int | str) -> Any:
+        """Return a finite number, or ``None``."""
+        number = self._kind(value)
+        return number if number.is_finite() else None
 
     def write(self, value: Any) -> Any:
         if not isinstance(value, self._kind):
@@ -171,3 +162,61 @@ class Decimal(Hint):
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         text = {"type": "string"}
         return text if schemas.is_result else {"anyOf": [{"type": "number"}, text]}
+
+
+class Fraction(Rational):
+    """A ``Fraction``, such as ``1/3``."""
+
+    def _number(self, value: int | str) -> Any:
+        # The integers of a large exponent would use up the memory.
+        exponent = value.lower().partition("e")[2] if isinstance(value, str) else ""
+        return self._kind(value) if len(exponent.lstrip("+-0")) < _EXPONENT_DIGITS else None
+
+
+#: A fraction may have exponents with fewer digits than this.
+_EXPONENT_DIGITS = 5
+
+
+class Words(Parsed):
+    """A ``UserString``."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__(kind, kind, "", "string")
+
+    def schema(self, schemas: Schemas) -> dict[str, Any]:
+        return {"type": "string"}
+
+
+def _parsed(format_name: str, expected: str) -> Callable[[Any], Hint]:
+    return lambda kind: Parsed(kind, kind, format_name, expected)
+
+
+def _moment(format_name: str, expected: str) -> Callable[[Any], Hint]:
+    return lambda kind: Moment(kind, format_name, expected)
+
+
+def _path(kind: Any) -> Hint:
+    pathlib = sys.modules["pathlib"]
+    return Parsed(kind, pathlib.PurePath if kind is pathlib.Path else kind, "path", "a path")
+
+
+#: The module and the name of each class, and the function that returns the hint of it or of a class derived from it.
+_CLASSES: list[tuple[str, str, Callable[[Any], Hint]]] = [
+    # A datetime is also a date, and an interface is also an address.
+    ("datetime", "datetime", _moment("date-time", "a date and time such as 2026-11-30T12:30:00Z")),
+    ("datetime", "date", _moment("date", "a date such as 2026-11-30")),
+    ("datetime", "time", _moment("time", "a time such as 12:30:00")),
+    ("datetime", "timedelta", Duration),
+    ("decimal", "Decimal", lambda kind: Rational(kind, "a number, or a decimal number as text")),
+    ("fractions", "Fraction", lambda kind: Fraction(kind, "a number, or a fraction such as 1/3 as text")),
+    ("uuid", "UUID", _parsed("uuid", "a UUID")),
+    ("pathlib", "PurePath", _path),
+    ("ipaddress", "IPv4Interface", _parsed("ipv4interface", "an IPv4 interface such as 192.0.2.1/24")),
+    ("ipaddress", "IPv6Interface", _parsed("ipv6interface", "an IPv6 interface such as 2001:db8::1/32")),
+    ("ipaddress", "IPv4Address", _parsed("ipv4", "an IPv4 address such as 192.0.2.1")),
+    ("ipaddress", "IPv6Address", _parsed("ipv6", "an IPv6 address such as 2001:db8::1")),
+    ("ipaddress", "IPv4Network", _parsed("ipv4network", "an IPv4 network such as 192.0.2.0/24")),
+    ("ipaddress", "IPv6Network", _parsed("ipv6network", "an IPv6 network such as 2001:db8::/32")),
+    ("zoneinfo", "ZoneInfo", _parsed("zoneinfo", "a time zone such as Europe/Berlin")),
+    ("collections", "UserString", Words),
+]
