@@ -180,7 +180,7 @@ pub fn failure_status(code: Code, message: impl Into<String>, failure: &ToolFail
     failure_status_with_reason(code, TOOL_FAILED, message, failure)
 }
 
-/// Like [`failure_status`], with another reason than [`TOOL_FAILED`].
+/// Like [`failure_status`], with a reason other than [`TOOL_FAILED`].
 #[must_use]
 pub fn failure_status_with_reason(
     code: Code,

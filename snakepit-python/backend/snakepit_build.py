@@ -105,7 +105,7 @@ prepare_metadata_for_build_editable = prepare_metadata_for_build_wheel
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    """Return the further requirements of a build: an installer of Rust, if cargo is missing."""
+    """Return the additional requirements of a build: a Rust installer, if cargo is missing."""
     with _in_package(installs_rust=False):
         return list(maturin.get_requires_for_build_wheel(config_settings))
 

@@ -35,7 +35,7 @@ use crate::{
     variables::Variables,
 };
 
-/// The advice of the host for a unary call of a tool that streams.
+/// The advice of the host for a unary call to a tool that streams.
 const STREAMS: &str = "; make a streaming call";
 
 impl Call {
@@ -69,7 +69,7 @@ impl Call {
         })
     }
 
-    /// Starts a call of a tool. Completes the wait with this key when the answer arrives. `tool` names the tool in messages.
+    /// Starts a call to a tool. Completes the wait with this key when the answer arrives. `tool` names the tool in messages.
     fn start_call(
         &self,
         tool: String,
@@ -231,12 +231,12 @@ impl Call {
         self.start_call(format!("tool `{name}`"), answer, completions, key)
     }
 
-    /// Prepares a call of a tool that streams. The first read makes it.
+    /// Prepares a call to a tool that streams. The first read makes it.
     fn stream_tool(&self, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<HostToolStream> {
         HostToolStream::of_tool(self, name, arguments)
     }
 
-    /// Prepares a call of a host tool that streams. The first read makes it.
+    /// Prepares a call to a host tool that streams. The first read makes it.
     fn stream_host_tool(&self, name: &str, arguments: &Bound<'_, PyDict>) -> PyResult<HostToolStream> {
         HostToolStream::new(self, name, arguments)
     }
@@ -450,7 +450,7 @@ pub(crate) fn is_host_of_this_project() -> bool {
 
 type Outcome = Arc<Mutex<Option<Result<Payload, HostError>>>>;
 
-/// A pending call of a tool. Dropping it cancels the call.
+/// A pending call to a tool. Dropping it cancels the call.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
 #[derive(Debug)]
 pub(crate) struct PendingHostCall {

@@ -199,7 +199,7 @@ impl Executor {
             let answered = answer.finish(outcome, now, pending.answers.as_mut());
             pending.record(answered, self.io);
         }
-        // Both may take long after the end of the tool, so the time is read again.
+        // Both may take a long time after the end of the tool, so the time is read again.
         let needs_new_time = used_loop || self.plan.has_cleanup;
         (next, if needs_new_time { Instant::now() } else { ended_at })
     }

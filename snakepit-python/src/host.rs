@@ -42,7 +42,7 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum number of attempts at a request whose connection breaks.
 const MAX_ATTEMPTS: usize = 3;
-/// The pause before the second attempt to connect. It doubles with each further attempt.
+/// The pause before the second attempt to connect. It doubles with each attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The maximum time before the deadline of a request at which the host reports that the deadline has passed. A host answers
 /// early, so that its answer arrives in time.
@@ -51,7 +51,7 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(50);
 /// The kind of a request, which decides when it may be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestKind {
-    /// May have an effect, such as a write or a call of a host tool. Sent again only if the connection broke before the
+    /// May have an effect, such as a write or a call to a host tool. Sent again only if the connection broke before the
     /// request was sent.
     Write,
     /// Changes nothing, and is sent again whenever the connection breaks.

@@ -35,7 +35,7 @@ pub(crate) struct HostToolStream {
 }
 
 impl HostToolStream {
-    /// Prepares a call of a host tool or a Python tool. The first read makes the call.
+    /// Prepares a call to a host tool or a Python tool. The first read makes the call.
     ///
     /// # Errors
     /// The exception for an argument that cannot be sent, or without a host.
@@ -49,7 +49,7 @@ impl HostToolStream {
         Ok(Self { reader, caller: call.caller.clone(), tool: format!("tool `{name}`").into() })
     }
 
-    /// Prepares a call of a host tool. The first read makes it.
+    /// Prepares a call to a host tool. The first read makes it.
     ///
     /// # Errors
     /// The exception for an argument that cannot be sent, or without a host.

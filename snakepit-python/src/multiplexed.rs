@@ -48,7 +48,7 @@ impl WorkerCalls {
         Self { tools, replies, stream, streaming, last_id: 0 }
     }
 
-    /// Checks that ids rise. Calls run in the order of their ids, because the progress file stores only the last one
+    /// Checks that ids rise. Calls run in order of their ids, because the progress file stores only the last one
     /// that began.
     fn accept_id(&mut self, id: u64) -> bool {
         let (last_id, call_id) = (self.last_id, progress::multiplexed_id(self.stream, id & progress::MAX_ID));
@@ -93,7 +93,7 @@ impl Calls for WorkerCalls {
                 continue;
             }
             if start.stream {
-                // Unary and streaming calls run in the order of their ids, as the progress file requires.
+                // Unary and streaming calls run in order of their ids, as the progress file requires.
                 self.tools.admit_all(jobs.drain(..));
                 self.streaming.receive(pb::CallBatch { calls: vec![start], ..pb::CallBatch::default() });
                 // The first poll of its task queues the call. The next poll of the stream, which follows immediately,

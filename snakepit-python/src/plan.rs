@@ -118,7 +118,7 @@ pub(crate) struct Plan {
     pub(crate) has_context: bool,
     pub(crate) has_initialize: bool,
     pub(crate) has_cleanup: bool,
-    /// Whether the adapter accepts calls of undeclared tools.
+    /// Whether the adapter accepts calls to undeclared tools.
     pub(crate) is_dynamic: bool,
     /// Whether calls of every name are for `execute_tool`.
     pub(crate) serves_any_tool: bool,
@@ -148,7 +148,7 @@ pub(crate) struct Plan {
     pub(crate) after_cancel: AfterCancel,
     /// Returns the type, message and traceback of an exception.
     pub(crate) describe: Py<PyAny>,
-    /// Returns the code and the further parts of an exception, as JSON.
+    /// Returns the code and the other parts of an exception, as JSON.
     pub(crate) details: Py<PyAny>,
     /// The `StreamChunk` class.
     pub(crate) chunk: Py<PyAny>,

@@ -14,7 +14,7 @@ use tonic::Code;
 
 use crate::errors::{BACKEND_FAILED, HostError};
 
-/// The pause before the first retry. It doubles with each further one. As for calls, see `_attempts.py`.
+/// The pause before the first retry. It doubles with each retry. The same values apply to calls, see `_attempts.py`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The maximum pause, unless the host asks for a longer one.
 const MAX_PAUSE: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-"""Hints of numpy arrays and numbers: data types and shapes are enforced in both directions."""
+"""Hints for numpy arrays and numbers: data types and shapes are enforced in both directions."""
 
 from __future__ import annotations
 

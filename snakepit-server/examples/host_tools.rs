@@ -1,4 +1,4 @@
-//! Host tools: parameters from a struct, shared state, the session of the call, calls of other tools, streams and counters.
+//! Host tools: parameters from a struct, shared state, the session of the call, calls to other tools, streams and counters.
 //!
 //! Run it with `cargo run -p snakepit-server --example host_tools`. It needs no Python.
 #![allow(clippy::print_stdout, reason = "an example prints its results")]

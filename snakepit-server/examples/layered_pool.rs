@@ -1,4 +1,4 @@
-//! Layers of tower around calls: a timeout, load shedding, and a custom layer that measures calls.
+//! tower layers around calls: a timeout, load shedding, and a custom layer that measures calls.
 //!
 //! Run it with `cargo run -p snakepit-server --example layered_pool` after `cargo xtask setup`.
 #![allow(clippy::print_stdout, reason = "an example prints its results")]

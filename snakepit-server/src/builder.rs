@@ -407,7 +407,7 @@ impl Builder {
         self.fn_tool(FnTool::new(name, tool))
     }
 
-    /// Registers a host tool with further settings, such as a [description](FnTool::describe), or
+    /// Registers a host tool with additional settings, such as a [description](FnTool::describe), or
     /// [hidden](FnTool::exposed) from Python.
     ///
     /// ```no_run

@@ -81,7 +81,7 @@ pub(crate) struct Host {
     authorizer: Option<Authorizer>,
     affinity: AffinityWriter,
     renewer: Arc<SessionRenewer>,
-    /// The running calls of host tools that do not come from a worker. Closed when the drain begins.
+    /// The running calls to host tools that do not come from a worker. Closed when the drain begins.
     host_tool_calls: TaskTracker,
     /// Cancelled at the end of the drain, which aborts the calls that run in the host.
     cut: CancellationToken,
@@ -211,7 +211,7 @@ impl Host {
         self.authorizer.is_some() || self.registry.has_hidden_tools()
     }
 
-    /// Runs a call of any tool, if its principal may make it. `account` counts the value of the reply before the call is recorded
+    /// Runs a call to any tool, if its principal may make it. `account` counts the value of the reply before the call is recorded
     /// as succeeded.
     pub(crate) fn call<F>(
         &self,
@@ -335,7 +335,7 @@ impl Host {
             .with_retry_after(STARTING_RETRY)
     }
 
-    /// Runs a call of a host tool for a worker. The drain already waits for the worker's own call. A call of a client, or of a
+    /// Runs a call to a host tool for a worker. The drain already waits for the worker's own call. A call of a client, or of a
     /// worker that runs no call, is not nested, so it goes through the layers of the program.
     pub(crate) async fn call_host_tool<F>(
         &self,
@@ -372,7 +372,7 @@ impl Host {
         })
     }
 
-    /// Runs a nested call of a host tool, and enforces its deadline.
+    /// Runs a nested call to a host tool, and enforces its deadline.
     async fn call_nested(&self, mut call: ToolCall) -> Result<ToolReply, ToolError> {
         let bounds = self.bounds(&mut call)?;
         let (ancestors, timeline) = (call.ancestors.clone(), CallTimeline::of(&call).cloned());
@@ -388,7 +388,7 @@ impl Host {
         Ok(bounds.bound(reply, None))
     }
 
-    /// Runs a call of a host tool, and enforces its deadline.
+    /// Runs a call to a host tool, and enforces its deadline.
     async fn call_here(&self, tool: &ResolvedTool, mut call: ToolCall) -> Result<ToolReply, ToolError> {
         let bounds = self.bounds(&mut call)?;
         let in_flight = self.host_tool_calls.token();
@@ -431,7 +431,7 @@ impl Host {
         self.runtime_has_ended.load(Ordering::Relaxed)
     }
 
-    /// Rejects new calls of host tools, and waits for those in flight. Cancel safe.
+    /// Rejects new calls to host tools, and waits for those in flight. Cancel safe.
     pub(crate) async fn drain(&self) {
         self.host_tool_calls.close();
         self.host_tool_calls.wait().await;

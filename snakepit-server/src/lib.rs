@@ -122,7 +122,7 @@ pub type CallBuilder<H = LocalHost> = snakepit_client::CallBuilder<H>;
 pub type WatchBuilder<H = LocalHost> = snakepit_client::WatchBuilder<H>;
 
 /// The host of this process, as an argument of a host tool ([`Extractor`]). It calls other tools. Its calls are nested: they
-/// belong to the call of the host tool, even from a task that the tool spawns.
+/// belong to the call to the host tool, even from a task that the tool spawns.
 ///
 /// ```no_run
 /// use schemars::JsonSchema;

@@ -37,7 +37,7 @@ enum HandleOwner {
     Program,
     /// A service. It also serves listeners of the program, so its calls must have a principal.
     Service,
-    /// A call of a host tool. Shared, because each call contains a copy of its handle.
+    /// A call to a host tool. Shared, because each call contains a copy of its handle.
     Call(Arc<OuterCall>),
 }
 
@@ -61,7 +61,7 @@ impl LocalHost {
         Self { owner: HandleOwner::Service, ..self }
     }
 
-    /// A handle whose calls are nested in a call of a host tool, even outside of the tool's task.
+    /// A handle whose calls are nested in a call to a host tool, even outside of the tool's task.
     pub(crate) fn nested_in(host: Arc<Host>, call: &ToolCall) -> Self {
         let outer = OuterCall {
             ancestors: call.ancestors.clone(),

@@ -337,7 +337,7 @@ impl Snakepit {
     }
 
     /// Waits for a signal, and then [shuts down](Self::shutdown_within). This is the future for `with_graceful_shutdown` of axum
-    /// and `serve_with_shutdown` of tonic, if your server calls the host or mounts its [`routes`](Self::routes).
+    /// and tonic's `serve_with_shutdown`, if your server calls the host or mounts its [`routes`](Self::routes).
     ///
     /// The order suits a service behind a load balancer. When the signal arrives, health checks report "not serving", the
     /// host rejects new calls, and running calls finish. The host then ends its streams: calls, watches, and responses that your

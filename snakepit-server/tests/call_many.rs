@@ -55,7 +55,7 @@ impl Fixture {
             async move {
                 most_running.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 let _running = RunningGuard(running);
-                // Other calls can arrive meanwhile.
+                // Other calls can arrive before it ends.
                 tokio::task::yield_now().await;
                 if args.gated {
                     permits.acquire().await.map_err(|error| error.to_string())?.forget();

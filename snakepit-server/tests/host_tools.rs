@@ -114,7 +114,7 @@ async fn a_host_handle_marks_calls_as_nested_in_spawned_tasks_too() {
     };
     let snakepit = builder(&dir).layer(counting).host_tool("spawning", spawning).start().await.unwrap();
     assert_eq!(snakepit.execute::<i64>("spawning", ()).await.unwrap(), 4);
-    assert_eq!(passed.load(Ordering::Relaxed), 1, "only the outer call passes the layers");
+    assert_eq!(passed.load(Ordering::Relaxed), 1, "only the outer call goes through the layers");
     snakepit.shutdown().await.unwrap();
 }
 

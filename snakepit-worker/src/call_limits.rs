@@ -25,13 +25,13 @@ pub struct CallLimits {
 }
 
 impl CallLimits {
-    /// `shared` limits the calls of all tools without an own limit together.
+    /// `shared` limits the calls to all tools without a limit of their own together.
     #[must_use]
     pub const fn new(shared: usize) -> Self {
         Self { shared, tools: BTreeMap::new(), plain: 1, plain_tools: BTreeSet::new(), shared_tools: None }
     }
 
-    /// Limits the calls of one tool. They do not count towards the shared limit.
+    /// Limits the calls to one tool. They do not count towards the shared limit.
     #[must_use]
     pub fn with_tool(mut self, tool: impl Into<String>, calls: usize) -> Self {
         self.tools.insert(tool.into(), calls);
@@ -51,7 +51,7 @@ impl CallLimits {
         self
     }
 
-    /// Counts all further tools as [plain](Self::with_plain_tools), such as those that a worker serves without declaring them. `shared`
+    /// Counts all other tools as [plain](Self::with_plain_tools), such as those that a worker serves without declaring them. `shared`
     /// names the tools that share the shared limit.
     #[must_use]
     pub fn with_other_tools_plain(mut self, shared: impl IntoIterator<Item = impl Into<String>>) -> Self {
@@ -64,7 +64,7 @@ impl CallLimits {
         self.plain_tools.contains(tool) || self.shared_tools.as_ref().is_some_and(|shared| !is_shared(shared))
     }
 
-    /// Returns whether a call of `tool` can begin while calls of these tools run, and none of them ends.
+    /// Returns whether a call to `tool` can begin while calls to these tools run and none of them ends.
     pub fn can_begin<'a>(&self, tool: &str, running: impl IntoIterator<Item = &'a str>) -> bool {
         let is_plain = self.is_plain(tool);
         let own = self.tools.get(tool).copied();

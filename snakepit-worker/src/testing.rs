@@ -56,7 +56,7 @@ struct LauncherState {
 #[derive(Debug, Default)]
 struct State {
     tools: BTreeMap<String, Tool>,
-    /// Runs the calls of all other tools.
+    /// Runs the calls to all other tools.
     any_tool: Option<Arc<dyn ToolHandler>>,
     /// The outcomes of the next launches. Later ones succeed immediately.
     script: VecDeque<LaunchOutcome>,
@@ -142,7 +142,7 @@ impl InProcessWorkers {
         self.state().script.extend(outcomes);
     }
 
-    /// Makes the next `count` calls of a tool crash their worker, as a segmentation fault in the tool does. The call has
+    /// Makes the next `count` calls to a tool crash their worker, as a segmentation fault in the tool does. The call has
     /// begun by then.
     pub fn crash_in_calls(&self, tool: &str, count: usize) {
         *self.state().crashes.entry(tool.to_owned()).or_default() += count;

@@ -233,7 +233,7 @@ impl LauncherEnd {
             .unwrap_or_else(|| WorkerCommand::Kill { reason: "its last handle was dropped".to_owned() })
     }
 
-    /// Reports the exit. Call it when all calls in flight have failed, or will fail without further action of the launcher.
+    /// Reports the exit. Call it when all calls in flight have failed, or will fail without further action by the launcher.
     pub fn exited(self, exit: WorkerExit) {
         // Dropped first: a replacement that is launched after the exit may announce other tools.
         drop(self.announcer_alive);

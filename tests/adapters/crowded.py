@@ -30,7 +30,7 @@ class Crowded(BaseAdapter):
 
     @tool
     def ask(self, name: str) -> Any:
-        """Call a host tool, and block the event loop meanwhile."""
+        """Call a host tool, and block the event loop until it ends."""
         try:
             return self.session_context.call_host_tool(name)
         except SnakepitError as error:
@@ -38,7 +38,7 @@ class Crowded(BaseAdapter):
 
     @tool
     def read(self, name: str) -> Any:
-        """Read the results of a tool, and block the event loop meanwhile."""
+        """Read the results of a tool, and block the event loop until they end."""
         try:
             return list(self.session_context.stream_tool(name))
         except SnakepitError as error:

@@ -33,7 +33,7 @@ INTEGER = 2
 
 
 class Caller:
-    """Makes calls of the tool `add` on one multiplexed stream."""
+    """Makes calls to the tool `add` on one multiplexed stream."""
 
     def __init__(self, socket: Path) -> None:
         # grpcio measures the bandwidth by pings, and names the authority after the path, which the worker rejects.

@@ -202,7 +202,7 @@ async fn a_slow_reader_pauses_only_its_stream() {
         let call = fixture.snakepit.call("blocks").args(json!({"count": 1000})).timeout(LIMIT);
         call.stream::<String>().await.unwrap()
     };
-    // More than the threads of the default executor of asyncio.
+    // More than the number of threads in asyncio's default executor.
     let mut unread = join_all((0..12).map(|_| unread())).await;
     eventually("the streams pause", EVENT_TIMEOUT, async || {
         let before = fixture.count("produced").await;

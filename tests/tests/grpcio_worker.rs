@@ -53,7 +53,7 @@ async fn tools_of_a_dead_foreign_worker_run_on_another_one() {
     let tools = client.list_tools(pb::ListToolsRequest {}).await.unwrap().into_inner().tools;
     assert!(tools.iter().any(|tool| tool.spec.as_ref().unwrap().name == "add"), "{tools:?}");
 
-    // After the death of the worker that registered the tool, another worker serves it.
+    // After the worker that registered the tool has died, another worker serves it.
     let first = sandbox.worker_pids().await[0];
     signal(first, Signal::SIGKILL);
     eventually("the call is served again", Duration::from_secs(10), async || {

@@ -149,7 +149,7 @@ async fn call_as(
     Ok(value.to_serde().unwrap())
 }
 
-/// A tool must not use a session, a program or a host tool that its caller may not use.
+/// A tool must not use a session, a program or a host tool without the permission of its caller.
 #[tokio::test]
 async fn a_tool_acts_for_the_principal_of_its_call() {
     let dir = tempfile::tempdir().unwrap();

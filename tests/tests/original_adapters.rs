@@ -1,4 +1,4 @@
-//! Adapters with the API of the original Snakepit: they start unmodified, and calls of any tool go through `execute_tool`.
+//! Adapters with the API of the original Snakepit: they start unmodified, and calls to any tool go through `execute_tool`.
 
 use serde_json::{Value, json};
 use snakepit_proto::pb;

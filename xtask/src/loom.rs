@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use crate::shell::{self, cargo, output, root};
 
 /// The modules of all models. Each crate with models has a module `sync`, which replaces primitives of the standard
-/// library with those of loom.
+/// library with loom's.
 const MODELS: [&str; 5] = [
     "registry::models::",
     "mux::serving::credit::models::",

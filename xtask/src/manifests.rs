@@ -74,7 +74,7 @@ pub(crate) fn run() -> Result<()> {
 fn features(manifest: &str) -> BTreeMap<String, bool> {
     let section = manifest.split("\n[features]\n").nth(1).unwrap_or_default();
     let section = section.split("\n[").next().unwrap_or_default();
-    // The further lines of a value are indented, or begin with its closing bracket.
+    // The remaining lines of a value are indented, or begin with its closing bracket.
     let entries = section.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
     let entries: Vec<(&str, &str)> = entries.filter_map(|line| line.split_once(" = ")).collect();
     let defaults = entries.iter().find(|(name, _)| *name == "default").map_or("", |(_, value)| value);

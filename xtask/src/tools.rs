@@ -1,4 +1,4 @@
-//! Programs that checks need and that few machines have: extensions of cargo, and other toolchains.
+//! Programs that checks need and that few machines have: cargo extensions, and other toolchains.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::shell::{self, cargo, output, program, root, step, try_output};
 
-/// An extension of cargo in one version, so that all machines run the same rules.
+/// A cargo extension in one version, so that all machines run the same rules.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Extension {
     pub(crate) name: &'static str,

@@ -120,7 +120,7 @@ impl Replies {
     }
 
     /// Like [`send_reply`](Self::send_reply), for callers that can wake the sending task at a lower cost later. Returns
-    /// its waker if the task waits. Until the caller wakes it, the reply may not leave.
+    /// its waker if the task waits. Until the caller wakes it, the reply may remain unsent.
     #[must_use = "the reply leaves only after the task was woken"]
     pub fn queue_reply(&self, mut reply: CallReply) -> Option<Waker> {
         if let Some(CallValue { json, binary, .. }) =

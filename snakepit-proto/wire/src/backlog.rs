@@ -45,7 +45,7 @@ struct Usage {
     last_id: AtomicU64,
 }
 
-/// The backlogs that can drop updates, in the order of the bytes that would become free, and their ids.
+/// The backlogs that can drop updates, in order of the bytes that would become free, and of their ids.
 type FreeableBacklogs = BTreeMap<(usize, u64), Weak<Mutex<State>>>;
 
 impl BacklogBudget {
@@ -56,7 +56,7 @@ impl BacklogBudget {
             let largest = lock(&self.0.freeable).last_key_value().and_then(|(_, state)| state.upgrade());
             let Some(largest) = largest else { return };
             let mut state = lock(&largest);
-            // Its reader may have taken updates meanwhile.
+            // Its reader may have taken updates in the meantime.
             if state.freeable_bytes() > 0 {
                 state.lose_oldest();
             }

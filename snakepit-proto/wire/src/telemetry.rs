@@ -10,7 +10,7 @@ const MAX_PATTERNS: usize = 64;
 const MAX_PATTERN_BYTES: usize = 4096;
 /// The maximum size of an event on the wire, in bytes. Larger events are dropped and counted.
 pub const MAX_EVENT_BYTES: usize = 16 * 1024;
-/// The maximum number of events that wait for a slow reader. Further ones are dropped and counted.
+/// The maximum number of events that wait for a slow reader. Additional events are dropped and counted.
 pub const MAX_WAITING_EVENTS: usize = 1024;
 
 /// Selects events of telemetry by their names. By default, every event passes.

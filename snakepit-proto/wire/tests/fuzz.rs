@@ -9,7 +9,7 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 #[allow(unreachable_pub, reason = "the fuzzer uses it as a crate")]
 mod fuzz;
 
-/// Reads the seeds in the order of their names.
+/// Reads the seeds, sorted by name.
 fn seeds() -> Vec<Vec<u8>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/any");
     let files = fs::read_dir(directory).expect("there are seeds");

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from snakepit_bridge._call_options import CallOptions
     from snakepit_bridge.errors import SnakepitError
 
-#: The pause before the first retry, in seconds. It doubles with each further one.
+#: The pause before the first retry, in seconds. It doubles with each retry.
 _FIRST_PAUSE = 0.1
 #: The maximum pause, unless the host asks for a longer one.
 _MAX_PAUSE = 10.0

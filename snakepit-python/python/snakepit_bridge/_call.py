@@ -12,7 +12,7 @@ from snakepit_bridge.errors import SnakepitError
 
 
 class PendingLike(Protocol):
-    """A pending call of a host tool. Dropping it cancels the call."""
+    """A pending call to a host tool. Dropping it cancels the call."""
 
     def result(self) -> Any: ...
 

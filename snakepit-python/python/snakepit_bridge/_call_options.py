@@ -116,7 +116,10 @@ class CallOptions:
                 return
 
     async def until_ready(self, call: _native.HostCall, end: float) -> None:
-        """Do the same without blocking the event loop. Cancels the call if the wait is cancelled or fails."""
+        """Do the same as `deliver_until_ready`, without blocking the event loop.
+
+        Cancels the call if the wait is cancelled or fails.
+        """
         try:
             await until_done(call.ready)
             if self.reports:

@@ -24,7 +24,7 @@ class Concurrency:
         pool_threads: The setting of the host, which replaces the attribute ``threads``.
 
     Raises:
-        TypeError: A number is invalid, or the calls of a tool cannot overlap.
+        TypeError: A number is invalid, or the calls to a tool cannot overlap.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: The time within which the tasks that a call left behind must end, in seconds.
 _TASK_END_TIMEOUT = 2.0
 
-#: The maximum number of times that the tasks of a call are cancelled, because they may start further ones.
+#: The maximum number of times that the tasks of a call are cancelled, because they may start more.
 _MAX_ROUNDS = 10
 
 #: The time between the cancellation of a call in a thread and the first exception in it, in seconds.
@@ -51,7 +51,7 @@ class ConcurrentLoop(RunningLoop):
         #: The calls that have ended and may have left callbacks, with the number of turns for these.
         self._ended: dict[CallOwner, int] = {}
         loop: Any = self._loop
-        # `call_later` of asyncio uses `call_at`.
+        # asyncio's `call_later` uses `call_at`.
         for name in ("call_at", "call_later") if self._watches.is_foreign else ("call_at",):
             setattr(loop, name, functools.partial(self._schedule, getattr(loop, name)))
 

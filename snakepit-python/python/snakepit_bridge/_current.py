@@ -80,7 +80,7 @@ def current_context() -> SessionContext:
     """Return the context of the running call.
 
     It works in a tool and in everything that the tool runs: coroutines, tasks, threads, and work that it submits to a
-    :class:`~concurrent.futures.ThreadPoolExecutor`, including calls of ``asyncio.to_thread``. Processes that the tool
+    :class:`~concurrent.futures.ThreadPoolExecutor`, including calls to ``asyncio.to_thread``. Processes that the tool
     starts have no context.
 
     >>> current_context().session_id  # doctest: +SKIP

@@ -40,7 +40,7 @@ class Daemon:
     Args:
         adapter: A class, a module, a function of a module, or the path of one of them, as for a host.
         workers: The number of workers.
-        args: Further arguments of ``snakepit serve``, such as ``["--default-timeout", "2s"]``.
+        args: Additional arguments for ``snakepit serve``, such as ``["--default-timeout", "2s"]``.
         env: Environment variables of the daemon and its workers. They also get those of this process, except the ones
             that begin with ``SNAKEPIT_``.
         binary: The path of the binary, as :func:`find_binary` finds it by default.

@@ -1,4 +1,4 @@
-"""Parses docstrings in the styles of Google, NumPy and reST without `inspect` and `re`, which take long to import."""
+"""Parses docstrings in the styles of Google, NumPy and reST without `inspect` and `re`, which are slow to import."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class _LocalStream:
 
 
 class _Completed:
-    """A completed call of a host tool."""
+    """A completed call to a host tool."""
 
     def __init__(self, value: Any) -> None:
         self._value = value

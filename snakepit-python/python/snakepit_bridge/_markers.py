@@ -60,7 +60,7 @@ def unserializable_markers(
             ``SNAKEPIT_UNSERIALIZABLE`` has the same meaning.
         max_length: The maximum length of a representation, up to 10,000 characters. Later characters are dropped before
             redaction. Only the deadline of the call limits the time and the memory of ``__repr__`` itself.
-        redact: Removes further secrets from a representation. Texts that look like passwords, tokens and keys are
+        redact: Removes additional secrets from a representation. Texts that look like passwords, tokens and keys are
             always replaced.
 
     Raises:

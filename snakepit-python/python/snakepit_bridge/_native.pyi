@@ -72,7 +72,7 @@ class PendingRequest:
 
 @final
 class PendingHostCall:
-    """A pending call of a host tool. Dropping it cancels the call."""
+    """A pending call to a host tool. Dropping it cancels the call."""
 
     def result(self) -> Any: ...
 
@@ -194,7 +194,7 @@ class VariableVersion:
 
 @final
 class VariableUpdate:
-    """A change of a watched variable."""
+    """A change to a watched variable."""
 
     @property
     def kind(self) -> Literal["initial", "registered", "set", "rolled_back", "deleted", "lost"]:

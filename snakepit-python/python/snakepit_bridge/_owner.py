@@ -85,7 +85,7 @@ class CallOwner:
 
 
 def _is_waiting(timer: asyncio.TimerHandle, now: float) -> bool:
-    """Return whether a timer may still run. Only the timers of asyncio show that."""
+    """Return whether a timer may still run. Only asyncio's timers show that."""
     if timer.cancelled():
         return False
     return bool(getattr(timer, "_scheduled", timer.when() > now - _MAX_DELAY))

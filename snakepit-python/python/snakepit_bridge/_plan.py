@@ -218,7 +218,7 @@ def _takes_names(adapter: type) -> bool:
 
 
 def _tools_of(adapter: type) -> Iterator[ToolPlan]:
-    """Iterate over the tools of a class and its bases in the order of their definition.
+    """Iterate over the tools of a class and its bases in definition order.
 
     An override keeps the place of the original.
     """

@@ -34,7 +34,7 @@ _END_WITHIN = 2.0
 #: The maximum number of warnings about coroutine functions that leave tasks behind, and of those about callbacks.
 _MAX_WARNINGS = 100
 
-#: The maximum number of turns for callbacks that a call left behind, because they may schedule further ones.
+#: The maximum number of turns for callbacks that a call left behind, because they may schedule more.
 _MAX_TURNS = 10
 
 #: The method that runs a callback. Its frame shows the owner of a callback whose exception left the loop.
@@ -72,7 +72,7 @@ class RunningLoop:
         self._worker_tasks: set[asyncio.Task[Any]] = set()
         self._warned: set[object] = set()
         self._report_count = 0
-        # The type of a task factory differs between versions of Python.
+        # The type of a task factory differs between Python versions.
         factory: Any = self._make_task
         self._loop.set_task_factory(factory)
         _LOOPS[self._loop] = weakref.ref(self)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 #: The type of any value.
 ANY = "Any"
-#: The type of numpy arrays.
+#: The type for numpy arrays.
 ARRAY = "NDArray[Any]"
 
 _SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
@@ -163,7 +163,7 @@ def _literal(choices: list[Any]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a literal in double quotes. JSON escapes are those of Python, except for surrogate pairs."""
+    """Return a literal in double quotes. JSON escapes are the same as Python's, except for surrogate pairs."""
     return json.dumps(text) if text.isascii() else repr(text)
 
 

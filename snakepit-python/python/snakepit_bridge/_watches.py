@@ -87,7 +87,7 @@ class Watches:
             self._timers.pop().cancel()
 
     def handles(self) -> set[asyncio.Handle]:
-        """Return the handles of all watched descriptors. A loop of asyncio runs them again for each event."""
+        """Return the handles of all watched descriptors. asyncio's loop runs them again for each event."""
         keys = self._loop._selector.get_map().values()
         return {handle for key in keys for handle in key.data if handle is not None}
 

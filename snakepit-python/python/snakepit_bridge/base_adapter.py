@@ -145,7 +145,7 @@ def tool(
             ``"replace"`` it, or ``"auto"``. With ``"auto"``, the worker is kept if the exception was raised in code of
             the adapter and the call left no process behind. By default :attr:`BaseAdapter.after_cancel`. See
             docs/cancellation.md.
-        concurrency: The maximum number of calls of this tool that each worker runs together, 1 to 256. By default, the
+        concurrency: The maximum number of calls to this tool that each worker runs together, 1 to 256. By default, the
             tool shares :attr:`BaseAdapter.concurrency` with all tools that set no number. See docs/async.md.
 
     Raises:
@@ -226,7 +226,7 @@ class BaseAdapter:
         #: selects the environment variable ``SNAKEPIT_AFTER_CANCEL`` of the workers, and ``"auto"`` if it is not set.
         after_cancel: ClassVar[Literal["auto", "keep", "replace"] | None] = None
 
-        #: The number of calls that each worker runs together, 1 to 256. Calls of coroutines and async generators
+        #: The number of calls that each worker runs together, 1 to 256. Calls to coroutines and async generators
         #: overlap where they wait. The setting ``concurrency`` of the pool replaces it. ``None`` selects 1.
         concurrency: ClassVar[int | None] = None
 

@@ -95,8 +95,8 @@ class Caller:
         Raises:
             SnakepitError: A new worker did not start. The old workers that were not replaced remain in service. The
                 traceback of the new worker is the cause of the error.
-            AccessDeniedError: This client may not restart the workers. A host without an authorization function
-                permits restarts only to clients on the same machine.
+            AccessDeniedError: This client has no permission to restart the workers. A host without an authorization
+                function permits restarts only to clients on the same machine.
             DeadlineExceededError: The timeout passed.
             UnsupportedError: The host is an older version, or the original Snakepit.
             HostUnavailableError: As for :meth:`tools`. If the connection broke, the restart continues.
@@ -214,7 +214,7 @@ class Client(Caller):
         token: A token that each request has in the header ``authorization``, as ``Bearer TOKEN``. Hosts do not check it
             themselves. A proxy does, or the server that mounts the host. The client has no TLS, so the token is
             readable on the network.
-        headers: Further headers of each request. Those of gRPC, HTTP and Snakepit are reserved.
+        headers: Additional headers for each request. Those of gRPC, HTTP and Snakepit are reserved.
 
     Raises:
         InvalidArgumentError: The address or a header is malformed, or the timeout is out of range.

@@ -156,7 +156,7 @@ class ValidationError(InvalidArgumentError):
 
 
 class VersionConflictError(SnakepitError):
-    """A variable has another version than the write expected, because another write changed it."""
+    """A variable is not at the version that the write expected, because another write changed it."""
 
     may_have_run = False
 

@@ -150,7 +150,7 @@ class SessionContext(SessionVariables):
         return self._host_tools
 
     def call_host_tool(self, name: str, /, **arguments: Any) -> Any:
-        """Call a host tool and wait for its result. Other Python threads run meanwhile.
+        """Call a host tool and wait for its result. Other Python threads continue to run.
 
         >>> context.call_host_tool("discount", item="tea")  # doctest: +SKIP
         0.5

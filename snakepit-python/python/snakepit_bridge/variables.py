@@ -155,7 +155,7 @@ class SessionVariables:
         Raises:
             VariableNotFoundError: The variable does not exist.
             ValidationError: The value does not match the type or the constraints.
-            VersionConflictError: The variable has another version than ``expected_version``.
+            VersionConflictError: The variable is not at version ``expected_version``.
             LimitExceededError: The session or the host is full.
             InvalidTypeError: The value has no wire form.
         """
@@ -183,7 +183,7 @@ class SessionVariables:
             identifier: The name or id.
             change: Computes the new value from the current one. It is called again after each conflict with another
                 writer, so it should have no side effects.
-            retries: The maximum number of further attempts. By default, attempts continue for 60 seconds, or for the
+            retries: The maximum number of additional attempts. By default, attempts continue for 60 seconds, or for the
                 timeout of a client's session if that is shorter. The time limit covers all attempts together.
             metadata: Metadata of the new version.
 

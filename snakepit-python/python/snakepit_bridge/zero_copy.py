@@ -32,7 +32,7 @@ class ZeroCopyRef:
         self.payload = dict(payload)
         for name in _ENTRIES:
             setattr(self, name, self.payload.get(name))
-        #: Further descriptions of the buffer.
+        #: Additional descriptions of the buffer.
         self.metadata = self.payload.get("metadata", {})
 
     @classmethod

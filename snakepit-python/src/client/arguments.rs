@@ -67,7 +67,7 @@ pub(super) fn timeout(name: &str, value: &Bound<'_, PyAny>, min: MinTimeout) -> 
     })
 }
 
-/// Returns whether a value is a boolean or an array of numpy, which both convert to a float.
+/// Returns whether a value is a boolean or a numpy array, which both convert to a float.
 fn is_not_scalar(value: &Bound<'_, PyAny>) -> bool {
     let ty = value.get_type();
     let is_numpy = ty.module().is_ok_and(|module| module == "numpy");

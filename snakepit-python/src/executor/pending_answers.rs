@@ -45,7 +45,7 @@ impl PendingAnswers {
         }
     }
 
-    /// Sends all answers. Called before work that may take long.
+    /// Sends all answers. Called before work that may take a long time.
     pub(super) fn flush(&mut self, py: Python<'_>, io: Io) {
         if !self.flush_unstored(py, io) {
             io.turn();

@@ -103,7 +103,7 @@ impl ConcurrentLocalRunner {
 }
 
 impl ConcurrentLocalRunner {
-    /// Waits until the code of the call has ended, and handles signals of Python meanwhile. An exception of a signal handler cancels
+    /// Waits until the code of the call has ended, and handles Python signals while it waits. An exception of a signal handler cancels
     /// the call.
     fn wait_until_ended(&self, py: Python<'_>, control: &LocalControl, runtime: &Runtime) -> PyResult<()> {
         while py

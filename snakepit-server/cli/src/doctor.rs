@@ -43,7 +43,7 @@ enum Status {
     Skipped,
 }
 
-/// One check, with its evidence and the fix of the problem.
+/// One check, with its evidence and the fix for the problem.
 #[derive(Debug, Serialize)]
 struct Check {
     name: &'static str,

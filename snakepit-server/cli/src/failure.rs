@@ -80,7 +80,7 @@ impl Failure {
         self
     }
 
-    /// Adds the exception of the tool. The server has removed what this caller may not see.
+    /// Adds the exception of the tool. The server has removed the parts that this caller must not see.
     pub(crate) fn exception(mut self, failure: pb::ToolFailure) -> Self {
         let failure = failure_from_wire(failure);
         self.traceback.clone_from(&failure.traceback);

@@ -116,7 +116,7 @@ mod tests {
             [log(0, "", "text"), log(30, "shop", "text"), log(10, "shop", "text")],
             ["text", "WARN shop: text", "DEBUG shop: text"]
         );
-        // The default format of Python, where the level is `WARNING`.
+        // Python's default format, where the level is `WARNING`.
         assert_eq!(log(30, "shop", "WARNING:shop:text"), "WARNING:shop:text");
     }
 }

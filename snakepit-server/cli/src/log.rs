@@ -216,7 +216,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// Writes everything to a sink that may be non-blocking. Blocks the thread meanwhile.
+/// Writes everything to a sink that may be non-blocking. Blocks the thread until the sink has accepted all bytes.
 ///
 /// # Errors
 /// The number of bytes that were written before the failure.

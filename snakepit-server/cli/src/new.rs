@@ -22,7 +22,7 @@ const FILES: [(&str, &str); 6] = [
     (".gitignore", include_str!("new/templates/gitignore")),
 ];
 
-/// Keywords of Python, and names of modules that a file would hide.
+/// Python keywords, and names of modules that a file would hide.
 const RESERVED_NAMES: &str = include_str!("new/templates/reserved_names.txt");
 
 #[derive(Debug, clap::Args)]
@@ -77,7 +77,7 @@ async fn installed(module: &str) -> Option<String> {
     output.status.success().then_some(place)
 }
 
-/// Files and directories in the order of their creation. Removes them when it is dropped.
+/// Files and directories in creation order. Removes them when it is dropped.
 #[derive(Default)]
 struct Created(Vec<PathBuf>);
 

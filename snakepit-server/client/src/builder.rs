@@ -60,7 +60,7 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// Adds the address of another host for failover, in the order of preference. If a host cannot be reached, or rejects calls
+    /// Adds the address of another host for failover, in order of preference. If a host cannot be reached, or rejects calls
     /// because it shuts down, the client uses the next address, and after the last one the first. Each address gets an equal
     /// share of the [`connect_timeout`](Self::connect_timeout).
     ///

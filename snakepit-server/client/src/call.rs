@@ -237,7 +237,7 @@ impl<H: HostHandle> CallBuilder<H> {
         })
     }
 
-    /// Makes the call and waits for its raw value. Use it for `bytes` and numpy arrays of Python, whose buffer is
+    /// Makes the call and waits for its raw value. Use it for Python's `bytes` and numpy arrays, whose buffer is
     /// [`Payload::binary`].
     ///
     /// # Errors

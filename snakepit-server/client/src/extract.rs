@@ -14,7 +14,7 @@ pub trait ExtractFrom: HostHandle {
     fn declare(requirements: &mut Requirements);
 }
 
-/// The host, without a session. Its calls are nested in the call of the host tool.
+/// The host, without a session. Its calls are nested in the call to the host tool.
 impl<H: ExtractFrom> Extractor for Caller<H> {
     fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError> {
         H::extract_from(scope).map(Self::new)
@@ -25,7 +25,7 @@ impl<H: ExtractFrom> Extractor for Caller<H> {
     }
 }
 
-/// The session of the call. Its calls are nested in the call of the host tool. A call without a session fails, unless the tool
+/// The session of the call. Its calls are nested in the call to the host tool. A call without a session fails, unless the tool
 /// takes an `Option`.
 impl<H: ExtractFrom> Extractor for SessionHandle<H> {
     fn extract(scope: &CallScope<'_>) -> Result<Self, ToolError> {

@@ -1,4 +1,4 @@
-//! A client for Snakepit hosts: calls of Python tools, and sessions, over gRPC.
+//! A client for Snakepit hosts: calls to Python tools, and sessions, over gRPC.
 //!
 //! ```no_run
 //! use serde_json::json;

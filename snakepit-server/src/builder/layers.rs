@@ -5,7 +5,7 @@ use snakepit_registry::CallLayer;
 use super::Builder;
 
 impl Builder {
-    /// Puts a [`tower::Layer`] around calls of Python tools and host tools. A call goes through the layers in the order in which
+    /// Puts a [`tower::Layer`] around calls to Python tools and host tools. A call goes through the layers in the order in which
     /// you add them:
     ///
     /// ```text
@@ -46,7 +46,7 @@ impl Builder {
         self
     }
 
-    /// Puts a [`tower::Layer`] around each attempt at a call of a Python tool: outside of the wait for a worker, and inside the
+    /// Puts a [`tower::Layer`] around each attempt at a call to a Python tool: outside of the wait for a worker, and inside the
     /// retries. See [`layer`](Self::layer) for the diagram and the rules. The host retries an attempt only if it loses the
     /// worker, so an error of a layer ends the call. A call that a Python tool makes through a host tool belongs to the attempt
     /// of that Python tool and does not go through the layers.

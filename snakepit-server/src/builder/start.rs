@@ -236,7 +236,7 @@ impl Builder {
         };
         host.set_pool(&pool);
         if foreign_worker {
-            // Foreign workers register tools only with their first call, so calls of unknown tools must reach them.
+            // Foreign workers register tools only with their first call, so calls to unknown tools must reach them.
             let tool: Arc<dyn ToolHandler> = pool.tool();
             host.registry.set_fallback(&pool.status().name, tool);
         }

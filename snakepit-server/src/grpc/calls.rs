@@ -141,7 +141,7 @@ impl Bridge {
 }
 
 impl Bridge {
-    /// Converts the request of a worker to a call of a host tool, and returns the recipient of its answer.
+    /// Converts the request of a worker to a call to a host tool, and returns the recipient of its answer.
     fn host_tool_call(
         &self,
         request: Request<pb::ExecuteElixirToolRequest>,

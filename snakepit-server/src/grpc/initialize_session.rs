@@ -42,7 +42,7 @@ pub(super) fn response(registry: &Registry) -> pb::InitializeSessionResponse {
     }
 }
 
-/// The response to a principal that may not list the tools.
+/// The response to a principal without permission to list the tools.
 pub(super) fn without_tools() -> pb::InitializeSessionResponse {
     pb::InitializeSessionResponse { success: true, ..pb::InitializeSessionResponse::default() }
 }

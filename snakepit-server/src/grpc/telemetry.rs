@@ -52,7 +52,7 @@ pub(crate) struct Subscription {
     controls: Option<Streaming<pb::TelemetryControl>>,
     events: broadcast::Receiver<Arc<CallEvent>>,
     worker_events: WorkerEvents,
-    /// The host, if the subscriber is a worker, which must not see calls of hidden host tools.
+    /// The host, if the subscriber is a worker, which must not see calls to hidden host tools.
     hiding: Option<Arc<Host>>,
     /// Whether errors include the output of workers and tracebacks.
     sees_internals: bool,

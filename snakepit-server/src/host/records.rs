@@ -69,7 +69,7 @@ impl CallRecords {
     }
 }
 
-/// Logs a call that did not enter the pool: a call of a host tool, or a rejected one.
+/// Logs a call that did not enter the pool: a call to a host tool, or a rejected one.
 fn log(record: &CallRecord) {
     let CallRecord { tool, call, outcome, error, .. } = record;
     let session = record.session.as_ref().map(|session| session.as_str());

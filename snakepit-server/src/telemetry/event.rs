@@ -23,7 +23,7 @@ pub struct TelemetryEvent {
     pub name: String,
     /// The measurements by name.
     pub measurements: BTreeMap<String, TelemetryValue>,
-    /// Further descriptions by name. An event of a worker has the `worker_id`.
+    /// Additional descriptions by name. An event of a worker has the `worker_id`.
     pub metadata: BTreeMap<String, String>,
     /// The time of the event, by the clock of the process that emitted it.
     pub timestamp: SystemTime,

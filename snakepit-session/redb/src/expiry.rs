@@ -136,7 +136,7 @@ impl Expiries {
         Some(expiry.queue_key)
     }
 
-    /// Returns all expiries in the order of their owners' keys.
+    /// Returns all expiries in order of their owners' keys.
     pub(super) fn rows(&self, now: Instant) -> Vec<(ExpiryKey, ExpiryRow)> {
         let rows = self.expiries.iter().map(|expiry| (expiry.key().clone(), expiry.to_row(now)));
         let mut rows: Vec<_> = rows.collect();

@@ -32,7 +32,7 @@ impl RowCounts {
         self.commits.load(Ordering::Acquire)
     }
 
-    /// The writer calls this before and after a commit. Rows that a reader counts meanwhile are then counted again.
+    /// The writer calls this before and after a commit. Rows that a reader counts during the commit are then counted again.
     pub(super) fn invalidate(&self) {
         self.commits.fetch_add(1, Ordering::AcqRel);
     }

@@ -52,7 +52,7 @@ pub(super) struct HeaderSummary {
 /// The prefix of disk errors.
 const DISK_FAILED: &str = "the disk failed";
 
-/// Converts an error of redb.
+/// Converts a redb error.
 pub(super) fn backend_error(error: impl Into<redb::Error>) -> SessionError {
     match error.into() {
         error @ (redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed) => {
@@ -97,7 +97,7 @@ pub(super) fn get<'k, T: DeserializeOwned, K: redb::Key + 'static>(
     row.map(|row| decode(row.value())).transpose()
 }
 
-/// Decodes the rows of an owner that `is_wanted` accepts by name, in the order of names.
+/// Decodes the rows of an owner that `is_wanted` accepts by name, sorted by name.
 pub(super) fn scan<T: DeserializeOwned>(
     table: &impl ReadableTable<Key, Row>,
     owner: &str,
@@ -224,7 +224,7 @@ impl View {
         header.map(SessionRecord::new).ok_or_else(|| SessionError::NotFound { id: id.clone() })
     }
 
-    /// Passes encoded headers to `visit` in the order of ids, starting after `after`, until it returns false.
+    /// Passes encoded headers to `visit` in order of their ids, starting after `after`, until it returns false.
     pub(super) fn headers(
         &self,
         after: Option<&SessionId>,
@@ -262,7 +262,7 @@ impl View {
         })
     }
 
-    /// Returns the variables that `is_wanted` accepts by name, in the order of names. Checks that the session has as many
+    /// Returns the variables that `is_wanted` accepts by name, sorted by name. Checks that the session has as many
     /// variables as its header counts.
     pub(super) fn list_variables(
         &self,

@@ -55,7 +55,7 @@ impl StripedLocks {
 #[derive(Debug)]
 pub(super) struct Changes {
     arguments: Vec<Bytes>,
-    /// The number of the last change of a variable.
+    /// The number of the last change to a variable.
     seq: u64,
     /// The oldest version in the history of each variable.
     oldest: BTreeMap<VariableName, u32>,

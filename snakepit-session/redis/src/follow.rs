@@ -15,7 +15,7 @@
 //! | `WatcherState::delivered` | the cursor of the last change that this watcher received |
 //! | `LogRead::after` | the number after which this read began: the smallest `delivered` of its watchers |
 //! | `LogRead::last_read` | the cursor of the last change in this read |
-//! | `LogRead::latest` | the cursor of the latest change of the session, read or not |
+//! | `LogRead::latest` | the cursor of the latest change to the session, read or not |
 //! | `Predecessor` | the mark of the previous change, which reveals gaps and lost changes |
 //! | `ReportedEvents` | the lifecycle events that this host has sent to subscribers; these have their own log and numbers |
 
@@ -121,7 +121,7 @@ impl Follower {
         self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves the last reported event into the future, as if the clock of Redis had been ahead.
+    /// Moves the last reported event into the future, as if the Redis clock had been ahead.
     #[cfg(test)]
     pub(super) fn pretend_reported_later(&self, by: Duration) {
         let mut reported = self.reported();

@@ -54,7 +54,7 @@ pub struct RedisConfig {
     /// The prefix of all keys and channels: letters, digits and `-_.:@/`. Hosts with the same prefix share their sessions.
     /// `snakepit` by default.
     pub prefix: String,
-    /// The timeout for connections and replies of Redis. 5 seconds by default.
+    /// The timeout for Redis connections and replies. 5 seconds by default.
     pub timeout: Duration,
     /// The maximum time to wait at startup for a server that is starting or loading its data. 10 seconds by default.
     pub start_wait: Duration,
@@ -123,7 +123,7 @@ impl RedisConfig {
 /// * [`SessionLimits`] apply to all hosts together, except `max_watches`, which applies to each host. Each host checks its own limits,
 ///   so configure them identically.
 /// * The number of lost updates may include updates of variables that are not watched, if the host read them too late.
-/// * TTLs are whole milliseconds, by the clock of Redis.
+/// * TTLs are whole milliseconds, by the Redis clock.
 /// * [`Session::last_worker`](snakepit_session::Session::last_worker) is `WORKER@HOST` if another host served the session last.
 /// * Redis must not evict keys (`maxmemory-policy noeviction`, which is checked at startup). A session that lost a part to
 ///   eviction counts as expired.

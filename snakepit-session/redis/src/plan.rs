@@ -158,7 +158,7 @@ pub(super) struct LoadPlan {
     near: Vec<String>,
     /// Fields of the second hash: `h:` older versions, `d:` data of programs.
     far: Vec<String>,
-    /// A group of further fields.
+    /// A group of additional fields.
     all: FieldGroup,
     /// The watch lease of a watch that starts now.
     watch_lease: Option<Duration>,
@@ -208,7 +208,7 @@ pub(super) struct LoadedSession {
     pub(super) usage: Usage,
     /// The random revision of the last commit.
     pub(super) rev: u64,
-    /// The number of the last change of a variable.
+    /// The number of the last change to a variable.
     pub(super) seq: u64,
     /// The mark of that change; 0 if it is unknown.
     pub(super) mark: u64,

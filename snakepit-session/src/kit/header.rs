@@ -29,7 +29,7 @@ pub struct SessionHeader {
     pub variables: usize,
 }
 
-/// Enforces the limits on the size of a session, and reports changes of the size to the backend.
+/// Enforces the limits on the size of a session, and reports size changes to the backend.
 #[expect(missing_debug_implementations, reason = "it borrows a closure")]
 pub struct SizeGuard<'a> {
     /// The session, for error messages.

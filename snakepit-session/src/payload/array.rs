@@ -1,4 +1,4 @@
-//! Arrays as raw buffers like those of numpy: items in row-major order, with shape and data type in the metadata.
+//! Arrays as raw buffers, as in numpy: items in row-major order, with shape and data type in the metadata.
 
 use serde::{
     Deserialize, Deserializer,

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{Error, Visitor};
 use serde_json::Error as JsonError;
 
-/// The data type of array items: [`Payload::dtype`](crate::Payload::dtype). The names are those of numpy.
+/// The data type of array items: [`Payload::dtype`](crate::Payload::dtype). The names are the same as in numpy.
 ///
 /// A data type does not include a byte order. [`Payload::items`](crate::Payload::items) converts items of either order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

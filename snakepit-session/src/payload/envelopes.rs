@@ -42,7 +42,7 @@ pub(super) fn may_have_envelope(json: &[u8]) -> bool {
         || (memchr::memchr(b'\\', json).is_some() && memchr::memmem::find(json, br"\u00").is_some())
 }
 
-/// The envelopes of a value, in the order of their beginnings.
+/// The envelopes of a value, in order of their positions.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Envelopes {
     found: Vec<EnvelopePlace>,

@@ -177,7 +177,7 @@ impl Payload {
     }
 }
 
-/// The buffer of an array in a message without a binary field, such as a call of a host tool from Python: base64 in the
+/// The buffer of an array in a message without a binary field, such as a call to a host tool from Python: base64 in the
 /// metadata.
 #[derive(Deserialize)]
 struct InlineBuffer<'a> {

@@ -72,7 +72,7 @@ impl<'a> Envelope<'a> {
         Ok(Self { ty, metadata: map, data })
     }
 
-    /// Checks the shape and the data type of an array in the format of numpy.
+    /// Checks the shape and the data type of an array in numpy's format.
     ///
     /// # Errors
     /// The reason, which continues a message after "value".

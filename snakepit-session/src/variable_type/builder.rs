@@ -31,7 +31,7 @@ pub mod variable_kinds {
     /// An array of numbers.
     #[derive(Debug, Clone, Copy)]
     pub struct Tensor;
-    /// A type without further constraints.
+    /// A type without other constraints.
     #[derive(Debug, Clone, Copy)]
     pub struct Plain;
 }

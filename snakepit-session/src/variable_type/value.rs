@@ -296,7 +296,7 @@ fn shape(kind: ValueType, value: &Payload) -> Result<Option<Vec<usize>>, String>
             Some(problem) => format!("value {problem}: {}", excerpt(value.json())),
             None => type_error(kind, value),
         })?;
-        // A map may have further fields.
+        // A map may have additional fields.
         check_readable(value.json())?;
         return Ok(Some(shape));
     };

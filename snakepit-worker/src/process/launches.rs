@@ -319,7 +319,7 @@ impl LaunchGuard {
     }
 
     /// Records the pid of the started process. From now on, the host accepts this process, its descendants and its process
-    /// group as the worker. No effect after the first call of this method or [`accept_any_process`](Self::accept_any_process).
+    /// group as the worker. No effect after the first call to this method or [`accept_any_process`](Self::accept_any_process).
     pub fn record_pid(&self, pid: u32) {
         let _ = self.launch.leader.set(LaunchLeader::Process(Leader::new(pid)));
     }

@@ -1,7 +1,7 @@
 //! Drains a worker's stdout and stderr into tracing, line by line, and keeps the last lines for errors about the worker.
 //!
 //! Workers of this project attribute their output to calls with [frames](snakepit_proto::launch::output). A call whose caller
-//! receives reports gets its lines and its progress from here. After the death of a worker, the errors of its calls contain the
+//! receives reports gets its lines and its progress from here. After a worker dies, the errors of its calls contain the
 //! output in its [progress file](super::progress_file).
 //!
 //! A worker cannot flood the log: long lines are truncated, and lines beyond a rate limit are counted but not logged.
@@ -201,7 +201,7 @@ impl WorkerOutput {
     }
 }
 
-/// The pool of a worker. `None` if the id has another form than that of pools.
+/// The pool of a worker. `None` if the id does not have the form of a pool's worker id.
 fn pool_of(worker: &WorkerId) -> Option<&str> {
     let (rest, _) = worker.as_str().rsplit_once('-')?;
     rest.rsplit_once('-').map(|(pool, _)| pool)

@@ -2,7 +2,7 @@
 //!
 //! The worker maps the file into its memory and writes to it:
 //!
-//! - the id of the last call that began. A worker runs multiplexed calls in the order of their ids, so this shows which calls
+//! - the id of the last call that began. A worker runs multiplexed calls in order of their ids, so this shows which calls
 //!   have begun. Recording it costs one memory store per call.
 //! - answers that the worker may not have sent.
 //! - the output of the last call that printed. The worker attributes output to calls, so that no caller receives lines of

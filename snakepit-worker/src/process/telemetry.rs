@@ -182,7 +182,7 @@ async fn wait_until_wanted(settings: &mut watch::Receiver<Settings>) -> Option<T
     settings.wait_for(Settings::are_events_wanted).await.ok().map(|wanted| wanted.filter.clone())
 }
 
-/// Sends changes of the filter to a worker. Returns when no events are wanted any more.
+/// Sends filter changes to a worker. Returns when no events are wanted any more.
 async fn send_filter_changes(
     settings: &mut watch::Receiver<Settings>,
     controls: &mpsc::Sender<pb::TelemetryControl>,

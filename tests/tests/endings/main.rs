@@ -54,7 +54,7 @@ struct Args {
     marker: PathBuf,
 }
 
-/// Counts the calls of host tools that have ended.
+/// Counts the calls to host tools that have ended.
 #[derive(Debug, Clone, Default)]
 struct CountOnDrop(Arc<AtomicUsize>);
 
@@ -68,7 +68,7 @@ struct HostWithClients {
     snakepit: Snakepit,
     clients: Clients,
     _dir: tempfile::TempDir,
-    /// The number of calls of host tools that have ended.
+    /// The number of calls to host tools that have ended.
     ended: Arc<AtomicUsize>,
 }
 
@@ -222,7 +222,7 @@ async fn calls_to_workers_that_run_several_get_the_documented_outcomes() {
     check_each_event(false, 4, &[ClientKind::Embedded]).await;
 }
 
-/// Starts a call of each kind of tool and a watch with each client. Returns their outcomes as futures.
+/// Starts a call to each kind of tool and a watch with each client. Returns their outcomes as futures.
 async fn begin_all(
     clients: &Clients,
     client_kinds: &[ClientKind],

@@ -1,4 +1,4 @@
-//! Calls and watches of Python clients. A program performs the requests that the test sends to its stdin.
+//! Calls and watches by Python clients. A program performs the requests that the test sends to its stdin.
 
 use std::{
     collections::HashMap,

@@ -16,7 +16,7 @@ struct WaitingCall<'a> {
 }
 
 impl State {
-    /// Whether a nested call of this tool could not begin on this worker before one of its ancestors ends, because its ancestors and
+    /// Whether a nested call to this tool could not begin on this worker before one of its ancestors ends, because its ancestors and
     /// those of other waiting calls wait for each other.
     pub(super) fn closes_cycle(&self, worker: WorkerKey, tool: &str, ancestors: &[CallId]) -> bool {
         // A cheap check that is usually decisive: calls that wait for nested calls must hold the limit.
@@ -58,7 +58,7 @@ impl State {
         waiting.collect()
     }
 
-    /// Whether a call of this tool can begin on a worker while its calls that satisfy `holds` run.
+    /// Whether a call to this tool can begin on a worker while its calls that satisfy `holds` run.
     fn can_begin_beside(&self, worker: WorkerKey, tool: &str, holds: impl Fn(CallId) -> bool) -> bool {
         let Some(limits) = self.live_workers.get(worker).and_then(|worker| worker.handle.call_limits())
         else {

@@ -193,7 +193,7 @@ impl Run {
         self.calls.push((call, tag));
     }
 
-    /// Polls a call once. Items must be in the order of their arrival, with the end last.
+    /// Polls a call once. Items must be in order of arrival, with the end last.
     fn poll(&mut self, pick: usize) {
         let (call, _) = &mut self.calls[pick];
         let id = call.id();

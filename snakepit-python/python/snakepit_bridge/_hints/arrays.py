@@ -1,4 +1,4 @@
-"""Hints of numpy arrays and numbers. Must only be imported if numpy is imported."""
+"""Hints for numpy arrays and numbers. Must only be imported if numpy is imported."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def emit(
     Args:
         event: The name, with dots: ``model.cache``.
         measurements: Numbers by name. Texts are possible, too.
-        metadata: Further descriptions. Values become strings.
+        metadata: Additional descriptions. Values become strings.
         correlation_id: The id that links events. The default is :func:`get_correlation_id`.
     """
     backend = get_backend()

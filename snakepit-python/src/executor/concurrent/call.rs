@@ -269,7 +269,7 @@ impl ConcurrentCall {
         self.set_outcome(Ok(None));
     }
 
-    /// Answers the call. Later calls of this method do nothing.
+    /// Answers the call. Later calls to this method do nothing.
     fn answer(&self, py: Python<'_>) {
         // A fork must not use the connections of the worker.
         fork::exit_if_fork();

@@ -78,7 +78,7 @@ impl ConcurrencyLimits {
         self.all.running
     }
 
-    /// Returns whether another call of this tool may begin.
+    /// Returns whether another call to this tool may begin.
     pub(crate) fn has_room(&self, tool: &str) -> bool {
         let (is_plain, own) = self.of(tool);
         let is_below_own = own.is_none_or(Limit::has_room);

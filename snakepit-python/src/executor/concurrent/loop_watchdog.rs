@@ -36,7 +36,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 pub(crate) struct LoopWatchdog {
     signal: Arc<LoopSignal>,
     flags: Arc<ExecutorFlags>,
-    /// The `LoopWatchdog` of Python.
+    /// Python's `LoopWatchdog`.
     python: OnceLock<Py<PyAny>>,
     is_checking: AtomicBool,
     /// Whether the loop has executed the probe.
@@ -49,7 +49,7 @@ impl LoopWatchdog {
         Arc::new(Self { signal, flags, python: OnceLock::new(), is_checking, probe_has_run })
     }
 
-    /// Sets the `LoopWatchdog` of Python.
+    /// Sets Python's `LoopWatchdog`.
     pub(super) fn set_python(&self, python: Py<PyAny>) {
         let _ = self.python.set(python);
     }

@@ -1,4 +1,4 @@
-//! [`ThreadCall`]: a synchronous function that runs on another thread than the event loop, and can be interrupted there.
+//! [`ThreadCall`]: a synchronous function that runs outside of the event loop thread, and can be interrupted there.
 
 use std::{
     ffi::c_long,

@@ -60,7 +60,7 @@ impl Destination {
         }
     }
 
-    /// Whether the destination is a file for an array of numpy.
+    /// Whether the destination is a file for a numpy array.
     pub(super) fn is_npy(&self) -> bool {
         matches!(self, Self::File(path) if path.extension().is_some_and(|end| end == "npy"))
     }

@@ -1,4 +1,4 @@
-//! Arrays in the `.npy` format of numpy, versions 1 to 3.
+//! Arrays in numpy's `.npy` format, versions 1 to 3.
 
 use bytes::Bytes;
 use serde_json::json;

@@ -27,7 +27,7 @@ const SKIPPED: [&str; 8] =
 /// The time and the size of each file.
 type Files = BTreeMap<PathBuf, (SystemTime, u64)>;
 
-/// Finds changes of Python files below some directories, on a separate thread.
+/// Finds changes to Python files in some directory trees, on a separate thread.
 #[derive(Debug)]
 pub(super) struct Watcher {
     changes: mpsc::Receiver<Vec<PathBuf>>,
@@ -72,7 +72,7 @@ struct Scanner {
 }
 
 impl Scanner {
-    /// The files that were created, changed or removed since the last call. After a change, waits for further ones.
+    /// The files that were created, changed or removed since the last call. After a change, waits for more.
     fn changes(&mut self) -> Vec<PathBuf> {
         let mut files = self.scan();
         if files == self.files {

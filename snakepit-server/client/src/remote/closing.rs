@@ -44,7 +44,7 @@ pub(super) const fn closed(may_have_run: bool) -> ToolError {
 }
 
 impl Connection {
-    /// Runs a request unless the client is closed. Cuts it off if the client is closed meanwhile and the limit passes.
+    /// Runs a request unless the client is closed. Aborts it if the client is closed while it runs, and the limit then passes.
     pub(super) async fn until_cut<T>(
         &self,
         request: impl Future<Output = Result<T, Error>>,

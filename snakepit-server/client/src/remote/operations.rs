@@ -118,7 +118,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Start`] if a new worker did not start, with its traceback as the source. The old workers that were not replaced
-    /// remain in service. [`Error::Tool`] with [`AccessDenied`](crate::ToolError::AccessDenied) if this client may not restart the
+    /// remain in service. [`Error::Tool`] with [`AccessDenied`](crate::ToolError::AccessDenied) if this client must not restart the
     /// workers: a host without authorization permits it to clients on its own machine only. [`Error::Rejected`] if the host does
     /// not offer this request. Otherwise as for [`ping`](Self::ping), except [`Error::TimedOut`].
     ///

@@ -79,7 +79,7 @@ pub(super) struct LogRead {
     pub(super) last_read: WatchCursor,
     /// The changes in order. A missing number is a lost change.
     pub(super) changes: Vec<Change>,
-    /// The cursor of the latest change of the session.
+    /// The cursor of the latest change to the session.
     pub(super) latest: WatchCursor,
     /// Whether the log contains more changes.
     pub(super) has_more: bool,
