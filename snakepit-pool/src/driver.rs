@@ -1,8 +1,9 @@
 //! Drives the scheduler. The thread that submits an event runs the scheduler inline under a short lock and applies its
 //! effects. Slow work goes to the [supervisor].
 //!
-//! The driver never awaits and never calls foreign code while it holds the lock. It wakes tasks after it has released
-//! the lock.
+//! The driver never awaits and never calls foreign code while it holds the lock. It wakes tasks and drops foreign values after it has
+//! released the lock. Only the supervisor, which is a task of the pool, is woken under the lock: its commands must have the order of
+//! the effects.
 
 mod ancestry;
 mod deferred_work;
@@ -416,8 +417,8 @@ impl Driver {
     }
 
     fn on_exited(&self, key: WorkerKey, id: &WorkerId, reason: String) {
-        self.with_state(|state, deferred| {
-            state.live_workers.remove(key);
+        let exited = self.with_state(|state, deferred| {
+            let exited = state.live_workers.remove(key);
             state.last_failure = Some(LastFailure::exited(state.last_failure.take(), id, reason));
             state.mark_concurrent_calls(key);
             state.cancelling.retain(|(worker_key, _)| *worker_key != key);
@@ -426,7 +427,9 @@ impl Driver {
                 deferred.wake(lease.send(LeaseSignal::WorkerExited));
             }
             self.apply(state, Event::Exited(key), Instant::now(), deferred);
+            exited
         });
+        drop(exited);
         self.update_readiness();
         self.call_ended.notify_waiters();
     }

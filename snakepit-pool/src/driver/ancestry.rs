@@ -39,17 +39,19 @@ impl Ancestry {
         if let Some(ancestors) = &call.ancestors {
             state.nested.insert(call.id, Arc::clone(ancestors));
         }
-        if let Some(reports) = reports {
-            state.nested.reports.insert(call.id, reports);
-        }
+        let replaced = reports.and_then(|reports| state.nested.reports.insert(call.id, reports));
         drop(state);
+        // Dropped after the lock is released, because receivers are closures of the program.
+        drop(replaced);
         Some(Box::new(Self { driver: Arc::clone(driver), call: call.id }))
     }
 }
 
 impl Drop for Ancestry {
     fn drop(&mut self) {
-        self.driver.lock().nested.remove(self.call);
+        let reports = self.driver.lock().nested.remove(self.call);
+        // Dropped after the lock is released, because receivers are closures of the program.
+        drop(reports);
     }
 }
 
@@ -74,11 +76,12 @@ impl NestedCalls {
         }
     }
 
-    fn remove(&mut self, call: CallId) {
-        self.reports.remove(&call);
+    /// Removes a call, and returns the receivers of its nested calls.
+    fn remove(&mut self, call: CallId) -> Option<CallReports> {
         if let Some(ancestors) = self.ancestors.remove(&call) {
             self.remove_descendant(&ancestors);
         }
+        self.reports.remove(&call)
     }
 
     fn remove_descendant(&mut self, ancestors: &[CallId]) {
@@ -208,7 +211,7 @@ impl State {
         ancestors.is_empty() || self.leases_of(ancestors).next().is_some()
     }
 
-    /// The workers with places on which a call to this tool could not begin before one of its ancestors ends: an ancestor blocks the
+    /// The workers with places on which a call of this tool could not begin before one of its ancestors ends: an ancestor blocks the
     /// worker, ancestors use up a limit of the worker, or other nested calls that wait for these ancestors do.
     pub(super) fn workers_blocked_for(&self, tool: &str, ancestors: &[CallId]) -> Vec<WorkerKey> {
         let holders = self.leases_of(ancestors).filter(|lease| !lease.must_end());
@@ -231,7 +234,7 @@ impl State {
             let is_other =
                 |worker: &WorkerKey| !workers.contains(worker) && self.live_workers.get(*worker).is_some();
             let others: HashSet<WorkerKey> = others.filter(is_other).collect();
-            workers.extend(others.into_iter().filter(|worker| self.closes_cycle(*worker, tool, ancestors)));
+            workers.extend(self.workers_that_close_cycles(others.into_iter().collect(), tool, ancestors));
         }
         workers
     }
@@ -301,16 +304,16 @@ mod tests {
         nested.remove(id(3));
     }
 
-    /// A pool without a supervisor, whose workers run several calls each. All but one of their places are taken.
-    struct BusyPool {
+    /// A pool without a supervisor, whose workers run several calls each.
+    struct TestPool {
         driver: Arc<Driver>,
         leases: Vec<Lease>,
         _commands: UnboundedReceiver<Command>,
         _launcher_ends: Vec<LauncherEnd>,
     }
 
-    impl BusyPool {
-        fn new(workers: usize, concurrency: usize) -> Self {
+    impl TestPool {
+        fn new(workers: usize, concurrency: usize, limits: &CallLimits) -> Self {
             let (sender, mut commands) = unbounded_channel();
             let driver = Arc::new(Driver::new(PoolConfig { workers, ..PoolConfig::default() }, sender));
             driver.on_tick(Instant::now());
@@ -319,17 +322,18 @@ mod tests {
                 let Command::Launch(key, id) = command else { continue };
                 let handler = Arc::new(FnTool::typed("t", |(): ()| async { Ok::<_, Infallible>(()) }));
                 let (worker, launcher_end) = Worker::new(id, None, "model", handler);
-                let limits = CallLimits::new(concurrency);
-                driver.on_launched(key, worker.with_concurrency(concurrency).with_call_limits(limits));
+                let worker = worker.with_concurrency(concurrency).with_call_limits(limits.clone());
+                driver.on_launched(key, worker);
                 launcher_ends.push(launcher_end);
             }
-            let mut pool =
-                Self { driver, leases: Vec::new(), _commands: commands, _launcher_ends: launcher_ends };
-            for _ in 1..workers * concurrency {
-                let lease = pool.acquire(&ToolCall::new("t"));
-                pool.leases.push(lease);
-            }
-            pool
+            Self { driver, leases: Vec::new(), _commands: commands, _launcher_ends: launcher_ends }
+        }
+
+        /// Takes places of the workers, and returns the calls that hold them.
+        fn take(&mut self, places: usize, tool: &str) -> Vec<CallId> {
+            let calls: Vec<_> = (0..places).map(|_| ToolCall::new(tool)).collect();
+            self.leases.extend(calls.iter().map(|call| self.acquire(call)).collect::<Vec<_>>());
+            calls.iter().map(|call| call.id).collect()
         }
 
         fn acquire(&self, call: &ToolCall) -> Lease {
@@ -340,7 +344,8 @@ mod tests {
 
     /// Makes a nested call, and requests for the calls of the worker that makes it. Returns the number of accessed leases and queued calls.
     fn accesses_of_nested_call(workers: usize) -> usize {
-        let pool = BusyPool::new(workers, 4);
+        let mut pool = TestPool::new(workers, 4, &CallLimits::new(4));
+        pool.take(workers * 4 - 1, "t");
         let outer = pool.driver.lock().leases.iter().next().map(|lease| (lease.call, lease.worker_key));
         let (outer, worker_key) = outer.expect("the pool runs calls");
         let worker = pool.driver.worker_id(worker_key);
@@ -363,5 +368,32 @@ mod tests {
         // A scan of the leases would access 1023 of them.
         assert_eq!(few, many);
         assert!(many <= 30, "{many}");
+    }
+
+    #[test]
+    fn the_search_for_cycles_checks_each_worker_once_for_all_waiting_calls_of_a_tool() {
+        const WORKERS: usize = 4;
+        let mut pool = TestPool::new(WORKERS, 32, &CallLimits::new(32).with_tool("limited", 1));
+        // The calls that hold the limits wait for nested calls that can begin.
+        let holders = pool.take(WORKERS, "limited");
+        let mut waiting = Vec::new();
+        let mut call_nested = |pool: &TestPool, tool: &str, ancestor: CallId| {
+            let nested = ToolCall::new(tool).with_ancestors(Arc::from([ancestor]));
+            let ancestry = Ancestry::of(&nested, &pool.driver);
+            waiting.push((Acquire::new(Arc::clone(&pool.driver), &nested), ancestry));
+        };
+        for holder in holders {
+            call_nested(&pool, "t", holder);
+        }
+        // The others wait for the limits, in a queue or on a worker.
+        let outer = pool.take(WORKERS * 32 - 2 * WORKERS, "t");
+        for ancestor in &outer {
+            take_accesses();
+            call_nested(&pool, "limited", *ancestor);
+        }
+        let accesses = take_accesses();
+        // All leases once for each of four steps, and a few accesses for each waiting call. If the search checked all workers for
+        // each waiting call, it would access more than 60,000.
+        assert!(accesses <= 20 * WORKERS * 32, "{accesses}");
     }
 }

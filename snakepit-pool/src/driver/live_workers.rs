@@ -39,10 +39,13 @@ impl LiveWorkers {
         self.retired.extend(self.by_slot[key.index()].replace(worker));
     }
 
-    pub(super) fn remove(&mut self, key: WorkerKey) {
-        let last = &mut self.by_slot[key.index()];
-        last.take_if(|worker| worker.key == key);
-        self.retired.retain(|worker| worker.key != key);
+    /// Removes a worker. Drop it after the lock is released, because its handler is foreign code.
+    pub(super) fn remove(&mut self, key: WorkerKey) -> Option<Arc<LiveWorker>> {
+        let last = self.by_slot[key.index()].take_if(|worker| worker.key == key);
+        last.or_else(|| {
+            let index = self.retired.iter().position(|worker| worker.key == key)?;
+            Some(self.retired.remove(index))
+        })
     }
 
     /// The workers of a slot that finish their calls beside their replacement.

@@ -1,6 +1,6 @@
 //! Finds deadlocks between chains of nested calls: each chain waits for a call limit of a worker that calls of another chain hold.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use snakepit_registry::CallId;
 
@@ -16,13 +16,19 @@ struct WaitingCall<'a> {
 }
 
 impl State {
-    /// Whether a nested call to this tool could not begin on this worker before one of its ancestors ends, because its ancestors and
-    /// those of other waiting calls wait for each other.
-    pub(super) fn closes_cycle(&self, worker: WorkerKey, tool: &str, ancestors: &[CallId]) -> bool {
+    /// Of these workers, those on which a nested call of this tool could not begin before one of its ancestors ends, because its
+    /// ancestors and those of other waiting calls wait for each other.
+    pub(super) fn workers_that_close_cycles(
+        &self,
+        mut workers: Vec<WorkerKey>,
+        tool: &str,
+        ancestors: &[CallId],
+    ) -> Vec<WorkerKey> {
         // A cheap check that is usually decisive: calls that wait for nested calls must hold the limit.
         let may_wait = |call| self.nested.has_descendants(call) || ancestors.contains(&call);
-        if self.can_begin_beside(worker, tool, may_wait) {
-            return false;
+        workers.retain(|worker| !self.can_begin_beside(*worker, tool, may_wait));
+        if workers.is_empty() {
+            return workers;
         }
         let mut waiting = self.waiting_calls();
         loop {
@@ -30,17 +36,23 @@ impl State {
             let awaited: HashSet<CallId> = awaited.copied().collect();
             let can_begin =
                 |worker, tool| self.can_begin_beside(worker, tool, |call| awaited.contains(&call));
-            if can_begin(worker, tool) {
-                return false;
+            workers.retain(|worker| !can_begin(*worker, tool));
+            if workers.is_empty() {
+                return workers;
             }
+            // Many calls of the same tools may wait, so each answer is found once.
+            let mut answers = HashMap::new();
             let count = waiting.len();
             // Calls that can begin will end, and then their ancestors no longer wait.
-            waiting.retain(|call| match call.worker {
-                Some(worker) => !can_begin(worker, call.tool),
-                None => !self.live_workers.iter().any(|worker| can_begin(worker.key, call.tool)),
+            waiting.retain(|call| {
+                let answer = answers.entry((call.worker, call.tool)).or_insert_with(|| match call.worker {
+                    Some(worker) => can_begin(worker, call.tool),
+                    None => self.live_workers.iter().any(|worker| can_begin(worker.key, call.tool)),
+                });
+                !*answer
             });
             if waiting.len() == count {
-                return true;
+                return workers;
             }
         }
     }
@@ -58,7 +70,7 @@ impl State {
         waiting.collect()
     }
 
-    /// Whether a call to this tool can begin on a worker while its calls that satisfy `holds` run.
+    /// Whether a call of this tool can begin on a worker while its calls that satisfy `holds` run.
     fn can_begin_beside(&self, worker: WorkerKey, tool: &str, holds: impl Fn(CallId) -> bool) -> bool {
         let Some(limits) = self.live_workers.get(worker).and_then(|worker| worker.handle.call_limits())
         else {
