@@ -1,4 +1,4 @@
-//! [`ToolHandler`], the trait that runs tool calls.
+//! [`ToolHandler`], the trait that runs calls of tools.
 
 use async_trait::async_trait;
 

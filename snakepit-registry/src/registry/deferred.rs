@@ -77,7 +77,8 @@ impl Registry {
         }
     }
 
-    /// Removes the tools of a provider that no live worker serves, unless none of its workers is alive. Returns whether one is.
+    /// Removes the tools of a provider that no live worker serves, unless none of its workers is alive. Returns whether one is alive
+    /// and has announced tools.
     fn remove_unserved(&self, provider: &str) -> bool {
         let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
         let mut announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,7 +86,9 @@ impl Registry {
             tools.get(name).is_some_and(|tool| tool.provider == provider)
         };
         let is_served = |workers: &Vec<Announcer>| workers.iter().any(Announcer::is_alive);
-        if !announcers.iter().any(|(name, workers)| is_ours(name, &tools) && is_served(workers)) {
+        let has_tools = announcers.iter().any(|(name, workers)| is_ours(name, &tools) && is_served(workers));
+        // The new workers may serve any name without announcing tools.
+        if !has_tools && !self.has_live_fallback(provider) {
             return false;
         }
         let count = announcers.len();
@@ -99,7 +102,7 @@ impl Registry {
         if announcers.len() < count {
             self.increment_revision();
         }
-        true
+        has_tools
     }
 
     /// Registers the deferred announcements whose blockers have ended.
@@ -156,6 +159,20 @@ mod tests {
         assert_eq!(names(&registry), ["same"]);
         registry.retire_replaced_workers("pool", |_| false);
         assert_eq!(names(&registry), ["same"], "their calls wait for the next worker");
+    }
+
+    #[test]
+    fn workers_that_serve_any_name_replace_the_tools_of_the_old_ones() {
+        let (registry, handler) = (Registry::new(), handler());
+        let ((_old_alive, old), (_new_alive, new)) = (worker("old"), worker("new"));
+        registry.register_remote("pool", &old, &handler, specs_named(&["add"])).unwrap();
+        registry.register_remote("pool", &new, &handler, Vec::new()).unwrap();
+        registry.announce_fallback("pool", &new, Arc::clone(&handler));
+        let before = registry.revision();
+        registry.retire_replaced_workers("pool", |worker| worker == "new");
+        assert_eq!(names(&registry), [""; 0]);
+        assert!(registry.revision() > before);
+        assert!(registry.resolve("add").unwrap().spec.is_none(), "the new worker does not declare the tool");
     }
 
     #[test]

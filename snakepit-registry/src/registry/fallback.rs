@@ -53,6 +53,15 @@ impl Registry {
         }
     }
 
+    /// Whether a live worker of a provider serves every name.
+    pub(super) fn has_live_fallback(&self, provider: &str) -> bool {
+        let fallback = self.fallback.read().unwrap_or_else(PoisonError::into_inner);
+        fallback.as_ref().is_some_and(|Fallback { tool, announcers }| {
+            tool.provider == provider
+                && announcers.as_ref().is_some_and(|announcers| announcers.iter().any(Announcer::is_alive))
+        })
+    }
+
     /// Removes the fallback if all workers that announced it have ended. The host calls this when a worker of the provider registers
     /// with a fixed set of tools. Until then, calls of unregistered names wait for replacements of the ended workers.
     pub fn remove_stale_fallback(&self, provider: &str) {
