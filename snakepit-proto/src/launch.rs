@@ -22,12 +22,13 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The revision of the launch contract, of the forms of values, and of the other conventions that the `.proto` does not define.
 /// Every incompatible change increments it. A host rejects workers of another revision.
 ///
-/// The Python files of `snakepit_bridge` contain the same number. They reject a native runtime of another revision, so a change to
+/// The Python files of `snakepit_bridge` contain the same number. They reject a native runtime of another revision, so a change of
 /// the interface between the two is incompatible, too.
 ///
 /// | revision | change |
 /// | --- | --- |
 /// | 2 | values with buffers inside other values |
+/// | 3 | the interface between the Python files and the native runtime: coroutines, output of subprocesses, the event loop's watchdog |
 pub const PROTOCOL: u32 = 3;
 
 /// Argument: the TCP port to listen on. With 0 the worker chooses a port and reports it.
@@ -137,7 +138,7 @@ pub struct Incompatible {
     pub worker_protocol: u32,
 }
 
-/// The fix for an incompatible worker of this version.
+/// The fix of an incompatible worker of this version.
 fn fix(worker: &str) -> &'static str {
     if worker == VERSION {
         "build both from the same commit (in a checkout, `cargo xtask setup` builds snakepit_bridge)"
@@ -168,7 +169,7 @@ fn major_minor(version: &str) -> Option<(u32, u32)> {
 /// The limits within which a worker begins calls together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallLimits {
-    /// Limits the coroutines of all tools without a limit of their own together.
+    /// Limits the coroutines of all tools without an own limit together.
     pub shared: usize,
     /// The limit of each tool that has one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
