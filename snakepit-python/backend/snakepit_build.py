@@ -135,7 +135,7 @@ def _locked_target() -> Iterator[None]:
     """Hold the lock that `cargo xtask` also takes while maturin stages the native module in the target directory."""
     directory = Path(PACKAGE, os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
     directory.mkdir(parents=True, exist_ok=True)
-    # Not inherited by maturin. The kernel releases the lock when the file is closed.
+    # maturin does not inherit the descriptor. The kernel releases the lock when the file is closed.
     with (directory / "maturin.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,7 +32,7 @@ impl Dispositions {
     /// Restores the saved disposition of a signal.
     ///
     /// # Errors
-    /// The error of the system.
+    /// The error of the operating system.
     #[allow(unsafe_code)]
     pub(crate) fn restore(&self, number: c_int) -> io::Result<()> {
         let action = usize::try_from(number).ok().and_then(|number| self.0.get(number));

@@ -324,7 +324,7 @@ impl Plan {
     ) -> ToolFailure {
         let (function, arguments) =
             call.map_or((None, None), |(function, arguments)| (Some(function), Some(arguments)));
-        // Only the owned value is guaranteed to have its traceback.
+        // Only `into_value` guarantees that the exception has its traceback.
         let exception = error.clone_ref(py).into_value(py);
         let described = self
             .describe

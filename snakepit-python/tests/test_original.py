@@ -304,7 +304,7 @@ def test_the_span_of_a_decorated_function_lasts_until_its_end(
             await coroutine()
         return [item async for item in stream()] + list(generator())
 
-    # The clock of the system may go back.
+    # The system clock may go back.
     seconds = iter(range(10, 0, -1))
     monkeypatch.setattr(time, "time_ns", lambda: next(seconds) * 10**9)
     assert asyncio.run(run()) == [1, 1]

@@ -177,7 +177,7 @@ async fn an_unknown_ca_is_named() {
         assert_rejected(builder, &host.address(), &["not signed by a CA of `ClientBuilder::ca_certificate`"])
             .await;
     }
-    // The CAs of the system, if it has any.
+    // The system's CAs, if it has any.
     let error = Client::connect(&host.address()).await.unwrap_err().to_string();
     assert!(error.contains("to `ClientBuilder::ca_certificate`"), "{error}");
     let both = Client::builder().ca_certificate(&wrong.certificate).ca_certificate(&right.certificate);

@@ -134,7 +134,7 @@ impl Serialize for SessionId {
 
 impl<'de> Deserialize<'de> for SessionId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Not `&str`: a string with escapes cannot be borrowed.
+        // `&str` does not work, because a string with escapes cannot be borrowed.
         Self::try_from(String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }

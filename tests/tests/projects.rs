@@ -211,7 +211,7 @@ async fn the_doctor_examines_a_running_server() {
     ] {
         assert!(text.contains(&needle), "no {needle:?} in {text}");
     }
-    // Also without its address in --server.
+    // The server is found even if --server does not name its address.
     let output = command(dir.path(), &["doctor", "--listen", &listen]).output().await.unwrap();
     let text = stdout(&output);
     assert!(text.contains(&format!("a running snakepit server uses {listen}")), "{text}");

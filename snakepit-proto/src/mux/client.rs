@@ -301,7 +301,7 @@ impl CallTable {
     /// unknown.
     fn deliver(&mut self, batch: ReplyBatch, wakers: &mut Vec<Waker>) -> Result<(), Status> {
         let ReplyBatch { opened, chunks, replies, recalled, parts, reports } = batch;
-        // First, because they precede the replies of their calls.
+        // Deliver reports first, because they precede the replies of their calls.
         for report in reports {
             if let Some(entry) = self.awaited_entry(report.id) {
                 let is_full = entry.reports.len() >= MAX_REPORTS;

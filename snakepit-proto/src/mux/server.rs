@@ -325,7 +325,7 @@ impl Outbox {
             return Some(std::mem::take(&mut self.batch));
         }
         let mut packer = BatchPacker::new(if has_large { BATCH_BYTES - PART_BYTES } else { BATCH_BYTES });
-        // First, because they precede the replies of their calls.
+        // Pack reports first, because they precede the replies of their calls.
         let reports = packer.take(&mut self.batch.reports, report_size);
         let opened = packer.take(&mut self.batch.opened, opened_size);
         let chunks = packer.take_runs(&mut self.batch.chunks, self.large.is_large_chunk());

@@ -84,7 +84,7 @@ pub fn call_to_wire(call: ToolCall, time_left: Option<Duration>) -> pb::CallStar
     let stream = mode == CallMode::Streaming;
     pb::CallStart {
         id: 0,
-        // Not `to_string`, which formats an `Arc<str>` piece by piece.
+        // `to_string` would be slower, because it formats an `Arc<str>` piece by piece.
         tool_name: String::from(&*tool),
         session_id: session.map(|id| id.as_str().to_owned()).unwrap_or_default(),
         arguments: arguments

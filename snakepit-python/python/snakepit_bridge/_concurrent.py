@@ -60,7 +60,7 @@ class ConcurrentLoop(RunningLoop):
         loop = self._loop
         asyncio.set_event_loop(loop)
         runner = _CallRunner(self, calls, plan)
-        # Not a call, because several run. The owner in the context of the code is its call.
+        # Not set to one call, because several run. The owner in the context of the code is the call of that code.
         _owner.running = runner
         try:
             main = loop.create_task(runner.run(), name="calls", context=self._worker_context.copy())

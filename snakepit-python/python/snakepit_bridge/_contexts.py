@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-# Not from `contextvars`: see `_current`.
+# `_current` explains why this is not imported from `contextvars`.
 from _contextvars import Context, copy_context
 
 TYPE_CHECKING = False

@@ -5,7 +5,7 @@ The native runtime handles tools whose hints are plain. Only for others, it call
 
 from __future__ import annotations
 
-# Not `collections.abc`: see `_checked`.
+# `_checked` explains why this is not imported from `collections.abc`.
 import _collections_abc as abc
 import sys
 

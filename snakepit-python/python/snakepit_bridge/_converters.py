@@ -136,7 +136,7 @@ def _find(cls: type) -> Encode | None:
         function = _CLASSES.get(full_name(base))
         if function is not None:
             return function
-    # Not by their base, because dataclasses and attrs classes have none.
+    # Dataclasses and attrs classes have no common base class, so they are recognized by their attributes.
     if hasattr(cls, "__dataclass_fields__"):
         return _fields
     if hasattr(cls, "__attrs_attrs__"):

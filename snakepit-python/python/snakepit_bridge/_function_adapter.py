@@ -85,7 +85,7 @@ def _adapter(module: ModuleType, functions: dict[str, Callable[..., Any]]) -> ty
 
 def _functions_of(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Iterate over the functions in ``__all__``, or over the public functions that the module defines."""
-    # Not of the module's `__getattr__`, which may create or reject any name.
+    # `vars` avoids the module's `__getattr__`, which may create or reject any name.
     listed = vars(module).get("__all__")
     for name in list(vars(module)) if listed is None else listed:
         try:

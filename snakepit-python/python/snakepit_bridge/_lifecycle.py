@@ -25,7 +25,7 @@ FAILED_START_LIMIT = 5.0
 
 def end_children() -> None:
     """Terminate the processes that calls left in pools, because Python waits for them before it exits."""
-    # Not imported if no call has used it.
+    # The module is loaded only if a call has used it.
     processes: Any = sys.modules.get("multiprocessing.process")
     if processes is None:
         return

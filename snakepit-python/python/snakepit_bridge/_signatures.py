@@ -114,7 +114,7 @@ def is_plain_function(function: Callable[..., Any]) -> bool:
     import inspect
 
     function = inspect.unwrap(underlying(function))
-    # Not the value of the attribute `__call__` of an object, which need not be the method.
+    # Looks up `__call__` in the class, because an attribute `__call__` of the object need not be the method.
     candidates = (function, vars(type(function)).get("__call__"))
     return not any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in candidates)
 

@@ -154,7 +154,7 @@ class _Module:
                 wanted = class_name(proposed)
                 names = (wanted, wanted + suffix, f"{tool_name}{wanted}", f"{tool_name}{wanted}{suffix}")
                 name = next((each for each in names if each not in self._names), names[-1])
-                # Before the fields, which may refer to the class.
+                # The name is stored before the fields are converted, because they may refer to the class.
                 self._classes[key] = name = self._unique(name)
                 position = len(self._definitions)
                 self._definitions.insert(position, self._class(name, schema, types))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Not from `collections.abc`: see `_checked`.
+# `_checked` explains why this is not imported from `collections.abc`.
 from _collections_abc import MutableMapping
 
 from snakepit_bridge import _checked, _current, _native

@@ -101,7 +101,7 @@ class SessionContext(SessionVariables):
     def deadline(self) -> datetime | None:
         """The time at which the call ends, in UTC. ``None`` without a deadline.
 
-        It changes with the clock of the system. :meth:`time_remaining` does not.
+        It changes with the system clock. :meth:`time_remaining` does not.
         """
         remaining = self._call.time_remaining()
         if remaining is None:

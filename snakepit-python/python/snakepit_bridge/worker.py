@@ -94,7 +94,7 @@ def _run(argv: Sequence[str] | None) -> int:
             terminal.release()
 
         def restore() -> None:
-            # First, because the other steps would trigger the trace functions that a call left.
+            # The hooks come first, because the other steps would trigger the trace functions that a call left.
             hooks.restore()
             signals.restore()
             output.restore()

@@ -46,7 +46,7 @@ pub(super) fn timeout(name: &str, value: &Bound<'_, PyAny>, min: MinTimeout) -> 
                 range()
             )));
         }
-        // Not a number, or one whose `__float__` raises, such as a signaling NaN of `decimal`.
+        // The value is not a number, or its `__float__` raises, as for a signaling NaN of `decimal`.
         Err(error) => {
             let invalid = not_a_number();
             if !error.is_instance_of::<PyException>(value.py()) {

@@ -189,7 +189,7 @@ impl ClientBuilder {
     }
 
     /// Creates a client that connects with its first request. Until then, the addresses need not be reachable. If an address
-    /// begins with `https://` and you set no CA, this function reads the CAs of the system on the calling thread, which takes
+    /// begins with `https://` and you set no CA, this function reads the system's CAs on the calling thread, which takes
     /// several milliseconds.
     ///
     /// # Errors
@@ -261,7 +261,7 @@ impl ClientBuilder {
         Ok(RemoteHost::new(targets, self.host_options()))
     }
 
-    /// Loads the CAs of the system if an address needs them. Does not block the thread.
+    /// Loads the system's CAs if an address needs them. Does not block the thread.
     #[cfg(feature = "tls")]
     async fn with_system_roots(mut self, address: &str) -> Result<Self, Error> {
         self.check()?;
@@ -281,7 +281,7 @@ impl ClientBuilder {
     /// Returns a function that creates a channel to an `https://` address.
     #[cfg(feature = "tls")]
     fn tls_channels(&self, connect_timeout: Duration) -> impl Fn(&str) -> Result<HttpService, String> {
-        // Reading the CAs of the system takes several milliseconds.
+        // Reading the system's CAs takes several milliseconds.
         let connector = std::cell::LazyCell::new(|| self.tls.connector());
         move |authority| {
             let connector = (*connector).clone()?;

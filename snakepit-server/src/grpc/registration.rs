@@ -69,7 +69,7 @@ impl Bridge {
             Err(error) => {
                 let worker = launch.id();
                 if matches!(error, RegistryError::DuplicateTool { .. }) {
-                    // Not a warning, because each restart after a change to a signature causes it.
+                    // Logged at INFO, because each restart after a change to a signature causes it.
                     tracing::info!(%worker, pool = name, %error,
                         "the adapter of a worker differs from that of older workers; its tools are used once those have ended");
                 } else {

@@ -192,7 +192,7 @@ impl<'a, S: Serializer> Serializer for Writer<'a, S> {
     }
 
     fn serialize_f32(self, v: f32) -> Result<S::Ok, S::Error> {
-        // Not as an f64, whose text has more digits.
+        // An f64 would have more digits in its text.
         if v.is_finite() { self.inner.serialize_f32(v) } else { self.serialize_f64(v.into()) }
     }
 

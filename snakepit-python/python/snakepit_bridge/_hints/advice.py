@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Not `collections.abc`: see `_checked`.
+# `_checked` explains why this is not imported from `collections.abc`.
 import _collections_abc as abc
 import sys
 

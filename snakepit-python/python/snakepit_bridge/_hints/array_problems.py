@@ -101,7 +101,7 @@ def _reason(value: Any, target: Any) -> str:
     if isinstance(value, complex) and target.kind != "c":
         return f"{shown}, expected a real number"
     if target.kind in "iu" and value != value // 1:
-        # Also NaN and infinities.
+        # NaN and infinities also fail this comparison.
         return f"{shown}, expected an integer"
     limits: Any = np.iinfo(target) if target.kind in "iu" else np.finfo(target)
     if not isinstance(value, complex):

@@ -38,7 +38,7 @@ impl Watcher {
     pub(super) fn start(directories: Vec<PathBuf>, adapter: Option<PathBuf>) -> io::Result<Self> {
         let (sender, changes) = mpsc::channel(1);
         let mut scanner = Scanner { directories, adapter, files: Files::new() };
-        // Before any code is loaded, so that no change is missed.
+        // The first scan precedes the load of any code, so that no change is missed.
         scanner.files = scanner.scan();
         let watch = move || {
             while !sender.is_closed() {

@@ -1,4 +1,4 @@
-//! Checks of this program, the clock, the run directory and the limits of the system.
+//! Checks of this program, the clock, the run directory and the system limits.
 
 use std::{
     fs,

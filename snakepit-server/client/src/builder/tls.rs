@@ -12,10 +12,10 @@ use super::ClientBuilder;
 use crate::transport::tls::provider;
 
 impl ClientBuilder {
-    /// Trusts servers whose certificates this CA signed, instead of the CAs of the system. `pem` contains one or more
+    /// Trusts servers whose certificates this CA signed, instead of the system's CAs. `pem` contains one or more
     /// certificates in the PEM format. Call this method again to trust several CAs.
     ///
-    /// Applies to addresses with `https://`. Without this option, the client trusts the CAs of the system, which the variables
+    /// Applies to addresses with `https://`. Without this option, the client trusts the system's CAs, which the variables
     /// `SSL_CERT_FILE` and `SSL_CERT_DIR` can replace.
     ///
     /// ```no_run

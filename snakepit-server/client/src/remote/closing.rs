@@ -82,7 +82,7 @@ where
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         let Some((source, _)) = &mut this.source else { return Poll::Ready(None) };
-        // First, because a source that is always ready must not keep the client open.
+        // Poll `closed` first, because a source that is always ready must not keep the client open.
         if this.closed.as_mut().poll(cx).is_ready() {
             return Poll::Ready(this.source.take().map(|(_, error)| Err(error)));
         }

@@ -39,9 +39,9 @@ const HTTP2: &[u8] = b"h2";
 /// The TLS options of a client.
 #[derive(Clone)]
 pub(crate) struct TlsOptions {
-    /// The CAs that the program set. Empty to trust the CAs of the system.
+    /// The CAs that the program set. Empty to trust the system's CAs.
     pub(crate) roots: RootCertStore,
-    /// The CAs of the system, or the problem, after [`load_system_roots`](Self::load_system_roots).
+    /// The system's CAs, or the problem, after [`load_system_roots`](Self::load_system_roots).
     system_roots: Option<Result<RootCertStore, String>>,
     /// The certificate of this client, and its key.
     pub(crate) identity: Option<Arc<CertifiedKey>>,
@@ -67,7 +67,7 @@ impl TlsOptions {
         .find_map(|(option, is_set)| is_set.then_some(option))
     }
 
-    /// Reads the CAs of the system, unless the program has set CAs. Reads on another thread, because the file system may be slow.
+    /// Reads the system's CAs, unless the program has set CAs. Reads on another thread, because the file system may be slow.
     pub(crate) async fn load_system_roots(&mut self) {
         if self.roots.is_empty() {
             let loaded = tokio::task::spawn_blocking(system_roots).await;
@@ -76,7 +76,7 @@ impl TlsOptions {
         }
     }
 
-    /// Creates the connector. Reads the CAs of the system if nothing else has loaded or set CAs.
+    /// Creates the connector. Reads the system's CAs if nothing else has loaded or set CAs.
     ///
     /// # Errors
     /// The problem, as a clause.

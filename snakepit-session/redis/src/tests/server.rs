@@ -142,7 +142,7 @@ fn launch(dir: &TempDir, arguments: &[String]) -> Result<Child, String> {
     let mut child = spawn(dir, arguments);
     let (lines, received) = mpsc::channel();
     let output = BufReader::new(child.stdout.take().unwrap());
-    // Read to the end, so that the server never blocks on its output.
+    // This thread reads to the end, so that the server never blocks on its output.
     std::thread::spawn(move || {
         for line in output.lines().map_while(Result::ok) {
             let _ = lines.send(line);

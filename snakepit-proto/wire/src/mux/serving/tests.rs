@@ -301,7 +301,7 @@ async fn calls_of_all_kinds_end_and_release_their_resources() {
                 call(&multiplexer, &TestCallErrors, ToolCall::new(tool)).await.unwrap();
             }
             2 => {
-                // Dropped while it runs, or before it is sent.
+                // The call is dropped while it runs, or before it is sent.
                 let hanging = call(&multiplexer, &TestCallErrors, ToolCall::new("hang"));
                 let _ = tokio::time::timeout(Duration::from_millis(i % 4), hanging).await;
             }
