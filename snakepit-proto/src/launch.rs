@@ -22,7 +22,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The revision of the launch contract, of the forms of values, and of the other conventions that the `.proto` does not define.
 /// Every incompatible change increments it. A host rejects workers of another revision.
 ///
-/// The Python files of `snakepit_bridge` contain the same number. They reject a native runtime of another revision, so a change of
+/// The Python files of `snakepit_bridge` contain the same number. They reject a native runtime of another revision, so a change to
 /// the interface between the two is incompatible, too.
 ///
 /// | revision | change |
@@ -138,7 +138,7 @@ pub struct Incompatible {
     pub worker_protocol: u32,
 }
 
-/// The fix of an incompatible worker of this version.
+/// The fix for an incompatible worker of this version.
 fn fix(worker: &str) -> &'static str {
     if worker == VERSION {
         "build both from the same commit (in a checkout, `cargo xtask setup` builds snakepit_bridge)"
@@ -169,7 +169,7 @@ fn major_minor(version: &str) -> Option<(u32, u32)> {
 /// The limits within which a worker begins calls together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallLimits {
-    /// Limits the coroutines of all tools without an own limit together.
+    /// Limits the coroutines of all tools without a limit of their own together.
     pub shared: usize,
     /// The limit of each tool that has one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

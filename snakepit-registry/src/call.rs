@@ -1,4 +1,4 @@
-//! A call of a tool.
+//! A call to a tool.
 
 use std::{
     collections::BTreeMap,
@@ -77,7 +77,7 @@ struct RoomWait {
 /// The value of [`ToolCall::at_most_once`], stored as an extension because few calls set it.
 struct AtMostOnce(bool);
 
-/// A call of a tool.
+/// A call to a tool.
 ///
 /// ```
 /// use std::time::Duration;

@@ -67,7 +67,7 @@ pub(crate) fn arguments(spec: &ToolSpec, arguments: &Arguments) -> Result<(), To
     if violations.is_empty() { Ok(()) } else { Err(ToolError::invalid_arguments(&*spec.name, violations)) }
 }
 
-/// Returns the problems of arguments: those that are missing, unknown to a closed spec, or of another type than their parameter.
+/// Returns the problems of arguments: those that are missing, unknown to a closed spec, or of a different type than their parameter.
 /// Empty for valid arguments.
 ///
 /// Workers use it for tools whose arguments the host does not check, because the worker has more to check.

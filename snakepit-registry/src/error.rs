@@ -323,7 +323,7 @@ pub enum ToolError {
         /// Whether the call may have begun to run.
         may_have_run: bool,
     },
-    /// A layer ended the call with an error that is not a `ToolError`, such as the timeout of tower.
+    /// A layer ended the call with an error that is not a `ToolError`, such as tower's timeout.
     #[error("a layer of the host ended the call: {problem}")]
     #[non_exhaustive]
     Layer {

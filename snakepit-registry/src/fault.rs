@@ -45,7 +45,7 @@ pub struct Fault {
     pub violations: Vec<Violation>,
     /// The exception of the tool, or the last output of a lost worker.
     pub failure: Option<Box<ToolFailure>>,
-    /// Further data, from which clients reconstruct the error.
+    /// Additional data, from which clients reconstruct the error.
     pub entries: Vec<(&'static str, String)>,
     /// The end of the message, for readers that are [local](crate::Principal::is_local).
     internals: String,

@@ -264,7 +264,7 @@ impl fmt::Debug for FnTool {
     }
 }
 
-/// Waits for an answer and converts it to the reply. A streaming call of a tool that does not stream gets one chunk.
+/// Waits for an answer and converts it to the reply. A streaming call to a tool that does not stream gets one chunk.
 fn reply<R: IntoAnswer + 'static>(
     tool: Arc<str>,
     mode: CallMode,

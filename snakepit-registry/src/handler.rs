@@ -1,4 +1,4 @@
-//! [`ToolHandler`], the trait that runs calls of tools.
+//! [`ToolHandler`], the trait that runs tool calls.
 
 use async_trait::async_trait;
 

@@ -1,4 +1,4 @@
-//! [`Meter`]: counts the calls of one host tool, and creates their spans.
+//! [`Meter`]: counts the calls to one host tool, and creates their spans.
 
 use std::{
     pin::Pin,
@@ -17,7 +17,7 @@ use tracing::{Span, field};
 
 use crate::{Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, ToolReply};
 
-/// The calls of one host tool since the start of the host.
+/// The calls to one host tool since the start of the host.
 ///
 /// Calls that the host rejects before the tool runs do not count, for example because an argument is missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -296,7 +296,7 @@ impl Registry {
         tools.values().any(|tool| tool.provider != HOST_PROVIDER)
     }
 
-    /// Resolves a call of a host tool, checks its arguments and runs it. Serves the calls that workers make.
+    /// Resolves a call to a host tool, checks its arguments and runs it. Serves the calls that workers make.
     ///
     /// # Errors
     /// [`ToolError::NotFound`] unless an exposed host tool has this name, [`ToolError::InvalidArguments`],
@@ -416,7 +416,7 @@ impl ResolvedTool {
     /// would reserve space for the call a second time.
     ///
     /// # Errors
-    /// [`ToolError::InvalidArguments`], or [`ToolError::Unsupported`] for a unary call of a host tool that streams.
+    /// [`ToolError::InvalidArguments`], or [`ToolError::Unsupported`] for a unary call to a host tool that streams.
     pub fn begin(&self, mut call: ToolCall) -> Result<CallFuture<'_>, ToolError> {
         check::names(&call)?;
         if let Some(spec) = &self.spec {

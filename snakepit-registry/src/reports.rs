@@ -102,7 +102,7 @@ impl CallReports {
     }
 
     /// The receivers of reports from nested calls. Their output reaches the caller of this call. Their progress does not,
-    /// because it measures other work than that of this call.
+    /// because it does not measure the work of this call.
     #[must_use]
     pub fn for_nested(&self) -> Option<Self> {
         let logs = Some(Arc::clone(self.logs.as_ref()?));

@@ -57,7 +57,7 @@ pub struct ToolSpec {
     /// - [`ADDITIONAL_ARGUMENTS_SCHEMA_KEY`], the JSON Schema of additional, undeclared arguments,
     /// - [`RESULT_SCHEMA_KEY`] and [`ITEM_SCHEMA_KEY`], the JSON Schemas of the result and of stream items.
     pub metadata: BTreeMap<String, String>,
-    /// Whether the tool streams its results. The host rejects unary calls of streaming host tools.
+    /// Whether the tool streams its results. The host rejects unary calls to streaming host tools.
     pub supports_streaming: bool,
     /// Whether unknown arguments are errors. `false` for tools with `**kwargs`, and for workers that do not report it.
     pub closed: bool,

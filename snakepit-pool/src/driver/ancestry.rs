@@ -211,7 +211,7 @@ impl State {
         ancestors.is_empty() || self.leases_of(ancestors).next().is_some()
     }
 
-    /// The workers with places on which a call of this tool could not begin before one of its ancestors ends: an ancestor blocks the
+    /// The workers with places on which a call to this tool could not begin before one of its ancestors ends: an ancestor blocks the
     /// worker, ancestors use up a limit of the worker, or other nested calls that wait for these ancestors do.
     pub(super) fn workers_blocked_for(&self, tool: &str, ancestors: &[CallId]) -> Vec<WorkerKey> {
         let holders = self.leases_of(ancestors).filter(|lease| !lease.must_end());

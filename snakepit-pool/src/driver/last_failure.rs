@@ -21,7 +21,7 @@ pub(crate) enum LastFailure {
         reason: String,
         /// The tools of the calls that were lost with the worker, without duplicates, and at most [`MAX_TOOLS`].
         tools: Vec<Arc<str>>,
-        /// Whether further tools were lost.
+        /// Whether more tools were lost.
         has_more: bool,
     },
 }

@@ -56,7 +56,7 @@ impl Driver {
         self.readiness.subscribe()
     }
 
-    /// Publishes a change of readiness. Only launches, retirements, kills, exits and drains can change it.
+    /// Publishes a change in readiness. Only launches, retirements, kills, exits and drains can change it.
     pub(super) fn update_readiness(&self) {
         self.readiness.send_if_modified(|published| {
             // Computed while no other thread can publish, so that the last value is the newest.
@@ -133,7 +133,7 @@ fn worker_state(state: &SlotState) -> WorkerState {
 const fn up_state(up: &Up) -> WorkerState {
     match (up.running(), up.cancelling) {
         (0, 0) => WorkerState::Idle,
-        // A worker that runs other calls meanwhile is busy.
+        // A worker that also runs other calls is busy.
         (0, _) => WorkerState::Quarantined,
         _ => WorkerState::Busy,
     }

@@ -6,7 +6,7 @@ use snakepit_registry::{CallMode, ToolCall};
 
 use crate::scheduler::Load;
 
-/// The maximum number of tools with an average. It bounds the memory for names that clients invent. Calls of other tools count
+/// The maximum number of tools with an average. It bounds the memory for names that clients invent. Calls to other tools count
 /// as long.
 const MAX_TOOLS: usize = 4096;
 /// The maximum size of the arguments of a brief call, in bytes. Calls with larger arguments count as long.
@@ -19,7 +19,7 @@ const INVERSE_WEIGHT: u32 = 8;
 pub(super) struct ToolTimes(HashMap<Arc<str>, Duration>);
 
 impl ToolTimes {
-    /// The expected load of a call with this many bytes. Calls of a tool without an average count as long.
+    /// The expected load of a call with this many bytes. Calls to a tool without an average count as long.
     pub(super) fn load(&self, call: &ToolCall, bytes: usize) -> Load {
         // The duration of a stream depends on its reader, and large arguments take time to send.
         if call.mode == CallMode::Streaming || bytes > MAX_ARGUMENT_BYTES {

@@ -150,7 +150,7 @@ async fn the_last_error_reports_that_an_earlier_attempt_may_have_run() {
                 layer.layer(inner.map_err(AttemptError::from)).oneshot(idempotent()),
                 async move {
                     handle.next_request().await.unwrap().1.send_error(worker_lost(may_have_run));
-                    // Another loss without a run leads to further attempts.
+                    // Another loss without a run leads to more attempts.
                     while let Some((_, respond)) = handle.next_request().await {
                         respond.send_error(last.clone());
                     }

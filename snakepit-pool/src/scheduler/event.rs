@@ -76,9 +76,9 @@ pub(crate) enum Event {
     LaunchFailed(WorkerKey),
     /// The worker exited.
     Exited(WorkerKey),
-    /// The worker must not get calls until a `Resume`, because a call that waits for the next one blocks it.
+    /// The worker must not get calls until a `Resume`, because a running call blocks it and waits for a queued nested call.
     Suspend(WorkerKey),
-    /// A `Suspend` ended.
+    /// The reason for one `Suspend` has ended.
     Resume(WorkerKey),
     /// The time of [`Scheduler::next_tick`](super::Scheduler::next_tick) was reached.
     Tick,

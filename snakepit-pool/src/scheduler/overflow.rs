@@ -1,4 +1,4 @@
-//! The calls that wait for room in the full queue, in the order of their submission.
+//! The calls that wait for room in the full queue, in submission order.
 //!
 //! They do not count towards the limits of the queue. Each entry holds a few numbers; the arguments stay with the caller.
 

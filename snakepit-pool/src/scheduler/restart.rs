@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::{Effect, Phase, RestartOutcome, Scheduler, SlotState, WorkerKey};
 
-/// The maximum number of replaced workers per slot that still finish calls. A further restart waits until one of them exits.
+/// The maximum number of replaced workers per slot that still finish calls. Another restart waits until one of them exits.
 pub(super) const MAX_REPLACED: usize = 4;
 
 /// A restart in progress.

@@ -43,7 +43,7 @@ async fn a_worker_runs_for_the_principal_of_its_outermost_call() {
     let alice = Principal::new("alice", "test");
     let outer = harness.call(ToolCall::new("outer").with_principal(alice.clone())).await;
     let one = harness.next_call().await;
-    // A nested call of a host tool has the principal of the program, which does not replace that of the outermost call.
+    // A nested call to a host tool has the principal of the program, which does not replace that of the outermost call.
     let inner = nested_in(&one).with_principal(Principal::program());
     let inner = harness.call(inner).await;
     let two = harness.next_call().await;
@@ -145,7 +145,7 @@ async fn a_nested_call_runs_on_the_worker_of_its_caller_while_a_place_is_free() 
     outer.answer().await.unwrap();
 }
 
-/// Starts a pool whose workers run `concurrency` calls and limit the calls of the tool `nested` to one.
+/// Starts a pool whose workers run `concurrency` calls and limit the calls to the tool `nested` to one.
 async fn limited(workers: usize, concurrency: usize) -> (PoolHarness, Vec<PuppetWorker>) {
     let mut harness = PoolHarness::start(config(workers));
     let mut puppets = Vec::new();
@@ -186,7 +186,7 @@ async fn a_nested_call_that_waits_for_the_limit_of_its_tool_is_rejected_or_runs_
     outer.answer().await.unwrap();
 }
 
-/// A call of `tool` that the tool of `parent` makes and waits for.
+/// A call to `tool` that the tool of `parent` makes and waits for.
 fn nested_call(tool: &str, parent: &Call) -> ToolCall {
     let mut call = nested_in(parent);
     call.tool = tool.into();

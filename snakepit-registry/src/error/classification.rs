@@ -40,7 +40,7 @@ impl ToolError {
     }
 
     /// Returns the error without the traceback, notes and linked exceptions of the tool's failure, the output of the worker and the
-    /// error of the last launch, for a reader that may not see them. Keeps the message, type,
+    /// error of the last launch, for a reader that must not see them. Keeps the message, type,
     /// code, data, arguments and attributes of the failure.
     #[must_use]
     pub fn without_traceback(mut self) -> Self {

@@ -20,7 +20,7 @@ impl From<HostError> for ToolError {
 }
 
 impl ToolError {
-    /// Creates the error for a call of a tool that does not exist. See [`with_suggestion`](Self::with_suggestion).
+    /// Creates the error for a call to a tool that does not exist. See [`with_suggestion`](Self::with_suggestion).
     pub fn not_found(tool: impl Into<String>) -> Self {
         Self::NotFound { tool: tool.into(), suggestion: None }
     }

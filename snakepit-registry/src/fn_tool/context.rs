@@ -1,4 +1,4 @@
-//! [`ToolContext`]: the call of a host tool, without its arguments.
+//! [`ToolContext`]: the call to a host tool, without its arguments.
 
 use std::{collections::BTreeMap, sync::Arc};
 

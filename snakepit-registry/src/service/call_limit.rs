@@ -1,4 +1,4 @@
-//! [`CallLimitLayer`]: limits the number of concurrent calls. Unlike the concurrency limit of tower, it counts a streaming call until
+//! [`CallLimitLayer`]: limits the number of concurrent calls. Unlike tower's concurrency limit, it counts a streaming call until
 //! its stream ends.
 
 use std::{
@@ -17,10 +17,10 @@ use crate::{CallFuture, Chunk, ChunkStream, ReplyBody, ToolCall, ToolError, Tool
 /// A layer that limits the number of concurrent calls, including open streams. All services that the layer creates, and clones of it,
 /// share the limit.
 ///
-/// A call beyond the limit waits until another call ends. The deadline of the call includes this wait. With `load_shed` of tower
+/// A call beyond the limit waits until another call ends. The deadline of the call includes this wait. With tower's `load_shed`
 /// in front, the host rejects the call with the kind [`Overloaded`](crate::ErrorKind::Overloaded) instead.
 ///
-/// `ConcurrencyLimitLayer` of tower counts a streaming call only until its stream begins.
+/// tower's `ConcurrencyLimitLayer` counts a streaming call only until its stream begins.
 ///
 /// ```
 /// use snakepit_registry::{CallLayers, CallLimitLayer};

@@ -49,7 +49,7 @@ where
     }
 }
 
-/// Layers around calls, in the order in which a call passes them.
+/// Layers around calls, in the order in which a call goes through them.
 ///
 /// Each layer wraps a [`CallService`] with the layers after it. It sees their errors as [`ToolError`]s.
 #[derive(Default)]

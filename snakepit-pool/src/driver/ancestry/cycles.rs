@@ -16,7 +16,7 @@ struct WaitingCall<'a> {
 }
 
 impl State {
-    /// Of these workers, those on which a nested call of this tool could not begin before one of its ancestors ends, because its
+    /// Of these workers, those on which a nested call to this tool could not begin before one of its ancestors ends, because its
     /// ancestors and those of other waiting calls wait for each other.
     pub(super) fn workers_that_close_cycles(
         &self,
@@ -70,7 +70,7 @@ impl State {
         waiting.collect()
     }
 
-    /// Whether a call of this tool can begin on a worker while its calls that satisfy `holds` run.
+    /// Whether a call to this tool can begin on a worker while its calls that satisfy `holds` run.
     fn can_begin_beside(&self, worker: WorkerKey, tool: &str, holds: impl Fn(CallId) -> bool) -> bool {
         let Some(limits) = self.live_workers.get(worker).and_then(|worker| worker.handle.call_limits())
         else {

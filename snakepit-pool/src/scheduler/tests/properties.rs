@@ -110,7 +110,7 @@ impl Model {
         self.check();
     }
 
-    /// Moves the calls that got room in the last event. They get it in the order of their submission, and cause no effect.
+    /// Moves the calls that got room in the last event. They get it in submission order, and cause no effect.
     fn move_to_queue(&mut self) {
         while self.harness.scheduler.queued() > self.queued.len() {
             let (number, Waiting { deadline, load, .. }) = self.waiting.pop_first().expect("a call waited");
