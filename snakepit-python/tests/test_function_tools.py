@@ -55,6 +55,17 @@ def test_tools_of_other_modules_must_be_listed(write: Write) -> None:
     assert tools_of("listing") == ["double"]
 
 
+def test_a_decorator_that_hides_its_function_gets_advice(write: Write) -> None:
+    write(
+        "tracing", "def traced(f):\n    def wrapper(*args, **kwargs): return f(*args, **kwargs)\n    return wrapper\n"
+    )
+    write("hidden", "from tracing import traced\n@traced\ndef double(x: int) -> int: return 2 * x\n")
+    assert (
+        "it has no tools; its function `double` is `tracing.traced.<locals>.wrapper`, which a decorator returned; use "
+        "`functools.wraps` in the decorator"
+    ) in problem_of("hidden")
+
+
 #: An object such as the proxies of web frameworks: each lookup raises an exception that is no `AttributeError`.
 LAZY = """
 class Lazy:

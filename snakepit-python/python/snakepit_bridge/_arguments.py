@@ -75,7 +75,7 @@ def _is_accepted(parameter: ParameterSpec, type_name: str, value: Any) -> bool:
     if type_name == "float" and parameter["type"] == "integer":
         # Integer variables accept 5.0 as 5, too.
         return float(value).is_integer() and abs(value) <= _MAX_EXACT_INTEGER
-    if type_name == "null" and not parameter["required"] and parameter["default"] is None:
+    if type_name == "null" and not parameter["required"] and parameter.get("default", ...) is None:
         return True
     accepted = _ACCEPTED_TYPES.get(parameter["type"])
     return accepted is None or type_name in accepted

@@ -111,14 +111,39 @@ class Hints:
             TypeError: The hint is not supported.
         """
         from snakepit_bridge._hints.base import HintError
+
+        try:
+            return self._loaded_compiler().top_level(annotation)
+        except HintError as error:
+            raise TypeError(f"the hint of {owner} of tool `{self._tool}` {error}") from None
+
+    def _loaded_compiler(self) -> Compiler:
         from snakepit_bridge._hints.compiler import Compiler
 
         if self._compiler is None:
             self._compiler = Compiler(_signatures.namespace_of(self._function))
+        return self._compiler
+
+    def keys(self, annotation: Any, owner: str) -> list[tuple[str, Any, bool]] | None:
+        """Return the keys, hints and necessity of the arguments that ``Unpack[..]`` declares. ``None`` for other hints.
+
+        Raises:
+            TypeError: The hint unpacks something else than a ``TypedDict``.
+        """
+        from snakepit_bridge._hints.base import HintError
+        from snakepit_bridge._hints.classes import keys_of
+        from snakepit_bridge._hints.generics import unpacked
+
+        inner = unpacked(annotation)
+        if inner is None:
+            return None
         try:
-            return self._compiler.top_level(annotation)
+            keys = keys_of(self._loaded_compiler(), inner)
+            if keys is None:
+                raise HintError(f"is `{_display(annotation)}`; only a `TypedDict` can be unpacked here")
         except HintError as error:
             raise TypeError(f"the hint of {owner} of tool `{self._tool}` {error}") from None
+        return keys
 
     def schema(self, hint: Hint) -> dict[str, Any]:
         """Return the JSON Schema of an argument."""
@@ -209,7 +234,7 @@ def plain_parameter(annotation: Any, default: Any) -> str | None:
 
 def with_default(hint: Hint, default: Any) -> tuple[Hint, Any]:
     """Return a hint that accepts the default ``None``, and the JSON form of the default."""
-    if default is _signatures.EMPTY:
+    if default is _signatures.EMPTY or default is _signatures.ABSENT:
         return hint, None
     if default is None:
         from snakepit_bridge._hints.unions import Default

@@ -56,10 +56,25 @@ def adapter_of_module(module: ModuleType) -> type:
         if imported:
             shown = ", ".join(f"`{name}`" for name in imported[:3]) + (", .." if len(imported) > 3 else "")
             raise TypeError(f"its tools {shown} are defined in other modules; list them in `__all__` to serve them")
+        hidden = next(filter(lambda name: _is_hidden(module, name), vars(module)), None)
+        if hidden is not None:
+            wrapper = f"{vars(module)[hidden].__module__}.{vars(module)[hidden].__qualname__}"
+            raise TypeError(
+                f"it has no tools; its function `{hidden}` is `{wrapper}`, which a decorator returned; use "
+                "`functools.wraps` in the decorator"
+            )
         raise TypeError(
             "it has no tools; define a function whose name does not begin with an underscore, or an adapter class"
         )
     return _adapter(module, marked or functions)
+
+
+def _is_hidden(module: ModuleType, name: str) -> bool:
+    """Return whether a name is a function that a decorator of another module returned without ``functools.wraps``."""
+    value = vars(module)[name]
+    if name.startswith("_") or not isinstance(value, _signatures.FUNCTION):
+        return False
+    return "<locals>" in value.__qualname__ and value.__module__ != module.__name__
 
 
 def adapter_of_function(module: ModuleType, name: str, function: Callable[..., Any]) -> type:

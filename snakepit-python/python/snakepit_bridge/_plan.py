@@ -221,21 +221,43 @@ def _tools_of(adapter: type) -> Iterator[ToolPlan]:
     """Iterate over the tools of a class and its bases in definition order.
 
     An override keeps the place of the original.
+
+    Raises:
+        TypeError: Functions cannot be tools. The message has the problems of all of them, up to a limit.
     """
     functions = getattr(adapter, FUNCTIONS_ATTRIBUTE, None)
     members = _methods_of(adapter) if functions is None else _functions_of(functions)
     #: The names of the methods or functions so far, by the name of the tool.
     names: dict[str, str] = {}
+    problems: list[str] = []
     for attribute, name, options, function, bound in members:
         try:
             spec, contract = _specs.spec_of(function, name, options, adapter, bound=bound)
-        except TypeError as error:
-            raise TypeError(f"{error}{_signatures.place_of(function)}") from error
+        except _specs.UnsupportedToolError as error:
+            place = _signatures.place_of(function)
+            problems += [f"{problem}{place}" for problem in error.problems]
+            continue
         if spec["name"] in names:
             kind = "methods" if functions is None else "functions"
-            raise TypeError(f"{kind} `{names[spec['name']]}` and `{name}` are both the tool `{spec['name']}`")
+            problems.append(f"{kind} `{names[spec['name']]}` and `{name}` are both the tool `{spec['name']}`")
+            continue
         names[spec["name"]] = name
         yield ToolPlan(attribute, function, spec, contract, options)
+    if problems:
+        raise TypeError(_summary(problems))
+
+
+#: The maximum number of problems that the error of a start describes.
+_MAX_PROBLEMS = 16
+
+
+def _summary(problems: list[str]) -> str:
+    """Return one problem, or several with their number."""
+    if len(problems) == 1:
+        return problems[0]
+    shown = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems[:_MAX_PROBLEMS], 1))
+    more = f"; and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
+    return f"it has {len(problems)} problems: {shown}{more}"
 
 
 def _functions_of(functions: dict[str, tuple[str, Callable[..., Any]]]) -> Iterator[Member]:

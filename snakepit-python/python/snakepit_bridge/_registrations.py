@@ -64,6 +64,6 @@ def registrations_of(adapter: type) -> list[ToolRegistration]:
 
 def _validation(spec: ParameterSpec) -> str:
     validation: dict[str, Any] = dict(spec.get("schema") or {})
-    if not spec["required"]:
+    if not spec["required"] and "default" in spec:
         validation["default"] = spec["default"]
     return json.dumps(validation, default=repr) if validation else ""

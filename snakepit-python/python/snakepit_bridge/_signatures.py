@@ -18,6 +18,8 @@ POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD, VAR_POSITIONAL, KEYWORD_ONLY, VAR_KEYWOR
 
 #: The default or annotation of a parameter that has none.
 EMPTY: Any = object()
+#: The default of an argument that may be missing, and then has no value.
+ABSENT: Any = object()
 
 #: The type of functions that `def` creates.
 FUNCTION = type(lambda: None)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         type: str
         description: str
         required: bool
-        default: Any
+        #: Missing if a missing argument has no value.
+        default: NotRequired[Any]
         #: The JSON Schema, if `type` does not describe all conditions.
         schema: NotRequired[dict[str, Any]]
 
@@ -44,6 +45,15 @@ if TYPE_CHECKING:
 UNCHECKED_KEY = "snakepit.unchecked"
 
 
+class UnsupportedToolError(TypeError):
+    """A function cannot be a tool."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        #: All reasons.
+        self.problems = problems
+
+
 def spec_of(
     function: Callable[..., Any], attribute: str, options: ToolOptions, owner: type, *, bound: bool
 ) -> tuple[ToolSpec, Contract]:
@@ -57,18 +67,29 @@ def spec_of(
         bound: Whether the first parameter is the object or class.
 
     Raises:
-        TypeError: The function cannot be a tool.
+        UnsupportedToolError: The function cannot be a tool.
     """
     description, argument_docs = _docstrings.read(_encodable(_docstrings.docstring_of(function, owner)))
     name = getattr(_signatures.underlying(function), "__qualname__", None) or attribute
+    if name.rpartition(".")[2] != attribute:
+        # The name of the function inside of a decorator or a partial would not help.
+        name = attribute
     annotations = _signatures.annotations_of(function)
     is_generator = _signatures.is_generator_function(function)
     hints, contract = Hints(function, name), Contract()
-    parameters, closed = _parameters(function, annotations, argument_docs, hints, contract, name, bound=bound)
+    problems: list[str] = []
+    parameters, closed = _parameters(function, annotations, argument_docs, hints, contract, name, problems, bound=bound)
     returned = annotations.get("return", _signatures.EMPTY)
-    hints.apply_result(contract, returned, is_generator=is_generator)
+    tool_name = options.name or attribute
+    try:
+        hints.apply_result(contract, returned, is_generator=is_generator)
+        _checked_name(tool_name, owner)
+    except TypeError as error:
+        problems.append(str(error))
+    if problems:
+        raise UnsupportedToolError(problems)
     spec: ToolSpec = {
-        "name": _checked_name(options.name or attribute, owner),
+        "name": tool_name,
         "description": description if options.description is None else _encodable(options.description),
         "parameters": parameters,
         "metadata": _metadata_of_options(owner, options),
@@ -172,52 +193,75 @@ def _parameters(
     hints: Hints,
     contract: Contract,
     name: str,
+    problems: list[str],
     *,
     bound: bool,
 ) -> tuple[list[ParameterSpec], bool]:
-    """Return the parameters, and whether the function takes no other arguments. Set the converter of arguments."""
+    """Return the parameters, and whether the function takes no other arguments.
+
+    Set the converter of arguments, and add all problems of parameters.
+    """
     parameters: list[ParameterSpec] = []
-    closed = True
     compiled: dict[str, Hint] = {}
     others: Hint | None = None
     factories: dict[str, Callable[[], Any]] = {}
+
+    def add(name: str, annotation: Any, default: Any) -> None:
+        spec, hint = _parameter(name, annotation, default, docs.get(name, ""), hints)
+        parameters.append(spec)
+        if hint is not None:
+            compiled[name] = hint
+
     declared = _signatures.parameters_of(function)
     # A wrapper with `*args` also receives the object through them.
     if _is_wrapper(declared, annotations, bound=bound) or (bound and not _takes_any(declared)):
         declared = declared[1:]
+    closed = True
     for parameter in declared:
         annotation = annotations.get(parameter.name, _signatures.EMPTY)
-        if parameter.kind == _signatures.VAR_KEYWORD:
-            closed = False
-            if not _contract.is_any(annotation):
-                others = hints.compile(annotation, f"parameter `**{parameter.name}`")
-                contract.others_schema = hints.schema(others)
-        elif parameter.kind == _signatures.POSITIONAL_ONLY:
-            raise TypeError(
-                f"tool `{name}` has the positional-only parameter `{parameter.name}`, but "
-                "arguments come by name; remove the `/` from its signature"
-            )
-        elif parameter.kind == _signatures.VAR_POSITIONAL:
-            raise TypeError(
-                f"tool `{name}` has the parameter `*{parameter.name}`, but arguments come by name; "
-                f"take a list instead: `{parameter.name}: list`"
-            )
-        else:
-            default = parameter.default
-            if type(default).__name__ == "FieldInfo":
-                from snakepit_bridge._hints.constraints import with_field_info
+        try:
+            if parameter.kind == _signatures.VAR_KEYWORD:
+                owner = f"parameter `**{parameter.name}`"
+                keys = None if _contract.is_any(annotation) else hints.keys(annotation, owner)
+                for key, hint, required in keys or ():
+                    add(key, hint, _signatures.EMPTY if required else _signatures.ABSENT)
+                closed = keys is not None
+                if keys is None and not _contract.is_any(annotation):
+                    others = hints.compile(annotation, owner)
+                    contract.others_schema = hints.schema(others)
+            elif parameter.kind in _NAMELESS:
+                problems.append(_nameless(function, parameter, name))
+            else:
+                default = parameter.default
+                if type(default).__name__ == "FieldInfo":
+                    from snakepit_bridge._hints.constraints import with_field_info
 
-                annotation, default, factory = with_field_info(annotation, default)
-                if factory is not None:
-                    factories[parameter.name] = factory
-            spec, hint = _parameter(parameter.name, annotation, default, docs.get(parameter.name, ""), hints)
-            parameters.append(spec)
-            if hint is not None:
-                compiled[parameter.name] = hint
+                    annotation, default, factory = with_field_info(annotation, default)
+                    if factory is not None:
+                        factories[parameter.name] = factory
+                add(parameter.name, annotation, default)
+        except TypeError as error:
+            problems.append(str(error))
     names = frozenset(parameter["name"] for parameter in parameters)
     if compiled or others is not None or factories:
         contract.read = _contract.Reader(compiled, names, others, factories)
     return parameters, closed
+
+
+#: The kinds of parameters that take no argument by its name.
+_NAMELESS = (_signatures.POSITIONAL_ONLY, _signatures.VAR_POSITIONAL)
+
+
+def _nameless(function: Callable[..., Any], parameter: _signatures.Parameter, name: str) -> str:
+    """Return the problem of a parameter that takes no argument by its name."""
+    is_single = parameter.kind == _signatures.POSITIONAL_ONLY
+    kind, fix = "the parameter `*", f"take a list instead: `{parameter.name}: list`"
+    if is_single:
+        kind, fix = "the positional-only parameter `", "remove the `/` from its signature"
+    problem = f"tool `{name}` has {kind}{parameter.name}`, but arguments come by name; {fix}"
+    if getattr(function, "__name__", name) == name.rpartition(".")[2]:
+        return problem
+    return f"{problem}. If a decorator hides the signature of the tool, use `functools.wraps` in the decorator"
 
 
 def _takes_any(declared: list[_signatures.Parameter]) -> bool:
@@ -246,12 +290,16 @@ def _parameter(
         "required": required,
         "default": None if required else default,
     }
+    is_absent = default is _signatures.ABSENT
+    if is_absent:
+        del spec["default"]
     if spec["type"]:
         return spec, None
     hint = hints.compile(annotation, f"parameter `{name}`")
     hint, written = _contract.with_default(hint, default)
     spec["type"] = hint.wire
-    spec["default"] = written
+    if not is_absent:
+        spec["default"] = written
     spec["description"] = _encodable(getattr(hint, "description", "")) or description
     spec["schema"] = hints.schema(hint)
     # A separate part of the spec.

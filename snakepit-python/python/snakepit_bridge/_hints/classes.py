@@ -17,7 +17,7 @@ from snakepit_bridge._hints.base import (
     type_name,
 )
 from snakepit_bridge._hints.containers import as_list, convert_each, count
-from snakepit_bridge._hints.generics import values_of_field
+from snakepit_bridge._hints.generics import substituted, values_by_class, values_of_field
 from snakepit_bridge._hints.scalars import Choice
 
 TYPE_CHECKING = False
@@ -321,22 +321,45 @@ def _fields_of(cls: Any, hints: dict[str, Any], compiled: Callable[..., Hint]) -
     elif hasattr(cls, "__struct_config__"):
         yield from _struct_fields(cls, compiled)
     elif issubclass(cls, dict):
-        for name in hints:
-            hint = hints[name]
-            required = name in cls.__required_keys__
-            # If annotations are strings, the class itself does not know which keys are required.
-            while (origin := getattr(hint, "__origin__", None)) is not None:
-                wrapper = getattr(origin, "_name", None)
-                if wrapper not in _QUALIFIERS and not hasattr(hint, "__metadata__"):
-                    break
-                required = wrapper == "Required" if wrapper in ("Required", "NotRequired") else required
-                hint = origin if hasattr(hint, "__metadata__") else hint.__args__[0]
-            yield Field(name, compiled(name), required=required)
+        for name, hint in hints.items():
+            yield Field(name, compiled(name), required=_is_required(cls, name, hint))
     else:
         for name in cls._fields:
             has_default = name in cls._field_defaults
             default = cls._field_defaults.get(name, _NONE)
             yield Field(name, compiled(name), required=not has_default, default=default)
+
+
+def keys_of(compiler: Compiler, annotation: Any) -> list[tuple[str, Any, bool]] | None:
+    """Return the keys of a ``TypedDict``, the hint of each, and whether it is required. ``None`` for another hint.
+
+    Raises:
+        HintError: The hints of the class cannot be evaluated.
+    """
+    cls = getattr(annotation, "__origin__", annotation)
+    if not isinstance(cls, type) or not issubclass(cls, dict) or not hasattr(cls, "__required_keys__"):
+        return None
+    values = values_by_class(cls, getattr(annotation, "__args__", ()))
+    keys = []
+    for name, hint in compiler.annotations_of(cls).items():
+        required = _is_required(cls, name, hint)
+        while getattr(getattr(hint, "__origin__", None), "_name", None) in _QUALIFIERS:
+            hint = hint.__args__[0]
+        keys.append((name, substituted(hint, values_of_field(cls, name, values)), required))
+    return keys
+
+
+def _is_required(cls: Any, name: str, hint: Any) -> bool:
+    """Return whether a key of a ``TypedDict`` is required."""
+    required = name in cls.__required_keys__
+    # If annotations are strings, the class itself does not know it.
+    while (origin := getattr(hint, "__origin__", None)) is not None:
+        wrapper = getattr(origin, "_name", None)
+        if wrapper not in _QUALIFIERS and not hasattr(hint, "__metadata__"):
+            break
+        required = wrapper == "Required" if wrapper in ("Required", "NotRequired") else required
+        hint = origin if hasattr(hint, "__metadata__") else hint.__args__[0]
+    return required
 
 
 #: The wrappers of hints in a `TypedDict`.

@@ -9,7 +9,8 @@ import pydantic
 import pydantic.json_schema
 import pydantic_core
 
-from snakepit_bridge._hints.base import MAX_PROBLEMS, Hint, HintError, InvalidError, describe, invalid, type_name
+from snakepit_bridge._hints.base import MAX_PROBLEMS, Hint, HintError, InvalidError, describe, invalid, show, type_name
+from snakepit_bridge._hints.containers import quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Pydantic(Hint):
         try:
             return self._adapter.validate_python(value)
         except pydantic.ValidationError as error:
-            raise _invalid(error) from None
+            raise _invalid(error, value) from None
 
     def write(self, value: Any) -> Any:
         if self.cls is not None and not isinstance(value, self.cls):
@@ -60,7 +61,7 @@ class Pydantic(Hint):
                 is_json=self._is_json,
             )
         except pydantic.ValidationError as error:
-            raise _invalid(error) from None
+            raise _invalid(error, value) from None
         except (ValueError, TypeError) as error:
             raise invalid(f"cannot be converted by pydantic: {' '.join(str(error).split())}") from error
 
@@ -193,26 +194,100 @@ def _renamed(schema: Any, names: dict[str, str]) -> Any:
     if not isinstance(schema, dict):
         return schema
     renamed = {key: _renamed(value, names) for key, value in schema.items()}
+    mapping = schema.get("mapping")
+    if isinstance(mapping, dict) and isinstance(schema.get("propertyName"), str):
+        # A discriminator.
+        renamed["mapping"] = {tag: f"#/$defs/{names[name.removeprefix('#/$defs/')]}" for tag, name in mapping.items()}
     reference = schema.get("$ref")
     if isinstance(reference, str):
         renamed["$ref"] = f"#/$defs/{names[reference.removeprefix('#/$defs/')]}"
     return renamed
 
 
-def _invalid(error: pydantic.ValidationError) -> InvalidError:
+def _invalid(error: pydantic.ValidationError, value: Any) -> InvalidError:
     problems = []
-    for detail in error.errors(include_url=False, include_context=False)[: MAX_PROBLEMS + 1]:
-        path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in detail["loc"])
-        kind = detail["type"]
+    for detail in error.errors(include_url=False)[: MAX_PROBLEMS + 1]:
+        path, kind = _path(detail, value), detail["type"]
+        context = detail.get("ctx", {})
+        # The name of a field in quotes, or a function.
+        field = str(context.get("discriminator", "")).strip("'")
         if kind == "missing":
             problem = "is missing"
         elif kind == "extra_forbidden":
             problem = "is unknown"
+        elif kind == "union_tag_not_found" and field.isidentifier():
+            path, problem = f"{path}.{field}", "is missing"
+        elif kind == "union_tag_invalid" and field.isidentifier():
+            path, problem = f"{path}.{field}", f"is {show(context['tag'])}, expected one of {context['expected_tags']}"
         else:
             message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
             problem = f"is invalid: {message}"
         problems.append((path, problem))
     return InvalidError(problems)
+
+
+def _path(detail: Any, value: Any) -> str:
+    """Return the path of an invalid part of a value, without pydantic's tags and names of the members of unions."""
+    steps: list[Any] = list(detail["loc"])
+    part = detail["input"]
+    if steps and steps[-1] == "[key]":
+        key = steps[-2]
+        found = _kept(value, steps[:-2], lambda inner: isinstance(inner, dict) and key in inner, set())
+        return f"{_text_of(_existing(value, steps[:-2]) if found is None else found)} key {show(key)}"
+    # The part that lacks a field is that around it.
+    last = steps[-1:] if detail["type"] == "missing" else []
+    first = steps[: len(steps) - len(last)]
+    found = _kept(value, first, lambda inner: inner is part, set())
+    if found is None:
+        # A validator has replaced the part.
+        found = _existing(value, first)
+        last = steps[-1:] if found[-1:] != steps[-1:] else []
+    return _text_of(found + last)
+
+
+def _kept(value: Any, steps: list[Any], is_part: Callable[[Any], bool], seen: set[tuple[int, int]]) -> list[Any] | None:
+    """Return the steps that lead from a value to a part of it. ``None`` if no selection of the steps does.
+
+    Args:
+        value: The value.
+        steps: The steps, some of which are tags or names, and neither keys nor indexes.
+        is_part: Whether a value is the part.
+        seen: The values that were visited, with the number of remaining steps.
+    """
+    if not steps:
+        return [] if is_part(value) else None
+    if (len(steps), id(value)) in seen:
+        return None
+    seen.add((len(steps), id(value)))
+    step, *others = steps
+    if _has(value, step):
+        found = _kept(value[step], others, is_part, seen)
+        if found is not None:
+            return [step, *found]
+    return _kept(value, others, is_part, seen)
+
+
+def _existing(value: Any, steps: list[Any]) -> list[Any]:
+    """Return the steps that exist in a value."""
+    found = []
+    for step in steps:
+        if _has(value, step):
+            value = value[step]
+            found.append(step)
+    return found
+
+
+def _has(value: Any, step: Any) -> bool:
+    if isinstance(value, dict):
+        return step in value
+    return isinstance(value, list) and isinstance(step, int) and step < len(value)
+
+
+def _text_of(steps: list[Any]) -> str:
+    return "".join(
+        f"[{step}]" if isinstance(step, int) else f".{step}" if str(step).isidentifier() else f"[{quoted(step)}]"
+        for step in steps
+    )
 
 
 def is_foreign(annotation: Any) -> bool:

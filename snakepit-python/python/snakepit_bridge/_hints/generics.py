@@ -32,6 +32,8 @@ def bound(parameters: tuple[Any, ...], arguments: tuple[Any, ...]) -> Values:
 
 def substituted(annotation: Any, values: Values) -> Any:
     """Return a hint with the values of its type variables."""
+    if type(annotation).__name__ == "TypeVar":
+        return values.get(annotation, annotation)
     parameters = getattr(annotation, "__parameters__", ())
     if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
         # A class itself, of which each parameter has its default.
@@ -82,13 +84,7 @@ def _declared(cls: type) -> Any:
 
 def value_of_alias(alias: Any, arguments: tuple[Any, ...]) -> Any:
     """Return the value of a generic alias, such as `NDArray[np.float32]` in newer versions of numpy."""
-    values = bound(alias.__type_params__, arguments)
-    value = alias.__value__
-    return values[value] if _is_variable(value) and value in values else substituted(value, values)
-
-
-def _is_variable(annotation: Any) -> bool:
-    return type(annotation).__name__ == "TypeVar"
+    return substituted(alias.__value__, bound(alias.__type_params__, arguments))
 
 
 def default_of(variable: Any) -> tuple[Any] | None:
