@@ -233,9 +233,10 @@ def _tools_of(adapter: type) -> Iterator[ToolPlan]:
     for attribute, name, options, function, bound in members:
         try:
             spec, contract = _specs.spec_of(function, name, options, adapter, bound=bound)
-        except _specs.UnsupportedToolError as error:
+        except (_specs.UnsupportedToolError, TypeError) as error:
             place = _signatures.place_of(function)
-            problems += [f"{problem}{place}" for problem in error.problems]
+            found = error.problems if isinstance(error, _specs.UnsupportedToolError) else [str(error)]
+            problems += [f"{problem}{place}" for problem in found]
             continue
         if spec["name"] in names:
             kind = "methods" if functions is None else "functions"

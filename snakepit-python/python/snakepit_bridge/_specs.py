@@ -45,13 +45,17 @@ if TYPE_CHECKING:
 UNCHECKED_KEY = "snakepit.unchecked"
 
 
-class UnsupportedToolError(TypeError):
-    """A function cannot be a tool."""
+class UnsupportedToolError(Exception):
+    """A function cannot be a tool. The argument is the list of its :attr:`problems`."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        #: All reasons.
-        self.problems = problems
+    @property
+    def problems(self) -> list[str]:
+        """All reasons."""
+        problems: list[str] = self.args[0]
+        return problems
+
+    def __str__(self) -> str:
+        return "; ".join(self.problems)
 
 
 def spec_of(
@@ -68,6 +72,7 @@ def spec_of(
 
     Raises:
         UnsupportedToolError: The function cannot be a tool.
+        TypeError: It has no signature.
     """
     description, argument_docs = _docstrings.read(_encodable(_docstrings.docstring_of(function, owner)))
     name = getattr(_signatures.underlying(function), "__qualname__", None) or attribute
@@ -127,7 +132,7 @@ def described_spec_of(
     """Create the spec of a tool whose calls ``execute_tool`` serves. Its hints only describe it, so all are valid."""
     try:
         spec, _ = spec_of(function, attribute, options, owner, bound=bound)
-    except TypeError:
+    except (UnsupportedToolError, TypeError):
         spec = dynamic_spec_of(_checked_name(options.name or attribute, owner), owner)
         description, docs = _docstrings.read(_encodable(_docstrings.docstring_of(function, owner)))
         spec["description"] = description if options.description is None else _encodable(options.description)
