@@ -184,7 +184,7 @@ class Hints:
         Raises:
             TypeError: The hint is not supported.
         """
-        annotation = _awaited(annotation)
+        annotation = _unwrapped(_awaited(annotation))
         item = stream_item(annotation, is_generator=is_generator)
         if item is not None:
             contract.item, contract.item_schema = self.rule(item, "the items")
@@ -193,9 +193,12 @@ class Hints:
         elif is_generator and isinstance(annotation, _signatures.Unresolved):
             raise TypeError(f"the hint of the result of tool `{self._tool}` {annotation.problem}")
         elif is_generator and not is_any(annotation):
+            members = annotation.__args__ if _is_union(annotation) else ()
+            streams = [member for member in members if stream_item(member, is_generator=True) is not None]
+            fix = _display(streams[0]) if streams else f"Iterator[{_display(annotation)}]"
             raise TypeError(
                 f"the hint of the result of tool `{self._tool}` is `{_display(annotation)}`, but the tool yields; "
-                f"write `Iterator[{_display(annotation)}]`, or `AsyncIterator[..]` for `async def`"
+                f"write `{fix}`, or `AsyncIterator[..]` for `async def`"
             )
         else:
             contract.result, contract.result_schema = self.rule(annotation, "the result")
@@ -267,6 +270,32 @@ def _awaited(annotation: Any) -> Any:
         return annotation
     position = _AWAITABLES[origin]
     return annotation.__args__[position] if len(annotation.__args__) > position else _signatures.EMPTY
+
+
+def _unwrapped(annotation: Any) -> Any:
+    """Return the hint of a stream, or of a function that always raises, without its alias and its metadata.
+
+    Return any other annotation unchanged.
+    """
+    inner = annotation
+    while True:
+        origin = getattr(inner, "__origin__", None)
+        if origin is not None and hasattr(inner, "__metadata__"):
+            inner = origin
+        elif type(inner).__name__ == "TypeAliasType" or type(origin).__name__ == "TypeAliasType":
+            from snakepit_bridge._hints.generics import value_of_alias
+
+            try:
+                inner = value_of_alias(inner, ()) if origin is None else value_of_alias(origin, inner.__args__)
+            except Exception:
+                # The compiler reports it.
+                return annotation
+        else:
+            break
+    if inner is annotation:
+        return annotation
+    inner = _awaited(inner)
+    return inner if _is_never(inner) or stream_item(inner, is_generator=False) is not None else annotation
 
 
 def _is_union(annotation: Any) -> bool:

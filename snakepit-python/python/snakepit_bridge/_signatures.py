@@ -199,7 +199,7 @@ def _declared(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def namespace_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the global variables of a function, in which its annotations are evaluated."""
+    """Return the global variables and type parameters of a function, with which its annotations are evaluated."""
     function = underlying(function)
     while True:
         inner = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
@@ -210,4 +210,5 @@ def namespace_of(function: Callable[..., Any]) -> dict[str, Any]:
     if namespace is None:
         # A callable object.
         namespace = getattr(type(function).__call__, "__globals__", {}) if callable(function) else {}
-    return namespace
+    parameters = getattr(function, "__type_params__", ())
+    return {**namespace, **{parameter.__name__: parameter for parameter in parameters}} if parameters else namespace

@@ -65,6 +65,16 @@ def unsupported(annotation: Any, origin: Any) -> HintError:
     return HintError(f"{shown} has no JSON form; {advice}")
 
 
+def unhashable_part(annotation: Any) -> Any:
+    """Return the part of a hint that cannot be hashed, such as the list in ``dict[str, [int]]``."""
+    for argument in getattr(annotation, "__args__", ()):
+        try:
+            hash(argument)
+        except TypeError:
+            return unhashable_part(argument)
+    return annotation
+
+
 def _special(annotation: Any, origin: Any, shown: str) -> str:
     """Return the problem of a hint that is not a class."""
     name = getattr(annotation, "_name", None) or getattr(origin, "_name", None)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from snakepit_bridge._hints.advice import display, unsupported
+from snakepit_bridge._hints.advice import display, unhashable_part, unsupported
 from snakepit_bridge._hints.base import ANY, Hint, HintError, Schemas
 from snakepit_bridge._hints.collection_types import Derived, base_of, collection
 from snakepit_bridge._hints.containers import Items, Positions
 from snakepit_bridge._hints.generics import (
+    bound,
     default_of,
     is_variadic,
     substituted,
     unpacked,
-    value_of_alias,
     values_by_class,
 )
 from snakepit_bridge._hints.scalars import (
@@ -124,7 +124,7 @@ class Compiler:
         try:
             plain = _PLAIN.get(annotation)
         except TypeError:  # Unhashable.
-            raise unsupported(annotation, None) from None
+            raise unsupported(unhashable_part(annotation), None) from None
         if plain is not None:
             return plain
         special = self._special(annotation)
@@ -157,14 +157,14 @@ class Compiler:
         typing = sys.modules.get("typing")
         kind = type(annotation).__name__
         if kind == "TypeAliasType":
-            return self._recursive(annotation, lambda: self.hint(annotation.__value__))
+            return self._recursive(annotation, lambda: self._alias(annotation, ()))
         if typing is None:
             return None
         if annotation is typing.Any:
             return ANY
         if annotation is getattr(typing, "LiteralString", None):
             return _PLAIN[str]
-        if annotation in (typing.NoReturn, getattr(typing, "Never", None)):
+        if _is_never(annotation):
             raise HintError(f"is `{display(annotation)}`, which no value has")
         if isinstance(annotation, typing.ForwardRef):
             return self._evaluated(annotation.__forward_arg__)
@@ -187,7 +187,7 @@ class Compiler:
             return _PLAIN[bool]
         if type(origin).__name__ == "TypeAliasType":
             closed = substituted(annotation, self._variables)
-            return self._recursive(closed, lambda: self.within(value_of_alias(origin, closed.__args__), {}))
+            return self._recursive(closed, lambda: self._alias(origin, closed.__args__))
         return None
 
     def _generic(self, annotation: Any, origin: Any, arguments: tuple[Any, ...]) -> Hint:
@@ -303,12 +303,15 @@ class Compiler:
             return typing.get_type_hints(cls, include_extras=True)
         except NameError:
             # A class defined in a function is not in the namespace of its module. Its own name, and those of the
-            # classes that contain it, are among the classes compiled so far.
+            # classes that contain it, are among the classes compiled so far. Before Python 3.13, its type parameters
+            # are missing, too.
             local_classes = {cls.__name__: cls for cls in self._known if isinstance(cls, type)}
         except Exception as error:
             raise HintError(f"is `{cls.__qualname__}`, whose hints cannot be evaluated: {error}") from None
         try:
-            namespace = {**self._namespace, **local_classes, cls.__name__: cls}
+            parameters = [parameter for base in cls.__mro__ for parameter in getattr(base, "__type_params__", ())]
+            variables = {parameter.__name__: parameter for parameter in reversed(parameters)}
+            namespace = {**self._namespace, **local_classes, cls.__name__: cls, **variables}
             return typing.get_type_hints(cls, localns=namespace, include_extras=True)
         except NameError as error:
             raise HintError(
@@ -337,9 +340,18 @@ class Compiler:
             raise HintError(Unresolved(text, error).problem) from None
         return self.hint(annotation)
 
+    def _alias(self, alias: Any, arguments: tuple[Any, ...]) -> Hint:
+        try:
+            value = alias.__value__
+        except Exception as error:
+            raise HintError(Unresolved(alias.__name__, error).problem) from None
+        # With arguments, the value has no variables of a class.
+        return self.within(value, bound(alias.__type_params__, arguments)) if arguments else self.hint(value)
+
     def _union(self, members: tuple[Any, ...]) -> Hint:
         hints: list[Hint] = []
-        for member in members:
+        # No value has the type `Never`, so a union with it has the values of the others.
+        for member in [member for member in members if not _is_never(member)] or members:
             hint = self.hint(member)
             if hint is ANY:
                 return ANY
@@ -391,6 +403,11 @@ def _is_union(annotation: Any) -> bool:
     return isinstance(annotation, _UNION) or (
         typing is not None and getattr(annotation, "__origin__", None) is typing.Union
     )
+
+
+def _is_never(annotation: Any) -> bool:
+    typing = sys.modules.get("typing")
+    return typing is not None and (annotation is typing.NoReturn or annotation is typing.Never)
 
 
 def _is_array_like(annotation: Any) -> bool:
