@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     Problems = list[tuple[Hint | None, InvalidError]]
 
 
+#: The types whose values prefer the member of the same type.
+_NUMBERS = (int, float, bool, type(None))
+
+
 class Union(Hint):
     """One of several hints. The first that accepts a value converts it, but 5 and 5.0 prefer their own types."""
 
@@ -26,6 +30,16 @@ class Union(Hint):
         self._readers = self._members
         if any(isinstance(member.unwrapped(), Text) for member in self._members):
             self._readers = sorted(self._members, key=lambda member: isinstance(member.unwrapped(), Binary))
+        #: The members that convert all values of exactly a type.
+        self._exact: dict[type | None, Hint] = {
+            member.exact: member for member in reversed(self._members) if member.exact in _NUMBERS
+        }
+        for member in self._readers:
+            if member.exact is str:
+                self._exact[str] = member
+            if member.exact not in _NUMBERS:
+                # The next members do not read the texts that this one accepts, such as dates.
+                break
         #: The fields that select a member. Found late, because members may still be compiled.
         self._tags: list[Tag] | None = None
         wires = {member.wire for member in self._members}
@@ -38,11 +52,17 @@ class Union(Hint):
         return [member for member in self._members if not isinstance(member, Null)]
 
     def read(self, value: Any) -> Any:
+        exact = self._exact.get(type(value))
+        if exact is not None:
+            return exact.read(value)
         if isinstance(value, dict) and (tags := self._all_tags()):
             return self._selected(value, tags, lambda member: member.read(value))
         return self._first(value, self._readers, lambda member: member.read(value))
 
     def write(self, value: Any) -> Any:
+        found = self._exact.get(type(value))
+        if found is not None:
+            return found.write(value)
         if isinstance(value, dict):
             tags = [tag for tag in self._all_tags() if tag.is_written_as_map]
             if tags:
@@ -56,7 +76,8 @@ class Union(Hint):
         return self._first(key, self._readers, lambda member: member.read_key(key))
 
     def write_key(self, key: Any) -> Any:
-        return self._first(key, self._members, lambda member: member.write_key(key))
+        found = self._exact.get(type(key))
+        return self._first(key, self._members if found is None else [found], lambda member: member.write_key(key))
 
     def _all_tags(self) -> list[Tag]:
         if self._tags is None:
@@ -86,11 +107,6 @@ class Union(Hint):
         problems: Problems | None = None,
         named: Sequence[Hint] = (),
     ) -> Any:
-        kind = type(value)
-        if kind in (int, float, bool, type(None)):
-            exact = next((member for member in members if member.exact is kind), None)
-            if exact is not None:
-                return convert(exact)
         problems = [] if problems is None else problems
         for member in members:
             try:
