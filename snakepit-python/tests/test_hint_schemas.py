@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 from uuid import UUID
@@ -24,7 +25,8 @@ from snakepit_bridge._event_loop import EventLoop
 from snakepit_bridge._hints.base import Schemas
 from snakepit_bridge._hints.compiler import Compiler
 from snakepit_bridge._plan import plan_of
-from test_hint_classes import Account, Box, Cat, Circle, Color, Holder, Item, Model, Order, Point, Square
+from snakepit_bridge._schema_types import SchemaTypes
+from test_hint_classes import Account, Box, Cat, Circle, Color, Dog, Holder, Item, Model, Order, Point, Square
 
 
 class Movie(TypedDict, total=False):
@@ -198,6 +200,23 @@ def test_definitions_of_pydantic_join_those_of_the_tool() -> None:
     schema = schema_of(tuple[Model, Holder])
     assert set(schema["$defs"]) == {"Model", "Holder", "Cat", "Dog", "Point"}
     assert schema["$defs"]["Model"]["properties"]["child"]["anyOf"][0] == {"$ref": "#/$defs/Model"}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "argument", "result"),
+    [
+        ("tuple[int, *tuple[str, ...]]", "list[int | str] | tuple[int | str, ...]", "list[int | str]"),
+        ("tuple[*tuple[int, ...], float]", "Sequence[int | float]", "list[int | float]"),
+        (range, "Sequence[int]", "list[int]"),
+        (IPv4Address, "str | IPv4Address", "str"),
+        (list[Cat | Dog], "Sequence[Cat | Dog]", "list[Cat | Dog]"),
+    ],
+)
+def test_schemas_become_the_types_of_stubs(annotation: Any, argument: str, result: str) -> None:
+    for is_argument, expected in ((True, argument), (False, result)):
+        schema = schema_of(annotation, is_result=not is_argument)
+        types = SchemaTypes(schema, is_argument=is_argument, define=lambda name, *_: name)
+        assert types.annotation(schema, "value") == expected
 
 
 class Documented(BaseAdapter):

@@ -103,6 +103,8 @@ class SchemaTypes:
 
     def _list(self, schema: Mapping[str, Any], name: str, depth: int) -> str:
         if isinstance(parts := schema.get("prefixItems"), list):
+            # Those after the first ones, if any.
+            parts = [*parts, *([schema["items"]] if isinstance(schema.get("items"), Mapping) else [])]
             item = union(self.annotation(part, name, depth + 1) for part in parts) if parts else ANY
         elif not schema.get("items"):
             # Perhaps a tensor or a column.
