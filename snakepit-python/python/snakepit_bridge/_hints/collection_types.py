@@ -114,7 +114,7 @@ def collection(origin: Any, arguments: tuple[Any, ...], hint_of: Callable[[Any],
 
 def _named(origin: Any, names: tuple[str, ...]) -> tuple[Any, Any] | None:
     """Return the function and the type for a class of `collections` with one of these names."""
-    # Nobody has imported the module if no such class exists.
+    # Without the module, such a class cannot exist.
     collections = sys.modules.get("collections")
     is_known = collections is not None and origin.__name__ in names and origin is getattr(collections, origin.__name__)
     return (origin, origin) if is_known else None

@@ -42,7 +42,7 @@ class Parsed(Hint):
             raise self.mismatch(value)
         try:
             return self._make(value)
-        except (ValueError, LookupError, OSError):  # The latter two if there is no such time zone.
+        except (ValueError, LookupError, OSError):  # The latter two for an unknown time zone.
             raise invalid(f"is {show(value)}, expected {self.expected}") from None
 
     def write(self, value: Any) -> Any:

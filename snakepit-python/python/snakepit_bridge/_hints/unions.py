@@ -189,7 +189,7 @@ class Tag:
         self.members = [member for member, _ in choices]
 
     def select(self, value: dict[Any, Any]) -> tuple[list[Hint] | None, InvalidError | None]:
-        """Return the members that accept the tag of a map, ``None`` for all, and the problem if there are none."""
+        """Return the members that accept the tag of a map (``None`` for all), and the problem of a wrong tag."""
         if self._name not in value:
             return ([], self._problem("is missing")) if self._is_required else (None, None)
         form = value[self._name]
