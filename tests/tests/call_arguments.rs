@@ -145,16 +145,37 @@ async fn an_interrupted_stream_keeps_the_old_file() {
     let files = tempfile::tempdir().unwrap();
     let out = files.path().join("out.bin");
     std::fs::write(&out, "old").unwrap();
-    let mut command = Command::new(daemon_binary());
-    command.args(["stream", "forever", "--output"]).arg(&out).env("SNAKEPIT_SERVER", sandbox.url());
-    let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let count = || std::fs::read_dir(files.path()).unwrap().count();
-    eventually("the temporary file exists", EVENT_TIMEOUT, async || count() == 2).await;
-    signal(child.id().unwrap(), Signal::SIGINT);
-    let output = child.wait_with_output().await.unwrap();
-    assert_eq!(output.status.code(), Some(3), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("stopped by SIGINT"), "{output:?}");
-    assert_eq!((std::fs::read(&out).unwrap(), count()), (b"old".to_vec(), 1));
+    for stop in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut command = Command::new(daemon_binary());
+        command.args(["stream", "forever", "--output"]).arg(&out).env("SNAKEPIT_SERVER", sandbox.url());
+        let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        eventually("the temporary file exists", EVENT_TIMEOUT, async || count() == 2).await;
+        signal(child.id().unwrap(), stop);
+        let output = child.wait_with_output().await.unwrap();
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let expected = format!("stopped by {stop}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(&expected), "{output:?}");
+        assert_eq!((std::fs::read(&out).unwrap(), count()), (b"old".to_vec(), 1));
+    }
+}
+
+#[tokio::test]
+async fn a_signal_during_the_write_of_a_result_leaves_no_temporary_file() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("app.py"), "def large() -> bytes:\n    return bytes(80_000_000)\n")
+        .unwrap();
+    let sandbox = Sandbox::adapter("app.py", 1).working_dir(dir.path()).start().await;
+    let files = tempfile::tempdir().unwrap();
+    let out = files.path().join("out.bin");
+    let mut command = Command::new(daemon_binary());
+    command.args(["call", "large", "--output"]).arg(&out).env("SNAKEPIT_SERVER", sandbox.url());
+    let mut child = command.stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let count = || std::fs::read_dir(files.path()).unwrap().count();
+    eventually("the write has begun", EVENT_TIMEOUT, async || count() == 1).await;
+    signal(child.id().unwrap(), Signal::SIGHUP);
+    assert_eq!(child.wait().await.unwrap().code(), Some(0));
+    assert_eq!((std::fs::metadata(&out).unwrap().len(), count()), (80_000_000, 1));
 }
 
 #[tokio::test]

@@ -30,6 +30,7 @@ use crate::{
     duration,
     live_call::{Answer, LiveCall, LiveEvent, error_message},
     output::{self, print, print_json, to_readable_json},
+    serve::is_hang_up_ignored,
 };
 
 /// The text between the options and the exit codes in the help of both commands.
@@ -315,9 +316,13 @@ pub(crate) async fn unary(Args { json, output, call }: Args) -> Result<(), Failu
     let (value, buffer) = (response.result.unwrap_or_default(), response.binary_result);
     if let Some(destination) = output {
         let content = result::to_file(&destination, value, buffer)?;
-        let mut writer = destination.open()?;
-        writer.write(&content)?;
-        return writer.finish();
+        let write = async {
+            let mut writer = destination.open()?;
+            writer.write(&content)?;
+            writer.finish()
+        };
+        // Does not wait, so a signal takes effect only after the write.
+        return unless_stopped(destination.is_replaced(), write).await;
     }
     if !json && let Some(description) = result::describe_whole(&value, &buffer) {
         return print(&description);
@@ -335,28 +340,39 @@ pub(crate) async fn unary(Args { json, output, call }: Args) -> Result<(), Failu
 }
 
 pub(crate) async fn stream(args: StreamArgs) -> Result<(), Failure> {
-    // A signal ends a write to a pipe without a reader only if no handler is installed.
     let has_file = args.output.as_ref().is_some_and(Destination::is_replaced);
+    unless_stopped(has_file, receive_stream(args)).await
+}
+
+/// Ends a command that replaces a file at a signal. Dropping the command removes its temporary file. Without such a file, installs no
+/// handlers, because a signal ends a write to a pipe without a reader only then.
+async fn unless_stopped(
+    has_file: bool,
+    command: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
     tokio::select! {
-        ended = receive_stream(args) => ended,
-        // Dropping the stream removes its temporary file.
+        // Installs the handlers before the command creates the file.
+        biased;
         name = stop_signal(), if has_file => {
             let problem = format!("stopped by {name}; the file of --output stays as it was");
             Err(Failure::new(Reason::Cancelled, problem).may_have_run(true))
         }
+        ended = command => ended,
     }
 }
 
 /// Waits for a signal that ends a command, and returns its name.
 async fn stop_signal() -> &'static str {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    // Under nohup, the command continues.
+    let is_hang_up_ignored = is_hang_up_ignored();
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hang_up)] = kinds.map(signal) else {
         return std::future::pending().await;
     };
     tokio::select! {
         _ = interrupt.recv() => "SIGINT",
         _ = terminate.recv() => "SIGTERM",
+        _ = hang_up.recv(), if !is_hang_up_ignored => "SIGHUP",
     }
 }
 

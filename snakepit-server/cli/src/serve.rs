@@ -30,6 +30,7 @@ mod signals;
 pub(crate) use adapter_arg::AdapterArg;
 pub(crate) use options::Args;
 use signals::Signals;
+pub(crate) use signals::is_hang_up_ignored;
 
 pub(crate) const HELP: &str = "\
 Values:

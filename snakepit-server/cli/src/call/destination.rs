@@ -98,8 +98,8 @@ impl Writer {
 /// A file that is being written.
 pub(super) struct Target {
     file: File,
-    /// The temporary file, and the file that it replaces. `None` for devices, pipes and files with several names, which are
-    /// written directly.
+    /// The temporary file, and the file that it replaces. `None` for devices, pipes, files with several names, and files whose owner
+    /// a new file cannot have. They are written directly.
     replacement: Option<Replacement>,
 }
 
@@ -136,14 +136,18 @@ impl Target {
         let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let temporary = path.with_file_name(format!(".snakepit-{}-{nanos:x}.tmp", std::process::id()));
         // Other users must not read the new content if they could not read the old one.
-        let mode = existing.as_ref().map_or(0o666, |(_, metadata)| metadata.mode() & 0o777);
+        let mode = if existing.is_some() { 0o600 } else { 0o666 };
         let created = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary);
         let file = match (created, existing) {
-            (Ok(file), existing) => {
-                if let Some((_, metadata)) = existing {
-                    file.set_permissions(metadata.permissions())?;
-                    // Fails for files of other users, unless the user is root.
-                    let _ = fchown(&file, Some(metadata.uid()), Some(metadata.gid()));
+            (Ok(file), None) => file,
+            (Ok(file), Some((old, metadata))) => {
+                if let Err(error) = take_over(&file, &metadata) {
+                    fs::remove_file(&temporary)?;
+                    // The file belongs to another user or group.
+                    return match error.kind() {
+                        ErrorKind::PermissionDenied => Self::truncate(old, &metadata),
+                        _ => Err(error),
+                    };
                 }
                 file
             }
@@ -171,6 +175,15 @@ impl Target {
         replacement.is_done = true;
         Ok(())
     }
+}
+
+/// Gives a new file the owner, the group and the permissions of the file that it replaces.
+fn take_over(file: &File, old: &fs::Metadata) -> io::Result<()> {
+    let new = file.metadata()?;
+    if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+        fchown(file, Some(old.uid()), Some(old.gid()))?;
+    }
+    file.set_permissions(old.permissions())
 }
 
 impl Drop for Replacement {

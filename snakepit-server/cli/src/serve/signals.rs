@@ -107,8 +107,9 @@ fn wait_readable(stdin: &StdinLock<'_>) {
     let _ = poll(&mut [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
 }
 
+/// Whether the parent of this program, such as nohup, ignores SIGHUP for it.
 #[allow(unsafe_code, reason = "no safe function returns the disposition of a signal")]
-fn is_hang_up_ignored() -> bool {
+pub(crate) fn is_hang_up_ignored() -> bool {
     let mut current = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action, the call only writes the current one to `current`, which is large enough. A zeroed
     // `sigaction` is a valid value, so reading it is sound even if the call failed.
