@@ -307,6 +307,20 @@ async fn the_end_of_standard_input_ends_all_prompts() {
 }
 
 #[tokio::test]
+async fn the_last_output_of_a_debugged_worker_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let hook = "def process_exit():\n    for n in range(2000):\n        print('closing', n)\n";
+    write(dir, "app.py", &format!("{DEBUGGED}\n{hook}"));
+    let dev = Dev::start(dir, &["--debug"]).await;
+    dev.wait_for("serving 2 tools").await;
+    let output = Arc::clone(&dev.output);
+    dev.interrupt(dir).await;
+    let has_ended = async || output.lock().unwrap().contains("closing 1999\n");
+    eventually("the worker has printed", EVENT_TIMEOUT, has_ended).await;
+}
+
+#[tokio::test]
 async fn without_debug_the_errors_of_prompts_name_the_option() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -14,7 +14,12 @@ use tokio::time::Instant;
 
 pub(crate) use self::adapter::NamedDirectory;
 use self::{terminal::Terminal, watcher::Watcher};
-use crate::{Failure, log::print_error, serve, tool_changes::ToolChanges};
+use crate::{
+    Failure,
+    log::{print_error, print_report},
+    serve,
+    tool_changes::ToolChanges,
+};
 
 /// The text after the options in the help.
 pub(crate) const HELP: &str = "\
@@ -120,6 +125,20 @@ impl DevMode {
         self.changed().await;
     }
 
+    /// Ends the input of the workers, because a call that waits for it would delay the shutdown.
+    pub(crate) fn end_input(&mut self) {
+        if let Some(terminal) = &mut self.terminal {
+            terminal.end_input();
+        }
+    }
+
+    /// Waits for the last output of the workers, which have exited.
+    pub(crate) async fn finish(mut self) {
+        if let Some(terminal) = &mut self.terminal {
+            terminal.finish().await;
+        }
+    }
+
     /// Replaces the workers after each change. Never returns.
     pub(crate) async fn run(&mut self, snakepit: &Snakepit) {
         let mut old_tools = specs(snakepit);
@@ -194,5 +213,5 @@ fn report_call(record: &CallRecord) {
         Some(error) => text.push_str(&format!("\n  {}", error_chain(error))),
         None => {}
     }
-    print_error(&text);
+    print_report(&text);
 }

@@ -60,9 +60,18 @@ pub(crate) fn start(filter: EnvFilter, with_colors: bool) {
 
 /// Prints an error on stderr. If the log is installed, its lines and the error keep their order. Ignores failures.
 pub(crate) fn print_error(text: &str) {
+    print(text, true);
+}
+
+/// Prints a report on stderr, such as one for each call. If the queue of the log is full, the report is lost.
+pub(crate) fn print_report(text: &str) {
+    print(text, false);
+}
+
+fn print(text: &str, ignores_limit: bool) {
     let text = format!("{}\n", escape_multiline(text));
     match LOG.get() {
-        Some(log) => log.push(text.into_bytes(), true),
+        Some(log) => log.push(text.into_bytes(), ignores_limit),
         None => {
             let _ = std::io::stderr().write_all(text.as_bytes());
         }
@@ -287,6 +296,17 @@ mod tests {
             written.ends_with("dropped 2 lines of the log: stderr was slow, closed or full\nthree\n"),
             "{written:?}"
         );
+    }
+
+    #[test]
+    fn reports_for_a_stalled_sink_cost_bounded_memory() {
+        let (log, _outcome, _writes) = log();
+        let log = LOG.get_or_init(|| log);
+        let report = "x".repeat(MAX_LINE_BYTES / 2);
+        for _ in 0..2 * MAX_QUEUED_BYTES / report.len() {
+            print_report(&report);
+        }
+        assert!(log.0.lock().bytes <= MAX_QUEUED_BYTES);
     }
 
     #[test]

@@ -137,8 +137,12 @@ pub(crate) async fn run(
     };
     let received = Instant::now();
     tracing::info!(signal = name, drain = ?args.calls.drain, "draining; a second signal cuts off calls in flight");
+    if let Some(dev) = &mut dev {
+        dev.end_input();
+    }
     // A call that stands still in a debugger does not end.
-    let drain = if dev.is_some_and(|dev| dev.is_debugging()) { Duration::ZERO } else { args.calls.drain };
+    let is_debugging = dev.as_ref().is_some_and(DevMode::is_debugging);
+    let drain = if is_debugging { Duration::ZERO } else { args.calls.drain };
     let stopped = tokio::select! {
         stopped = snakepit.shutdown_within(drain) => stopped,
         name = signals.next_after(name, received) => {
@@ -148,6 +152,9 @@ pub(crate) async fn run(
     };
     if let Err(error) = stopped {
         tracing::error!(error = %error_chain(&error), "stopped, but not gracefully");
+    }
+    if let Some(dev) = dev {
+        dev.finish().await;
     }
     Ok(())
 }

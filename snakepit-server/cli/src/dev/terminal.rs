@@ -11,9 +11,11 @@
 
 use std::{
     fs::{self, DirBuilder},
+    future::pending,
     io::{self, IsTerminal, Read, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    pin::pin,
     sync::{Arc, mpsc::RecvTimeoutError},
     time::{Duration, SystemTime},
 };
@@ -24,6 +26,7 @@ use tokio::{
     sync::{
         Mutex, OwnedMutexGuard,
         mpsc::{self, error::TrySendError},
+        oneshot,
     },
     task::JoinSet,
 };
@@ -53,7 +56,12 @@ pub(super) struct Terminal {
     dir: PathBuf,
     socket: PathBuf,
     output: Output,
-    _tasks: JoinSet<()>,
+    /// The task that serves the socket of the input.
+    inputs: JoinSet<()>,
+    /// The task that serves the socket of the output.
+    outputs: JoinSet<()>,
+    /// Ends the task of the output after its last connection.
+    end: Option<oneshot::Sender<()>>,
 }
 
 impl Terminal {
@@ -63,21 +71,36 @@ impl Terminal {
         let name = format!("snakepit-dev-{}-{:x}", std::process::id(), time.as_nanos());
         let dir = std::env::temp_dir().join(name);
         DirBuilder::new().mode(0o700).create(&dir)?;
-        let socket = dir.join("terminal.sock");
+        let socket = dir.join("terminal");
         let output = Output::start(io::stdout())?;
-        let mut terminal = Self { dir, socket, output, _tasks: JoinSet::new() };
-        let outputs = UnixListener::bind(&terminal.socket)?;
-        let inputs = UnixListener::bind(input_path(&terminal.socket))?;
+        let (end, ended) = oneshot::channel();
+        let (inputs, outputs) = (JoinSet::new(), JoinSet::new());
+        let mut terminal = Self { dir, socket, output, inputs, outputs, end: Some(end) };
+        let output_listener = UnixListener::bind(&terminal.socket)?;
+        let input_listener = UnixListener::bind(input_path(&terminal.socket))?;
         let (sender, typed) = mpsc::channel(MAX_BLOCKS);
         let is_terminal = io::stdin().is_terminal();
         std::thread::Builder::new()
             .name("snakepit-stdin".to_owned())
             .spawn(move || read_input(&mut io::stdin().lock(), is_terminal, &sender))?;
         let blocks = terminal.output.blocks.clone();
-        terminal._tasks.spawn(serve(outputs, move |stream| copy_output(stream, blocks.clone())));
+        let copy = move |stream| copy_output(stream, blocks.clone());
+        terminal.outputs.spawn(serve(output_listener, copy, ended));
         let input = Arc::new(Mutex::new(Input { typed, rest: Vec::new() }));
-        terminal._tasks.spawn(serve(inputs, move |stream| copy_input(stream, Arc::clone(&input))));
+        let copy = move |stream| copy_input(stream, Arc::clone(&input));
+        terminal.inputs.spawn(serve(input_listener, copy, pending::<()>()));
         Ok(terminal)
+    }
+
+    /// Ends the input of all workers.
+    pub(super) fn end_input(&mut self) {
+        self.inputs.abort_all();
+    }
+
+    /// Waits until all workers have ended their output, for a bounded time.
+    pub(super) async fn finish(&mut self) {
+        self.end = None;
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, self.outputs.join_next()).await;
     }
 
     /// The path of the socket of the output.
@@ -108,12 +131,13 @@ fn input_path(socket: &Path) -> PathBuf {
     path.into()
 }
 
-/// Accepts connections, and copies for each of them. Never returns.
+/// Accepts connections until `end`, and copies for each of them until all have ended.
 async fn serve<F: Future<Output = ()> + Send + 'static>(
     listener: UnixListener,
     mut copy: impl FnMut(UnixStream) -> F,
+    end: impl Future,
 ) {
-    let mut copies = JoinSet::new();
+    let (mut copies, mut end) = (JoinSet::new(), pin!(end));
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -122,8 +146,10 @@ async fn serve<F: Future<Output = ()> + Send + 'static>(
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             },
             Some(_) = copies.join_next() => {}
+            _ = &mut end => break,
         }
     }
+    while copies.join_next().await.is_some() {}
 }
 
 /// Standard output, which a separate thread writes, so that a stopped terminal blocks neither calls nor input.
