@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, path::Path, process::Output};
 
 use serde_json::Value;
+use snakepit_server::Snakepit;
 use snakepit_tests::{SHOWCASE, Sandbox, daemon_binary, python};
 use tokio::process::Command;
 
@@ -211,6 +212,19 @@ async fn the_doctor_examines_a_running_server() {
     ] {
         assert!(text.contains(&needle), "no {needle:?} in {text}");
     }
+    // A server for host tools only has no workers.
+    let snakepit = Snakepit::builder()
+        .without_workers()
+        .run_dir(dir.path().join("host"))
+        .listen(([127, 0, 0, 1], 0).into())
+        .start()
+        .await
+        .unwrap();
+    let mut doctor = command(dir.path(), &["doctor", "--listen", "127.0.0.1:0"]);
+    doctor.env("SNAKEPIT_SERVER", snakepit.address().unwrap().to_string());
+    let output = doctor.output().await.unwrap();
+    assert!(output.status.success() && stdout(&output).contains("with 0 of 0 workers up"), "{output:?}");
+    snakepit.shutdown().await.unwrap();
     // The server is found even if --server does not name its address.
     let output = command(dir.path(), &["doctor", "--listen", &listen]).output().await.unwrap();
     let text = stdout(&output);

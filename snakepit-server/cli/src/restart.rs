@@ -7,7 +7,7 @@ use snakepit_proto::pb::{self, bridge_service_client::BridgeServiceClient};
 use snakepit_server::{Reason, ToolSpec};
 use snakepit_wire::spec_from_wire;
 use tokio::time::Instant;
-use tonic::{Status, transport::Channel};
+use tonic::transport::Channel;
 
 use crate::{
     Failure,
@@ -24,8 +24,8 @@ of an error in the adapter, the remaining old workers keep serving, and the exit
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Print one JSON object with the number of workers, the seconds, and the changed tools. Parts that this client may not see are
-    /// null.
+    /// Print one JSON object with the number of workers, the seconds, and the changed tools, which are null if this client may not
+    /// see them.
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -66,16 +66,13 @@ pub(crate) async fn run(Args { json, server, .. }: Args) -> Result<(), Failure> 
         }
         None => None,
     };
-    let listed = client.list_workers(pb::ListWorkersRequest {}).await.map(tonic::Response::into_inner);
-    let workers = if_allowed(&server, listed)?.map(|listed| listed.workers.len());
     if json {
         let tools = changes.map(|changes| changes.to_json());
-        return output::print_json(&json!({"workers": workers, "seconds": seconds, "tools": tools}));
+        return output::print_json(&json!({"workers": replaced_workers, "seconds": seconds, "tools": tools}));
     }
-    let count = match workers {
-        None => "all workers".to_owned(),
-        Some(1) => "1 worker".to_owned(),
-        Some(count) => format!("{count} workers"),
+    let count = match replaced_workers {
+        1 => "1 worker".to_owned(),
+        count => format!("{count} workers"),
     };
     let changes = changes.map_or_else(String::new, |changes| changes.to_string());
     output::print(&format!("replaced {count} in {seconds:.1} s{changes}"))
@@ -86,16 +83,13 @@ async fn tools(
     server: &ServerArgs,
     client: &mut BridgeServiceClient<Channel>,
 ) -> Result<Option<Vec<ToolSpec>>, Failure> {
-    let listed = client.list_tools(pb::ListToolsRequest {}).await.map(tonic::Response::into_inner);
-    let listed = if_allowed(server, listed)?;
-    Ok(listed
-        .map(|listed| listed.tools.into_iter().filter_map(|tool| tool.spec).map(spec_from_wire).collect()))
-}
-
-/// The answer, or `None` if the server denied access, because the restart itself does not depend on it.
-fn if_allowed<T>(server: &ServerArgs, answer: Result<T, Status>) -> Result<Option<T>, Failure> {
-    match answer.map_err(|status| server.status_failure(status)) {
-        Ok(answer) => Ok(Some(answer)),
+    let listed = client.list_tools(pb::ListToolsRequest {}).await;
+    match listed.map_err(|status| server.status_failure(status)) {
+        Ok(listed) => {
+            let specs = listed.into_inner().tools.into_iter().filter_map(|tool| tool.spec);
+            Ok(Some(specs.map(spec_from_wire).collect()))
+        }
+        // The restart itself does not depend on the list.
         Err(failure) if failure.reason() == Some(Reason::AccessDenied) => Ok(None),
         Err(failure) => Err(failure),
     }
