@@ -154,7 +154,7 @@ async fn an_interrupted_stream_keeps_the_old_file() {
         signal(child.id().unwrap(), stop);
         let output = child.wait_with_output().await.unwrap();
         assert_eq!(output.status.code(), Some(3), "{output:?}");
-        let expected = format!("stopped by {stop}");
+        let expected = format!("stopped by {stop} before the result was complete");
         assert!(String::from_utf8_lossy(&output.stderr).contains(&expected), "{output:?}");
         assert_eq!((std::fs::read(&out).unwrap(), count()), (b"old".to_vec(), 1));
     }

@@ -354,7 +354,7 @@ async fn unless_stopped(
         // Installs the handlers before the command creates the file.
         biased;
         name = stop_signal(), if has_file => {
-            let problem = format!("stopped by {name}; the file of --output stays as it was");
+            let problem = format!("stopped by {name} before the result was complete");
             Err(Failure::new(Reason::Cancelled, problem).may_have_run(true))
         }
         ended = command => ended,
