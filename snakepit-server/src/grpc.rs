@@ -33,7 +33,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use bridge::Bridge;
 use initialize_session::BridgeRoutes;
 
-use crate::{host::Host, panics::completes_without_panic};
+use crate::{host::Host, listen::Services, panics::completes_without_panic};
 
 /// The service names in health checks: the server as a whole, and the bridge service.
 const HEALTH_NAMES: [&str; 2] = ["", SERVICES[0]];
@@ -47,11 +47,10 @@ pub(crate) const SERVICES: [&str; 4] = [
 ];
 
 /// All services, and the handle that reports their health. They start as not serving.
-pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
+pub(crate) async fn services(host: Arc<Host>) -> (Services, HealthReporter) {
     let (health, health_service) = tonic_health::server::health_reporter();
     set_serving(&health, false).await;
     let mut routes = RoutesBuilder::default();
-    routes.add_service(BridgeRoutes::new(Bridge::new(host)));
     routes.add_service(health_service);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -66,12 +65,12 @@ pub(crate) async fn routes(host: Arc<Host>) -> (Routes, HealthReporter) {
         }
         (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "failed to set up reflection"),
     }
-    (routes.routes(), health)
+    (Services::new(BridgeRoutes::new(Bridge::new(host)), routes.routes()), health)
 }
 
 /// The bridge service for the worker of one launch.
-pub(crate) fn worker_routes(host: Arc<Host>, launch: Arc<Launch>) -> Routes {
-    Routes::new(BridgeRoutes::new(Bridge::for_launch(host, launch)))
+pub(crate) fn worker_services(host: Arc<Host>, launch: Arc<Launch>) -> Services {
+    Services::new(BridgeRoutes::new(Bridge::for_launch(host, launch)), Routes::default())
 }
 
 /// Reports the server as healthy while its pool is ready and the host is not hidden. Reports the current state

@@ -3,6 +3,7 @@
 mod accept;
 mod budget;
 mod connection;
+mod connection_clock;
 mod connections;
 mod deadline;
 mod descriptors;
@@ -19,6 +20,7 @@ mod request_memory;
 mod request_service;
 mod response;
 mod response_budget;
+mod services;
 mod use_count;
 mod warning_limit;
 mod write_timeout;
@@ -33,7 +35,6 @@ use std::{
 use snakepit_worker::process::Launches;
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
 
 use self::connections::Connections;
 pub(crate) use self::descriptors::check_descriptor_limit;
@@ -46,6 +47,7 @@ pub(crate) use self::{
     deadline::CallDeadline,
     reported_call::ReportedCall,
     response_budget::ResponseBudget,
+    services::{ServiceFuture, Services, SharedService},
 };
 use crate::StartError;
 
@@ -137,14 +139,14 @@ impl ListenLimits {
 
 pub(crate) fn serve_tcp(
     tasks: &TaskTracker,
-    routes: Routes,
+    services: Services,
     listener: TcpListener,
     limits: &ListenLimits,
     stop: CancellationToken,
 ) {
     tasks.spawn(accept::serve(
         listener,
-        routes.prepare(),
+        services,
         limits.connections(limits.connections, &limits.unread),
         stop,
     ));
@@ -152,14 +154,14 @@ pub(crate) fn serve_tcp(
 
 pub(crate) fn serve_unix(
     tasks: &TaskTracker,
-    routes: Routes,
+    services: Services,
     listener: UnixListener,
     limits: &ListenLimits,
     stop: CancellationToken,
 ) {
     tasks.spawn(accept::serve(
         listener,
-        routes.prepare(),
+        services,
         limits.connections(limits.connections / 2, &limits.unread_local),
         stop,
     ));

@@ -151,7 +151,7 @@ impl Builder {
         let host = Arc::new(host);
         host_ref.set(&host);
         host.set_layers(self.call_layers);
-        let (routes, health) = grpc::routes(Arc::clone(&host)).await;
+        let (services, health) = grpc::services(Arc::clone(&host)).await;
 
         // The host listens before it launches workers, because workers call the host while they start.
         let tcp = match &self.listen {
@@ -208,15 +208,16 @@ impl Builder {
         let (weak_host, launch_tasks, launch_limits) = (Arc::downgrade(&host), tasks.clone(), limits.clone());
         host.launches.serve_with(Box::new(move |listener, launch| {
             if let Some(host) = weak_host.upgrade() {
-                let routes = grpc::worker_routes(host, Arc::clone(&launch));
-                listen::serve_launch(&launch_tasks, routes, listener, &launch_limits, launch);
+                let services = grpc::worker_services(host, Arc::clone(&launch));
+                listen::serve_launch(&launch_tasks, services, listener, &launch_limits, launch);
             }
         }));
         let serve = {
-            let (tasks, routes, limits, stop) = (tasks.clone(), routes.clone(), limits.clone(), stop.clone());
+            let (tasks, services, limits, stop) =
+                (tasks.clone(), services.clone(), limits.clone(), stop.clone());
             move |path: &Path| {
                 let listener = listen::bind_unix(path)?;
-                listen::serve_unix(&tasks, routes.clone(), listener, &limits, stop.clone());
+                listen::serve_unix(&tasks, services.clone(), listener, &limits, stop.clone());
                 Ok(())
             }
         };
@@ -242,7 +243,7 @@ impl Builder {
         }
 
         if let Some(listener) = tcp {
-            listen::serve_tcp(&tasks, routes.clone(), listener, &limits, stop.clone());
+            listen::serve_tcp(&tasks, services.clone(), listener, &limits, stop.clone());
         }
         tasks.spawn(sweep(Arc::clone(&host), stop.clone()));
         tasks.spawn(host.renew_sessions());
@@ -255,7 +256,7 @@ impl Builder {
             });
         }
         let (hidden, stopping) = (stop.child_token(), stop.child_token());
-        let mount = Mount::new(&tasks, routes, &limits, stop.clone());
+        let mount = Mount::new(&tasks, services, &limits, stop.clone());
         let launcher = process_launcher;
         let service = Arc::new(Service { hidden, stopping, stop, tasks, address, mount, launcher, run_dir });
         Ok((Snakepit::new(host, pool, service), health))

@@ -2,12 +2,7 @@
 //! several MiB, and workers of the original Snakepit request it before each call. The host therefore encodes the response once
 //! and reuses it until a tool changes.
 
-use std::{
-    convert::Infallible,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{pin::Pin, sync::Arc};
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::{
@@ -29,7 +24,10 @@ use tonic_prost::ProstCodec;
 use tower::Service;
 
 use super::bridge::Bridge;
-use crate::{Operation, listen::Connection};
+use crate::{
+    Operation,
+    listen::{Connection, ServiceFuture, SharedService},
+};
 
 const PATH: &str = "/snakepit.bridge.BridgeService/InitializeSession";
 
@@ -73,29 +71,20 @@ impl NamedService for BridgeRoutes {
     const NAME: &'static str = BridgeServiceServer::<Bridge>::NAME;
 }
 
-impl Service<http::Request<Body>> for BridgeRoutes {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    /// Always ready, like the generated service.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+impl SharedService for BridgeRoutes {
+    fn respond(&self, request: http::Request<Body>) -> ServiceFuture {
         if self.bridge.host().distinguishes_workers()
             && let Some(connection) = request.extensions().get::<Arc<Connection>>()
             && connection.unidentified().is_some()
         {
-            let (connection, mut routes) = (Arc::clone(connection), self.clone());
+            let (connection, routes) = (Arc::clone(connection), self.clone());
             return Box::pin(async move {
                 connection.identify().await;
-                routes.call(request).await
+                routes.respond(request).await
             });
         }
         if request.uri().path() != PATH {
-            return self.generated.call(request);
+            return self.generated.clone().call(request);
         }
         let service = InitializeSession(Arc::clone(&self.bridge));
         Box::pin(async move {

@@ -165,7 +165,7 @@ impl MuxService for ClientCalls {
 
     fn reserve(&self, bytes: usize) -> Result<(), ToolError> {
         let Some(connection) = &self.connection else { return Ok(()) };
-        connection.reserve(bytes).map_err(connection_budget_exhausted)
+        connection.reserve(bytes, 0).map_err(connection_budget_exhausted)
     }
 
     fn release(&self, bytes: usize) {

@@ -9,11 +9,11 @@ use tokio::{
     sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
 
 use super::{
     connection,
     connections::{Admission, Connections, Peer, TcpPeer},
+    services::Services,
 };
 use crate::panics::completes_without_panic;
 
@@ -72,18 +72,18 @@ impl Accept for UnixListener {
     }
 }
 
-/// Serves the routes on all connections until the stop. Then waits briefly for clients to close their connections, and closes the
+/// Serves the services on all connections until the stop. Then waits briefly for clients to close their connections, and closes the
 /// rest.
 pub(super) async fn serve<L: Accept>(
     listener: L,
-    routes: Routes,
+    services: Services,
     connections: Arc<Connections>,
     stop: CancellationToken,
 ) {
     let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
     let mut acceptor = Acceptor {
         listener,
-        routes,
+        services,
         connections,
         stop,
         tasks: tasks.clone(),
@@ -105,7 +105,7 @@ pub(super) async fn serve<L: Accept>(
 /// The loop that accepts connections.
 struct Acceptor<L> {
     listener: L,
-    routes: Routes,
+    services: Services,
     connections: Arc<Connections>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -167,7 +167,7 @@ impl<L: Accept> Acceptor<L> {
             Admission::Admitted(permit) => {
                 self.is_rejecting = false;
                 let (stop, cut) = (self.stop.child_token(), self.cut.child_token());
-                self.tasks.spawn(connection::serve(io, self.routes.clone(), permit, stop, cut));
+                self.tasks.spawn(connection::serve(io, self.services.clone(), permit, stop, cut));
             }
             Admission::Rejected { limit } => {
                 if !std::mem::replace(&mut self.is_rejecting, true) {

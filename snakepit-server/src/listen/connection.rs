@@ -15,11 +15,13 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{body::Body, service::Routes};
+use tonic::body::Body;
 
 use super::{
+    connection_clock::ConnectionClock,
     connections::{Connection, ConnectionPermit},
     request_service::{MAX_TRANSPORT_HEADER_BYTES, RequestService},
+    services::Services,
     warning_limit::WarningLimit,
     write_timeout::WriteTimeout,
 };
@@ -53,13 +55,14 @@ const REJECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Serves a connection. Dropping the future closes it.
 pub(super) async fn serve(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    routes: Routes,
+    services: Services,
     permit: ConnectionPermit,
     stop: CancellationToken,
     cut: CancellationToken,
 ) {
     let mut http = http2::Builder::new(TokioExecutor::new());
-    http.timer(TokioTimer::new())
+    let clock = ConnectionClock::new();
+    http.timer(clock.clone())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(SERVER_CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME_SIZE)
@@ -72,7 +75,8 @@ pub(super) async fn serve(
     let state = permit.connection();
     let warnings = &permit.connections().warnings;
     let io = TokioIo::new(WriteTimeout::new(io, WRITE_TIMEOUT));
-    let mut connection = pin!(http.serve_connection(io, RequestService::new(routes, Arc::clone(state))));
+    let connection = http.serve_connection(io, RequestService::new(services, Arc::clone(state)));
+    let mut connection = pin!(clock.follow(connection));
     tokio::select! {
         biased;
         result = &mut connection => return log_failure(result, warnings),
@@ -87,7 +91,7 @@ pub(super) async fn serve(
             return;
         }
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
+            connection.as_mut().connection().graceful_shutdown();
             tokio::select! {
                 result = connection => log_failure(result, warnings),
                 () = cut.cancelled() => {}
@@ -102,7 +106,7 @@ pub(super) async fn serve(
         return;
     }
     // The host still answers requests that the client sends before it receives GOAWAY.
-    connection.as_mut().graceful_shutdown();
+    connection.as_mut().connection().graceful_shutdown();
     tokio::select! {
         result = connection => log_failure(result, warnings),
         () = cut.cancelled() => {}

@@ -1,10 +1,10 @@
 //! The open connections of a listener: admission control, and the choice of an idle connection to evict for a new one.
 
 mod open_request;
+mod peer;
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -22,7 +22,10 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-pub(crate) use self::open_request::{OpenRequest, StreamUse};
+pub(crate) use self::{
+    open_request::{OpenRequest, StreamUse},
+    peer::{Peer, TcpPeer},
+};
 use super::{
     budget::{ArrivalBudgets, Budget, Reservation},
     response_budget::{MIN_COUNTED_BYTES, ResponseBudget, UnreadResponses},
@@ -77,34 +80,11 @@ pub(crate) struct ConnectionPermit {
     connections: Arc<Connections>,
 }
 
-/// The other end of a connection.
-#[derive(Debug, Clone)]
-pub(crate) enum Peer {
-    /// A client whose address is not known.
-    Unknown,
-    /// A client on a TCP connection.
-    Tcp(TcpPeer),
-    /// A client of the program's own server, with its TCP connection if that server provides it.
-    Mounted(Option<TcpPeer>),
-    /// A process on a Unix socket. The kernel reports its ids. Some systems do not report a pid.
-    Process { pid: Option<u32>, uid: u32 },
-    /// A worker on the listener of its launch.
-    Worker(Arc<Launch>),
-}
-
-/// The addresses of a TCP connection.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct TcpPeer {
-    pub(crate) peer: SocketAddr,
-    /// The address at which the connection was accepted, if it is known.
-    pub(crate) local: Option<SocketAddr>,
-}
-
 /// The state of one connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     /// The memory of its requests, from their arrival to their response.
-    budget: Arc<Budget>,
+    budget: Budget,
     /// Additional memory for messages that arrive on its streams when the budget is exhausted.
     headroom: Arc<Budget>,
     arriving: ArrivalBudgets,
@@ -117,17 +97,17 @@ pub(crate) struct Connection {
     launch: OnceCell<Option<Arc<Launch>>>,
     /// The launch whose token the peer has presented.
     claimed: OnceLock<Arc<Launch>>,
-    /// The number of open requests.
-    requests: AtomicUsize,
-    /// The number of open requests, in which a `Multiplex` stream counts only while it has running calls.
+    /// The number of open `Multiplex` streams.
+    call_streams: AtomicUsize,
+    /// The number of other open requests and of `Multiplex` streams with running calls.
     uses: UseCount,
     /// Whether the connection has had a request.
     has_served: AtomicBool,
     opened: Instant,
     /// The end of the last use, in milliseconds after `opened`.
     last_use_ended: AtomicU64,
-    /// The end of the last request, in milliseconds after `opened`. An idle `Multiplex` stream is a request, but not a use.
-    last_request_ended: AtomicU64,
+    /// The end of the last `Multiplex` stream, in milliseconds after `opened`. An idle one is a request, but not a use.
+    last_call_stream_ended: AtomicU64,
     evicted: CancellationToken,
 }
 
@@ -163,7 +143,7 @@ impl Connections {
     /// Creates the state of a connection with this counter of unread responses. The limit does not count it yet.
     pub(super) fn connection(&self, peer: Peer, unread: Arc<UnreadResponses>) -> Arc<Connection> {
         Arc::new(Connection {
-            budget: Arc::new(Budget::new(self.connection_bytes)),
+            budget: Budget::new(self.connection_bytes),
             headroom: Arc::new(Budget::new(CONNECTION_HEADROOM)),
             arriving: self.arriving.clone(),
             unread,
@@ -172,12 +152,12 @@ impl Connections {
             peer,
             launch: OnceCell::new(),
             claimed: OnceLock::new(),
-            requests: AtomicUsize::new(0),
+            call_streams: AtomicUsize::new(0),
             uses: UseCount::new(),
             has_served: AtomicBool::new(false),
             opened: Instant::now(),
             last_use_ended: AtomicU64::new(0),
-            last_request_ended: AtomicU64::new(0),
+            last_call_stream_ended: AtomicU64::new(0),
             evicted: CancellationToken::new(),
         })
     }
@@ -372,9 +352,10 @@ impl Connection {
     /// Counts a request as open until the guard is dropped. The request is also a use of the connection, except for a `Multiplex`
     /// stream, which is a [use](StreamUse) only while calls run.
     pub(crate) fn begin_request(self: &Arc<Self>, is_call_stream: bool) -> OpenRequest {
-        self.requests.fetch_add(1, Ordering::Relaxed);
         self.has_served.store(true, Ordering::Relaxed);
-        if !is_call_stream {
+        if is_call_stream {
+            self.call_streams.fetch_add(1, Ordering::Relaxed);
+        } else {
             self.begin_use();
         }
         OpenRequest { connection: Arc::clone(self), is_use: !is_call_stream }
@@ -385,10 +366,15 @@ impl Connection {
         self.uses.begin()
     }
 
-    /// Ends a use at this time, in milliseconds after `opened`.
-    fn end_use(&self, now: u64) {
-        self.last_use_ended.store(now, Ordering::Relaxed);
-        self.uses.end();
+    /// Ends a use. Reads the clock only for the last one, because the connection is in use until then.
+    fn end_use(&self) {
+        self.uses.end(|| self.last_use_ended.store(self.millis_since_opened(), Ordering::Relaxed));
+    }
+
+    /// Ends a `Multiplex` stream.
+    fn end_call_stream(&self) {
+        self.last_call_stream_ended.store(self.millis_since_opened(), Ordering::Relaxed);
+        self.call_streams.fetch_sub(1, Ordering::Release);
     }
 
     fn millis_since_opened(&self) -> u64 {
@@ -408,9 +394,13 @@ impl Connection {
     /// The time since which no request is open, which is the end of the last request, or the opening of the connection before its
     /// first request. `None` while a request is open, even an unused `Multiplex` stream.
     pub(crate) fn without_requests_since(&self) -> Option<Instant> {
-        // Acquire: if this load sees the end of the last request, the next one sees its time.
-        let has_requests = self.requests.load(Ordering::Acquire) > 0;
-        let since = || self.opened + Duration::from_millis(self.last_request_ended.load(Ordering::Relaxed));
+        // Acquire: if this load sees the end of the last stream, the next one sees its time.
+        let has_requests = self.call_streams.load(Ordering::Acquire) > 0 || self.is_in_use();
+        let since = || {
+            let last_ended = [&self.last_use_ended, &self.last_call_stream_ended];
+            let millis = last_ended.map(|ended| ended.load(Ordering::Relaxed));
+            self.opened + Duration::from_millis(millis[0].max(millis[1]))
+        };
         (!has_requests).then(since)
     }
 
@@ -422,11 +412,6 @@ impl Connection {
     /// Whether the connection has had a request.
     pub(crate) fn has_served(&self) -> bool {
         self.has_served.load(Ordering::Relaxed)
-    }
-
-    /// An empty reservation in the budget of this connection's requests.
-    pub(crate) fn reservation(&self) -> Reservation {
-        Reservation::new(Arc::clone(&self.budget))
     }
 
     /// Returns empty reservations in the headroom of this connection and of the host.
@@ -485,12 +470,12 @@ impl Connection {
         self.budget.used()
     }
 
-    /// Reserves bytes for a multiplexed call until its reply.
-    pub(crate) fn reserve(&self, bytes: usize) -> Result<(), BudgetExhausted> {
-        self.budget.try_take(bytes, 0)
+    /// Reserves bytes in the budget of this connection's requests, for a request that has already reserved `own_bytes`.
+    pub(crate) fn reserve(&self, bytes: usize, own_bytes: usize) -> Result<(), BudgetExhausted> {
+        self.budget.try_take(bytes, own_bytes)
     }
 
-    /// Releases bytes that a call [reserved](Self::reserve).
+    /// Releases bytes that a request [reserved](Self::reserve).
     pub(crate) fn release(&self, bytes: usize) {
         self.budget.release(bytes);
     }

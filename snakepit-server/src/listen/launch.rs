@@ -8,12 +8,12 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::task::TaskTracker;
-use tonic::service::Routes;
 
 use super::{
     ListenLimits,
     accept::{self, Accept},
     connections::Peer,
+    services::Services,
 };
 
 /// The maximum number of connections per worker.
@@ -24,7 +24,7 @@ const MAX_CHECKS: usize = 32;
 /// Serves the worker until its launch ends. Closes connections of other processes before it reads from them.
 pub(crate) fn serve_launch(
     tasks: &TaskTracker,
-    routes: Routes,
+    services: Services,
     listener: TcpListener,
     limits: &ListenLimits,
     launch: Arc<Launch>,
@@ -38,7 +38,7 @@ pub(crate) fn serve_launch(
     let listener = LaunchListener { listener, launch, owns, checks: JoinSet::new(), has_warned: false };
     tasks.spawn(accept::serve(
         listener,
-        routes.prepare(),
+        services,
         limits.connections(MAX_CONNECTIONS, &limits.unread_local),
         ended,
     ));

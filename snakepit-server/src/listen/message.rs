@@ -4,7 +4,6 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -13,7 +12,6 @@ use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
 use super::{
-    connections::Connection,
     framing::{
         MAX_LIGHT_BYTES, MessageLimits, MessageTracker, PREFIX_BYTES, PolledFrame, SEGMENT_OVERHEAD, Segments,
     },
@@ -75,7 +73,7 @@ impl Body for Message {
     }
 }
 
-/// Reads a request's message. Its memory counts towards the connection's budget until the returned [`RequestMemory`] is dropped.
+/// Reads a request's message. Its memory counts towards the connection's budget until `memory` is dropped.
 /// Until the message is complete, it also counts towards the budget of arriving requests.
 ///
 /// # Errors
@@ -86,15 +84,15 @@ impl Body for Message {
 pub(super) async fn read_message<B>(
     body: B,
     limits: MessageLimits,
-    connection: &Arc<Connection>,
-) -> Result<(Message, RequestMemory), Status>
+    memory: &mut RequestMemory,
+) -> Result<Message, Status>
 where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
     let mut body = pin!(body);
     let (mut message, mut pace) = (Message::default(), Pace::default());
-    let (mut tracker, mut memory) = (MessageTracker::new(limits), RequestMemory::new(connection));
+    let mut tracker = MessageTracker::new(limits);
     poll_fn(|cx| {
         loop {
             let frame = match body.as_mut().poll_frame(cx) {
@@ -122,7 +120,7 @@ where
     })
     .await?;
     memory.release_arriving();
-    Ok((message, memory))
+    Ok(message)
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use self::{
 };
 use super::{
     ListenLimits, accept::CLOSE_TIMEOUT, connection::MAX_STREAMS, connections::Connections,
-    framing::PolledFrame, request_service::RequestService,
+    framing::PolledFrame, request_service::RequestService, services::Services,
 };
 use crate::status::shutting_down;
 
@@ -42,7 +42,7 @@ const LIMITS: RequestLimits = RequestLimits { total: 16 * 1024, per_client: MAX_
 /// The services for the program's own server, with the limits and deadlines of the listeners.
 #[derive(Debug, Clone)]
 pub(crate) struct Mount {
-    routes: Routes,
+    services: Services,
     requests: Arc<MountedRequests>,
     stop: CancellationToken,
 }
@@ -51,25 +51,25 @@ impl Mount {
     /// Creates the services, and spawns a task that drops responses that clients do not read, until the stop.
     pub(crate) fn new(
         tasks: &TaskTracker,
-        routes: Routes,
+        services: Services,
         limits: &ListenLimits,
         stop: CancellationToken,
     ) -> Self {
         let connections = limits.connections(0, &limits.unread_mounted);
-        Self::with_limits(tasks, routes, connections, LIMITS, stop)
+        Self::with_limits(tasks, services, connections, LIMITS, stop)
     }
 
     /// Creates the services with these limits of open requests.
     pub(super) fn with_limits(
         tasks: &TaskTracker,
-        routes: Routes,
+        services: Services,
         connections: Arc<Connections>,
         limits: RequestLimits,
         stop: CancellationToken,
     ) -> Self {
         let requests = MountedRequests::new(connections, limits);
         tasks.spawn(Arc::clone(&requests).drop_stalled(stop.clone()));
-        Self { routes: routes.prepare(), requests, stop }
+        Self { services, requests, stop }
     }
 
     /// Returns routes for the services of these names. They have no fallback, because an axum router that merges them would
@@ -101,7 +101,7 @@ impl Service<Request<axum::body::Body>> for Mount {
             Ok(begun) => begun,
             Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
         };
-        let service = RequestService::new(self.routes.clone(), connection);
+        let service = RequestService::new(self.services.clone(), connection);
         let response_ended = CancellationToken::new();
         let response = service.respond(request.map(|body| CutBody::new(body, response_ended.clone())));
         let response_ended = response_ended.drop_guard();

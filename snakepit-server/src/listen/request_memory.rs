@@ -14,7 +14,8 @@ pub(super) const MESSAGE_HEADROOM: usize = 2 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct RequestMemory {
     connection: Arc<Connection>,
-    reservation: Reservation,
+    /// The bytes reserved in the budget of the connection.
+    bytes: usize,
     /// `None` for a request that arrived in one piece.
     arriving: Option<Reservation>,
     /// Whether the memory belongs to a message of a stream.
@@ -25,17 +26,16 @@ pub(super) struct RequestMemory {
 
 impl RequestMemory {
     /// Creates an empty reservation.
-    pub(super) fn new(connection: &Arc<Connection>) -> Self {
-        let reservation = connection.reservation();
-        let connection = Arc::clone(connection);
-        Self { connection, reservation, arriving: None, is_stream: false, headroom: None }
+    pub(super) const fn new(connection: Arc<Connection>) -> Self {
+        Self { connection, bytes: 0, arriving: None, is_stream: false, headroom: None }
     }
 
     /// Creates an empty reservation for a message of a stream, which may use headroom when a budget is exhausted. Without
     /// headroom, the host would have to reject an incomplete message, which ends the stream and all calls on it. With it, the
     /// message becomes complete, and the host rejects its calls individually.
     pub(super) fn for_stream(connection: &Arc<Connection>) -> Self {
-        Self { is_stream: true, ..Self::new(connection) }
+        let connection = Arc::clone(connection);
+        Self { connection, bytes: 0, arriving: None, is_stream: true, headroom: None }
     }
 
     /// Reserves headroom after a budget was exhausted. Returns `false` if the headroom is also exhausted, or if the message is
@@ -52,7 +52,9 @@ impl RequestMemory {
 
     /// Reserves more of the connection's budget.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), ToolError> {
-        self.reservation.grow(bytes).map_err(connection_budget_exhausted)
+        self.connection.reserve(bytes, self.bytes).map_err(connection_budget_exhausted)?;
+        self.bytes += bytes;
+        Ok(())
     }
 
     /// Reserves more of the budget that all arriving requests share.
@@ -70,8 +72,25 @@ impl RequestMemory {
 
     /// Releases all bytes.
     pub(super) fn clear(&mut self) {
-        self.reservation.clear();
+        self.release_own();
         self.release_arriving();
         self.headroom.iter_mut().flatten().for_each(Reservation::clear);
+    }
+
+    /// The connection of the request.
+    pub(super) const fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    fn release_own(&mut self) {
+        if self.bytes > 0 {
+            self.connection.release(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+impl Drop for RequestMemory {
+    fn drop(&mut self) {
+        self.release_own();
     }
 }

@@ -15,8 +15,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use snakepit_proto::{MAX_MESSAGE_BYTES, headers::CALL_ID};
-use tonic::{Status, body::Body, service::Routes};
-use tower::Service;
+use tonic::{Status, body::Body};
 
 use super::{
     connections::{Connection, OpenRequest},
@@ -28,6 +27,7 @@ use super::{
     reported_call::ReportedCall,
     request_memory::RequestMemory,
     response::{ResponseBody, ResponseKind},
+    services::Services,
 };
 use crate::{
     blocking::poll_first_blocking,
@@ -80,13 +80,13 @@ const VALUE_RPCS: [(&str, &[u32]); 9] = [
 
 /// The service of one connection.
 pub(super) struct RequestService {
-    routes: Routes,
+    services: Services,
     connection: Arc<Connection>,
 }
 
 impl RequestService {
-    pub(super) const fn new(routes: Routes, connection: Arc<Connection>) -> Self {
-        Self { routes, connection }
+    pub(super) const fn new(services: Services, connection: Arc<Connection>) -> Self {
+        Self { services, connection }
     }
 
     /// Begins the response to a request.
@@ -96,10 +96,10 @@ impl RequestService {
         B::Error: std::fmt::Display,
     {
         let open_request = self.connection.begin_request(request.uri().path() == MULTIPLEX);
-        let (routes, connection) = (self.routes.clone(), Arc::clone(&self.connection));
+        let (services, memory) = (self.services.clone(), RequestMemory::new(Arc::clone(&self.connection)));
         let kind = ResponseKind::of(request.uri().path());
         let inner = with_deadline(request, |request| {
-            let response = async move { handle(routes, request, kind, &connection).await };
+            let response = async move { handle(services, request, kind, memory).await };
             Box::pin(response.map(|result| Ok(result.unwrap_or_else(|status| status.into_http()))))
                 as HandlerFuture
         });
@@ -143,15 +143,16 @@ impl Future for RequestFuture {
 
 /// Passes a request to its service, within the limits of its connection.
 async fn handle<B>(
-    routes: Routes,
+    services: Services,
     request: Request<B>,
     kind: ResponseKind,
-    connection: &Arc<Connection>,
+    mut memory: RequestMemory,
 ) -> Result<Response<Body>, Status>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display,
 {
+    let connection = memory.connection();
     let bytes = header_bytes(&request);
     if bytes > MAX_HEADER_BYTES {
         return Err(headers_too_large(bytes, MAX_HEADER_BYTES));
@@ -183,10 +184,10 @@ where
         } else {
             Body::new(body)
         };
-        call(routes, Request::from_parts(parts, body)).await
+        call(services, Request::from_parts(parts, body)).await
     } else {
         // Holds the reservation until the service has responded, or until its response stream has begun.
-        let (mut message, mut memory) = read_message(body, limits, connection).await?;
+        let mut message = read_message(body, limits, &mut memory).await?;
         if is_gzip {
             let decompressed;
             (decompressed, memory) =
@@ -196,14 +197,18 @@ where
         let _memory = memory;
         let is_heavy = message.is_heavy();
         let request = Request::from_parts(parts, Body::new(message));
-        if is_heavy { poll_first_blocking(call(routes, request)).await } else { call(routes, request).await }
+        if is_heavy {
+            poll_first_blocking(call(services, request)).await
+        } else {
+            call(services, request).await
+        }
     };
     Ok(if compresses_response { gzip::compress_response(response) } else { response })
 }
 
-/// Calls the routes, whose services are always ready and report failures as statuses.
-async fn call(mut routes: Routes, request: Request<Body>) -> Response<Body> {
-    let Ok(response) = routes.call(request).await;
+/// Calls the service of a request.
+async fn call(services: Services, request: Request<Body>) -> Response<Body> {
+    let response = services.respond(request).await;
     // Only a response without a body has its status in the headers.
     if response.body().is_end_stream()
         && let Some(status) = Status::from_header_map(response.headers())

@@ -22,12 +22,23 @@ impl UseCount {
         self.0.fetch_add(1, Ordering::AcqRel) & EVICTED == 0
     }
 
-    pub(super) fn end(&self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+    /// Ends a use. Calls `record_last` before the end of the last one becomes visible, perhaps several times.
+    pub(super) fn end(&self, record_last: impl Fn()) {
+        let mut count = self.0.load(Ordering::Relaxed);
+        loop {
+            if count & !EVICTED == 1 {
+                record_last();
+            }
+            match self.0.compare_exchange_weak(count, count - 1, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(changed) => count = changed,
+            }
+        }
     }
 
+    /// Whether a use runs. If not, the record of the last one is visible.
     pub(super) fn is_in_use(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & !EVICTED != 0
+        self.0.load(Ordering::Acquire) & !EVICTED != 0
     }
 
     /// Whether [`evict`](Self::evict) would succeed.
@@ -60,16 +71,37 @@ mod models {
                 if count.begin() {
                     state.with(|_| ());
                 }
-                count.end();
+                count.end(|| ());
             });
             let (count, state) = &*connection;
             if count.evict() {
                 state.with_mut(|_| ());
                 assert!(!count.begin(), "a use begins after the eviction");
-                count.end();
+                count.end(|| ());
             }
             uses.join().unwrap();
             assert!(!count.is_in_use());
+        });
+    }
+
+    #[test]
+    fn loom_the_end_of_the_last_use_is_recorded() {
+        loom::model(|| {
+            let connection = Arc::new((UseCount::new(), AtomicUsize::new(0)));
+            let end_use = |(count, record): &(UseCount, AtomicUsize)| {
+                count.end(|| record.store(1, Ordering::Relaxed));
+            };
+            connection.0.begin();
+            connection.0.begin();
+            let other = Arc::clone(&connection);
+            let uses = thread::spawn(move || end_use(&other));
+            end_use(&connection);
+            if !connection.0.is_in_use() {
+                assert_eq!(connection.1.load(Ordering::Relaxed), 1);
+            }
+            uses.join().unwrap();
+            assert!(!connection.0.is_in_use());
+            assert_eq!(connection.1.load(Ordering::Relaxed), 1);
         });
     }
 

@@ -1,6 +1,6 @@
 //! The guards that count a request, or the calls of a stream, as a use of their connection.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use super::{Connection, Peer};
 use crate::listen::response_budget::UnreadResponses;
@@ -26,12 +26,11 @@ impl OpenRequest {
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
-        let now = self.connection.millis_since_opened();
         if self.is_use {
-            self.connection.end_use(now);
+            self.connection.end_use();
+        } else {
+            self.connection.end_call_stream();
         }
-        self.connection.last_request_ended.store(now, Ordering::Relaxed);
-        self.connection.requests.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -50,7 +49,7 @@ impl StreamUse {
     /// Begins a use before calls run. Returns `false` if the connection has been evicted, so the calls must not run.
     pub(crate) fn begin(&mut self) -> bool {
         if !self.is_running && !self.connection.begin_use() {
-            self.connection.end_use(self.connection.millis_since_opened());
+            self.connection.end_use();
             return false;
         }
         self.is_running = true;
@@ -60,7 +59,7 @@ impl StreamUse {
     /// Ends the use after the last running call.
     pub(crate) fn end(&mut self) {
         if std::mem::take(&mut self.is_running) {
-            self.connection.end_use(self.connection.millis_since_opened());
+            self.connection.end_use();
         }
     }
 }

@@ -1,6 +1,10 @@
 //! Tests of messages that arrive in segments, slowly or incompletely, and of messages that are too large.
 
-use std::{convert::Infallible, sync::Weak, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tonic::Code;
@@ -9,7 +13,7 @@ use super::*;
 use crate::listen::{
     ResponseBudget,
     budget::ArrivalBudgets,
-    connections::{Admission, Connections, Peer},
+    connections::{Admission, Connection, Connections, Peer},
 };
 
 /// A body that yields these segments, each after a pause, and then ends or stalls.
@@ -54,6 +58,16 @@ impl Body for TestBody {
     }
 }
 
+/// Reads a message, with its memory.
+async fn read(
+    body: TestBody,
+    limits: MessageLimits,
+    connection: &Arc<Connection>,
+) -> Result<(Message, RequestMemory), Status> {
+    let mut memory = RequestMemory::new(Arc::clone(connection));
+    Ok((read_message(body, limits, &mut memory).await?, memory))
+}
+
 fn prefixed(announced_size: u32, arrived: usize) -> Vec<u8> {
     let mut bytes = vec![0];
     bytes.extend(announced_size.to_be_bytes());
@@ -73,7 +87,7 @@ const fn limits(bytes: usize) -> MessageLimits {
 }
 
 async fn rejection(body: TestBody, limit: usize, connection: &Arc<Connection>) -> Status {
-    read_message(body, limits(limit), connection).await.map(drop).unwrap_err()
+    read(body, limits(limit), connection).await.map(drop).unwrap_err()
 }
 
 #[tokio::test]
@@ -81,26 +95,26 @@ async fn a_message_counts_until_its_response() {
     let arriving = ArrivalBudgets::new(10_000);
     let connection = connection(10_000, &arriving);
     let body = test_body([prefixed(6000, 3000), vec![7; 3000]], false);
-    let (message, memory) = read_message(body, limits(6000), &connection).await.unwrap();
+    let (message, memory) = read(body, limits(6000), &connection).await.unwrap();
     assert_eq!((message.bytes, arriving.clients.used()), (6005, 0), "the message has arrived");
     let status = rejection(test_body([prefixed(6000, 6000)], false), 6000, &connection).await;
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.message().contains("hold 6261 bytes already, the limit is 10000"), "{status}");
     drop(memory);
-    read_message(test_body([prefixed(6000, 6000)], false), limits(6000), &connection).await.unwrap();
+    read(test_body([prefixed(6000, 6000)], false), limits(6000), &connection).await.unwrap();
 }
 
 #[tokio::test]
 async fn unfinished_messages_of_all_connections_share_a_budget() {
     let arriving = ArrivalBudgets::new(10_000);
     let (one, other) = (connection(1 << 20, &arriving), connection(1 << 20, &arriving));
-    let unfinished = read_message(test_body([prefixed(9000, 8000)], true), limits(9000), &one);
+    let unfinished = read(test_body([prefixed(9000, 8000)], true), limits(9000), &one);
     let mut unfinished = Box::pin(unfinished);
     assert!(futures_util::poll!(unfinished.as_mut()).is_pending());
     let status = rejection(test_body([prefixed(9000, 8000)], true), 9000, &other).await;
     assert!(status.message().contains("hold 8133 bytes already, the limit is 10000"), "{status}");
     // A message in one segment does not count as arriving.
-    read_message(test_body([prefixed(9000, 9000)], false), limits(9000), &other).await.unwrap();
+    read(test_body([prefixed(9000, 9000)], false), limits(9000), &other).await.unwrap();
     drop(unfinished);
     assert_eq!(arriving.clients.used(), 0);
 }
@@ -146,7 +160,7 @@ async fn a_message_that_stalls_or_trickles_is_rejected() {
     let mut slow = test_body([prefixed(64 << 20, 0)], false);
     slow.pause = Some(Duration::from_secs(4));
     slow.segments.extend((0..64).map(|_| Bytes::from(vec![7; 1 << 20])));
-    assert_eq!(read_message(slow, limits(64 << 20), &connection).await.unwrap().0.bytes, (64 << 20) + 5);
+    assert_eq!(read(slow, limits(64 << 20), &connection).await.unwrap().0.bytes, (64 << 20) + 5);
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ const MULTIPLEX: &str = "/snakepit.bridge.BridgeService/Multiplex";
 struct TestServer {
     sessions: Arc<MemoryBackend>,
     connections: Arc<Connections>,
-    routes: Routes,
+    services: Services,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -67,10 +67,10 @@ impl TestServer {
             &tasks,
             stop.clone(),
         ));
-        let (routes, _) = grpc::routes(host).await;
+        let (services, _) = grpc::services(host).await;
         let (arriving, outgoing) = (ArrivalBudgets::new(1 << 30), Arc::new(ResponseBudget::new(1 << 30)));
         let connections = Connections::new(8, connection_bytes, arriving, outgoing, Weak::new(), false);
-        Self { sessions, connections, routes: routes.prepare(), stop, tasks: JoinSet::new() }
+        Self { sessions, connections, services, stop, tasks: JoinSet::new() }
     }
 
     /// Opens a connection on which the client has sent nothing.
@@ -81,8 +81,8 @@ impl TestServer {
             Admission::Rejected { .. } => panic!("rejected"),
         };
         let state = Arc::clone(permit.connection());
-        let (routes, stop) = (self.routes.clone(), self.stop.child_token());
-        self.tasks.spawn(connection::serve(server, routes, permit, stop, CancellationToken::new()));
+        let (services, stop) = (self.services.clone(), self.stop.child_token());
+        self.tasks.spawn(connection::serve(server, services, permit, stop, CancellationToken::new()));
         (client, state)
     }
 
@@ -427,11 +427,11 @@ impl accept::Accept for PanickingListener {
 async fn the_accept_loop_continues_after_a_panic() {
     let server = TestServer::new(1 << 20).await;
     let (io, server_io) = duplex(1 << 20);
-    let (routes, connections) = (server.routes.clone(), Arc::clone(&server.connections));
+    let (services, connections) = (server.services.clone(), Arc::clone(&server.connections));
     let mut serving = JoinSet::new();
     serving.spawn(accept::serve(
         PanickingListener { remaining_panics: 2, connection: Some(server_io) },
-        routes,
+        services,
         connections,
         server.stop.clone(),
     ));
@@ -485,7 +485,7 @@ async fn the_accept_loop_survives_a_shortage_of_descriptors() {
     let mut serving = JoinSet::new();
     serving.spawn(accept::serve(
         listener,
-        server.routes.clone(),
+        server.services.clone(),
         Arc::clone(&server.connections),
         server.stop.clone(),
     ));

@@ -42,8 +42,8 @@ impl ProgramServer {
         let arriving = ArrivalBudgets::new(1 << 30);
         let connections =
             Connections::new(0, connection_bytes, arriving, Arc::clone(&unread), Weak::new(), false);
-        let (tasks, routes) = (TaskTracker::new(), host.routes.clone());
-        let mount = Mount::with_limits(&tasks, routes, connections, limits, host.stop.clone());
+        let (tasks, services) = (TaskTracker::new(), host.services.clone());
+        let mount = Mount::with_limits(&tasks, services, connections, limits, host.stop.clone());
         Self { host, mount, unread, get: message(&get) }
     }
 

@@ -57,7 +57,7 @@ async fn an_exhausted_budget_rejects_single_calls_and_keeps_their_stream_open() 
             assert_eq!(ping(&client).await, 0);
         }
         // Other requests of the client use the whole budget.
-        state.reserve(LIMIT).unwrap();
+        state.reserve(LIMIT, 0).unwrap();
         // Together, these messages exceed the headroom of the connection.
         for id in (2..120).step_by(2) {
             let large = encode(&batch(&[call(id, "missing", 200_000), call(id + 1, "missing", 10)]));
@@ -81,7 +81,7 @@ async fn a_stream_whose_first_message_exceeds_the_budget_reports_that_nothing_wa
     const LIMIT: usize = 4 << 20;
     let mut server = TestServer::new(LIMIT).await;
     let (client, state) = server.client().await;
-    state.reserve(LIMIT).unwrap();
+    state.reserve(LIMIT, 0).unwrap();
     for has_earlier in [false, true] {
         let mut ready = client.clone().ready().await.unwrap();
         let (response, mut send) = ready.send_request(request(MULTIPLEX).body(()).unwrap(), false).unwrap();
