@@ -134,7 +134,15 @@ pub fn error_status(code: Code, reason: &str, message: impl Into<String>) -> Sta
 /// # Errors
 /// `RESOURCE_EXHAUSTED` with the size and the limit.
 pub fn check_request_size(request: &impl Message) -> Result<(), Status> {
-    let (size, limit) = (request.encoded_len(), crate::MAX_MESSAGE_BYTES);
+    check_encoded_request_size(request.encoded_len())
+}
+
+/// Checks the encoded size of a request, in bytes, as [`check_request_size`] does.
+///
+/// # Errors
+/// As [`check_request_size`].
+pub fn check_encoded_request_size(size: usize) -> Result<(), Status> {
+    let limit = crate::MAX_MESSAGE_BYTES;
     if size <= limit {
         return Ok(());
     }

@@ -1,24 +1,27 @@
 //! [`Call`]: the call that a tool serves, or the session that a client uses, and its requests to the host.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc};
+use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc};
 
+use bytes::Bytes;
 use pyo3::{IntoPyObjectExt, prelude::*};
-use snakepit_proto::{Message, pb};
-use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
     caller::Caller,
     errors::{HostError, HostUnavailableError},
-    host::{Host, RequestKind},
-    pending::{CompletionHandle, PendingRequest},
+    host::{Host, RequestKind, RpcRequest},
+    pending::{CompletionHandle, Convert, PendingRequest},
+    rpc::{self, UnaryRpc},
     runtime::RuntimeHandle,
 };
 
 /// The answer of a request that returns nothing. In Python, `()` would be an empty tuple.
 pub(crate) const NOTHING: Option<bool> = None;
 
-/// The generated client of the host.
-pub(crate) type Client = pb::bridge_service_client::BridgeServiceClient<Channel>;
+/// The largest answer that is decoded with the GIL held, in bytes.
+const MAX_QUICK_BYTES: usize = 64 * 1024;
+
+/// A request to the host.
+pub(crate) type HostFuture<T> = Pin<Box<dyn Future<Output = Result<T, HostError>> + Send>>;
 
 /// The call that a tool serves, or the session that a client uses.
 #[pyclass(frozen, module = "snakepit_bridge._native")]
@@ -58,11 +61,7 @@ impl Call {
     ///
     /// # Errors
     /// The exception for the outcome, and that of a Python signal handler.
-    pub(crate) fn wait<T: Send>(
-        &self,
-        py: Python<'_>,
-        call: impl Future<Output = Result<T, HostError>> + Send,
-    ) -> PyResult<T> {
+    pub(crate) fn wait<T: Send>(&self, py: Python<'_>, call: HostFuture<T>) -> PyResult<T> {
         Ok(self.runtime()?.wait(py, call)??)
     }
 
@@ -70,42 +69,36 @@ impl Call {
     ///
     /// # Errors
     /// The exception for the host's error or for the reason why it did not answer.
-    pub(crate) fn request<Q, A, F>(
+    pub(crate) fn request<Q: UnaryRpc>(
         &self,
         py: Python<'_>,
         kind: RequestKind,
-        message: Q,
-        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync,
-    ) -> PyResult<A>
-    where
-        Q: Message + Clone,
-        A: Send,
-        F: Future<Output = Result<Response<A>, Status>> + Send,
-    {
-        self.wait(py, self.host()?.request(&self.caller, kind, message, rpc))
+        request: Q,
+    ) -> PyResult<Q::Answer> {
+        let request = self.send(RpcRequest::new(kind, Q::PATH, request))?;
+        decode::<Q>(py, self.wait(py, request)?)
     }
 
     /// Sends one request and converts its answer. If a coroutine makes the request, returns a [`PendingRequest`] instead.
     ///
     /// # Errors
     /// As [`request`](Self::request), and those of `convert`.
-    pub(crate) fn answer<Q, A, F, V>(
+    pub(crate) fn answer<Q: UnaryRpc, V>(
         &self,
         py: Python<'_>,
         kind: RequestKind,
-        message: Q,
-        rpc: impl Fn(Client, Request<Q>) -> F + Send + Sync + 'static,
-        convert: impl FnOnce(Python<'_>, A) -> PyResult<V> + Send + 'static,
+        request: Q,
+        convert: impl FnOnce(Python<'_>, Q::Answer) -> PyResult<V> + Send + 'static,
     ) -> PyResult<Py<PyAny>>
     where
-        Q: Message + Clone + 'static,
-        A: Send + 'static,
-        F: Future<Output = Result<Response<A>, Status>> + Send + 'static,
         V: for<'py> IntoPyObject<'py>,
     {
-        let request =
-            move |host: Host, caller: Caller| async move { host.request(&caller, kind, message, rpc).await };
-        self.answer_of(py, request, convert)
+        let request = self.send(RpcRequest::new(kind, Q::PATH, request))?;
+        self.finish(
+            py,
+            request,
+            Box::new(|py, answer| convert(py, decode::<Q>(py, answer)?)?.into_py_any(py)),
+        )
     }
 
     /// Runs a request of several steps, as [`answer`](Self::answer) does.
@@ -123,14 +116,38 @@ impl Call {
         F: Future<Output = Result<A, HostError>> + Send + 'static,
         V: for<'py> IntoPyObject<'py>,
     {
-        let host = self.host()?;
-        let request = request(host.clone(), self.caller.clone());
-        let convert = move |py: Python<'_>, answer| convert(py, answer)?.into_py_any(py);
+        let request = request(self.host()?.clone(), self.caller.clone());
+        self.finish(py, Box::pin(request), Box::new(|py, answer| convert(py, answer)?.into_py_any(py)))
+    }
+
+    /// The future that sends a request. See [`Host::send`].
+    ///
+    /// # Errors
+    /// As [`host`](Self::host).
+    pub(crate) fn send(&self, request: RpcRequest) -> PyResult<HostFuture<Bytes>> {
+        let (host, caller) = (self.host()?.clone(), self.caller.clone());
+        Ok(Box::pin(async move { host.send(&caller, request).await }))
+    }
+
+    /// Waits for a request, or returns a [`PendingRequest`] if a coroutine makes it.
+    fn finish<A: Send + 'static>(
+        &self,
+        py: Python<'_>,
+        request: HostFuture<A>,
+        convert: Convert<A>,
+    ) -> PyResult<Py<PyAny>> {
         match &self.completion {
             None => convert(py, self.wait(py, request)?),
             Some(completion) => {
-                PendingRequest::start(host.runtime(), completion, request, convert)?.into_py_any(py)
+                PendingRequest::start(self.runtime()?, completion, request, convert)?.into_py_any(py)
             }
         }
     }
+}
+
+/// Decodes an answer. Releases the GIL for a large one.
+fn decode<Q: UnaryRpc>(py: Python<'_>, answer: Bytes) -> PyResult<Q::Answer> {
+    let answer =
+        if answer.len() > MAX_QUICK_BYTES { py.detach(|| rpc::decode(answer)) } else { rpc::decode(answer) };
+    Ok(answer.map_err(HostError::from)?)
 }

@@ -89,7 +89,7 @@ impl HostClient {
         let timeout = option_timeout(timeout)?;
         let (runtime, completion) = (self.connection.host.runtime(), CompletionHandle { completions, key });
         let connect = Arc::clone(&self.connection).connect(timeout);
-        PendingRequest::start(runtime, &completion, connect, |py, ()| Ok(py.None()))
+        PendingRequest::start(runtime, &completion, Box::pin(connect), Box::new(|py, ()| Ok(py.None())))
     }
 
     /// Returns a `Call` outside of any tool, for access to the session. `timeout` is in seconds and bounds each request
@@ -189,7 +189,7 @@ impl HostClient {
             connection.drain(bound).await;
             Ok(())
         };
-        PendingRequest::start(runtime, &completion, drain, |py, ()| Ok(py.None()))
+        PendingRequest::start(runtime, &completion, Box::pin(drain), Box::new(|py, ()| Ok(py.None())))
     }
 }
 

@@ -4,6 +4,7 @@
 use std::{
     io::{self, Read, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -90,6 +91,16 @@ impl Wait {
         completions: &Completions,
         key: u64,
         task: impl Future<Output = ()> + Send + 'static,
+    ) -> PyResult<Self> {
+        Self::start_boxed(runtime, completions, key, Box::pin(task))
+    }
+
+    /// Boxed, because each further type of future would get its own copy of the code that runs it.
+    fn start_boxed(
+        runtime: RuntimeHandle,
+        completions: &Completions,
+        key: u64,
+        task: Pin<Box<dyn Future<Output = ()> + Send>>,
     ) -> PyResult<Self> {
         runtime.check_not_forked()?;
         let completion = Completion { queue: Arc::clone(&completions.queue), key };

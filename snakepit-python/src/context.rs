@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::{
-    call::{Call, Client, NOTHING},
+    call::{Call, HostFuture, NOTHING},
     caller::Caller,
     completions::{Completions, Wait},
     errors::{DeadlockError, HostError, SnakepitError},
@@ -63,8 +63,7 @@ impl Call {
             global: is_global,
             unless_updated_at: known.map(Into::into),
         };
-        let rpc = |mut client: Client, request| async move { client.get_program(request).await };
-        self.answer(py, RequestKind::Read, request, rpc, |py, response| {
+        self.answer(py, RequestKind::Read, request, |py, response| {
             convert(py, response.program.unwrap_or_default(), response.unchanged)
         })
     }
@@ -73,7 +72,7 @@ impl Call {
     fn start_call(
         &self,
         tool: String,
-        answer: impl Future<Output = Result<Payload, HostError>> + Send + 'static,
+        answer: HostFuture<Payload>,
         completions: &Completions,
         key: u64,
     ) -> PyResult<PendingHostCall> {
@@ -84,6 +83,16 @@ impl Call {
             *shared_outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         })?;
         Ok(PendingHostCall { tool, wait, outcome })
+    }
+
+    fn host_tool_answer(&self, request: pb::ExecuteElixirToolRequest) -> PyResult<HostFuture<Payload>> {
+        let (host, caller) = (self.host()?.clone(), self.caller.clone());
+        Ok(Box::pin(async move { execute(&host, &caller, request).await }))
+    }
+
+    fn tool_answer(&self, request: pb::ExecuteToolRequest) -> PyResult<HostFuture<Payload>> {
+        let (host, caller) = (self.host()?.clone(), self.caller.clone());
+        Ok(Box::pin(async move { nested_call::execute(&host, &caller, request).await }))
     }
 
     pub(crate) fn host_tool_request(
@@ -183,7 +192,7 @@ impl Call {
     ) -> PyResult<Bound<'py, PyAny>> {
         let request = self.host_tool_request(name, arguments)?;
         let _block = self.caller.block_loop();
-        let payload = self.wait(py, execute(self.host()?, &self.caller, request))?;
+        let payload = self.wait(py, self.host_tool_answer(request)?)?;
         answer_to_python(py, payload, format_args!("host tool `{name}`"))
     }
 
@@ -195,8 +204,7 @@ impl Call {
         key: u64,
     ) -> PyResult<PendingHostCall> {
         let request = self.host_tool_request(name, arguments)?;
-        let (host, caller) = (self.host()?.clone(), self.caller.clone());
-        let answer = async move { execute(&host, &caller, request).await };
+        let answer = self.host_tool_answer(request)?;
         self.start_call(format!("host tool `{name}`"), answer, completions, key)
     }
 
@@ -214,7 +222,7 @@ impl Call {
             )));
         }
         let request = nested_call::request(self, name, arguments)?;
-        let payload = self.wait(py, nested_call::execute(self.host()?, &self.caller, request))?;
+        let payload = self.wait(py, self.tool_answer(request)?)?;
         answer_to_python(py, payload, format_args!("tool `{name}`"))
     }
 
@@ -226,8 +234,7 @@ impl Call {
         key: u64,
     ) -> PyResult<PendingHostCall> {
         let request = nested_call::request(self, name, arguments)?;
-        let (host, caller) = (self.host()?.clone(), self.caller.clone());
-        let answer = async move { nested_call::execute(&host, &caller, request).await };
+        let answer = self.tool_answer(request)?;
         self.start_call(format!("tool `{name}`"), answer, completions, key)
     }
 
@@ -243,9 +250,7 @@ impl Call {
 
     fn host_tools<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let request = pb::GetExposedElixirToolsRequest { session_id: self.session_id.clone() };
-        let response = self.request(py, RequestKind::Read, request, |mut client, request| async move {
-            client.get_exposed_elixir_tools(request).await
-        })?;
+        let response = self.request(py, RequestKind::Read, request)?;
         let tools = PyDict::new(py);
         for spec in response.tools {
             let tool = describe_tool(py, &spec)?;
@@ -285,8 +290,7 @@ impl Call {
             program: Some(program),
             global: is_global,
         };
-        let rpc = |mut client: Client, request| async move { client.put_program(request).await };
-        self.answer(py, RequestKind::Write, request, rpc, |_, response| Ok(response.created))
+        self.answer(py, RequestKind::Write, request, |_, response| Ok(response.created))
     }
 
     /// Returns the data and the content type of a program.
@@ -323,15 +327,15 @@ impl Call {
         rpc: &str,
         request: &[u8],
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let answer = self.wait(py, stub_request::send(self.host()?, &self.caller, rpc, request))?;
+        let request = stub_request::request(rpc, request).map_err(HostError::from)?;
+        let answer = self.wait(py, self.send(request)?)?;
         Ok(PyBytes::new(py, &answer))
     }
 
     fn list_programs(&self, py: Python<'_>, is_global: bool) -> PyResult<Py<PyAny>> {
         let request =
             pb::ListProgramsRequest { session_id: self.program_owner(is_global), global: is_global };
-        let rpc = |mut client: Client, request| async move { client.list_programs(request).await };
-        self.answer(py, RequestKind::Read, request, rpc, |_, response| {
+        self.answer(py, RequestKind::Read, request, |_, response| {
             Ok(response.programs.into_iter().map(|program| program.name).collect::<Vec<_>>())
         })
     }
@@ -339,14 +343,12 @@ impl Call {
     fn delete_program(&self, py: Python<'_>, name: String, is_global: bool) -> PyResult<Py<PyAny>> {
         let request =
             pb::DeleteProgramRequest { session_id: self.program_owner(is_global), name, global: is_global };
-        let rpc = |mut client: Client, request| async move { client.delete_program(request).await };
-        self.answer(py, RequestKind::Write, request, rpc, |_, _| Ok(NOTHING))
+        self.answer(py, RequestKind::Write, request, |_, _| Ok(NOTHING))
     }
 
     fn cleanup_session(&self, py: Python<'_>, force: bool) -> PyResult<Py<PyAny>> {
         let request = pb::CleanupSessionRequest { session_id: self.session_id.clone(), force };
-        let rpc = |mut client: Client, request| async move { client.cleanup_session(request).await };
-        self.answer(py, RequestKind::Write, request, rpc, |_, response| Ok(response.success))
+        self.answer(py, RequestKind::Write, request, |_, response| Ok(response.success))
     }
 
     /// Returns this call for the next request of a coroutine. The request returns a `PendingRequest`, and finishes the wait of
@@ -380,12 +382,7 @@ async fn execute(
     request: pb::ExecuteElixirToolRequest,
 ) -> Result<Payload, HostError> {
     let tool = request.tool_name.clone();
-    let response = host
-        .request(caller, RequestKind::Write, request, |mut client, request| async move {
-            client.execute_elixir_tool(request).await
-        })
-        .await
-        .map_err(prefix_with_host)?;
+    let response = host.request(caller, RequestKind::Write, request).await.map_err(prefix_with_host)?;
     let pb::ExecuteElixirToolResponse { success, result, error_message, binary_result, failure, .. } =
         response;
     if !success {

@@ -5,25 +5,30 @@ use std::{
     future::Future,
     io,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures_core::Stream;
 use hyper_util::rt::TokioIo;
 use snakepit_proto::{
     MAX_MESSAGE_BYTES, Message,
     address::{Address, AddressError},
     headers, launch, pb,
     pb::bridge_service_client::BridgeServiceClient,
-    status::{check_request_size, root_cause},
+    status::{check_encoded_request_size, root_cause},
 };
 use snakepit_wire::BacklogBudget;
 use tokio::{
     net::UnixStream,
     time::{Instant, sleep_until, timeout, timeout_at},
 };
+use tokio_stream::StreamExt;
 use tonic::{
-    Code, Request, Response, Status, Streaming,
+    Code, Request, Response, Status,
+    codegen::http::uri::PathAndQuery,
     transport::{Channel, Endpoint, Uri},
 };
 use tower::{Service, service_fn};
@@ -35,6 +40,7 @@ use crate::{
     http2::{configure_client, configure_stream_client},
     io::Io,
     retries::Retries,
+    rpc::{self, AnyMessage, UnaryRpc},
     runtime::RuntimeHandle,
 };
 
@@ -70,6 +76,28 @@ impl RequestKind {
     }
 }
 
+/// A request to the host.
+#[derive(Debug)]
+pub(crate) struct RpcRequest {
+    kind: RequestKind,
+    path: PathAndQuery,
+    message: AnyMessage,
+}
+
+impl RpcRequest {
+    pub(crate) fn new(kind: RequestKind, path: &'static str, message: impl Message + 'static) -> Self {
+        Self { kind, path: PathAndQuery::from_static(path), message: AnyMessage::new(message) }
+    }
+
+    /// A request that Python code has encoded.
+    pub(crate) fn encoded(kind: RequestKind, path: PathAndQuery, message: Bytes) -> Self {
+        Self { kind, path, message: AnyMessage::encoded(message) }
+    }
+}
+
+/// The items of a stream.
+pub(crate) type Items<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
+
 /// A client of the host's gRPC service, usable from any thread. Clones share the connections. They are cheap, because each call
 /// of a tool gets one.
 #[derive(Debug, Clone)]
@@ -92,7 +120,7 @@ struct Connections {
 struct StreamConnection {
     /// `None` without such a connection. The streams then share the other one.
     target: Option<Target>,
-    client: OnceLock<BridgeServiceClient<Channel>>,
+    channel: OnceLock<Channel>,
 }
 
 impl Host {
@@ -132,10 +160,10 @@ impl Host {
                 }
             }
         };
-        let streams = StreamConnection { target: Some(target), client: OnceLock::new() };
+        let streams = StreamConnection { target: Some(target), channel: OnceLock::new() };
         let host = Self::with_streams(channel, RuntimeHandle::Worker(io), streams);
         let ping = pb::PingRequest { message: "worker".to_owned() };
-        match timeout(CONNECT_TIMEOUT, client(host.open_channel()?).ping(ping)).await {
+        match timeout(CONNECT_TIMEOUT, host.request_once(ping)).await {
             Ok(Ok(_)) => Ok(host),
             Ok(Err(status)) => Err(format!("the host at `{address}` rejected a ping: {}", status.message())),
             Err(_) => {
@@ -159,9 +187,8 @@ impl Host {
         let protocol = launch::PROTOCOL;
         let identity = token.map(|token| pb::WorkerIdentity { token, version, protocol, serves_any_tool });
         let request = pb::RegisterToolsRequest { session_id: String::new(), tools, worker_id, identity };
-        match timeout(CONNECT_TIMEOUT, client(self.open_channel()?).register_tools(request)).await {
-            Ok(Ok(response)) => {
-                let pb::RegisterToolsResponse { success, error_message, .. } = response.into_inner();
+        match timeout(CONNECT_TIMEOUT, self.request_once(request)).await {
+            Ok(Ok(pb::RegisterToolsResponse { success, error_message, .. })) => {
                 // A host of the original Snakepit reports tools that it already has as duplicates, which is harmless.
                 if success || error_message.contains("duplicate_tool") {
                     Ok(())
@@ -175,27 +202,21 @@ impl Host {
         }
     }
 
-    /// The generated client.
+    /// Sends a request of a worker to its host, without headers or retries.
+    async fn request_once<Q: UnaryRpc>(&self, request: Q) -> Result<Q::Answer, Status> {
+        let channel = self.channel().map_err(|_| Status::unavailable("the connection is closed"))?;
+        let request = Request::new(AnyMessage::new(request));
+        rpc::decode(rpc::unary(channel, PathAndQuery::from_static(Q::PATH), request).await?.into_inner())
+    }
+
+    /// The connection for requests.
     ///
     /// # Errors
     /// [`HostError::Closed`] after [`disconnect`](Self::disconnect).
-    pub(crate) fn client(&self) -> Result<BridgeServiceClient<Channel>, HostError> {
-        self.channel().map(client)
-    }
-
-    /// The connection of [`client`](Self::client), for requests that Python code has encoded.
-    ///
-    /// # Errors
-    /// As [`client`](Self::client).
     pub(crate) fn channel(&self) -> Result<Channel, HostError> {
         // Only this function and `disconnect` lock it, and neither panics.
         let channel = self.connections.channel.read().unwrap_or_else(PoisonError::into_inner);
         channel.clone().ok_or(HostError::Closed)
-    }
-
-    /// The connection of a worker, which is always open.
-    fn open_channel(&self) -> Result<Channel, String> {
-        self.channel().map_err(|_| "the connection is closed".to_owned())
     }
 
     /// Drops the connection, which ends with its last request. Further requests fail.
@@ -214,11 +235,9 @@ impl Host {
         &self,
         caller: &Caller,
         request: pb::ExecuteElixirToolRequest,
-    ) -> Result<Streaming<pb::ToolChunk>, HostError> {
-        let rpc = |mut client: BridgeServiceClient<Channel>, request| async move {
-            client.execute_streaming_elixir_tool(request).await
-        };
-        self.request_on(self.stream_client()?, caller, RequestKind::Write, request, rpc).await
+    ) -> Result<Items<pb::ToolChunk>, HostError> {
+        let request = RpcRequest::new(RequestKind::Write, rpc::EXECUTE_STREAMING_HOST_TOOL, request);
+        self.open_stream_on(self.stream_channel()?, caller, request).await
     }
 
     /// Calls a tool of the host or of its workers that streams. The stream ends at the deadline of the caller.
@@ -226,116 +245,130 @@ impl Host {
         &self,
         caller: &Caller,
         request: pb::ExecuteToolRequest,
-    ) -> Result<Streaming<pb::ToolChunk>, HostError> {
-        let rpc = |mut client: BridgeServiceClient<Channel>, request| async move {
-            client.execute_streaming_tool(request).await
-        };
-        self.request_on(self.stream_client()?, caller, RequestKind::Write, request, rpc).await
+    ) -> Result<Items<pb::ToolChunk>, HostError> {
+        let request = RpcRequest::new(RequestKind::Write, rpc::EXECUTE_STREAMING_TOOL, request);
+        self.open_stream_on(self.stream_channel()?, caller, request).await
     }
 
-    /// The client on the connection for streams of tools.
-    fn stream_client(&self) -> Result<BridgeServiceClient<Channel>, HostError> {
-        let StreamConnection { target, client: stream_client } = &self.connections.streams;
+    /// Opens a stream of updates.
+    pub(crate) async fn watch_variables(
+        &self,
+        caller: &Caller,
+        request: pb::WatchVariablesRequest,
+    ) -> Result<Items<pb::VariableUpdate>, HostError> {
+        let request = RpcRequest::new(RequestKind::Stream, rpc::WATCH_VARIABLES, request);
+        self.open_stream_on(self.channel()?, caller, request).await
+    }
+
+    async fn open_stream_on<A: Message + Default + 'static>(
+        &self,
+        channel: Channel,
+        caller: &Caller,
+        request: RpcRequest,
+    ) -> Result<Items<A>, HostError> {
+        let path = request.path.clone();
+        let open = |request| rpc::server_streaming(channel.clone(), path.clone(), request);
+        let items = attempt(caller, request, open).await?;
+        Ok(Box::pin(items.map(|item| rpc::decode(item?))))
+    }
+
+    /// The connection for streams of tools.
+    fn stream_channel(&self) -> Result<Channel, HostError> {
+        let StreamConnection { target, channel } = &self.connections.streams;
         match target {
             Some(target) => {
-                let connect = || client(target.connect_lazy(configure_stream_client));
-                Ok(stream_client.get_or_init(connect).clone())
+                let connect = || target.connect_lazy(configure_stream_client);
+                Ok(channel.get_or_init(connect).clone())
             }
-            None => self.client(),
+            None => self.channel(),
         }
     }
 
-    /// Sends a request. Ends early if the caller is cancelled or its deadline passes. Dropping the future cancels the
-    /// request.
+    /// Sends a request as [`send`](Self::send) does, and decodes its answer.
+    pub(crate) async fn request<Q: UnaryRpc>(
+        &self,
+        caller: &Caller,
+        kind: RequestKind,
+        request: Q,
+    ) -> Result<Q::Answer, HostError> {
+        let request = RpcRequest::new(kind, Q::PATH, request);
+        Ok(rpc::decode(self.send(caller, request).await?)?)
+    }
+
+    /// Sends a unary request, and returns the encoded answer. Ends early if the caller is cancelled or its deadline passes. Dropping
+    /// the future cancels the request.
     ///
-    /// If the connection breaks, `kind` decides whether the request is sent again on a new connection. The caller may permit retries
-    /// after other transient errors.
-    pub(crate) async fn request<Q, A, F>(
-        &self,
-        caller: &Caller,
-        kind: RequestKind,
-        message: Q,
-        rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
-    ) -> Result<A, HostError>
-    where
-        Q: Message + Clone,
-        F: Future<Output = Result<Response<A>, Status>>,
-    {
-        self.request_on(self.client()?, caller, kind, message, rpc).await
-    }
-
-    /// Sends a request as [`request`](Self::request) does, on another connection.
-    async fn request_on<Q, A, F>(
-        &self,
-        client: BridgeServiceClient<Channel>,
-        caller: &Caller,
-        kind: RequestKind,
-        message: Q,
-        rpc: impl Fn(BridgeServiceClient<Channel>, Request<Q>) -> F,
-    ) -> Result<A, HostError>
-    where
-        Q: Message + Clone,
-        F: Future<Output = Result<Response<A>, Status>>,
-    {
-        caller.check()?;
-        check_request_size(&message)?;
-        let deadline = caller.deadline();
-        let header_deadline = if kind == RequestKind::Stream { None } else { deadline };
-        let attempt = async || {
-            let mut attempts = 1;
-            loop {
-                caller.connect(deadline).await?;
-                let mut request = Request::new(message.clone());
-                caller.add_headers(request.metadata_mut());
-                if let Some(deadline) = header_deadline {
-                    let remaining = deadline.saturating_duration_since(Instant::now());
-                    if remaining.is_zero() {
-                        return Err(HostError::Deadline);
-                    }
-                    request.set_timeout(remaining.min(headers::MAX_TIMEOUT));
-                }
-                match rpc(client.clone(), request).await {
-                    Ok(response) => return Ok(response.into_inner()),
-                    Err(status) if attempts < MAX_ATTEMPTS && kind.is_repeatable_after(&status) => {
-                        attempts += 1;
-                    }
-                    Err(status) => return Err(caller.request_error(status).await),
-                }
-            }
-        };
-        let response = async {
-            let mut retries = Retries::new(caller.retries(kind), deadline);
-            loop {
-                match attempt().await {
-                    Err(error) if retries.wait_after(&error).await => caller.check()?,
-                    response => return response,
-                }
-            }
-        };
-        let response = async {
-            let Some(deadline) = deadline else { return response.await };
-            match timeout_at(deadline, response).await {
-                Err(_) => Err(HostError::Deadline),
-                // The deadline of the tool's call must not end one of its requests before the call itself. Otherwise the
-                // exception reaches the host before the host's own deadline, and looks like a tool failure.
-                Ok(Err(error)) if caller.is_tool() && is_early_deadline(&error, deadline) => {
-                    sleep_until(deadline).await;
-                    Err(HostError::Deadline)
-                }
-                Ok(response) => response,
-            }
-        };
-        tokio::select! {
-            biased;
-            error = caller.cancelled() => Err(error),
-            response = response => response,
-        }
+    /// If the connection breaks, the kind of the request decides whether it is sent again on a new connection. The caller may permit
+    /// retries after other transient errors.
+    pub(crate) async fn send(&self, caller: &Caller, request: RpcRequest) -> Result<Bytes, HostError> {
+        let (channel, path) = (self.channel()?, request.path.clone());
+        let send = |request| rpc::unary(channel.clone(), path.clone(), request);
+        attempt(caller, request, send).await
     }
 }
 
-/// The generated client on a connection.
-fn client(channel: Channel) -> BridgeServiceClient<Channel> {
-    limited(BridgeServiceClient::new(channel))
+/// Makes the attempts of a request. See [`Host::send`].
+async fn attempt<A, F>(
+    caller: &Caller,
+    RpcRequest { kind, path: _, message }: RpcRequest,
+    rpc: impl Fn(Request<AnyMessage>) -> F,
+) -> Result<A, HostError>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
+    caller.check()?;
+    check_encoded_request_size(message.size())?;
+    let deadline = caller.deadline();
+    let header_deadline = if kind == RequestKind::Stream { None } else { deadline };
+    let attempt = async || {
+        let mut attempts = 1;
+        loop {
+            caller.connect(deadline).await?;
+            let mut request = Request::new(message.clone());
+            caller.add_headers(request.metadata_mut());
+            if let Some(deadline) = header_deadline {
+                let remaining = deadline.saturating_duration_since(Instant::now());
+                if remaining.is_zero() {
+                    return Err(HostError::Deadline);
+                }
+                request.set_timeout(remaining.min(headers::MAX_TIMEOUT));
+            }
+            match rpc(request).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) if attempts < MAX_ATTEMPTS && kind.is_repeatable_after(&status) => {
+                    attempts += 1;
+                }
+                Err(status) => return Err(caller.request_error(status).await),
+            }
+        }
+    };
+    let response = async {
+        let mut retries = Retries::new(caller.retries(kind), deadline);
+        loop {
+            match attempt().await {
+                Err(error) if retries.wait_after(&error).await => caller.check()?,
+                response => return response,
+            }
+        }
+    };
+    let response = async {
+        let Some(deadline) = deadline else { return response.await };
+        match timeout_at(deadline, response).await {
+            Err(_) => Err(HostError::Deadline),
+            // The deadline of the tool's call must not end one of its requests before the call itself. Otherwise the
+            // exception reaches the host before the host's own deadline, and looks like a tool failure.
+            Ok(Err(error)) if caller.is_tool() && is_early_deadline(&error, deadline) => {
+                sleep_until(deadline).await;
+                Err(HostError::Deadline)
+            }
+            Ok(response) => response,
+        }
+    };
+    tokio::select! {
+        biased;
+        error = caller.cancelled() => Err(error),
+        response = response => response,
+    }
 }
 
 /// Sets the limits of messages.

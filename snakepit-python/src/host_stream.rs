@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_core::Stream;
 use pyo3::{prelude::*, types::PyDict};
 use snakepit_proto::{pb, status::failure_of};
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::{
     call::Call,
@@ -18,6 +18,7 @@ use crate::{
     completions::{Completions, Wait},
     context::{prefix_with_host, without_default_type},
     errors::HostError,
+    host::Items,
     nested_call,
     reader::Reader,
     value,
@@ -113,11 +114,11 @@ struct Results {
     state: State,
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<Streaming<pb::ToolChunk>, HostError>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Items<pb::ToolChunk>, HostError>> + Send>>;
 
 enum State {
     Opening(Opening),
-    Open(Box<Streaming<pb::ToolChunk>>),
+    Open(Items<pb::ToolChunk>),
     Ended,
 }
 
@@ -128,7 +129,7 @@ impl Stream for Results {
         let this = &mut *self;
         if let State::Opening(opening) = &mut this.state {
             match ready!(opening.as_mut().poll(cx)) {
-                Ok(chunks) => this.state = State::Open(Box::new(chunks)),
+                Ok(chunks) => this.state = State::Open(chunks),
                 Err(error) => {
                     this.state = State::Ended;
                     return Poll::Ready(Some(Err(error)));
@@ -136,7 +137,7 @@ impl Stream for Results {
             }
         }
         let State::Open(chunks) = &mut this.state else { return Poll::Ready(None) };
-        let end = match ready!(Pin::new(&mut **chunks).poll_next(cx)) {
+        let end = match ready!(chunks.as_mut().poll_next(cx)) {
             Some(Ok(pb::ToolChunk { is_final: false, data, binary, .. })) => {
                 return Poll::Ready(Some(Ok((data, binary))));
             }

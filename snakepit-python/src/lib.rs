@@ -48,6 +48,7 @@ mod reader;
 mod reports;
 mod retire;
 mod retries;
+mod rpc;
 mod runtime;
 mod serve;
 mod service;

@@ -51,11 +51,7 @@ pub(crate) async fn execute(
     request: pb::ExecuteToolRequest,
 ) -> Result<Payload, HostError> {
     let tool = request.tool_name.clone();
-    let response = host
-        .request(caller, RequestKind::Write, request, |mut client, request| async move {
-            client.execute_tool(request).await
-        })
-        .await?;
+    let response = host.request(caller, RequestKind::Write, request).await?;
     let pb::ExecuteToolResponse { success, result, error_message, binary_result, failure, .. } = response;
     if !success {
         let failure =

@@ -2,15 +2,14 @@
 
 use std::{
     fmt,
-    future::Future,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
 
 use crate::{
+    call::HostFuture,
     completions::{Completions, Wait},
-    errors::HostError,
     runtime::RuntimeHandle,
 };
 
@@ -22,6 +21,8 @@ pub(crate) struct CompletionHandle {
 }
 
 /// Converts the answer of a request.
+pub(crate) type Convert<T> = Box<dyn FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send>;
+/// Converts the answer of a request that has ended.
 type Finish = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send>;
 
 /// A request to the host. Dropping it ends the request.
@@ -40,8 +41,8 @@ impl PendingRequest {
     pub(crate) fn start<T: Send + 'static>(
         runtime: RuntimeHandle,
         completion: &CompletionHandle,
-        request: impl Future<Output = Result<T, HostError>> + Send + 'static,
-        convert: impl FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
+        request: HostFuture<T>,
+        convert: Convert<T>,
     ) -> PyResult<Self> {
         let outcome = Arc::new(Mutex::new(None));
         let shared_outcome = Arc::clone(&outcome);

@@ -1,6 +1,9 @@
 //! [`RuntimeHandle`]: the tokio runtime on which Python code waits for the host.
 
-use std::future::Future;
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+};
 
 use pyo3::prelude::*;
 use tokio::{
@@ -14,6 +17,8 @@ use crate::{
     fork,
     io::Io,
 };
+
+type AnyFuture<'a, T> = Pin<&'a mut (dyn Future<Output = T> + Send + 'a)>;
 
 /// A handle to the runtime of this process. Copies refer to the same runtime.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +43,8 @@ impl RuntimeHandle {
     /// # Errors
     /// [`HostUnavailableError`] in a forked process, and the exception of a Python signal handler.
     pub(crate) fn wait<T: Send>(self, py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
+        // Behind a pointer, because each further type of future would get its own copy of the code that waits for it.
+        let future: AnyFuture<'_, T> = pin!(future);
         self.check_not_forked()?;
         match self {
             Self::Worker(io) => Ok(py.detach(|| io.block_on(future))),
@@ -55,6 +62,7 @@ impl RuntimeHandle {
         end: Option<Instant>,
         future: impl Future<Output = T> + Send,
     ) -> PyResult<Option<T>> {
+        let future: AnyFuture<'_, T> = pin!(future);
         self.check_not_forked()?;
         match (self, end) {
             (Self::Background(background), end) => background.wait_until(py, end, future),

@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use snakepit_proto::{
-    MAX_MESSAGE_BYTES, launch::ENV_STOP_GRACE, pb::bridge_service_server::BridgeServiceServer,
-};
+use snakepit_proto::launch::ENV_STOP_GRACE;
 use snakepit_registry::ToolSpec;
 use snakepit_wire::spec_to_registration;
 use tokio::{
@@ -23,8 +21,16 @@ use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    backpressure::Backpressure, exit::exit_now, fork, host::Host, http2::configure_server, io::Io,
-    open_streams::OpenStreams, service::WorkerService, telemetry, tools::PythonTools,
+    backpressure::Backpressure,
+    exit::exit_now,
+    fork,
+    host::Host,
+    http2::configure_server,
+    io::Io,
+    open_streams::OpenStreams,
+    service::{WorkerRoutes, WorkerService},
+    telemetry,
+    tools::PythonTools,
 };
 
 /// The default time that cancelled calls, and calls of a worker without a host, may continue after SIGTERM.
@@ -151,9 +157,7 @@ async fn serve(
     terminated_at: Arc<OnceLock<Instant>>,
 ) {
     let streams = OpenStreams::default();
-    let service = BridgeServiceServer::new(WorkerService::new(tools.clone(), streams.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let service = WorkerRoutes::new(WorkerService::new(tools.clone(), streams.clone()));
     let server = configure_server(Server::builder());
     let stop_timeout = stop_timeout();
     // A call is cancelled after half of that time, which leaves it the other half for cleanup.

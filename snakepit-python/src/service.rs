@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use snakepit_proto::{
-    headers, pb,
+    headers, launch, pb,
     status::{self, bounded_text, error_status},
 };
 use snakepit_registry::{
@@ -38,7 +38,9 @@ use crate::{
     tools::PythonTools,
 };
 
-mod unimplemented;
+mod routes;
+
+pub(crate) use self::routes::WorkerRoutes;
 
 type RpcResult<T> = Result<Response<T>, Status>;
 type ToolChunks = Pin<Box<dyn Stream<Item = Result<pb::ToolChunk, Status>> + Send>>;
@@ -56,6 +58,11 @@ pub(crate) struct WorkerService {
 impl WorkerService {
     pub(crate) const fn new(tools: PythonTools, streams: OpenStreams) -> Self {
         Self { tools, streams }
+    }
+
+    fn pong(request: pb::PingRequest) -> pb::PingResponse {
+        let server_time = Some(std::time::SystemTime::now().into());
+        pb::PingResponse { message: request.message, server_time, version: launch::VERSION.to_owned() }
     }
 
     async fn execute(&self, request: Request<pb::ExecuteToolRequest>) -> RpcResult<pb::ExecuteToolResponse> {

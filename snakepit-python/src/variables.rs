@@ -14,7 +14,7 @@ use snakepit_wire::{payload_to_wire, read_ahead};
 use tokio_stream::StreamExt;
 
 use crate::{
-    call::{Call, Client, NOTHING},
+    call::{Call, NOTHING},
     caller::Caller,
     errors::{HostError, SnakepitError, from_batch, is_variable_not_found},
     host::{Host, RequestKind},
@@ -76,8 +76,7 @@ impl Variables {
             metadata: self.with_author(metadata),
             initial_binary_value: buffer.unwrap_or_default(),
         };
-        let rpc = |mut client: Client, request| async move { client.register_variable(request).await };
-        self.call.get().answer(py, RequestKind::Write, request, rpc, |_, response| {
+        self.call.get().answer(py, RequestKind::Write, request, |_, response| {
             let pb::RegisterVariableResponse { success, variable_id, error_message } = response;
             check_success(success, error_message)?;
             Ok(variable_id)
@@ -90,8 +89,7 @@ impl Variables {
             variable_identifier: identifier,
             bypass_cache: true,
         };
-        let rpc = |mut client: Client, request| async move { client.get_variable(request).await };
-        self.call.get().answer(py, RequestKind::Read, request, rpc, |_, response| {
+        self.call.get().answer(py, RequestKind::Read, request, |_, response| {
             Ok(Variable::from(response.variable.unwrap_or_default()))
         })
     }
@@ -120,8 +118,7 @@ impl Variables {
                 value.resolve(&host, &caller, &request.session_id, &request.variable_identifier).await?;
             let (value, buffer) = payload_to_wire(payload);
             (request.value, request.binary_value) = (Some(value), buffer.unwrap_or_default());
-            let rpc = |mut client: Client, request| async move { client.set_variable(request).await };
-            host.request(&caller, RequestKind::Write, request, rpc).await
+            host.request(&caller, RequestKind::Write, request).await
         };
         self.call.get().answer_of(py, send, |_, response| {
             let pb::SetVariableResponse { success, error_message, new_version } = response;
@@ -138,8 +135,7 @@ impl Variables {
             include_metadata: true,
             bypass_cache: true,
         };
-        let rpc = |mut client: Client, request| async move { client.get_variables(request).await };
-        self.call.get().answer(py, RequestKind::Read, request, rpc, |_, response| {
+        self.call.get().answer(py, RequestKind::Read, request, |_, response| {
             let variables = response.variables.into_iter();
             let variables: HashMap<_, _> =
                 variables.map(|(key, variable)| (key, Variable::from(variable))).collect();
@@ -177,8 +173,7 @@ impl Variables {
                 }
                 request.updates.insert(identifier, value);
             }
-            let rpc = |mut client: Client, request| async move { client.set_variables(request).await };
-            host.request(&caller, RequestKind::Write, request, rpc).await
+            host.request(&caller, RequestKind::Write, request).await
         };
         self.call.get().answer_of(py, send, |py, response| {
             let pb::BatchSetVariablesResponse { success, errors, new_versions, reasons } = response;
@@ -194,8 +189,7 @@ impl Variables {
 
     fn find(&self, py: Python<'_>, pattern: String) -> PyResult<Py<PyAny>> {
         let request = pb::ListVariablesRequest { session_id: self.session_id(), pattern };
-        let rpc = |mut client: Client, request| async move { client.list_variables(request).await };
-        self.call.get().answer(py, RequestKind::Read, request, rpc, |_, response| {
+        self.call.get().answer(py, RequestKind::Read, request, |_, response| {
             Ok(response.variables.into_iter().map(Variable::from).collect::<Vec<_>>())
         })
     }
@@ -203,8 +197,7 @@ impl Variables {
     fn delete(&self, py: Python<'_>, identifier: String) -> PyResult<Py<PyAny>> {
         let request =
             pb::DeleteVariableRequest { session_id: self.session_id(), variable_identifier: identifier };
-        let rpc = |mut client: Client, request| async move { client.delete_variable(request).await };
-        self.call.get().answer(py, RequestKind::Write, request, rpc, |_, response| {
+        self.call.get().answer(py, RequestKind::Write, request, |_, response| {
             check_success(response.success, response.error_message)?;
             Ok(NOTHING)
         })
@@ -216,8 +209,7 @@ impl Variables {
             variable_identifier: identifier.clone(),
             limit,
         };
-        let rpc = |mut client: Client, request| async move { client.get_variable_history(request).await };
-        self.call.get().answer(py, RequestKind::Read, request, rpc, move |_, response| {
+        self.call.get().answer(py, RequestKind::Read, request, move |_, response| {
             let entries = response.entries.into_iter();
             Ok(entries.map(|entry| VariableVersion::from_wire(&identifier, entry)).collect::<Vec<_>>())
         })
@@ -230,8 +222,7 @@ impl Variables {
             target_version: version,
             metadata: self.with_author(BTreeMap::new()),
         };
-        let rpc = |mut client: Client, request| async move { client.rollback_variable(request).await };
-        self.call.get().answer(py, RequestKind::Write, request, rpc, |_, response| {
+        self.call.get().answer(py, RequestKind::Write, request, |_, response| {
             let pb::RollbackVariableResponse { success, variable, error_message } = response;
             check_success(success, error_message)?;
             Ok(Variable::from(variable.unwrap_or_default()))
@@ -247,14 +238,14 @@ impl Variables {
             include_initial_values: initial,
         };
         let call = self.call.get();
-        let (host, caller) = (call.host()?.clone(), call.caller.clone());
-        let rpc = |mut client: Client, request| async move { client.watch_variables(request).await };
-        call.answer(py, RequestKind::Stream, request, rpc, move |_, updates| {
+        let (host, watcher) = (call.host()?.clone(), call.caller.clone());
+        let open = |host: Host, caller: Caller| async move { host.watch_variables(&caller, request).await };
+        call.answer_of(py, open, move |_, updates| {
             let runtime = host.runtime();
             let (read_task, updates) = read_ahead(updates, host.backlogs());
             runtime.tokio().spawn(read_task);
             let updates = updates.map(|update| update.map(VariableUpdate::from).map_err(HostError::from));
-            Ok(VariableWatch::new(runtime, caller, updates))
+            Ok(VariableWatch::new(runtime, watcher, updates))
         })
     }
 }
@@ -339,8 +330,7 @@ impl NewValue {
             variable_identifier: identifier.to_owned(),
             bypass_cache: true,
         };
-        let rpc = |mut client: Client, request| async move { client.get_variable(request).await };
-        let kind = match host.request(caller, RequestKind::Read, request, rpc).await {
+        let kind = match host.request(caller, RequestKind::Read, request).await {
             Ok(response) => response.variable.unwrap_or_default().r#type.parse().ok(),
             // The write itself will report the missing variable. In a batch, it does so for each variable.
             Err(HostError::Status(status)) if is_variable_not_found(&status) => None,

@@ -15,12 +15,11 @@ use snakepit_proto::pb;
 use tonic::{Code, codegen::http::uri::PathAndQuery};
 
 use crate::{
-    call::{Call, Client, NOTHING},
+    call::{Call, NOTHING},
     caller::Caller,
     errors::HostError,
-    host::{Host, RequestKind},
+    host::{Host, RequestKind, RpcRequest},
     listing::describe_listed,
-    stub_request,
 };
 
 /// The standard health check of gRPC.
@@ -52,9 +51,9 @@ impl Operations {
     /// Returns whether the host serves calls. A host without health checks is ready if it answers.
     fn is_ready(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let check = |host: Host, caller: Caller| async move {
-            let path = PathAndQuery::from_static(HEALTH_CHECK);
-            let answer = stub_request::unary(&host, &caller, RequestKind::Read, path, Bytes::new()).await;
-            match answer {
+            let request =
+                RpcRequest::encoded(RequestKind::Read, PathAndQuery::from_static(HEALTH_CHECK), Bytes::new());
+            match host.send(&caller, request).await {
                 Ok(answer) => Ok(HealthCheckResponse::decode(answer).is_ok_and(|it| it.status == SERVING)),
                 Err(HostError::Status(status))
                     if matches!(status.code(), Code::Unimplemented | Code::NotFound) =>
@@ -77,16 +76,14 @@ impl Operations {
         let session_id = self.call.get().session_id.clone();
         let request =
             pb::InitializeSessionRequest { session_id, metadata, ttl_seconds, ..Default::default() };
-        let rpc = |mut client: Client, request| async move { client.initialize_session(request).await };
         // Initializing an existing session changes nothing, so the request may be repeated.
-        self.call.get().answer(py, RequestKind::Read, request, rpc, |_, _| Ok(NOTHING))
+        self.call.get().answer(py, RequestKind::Read, request, |_, _| Ok(NOTHING))
     }
 
     /// Describes the session, and renews it.
     fn session_info(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let request = pb::GetSessionRequest { session_id: self.call.get().session_id.clone() };
-        let rpc = |mut client: Client, request| async move { client.get_session(request).await };
-        self.call.get().answer(py, RequestKind::Read, request, rpc, |py, session| {
+        self.call.get().answer(py, RequestKind::Read, request, |py, session| {
             let entry = PyDict::new(py);
             entry.set_item("id", session.session_id)?;
             entry.set_item("metadata", session.metadata)?;
@@ -104,8 +101,7 @@ impl Operations {
 
     /// Lists the tools of the host by name.
     fn tools(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let rpc = |mut client: Client, request| async move { client.list_tools(request).await };
-        self.call.get().answer(py, RequestKind::Read, pb::ListToolsRequest {}, rpc, |py, listed| {
+        self.call.get().answer(py, RequestKind::Read, pb::ListToolsRequest {}, |py, listed| {
             let tools = PyDict::new(py);
             for tool in listed.tools {
                 let entry = describe_listed(py, tool)?;
@@ -117,8 +113,7 @@ impl Operations {
 
     /// Lists the workers of the host, by slot.
     fn workers(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let rpc = |mut client: Client, request| async move { client.list_workers(request).await };
-        self.call.get().answer(py, RequestKind::Read, pb::ListWorkersRequest {}, rpc, |py, listed| {
+        self.call.get().answer(py, RequestKind::Read, pb::ListWorkersRequest {}, |py, listed| {
             describe_workers(py, listed.workers).map(Bound::unbind)
         })
     }
@@ -130,8 +125,7 @@ impl Operations {
             if let Caller::Program { timeout, .. } = &mut caller {
                 timeout.get_or_insert(Duration::MAX);
             }
-            let rpc = |mut client: Client, request| async move { client.restart_workers(request).await };
-            host.request(&caller, RequestKind::Write, pb::RestartWorkersRequest {}, rpc).await
+            host.request(&caller, RequestKind::Write, pb::RestartWorkersRequest {}).await
         };
         self.call.get().answer_of(py, restart, |_, restarted| {
             let pb::RestartWorkersResponse { success, error_message, traceback, .. } = restarted;
@@ -141,8 +135,7 @@ impl Operations {
 
     /// Describes the pool of the host.
     fn status(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let rpc = |mut client: Client, request| async move { client.get_pool_status(request).await };
-        self.call.get().answer(py, RequestKind::Read, pb::GetPoolStatusRequest {}, rpc, |py, status| {
+        self.call.get().answer(py, RequestKind::Read, pb::GetPoolStatusRequest {}, |py, status| {
             let entry = PyDict::new(py);
             entry.set_item("name", status.name)?;
             entry.set_item("queued", status.queued)?;
