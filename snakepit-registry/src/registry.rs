@@ -181,6 +181,9 @@ pub struct Registry {
     deferred: Mutex<Vec<DeferredAnnouncement>>,
     /// The number of deferred announcements. While it is 0, readers do not take the lock.
     deferred_count: AtomicU64,
+    /// The workers to replace by the restart of each provider. Their tools are those of the provider until the restart ends. Locked
+    /// last.
+    restarting: Mutex<HashMap<String, Vec<Announcer>>>,
     /// Whether any host tool is hidden. Host tools are never removed.
     has_hidden: AtomicBool,
 }

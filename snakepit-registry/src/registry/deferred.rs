@@ -53,6 +53,38 @@ impl Registry {
         registered.map_err(|rejected| rejected.error)
     }
 
+    /// Begins a restart of the workers of a provider: until [`retire_replaced_workers`](Self::retire_replaced_workers), new workers
+    /// cannot add tools that the current workers do not have, because calls may still reach the current workers.
+    pub fn begin_restart(&self, provider: &str) {
+        let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+        let announcers = self.announcers.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_ours = |name: &str| tools.get(name).is_some_and(|tool| tool.provider == provider);
+        let workers = announcers.iter().filter(|(name, _)| is_ours(name)).flat_map(|(_, workers)| workers);
+        let mut old: Vec<Announcer> = Vec::new();
+        for worker in workers.filter(|worker| worker.is_alive()) {
+            if old.iter().all(|other| other.worker != worker.worker) {
+                old.push(worker.clone());
+            }
+        }
+        let mut restarting = self.restarting.lock().unwrap_or_else(PoisonError::into_inner);
+        restarting.insert(provider.to_owned(), old);
+    }
+
+    /// A worker that a restart has not replaced yet, for the announcement of another worker.
+    pub(super) fn old_worker(&self, provider: &str, announcer: &Announcer) -> Option<Announcer> {
+        let mut restarting = self.restarting.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = restarting.get_mut(provider)?;
+        // After a failed restart, this is its end.
+        old.retain(Announcer::is_alive);
+        if old.is_empty() {
+            restarting.remove(provider);
+            return None;
+        }
+        // An old worker may register more tools itself, as workers of the original Snakepit do with each call.
+        let is_old = old.iter().any(|worker| worker.worker == announcer.worker);
+        if is_old { None } else { old.first().cloned() }
+    }
+
     /// Treats all workers of a provider as ended, except the current ones. Use it after a restart: the tools of the new workers then
     /// replace the tools of the old workers, which may still finish calls.
     pub fn retire_replaced_workers(&self, provider: &str, is_current: impl Fn(&str) -> bool) {
@@ -70,6 +102,7 @@ impl Registry {
         let replaced = replaced.map(|deferred| &deferred.announcer);
         replaced.filter(|worker| !is_current(&worker.worker)).for_each(Announcer::retire);
         drop(deferred);
+        self.restarting.lock().unwrap_or_else(PoisonError::into_inner).remove(provider);
         self.retire_fallback(provider, &is_current);
         self.apply_deferred();
         if self.remove_unserved(provider) {
@@ -159,6 +192,43 @@ mod tests {
         assert_eq!(names(&registry), ["same"]);
         registry.retire_replaced_workers("pool", |_| false);
         assert_eq!(names(&registry), ["same"], "their calls wait for the next worker");
+    }
+
+    #[test]
+    fn a_new_tool_is_listed_when_no_old_worker_can_get_its_calls() {
+        let (registry, handler) = (Registry::new(), handler());
+        let register = |worker: &Announcer, names: &[&str]| {
+            registry.register_remote_or_defer("pool", worker, &handler, specs_named(names)).is_ok()
+        };
+        let ((_a, old_a), (_b, old_b)) = (worker("old-a"), worker("old-b"));
+        let ((_c, new_a), (_d, new_b)) = (worker("new-a"), worker("new-b"));
+        assert!(register(&old_a, &["kept"]) && register(&old_b, &["kept"]));
+        registry.begin_restart("pool");
+        assert!(!register(&new_a, &["kept", "added"]));
+        assert_eq!(names(&registry), ["kept"], "an old worker would answer calls of `added`");
+        // The first old worker has no calls left, and exits.
+        drop(_a);
+        assert_eq!(names(&registry), ["kept"]);
+        assert!(!register(&new_b, &["kept", "added"]));
+        registry.retire_replaced_workers("pool", |worker| worker.starts_with("new"));
+        assert_eq!(names(&registry), ["added", "kept"]);
+        let (_e, later) = worker("new-c");
+        assert!(register(&later, &["kept", "added", "more"]), "no restart runs");
+    }
+
+    #[test]
+    fn a_failed_restart_ends_with_its_old_workers() {
+        let (registry, handler) = (Registry::new(), handler());
+        let register = |worker: &Announcer, names: &[&str]| {
+            registry.register_remote_or_defer("pool", worker, &handler, specs_named(names)).is_ok()
+        };
+        let ((old_alive, old), (_new_alive, new)) = (worker("old"), worker("new"));
+        assert!(register(&old, &["kept"]));
+        registry.begin_restart("pool");
+        assert!(!register(&new, &["kept", "added"]));
+        assert!(register(&old, &["kept", "own"]), "an old worker may register with each call");
+        drop(old_alive);
+        assert_eq!(names(&registry), ["added", "kept"]);
     }
 
     #[test]

@@ -112,10 +112,13 @@ impl Registry {
         let has_changes = announced.iter().any(|(name, spec)| is_changed(name, spec));
         // Skips the checks if nothing changes, because some workers register with every call.
         if has_changes {
+            let old_worker = self.old_worker(provider, announcer);
             for (name, spec) in announced.iter().filter(|(name, spec)| is_changed(name, spec)) {
                 let mut others = announcers.get(*name).into_iter().flatten();
-                if let Some(other) = others.find(|other| other.is_alive() && other.worker != announcer.worker)
-                {
+                let other = others
+                    .find(|other| other.is_alive() && other.worker != announcer.worker)
+                    .or(old_worker.as_ref());
+                if let Some(other) = other {
                     let change = current_spec(name).and_then(|current| current.change_to(spec));
                     let error = RegistryError::DuplicateTool {
                         name: (*name).to_owned(),

@@ -18,6 +18,7 @@ impl Host {
     pub(crate) async fn restart_workers(self: &Arc<Self>, pool: Arc<Pool>) -> Result<(), PoolError> {
         let host = Arc::clone(self);
         let restarting = self.runtime.spawn(async move {
+            host.registry.begin_restart(&pool.status().name);
             tokio::select! {
                 // If the future was dropped, nothing else reports the error.
                 restarted = pool.restart() => restarted.inspect_err(|error| {
