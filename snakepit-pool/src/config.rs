@@ -14,6 +14,10 @@ const MAX_NAME_BYTES: usize = 64;
 /// The longest grace period, one day.
 const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The range of the times after which workers are replaced. Shorter ones would keep the pool busy with starts.
+const MIN_RECYCLE_TIME: Duration = Duration::from_secs(1);
+const MAX_RECYCLE_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// The settings of a pool. Start from [`PoolConfig::default`].
 ///
 /// ```
@@ -57,6 +61,27 @@ pub struct PoolConfig {
     /// It makes at most 4 such retries on workers that had no other call, because then the call itself probably kills the
     /// worker.
     pub max_attempts: usize,
+    /// The number of calls after which a worker is replaced, at least 1. `None`, the default, disables this limit.
+    ///
+    /// This and the next three are soft limits. A worker that reaches one serves calls until its replacement is up, and then
+    /// finishes its calls. At most a quarter of the workers are replaced at the same time. For each worker, this limit and
+    /// `max_worker_age` are reduced by a random share of up to a tenth, so that workers that started together are not replaced
+    /// together.
+    pub max_worker_calls: Option<u64>,
+    /// The age at which a worker is replaced, at least one second. `None`, the default, disables this limit.
+    pub max_worker_age: Option<Duration>,
+    /// The time without calls after which a worker that has run calls is replaced, which frees the memory of these calls. At
+    /// least one second. `None`, the default, disables this limit.
+    pub max_worker_idle: Option<Duration>,
+    /// The private memory, in bytes, above which a worker is replaced, but not earlier than 10 seconds after its start and after
+    /// its first call. `None`, the default, disables this limit.
+    ///
+    /// The pool measures the memory twice per second, as [`Worker::private_memory`](snakepit_worker::Worker::private_memory)
+    /// describes.
+    pub max_worker_memory: Option<u64>,
+    /// The private memory, in bytes, above which a worker is killed. Its calls fail as for a worker that crashed. Not less than
+    /// `max_worker_memory`. `None`, the default, disables this limit.
+    pub max_worker_memory_hard: Option<u64>,
 }
 
 impl Default for PoolConfig {
@@ -71,6 +96,11 @@ impl Default for PoolConfig {
             cancel_grace: Duration::from_secs(2),
             concurrency: None,
             max_attempts: 2,
+            max_worker_calls: None,
+            max_worker_age: None,
+            max_worker_idle: None,
+            max_worker_memory: None,
+            max_worker_memory_hard: None,
         }
     }
 }
@@ -82,6 +112,19 @@ macro_rules! setters {
             #[must_use]
             pub fn $field(mut self, value: $ty) -> Self {
                 self.$field = value;
+                self
+            }
+        )*
+    };
+}
+
+macro_rules! optional_setters {
+    ($($field:ident: $ty:ty;)*) => {
+        $(
+            #[doc = concat!("Sets or removes the limit [`", stringify!($field), "`](Self#structfield.", stringify!($field), ").")]
+            #[must_use]
+            pub fn $field(mut self, limit: impl Into<Option<$ty>>) -> Self {
+                self.$field = limit.into();
                 self
             }
         )*
@@ -109,6 +152,14 @@ impl PoolConfig {
     pub const fn concurrency(mut self, concurrency: usize) -> Self {
         self.concurrency = Some(concurrency);
         self
+    }
+
+    optional_setters! {
+        max_worker_calls: u64;
+        max_worker_age: Duration;
+        max_worker_idle: Duration;
+        max_worker_memory: u64;
+        max_worker_memory_hard: u64;
     }
 
     setters! {
@@ -156,7 +207,44 @@ impl PoolConfig {
         }
         check_range(settings::WORKERS, self.workers, 1, 1024)?;
         check_range(settings::CONCURRENCY, self.concurrency.unwrap_or(1), 1, MAX_CONCURRENCY)?;
-        check_range(settings::MAX_ATTEMPTS, self.max_attempts, 1, 10)
+        check_range(settings::MAX_ATTEMPTS, self.max_attempts, 1, 10)?;
+        self.validate_recycling()
+    }
+
+    /// Whether a limit applies to the memory of workers.
+    pub(crate) const fn limits_memory(&self) -> bool {
+        self.max_worker_memory.is_some() || self.max_worker_memory_hard.is_some()
+    }
+
+    fn validate_recycling(&self) -> Result<(), PoolError> {
+        let invalid = |setting: Setting, problem: String| Err(PoolError::InvalidConfig { setting, problem });
+        let counts = [
+            (settings::MAX_WORKER_CALLS, self.max_worker_calls),
+            (settings::MAX_WORKER_MEMORY, self.max_worker_memory),
+            (settings::MAX_WORKER_MEMORY_HARD, self.max_worker_memory_hard),
+        ];
+        if let Some((setting, _)) = counts.into_iter().find(|(_, limit)| *limit == Some(0)) {
+            return invalid(setting, "is 0; raise it, or leave it out for no limit".to_owned());
+        }
+        let times = [
+            (settings::MAX_WORKER_AGE, self.max_worker_age),
+            (settings::MAX_WORKER_IDLE, self.max_worker_idle),
+        ];
+        for (setting, time) in times {
+            if let Some(time) = time.filter(|time| !(MIN_RECYCLE_TIME..=MAX_RECYCLE_TIME).contains(time)) {
+                return invalid(
+                    setting,
+                    format!("is {time:?}; set it to a value from one second to one year"),
+                );
+            }
+        }
+        match (self.max_worker_memory, self.max_worker_memory_hard) {
+            (Some(soft), Some(hard)) if hard < soft => invalid(
+                settings::MAX_WORKER_MEMORY_HARD,
+                format!("is {hard} bytes, below `max_worker_memory` with {soft} bytes; raise it"),
+            ),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -195,6 +283,13 @@ mod tests {
         assert!(error_of(|c| c.cancel_grace = Duration::MAX).contains("`cancel_grace`"));
         assert!(error_of(|c| c.concurrency = Some(0)).contains("`concurrency`"));
         assert!(error_of(|c| c.max_attempts = 0).contains("`max_attempts`"));
+        assert!(error_of(|c| c.max_worker_calls = Some(0)).contains("`max_worker_calls` is 0"));
+        assert!(
+            error_of(|c| c.max_worker_age = Some(Duration::from_millis(999))).contains("`max_worker_age`")
+        );
+        assert!(error_of(|c| c.max_worker_idle = Some(Duration::MAX)).contains("`max_worker_idle`"));
+        let swapped = error_of(|c| *c = c.clone().max_worker_memory(2).max_worker_memory_hard(1));
+        assert!(swapped.contains("below `max_worker_memory`"), "{swapped}");
         assert!(PoolConfig::default().validate().is_ok());
     }
 }

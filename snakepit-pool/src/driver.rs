@@ -7,6 +7,7 @@
 
 mod ancestry;
 mod deferred_work;
+mod ended_workers;
 mod last_failure;
 mod lease;
 mod leases;
@@ -20,15 +21,15 @@ mod supervisor;
 mod tool_times;
 mod waiter;
 mod waiters;
+mod worker_events;
 
 use std::{
     fmt,
     sync::{Arc, PoisonError},
-    time::SystemTime,
 };
 
 use snakepit_registry::{CallId, Principal};
-use snakepit_worker::{Worker, WorkerError, WorkerId, error_chain};
+use snakepit_worker::WorkerId;
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
@@ -44,6 +45,7 @@ pub(crate) use self::{
 use self::{
     ancestry::NestedCalls,
     deferred_work::{DeferredWork, catch_panic},
+    ended_workers::EndedWorkers,
     lease::{LeaseRecord, LeaseSignal},
     leases::Leases,
     live_workers::LiveWorkers,
@@ -58,7 +60,8 @@ use crate::{
     attempt::LayeredAttempts,
     metrics::Totals,
     scheduler::{
-        Effect, Event, Limits, Load, Rejection, RestartOutcome, Scheduler, Ticket, WorkerKey, earlier,
+        Effect, Event, Limits, Load, RecyclingLimits, Rejection, RestartOutcome, Scheduler, Ticket,
+        WorkerKey, earlier,
     },
     sync::{Mutex, MutexGuard},
 };
@@ -74,6 +77,8 @@ pub(crate) struct Driver {
     readiness: watch::Sender<Readiness>,
     /// The end of the last restart.
     restarts: watch::Sender<FinishedRestart>,
+    /// Changes with each launch that ends, and with the phase of the pool.
+    launches: watch::Sender<()>,
     /// Notified when a cancelled or lost call may have ended, so that [`cancel`](Self::cancel) checks again.
     call_ended: Notify,
     pub(crate) layered_attempts: LayeredAttempts,
@@ -99,6 +104,8 @@ struct State {
     has_call_limits: bool,
     /// The last failed launch or lost worker.
     last_failure: Option<LastFailure>,
+    /// Why the last worker of each slot was replaced.
+    ended_workers: EndedWorkers,
     /// The error of the last failed launch, for the restart that it ends.
     last_launch_error: Option<PoolError>,
     /// The number of the last restart.
@@ -134,6 +141,13 @@ impl Driver {
             queue: config.queue_limit,
             queue_bytes: config.queue_bytes,
             cancel_grace: config.cancel_grace,
+            recycling: RecyclingLimits {
+                calls: config.max_worker_calls,
+                age: config.max_worker_age,
+                idle: config.max_worker_idle,
+                memory: config.max_worker_memory,
+                hard_memory: config.max_worker_memory_hard,
+            },
         };
         let state = State {
             scheduler: Scheduler::new(limits, now),
@@ -148,6 +162,7 @@ impl Driver {
             nested: NestedCalls::default(),
             has_call_limits: false,
             last_failure: None,
+            ended_workers: EndedWorkers::new(config.workers),
             last_launch_error: None,
             last_restart: 0,
             startup_is_reported: false,
@@ -165,6 +180,7 @@ impl Driver {
             stopped: watch::Sender::new(false),
             readiness: watch::Sender::new(Readiness::of_workers(workers == 0, 0, workers)),
             restarts: watch::Sender::default(),
+            launches: watch::Sender::default(),
             call_ended: Notify::new(),
             layered_attempts: LayeredAttempts::default(),
         }
@@ -254,6 +270,12 @@ impl Driver {
                     }
                 }
                 Effect::Launch(key) => self.send_command(Command::Launch(key, self.worker_id(key))),
+                Effect::Recycle { worker, reason } => {
+                    state.ended_workers.recycle(worker, reason);
+                    deferred.rare().recycled.extend(
+                        live_workers.get(worker).map(|live_worker| (Arc::clone(live_worker), reason)),
+                    );
+                }
                 Effect::AbortLaunch(key) => self.send_command(Command::AbortLaunch(key)),
                 Effect::RestartWaits { slot } => {
                     let replaced = live_workers.replaced(slot);
@@ -363,89 +385,6 @@ impl Driver {
         (lease, Acquire::resume(Arc::clone(self), ticket, tool, deadline))
     }
 
-    fn on_launched(&self, key: WorkerKey, worker: Worker) -> Arc<LiveWorker> {
-        let live_worker = Arc::new(LiveWorker { key, handle: worker, started_at: SystemTime::now() });
-        let all_have_launched = self.with_state(|state, deferred| {
-            state.live_workers.insert(Arc::clone(&live_worker));
-            state.has_launched[key.index()] = true;
-            state.has_call_limits |= live_worker.handle.call_limits().is_some();
-            let launched = Event::Launched {
-                worker: key,
-                queues_calls: live_worker.handle.queues_calls(),
-                concurrency: live_worker.handle.concurrency(),
-            };
-            self.apply(state, launched, Instant::now(), deferred);
-            state.all_slots_have_launched()
-        });
-        // The readiness changes before the start phase ends, so that a task that waits for the start finds the pool ready.
-        self.update_readiness();
-        if all_have_launched {
-            self.end_startup(Startup::Ready);
-        }
-        live_worker
-    }
-
-    /// Ends the start phase, unless it has ended already.
-    fn end_startup(&self, outcome: Startup) {
-        self.startup.send_if_modified(|startup| {
-            let is_pending = matches!(startup, Startup::Pending);
-            if is_pending {
-                *startup = outcome;
-            }
-            is_pending
-        });
-    }
-
-    /// Handles a failed launch. Returns whether its cause is reported elsewhere: for one of the first launches by
-    /// [`ready`](Self::ready) or [`take_unreported_failure`](Self::take_unreported_failure), otherwise by
-    /// [`restart`](Self::restart).
-    fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) -> bool {
-        let failure = PoolError::start(id.clone(), error.clone());
-        let mut state = self.lock();
-        state.last_failure = Some(LastFailure::Launch { error: error_chain(&failure).to_string() });
-        state.last_launch_error = Some(failure.clone());
-        drop(state);
-        self.end_startup(Startup::Failed(failure));
-        let is_reported = match &*self.startup.borrow() {
-            Startup::Failed(PoolError::Start { error: first, .. }) => {
-                key.generation == 1 && error_chain(first).to_string() == error_chain(error).to_string()
-            }
-            _ => false,
-        };
-        self.handle_event(Event::LaunchFailed(key));
-        is_reported || self.has_ended_restart(id)
-    }
-
-    fn on_exited(&self, key: WorkerKey, id: &WorkerId, reason: String) {
-        let exited = self.with_state(|state, deferred| {
-            let exited = state.live_workers.remove(key);
-            state.last_failure = Some(LastFailure::exited(state.last_failure.take(), id, reason));
-            state.mark_concurrent_calls(key);
-            state.cancelling.retain(|(worker_key, _)| *worker_key != key);
-            for lease in state.leases.iter_mut().filter(|lease| lease.worker_key == key && !lease.must_end())
-            {
-                deferred.wake(lease.send(LeaseSignal::WorkerExited));
-            }
-            self.apply(state, Event::Exited(key), Instant::now(), deferred);
-            exited
-        });
-        drop(exited);
-        self.update_readiness();
-        self.call_ended.notify_waiters();
-    }
-
-    fn on_cancel_ended(&self, key: WorkerKey, call: CallId, is_proven: bool) {
-        self.with_state(|state, deferred| {
-            if is_proven {
-                state.cancelling.retain(|cancelling| *cancelling != (key, call));
-            }
-            let event = if is_proven { Event::CancelConfirmed(key, call) } else { Event::CancelFailed(key) };
-            self.apply(state, event, Instant::now(), deferred);
-        });
-        self.update_readiness();
-        self.call_ended.notify_waiters();
-    }
-
     /// Does nothing after a shutdown. Otherwise fails all calls and rejects later ones, because no task handles events any
     /// more.
     fn on_supervisor_dropped(&self) {
@@ -462,6 +401,7 @@ impl Driver {
             }
         });
         self.stopped.send_replace(true);
+        self.launches.send_replace(());
         self.report_restart(self.ended_restart(None, u64::MAX, RestartOutcome::ShutDown));
         self.update_readiness();
         self.call_ended.notify_waiters();

@@ -34,6 +34,13 @@ pub enum PoolError {
         #[source]
         error: WorkerError,
     },
+    /// The pool has no worker with this id in service.
+    #[error("pool has no worker `{id}` in service")]
+    #[non_exhaustive]
+    NoSuchWorker {
+        /// The id.
+        id: String,
+    },
     /// The pool was shut down.
     #[error("pool is shut down")]
     ShutDown,

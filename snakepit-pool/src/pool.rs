@@ -197,6 +197,18 @@ impl Pool {
         self.owner.driver.restart().await
     }
 
+    /// Replaces one worker, as [`restart`](Self::restart) replaces all of them. `worker` is an id from [`status`](Self::status).
+    ///
+    /// # Errors
+    /// [`PoolError::NoSuchWorker`] if no worker with this id is in service, [`PoolError::Start`] if its replacement did not
+    /// start, so that it remains in service, and [`PoolError::ShutDown`] during and after a shutdown.
+    ///
+    /// # Cancel safety
+    /// The replacement continues when the future is dropped.
+    pub async fn restart_worker(&self, worker: &str) -> Result<(), PoolError> {
+        self.owner.driver.restart_worker(worker).await
+    }
+
     /// Shuts the pool down gracefully:
     ///
     /// 1. The pool rejects new calls with [`ShuttingDown`](snakepit_registry::ToolError::ShuttingDown).

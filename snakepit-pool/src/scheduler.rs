@@ -8,9 +8,11 @@ mod ahead;
 mod cancellations;
 mod capacity;
 mod event;
+mod launch;
 mod load;
 mod overflow;
 mod queue;
+mod recycling;
 mod restart;
 mod retirement;
 mod slot;
@@ -19,7 +21,7 @@ mod suspension;
 #[cfg(test)]
 mod tests;
 
-use std::{time::Duration, vec::Drain};
+use std::{collections::VecDeque, time::Duration, vec::Drain};
 
 use tokio::time::Instant;
 
@@ -35,6 +37,7 @@ pub(crate) use self::{
     event::{Effect, Event, KillReason, Rejection, RestartOutcome, Ticket, WorkerKey},
     load::Load,
     queue::earlier,
+    recycling::{RecycleReason, RecyclingLimits, Replacement},
     slot::{Slot, SlotState, Up},
 };
 
@@ -57,6 +60,7 @@ pub(crate) struct Limits {
     pub(crate) queue_bytes: usize,
     /// The time that an abandoned call has to end.
     pub(crate) cancel_grace: Duration,
+    pub(crate) recycling: RecyclingLimits,
 }
 
 /// The phase of the pool's lifecycle.
@@ -87,6 +91,10 @@ pub(crate) struct Scheduler {
     retired: RetiredWorkers,
     /// The restart in progress.
     restart: Option<Restart>,
+    /// The workers that must be replaced, in this order. Entries of workers that have left their slot are ignored.
+    due_for_recycling: VecDeque<WorkerKey>,
+    /// Whether the next successor of a worker that is due may be launched now.
+    may_recycle: bool,
     /// The largest number of calls that a worker has declared to run concurrently, and at least the setting of the pool.
     most_concurrent: usize,
     /// The slot of the last brief call.
@@ -114,6 +122,8 @@ impl Scheduler {
             cancellations: Cancellations::default(),
             retired: RetiredWorkers::default(),
             restart: None,
+            due_for_recycling: VecDeque::new(),
+            may_recycle: false,
             most_concurrent: limits.concurrency,
             last_brief_slot: 0,
             in_flight: 0,
@@ -174,16 +184,23 @@ impl Scheduler {
                     self.on_successor_failed(worker, now);
                 }
                 self.fail_restart(worker);
+                self.may_recycle = true;
             }
             Event::Exited(worker) => self.on_exited(worker, now),
             Event::Suspend(worker) => self.suspend(worker),
             Event::Resume(worker) => self.resume(worker, now),
             Event::Tick => self.on_tick(now),
+            Event::Memory { worker, used } => self.on_memory(worker, used, now),
+            Event::Recycle(worker) => self.recycle(worker, RecycleReason::Requested),
             Event::Restart { number } => self.on_restart(number),
             Event::Drain { until } => self.on_drain(until, now),
         }
         if self.restart.is_some() {
             self.advance_restart();
+        }
+        if self.may_recycle {
+            self.may_recycle = false;
+            self.advance_recycling(now);
         }
         if !self.overflow.is_empty() {
             self.admit(now);
@@ -315,6 +332,7 @@ impl Scheduler {
                 up.remove(load, now);
             }
             self.update_capacity(worker.slot);
+            self.recycle_by_calls(worker.slot);
             self.stop_if_retired(worker, now);
             self.dispatch(now);
         } else if let Some(up) = self.up(worker) {
@@ -327,8 +345,13 @@ impl Scheduler {
 
     /// Counts a call that ended without an answer, because of its deadline, a cancellation or the loss of its worker.
     fn count_end(&mut self, worker: WorkerKey) {
+        let is_current = self.is_current(worker);
         if let Some(slot) = self.slots.get_mut(worker.index()) {
             slot.ended_calls += 1;
+            if is_current {
+                slot.count_call();
+                self.recycle_by_calls(worker.slot);
+            }
         }
     }
 
@@ -352,93 +375,6 @@ impl Scheduler {
         self.slots[worker.index()].state = SlotState::Ending { is_healthy };
     }
 
-    fn on_launched(
-        &mut self,
-        worker: WorkerKey,
-        queues_calls: bool,
-        concurrency: Option<usize>,
-        now: Instant,
-    ) {
-        let replaced = match self.is_successor(worker) {
-            true if self.phase == Phase::Serving => self.replace_by_successor(worker, now),
-            true => return self.stop_successor(worker, now),
-            false => None,
-        };
-        if !self.is_current(worker) || !matches!(self.slot(worker).state, SlotState::Launching) {
-            return;
-        }
-        let concurrency = concurrency.unwrap_or(self.limits.concurrency).clamp(1, MAX_CONCURRENCY);
-        self.rank_up_to(concurrency);
-        self.slots[worker.index()].state = SlotState::Up(Up::new(queues_calls, concurrency, now));
-        self.workers_up += 1;
-        if self.phase == Phase::Stopping {
-            self.take_out_of_service(worker, true);
-            self.effects.push(Effect::Stop(worker));
-            return;
-        }
-        self.capacity.insert(worker.slot, 0);
-        self.mark_replaced(worker);
-        if let Some(replaced) = replaced {
-            self.stop_if_retired(replaced, now);
-        }
-        self.dispatch(now);
-    }
-
-    fn on_exited(&mut self, worker: WorkerKey, now: Instant) {
-        if self.on_retired_exited(worker, now) || !self.is_current(worker) {
-            return;
-        }
-        let is_healthy = match self.slot(worker).state {
-            SlotState::Up(up) => {
-                let is_healthy = up.is_healthy(now);
-                self.take_out_of_service(worker, is_healthy);
-                is_healthy
-            }
-            SlotState::Ending { is_healthy } => is_healthy,
-            SlotState::BackingOff { .. } | SlotState::Launching | SlotState::Closed => return,
-        };
-        self.vacate(worker, is_healthy, now);
-    }
-
-    /// Schedules the next launch of a slot whose worker has exited or failed to start.
-    fn vacate(&mut self, worker: WorkerKey, is_healthy: bool, now: Instant) {
-        let slot = &mut self.slots[worker.index()];
-        if self.phase == Phase::Stopping {
-            slot.state = SlotState::Closed;
-            return self.finish_stop();
-        }
-        if slot.promote_successor() {
-            return;
-        }
-        let until = slot.vacate(is_healthy, now);
-        if until <= now {
-            self.effects.push(Effect::Launch(slot.launch()));
-        } else {
-            self.tick_at(until);
-        }
-        if self.cannot_start_workers() {
-            let next_attempt = self.next_attempt();
-            while let Some(call) = self.queue.take_first() {
-                self.reject(call.ticket, Rejection::NoWorkers { next_attempt });
-            }
-            self.reject_overflow(Rejection::NoWorkers { next_attempt });
-            self.stop_if_drained();
-        }
-    }
-
-    /// Whether all slots have failed several times in a row. Calls then fail instead of waiting.
-    fn cannot_start_workers(&self) -> bool {
-        self.workers_up == 0 && self.slots.iter().all(Slot::is_failing)
-    }
-
-    fn next_attempt(&self) -> Option<Instant> {
-        let due = |slot: &Slot| match slot.state {
-            SlotState::BackingOff { until } => Some(until),
-            _ => None,
-        };
-        self.slots.iter().filter_map(due).min()
-    }
-
     fn on_tick(&mut self, now: Instant) {
         self.next_tick = None;
         for ticket in self.queue.take_expired(now) {
@@ -460,6 +396,8 @@ impl Scheduler {
             self.kill(worker, KillReason::CancelIgnored { grace: self.limits.cancel_grace }, now);
         }
         self.end_retirements(now);
+        self.recycle_by_time(now);
+        self.may_recycle = true;
         self.next_tick = earlier(self.next_tick, self.cancellations.earliest());
         self.dispatch(now);
         self.recall(now);

@@ -24,6 +24,11 @@ fields! {
     CANCEL_GRACE: Setting::without_flag("cancel_grace");
     CONCURRENCY: Setting::new("concurrency", "concurrency");
     MAX_ATTEMPTS: Setting::without_flag("max_attempts");
+    MAX_WORKER_CALLS: Setting::new("max_worker_calls", "max-worker-calls");
+    MAX_WORKER_AGE: Setting::new("max_worker_age", "max-worker-age");
+    MAX_WORKER_IDLE: Setting::new("max_worker_idle", "max-worker-idle");
+    MAX_WORKER_MEMORY: Setting::new("max_worker_memory", "max-worker-memory");
+    MAX_WORKER_MEMORY_HARD: Setting::new("max_worker_memory_hard", "max-worker-memory-hard");
 }
 
 #[cfg(test)]
@@ -44,7 +49,12 @@ mod tests {
             cancel_grace: _,
             concurrency: _,
             max_attempts: _,
+            max_worker_calls: _,
+            max_worker_age: _,
+            max_worker_idle: _,
+            max_worker_memory: _,
+            max_worker_memory_hard: _,
         } = PoolConfig::default();
-        assert_eq!(ALL.len(), 9);
+        assert_eq!(ALL.len(), 14);
     }
 }

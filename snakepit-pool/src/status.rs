@@ -49,6 +49,9 @@ pub struct WorkerStatus {
     pub calls: u64,
     /// The number of workers that were launched in this slot after the first.
     pub restarts: u64,
+    /// The id of the last worker of this slot that has exited, and the reason for its end, such as ``default-0-1: it was recycled
+    /// because it has run 1000 calls (`max_worker_calls`)``.
+    pub last_end: Option<String>,
 }
 
 /// The state of a worker.
@@ -108,6 +111,7 @@ mod tests {
             started_at: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1500)),
             calls: 2,
             restarts: 0,
+            last_end: None,
         };
         let mut calls = CallTotals::default();
         calls.succeeded = 2;

@@ -63,6 +63,7 @@ mod error;
 pub mod escaping;
 mod id;
 mod launcher;
+mod memory;
 #[cfg(feature = "process")]
 pub mod process;
 pub mod settings;

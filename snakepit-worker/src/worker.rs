@@ -168,6 +168,17 @@ impl Worker {
         self.pid
     }
 
+    /// Measures the memory that only this worker uses, in bytes: its anonymous pages in memory and in swap (`RssAnon` and `VmSwap`
+    /// of proc(5)), without files and without its subprocesses. `None` if the worker has exited, for a worker without a
+    /// [pid](Self::pid), and on other systems than Linux. May block.
+    #[must_use]
+    pub fn private_memory(&self) -> Option<u64> {
+        if self.exit.borrow().is_some() {
+            return None;
+        }
+        crate::memory::private_memory(self.pid?)
+    }
+
     /// The worker's address, for logs and listings.
     #[must_use]
     pub fn address(&self) -> &str {

@@ -9,7 +9,7 @@ use std::{
 use snakepit_registry::CallId;
 
 use super::{Driver, LiveWorker, lease::SharedChunks, restart::FinishedRestart, supervisor::Command};
-use crate::scheduler::KillReason;
+use crate::scheduler::{KillReason, RecycleReason};
 
 /// The maximum number of calls of a worker that one line of the log names.
 const MAX_LOGGED_CALLS: usize = 10;
@@ -33,6 +33,8 @@ pub(super) struct RareWork {
     pub(super) kills: Vec<(Arc<LiveWorker>, KillReason)>,
     /// The workers to stop.
     pub(super) stops: Vec<Arc<LiveWorker>>,
+    /// The workers whose successors are being launched, to log.
+    pub(super) recycled: Vec<(Arc<LiveWorker>, RecycleReason)>,
     /// The streams to drop.
     pub(super) streams: Vec<Arc<SharedChunks>>,
     /// The replaced workers with their calls, for which a restart waits, to log.
@@ -109,6 +111,10 @@ impl RareWork {
                 "logging",
                 || tracing::warn!(%worker, count, calls, "the restart waits for calls of a worker that an earlier one has replaced"),
             );
+        }
+        for (live_worker, reason) in &self.recycled {
+            let worker = live_worker.handle.id();
+            catch_panic("logging", || tracing::info!(%worker, %reason, "recycling worker"));
         }
         for (live_worker, reason) in &self.kills {
             catch_panic(

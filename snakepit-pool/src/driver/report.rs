@@ -58,11 +58,15 @@ impl Driver {
 
     /// Publishes a change in readiness. Only launches, retirements, kills, exits and drains can change it.
     pub(super) fn update_readiness(&self) {
-        self.readiness.send_if_modified(|published| {
+        let has_changed = self.readiness.send_if_modified(|published| {
             // Computed while no other thread can publish, so that the last value is the newest.
             let current = self.current_readiness();
             std::mem::replace(published, current) != current
         });
+        if has_changed {
+            // A drain ends the waits for restarts of single workers.
+            self.launches.send_replace(());
+        }
     }
 
     pub(crate) fn status(&self) -> PoolStatus {
@@ -81,6 +85,7 @@ impl Driver {
                 started_at: live_worker.map(|live_worker| live_worker.started_at),
                 calls: slot.ended_calls(),
                 restarts: slot.restarts(),
+                last_end: state.ended_workers.last(key.index()).map(str::to_owned),
             }
         };
         let workers = slots.iter().zip(state.live_workers.by_slot()).map(|(slot, live_worker)| {

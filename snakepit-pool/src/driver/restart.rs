@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::Driver;
 use crate::{
     PoolError,
-    scheduler::{Event, RestartOutcome},
+    scheduler::{Event, Phase, Replacement, RestartOutcome},
 };
 
 /// A restart that has ended.
@@ -34,6 +34,46 @@ impl Driver {
             Ok(FinishedRestart { error: None, .. }) => Ok(()),
             Ok(FinishedRestart { error: Some(error), .. }) => Err(error.clone()),
             Err(_) => Err(PoolError::ShutDown),
+        }
+    }
+
+    /// Replaces one worker, and waits until its replacement is up. If the launch of the replacement fails, the worker remains in
+    /// service.
+    pub(crate) async fn restart_worker(&self, id: &str) -> Result<(), PoolError> {
+        let mut launches = self.launches.subscribe();
+        let key = self.with_state(|state, deferred| {
+            if state.scheduler.phase() != Phase::Serving {
+                return Err(PoolError::ShutDown);
+            }
+            let key = self.worker_key(id).filter(|key| state.scheduler.is_in_service(*key));
+            let key = key.ok_or_else(|| PoolError::NoSuchWorker { id: id.to_owned() })?;
+            self.apply(state, Event::Recycle(key), Instant::now(), deferred);
+            Ok(key)
+        })?;
+        loop {
+            {
+                let state = self.lock();
+                if state.runtime_has_ended || state.scheduler.phase() != Phase::Serving {
+                    return Err(PoolError::ShutDown);
+                }
+                match state.scheduler.replacement_of(key) {
+                    Replacement::Up => return Ok(()),
+                    Replacement::Pending => {}
+                    Replacement::Failed => {
+                        let no_cause = || {
+                            PoolError::start(
+                                self.worker_id(key),
+                                WorkerError::start_failed("its launch failed"),
+                            )
+                        };
+                        return Err(state.last_launch_error.clone().unwrap_or_else(no_cause));
+                    }
+                }
+            }
+            // The channel does not close while `self` holds its sending end.
+            if launches.changed().await.is_err() {
+                return Err(PoolError::ShutDown);
+            }
         }
     }
 

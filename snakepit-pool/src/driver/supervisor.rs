@@ -19,6 +19,9 @@ use crate::PoolConfig;
 /// The pause after a tick that panicked.
 const PANIC_PAUSE: Duration = Duration::from_millis(100);
 
+/// The time between measurements of the workers' memory.
+const MEMORY_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Slow work that the driver leaves to the supervisor.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -35,6 +38,8 @@ enum JobResult {
     Launched(Result<Worker, WorkerError>),
     Cancelled(Result<(), ToolError>),
     Exited(WorkerExit),
+    /// The workers with their private memory, in bytes.
+    Measured(Vec<(WorkerKey, u64)>),
 }
 
 /// The purpose of a job. It is stored outside of the job's task, because the task may panic.
@@ -43,6 +48,7 @@ enum Job {
     Launch { key: WorkerKey, id: WorkerId, abort: AbortHandle },
     Cancel { live_worker: Arc<LiveWorker>, call: CallId },
     Watch { key: WorkerKey, id: WorkerId },
+    MeasureMemory,
 }
 
 struct Supervisor {
@@ -75,6 +81,9 @@ impl Driver {
 
 impl Supervisor {
     async fn run(mut self) {
+        if self.driver.config.limits_memory() {
+            self.measure_memory();
+        }
         while !*self.driver.stopped.borrow() {
             let timer = self.driver.lock().timer_at;
             let due = timer.unwrap_or_else(Instant::now);
@@ -184,7 +193,9 @@ impl Supervisor {
                     Ok(JobResult::Exited(exit)) => exit.reason.to_string(),
                     _ => "its exit cannot be watched".to_owned(),
                 };
-                self.driver.on_exited(key, &id, reason);
+                let was_stopped =
+                    matches!(&result, Ok(JobResult::Exited(exit)) if exit.reason == ExitReason::Stopped);
+                self.driver.on_exited(key, &id, reason, was_stopped);
                 match result {
                     Ok(JobResult::Exited(WorkerExit { reason, .. })) => match &reason {
                         ExitReason::Stopped | ExitReason::Killed { .. } => {
@@ -197,6 +208,12 @@ impl Supervisor {
                         tracing::error!(worker = %id, "cannot watch the worker's exit; treating it as exited");
                     }
                 }
+            }
+            (Some(Job::MeasureMemory), result) => {
+                if let Ok(JobResult::Measured(measured)) = result {
+                    self.driver.on_memory_measured(&measured);
+                }
+                self.measure_memory();
             }
             (Some(Job::Launch { .. }), Ok(_)) | (None, _) => {
                 tracing::error!("a task of the pool's supervisor ended unexpectedly");
@@ -212,6 +229,22 @@ impl Supervisor {
         self.jobs.insert(watch.id(), Job::Watch { key, id: id.clone() });
         self.driver.on_launched(key, worker);
         tracing::info!(worker = %id, pid, %address, "worker is up");
+    }
+
+    /// Starts the next measurement of the workers' memory, on a thread that may block.
+    fn measure_memory(&mut self) {
+        let driver = Arc::clone(&self.driver);
+        let task = self.tasks.spawn(async move {
+            tokio::time::sleep(MEMORY_INTERVAL).await;
+            let workers = driver.workers_up();
+            let measure = move || {
+                let measured = |(key, worker): (WorkerKey, Worker)| Some((key, worker.private_memory()?));
+                workers.into_iter().filter_map(measured).collect()
+            };
+            // A measurement that panics measures nothing.
+            JobResult::Measured(tokio::task::spawn_blocking(measure).await.unwrap_or_default())
+        });
+        self.jobs.insert(task.id(), Job::MeasureMemory);
     }
 
     fn on_launch_failed(&self, key: WorkerKey, id: &WorkerId, error: &WorkerError) {

@@ -5,7 +5,10 @@ use std::{fmt, time::Duration};
 use snakepit_registry::CallId;
 use tokio::time::Instant;
 
-use super::Load;
+use super::{
+    Load,
+    recycling::{Mebibytes, RecycleReason},
+};
 
 /// Identifies a call that waits for a worker. Later calls have higher numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +85,10 @@ pub(crate) enum Event {
     Resume(WorkerKey),
     /// The time of [`Scheduler::next_tick`](super::Scheduler::next_tick) was reached.
     Tick,
+    /// A measurement of the worker's private memory, in bytes.
+    Memory { worker: WorkerKey, used: u64 },
+    /// The worker must be replaced.
+    Recycle(WorkerKey),
     /// All workers must be replaced, including those that an earlier restart has launched. Later restarts have higher numbers.
     Restart { number: u64 },
     /// The pool shuts down. It stops when all calls have ended, but not later than this time.
@@ -101,6 +108,8 @@ pub(crate) enum Effect {
     Expire(Ticket),
     /// Launches a worker. `Launched` or `LaunchFailed` follows.
     Launch(WorkerKey),
+    /// Reports that the successor of this worker is being launched, because the worker has reached a limit.
+    Recycle { worker: WorkerKey, reason: RecycleReason },
     /// Aborts a launch. `LaunchFailed` follows, or `Launched` if it was too late.
     AbortLaunch(WorkerKey),
     /// Cancels an abandoned call. `CancelConfirmed` or `CancelFailed` follows.
@@ -154,6 +163,8 @@ pub(crate) enum KillReason {
     Lost,
     /// The worker retired and did not finish its calls in time.
     RetiredTooLong { limit: Duration },
+    /// The worker's private memory exceeds the hard limit. Both in bytes.
+    MemoryExceeded { used: u64, limit: u64 },
 }
 
 impl fmt::Display for KillReason {
@@ -163,6 +174,11 @@ impl fmt::Display for KillReason {
             Self::CancelIgnored { grace } => write!(f, "a cancelled call did not end within {grace:?}"),
             Self::CancelFailed => f.write_str("it could not confirm the end of a cancelled call"),
             Self::Lost => f.write_str("it lost a call"),
+            Self::MemoryExceeded { used, limit } => {
+                write!(f, "its private memory of {} exceeded {}", Mebibytes(*used), Mebibytes(*limit))?;
+                let excess = Mebibytes(used.saturating_sub(*limit));
+                write!(f, " by {excess} (`max_worker_memory_hard`)")
+            }
             Self::RetiredTooLong { limit } => {
                 write!(f, "it accepts no calls, and did not finish its last ones within {limit:?}")
             }

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Effect, Phase, RestartOutcome, Scheduler, SlotState, WorkerKey};
+use super::{Effect, Phase, RecycleReason, RestartOutcome, Scheduler, SlotState, WorkerKey};
 
 /// The maximum number of replaced workers per slot that still finish calls. Another restart waits until one of them exits.
 pub(super) const MAX_REPLACED: usize = 4;
@@ -157,7 +157,15 @@ impl Scheduler {
 
     /// Keeps the current worker of a slot, because its successor did not start.
     pub(super) fn on_successor_failed(&mut self, worker: WorkerKey, now: Instant) {
-        self.slots[worker.index()].successor = None;
+        let slot = &mut self.slots[worker.index()];
+        let retry_at = slot.record_failed_successor(now);
+        // A requested replacement is not repeated.
+        if let Some(up) = slot.up()
+            && up.recycle == Some(RecycleReason::Requested)
+        {
+            up.recycle = None;
+        }
+        self.tick_at(retry_at);
         // The current worker may have retired during the launch.
         self.replace_retiring(worker.slot, now);
         self.finish_stop();

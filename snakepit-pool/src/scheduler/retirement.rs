@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Effect, KillReason, Load, Phase, Scheduler, Slot, SlotState, Up, WorkerKey};
+use super::{Effect, KillReason, Load, Phase, RecyclingLimits, Scheduler, Slot, SlotState, Up, WorkerKey};
 
 /// The time that a worker has to finish its calls while its replacement runs.
 pub(crate) const RETIREMENT: Duration = Duration::from_secs(300);
@@ -70,7 +70,8 @@ impl RetiredWorkers {
     /// Adds a worker that a restart has replaced. `up` is `None` if it is ending.
     pub(super) fn add_replaced(&mut self, key: WorkerKey, up: Option<Up>, now: Instant) {
         let is_ending = up.is_none();
-        let mut up = up.unwrap_or_else(|| Up::new(false, 1, now));
+        let no_limits = || RecyclingLimits::default().of_worker(key, now);
+        let mut up = up.unwrap_or_else(|| Up::new(false, 1, no_limits(), now));
         up.is_retiring = true;
         self.0.push(RetiredWorker { key, up, until: None, is_ending });
     }

@@ -8,6 +8,7 @@ use super::{
     MAX_AHEAD,
     event::WorkerKey,
     load::{Backlog, Load},
+    recycling::{RecycleReason, WorkerLimits},
 };
 
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -35,6 +36,10 @@ pub(crate) struct Slot {
     pub(super) successor: Option<u32>,
     /// The number of consecutive workers that did not start or exited before they were healthy.
     failures: u32,
+    /// The number of consecutive successors that did not start.
+    successor_failures: u32,
+    /// The earliest time of the next launch of a successor that recycles the worker.
+    pub(super) retry_at: Option<Instant>,
     /// The number of calls that ended on workers of this slot, with or without an answer.
     pub(super) ended_calls: u64,
     pub(crate) state: SlotState,
@@ -75,10 +80,15 @@ pub(crate) struct Up {
     up_since: Instant,
     /// Whether a call has ended on the worker, so the worker counts as healthy.
     has_served: bool,
+    /// The number of calls that have ended on the worker.
+    calls: u64,
+    limits: WorkerLimits,
+    /// The reason why the worker must be replaced.
+    pub(super) recycle: Option<RecycleReason>,
 }
 
 impl Up {
-    pub(super) fn new(queues_calls: bool, concurrency: usize, now: Instant) -> Self {
+    pub(super) fn new(queues_calls: bool, concurrency: usize, limits: WorkerLimits, now: Instant) -> Self {
         Self {
             backlog: Backlog::default(),
             queues_calls,
@@ -89,6 +99,9 @@ impl Up {
             suspensions: 0,
             up_since: now,
             has_served: false,
+            calls: 0,
+            limits,
+            recycle: None,
         }
     }
 
@@ -155,6 +168,29 @@ impl Up {
         self.queues_calls && self.backlog.should_wait_behind(load)
     }
 
+    /// The number of calls that have ended on the worker.
+    pub(super) const fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// Whether the worker has run as many calls as it may.
+    pub(super) const fn has_run_enough_calls(&self) -> bool {
+        self.limits.has_run_enough(self.calls)
+    }
+
+    pub(super) const fn limits(&self) -> &WorkerLimits {
+        &self.limits
+    }
+
+    pub(super) const fn up_since(&self) -> Instant {
+        self.up_since
+    }
+
+    /// The time at which the last call ended, if the worker has run calls and runs none now.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        (self.calls > 0 && self.held() == 0).then_some(self.last_progress)
+    }
+
     /// Records that the worker confirmed the end of a call.
     pub(super) const fn mark_served(&mut self) {
         self.has_served = true;
@@ -173,6 +209,8 @@ impl Slot {
             last_generation: 0,
             successor: None,
             failures: 0,
+            successor_failures: 0,
+            retry_at: None,
             ended_calls: 0,
             state: SlotState::BackingOff { until: now },
         }
@@ -233,6 +271,8 @@ impl Slot {
         let Some(generation) = self.successor.take() else { return false };
         self.generation = generation;
         self.state = SlotState::Launching;
+        self.successor_failures = 0;
+        self.retry_at = None;
         true
     }
 
@@ -242,7 +282,24 @@ impl Slot {
         self.failures = 0;
         if let SlotState::Up(up) = &mut self.state {
             up.has_served = true;
+            up.calls += 1;
         }
+    }
+
+    /// Counts a call that ended without an answer of the current worker.
+    pub(super) const fn count_call(&mut self) {
+        if let SlotState::Up(up) = &mut self.state {
+            up.calls += 1;
+        }
+    }
+
+    /// Records that a successor did not start. Returns the earliest time of the next launch of a successor.
+    pub(super) fn record_failed_successor(&mut self, now: Instant) -> Instant {
+        self.successor = None;
+        self.successor_failures = self.successor_failures.saturating_add(1);
+        let retry_at = now + backoff(self.successor_failures);
+        self.retry_at = Some(retry_at);
+        retry_at
     }
 
     /// Schedules the next launch after the worker has ended, and returns its time. A healthy worker is replaced

@@ -2,6 +2,7 @@
 
 mod concurrency;
 mod properties;
+mod recycling;
 mod restarts;
 mod wait_for_room;
 
@@ -21,15 +22,29 @@ struct SchedulerHarness {
 
 impl SchedulerHarness {
     fn new(slots: usize, concurrency: usize, queue: usize) -> Self {
+        Self::with_recycling(slots, concurrency, queue, RecyclingLimits::default())
+    }
+
+    fn with_recycling(slots: usize, concurrency: usize, queue: usize, recycling: RecyclingLimits) -> Self {
         let now = Instant::now();
-        let limits =
-            Limits { slots, concurrency, queue, queue_bytes: 100, cancel_grace: Duration::from_secs(2) };
+        let limits = Limits {
+            slots,
+            concurrency,
+            queue,
+            queue_bytes: 100,
+            cancel_grace: Duration::from_secs(2),
+            recycling,
+        };
         Self { scheduler: Scheduler::new(limits, now), now, tickets: 0 }
     }
 
     /// Creates a scheduler whose workers are all up.
     fn up(slots: usize, concurrency: usize, queue: usize) -> Self {
-        let mut harness = Self::new(slots, concurrency, queue);
+        Self::up_with(slots, concurrency, queue, RecyclingLimits::default())
+    }
+
+    fn up_with(slots: usize, concurrency: usize, queue: usize, recycling: RecyclingLimits) -> Self {
+        let mut harness = Self::with_recycling(slots, concurrency, queue, recycling);
         for effect in harness.on(Event::Tick) {
             let Effect::Launch(worker) = effect else { panic!("{effect:?}") };
             harness.on(launched(worker));

@@ -9,6 +9,7 @@ mod lifecycle;
 mod nested;
 mod panics;
 mod puppet;
+mod recycling;
 mod restarts;
 mod shutdown;
 mod streams;

@@ -1023,6 +1023,9 @@ pub struct WorkerInfo {
     /// Number of times the pool replaced the process of this slot.
     #[prost(uint64, tag = "7")]
     pub restarts: u64,
+    /// Id of the last worker of this slot that has exited, and the reason for its end. Empty before the first exit.
+    #[prost(string, tag = "8")]
+    pub last_end: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetPoolStatusRequest {}

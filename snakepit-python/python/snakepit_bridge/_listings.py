@@ -51,6 +51,8 @@ class WorkerStatus(TypedDict):
     calls: int
     #: The number of workers that were launched in this slot after the first.
     restarts: int
+    #: The id of the last worker of this slot that has exited, and why it ended. ``None`` before the first exit.
+    last_end: str | None
 
 
 class CallTotals(TypedDict):

@@ -173,6 +173,7 @@ fn describe_workers(py: Python<'_>, workers: Vec<pb::WorkerInfo>) -> PyResult<Bo
         entry.set_item("started_at", time(worker.started_at))?;
         entry.set_item("calls", worker.calls)?;
         entry.set_item("restarts", worker.restarts)?;
+        entry.set_item("last_end", (!worker.last_end.is_empty()).then_some(worker.last_end))?;
         list.append(entry)?;
     }
     Ok(list)

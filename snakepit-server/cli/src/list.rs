@@ -100,7 +100,7 @@ pub(crate) async fn workers(args: Args) -> Result<(), Failure> {
     let pb::ListWorkersResponse { workers, retired_workers } = workers.into_inner();
     let workers = workers.into_iter().map(|worker| worker_row(worker, false));
     let rows = workers.chain(retired_workers.into_iter().map(|worker| worker_row(worker, true)));
-    args.print(&["WORKER", "PID", "STATE", "CALLS", "RESTARTS", "UP"], rows.collect())
+    args.print(&["WORKER", "PID", "STATE", "CALLS", "RESTARTS", "UP", "LAST END"], rows.collect())
 }
 
 fn worker_row(worker: pb::WorkerInfo, is_retired: bool) -> (Vec<String>, Value) {
@@ -114,6 +114,7 @@ fn worker_row(worker: pb::WorkerInfo, is_retired: bool) -> (Vec<String>, Value) 
         "started_at": worker.started_at.as_ref().map(|at| rfc3339(*at)),
         "calls": worker.calls,
         "restarts": worker.restarts,
+        "last_end": (!worker.last_end.is_empty()).then_some(&worker.last_end),
         "retired": is_retired,
     });
     let up = worker.started_at.map(age).unwrap_or_default();
@@ -124,6 +125,7 @@ fn worker_row(worker: pb::WorkerInfo, is_retired: bool) -> (Vec<String>, Value) 
         worker.calls.to_string(),
         worker.restarts.to_string(),
         up,
+        worker.last_end,
     ];
     (cells, object)
 }

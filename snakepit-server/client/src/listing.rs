@@ -27,6 +27,8 @@ pub struct RemoteWorkerStatus {
     pub calls: u64,
     /// The number of workers that were launched in this slot after the first.
     pub restarts: u64,
+    /// The id of the last worker of this slot that has exited, and the reason for its end. `None` for a host of an earlier version.
+    pub last_end: Option<String>,
 }
 
 /// The pool state of a remote host: [`Client::status`](crate::Client::status). It has the fields of the `PoolStatus` of a

@@ -1,4 +1,7 @@
-//! Settings of Python workers: the arguments of their adapter, their GPUs, the threads of their libraries, and their telemetry.
+//! Settings of workers: the arguments of their adapter, their GPUs, the threads of their libraries, their telemetry, and the limits
+//! at which they are replaced.
+
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -54,6 +57,51 @@ impl Builder {
     /// because their libraries read `OMP_NUM_THREADS`.
     pub const fn library_threads(mut self, threads: usize) -> Self {
         self.library_threads = Some(threads);
+        self
+    }
+
+    /// Replaces each worker after this many calls, without interrupting any. Together with the next three limits, this bounds the
+    /// effect of leaks in tools and libraries. [`PoolConfig`](snakepit_pool::PoolConfig::max_worker_calls) describes these limits.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use snakepit_server::Snakepit;
+    ///
+    /// let builder = Snakepit::builder()
+    ///     .adapter("search:Search")
+    ///     .max_worker_calls(100_000)
+    ///     .max_worker_age(Duration::from_secs(24 * 60 * 60))
+    ///     .max_worker_memory(2 << 30)
+    ///     .max_worker_memory_hard(3 << 30);
+    /// ```
+    pub fn max_worker_calls(mut self, limit: impl Into<Option<u64>>) -> Self {
+        self.pool.max_worker_calls = limit.into();
+        self
+    }
+
+    /// Replaces each worker at this age, as after [`max_worker_calls`](Self::max_worker_calls). At least one second.
+    pub fn max_worker_age(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.pool.max_worker_age = limit.into();
+        self
+    }
+
+    /// Replaces each worker that has run calls, and then none for this time. At least one second.
+    pub fn max_worker_idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.pool.max_worker_idle = limit.into();
+        self
+    }
+
+    /// Replaces each worker whose private memory exceeds this number of bytes, as after
+    /// [`max_worker_calls`](Self::max_worker_calls).
+    pub fn max_worker_memory(mut self, limit: impl Into<Option<u64>>) -> Self {
+        self.pool.max_worker_memory = limit.into();
+        self
+    }
+
+    /// Kills each worker whose private memory exceeds this number of bytes. Its calls fail with `WORKER_LOST`.
+    pub fn max_worker_memory_hard(mut self, limit: impl Into<Option<u64>>) -> Self {
+        self.pool.max_worker_memory_hard = limit.into();
         self
     }
 

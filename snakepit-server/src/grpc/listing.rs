@@ -121,6 +121,7 @@ fn worker_info(worker: WorkerStatus) -> pb::WorkerInfo {
         started_at: worker.started_at.map(Into::into),
         calls: worker.calls,
         restarts: worker.restarts,
+        last_end: worker.last_end.unwrap_or_default(),
     }
 }
 

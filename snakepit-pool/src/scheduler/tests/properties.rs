@@ -1,6 +1,7 @@
 //! Invariants of the scheduler under random events, checked with a model.
 
 mod operation;
+mod recycling;
 mod restarts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,6 +21,7 @@ struct ModelWorker {
     running: Vec<Load>,
     queues_calls: bool,
     concurrency: usize,
+    up_since: Instant,
     last_progress: Instant,
     cancelling: usize,
     suspensions: usize,
@@ -74,6 +76,8 @@ struct Model {
     has_ticked: bool,
     is_draining: bool,
     restarts: Restarts,
+    /// The workers that the scheduler recycles.
+    recycled: BTreeSet<(u32, u32)>,
     stopped: usize,
 }
 
@@ -95,6 +99,7 @@ impl Model {
             has_ticked: false,
             is_draining: false,
             restarts: Restarts::default(),
+            recycled: BTreeSet::new(),
             stopped: 0,
         };
         model.on(Event::Tick);
@@ -192,6 +197,7 @@ impl Model {
                 self.check_launch(worker);
                 self.launching.push(worker);
             }
+            Effect::Recycle { worker, reason } => self.on_recycle(worker, reason),
             Effect::AbortLaunch(worker) => assert!(self.launching.contains(&worker)),
             Effect::Cancel(worker, call) => {
                 let up = self.workers.get_mut(&worker).expect("it is up");
@@ -268,6 +274,7 @@ impl Model {
         }
         assert_eq!(self.stopped, usize::from(scheduler.phase() == Phase::Stopped));
         self.check_restarts();
+        self.check_recycling();
     }
 
     fn submit(
@@ -344,32 +351,6 @@ impl Model {
         let mut keys: Vec<_> = included.map(|(key, _)| *key).collect();
         keys.sort_by_key(|key| (key.slot, key.generation));
         keys
-    }
-
-    fn exit(&mut self, worker: WorkerKey) {
-        self.workers.remove(&worker);
-        self.cancelling.retain(|(cancelling, ..)| *cancelling != worker);
-        self.on(Event::Exited(worker));
-    }
-
-    fn launch(&mut self, index: usize, up: Option<(bool, Option<usize>)>) {
-        let worker = self.launching.swap_remove(index);
-        if up.is_some() && !self.is_draining {
-            self.retire_others(worker);
-        }
-        let Some((queues_calls, concurrency)) = up else { return self.on(Event::LaunchFailed(worker)) };
-        let up = ModelWorker {
-            running: Vec::new(),
-            queues_calls,
-            concurrency: concurrency.unwrap_or(self.limits.concurrency),
-            last_progress: self.harness.now,
-            cancelling: 0,
-            suspensions: 0,
-            is_retiring: self.is_stopped_successor(worker),
-            is_ending: false,
-        };
-        self.workers.insert(worker, up);
-        self.on(Event::Launched { worker, queues_calls, concurrency });
     }
 
     fn advance(&mut self, millis: u64) {
@@ -449,12 +430,20 @@ impl Model {
             }
             Op::Advance(millis) => self.advance(*millis),
             Op::Restart => self.restart(),
+            Op::Memory(index, used) if !self.workers.is_empty() => self.measure(index, *used),
+            Op::Recycle(index) if !self.workers.is_empty() => self.request_recycling(index),
             Op::Drain(millis) => {
                 self.is_draining = true;
                 let until = self.harness.now + Duration::from_millis(*millis);
                 self.on(Event::Drain { until });
             }
-            Op::EndCall(..) | Op::Cancel(..) | Op::Launch(..) | Op::Exit(_) | Op::Suspend(_) => {}
+            Op::EndCall(..)
+            | Op::Cancel(..)
+            | Op::Launch(..)
+            | Op::Exit(_)
+            | Op::Suspend(_)
+            | Op::Memory(..)
+            | Op::Recycle(_) => {}
         }
     }
 
@@ -490,9 +479,17 @@ proptest! {
         slots in 1..5_usize,
         concurrency in 1..4_usize,
         queue in 0..12_usize,
+        recycling in recycling::limits(),
         ops in prop::collection::vec(op(), 0..200),
     ) {
-        let limits = Limits { slots, concurrency, queue, queue_bytes: 100, cancel_grace: Duration::from_secs(2) };
+        let limits = Limits {
+            slots,
+            concurrency,
+            queue,
+            queue_bytes: 100,
+            cancel_grace: Duration::from_secs(2),
+            recycling,
+        };
         let mut model = Model::new(limits);
         ops.iter().for_each(|op| model.step(op));
         model.finish();

@@ -37,6 +37,9 @@ pub(crate) struct Args {
     pub(super) workers: WorkerOptions,
 
     #[command(flatten)]
+    recycling: RecyclingOptions,
+
+    #[command(flatten)]
     pub(super) calls: CallOptions,
 
     #[command(flatten)]
@@ -118,6 +121,11 @@ impl Args {
             .queue_limit(self.calls.queue_limit)
             .queue_bytes(bytes(self.calls.queue_bytes))
             .default_timeout(self.calls.default_timeout)
+            .max_worker_calls(self.recycling.max_worker_calls)
+            .max_worker_age(self.recycling.max_worker_age)
+            .max_worker_idle(self.recycling.max_worker_idle)
+            .max_worker_memory(self.recycling.max_worker_memory.map(|size| size.as_u64()))
+            .max_worker_memory_hard(self.recycling.max_worker_memory_hard.map(|size| size.as_u64()))
     }
 }
 
@@ -186,6 +194,31 @@ pub(super) struct WorkerOptions {
     /// faults.
     #[arg(long)]
     pub(super) no_multiplex: bool,
+}
+
+/// The limits at which workers are replaced.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Recycling")]
+struct RecyclingOptions {
+    /// Replace each worker after this many calls, reduced by a random share of up to a tenth. Running calls finish.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_worker_calls: Option<u64>,
+
+    /// Replace each worker at this age, reduced by a random share of up to a tenth.
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_positive)]
+    max_worker_age: Option<Duration>,
+
+    /// Replace each worker that has run calls, and then none for this time.
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_positive)]
+    max_worker_idle: Option<Duration>,
+
+    /// Replace each worker that uses more private memory than this. Running calls finish.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_positive)]
+    max_worker_memory: Option<ByteSize>,
+
+    /// Kill each worker that uses more private memory than this.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_positive)]
+    max_worker_memory_hard: Option<ByteSize>,
 }
 
 #[derive(Debug, clap::Args)]

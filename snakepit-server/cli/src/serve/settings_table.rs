@@ -44,6 +44,11 @@ fn size(bytes: usize) -> String {
     }
 }
 
+/// A limit that is disabled by default.
+fn limit<T: std::fmt::Debug>(limit: Option<T>) -> String {
+    limit.map_or_else(|| "none".to_owned(), |limit| format!("{limit:?}"))
+}
+
 /// The settings of the pool.
 fn pool() -> Vec<Row> {
     let PoolConfig {
@@ -56,6 +61,11 @@ fn pool() -> Vec<Row> {
         cancel_grace,
         concurrency,
         max_attempts,
+        max_worker_calls,
+        max_worker_age,
+        max_worker_idle,
+        max_worker_memory,
+        max_worker_memory_hard,
         ..
     } = PoolConfig::default();
     let row = |rust, default, values, flag| Row { rust, default, values, flag };
@@ -79,6 +89,36 @@ fn pool() -> Vec<Row> {
             Some("concurrency"),
         ),
         row("Builder::max_attempts", max_attempts.to_string(), "1 to 10", None),
+        row(
+            "Builder::max_worker_calls",
+            limit(max_worker_calls),
+            "calls, at least 1",
+            Some("max-worker-calls"),
+        ),
+        row(
+            "Builder::max_worker_age",
+            limit(max_worker_age),
+            "duration, 1 s to a year",
+            Some("max-worker-age"),
+        ),
+        row(
+            "Builder::max_worker_idle",
+            limit(max_worker_idle),
+            "duration, 1 s to a year",
+            Some("max-worker-idle"),
+        ),
+        row(
+            "Builder::max_worker_memory",
+            limit(max_worker_memory),
+            "size, at least 1 byte",
+            Some("max-worker-memory"),
+        ),
+        row(
+            "Builder::max_worker_memory_hard",
+            limit(max_worker_memory_hard),
+            "size, at least `max_worker_memory`",
+            Some("max-worker-memory-hard"),
+        ),
     ]
 }
 

@@ -312,6 +312,7 @@ fn worker_info(worker: pb::WorkerInfo) -> RemoteWorkerStatus {
         started_at: worker.started_at.and_then(|at| SystemTime::try_from(at).ok()),
         calls: worker.calls,
         restarts: worker.restarts,
+        last_end: (!worker.last_end.is_empty()).then_some(worker.last_end),
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) enum Op {
     Resume(Index),
     Advance(u64),
     Restart,
+    Memory(Index, u64),
+    Recycle(Index),
     Drain(u64),
 }
 
@@ -61,6 +63,8 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         8 => any::<Index>().prop_map(Op::Resume),
         25 => (0..2500_u64).prop_map(Op::Advance),
         3 => Just(Op::Restart),
+        4 => (any::<Index>(), 0..250_u64).prop_map(|(index, used)| Op::Memory(index, used)),
+        4 => any::<Index>().prop_map(Op::Recycle),
         // Rare, because the scheduler only shuts down afterwards.
         1 => (0..5000_u64).prop_map(Op::Drain),
     ]

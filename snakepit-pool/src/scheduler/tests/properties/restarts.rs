@@ -1,4 +1,4 @@
-//! The model of restarts.
+//! The model of launches, exits and restarts.
 
 use super::*;
 
@@ -20,6 +20,33 @@ impl Restarts {
 }
 
 impl Model {
+    pub(super) fn launch(&mut self, index: usize, up: Option<(bool, Option<usize>)>) {
+        let worker = self.launching.swap_remove(index);
+        if up.is_some() && !self.is_draining {
+            self.retire_others(worker);
+        }
+        let Some((queues_calls, concurrency)) = up else { return self.on(Event::LaunchFailed(worker)) };
+        let up = ModelWorker {
+            running: Vec::new(),
+            queues_calls,
+            concurrency: concurrency.unwrap_or(self.limits.concurrency),
+            up_since: self.harness.now,
+            last_progress: self.harness.now,
+            cancelling: 0,
+            suspensions: 0,
+            is_retiring: self.is_stopped_successor(worker),
+            is_ending: false,
+        };
+        self.workers.insert(worker, up);
+        self.on(Event::Launched { worker, queues_calls, concurrency });
+    }
+
+    pub(super) fn exit(&mut self, worker: WorkerKey) {
+        self.workers.remove(&worker);
+        self.cancelling.retain(|(cancelling, ..)| *cancelling != worker);
+        self.on(Event::Exited(worker));
+    }
+
     pub(super) fn restart(&mut self) {
         self.restarts.last_old_generations =
             self.harness.scheduler.slots().iter().map(Slot::last_generation).collect();
@@ -60,15 +87,15 @@ impl Model {
         let is_retired = |up: &ModelWorker| up.is_retiring;
         let in_service = others.iter().filter(|(_, up)| !is_retired(up)).count();
         let is_restarting = self.restarts.is_running();
-        assert!(in_service <= usize::from(is_restarting), "{others:?} occupy the slot");
+        let is_replaced = is_restarting || self.is_recycling(worker.slot);
+        assert!(in_service <= usize::from(is_replaced), "{others:?} occupy the slot");
         // One that retired, and those that restarts have replaced.
         assert!(others.len() - in_service <= MAX_REPLACED + 1, "{others:?} occupy the slot");
     }
 
     /// Whether this worker is a successor that comes up during a drain. It is stopped, so it does not occupy its slot.
     pub(super) fn is_stopped_successor(&self, worker: WorkerKey) -> bool {
-        let serves = |(other, up): (&WorkerKey, &ModelWorker)| other.slot == worker.slot && !up.is_retiring;
-        self.is_draining && self.workers.iter().any(serves)
+        self.is_draining && self.harness.scheduler.slots()[worker.index()].successor() == Some(worker)
     }
 
     /// Marks the worker that this one replaces.
