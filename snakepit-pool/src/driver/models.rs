@@ -5,7 +5,7 @@ use std::{future::poll_fn, task::Poll};
 
 use loom::{future::block_on, thread};
 use snakepit_registry::{FnTool, ToolCall};
-use snakepit_worker::LauncherEnd;
+use snakepit_worker::{LauncherEnd, Worker};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
@@ -73,7 +73,8 @@ fn loom_a_running_call_is_woken_when_its_worker_exits() {
         let model = Model::new();
         let lease = model.lease();
         let (driver, key) = (Arc::clone(&model.driver), model.worker_key);
-        let exits = thread::spawn(move || driver.on_exited(key, &WorkerId::new("w"), "code 1".to_owned()));
+        let exits =
+            thread::spawn(move || driver.on_exited(key, &WorkerId::new("w"), "code 1".to_owned(), false));
         let signal = block_on(poll_fn(|cx| lease.signal(cx).map_or(Poll::Pending, Poll::Ready)));
         assert_eq!(signal, LeaseSignal::WorkerExited);
         exits.join().unwrap();
