@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snakepit_bridge._output_file import write_file
 from snakepit_bridge._schema_types import ANY, ARRAY, SchemaTypes, union
 from snakepit_bridge._tool_signatures import class_name, identifier, parameter_names, result_type
 from snakepit_bridge.errors import HostUnavailableError, SnakepitError
@@ -199,7 +200,7 @@ def _write(text: str, path: Path | None) -> int:
     """Write the module to a file or to the standard output, and return the exit code."""
     try:
         if path is not None:
-            _replace(path, text)
+            write_file(path, text.encode())
         elif sys.stdout is None:
             return _fail("cannot write to the standard output: it is closed", _EXIT_NOT_WRITTEN)
         else:
@@ -211,22 +212,6 @@ def _write(text: str, path: Path | None) -> int:
     except OSError as error:
         return _fail(f"cannot write the module: {error}", _EXIT_NOT_WRITTEN)
     return 0
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file. If that fails, for example because the disk is full, the old file stays."""
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return
-    temporary = path.with_name(f".snakepit-{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        if path.exists():
-            temporary.chmod(path.stat().st_mode)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

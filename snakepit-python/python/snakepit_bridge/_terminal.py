@@ -64,7 +64,7 @@ class TerminalInput(io.RawIOBase):
 
     Args:
         path: The socket of the input.
-        request_restore: Makes the runtime call :meth:`release` when the running call ends.
+        request_restore: Makes the runtime call :meth:`end_call` when the running call ends.
     """
 
     def __init__(self, path: str, request_restore: Callable[[], None]) -> None:
@@ -72,11 +72,16 @@ class TerminalInput(io.RawIOBase):
         self._request_restore = request_restore
         self._connection: socket.socket | None = None
         self._is_reading = False
+        self._is_dropping = False
+        #: The file object that reads from this one.
+        self.file: io.TextIOWrapper | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
+        if self._is_dropping:
+            return 0
         self._request_restore()
         self._is_reading = True
         count = 0
@@ -95,6 +100,24 @@ class TerminalInput(io.RawIOBase):
             if count == 0:
                 self.release()
         return count
+
+    def end_call(self) -> None:
+        """Drop the rest of a line of which the call read a part, and let other workers read.
+
+        Has no effect while another thread reads.
+        """
+        if self._connection is None or self._is_reading:
+            return
+        # Adapters and debuggers may keep the file object, so its buffers are read to their end instead of replaced.
+        self._is_dropping = True
+        try:
+            # A tool may have detached the file object.
+            with contextlib.suppress(ValueError):
+                if self.file is not None:
+                    self.file.read()
+        finally:
+            self._is_dropping = False
+        self.release()
 
     def release(self) -> None:
         """Let other workers read. Has no effect while another thread reads."""
@@ -117,12 +140,13 @@ def connect(path: str, request_restore: Callable[[], None]) -> TerminalInput:
 
     Args:
         path: The socket of the output of ``snakepit dev``.
-        request_restore: Makes the runtime call :meth:`TerminalInput.release` when the running call ends.
+        request_restore: Makes the runtime call :meth:`TerminalInput.end_call` when the running call ends.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.connect(path)
     terminal_input = TerminalInput(path + _INPUT_SUFFIX, request_restore)
     stdin = io.TextIOWrapper(io.BufferedReader(terminal_input), encoding="utf-8", errors="replace")
+    terminal_input.file = stdin
     sys.stdin = sys.__stdin__ = stdin  # type: ignore[misc]
     terminal = Terminal(connection)
     sys.stdout = sys.__stdout__ = sys.stderr = sys.__stderr__ = terminal  # type: ignore[assignment,misc]

@@ -91,7 +91,7 @@ def _run(argv: Sequence[str] | None) -> int:
         output.remember()
         if terminal is not None:
             # The adapter may have read while it was loaded.
-            terminal.release()
+            terminal.end_call()
 
         def restore() -> None:
             # The hooks come first, because the other steps would trigger the trace functions that a call left.
@@ -99,12 +99,12 @@ def _run(argv: Sequence[str] | None) -> int:
             signals.restore()
             output.restore()
             if terminal is not None:
-                terminal.release()
+                terminal.end_call()
 
         def end_output(context: SessionContext) -> None:
             output.end(context)
             if terminal is not None:
-                terminal.release()
+                terminal.end_call()
 
         plan.restore = restore
         plan.flush_output, plan.end_output = output.flush, end_output
